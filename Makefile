@@ -1,0 +1,79 @@
+# Everything a person runs here. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+RELEASES ?= 3.1.0 3.9.0
+NOTEBOOKS ?= 01_reproduce
+FULL ?=
+SLOW ?=
+OUT ?= data/reports
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	>/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+# No user-wide package, setting or Jupyter path reaches into the pinned environments.
+export PYTHONNOUSERSITE := 1
+export JUPYTER_PLATFORM_DIRS := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+RELEASE_LIST := $(subst $(space),$(comma),$(strip $(RELEASES)))
+
+.PHONY: help setup report test lab lint bench lock clean
+
+help: ## List what there is to run
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(VENV)/.ready $(foreach r,$(RELEASES),.venvs/.ready-$(r)) ## Make the environments and compile the model (every target below does it)
+
+report: setup ## Execute notebook 01 on both releases, publish HTML (NOTEBOOKS=all, FULL=1, RELEASES="3.1.0", OUT=dir)
+	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
+
+test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest)
+	@$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
+
+lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release
+	@$(BIN)/cachelab lab
+
+lint: $(VENV)/.ready ## Check style, types and that notebooks are stripped
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## Measure what watching costs, side by side in one process
+	@for b in benchmarks/bench_*.py; do $(BIN)/python "$$b"; done
+
+lock: $(VENV)/.ready ## Compile the lock files anew from pyproject.toml (RELEASES="...")
+	@$(BIN)/python -c 'import sys; from analysis.releases import lock; lock(sys.argv[1:])' $(RELEASES)
+
+clean: ## Remove the environments and everything that can be made again (runs and reports stay)
+	rm -rf $(VENV) .venvs data/cache
+
+$(VENV)/.ready: environments/bootstrap.txt environments/3.1.0.txt pyproject.toml
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then
+	  echo "shortfin has wheels for x86-64 Linux only, and this is $$(uname -sm): work on an x86-64 Linux machine." >&2; exit 1
+	fi
+	if [ -z "$(PYTHON)" ]; then
+	  echo "No Python 3.11, 3.12 or 3.13 with the venv module was found: install one, or name it with PYTHON=/path/to/python." >&2; exit 1
+	fi
+	echo "Setting up $(VENV) with $$($(PYTHON) --version) (about a minute the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r environments/bootstrap.txt
+	export UV_PYTHON_DOWNLOADS=never
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r environments/3.1.0.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venvs/.ready-%: $(VENV)/.ready environments/%.txt data/model/checksums.json
+	@echo "Setting up shortfin $* and compiling the model for it"
+	mkdir -p .venvs
+	$(BIN)/cachelab releases install $*
+	$(BIN)/cachelab model build --releases $*
+	touch $@

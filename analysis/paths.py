@@ -1,0 +1,32 @@
+"""Where things lie: the checkout, what ships with it, and what may be deleted and made again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def repo_root() -> Path | None:
+    """Return the checkout that this package runs from, or None when it was installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "environments").is_dir() else None
+
+
+def cache_dir() -> Path:
+    """Return the directory for what can be made again (compiled models, reference answers).
+
+    `CACHELAB_CACHE_DIR` wins, then `data/cache` of the checkout, then the user's cache directory.
+    """
+    if chosen := os.environ.get("CACHELAB_CACHE_DIR"):
+        return Path(chosen).expanduser().resolve()
+    if root := repo_root():
+        return root / "data" / "cache"
+    return Path(platformdirs.user_cache_dir("cachelab"))
+
+
+def runs_dir() -> Path:
+    """Return where runs go unless the user names a place: `data/runs`, or `./runs` outside a checkout."""
+    root = repo_root()
+    return root / "data" / "runs" if root else Path.cwd() / "runs"

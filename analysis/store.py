@@ -1,0 +1,288 @@
+"""A run on disk: `manifest.json`, and one directory of Parquet tables for every finished cell.
+
+    RUN/manifest.json                    what was run, with what, on what, and how
+    RUN/cells/CELL_ID/cells.parquet      one row
+    RUN/cells/CELL_ID/requests.parquet   one row a request; further tables where they were recorded
+
+A cell appears whole or not at all: its tables are written into a hidden directory beside the others,
+which is then renamed. What was finished before a crash or a kill is therefore always readable, and a
+sweep that starts again on the same directory goes on where the last one stopped.
+The columns are declared once, in `analysis/tables.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from analysis.errors import RunError
+from analysis.manifest import new_manifest
+from analysis.tables import CELL_STATUS, OUTCOMES, TABLES, describe, to_frame, to_table
+
+__all__ = [
+    "CELL_STATUS",
+    "OUTCOMES",
+    "TABLES",
+    "Run",
+    "RunWriter",
+    "describe",
+    "load_run",
+    "new_manifest",
+    "read_manifest",
+    "to_frame",
+    "to_table",
+    "write_atomically",
+]
+
+SCHEMA_VERSION = 1
+# What makes two manifests the same plan; versions, dates and the machine may differ between sittings.
+PLAN_KEYS = ("plan", "seed")
+_CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back: each table a frame with the declared columns, also where it has no rows."""
+
+    path: Path
+    manifest: dict[str, Any]
+    cells: pd.DataFrame
+    requests: pd.DataFrame
+    flights: pd.DataFrame
+    events: pd.DataFrame
+    snapshots: pd.DataFrame
+    findings: pd.DataFrame
+
+
+class RunWriter:
+    """Writes one run, cell by cell; safe to kill at any moment."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        """Wrap a directory that already is a run; use `create` or `resume` instead."""
+        self.path = path
+        self.manifest = manifest
+        self._cells = path / "cells"
+
+    @classmethod
+    def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
+        """Start a run in a directory that is new or empty.
+
+        Raises RunError if the directory already holds something, or cannot be written.
+        """
+        path = Path(path)
+        if _is_run(path):
+            raise RunError(
+                f"{path} already holds a run: resume it with the same plan, or choose another place."
+            )
+        _refuse_foreign(path)
+        whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
+        try:
+            (path / "cells").mkdir(parents=True, exist_ok=True)
+            write_atomically(path / "manifest.json", json.dumps(whole, indent=2) + "\n")
+        except OSError as error:
+            raise RunError(f"{path} cannot hold a run: {error}; choose a writable place.") from error
+        return cls(path, whole)
+
+    @classmethod
+    def resume(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
+        """Go on with the run at `path`, or start it there if there is nothing yet.
+
+        The stored manifest is kept. Raises RunError if `path` holds something that is no run, or a
+        run whose `plan` or `seed` is not that of `manifest`.
+        """
+        path = Path(path)
+        if not _is_run(path):
+            return cls.create(path, manifest)
+        stored, wanted = read_manifest(path), _as_json(manifest)
+        different = [key for key in PLAN_KEYS if stored.get(key) != wanted.get(key)]
+        if different:
+            raise RunError(
+                f"{path} is a run of another plan ({', '.join(different)} differ): "
+                "choose another place, or delete it."
+            )
+        (path / "cells").mkdir(exist_ok=True)
+        writer = cls(path, stored)
+        writer._sweep_leftovers()
+        return writer
+
+    def finished(self) -> set[str]:
+        """Return the ids of the cells that are on disk."""
+        return {path.name for path in _cell_directories(self.path)}
+
+    def write_cell(
+        self,
+        cell: Mapping[str, Any],
+        requests: Sequence[Mapping[str, Any]],
+        **other_tables: Sequence[Mapping[str, Any]],
+    ) -> Path:
+        """Write all tables of one cell at once and return its directory.
+
+        `cell` is its row of `cells`; `other_tables` are rows by table name, of which the empty ones
+        are left out. Raises RunError for an unknown table or column, a value of a wrong type, a row
+        of another cell, or a cell that is already there.
+        """
+        cell_id = str(cell.get("cell_id", ""))
+        if not _CELL_ID.fullmatch(cell_id):
+            raise RunError(
+                f"The cell id {cell_id!r} cannot name a directory: use letters, digits and ._+=,- only."
+            )
+        rows = {"cells": [cell], "requests": requests, **other_tables}
+        # Convert first: nothing touches the disk unless every row fits its schema.
+        tables = {
+            name: to_table(name, content)
+            for name, content in rows.items()
+            if content or name == "requests"
+        }
+        for name, table in tables.items():
+            if any(value != cell_id for value in table["cell_id"].unique().to_pylist()):
+                raise RunError(f"A row of `{name}` belongs to another cell than {cell_id}.")
+        target = self._cells / cell_id
+        temporary = self._cells / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            temporary.mkdir()
+            for name, table in tables.items():
+                pq.write_table(table, temporary / f"{name}.parquet", compression="zstd")
+                _to_disk(temporary / f"{name}.parquet")
+            os.replace(temporary, target)
+            _to_disk(self._cells)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if target.exists():
+                raise RunError(
+                    f"{target} is already there: a finished cell is never written again."
+                ) from error
+            raise RunError(f"{target} cannot be written: {error}.") from error
+        return target
+
+    def _sweep_leftovers(self) -> None:
+        """Remove what writers that are no longer alive left half-written."""
+        for path in self._cells.glob(f"{_TEMPORARY}*"):
+            owner = path.name.removeprefix(_TEMPORARY).split("-")[0]
+            if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def load_run(path: str | Path) -> Run:
+    """Read the run at `path`; each table in one pass over the files of all its cells.
+
+    Rows come in the order of cell ids. Raises RunError, with the file to look at, if `path` is no
+    run or something in it is missing or damaged.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    directories = _cell_directories(path)
+    files = {directory: set(os.listdir(directory)) for directory in directories}
+    frames = {}
+    for name in TABLES:
+        required = name in ("cells", "requests")
+        present = []
+        for directory in directories:
+            if f"{name}.parquet" in files[directory]:
+                present.append(directory / f"{name}.parquet")
+            elif required:
+                raise RunError(
+                    f"{directory / f'{name}.parquet'} is missing: delete {directory} and resume the run."
+                )
+        frames[name] = to_frame(name, _read(present, TABLES[name]))
+    return Run(path=path, manifest=manifest, **frames)
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
+    file = Path(path) / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is no run, for it has no manifest.json: name a run's directory.") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error}): restore it, or run the sweep again.") from error
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise RunError(f"{file} is no manifest of a run: restore it, or run the sweep again.")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise RunError(
+            f"{file} has schema version {manifest['schema_version']}, this package reads "
+            f"{SCHEMA_VERSION}: read it with the version of the package that wrote it."
+        )
+    return manifest
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: to a temporary name in its directory, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
+    """Read Parquet files as one table in the order given; columns that a file lacks are null."""
+    if not files:
+        return schema.empty_table()
+    try:
+        return pads.dataset([str(file) for file in files], schema=schema, format="parquet").to_table()
+    except (pa.ArrowException, OSError) as error:
+        # The message of one read over many files does not always name the bad one: find it.
+        for file in files:
+            try:
+                pads.dataset(str(file), schema=schema, format="parquet").to_table()
+            except (pa.ArrowException, OSError) as cause:
+                raise RunError(
+                    f"{file} is damaged: delete {file.parent} and resume the run."
+                ) from cause
+        raise RunError(f"{files[0].parent.parent} cannot be read: {error}.") from error
+
+
+def _cell_directories(path: Path) -> list[Path]:
+    try:
+        entries: Iterable[os.DirEntry[str]] = list(os.scandir(path / "cells"))
+    except FileNotFoundError:
+        return []
+    return sorted(Path(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse a place that holds something else; an empty `cells/` is what a killed create leaves."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: choose a directory for the run.")
+    ours = re.compile(r"cells|\.manifest\.json\..*")
+    if path.is_dir() and any(not ours.fullmatch(name) for name in os.listdir(path)):
+        raise RunError(f"{path} holds something that is no run: choose an empty or a new directory.")
+
+
+def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest as it will be read back, so that tuples compare equal to lists."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(manifest), default=str))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The manifest cannot be written as JSON: {error}.") from error
+    return plain
+
+
+def _to_disk(path: Path) -> None:
+    """Make the system write a file or directory out, so that a rename never precedes its content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

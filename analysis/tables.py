@@ -1,0 +1,202 @@
+"""The tables of a run, declared once: every column with its type, its unit and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from analysis.errors import RunError
+
+OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "lost")
+CELL_STATUS = ("ok", "engine_died", "hung", "crashed")
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_INTS, _TEXTS = pa.list_(pa.int32()), pa.list_(pa.string())
+
+
+def _column(name: str, kind: pa.DataType, doc: str, unit: str = "", null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null, metadata={"doc": doc, "unit": unit})
+
+
+def _maybe(name: str, kind: pa.DataType, doc: str, unit: str = "") -> pa.Field:
+    return _column(name, kind, doc, unit, null=True)
+
+
+_CELL_ID = _column("cell_id", _TEXT, "the cell that this row belongs to")
+
+TABLES: dict[str, pa.Schema] = {
+    "cells": pa.schema(
+        [
+            _column("run_id", _TEXT, "the run that this cell belongs to"),
+            _column("cell_id", _TEXT, "one configuration and repeat; unique within a run"),
+            _column("release", _TEXT, "version of shortfin, such as 3.1.0"),
+            _column("device", _TEXT, "where the engine ran: local-task or amdgpu"),
+            _column("prefix_sharing", _TEXT, "algorithm of the prefix cache: none or trie"),
+            _column("page_count", _INT, "size of the page pool", "pages"),
+            _column("batch_sizes", _INTS, "batch sizes that the model was compiled for", "rows"),
+            _column("concurrency", _INT, "client threads, each with one request at a time", "requests"),
+            _column("repeat", _INT, "which repeat of its configuration, from 0"),
+            _column("workload", _TEXT, "name of the workload"),
+            _column("treatments", _TEXTS, "names of the changes made to the live engine"),
+            _column("options", _TEXT, "further engine options, as a JSON object"),
+            _maybe("seed", _INT, "seed of the prompts"),
+            _column("status", _TEXT, f"how the cell ended: {', '.join(CELL_STATUS)}"),
+            _maybe("status_detail", _TEXT, "one sentence on a cell that did not end well"),
+            _maybe("exit_signal", _INT, "the signal that ended the cell's process"),
+            _column("duration_s", _REAL, "from the start of the engine to the end of the cell", "s"),
+            _maybe("peak_rss_bytes", _INT, "largest resident memory of the cell's process", "bytes"),
+            _maybe("engine_log", _TEXT, "what the engine printed"),
+        ]
+    ),
+    "requests": pa.schema(
+        [
+            _column("request_id", _TEXT, "unique within its cell"),
+            _CELL_ID,
+            _maybe("client", _INT, "which client thread sent it, from 0"),
+            _maybe("position", _INT, "its place in its client's sequence, from 0"),
+            _maybe("family", _TEXT, "kind of prompt within the workload"),
+            _column("prompt", _TEXT, "what was asked"),
+            _maybe("prompt_tokens", _INTS, "the same as token ids"),
+            _maybe("expected_text", _TEXT, "what the answer must start with"),
+            _maybe("reference_tokens", _INTS, "what the reference decoder answers, as token ids"),
+            _maybe("text", _TEXT, "what the engine answered"),
+            _maybe("tokens", _INTS, "the same as token ids"),
+            _column("outcome", _TEXT, f"one of {', '.join(OUTCOMES)}"),
+            _maybe("error", _TEXT, "what the engine said when it refused or failed"),
+            _maybe("first_divergence", _INT, "first token unlike the reference's, from 0", "tokens"),
+            _maybe("submitted_s", _REAL, "when it was sent, since the engine started", "s"),
+            _maybe("latency_s", _REAL, "from sending it to its last token", "s"),
+            _maybe("ttft_s", _REAL, "from sending it to its first token", "s"),
+            _maybe("cached_tokens", _INT, "prompt tokens found in the prefix cache", "tokens"),
+            _maybe("evictions_during", _INT, "pages evicted while it was served", "pages"),
+            _maybe("pages_before", _INT, "pages in use before it", "pages"),
+            _maybe("pages_after", _INT, "pages in use after it", "pages"),
+        ]
+    ),
+    "flights": pa.schema(
+        [
+            _column("flight_id", _INT, "number of this call of the compiled model, from 0"),
+            _CELL_ID,
+            _column("phase", _TEXT, "prefill or decode"),
+            _column("rows", _INT, "rows that carry a request; the rest is padding", "rows"),
+            _maybe("request_ids", _TEXTS, "the request of each row"),
+            _maybe("seq_lens", _INTS, "length that each row attends to", "tokens"),
+            _maybe("block_tables", pa.list_(_INTS), "pages of each row, in order"),
+            _maybe("t_s", _REAL, "when it started, since the engine started", "s"),
+            _maybe("duration_s", _REAL, "how long it took", "s"),
+        ]
+    ),
+    "events": pa.schema(
+        [
+            _column("seq", _INT, "order of events within a cell"),
+            _CELL_ID,
+            _column("t_ns", _INT, "monotonic clock", "ns"),
+            _maybe("thread", _TEXT, "worker that did it"),
+            _maybe("request_id", _TEXT, "request that it was done for"),
+            _column("kind", _TEXT, "what was done: acquire, free, publish, match, evict and so on"),
+            _maybe("pages", _INTS, "indices of the pages concerned"),
+            _maybe("node", _INT, "node of the trie"),
+            _maybe("ref_count", _INT, "references to it afterwards"),
+        ]
+    ),
+    "snapshots": pa.schema(
+        [
+            _maybe("request_id", _TEXT, "request around which it was taken"),
+            _CELL_ID,
+            _column("moment", _TEXT, "before, after or failure"),
+            _maybe("free", _INT, "pages in the pool", "pages"),
+            _maybe("live", _INT, "pages held by requests", "pages"),
+            _maybe("cached", _INT, "pages held by the prefix cache alone", "pages"),
+            _maybe("leaked", _INT, "pages that nothing can reach", "pages"),
+            _maybe("nodes", _INT, "nodes of the trie"),
+            _maybe("leaves", _INT, "leaves of the trie"),
+        ]
+    ),
+    "findings": pa.schema(
+        [
+            _column("finding_id", _TEXT, "unique within its cell"),
+            _CELL_ID,
+            _column("rule", _TEXT, "name of the broken rule"),
+            _maybe("seq", _INT, "event at which it broke"),
+            _maybe("request_id", _TEXT, "request that suffered"),
+            _maybe("other_request_id", _TEXT, "request whose data it met"),
+            _maybe("page", _INT, "page concerned"),
+            _maybe("slot", _INT, "slot within the page"),
+            _maybe("flight_id", _INT, "call of the model in which it was seen"),
+            _column("message", _TEXT, "what happened, in one sentence"),
+            _maybe("stack", _TEXT, "where in the engine's code"),
+        ]
+    ),
+}
+
+_CHOICES = {("requests", "outcome"): OUTCOMES, ("cells", "status"): CELL_STATUS}
+
+
+def describe(name: str) -> pd.DataFrame:
+    """Return the columns of a table as a frame: column, type, unit, may be null, meaning."""
+    return pd.DataFrame(
+        [
+            {
+                "column": field.name,
+                "type": str(field.type),
+                "unit": field.metadata[b"unit"].decode(),
+                "null": field.nullable,
+                "meaning": field.metadata[b"doc"].decode(),
+            }
+            for field in TABLES[name]
+        ]
+    )
+
+
+def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as an Arrow table with the declared columns; columns left out are null.
+
+    Raises RunError for an unknown table, column, outcome or status, a value of a wrong type, or
+    null where the schema wants a value.
+    """
+    if name not in TABLES:
+        raise RunError(f"There is no table `{name}`: the tables are {', '.join(TABLES)}.")
+    schema = TABLES[name]
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise RunError(f"The table `{name}` has no column {', '.join(sorted(unknown))}.")
+    arrays = []
+    for field in schema:
+        try:
+            array = pa.array([row.get(field.name) for row in rows], type=field.type, from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise RunError(f"A value of `{name}.{field.name}` is no {field.type}: {error}.") from error
+        if array.null_count and not field.nullable:
+            raise RunError(f"`{name}.{field.name}` is empty in a row where it must have a value.")
+        choices = _CHOICES.get((name, field.name))
+        if choices and (strange := set(array.unique().to_pylist()) - set(choices)):
+            raise RunError(f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}.")
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as a pandas frame with the columns of a table, in their declared order.
+
+    Integers that may be missing become `Int64`, real numbers `float64` with NaN, lists tuples (so
+    that they can be grouped by and compared), missing text and lists None or NaN.
+    """
+    table = rows if isinstance(rows, pa.Table) else to_table(name, rows)
+    columns: dict[str, Any] = {}
+    for field in TABLES[name]:
+        column = table[field.name]
+        if pa.types.is_list(field.type):
+            values = pd.Series([_frozen(value) for value in column.to_pylist()], dtype=object)
+        elif pa.types.is_integer(field.type) and field.nullable:
+            values = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        else:
+            values = column.to_pandas()
+        columns[field.name] = values
+    return pd.DataFrame(columns, columns=TABLES[name].names)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,252 @@
+"""What is asked, and when an answer is right: requests, workloads as JSON Lines, and the judge.
+
+Pure Python: it runs where shortfin, IREE and torch are not installed. Named workloads are made from
+a seed; the same seed gives the same prompts on every machine and release.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from analysis import prompts
+from analysis.errors import WorkloadError
+
+REPORTED_PROMPT = "1 2 3 4 5 "
+REPORTED_ANSWER = "6 7 8"
+"""The prompt of the reported test, and what its answers must start with."""
+
+Answers = Mapping[tuple[str, int], Sequence[int]]
+"""The reference decoder's tokens for (prompt, number of new tokens)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the engine.
+
+    `expected` is the text that the answer must start with; an answer cut off by `max_new_tokens`
+    is compared on `expected[:max_new_tokens]` (a token is one character). `arrival_s` is in seconds
+    from the start of the workload.
+    """
+
+    id: str
+    prompt: str
+    max_new_tokens: int = 15
+    expected: str | None = None
+    arrival_s: float = 0.0
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in the order in which they are sent, with the seed that made them (None: a file)."""
+
+    name: str
+    requests: tuple[Request, ...]
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], *, max_new_tokens: int = 15) -> Workload:
+        """Read a JSON Lines file of {id, prompt, max_new_tokens, expected, arrival_s}.
+
+        Only `prompt` must be there; `max_new_tokens` is for the lines that do not say it. Raises
+        WorkloadError that names the file and the line.
+        """
+        path = Path(path)
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            reason = error.strerror or error
+            raise WorkloadError(f"The workload {path} cannot be read: {reason}.") from None
+        requests: list[Request] = []
+        seen: dict[str, int] = {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                request = _parse(json.loads(line), f"r{number}", max_new_tokens)
+            except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+                raise WorkloadError(f"{path}, line {number}: {error}.") from None
+            if request.id in seen:
+                raise WorkloadError(
+                    f"{path}, line {number}: the id {request.id!r} is that of line"
+                    f" {seen[request.id]} too."
+                )
+            seen[request.id] = number
+            requests.append(request)
+        if not requests:
+            raise WorkloadError(f"The workload {path} holds no request.")
+        return cls(path.name, tuple(requests))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the requests as JSON Lines, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        rows = ({k: v for k, v in asdict(r).items() if v != ""} for r in self.requests)
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+        temporary.replace(path)
+
+
+def make_workload(name: str, *, count: int, seed: int, max_new_tokens: int = 15) -> Workload:
+    """Make a workload by name (see BUILDERS), or read the JSON Lines file `name`.
+
+    A file is taken whole, whatever `count` says. The prompts are not checked against a model; see
+    `candidates` and `select` for that. Raises WorkloadError.
+    """
+    if is_file(name):
+        return Workload.read(name, max_new_tokens=max_new_tokens)
+    chosen = candidates(name, count=count, seed=seed, max_new_tokens=max_new_tokens)
+    return arrange(name, chosen[: distinct(name, count)], count=count, seed=seed)
+
+
+def is_file(name: str) -> bool:
+    """Return whether `name` means a JSON Lines file. Raises WorkloadError if it means nothing."""
+    if name in BUILDERS:
+        return False
+    if Path(name).is_file():
+        return True
+    raise WorkloadError(
+        f"There is no workload {name!r}: give one of {', '.join(BUILDERS)}, or the path of a JSON"
+        " Lines file."
+    )
+
+
+def candidates(name: str, *, count: int, seed: int, max_new_tokens: int = 15) -> list[Request]:
+    """Return more prompts than a workload of `count` requests needs, to `select` from."""
+    if count < 1:
+        raise WorkloadError(f"A workload needs at least one request, not {count}.")
+    need = distinct(name, count)
+    made = BUILDERS[name](need + max(8, need // 4), seed, max_new_tokens)
+    return [replace(request, id=f"{name}-{i:04d}") for i, request in enumerate(made)]
+
+
+def select(
+    chosen_from: Sequence[Request], count: int, references: Iterable[tuple[Answers, Decode]]
+) -> tuple[list[Request], int]:
+    """Take the first `count` requests that every reference answers right, in their order.
+
+    `references` are the answers of the reference decoder, one mapping per release with its
+    tokenizer's decode, so that every wrong answer of a sweep is the engine's. Returns the requests
+    and how many before the last of them were dropped. Raises WorkloadError if too few are left.
+    """
+    every = list(references)
+    kept: list[Request] = []
+    dropped = 0
+    for request in chosen_from:
+        if len(kept) == count:
+            break
+        if all(answers_right(request, answers, decode) for answers, decode in every):
+            kept.append(request)
+        else:
+            dropped += 1
+    if len(kept) < count:
+        raise WorkloadError(
+            f"The model itself answers {dropped} of {len(chosen_from)} prompts wrong, so only"
+            f" {len(kept)} of {count} can be asked: check it with `cachelab model verify`."
+        )
+    return kept, dropped
+
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def answers_right(request: Request, answers: Answers, decode: Decode) -> bool:
+    """Return whether the reference decoder's own answer meets what the request expects."""
+    tokens = answers[request.prompt, request.max_new_tokens]
+    return judge(tokens, decode(tokens), "ok", request, tokens)[0] == "ok"
+
+
+def distinct(name: str, count: int) -> int:
+    """Return how many different prompts a workload of `count` requests is arranged from."""
+    if name == "reported":
+        return 1
+    if name == "aba":
+        return sum(_thirds(count)[:2])
+    return count
+
+
+def arrange(name: str, chosen: Sequence[Request], *, count: int, seed: int | None) -> Workload:
+    """Put `distinct(name, count)` chosen requests into the order in which they are sent.
+
+    `reported` repeats its one prompt; `aba` asks a first third A, then B, then A again: with three
+    requests per client, three waves.
+    """
+    if name == "reported":
+        sent = list(chosen[:1]) * count
+    elif name == "aba":
+        first, second, third = _thirds(count)
+        again = chosen[:third]
+        sent = [*chosen[: first + second], *again]
+    else:
+        sent = list(chosen[:count])
+    return Workload(name, tuple(replace(r, id=f"r{i:04d}") for i, r in enumerate(sent)), seed)
+
+
+def judge(
+    completion_tokens: Sequence[int],
+    text: str,
+    outcome: str,
+    request: Request,
+    reference: Sequence[int] | None,
+) -> tuple[str, int | None]:
+    """Return the outcome after the two oracles, and the first token that differs.
+
+    `outcome` is the engine's own and stays, unless it is "ok" and the answer is wrong: it does not
+    start with `request.expected`, or, where nothing is expected, differs from `reference`, the
+    reference decoder's tokens. The second value is the index of the first token that differs from
+    the reference's, None if none does or there is no reference; tokens that are missing differ
+    only in an answer that claims to be complete.
+    """
+    divergence: int | None = None
+    if reference is not None:
+        wanted = list(reference[: request.max_new_tokens])
+        got = list(completion_tokens[: request.max_new_tokens])
+        pairs = enumerate(zip(got, wanted, strict=False))
+        divergence = next((i for i, (a, b) in pairs if a != b), None)
+        if divergence is None and len(got) != len(wanted) and outcome == "ok":
+            divergence = min(len(got), len(wanted))
+    if outcome != "ok":
+        return outcome, divergence
+    if request.expected is not None:
+        right = text.startswith(request.expected[: request.max_new_tokens])
+    else:
+        right = divergence is None
+    return ("ok" if right else "wrong"), divergence
+
+
+def _thirds(count: int) -> tuple[int, int, int]:
+    first = -(-count // 3)
+    second = (count - first + 1) // 2
+    return first, second, count - first - second
+
+
+def _parse(row: Any, default_id: str, default_tokens: int) -> Request:
+    if not isinstance(row, dict):
+        raise ValueError("it is not a JSON object")
+    unknown = sorted(set(row) - set(Request.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}")
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt:
+        raise ValueError("`prompt` must be a text that is not empty")
+    tokens = row.get("max_new_tokens", default_tokens)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise ValueError(f"`max_new_tokens` must be a whole number from 1, not {tokens!r}")
+    arrival = row.get("arrival_s", 0.0)
+    if not isinstance(arrival, int | float) or isinstance(arrival, bool):
+        raise ValueError(f"`arrival_s` must be a number of seconds, not {arrival!r}")
+    if not (math.isfinite(arrival) and arrival >= 0):
+        raise ValueError(f"`arrival_s` must be 0 or more seconds, not {arrival!r}")
+    name, expected, family = row.get("id", default_id), row.get("expected"), row.get("family", "")
+    if not isinstance(name, str) or not name:
+        raise ValueError("`id` must be a text that is not empty")
+    if not (expected is None or isinstance(expected, str)):
+        raise ValueError("`expected` must be a text or null")
+    if not isinstance(family, str):
+        raise ValueError("`family` must be a text")
+    return Request(name, prompt, tokens, expected, float(arrival), family)
