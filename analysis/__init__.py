@@ -1,1 +1,26 @@
-"""cachelab: why an LLM engine's paged KV cache goes wrong under concurrent requests."""
+"""cachelab: why an LLM engine's paged KV cache goes wrong under concurrent requests.
+
+`Engine` needs shortfin and IREE; `load_run`, statistics and figures do not, so nothing is imported
+before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine, EngineConfig
+    from analysis.store import load_run
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "EngineConfig", "load_run"]
+
+_HOMES = {"Engine": "analysis.engine", "EngineConfig": "analysis.engine",
+          "load_run": "analysis.store"}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the user can mend: each message is one sentence that says what is wrong and how to mend it."""
+"""What the user can mend: a message is one sentence on what is wrong and how to mend it."""
 
 from __future__ import annotations
 

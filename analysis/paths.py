@@ -9,13 +9,14 @@ import platformdirs
 
 
 def repo_root() -> Path | None:
-    """Return the checkout that this package runs from, or None when it was installed from a wheel."""
+    """Return the checkout that this package runs from, None when installed from a wheel."""
     root = Path(__file__).resolve().parent.parent
-    return root if (root / "pyproject.toml").is_file() and (root / "environments").is_dir() else None
+    is_checkout = (root / "pyproject.toml").is_file() and (root / "environments").is_dir()
+    return root if is_checkout else None
 
 
 def cache_dir() -> Path:
-    """Return the directory for what can be made again (compiled models, reference answers).
+    """Return the directory for what can be made again: compiled models, reference answers.
 
     `CACHELAB_CACHE_DIR` wins, then `data/cache` of the checkout, then the user's cache directory.
     """
@@ -27,6 +28,6 @@ def cache_dir() -> Path:
 
 
 def runs_dir() -> Path:
-    """Return where runs go unless the user names a place: `data/runs`, or `./runs` outside a checkout."""
+    """Return where runs go by default: `data/runs`, or `./runs` outside a checkout."""
     root = repo_root()
     return root / "data" / "runs" if root else Path.cwd() / "runs"

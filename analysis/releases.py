@@ -87,7 +87,7 @@ def status() -> list[Environment]:
 
 
 def install(release: str) -> Path:
-    """Make the environment of `release` from its lock file, and register its kernel; return its python.
+    """Make the environment of `release` from its lock, register its kernel, return its python.
 
     The environment appears under its final name only when it is complete. One that is there and was
     made from the same lock is left alone. Raises ReleaseError when it cannot be made.
@@ -122,7 +122,7 @@ def install(release: str) -> Path:
 
 
 def register_kernel(release: str, python: Path) -> Path:
-    """Write the kernel spec of `release` under this interpreter's own prefix; return its directory."""
+    """Write the kernel spec of `release` under this interpreter's own prefix, and return it."""
     directory = Path(sys.prefix, "share", "jupyter", "kernels", kernel_name(release))
     directory.mkdir(parents=True, exist_ok=True)
     spec = {
@@ -149,7 +149,7 @@ def check_platform() -> None:
 
 
 def lock(releases: Sequence[str]) -> None:
-    """Compile environments/<release>.txt anew from pyproject.toml, with hashes and no index address."""
+    """Compile environments/<release>.txt from pyproject.toml: hashes, no index address."""
     root = repo_root()
     if root is None:
         raise ReleaseError("Lock files are made in a checkout of the project: run this there.")

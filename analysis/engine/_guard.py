@@ -1,0 +1,48 @@
+"""The helper process of the watchdog: standard library alone, so that it starts at once."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def _state(pid: int) -> str:
+    """Return the process state letter from /proc, empty once the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def guard(pid: int, silence_s: float, dump: Path) -> None:
+    """Wait for the beats of `pid` on stdin; dump and end it when they stop (runs in the helper)."""
+    while True:
+        ready, _, _ = select.select([0], [], [], silence_s)
+        if ready:
+            if not os.read(0, 4096):
+                return  # closed: the process stopped being watched, or ended
+            continue
+        state = _state(pid)
+        if not state:
+            return
+        if state in "Tt":  # stopped by a debugger or by job control is no freeze
+            continue
+        sentence = (
+            f"The process {pid} froze for {silence_s:g} s (no Python code could run, so the GIL was"
+            f" held) and was ended; every thread's stack is in {dump}.\n"
+        )
+        with open(dump, "ab") as file:
+            file.write(sentence.encode())
+        os.kill(pid, signal.SIGUSR2)
+        time.sleep(1.0)
+        os.write(2, sentence.encode())
+        os.kill(pid, signal.SIGKILL)
+        return
+
+
+if __name__ == "__main__":
+    guard(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))

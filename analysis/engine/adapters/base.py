@@ -1,0 +1,141 @@
+"""What the engine asks of every generation's adapter."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any
+
+from analysis.engine.config import EngineConfig
+from analysis.errors import EngineError
+from analysis.model import ModelArtifacts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that building an engine needs, resolved."""
+
+    name: str
+    """Prefixes the names of the engine's workers, so that engines in one process are told apart."""
+    config: EngineConfig
+    model: ModelArtifacts
+    vmfb: Path
+    device: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How the engine ended a request. `error` is None unless it refused or failed it."""
+
+    tokens: tuple[int, ...] | None = None
+    """The answer's tokens where the engine's response carries them; None: those seen to arrive."""
+    refused: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request on its way in; the callbacks may be called from any of the engine's threads."""
+
+    request_id: str
+    text: str | None
+    """The prompt as text, for the engine's own tokenizer; None: `token_ids` go in as they are."""
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    on_token: Callable[[int | None], None]
+    """A token arrived; None where the engine does not show which."""
+    on_end: Callable[[Answer], None]
+
+
+class Adapter(ABC):
+    """Builds, starts, asks, watches and stops one engine of one generation."""
+
+    service: Any
+    """The release's own service object, live and unmodified."""
+    sysman: Any
+    """The release's own system manager."""
+
+    @abstractmethod
+    def __init__(self, setup: Setup) -> None:
+        """Build the system and the service, without starting them."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the service's own processes."""
+
+    @abstractmethod
+    def launch(self, call: Call) -> None:
+        """Send one request in; returns at once. May be called from any thread."""
+
+    def cancel(self, request_id: str) -> None:  # noqa: B027  # a generation may know no way
+        """Ask the engine to drop a request, where the generation knows how."""
+
+    @abstractmethod
+    def silent_death(self) -> str | None:
+        """Name a process of the engine that ended without a word, None while all live."""
+
+    @abstractmethod
+    def stop_service(self) -> None:
+        """Run the release's own service shutdown; may raise or hang."""
+
+    def stop_system(self) -> None:
+        """Stop every worker thread; may hang."""
+        self.sysman.shutdown()
+
+    def serialise_flights(self) -> Callable[[], None]:
+        """Let one flight at a time run on each fiber; return what undoes it.
+
+        Flights take a lock that belongs to their fiber's own loop, before they touch the device.
+        """
+        import asyncio
+
+        flight, original = self._flight_class(), self._flight_class().run
+        locks: dict[int, asyncio.Lock] = {}
+
+        async def run(process: Any) -> None:
+            lock = locks.setdefault(id(asyncio.get_running_loop()), asyncio.Lock())
+            async with lock:
+                await original(process)
+
+        flight.run = run
+
+        def undo() -> None:
+            flight.run = original
+
+        return undo
+
+    @abstractmethod
+    def _flight_class(self) -> Any:
+        """Return the class whose `run` is one flight."""
+
+
+def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
+    """Return the names that `function` (or a dataclass) takes, but for those the adapter sets."""
+    if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
+        names = {f.name for f in dataclass_fields(function)}
+    else:
+        names = set(inspect.signature(function).parameters)
+    return names - {"self", *without}
+
+
+def share_out(
+    release: str, options: Mapping[str, object], offers: Mapping[str, set[str]]
+) -> dict[str, dict[str, object]]:
+    """Give each option to the part of the engine that takes it by that name.
+
+    Raises EngineError naming what is offered when nothing takes it.
+    """
+    shares: dict[str, dict[str, object]] = {part: {} for part in offers}
+    for name, value in options.items():
+        for part, names in offers.items():
+            if name in names:
+                shares[part][name] = value
+                break
+        else:
+            offered = ", ".join(sorted(set().union(*offers.values())))
+            raise EngineError(f"shortfin {release} offers no option {name!r}: it offers {offered}.")
+    return shares

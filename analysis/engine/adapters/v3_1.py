@@ -1,0 +1,132 @@
+"""shortfin 3.1: one batcher for both phases, a text protocol, everything on one worker thread."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import shortfin.array as sfnp
+from shortfin_apps.llm.components import service as components
+from shortfin_apps.llm.components.config_struct import ModelParams, PagedKVCacheParams
+from shortfin_apps.llm.components.generate import ClientGenerateBatchProcess
+from shortfin_apps.llm.components.io_struct import GenerateReqInput
+from shortfin_apps.llm.components.manager import SystemManager
+from shortfin_apps.llm.components.tokenizer import Tokenizer
+
+from analysis.engine.adapters.base import Adapter, Answer, Call, Setup, parameters_of, share_out
+
+
+class _Ids:
+    """A prompt that is token ids already, in the shape of the tokenizer's encoding."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self.ids = list(ids)  # the engine appends to the list that it is given
+
+
+class _Client(ClientGenerateBatchProcess):  # type: ignore[misc]
+    """The engine's own client process, which also tells when a token arrived."""
+
+    def tokenize(self) -> Any:
+        call = self.responder.call
+        return super().tokenize() if call.text is not None else [_Ids(call.token_ids)]
+
+    def stream_results(self, gen_process: Any) -> None:
+        self.responder.call.on_token(gen_process.result_token_ids[-1])
+        super().stream_results(gen_process)
+
+
+class _Responder:
+    """What the engine answers to, in place of a web request's."""
+
+    is_disconnected = False
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self._answered = threading.Event()
+
+    def send_response(self, response: object) -> None:
+        del response  # text of the tokens that were seen one by one
+        self._answered.set()
+        self.call.on_end(Answer())
+
+    def ensure_response(self) -> None:
+        if not self._answered.is_set():
+            self.call.on_end(Answer(error="The engine ended the request without an answer."))
+
+    def start_response(self, **_: object) -> None: ...
+
+    def stream_part(self, content: bytes | None) -> None: ...
+
+
+class V31(Adapter):
+    """The generation of 3.1.0."""
+
+    def __init__(self, setup: Setup) -> None:
+        config, model = setup.config, setup.model.config
+        ours = {"max_seq_len", "transformer_block_count", "attn_head_dim", "prefill_batch_sizes",
+                "decode_batch_sizes", "module_name", "module_abi_version",
+                "paged_kv_cache"}  # fmt: skip
+        options = share_out("3.1.0", config.options, {
+            "system": parameters_of(SystemManager.__init__, {"device", "device_ids"}),
+            "service": {"program_isolation"},
+            "model": parameters_of(ModelParams, ours),
+        })  # fmt: skip
+        if isinstance(dtype := options["model"].get("attn_dtype"), str):
+            options["model"]["attn_dtype"] = getattr(sfnp, dtype)
+        self.sysman = SystemManager(
+            device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
+        )
+        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
+        self.service = components.GenerateService(
+            name=setup.name,
+            sysman=self.sysman,
+            tokenizer=Tokenizer.from_tokenizer_json_file(
+                setup.model.tokenizer_json, eos_token=setup.model.eos_token
+            ),
+            model_params=ModelParams(
+                max_seq_len=model.max_seq_len,
+                transformer_block_count=model.transformer_block_count,
+                attn_head_dim=model.attn_head_dim,
+                prefill_batch_sizes=list(config.batch_sizes),
+                decode_batch_sizes=list(config.batch_sizes),
+                module_name=model.module_name,
+                module_abi_version=model.module_abi_version,
+                paged_kv_cache=PagedKVCacheParams(
+                    block_seq_stride=model.block_seq_stride,
+                    attention_head_count_kv=model.attention_head_count_kv,
+                    device_block_count=config.page_count,
+                    prefix_sharing_algorithm=config.prefix_sharing,
+                ),
+                **options["model"],
+            ),
+            **options["service"],
+        )
+        self.service.load_inference_module(setup.vmfb)
+        self.service.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
+
+    def start(self) -> None:
+        self.sysman.start()
+        self.service.start()
+
+    def launch(self, call: Call) -> None:
+        # Up to 3.5 the engine answers one token more than it is asked for.
+        request = GenerateReqInput(
+            text=call.text if call.text is not None else "",
+            sampling_params={"max_completion_tokens": call.max_new_tokens - 1},
+            rid=call.request_id,
+        )
+        request.post_init()
+        _Client(self.service, request, _Responder(call)).launch()
+
+    def silent_death(self) -> str | None:
+        batcher = str(self.service.batcher)
+        return f"The batcher ended: {batcher}." if "TERMINATED" in batcher else None
+
+    def stop_service(self) -> None:
+        self.service.shutdown()
+
+    def _flight_class(self) -> Any:
+        return components.InferenceExecutorProcess
+
+
+ADAPTER = V31

@@ -1,0 +1,203 @@
+"""shortfin 3.9: lookup, allocate, publish and release on the cache; one pool worker per request."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import shortfin.array as sfnp
+from shortfin_apps.llm.components.batching.modes import default as batching
+from shortfin_apps.llm.components.config_struct import (
+    ModelParams,
+    PagedKVCacheParams,
+    ServerParams,
+)
+from shortfin_apps.llm.components.decode_config import DecodeConfig
+from shortfin_apps.llm.components.generate import ClientGenerateBatchProcess
+from shortfin_apps.llm.components.io_struct import GenerateReqInput, SamplingParams
+from shortfin_apps.llm.components.manager import LlmSystemManager
+from shortfin_apps.llm.components.messages import InferencePhase
+from shortfin_apps.llm.components.service import LlmGenerateService
+from shortfin_apps.llm.components.tokenizer import Tokenizer
+
+from analysis.engine.adapters.base import Adapter, Answer, Call, Setup, parameters_of, share_out
+
+_DTYPES = {"attn_dtype", "kv_cache_dtype"}
+
+
+class _Responder:
+    """What the engine answers to, in place of a web request's."""
+
+    def __init__(self, call: Call, forget: Any) -> None:
+        self._call = call
+        self._forget = forget
+        self._answered = threading.Event()
+
+    def send_response(self, response: Any) -> None:
+        self._answered.set()
+        beams = response or [[]]
+        # One prompt and one beam: a list of one list of numpy integers.
+        tokens = beams[0] if beams and isinstance(beams[0], list) else beams
+        self._end(Answer(tokens=tuple(int(token) for token in tokens)))
+
+    def send_error(self, error_message: str, code: Any, extra_fields: dict[str, Any]) -> None:
+        self._answered.set()
+        detail = ", ".join(f"{name} {value}" for name, value in extra_fields.items())
+        name = getattr(code, "name", str(code))
+        refused = name in ("QUEUE_FULL", "KVCACHE_PAGES_FULL")
+        error = f"{name}: {error_message}" + (f" ({detail})" if detail else "")
+        self._end(Answer(refused=refused, error=error))
+
+    def ensure_response(self) -> None:
+        if not self._answered.is_set():
+            self._end(Answer(error="The engine ended the request without an answer."))
+
+    def start_response(self, **_: object) -> None: ...
+
+    def _end(self, answer: Answer) -> None:
+        self._forget(self._call.request_id)
+        self._call.on_end(answer)
+
+
+class V39(Adapter):
+    """The generation of 3.9.0."""
+
+    def __init__(self, setup: Setup) -> None:
+        config, model = setup.config, setup.model.config
+        ours = {"max_seq_len", "transformer_block_count", "attn_head_dim", "prefill_batch_sizes",
+                "decode_batch_sizes", "module_name", "module_abi_version", "paged_kv_cache",
+                "prefix_sharing_algorithm", "device_ids", "decode_config", "block_seq_stride",
+                "attention_head_count_kv", "device_block_count",
+                "paged_kv_block_size_elements_per_device"}  # fmt: skip
+        options = share_out("3.9.0", config.options, {
+            "server": parameters_of(ServerParams, ours),
+            "decode": parameters_of(DecodeConfig, {"eos_token_id", "max_completion_tokens"}),
+            "model": parameters_of(ModelParams, ours),
+            "cache": parameters_of(PagedKVCacheParams, ours),
+            "system": parameters_of(LlmSystemManager.__init__, {"device", "device_ids"}),
+        })  # fmt: skip
+        for share in (options["model"], options["cache"]):
+            for name in _DTYPES & set(share):
+                share[name] = getattr(sfnp, str(share[name]))
+        options["cache"].setdefault("kv_cache_dtype", sfnp.float16)
+        page_elements = (
+            model.transformer_block_count * 2 * model.block_seq_stride
+            * model.attention_head_count_kv * model.attn_head_dim
+        )  # fmt: skip
+        model_params = ModelParams(
+            max_seq_len=model.max_seq_len,
+            transformer_block_count=model.transformer_block_count,
+            attn_head_dim=model.attn_head_dim,
+            prefill_batch_sizes=list(config.batch_sizes),
+            decode_batch_sizes=list(config.batch_sizes),
+            module_name=model.module_name,
+            module_abi_version=model.module_abi_version,
+            paged_kv_cache=PagedKVCacheParams(
+                block_seq_stride=model.block_seq_stride,
+                attention_head_count_kv=model.attention_head_count_kv,
+                device_block_count=config.page_count,
+                paged_kv_block_size_elements_per_device=[page_elements],
+                **options["cache"],
+            ),
+            **options["model"],
+        )
+        decode_config = DecodeConfig(
+            **{"logits_normalization": model_params.logits_normalization, **options["decode"]}
+        )
+        server_params = ServerParams(
+            prefix_sharing_algorithm=config.prefix_sharing,
+            device_ids=list(config.device_ids),
+            decode_config=decode_config,
+            **options["server"],
+        )
+        device_options = {
+            "async_allocs": server_params.amdgpu_async_allocations,
+            "async_caching": server_params.amdgpu_async_caching,
+            "amdgpu_allocators": server_params.amdgpu_allocators,
+            "amdgpu_allow_device_reuse": server_params.amdgpu_allow_device_reuse,
+        }
+        self.sysman = LlmSystemManager(
+            device=setup.device,
+            device_ids=server_params.device_ids or None,
+            **{**device_options, **options["system"]},
+        )
+        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.service = LlmGenerateService(
+                name=setup.name,
+                sysman=self.sysman,
+                tokenizer=Tokenizer.from_tokenizer_json_file(
+                    setup.model.tokenizer_json, eos_token=setup.model.eos_token
+                ),
+                model_params=model_params,
+                server_params=server_params,
+                program_isolation=server_params.program_isolation,
+            )
+        self.service.load_inference_module(setup.vmfb)
+        self.service.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
+        self._calls: dict[str, Call] = {}
+        self._processes: dict[str, Any] = {}
+
+    def start(self) -> None:
+        self.sysman.start()
+        self.service.start()
+        self._watch_tokens()
+
+    def launch(self, call: Call) -> None:
+        request = GenerateReqInput(
+            text=call.text,
+            # A copy: what the engine does to the list is its own affair.
+            input_ids=list(call.token_ids) if call.text is None else None,
+            sampling_params=SamplingParams(max_completion_tokens=call.max_new_tokens),
+            rid=call.request_id,
+            return_input_ids=True,
+        )
+        request.post_init()
+        responder = _Responder(call, self._forget)
+        process = ClientGenerateBatchProcess(
+            self.service, request, responder, fiber=self.service.main_fiber
+        )
+        self._calls[call.request_id] = call
+        self._processes[call.request_id] = process
+        process.launch()
+
+    def cancel(self, request_id: str) -> None:
+        process = self._processes.get(request_id)
+        if process is not None:
+            process.cancel()
+
+    def silent_death(self) -> str | None:
+        lanes = self.service.unified_batcher._impl.batching_engine
+        for name in ("prefill_lane", "decode_lane"):
+            lane = str(getattr(lanes, name, ""))
+            if "TERMINATED" in lane:
+                return f"The {name.replace('_', ' ')} ended: {lane}."
+        return None
+
+    def stop_service(self) -> None:
+        self.service.shutdown()
+
+    def _flight_class(self) -> Any:
+        return batching.LlmInvocationProcess
+
+    def _watch_tokens(self) -> None:
+        """Note when a token was chosen: a decode is submitted with it the moment it is known."""
+        batcher = self.service.unified_batcher
+        submit = batcher.submit
+
+        def watched(exec_request: Any) -> Any:
+            call = self._calls.get(exec_request.rid)
+            if call is not None and exec_request.phase is InferencePhase.DECODE:
+                call.on_token(int(exec_request.input_token_ids[-1]))
+            return submit(exec_request)
+
+        batcher.submit = watched
+
+    def _forget(self, request_id: str) -> None:
+        self._calls.pop(request_id, None)
+        self._processes.pop(request_id, None)
+
+
+ADAPTER = V39

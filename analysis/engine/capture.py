@@ -1,0 +1,109 @@
+"""What engines print from C++ goes to file descriptor 2, past `sys.stderr`: it is kept in a file.
+
+A dying worker prints its traceback there, and so does the native runtime. While an engine lives,
+the descriptor is a file that the engine's log is read from, so that nothing is lost when the
+process is killed, and nothing is sprayed over a notebook. What Python code writes to `sys.stderr`
+still goes where it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+_lock = threading.Lock()
+_live: list[StderrCapture] = []
+_saved_fd: int | None = None
+_saved_stream: object = None
+
+
+class StderrCapture:
+    """Sends file descriptor 2 to the file `path` from `start` until `stop`.
+
+    Several may be live at once in one process, and then share the first one's file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._from = 0
+        self._text: str | None = None
+
+    def start(self) -> None:
+        """Redirect the descriptor, unless another capture already did."""
+        global _saved_fd, _saved_stream
+        with _lock:
+            if _live:
+                self.path = _live[0].path
+            else:
+                target = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.flush()
+                _saved_fd = os.dup(2)
+                _saved_stream = _keep_stream(_saved_fd)
+                os.dup2(target, 2)
+                os.close(target)
+            self._from = self.path.stat().st_size
+            _live.append(self)
+
+    def stop(self) -> None:
+        """Give the descriptor back once no capture is live; what was captured stays readable."""
+        global _saved_fd, _saved_stream
+        with _lock:
+            if self not in _live:
+                return
+            self._text = self.text()
+            _live.remove(self)
+            if not _live and _saved_fd is not None:
+                os.dup2(_saved_fd, 2)
+                os.close(_saved_fd)
+                if isinstance(_saved_stream, tuple):
+                    ours, theirs = _saved_stream
+                    if sys.stderr is ours:
+                        sys.stderr = theirs
+                _saved_fd = _saved_stream = None
+
+    def text(self) -> str:
+        """Return what was printed since `start`."""
+        if self._text is not None:
+            return self._text
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            file.seek(self._from)
+            return file.read().decode(errors="replace")
+        return ""
+
+    def __enter__(self) -> StderrCapture:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def terminal_fd() -> int:
+    """Return a descriptor that reaches what was stderr before any capture."""
+    return 2 if _saved_fd is None else _saved_fd
+
+
+def _keep_stream(fd: int) -> object:
+    """Point `sys.stderr` at the saved descriptor if it writes to 2; return what undoes that."""
+    try:
+        if sys.stderr.fileno() != 2:
+            return None
+    except (OSError, ValueError, AttributeError):  # a notebook's stream has no descriptor
+        return None
+    theirs = sys.stderr
+    ours = io.TextIOWrapper(
+        os.fdopen(fd, "wb", buffering=0, closefd=False), line_buffering=True, write_through=True
+    )
+    sys.stderr = ours
+    return ours, theirs

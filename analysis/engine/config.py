@@ -1,0 +1,123 @@
+"""What an engine is started with, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from analysis.errors import EngineError
+
+PREFIX_SHARING = ("none", "trie")
+DEVICES = ("auto", "local-task", "amdgpu")
+MAX_PAGES = 1_000_000
+"""No release is known to index more pages; above it a page count is a typing error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How an engine is started.
+
+    `options` are passed by name to whatever the release offers beyond these (its server and model
+    parameters, its system manager). Raises EngineError for values that no release could take.
+    """
+
+    model: Path | None = None
+    """Directory of a model; None is the counting model that ships."""
+    device: str = "auto"
+    """`auto` is `amdgpu` where a HIP device is found, else `local-task` (the CPU)."""
+    device_ids: tuple[str, ...] = ()
+    hip_target: str | None = None
+    """The gfx target to compile for on `amdgpu`; None asks the machine."""
+    prefix_sharing: str = "none"
+    page_count: int = 256
+    """Pages in the pool, 16 tokens each with the counting model."""
+    batch_sizes: tuple[int, ...] = (4,)
+    """Compiled batch sizes, for prefill and decode alike: unequal ones freeze 3.5 to 3.9."""
+    serialise_flights: bool = False
+    """One flight at a time on each fiber: keeps 3.3 to 3.9 from freezing, and shows in the data."""
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", Path(self.model))
+        for name in ("device_ids", "batch_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.prefix_sharing not in PREFIX_SHARING:
+            raise EngineError(
+                f"prefix_sharing {self.prefix_sharing!r} is unknown: choose none or trie."
+            )
+        if self.device not in DEVICES:
+            raise EngineError(
+                f"Device {self.device!r} is unknown: choose {', '.join(DEVICES)}, and name"
+                " particular devices with device_ids."
+            )
+        if not 1 <= self.page_count <= MAX_PAGES:
+            raise EngineError(
+                f"A pool of {self.page_count} pages is impossible: choose 1 to {MAX_PAGES}."
+            )
+        if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
+            raise EngineError(
+                f"Batch sizes {list(self.batch_sizes)} are impossible: name at least one, each at"
+                " least 1."
+            )
+        if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
+            raise EngineError(
+                f"Batch sizes {list(self.batch_sizes)} must ascend without repeats, as the engine"
+                " picks the first that fits."
+            )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> EngineConfig:
+        """Make a config from the JSON object that `to_json` gave."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise EngineError(f"An engine has no setting {unknown[0]!r}: it has {sorted(known)}.")
+        return cls(**data)  # type: ignore[arg-type]  # __post_init__ makes lists tuples again
+
+    def to_json(self) -> dict[str, object]:
+        """Return the settings as plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {
+            "model": str(self.model) if self.model else None,
+            "device_ids": list(self.device_ids),
+            "batch_sizes": list(self.batch_sizes),
+            "options": dict(self.options),
+        }
+        return values
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One request as it ended.
+
+    `outcome` is ok (completed with tokens, right or not: the oracles judge that), empty (completed
+    without), rejected (refused by the engine), error, timeout, or lost (the engine died).
+    """
+
+    request_id: str
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """What the engine answered up to its end or the deadline; on timeout or loss, what was seen."""
+    text: str
+    outcome: str
+    error: str | None
+    submitted_s: float
+    """Seconds since the engine started."""
+    latency_s: float
+    """Submission to the end."""
+    ttft_s: float | None
+    """Submission to the first token (time to first token), None if none was seen."""
+    token_s: tuple[float, ...]
+    """Submission to each token that was seen to arrive."""
+
+
+@dataclass(frozen=True)
+class EngineDeath:
+    """The first worker of an engine that died, and how."""
+
+    message: str
+    traceback: str
+    died_s: float
+    """Seconds since the engine started."""

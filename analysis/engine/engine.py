@@ -1,0 +1,339 @@
+"""The real engine in this very process: started, asked from any thread, and always stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from analysis.engine import deaths, devices
+from analysis.engine.adapters import Adapter, Answer, Call, Setup, installed_adapter
+from analysis.engine.capture import StderrCapture
+from analysis.engine.config import Completion, EngineConfig, EngineDeath
+from analysis.engine.watchdog import Watchdog
+from analysis.errors import EngineError
+from analysis.model import ModelArtifacts, compile_model, load_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.engine.clients import OnResult
+    from analysis.workload import Workload
+
+CLOSE_TIMEOUT_S = 5.0
+_WATCH_INTERVAL_S = 0.1
+_numbers = itertools.count(1)
+
+
+@dataclass
+class _Waiting:
+    """A request under way."""
+
+    request_id: str
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    submitted: float
+    deadline: float
+    timeout_s: float
+    max_new_tokens: int
+    future: Future[Completion] = field(default_factory=Future)
+    tokens: list[int] = field(default_factory=list)
+    token_s: list[float] = field(default_factory=list)
+
+
+class Engine:
+    """A shortfin engine of the installed release, in this process.
+
+    `with Engine(EngineConfig(...)) as engine:` builds and starts the release's own system manager,
+    service, page cache, batcher and scheduler, as they are; leaving the block stops them. `log_dir`
+    is where what the engine prints, and the dump of a freeze, are kept (a temporary directory if
+    not given). Raises EngineError or ModelError with one sentence when it cannot start.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        log_dir: Path | None = None,
+        freeze_after_s: float = 30.0,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.release, self._adapter_class = installed_adapter()
+        self.device, hip_target = devices.resolve(self.config.device, self.config.hip_target)
+        self.model: ModelArtifacts = load_model(self.config.model)
+        self.vmfb = compile_model(
+            self.model,
+            batch_sizes=self.config.batch_sizes,
+            target=_compile_target(self.device, hip_target),
+        )
+        self.name = f"cachelab{next(_numbers)}"
+        self.died: EngineDeath | None = None
+        self.adapter: Adapter | None = None
+        """The release's adapter while the engine runs; its `service` is shortfin's own object."""
+        self._temporary = None if log_dir else tempfile.TemporaryDirectory(prefix="cachelab-")
+        self.log_dir = log_dir or Path(self._temporary.name)  # type: ignore[union-attr]
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self._capture = StderrCapture(self.log_dir / f"engine-{self.name}.log")
+        self._watchdog = Watchdog(self.log_dir / f"watchdog-{self.name}.txt", freeze_after_s)
+        self._logging = logging.NullHandler()
+        self._lock = threading.Lock()
+        self._waiting: dict[str, _Waiting] = {}
+        self._closing = threading.Event()
+        self._undo: list[Callable[[], None]] = []
+        self._started = 0.0
+
+    # -- life ------------------------------------------------------------------------------
+
+    def start(self) -> Engine:
+        """Build and start the engine; on failure undo everything, then raise."""
+        if self._started:
+            raise EngineError("This engine was started before: make a new Engine.")
+        self._started = time.monotonic()
+        self._capture.start()
+        self._undo.append(self._capture.stop)
+        # Without a handler on the root logger, shortfin's root-level calls install one of theirs.
+        logging.getLogger().addHandler(self._logging)
+        self._undo.append(lambda: logging.getLogger().removeHandler(self._logging))
+        try:
+            self._watchdog.start()
+            self._undo.append(self._watchdog.stop)
+            deaths.listen(self._on_death)
+            self._undo.append(lambda: deaths.unlisten(self._on_death))
+            self.adapter = self._adapter_class(
+                Setup(self.name, self.config, self.model, self.vmfb, self.device)
+            )
+            self.adapter.start()
+            if self.config.serialise_flights:
+                self._undo.append(self.adapter.serialise_flights())
+        except BaseException as error:
+            said = self._capture.text()
+            self.close()
+            if isinstance(error, Exception) and not isinstance(error, EngineError):
+                raise EngineError(
+                    f"shortfin {self.release} could not be started on {self.device}:"
+                    f" {_one_line(error)}" + (f" (it said: {said[-300:].strip()})" if said else "")
+                ) from error
+            raise
+        threading.Thread(target=self._watch, name=f"{self.name}-watch", daemon=True).start()
+        return self
+
+    def close(self) -> None:
+        """Stop the engine within 5 s, also one that is dead or hung; what waits is lost.
+
+        A part that does not stop in time is abandoned on a daemon thread: a new Engine can be
+        started all the same, and the interpreter can end.
+        """
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._lose_all("The engine was closed before it answered.")
+        adapter, self.adapter = self.adapter, None
+        if adapter is not None:
+            deadline = time.monotonic() + CLOSE_TIMEOUT_S - 1.0
+            _within(adapter.stop_service, min(1.5, deadline - time.monotonic()))
+            _within(adapter.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
+            adapter.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
+        while self._undo:
+            with contextlib.suppress(Exception):
+                self._undo.pop()()
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 15,
+        timeout_s: float = 60.0,
+        request_id: str | None = None,
+    ) -> Future[Completion]:
+        """Send a prompt (text, or token ids) in; return the future of its completion.
+
+        The future always completes, at the latest after `timeout_s`; it carries an outcome, never
+        an exception. May be called from any thread. Raises EngineError for a request that cannot
+        be put (an empty prompt, no tokens wanted, a closed engine).
+        """
+        if max_new_tokens < 1:
+            raise EngineError(f"{max_new_tokens} new tokens are impossible: ask for at least 1.")
+        text = prompt if isinstance(prompt, str) else None
+        ids = tuple(self.model.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
+        if not ids:
+            raise EngineError("The prompt is empty: give at least one token.")
+        vocabulary = self.model.vocab_size
+        if not all(0 <= token < vocabulary for token in ids):
+            raise EngineError(f"A prompt's token ids must lie in 0 to {vocabulary - 1}.")
+        now = time.monotonic()
+        waiting = _Waiting(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt=text if text is not None else self.model.decode(list(ids)),
+            prompt_tokens=ids,
+            submitted=now,
+            deadline=now + timeout_s,
+            timeout_s=timeout_s,
+            max_new_tokens=max_new_tokens,
+        )
+        with self._lock:
+            adapter = self.adapter
+            if not self._started or self._closing.is_set() or adapter is None:
+                raise EngineError("The engine is not running: start it, or make a new one.")
+            if waiting.request_id in self._waiting:
+                raise EngineError(f"A request {waiting.request_id!r} is already under way.")
+            self._waiting[waiting.request_id] = waiting
+        if self.died is not None:
+            self._end(waiting, "lost", self.died.message)
+            return waiting.future
+        call = Call(
+            request_id=waiting.request_id,
+            text=text,
+            token_ids=ids,
+            max_new_tokens=max_new_tokens,
+            on_token=lambda token: _note_token(waiting, token),
+            on_end=lambda answer: self._answered(waiting, answer),
+        )
+        try:
+            adapter.launch(call)
+        except Exception as error:
+            self._end(waiting, "error", f"The engine would not take it: {_one_line(error)}")
+        return waiting.future
+
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 15, timeout_s: float = 60.0
+    ) -> Completion:
+        """Send one prompt in and wait for its completion; see `submit`."""
+        # The watch ends every request at its deadline; the margin only guards against itself.
+        return self.submit(prompt, max_new_tokens, timeout_s).result(timeout=timeout_s + 10)
+
+    def run(
+        self,
+        workload: Workload,
+        concurrency: int,
+        *,
+        timeout_s: float = 60.0,
+        on_result: OnResult | None = None,
+    ) -> pd.DataFrame:
+        """Have `concurrency` client threads ask a workload; see `clients.run_workload`."""
+        from analysis.engine.clients import run_workload
+
+        return run_workload(self, workload, concurrency, timeout_s=timeout_s, on_result=on_result)
+
+    @property
+    def log(self) -> str:
+        """What the engine printed so far."""
+        return self._capture.text()
+
+    # -- ending requests -------------------------------------------------------------------
+
+    def _answered(self, waiting: _Waiting, answer: Answer) -> None:
+        tokens = waiting.tokens if answer.tokens is None else list(answer.tokens)
+        waiting.tokens = tokens[: waiting.max_new_tokens]
+        if answer.refused:
+            self._end(waiting, "rejected", answer.error)
+        elif answer.error is not None:
+            self._end(waiting, "error", answer.error)
+        else:
+            self._end(waiting, "ok" if waiting.tokens else "empty", None)
+
+    def _end(self, waiting: _Waiting, outcome: str, error: str | None) -> None:
+        with self._lock:
+            if self._waiting.pop(waiting.request_id, None) is None:
+                return  # it ended already; an answer past its deadline changes nothing
+        now = time.monotonic()
+        tokens = tuple(waiting.tokens)
+        token_s = tuple(t - waiting.submitted for t in waiting.token_s[: len(tokens)])
+        waiting.future.set_result(
+            Completion(
+                request_id=waiting.request_id,
+                prompt=waiting.prompt,
+                prompt_tokens=waiting.prompt_tokens,
+                tokens=tokens,
+                text=self.model.decode(list(tokens)),
+                outcome=outcome,
+                error=error,
+                submitted_s=waiting.submitted - self._started,
+                latency_s=now - waiting.submitted,
+                ttft_s=token_s[0] if token_s else now - waiting.submitted if tokens else None,
+                token_s=token_s,
+            )
+        )
+
+    def _lose_all(self, reason: str) -> None:
+        for waiting in list(self._waiting.values()):
+            self._end(waiting, "lost", reason)
+
+    # -- watching --------------------------------------------------------------------------
+
+    def _on_death(self, worker: str, error: BaseException | None, text: str) -> None:
+        """Listen, on the dying worker's own thread; keep it short and never raise."""
+        if self.name not in worker or self.died is not None:
+            return
+        what = _one_line(error) if error is not None else text.strip().splitlines()[-1]
+        self._die(f"The engine's worker {worker} died: {what}", text)
+
+    def _die(self, message: str, text: str) -> None:
+        self.died = EngineDeath(message, text, time.monotonic() - self._started)
+
+    def _watch(self) -> None:
+        """End what is past its deadline, or waits for an engine that died."""
+        while not self._closing.wait(_WATCH_INTERVAL_S):
+            now = time.monotonic()
+            if self.died is None and (adapter := self.adapter) is not None:
+                with contextlib.suppress(Exception):
+                    if silent := adapter.silent_death():
+                        self._die(silent, self.log[-4000:])
+            if self.died is not None:
+                self._lose_all(self.died.message)
+                continue
+            for waiting in list(self._waiting.values()):
+                if now > waiting.deadline:
+                    adapter = self.adapter
+                    self._end(waiting, "timeout", f"No answer within {waiting.timeout_s:g} s.")
+                    if adapter is not None:
+                        with contextlib.suppress(Exception):
+                            adapter.cancel(waiting.request_id)
+
+
+def _note_token(waiting: _Waiting, token: int | None) -> None:
+    waiting.token_s.append(time.monotonic())
+    if token is not None:
+        waiting.tokens.append(token)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(traceback.format_exception_only(error)[-1].split())
+
+
+def _compile_target(device: str, hip_target: str | None) -> str:
+    return "llvm-cpu" if device == "local-task" else f"hip:{hip_target}"
+
+
+def _within(action: Callable[[], None], timeout_s: float) -> None:
+    """Run `action` on a daemon thread for at most `timeout_s`; its errors are the engine's own."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            action()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout=max(0.0, timeout_s))

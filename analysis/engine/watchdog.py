@@ -1,0 +1,106 @@
+"""Ends a process that froze with the GIL held, since no Python code can run in it any more.
+
+A thread of the watched process beats once a second into a pipe. A helper process, which needs no
+lock of the watched one, waits for the beats; when they stop it writes one sentence, has
+faulthandler's C signal handler dump every thread's stack below it, and ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from analysis.engine import capture
+
+BEAT_S = 1.0
+DUMP_SIGNAL = signal.SIGUSR2
+_GUARD = Path(__file__).with_name("_guard.py")
+
+
+class Watchdog:
+    """Watches this process from `start` to `stop`; `silence_s` without a beat is a freeze.
+
+    `dump` is where the sentence and the stacks go. Only one can watch a process at a time; further
+    ones join the first.
+    """
+
+    _lock = threading.Lock()
+    _holders = 0
+    _helper: subprocess.Popen[bytes] | None = None
+    _file: IO[bytes] | None = None
+    _stop = threading.Event()
+    _thread: threading.Thread | None = None
+
+    def __init__(self, dump: Path, silence_s: float = 30.0) -> None:
+        self.dump = dump
+        self.silence_s = silence_s
+        self._held = False
+
+    def start(self) -> None:
+        """Begin to watch, unless this process is watched already."""
+        cls = Watchdog
+        with cls._lock:
+            self._held = True
+            cls._holders += 1
+            if cls._holders > 1:
+                return
+            cls._file = open(self.dump, "ab", buffering=0)  # noqa: SIM115  # lives until stop
+            faulthandler.register(DUMP_SIGNAL, file=cls._file, all_threads=True)
+            read, write = os.pipe()
+            terminal = os.dup(capture.terminal_fd())
+            cls._helper = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), str(self.silence_s),
+                 str(self.dump)],
+                stdin=read, stdout=subprocess.DEVNULL, stderr=terminal, start_new_session=True,
+            )  # fmt: skip
+            os.close(read)
+            os.close(terminal)
+            cls._stop = threading.Event()
+            cls._thread = threading.Thread(
+                target=_beat, args=(write, cls._stop), name="cachelab-watchdog", daemon=True
+            )
+            cls._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching, once every holder has; an empty dump is removed."""
+        cls = Watchdog
+        with cls._lock:
+            if not self._held:
+                return
+            self._held = False
+            cls._holders -= 1
+            if cls._holders:
+                return
+            cls._stop.set()
+            if cls._thread is not None:
+                cls._thread.join(timeout=2 * BEAT_S)
+            faulthandler.unregister(DUMP_SIGNAL)
+            if cls._helper is not None:
+                try:
+                    cls._helper.wait(timeout=2)
+                except subprocess.TimeoutExpired:
+                    cls._helper.kill()
+                    cls._helper.wait()
+            if cls._file is not None:
+                name = Path(cls._file.name)
+                cls._file.close()
+                with contextlib.suppress(OSError):
+                    if name.stat().st_size == 0:
+                        name.unlink()
+
+
+def _beat(write: int, stop: threading.Event) -> None:
+    try:
+        while not stop.wait(BEAT_S):
+            os.write(write, b".")
+    except OSError:
+        pass  # the helper is gone; the process simply is not watched any more
+    finally:
+        os.close(write)

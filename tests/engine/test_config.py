@@ -1,0 +1,57 @@
+"""Settings of an engine, the device it gets, and the adapters that are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.engine import EngineConfig, devices
+from analysis.engine.adapters import MODULES, adapter_of
+from analysis.errors import EngineError
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"page_count": 0}, "pages"),
+        ({"page_count": 10**9}, "pages"),
+        ({"prefix_sharing": "radix"}, "radix"),
+        ({"device": "cuda"}, "cuda"),
+        ({"batch_sizes": ()}, "Batch sizes"),
+        ({"batch_sizes": (4, 2)}, "ascend"),
+        ({"batch_sizes": (0,)}, "at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(EngineError, match=word):
+        EngineConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_config_survives_json() -> None:
+    config = EngineConfig(model=Path("/m"), batch_sizes=(2, 4), options={"top_k": 3})
+    assert EngineConfig.from_json(config.to_json()) == config
+    with pytest.raises(EngineError, match="pagecount"):
+        EngineConfig.from_json({"pagecount": 3})
+
+
+def test_an_unknown_release_names_those_that_are_known() -> None:
+    with pytest.raises(EngineError, match=", ".join(MODULES)):
+        adapter_of("2.9.0")
+
+
+def test_gfx_targets_are_read_from_the_kernel_drivers_topology(tmp_path: Path) -> None:
+    for node, version in enumerate(["0", "90402", "110000", "90010"]):
+        (tmp_path / str(node)).mkdir()
+        (tmp_path / str(node) / "properties").write_text(
+            f"cpu_cores_count 1\ngfx_target_version {version}\n"
+        )
+    assert devices.gfx_targets(tmp_path) == ["gfx942", "gfx1100", "gfx90a"]
+
+
+def test_amdgpu_without_a_hip_runtime_is_one_sentence() -> None:
+    if devices.hip_runtime_found():
+        pytest.skip("this machine has a HIP runtime")
+    assert devices.resolve("auto", None) == ("local-task", None)
+    with pytest.raises(EngineError, match="HIP runtime"):
+        devices.resolve("amdgpu", "gfx942")

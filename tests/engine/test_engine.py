@@ -1,0 +1,258 @@
+"""The real engine, in child processes: what it answers, how it dies, that it always stops."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.conftest import ChildRunner
+
+
+def test_answers_the_reported_prompt_alone(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        with Engine() as engine:
+            text = engine.generate("1 2 3 4 5 ", max_new_tokens=15)
+            ids = list(text.prompt_tokens)
+            given = list(ids)
+            from_ids = engine.generate(given, max_new_tokens=4)
+            one = engine.generate("1 2 3 4 5 ", max_new_tokens=1)
+            say({"release": engine.release, "device": engine.device,
+                 "text": text.text, "outcome": text.outcome, "tokens": len(text.tokens),
+                 "seen": len(text.token_s), "ttft": text.ttft_s, "latency": text.latency_s,
+                 "from_ids": from_ids.text, "untouched": given == ids, "one": one.text})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["release"] == release
+    assert said["device"] == "local-task"
+    assert said["outcome"] == "ok"
+    assert said["text"].startswith("6 7 8")
+    assert said["tokens"] == 15
+    assert 0 < said["ttft"] < said["latency"]
+    assert said["seen"] >= 14  # the last one may arrive with the answer itself
+    assert said["from_ids"] == said["text"][:4]
+    assert said["untouched"]
+    assert said["one"] == said["text"][:1]
+
+
+def test_engines_follow_one_another_and_the_interpreter_ends(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        import threading
+        texts = []
+        for _ in range(2):
+            with Engine() as engine:
+                texts += [f.result().text for f in
+                          [engine.submit("1 2 3 4 5 ", max_new_tokens=5) for _ in range(4)]]
+        from _shortfin.asyncio_bridge import PyWorkerEventLoop
+        say({"texts": texts, "handler": PyWorkerEventLoop.call_exception_handler.__qualname__,
+             "threads": [t.name for t in threading.enumerate() if "cachelab" in t.name]})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [text[:5] for text in done.said["texts"]] == ["6 7 8"] * 8
+    assert done.said["handler"] == "PyWorkerEventLoop.call_exception_handler"
+    assert done.stderr == ""
+
+
+def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -> None:
+    done = child(
+        "3.1.0",
+        """
+        from concurrent.futures import wait
+        prompt = " ".join(str(n) for n in range(100, 116)) + " "
+        with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
+            ended = []
+            for _ in range(40):
+                ended += [f.result() for f in
+                          [engine.submit(prompt, timeout_s=30) for _ in range(8)]]
+                if engine.died:
+                    break
+            late = engine.generate(prompt)
+            died, log = engine.died, engine.log
+        with Engine() as engine:
+            again = engine.generate("1 2 3 4 5 ", max_new_tokens=5)
+        say({"outcomes": sorted({c.outcome for c in ended}), "late": late.outcome,
+             "late_error": late.error, "died": died and died.traceback, "log": log,
+             "again": again.text})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lost" in done.said["outcomes"]
+    assert "timeout" not in done.said["outcomes"]
+    assert "KeyError" in done.said["died"]
+    assert done.said["late"] == "lost"
+    assert "KeyError" in done.said["late_error"]
+    assert "KeyError" in done.said["log"]
+    assert done.said["again"] == "6 7 8"
+    assert done.stderr == ""
+
+
+def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        import asyncio
+        async def never(*args, fiber):
+            await asyncio.sleep(3600)
+        with Engine() as engine:
+            for functions in (engine.adapter.service.prefill_functions,
+                              engine.adapter.service.decode_functions):
+                for size in functions:
+                    functions[size] = never
+            hung = engine.generate("1 2 3 4 5 ", timeout_s=2)
+            waiting = engine.submit("1 2 3 4 5 ", timeout_s=600)
+        lost = waiting.result(timeout=1)
+        with Engine() as engine:
+            again = engine.generate("1 2 3 4 5 ", max_new_tokens=5)
+        say({"hung": hung.outcome, "lost": lost.outcome, "again": again.text})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == {"hung": "timeout", "lost": "lost", "again": "6 7 8"}
+
+
+def test_a_freeze_with_the_gil_held_is_ended_from_outside(
+    child: ChildRunner, release: str, tmp_path: Path
+) -> None:
+    done = child(
+        release,
+        f"""
+        import ctypes
+        with Engine(log_dir=Path({str(tmp_path)!r}), freeze_after_s=3) as engine:
+            say(engine.generate("1 2 3 4 5 ", max_new_tokens=5).text)
+            ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the GIL
+        """,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert done.said == "6 7 8"  # nothing that was already recorded is lost
+    assert "froze for 3 s" in done.stderr
+    (dump,) = tmp_path.glob("watchdog-*.txt")
+    sentence, _, stacks = dump.read_text().partition("\n")
+    assert sentence in done.stderr
+    assert str(dump) in sentence
+    assert "most recent call first" in stacks
+
+
+def test_a_process_at_work_or_stopped_by_a_debugger_is_not_frozen(child: ChildRunner) -> None:
+    done = child(
+        "3.1.0",
+        """
+        import os, signal, subprocess, tempfile
+        from analysis.engine.watchdog import Watchdog
+        dump = Path(tempfile.mkdtemp()) / "dump.txt"
+        watchdog = Watchdog(dump, silence_s=2)
+        watchdog.start()
+        subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+        total = sum(i * i for i in range(30_000_000))  # busy, but Python code
+        watchdog.stop()
+        say({"left": dump.exists(), "total": total})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said["left"] is False
+
+
+def test_a_full_queue_rejects_with_its_reason(child: ChildRunner) -> None:
+    done = child(
+        "3.9.0",
+        """
+        with Engine() as engine:
+            ended = [f.result() for f in [engine.submit("1 2 3 4 5 ") for _ in range(16)]]
+        say([[c.outcome, c.error] for c in ended])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    rejected = [error for outcome, error in done.said if outcome == "rejected"]
+    assert rejected
+    assert all("QUEUE_FULL" in error for error in rejected)
+    assert {outcome for outcome, _ in done.said} <= {"ok", "rejected"}
+
+
+def test_flights_are_serialised_on_request(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        config = EngineConfig(serialise_flights=True)
+        with Engine(config) as engine:
+            flight = engine.adapter._flight_class()
+            inside = flight.run.__qualname__
+            texts = [f.result().text for f in
+                     [engine.submit("1 2 3 4 5 ", max_new_tokens=5) for _ in range(4)]]
+        say({"texts": texts, "inside": inside, "after": flight.run.__qualname__})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said["texts"] == ["6 7 8"] * 4
+    assert "serialise_flights" in done.said["inside"]
+    assert "serialise_flights" not in done.said["after"]
+
+
+def test_what_cxx_prints_is_kept_and_what_python_prints_is_shown(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        with Engine() as engine:
+            os.write(2, b"from beneath\\n")
+            print("from Python", file=sys.stderr)
+            log = engine.log
+        os.write(2, b"afterwards\\n")
+        say(log)
+        """,
+    )
+    assert done.returncode == 0
+    assert done.said == "from beneath\n"
+    assert done.stderr == "from Python\nafterwards\n"
+
+
+def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        from analysis.errors import CachelabError
+        said_ = []
+        def attempt(action):
+            try:
+                action()
+            except CachelabError as error:
+                said_.append(str(error))
+            else:
+                said_.append(None)
+        def begin(**settings):
+            attempt(lambda: Engine(EngineConfig(**settings)).start())
+        begin(options={"no_such_option": 1})
+        begin(device="amdgpu")
+        begin(batch_sizes=(3,))
+        begin(model=Path("/no/such/model"))
+        with Engine() as engine:
+            attempt(lambda: engine.submit([], 5))
+            attempt(lambda: engine.submit("1 2 ", 0))
+            attempt(lambda: engine.submit([10**6], 5))
+        attempt(lambda: engine.submit("1 2 ", 5))
+        attempt(engine.start)
+        say(said_)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    option, device, sizes, model, empty, none, ids, closed, twice = done.said
+    assert "no option 'no_such_option'" in option
+    assert "offers" in option
+    assert "libamdhip64.so" in device
+    assert "3" in sizes
+    assert "/no/such/model" in model
+    assert "empty" in empty
+    assert "at least 1" in none
+    assert "token ids" in ids
+    assert "not running" in closed
+    assert "new Engine" in twice

@@ -1,0 +1,106 @@
+"""pyproject.toml is the only list of dependencies; the others refer to it or are made from it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from analysis import releases
+from analysis.errors import ReleaseError
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCKS = sorted((ROOT / "environments").glob("[0-9]*.txt"))
+ENGINE = ("shortfin", "iree-base-compiler", "iree-base-runtime")
+
+
+def _locked(path: Path) -> dict[str, list[str]]:
+    versions: dict[str, list[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), re.M):
+        versions.setdefault(name, []).append(version)
+    return versions
+
+
+def test_conda_installs_the_project_and_lists_nothing_of_its_own() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, rest = environment["dependencies"]
+    assert python == "python " + PROJECT["requires-python"]
+    assert pip == "pip"
+    assert rest == {"pip": ["--editable ."]}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_holds_every_dependency_at_an_allowed_version(lock: Path) -> None:
+    locked = _locked(lock)
+    for text in PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        if lock.stem != releases.DEFAULT:
+            if requirement.name in releases._ONLY_IN_DEFAULT:
+                continue
+            if requirement.name in ENGINE:
+                assert locked[requirement.name] == [lock.stem]
+                continue
+        assert all(requirement.specifier.contains(v) for v in locked[requirement.name]), text
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_has_hashes_and_no_address(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert "--index" not in text
+    pins = re.findall(r"^[\w.-]+==", text, re.M)
+    assert len(pins) > 50
+    assert len(re.findall(r"^[\w.-]+==[^\n]*\\\n    --hash=sha256:", text, re.M)) == len(pins)
+
+
+def test_this_environment_is_what_its_lock_says() -> None:
+    release = releases.installed_release()
+    locked = _locked(ROOT / "environments" / f"{release}.txt")
+    for text in PROJECT["dependencies"]:
+        name = Requirement(text).name
+        assert metadata.version(name) in locked[name]
+
+
+def test_every_known_release_has_a_sentence_or_an_environment() -> None:
+    assert [row.release for row in releases.status()] == list(releases.KNOWN)
+    with pytest.raises(ReleaseError, match=r"3\.10\.0.*3\.1\.0, 3\.2\.0"):
+        releases.python_of("3.10.0")
+    missing = next(row.release for row in releases.status() if row.python is None)
+    with pytest.raises(ReleaseError, match=f"cachelab releases install {missing}"):
+        releases.python_of(missing)
+
+
+def test_kernels_lie_in_the_projects_own_prefix() -> None:
+    for release in ("3.1.0", "3.9.0"):
+        python = releases.python_of(release)
+        kernel = Path(sys.prefix, "share/jupyter/kernels", releases.kernel_name(release))
+        assert str(python) in (kernel / "kernel.json").read_text()
+
+
+def test_elsewhere_than_on_x86_64_linux_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    with pytest.raises(ReleaseError, match="x86-64 Linux only"):
+        releases.check_platform()
+
+
+def test_reading_statistics_and_figures_need_no_engine() -> None:
+    source = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("shortfin", "_shortfin", "shortfin_apps", "iree", "torch"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+import analysis, analysis.store, analysis.stats, analysis.figures, analysis.workload
+import analysis.sweep, analysis.report, analysis.cli, analysis.model
+analysis.load_run
+"""
+    subprocess.run([sys.executable, "-c", source], check=True, cwd=ROOT, timeout=60)
