@@ -1,59 +1,82 @@
 """Every exception that ends a shortfin worker passes one place: this listens there.
 
 The native loop of a worker hands an uncaught exception to the event loop's exception handler and
-then aborts; nothing else in the process hears of it. Listening leaves that as it is.
+then aborts; nothing else in the process hears of it. Listening leaves that as it is. What the
+handler raises back into native code cannot propagate and is shown by Python's hook for such
+exceptions, on `sys.stderr`; while anyone listens it goes where the engine's other last words go.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-Listener = Callable[[str, BaseException | None, str], None]
-"""Called with the worker's name, the exception, and its formatted traceback."""
+Listener = Callable[[Any, BaseException | None, str], bool]
+"""Called with the worker, the exception and its formatted traceback; tells whether it is its own."""
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []
-_original: Any = None
+_buried = False
+_originals: tuple[Any, Any] | None = None
 
 
 def listen(listener: Listener) -> None:
     """Have `listener` called, on the dying worker's thread, before the worker ends."""
-    global _original
+    global _originals
     from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
     with _lock:
-        if not _listeners:
-            _original = PyWorkerEventLoop.call_exception_handler
-            PyWorkerEventLoop.call_exception_handler = _handler(_original)
+        if _originals is None:
+            _originals = PyWorkerEventLoop.call_exception_handler, sys.unraisablehook
+            PyWorkerEventLoop.call_exception_handler = _handler(_originals[0])
+            sys.unraisablehook = _hook(_originals[1])
         _listeners.append(listener)
 
 
-def unlisten(listener: Listener) -> None:
-    """Stop calling `listener`; the last one leaves shortfin as it was."""
-    global _original
+def unlisten(listener: Listener, *, buried: bool = False) -> None:
+    """Stop calling `listener`; the last one leaves shortfin as it was.
+
+    `buried`: its engine died. What is left of the workers of a closed engine complains at odd times
+    until the process ends; that is no news, so the handler then stays and keeps it quiet.
+    """
+    global _originals, _buried
     with _lock:
+        _buried = _buried or buried
         if listener not in _listeners:
             return
         _listeners.remove(listener)
-        if not _listeners:
+        if not _listeners and not _buried and _originals is not None:
             from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
-            PyWorkerEventLoop.call_exception_handler = _original
-            _original = None
+            PyWorkerEventLoop.call_exception_handler, sys.unraisablehook = _originals
+            _originals = None
 
 
 def _handler(original: Any) -> Any:
     def call_exception_handler(self: Any, context: dict[str, Any]) -> Any:
         error = context.get("exception")
-        if isinstance(error, BaseException):
-            text = "".join(traceback.format_exception(error))
-        else:
-            text = str(context)
-        for listener in list(_listeners):
-            listener(str(self._worker), error if isinstance(error, BaseException) else None, text)
+        cause = error if isinstance(error, BaseException) else None
+        text = "".join(traceback.format_exception(cause)) if cause else str(context)
+        claimed = [listener(self._worker, cause, text) for listener in list(_listeners)]
+        if _buried and not any(claimed):
+            return None
         return original(self, context)
 
     return call_exception_handler
+
+
+def _hook(original: Any) -> Any:
+    def unraisablehook(unraisable: Any) -> None:
+        if getattr(unraisable.object, "__name__", "") != "call_exception_handler":
+            original(unraisable)
+            return
+        lines = traceback.format_exception(unraisable.exc_value)
+        with contextlib.suppress(OSError):
+            os.write(2, "".join(lines).encode())
+
+    return unraisablehook

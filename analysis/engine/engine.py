@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.engine import deaths, devices
 from analysis.engine.adapters import Adapter, Answer, Call, Setup, installed_adapter
@@ -109,7 +109,7 @@ class Engine:
             self._watchdog.start()
             self._undo.append(self._watchdog.stop)
             deaths.listen(self._on_death)
-            self._undo.append(lambda: deaths.unlisten(self._on_death))
+            self._undo.append(self._stop_listening)
             self.adapter = self._adapter_class(
                 Setup(self.name, self.config, self.model, self.vmfb, self.device)
             )
@@ -283,12 +283,19 @@ class Engine:
 
     # -- watching --------------------------------------------------------------------------
 
-    def _on_death(self, worker: str, error: BaseException | None, text: str) -> None:
+    def _on_death(self, worker: Any, error: BaseException | None, text: str) -> bool:
         """Listen, on the dying worker's own thread; keep it short and never raise."""
-        if self.name not in worker or self.died is not None:
-            return
+        adapter = self.adapter
+        if adapter is None or not adapter.owns(worker):
+            return False
+        if self.died is not None:
+            return True
         what = _one_line(error) if error is not None else text.strip().splitlines()[-1]
         self._die(f"The engine's worker {worker} died: {what}", text)
+        return True
+
+    def _stop_listening(self) -> None:
+        deaths.unlisten(self._on_death, buried=self.died is not None)
 
     def _die(self, message: str, text: str) -> None:
         self.died = EngineDeath(message, text, time.monotonic() - self._started)

@@ -65,13 +65,13 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
     done = child(
         "3.1.0",
         """
-        from concurrent.futures import wait
-        prompt = " ".join(str(n) for n in range(100, 116)) + " "
         with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
             ended = []
-            for _ in range(40):
-                ended += [f.result() for f in
-                          [engine.submit(prompt, timeout_s=30) for _ in range(8)]]
+            for first in range(100, 700, 10):
+                # Two full pages, the same for all: each publishes its own copy of them.
+                prompt = " ".join(str(first + n) for n in range(9))[:32]
+                asked = [engine.submit(prompt, 5, timeout_s=30) for _ in range(4)]
+                ended += [future.result() for future in asked]
                 if engine.died:
                     break
             late = engine.generate(prompt)

@@ -54,6 +54,8 @@ class Call:
 class Adapter(ABC):
     """Builds, starts, asks, watches and stops one engine of one generation."""
 
+    name: str
+    """The setup's name, which the engine's own workers bear."""
     service: Any
     """The release's own service object, live and unmodified."""
     sysman: Any
@@ -73,6 +75,10 @@ class Adapter(ABC):
 
     def cancel(self, request_id: str) -> None:  # noqa: B027  # a generation may know no way
         """Ask the engine to drop a request, where the generation knows how."""
+
+    def owns(self, worker: Any) -> bool:
+        """Tell whether a worker belongs to this engine."""
+        return f"'{self.name}-" in str(worker)
 
     @abstractmethod
     def silent_death(self) -> str | None:

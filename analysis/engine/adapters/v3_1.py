@@ -63,6 +63,7 @@ class V31(Adapter):
 
     def __init__(self, setup: Setup) -> None:
         config, model = setup.config, setup.model.config
+        self.name = setup.name
         ours = {"max_seq_len", "transformer_block_count", "attn_head_dim", "prefill_batch_sizes",
                 "decode_batch_sizes", "module_name", "module_abi_version",
                 "paged_kv_cache"}  # fmt: skip

@@ -65,6 +65,7 @@ class V39(Adapter):
 
     def __init__(self, setup: Setup) -> None:
         config, model = setup.config, setup.model.config
+        self.name = setup.name
         ours = {"max_seq_len", "transformer_block_count", "attn_head_dim", "prefill_batch_sizes",
                 "decode_batch_sizes", "module_name", "module_abi_version", "paged_kv_cache",
                 "prefix_sharing_algorithm", "device_ids", "decode_config", "block_seq_stride",
@@ -167,6 +168,12 @@ class V39(Adapter):
         process = self._processes.get(request_id)
         if process is not None:
             process.cancel()
+
+    def owns(self, worker: Any) -> bool:
+        pool = self.service.main_fiber_pool  # its workers are named alike in every engine
+        return super().owns(worker) or any(
+            worker is mine or worker == mine for mine in pool._FiberPool__workers
+        )
 
     def silent_death(self) -> str | None:
         lanes = self.service.unified_batcher._impl.batching_engine
