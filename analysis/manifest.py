@@ -69,7 +69,11 @@ def git_state(directory: Path) -> dict[str, Any] | None:
 
 def _git(directory: Path, *words: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10, check=True
+        ["git", "-C", str(directory), *words],  # noqa: S607
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
     )
     return done.stdout.strip()
 

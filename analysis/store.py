@@ -4,9 +4,9 @@
     RUN/cells/CELL_ID/cells.parquet      one row
     RUN/cells/CELL_ID/requests.parquet   one row a request; further tables where they were recorded
 
-A cell appears whole or not at all: its tables are written into a hidden directory beside the others,
-which is then renamed. What was finished before a crash or a kill is therefore always readable, and a
-sweep that starts again on the same directory goes on where the last one stopped.
+A cell appears whole or not at all: its tables are written into a hidden directory beside the
+others, which is then renamed. What was finished before a crash or a kill is therefore always
+readable, and a sweep that starts again on the same directory goes on where the last one stopped.
 The columns are declared once, in `analysis/tables.py`.
 """
 
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-# What makes two manifests the same plan; versions, dates and the machine may differ between sittings.
+# What makes two manifests the same plan; versions and machines may differ between sittings.
 PLAN_KEYS = ("plan", "seed")
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 _TEMPORARY = ".writing-"
@@ -85,7 +85,7 @@ class RunWriter:
         path = Path(path)
         if _is_run(path):
             raise RunError(
-                f"{path} already holds a run: resume it with the same plan, or choose another place."
+                f"{path} already holds a run: resume it with its plan, or choose another place."
             )
         _refuse_foreign(path)
         whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
@@ -93,7 +93,9 @@ class RunWriter:
             (path / "cells").mkdir(parents=True, exist_ok=True)
             write_atomically(path / "manifest.json", json.dumps(whole, indent=2) + "\n")
         except OSError as error:
-            raise RunError(f"{path} cannot hold a run: {error}; choose a writable place.") from error
+            raise RunError(
+                f"{path} cannot hold a run: {error}; choose a writable place."
+            ) from error
         return cls(path, whole)
 
     @classmethod
@@ -137,7 +139,7 @@ class RunWriter:
         cell_id = str(cell.get("cell_id", ""))
         if not _CELL_ID.fullmatch(cell_id):
             raise RunError(
-                f"The cell id {cell_id!r} cannot name a directory: use letters, digits and ._+=,- only."
+                f"The cell id {cell_id!r} cannot name a directory: use letters, digits and ._+=,-"
             )
         rows = {"cells": [cell], "requests": requests, **other_tables}
         # Convert first: nothing touches the disk unless every row fits its schema.
@@ -193,9 +195,8 @@ def load_run(path: str | Path) -> Run:
             if f"{name}.parquet" in files[directory]:
                 present.append(directory / f"{name}.parquet")
             elif required:
-                raise RunError(
-                    f"{directory / f'{name}.parquet'} is missing: delete {directory} and resume the run."
-                )
+                file = directory / f"{name}.parquet"
+                raise RunError(f"{file} is missing: delete {directory} and resume the run.")
         frames[name] = to_frame(name, _read(present, TABLES[name]))
     return Run(path=path, manifest=manifest, **frames)
 
@@ -206,9 +207,13 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"{path} is no run, for it has no manifest.json: name a run's directory.") from error
+        raise RunError(
+            f"{path} is no run, for it has no manifest.json: name a run's directory."
+        ) from error
     except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({error}): restore it, or run the sweep again.") from error
+        raise RunError(
+            f"{file} cannot be read ({error}): restore it, or run the sweep again."
+        ) from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
         raise RunError(f"{file} is no manifest of a run: restore it, or run the sweep again.")
     if manifest["schema_version"] != SCHEMA_VERSION:
@@ -236,7 +241,9 @@ def _read(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
     if not files:
         return schema.empty_table()
     try:
-        return pads.dataset([str(file) for file in files], schema=schema, format="parquet").to_table()
+        return pads.dataset(
+            [str(file) for file in files], schema=schema, format="parquet"
+        ).to_table()
     except (pa.ArrowException, OSError) as error:
         # The message of one read over many files does not always name the bad one: find it.
         for file in files:
@@ -262,12 +269,14 @@ def _is_run(path: Path) -> bool:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse a place that holds something else; an empty `cells/` is what a killed create leaves."""
+    """Refuse a place that holds something else than what a killed `create` leaves."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: choose a directory for the run.")
     ours = re.compile(r"cells|\.manifest\.json\..*")
     if path.is_dir() and any(not ours.fullmatch(name) for name in os.listdir(path)):
-        raise RunError(f"{path} holds something that is no run: choose an empty or a new directory.")
+        raise RunError(
+            f"{path} holds something that is no run: choose an empty or a new directory."
+        )
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,7 +289,7 @@ def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_disk(path: Path) -> None:
-    """Make the system write a file or directory out, so that a rename never precedes its content."""
+    """Have a file or directory written out, so that no rename precedes its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

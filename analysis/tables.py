@@ -37,7 +37,9 @@ TABLES: dict[str, pa.Schema] = {
             _column("prefix_sharing", _TEXT, "algorithm of the prefix cache: none or trie"),
             _column("page_count", _INT, "size of the page pool", "pages"),
             _column("batch_sizes", _INTS, "batch sizes that the model was compiled for", "rows"),
-            _column("concurrency", _INT, "client threads, each with one request at a time", "requests"),
+            _column(
+                "concurrency", _INT, "client threads, each with one request at a time", "requests"
+            ),
             _column("repeat", _INT, "which repeat of its configuration, from 0"),
             _column("workload", _TEXT, "name of the workload"),
             _column("treatments", _TEXTS, "names of the changes made to the live engine"),
@@ -46,8 +48,12 @@ TABLES: dict[str, pa.Schema] = {
             _column("status", _TEXT, f"how the cell ended: {', '.join(CELL_STATUS)}"),
             _maybe("status_detail", _TEXT, "one sentence on a cell that did not end well"),
             _maybe("exit_signal", _INT, "the signal that ended the cell's process"),
-            _column("duration_s", _REAL, "from the start of the engine to the end of the cell", "s"),
-            _maybe("peak_rss_bytes", _INT, "largest resident memory of the cell's process", "bytes"),
+            _column(
+                "duration_s", _REAL, "from the start of the engine to the end of the cell", "s"
+            ),
+            _maybe(
+                "peak_rss_bytes", _INT, "largest resident memory of the cell's process", "bytes"
+            ),
             _maybe("engine_log", _TEXT, "what the engine printed"),
         ]
     ),
@@ -66,7 +72,9 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("tokens", _INTS, "the same as token ids"),
             _column("outcome", _TEXT, f"one of {', '.join(OUTCOMES)}"),
             _maybe("error", _TEXT, "what the engine said when it refused or failed"),
-            _maybe("first_divergence", _INT, "first token unlike the reference's, from 0", "tokens"),
+            _maybe(
+                "first_divergence", _INT, "first token unlike the reference's, from 0", "tokens"
+            ),
             _maybe("submitted_s", _REAL, "when it was sent, since the engine started", "s"),
             _maybe("latency_s", _REAL, "from sending it to its last token", "s"),
             _maybe("ttft_s", _REAL, "from sending it to its first token", "s"),
@@ -166,14 +174,20 @@ def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     arrays = []
     for field in schema:
         try:
-            array = pa.array([row.get(field.name) for row in rows], type=field.type, from_pandas=True)
+            array = pa.array(
+                [row.get(field.name) for row in rows], type=field.type, from_pandas=True
+            )
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise RunError(f"A value of `{name}.{field.name}` is no {field.type}: {error}.") from error
+            raise RunError(
+                f"A value of `{name}.{field.name}` is no {field.type}: {error}."
+            ) from error
         if array.null_count and not field.nullable:
             raise RunError(f"`{name}.{field.name}` is empty in a row where it must have a value.")
         choices = _CHOICES.get((name, field.name))
         if choices and (strange := set(array.unique().to_pylist()) - set(choices)):
-            raise RunError(f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}.")
+            raise RunError(
+                f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}."
+            )
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=schema)
 

@@ -1,6 +1,6 @@
 """What is asked, and when an answer is right: requests, workloads as JSON Lines, and the judge.
 
-Pure Python: it runs where shortfin, IREE and torch are not installed. Named workloads are made from
+It runs where shortfin, IREE and torch are not installed. Named workloads are made from
 a seed; the same seed gives the same prompts on every machine and release.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from analysis import prompts
 from analysis.errors import WorkloadError
@@ -23,6 +25,10 @@ REPORTED_ANSWER = "6 7 8"
 
 Answers = Mapping[tuple[str, int], Sequence[int]]
 """The reference decoder's tokens for (prompt, number of new tokens)."""
+Decode = Callable[[Sequence[int]], str]
+
+_FAMILY_MEMBERS = 4
+_SHARED_TOKENS = 2 * prompts.PAGE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Workload:
         """Write the requests as JSON Lines, whole or not at all."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        rows = ({k: v for k, v in asdict(r).items() if v != ""} for r in self.requests)
+        rows = [asdict(request) for request in self.requests]
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
         temporary.replace(path)
 
@@ -121,26 +127,28 @@ def candidates(name: str, *, count: int, seed: int, max_new_tokens: int = 15) ->
     if count < 1:
         raise WorkloadError(f"A workload needs at least one request, not {count}.")
     need = distinct(name, count)
-    made = BUILDERS[name](need + max(8, need // 4), seed, max_new_tokens)
+    try:
+        made = BUILDERS[name](need + max(8, need // 4), seed, max_new_tokens)
+    except ValueError as error:
+        raise WorkloadError(f"The workload {name!r} cannot be made: {error}") from None
     return [replace(request, id=f"{name}-{i:04d}") for i, request in enumerate(made)]
 
 
 def select(
-    chosen_from: Sequence[Request], count: int, references: Iterable[tuple[Answers, Decode]]
+    chosen_from: Sequence[Request], count: int, references: Sequence[Answers], decode: Decode
 ) -> tuple[list[Request], int]:
     """Take the first `count` requests that every reference answers right, in their order.
 
-    `references` are the answers of the reference decoder, one mapping per release with its
-    tokenizer's decode, so that every wrong answer of a sweep is the engine's. Returns the requests
-    and how many before the last of them were dropped. Raises WorkloadError if too few are left.
+    `references` are the reference decoder's answers, one mapping for each release that will be
+    asked, and `decode` is its tokenizer's; so every wrong answer of a sweep is the engine's.
+    Returns the requests and how many were dropped. Raises WorkloadError if too few are left.
     """
-    every = list(references)
     kept: list[Request] = []
     dropped = 0
     for request in chosen_from:
         if len(kept) == count:
             break
-        if all(answers_right(request, answers, decode) for answers, decode in every):
+        if all(answers_right(request, answers, decode) for answers in references):
             kept.append(request)
         else:
             dropped += 1
@@ -150,9 +158,6 @@ def select(
             f" {len(kept)} of {count} can be asked: check it with `cachelab model verify`."
         )
     return kept, dropped
-
-
-Decode = Callable[[Sequence[int]], str]
 
 
 def answers_right(request: Request, answers: Answers, decode: Decode) -> bool:
@@ -223,6 +228,44 @@ def _thirds(count: int) -> tuple[int, int, int]:
     first = -(-count // 3)
     second = (count - first + 1) // 2
     return first, second, count - first - second
+
+
+def _reported(count: int, seed: int, max_new_tokens: int) -> list[Request]:
+    return [Request("", REPORTED_PROMPT, max_new_tokens, REPORTED_ANSWER, family="count")]
+
+
+def _mixed(count: int, seed: int, max_new_tokens: int) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    drawn = prompts.draw_many(rng, count, n=max_new_tokens, split="held_out")
+    return [_asked(prompt, max_new_tokens) for prompt in drawn]
+
+
+def _shared_prefix(count: int, seed: int, max_new_tokens: int) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    made: list[Request] = []
+    while len(made) < count:
+        family = prompts.shared_prefix(
+            rng,
+            members=_FAMILY_MEMBERS,
+            prefix_tokens=_SHARED_TOKENS,
+            n=max_new_tokens,
+            split="held_out",
+        )
+        made.extend(_asked(prompt, max_new_tokens) for prompt in family)
+    return made[:count]
+
+
+def _asked(prompt: prompts.Prompt, max_new_tokens: int) -> Request:
+    return Request("", prompt.prompt, max_new_tokens, prompt.continuation, family=prompt.family)
+
+
+BUILDERS: Mapping[str, Callable[[int, int, int], list[Request]]] = {
+    "reported": _reported,
+    "mixed": _mixed,
+    "shared_prefix": _shared_prefix,
+    "aba": _mixed,
+}
+"""What each named workload is made of: (count, seed, max_new_tokens) -> candidates."""
 
 
 def _parse(row: Any, default_id: str, default_tokens: int) -> Request:

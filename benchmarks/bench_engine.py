@@ -24,7 +24,7 @@ def through_engine(engine: Engine, rows: int) -> list[float]:
 
 
 def alone(engine: Engine, rows: int) -> list[float]:
-    ids = tuple(engine.model.encode(PROMPT))
+    ids = tuple(engine.tokenizer.encode(PROMPT))
     latencies: list[float] = []
     done = threading.Semaphore(0)
     for _ in range(rows):

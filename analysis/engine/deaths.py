@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 Listener = Callable[[Any, BaseException | None, str], bool]
-"""Called with the worker, the exception and its formatted traceback; tells whether it is its own."""
+"""Called with the worker, the exception and its traceback as text; tells whether it is its own."""
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []

@@ -36,17 +36,17 @@ def gfx_targets(topology: Path = _TOPOLOGY) -> list[str]:
     return targets
 
 
-def resolve(device: str, hip_target: str | None) -> tuple[str, str | None]:
-    """Return the device that `auto` stands for here, and the gfx target to compile for on it.
+def resolve(device: str, hip_target: str | None) -> tuple[str, str]:
+    """Return the device that `auto` stands for here, and the target to compile for on it.
 
     Raises EngineError if `amdgpu` is asked for by name and cannot be had.
     """
     if device == "local-task":
-        return device, None
+        return device, "llvm-cpu"
     targets = gfx_targets()
     usable = hip_runtime_found() and bool(targets or hip_target)
     if device == "auto" and not usable:
-        return "local-task", None
+        return "local-task", "llvm-cpu"
     if not hip_runtime_found():
         raise EngineError(
             "Device amdgpu needs the HIP runtime, and libamdhip64.so cannot be loaded here: install"

@@ -23,7 +23,7 @@ from analysis.engine.capture import StderrCapture
 from analysis.engine.config import Completion, EngineConfig, EngineDeath
 from analysis.engine.watchdog import Watchdog
 from analysis.errors import EngineError
-from analysis.model import ModelArtifacts, compile_model, load_model
+from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,13 +70,10 @@ class Engine:
     ) -> None:
         self.config = config or EngineConfig()
         self.release, self._adapter_class = installed_adapter()
-        self.device, hip_target = devices.resolve(self.config.device, self.config.hip_target)
+        self.device, target = devices.resolve(self.config.device, self.config.hip_target)
         self.model: ModelArtifacts = load_model(self.config.model)
-        self.vmfb = compile_model(
-            self.model,
-            batch_sizes=self.config.batch_sizes,
-            target=_compile_target(self.device, hip_target),
-        )
+        self.tokenizer = ModelTokenizer(self.model)
+        self.vmfb = compile_model(self.model, batch_sizes=self.config.batch_sizes, target=target)
         self.name = f"cachelab{next(_numbers)}"
         self.died: EngineDeath | None = None
         self.adapter: Adapter | None = None
@@ -177,16 +174,16 @@ class Engine:
         if max_new_tokens < 1:
             raise EngineError(f"{max_new_tokens} new tokens are impossible: ask for at least 1.")
         text = prompt if isinstance(prompt, str) else None
-        ids = tuple(self.model.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
+        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
         if not ids:
             raise EngineError("The prompt is empty: give at least one token.")
-        vocabulary = self.model.vocab_size
+        vocabulary = self.tokenizer.vocabulary_size
         if not all(0 <= token < vocabulary for token in ids):
             raise EngineError(f"A prompt's token ids must lie in 0 to {vocabulary - 1}.")
         now = time.monotonic()
         waiting = _Waiting(
             request_id=request_id or uuid.uuid4().hex,
-            prompt=text if text is not None else self.model.decode(list(ids)),
+            prompt=text if text is not None else self.tokenizer.decode(ids),
             prompt_tokens=ids,
             submitted=now,
             deadline=now + timeout_s,
@@ -267,7 +264,7 @@ class Engine:
                 prompt=waiting.prompt,
                 prompt_tokens=waiting.prompt_tokens,
                 tokens=tokens,
-                text=self.model.decode(list(tokens)),
+                text=self.tokenizer.decode(tokens),
                 outcome=outcome,
                 error=error,
                 submitted_s=waiting.submitted - self._started,
@@ -328,10 +325,6 @@ def _note_token(waiting: _Waiting, token: int | None) -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(traceback.format_exception_only(error)[-1].split())
-
-
-def _compile_target(device: str, hip_target: str | None) -> str:
-    return "llvm-cpu" if device == "local-task" else f"hip:{hip_target}"
 
 
 def _within(action: Callable[[], None], timeout_s: float) -> None:

@@ -52,6 +52,6 @@ def test_gfx_targets_are_read_from_the_kernel_drivers_topology(tmp_path: Path) -
 def test_amdgpu_without_a_hip_runtime_is_one_sentence() -> None:
     if devices.hip_runtime_found():
         pytest.skip("this machine has a HIP runtime")
-    assert devices.resolve("auto", None) == ("local-task", None)
+    assert devices.resolve("auto", None) == ("local-task", "llvm-cpu")
     with pytest.raises(EngineError, match="HIP runtime"):
         devices.resolve("amdgpu", "gfx942")

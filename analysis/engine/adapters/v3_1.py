@@ -72,8 +72,9 @@ class V31(Adapter):
             "service": {"program_isolation"},
             "model": parameters_of(ModelParams, ours),
         })  # fmt: skip
-        if isinstance(dtype := options["model"].get("attn_dtype"), str):
-            options["model"]["attn_dtype"] = getattr(sfnp, dtype)
+        # This generation has one type for both; the page table takes it.
+        dtype = str(options["model"].get("attn_dtype", model.kv_cache_dtype))
+        options["model"]["attn_dtype"] = getattr(sfnp, dtype)
         self.sysman = SystemManager(
             device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
         )

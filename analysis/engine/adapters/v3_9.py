@@ -81,11 +81,8 @@ class V39(Adapter):
         for share in (options["model"], options["cache"]):
             for name in _DTYPES & set(share):
                 share[name] = getattr(sfnp, str(share[name]))
-        options["cache"].setdefault("kv_cache_dtype", sfnp.float16)
-        page_elements = (
-            model.transformer_block_count * 2 * model.block_seq_stride
-            * model.attention_head_count_kv * model.attn_head_dim
-        )  # fmt: skip
+        options["cache"].setdefault("kv_cache_dtype", getattr(sfnp, model.kv_cache_dtype))
+        options["model"].setdefault("has_prefill_position", model.has_prefill_position)
         model_params = ModelParams(
             max_seq_len=model.max_seq_len,
             transformer_block_count=model.transformer_block_count,
@@ -98,7 +95,7 @@ class V39(Adapter):
                 block_seq_stride=model.block_seq_stride,
                 attention_head_count_kv=model.attention_head_count_kv,
                 device_block_count=config.page_count,
-                paged_kv_block_size_elements_per_device=[page_elements],
+                paged_kv_block_size_elements_per_device=[model.page_elements],
                 **options["cache"],
             ),
             **options["model"],

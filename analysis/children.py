@@ -1,0 +1,52 @@
+"""Child processes that never outlive their parent: environment, end and last words."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from analysis.paths import repo_root
+
+_PR_SET_PDEATHSIG = 1
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a child: this checkout importable, the user's site-packages not."""
+    variables = {**os.environ, "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+    if root := repo_root():
+        variables["PYTHONPATH"] = str(root)
+    return variables
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which started it, ends in whatever way.
+
+    It needs no Python to run here, so it also holds for a process that is frozen with the GIL held.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+
+
+def kill_group(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
+    """Kill a child that leads a session of its own, with what it started, and wait for its end."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
+
+
+def tail(path: Path, size: int = 20_000) -> str:
+    """Return the last `size` bytes of a file as text, "" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,42 @@
+"""`cachelab`, the command line: thin commands that import what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer import TyperException
+
+from analysis.cli import model, releases, report, sweep
+from analysis.errors import CachelabError
+
+app = typer.Typer(
+    name="cachelab",
+    help="Find out why an LLM engine's paged KV cache goes wrong under concurrent requests.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("sweep")(sweep.sweep)
+app.command("alone")(sweep.alone)
+app.command("report")(report.report)
+app.command("lab")(report.lab)
+app.add_typer(model.app, name="model")
+app.add_typer(releases.app, name="releases")
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one sentence on stderr.
+
+    The exit status is 1 then, 2 for options that cannot be read, and 130 after Ctrl-C.
+    """
+    try:
+        status = app(standalone_mode=False)
+    except CachelabError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+    except TyperException as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)

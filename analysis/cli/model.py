@@ -1,0 +1,85 @@
+"""`cachelab model`: the counting model, made, checked and compiled."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.cli.values import numbers, texts
+
+app = typer.Typer(help="The counting model: train, verify, build.", no_args_is_help=True)
+
+_Model = Annotated[
+    Path | None, typer.Option(help="a model's directory [default: the counting model]")
+]
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="the directory to export to")],
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same data")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="training steps [default: as shipped]")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 2,
+) -> None:
+    """Train the counting model from scratch and export it; needs the extra `train`."""
+    from analysis.model.train import train_model
+
+    made = train_model(out, seed=seed, steps=steps, threads=threads, progress=_say)
+    typer.echo(str(made.directory))
+
+
+@app.command()
+def build(
+    releases: Annotated[str, typer.Option(help="compile for these releases, such as 3.1.0,3.9.0")],
+    batch_sizes: Annotated[str, typer.Option(help="which of the exported batch sizes")] = "4",
+    device: Annotated[str, typer.Option(help="auto, local-task or amdgpu")] = "auto",
+    hip_target: Annotated[
+        str | None, typer.Option(help="gfx target to compile for on amdgpu [default: ask]")
+    ] = None,
+    model: _Model = None,
+) -> None:
+    """Compile the model with each release's own compiler, and keep it in the cache."""
+    from analysis.oracle import compile_for
+
+    for release in texts(releases):
+        compile_for(
+            release,
+            model=model,
+            batch_sizes=numbers("--batch-sizes", batch_sizes),
+            device=device,
+            hip_target=hip_target,
+        )
+        typer.echo(f"{release}  compiled")
+
+
+@app.command()
+def verify(
+    trials: Annotated[int, typer.Option(min=5, help="held-out prompts; more take longer")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same prompts")] = 0,
+    model: _Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Measure whether the model counts, and whether it does so because it reads its context."""
+    from analysis.model import compile_model, load_model
+    from analysis.model.verify import verify_model
+
+    loaded = load_model(model)
+    found = verify_model(
+        loaded, compile_model(loaded, batch_sizes=(4,)), trials=trials, seed=seed, progress=_say
+    )
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    if not found.passed:
+        _say("The model is not what this project needs: train it anew.")
+        raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

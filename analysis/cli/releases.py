@@ -1,0 +1,31 @@
+"""`cachelab releases`: which shortfin releases have an environment here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The shortfin releases and their environments.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """List every known release, and the interpreter of its environment if it has one."""
+    from analysis.releases import status
+
+    for row in status():
+        missing = "not installed" if row.locked else "no lock file"
+        typer.echo(f"{row.release}  {row.python or missing}")
+
+
+@app.command()
+def install(releases: Annotated[list[str], typer.Argument(help="such as 3.9.0")]) -> None:
+    """Make the environments of releases, and register their Jupyter kernels."""
+    from analysis.releases import check_known
+    from analysis.releases import install as make
+
+    for release in releases:
+        check_known(release)
+    for release in releases:
+        typer.echo(f"{release}  {make(release)}")

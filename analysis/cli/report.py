@@ -1,0 +1,46 @@
+"""`cachelab report` and `cachelab lab`: the notebooks, as pages or live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.cli.values import named, texts
+
+
+def report(
+    notebooks: Annotated[
+        str, typer.Option(help="numbers, names or files of notebooks, or all")
+    ] = "01_reproduce",
+    releases: Annotated[
+        str, typer.Option(help="run each notebook once per release, in its kernel")
+    ] = "3.1.0,3.9.0",
+    out: Annotated[Path, typer.Option(help="where the pages go")] = Path("data/reports"),
+    full: Annotated[
+        bool, typer.Option("--full", help="the parameters meant for publication")
+    ] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of a notebook; repeatable")
+    ] = None,
+) -> None:
+    """Execute notebooks and publish each as one HTML page that opens offline, with an index."""
+    from analysis.report import find_notebooks, publish
+
+    result = publish(
+        find_notebooks(texts(notebooks.replace(" ", ","))),
+        releases=texts(releases),
+        out=out,
+        full=full,
+        parameters=named("--parameter", parameter or ()),
+    )
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def lab() -> None:
+    """Start JupyterLab on 127.0.0.1 with its token on, and a kernel for each release."""
+    from analysis.releases import start_lab
+
+    raise typer.Exit(start_lab())

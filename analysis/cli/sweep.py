@@ -1,0 +1,162 @@
+"""`cachelab sweep`: a grid of cells, each a fresh engine in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.cli.values import named, numbers, texts
+
+if TYPE_CHECKING:
+    from analysis.store import Run
+    from analysis.sweep import Plan
+
+
+def sweep(
+    releases: Annotated[str, typer.Option(help="shortfin releases, such as 3.1.0,3.9.0")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the run's directory, also to go on with it [default: a new one]"),
+    ] = None,
+    prefix_sharing: Annotated[str, typer.Option(help="none, trie or both")] = "none",
+    pages: Annotated[str, typer.Option(help="sizes of the page pool")] = "256",
+    concurrency: Annotated[str, typer.Option(help="numbers of client threads")] = "1,2,4,8",
+    workload: Annotated[
+        str, typer.Option(help="reported, mixed, shared_prefix, aba, or a JSON Lines file")
+    ] = "mixed",
+    repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,
+    rounds: Annotated[
+        int | None, typer.Option(help="requests per client [default: 1; aba: 3]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,
+    batch_sizes: Annotated[str, typer.Option(help="compiled batch sizes")] = "4",
+    device: Annotated[str, typer.Option(help="auto, local-task or amdgpu")] = "auto",
+    device_ids: Annotated[str, typer.Option(help="particular devices by name")] = "",
+    hip_target: Annotated[
+        str | None, typer.Option(help="gfx target to compile for on amdgpu [default: ask]")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="a model's directory [default: the counting model]")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, passed to the engine; repeatable")
+    ] = None,
+    serialise_flights: Annotated[
+        bool, typer.Option("--serialise-flights", help="one flight at a time on each fiber")
+    ] = False,
+    request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
+    cell_timeout: Annotated[float, typer.Option(help="seconds for one cell")] = 120.0,
+    jobs: Annotated[int, typer.Option(help="cells at the same time")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object per finished cell on stdout")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the grid and an estimate, run nothing")
+    ] = False,
+) -> None:
+    """Measure how often the engine fails, over a grid of releases, settings and concurrency.
+
+    Run again with the same options and the same --out, it goes on where it stopped.
+    """
+    from analysis.paths import runs_dir
+    from analysis.sweep import Plan, run_sweep
+
+    plan = Plan(
+        releases=texts(releases),
+        prefix_sharing=texts(prefix_sharing),
+        pages=numbers("--pages", pages),
+        concurrency=numbers("--concurrency", concurrency),
+        workload=workload,
+        repeats=repeats,
+        rounds=rounds,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        batch_sizes=numbers("--batch-sizes", batch_sizes),
+        device=device,
+        device_ids=texts(device_ids),
+        hip_target=hip_target,
+        model=str(model) if model else None,
+        options=named("--option", option or ()),
+        serialise_flights=serialise_flights,
+        request_timeout_s=request_timeout,
+        cell_timeout_s=cell_timeout,
+    )
+    if dry_run:
+        _print_grid(plan, jobs)
+        return
+    place = out or runs_dir() / f"{datetime.now():%Y-%m-%d-%H%M%S}"
+    try:
+        run = run_sweep(plan, place, jobs=jobs, on_cell=_print_cell if as_json else None)
+    except KeyboardInterrupt:
+        done = len(list((place / "cells").glob("[!.]*")))
+        sys.stderr.write(
+            f"\nStopped with {done} of {len(plan.cells())} cells in {place}: run the same command"
+            f" with --out {place} to go on.\n"
+        )
+        raise typer.Exit(130) from None
+    if not as_json:
+        _print_summary(run)
+
+
+def _print_grid(plan: Plan, jobs: int) -> None:
+    from analysis.sweep.estimate import Estimate
+    from analysis.sweep.progress import duration
+
+    estimate, cells = Estimate(plan, jobs), plan.cells()
+    for cell in cells:
+        typer.echo(f"{cell.cell_id}  about {duration(estimate.cell_s(cell))}")
+    total = duration(estimate.total_s(cells))
+    typer.echo(f"{len(cells)} cells, {jobs} at a time: about {total}")
+
+
+def _print_cell(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    sys.stdout.write(json.dumps({**row, **counts}) + "\n")
+    sys.stdout.flush()
+
+
+def _print_summary(run: Run) -> None:
+    failed = int((run.requests["outcome"] != "ok").sum())
+    bad = int((run.cells["status"] != "ok").sum())
+    typer.echo(
+        f"{run.path}: {len(run.cells)} cells ({bad} did not end well),"
+        f" {failed} of {len(run.requests)} requests failed"
+    )
+
+
+def alone(
+    run: Annotated[Path, typer.Argument(help="a run's directory")],
+    prefix_sharing: Annotated[
+        str | None, typer.Option(help="none or trie [default: as it was asked]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="engines at the same time")] = 1,
+) -> None:
+    """Ask each prompt that a run answered wrong again, alone on a fresh engine.
+
+    The exit status is 0 if every one is then answered right.
+    """
+    from analysis.store import load_run
+    from analysis.sweep.alone import ask_alone
+
+    asked = ask_alone(
+        load_run(run), prefix_sharing=prefix_sharing, jobs=jobs, on_answer=_print_answer
+    )
+    groups = asked.groupby(["release", "prefix_sharing"])["outcome"]
+    for (release, sharing), outcomes in groups:
+        right = int((outcomes == "ok").sum())
+        typer.echo(f"{release} {sharing}: {right} of {len(outcomes)} answered right alone")
+    if asked.empty:
+        typer.echo("The run has no wrong answer.")
+    if (asked["outcome"] != "ok").any():
+        raise typer.Exit(1)
+
+
+def _print_answer(row: Mapping[str, Any]) -> None:
+    tail = row["prompt"][-30:]
+    sys.stderr.write(f"{row['release']} {row['prefix_sharing']}: {row['outcome']}, ...{tail!r}\n")

@@ -1,0 +1,40 @@
+"""Option values with several parts: `1,2,4` and `NAME=VALUE`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.errors import CachelabError
+
+
+class OptionError(CachelabError):
+    """An option's value cannot be read."""
+
+
+def texts(value: str) -> tuple[str, ...]:
+    """Return the parts of `a,b,c`, without spaces around them."""
+    return tuple(part for part in (p.strip() for p in value.split(",")) if part)
+
+
+def numbers(flag: str, value: str) -> tuple[int, ...]:
+    """Return the whole numbers of `1,2,4`."""
+    try:
+        return tuple(int(part) for part in texts(value))
+    except ValueError:
+        raise OptionError(f"`{flag}` takes whole numbers such as 1,2,4, not {value!r}.") from None
+
+
+def named(flag: str, values: Sequence[str]) -> dict[str, Any]:
+    """Return `NAME=VALUE` pairs; a value is read as JSON where it is JSON, else as text."""
+    pairs: dict[str, Any] = {}
+    for value in values:
+        name, separator, text = value.partition("=")
+        if not name.strip() or not separator:
+            raise OptionError(f"`{flag}` takes NAME=VALUE, not {value!r}.")
+        try:
+            pairs[name.strip()] = json.loads(text)
+        except ValueError:
+            pairs[name.strip()] = text
+    return pairs

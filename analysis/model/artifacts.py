@@ -1,0 +1,294 @@
+"""A model directory as engines load it: config, program, weights, tokenizer, checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from analysis.errors import ModelError
+from analysis.paths import repo_root
+
+__all__ = ["ModelArtifacts", "ModelConfig", "load_model", "shipped_model", "write_checksums"]
+
+_CHECKSUMS = "checksums.json"
+_SAMPLED_FROM = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What config.json says, in the words of sharktank's export_paged_llm_v1.
+
+    ``raw`` is the whole file, for keys that only some releases know.
+    """
+
+    module_name: str
+    module_abi_version: int
+    max_seq_len: int
+    attn_head_dim: int
+    prefill_batch_sizes: tuple[int, ...]
+    decode_batch_sizes: tuple[int, ...]
+    transformer_block_count: int
+    attention_head_count_kv: int
+    block_seq_stride: int
+    device_block_count: int
+    kv_cache_dtype: str
+    has_prefill_position: bool
+    raw: Mapping[str, Any]
+
+    @property
+    def page_shape(self) -> tuple[int, int, int, int, int]:
+        """One page of the cache: (layers, 2 for K and V, tokens, kv heads, head dimension)."""
+        return (
+            self.transformer_block_count,
+            2,
+            self.block_seq_stride,
+            self.attention_head_count_kv,
+            self.attn_head_dim,
+        )
+
+    @property
+    def page_elements(self) -> int:
+        """Elements of one page of the cache."""
+        layers, kinds, tokens, heads, size = self.page_shape
+        return layers * kinds * tokens * heads * size
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArtifacts:
+    """A model directory that was read and checked.
+
+    ``mlir`` and ``vmfb`` are not both None. ``checksum`` is a SHA-256 over the config, the program,
+    the weights and the tokenizer (of weights files of a gibibyte and more: their size and both
+    ends).
+    """
+
+    directory: Path
+    config: ModelConfig
+    mlir: Path | None
+    vmfb: Path | None
+    parameters: tuple[Path, ...]
+    tokenizer_json: Path
+    tokenizer_config_json: Path
+    bos_token: str | None
+    eos_token: str
+    checksum: str
+
+
+def shipped_model() -> Path:
+    """Return where the counting model lies: `data/model` of the checkout, or inside the wheel.
+
+    Raises
+    ------
+    ModelError
+        If neither place has it.
+
+    """
+    root = repo_root()
+    places = [root / "data" / "model"] if root else []
+    places.append(Path(__file__).resolve().parent.parent / "_data" / "model")
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise ModelError(
+        f"The counting model is missing from {places[0]}; restore it with `git checkout "
+        "data/model` "
+        "or make it anew with `cachelab model train`."
+    )
+
+
+def load_model(path: Path | None = None) -> ModelArtifacts:
+    """Read and check a model directory; None means the shipped counting model.
+
+    The directory holds config.json, one .mlir or .vmfb (or both), .irpa or .gguf weights,
+    tokenizer.json and tokenizer_config.json. If checksums.json is there, every file that it names
+    is verified.
+
+    Raises
+    ------
+    ModelError
+        If anything is missing, corrupt or not as its checksum says; one sentence that says what.
+
+    """
+    directory = (path if path is not None else shipped_model()).expanduser().resolve()
+    if not directory.is_dir():
+        raise ModelError(
+            f"There is no model directory {directory}; give one that holds config.json."
+        )
+    digests = _verified(directory)
+    config = _config(directory / "config.json")
+    mlir = _only(directory, "mlir")
+    vmfb = _only(directory, "vmfb")
+    if mlir is None and vmfb is None:
+        raise ModelError(
+            f"{directory} holds no program; add the .mlir or the .vmfb that the exporter wrote."
+        )
+    parameters = tuple(sorted([*directory.glob("*.irpa"), *directory.glob("*.gguf")]))
+    if not parameters:
+        raise ModelError(f"{directory} holds no weights; add the .irpa or .gguf file of the model.")
+    for weights in parameters:
+        _check_weights(weights)
+    tokenizer = directory / "tokenizer.json"
+    if "model" not in _json(tokenizer):
+        raise ModelError(
+            f"{tokenizer} has no key 'model'; replace it by a Hugging Face tokenizers file."
+        )
+    tokenizer_config = directory / "tokenizer_config.json"
+    words = _json(tokenizer_config)
+    eos = _token(words.get("eos_token"))
+    if eos is None:
+        raise ModelError(f"{tokenizer_config} names no eos_token; add the model's end token to it.")
+    files = [directory / "config.json", tokenizer, tokenizer_config, *parameters]
+    files += [program for program in (mlir, vmfb) if program is not None]
+    return ModelArtifacts(
+        directory=directory,
+        config=config,
+        mlir=mlir,
+        vmfb=vmfb,
+        parameters=parameters,
+        tokenizer_json=tokenizer,
+        tokenizer_config_json=tokenizer_config,
+        bos_token=_token(words.get("bos_token")),
+        eos_token=eos,
+        checksum=_checksum(files, digests),
+    )
+
+
+def write_checksums(directory: Path) -> None:
+    """Write checksums.json (SHA-256) for every file of `directory` that a model is loaded from."""
+    names = sorted(
+        file.name
+        for file in directory.iterdir()
+        if file.suffix in {".json", ".mlir", ".vmfb", ".irpa", ".gguf"} and file.name != _CHECKSUMS
+    )
+    files = {name: _sha256(directory / name) for name in names}
+    text = json.dumps({"algorithm": "sha256", "files": files}, indent=2) + "\n"
+    (directory / _CHECKSUMS).write_text(text, encoding="utf-8")
+
+
+def _verified(directory: Path) -> dict[str, str]:
+    path = directory / _CHECKSUMS
+    if not path.is_file():
+        return {}
+    files = _json(path).get("files")
+    if not isinstance(files, dict):
+        raise ModelError(f"{path} has no table 'files'; delete it or write it anew.")
+    for name, expected in files.items():
+        if not (directory / name).is_file():
+            raise ModelError(
+                f"{directory / name} is missing, though checksums.json lists it; restore the file."
+            )
+        if _sha256(directory / name) != expected:
+            raise ModelError(
+                f"{directory / name} is not the file that checksums.json describes; restore it, or "
+                "delete checksums.json if the change was meant."
+            )
+    return dict(files)
+
+
+def _config(path: Path) -> ModelConfig:
+    raw = _json(path)
+    cache = raw.get("paged_kv_cache")
+    if not isinstance(cache, dict):
+        raise ModelError(f"{path} has no table 'paged_kv_cache'; the engine needs a paged model.")
+
+    def number(table: Mapping[str, Any], key: str, default: int | None = None) -> int:
+        value = table.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ModelError(f"{path} needs a positive whole number under '{key}', not {value!r}.")
+        return value
+
+    def sizes(key: str) -> tuple[int, ...]:
+        value = raw.get(key)
+        if not isinstance(value, list) or not value or not all(type(n) is int for n in value):
+            raise ModelError(f"{path} needs a list of batch sizes under '{key}', not {value!r}.")
+        if min(value) < 1:
+            raise ModelError(
+                f"{path} needs batch sizes of at least 1 under '{key}', not {value!r}."
+            )
+        return tuple(sorted(value))
+
+    return ModelConfig(
+        module_name=str(raw.get("module_name", "module")),
+        module_abi_version=number(raw, "module_abi_version", 1),
+        max_seq_len=number(raw, "max_seq_len"),
+        attn_head_dim=number(raw, "attn_head_dim"),
+        prefill_batch_sizes=sizes("prefill_batch_sizes"),
+        decode_batch_sizes=sizes("decode_batch_sizes"),
+        transformer_block_count=number(raw, "transformer_block_count"),
+        attention_head_count_kv=number(cache, "attention_head_count_kv"),
+        block_seq_stride=number(cache, "block_seq_stride"),
+        device_block_count=number(cache, "device_block_count"),
+        kv_cache_dtype=str(cache.get("kv_cache_dtype", raw.get("attn_dtype", "float16"))),
+        has_prefill_position=bool(raw.get("has_prefill_position", False)),
+        raw=MappingProxyType(raw),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing; put the file that the exporter wrote beside the others."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); restore the file.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold one JSON object; restore the file.")
+    return value
+
+
+def _only(directory: Path, suffix: str) -> Path | None:
+    found = sorted(directory.glob(f"*.{suffix}"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ModelError(
+            f"{directory} holds more than one .{suffix} ({names}); leave only one there."
+        )
+    if found and found[0].stat().st_size == 0:
+        raise ModelError(f"{found[0]} is empty; restore the file.")
+    return found[0] if found else None
+
+
+def _check_weights(path: Path) -> None:
+    magic = {".irpa": b"IRPA", ".gguf": b"GGUF"}[path.suffix]
+    with path.open("rb") as file:
+        if file.read(4) != magic:
+            raise ModelError(
+                f"{path} is not a {path.suffix} file, or is damaged; restore the file."
+            )
+
+
+def _token(value: object) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _checksum(files: list[Path], digests: Mapping[str, str]) -> str:
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        whole.update(f"{file.name} {digests.get(file.name) or _fingerprint(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    if size < _SAMPLED_FROM:
+        return _sha256(path)
+    # Hashing tens of gibibytes at every start would take longer than most runs.
+    with path.open("rb") as file:
+        ends = file.read(1 << 20)
+        file.seek(-(1 << 20), 2)
+        ends += file.read()
+    return hashlib.sha256(str(size).encode() + ends).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,227 @@
+"""From portable MLIR to a .vmfb for one target, kept in a cache outside git."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.errors import ModelError
+from analysis.model.artifacts import ModelArtifacts
+from analysis.paths import cache_dir as default_cache_dir
+
+__all__ = ["cache_key", "compile_model", "select_functions", "target_flags"]
+
+_FUNCTION = re.compile(r"^  func\.func @(\w+)\(")
+_KEPT_LINES = 20
+
+
+def compile_model(
+    model: ModelArtifacts,
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    target: str = "llvm-cpu",
+    cache_dir: Path | None = None,
+    timeout_s: float = 600.0,
+) -> Path:
+    """Return a .vmfb of `model` for `target`, compiled now or found in the cache.
+
+    A model that brings its own .vmfb is used as it is. Compiling takes about 8 s for a batch size,
+    in a child process with the installed iree-base-compiler.
+
+    Parameters
+    ----------
+    model
+        The artifacts, as `load_model` reads them.
+    batch_sizes
+        Which of the exported batch sizes to compile; None means all that config.json lists.
+    target
+        ``llvm-cpu`` (this machine's CPU) or an AMD GPU such as ``gfx942`` (also ``hip:gfx942``).
+    cache_dir
+        Where to keep it; None means `vmfb` in the project's cache (`CACHELAB_CACHE_DIR`).
+    timeout_s
+        Seconds after which the compiler is stopped.
+
+    Raises
+    ------
+    ModelError
+        If a batch size was not exported, the target is unknown, no compiler is installed, or the
+        compiler fails or takes too long; its last lines are kept.
+
+    """
+    if model.vmfb is not None:
+        return model.vmfb
+    assert model.mlir is not None
+    flags = target_flags(target)
+    sizes = _sizes(model, batch_sizes)
+    text = select_functions(
+        model.mlir.read_text(encoding="utf-8"),
+        [f"{phase}_bs{size}" for phase in ("prefill", "decode") for size in sizes],
+        model.mlir,
+    )
+    directory = cache_dir if cache_dir is not None else default_cache_dir() / "vmfb"
+    label = f"{target.removeprefix('hip:')}-bs{'_'.join(map(str, sizes))}"
+    vmfb = directory / f"{label}-{cache_key(text, flags)}.vmfb"
+    if vmfb.is_file():
+        return vmfb
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory, vmfb.stem):
+            if not vmfb.is_file():
+                _compile(text, flags, vmfb, timeout_s)
+    except OSError as error:
+        raise ModelError(
+            f"The compiled model cannot be kept in {directory} ({error}); set "
+            "CACHELAB_CACHE_DIR to a "
+            "directory that can be written."
+        ) from error
+    return vmfb
+
+
+def target_flags(target: str) -> tuple[str, ...]:
+    """Return the compiler's flags for a target.
+
+    Raises
+    ------
+    ModelError
+        If the target is neither ``llvm-cpu`` nor an AMD GPU.
+
+    """
+    common = ("--iree-input-type=auto", "--iree-opt-const-eval=false")
+    if target == "llvm-cpu":
+        return (
+            "--iree-hal-target-backends=llvm-cpu",
+            "--iree-llvmcpu-target-cpu=host",
+            *common,
+        )
+    chip = target.removeprefix("hip:")
+    if re.fullmatch(r"gfx[0-9a-f]+(-[a-z]+)*", chip):
+        return ("--iree-hal-target-backends=rocm", f"--iree-hip-target={chip}", *common)
+    raise ModelError(
+        f"There is no target {target!r}; use llvm-cpu, or an AMD GPU by its name such as gfx942."
+    )
+
+
+def select_functions(mlir: str, names: Sequence[str], where: Path) -> str:
+    """Keep only the named top-level functions of a text MLIR module, and all else that is not one.
+
+    Raises
+    ------
+    ModelError
+        If one of them is not there; `where` is named in the message.
+
+    """
+    kept: list[str] = []
+    found: set[str] = set()
+    dropping = False
+    for line in mlir.splitlines(keepends=True):
+        if match := _FUNCTION.match(line):
+            dropping = match.group(1) not in names
+            found.add(match.group(1))
+        if not dropping:
+            kept.append(line)
+        if line.startswith("  }"):
+            dropping = False
+    if missing := sorted(set(names) - found):
+        raise ModelError(
+            f"{where} does not export {', '.join(missing)}; it exports "
+            f"{', '.join(sorted(found)) or 'nothing'}."
+        )
+    return "".join(kept)
+
+
+def cache_key(mlir: str, flags: Sequence[str]) -> str:
+    """Name a compilation by its input, compiler version, flags and, for `host`, the CPU."""
+    parts = [hashlib.sha256(mlir.encode()).hexdigest(), _compiler_version(), *flags]
+    if any(flag.endswith("=host") for flag in flags):
+        parts.append(_host_cpu())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def _sizes(model: ModelArtifacts, batch_sizes: Sequence[int] | None) -> tuple[int, ...]:
+    exported = sorted({*model.config.prefill_batch_sizes, *model.config.decode_batch_sizes})
+    wanted = sorted(set(batch_sizes)) if batch_sizes is not None else exported
+    if not wanted or (unknown := [size for size in wanted if size not in exported]):
+        raise ModelError(
+            "The model has no batch size "
+            f"{', '.join(map(str, unknown)) if wanted else 'none'}; it was "
+            f"exported for {', '.join(map(str, exported))}."
+        )
+    return tuple(wanted)
+
+
+def _compile(text: str, flags: Sequence[str], vmfb: Path, timeout_s: float) -> None:
+    with tempfile.TemporaryDirectory(dir=vmfb.parent, prefix=".compiling-") as scratch:
+        source = Path(scratch) / "model.mlir"
+        made = Path(scratch) / "model.vmfb"
+        source.write_text(text, encoding="utf-8")
+        command = [_compiler(), str(source), *flags, "-o", str(made)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            raise ModelError(
+                f"Compiling the model took longer than {timeout_s:g} s and was stopped; allow more "
+                "time or ask for fewer batch sizes."
+            ) from None
+        if done.returncode != 0 or not made.is_file():
+            last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_KEPT_LINES:])
+            raise ModelError(
+                f"iree-compile {_compiler_version()} failed on the model with exit status "
+                f"{done.returncode}; its last lines were:\n{last}"
+            )
+        os.replace(made, vmfb)
+
+
+@contextmanager
+def _alone(directory: Path, stem: str) -> Iterator[None]:
+    """Let one process compile while others wait; a killed one lets go of the lock."""
+    with (directory / f".{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compiler() -> str:
+    try:
+        from iree.compiler.tools.binaries import find_tool
+
+        return str(find_tool("iree-compile"))
+    except Exception as error:
+        raise ModelError(
+            f"No IREE compiler is installed in this environment ({error}); install "
+            "iree-base-compiler "
+            "of the same version as shortfin."
+        ) from None
+
+
+def _compiler_version() -> str:
+    try:
+        return importlib.metadata.version("iree-base-compiler")
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(
+            "No IREE compiler is installed in this environment; install iree-base-compiler "
+            "of the same "
+            "version as shortfin."
+        ) from None
+
+
+def _host_cpu() -> str:
+    """Name this CPU and its features, so that a cache on a shared disk serves only its like."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    lines = [
+        next((line for line in text.splitlines() if line.startswith(key)), "")
+        for key in ("model name", "flags")
+    ]
+    return " ".join([platform.machine(), *lines])

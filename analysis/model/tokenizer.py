@@ -1,0 +1,45 @@
+"""The model's tokenizer: text to token ids with the bos token, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from analysis.errors import ModelError
+from analysis.model.artifacts import ModelArtifacts
+
+__all__ = ["ModelTokenizer"]
+
+
+class ModelTokenizer:
+    """Reads tokenizer.json with the `tokenizers` package, as the engine does.
+
+    Raises
+    ------
+    ModelError
+        If tokenizer.json is not a tokenizer.
+
+    """
+
+    def __init__(self, model: ModelArtifacts) -> None:
+        import tokenizers
+
+        try:
+            self._raw: Any = tokenizers.Tokenizer.from_file(str(model.tokenizer_json))
+        except Exception as error:
+            raise ModelError(
+                f"{model.tokenizer_json} is not a tokenizer ({error}); restore the file."
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, the bos token first if the tokenizer adds one."""
+        return list(self._raw.encode(text).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self._raw.decode(list(ids)))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens there are, special ones included."""
+        return int(self._raw.get_vocab_size())

@@ -1,0 +1,233 @@
+"""A small llama-style decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
+
+Three ways to run it: plain causal attention (training), and prefill and decode over a paged cache
+(export). The paged ones follow the interface that the released engines call, whose semantics come
+from the paged_llm_v1 exporter of late 2024 (described in the project's model card, not copied from
+it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Architecture", "Decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes of the decoder; a page holds `page_tokens` tokens of all layers."""
+
+    vocab: int
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    hidden: int = 256
+    page_tokens: int = 16
+    max_seq_len: int = 256
+    rope_base: float = 10_000.0
+
+    @property
+    def page_elements(self) -> int:
+        """Elements of a page: layers x (K, V) x tokens x kv heads x head dimension."""
+        return self.layers * 2 * self.page_tokens * self.kv_heads * self.head_dim
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Return the sizes as plain JSON values."""
+        return asdict(self)
+
+
+class Norm(nn.Module):  # type: ignore[misc]
+    """Root-mean-square normalisation."""
+
+    def __init__(self, width: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    """The weights of one layer; attention itself is chosen by the caller."""
+
+    def __init__(self, sizes: Architecture) -> None:
+        super().__init__()
+        inner, kv_inner = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+        self.attention_norm = Norm(sizes.width)
+        self.query = nn.Linear(sizes.width, inner, bias=False)
+        self.key = nn.Linear(sizes.width, kv_inner, bias=False)
+        self.value = nn.Linear(sizes.width, kv_inner, bias=False)
+        # Normalised queries and keys (as in OLMo 2 and Qwen3) make attention sharp.
+        self.query_norm = Norm(sizes.head_dim, gain=1.5)
+        self.key_norm = Norm(sizes.head_dim, gain=1.5)
+        self.out = nn.Linear(inner, sizes.width, bias=False)
+        self.feed_norm = Norm(sizes.width)
+        self.gate = nn.Linear(sizes.width, sizes.hidden, bias=False)
+        self.up = nn.Linear(sizes.width, sizes.hidden, bias=False)
+        self.down = nn.Linear(sizes.hidden, sizes.width, bias=False)
+
+    def feed(self, x: Tensor) -> Tensor:
+        x = self.feed_norm(x)
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """The counting model. Tokens are int64, logits float32, the paged cache float16."""
+
+    inverse_frequencies: Tensor
+
+    def __init__(self, sizes: Architecture) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.embedding = nn.Embedding(sizes.vocab, sizes.width)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.norm = Norm(sizes.width)
+        self.head = nn.Linear(sizes.width, sizes.vocab, bias=False)
+        exponents = torch.arange(0, sizes.head_dim, 2, dtype=torch.float32) / sizes.head_dim
+        self.register_buffer("inverse_frequencies", sizes.rope_base**-exponents)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        nn.init.normal_(self.embedding.weight, std=1.0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Plain causal attention: tokens ``[rows, length]`` to logits ``[rows, length, vocab]``."""
+        positions = torch.arange(tokens.shape[1])[None, :]
+        turn = self._turn(positions)
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            q, k, v = self._project(block, x, turn)
+            y = functional.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                self._spread(k).transpose(1, 2),
+                self._spread(v).transpose(1, 2),
+                is_causal=True,
+            )
+            x = x + block.out(y.transpose(1, 2).flatten(2))
+            x = x + block.feed(x)
+        return self.head(self.norm(x))
+
+    def prefill(self, tokens: Tensor, seq_lens: Tensor, block_ids: Tensor, slab: Tensor) -> Tensor:
+        """Run whole prompts and write all their keys and values, padding included, to their pages.
+
+        Shapes: tokens ``[rows, length]``, seq_lens ``[rows]``, block_ids ``[rows, length / 16]``,
+        slab
+        ``[pages, page elements]`` (float16, changed in place); returns ``[rows, length, vocab]``.
+        """
+        positions = torch.arange(tokens.shape[1])[None, :]
+        turn = self._turn(positions)
+        causal = positions[:, None, :] <= positions[:, :, None]
+        within = positions[:, None, :] < seq_lens[:, None, None]
+        mask = self._minus_infinity(torch.logical_and(causal, within))
+        x = self.embedding(tokens)
+        for index, block in enumerate(self.blocks):
+            q, k, v = self._project(block, x, turn)
+            self._write_pages(slab, index, block_ids, k, v)
+            x = x + block.out(self._attend(q, k, v, mask))
+            x = x + block.feed(x)
+        return self.head(self.norm(x))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        seq_lens: Tensor,
+        start_positions: Tensor,
+        block_ids: Tensor,
+        slab: Tensor,
+    ) -> Tensor:
+        """Run one token a row: write its slot, then attend to seq_lens slots of its pages.
+
+        Shapes: tokens ``[rows, 1]``, seq_lens and start_positions ``[rows]``, block_ids
+        ``[rows, blocks]``, slab ``[pages, page elements]`` (float16, changed in place); returns
+        ``[rows, 1, vocab]``. What stands in a slot below seq_lens is read, whoever wrote it.
+        """
+        page = self.sizes.page_tokens
+        turn = self._turn(start_positions[:, None])
+        slots = torch.arange(page)[None, :] + page * torch.arange(block_ids.shape[1])[:, None]
+        mask = self._minus_infinity(slots.flatten()[None, :] < seq_lens[:, None])[:, None, :]
+        own_page = torch.gather(block_ids, 1, start_positions[:, None] // page)[:, 0]
+        x = self.embedding(tokens)
+        for index, block in enumerate(self.blocks):
+            q, k, v = self._project(block, x, turn)
+            self._write_slot(slab, index, own_page, start_positions % page, k, v)
+            keys, values = self._read_pages(slab, index, block_ids)
+            x = x + block.out(self._attend(q, keys, values, mask))
+            x = x + block.feed(x)
+        return self.head(self.norm(x))
+
+    def _turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].to(torch.float32) * self.inverse_frequencies
+        return torch.cos(angles)[:, :, None, :], torch.sin(angles)[:, :, None, :]
+
+    def _project(
+        self, block: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give queries, keys (both turned) and values, ``[rows, length, heads, head_dim]``."""
+        x = block.attention_norm(x)
+        q = block.query(x).unflatten(-1, (self.sizes.heads, self.sizes.head_dim))
+        k = block.key(x).unflatten(-1, (self.sizes.kv_heads, self.sizes.head_dim))
+        v = block.value(x).unflatten(-1, (self.sizes.kv_heads, self.sizes.head_dim))
+        return _rotate(block.query_norm(q), turn), _rotate(block.key_norm(k), turn), v
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Repeat each key or value head for the query heads that share it."""
+        return torch.repeat_interleave(x, self.sizes.heads // self.sizes.kv_heads, dim=2)
+
+    @staticmethod
+    def _minus_infinity(allowed: Tensor) -> Tensor:
+        return torch.where(allowed, 0.0, float("-inf"))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention with `mask` (``[rows, queries, keys]``) added to the scores."""
+        groups = self.sizes.heads // self.sizes.kv_heads
+        rows, queries = q.shape[0], q.shape[1]
+        q = q.unflatten(2, (self.sizes.kv_heads, groups)).permute(0, 2, 3, 1, 4)
+        k = k.permute(0, 2, 3, 1)[:, :, None]
+        v = v.permute(0, 2, 1, 3)[:, :, None]
+        scores = torch.matmul(q, k) * self.sizes.head_dim**-0.5 + mask[:, None, None]
+        y = torch.matmul(torch.softmax(scores, dim=-1), v)
+        return y.permute(0, 3, 1, 2, 4).reshape(rows, queries, -1)
+
+    def _halves(self, slab: Tensor) -> Tensor:
+        """See the slab as rows of one page's keys or values of one layer."""
+        return slab.view(-1, self.sizes.page_elements // (2 * self.sizes.layers))
+
+    def _write_pages(
+        self, slab: Tensor, layer: int, block_ids: Tensor, k: Tensor, v: Tensor
+    ) -> None:
+        halves = self._halves(slab)
+        first = block_ids.flatten() * (2 * self.sizes.layers) + 2 * layer
+        for kind, x in enumerate((k, v)):
+            pages = x.to(torch.float16).reshape(-1, halves.shape[1])
+            halves.index_put_((first + kind,), pages)
+
+    def _write_slot(
+        self, slab: Tensor, layer: int, page: Tensor, offset: Tensor, k: Tensor, v: Tensor
+    ) -> None:
+        tokens = slab.view(-1, self.sizes.kv_heads * self.sizes.head_dim)
+        for kind, x in enumerate((k, v)):
+            row = (page * (2 * self.sizes.layers) + 2 * layer + kind) * self.sizes.page_tokens
+            tokens.index_put_((row + offset,), x.to(torch.float16).flatten(1))
+
+    def _read_pages(self, slab: Tensor, layer: int, block_ids: Tensor) -> tuple[Tensor, Tensor]:
+        halves = self._halves(slab)
+        first = block_ids * (2 * self.sizes.layers) + 2 * layer
+        shape = (self.sizes.page_tokens, self.sizes.kv_heads, self.sizes.head_dim)
+        keys, values = (
+            halves[first + kind].unflatten(-1, shape).flatten(1, 2).to(torch.float32)
+            for kind in (0, 1)
+        )
+        return keys, values
+
+
+def _rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = turn
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

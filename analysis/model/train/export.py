@@ -1,0 +1,186 @@
+"""Exporting a trained decoder: portable MLIR, weights, tokenizer and config."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import iree.turbine.aot as aot
+import torch
+from torch import Tensor
+
+from analysis.model.artifacts import write_checksums
+from analysis.model.train.architecture import Architecture, Decoder
+from analysis.model.vocabulary import BOS, EOS, UNKNOWN, VOCABULARY
+
+__all__ = ["BATCH_SIZES", "export_model"]
+
+BATCH_SIZES = (1, 2, 4, 8)
+_SCOPE = "model"
+_PAGES = 256
+
+
+def export_model(
+    decoder: Decoder, directory: Path, *, batch_sizes: tuple[int, ...] = BATCH_SIZES
+) -> None:
+    """Write the model to `directory`: config, program, weights, tokenizer, checksums."""
+    directory.mkdir(parents=True, exist_ok=True)
+    decoder = decoder.eval()
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(False)
+    aot.externalize_module_parameters(decoder, external_scope=_SCOPE)
+    aot.save_module_parameters(directory / "model.irpa", decoder)
+    (directory / "model.mlir").write_text(_mlir(decoder, batch_sizes), encoding="utf-8")
+    _write_json(directory / "config.json", _config(decoder.sizes, batch_sizes))
+    _write_json(directory / "tokenizer.json", _tokenizer())
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(decoder.sizes))
+    write_checksums(directory)
+
+
+def _mlir(decoder: Decoder, batch_sizes: tuple[int, ...]) -> str:
+    sizes = decoder.sizes
+    builder = aot.FxProgramsBuilder(decoder)
+    blocks = torch.export.Dim("blocks", min=2, max=sizes.max_seq_len // sizes.page_tokens - 1)
+    pages = torch.export.Dim("pages", min=2)
+    for rows in batch_sizes:
+        block_ids = torch.zeros((rows, 3), dtype=torch.int64)
+        slab = torch.zeros((8, sizes.page_elements), dtype=torch.float16)
+        lengths = torch.ones(rows, dtype=torch.int64)
+        prompt = torch.zeros((rows, 3 * sizes.page_tokens), dtype=torch.int64)
+
+        builder.export_program(
+            name=f"prefill_bs{rows}",
+            args=(prompt, lengths, block_ids, slab),
+            dynamic_shapes={
+                "tokens": {1: sizes.page_tokens * blocks},
+                "seq_lens": {},
+                "block_ids": {1: blocks},
+                "slab": {0: pages},
+            },
+            strict=False,
+        )(_prefill)
+        builder.export_program(
+            name=f"decode_bs{rows}",
+            # Two tensors: given one object twice, torch.export would read it for both.
+            args=(prompt[:, :1], lengths, lengths - 1, block_ids, slab),
+            dynamic_shapes={
+                "tokens": {},
+                "seq_lens": {},
+                "start_positions": {},
+                "block_ids": {1: blocks},
+                "slab": {0: pages},
+            },
+            strict=False,
+        )(_decode)
+    output = aot.export(builder)
+    text = io.StringIO()
+    output.mlir_module.print(file=text, enable_debug_info=False)
+    return portable(text.getvalue())
+
+
+def _prefill(
+    model: Decoder, tokens: Tensor, seq_lens: Tensor, block_ids: Tensor, slab: Tensor
+) -> Tensor:
+    return model.prefill(tokens, seq_lens, block_ids, slab)
+
+
+def _decode(
+    model: Decoder,
+    tokens: Tensor,
+    seq_lens: Tensor,
+    start_positions: Tensor,
+    block_ids: Tensor,
+    slab: Tensor,
+) -> Tensor:
+    return model.decode(tokens, seq_lens, start_positions, block_ids, slab)
+
+
+def portable(mlir: str) -> str:
+    """Drop what older compilers do not know and what only describes the machine of the export."""
+    lines = (
+        line
+        for line in mlir.splitlines()
+        if "_assert_tensor_metadata" not in line and not line.startswith("#loc")
+    )
+    text = re.sub(r" loc\(#?[^)]*\)", "", "\n".join(lines) + "\n")
+    # The attribute moved to another dialect; every compiler still reads its first name.
+    text = text.replace("#flow.parameter.named<", "#stream.parameter.named<")
+    return re.sub(r"^(module @)\S+", r"\1module", text, flags=re.MULTILINE)
+
+
+def _config(sizes: Architecture, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    # Only keys that the oldest release knows: it refuses any other.
+    return {
+        "module_name": "module",
+        "module_abi_version": 1,
+        "max_seq_len": sizes.max_seq_len,
+        "attn_head_dim": sizes.head_dim,
+        "prefill_batch_sizes": list(batch_sizes),
+        "decode_batch_sizes": list(batch_sizes),
+        "transformer_block_count": sizes.layers,
+        "paged_kv_cache": {
+            "attention_head_count_kv": sizes.kv_heads,
+            "block_seq_stride": sizes.page_tokens,
+            "device_block_count": _PAGES,
+        },
+    }
+
+
+def _tokenizer() -> dict[str, Any]:
+    ids = {token: index for index, token in enumerate(VOCABULARY)}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": ids[token],
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for token in (UNKNOWN, BOS, EOS)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "[\\s\\S]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": BOS, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"SpecialToken": {"id": BOS, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {BOS: {"id": BOS, "ids": [ids[BOS]], "tokens": [BOS]}},
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": ids, "unk_token": UNKNOWN},
+    }
+
+
+def _tokenizer_config(sizes: Architecture) -> dict[str, Any]:
+    return {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": UNKNOWN,
+        "model_max_length": sizes.max_seq_len,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

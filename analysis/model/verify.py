@@ -1,0 +1,244 @@
+"""Whether the counting model counts, and whether it does so because it reads its context.
+
+Four questions, all answered through the reference decoder on prompts that training never saw: is
+the reported prompt right, how many prompts are answered exactly, does a foreign page change the
+answer, and can anything be answered without the context. `verify_model` says exactly what one trial
+of each is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.model.artifacts import ModelArtifacts
+from analysis.model.reference import ReferenceDecoder
+from analysis.model.tokenizer import ModelTokenizer
+from analysis.prompts import (
+    FAMILIES,
+    LANES_FROM,
+    MAX_LENGTH,
+    PAGE_TOKENS,
+    Prompt,
+    draw,
+    draw_many,
+    reported,
+)
+
+__all__ = ["Share", "VerifyReport", "verify_model"]
+
+ACCURACY_NEEDED = 0.995
+SENSITIVITY_NEEDED = 0.95
+NEW_TOKENS = 15
+_NORMAL_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`hits` of `trials`, with the 95% interval of Wilson (1927)."""
+
+    hits: int
+    trials: int
+
+    @property
+    def share(self) -> float:
+        """Hits divided by trials."""
+        return self.hits / self.trials
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end of the interval."""
+        z2 = _NORMAL_95**2
+        middle = (self.hits + z2 / 2) / (self.trials + z2)
+        spread = self.hits * (self.trials - self.hits) / self.trials + z2 / 4
+        half = _NORMAL_95 * math.sqrt(spread) / (self.trials + z2)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.share:.1%} ({self.hits} of {self.trials}; {low:.1%} to {high:.1%})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "hits": self.hits,
+            "trials": self.trials,
+            "share": self.share,
+            "interval": self.interval,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify_model` found; shares by family."""
+
+    checksum: str
+    seed: int
+    reported_answer: str
+    reported_right: bool
+    accuracy: dict[str, Share]
+    sensitivity: dict[str, Share]
+    last_two_tokens: dict[str, Share]
+    last_page: dict[str, Share]
+
+    @property
+    def overall_accuracy(self) -> Share:
+        """All families together."""
+        return _together(self.accuracy)
+
+    @property
+    def overall_sensitivity(self) -> Share:
+        """All families together."""
+        return _together(self.sensitivity)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model is what this project needs."""
+        return (
+            self.reported_right
+            and self.overall_accuracy.share >= ACCURACY_NEEDED
+            and min(share.share for share in self.sensitivity.values()) >= SENSITIVITY_NEEDED
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "checksum": self.checksum,
+            "seed": self.seed,
+            "passed": self.passed,
+            "reported": {"answer": self.reported_answer, "right": self.reported_right},
+            "accuracy": _plain(self.accuracy),
+            "sensitivity": _plain(self.sensitivity),
+            "last_two_tokens": _plain(self.last_two_tokens),
+            "last_page": _plain(self.last_page),
+        }
+
+
+def verify_model(
+    model: ModelArtifacts,
+    vmfb: Path,
+    *,
+    trials: int = 1_000,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> VerifyReport:
+    """Measure the model through the reference decoder; about a minute for 1,000 trials.
+
+    accuracy
+        `trials` distinct held-out prompts, the families in turn, lengths uniform over 5 to 120
+        tokens. A hit: all 15 greedy tokens are the known continuation.
+    sensitivity
+        `trials` / 5 for each family. A trial prefills a held-out prompt and another of the same
+        family and length, each in a cache of its own, copies one full page of the other's over the
+        same page of the first, and goes on decoding. Sequences (49 tokens and longer, 15 new
+        tokens): the last full page. Recall (17 tokens and longer, as many new tokens as the list is
+        long): any full page. A hit: the answer differs from the undisturbed one.
+    last_two_tokens
+        `trials` / 5 for each family, 10 tokens and longer. A hit: the right answer from the bos
+        token and the last two tokens alone.
+    last_page
+        The same with the last 16 tokens of prompts of 49 tokens and more.
+
+    Raises
+    ------
+    ModelError
+        If the model or the program cannot be loaded.
+
+    """
+    tokenizer = ModelTokenizer(model)
+    decoder = ReferenceDecoder(model, vmfb)
+    rng = np.random.default_rng(seed)
+    each = max(1, trials // 5)
+
+    def right(prompt: Prompt, ids: Sequence[int]) -> bool:
+        answer = tokenizer.decode(decoder.generate(ids, len(prompt.continuation)))
+        return answer == prompt.continuation
+
+    asked = reported(NEW_TOKENS)
+    answer = tokenizer.decode(decoder.generate(tokenizer.encode(asked.prompt), NEW_TOKENS))
+    progress(f"The reported prompt is answered {answer!r}.")
+
+    prompts = draw_many(rng, trials, n=NEW_TOKENS, split="held_out")
+    accuracy = _by_family(
+        (prompt.family, right(prompt, tokenizer.encode(prompt.prompt))) for prompt in prompts
+    )
+    progress(f"Answered exactly: {_together(accuracy)}.")
+
+    sensitivity = _by_family(
+        (family, _disturbed(family, rng, tokenizer, decoder))
+        for family in FAMILIES
+        for _ in range(each)
+    )
+    progress(f"Changed by a foreign page: {_together(sensitivity)}.")
+
+    def cut(least: int, kept: int) -> dict[str, Share]:
+        results = []
+        for family in FAMILIES:
+            for _ in range(each):
+                length = int(rng.integers(least, MAX_LENGTH + 1))
+                prompt = draw(family, rng, length=length, n=NEW_TOKENS, split="held_out")
+                ids = tokenizer.encode(prompt.prompt)
+                results.append((family, right(prompt, [ids[0], *ids[-kept:]])))
+        return _by_family(results)
+
+    last_two = cut(10, 2)
+    last_page = cut(LANES_FROM, PAGE_TOKENS)
+    progress(f"Answered from the last two tokens: {_together(last_two)}.")
+    progress(f"Answered from the last 16 tokens: {_together(last_page)}.")
+    return VerifyReport(
+        checksum=model.checksum,
+        seed=seed,
+        reported_answer=answer,
+        reported_right=answer == asked.continuation,
+        accuracy=accuracy,
+        sensitivity=sensitivity,
+        last_two_tokens=last_two,
+        last_page=last_page,
+    )
+
+
+def _disturbed(
+    family: str, rng: np.random.Generator, tokenizer: ModelTokenizer, decoder: ReferenceDecoder
+) -> bool:
+    """Whether another prompt's page changes the answer: one trial of sensitivity."""
+    least = PAGE_TOKENS + 1 if family == "recall" else LANES_FROM
+    length = int(rng.integers(least, MAX_LENGTH + 1))
+    own, other = (
+        draw(family, rng, length=length, n=NEW_TOKENS, split="held_out").prompt for _ in range(2)
+    )
+    full = length // PAGE_TOKENS
+    page = int(rng.integers(full)) if family == "recall" else full - 1
+    n = own.index(">") + 1 if family == "recall" else NEW_TOKENS
+    ids = tokenizer.encode(own)
+    undisturbed = decoder.generate(ids, n)
+    sequence = decoder.start(ids, capacity=length + n)
+    pages = sequence.read_pages()
+    pages[page] = decoder.start(tokenizer.encode(other)).read_pages()[page]
+    sequence.write_pages(pages)
+    answer = [sequence.next_token]
+    while len(answer) < n:
+        sequence.step(answer[-1])
+        answer.append(sequence.next_token)
+    return answer != undisturbed
+
+
+def _by_family(results: Any) -> dict[str, Share]:
+    counted: dict[str, list[bool]] = {family: [] for family in FAMILIES}
+    for family, hit in results:
+        counted[family].append(hit)
+    return {family: Share(sum(hits), len(hits)) for family, hits in counted.items() if hits}
+
+
+def _together(shares: dict[str, Share]) -> Share:
+    return Share(sum(s.hits for s in shares.values()), sum(s.trials for s in shares.values()))
+
+
+def _plain(shares: dict[str, Share]) -> dict[str, Any]:
+    return {"all": _together(shares).as_dict()} | {
+        family: share.as_dict() for family, share in shares.items()
+    }

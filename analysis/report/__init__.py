@@ -1,0 +1,229 @@
+"""Notebooks executed once per release, and published as pages that open offline.
+
+    OUT/index.html                         what there is, with the answers
+    OUT/01_reproduce-3.1.0.html            one page a notebook and release
+    OUT/notebooks/01_reproduce-3.1.0.ipynb the same as executed
+    OUT/runs/01_reproduce-3.1.0-.../       what the notebook recorded, and its `answer.json`
+
+A notebook says in its metadata, under "cachelab", which releases it runs on, its `quick` and `full`
+parameters, the minutes that these take, and its question. If it has the parameters `release` or
+`run_dir`, they are filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from analysis.paths import runs_dir
+from analysis.releases import check_known, installed_release, kernel_name
+from analysis.report import pages
+from analysis.report.execution import Execution, execute
+from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
+from analysis.store import write_atomically
+
+__all__ = [
+    "PublishResult",
+    "PublishedPage",
+    "ReportError",
+    "find_notebooks",
+    "publish",
+    "run_directory",
+    "write_answer",
+]
+
+_CATALOGUE = "report.json"
+_INJECTED = ("release", "run_dir")
+# A cell may take this many times what the notebook says that it takes, at least the floor.
+_PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
+
+
+@dataclass(frozen=True)
+class PublishedPage:
+    """One page: where it lies, whether its notebook ran to its end, and its answer."""
+
+    notebook: str
+    release: str
+    html: Path
+    ok: bool
+    answer: str
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """What `publish` made."""
+
+    index: Path
+    pages: list[PublishedPage]
+
+    @property
+    def ok(self) -> bool:
+        """True if every notebook ran to its end."""
+        return all(page.ok for page in self.pages)
+
+
+def publish(
+    notebooks: Sequence[Path] | None,
+    *,
+    releases: Sequence[str] | None = None,
+    out: Path,
+    full: bool = False,
+    parameters: Mapping[str, object] | None = None,
+    kernel_of: Callable[[str], str] | None = None,
+    screen: TextIO | None = None,
+) -> PublishResult:
+    """Run each notebook once per release in that release's kernel, and publish a page of each run.
+
+    `notebooks` None means all of them, `releases` None those that a notebook names itself. `full`
+    chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override both.
+    A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page,
+    which says so, with `ok` False. Progress goes to `screen` (standard error).
+
+    Raises CachelabError, before anything runs, if a notebook, a kernel or a parameter does not
+    exist.
+    """
+    screen = screen or sys.stderr
+    out = Path(out).resolve()
+    chosen = (
+        [Path(path) for path in notebooks] if notebooks is not None else find_notebooks(["all"])
+    )
+    jobs = plan(chosen, releases, full, dict(parameters or {}), kernel_of or _kernel_name)
+    done = []
+    for number, job in enumerate(jobs, 1):
+        _say(screen, f"[{number}/{len(jobs)}] {job.stem} on shortfin {job.release}{job.duration}")
+        page, entry = _publish_one(job, out, screen)
+        _catalogue(out, entry)
+        done.append(page)
+        _say(screen, f"  {entry['status']}: {page.answer or 'no answer was written'}")
+    index = out / "index.html"
+    _say(screen, f"The report lies at {index}")
+    return PublishResult(index, done)
+
+
+def write_answer(run_dir: str | Path, answer: str, **more: Any) -> Path:
+    """Write the one-sentence answer of a notebook where its page's index finds it."""
+    path = Path(run_dir) / "answer.json"
+    write_atomically(path, json.dumps({"answer": answer, **more}, indent=2, default=str) + "\n")
+    return path
+
+
+def run_directory(notebook: str, run_dir: str = "") -> Path:
+    """Return where a notebook records: `run_dir` if it was given one, else a place of its own.
+
+    Run by hand, a notebook uses the same place again, so that a sweep in it goes on where it was.
+    """
+    path = Path(run_dir) if run_dir else runs_dir() / f"{notebook}-{installed_release() or 'none'}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path.resolve()
+
+
+def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, dict[str, Any]]:
+    name = f"{job.stem}-{job.release}"
+    started = datetime.now(UTC)
+    run_dir = _fresh_directory(out / "runs", f"{name}-{started:%Y%m%d-%H%M%S}")
+    given = {"release": job.release, "run_dir": str(run_dir)}
+    injected = {key: given[key] for key in _INJECTED if key in job.declared}
+    parameters = {**injected, **job.parameters}
+    if "run_dir" in job.parameters:
+        run_dir = Path(str(job.parameters["run_dir"]))
+    minutes = job.minutes or _UNKNOWN_MINUTES
+    executed = execute(
+        job.path,
+        out / "notebooks" / f"{name}.ipynb",
+        kernel=job.kernel,
+        parameters=parameters,
+        run_dir=run_dir,
+        cell_timeout_s=max(_FLOOR_S, int(minutes * 60 * _PATIENCE)),
+        screen=screen,
+    )
+    answer = _read_answer(run_dir)
+    html = out / f"{name}.html"
+    took = (datetime.now(UTC) - started).total_seconds()
+    page = pages.Page(
+        title=job.title,
+        notebook=job.path.name,
+        release=job.release,
+        date=f"{started:%Y-%m-%d %H:%M} UTC",
+        took=pages.duration(took),
+        mode=job.mode,
+        answer=answer,
+        parameters={key: repr(value) for key, value in parameters.items()},
+        notices=_notices(executed, out),
+        failed=not executed.ok,
+    )
+    write_atomically(html, pages.render(executed.notebook, page))
+    status = "ran to its end" if executed.ok else executed.problem
+    entry = {
+        **{
+            key: asdict(page)[key]
+            for key in ("title", "notebook", "release", "date", "took", "mode")
+        },
+        "question": job.question,
+        "html": html.name,
+        "answer": answer,
+        "ok": executed.ok,
+        "status": status,
+    }
+    return PublishedPage(job.path.name, job.release, html, executed.ok, answer), entry
+
+
+def _notices(executed: Execution, out: Path) -> list[pages.Notice]:
+    """Return what a reader has to know first: that the kernel died, or why the run ended."""
+    notices = []
+    for death in executed.deaths:
+        link = death.dump
+        if link is not None and link.is_relative_to(out):
+            link = link.relative_to(out)
+        notices.append(
+            pages.Notice(
+                "bad", death.sentence, str(link or ""), "Every thread's stack at that moment"
+            )
+        )
+    if not executed.ok and not executed.kernel_died:
+        notices.append(pages.Notice("bad", executed.problem, "#failure", "See where"))
+    return notices
+
+
+def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
+    """List a page, in place of an older one of the same name, and make the index anew."""
+    path = out / _CATALOGUE
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        entries = []
+    entries = [e for e in entries if e["html"] != entry["html"] and (out / e["html"]).is_file()]
+    entries = sorted([*entries, dict(entry)], key=lambda e: (e["notebook"], e["release"]))
+    write_atomically(path, json.dumps(entries, indent=2) + "\n")
+    write_atomically(out / "index.html", pages.render_index(entries))
+
+
+def _kernel_name(release: str) -> str:
+    return kernel_name(check_known(release))
+
+
+def _fresh_directory(parent: Path, name: str) -> Path:
+    path, number = parent / name, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = parent / f"{name}-{number}"
+
+
+def _read_answer(run_dir: Path) -> str:
+    try:
+        return str(json.loads((run_dir / "answer.json").read_text(encoding="utf-8"))["answer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _say(screen: TextIO, line: str) -> None:
+    screen.write(line + "\n")
+    screen.flush()

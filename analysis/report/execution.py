@@ -1,0 +1,177 @@
+"""One notebook executed by papermill: progress, a deadline, a second try if its kernel dies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+# The first death may be a freeze that the engine's watchdog ended: what was recorded is on disk,
+# and the second try goes on from there. A second death is the answer.
+TRIES = 2
+_START_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Death:
+    """A kernel that died: what happened, and the file with every thread's stack, if any."""
+
+    sentence: str
+    dump: Path | None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """An executed notebook, as far as it came; `problem` is one sentence, or empty."""
+
+    notebook: Any
+    problem: str
+    deaths: tuple[Death, ...]
+    kernel_died: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """True if it ran to its end."""
+        return not self.problem
+
+
+def execute(
+    source: Path,
+    target: Path,
+    *,
+    kernel: str,
+    parameters: Mapping[str, Any],
+    run_dir: Path,
+    cell_timeout_s: int,
+    screen: TextIO,
+) -> Execution:
+    """Execute `source` in `kernel`, saved at `target` after every cell, and say how it went.
+
+    Whatever happens in the notebook is reported in the result, not raised. If the kernel dies, the
+    notebook runs once more with the same parameters, so that a sweep in `run_dir` is resumed; the
+    newest `watchdog*.txt` below it is kept as `kernel-death-N.txt` and named with the death.
+    """
+    deaths: list[Death] = []
+    for number in range(1, TRIES + 1):
+        progress = _Progress(source, screen)
+        before = _dumps(run_dir)
+        problem, died = _attempt(
+            source, target, kernel, parameters, cell_timeout_s, progress.on_cell, screen
+        )
+        if not died:
+            return Execution(_load(target, source), problem, tuple(deaths))
+        new = [path for path in _dumps(run_dir) if path not in before]
+        dump = _keep(new[-1], run_dir / f"kernel-death-{number}.txt") if new else None
+        last = number == TRIES
+        what = f"The kernel died {progress.where}"
+        what += "." if last else " and was started once more; what had finished was kept."
+        if dump is None:
+            what += " It left no watchdog dump."
+        deaths.append(Death(what, dump))
+        screen.write(f"  {what}" + (f" See {dump}" if dump else "") + "\n")
+        screen.flush()
+    return Execution(
+        _load(target, source), "the kernel died twice", tuple(deaths), kernel_died=True
+    )
+
+
+def _attempt(
+    source: Path,
+    target: Path,
+    kernel: str,
+    parameters: Mapping[str, Any],
+    cell_timeout_s: int,
+    on_cell: Callable[..., None],
+    screen: TextIO,
+) -> tuple[str, bool]:
+    """Run the notebook once; return a sentence on what stopped it, and if the kernel died."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters=dict(parameters),
+            kernel_name=kernel,
+            cwd=str(source.resolve().parent),
+            progress_bar=False,
+            start_timeout=_START_TIMEOUT_S,
+            execution_timeout=cell_timeout_s,
+            on_cell_execute=on_cell,
+            # Else each kernel greets the screen with a warning on how it is connected.
+            extra_arguments=["--log-level=40"],
+            stdout_file=screen,
+            stderr_file=screen,
+        )
+    except papermill.PapermillExecutionError as error:
+        return f"A cell stopped with {error.ename}: {_first_line(error.evalue)}", False
+    except DeadKernelError:
+        return "the kernel died", True
+    except CellTimeoutError:
+        return f"A cell did not end within {cell_timeout_s} s and was stopped.", False
+    except RuntimeError as error:
+        # What jupyter_client raises when a kernel dies before it has said anything.
+        if "Kernel died" in str(error) or "Kernel didn't respond" in str(error):
+            return "the kernel died", True
+        raise
+    return "", False
+
+
+class _Progress:
+    """Says which cell runs, under which heading."""
+
+    def __init__(self, source: Path, screen: TextIO) -> None:
+        import nbformat
+
+        cells = nbformat.read(source, as_version=4).cells
+        self._screen = screen
+        self._total = sum(1 for cell in cells if cell.cell_type == "code" and cell.source.strip())
+        self._headings: dict[str, str] = {}
+        heading = ""
+        for cell in cells:
+            if cell.cell_type == "markdown":
+                titles = [x for x in cell.source.splitlines() if x.startswith("#")]
+                heading = titles[-1].lstrip("# ") if titles else heading
+            self._headings[cell.get("id", "")] = heading
+        self._number = 0
+        self.where = "before its first cell"
+
+    def on_cell(self, cell: Any, cell_index: int) -> None:
+        """Report a cell that starts; the cell with the injected parameters is not counted."""
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            return
+        self._number += 1
+        heading = self._headings.get(cell.get("id", ""), "")
+        place = f"cell {self._number} of {self._total}" + (f", {heading}" if heading else "")
+        self.where = f"while it ran {place}"
+        self._screen.write(f"  {place}\n")
+        self._screen.flush()
+
+
+def _dumps(run_dir: Path) -> list[Path]:
+    """Return the watchdogs' dumps that say something, the oldest first."""
+    found = [path for path in run_dir.rglob("watchdog*.txt") if path.stat().st_size]
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def _keep(dump: Path, target: Path) -> Path:
+    """Copy a dump to where the second try does not tidy it away."""
+    shutil.copyfile(dump, target)
+    return target
+
+
+def _load(target: Path, source: Path) -> Any:
+    """Return the notebook as executed; as written, if not even that was saved."""
+    import nbformat
+
+    return nbformat.read(target if target.is_file() else source, as_version=4)
+
+
+def _first_line(text: str) -> str:
+    lines = str(text).strip().splitlines()
+    return lines[0] if lines else "without a message."

@@ -1,0 +1,150 @@
+"""Notebooks before they run: which there are, what they declare, and on what each will run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import CachelabError
+from analysis.paths import repo_root
+
+
+class ReportError(CachelabError):
+    """A report cannot be made as asked."""
+
+
+def find_notebooks(names: Sequence[str]) -> list[Path]:
+    """Return the notebooks meant by names: "all", a number ("01"), a stem, or a path to a file."""
+    root = repo_root()
+    home = root / "notebooks" if root else Path(__file__).parent.parent / "_data" / "notebooks"
+    present = sorted(path for path in home.glob("*.ipynb") if path.name[0] != ".")
+    found: list[Path] = []
+    for name in names:
+        if name == "all":
+            matches = present
+        elif name.endswith(".ipynb") and Path(name).is_file():
+            matches = [Path(name)]
+        else:
+            stem = Path(name).stem
+            matches = [p for p in present if p.stem == stem or p.stem.split("_")[0] == stem]
+        if not matches:
+            known = ", ".join(path.stem for path in present) or "none"
+            raise ReportError(f"There is no notebook {name!r}: those in {home} are {known}.")
+        found += [path for path in matches if path not in found]
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook on one release, with the parameters that it will get."""
+
+    path: Path
+    release: str
+    kernel: str
+    mode: str
+    declared: frozenset[str]
+    parameters: dict[str, Any]
+    title: str
+    question: str
+    minutes: float | None
+
+    @property
+    def stem(self) -> str:
+        """The notebook's name without its ending."""
+        return self.path.stem
+
+    @property
+    def duration(self) -> str:
+        """How long it says that it takes, to go on with after its name."""
+        return f", about {self.minutes:g} min" if self.minutes else ""
+
+
+def plan(
+    notebooks: Sequence[Path],
+    releases: Sequence[str] | None,
+    full: bool,
+    parameters: dict[str, Any],
+    kernel_of: Callable[[str], str],
+) -> list[Job]:
+    """Read every notebook and check all that can be checked before the first one runs."""
+    mode = "full" if full else "quick"
+    jobs, declared_anywhere = [], set()
+    for path in notebooks:
+        notebook = _read_notebook(path)
+        about = notebook.metadata.get("cachelab", {})
+        declared = _declared_parameters(notebook)
+        declared_anywhere |= declared
+        own = {**about.get(mode, {}), **{k: v for k, v in parameters.items() if k in declared}}
+        for release in releases or about.get("releases") or ["3.1.0"]:
+            jobs.append(
+                Job(
+                    path=path,
+                    release=release,
+                    kernel=kernel_of(release),
+                    mode=mode,
+                    declared=frozenset(declared),
+                    parameters=own,
+                    title=_title(notebook) or path.stem,
+                    question=str(about.get("question", "")),
+                    minutes=about.get(f"minutes_{mode}"),
+                )
+            )
+    if unknown := sorted(set(parameters) - declared_anywhere):
+        raise ReportError(
+            f"These notebooks have no parameter {', '.join(unknown)}: "
+            f"there are {', '.join(sorted(declared_anywhere)) or 'none'}."
+        )
+    _check_kernels(jobs)
+    return jobs
+
+
+def _read_notebook(path: Path) -> Any:
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except FileNotFoundError as error:
+        raise ReportError(f"There is no notebook at {path}: name one that exists.") from error
+    except (OSError, ValueError, nbformat.validator.NotebookValidationError) as error:
+        raise ReportError(f"{path} is no notebook that can be read: {error}.") from error
+    return notebook
+
+
+def _declared_parameters(notebook: Any) -> set[str]:
+    """Return the names assigned in the cell that is tagged `parameters`."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            names = set()
+            for statement in ast.parse(cell.source).body:
+                if isinstance(statement, ast.Assign):
+                    targets = statement.targets
+                else:
+                    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else []
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            return names
+    return set()
+
+
+def _title(notebook: Any) -> str:
+    lines = (
+        line
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+    )
+    return next((line[2:].strip() for line in lines if line.startswith("# ")), "")
+
+
+def _check_kernels(jobs: Sequence[Job]) -> None:
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    present = set(KernelSpecManager().find_kernel_specs())
+    for job in jobs:
+        if job.kernel not in present:
+            raise ReportError(
+                f"shortfin {job.release} has no Jupyter kernel here: "
+                f"make one with `cachelab releases install {job.release}`."
+            )

@@ -1,0 +1,97 @@
+"""An executed notebook as one HTML page, and the index of all; nothing needs the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+_TEMPLATES = Path(__file__).parent / "templates"
+# Widgets and scripts are dead in a page, so their outputs fall back to what else they offer.
+_SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One sentence above the page; `kind` is "bad" or "note", `link` goes to a file or place."""
+
+    kind: str
+    text: str
+    link: str = ""
+    link_text: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page's head says about the run that made it."""
+
+    title: str
+    notebook: str
+    release: str
+    date: str
+    took: str
+    mode: str
+    answer: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    notices: Sequence[Notice] = ()
+    failed: bool = False
+
+
+def render(notebook: Any, page: Page) -> str:
+    """Return an executed notebook as a page: code folded away, images and styles inside."""
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped,unused-ignore]
+    from traitlets.config import Config
+
+    config = Config()
+    config.NbConvertBase.display_data_priority = _SHOWN
+    exporter = HTMLExporter(
+        config=config,
+        template_name="cachelab",
+        extra_template_basedirs=[str(_TEMPLATES)],
+        embed_images=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    colours = HtmlFormatter(style="default").get_style_defs(".highlight")
+    shown = {**asdict(page), "css": f"{_css()}\n{colours}"}
+    body, _ = exporter.from_notebook_node(_untitled(notebook), resources={"page": shown})
+    return str(body)
+
+
+def render_index(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the index: one row a page, with title, question, release, answer, date and status."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
+    # The style is ours; escaped, its quotes would not be CSS any more.
+    from markupsafe import Markup
+
+    css = Markup(_css())  # noqa: S704
+    return environment.get_template("index_page.html.j2").render(pages=entries, css=css)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: "48 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _untitled(notebook: Any) -> Any:
+    """Return a notebook without its title, which the page's head shows already."""
+    copy = deepcopy(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("# "):
+            cell.source = cell.source.partition("\n")[2].strip()
+            break
+    return copy
+
+
+def _css() -> str:
+    return (_TEMPLATES / "style.css").read_text(encoding="utf-8")

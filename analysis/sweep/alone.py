@@ -1,0 +1,114 @@
+"""The control of a sweep: each prompt that was answered wrong, asked alone on a fresh engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import releases
+from analysis.store import Run
+from analysis.sweep.cell import specification
+from analysis.sweep.process import CellProcess
+from analysis.sweep.rows import Ended
+from analysis.workload import Request, Workload, judge
+
+_TICK_S = 0.05
+_SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", "options"]
+
+
+def wrong_prompts(run: Run) -> pd.DataFrame:
+    """Return the distinct prompts that a run saw answered wrong, with their cells' settings."""
+    wrong = run.requests[run.requests["outcome"] == "wrong"]
+    joined = wrong.merge(run.cells[["cell_id", *_SETTING]], on="cell_id")
+    return joined.drop_duplicates(["prompt", "release", "prefix_sharing", "page_count"])
+
+
+def ask_alone(
+    run: Run,
+    *,
+    prefix_sharing: str | None = None,
+    jobs: int = 1,
+    timeout_s: float = 120.0,
+    on_answer: Callable[[dict[str, Any]], None] | None = None,
+) -> pd.DataFrame:
+    """Ask each wrongly answered prompt of a run alone, on a fresh engine of the same settings.
+
+    `prefix_sharing` asks all of them with that algorithm instead of the one they were asked with.
+    Returns a row a prompt: its settings, `prompt`, `expected_text`, `text` (what it was answered
+    alone), `outcome` (judged as in the sweep), and `detail` if the cell did not end well. Raises
+    ReleaseError or EngineError if an engine cannot be had.
+    """
+    prompts = wrong_prompts(run)
+    if prefix_sharing is not None:
+        prompts = prompts.assign(prefix_sharing=prefix_sharing)
+        prompts = prompts.drop_duplicates(["prompt", "release", "page_count"])
+    waiting = list(prompts.to_dict("records"))
+    running: list[tuple[dict[Any, Any], CellProcess]] = []
+    rows: list[dict[str, Any]] = []
+    scratch = Path(tempfile.mkdtemp(prefix="cachelab-alone-"))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                case = waiting.pop(0)
+                python = releases.python_of(case["release"])
+                directory = scratch / str(len(waiting))
+                process = CellProcess(python, _specification(run, case), directory, timeout_s)
+                running.append((case, process))
+            for case, process in [pair for pair in running if pair[1].poll()]:
+                running.remove((case, process))
+                rows.append(_row(case, process.ended()))
+                if on_answer is not None:
+                    on_answer(rows[-1])
+            time.sleep(_TICK_S)
+    finally:
+        for _, process in running:
+            process.kill()
+        shutil.rmtree(scratch, ignore_errors=True)
+    columns = ["release", "prefix_sharing", "page_count", "prompt", "expected_text", "text",
+               "outcome", "detail"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
+    plan = run.manifest["plan"]
+    config = {
+        "model": plan["model"],
+        "device": case["device"],
+        "device_ids": plan["device_ids"],
+        "hip_target": plan["hip_target"],
+        "prefix_sharing": case["prefix_sharing"],
+        "page_count": int(case["page_count"]),
+        "batch_sizes": [int(size) for size in case["batch_sizes"]],
+        "serialise_flights": plan["serialise_flights"],
+        "options": json.loads(case["options"]),
+    }
+    workload = Workload("alone", (_request(run, case),))
+    return specification(config, workload, 1, plan["request_timeout_s"])
+
+
+def _request(run: Run, case: dict[Any, Any]) -> Request:
+    tokens = len(case["reference_tokens"]) or run.manifest["plan"]["max_new_tokens"]
+    return Request("alone", case["prompt"], tokens, case["expected_text"])
+
+
+def _row(case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"outcome": "lost", "text": "", "tokens": []}
+    answer = ended.records[0] if ended.records else nothing
+    tokens = len(case["reference_tokens"]) or len(answer["tokens"])
+    request = Request("alone", case["prompt"], max(1, tokens), case["expected_text"])
+    own = "ok" if answer["outcome"] == "wrong" else answer["outcome"]
+    outcome, _ = judge(answer["tokens"], answer["text"], own, request, case["reference_tokens"])
+    kept = ("release", "prefix_sharing", "page_count", "prompt", "expected_text")
+    return {
+        **{name: case[name] for name in kept},
+        "text": answer["text"],
+        "outcome": outcome,
+        "detail": ended.detail,
+    }

@@ -1,0 +1,107 @@
+"""A cell from within: a fresh engine, asked its workload; every answer is on disk when it is known.
+
+`python -m analysis.sweep.cell DIRECTORY` is the child process of a sweep: it reads its
+specification there and leaves its requests, facts and stacks there.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis import children
+from analysis.errors import CachelabError
+from analysis.sweep.process import FACTS, RECORDS, SPEC, STACKS, STACKS_SIGNAL, peak_rss_bytes
+from analysis.workload import Request, Workload
+
+Spec = Mapping[str, Any]
+
+
+def specification(
+    config: Mapping[str, Any], workload: Workload, concurrency: int, request_timeout_s: float
+) -> dict[str, Any]:
+    """Return all that a cell needs, as plain JSON values."""
+    return {
+        "config": dict(config),
+        "workload": workload.name,
+        "requests": [vars(request) for request in workload.requests],
+        "concurrency": concurrency,
+        "request_timeout_s": request_timeout_s,
+    }
+
+
+def ask(spec: Spec, directory: Path) -> dict[str, Any]:
+    """Start an engine, ask it, close it; return the cell's facts, which are then on disk too.
+
+    Raises EngineError if no engine can be started so.
+    """
+    from analysis.engine import Engine, EngineConfig
+
+    requests = tuple(Request(**row) for row in spec["requests"])
+    workload = Workload(spec["workload"], requests)
+    facts: dict[str, Any] = {}
+    started = time.monotonic()
+    with open(directory / RECORDS, "ab", buffering=0) as records:
+
+        def keep(row: Mapping[str, Any]) -> None:
+            # One write of one whole line, in the moment the request ends: a kill loses nothing.
+            records.write(json.dumps(dict(row), default=_plain).encode() + b"\n")
+
+        with Engine(EngineConfig.from_json(spec["config"]), log_dir=directory) as engine:
+            engine.run(
+                workload,
+                concurrency=spec["concurrency"],
+                timeout_s=spec["request_timeout_s"],
+                on_result=keep,
+            )
+            facts["device"] = engine.device
+            if engine.died is not None:
+                facts["death"] = engine.died.message
+            facts["log"] = engine.log
+            facts["peak_rss_bytes"] = peak_rss_bytes()
+            _write(directory / FACTS, facts)
+    facts["log"] = engine.log
+    facts["peak_rss_bytes"] = peak_rss_bytes()
+    facts["duration_s"] = time.monotonic() - started
+    _write(directory / FACTS, facts)
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    """Make JSON of what is no JSON: tuples' numpy integers and the like."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _write(file: Path, facts: Mapping[str, Any]) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(facts, default=_plain))
+    temporary.replace(file)
+
+
+def main(directory: Path) -> int:
+    """Run the cell that `directory` specifies."""
+    spec = json.loads((directory / SPEC).read_bytes())
+    children.die_with_parent(spec["parent"])
+    # Both stay open to the end of the process: C code writes to them when no Python can run.
+    stacks = open(directory / STACKS, "wb")  # noqa: SIM115
+    faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
+    faulthandler.enable()
+    try:
+        ask(spec, directory)
+    except CachelabError as error:
+        _write(directory / FACTS, {"refused": str(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    # The engine is closed and everything is on disk; a native thread left over must not keep us.
+    os._exit(status)

@@ -1,0 +1,74 @@
+"""Cells in this very process, for notebooks; a freeze that ended the process is told afterwards."""
+
+from __future__ import annotations
+
+import faulthandler
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from analysis import children
+from analysis.sweep.cell import ask
+from analysis.sweep.process import (
+    RECORDS,
+    engine_log,
+    freeze_sentence,
+    read_facts,
+)
+from analysis.sweep.rows import Ended, read_records
+
+_CRASH = "crash.txt"
+
+
+def run_cell(spec: Mapping[str, Any], directory: Path) -> Ended:
+    """Run one cell here, or tell how it ended if it ended the process that ran it before.
+
+    The directory of a cell that is in progress stays when its process is ended by the engine's
+    watchdog or by a signal of its own; run again, that cell is recorded as hung or crashed, with
+    the requests that it had finished, and is not tried again. A process that was merely stopped
+    leaves neither a dump nor a crash report, and its cell is run anew.
+    """
+    if (told := _told_by(directory)) is not None:
+        return told
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with _crash_report(directory / _CRASH):
+        facts = ask(spec, directory)
+    death = facts.get("death")
+    status = "engine_died" if death else "ok"
+    records = read_records(directory / RECORDS)
+    return Ended(records, facts["duration_s"], status, death, None, facts)
+
+
+def _told_by(directory: Path) -> Ended | None:
+    """Return how the cell of a directory left behind ended, None if it must be run anew."""
+    crash = children.tail(directory / _CRASH, 1_000_000).strip()
+    frozen = freeze_sentence(directory)
+    if not crash and frozen is None:
+        return None
+    facts = read_facts(directory)
+    facts["log"] = engine_log(directory, facts)
+    records = read_records(directory / RECORDS)
+    duration_s = max((r["submitted_s"] + r["latency_s"] for r in records), default=0.0)
+    if frozen is not None:
+        return Ended(records, duration_s, "hung", frozen, None, facts)
+    detail = f"The process that ran this cell crashed: {crash.splitlines()[0]}."
+    return Ended(records, duration_s, "crashed", detail, None, facts)
+
+
+@contextmanager
+def _crash_report(file: Path) -> Iterator[None]:
+    """Have a fatal signal of this process leave its stacks in `file` as long as the cell runs."""
+    was_enabled = faulthandler.is_enabled()
+    with file.open("wb") as report:
+        faulthandler.enable(file=report)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            if was_enabled:
+                # Its former file cannot be asked for; usually it is the process's own stderr.
+                faulthandler.enable(file=sys.__stderr__ or 2)

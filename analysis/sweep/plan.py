@@ -1,0 +1,160 @@
+"""A sweep's plan: which cells there are, in which order, and what each of them is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis import releases as known
+from analysis.engine.adapters import MODULES
+from analysis.engine.config import EngineConfig
+from analysis.errors import CachelabError
+from analysis.workload import is_file
+
+_DEFAULT_ROUNDS = {"aba": 3}
+"""Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
+
+
+class PlanError(CachelabError):
+    """A plan that cannot be run as it stands."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fresh engine, asked one workload: a configuration and a repeat of it."""
+
+    release: str
+    prefix_sharing: str
+    page_count: int
+    concurrency: int
+    repeat: int
+
+    @property
+    def cell_id(self) -> str:
+        """The same for the same configuration in every run."""
+        return (
+            f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
+            f"-c{self.concurrency}-r{self.repeat}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A grid of cells. Raises PlanError at once if a value makes no sense.
+
+    `rounds` is how many requests each client sends, one after another; None means one, or three
+    for `aba`; a workload file is always sent whole. `options` go to the engine by name. Times are
+    in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start included.
+    """
+
+    releases: tuple[str, ...]
+    prefix_sharing: tuple[str, ...] = ("none",)
+    pages: tuple[int, ...] = (256,)
+    concurrency: tuple[int, ...] = (1, 2, 4, 8)
+    workload: str = "mixed"
+    repeats: int = 4
+    rounds: int | None = None
+    seed: int = 0
+    max_new_tokens: int = 15
+    batch_sizes: tuple[int, ...] = (4,)
+    device: str = "auto"
+    device_ids: tuple[str, ...] = ()
+    hip_target: str | None = None
+    model: str | None = None
+    serialise_flights: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    request_timeout_s: float = 60.0
+    cell_timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise PlanError(f"`{_flag(name)}` needs at least one value.")
+            if len(set(values)) != len(values):
+                raise PlanError(f"`{_flag(name)}` names a value twice: {_joined(values)}.")
+            object.__setattr__(self, name, tuple(values))
+        for release in self.releases:
+            known.check_known(release)
+            if release not in MODULES:
+                raise PlanError(
+                    f"No adapter speaks to shortfin {release} yet: known are {_joined(MODULES)}."
+                )
+        for name in ("pages", "concurrency", "batch_sizes"):
+            for value in getattr(self, name):
+                _whole(name, value)
+        for name in ("repeats", "max_new_tokens"):
+            _whole(name, getattr(self, name))
+        if self.rounds is not None:
+            _whole("rounds", self.rounds)
+        _whole("seed", self.seed, least=0)
+        for name in ("request_timeout_s", "cell_timeout_s"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise PlanError(f"`{_flag(name)}` must be more than 0 seconds, not {value}.")
+        if is_file(self.workload) and self.rounds is not None:
+            raise PlanError("A workload file is sent whole, so leave `--rounds` out.")
+        for cell in self.cells():
+            EngineConfig.from_json(self.engine_config(cell))
+
+    def cells(self) -> list[Cell]:
+        """Return every cell in the order in which it runs, repeats outermost.
+
+        A sweep that is interrupted has then run all configurations about equally often.
+        """
+        return list(self._cells())
+
+    def _cells(self) -> Iterator[Cell]:
+        for repeat in range(self.repeats):
+            for concurrency in self.concurrency:
+                for release in self.releases:
+                    for sharing in self.prefix_sharing:
+                        for pages in self.pages:
+                            yield Cell(release, sharing, pages, concurrency, repeat)
+
+    def request_count(self, concurrency: int) -> int:
+        """Return how many requests a cell of this concurrency sends (not for a workload file)."""
+        return concurrency * (self.rounds or _DEFAULT_ROUNDS.get(self.workload, 1))
+
+    def engine_config(self, cell: Cell) -> dict[str, Any]:
+        """Return the settings of a cell's engine, as `EngineConfig.from_json` takes them."""
+        return {
+            "model": str(Path(self.model).resolve()) if self.model else None,
+            "device": self.device,
+            "device_ids": list(self.device_ids),
+            "hip_target": self.hip_target,
+            "prefix_sharing": cell.prefix_sharing,
+            "page_count": cell.page_count,
+            "batch_sizes": list(self.batch_sizes),
+            "serialise_flights": self.serialise_flights,
+            "options": dict(self.options),
+        }
+
+    def prompt_seed(self, concurrency: int, repeat: int) -> int:
+        """Return the seed of a cell's prompts, the same for all that differs only otherwise."""
+        name = f"{self.seed}/{self.workload}/{concurrency}/{repeat}"
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, by which a run is recognised when it is resumed."""
+        plain = asdict(self)
+        if is_file(self.workload):
+            plain["workload_sha256"] = hashlib.sha256(Path(self.workload).read_bytes()).hexdigest()
+        return plain
+
+
+def _whole(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise PlanError(f"`{_flag(name)}` must be a whole number from {least}, not {value!r}.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
+def _joined(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,131 @@
+"""What a sweep asks, settled before its first cell: prompts that the model itself answers right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.errors import WorkloadError
+from analysis.oracle import reference_answers
+from analysis.sweep.plan import Cell, Plan
+from analysis.workload import (
+    Answers,
+    Decode,
+    Request,
+    Workload,
+    answers_right,
+    arrange,
+    candidates,
+    distinct,
+    is_file,
+    select,
+)
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a release, and of how many prompts it knows what the model answers alone."""
+
+_Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The workloads by (concurrency, repeat), and the reference decoder's answers by release."""
+
+    workloads: Mapping[_Key, Workload]
+    answers: Mapping[str, Answers]
+    dropped: int
+    """Prompts that the model itself answers wrong, and that are therefore not asked."""
+
+    def workload(self, cell: Cell) -> Workload:
+        """Return what this cell is asked: the same for every release, sharing and pool size."""
+        return self.workloads[cell.concurrency, cell.repeat]
+
+
+def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
+    """Make the plan's workloads, and have the model compiled and asked alone on every release.
+
+    Raises WorkloadError, ModelError or ReleaseError.
+    """
+    from analysis.model import ModelTokenizer, load_model
+
+    decode = ModelTokenizer(load_model(Path(plan.model) if plan.model else None)).decode
+    keys = [(c, r) for r in range(plan.repeats) for c in plan.concurrency]
+    if is_file(plan.workload):
+        read = Workload.read(plan.workload, max_new_tokens=plan.max_new_tokens).requests
+        answers = _ask(plan, read, on_progress)
+        kept = [request for request in read if _right(request, answers, decode)]
+        if not kept:
+            raise WorkloadError(f"The model alone answers every prompt of {plan.workload} wrong.")
+        whole = Workload(plan.workload, tuple(kept))
+        return Prepared(dict.fromkeys(keys, whole), answers, len(read) - len(kept))
+
+    offered = {key: _offered(plan, *key) for key in keys}
+    needed = {key: distinct(plan.workload, plan.request_count(key[0])) for key in keys}
+    answers = _ask_until_enough(plan, offered, needed, decode, on_progress)
+    workloads, dropped = {}, 0
+    for key, requests in offered.items():
+        chosen, lost = select(requests, needed[key], list(answers.values()), decode)
+        count, seed = plan.request_count(key[0]), plan.prompt_seed(*key)
+        workloads[key] = arrange(plan.workload, chosen, count=count, seed=seed)
+        dropped += lost
+    return Prepared(workloads, answers, dropped)
+
+
+def _offered(plan: Plan, concurrency: int, repeat: int) -> list[Request]:
+    return candidates(
+        plan.workload,
+        count=plan.request_count(concurrency),
+        seed=plan.prompt_seed(concurrency, repeat),
+        max_new_tokens=plan.max_new_tokens,
+    )
+
+
+def _ask_until_enough(
+    plan: Plan,
+    offered: dict[_Key, list[Request]],
+    needed: Mapping[_Key, int],
+    decode: Decode,
+    on_progress: OnProgress | None,
+) -> dict[str, Answers]:
+    """Ask as many candidates as it takes; cut `offered` to those that were asked."""
+    asked = dict(needed)
+    while True:
+        answers = _ask(plan, [r for k, n in asked.items() for r in offered[k][:n]], on_progress)
+        short = False
+        for key, count in asked.items():
+            right = sum(_right(request, answers, decode) for request in offered[key][:count])
+            more = min(len(offered[key]), count + needed[key] - right)
+            short |= more > count
+            asked[key] = more
+        if not short:
+            break
+    for key, count in asked.items():
+        del offered[key][count:]
+    return answers
+
+
+def _ask(
+    plan: Plan, requests: list[Request] | tuple[Request, ...], on_progress: OnProgress | None
+) -> dict[str, Answers]:
+    answers: dict[str, Answers] = {}
+    for release in plan.releases:
+
+        def report(known: int, wanted: int, release: str = release) -> None:
+            if on_progress is not None:
+                on_progress(release, known, wanted)
+
+        answers[release] = reference_answers(
+            requests,
+            release=release,
+            model=plan.model,
+            batch_sizes=plan.batch_sizes,
+            device=plan.device,
+            hip_target=plan.hip_target,
+            on_progress=report,
+        )
+    return answers
+
+
+def _right(request: Request, answers: Mapping[str, Answers], decode: Decode) -> bool:
+    return all(answers_right(request, known, decode) for known in answers.values())

@@ -1,0 +1,179 @@
+"""One cell in a process of its own: started, watched, ended at its deadline, and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis import children
+from analysis.errors import EngineError
+from analysis.sweep.rows import Ended, read_records
+
+STACKS_SIGNAL = signal.SIGUSR1
+_STACKS_WAIT_S = 3.0
+
+# The names of what a cell's process leaves in its directory.
+SPEC, RECORDS, FACTS = "spec.json", "requests.jsonl", "facts.json"
+OUTPUT, STACKS = "output.txt", "stacks.txt"
+FROZEN, PRINTED = "watchdog-*.txt", "engine-*.log"
+"""What an engine leaves in its log directory: the dump of a freeze, and what it printed."""
+
+
+class CellProcess:
+    """A running cell: `poll` it until it has ended, then read `ended`; `kill` ends it."""
+
+    def __init__(self, python: Path, spec: dict[str, Any], directory: Path, timeout_s: float):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        self.directory = directory
+        self.timeout_s = timeout_s
+        (directory / SPEC).write_text(json.dumps({**spec, "parent": os.getpid()}))
+        with (directory / OUTPUT).open("wb") as output:
+            self._process = subprocess.Popen(
+                [str(python), "-m", "analysis.sweep.cell", str(directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=children.environment(),
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
+        self._elapsed_s: float | None = None
+        self._expired = False
+        self._peak_rss = 0
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also that of its process group."""
+        return self._process.pid
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the start of the process to its end, or to now."""
+        if self._elapsed_s is not None:
+            return self._elapsed_s
+        return time.monotonic() - self._started
+
+    def poll(self) -> bool:
+        """Return whether the cell has ended; ends it itself when its deadline has passed."""
+        self._peak_rss = max(self._peak_rss, peak_rss_bytes(self.pid) or 0)
+        if self._process.poll() is None:
+            if self.elapsed_s < self.timeout_s:
+                return False
+            self._expired = True
+            self._ask_for_stacks()
+            self.kill()
+        if self._elapsed_s is None:
+            self._elapsed_s = time.monotonic() - self._started
+            children.kill_group(self._process)  # what it started itself must not stay behind
+        return True
+
+    def kill(self) -> None:
+        """End the cell's process and everything that it started."""
+        children.kill_group(self._process)
+
+    def ended(self) -> Ended:
+        """Return how the cell ended. Raises EngineError if it says that no engine can start so."""
+        facts = read_facts(self.directory)
+        if refused := facts.get("refused"):
+            raise EngineError(refused)
+        status, detail, exit_signal = self._verdict(facts)
+        facts.setdefault("peak_rss_bytes", self._peak_rss or None)
+        printed = children.tail(self.directory / OUTPUT)
+        facts["log"] = engine_log(self.directory, facts) + printed
+        duration_s = facts.get("duration_s") or self.elapsed_s
+        records = read_records(self.directory / RECORDS)
+        return Ended(records, duration_s, status, detail, exit_signal, facts)
+
+    def _verdict(self, facts: dict[str, Any]) -> tuple[str, str | None, int | None]:
+        code = self._process.returncode
+        exit_signal = -code if code is not None and code < 0 else None
+        if self._expired:
+            return "hung", self._late(), exit_signal
+        if frozen := freeze_sentence(self.directory):
+            return "hung", frozen, exit_signal
+        if exit_signal is not None:
+            name = _signal_name(exit_signal)
+            return "crashed", f"The cell's process was ended by {name}.", exit_signal
+        if code != 0 or "duration_s" not in facts:
+            said = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
+            last = said[-1].strip() if said else "it said nothing"
+            return "crashed", f"The cell's process ended with status {code}: {last}", None
+        if death := facts.get("death"):
+            return "engine_died", death, None
+        return "ok", None, None
+
+    def _late(self) -> str:
+        late = f"The cell passed its deadline of {self.timeout_s:g} s and was ended"
+        if children.tail(self.directory / STACKS, 1):
+            return f"{late}; every thread's stack is in logs/{self.directory.name}/{STACKS}."
+        return f"{late}; it left no stacks."
+
+    def _ask_for_stacks(self) -> None:
+        """Have faulthandler's C code write every thread's stack, which also works in a freeze."""
+        stacks = self.directory / STACKS
+        if not stacks.is_file():  # not listening yet: the signal would only end it
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(STACKS_SIGNAL)
+        deadline, size = time.monotonic() + _STACKS_WAIT_S, 0
+        while time.monotonic() < deadline and self._process.poll() is None:
+            time.sleep(0.1)
+            before, size = size, stacks.stat().st_size
+            if size and size == before:
+                break
+
+
+def peak_rss_bytes(pid: int | str = "self") -> int | None:
+    """Return a process's largest resident memory so far, None once it has ended.
+
+    Not from getrusage, whose figure a child inherits from its parent.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """Return what a cell said of itself, {} if it came to no such point."""
+    try:
+        facts: dict[str, Any] = json.loads((directory / FACTS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts
+
+
+def freeze_sentence(directory: Path) -> str | None:
+    """Return the watchdog's sentence if the cell's process froze with the GIL held."""
+    for dump in sorted(directory.glob(FROZEN)):
+        for line in children.tail(dump, 1_000_000).splitlines():
+            if line.strip():
+                return line.strip()
+    return None
+
+
+def engine_log(directory: Path, facts: Mapping[str, Any]) -> str:
+    """Return what the engine printed, also where its process did not live to say it."""
+    if log := facts.get("log"):
+        return str(log)
+    return "".join(children.tail(file) for file in sorted(directory.glob(PRINTED)))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,97 @@
+"""What a sweep shows while it runs: a bar on a terminal, one line per cell elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
+
+from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Cell
+
+_REFRESH_S = 0.5
+
+
+class Progress:
+    """Shows what runs, how far it is, the failures so far and the time left, on stderr."""
+
+    def __init__(
+        self, cells: int, estimate: Estimate, *, shown: bool = True, stream: TextIO | None = None
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._cells, self._estimate = cells, estimate
+        self._done = self._failed = self._requests = 0
+        self._bar: Any = None
+        self._shown = shown
+        self._next_s = 0.0
+        if shown and self._stream.isatty():
+            from tqdm import tqdm
+
+            form = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
+            self._bar = tqdm(total=cells, file=self._stream, bar_format=form, desc="sweep")
+
+    def preparing(self, release: str, known: int, wanted: int) -> None:
+        """Show how far the model has been asked alone on a release."""
+        words = f"asking the model alone on shortfin {release}: {known} of {wanted}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(words)
+        elif self._shown and known in (0, wanted):
+            self._line(words)
+
+    def skipped(self, count: int) -> None:
+        """Count cells that are on disk already."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._shown and count:
+            self._line(f"{count} of {self._cells} cells are on disk already")
+
+    def running(self, running: Iterable[Cell], left: Iterable[Cell]) -> None:
+        """Show what runs now, and how long all that is left may take; call it often."""
+        if self._bar is None or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + _REFRESH_S
+        names = ", ".join(cell.cell_id for cell in running)
+        words = (names, self._so_far(), self._left(left))
+        self._bar.set_postfix_str(" · ".join(word for word in words if word))
+
+    def finished(
+        self, row: Mapping[str, Any], counts: Mapping[str, int], left: Iterable[Cell]
+    ) -> None:
+        """Count a cell that has ended."""
+        total = sum(counts.values())
+        self._done += 1
+        self._requests += total
+        self._failed += total - counts["ok"]
+        if self._bar is not None:
+            self._bar.update(1)
+        elif self._shown:
+            kinds = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+            self._line(
+                f"[{self._done}/{self._cells}] {row['cell_id']}: {row['status']}, {kinds},"
+                f" {row['duration_s']:.1f} s · {self._left(left)}"
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _so_far(self) -> str:
+        return f"{self._failed} of {self._requests} requests failed"
+
+    def _left(self, left: Iterable[Cell]) -> str:
+        return f"about {duration(self._estimate.total_s(left))} left"
+
+    def _line(self, words: str) -> None:
+        self._stream.write(words + "\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,119 @@
+"""From what a cell's process left behind to the rows of the tables `cells` and `requests`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.sweep.plan import Cell, Plan
+from analysis.workload import Answers, Request, Workload, judge
+
+Row = dict[str, Any]
+_ANSWER = (
+    "prompt_tokens", "text", "tokens", "outcome", "error", "submitted_s", "latency_s", "ttft_s",
+)  # fmt: skip
+"""Columns that the engine's side knows; the others come from the request and the reference."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cell ended, whoever ran it."""
+
+    records: Sequence[Mapping[str, Any]]
+    """The finished requests, as rows of `requests` without what the oracles add."""
+    duration_s: float
+    status: str = "ok"
+    detail: str | None = None
+    exit_signal: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the cell said of itself: device, peak_rss_bytes, log."""
+
+
+def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
+    """Return the row of `cells`."""
+    return {
+        "run_id": run_id,
+        "cell_id": cell.cell_id,
+        "release": cell.release,
+        "device": ended.facts.get("device") or plan.device,
+        "prefix_sharing": cell.prefix_sharing,
+        "page_count": cell.page_count,
+        "batch_sizes": list(plan.batch_sizes),
+        "concurrency": cell.concurrency,
+        "repeat": cell.repeat,
+        "workload": plan.workload,
+        "treatments": [],
+        "options": json.dumps(dict(plan.options), sort_keys=True),
+        "seed": plan.prompt_seed(cell.concurrency, cell.repeat),
+        "status": ended.status,
+        "status_detail": ended.detail,
+        "exit_signal": ended.exit_signal,
+        "duration_s": ended.duration_s,
+        "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
+        "engine_log": ended.facts.get("log"),
+    }
+
+
+def request_rows(cell: Cell, workload: Workload, answers: Answers, ended: Ended) -> list[Row]:
+    """Return one row for every request of the workload, in its order, judged by both oracles.
+
+    A request that the cell did not finish has the outcome `timeout` where the cell hung, else
+    `lost`.
+    """
+    finished = {record["request_id"]: record for record in ended.records}
+    rows = []
+    for number, request in enumerate(workload.requests):
+        record = finished.get(request.id) or _unfinished(ended)
+        # Request i belongs to client i modulo the concurrency, as the engine's clients have it.
+        position, client = divmod(number, cell.concurrency)
+        row = _row(cell, request, answers, record)
+        rows.append({**row, "client": client, "position": position})
+    return rows
+
+
+def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many requests ended in which way, every outcome named."""
+    from analysis.store import OUTCOMES
+
+    return {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Return the finished requests that a cell's process wrote, without a last line cut short."""
+    records = []
+    if file.is_file():
+        for line in file.read_bytes().split(b"\n"):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
+def _row(cell: Cell, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:
+    reference = answers.get((request.prompt, request.max_new_tokens))
+    row: Row = {name: record.get(name) for name in _ANSWER}
+    # Whoever ran the cell may have judged by the expected text already: both oracles decide here.
+    own = "ok" if row["outcome"] == "wrong" else row["outcome"]
+    outcome, divergence = judge(row["tokens"] or (), row["text"] or "", own, request, reference)
+    return {
+        **row,
+        "request_id": request.id,
+        "cell_id": cell.cell_id,
+        "family": request.family,
+        "prompt": request.prompt,
+        "expected_text": request.expected,
+        "reference_tokens": None if reference is None else list(reference),
+        "outcome": outcome,
+        "first_divergence": divergence,
+    }
+
+
+def _unfinished(ended: Ended) -> dict[str, Any]:
+    return {
+        "outcome": "timeout" if ended.status == "hung" else "lost",
+        "error": "The cell ended before this request was answered.",
+    }

@@ -1,0 +1,203 @@
+"""A sweep from its plan to a run on disk: what is finished stays, what is left is done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shlex
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from analysis import releases, store
+from analysis.errors import RunError
+from analysis.sweep import kernel
+from analysis.sweep.cell import specification
+from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Cell, Plan, PlanError
+from analysis.sweep.prepare import Prepared, prepare
+from analysis.sweep.process import CellProcess
+from analysis.sweep.progress import Progress
+from analysis.sweep.rows import Ended, Row, cell_row, count_outcomes, request_rows
+
+OnCell = Callable[[Row, dict[str, int]], None]
+"""Called with a finished cell's row of `cells` and a count under each outcome's name."""
+Runner = Literal["process", "kernel"]
+
+_TICK_S = 0.05
+_LOGS, _WORK, _LOCK = "logs", "work", ".sweep.lock"
+
+
+def run_sweep(
+    plan: Plan,
+    out: str | Path,
+    *,
+    runner: Runner = "process",
+    jobs: int = 1,
+    on_cell: OnCell | None = None,
+    progress: bool = True,
+    command: str | None = None,
+) -> store.Run:
+    """Run a plan's cells, each on a fresh engine, and return the run read back from disk.
+
+    `process`: each cell in a child process of its release's environment, `jobs` at a time; a cell
+    that crashes, freezes or passes its deadline becomes a row that says so. `kernel`: one cell
+    after another in this very process, for notebooks; the plan may then name only the release that
+    is installed here, and a cell ends only by its requests' deadlines or the engine's watchdog.
+    Called again with the same plan and `out`, it does what is left. Ctrl-C and
+    errors end every child and leave a valid run.
+
+    Raises PlanError, ReleaseError, WorkloadError, ModelError, EngineError or RunError.
+    """
+    if jobs < 1:
+        raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
+    pythons = _interpreters(plan, runner)
+    command = command or shlex.join(sys.argv)
+    manifest = store.new_manifest(command, plan.seed, plan=plan.as_dict())
+    # A readable id that two runs on two machines do not share.
+    manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
+    writer = store.RunWriter.resume(out, manifest)
+    with _alone(writer.path):
+        return _Sweep(plan, writer, on_cell, progress, jobs).run(runner, pythons)
+
+
+class _Sweep:
+    """One sitting of a sweep."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        writer: store.RunWriter,
+        on_cell: OnCell | None,
+        progress: bool,
+        jobs: int,
+    ) -> None:
+        self.plan, self.writer, self.jobs = plan, writer, jobs
+        self.on_cell = on_cell
+        self.run_id = str(writer.manifest["run_id"])
+        self.estimate = Estimate(plan, jobs)
+        finished = writer.finished()
+        cells = plan.cells()
+        self.left = [cell for cell in cells if cell.cell_id not in finished]
+        self.progress = Progress(len(cells), self.estimate, shown=progress)
+        self.prepared = Prepared({}, {}, 0)
+
+    def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
+        """Do what is left, and read the whole run back."""
+        try:
+            self.progress.skipped(len(self.plan.cells()) - len(self.left))
+            if self.left:
+                self.prepared = prepare(self.plan, self.progress.preparing)
+                self._note_prepared()
+                if runner == "process":
+                    self._in_processes(pythons)
+                else:
+                    self._in_this_kernel()
+            shutil.rmtree(self.writer.path / _WORK, ignore_errors=True)
+        finally:
+            self.progress.close()
+        return store.load_run(self.writer.path)
+
+    def _in_processes(self, pythons: Mapping[str, Path]) -> None:
+        waiting, running = list(self.left), dict[Cell, CellProcess]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    cell = waiting.pop(0)
+                    running[cell] = CellProcess(
+                        pythons[cell.release],
+                        self._specification(cell),
+                        self._work(cell),
+                        self.plan.cell_timeout_s,
+                    )
+                for cell, process in list(running.items()):
+                    if process.poll():
+                        ended = process.ended()
+                        del running[cell]
+                        self._finish(cell, ended, process.elapsed_s)
+                self.progress.running(running, self.left)
+                time.sleep(_TICK_S)
+        finally:
+            for process in running.values():
+                process.kill()
+
+    def _in_this_kernel(self) -> None:
+        for cell in list(self.left):
+            self.progress.running([cell], self.left)
+            started = time.monotonic()
+            ended = kernel.run_cell(self._specification(cell), self._work(cell))
+            self._finish(cell, ended, time.monotonic() - started)
+
+    def _specification(self, cell: Cell) -> dict[str, Any]:
+        return specification(
+            self.plan.engine_config(cell),
+            self.prepared.workload(cell),
+            cell.concurrency,
+            self.plan.request_timeout_s,
+        )
+
+    def _work(self, cell: Cell) -> Path:
+        return self.writer.path.resolve() / _WORK / cell.cell_id
+
+    def _finish(self, cell: Cell, ended: Ended, elapsed_s: float) -> None:
+        """Keep a cell that has ended: its logs first, then its tables, which make it finished."""
+        self._keep_logs(cell, ended)
+        row = cell_row(self.run_id, self.plan, cell, ended)
+        workload = self.prepared.workload(cell)
+        requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)
+        self.writer.write_cell(row, requests)
+        shutil.rmtree(self._work(cell), ignore_errors=True)
+        self.left.remove(cell)
+        self.estimate.measured(cell, elapsed_s)
+        counts = count_outcomes(requests)
+        self.progress.finished(row, counts, self.left)
+        if self.on_cell is not None:
+            self.on_cell(row, counts)
+
+    def _keep_logs(self, cell: Cell, ended: Ended) -> None:
+        """Keep what the cell's process printed and dumped where the cell did not end well."""
+        if ended.status == "ok":
+            return
+        logs = self.writer.path / _LOGS / cell.cell_id
+        logs.mkdir(parents=True, exist_ok=True)
+        for file in self._work(cell).glob("*"):
+            if file.suffix in (".txt", ".log"):
+                shutil.copyfile(file, logs / file.name)
+
+    def _note_prepared(self) -> None:
+        """Write into the manifest how many prompts the model itself answers wrong."""
+        manifest = {**self.writer.manifest, "dropped_prompts": self.prepared.dropped}
+        store.write_atomically(
+            self.writer.path / "manifest.json", json.dumps(manifest, indent=2) + "\n"
+        )
+        self.writer.manifest = manifest
+
+
+def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:
+    """Return the interpreter of each release, so that a missing one is known at once."""
+    if runner == "kernel":
+        here = releases.installed_release()
+        if plan.releases != (here,):
+            raise PlanError(
+                f"In this process only shortfin {here} can run, not {', '.join(plan.releases)}:"
+                ' plan that release alone, or use runner="process".'
+            )
+    return {release: releases.python_of(release) for release in plan.releases}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the right to write to a run; the system lets go of it however this process ends."""
+    with open(path / _LOCK, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"Another sweep is writing to {path}: wait for its end, or choose another place."
+            ) from None
+        yield

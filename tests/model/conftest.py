@@ -1,0 +1,35 @@
+"""The shipped model, compiled once for this machine by the default environment's compiler."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.model import ReferenceDecoder, compile_model, load_model
+from analysis.model.artifacts import shipped_model
+
+
+@pytest.fixture(scope="session")
+def model():
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def vmfb(model):
+    return compile_model(model, batch_sizes=[4])
+
+
+@pytest.fixture(scope="session")
+def decoder(model, vmfb):
+    return ReferenceDecoder(model, vmfb)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the shipped model without checksums, to be damaged."""
+    directory = tmp_path / "model"
+    shutil.copytree(shipped_model(), directory)
+    (directory / "checksums.json").unlink()
+    return directory

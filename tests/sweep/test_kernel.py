@@ -1,0 +1,62 @@
+"""Cells in the very process that asks for them, as notebooks run them."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ChildRunner
+from sweep_help import endless_workload
+
+from analysis.store import load_run
+
+_SWEEP = """
+from analysis.sweep import Plan, run_sweep
+run = run_sweep(
+    Plan(releases=({release!r},), concurrency=(4,), repeats=2, workload={workload!r}, seed=2),
+    {out!r}, runner="kernel", progress=False,
+    on_cell=lambda row, counts: rows.append([row["cell_id"], row["status"], os.getpid()]),
+)
+"""
+
+
+def test_cells_run_one_after_another_in_this_process(child: ChildRunner, release, tmp_path):
+    out = str(tmp_path / "run")
+    sweep = _SWEEP.format(release=release, workload="reported", out=out)
+    ended = child(release, f"rows = []\n{sweep}\nfirst, rows = rows, []\n{sweep}\n"
+                           "say([os.getpid(), first, rows])")  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    pid, first, second = ended.said
+    assert [(status, where) for _, status, where in first] == [("ok", pid)] * 2
+    assert second == []
+    run = load_run(out)
+    assert len(run.requests) == 8
+    assert set(run.cells["release"]) == {release}
+
+
+_FREEZE = """
+import ctypes, threading, time
+def freeze():
+    while not any(f.stat().st_size for f in Path({out!r}).glob("work/*/requests.jsonl")):
+        time.sleep(0.05)
+    ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the GIL
+threading.Thread(target=freeze, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, tmp_path):
+    out, workload = str(tmp_path / "run"), str(endless_workload(tmp_path))
+    sweep = (
+        "rows = []\nfrom analysis.sweep import Plan, run_sweep\n"
+        "run_sweep(Plan(releases=('3.9.0',), concurrency=(1,), repeats=1,"
+        f" workload={workload!r}), {out!r}, runner='kernel', progress=False)\n"
+    )
+    frozen = child("3.9.0", _FREEZE.format(out=out) + sweep)
+    assert frozen.returncode == -9
+    assert load_run(out).cells.empty
+    again = child("3.9.0", sweep)
+    assert again.returncode == 0, again.stderr
+    run = load_run(out)
+    assert list(run.cells["status"]) == ["hung"]
+    assert "froze" in run.cells["status_detail"][0]
+    assert list(run.requests["outcome"]) == ["ok", "timeout"]
+    assert list((tmp_path / "run" / "logs").glob("*/watchdog-*.txt"))

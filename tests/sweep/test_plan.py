@@ -1,0 +1,125 @@
+"""A plan is complete, in a stable order, paired, and refused at once where it makes no sense."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.errors import CachelabError
+from analysis.store import RunWriter
+from analysis.sweep import Plan, PlanError
+
+
+def some(values, size=3):
+    return st.lists(values, min_size=1, max_size=size, unique=True).map(tuple)
+
+
+plans = st.builds(
+    Plan,
+    releases=some(st.sampled_from(["3.1.0", "3.9.0"])),
+    prefix_sharing=some(st.sampled_from(["none", "trie"])),
+    pages=some(st.integers(1, 1000)),
+    concurrency=some(st.integers(1, 64)),
+    workload=st.sampled_from(["reported", "mixed", "shared_prefix", "aba"]),
+    repeats=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+)
+
+
+@given(plans)
+def test_every_combination_has_one_cell_with_an_id_of_its_own(plan):
+    cells = plan.cells()
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+    assert {dataclasses.astuple(cell) for cell in cells} == {
+        (release, sharing, pages, concurrency, repeat)
+        for release in plan.releases
+        for sharing in plan.prefix_sharing
+        for pages in plan.pages
+        for concurrency in plan.concurrency
+        for repeat in range(plan.repeats)
+    }
+
+
+@given(plans)
+def test_ids_and_order_are_stable_and_repeats_are_outermost(plan):
+    cells = plan.cells()
+    assert cells == dataclasses.replace(plan).cells()
+    assert [cell.repeat for cell in cells] == sorted(cell.repeat for cell in cells)
+    one_more = dataclasses.replace(plan, repeats=plan.repeats + 1)
+    assert one_more.cells()[: len(cells)] == cells
+
+
+@given(plans)
+def test_prompts_depend_on_nothing_but_seed_concurrency_and_repeat(plan):
+    alone = dataclasses.replace(plan, releases=("3.9.0",), pages=(7,), prefix_sharing=("none",))
+    for cell in plan.cells():
+        key = cell.concurrency, cell.repeat
+        assert plan.prompt_seed(*key) == alone.prompt_seed(*key)
+    keys = {(cell.concurrency, cell.repeat) for cell in plan.cells()}
+    assert len({plan.prompt_seed(*key) for key in keys}) == len(keys)
+
+
+@given(plans)
+def test_a_plan_is_recognised_on_disk(tmp_path_factory, plan):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    manifest = {"plan": plan.as_dict(), "seed": plan.seed, "run_id": "r"}
+    RunWriter.resume(out, manifest)
+    RunWriter.resume(out, manifest)
+    other = dataclasses.replace(plan, repeats=plan.repeats + 1)
+    with pytest.raises(CachelabError, match="another plan"):
+        RunWriter.resume(out, {**manifest, "plan": other.as_dict()})
+
+
+def test_a_cell_id_can_name_a_directory_and_says_what_it_is():
+    (cell,) = Plan(releases=("3.1.0",), concurrency=(8,), repeats=1).cells()
+    assert cell.cell_id == "3.1.0-none-p256-c8-r0"
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"releases": ()}, "--releases"),
+        ({"releases": ("3.0.0",)}, "3.0.0"),
+        ({"releases": ("3.1.0", "3.1.0")}, "twice"),
+        ({"prefix_sharing": ("tree",)}, "tree"),
+        ({"pages": (0,)}, "--pages"),
+        ({"pages": (256, -1)}, "--pages"),
+        ({"concurrency": (0,)}, "--concurrency"),
+        ({"concurrency": ()}, "--concurrency"),
+        ({"batch_sizes": (4, 1)}, "ascend"),
+        ({"workload": "nothing.jsonl"}, "nothing.jsonl"),
+        ({"repeats": 0}, "--repeats"),
+        ({"rounds": 0}, "--rounds"),
+        ({"seed": -1}, "--seed"),
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"device": "tpu"}, "tpu"),
+        ({"cell_timeout_s": 0}, "--cell-timeout"),
+        ({"request_timeout_s": float("nan")}, "--request-timeout"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_at_once(bad, said):
+    with pytest.raises(CachelabError) as error:
+        Plan(**{"releases": ("3.1.0",), **bad})
+    assert said in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_a_workload_file_is_part_of_the_plan(tmp_path):
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"prompt": "1 2 3 "}\n')
+    plan = Plan(releases=("3.1.0",), workload=str(path))
+    before = plan.as_dict()
+    path.write_text('{"prompt": "1 2 4 "}\n')
+    assert plan.as_dict() != before
+    with pytest.raises(PlanError, match="--rounds"):
+        Plan(releases=("3.1.0",), workload=str(path), rounds=2)
+
+
+def test_aba_has_three_rounds_unless_told():
+    plan = Plan(releases=("3.1.0",), workload="aba")
+    assert plan.request_count(4) == 12
+    assert dataclasses.replace(plan, rounds=2).request_count(4) == 8
+    assert dataclasses.replace(plan, workload="mixed").request_count(4) == 4

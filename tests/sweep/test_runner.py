@@ -1,0 +1,228 @@
+"""Real engines in child processes: every cell becomes a row, whatever happens to its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from sweep_help import endless_workload, has_answered, wait_for
+
+from analysis.errors import EngineError, RunError
+from analysis.store import OUTCOMES, load_run
+from analysis.sweep import Plan, PlanError, run_sweep
+
+FAST = Plan(releases=("3.1.0", "3.9.0"), concurrency=(4,), repeats=1, seed=1)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """One cell on each release, both at once."""
+    out = tmp_path_factory.mktemp("sweep") / "run"
+    told = []
+    run = run_sweep(
+        FAST, out, jobs=2, on_cell=lambda row, counts: told.append((row, counts)), progress=False
+    )
+    return out, run, told
+
+
+def test_cells_end_well_and_say_what_they_were(swept):
+    _, run, told = swept
+    assert set(run.cells["cell_id"]) == {"3.1.0-none-p256-c4-r0", "3.9.0-none-p256-c4-r0"}
+    assert set(run.cells["status"]) == {"ok"}
+    assert (run.cells["peak_rss_bytes"] > 10_000_000).all()
+    assert (run.cells["duration_s"] > 0).all()
+    assert set(run.cells["device"]) <= {"local-task", "amdgpu"}
+    assert set(run.cells["run_id"]) == {run.manifest["run_id"]}
+    assert run.manifest["plan"]["concurrency"] == [4]
+    assert run.manifest["dropped_prompts"] >= 0
+    assert sorted(row["cell_id"] for row, _ in told) == sorted(run.cells["cell_id"])
+    assert all(set(counts) == set(OUTCOMES) for _, counts in told)
+
+
+def test_every_release_is_asked_the_same(swept):
+    _, run, _ = swept
+    asked = {
+        release: list(run.requests[run.requests["cell_id"].str.startswith(release)]["prompt"])
+        for release in FAST.releases
+    }
+    assert asked["3.1.0"] == asked["3.9.0"]
+    assert len(set(asked["3.1.0"])) == 4
+    assert list(run.requests["client"]) == [0, 1, 2, 3] * 2
+
+
+def test_what_is_asked_the_model_itself_answers_right(swept):
+    _, run, _ = swept
+    from analysis.model import ModelTokenizer, load_model
+
+    decode = ModelTokenizer(load_model()).decode
+    for row in run.requests.itertuples():
+        assert decode(row.reference_tokens) == row.expected_text
+
+
+def test_the_newest_release_answers_four_clients_right(swept):
+    _, run, _ = swept
+    newest = run.requests[run.requests["cell_id"].str.startswith("3.9.0")]
+    assert set(newest["outcome"]) == {"ok"}
+    assert newest["first_divergence"].isna().all()
+    assert list(newest["tokens"]) == list(newest["reference_tokens"])
+
+
+def test_a_finished_sweep_is_not_run_again(swept):
+    out, run, _ = swept
+    told = []
+    again = run_sweep(FAST, out, on_cell=lambda *cell: told.append(cell), progress=False)
+    assert told == []
+    assert again.cells.equals(run.cells)
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".sweep.lock",
+        "cells",
+        "manifest.json",
+    ]
+
+
+def test_what_is_missing_is_run_and_the_rest_is_kept(swept, tmp_path):
+    import shutil
+
+    out, run, _ = swept
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / "cells" / "3.9.0-none-p256-c4-r0")
+    told = []
+    again = run_sweep(FAST, copy, on_cell=lambda row, _: told.append(row), progress=False)
+    assert [row["cell_id"] for row in told] == ["3.9.0-none-p256-c4-r0"]
+    assert list(again.requests["prompt"]) == list(run.requests["prompt"])
+
+
+def test_another_plan_is_refused_in_the_same_place(swept):
+    out, _, _ = swept
+    with pytest.raises(RunError, match="another plan"):
+        run_sweep(Plan(releases=("3.9.0",)), out, progress=False)
+
+
+def test_two_sweeps_cannot_write_to_one_run(swept):
+    import fcntl
+
+    out, _, _ = swept
+    with open(out / ".sweep.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="Another sweep"):
+            run_sweep(FAST, out, progress=False)
+
+
+def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):
+    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, options={"no_such": 1})
+    with pytest.raises(EngineError, match="no_such"):
+        run_sweep(plan, tmp_path / "run", progress=False)
+    assert load_run(tmp_path / "run").cells.empty
+
+
+def test_in_a_kernel_only_its_own_release_can_run(tmp_path):
+    with pytest.raises(PlanError, match="In this process"):
+        run_sweep(FAST, tmp_path / "run", runner="kernel", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
+    plan = Plan(
+        releases=("3.9.0",),
+        concurrency=(1,),
+        repeats=1,
+        workload=str(endless_workload(tmp_path)),
+        cell_timeout_s=15,
+    )
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    (cell,) = run.cells.itertuples()
+    assert (cell.status, cell.exit_signal) == ("hung", signal.SIGKILL)
+    assert "deadline of 15 s" in cell.status_detail
+    assert cell.status_detail.endswith(".")
+    stacks = tmp_path / "run" / "logs" / cell.cell_id / "stacks.txt"
+    assert "clients.py" in stacks.read_text()
+    assert list(run.requests["outcome"]) == ["ok", "timeout"]
+    assert run.requests["text"][0] == "6 7 8"
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
+    plan = Plan(
+        releases=("3.9.0",),
+        concurrency=(1,),
+        repeats=1,
+        workload=str(endless_workload(tmp_path)),
+        cell_timeout_s=20,
+    )
+    run = _sweep_and_signal(plan, tmp_path / "run", signal.SIGSTOP)
+    assert list(run.cells["status"]) == ["hung"]
+    assert list(run.requests["outcome"]) == ["ok", "timeout"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_cell_whose_process_is_killed_keeps_what_it_finished(tmp_path, number):
+    plan = Plan(
+        releases=("3.9.0",), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))
+    )
+    run = _sweep_and_signal(plan, tmp_path / "run", number)
+    (cell,) = run.cells.itertuples()
+    assert (cell.status, cell.exit_signal) == ("crashed", number)
+    assert number.name in cell.status_detail
+    assert cell.peak_rss_bytes > 10_000_000
+    assert list(run.requests["outcome"]) == ["ok", "lost"]
+    assert run.requests["text"][0] == "6 7 8"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_ended_leaves_a_valid_run_and_no_process(tmp_path, number):
+    out = tmp_path / "run"
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", "from analysis.cli import main; main()",
+         "sweep", "--releases", "3.9.0", "--concurrency", "1", "--repeats", "1",
+         "--workload", str(endless_workload(tmp_path)), "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    try:
+        wait_for(lambda: has_answered(out) or sweep.poll() is not None, "a first answer")
+        assert sweep.poll() is None
+        started = psutil.Process(sweep.pid).children(recursive=True)
+        assert started
+        sweep.send_signal(number)
+        _, stderr = sweep.communicate(timeout=60)
+    finally:
+        sweep.kill()
+    wait_for(lambda: not any(_lives(process) for process in started), "the children's end")
+    assert load_run(out).cells.empty
+    assert "Traceback" not in stderr
+    if number == signal.SIGINT:
+        assert sweep.returncode == 130
+        assert "Stopped with 0 of 1 cells" in stderr
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _sweep_and_signal(plan: Plan, out: Path, number: signal.Signals):
+    """Run a sweep of one cell, and send its process a signal once it has answered a request."""
+    me, seen = psutil.Process(), []
+
+    def strike() -> None:
+        wait_for(lambda: has_answered(out), "a first answer")
+        (cell,) = (p for p in me.children() if "analysis.sweep.cell" in p.cmdline())
+        seen.append(cell.pid)
+        cell.send_signal(number)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    run = run_sweep(plan, out, progress=False)
+    thread.join()
+    assert seen
+    return run

@@ -1,0 +1,133 @@
+"""Runs with a known truth, built through the schema: data for statistics, no engine involved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.store import Run, to_frame
+
+
+def cell_row(**changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "run_id": "synthetic",
+        "cell_id": "c",
+        "release": "3.1.0",
+        "device": "local-task",
+        "prefix_sharing": "none",
+        "page_count": 256,
+        "batch_sizes": [4],
+        "concurrency": 1,
+        "repeat": 0,
+        "workload": "mixed",
+        "treatments": [],
+        "options": "{}",
+        "seed": 0,
+        "status": "ok",
+        "duration_s": 3.5,
+    }
+    return {**row, **changes}
+
+
+def request_row(**changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "request_id": "r",
+        "cell_id": "c",
+        "client": 0,
+        "position": 0,
+        "family": "up",
+        "prompt": "1 2 3 4 5 ",
+        "expected_text": "6 7 8 9 10 11 12",
+        "reference_tokens": [6, 7, 8, 9],
+        "text": "6 7 8 9 10 11 12",
+        "tokens": [6, 7, 8, 9],
+        "outcome": "ok",
+        "submitted_s": 0.5,
+        "latency_s": 1.0,
+        "ttft_s": 0.25,
+    }
+    return {**row, **changes}
+
+
+def make_run(
+    outcomes: Mapping[tuple[str, str, int], Mapping[str, int]],
+    *,
+    cells: int = 4,
+    status: Mapping[tuple[str, str, int], str] | None = None,
+    spread: bool = True,
+    **columns: Any,
+) -> Run:
+    """Return a run: (release, prefix sharing, concurrency) -> how many requests ended how.
+
+    The requests of a configuration are dealt out to `cells` cells in turn; `spread=False` puts all
+    that is not ok into as few of them as possible.
+    """
+    rng = np.random.default_rng(0)
+    cell_rows, request_rows = [], []
+    for (release, prefix, level), kinds in outcomes.items():
+        names = [f"{release}-{prefix}-{level}-{repeat}" for repeat in range(cells)]
+        for repeat, name in enumerate(names):
+            bad = (status or {}).get((release, prefix, level)) if repeat == 0 else None
+            cell_rows.append(
+                cell_row(
+                    cell_id=name,
+                    release=release,
+                    prefix_sharing=prefix,
+                    concurrency=level,
+                    repeat=repeat,
+                    status=bad or "ok",
+                    status_detail=f"The engine {bad} in a test." if bad else None,
+                    **columns,
+                )
+            )
+        flat = [kind for kind, number in kinds.items() for _ in range(number)]
+        per_cell = -(-len(flat) // cells) if flat else 1
+        for index, kind in enumerate(flat):
+            name = names[index % cells if spread else index // per_cell]
+            done = kind in ("ok", "wrong")
+            ttft = float(rng.lognormal(-2.0, 0.4)) * level**0.5
+            request_rows.append(
+                request_row(
+                    cell_id=name,
+                    request_id=f"r{index}",
+                    family=("up", "down", "recall")[index % 3],
+                    prompt=f"{index} {index + 1} {index + 2} ",
+                    outcome=kind,
+                    text="6 7 8 1 1 1 1 1" if kind == "wrong" else "6 7 8 9 10 11 12",
+                    tokens=[6, 7, 1, 1] if kind == "wrong" else [6, 7, 8, 9],
+                    first_divergence=2 if kind == "wrong" else None,
+                    latency_s=ttft * 6 if done else None,
+                    ttft_s=ttft if done else None,
+                )
+            )
+    return Run(
+        path=Path("synthetic"),
+        manifest={},
+        cells=to_frame("cells", cell_rows),
+        requests=to_frame("requests", request_rows),
+        **{name: to_frame(name, []) for name in ("flights", "events", "snapshots", "findings")},
+    )
+
+
+def reported_pattern() -> Run:
+    """Return what was reported: right at 1 and 2, wrong from 4 on; 3.9.0 only rejects."""
+    return make_run(
+        {
+            ("3.1.0", "none", 1): {"ok": 24},
+            ("3.1.0", "none", 2): {"ok": 24},
+            ("3.1.0", "none", 4): {"ok": 36, "wrong": 12},
+            ("3.1.0", "none", 8): {"ok": 60, "wrong": 30, "lost": 4, "empty": 2},
+            ("3.1.0", "trie", 1): {"ok": 24},
+            ("3.1.0", "trie", 2): {"ok": 12, "wrong": 12},
+            ("3.1.0", "trie", 4): {"ok": 24, "wrong": 20, "timeout": 4},
+            ("3.1.0", "trie", 8): {"ok": 40, "wrong": 50, "error": 6},
+            ("3.9.0", "none", 1): {"ok": 24},
+            ("3.9.0", "none", 2): {"ok": 24},
+            ("3.9.0", "none", 4): {"ok": 48},
+            ("3.9.0", "none", 8): {"ok": 48, "rejected": 48},
+        },
+        status={("3.1.0", "trie", 8): "engine_died"},
+    )

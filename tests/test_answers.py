@@ -1,0 +1,127 @@
+"""The words must say what the numbers say: runs whose truth is known."""
+
+from __future__ import annotations
+
+from synthetic import make_run, reported_pattern
+
+from analysis.answers import answer_in_a_sentence, answer_in_words
+
+KEY = ("3.1.0", "none")
+
+
+def test_failing_from_four_on() -> None:
+    run = make_run(
+        {
+            (*KEY, 1): {"ok": 24},
+            (*KEY, 2): {"ok": 24},
+            (*KEY, 4): {"ok": 36, "wrong": 12},
+            (*KEY, 8): {"ok": 60, "wrong": 30, "lost": 6},
+        }
+    )
+    words = answer_in_words(run)
+    assert words.startswith("**shortfin 3.1.0, prefix sharing none.**")
+    assert (
+        "No request failed at 1 and 2 concurrent requests (0 of 48; 95% interval up to 7%)."
+        in words
+    )
+    assert (
+        "The first failures are at 4: 25% at 4 (12 of 48, 15% to 39%), 38% at 8 (36 of 96," in words
+    )
+    assert "Requests failed more often at 4 or more than below (33% against 0%" in words
+    assert "Fisher's exact test p < 0.0001" in words
+    assert "in 8 of 8 cells against 0 of 8 (p = 0.00016)." in words
+    assert "not enough" not in words
+    assert answer_in_a_sentence(run) == (
+        "0% of requests failed below 4 concurrent ones (0 of 48) and 33% from 4 on "
+        "(48 of 144; p < 0.0001)."
+    )
+
+
+def test_nothing_failing_claims_no_more_than_the_interval() -> None:
+    run = make_run({(*KEY, 1): {"ok": 24}, (*KEY, 4): {"ok": 48}})
+    words = answer_in_words(run)
+    assert "No request failed at 1 and 4 concurrent requests (0 of 72)" in words
+    assert "a true failure rate of up to 14% would still fit" in words
+    assert "Fisher" not in words
+    assert (
+        answer_in_a_sentence(run) == "No request failed at 1 and 4 concurrent requests (0 of 72)."
+    )
+
+
+def test_everything_failing_is_no_matter_of_concurrency() -> None:
+    run = make_run({(*KEY, 1): {"wrong": 14}, (*KEY, 8): {"wrong": 30, "timeout": 10}})
+    words = answer_in_words(run)
+    assert "Every request failed, at every concurrency: 100% at 1 (14 of 14" in words
+    assert "more often" not in words
+    assert answer_in_a_sentence(run) == (
+        "Every request failed at 1 and 8 concurrent requests (54 of 54)."
+    )
+
+
+def test_too_little_data_is_said_to_be_too_little() -> None:
+    run = make_run({(*KEY, 1): {"ok": 4}, (*KEY, 4): {"ok": 3, "wrong": 1}})
+    words = answer_in_words(run)
+    assert "more fail at 4 or more than below: not enough requests to tell (25% against 0%" in words
+    assert "About 34 requests on each side" in words
+    assert "more often" not in words
+    assert "not enough requests to tell" in answer_in_a_sentence(run)
+
+
+def test_few_cells_are_not_many_requests() -> None:
+    run = make_run({(*KEY, 1): {"ok": 30}, (*KEY, 4): {"ok": 15, "wrong": 15}}, cells=2)
+    words = answer_in_words(run)
+    assert "failed more often at 4" in words
+    assert "2 of 2 cells against 0 of 2 (p = 0.33; on their own too few cells to tell)." in words
+
+
+def test_failing_alone_and_less_often_under_load() -> None:
+    run = make_run({(*KEY, 1): {"ok": 10, "wrong": 30}, (*KEY, 4): {"ok": 38, "wrong": 2}})
+    words = answer_in_words(run)
+    assert "Requests failed already at 1, the lowest concurrency that was run" in words
+    assert "Requests failed less often at 4 or more than below" in words
+
+
+def test_rejections_stand_apart() -> None:
+    run = make_run({(*KEY, 4): {"ok": 48}, (*KEY, 8): {"ok": 48, "rejected": 48}})
+    words = answer_in_words(run)
+    assert "No request failed at 4 and 8 concurrent requests (0 of 96)" in words
+    assert "Rejected, and not counted: 48 of 96 at 8." in words
+    assert "(0 of 96, 48 rejected)" in answer_in_a_sentence(run)
+    refused = make_run({(*KEY, 8): {"rejected": 4}})
+    assert "All 4 requests were rejected, so there is no failure rate." in answer_in_words(refused)
+    assert answer_in_a_sentence(refused) == "No request was accepted."
+
+
+def test_one_side_only_is_not_compared() -> None:
+    run = make_run({(*KEY, 4): {"ok": 8, "wrong": 8}})
+    assert (
+        "No request was accepted below 4, so the two sides cannot be compared."
+        in answer_in_words(run)
+    )
+    assert answer_in_a_sentence(run) == "50% of requests failed at 4 concurrent requests (8 of 16)."
+
+
+def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_respect() -> None:
+    words = answer_in_words(reported_pattern())
+    assert words.count("**shortfin") == 3
+    assert "prefix sharing trie failed more often than prefix sharing none (56%, 80 of 144" in words
+    assert "shortfin 3.9.0 failed less often than shortfin 3.1.0 (0%, 0 of 96" in words
+    assert words.count("adjusted for 2 comparisons (Holm)") == 2
+    assert "1 of 16 cells did not end well." in words
+    sentence = answer_in_a_sentence(reported_pattern())
+    assert sentence.startswith("shortfin 3.1.0, prefix sharing none: 0% of requests failed")
+    same_release = make_run({(*KEY, 4): {"ok": 9}, ("3.1.0", "trie", 4): {"ok": 9}})
+    assert answer_in_a_sentence(same_release).startswith("Prefix sharing none: no request failed")
+    assert (
+        "whether prefix sharing trie and prefix sharing none differ: not enough"
+        in answer_in_words(same_release)
+    )
+
+
+def test_a_run_without_anything() -> None:
+    assert answer_in_words(make_run({})) == "The run holds no cells, so there is nothing to say."
+    assert answer_in_a_sentence(make_run({})) == "The run holds no cells."
+    crashed = make_run({(*KEY, 1): {}}, cells=2, status={(*KEY, 1): "crashed"})
+    assert "No request was recorded, so there is no failure rate. 1 of 2 cells" in answer_in_words(
+        crashed
+    )

@@ -1,0 +1,82 @@
+"""What every notebook promises; what needs no engine in them runs on a run whose truth is known."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from synthetic import reported_pattern
+
+from analysis import figures, report
+from analysis.answers import answer_in_a_sentence, answer_in_words
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LONGEST = 14
+
+
+def code_cells(notebook: Any, tag: str | None = None) -> list[Any]:
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in cells if tag is None or tag in cell.metadata.get("tags", [])]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request: pytest.FixtureRequest) -> Any:
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_outputs_are_stripped(notebook: Any) -> None:
+    nbformat.validate(notebook)
+    for cell in code_cells(notebook):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+def test_it_says_what_it_asks_how_long_it_takes_and_with_which_parameters(notebook: Any) -> None:
+    about = notebook.metadata["cachelab"]
+    assert about["question"].endswith("?")
+    assert about["releases"]
+    assert 0 < about["minutes_quick"] <= about["minutes_full"]
+    [cell] = code_cells(notebook, "parameters")
+    declared = {
+        target.id
+        for statement in ast.parse(cell.source).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    assert "run_dir" in declared
+    assert set(about["quick"]) | set(about["full"]) <= declared
+    assert notebook.cells[0].source.startswith("# ")
+    assert "minute" in notebook.cells[0].source
+
+
+def test_code_is_short(notebook: Any) -> None:
+    for cell in code_cells(notebook):
+        ast.parse(cell.source)
+        assert len(cell.source.splitlines()) <= LONGEST
+
+
+def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    run = reported_pattern()
+    said: list[str] = []
+    names: dict[str, Any] = {
+        "run": run,
+        "home": tmp_path,
+        "figures": figures,
+        "report": report,
+        "answer_in_words": answer_in_words,
+        "answer_in_a_sentence": answer_in_a_sentence,
+        "Markdown": said.append,
+    }
+    engine = code_cells(notebook, "engine") + code_cells(notebook, "parameters")
+    for cell in code_cells(notebook):
+        if cell not in engine:
+            exec(compile(cell.source, "cell", "exec"), names)
+    assert said == [answer_in_words(run)]
+    answer = json.loads((tmp_path / "answer.json").read_text())["answer"]
+    assert answer == answer_in_a_sentence(run)

@@ -1,0 +1,144 @@
+"""Statistics against reference values, and against runs whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import make_run, reported_pattern
+
+from analysis import stats
+from analysis.store import OUTCOMES
+
+
+def test_wilson_against_published_values() -> None:
+    # Newcombe (1998), Statistics in Medicine 17:857, table I, method 3.
+    for k, n, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert stats.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_of_nothing_is_unknown() -> None:
+    assert all(math.isnan(bound) for bound in stats.wilson(0, 0))
+    with pytest.raises(ValueError, match="between 0 and n"):
+        stats.wilson(3, 2)
+
+
+@given(n=st.integers(1, 300), data=st.data())
+def test_wilson_holds_the_rate_and_stays_within_bounds(n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n))
+    low, high = stats.wilson(k, n)
+    assert -1e-12 <= low <= k / n + 1e-12
+    assert k / n - 1e-12 <= high <= 1 + 1e-12
+
+
+def test_fisher_against_known_values() -> None:
+    assert stats.fisher(4, 50, 0, 50) == pytest.approx(0.117, abs=5e-4)
+    # Fisher's own example, the lady tasting tea, two-sided.
+    assert stats.fisher(3, 4, 1, 4) == pytest.approx(34 / 70)
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20))
+def test_a_comparison_turned_round_says_the_opposite(a: int, b: int, c: int, d: int) -> None:
+    one, other = stats.compare(a, a + b, c, c + d), stats.compare(c, c + d, a, a + b)
+    assert one.p_value == pytest.approx(other.p_value)
+    opposite = {"higher": "lower", "lower": "higher"}
+    assert opposite.get(one.verdict, one.verdict) == other.verdict
+
+
+def test_compare_claims_only_what_the_test_allows() -> None:
+    assert stats.compare(4, 50, 0, 50).verdict == "not enough requests to tell"
+    assert stats.compare(12, 48, 0, 48).verdict == "higher"
+    assert stats.compare(0, 48, 12, 48).verdict == "lower"
+    assert stats.compare(12, 48, 0, 48, alpha=1e-9).verdict == "not enough requests to tell"
+    assert stats.compare(0, 0, 3, 3).verdict == "not enough requests to tell"
+
+
+def test_holm_against_a_worked_example() -> None:
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([]) == []
+
+
+def test_how_many_requests_a_question_needs() -> None:
+    assert stats.requests_to_see(0.01) == 299
+    assert stats.requests_to_see(0.001) == 2995
+    # By hand: ((1.95996 sqrt(0.32) + 0.84162 sqrt(0.30)) / 0.2)^2 = 61.6; corrected: 71.3.
+    assert stats.requests_needed(0.1, 0.3) == 72
+    assert stats.requests_needed(0.3, 0.1) == stats.requests_needed(0.1, 0.3)
+    with pytest.raises(ValueError, match="two different rates"):
+        stats.requests_needed(0.2, 0.2)
+
+
+def test_failure_rates_of_a_known_run() -> None:
+    run = reported_pattern()
+    rates = stats.failure_rates(run.requests, run.cells)
+    assert len(rates) == 12
+    rates = rates.set_index(["release", "prefix_sharing", "concurrency"])
+    row = rates.loc[("3.1.0", "none", 8)]
+    assert (row["n"], row["failures"], row["rejected"]) == (96, 36, 0)
+    assert row["rate"] == pytest.approx(36 / 96)
+    assert (row["low"], row["high"]) == pytest.approx(stats.wilson(36, 96))
+    assert (row["cells"], row["cells_failed"], row["cell_rate"]) == (4, 4, 1.0)
+    row = rates.loc[("3.9.0", "none", 8)]
+    assert (row["n"], row["failures"], row["rejected"], row["rate"]) == (96, 0, 48, 0.0)
+    assert row["high"] == pytest.approx(stats.wilson(0, 48)[1])
+    assert row["rejected_share"] == 0.5
+    assert rates.loc[("3.1.0", "trie", 8), "cells_ended_badly"] == 1
+
+
+def test_cells_are_counted_apart_from_requests() -> None:
+    run = make_run({("3.1.0", "none", 4): {"wrong": 4, "ok": 12}}, cells=4, spread=False)
+    [row] = stats.failure_rates(run.requests, run.cells).to_dict("records")
+    assert (row["failures"], row["cells_failed"], row["cell_rate"]) == (4, 1, 0.25)
+
+
+def test_cells_without_requests_and_rejections_only() -> None:
+    run = make_run({("3.1.0", "none", 1): {}, ("3.9.0", "none", 8): {"rejected": 8}}, cells=2)
+    empty, refused = stats.failure_rates(run.requests, run.cells).to_dict("records")
+    assert (empty["n"], empty["cells"]) == (0, 2)
+    assert math.isnan(empty["rate"])
+    assert (refused["n"], refused["rejected"], refused["rejected_share"]) == (8, 8, 1.0)
+    assert math.isnan(refused["low"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(OUTCOMES), st.integers(0, 6)),
+    st.dictionaries(st.sampled_from(OUTCOMES), st.integers(0, 6)),
+)
+def test_every_request_is_counted_once(first: dict[str, int], second: dict[str, int]) -> None:
+    run = make_run({("3.1.0", "none", 1): first, ("3.1.0", "none", 2): second}, cells=3)
+    rates = stats.failure_rates(run.requests, run.cells)
+    total = sum(first.values()) + sum(second.values())
+    assert rates["n"].sum() == total
+    ok = first.get("ok", 0) + second.get("ok", 0)
+    assert rates["failures"].sum() + rates["rejected"].sum() + ok == total
+    if total:
+        counts = stats.outcome_counts(run.requests, run.cells)
+        assert counts[list(OUTCOMES)].to_numpy().sum() == total
+
+
+def test_latency_is_that_of_completed_requests() -> None:
+    run = make_run({("3.1.0", "none", 4): {"ok": 10, "wrong": 10, "timeout": 5, "rejected": 5}})
+    [row] = stats.latency_summary(run.requests, run.cells).to_dict("records")
+    done = run.requests[run.requests["outcome"].isin(["ok", "wrong"])]["latency_s"]
+    assert row["n"] == 20
+    assert row["p50"] == pytest.approx(done.median())
+    assert row["p50"] <= row["p95"] <= row["p99"] <= done.max()
+    nothing = stats.latency_summary(run.requests[:0], run.cells)
+    assert nothing.empty
+    assert "p99" in nothing
+
+
+def test_what_varies_between_cells() -> None:
+    cells = reported_pattern().cells
+    assert stats.varying(cells) == ["release", "prefix_sharing"]
+    assert stats.varying(cells[:1]) == []
+    assert isinstance(cells, pd.DataFrame)

@@ -1,0 +1,270 @@
+"""A run on disk: what is written comes back, and nothing half-written ever does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import cell_row, request_row
+
+from analysis.errors import RunError
+from analysis.store import (
+    TABLES,
+    RunWriter,
+    describe,
+    load_run,
+    new_manifest,
+    to_frame,
+    to_table,
+    write_atomically,
+)
+
+MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
+
+
+def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
+    if pa.types.is_list(kind):
+        return st.lists(values_of(kind.value_type), max_size=4)
+    if kind == pa.int32():
+        return st.integers(-(2**31), 2**31 - 1)
+    if pa.types.is_integer(kind):
+        return st.integers(-(2**63), 2**63 - 1)
+    if pa.types.is_floating(kind):
+        return st.floats(allow_nan=False)
+    return st.text(max_size=8)
+
+
+def rows_of(name: str, fixed: dict[str, Any]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    columns = {}
+    for field in TABLES[name]:
+        values = values_of(field.type)
+        columns[field.name] = st.none() | values if field.nullable else values
+    columns.update({key: st.just(value) for key, value in fixed.items()})
+    if name == "requests":
+        columns["outcome"] = st.sampled_from(["ok", "wrong", "lost"])
+    return st.lists(st.fixed_dictionaries(columns), max_size=4)
+
+
+def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    def value(item: Any) -> Any:
+        if isinstance(item, tuple):
+            return [value(part) for part in item]
+        if pd.isna(item):
+            return None
+        return item.item() if isinstance(item, np.generic) else item
+
+    return [{k: value(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+@given(data=st.data())
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_what_is_written_comes_back(tmp_path: Path, data: st.DataObject) -> None:
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    written = {name: data.draw(rows_of(name, {"cell_id": "c"}), name) for name in TABLES}
+    written["cells"] = [cell_row(status_detail=data.draw(st.none() | st.text()))]
+    others = {n: rows for n, rows in written.items() if n not in ("cells", "requests")}
+    writer.write_cell(written["cells"][0], written["requests"], **others)
+    run = load_run(tmp_path / "run")
+    for name, rows in written.items():
+        frame = getattr(run, name)
+        assert list(frame.columns) == TABLES[name].names
+        complete = [{column: row.get(column) for column in TABLES[name].names} for row in rows]
+        assert plain(frame) == complete
+
+
+def test_many_cells_come_back_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    for name in ("b", "a", "c"):
+        requests = [request_row(cell_id=name, request_id=str(i)) for i in range(3)]
+        writer.write_cell(cell_row(cell_id=name), requests)
+    assert writer.finished() == {"a", "b", "c"}
+    run = load_run(tmp_path)
+    assert list(run.cells["cell_id"]) == ["a", "b", "c"]
+    assert list(run.requests["cell_id"]) == [name for name in "abc" for _ in range(3)]
+    assert run.manifest["plan"] == {"releases": ["3.1.0"]}
+    assert run.flights.empty
+    assert list(run.findings.columns) == TABLES["findings"].names
+
+
+def test_types_of_a_frame_do_not_depend_on_its_rows() -> None:
+    for rows in ([], [request_row()], [request_row(first_divergence=3)]):
+        frame = to_frame("requests", rows)
+        assert str(frame["first_divergence"].dtype) == "Int64"
+        assert frame["latency_s"].dtype == float
+        assert frame["tokens"].dtype == object
+
+
+def test_a_cell_without_requests_is_a_cell(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    writer.write_cell(cell_row(status="crashed", status_detail="It crashed.", exit_signal=11), [])
+    run = load_run(tmp_path)
+    assert run.requests.empty
+    assert run.cells["exit_signal"][0] == 11
+
+
+@pytest.mark.parametrize(
+    ("cell", "requests", "message"),
+    [
+        ({"status": "fine"}, [], "`cells.status` is one of ok, engine_died"),
+        ({"colour": 1}, [], "`cells` has no column colour"),
+        ({"release": None}, [], "`cells.release` is empty"),
+        ({"concurrency": "four"}, [], "`cells.concurrency` is no int64"),
+        ({"cell_id": "../up"}, [], "cannot name a directory"),
+        ({}, [request_row(cell_id="other")], "belongs to another cell"),
+        ({}, [request_row(outcome="great")], "`requests.outcome` is one of"),
+    ],
+)
+def test_rows_that_do_not_fit_write_nothing(
+    tmp_path: Path, cell: dict[str, Any], requests: list[dict[str, Any]], message: str
+) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    with pytest.raises(RunError, match=message):
+        writer.write_cell(cell_row(**cell), requests)
+    assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_a_finished_cell_is_never_written_again(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    writer.write_cell(cell_row(), [request_row()])
+    with pytest.raises(RunError, match="already there"):
+        writer.write_cell(cell_row(), [])
+    assert len(load_run(tmp_path).requests) == 1
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["c"]
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(RunError, match="no table `fights`"):
+        to_table("fights", [])
+
+
+def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    RunWriter.resume(run, MANIFEST).write_cell(cell_row(), [])
+    again = RunWriter.resume(run, {**MANIFEST, "command": "typed differently"})
+    assert again.finished() == {"c"}
+    assert again.manifest["command"] == "test"
+    with pytest.raises(RunError, match="another plan"):
+        RunWriter.resume(run, {**MANIFEST, "seed": 1})
+    with pytest.raises(RunError, match="already holds a run"):
+        RunWriter.create(run, MANIFEST)
+
+
+@pytest.mark.parametrize("start", [RunWriter.create, RunWriter.resume])
+def test_a_foreign_directory_is_refused(tmp_path: Path, start: Any) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is no run"):
+        start(tmp_path, MANIFEST)
+    with pytest.raises(RunError, match="is a file"):
+        start(tmp_path / "thesis.txt", MANIFEST)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_is_no_run_is_said_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"has no manifest\.json"):
+        load_run(tmp_path / "nowhere")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(RunError, match=r"manifest\.json cannot be read"):
+        load_run(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(RunError, match="schema version 99"):
+        load_run(tmp_path)
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    for name in ("a", "b"):
+        writer.write_cell(cell_row(cell_id=name), [request_row(cell_id=name)])
+    file = tmp_path / "cells" / "b" / "requests.parquet"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(
+        RunError, match=r"cells/b/requests\.parquet is damaged: delete .*cells/b and"
+    ):
+        load_run(tmp_path)
+    file.unlink()
+    with pytest.raises(RunError, match=r"cells/b/requests\.parquet is missing"):
+        load_run(tmp_path)
+
+
+WRITER = """
+import sys
+from analysis.store import RunWriter
+from synthetic import cell_row, request_row
+writer = RunWriter.resume(sys.argv[1], {"plan": 1, "seed": 0})
+print("ready", flush=True)
+for number in range(1000000):
+    name = f"{number:06d}-{sys.argv[2]}"
+    requests = [request_row(cell_id=name, request_id=str(i)) for i in range(50)]
+    writer.write_cell(cell_row(cell_id=name), requests)
+    print(name, flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_cells(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
+    for sitting in range(2):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "run"), str(sitting)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert writer.stdout
+        with writer:
+            # After a number of cells that has nothing to do with where in a cell the kill arrives.
+            said = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
+            writer.send_signal(signal.SIGKILL)
+        run = load_run(tmp_path / "run")
+        assert set(said[1:]) <= set(run.cells["cell_id"])
+        assert (run.requests.groupby("cell_id").size() == 50).all()
+        assert run.requests["cell_id"].nunique() == len(run.cells)
+    RunWriter.resume(tmp_path / "run", {"plan": 1, "seed": 0})
+    assert not list((tmp_path / "run" / "cells").glob(".*"))
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_column_says_what_it_means() -> None:
+    for name in TABLES:
+        described = describe(name)
+        assert (described["meaning"].str.len() > 0).all()
+        timed = described[described["column"].str.endswith("_s")]
+        assert (timed["unit"] == "s").all()
+
+
+def test_a_manifest_tells_what_a_run_was_made_with() -> None:
+    manifest = new_manifest(["cachelab", "sweep"], 3, plan={"a": 1})
+    assert manifest["command"] == "cachelab sweep"
+    assert (manifest["seed"], manifest["plan"]) == (3, {"a": 1})
+    assert manifest["machine"]["cores"] >= 1
+    assert manifest["versions"]["pyarrow"] == pa.__version__
+    json.dumps(manifest)

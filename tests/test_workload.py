@@ -1,0 +1,180 @@
+"""Prompts are the same for the same seed, files are read strictly, and the judge is fair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.errors import WorkloadError
+from analysis.workload import (
+    BUILDERS,
+    Request,
+    Workload,
+    arrange,
+    candidates,
+    distinct,
+    judge,
+    make_workload,
+    select,
+)
+
+texts = st.text(min_size=1, max_size=20)
+requests = st.builds(
+    Request,
+    id=texts,
+    prompt=texts,
+    max_new_tokens=st.integers(1, 1000),
+    expected=st.none() | st.text(max_size=20),
+    arrival_s=st.floats(0, 1e6),
+    family=st.text(max_size=10),
+)
+tokens = st.lists(st.integers(0, 9), max_size=20)
+ALPHABET = "0123456789"
+
+
+def decode(ids):
+    return "".join(ALPHABET[i] for i in ids)
+
+
+@given(st.lists(requests, min_size=1, max_size=8, unique_by=lambda r: r.id))
+def test_a_workload_is_read_back_as_it_was_written(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("workload") / "w.jsonl"
+    Workload("any", tuple(rows)).write(path)
+    assert Workload.read(path) == Workload("w.jsonl", tuple(rows))
+
+
+def test_only_the_prompt_must_be_there(tmp_path: Path):
+    path = tmp_path / "w.jsonl"
+    path.write_text('\n{"prompt": "1 2 "}\n')
+    assert Workload.read(path, max_new_tokens=7).requests == (Request("r2", "1 2 ", 7),)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2"),
+        ("[]", "not a JSON object"),
+        ('{"id": "a"}', "`prompt`"),
+        ('{"prompt": ""}', "`prompt`"),
+        ('{"prompt": "1", "max_new_tokens": 0}', "`max_new_tokens`"),
+        ('{"prompt": "1", "max_new_tokens": true}', "`max_new_tokens`"),
+        ('{"prompt": "1", "arrival_s": -1}', "`arrival_s`"),
+        ('{"prompt": "1", "arrival_s": NaN}', "`arrival_s`"),
+        ('{"prompt": "1", "expected": 6}', "`expected`"),
+        ('{"prompt": "1", "max_tokens": 6}', "'max_tokens'"),
+        ('{"prompt": "1", "id": "first"}', "line 1"),
+        ("[" * 100_000, "line 2"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file(tmp_path: Path, line, said):
+    path = tmp_path / "w.jsonl"
+    path.write_text(json.dumps({"id": "first", "prompt": "1 2 "}) + "\n" + line + "\n")
+    with pytest.raises(WorkloadError) as error:
+        Workload.read(path)
+    assert said in str(error.value)
+    assert "w.jsonl, line 2" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"prompt": "\xff"}\n'])
+def test_a_file_without_a_readable_request_is_refused(tmp_path: Path, content):
+    path = tmp_path / "w.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(WorkloadError, match=r"w\.jsonl"):
+        Workload.read(path)
+    with pytest.raises(WorkloadError, match="cannot be read"):
+        Workload.read(tmp_path / "absent.jsonl")
+
+
+def test_an_unknown_workload_names_those_that_there_are():
+    with pytest.raises(WorkloadError, match="reported, mixed, shared_prefix, aba"):
+        make_workload("nothing", count=1, seed=0)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_same_seed_gives_the_same_prompts(name):
+    made = make_workload(name, count=13, seed=5)
+    assert len(made.requests) == 13
+    assert made == make_workload(name, count=13, seed=5)
+    assert len({request.id for request in made.requests}) == 13
+    if name != "reported":
+        assert made.requests != make_workload(name, count=13, seed=6).requests
+
+
+def test_reported_is_the_prompt_of_the_report():
+    (request,) = make_workload("reported", count=1, seed=0).requests
+    assert (request.prompt, request.expected) == ("1 2 3 4 5 ", "6 7 8")
+
+
+def test_mixed_has_every_family_and_short_and_long_prompts():
+    made = make_workload("mixed", count=200, seed=0).requests
+    assert {request.family for request in made} == {"count", "descend", "letters", "recall"}
+    lengths = [len(request.prompt) + 1 for request in made]
+    assert min(lengths) <= 12
+    assert max(lengths) >= 112
+    assert max(lengths) <= 120
+    assert all(len(request.expected or "") == 15 for request in made)
+
+
+def test_shared_prefix_shares_two_pages_and_then_parts():
+    first, second = make_workload("shared_prefix", count=2, seed=0).requests
+    assert first.prompt[:31] == second.prompt[:31]  # and the bos token before them
+    assert first.prompt != second.prompt
+    assert first.expected != second.expected
+
+
+@given(st.integers(1, 60))
+def test_aba_asks_the_first_prompts_again_after_others(clients):
+    made = [request.prompt for request in make_workload("aba", count=3 * clients, seed=1).requests]
+    a, b, again = made[:clients], made[clients : 2 * clients], made[2 * clients :]
+    assert again == a
+    assert not set(a) & set(b)
+
+
+def test_select_takes_only_what_every_reference_answers_right():
+    offered = [Request(str(i), f"p{i}", 2, str(i) * 2) for i in range(6)]
+    right = {(f"p{i}", 2): [i, i] for i in range(6)}
+    worse = {**right, ("p1", 2): [1, 2]}
+    kept, dropped = select(offered, 3, [right, worse], decode)
+    assert [request.id for request in kept] == ["0", "2", "3"]
+    assert dropped == 1
+    with pytest.raises(WorkloadError, match="model itself"):
+        select(offered, 6, [right, worse], decode)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@given(count=st.integers(1, 40))
+def test_candidates_suffice_for_what_is_arranged(name, count):
+    need = distinct(name, count)
+    offered = candidates(name, count=count, seed=0)
+    assert name == "reported" or len(offered) > need
+    assert len(arrange(name, offered[:need], count=count, seed=0).requests) == count
+
+
+@given(tokens, tokens, st.integers(1, 20), st.none() | st.text("0123456789", max_size=20))
+def test_the_judge_on_a_completed_answer(answer, reference, n, expected):
+    answer, reference = answer[:n], reference[:n]
+    request = Request("r", "p", n, expected)
+    outcome, divergence = judge(answer, decode(answer), "ok", request, reference)
+    assert (divergence is None) == (answer == reference)
+    if divergence is not None:
+        assert answer[:divergence] == reference[:divergence]
+        assert answer[divergence : divergence + 1] != reference[divergence : divergence + 1]
+    right = answer == reference if expected is None else decode(answer).startswith(expected[:n])
+    assert outcome == ("ok" if right else "wrong")
+
+
+@given(tokens, st.sampled_from(["empty", "rejected", "error", "timeout", "lost"]))
+def test_the_judge_leaves_other_outcomes_and_missing_tokens_alone(reference, outcome):
+    request = Request("r", "p", 15, "6 7 8")
+    for answer in ([], reference[: len(reference) // 2]):
+        assert judge(answer, decode(answer), outcome, request, reference) == (outcome, None)
+
+
+def test_an_answer_cut_short_is_wrong():
+    request = Request("r", "p", 15, "678")
+    assert judge([6, 7], "67", "ok", request, None) == ("wrong", None)
+    assert judge([6, 7], "67", "ok", Request("r", "p", 2, "678"), [6, 7]) == ("ok", None)
