@@ -53,14 +53,16 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
             # One write of one whole line, in the moment the request ends: a kill loses nothing.
             records.write(json.dumps(dict(row), default=_plain).encode() + b"\n")
 
-        with Engine(EngineConfig.from_json(spec["config"]), log_dir=directory) as engine:
+        engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
+        facts["device"] = engine.device
+        _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
+        with engine:
             engine.run(
                 workload,
                 concurrency=spec["concurrency"],
                 timeout_s=spec["request_timeout_s"],
                 on_result=keep,
             )
-            facts["device"] = engine.device
             if engine.died is not None:
                 facts["death"] = engine.died.message
             facts["log"] = engine.log

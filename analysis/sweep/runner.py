@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import shlex
@@ -147,6 +148,10 @@ class _Sweep:
     def _finish(self, cell: Cell, ended: Ended, elapsed_s: float) -> None:
         """Keep a cell that has ended: its logs first, then its tables, which make it finished."""
         self._keep_logs(cell, ended)
+        if ended.detail is not None:  # the logs were moved: say where they are now
+            kept = self.writer.path / _LOGS / cell.cell_id
+            detail = ended.detail.replace(str(self._work(cell)), str(kept))
+            ended = dataclasses.replace(ended, detail=detail)
         row = cell_row(self.run_id, self.plan, cell, ended)
         workload = self.prepared.workload(cell)
         requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,25 @@ class Adapter(ABC):
     @abstractmethod
     def start(self) -> None:
         """Start the service's own processes."""
+
+    def start_system(self, timeout_s: float = 10.0) -> None:
+        """Start the system's thread, and wait until its loop runs.
+
+        A process that is launched while that thread still makes its loop can freeze with the GIL
+        held: one side holds the GIL and wants the system's lock, the other the reverse (seen on
+        3.1.0, once in some forty starts).
+        """
+        running, run = threading.Event(), self.sysman.run
+
+        async def told() -> None:
+            running.set()
+            await run()
+
+        self.sysman.run = told
+        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
+        self.sysman.start()
+        running.wait(timeout_s)
+        del self.sysman.run
 
     @abstractmethod
     def launch(self, call: Call) -> None:

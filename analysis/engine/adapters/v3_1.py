@@ -78,7 +78,6 @@ class V31(Adapter):
         self.sysman = SystemManager(
             device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
         )
-        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
         self.service = components.GenerateService(
             name=setup.name,
             sysman=self.sysman,
@@ -107,7 +106,7 @@ class V31(Adapter):
         self.service.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
 
     def start(self) -> None:
-        self.sysman.start()
+        self.start_system()
         self.service.start()
 
     def launch(self, call: Call) -> None:

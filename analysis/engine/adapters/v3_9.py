@@ -120,7 +120,6 @@ class V39(Adapter):
             device_ids=server_params.device_ids or None,
             **{**device_options, **options["system"]},
         )
-        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             self.service = LlmGenerateService(
@@ -139,7 +138,7 @@ class V39(Adapter):
         self._processes: dict[str, Any] = {}
 
     def start(self) -> None:
-        self.sysman.start()
+        self.start_system()
         self.service.start()
         self._watch_tokens()
 
