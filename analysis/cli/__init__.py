@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("sweep")(sweep.sweep)
 app.command("alone")(sweep.alone)
 app.command("report")(report.report)
+app.command("chart")(report.chart)
 app.command("lab")(report.lab)
 app.add_typer(model.app, name="model")
 app.add_typer(releases.app, name="releases")

@@ -44,3 +44,28 @@ def lab() -> None:
     from analysis.releases import start_lab
 
     raise typer.Exit(start_lab())
+
+
+def chart(
+    runs: Annotated[list[Path], typer.Argument(help="directories of runs, drawn together")],
+    out: Annotated[Path, typer.Option(help="the picture, .png, .svg or .pdf")] = Path(
+        "failure_rate.png"
+    ),
+) -> None:
+    """Draw failure rate against concurrency, with 95% intervals, for the cells of some runs."""
+    import pandas as pd
+
+    from analysis.figures import failure_rate
+    from analysis.store import load_run
+
+    read = [load_run(path) for path in runs]
+    # A cell's id is unique within its run only.
+    cells = [run.cells.assign(cell_id=f"{n}/" + run.cells["cell_id"]) for n, run in enumerate(read)]
+    requests = [
+        run.requests.assign(cell_id=f"{n}/" + run.requests["cell_id"]) for n, run in enumerate(read)
+    ]
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter("name a file that ends in .png, .svg or .pdf", param_hint="--out")
+    figure = failure_rate(pd.concat(requests), pd.concat(cells))
+    figure.savefig(out, dpi=150, bbox_inches="tight")
+    typer.echo(out)

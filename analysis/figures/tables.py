@@ -127,31 +127,35 @@ def _marked(text: str, at: int | None) -> str:
     return f"{html.escape(text[:at])}<mark>{html.escape(rest)}</mark>"
 
 
-def asked_again(wrong: pd.DataFrame, answers: Sequence[tuple[str, Sequence[int]]]) -> HtmlTable:
+Again = tuple[str, str, str, Sequence[int]]
+"""A prompt, the prefix sharing it was asked again with, and the answer's text and token ids."""
+
+
+def asked_again(wrong: pd.DataFrame, answers: Sequence[Again]) -> HtmlTable:
     """Show what the engine said when the prompts of wrong answers were asked again, alone.
 
-    `wrong` is the frame of `wrong_answers`, `answers` the text and token ids of each new answer.
-    Column `right_alone` holds whether it equals the reference's tokens or, where there are none,
-    begins as expected.
+    `wrong` is the frame of `wrong_answers`. Column `right_alone` holds whether an answer equals the
+    reference's tokens or, where there are none, begins as expected.
     """
+    cases = {row["prompt"]: row for row in wrong.to_dict("records")}
     rows = []
-    for row, (text, tokens) in zip(wrong.to_dict("records"), answers, strict=True):
-        expected, reference = row["expected_text"], row["reference_tokens"]
+    for prompt, sharing, text, tokens in answers:
+        expected, reference = cases[prompt]["expected_text"], cases[prompt]["reference_tokens"]
         if isinstance(reference, tuple):
             right = tuple(tokens) == reference
         else:
             right = isinstance(expected, str) and bool(text) and expected.startswith(text)
-        rows.append({"prompt": row["prompt"], "alone": text, "right_alone": right})
-    frame = pd.DataFrame(rows, columns=["prompt", "alone", "right_alone"])
+        rows.append((prompt, sharing, text, right))
+    frame = pd.DataFrame(rows, columns=["prompt", "prefix_sharing", "alone", "right_alone"])
     if frame.empty:
         return HtmlTable(frame, "<p>No answer was wrong, so there was nothing to ask again.</p>")
     body = "".join(
-        f"<tr><td><code>{html.escape(_short(row['prompt']))}</code></td>"
-        f"<td><code>{html.escape(row['alone'])}</code></td>"
-        f"<td>{'right' if row['right_alone'] else 'wrong, also alone'}</td></tr>"
-        for row in rows
+        f"<tr><td><code>{html.escape(_short(prompt))}</code></td><td>{html.escape(sharing)}</td>"
+        f"<td><code>{html.escape(text)}</code></td>"
+        f"<td>{'right' if right else 'wrong, also alone'}</td></tr>"
+        for prompt, sharing, text, right in rows
     )
-    head = "<th>asked again, alone</th><th>answer</th><th>verdict</th>"
+    head = "<th>asked again, alone</th><th>prefix sharing</th><th>answer</th><th>verdict</th>"
     return HtmlTable(frame, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 

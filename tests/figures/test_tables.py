@@ -88,8 +88,15 @@ def test_no_wrong_answers_are_good_news() -> None:
 def test_asked_again_is_judged_by_the_reference_first() -> None:
     run = run_of({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "reference_tokens": None})
     frame = wrong_answers(run.requests, run.cells).frame
-    table = asked_again(frame, [("6 7 8 9", [6, 7, 8, 9]), ("6 7 8 9", [6, 7]), ("6 7", [6, 7])])
-    assert list(table.frame["right_alone"]) == [True, False, True]
+    answers = [
+        ("a", "trie", "6 7 8 9", [6, 7, 8, 9]),
+        ("b", "trie", "6 7 8 9", [6, 7]),
+        ("b", "none", "6 7 8 9", [6, 7, 8, 9]),
+        ("c", "none", "6 7", [6, 7]),
+    ]
+    table = asked_again(frame, answers)
+    assert list(table.frame["right_alone"]) == [True, False, True, True]
+    assert list(table.frame["prefix_sharing"]) == ["trie", "trie", "none", "none"]
     assert "wrong, also alone" in table._repr_html_()
 
 
