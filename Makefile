@@ -39,8 +39,8 @@ report: setup ## Execute notebook 01 on both releases, publish HTML (NOTEBOOKS=a
 test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest)
 	@$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
 
-lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release
-	@$(BIN)/cachelab lab
+lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
+	@$(BIN)/cachelab lab $(if $(ARGS),-- $(ARGS))
 
 lint: $(VENV)/.ready ## Check style, types and that notebooks are stripped
 	@$(BIN)/ruff check .

@@ -39,11 +39,15 @@ def report(
         raise typer.Exit(1)
 
 
-def lab() -> None:
+def lab(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="behind --, go to JupyterLab: -- --allow-root")
+    ] = None,
+) -> None:
     """Start JupyterLab on 127.0.0.1 with its token on, and a kernel for each release."""
     from analysis.releases import start_lab
 
-    raise typer.Exit(start_lab())
+    raise typer.Exit(start_lab(arguments or ()))
 
 
 def chart(

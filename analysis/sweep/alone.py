@@ -63,7 +63,7 @@ def ask_alone(
                 running.append((case, process))
             for case, process in [pair for pair in running if pair[1].poll()]:
                 running.remove((case, process))
-                rows.append(_row(case, process.ended()))
+                rows.append(_row(run, case, process.ended()))
                 if on_answer is not None:
                     on_answer(rows[-1])
             time.sleep(_TICK_S)
@@ -94,17 +94,17 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _request(run: Run, case: dict[Any, Any]) -> Request:
-    tokens = len(case["reference_tokens"]) or run.manifest["plan"]["max_new_tokens"]
+    reference = case["reference_tokens"]
+    tokens = len(reference) if reference else run.manifest["plan"]["max_new_tokens"]
     return Request("alone", case["prompt"], tokens, case["expected_text"])
 
 
-def _row(case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
+def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
     nothing: dict[str, Any] = {"outcome": "lost", "text": "", "tokens": []}
     answer = ended.records[0] if ended.records else nothing
-    tokens = len(case["reference_tokens"]) or len(answer["tokens"])
-    request = Request("alone", case["prompt"], max(1, tokens), case["expected_text"])
     own = "ok" if answer["outcome"] == "wrong" else answer["outcome"]
-    outcome, _ = judge(answer["tokens"], answer["text"], own, request, case["reference_tokens"])
+    reference, request = case["reference_tokens"], _request(run, case)
+    outcome, _ = judge(answer["tokens"], answer["text"], own, request, reference)
     kept = ("release", "prefix_sharing", "page_count", "prompt", "expected_text")
     return {
         **{name: case[name] for name in kept},
