@@ -7,7 +7,8 @@
 A cell appears whole or not at all: its tables are written into a hidden directory beside the
 others, which is then renamed. What was finished before a crash or a kill is therefore always
 readable, and a sweep that starts again on the same directory goes on where the last one stopped.
-The columns are declared once, in `analysis/tables.py`.
+`pack_run` writes a run anew with one file a table beside the manifest, for sharing. The columns
+are declared once, in `analysis/tables.py`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ __all__ = [
     "describe",
     "load_run",
     "new_manifest",
+    "pack_run",
     "read_manifest",
     "to_frame",
     "to_table",
@@ -51,6 +53,7 @@ SCHEMA_VERSION = 1
 PLAN_KEYS = ("plan", "seed")
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 _TEMPORARY = ".writing-"
+_REQUIRED = ("cells", "requests")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class RunWriter:
         path = Path(path)
         if not _is_run(path):
             return cls.create(path, manifest)
+        if _is_packed(path):
+            raise RunError(f"{path} is a packed run, which is finished: choose another place.")
         stored, wanted = read_manifest(path), _as_json(manifest)
         different = [key for key in PLAN_KEYS if stored.get(key) != wanted.get(key)]
         if different:
@@ -146,7 +151,7 @@ class RunWriter:
         tables = {
             name: to_table(name, content)
             for name, content in rows.items()
-            if content or name == "requests"
+            if content or name in _REQUIRED
         }
         for name, table in tables.items():
             if any(value != cell_id for value in table["cell_id"].unique().to_pylist()):
@@ -185,20 +190,37 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     manifest = read_manifest(path)
-    directories = _cell_directories(path)
-    files = {directory: set(os.listdir(directory)) for directory in directories}
-    frames = {}
-    for name in TABLES:
-        required = name in ("cells", "requests")
-        present = []
-        for directory in directories:
-            if f"{name}.parquet" in files[directory]:
-                present.append(directory / f"{name}.parquet")
-            elif required:
-                file = directory / f"{name}.parquet"
-                raise RunError(f"{file} is missing: delete {directory} and resume the run.")
-        frames[name] = to_frame(name, _read(present, TABLES[name]))
+    frames = {
+        name: to_frame(name, _read(files, TABLES[name]))
+        for name, files in _table_files(path).items()
+    }
     return Run(path=path, manifest=manifest, **frames)
+
+
+def pack_run(path: str | Path, out: str | Path) -> Path:
+    """Write the run at `path` to the new directory `out` with one file a table, for sharing.
+
+    `load_run` reads it as it reads any; it cannot be gone on with. Raises RunError if `path` cannot
+    be read, or `out` exists already or cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    manifest = read_manifest(path)
+    if out.exists():
+        raise RunError(f"{out} exists already: choose a new directory for the packed run.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        for name, files in _table_files(path).items():
+            table = _read(files, TABLES[name])
+            if table.num_rows or name in _REQUIRED:
+                pq.write_table(table, temporary / f"{name}.parquet", compression="zstd")
+        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -250,10 +272,33 @@ def _read(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
             try:
                 pads.dataset(str(file), schema=schema, format="parquet").to_table()
             except (pa.ArrowException, OSError) as cause:
-                raise RunError(
-                    f"{file} is damaged: delete {file.parent} and resume the run."
-                ) from cause
+                raise RunError(f"{file} is damaged: {_mend(file)}.") from cause
         raise RunError(f"{files[0].parent.parent} cannot be read: {error}.") from error
+
+
+def _table_files(path: Path) -> dict[str, list[Path]]:
+    """Return the files of each table: one for each cell, or a single one if the run is packed."""
+    directories = [path] if _is_packed(path) else _cell_directories(path)
+    present = {directory: set(os.listdir(directory)) for directory in directories}
+    files: dict[str, list[Path]] = {name: [] for name in TABLES}
+    for name in TABLES:
+        for directory in directories:
+            file = directory / f"{name}.parquet"
+            if file.name in present[directory]:
+                files[name].append(file)
+            elif name in _REQUIRED:
+                raise RunError(f"{file} is missing: {_mend(file)}.")
+    return files
+
+
+def _mend(file: Path) -> str:
+    if _is_packed(file.parent):
+        return "restore the packed run"
+    return f"delete {file.parent} and resume the run"
+
+
+def _is_packed(path: Path) -> bool:
+    return _is_run(path) and (path / "cells.parquet").is_file()
 
 
 def _cell_directories(path: Path) -> list[Path]:

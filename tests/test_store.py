@@ -26,6 +26,7 @@ from analysis.store import (
     describe,
     load_run,
     new_manifest,
+    pack_run,
     to_frame,
     to_table,
     write_atomically,
@@ -198,6 +199,28 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(RunError, match=r"cells/b/requests\.parquet is missing"):
         load_run(tmp_path)
+
+
+def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", {"plan": 1, "seed": 0})
+    for name in ("a", "b"):
+        writer.write_cell(cell_row(cell_id=name), [request_row(cell_id=name)])
+    packed = pack_run(tmp_path / "run", tmp_path / "packed")
+    assert sorted(file.name for file in packed.iterdir()) == [
+        "cells.parquet", "manifest.json", "requests.parquet",
+    ]  # fmt: skip
+    whole, again = load_run(tmp_path / "run"), load_run(packed)
+    assert again.manifest == whole.manifest
+    pd.testing.assert_frame_equal(again.cells, whole.cells)
+    pd.testing.assert_frame_equal(again.requests, whole.requests)
+    with pytest.raises(RunError, match="exists already"):
+        pack_run(tmp_path / "run", packed)
+    with pytest.raises(RunError, match="packed run"):
+        RunWriter.resume(packed, {"plan": 1, "seed": 0})
+    file = packed / "requests.parquet"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(RunError, match=r"requests\.parquet is damaged: restore the packed run"):
+        load_run(packed)
 
 
 WRITER = """

@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("sweep")(sweep.sweep)
 app.command("alone")(sweep.alone)
+app.command("pack")(sweep.pack)
 app.command("report")(report.report)
 app.command("chart")(report.chart)
 app.command("lab")(report.lab)

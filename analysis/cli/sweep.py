@@ -160,3 +160,13 @@ def alone(
 def _print_answer(row: Mapping[str, Any]) -> None:
     tail = row["prompt"][-30:]
     sys.stderr.write(f"{row['release']} {row['prefix_sharing']}: {row['outcome']}, ...{tail!r}\n")
+
+
+def pack(
+    run: Annotated[Path, typer.Argument(help="a run's directory")],
+    out: Annotated[Path, typer.Option(help="the new directory")],
+) -> None:
+    """Write a run anew with one file a table, for sharing."""
+    from analysis.store import pack_run
+
+    typer.echo(pack_run(run, out))
