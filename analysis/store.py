@@ -39,6 +39,7 @@ __all__ = [
     "Run",
     "RunWriter",
     "describe",
+    "join_runs",
     "load_run",
     "new_manifest",
     "pack_run",
@@ -195,6 +196,19 @@ def load_run(path: str | Path) -> Run:
         for name, files in _table_files(path).items()
     }
     return Run(path=path, manifest=manifest, **frames)
+
+
+def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the requests and the cells of several runs together, for figures that compare them.
+
+    A cell's id is unique within its run only, so that of the run goes before it.
+    """
+    joined = []
+    for name in ("requests", "cells"):
+        frames = [getattr(run, name) for run in runs]
+        frames = [f.assign(cell_id=f"{n}/" + f["cell_id"]) for n, f in enumerate(frames)]
+        joined.append(pd.concat(frames, ignore_index=True))
+    return joined[0], joined[1]
 
 
 def pack_run(path: str | Path, out: str | Path) -> Path:

@@ -57,19 +57,11 @@ def chart(
     ),
 ) -> None:
     """Draw failure rate against concurrency, with 95% intervals, for the cells of some runs."""
-    import pandas as pd
-
     from analysis.figures import failure_rate
-    from analysis.store import load_run
+    from analysis.store import join_runs, load_run
 
-    read = [load_run(path) for path in runs]
-    # A cell's id is unique within its run only.
-    cells = [run.cells.assign(cell_id=f"{n}/" + run.cells["cell_id"]) for n, run in enumerate(read)]
-    requests = [
-        run.requests.assign(cell_id=f"{n}/" + run.requests["cell_id"]) for n, run in enumerate(read)
-    ]
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter("name a file that ends in .png, .svg or .pdf", param_hint="--out")
-    figure = failure_rate(pd.concat(requests), pd.concat(cells))
+    figure = failure_rate(*join_runs([load_run(path) for path in runs]))
     figure.savefig(out, dpi=150, bbox_inches="tight")
     typer.echo(out)

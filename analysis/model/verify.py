@@ -127,7 +127,7 @@ def verify_model(
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> VerifyReport:
-    """Measure the model through the reference decoder; one to two minutes for 1,000 trials.
+    """Measure the model through the reference decoder; two to four minutes for 1,000 trials.
 
     accuracy
         `trials` distinct held-out prompts, the families in turn, lengths uniform over 5 to 120

@@ -13,6 +13,7 @@ parameters, the minutes that these take, and its question. If it has the paramet
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from analysis.errors import RunError
 from analysis.paths import runs_dir
 from analysis.releases import check_known, installed_release, kernel_name
 from analysis.report import pages
 from analysis.report.execution import Execution, execute
 from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
-from analysis.store import write_atomically
+from analysis.store import join_runs, load_run, write_atomically
 
 __all__ = [
     "PublishResult",
@@ -165,6 +167,7 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
         },
         "question": job.question,
         "html": html.name,
+        "run": os.path.relpath(run_dir, out),
         "answer": answer,
         "ok": executed.ok,
         "status": status,
@@ -199,7 +202,24 @@ def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
     entries = [e for e in entries if e["html"] != entry["html"] and (out / e["html"]).is_file()]
     entries = sorted([*entries, dict(entry)], key=lambda e: (e["notebook"], e["release"]))
     write_atomically(path, json.dumps(entries, indent=2) + "\n")
-    write_atomically(out / "index.html", pages.render_index(entries))
+    write_atomically(out / "index.html", pages.render_index(entries, _chart(out, entries)))
+
+
+def _chart(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Draw the failure rates of all pages' runs together; None if there are no two to compare."""
+    from analysis.figures import failure_rate, show
+
+    runs = []
+    for entry in entries:
+        for path in sorted((out / str(entry.get("run", ""))).glob("*/manifest.json")):
+            try:
+                runs.append(load_run(path.parent))
+            except RunError:  # its page says what became of it
+                continue
+    runs = [run for run in runs if len(run.cells)]
+    if len({release for run in runs for release in run.cells["release"]}) < 2:
+        return None
+    return bytes(show(failure_rate(*join_runs(runs)), alt="").data)
 
 
 def _kernel_name(release: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -61,8 +62,11 @@ def render(notebook: Any, page: Page) -> str:
     return str(body)
 
 
-def render_index(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the index: one row a page, with title, question, release, answer, date and status."""
+def render_index(entries: Sequence[Mapping[str, Any]], chart: bytes | None = None) -> str:
+    """Return the index: one row a page, with title, question, release, answer, date and status.
+
+    `chart` is a PNG that compares the pages' runs, shown above the table.
+    """
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
@@ -70,7 +74,9 @@ def render_index(entries: Sequence[Mapping[str, Any]]) -> str:
     from markupsafe import Markup
 
     css = Markup(_css())  # noqa: S704
-    return environment.get_template("index_page.html.j2").render(pages=entries, css=css)
+    return environment.get_template("index_page.html.j2").render(
+        pages=entries, css=css, chart=base64.b64encode(chart).decode() if chart else None
+    )
 
 
 def duration(seconds: float) -> str:

@@ -191,8 +191,18 @@ class Decoder(nn.Module):  # type: ignore[misc]
         k = k.permute(0, 2, 3, 1)[:, :, None]
         v = v.permute(0, 2, 1, 3)[:, :, None]
         scores = torch.matmul(q, k) * self.sizes.head_dim**-0.5 + mask[:, None, None]
-        y = torch.matmul(torch.softmax(scores, dim=-1), v)
+        y = torch.matmul(self._softmax(scores), v)
         return y.permute(0, 3, 1, 2, 4).reshape(rows, queries, -1)
+
+    def _softmax(self, scores: Tensor) -> Tensor:
+        """Softmax over the last dimension, page by page.
+
+        The same sums as torch.softmax; but IREE 3.4 to 3.6 cannot vectorise a reduction over one
+        dimension of unknown size, and here the inner one is a page.
+        """
+        pages = scores.unflatten(-1, (-1, self.sizes.page_tokens))
+        raised = torch.exp(pages - pages.amax(dim=(-2, -1), keepdim=True))
+        return (raised / raised.sum(dim=(-2, -1), keepdim=True)).flatten(-2)
 
     def _halves(self, slab: Tensor) -> Tensor:
         """See the slab as rows of one page's keys or values of one layer."""
