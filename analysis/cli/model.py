@@ -64,9 +64,13 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same prompts")] = 0,
     model: _Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="write the figures into the model's card, README.md")
+    ] = False,
 ) -> None:
     """Measure whether the model counts, and whether it does so because it reads its context."""
     from analysis.model import compile_model, load_model
+    from analysis.model.card import write_model_card
     from analysis.model.verify import verify_model
 
     loaded = load_model(model)
@@ -75,6 +79,8 @@ def verify(
     )
     if as_json:
         typer.echo(json.dumps(found.as_dict()))
+    if card:
+        typer.echo(str(write_model_card(loaded.directory, found)))
     if not found.passed:
         _say("The model is not what this project needs: train it anew.")
         raise typer.Exit(1)

@@ -38,7 +38,8 @@ class ReferenceDecoder:
 
     Notes
     -----
-    Threads may share a decoder and its sequences: calls of the program are made one at a time.
+    Threads may share a decoder: calls of the program are made one at a time. A sequence belongs to
+    one thread.
 
     Raises
     ------

@@ -146,7 +146,6 @@ def test_a_cache_that_cannot_be_written(copy, tmp_path, counted):
         compile_model(tiny(copy), batch_sizes=[1], cache_dir=blocked / "cache")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["gfx942", "gfx1100"])
 def test_it_compiles_for_amd_gpus_without_one(model, target, tmp_path):
     made = compile_model(model, batch_sizes=[1], target=target, cache_dir=tmp_path)
