@@ -22,7 +22,7 @@ __all__ = ["Course", "Trained", "heldout_accuracy", "train"]
 class Course:
     """How long to train, and how fast. The defaults are those of the shipped model."""
 
-    steps: int = 2_400
+    steps: int = 1_600
     rows: int = 40
     warmup: int = 100
     rate: float = 4e-3
