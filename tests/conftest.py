@@ -6,31 +6,13 @@ import json
 import os
 import subprocess
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support import RELEASES, ROOT, Child, ChildRunner
 
 from analysis.errors import ReleaseError
 from analysis.releases import python_of
-
-ROOT = Path(__file__).parent.parent
-RELEASES = ("3.1.0", "3.9.0")
-
-
-@dataclass(frozen=True)
-class Child:
-    """A child process that ended: `said` is the JSON that it gave to `say`."""
-
-    said: Any
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-ChildRunner = Callable[..., Child]
 
 _PRELUDE = """
 import json, os, sys

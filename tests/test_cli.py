@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from analysis.cli import main
 from analysis.store import OUTCOMES, TABLES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from analysis.workload import Workload, make_workload
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from conftest import ChildRunner
+from support import ChildRunner
 
 
 def test_answers_the_reported_prompt_alone(child: ChildRunner, release: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ChildRunner
+from support import ChildRunner
 from sweep_help import endless_workload
 
 from analysis.store import load_run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from support import ROOT
 from sweep_help import endless_workload, has_answered, wait_for
 
 from analysis.errors import EngineError, RunError
