@@ -139,7 +139,10 @@ def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
     (cell,) = run.cells.itertuples()
-    assert (cell.status, cell.exit_signal) == ("hung", signal.SIGKILL)
+    assert cell.status == "hung"
+    # Threads that run on while their stacks are dumped can make the dump itself crash, just before
+    # the kill; the cell is hung all the same.
+    assert cell.exit_signal in (signal.SIGKILL, signal.SIGSEGV)
     assert "deadline of 15 s" in cell.status_detail
     assert cell.status_detail.endswith(".")
     stacks = tmp_path / "run" / "logs" / cell.cell_id / "stacks.txt"
