@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 _lock = threading.Lock()
 _live: list[StderrCapture] = []
@@ -75,18 +74,6 @@ class StderrCapture:
             file.seek(self._from)
             return file.read().decode(errors="replace")
         return ""
-
-    def __enter__(self) -> StderrCapture:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 def terminal_fd() -> int:

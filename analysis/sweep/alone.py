@@ -16,8 +16,8 @@ from analysis import releases
 from analysis.store import Run
 from analysis.sweep.cell import specification
 from analysis.sweep.process import CellProcess
-from analysis.sweep.rows import Ended
-from analysis.workload import Request, Workload, judge
+from analysis.sweep.rows import Ended, judged
+from analysis.workload import Request, Workload
 
 _TICK_S = 0.05
 _SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", "options"]
@@ -102,9 +102,7 @@ def _request(run: Run, case: dict[Any, Any]) -> Request:
 def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
     nothing: dict[str, Any] = {"outcome": "lost", "text": "", "tokens": []}
     answer = ended.records[0] if ended.records else nothing
-    own = "ok" if answer["outcome"] == "wrong" else answer["outcome"]
-    reference, request = case["reference_tokens"], _request(run, case)
-    outcome, _ = judge(answer["tokens"], answer["text"], own, request, reference)
+    outcome, _ = judged(answer, _request(run, case), case["reference_tokens"])
     kept = ("release", "prefix_sharing", "page_count", "prompt", "expected_text")
     return {
         **{name: case[name] for name in kept},

@@ -93,14 +93,22 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     return records
 
 
+def judged(
+    record: Mapping[str, Any], request: Request, reference: Sequence[int] | None
+) -> tuple[str, int | None]:
+    """Return the outcome of a cell's record after both oracles, and its first divergence.
+
+    Whoever ran the cell may have judged by the expected text already: both oracles decide here.
+    """
+    own = "ok" if record["outcome"] == "wrong" else record["outcome"]
+    return judge(record.get("tokens") or (), record.get("text") or "", own, request, reference)
+
+
 def _row(cell: Cell, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:
     reference = answers.get((request.prompt, request.max_new_tokens))
-    row: Row = {name: record.get(name) for name in _ANSWER}
-    # Whoever ran the cell may have judged by the expected text already: both oracles decide here.
-    own = "ok" if row["outcome"] == "wrong" else row["outcome"]
-    outcome, divergence = judge(row["tokens"] or (), row["text"] or "", own, request, reference)
+    outcome, divergence = judged(record, request, reference)
     return {
-        **row,
+        **{name: record.get(name) for name in _ANSWER},
         "request_id": request.id,
         "cell_id": cell.cell_id,
         "family": request.family,

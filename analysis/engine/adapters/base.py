@@ -74,8 +74,8 @@ class Adapter(ABC):
         """Start the system's thread, and wait until its loop runs.
 
         A process that is launched while that thread still makes its loop can freeze with the GIL
-        held: one side holds the GIL and wants the system's lock, the other the reverse (seen on
-        3.1.0, once in some forty starts).
+        held: one side holds the GIL and wants the system's lock, the other the reverse (seen once,
+        on 3.1.0).
         """
         running, run = threading.Event(), self.sysman.run
 
@@ -137,6 +137,29 @@ class Adapter(ABC):
     @abstractmethod
     def _flight_class(self) -> Any:
         """Return the class whose `run` is one flight."""
+
+
+def model_settings(setup: Setup) -> dict[str, Any]:
+    """Return what the model parameters of every generation are told, but for the cache's."""
+    config, model = setup.config, setup.model.config
+    return {
+        "max_seq_len": model.max_seq_len,
+        "transformer_block_count": model.transformer_block_count,
+        "attn_head_dim": model.attn_head_dim,
+        "prefill_batch_sizes": list(config.batch_sizes),
+        "decode_batch_sizes": list(config.batch_sizes),
+        "module_name": model.module_name,
+        "module_abi_version": model.module_abi_version,
+    }
+
+
+def cache_settings(setup: Setup) -> dict[str, Any]:
+    """Return what the cache parameters of every generation are told."""
+    return {
+        "block_seq_stride": setup.model.config.block_seq_stride,
+        "attention_head_count_kv": setup.model.config.attention_head_count_kv,
+        "device_block_count": setup.config.page_count,
+    }
 
 
 def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:

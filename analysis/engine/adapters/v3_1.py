@@ -13,7 +13,16 @@ from shortfin_apps.llm.components.io_struct import GenerateReqInput
 from shortfin_apps.llm.components.manager import SystemManager
 from shortfin_apps.llm.components.tokenizer import Tokenizer
 
-from analysis.engine.adapters.base import Adapter, Answer, Call, Setup, parameters_of, share_out
+from analysis.engine.adapters.base import (
+    Adapter,
+    Answer,
+    Call,
+    Setup,
+    cache_settings,
+    model_settings,
+    parameters_of,
+    share_out,
+)
 
 
 class _Ids:
@@ -64,9 +73,7 @@ class V31(Adapter):
     def __init__(self, setup: Setup) -> None:
         config, model = setup.config, setup.model.config
         self.name = setup.name
-        ours = {"max_seq_len", "transformer_block_count", "attn_head_dim", "prefill_batch_sizes",
-                "decode_batch_sizes", "module_name", "module_abi_version",
-                "paged_kv_cache"}  # fmt: skip
+        ours = {*model_settings(setup), "paged_kv_cache"}
         options = share_out("3.1.0", config.options, {
             "system": parameters_of(SystemManager.__init__, {"device", "device_ids"}),
             "service": {"program_isolation"},
@@ -85,17 +92,9 @@ class V31(Adapter):
                 setup.model.tokenizer_json, eos_token=setup.model.eos_token
             ),
             model_params=ModelParams(
-                max_seq_len=model.max_seq_len,
-                transformer_block_count=model.transformer_block_count,
-                attn_head_dim=model.attn_head_dim,
-                prefill_batch_sizes=list(config.batch_sizes),
-                decode_batch_sizes=list(config.batch_sizes),
-                module_name=model.module_name,
-                module_abi_version=model.module_abi_version,
+                **model_settings(setup),
                 paged_kv_cache=PagedKVCacheParams(
-                    block_seq_stride=model.block_seq_stride,
-                    attention_head_count_kv=model.attention_head_count_kv,
-                    device_block_count=config.page_count,
+                    **cache_settings(setup),
                     prefix_sharing_algorithm=config.prefix_sharing,
                 ),
                 **options["model"],

@@ -21,7 +21,16 @@ from shortfin_apps.llm.components.messages import InferencePhase
 from shortfin_apps.llm.components.service import LlmGenerateService
 from shortfin_apps.llm.components.tokenizer import Tokenizer
 
-from analysis.engine.adapters.base import Adapter, Answer, Call, Setup, parameters_of, share_out
+from analysis.engine.adapters.base import (
+    Adapter,
+    Answer,
+    Call,
+    Setup,
+    cache_settings,
+    model_settings,
+    parameters_of,
+    share_out,
+)
 
 _DTYPES = {"attn_dtype", "kv_cache_dtype"}
 
@@ -66,10 +75,8 @@ class V39(Adapter):
     def __init__(self, setup: Setup) -> None:
         config, model = setup.config, setup.model.config
         self.name = setup.name
-        ours = {"max_seq_len", "transformer_block_count", "attn_head_dim", "prefill_batch_sizes",
-                "decode_batch_sizes", "module_name", "module_abi_version", "paged_kv_cache",
-                "prefix_sharing_algorithm", "device_ids", "decode_config", "block_seq_stride",
-                "attention_head_count_kv", "device_block_count",
+        ours = {*model_settings(setup), *cache_settings(setup), "paged_kv_cache",
+                "prefix_sharing_algorithm", "device_ids", "decode_config",
                 "paged_kv_block_size_elements_per_device"}  # fmt: skip
         options = share_out("3.9.0", config.options, {
             "server": parameters_of(ServerParams, ours),
@@ -84,17 +91,9 @@ class V39(Adapter):
         options["cache"].setdefault("kv_cache_dtype", getattr(sfnp, model.kv_cache_dtype))
         options["model"].setdefault("has_prefill_position", model.has_prefill_position)
         model_params = ModelParams(
-            max_seq_len=model.max_seq_len,
-            transformer_block_count=model.transformer_block_count,
-            attn_head_dim=model.attn_head_dim,
-            prefill_batch_sizes=list(config.batch_sizes),
-            decode_batch_sizes=list(config.batch_sizes),
-            module_name=model.module_name,
-            module_abi_version=model.module_abi_version,
+            **model_settings(setup),
             paged_kv_cache=PagedKVCacheParams(
-                block_seq_stride=model.block_seq_stride,
-                attention_head_count_kv=model.attention_head_count_kv,
-                device_block_count=config.page_count,
+                **cache_settings(setup),
                 paged_kv_block_size_elements_per_device=[model.page_elements],
                 **options["cache"],
             ),
