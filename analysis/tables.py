@@ -13,6 +13,36 @@ from analysis.errors import RunError
 OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "lost")
 CELL_STATUS = ("ok", "engine_died", "hung", "crashed")
 
+EVENT_KINDS = {
+    "submitted": "a request was sent in",
+    "first_token": "its first token arrived",
+    "token": "a further token arrived",
+    "done": "it ended; detail says how",
+    "acquire": "pages were taken from the pool",
+    "shortage": "the pool had too few pages; detail says how many were wanted",
+    "free": "pages were handed to the pool",
+    "hold": "a request holds these pages from now on",
+    "drop": "a request holds these pages no longer",
+    "duplicate": "pages that repeat cached ones were set aside, to be freed with the next release",
+    "copy": "a page was copied; pages are source and target",
+    "match": "a prefix was looked up in the trie, up to this node",
+    "create": "a node was put into the trie",
+    "replace": "a node lost its place under its parent to a new one of the same tokens",
+    "unlink": "a node was taken out of the trie",
+    "evict": "pages were evicted from the trie",
+    "reference": "the references to a node changed",
+    "leaf": "a node was put into the set of leaves",
+    "no_leaf": "a node was taken out of the set of leaves",
+    "operation": "an operation of the cache ended",
+    "failed": "an operation of the cache raised an error; detail says which",
+    "memory": "resident memory of the process was read",
+    "died": "a worker of the engine died; detail says how",
+    "snapshot": "a snapshot was taken",
+    "observer_error": "watching failed at this point; detail says how",
+}
+"""What an event says happened."""
+MOMENTS = ("before", "after", "failure", "asked")
+
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 _INTS, _TEXTS = pa.list_(pa.int32()), pa.list_(pa.string())
 
@@ -55,6 +85,7 @@ TABLES: dict[str, pa.Schema] = {
                 "peak_rss_bytes", _INT, "largest resident memory of the cell's process", "bytes"
             ),
             _maybe("engine_log", _TEXT, "what the engine printed"),
+            _maybe("observed", _TEXT, "what was watched: nothing, events, or events and snapshots"),
         ]
     ),
     "requests": pa.schema(
@@ -90,37 +121,62 @@ TABLES: dict[str, pa.Schema] = {
             _CELL_ID,
             _column("phase", _TEXT, "prefill or decode"),
             _column("rows", _INT, "rows that carry a request; the rest is padding", "rows"),
-            _maybe("request_ids", _TEXTS, "the request of each row"),
+            _maybe("batch_size", _INT, "rows altogether, as the model was called", "rows"),
+            _maybe("request_ids", _TEXTS, "the request of each row that carries one"),
+            _maybe("tokens", pa.list_(_INTS), "token ids of every row, as the device got them"),
             _maybe("seq_lens", _INTS, "length that each row attends to", "tokens"),
+            _maybe("start_positions", _INTS, "position of each row's first token", "tokens"),
             _maybe("block_tables", pa.list_(_INTS), "pages of each row, in order"),
+            _maybe("seq", _INT, "its place among the events: when it started"),
+            _maybe("end_seq", _INT, "its place among the events: when it ended"),
+            _maybe("thread", _TEXT, "worker that called it"),
             _maybe("t_s", _REAL, "when it started, since the engine started", "s"),
             _maybe("duration_s", _REAL, "how long it took", "s"),
+            _maybe("error", _TEXT, "the error that the call raised"),
         ]
     ),
     "events": pa.schema(
         [
             _column("seq", _INT, "order of events within a cell"),
             _CELL_ID,
-            _column("t_ns", _INT, "monotonic clock", "ns"),
+            _column("t_ns", _INT, "when, since the engine started", "ns"),
             _maybe("thread", _TEXT, "worker that did it"),
             _maybe("request_id", _TEXT, "request that it was done for"),
-            _column("kind", _TEXT, "what was done: acquire, free, publish, match, evict and so on"),
+            _maybe("operation", _TEXT, "operation of the cache that it was part of"),
+            _column("kind", _TEXT, f"what happened, one of {', '.join(EVENT_KINDS)}"),
             _maybe("pages", _INTS, "indices of the pages concerned"),
-            _maybe("node", _INT, "node of the trie"),
+            _maybe("free_pages", _INT, "pages left in the pool", "pages"),
+            _maybe("node", _INT, "node of the trie, the root being 0"),
+            _maybe("parent", _INT, "its parent"),
+            _maybe("ref_before", _INT, "references to it before"),
             _maybe("ref_count", _INT, "references to it afterwards"),
+            _maybe("tokens_hit", _INT, "tokens found in the trie", "tokens"),
+            _maybe("tokens_missed", _INT, "tokens not found there", "tokens"),
+            _maybe("value", _INT, "token id of a token, resident bytes of memory"),
+            _maybe("detail", _TEXT, "what else there is to say"),
+            _maybe("stack", _TEXT, "where in the engine's code, if asked for"),
         ]
     ),
     "snapshots": pa.schema(
         [
             _maybe("request_id", _TEXT, "request around which it was taken"),
             _CELL_ID,
-            _column("moment", _TEXT, "before, after or failure"),
+            _column("moment", _TEXT, f"one of {', '.join(MOMENTS)}"),
+            _maybe("seq", _INT, "its place among the events"),
+            _maybe("t_s", _REAL, "when, since the engine started", "s"),
+            _maybe("page_count", _INT, "size of the page pool", "pages"),
             _maybe("free", _INT, "pages in the pool", "pages"),
             _maybe("live", _INT, "pages held by requests", "pages"),
             _maybe("cached", _INT, "pages held by the prefix cache alone", "pages"),
             _maybe("leaked", _INT, "pages that nothing can reach", "pages"),
-            _maybe("nodes", _INT, "nodes of the trie"),
-            _maybe("leaves", _INT, "leaves of the trie"),
+            _maybe("nodes", _INT, "nodes of the trie, without its root"),
+            _maybe("leaves", _INT, "leaves of the trie, as the engine keeps them"),
+            _maybe("consistent", pa.bool_(), "taken while no operation of the cache was under way"),
+            _maybe("states", _TEXT, "a letter for every page: f free, l live, c cached, x leaked"),
+            _maybe("holders", _TEXT, "pages by the request that holds them, as a JSON object"),
+            _maybe("trie", _TEXT, "the trie's nodes, as a JSON list"),
+            _maybe("duplicates", _INTS, "cached pages that repeat others, set aside to be freed"),
+            _maybe("conflicts", _TEXTS, "pages that are in two places at once, in words"),
         ]
     ),
     "findings": pa.schema(
@@ -140,7 +196,12 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 
-_CHOICES = {("requests", "outcome"): OUTCOMES, ("cells", "status"): CELL_STATUS}
+_CHOICES = {
+    ("requests", "outcome"): OUTCOMES,
+    ("cells", "status"): CELL_STATUS,
+    ("events", "kind"): tuple(EVENT_KINDS),
+    ("snapshots", "moment"): MOMENTS,
+}
 
 
 def describe(name: str) -> pd.DataFrame:

@@ -15,12 +15,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from analysis.engine import deaths, devices
 from analysis.engine.adapters import Adapter, Answer, Call, Setup, installed_adapter
+from analysis.engine.adapters.probe import CacheProbe
+from analysis.engine.cache import Cache
 from analysis.engine.capture import StderrCapture
 from analysis.engine.config import Completion, EngineConfig, EngineDeath
+from analysis.engine.hooks import Watcher
 from analysis.engine.watchdog import Watchdog
 from analysis.errors import EngineError
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
@@ -29,11 +32,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.engine.clients import OnResult
-    from analysis.workload import Workload
+    from analysis.workload import Answers, Workload
 
 CLOSE_TIMEOUT_S = 5.0
 _WATCH_INTERVAL_S = 0.1
 _numbers = itertools.count(1)
+
+
+class Listener(Protocol):
+    """Who is told what becomes of requests, on whichever thread it happens; never may it raise."""
+
+    def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
+        """Hear that a request is about to be sent in."""
+
+    def token(self, request_id: str, token: int | None, first: bool) -> None:
+        """Hear that a token of it arrived."""
+
+    def done(self, completion: Completion) -> None:
+        """Hear that it ended, before whoever waits for it does."""
+
+    def died(self, death: EngineDeath) -> None:
+        """Hear that a worker of the engine died, and the engine with it."""
 
 
 @dataclass
@@ -78,6 +97,11 @@ class Engine:
         self.died: EngineDeath | None = None
         self.adapter: Adapter | None = None
         """The release's adapter while the engine runs; its `service` is shortfin's own object."""
+        self.cache = Cache(self)
+        """Looks at the KV cache: `engine.cache.snapshot()`."""
+        self.probe: CacheProbe | None = None
+        """What watches the cache while the engine is observed."""
+        self.listeners: list[Listener] = []
         self._temporary = None if log_dir else tempfile.TemporaryDirectory(prefix="cachelab-")
         self.log_dir = log_dir or Path(self._temporary.name)  # type: ignore[union-attr]
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -134,6 +158,7 @@ class Engine:
         if self._closing.is_set():
             return
         self._closing.set()
+        self.unwatch()
         self._lose_all("The engine was closed before it answered.")
         adapter, self.adapter = self.adapter, None
         if adapter is not None:
@@ -205,9 +230,10 @@ class Engine:
             text=text,
             token_ids=ids,
             max_new_tokens=max_new_tokens,
-            on_token=lambda token: _note_token(waiting, token),
+            on_token=lambda token: self._note_token(waiting, token),
             on_end=lambda answer: self._answered(waiting, answer),
         )
+        self._tell(lambda listener: listener.submitted(waiting.request_id, ids))
         try:
             adapter.launch(call)
         except Exception as error:
@@ -227,12 +253,45 @@ class Engine:
         concurrency: int,
         *,
         timeout_s: float = 60.0,
+        references: Answers | None = None,
         on_result: OnResult | None = None,
     ) -> pd.DataFrame:
         """Have `concurrency` client threads ask a workload; see `clients.run_workload`."""
         from analysis.engine.clients import run_workload
 
-        return run_workload(self, workload, concurrency, timeout_s=timeout_s, on_result=on_result)
+        return run_workload(
+            self,
+            workload,
+            concurrency,
+            timeout_s=timeout_s,
+            references=references,
+            on_result=on_result,
+        )
+
+    def clock_s(self) -> float:
+        """Return the seconds since the engine was started, as in every table."""
+        return time.monotonic() - self._started
+
+    def watch(self, watcher: Watcher) -> CacheProbe:
+        """Attach a watcher to the live engine and return what reads its cache.
+
+        Raises EngineError if the engine is not running or watched already.
+        """
+        adapter = self.adapter
+        if adapter is None:
+            raise EngineError("The engine is not running, so there is nothing to watch.")
+        if self.probe is not None:
+            raise EngineError("This engine is observed already: end that first.")
+        probe = adapter.probe()
+        probe.attach(watcher)
+        self.probe = probe
+        return probe
+
+    def unwatch(self) -> None:
+        """Take the watcher off, so that the engine is as it was before."""
+        probe, self.probe = self.probe, None
+        if probe is not None:
+            probe.detach()
 
     @property
     def log(self) -> str:
@@ -258,21 +317,33 @@ class Engine:
         now = time.monotonic()
         tokens = tuple(waiting.tokens)
         token_s = tuple(t - waiting.submitted for t in waiting.token_s[: len(tokens)])
-        waiting.future.set_result(
-            Completion(
-                request_id=waiting.request_id,
-                prompt=waiting.prompt,
-                prompt_tokens=waiting.prompt_tokens,
-                tokens=tokens,
-                text=self.tokenizer.decode(tokens),
-                outcome=outcome,
-                error=error,
-                submitted_s=waiting.submitted - self._started,
-                latency_s=now - waiting.submitted,
-                ttft_s=token_s[0] if token_s else now - waiting.submitted if tokens else None,
-                token_s=token_s,
-            )
+        completion = Completion(
+            request_id=waiting.request_id,
+            prompt=waiting.prompt,
+            prompt_tokens=waiting.prompt_tokens,
+            tokens=tokens,
+            text=self.tokenizer.decode(tokens),
+            outcome=outcome,
+            error=error,
+            submitted_s=waiting.submitted - self._started,
+            latency_s=now - waiting.submitted,
+            ttft_s=token_s[0] if token_s else now - waiting.submitted if tokens else None,
+            token_s=token_s,
         )
+        self._tell(lambda listener: listener.done(completion))
+        waiting.future.set_result(completion)
+
+    def _note_token(self, waiting: _Waiting, token: int | None) -> None:
+        waiting.token_s.append(time.monotonic())
+        first = len(waiting.token_s) == 1
+        self._tell(lambda listener: listener.token(waiting.request_id, token, first))
+        if token is not None:
+            waiting.tokens.append(token)
+
+    def _tell(self, what: Callable[[Listener], None]) -> None:
+        for listener in tuple(self.listeners):
+            with contextlib.suppress(Exception):
+                what(listener)
 
     def _lose_all(self, reason: str) -> None:
         for waiting in list(self._waiting.values()):
@@ -295,7 +366,8 @@ class Engine:
         deaths.unlisten(self._on_death, buried=self.died is not None)
 
     def _die(self, message: str, text: str) -> None:
-        self.died = EngineDeath(message, text, time.monotonic() - self._started)
+        self.died = death = EngineDeath(message, text, time.monotonic() - self._started)
+        self._tell(lambda listener: listener.died(death))
 
     def _watch(self) -> None:
         """End what is past its deadline, or waits for an engine that died."""
@@ -315,12 +387,6 @@ class Engine:
                     if adapter is not None:
                         with contextlib.suppress(Exception):
                             adapter.cancel(waiting.request_id)
-
-
-def _note_token(waiting: _Waiting, token: int | None) -> None:
-    waiting.token_s.append(time.monotonic())
-    if token is not None:
-        waiting.tokens.append(token)
 
 
 def _one_line(error: BaseException) -> str:

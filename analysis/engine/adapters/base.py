@@ -11,6 +11,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
+from analysis.engine.adapters.probe import CacheProbe, NodeNumbers
 from analysis.engine.config import EngineConfig
 from analysis.errors import EngineError
 from analysis.model import ModelArtifacts
@@ -61,6 +62,7 @@ class Adapter(ABC):
     """The release's own service object, live and unmodified."""
     sysman: Any
     """The release's own system manager."""
+    _numbers: NodeNumbers | None = None
 
     @abstractmethod
     def __init__(self, setup: Setup) -> None:
@@ -111,6 +113,19 @@ class Adapter(ABC):
     def stop_system(self) -> None:
         """Stop every worker thread; may hang."""
         self.sysman.shutdown()
+
+    def probe(self) -> CacheProbe:
+        """Return what reads the engine's cache, and watches it once attached.
+
+        Nodes of the trie keep their numbers from one probe to the next.
+        """
+        if self._numbers is None:
+            self._numbers = NodeNumbers()
+        return self._probe_class()(self.service, self._numbers)
+
+    @abstractmethod
+    def _probe_class(self) -> type[CacheProbe]:
+        """Return the generation's way to read and watch the cache."""
 
     def serialise_flights(self) -> Callable[[], None]:
         """Let one flight at a time run on each fiber; return what undoes it.

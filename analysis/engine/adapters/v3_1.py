@@ -13,6 +13,7 @@ from shortfin_apps.llm.components.io_struct import GenerateReqInput
 from shortfin_apps.llm.components.manager import SystemManager
 from shortfin_apps.llm.components.tokenizer import Tokenizer
 
+from analysis.engine.adapters.allocations import AllocationProbe
 from analysis.engine.adapters.base import (
     Adapter,
     Answer,
@@ -23,6 +24,7 @@ from analysis.engine.adapters.base import (
     parameters_of,
     share_out,
 )
+from analysis.engine.adapters.probe import CacheProbe
 
 
 class _Ids:
@@ -124,6 +126,9 @@ class V31(Adapter):
 
     def stop_service(self) -> None:
         self.service.shutdown()
+
+    def _probe_class(self) -> type[CacheProbe]:
+        return AllocationProbe
 
     def _flight_class(self) -> Any:
         return components.InferenceExecutorProcess

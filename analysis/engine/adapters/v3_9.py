@@ -31,6 +31,8 @@ from analysis.engine.adapters.base import (
     parameters_of,
     share_out,
 )
+from analysis.engine.adapters.probe import CacheProbe
+from analysis.engine.adapters.records import RecordProbe
 
 _DTYPES = {"attn_dtype", "kv_cache_dtype"}
 
@@ -180,6 +182,9 @@ class V39(Adapter):
 
     def stop_service(self) -> None:
         self.service.shutdown()
+
+    def _probe_class(self) -> type[CacheProbe]:
+        return RecordProbe
 
     def _flight_class(self) -> Any:
         return batching.LlmInvocationProcess

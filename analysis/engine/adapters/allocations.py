@@ -1,0 +1,157 @@
+"""The cache of 3.1: a request holds an allocation object, which extends, publishes and releases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shortfin_apps.llm.components import service as components
+from shortfin_apps.llm.components.generate import GenerateItemProcess
+from shortfin_apps.llm.components.kvcache.base_attention_cache import (
+    BasePagedAttentionCacheAllocation,
+)
+from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
+    TriePagedAttentionCacheAllocation,
+)
+from shortfin_apps.llm.components.messages import InferenceExecRequest
+
+from analysis.engine.adapters.probe import (
+    CURRENT_FLIGHT,
+    CURRENT_REQUEST,
+    CacheProbe,
+    indices,
+    objects_of,
+)
+from analysis.engine.hooks import Hooks
+
+_ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAllocation)
+
+
+class AllocationProbe(CacheProbe):
+    """Knows which request an allocation, or the list of its tokens, belongs to."""
+
+    waits_for_device = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # By identity; the objects are kept so that no identity comes twice.
+        self._allocations: dict[int, tuple[Any, str]] = {}
+        self._prompts: dict[int, tuple[Any, str]] = {}
+
+    def holdings(self) -> dict[str, list[int]]:
+        held: dict[str, dict[int, None]] = {}
+        for allocation, request in list(self._allocations.values()):
+            if not allocation._is_released:
+                held.setdefault(request, {}).update(dict.fromkeys(indices(allocation.pages)))
+        return {request: list(pages) for request, pages in held.items()}
+
+    def find_requests(self) -> None:
+        for request in objects_of(InferenceExecRequest):
+            self._note_prompt(request)
+            if request.allocation is not None and self._is_ours(request.allocation):
+                self._allocations[id(request.allocation)] = request.allocation, request.rid
+
+    def _is_ours(self, allocation: Any) -> bool:
+        cache = getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
+        return cache is self.cache
+
+    def _note_prompt(self, request: Any) -> None:
+        self._prompts[id(request.input_token_ids)] = request.input_token_ids, request.rid
+
+    def _forget(self, request_id: str) -> None:
+        for notes in (self._allocations, self._prompts):
+            for key in [k for k, (_, request) in list(notes.items()) if request == request_id]:
+                notes.pop(key, None)
+
+    def hook(self, hooks: Hooks) -> None:
+        batcher = self.service.batcher
+
+        def submitted(item: Any) -> None:
+            if isinstance(item, InferenceExecRequest):
+                self._note_prompt(item)
+
+        hooks.around(batcher, "submit", before=submitted)
+        self._hook_requests(hooks)
+        self._hook_acquire(hooks)
+        for kind in _ALLOCATIONS:
+            self._hook_allocation(hooks, kind)
+        if hasattr(self.cache, "root"):
+            self._hook_match(hooks, "_match")
+            self._hook_evict(hooks, "_evict_pages")
+
+        def copied(state: Any, page: Any, error: Any, source: Any) -> None:
+            if page is not None:
+                self._tell("copy", pages=indices([source, page]))
+
+        hooks.around(self.pool, "copy_page", "copy", after=copied)
+
+        def flying(process: Any) -> None:
+            CURRENT_FLIGHT.set(process)
+
+        hooks.around_task(components.InferenceExecutorProcess, "run", before=flying)
+
+    def flight_requests(self, process: Any) -> list[str]:
+        return [request.rid for request in process.exec_requests]
+
+    def _hook_requests(self, hooks: Hooks) -> None:
+        def started(process: Any) -> str | None:
+            if process.client.batcher is not self.service.batcher:
+                return None
+            request: str = process.gen_req.rid
+            CURRENT_REQUEST.set(request)
+            return request
+
+        def ended(request: str | None, process: Any) -> None:
+            if request is not None:
+                hooks.watcher.begin(None, request)
+                self._forget(request)
+                hooks.watcher.holds(request, ())
+                hooks.watcher.end(None)
+
+        hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
+
+    def _hook_acquire(self, hooks: Hooks) -> None:
+        def who(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:
+            _, request = self._prompts.get(id(tokens), (None, None))
+            return request
+
+        def acquired(state: Any, allocation: Any, error: Any, tokens: Any, **named: Any) -> None:
+            request = who(tokens)
+            if allocation is not None and request is not None:
+                self._allocations[id(allocation)] = allocation, request
+                self._held(request)
+
+        hooks.around(self.cache, "acquire_pages_for_tokens", "acquire", who=who, after=acquired)
+
+    def _hook_allocation(self, hooks: Hooks, kind: type) -> None:
+        def who(allocation: Any, *rest: Any, **named: Any) -> str | None:
+            _, request = self._allocations.get(id(allocation), (None, None))
+            return request
+
+        def done(state: Any, result: Any, error: Any, allocation: Any, *_: Any, **__: Any) -> None:
+            if (request := who(allocation)) is not None:
+                if allocation._is_released:
+                    self._allocations.pop(id(allocation), None)
+                self._held(request)
+
+        for name, operation in (
+            ("extend_allocation", "extend"),
+            ("publish_pages_for_tokens", "publish"),
+            ("release_pages", "release"),
+        ):
+            hooks.around(
+                kind,
+                name,
+                operation,
+                mine=lambda allocation, *rest, **named: self._is_ours(allocation),
+                who=who,
+                after=done,
+            )
+
+    def _held(self, request: str) -> None:
+        assert self.watcher is not None
+        pages: dict[int, None] = {}
+        for allocation, owner in list(self._allocations.values()):
+            if owner == request and not allocation._is_released:
+                pages.update(dict.fromkeys(indices(allocation.pages)))
+        self.watcher.holds(request, pages)

@@ -1,0 +1,471 @@
+"""What watching a live cache has in common in every generation of shortfin."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from analysis.engine.hooks import Hooks, Watcher
+from analysis.errors import EngineError
+from analysis.snapshot import CacheState, Node, PageContent
+
+CURRENT_FLIGHT: ContextVar[Any] = ContextVar("CURRENT_FLIGHT", default=None)
+"""The engine's process that is calling the compiled model."""
+CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=None)
+"""The request that a task of the engine works for."""
+_SETTLE_S = 0.001
+
+
+class NodeNumbers:
+    """Gives every node of a trie a number, from 0 for the root, for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._next = itertools.count()
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._of_counts: dict[int, weakref.ref[Any]] = {}
+
+    def of(self, node: Any) -> int:
+        """Return the number of a node, a new one if it was never seen."""
+        number = self._numbers.get(node)
+        if number is None:
+            number = self._numbers.setdefault(node, next(self._next))
+            self._of_counts[id(node.ref_count)] = weakref.ref(node)
+        return number
+
+    def knows(self, node: Any) -> bool:
+        """Tell whether a node was seen, and so belongs to this engine."""
+        return node in self._numbers
+
+    def counted_by(self, ref_count: Any) -> Any | None:
+        """Return the node that a reference count belongs to, None if it is another engine's."""
+        reference = self._of_counts.get(id(ref_count))
+        node = reference() if reference is not None else None
+        return node if node is not None and node.ref_count is ref_count else None
+
+
+class WatchedSet(set[Any]):
+    """The engine's set of leaves, which tells what is put in and taken out."""
+
+    def __init__(self, content: Iterable[Any], tell: Callable[[str, Any], None]) -> None:
+        super().__init__(content)
+        self._tell = tell
+
+    def add(self, element: Any) -> None:
+        """Put a leaf in."""
+        new = element not in self
+        super().add(element)
+        if new:
+            self._tell("leaf", element)
+
+    def remove(self, element: Any) -> None:
+        """Take a leaf out; KeyError if it is not in."""
+        super().remove(element)
+        self._tell("no_leaf", element)
+
+    def discard(self, element: Any) -> None:
+        """Take a leaf out if it is in."""
+        if element in self:
+            self.remove(element)
+
+
+class CacheProbe(ABC):
+    """Reads the cache of one live engine, and, once attached, tells a watcher what it does.
+
+    The engine's own objects are read, never copies that were kept on the side, but for which
+    objects belong to requests under way: those are noted when they are made, and searched for
+    among all objects of the process where nobody noted them.
+    """
+
+    def __init__(self, service: Any, numbers: NodeNumbers) -> None:
+        self.service = service
+        self.cache = service.page_cache
+        self.pool = self.cache.page_pool
+        self.numbers = numbers
+        self.watcher: Watcher | None = None
+        self._hooks: Hooks | None = None
+        self._thread = threading.local()
+        self._landing: set[asyncio.Task[None]] = set()
+        if (root := getattr(self.cache, "root", None)) is not None:
+            numbers.of(root)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def read(self) -> CacheState:
+        """Return the state of the cache as it is this instant."""
+        root = getattr(self.cache, "root", None)
+        return CacheState(
+            page_count=len(self.pool.attn_page_entries),
+            free=[page.index for page in list(self.pool.available_pages)],
+            holdings={request: pages for request, pages in self.holdings().items() if pages},
+            nodes=tuple(self._walk(root)) if root is not None else (),
+            duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),
+        )
+
+    @abstractmethod
+    def holdings(self) -> dict[str, list[int]]:
+        """Return the pages that each request under way holds, each page once."""
+
+    @abstractmethod
+    def find_requests(self) -> None:
+        """Search for requests under way that nobody noted when they began."""
+
+    def contents(self, pages: Sequence[int]) -> dict[int, PageContent]:
+        """Return what pages hold, over all devices. Raises EngineError where they cannot be read.
+
+        A flight that is under way may write to them meanwhile.
+        """
+        try:
+            return {page: _content(self._elements(page)) for page in pages}
+        except Exception as error:
+            raise EngineError(
+                f"The page table of this device cannot be read from here: {error}"
+            ) from error
+
+    @property
+    def page_table_bytes(self) -> int:
+        """Bytes of all page tables of the pool, over all devices."""
+        return sum(
+            int(table.dtype.compute_dense_nd_size(list(table.shape)))
+            for table in self.pool.page_tables
+        )
+
+    def _elements(self, page: int) -> Any:
+        parts = []
+        for table in self.pool.page_tables:
+            with table.view(page).map(read=True) as mapped:
+                # float16 comes as its bits.
+                parts.append(np.array(mapped.items, copy=True))
+        bits = np.concatenate(parts)
+        return bits.astype(np.uint16).view(np.float16) if bits.dtype.kind in "iu" else bits
+
+    def _walk(self, root: Any) -> Iterator[Node]:
+        leaves = getattr(self.cache, "leaves", ())
+        waiting: list[tuple[Any, int | None]] = [(root, None)]
+        while waiting:
+            node, parent = waiting.pop()
+            number = self.numbers.of(node)
+            yield Node(
+                node=number,
+                parent=parent,
+                page=None if node is root else node.page.index,
+                tokens=tuple(int(token) for token in node.tokens),
+                ref_count=node.ref_count.count,
+                leaf=node in leaves,
+            )
+            waiting += [(child, number) for child in list((node.children or {}).values())]
+
+    # -- watching --------------------------------------------------------------------------
+
+    def attach(self, watcher: Watcher) -> None:
+        """Put hooks on the live objects. Raises EngineError if there are some already."""
+        if self._hooks is not None:
+            raise EngineError("This engine is watched already: end that first.")
+        self.watcher = watcher
+        self._hooks = hooks = Hooks(watcher)
+        try:
+            self.find_requests()
+            self._hook_pool(hooks)
+            if hasattr(self.cache, "root"):
+                self._hook_trie(hooks)
+            self.hook(hooks)
+            self._hook_flights(hooks)
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Take the hooks off, so that every object is as it was before."""
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.take_off()
+
+    @abstractmethod
+    def hook(self, hooks: Hooks) -> None:
+        """Watch what is particular to the generation."""
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        assert self.watcher is not None
+        self.watcher.event(kind, **fields)
+
+    def _free_count(self) -> int:
+        return len(self.pool.available_pages)
+
+    def _hook_pool(self, hooks: Hooks) -> None:
+        def acquired(state: Any, pages: Any, error: Any, count: int) -> None:
+            if pages:
+                self._tell("acquire", pages=indices(pages), free_pages=self._free_count())
+            elif pages is None and error is None:
+                self._tell(
+                    "shortage", free_pages=self._free_count(), detail=f"{count} pages were wanted"
+                )
+
+        def freeing(pages: Sequence[Any]) -> Any:
+            # Before they are free: whoever takes them next is told later, in this order.
+            freed_pages = list(dict.fromkeys(indices(pages)))
+            if (evicted := getattr(self._thread, "evicted", None)) is not None:
+                evicted.extend(freed_pages)
+            return hooks.watcher.reserve(), freed_pages
+
+        def freed(state: Any, result: Any, error: Any, pages: Any) -> None:
+            place, freed_pages = state
+            if freed_pages:
+                self._tell("free", place=place, pages=freed_pages, free_pages=self._free_count())
+
+        hooks.around(self.pool, "acquire_free_pages", after=acquired)
+        hooks.around(self.pool, "free_pages", before=freeing, after=freed)
+
+    def _hook_trie(self, hooks: Hooks) -> None:
+        node_class = type(self.cache.root)
+        count_class = type(self.cache.root.ref_count)
+        numbers = self.numbers
+
+        def place_of(parent: Any, tokens: Any, page: Any) -> Any:
+            return parent.children.get(tokens)
+
+        def created(before: Any, node: Any, error: Any, parent: Any, tokens: Any, _: Any) -> None:
+            if node is None or node is before:
+                return
+            if before is not None:
+                self._tell("replace", node=numbers.of(before), pages=[before.page.index])
+            self._tell(
+                "create",
+                node=numbers.of(node),
+                parent=numbers.of(parent),
+                pages=[node.page.index],
+                detail=" ".join(map(str, tokens)),
+            )
+
+        def unlinking(node: Any) -> Any:
+            parent = node.parent
+            return parent, None if parent is None else parent.children.get(node.tokens)
+
+        def unlinked(state: Any, result: Any, error: Any, node: Any) -> None:
+            parent, in_place = state
+            if parent is None or error is not None:
+                return
+            self._tell(
+                "unlink",
+                node=numbers.of(node),
+                parent=numbers.of(parent),
+                pages=[node.page.index],
+            )
+            if in_place is not node and in_place is not None:
+                self._tell("replace", node=numbers.of(in_place), pages=[in_place.page.index])
+
+        def counted(state: Any, result: Any, error: Any, count: Any) -> None:
+            node = numbers.counted_by(count)
+            if node is not None and error is None:
+                change = 1 if state == "increment" else -1
+                self._tell(
+                    "reference",
+                    node=numbers.of(node),
+                    ref_before=result - change,
+                    ref_count=result,
+                )
+
+        def ours(node: Any, *rest: Any) -> bool:
+            return numbers.knows(node)
+
+        hooks.around(node_class, "create_child", mine=ours, before=place_of, after=created)
+        hooks.around(node_class, "unlink", mine=ours, before=unlinking, after=unlinked)
+        for name in ("increment", "decrement"):
+            hooks.around(
+                count_class,
+                name,
+                mine=lambda count: numbers.counted_by(count) is not None,
+                before=lambda count, name=name: name,
+                after=counted,
+            )
+        for node in self._walk(self.cache.root):
+            del node  # walking numbers every node that is there already
+        self._hook_leaves(hooks)
+
+    def _hook_leaves(self, hooks: Hooks) -> None:
+        def tell(kind: str, node: Any) -> None:
+            try:
+                self._tell(kind, node=self.numbers.of(node))
+            except Exception as error:
+                hooks.watcher.fault(error)
+
+        original = self.cache.leaves
+        watched = WatchedSet(original, tell)
+        self._swap_leaves(original, watched)
+
+        def back() -> None:
+            plain = set(watched)
+            original.clear()
+            original.update(plain)
+            self._swap_leaves(watched, original)
+
+        hooks.also(back)
+
+    def _swap_leaves(self, old: set[Any], new: set[Any]) -> None:
+        """Put a set of leaves in another's place, with what was just done to the old one."""
+        was = set(old)
+        self.cache.leaves = new
+        time.sleep(_SETTLE_S)
+        now = set(old)
+        set.update(new, now - was)
+        set.difference_update(new, was - now)
+
+    def _hook_match(self, hooks: Hooks, name: str) -> None:
+        stride = self.cache.tokens_per_page
+
+        def matched(state: Any, result: Any, error: Any, tokens: Sequence[int]) -> None:
+            if result is None:
+                return
+            node, pages = result
+            hit = min(len(pages) * stride, len(tokens))
+            self._tell(
+                "match",
+                node=self.numbers.of(node),
+                pages=indices(pages),
+                tokens_hit=hit,
+                tokens_missed=len(tokens) - hit,
+            )
+
+        hooks.around(self.cache, name, after=matched)
+
+    def _hook_evict(self, hooks: Hooks, name: str) -> None:
+        def evicting(count: int) -> list[int]:
+            pages: list[int] = []  # filled when they are freed
+            self._thread.evicted = pages
+            return pages
+
+        def evicted(pages: list[int], count: int | None, error: Any, wanted: int) -> None:
+            self._thread.evicted = None
+            if pages:
+                self._tell(
+                    "evict",
+                    pages=pages,
+                    free_pages=self._free_count(),
+                    detail=f"{wanted} pages were wanted",
+                )
+
+        hooks.around(self.cache, name, before=evicting, after=evicted)
+
+    # -- flights ---------------------------------------------------------------------------
+
+    waits_for_device: bool
+    """Whether the engine waits for the device right after the call, and then uses the arguments'
+    arrays again."""
+
+    @abstractmethod
+    def flight_requests(self, process: Any) -> list[str]:
+        """Return the request of each row of the flight of an engine's process."""
+
+    def argument_names(self, phase: str, count: int) -> tuple[str, ...]:
+        """Return the names of the model's arguments that come before the page tables."""
+        if phase == "decode":
+            return ("tokens", "seq_lens", "start_positions", "block_tables")
+        if count == 4:
+            return ("tokens", "start_positions", "seq_lens", "block_tables")
+        return ("tokens", "seq_lens", "block_tables")
+
+    def _hook_flights(self, hooks: Hooks) -> None:
+        for phase in ("prefill", "decode"):
+            functions = getattr(self.service, f"{phase}_functions")
+            for size, function in list(functions.items()):
+                hooks.item(functions, size, self._tap(phase, function))
+
+    def _tap(self, phase: str, function: Any) -> Any:
+        """Return what calls the compiled model and tells with which arguments.
+
+        They are read when the device is done with the call. Where the engine goes on with other
+        things before it waits for that itself, a task of its own waits for it here.
+        """
+        watcher, tables = self.watcher, len(self.pool.page_tables)
+        assert watcher is not None
+
+        async def fly(*args: Any, fiber: Any) -> Any:
+            flight = None
+            arguments = args[: len(args) - tables]
+            try:
+                flight = watcher.flight_begins(phase, self.flight_requests(CURRENT_FLIGHT.get()))
+            except Exception as error:
+                watcher.fault(error)
+            try:
+                results = await function(*args, fiber=fiber)
+            except BaseException as error:
+                self._land(flight, phase, arguments, error)
+                raise
+            landed = self._landed(flight, phase, arguments, fiber)
+            if self.waits_for_device:
+                await landed
+            else:
+                task = asyncio.get_running_loop().create_task(landed)
+                self._landing.add(task)
+                task.add_done_callback(self._landing.discard)
+            return results
+
+        return fly
+
+    async def _landed(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
+        try:
+            await fiber.device(0)
+        except Exception as error:
+            self._land(flight, phase, arguments, error)
+        else:
+            self._land(flight, phase, arguments, None)
+
+    def _land(
+        self, flight: Any, phase: str, arguments: Sequence[Any], error: BaseException | None
+    ) -> None:
+        watcher = self.watcher
+        assert watcher is not None
+        if flight is None:
+            return  # its beginning could not be told
+        arrays: dict[str, Any] = {}
+        try:
+            names = self.argument_names(phase, len(arguments))
+            arrays = {n: values_of(array) for n, array in zip(names, arguments, strict=True)}
+        except Exception as fault:
+            watcher.fault(fault)
+        try:
+            watcher.flight_ends(flight, arrays, error)
+        except Exception as fault:
+            watcher.fault(fault)
+
+
+def indices(pages: Iterable[Any]) -> list[int]:
+    """Return the indices of the engine's pages."""
+    return [page.index for page in pages]
+
+
+def values_of(array: Any) -> list[Any]:
+    """Return a device array of integers as nested lists, read in place."""
+    shape = tuple(array.shape)
+    with array.map(read=True) as mapped:
+        flat = list(mapped.items)
+    if len(shape) == 1:
+        return flat
+    rows, columns = shape
+    return [flat[row * columns : (row + 1) * columns] for row in range(rows)]
+
+
+def objects_of(*classes: type) -> list[Any]:
+    """Return every live object of these classes in the process."""
+    return [thing for thing in gc.get_objects() if type(thing) in classes]
+
+
+def _content(elements: Any) -> PageContent:
+    import hashlib
+
+    numbers = elements.astype(np.float64)
+    valid = numbers[~np.isnan(numbers)]
+    return PageContent(
+        mean=float(valid.mean()) if valid.size else float("nan"),
+        maximum=float(np.abs(valid).max()) if valid.size else float("nan"),
+        nan_count=int(numbers.size - valid.size),
+        digest=hashlib.sha256(elements.tobytes()).hexdigest()[:16],
+    )

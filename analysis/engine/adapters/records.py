@@ -1,0 +1,181 @@
+"""The cache of 3.9: a request's decoder and page manager hold its pages, not the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shortfin_apps.llm.components.batching.modes.default import LlmInvocationProcess
+from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
+
+from analysis.engine.adapters.probe import (
+    CURRENT_FLIGHT,
+    CURRENT_REQUEST,
+    CacheProbe,
+    indices,
+    objects_of,
+)
+from analysis.engine.hooks import Hooks
+
+_NAMES = {
+    "lookup": "lookup",
+    "allocate": "allocate",
+    "publish_pages_for_tokens": "publish",
+    "release_pages": "release",
+    "free_allocated_pages": "free",
+    "free_cache_pages": "free",
+}
+"""Methods of the cache by the operation that they are."""
+
+
+@dataclass
+class _Live:
+    """A request under way: what may hold pages for it."""
+
+    decoder: Any
+    manager: Any = None
+
+    def pages(self) -> list[int]:
+        """Return its pages, each once.
+
+        When its first record is given back, what remains is what the manager keeps in stock.
+        """
+        records = list(self.decoder._allocated_cach_recs.values())
+        held: dict[int, None] = {}
+        if not any(record is None for record in records):
+            for record in records:
+                held.update(dict.fromkeys(indices(record.pages)))
+            if self.manager is not None:
+                held.update(dict.fromkeys(self.manager._shared_pages))
+                for beam in self.manager._beam_page_ids:
+                    held.update(dict.fromkeys(beam))
+        if self.manager is not None:
+            held.update(dict.fromkeys(self.manager._free_pages))
+        return list(held)
+
+
+class RecordProbe(CacheProbe):
+    """Knows the decoders under way; all that one does is done in its request's own task."""
+
+    waits_for_device = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._live: dict[str, _Live] = {}
+
+    def holdings(self) -> dict[str, list[int]]:
+        return {request: live.pages() for request, live in list(self._live.items())}
+
+    def find_requests(self) -> None:
+        for decoder in objects_of(LlmDecoder):
+            # One that has not begun or has ended holds nothing, or lies in the hands of nobody.
+            if decoder._page_cache is self.cache and self._is_running(decoder):
+                self._live.setdefault(decoder._rid, _Live(decoder))
+        for manager in objects_of(PageManager):
+            if manager._page_cache is self.cache:
+                for live in self._live.values():
+                    if live.manager is None and _serves(manager, live.decoder):
+                        live.manager = manager
+
+    def _is_running(self, decoder: Any) -> bool:
+        records = list(decoder._allocated_cach_recs.values())
+        return bool(records) and not any(record is None for record in records)
+
+    def hook(self, hooks: Hooks) -> None:
+        self._hook_requests(hooks)
+        self._hook_decoder(hooks)
+        for name, operation in _NAMES.items():
+            if hasattr(self.cache, name):
+                self._hook_operation(hooks, name, operation)
+        if hasattr(self.cache, "root"):
+            self._hook_match(hooks, "match")
+            self._hook_evict(hooks, "evict_pages")
+
+        def copied(state: Any, result: Any, error: Any, src_page: int, dst_page: int) -> None:
+            if error is None:
+                self._tell("copy", pages=[src_page, dst_page])
+
+        hooks.around(self.pool, "copy_page_index", "copy", after=copied)
+
+        def flying(process: Any) -> None:
+            CURRENT_FLIGHT.set(process)
+
+        hooks.around_task(LlmInvocationProcess, "run", before=flying)
+
+    def _hook_operation(self, hooks: Hooks, name: str, operation: str) -> None:
+        def who(*args: Any, **named: Any) -> str | None:
+            return CURRENT_REQUEST.get()
+
+        def set_aside(*args: Any, **named: Any) -> set[int]:
+            return set(indices(getattr(self.cache, "_duplicated_pages", ())))
+
+        def published(before: set[int], *rest: Any, **named: Any) -> None:
+            added = set(indices(getattr(self.cache, "_duplicated_pages", ()))) - before
+            if added:
+                self._tell("duplicate", pages=sorted(added))
+
+        if operation == "publish":
+            hooks.around(self.cache, name, operation, who=who, before=set_aside, after=published)
+        else:
+            hooks.around(self.cache, name, operation, who=who)
+
+    def flight_requests(self, process: Any) -> list[str]:
+        requests = process._responder._exec_requests
+        return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
+
+    def _hook_requests(self, hooks: Hooks) -> None:
+        def started(decoder: Any) -> str | None:
+            if decoder._page_cache is not self.cache:
+                return None
+            request: str = decoder._rid
+            CURRENT_REQUEST.set(request)
+            self._live[request] = _Live(decoder)
+            return request
+
+        def ended(request: str | None, decoder: Any) -> None:
+            if request is not None:
+                hooks.watcher.begin(None, request)
+                self._live.pop(request, None)
+                hooks.watcher.holds(request, ())
+                hooks.watcher.end(None)
+
+        hooks.around_task(LlmDecoder, "run", before=started, after=ended)
+
+    def _hook_decoder(self, hooks: Hooks) -> None:
+        """After each step that can change what a request holds, tell what it holds."""
+
+        def held(state: Any, result: Any, error: Any, *args: Any, **named: Any) -> None:
+            request = CURRENT_REQUEST.get()
+            live = self._live.get(request) if request is not None else None
+            if request is not None and live is not None:
+                hooks.watcher.holds(request, live.pages())
+
+        def managed(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
+            request = CURRENT_REQUEST.get()
+            if request is not None and request in self._live:
+                self._live[request].manager = manager
+            held(state, result, error)
+
+        def of_decoder(decoder: Any, *args: Any, **named: Any) -> bool:
+            return decoder._page_cache is self.cache
+
+        def of_manager(manager: Any, *args: Any, **named: Any) -> bool:
+            cache = getattr(manager, "_page_cache", None) or named.get("page_cache", args[:1])
+            return cache is self.cache or cache == (self.cache,)
+
+        def who(*args: Any, **named: Any) -> str | None:
+            return CURRENT_REQUEST.get()
+
+        for name in ("create_prefill_req", "create_decode_reqs", "publish_request",
+                     "free_req_cache"):  # fmt: skip
+            hooks.around(LlmDecoder, name, mine=of_decoder, who=who, after=held)
+        for name in ("update_decode_reqs", "release_pages"):
+            hooks.around(PageManager, name, mine=of_manager, who=who, after=held)
+        hooks.around(PageManager, "__init__", mine=of_manager, who=who, after=managed)
+
+
+def _serves(manager: Any, decoder: Any) -> bool:
+    """Tell whether a page manager has its first pages from this decoder's records."""
+    pages = {page for r in decoder._allocated_cach_recs.values() if r for page in indices(r.pages)}
+    own = [*manager._shared_pages, *(page for beam in manager._beam_page_ids for page in beam)]
+    return bool(own) and own[0] in pages

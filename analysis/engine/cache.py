@@ -1,0 +1,82 @@
+"""The engine's KV cache, as it is looked at from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from analysis.errors import EngineError
+from analysis.snapshot import CacheState, Snapshot
+
+if TYPE_CHECKING:
+    from analysis.engine.adapters.probe import CacheProbe
+    from analysis.engine.engine import Engine
+
+_PAUSE_S = 0.0001
+_SETTLE_S = 0.001
+
+
+class Cache:
+    """Looks at the cache of a live engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def snapshot(self, *, contents: bool = False, timeout_s: float = 1.0) -> Snapshot:
+        """Return the cache as it is now; with `contents`, what each page in use holds, too.
+
+        It is taken while no operation of the cache is under way. One that does not end within
+        `timeout_s` is not waited for: then the snapshot says that it is not consistent. While the
+        engine is observed, operations are known, and the snapshot also goes into the recording;
+        otherwise two readings in a row must agree. Raises EngineError if the engine is not running,
+        or the contents of its pages cannot be read on this device.
+        """
+        probe = self._engine.probe
+        if probe is not None and probe.watcher is not None:
+            snapshot = probe.watcher.snapshot("asked", None, timeout_s)
+        else:
+            adapter = self._engine.adapter
+            if adapter is None:
+                raise EngineError("The engine is not running, so it has no cache to look at.")
+            probe = adapter.probe()
+            state, consistent = _read_twice(probe, time.monotonic() + timeout_s)
+            snapshot = Snapshot(state, t_s=self._engine.clock_s(), consistent=consistent)
+        if contents:
+            in_use = sorted({*range(snapshot.page_count)} - {*snapshot.pages("free")})
+            snapshot = dataclasses.replace(snapshot, contents=probe.contents(in_use))
+        return snapshot
+
+
+def read_between(
+    probe: CacheProbe, mark: Callable[[], Any], place: Callable[[], int], timeout_s: float
+) -> tuple[CacheState, int, bool]:
+    """Return the state between two operations, its place among the events, and whether it was.
+
+    Readers wait and read anew, so that the engine never waits for them: what was read counts only
+    if no operation was under way before and none had begun after (a sequence lock).
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        before = mark()
+        state, seq = probe.read(), place()
+        if before is not None and mark() == before:
+            return state, seq, True
+        if time.monotonic() >= deadline:
+            return state, seq, False
+        time.sleep(_PAUSE_S)
+
+
+def _read_twice(probe: CacheProbe, deadline: float) -> tuple[CacheState, bool]:
+    """Return a state that was the same twice; nobody knows of operations that are under way."""
+    last = None
+    while True:
+        probe.find_requests()
+        state = probe.read()
+        if state == last:
+            return state, True
+        if time.monotonic() >= deadline:
+            return state, False
+        last = state
+        time.sleep(_SETTLE_S)

@@ -1,0 +1,164 @@
+"""Hooks on live objects: attached, called around the engine's own code, and taken off again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, Protocol
+
+from analysis.snapshot import Snapshot
+
+Undo = Callable[[], None]
+_NOTHING = object()
+
+
+class Watcher(Protocol):
+    """Who is told what the engine does. Its methods are called on the engine's own threads."""
+
+    def begin(self, operation: str | None, request_id: str | None) -> None:
+        """Begin an operation of the cache on this thread; nameless ones only group others."""
+
+    def end(self, error: BaseException | None) -> None:
+        """End the operation that was begun last on this thread."""
+
+    def mark(self) -> Any:
+        """Return what stays equal until an operation begins; None while one is under way."""
+
+    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
+        """Take a snapshot of the cache between two operations, and keep it."""
+
+    def reserve(self) -> tuple[int, int]:
+        """Return a place among the events and the time, for an event that is told later."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
+
+    def holds(self, request_id: str, pages: Iterable[int]) -> None:
+        """Tell all pages that a request holds now."""
+
+    def flight_begins(self, phase: str, request_ids: list[str]) -> Any:
+        """Begin a flight; the result is given to `flight_ends`."""
+
+    def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
+        """End a flight; `arrays` are its arguments by name, as nested lists."""
+
+    def fault(self, error: Exception) -> None:
+        """Take note of an error in the watching itself."""
+
+
+class Hooks:
+    """Replaced attributes and items, put back in reverse order by `take_off`."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self._undo: list[Undo] = []
+
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of an object or a class, to be put back as it was found."""
+        before = vars(owner).get(name, _NOTHING)
+        setattr(owner, name, value)
+
+        def undo() -> None:
+            if before is _NOTHING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+
+        self._undo.append(undo)
+
+    def item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+        """Set an item of a mapping, to be put back as it was found."""
+        before = mapping[key]
+        mapping[key] = value
+        self._undo.append(lambda: mapping.__setitem__(key, before))
+
+    def also(self, undo: Undo) -> None:
+        """Have this done when the hooks are taken off."""
+        self._undo.append(undo)
+
+    def around(
+        self,
+        owner: Any,
+        name: str,
+        operation: str | None = None,
+        *,
+        mine: Callable[..., bool] | None = None,
+        who: Callable[..., str | None] | None = None,
+        before: Callable[..., Any] | None = None,
+        after: Callable[..., None] | None = None,
+    ) -> None:
+        """Watch a method; it is part of one operation of the cache, named or not.
+
+        `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
+        request it is done, `before(*args)` may return what `after(state, result, error, *args)`
+        gets. None of them can disturb the call: their errors end in the watcher.
+        """
+        watcher, original = self.watcher, getattr(owner, name)
+
+        def ask(function: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+            if function is None:
+                return None
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                watcher.fault(error)
+                return None
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if mine is not None and not ask(mine, *args, **kwargs):
+                return original(*args, **kwargs)
+            watcher.begin(operation, ask(who, *args, **kwargs))
+            state = ask(before, *args, **kwargs)
+            try:
+                result = original(*args, **kwargs)
+            except BaseException as error:
+                ask(after, state, None, error, *args, **kwargs)
+                watcher.end(error)
+                raise
+            ask(after, state, result, None, *args, **kwargs)
+            watcher.end(None)
+            return result
+
+        self.attribute(owner, name, watched)
+
+    def around_task(
+        self,
+        owner: type,
+        name: str,
+        *,
+        before: Callable[..., Any],
+        after: Callable[..., None] | None = None,
+    ) -> None:
+        """Watch a coroutine method of a class: `before(self)` when it starts, `after` at its end.
+
+        `before` runs in the task's own context, so that a context variable that it sets is seen by
+        all that the task does. `after(state, self)` also runs when the task fails.
+        """
+        watcher, original = self.watcher, getattr(owner, name)
+
+        @functools.wraps(original)
+        async def watched(process: Any, *args: Any, **kwargs: Any) -> Any:
+            state = None
+            try:
+                state = before(process)
+            except Exception as error:
+                watcher.fault(error)
+            try:
+                return await original(process, *args, **kwargs)
+            finally:
+                if after is not None:
+                    try:
+                        after(state, process)
+                    except Exception as error:
+                        watcher.fault(error)
+
+        self.attribute(owner, name, watched)
+
+    def take_off(self) -> None:
+        """Put everything back; what cannot be put back does not keep the rest from it."""
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except Exception as error:
+                self.watcher.fault(error)

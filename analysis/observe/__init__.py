@@ -1,0 +1,86 @@
+"""What happens inside a live engine: flights, cache events, and snapshots of the cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.engine.engine import Engine
+from analysis.observe.recorder import ObserverWarning, Recorder
+from analysis.observe.recording import Recording
+
+__all__ = ["ObserverWarning", "Recording", "observe"]
+
+
+@contextmanager
+def observe(
+    engine: Engine,
+    *,
+    snapshots: bool = True,
+    stacks: bool = False,
+    memory_every_s: float = 0.1,
+    max_events: int = 500_000,
+    max_snapshots: int = 5_000,
+) -> Iterator[Recording]:
+    """Watch a running engine as long as the block lasts, and yield what is recorded.
+
+    The engine's objects get hooks that only look, and lose them at the end: then every object is
+    as it was. `snapshots` takes one of the cache before and after every request and at failures;
+    without it only the first and the last are taken. `stacks` adds to every event the engine's
+    own Python frames. Resident memory is read every `memory_every_s` seconds (0: never). At most
+    `max_events` events, as many flights and `max_snapshots` snapshots are kept, the first ones;
+    `Recording.overflow` says what was left out. An event takes some 300 bytes.
+
+    Raises EngineError if the engine is not running or is observed already.
+    """
+    recorder = Recorder(
+        engine,
+        snapshots=snapshots,
+        stacks=stacks,
+        max_events=max_events,
+        max_snapshots=max_snapshots,
+    )
+    engine.watch(recorder)
+    try:
+        first = recorder.snapshot("asked", None, 1.0)
+        for request_id, pages in first.state.holdings.items():
+            recorder._held.setdefault(request_id, frozenset(pages))
+        engine.listeners.append(recorder)
+        with _memory(recorder, memory_every_s):
+            yield Recording(recorder)
+        if engine.probe is not None:
+            recorder.snapshot("asked", None, 1.0)
+    finally:
+        if recorder in engine.listeners:
+            engine.listeners.remove(recorder)
+        engine.unwatch()
+
+
+@contextmanager
+def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
+    """Record the resident memory of the process from time to time."""
+    if not every_s:
+        yield
+        return
+    stop, page = threading.Event(), os.sysconf("SC_PAGE_SIZE")
+    probe = recorder.engine.probe
+    assert probe is not None
+    table = f"{probe.page_table_bytes}"
+
+    def sample() -> None:
+        while True:
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            recorder.event("memory", value=resident, detail=table)
+            if stop.wait(every_s):
+                return
+
+    thread = threading.Thread(target=sample, name="cachelab-memory", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)

@@ -1,0 +1,318 @@
+"""Takes note of what the hooks tell, on the engine's own threads: quick, and never in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from types import FrameType
+from typing import Any
+
+from analysis.engine.cache import read_between
+from analysis.engine.config import Completion, EngineDeath
+from analysis.engine.engine import Engine
+from analysis.snapshot import Snapshot
+
+# The order of a recorded event's fields, as columns of the table `events`.
+EVENT_FIELDS = (
+    "seq", "t_ns", "thread", "request_id", "operation", "kind", "pages", "free_pages", "node",
+    "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "detail", "stack",
+)  # fmt: skip
+FLIGHT_FIELDS = (
+    "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
+    "start_positions", "block_tables", "seq", "end_seq", "thread", "t_s", "duration_s", "error",
+)  # fmt: skip
+_SNAPSHOT_WAIT_S = 0.02
+"""How long an automatic snapshot waits for a moment between two operations."""
+_SHOWN_FAULTS = 3
+
+
+class ObserverWarning(UserWarning):
+    """Something could not be watched, or there was too much of it."""
+
+
+class _Here(threading.local):
+    """What one thread is doing."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.operations: list[tuple[str | None, str | None]] = []
+        self.version: list[int] | None = None
+
+
+class Recorder:
+    """A Watcher and Listener that keeps what it is told, up to a bound.
+
+    It takes no lock: lists are appended to and counters drawn in single steps of the interpreter.
+    Each thread that does something with the cache has a version of its own, odd while an operation
+    is under way there, so that a snapshot can tell whether it was taken between operations.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        snapshots: bool,
+        stacks: bool,
+        max_events: int,
+        max_snapshots: int,
+    ) -> None:
+        self.engine = engine
+        self.automatic = snapshots
+        self.stacks = stacks
+        self.max_events, self.max_snapshots = max_events, max_snapshots
+        self.events: list[tuple[Any, ...]] = []
+        self.flights: list[tuple[Any, ...]] = []
+        self.snapshots: list[Snapshot] = []
+        self.under_way: dict[int, tuple[Any, ...]] = {}
+        """Flights that have begun and not ended."""
+        self.dropped = {"events": 0, "flights": 0, "snapshots": 0}
+        self.faults: list[str] = []
+        self._seq = itertools.count()
+        self._flight_ids = itertools.count()
+        self._started_ns = time.monotonic_ns() - round(engine.clock_s() * 1e9)
+        self._here = _Here()
+        self._versions: list[list[int]] = []
+        self._held: dict[str, frozenset[int]] = {}
+
+    # -- operations ------------------------------------------------------------------------
+
+    def begin(self, operation: str | None, request_id: str | None) -> None:
+        """Begin an operation on this thread; what is told until its end belongs to it."""
+        here = self._here
+        if here.version is None:
+            here.version = [0]
+            self._versions.append(here.version)
+        if not here.operations:
+            here.version[0] += 1
+        elif request_id is None:
+            request_id = here.operations[-1][1]
+        # The outermost name stands: an eviction within an acquisition is part of that.
+        here.operations.append((self._operation() or operation, request_id))
+
+    def end(self, error: BaseException | None) -> None:
+        """End the operation that was begun last on this thread."""
+        here = self._here
+        operation, _ = here.operations[-1]
+        outer = here.operations[-2][0] if len(here.operations) > 1 else None
+        failed = operation is not None and outer is None
+        if failed and error is not None:
+            self.event("failed", detail=f"{type(error).__name__}: {error}")
+        elif failed:
+            self.event("operation")
+        here.operations.pop()
+        if not here.operations and here.version is not None:
+            here.version[0] += 1
+            if error is not None and self.automatic:
+                self.snapshot("failure", None, _SNAPSHOT_WAIT_S)
+
+    def mark(self) -> tuple[int, ...] | None:
+        """Return what stays equal until an operation begins; None while one is under way."""
+        versions = tuple(version[0] for version in self._versions)
+        return None if any(version % 2 for version in versions) else versions
+
+    def _operation(self) -> str | None:
+        operations = self._here.operations
+        return operations[-1][0] if operations else None
+
+    # -- events ----------------------------------------------------------------------------
+
+    def reserve(self) -> tuple[int, int]:
+        """Return a place among the events and the time, for an event that is told later."""
+        return next(self._seq), time.monotonic_ns() - self._started_ns
+
+    def event(
+        self,
+        kind: str,
+        *,
+        place: tuple[int, int] | None = None,
+        request_id: str | None = None,
+        pages: Sequence[int] | None = None,
+        free_pages: int | None = None,
+        node: int | None = None,
+        parent: int | None = None,
+        ref_before: int | None = None,
+        ref_count: int | None = None,
+        tokens_hit: int | None = None,
+        tokens_missed: int | None = None,
+        value: int | None = None,
+        detail: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Keep an event; the thread, the operation and its request are added here."""
+        if unknown:
+            raise TypeError(f"An event has no field {', '.join(unknown)}.")
+        if len(self.events) >= self.max_events:
+            self._overflow("events")
+            return
+        here = self._here
+        operation, owner = here.operations[-1] if here.operations else (None, None)
+        seq, t_ns = place or self.reserve()
+        stack = _stack() if self.stacks else None
+        self.events.append(
+            (seq, t_ns, here.name or self._name(), request_id or owner, operation, kind, pages,
+             free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
+             detail, stack)
+        )  # fmt: skip
+
+    def holds(self, request_id: str, pages: Iterable[int]) -> None:
+        """Keep what a request came to hold, and what it holds no longer."""
+        now, before = frozenset(pages), self._held.get(request_id, frozenset())
+        if now == before:
+            return
+        if now:
+            self._held[request_id] = now
+        else:
+            self._held.pop(request_id, None)
+        if gone := before - now:
+            self.event("drop", request_id=request_id, pages=sorted(gone))
+        if new := now - before:
+            self.event("hold", request_id=request_id, pages=sorted(new))
+
+    def _name(self) -> str:
+        """Return the name of the engine's worker that this thread is, or the thread's own."""
+        try:
+            worker = str(asyncio.get_running_loop()._worker)  # type: ignore[attr-defined]
+            name = worker.partition("'")[2].rpartition("'")[0].partition("-")[2] or worker
+        except (RuntimeError, AttributeError):
+            # Not kept: the engine's threads have no worker before their loop runs.
+            return threading.current_thread().name
+        self._here.name = name
+        return name
+
+    # -- flights ---------------------------------------------------------------------------
+
+    def flight_begins(self, phase: str, request_ids: list[str]) -> tuple[Any, ...]:
+        """Note the beginning of a flight and return it for `flight_ends`."""
+        seq, t_ns = self.reserve()
+        flight = (next(self._flight_ids), phase, request_ids, seq, t_ns, self._here.name
+                  or self._name())  # fmt: skip
+        self.under_way[flight[0]] = flight
+        return flight
+
+    def flight_ends(
+        self, flight: tuple[Any, ...], arrays: dict[str, Any], error: BaseException | None
+    ) -> None:
+        """Keep a flight with the arguments that the device got."""
+        number, phase, request_ids, seq, begun_ns, thread = flight
+        end_seq, ended_ns = self.reserve()
+        self.under_way.pop(number, None)
+        if len(self.flights) >= self.max_events:
+            self._overflow("flights")
+            return
+        lens = arrays.get("seq_lens")
+        self.flights.append(
+            (number, phase, len(request_ids), None if lens is None else len(lens), request_ids,
+             arrays.get("tokens"), lens, arrays.get("start_positions"),
+             arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
+             (ended_ns - begun_ns) / 1e9, None if error is None else repr(error))
+        )  # fmt: skip
+
+    # -- snapshots -------------------------------------------------------------------------
+
+    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
+        """Take a snapshot between two operations if there is such a moment in time; keep it.
+
+        Within an operation of this very thread there is none to wait for.
+        """
+        probe = self.engine.probe
+        assert probe is not None
+        places: list[tuple[int, int]] = []
+
+        def place() -> int:
+            places.append(self.reserve())
+            return places[-1][0]
+
+        wait_s = 0.0 if self._here.operations else timeout_s
+        state, seq, consistent = read_between(probe, self.mark, place, wait_s)
+        snapshot = Snapshot(
+            state=state,
+            moment=moment,
+            request_id=request_id,
+            seq=seq,
+            t_s=places[-1][1] / 1e9,
+            consistent=consistent,
+        )
+        self.event(
+            "snapshot",
+            place=places[-1],
+            request_id=request_id,
+            free_pages=len(state.free),
+            detail=moment,
+        )
+        if len(self.snapshots) < self.max_snapshots:
+            self.snapshots.append(snapshot)
+        else:
+            self._overflow("snapshots")
+        return snapshot
+
+    def _automatic_snapshot(self, moment: str, request_id: str | None) -> None:
+        if self.automatic and self.engine.probe is not None:
+            try:
+                self.snapshot(moment, request_id, _SNAPSHOT_WAIT_S)
+            except Exception as error:
+                self.fault(error)
+
+    # -- requests --------------------------------------------------------------------------
+
+    def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
+        """Note that a request is about to be sent in."""
+        self._automatic_snapshot("before", request_id)
+        self.event("submitted", request_id=request_id, detail=f"{len(prompt_tokens)} tokens")
+
+    def token(self, request_id: str, token: int | None, first: bool) -> None:
+        """Note that a token arrived."""
+        self.event("first_token" if first else "token", request_id=request_id, value=token)
+
+    def done(self, completion: Completion) -> None:
+        """Note how a request ended."""
+        self.event("done", request_id=completion.request_id, detail=completion.outcome)
+        failed = completion.outcome in ("error", "timeout", "lost", "empty")
+        if failed:
+            self._automatic_snapshot("failure", completion.request_id)
+        self._automatic_snapshot("after", completion.request_id)
+
+    def died(self, death: EngineDeath) -> None:
+        """Note that the engine died, and how its cache lies there."""
+        self.event("died", detail=death.message)
+        self._automatic_snapshot("failure", None)
+
+    # -- what goes wrong here --------------------------------------------------------------
+
+    def fault(self, error: Exception) -> None:
+        """Keep an error of the watching itself as an event, and show the first few as warnings."""
+        text = f"{type(error).__name__}: {error}"
+        self.faults.append(text)
+        self.event("observer_error", detail=text)
+        if len(self.faults) <= _SHOWN_FAULTS:
+            _warn(f"The engine could not be watched at one point: {text}")
+
+    def _overflow(self, what: str) -> None:
+        self.dropped[what] += 1
+        if self.dropped[what] == 1:
+            bound = self.max_snapshots if what == "snapshots" else self.max_events
+            _warn(f"The recording is full: it keeps the first {bound} {what}, and counts the rest.")
+
+
+def _warn(message: str) -> None:
+    """Show a warning; where warnings are errors, it must still not reach the engine."""
+    with contextlib.suppress(ObserverWarning):
+        warnings.warn(message, ObserverWarning, stacklevel=3)
+
+
+def _stack() -> str:
+    """Return the engine's own frames, innermost last, a line each."""
+    lines = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if "shortfin" in code.co_filename:
+            file = code.co_filename.rpartition("site-packages/")[2]
+            lines.append(f"{file}:{frame.f_lineno} in {code.co_qualname}")
+        frame = frame.f_back
+    return "\n".join(reversed(lines))

@@ -1,0 +1,126 @@
+"""What was recorded of an engine, as frames like those of a run, and as tables to be written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS, Recorder
+from analysis.snapshot import Snapshot
+from analysis.tables import TABLES, to_frame, to_table
+
+
+class Recording:
+    """Flights, events and snapshots of one engine; they grow while it is observed."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """What the cache did: a frame with the columns of the table `events`, in order."""
+        return to_frame("events", self.table("events"))
+
+    @property
+    def flights(self) -> pd.DataFrame:
+        """Calls of the compiled model that have ended: the table `flights`."""
+        return to_frame("flights", self.table("flights"))
+
+    @property
+    def snapshots(self) -> pd.DataFrame:
+        """The table `snapshots`."""
+        return to_frame("snapshots", self.table("snapshots"))
+
+    @property
+    def taken(self) -> list[Snapshot]:
+        """The snapshots themselves, in order."""
+        return sorted(self._recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
+
+    def before(self, request_id: str) -> Snapshot:
+        """Return the snapshot taken before a request was sent in; KeyError if there is none."""
+        return self._moment("before", request_id)
+
+    def after(self, request_id: str) -> Snapshot:
+        """Return the snapshot taken when a request had ended; KeyError if there is none."""
+        return self._moment("after", request_id)
+
+    def _moment(self, moment: str, request_id: str) -> Snapshot:
+        for snapshot in reversed(self._recorder.snapshots):
+            if (snapshot.moment, snapshot.request_id) == (moment, request_id):
+                return snapshot
+        raise KeyError(f"No snapshot was taken {moment} request {request_id!r}.")
+
+    @property
+    def failures(self) -> list[Snapshot]:
+        """The snapshots taken at the moment of a failure, in order."""
+        return [snapshot for snapshot in self.taken if snapshot.moment == "failure"]
+
+    @property
+    def flights_under_way(self) -> list[list[str]]:
+        """The requests of each flight that has begun and not ended."""
+        return [list(flight[2]) for flight in list(self._recorder.under_way.values())]
+
+    @property
+    def faults(self) -> list[str]:
+        """Errors of the watching itself; each is also an event `observer_error`."""
+        return list(self._recorder.faults)
+
+    @property
+    def overflow(self) -> str | None:
+        """What was left out because the recording was full, in a sentence; None if nothing was."""
+        left_out = [f"{count} {name}" for name, count in self._recorder.dropped.items() if count]
+        if not left_out:
+            return None
+        return f"The recording was full: {' and '.join(left_out)} were counted but not kept."
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many rows each table has so far."""
+        return {
+            "events": len(self._recorder.events),
+            "flights": len(self._recorder.flights),
+            "snapshots": len(self._recorder.snapshots),
+        }
+
+    def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+        """Return a table as of now from row `start` in order of recording, sorted by `seq`.
+
+        Rows that were recorded later than others may have come before them: sort several parts.
+        """
+        if name == "snapshots":
+            rows = [s.to_row(cell_id) for s in self._recorder.snapshots[start:]]
+            return to_table(name, sorted(rows, key=lambda row: row["seq"]))
+        if name == "events":
+            return _columns(name, EVENT_FIELDS, self._recorder.events[start:], cell_id)
+        return _columns(name, FLIGHT_FIELDS, self._recorder.flights[start:], cell_id)
+
+    def __str__(self) -> str:
+        sizes = self.sizes()
+        text = ", ".join(f"{number} {name}" for name, number in sizes.items())
+        kinds = Counter(row[EVENT_FIELDS.index("kind")] for row in list(self._recorder.events))
+        often = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
+        return f"{text} ({often}). {self.overflow or ''}".strip()
+
+    def __repr__(self) -> str:
+        return f"<Recording: {self}>"
+
+    def _repr_html_(self) -> str:
+        from analysis.figures.cache_html import recording_html
+
+        return recording_html(self)
+
+
+def _columns(name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell_id: str) -> Any:
+    """Return rows as an Arrow table, column by column: fast, for there may be a million."""
+    rows = sorted(rows, key=lambda row: row[fields.index("seq")])
+    columns = dict(zip(fields, zip(*rows, strict=True), strict=True)) if rows else {}
+    arrays = []
+    for field in TABLES[name]:
+        if field.name == "cell_id":
+            arrays.append(pa.repeat(cell_id, len(rows)))
+        else:
+            arrays.append(pa.array(columns.get(field.name, ()), type=field.type))
+    return pa.Table.from_arrays(arrays, schema=TABLES[name])

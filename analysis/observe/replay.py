@@ -1,0 +1,129 @@
+"""The cache as its events tell it: from one snapshot on, without looking at the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from analysis.snapshot import CacheState, Node, Snapshot
+
+REPLAYED = frozenset(
+    ["acquire", "free", "hold", "drop", "duplicate", "create", "replace", "unlink", "reference",
+     "leaf", "no_leaf"]
+)  # fmt: skip
+"""Kinds of events that change the state of the cache."""
+
+
+class Replay:
+    """Follows the cache from a snapshot through its events.
+
+    What it comes to must be what later snapshots show: the recording then has everything that
+    happened to a page or a node, in an order in which it can have happened.
+    """
+
+    def __init__(self, first: Snapshot) -> None:
+        self.page_count = first.page_count
+        self.seq = first.seq if first.seq is not None else -1
+        """Events up to this one are in it."""
+        self.free = set(first.state.free)
+        self.held = {request: set(pages) for request, pages in first.state.holdings.items()}
+        self.duplicates = set(first.state.duplicates)
+        self.nodes = {node.node: node for node in first.nodes}
+        self._references = {node.node: node.ref_count for node in first.nodes}
+        self._leaves = {node.node for node in first.nodes if node.leaf}
+
+    def apply(self, events: pd.DataFrame, until: int | None = None) -> Replay:
+        """Go through the events that were not yet applied, up to `until` (its `seq`) or the end."""
+        wanted = events[(events["seq"] > self.seq) & events["kind"].isin(REPLAYED)]
+        if until is not None:
+            wanted = wanted[wanted["seq"] <= until]
+            self.seq = max(self.seq, until)
+        columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "detail"]
+        for event in wanted.sort_values("seq")[columns].itertuples(index=False):
+            self._one(event)
+            self.seq = max(self.seq, int(event.seq))  # type: ignore[arg-type]
+        return self
+
+    def _one(self, event: Any) -> None:
+        pages = event.pages if isinstance(event.pages, tuple) else ()
+        match event.kind:
+            case "acquire":
+                self.free.difference_update(pages)
+                self.duplicates.difference_update(pages)
+            case "free":
+                self.free.update(pages)
+                self.duplicates.difference_update(pages)
+            case "hold":
+                self.held.setdefault(event.request_id, set()).update(pages)
+            case "drop":
+                held = self.held.get(event.request_id, set())
+                held.difference_update(pages)
+                if not held:
+                    self.held.pop(event.request_id, None)
+            case "duplicate":
+                self.duplicates.update(pages)
+            case "create":
+                tokens = tuple(map(int, event.detail.split()))
+                number = int(event.node)
+                self.nodes[number] = Node(number, int(event.parent), pages[0], tokens, 0, False)
+            case "replace" | "unlink":
+                self.nodes.pop(int(event.node), None)
+            case "reference":
+                self._references[int(event.node)] = int(event.ref_count)
+            case "leaf":
+                self._leaves.add(int(event.node))
+            case "no_leaf":
+                self._leaves.discard(int(event.node))
+
+    def snapshot(self) -> Snapshot:
+        """Return the cache as it must be now; the free list is sorted."""
+        nodes = tuple(
+            Node(
+                node.node,
+                node.parent,
+                node.page,
+                node.tokens,
+                self._references.get(node.node, 0),
+                node.node in self._leaves,
+            )
+            for node in self._reachable()
+        )
+        state = CacheState(
+            page_count=self.page_count,
+            free=sorted(self.free),
+            holdings={request: sorted(pages) for request, pages in self.held.items()},
+            nodes=nodes,
+            duplicates=sorted(self.duplicates),
+        )
+        return Snapshot(state, moment="asked", seq=self.seq)
+
+    def _reachable(self) -> Iterable[Node]:
+        """Return the nodes whose ancestors all have their place in the trie, parents first."""
+        reached: set[int] = set()
+        for number in sorted(self.nodes):  # a child is always younger than its parent
+            node = self.nodes[number]
+            if node.parent is None or node.parent in reached:
+                reached.add(number)
+                yield node
+
+
+def differences(told: Snapshot, seen: Snapshot) -> list[str]:
+    """Return in which respects two snapshots of the same moment differ, in words; [] if in none.
+
+    `told` comes from a replay, `seen` was read off the engine. Orders do not count.
+    """
+    found = []
+    pages = [p for p in range(seen.page_count) if told.states[p] != seen.states[p]]
+    if pages:
+        found.append(f"pages {pages} are told {told.states[pages]} and seen {seen.states[pages]}")
+    if told.holders != seen.holders:
+        found.append(f"holders are told {told.holders} and seen {seen.holders}")
+    if set(told.state.duplicates) != set(seen.state.duplicates):
+        found.append(f"duplicates: {told.state.duplicates} and {seen.state.duplicates}")
+    mine, theirs = ({node.node: node for node in s.nodes} for s in (told, seen))
+    for number in sorted(set(mine) | set(theirs)):
+        if mine.get(number) != theirs.get(number):
+            found.append(f"node {number}: {mine.get(number)} and {theirs.get(number)}")
+    return found

@@ -1,0 +1,201 @@
+"""The KV cache at one moment: every page in one of four states, and the trie.
+
+A snapshot is plain data. The engine's adapter reads what it is made of, `analysis.observe` takes it
+at the right moments, and `analysis.figures` draws it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+STATES = ("free", "live", "cached", "leaked")
+"""In this order: a page that could be in two states counts as the first of them."""
+FREE, LIVE, CACHED, LEAKED = range(4)
+_LETTERS = np.frombuffer(b"flcx", dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the trie: one page of tokens."""
+
+    node: int
+    """Its number in this engine; the root is 0."""
+    parent: int | None
+    page: int | None
+    """None for the root, which has no page of its own."""
+    tokens: tuple[int, ...]
+    ref_count: int
+    leaf: bool
+    """Whether the engine has it in its set of leaves, rightly or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageContent:
+    """What a page holds, over all devices: statistics of its elements, and a hash of its bytes."""
+
+    mean: float
+    maximum: float
+    """Largest magnitude; NaN elements are left out of both."""
+    nan_count: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """What an adapter reads of a live cache, in the engine's own terms."""
+
+    page_count: int
+    free: Sequence[int]
+    """The pool's free list, in its order; a page that is listed twice stays so."""
+    holdings: Mapping[str, Sequence[int]]
+    """Pages by the request that holds them."""
+    nodes: tuple[Node, ...] = ()
+    """The trie, parents before children, the root first; empty where there is none."""
+    duplicates: Sequence[int] = ()
+    """Pages that the cache set aside to be freed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The cache at one moment. `a - b` says what changed from b to a.
+
+    Every page is free (in the pool's list), live (held by a request), cached (held by the prefix
+    cache alone) or leaked (in no free list, no request's hands and not in the trie).
+    """
+
+    state: CacheState
+    moment: str = "asked"
+    """before, after (a request), failure, or asked for."""
+    request_id: str | None = None
+    seq: int | None = None
+    """Its place among the recorded events, None if nothing was recorded."""
+    t_s: float | None = None
+    """Seconds since the engine started."""
+    consistent: bool = True
+    """Whether it was taken while no operation of the cache was under way."""
+    contents: Mapping[int, PageContent] = field(default_factory=dict)
+
+    @cached_property
+    def states(self) -> npt.NDArray[np.uint8]:
+        """State of every page as its place in STATES, of shape [page_count]."""
+        states = np.full(self.state.page_count, LEAKED, dtype=np.uint8)
+        # The strongest claim is written last.
+        _put(states, [n.page for n in self.state.nodes if n.page is not None], CACHED)
+        _put(states, self.state.duplicates, CACHED)
+        for pages in self.state.holdings.values():
+            _put(states, pages, LIVE)
+        _put(states, self.state.free, FREE)
+        return states
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of pages in each state; they add up to `page_count`."""
+        numbers = np.bincount(self.states, minlength=len(STATES))
+        return {name: int(number) for name, number in zip(STATES, numbers, strict=True)}
+
+    @property
+    def page_count(self) -> int:
+        """Pages in the pool altogether."""
+        return self.state.page_count
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The trie, parents before children; empty where the engine shares no prefixes."""
+        return self.state.nodes
+
+    @cached_property
+    def holders(self) -> dict[int, tuple[str, ...]]:
+        """Requests that hold each live page."""
+        held: dict[int, list[str]] = {}
+        for request_id, pages in self.state.holdings.items():
+            for page in dict.fromkeys(pages):
+                held.setdefault(page, []).append(request_id)
+        return {page: tuple(requests) for page, requests in sorted(held.items())}
+
+    @cached_property
+    def node_of_page(self) -> dict[int, int]:
+        """Node of the trie that holds each page."""
+        return {n.page: n.node for n in self.state.nodes if n.page is not None}
+
+    @cached_property
+    def conflicts(self) -> tuple[str, ...]:
+        """Pages that are in two places at once, each in a sentence; none in a healthy engine."""
+        found = []
+        free = Counter(self.state.free)
+        in_trie = Counter(n.page for n in self.state.nodes if n.page is not None)
+        for page, times in sorted(free.items()):
+            if times > 1:
+                found.append(f"Page {page} is {times} times in the free list.")
+            if page in self.holders:
+                who = " and ".join(self.holders[page])
+                found.append(f"Page {page} is free and held by {who}.")
+            if page in in_trie:
+                found.append(f"Page {page} is free and in node {self.node_of_page[page]}.")
+        found += [f"Page {p} is in {n} nodes of the trie." for p, n in in_trie.items() if n > 1]
+        for page in range(self.page_count, max([*free, *self.holders, *in_trie, -1]) + 1):
+            if page in free or page in self.holders or page in in_trie:
+                found.append(f"Page {page} does not exist.")
+        return tuple(found)
+
+    def pages(self, state: str) -> list[int]:
+        """Return the pages that are in a state, in ascending order."""
+        return [int(page) for page in np.flatnonzero(self.states == STATES.index(state))]
+
+    def to_row(self, cell_id: str = "") -> dict[str, Any]:
+        """Return its row of the table `snapshots`; contents of pages are not kept there."""
+        leaves = sum(n.leaf for n in self.nodes)
+        trie = [[n.node, n.parent, n.page, list(n.tokens), n.ref_count, n.leaf] for n in self.nodes]
+        return {
+            "request_id": self.request_id,
+            "cell_id": cell_id,
+            "moment": self.moment,
+            "seq": self.seq,
+            "t_s": self.t_s,
+            "page_count": self.page_count,
+            **self.counts,
+            "nodes": max(0, len(self.nodes) - 1),
+            "leaves": leaves,
+            "consistent": self.consistent,
+            "states": _LETTERS[self.states].tobytes().decode(),
+            "holders": json.dumps({k: list(v) for k, v in self.state.holdings.items()}),
+            "trie": json.dumps(trie),
+            "duplicates": list(self.state.duplicates),
+            "conflicts": list(self.conflicts),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Snapshot:
+        """Return the snapshot of a row of the table `snapshots`; the free list comes sorted."""
+        states = np.frombuffer(row["states"].encode(), dtype=np.uint8)
+        nodes = tuple(
+            Node(node, parent, page, tuple(tokens), ref_count, leaf)
+            for node, parent, page, tokens, ref_count, leaf in json.loads(row["trie"])
+        )
+        state = CacheState(
+            page_count=len(states),
+            free=[int(page) for page in np.flatnonzero(states == _LETTERS[FREE])],
+            holdings=json.loads(row["holders"]),
+            nodes=nodes,
+            duplicates=tuple(row["duplicates"] or ()),
+        )
+        return cls(
+            state=state,
+            moment=row["moment"],
+            request_id=row["request_id"],
+            seq=int(row["seq"]),
+            t_s=float(row["t_s"]),
+            consistent=bool(row["consistent"]),
+        )
+
+
+def _put(states: npt.NDArray[np.uint8], pages: Iterable[int], state: int) -> None:
+    indices = np.fromiter(pages, dtype=np.int64)
+    states[indices[(indices >= 0) & (indices < len(states))]] = state
