@@ -335,8 +335,8 @@ class Engine:
 
     def _note_token(self, waiting: _Waiting, token: int | None) -> None:
         waiting.token_s.append(time.monotonic())
-        first = len(waiting.token_s) == 1
-        self._tell(lambda listener: listener.token(waiting.request_id, token, first))
+        for listener in self.listeners:
+            listener.token(waiting.request_id, token, len(waiting.token_s) == 1)
         if token is not None:
             waiting.tokens.append(token)
 

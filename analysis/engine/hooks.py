@@ -40,7 +40,7 @@ class Watcher(Protocol):
         """Begin a flight; the result is given to `flight_ends`."""
 
     def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
-        """End a flight; `arrays` are its arguments by name, as nested lists."""
+        """End a flight; `arrays` are its arguments by name, each as its shape and flat values."""
 
     def fault(self, error: Exception) -> None:
         """Take note of an error in the watching itself."""
@@ -94,30 +94,41 @@ class Hooks:
         gets. None of them can disturb the call: their errors end in the watcher.
         """
         watcher, original = self.watcher, getattr(owner, name)
+        begin, end, fault = watcher.begin, watcher.end, watcher.fault
 
-        def ask(function: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
-            if function is None:
-                return None
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                watcher.fault(error)
-                return None
+        def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
+            if after is not None:
+                try:
+                    after(state, result, error, *args, **kwargs)
+                except Exception as mistake:
+                    fault(mistake)
+            end(error)
 
+        # Many thousand times a second: nothing is called here that is not needed.
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if mine is not None and not ask(mine, *args, **kwargs):
+            ours, request, state = True, None, None
+            try:
+                if mine is not None:
+                    ours = mine(*args, **kwargs)
+                if ours and who is not None:
+                    request = who(*args, **kwargs)
+            except Exception as error:
+                fault(error)
+            if not ours:
                 return original(*args, **kwargs)
-            watcher.begin(operation, ask(who, *args, **kwargs))
-            state = ask(before, *args, **kwargs)
+            begin(operation, request)
+            if before is not None:
+                try:
+                    state = before(*args, **kwargs)
+                except Exception as error:
+                    fault(error)
             try:
                 result = original(*args, **kwargs)
             except BaseException as error:
-                ask(after, state, None, error, *args, **kwargs)
-                watcher.end(error)
+                landed(state, None, error, args, kwargs)
                 raise
-            ask(after, state, result, None, *args, **kwargs)
-            watcher.end(None)
+            landed(state, result, None, args, kwargs)
             return result
 
         self.attribute(owner, name, watched)

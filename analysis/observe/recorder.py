@@ -42,6 +42,8 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.name: str | None = None
         self.operations: list[tuple[str | None, str | None]] = []
+        self.told = 0
+        """Events of the operation under way."""
         self.version: list[int] | None = None
 
 
@@ -90,21 +92,25 @@ class Recorder:
             self._versions.append(here.version)
         if not here.operations:
             here.version[0] += 1
+            here.told = 0
         elif request_id is None:
             request_id = here.operations[-1][1]
         # The outermost name stands: an eviction within an acquisition is part of that.
-        here.operations.append((self._operation() or operation, request_id))
+        if here.operations and here.operations[-1][0] is not None:
+            operation = here.operations[-1][0]
+        here.operations.append((operation, request_id))
 
     def end(self, error: BaseException | None) -> None:
-        """End the operation that was begun last on this thread."""
+        """End the operation that was begun last on this thread; one without effect is not told."""
         here = self._here
-        operation, _ = here.operations[-1]
-        outer = here.operations[-2][0] if len(here.operations) > 1 else None
-        failed = operation is not None and outer is None
-        if failed and error is not None:
-            self.event("failed", detail=f"{type(error).__name__}: {error}")
-        elif failed:
-            self.event("operation")
+        if error is not None or here.told:
+            operation, _ = here.operations[-1]
+            outer = here.operations[-2][0] if len(here.operations) > 1 else None
+            if operation is not None and outer is None:
+                if error is not None:
+                    self.event("failed", detail=f"{type(error).__name__}: {error}")
+                else:
+                    self.event("operation")
         here.operations.pop()
         if not here.operations and here.version is not None:
             here.version[0] += 1
@@ -115,10 +121,6 @@ class Recorder:
         """Return what stays equal until an operation begins; None while one is under way."""
         versions = tuple(version[0] for version in self._versions)
         return None if any(version % 2 for version in versions) else versions
-
-    def _operation(self) -> str | None:
-        operations = self._here.operations
-        return operations[-1][0] if operations else None
 
     # -- events ----------------------------------------------------------------------------
 
@@ -151,6 +153,7 @@ class Recorder:
             self._overflow("events")
             return
         here = self._here
+        here.told += 1
         operation, owner = here.operations[-1] if here.operations else (None, None)
         seq, t_ns = place or self.reserve()
         stack = _stack() if self.stacks else None
@@ -205,10 +208,10 @@ class Recorder:
         if len(self.flights) >= self.max_events:
             self._overflow("flights")
             return
-        lens = arrays.get("seq_lens")
+        shape, _ = arrays.get("seq_lens", ((None,), None))
         self.flights.append(
-            (number, phase, len(request_ids), None if lens is None else len(lens), request_ids,
-             arrays.get("tokens"), lens, arrays.get("start_positions"),
+            (number, phase, len(request_ids), shape[0], request_ids, arrays.get("tokens"),
+             arrays.get("seq_lens"), arrays.get("start_positions"),
              arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error))
         )  # fmt: skip

@@ -113,6 +113,17 @@ class Recording:
         return recording_html(self)
 
 
+_ARRAYS = ("tokens", "seq_lens", "start_positions", "block_tables")
+
+
+def _nested(shape: tuple[int, ...], flat: Any) -> list[Any]:
+    """Return an array of one or two dimensions as lists."""
+    if len(shape) == 1:
+        return list(flat)
+    rows, columns = shape
+    return [list(flat[row * columns : (row + 1) * columns]) for row in range(rows)]
+
+
 def _columns(name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell_id: str) -> Any:
     """Return rows as an Arrow table, column by column: fast, for there may be a million."""
     rows = sorted(rows, key=lambda row: row[fields.index("seq")])
@@ -122,5 +133,8 @@ def _columns(name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell
         if field.name == "cell_id":
             arrays.append(pa.repeat(cell_id, len(rows)))
         else:
-            arrays.append(pa.array(columns.get(field.name, ()), type=field.type))
+            values: Sequence[Any] = columns.get(field.name, ())
+            if field.name in _ARRAYS and name == "flights":
+                values = [None if value is None else _nested(*value) for value in values]
+            arrays.append(pa.array(values, type=field.type))
     return pa.Table.from_arrays(arrays, schema=TABLES[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shortfin_apps.llm.components import service as components
@@ -27,29 +28,38 @@ from analysis.engine.hooks import Hooks
 _ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAllocation)
 
 
+@dataclass(slots=True)
+class _Noted:
+    """An allocation, the request that it was made for, and its number of pages when last seen."""
+
+    allocation: Any
+    request: str
+    count: int = -1
+
+
 class AllocationProbe(CacheProbe):
     """Knows which request an allocation, or the list of its tokens, belongs to."""
-
-    waits_for_device = False
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         # By identity; the objects are kept so that no identity comes twice.
-        self._allocations: dict[int, tuple[Any, str]] = {}
+        self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
 
     def holdings(self) -> dict[str, list[int]]:
         held: dict[str, dict[int, None]] = {}
-        for allocation, request in list(self._allocations.values()):
-            if not allocation._is_released:
-                held.setdefault(request, {}).update(dict.fromkeys(indices(allocation.pages)))
+        for note in list(self._allocations.values()):
+            if not note.allocation._is_released:
+                pages = dict.fromkeys(indices(note.allocation.pages))
+                held.setdefault(note.request, {}).update(pages)
         return {request: list(pages) for request, pages in held.items()}
 
     def find_requests(self) -> None:
         for request in objects_of(InferenceExecRequest):
             self._note_prompt(request)
             if request.allocation is not None and self._is_ours(request.allocation):
-                self._allocations[id(request.allocation)] = request.allocation, request.rid
+                note = _Noted(request.allocation, request.rid)
+                self._allocations[id(request.allocation)] = note
 
     def _is_ours(self, allocation: Any) -> bool:
         cache = getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
@@ -59,18 +69,20 @@ class AllocationProbe(CacheProbe):
         self._prompts[id(request.input_token_ids)] = request.input_token_ids, request.rid
 
     def _forget(self, request_id: str) -> None:
-        for notes in (self._allocations, self._prompts):
-            for key in [k for k, (_, request) in list(notes.items()) if request == request_id]:
-                notes.pop(key, None)
+        for key in [k for k, n in list(self._allocations.items()) if n.request == request_id]:
+            self._allocations.pop(key, None)
+        for key in [k for k, (_, r) in list(self._prompts.items()) if r == request_id]:
+            self._prompts.pop(key, None)
 
     def hook(self, hooks: Hooks) -> None:
-        batcher = self.service.batcher
+        submit = self.service.batcher.submit
 
         def submitted(item: Any) -> None:
-            if isinstance(item, InferenceExecRequest):
+            if type(item) is InferenceExecRequest:
                 self._note_prompt(item)
+            submit(item)
 
-        hooks.around(batcher, "submit", before=submitted)
+        hooks.attribute(self.service.batcher, "submit", submitted)
         self._hook_requests(hooks)
         self._hook_acquire(hooks)
         for kind in _ALLOCATIONS:
@@ -118,40 +130,44 @@ class AllocationProbe(CacheProbe):
         def acquired(state: Any, allocation: Any, error: Any, tokens: Any, **named: Any) -> None:
             request = who(tokens)
             if allocation is not None and request is not None:
-                self._allocations[id(allocation)] = allocation, request
+                note = _Noted(allocation, request, len(allocation._pages))
+                self._allocations[id(allocation)] = note
                 self._held(request)
 
         hooks.around(self.cache, "acquire_pages_for_tokens", "acquire", who=who, after=acquired)
 
     def _hook_allocation(self, hooks: Hooks, kind: type) -> None:
+        notes = self._allocations
+
+        def mine(allocation: Any, *rest: Any, **named: Any) -> bool:
+            return id(allocation) in notes or self._is_ours(allocation)
+
         def who(allocation: Any, *rest: Any, **named: Any) -> str | None:
-            _, request = self._allocations.get(id(allocation), (None, None))
-            return request
+            note = notes.get(id(allocation))
+            return None if note is None else note.request
 
         def done(state: Any, result: Any, error: Any, allocation: Any, *_: Any, **__: Any) -> None:
-            if (request := who(allocation)) is not None:
-                if allocation._is_released:
-                    self._allocations.pop(id(allocation), None)
-                self._held(request)
+            note = notes.get(id(allocation))
+            released, count = allocation._is_released, len(allocation._pages)
+            if note is None or (count == note.count and not released):
+                return
+            note.count = count
+            if released:
+                notes.pop(id(allocation), None)
+            self._held(note.request)
 
         for name, operation in (
             ("extend_allocation", "extend"),
             ("publish_pages_for_tokens", "publish"),
             ("release_pages", "release"),
         ):
-            hooks.around(
-                kind,
-                name,
-                operation,
-                mine=lambda allocation, *rest, **named: self._is_ours(allocation),
-                who=who,
-                after=done,
-            )
+            hooks.around(kind, name, operation, mine=mine, who=who, after=done)
 
     def _held(self, request: str) -> None:
+        """Tell what a request holds now."""
         assert self.watcher is not None
         pages: dict[int, None] = {}
-        for allocation, owner in list(self._allocations.values()):
-            if owner == request and not allocation._is_released:
-                pages.update(dict.fromkeys(indices(allocation.pages)))
+        for note in list(self._allocations.values()):
+            if note.request == request and not note.allocation._is_released:
+                pages.update(dict.fromkeys(indices(note.allocation.pages)))
         self.watcher.holds(request, pages)

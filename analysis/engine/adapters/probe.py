@@ -356,10 +356,6 @@ class CacheProbe(ABC):
 
     # -- flights ---------------------------------------------------------------------------
 
-    waits_for_device: bool
-    """Whether the engine waits for the device right after the call, and then uses the arguments'
-    arrays again."""
-
     @abstractmethod
     def flight_requests(self, process: Any) -> list[str]:
         """Return the request of each row of the flight of an engine's process."""
@@ -381,8 +377,7 @@ class CacheProbe(ABC):
     def _tap(self, phase: str, function: Any) -> Any:
         """Return what calls the compiled model and tells with which arguments.
 
-        They are read when the device is done with the call. Where the engine goes on with other
-        things before it waits for that itself, a task of its own waits for it here.
+        They are read when the device is done with the call; see `await_landing`.
         """
         watcher, tables = self.watcher, len(self.pool.page_tables)
         assert watcher is not None
@@ -397,30 +392,38 @@ class CacheProbe(ABC):
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:
-                self._land(flight, phase, arguments, error)
+                self.land(flight, phase, arguments, error)
                 raise
-            landed = self._landed(flight, phase, arguments, fiber)
-            if self.waits_for_device:
-                await landed
-            else:
-                task = asyncio.get_running_loop().create_task(landed)
-                self._landing.add(task)
-                task.add_done_callback(self._landing.discard)
+            try:
+                self.await_landing(flight, phase, arguments, fiber)
+            except Exception as error:
+                watcher.fault(error)
             return results
 
         return fly
+
+    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
+        """Have the flight told when the device is done with it, without holding up the engine.
+
+        Here a task waits for the device, and meanwhile keeps the arrays.
+        """
+        landed = self._landed(flight, phase, arguments, fiber)
+        task = asyncio.get_running_loop().create_task(landed)
+        self._landing.add(task)
+        task.add_done_callback(self._landing.discard)
 
     async def _landed(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
         try:
             await fiber.device(0)
         except Exception as error:
-            self._land(flight, phase, arguments, error)
+            self.land(flight, phase, arguments, error)
         else:
-            self._land(flight, phase, arguments, None)
+            self.land(flight, phase, arguments, None)
 
-    def _land(
+    def land(
         self, flight: Any, phase: str, arguments: Sequence[Any], error: BaseException | None
     ) -> None:
+        """Tell the end of a flight."""
         watcher = self.watcher
         assert watcher is not None
         if flight is None:
@@ -442,15 +445,10 @@ def indices(pages: Iterable[Any]) -> list[int]:
     return [page.index for page in pages]
 
 
-def values_of(array: Any) -> list[Any]:
-    """Return a device array of integers as nested lists, read in place."""
-    shape = tuple(array.shape)
+def values_of(array: Any) -> tuple[tuple[int, ...], Any]:
+    """Return the shape and a flat copy of a device array of integers, read in place."""
     with array.map(read=True) as mapped:
-        flat = list(mapped.items)
-    if len(shape) == 1:
-        return flat
-    rows, columns = shape
-    return [flat[row * columns : (row + 1) * columns] for row in range(rows)]
+        return tuple(array.shape), mapped.items
 
 
 def objects_of(*classes: type) -> list[Any]:

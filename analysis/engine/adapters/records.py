@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shortfin_apps.llm.components.batching.modes.default import LlmInvocationProcess
 from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
+from shortfin_apps.llm.components.device_array_cache import Allocation
 
 from analysis.engine.adapters.probe import (
     CURRENT_FLIGHT,
@@ -57,11 +59,10 @@ class _Live:
 class RecordProbe(CacheProbe):
     """Knows the decoders under way; all that one does is done in its request's own task."""
 
-    waits_for_device = True
-
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._live: dict[str, _Live] = {}
+        self._in_the_air: dict[int, tuple[Any, str, Sequence[Any]]] = {}
 
     def holdings(self) -> dict[str, list[int]]:
         return {request: live.pages() for request, live in list(self._live.items())}
@@ -101,6 +102,7 @@ class RecordProbe(CacheProbe):
             CURRENT_FLIGHT.set(process)
 
         hooks.around_task(LlmInvocationProcess, "run", before=flying)
+        self._hook_landing(hooks)
 
     def _hook_operation(self, hooks: Hooks, name: str, operation: str) -> None:
         def who(*args: Any, **named: Any) -> str | None:
@@ -122,6 +124,22 @@ class RecordProbe(CacheProbe):
     def flight_requests(self, process: Any) -> list[str]:
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
+
+    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
+        # The engine itself waits for the device, and then gives the arrays back for the next call.
+        self._in_the_air[id(arguments[0])] = flight, phase, arguments
+
+    def _hook_landing(self, hooks: Hooks) -> None:
+        release = Allocation.release
+
+        def landing(allocation: Any) -> Any:
+            landed = self._in_the_air.pop(id(allocation._device), None)
+            if landed is not None:
+                self.land(*landed, None)
+            return release(allocation)
+
+        hooks.attribute(Allocation, "release", landing)
+        hooks.also(self._in_the_air.clear)
 
     def _hook_requests(self, hooks: Hooks) -> None:
         def started(decoder: Any) -> str | None:
