@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.engine import Engine, EngineConfig
+    from analysis.observe import observe
     from analysis.store import load_run
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "EngineConfig", "load_run"]
+__all__ = ["Engine", "EngineConfig", "load_run", "observe"]
 
 _HOMES = {"Engine": "analysis.engine", "EngineConfig": "analysis.engine",
-          "load_run": "analysis.store"}  # fmt: skip
+          "load_run": "analysis.store", "observe": "analysis.observe"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -47,17 +47,20 @@ def check(recording):
         wrong.append("events have no order")
     return wrong
 
-engine = None
+engine, spent = None, False
 for line in sys.stdin:
-    if engine is None or engine.died or engine.cache.snapshot().counts["leaked"] > pages // 2:
+    if engine is None or spent:
         if engine is not None:
             engine.close()
         engine = Engine(EngineConfig(prefix_sharing=sharing, page_count=pages)).start()
     outcomes = []
     with observe(engine) as recording:
         for asked in json.loads(line):
-            futures = [engine.submit(prompt, tokens, timeout_s=20) for prompt, tokens in asked]
+            futures = [engine.submit(prompt, tokens, timeout_s=2) for prompt, tokens in asked]
             outcomes += [future.result(timeout=30).outcome for future in futures]
+    # One that leaked, or in which something hangs, has shown what it can: the next gets a new one.
+    leaked = recording.taken[-1].counts["leaked"]
+    spent = bool(engine.died) or leaked > pages // 3 or "timeout" in outcomes
     kinds = recording.events["kind"].value_counts().to_dict()
     inconsistent = sum(not snapshot.consistent for snapshot in recording.taken)
     print(json.dumps({"wrong": check(recording), "outcomes": outcomes, "kinds": kinds,
@@ -106,7 +109,7 @@ def test_every_page_is_in_one_state_and_events_lead_from_snapshot_to_snapshot(
     seen: Counter[str] = Counter()
 
     @settings(
-        max_examples=12, deadline=None, derandomize=True, database=None,
+        max_examples=10, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(workloads)

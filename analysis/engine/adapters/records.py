@@ -36,6 +36,15 @@ class _Live:
 
     decoder: Any
     manager: Any = None
+    seen: tuple[Any, ...] = ()
+    """What of the manager's pages was told last."""
+
+    def moved(self) -> bool:
+        """Tell whether the manager's pages changed; most steps stay on their page."""
+        beams = [beam[-1:] for beam in self.manager._beam_page_ids]
+        seen = (len(self.manager._free_pages), beams)
+        moved, self.seen = seen != self.seen, seen
+        return moved
 
     def pages(self) -> list[int]:
         """Return its pages, each once.
@@ -168,6 +177,11 @@ class RecordProbe(CacheProbe):
             if request is not None and live is not None:
                 hooks.watcher.holds(request, live.pages())
 
+        def stepped(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
+            live = self._live.get(CURRENT_REQUEST.get() or "")
+            if live is not None and (live.manager is not manager or live.moved()):
+                held(state, result, error)
+
         def managed(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
             request = CURRENT_REQUEST.get()
             if request is not None and request in self._live:
@@ -187,8 +201,8 @@ class RecordProbe(CacheProbe):
         for name in ("create_prefill_req", "create_decode_reqs", "publish_request",
                      "free_req_cache"):  # fmt: skip
             hooks.around(LlmDecoder, name, mine=of_decoder, who=who, after=held)
-        for name in ("update_decode_reqs", "release_pages"):
-            hooks.around(PageManager, name, mine=of_manager, who=who, after=held)
+        hooks.around(PageManager, "update_decode_reqs", mine=of_manager, who=who, after=stepped)
+        hooks.around(PageManager, "release_pages", mine=of_manager, who=who, after=held)
         hooks.around(PageManager, "__init__", mine=of_manager, who=who, after=managed)
 
 

@@ -1,0 +1,95 @@
+"""Using up the pages and crowding the trie, on the real engines; and the words for it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from support import ChildRunner
+
+from analysis.experiments import crossing_prompt, leak_in_words
+from analysis.model import ModelTokenizer, load_model
+from analysis.snapshot import STATES
+
+
+def rows(*values: tuple[int, int, int, int]) -> pd.DataFrame:
+    """(asked, answered, leaked, live) a round, of 64 pages."""
+    return pd.DataFrame(
+        [
+            {"round": n, "asked": asked, "answered": answered, "outcomes": "",
+             "free": 64 - leaked - live, "live": live, "cached": 0, "leaked": leaked}
+            for n, (asked, answered, leaked, live) in enumerate(values)
+        ],
+        columns=["round", "asked", "answered", "outcomes", *STATES],
+    )  # fmt: skip
+
+
+def test_words_for_a_cache_that_is_put_back() -> None:
+    text = leak_in_words("none", rows((4, 4, 0, 0), (8, 8, 0, 0)))
+    assert text == (
+        "With prefix sharing none, 8 of 8 requests were answered, and none of the 64 pages leaked."
+    )
+
+
+def test_words_for_a_leak_until_nothing_is_answered() -> None:
+    text = leak_in_words("trie", rows((4, 4, 4, 0), (8, 8, 8, 0), (12, 8, 9, 27), (16, 8, 9, 27)))
+    assert "8 of 16 requests were answered" in text
+    assert "9 of 64 pages belonged to nobody (1.00 leaked for each answered request)" in text
+    assert "27 were held by requests that had not ended" in text
+    assert "After 8 requests nothing was answered any more." in text
+
+
+def test_words_where_nothing_was_ever_answered() -> None:
+    assert "After 0 requests nothing" in leak_in_words("none", rows((4, 0, 2, 0), (8, 0, 2, 0)))
+    assert "nothing was asked" in leak_in_words("none", rows())
+
+
+@pytest.mark.parametrize("number", [0, 799])
+def test_the_prompt_leaves_room_for_three_tokens_on_its_page(number: int) -> None:
+    assert len(ModelTokenizer(load_model(None)).encode(crossing_prompt(number))) == 13
+
+
+def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        from analysis.experiments import leak_in_words, use_up
+        found = {}
+        for sharing in ("none", "trie"):
+            with Engine(EngineConfig(prefix_sharing=sharing, page_count=64)) as engine:
+                used = use_up(engine, rounds=14, timeout_s=3)
+                found[sharing] = used.to_dict("list"), leak_in_words(sharing, used)
+        say(found)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    for used, text in done.said.values():
+        for counts in zip(*(used[state] for state in STATES), strict=True):
+            assert sum(counts) == 64
+        if release == "3.9.0":
+            # A page for each answered request, until not even a block of eight is left.
+            assert used["leaked"][:6] == used["answered"][:6] == [4, 8, 12, 16, 20, 24]
+            assert len(used["round"]) < 14
+            assert used["answered"][-1] == used["answered"][-3]
+            assert "nothing was answered any more" in text
+        else:
+            assert used["answered"][-1] == 56
+            assert used["leaked"] == [0] * 14
+
+
+def test_crowding_the_trie_kills_3_1_and_nothing_else(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        from analysis.experiments import crowd
+        with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
+            rounds = crowd(engine, rounds=20)
+            say([rounds, engine.died.message if engine.died else None])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    rounds, death = done.said
+    if release == "3.1.0":
+        assert rounds < 20
+        assert "KeyError" in death
+    else:
+        assert (rounds, death) == (20, None)
