@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import RunError
 from analysis.manifest import new_manifest
-from analysis.tables import CELL_STATUS, OUTCOMES, TABLES, describe, to_frame, to_table
+from analysis.tables import CELL_STATUS, OUTCOMES, TABLES, checked, describe, to_frame, to_table
 
 __all__ = [
     "CELL_STATUS",
@@ -134,13 +134,13 @@ class RunWriter:
         self,
         cell: Mapping[str, Any],
         requests: Sequence[Mapping[str, Any]],
-        **other_tables: Sequence[Mapping[str, Any]],
+        **other_tables: Sequence[Mapping[str, Any]] | pa.Table,
     ) -> Path:
         """Write all tables of one cell at once and return its directory.
 
-        `cell` is its row of `cells`; `other_tables` are rows by table name, of which the empty ones
-        are left out. Raises RunError for an unknown table or column, a value of a wrong type, a row
-        of another cell, or a cell that is already there.
+        `cell` is its row of `cells`; `other_tables` are rows or Arrow tables by table name, of
+        which the empty ones are left out. Raises RunError for an unknown table or column, a value
+        of a wrong type, a row of another cell, or a cell that is already there.
         """
         cell_id = str(cell.get("cell_id", ""))
         if not _CELL_ID.fullmatch(cell_id):
@@ -150,9 +150,11 @@ class RunWriter:
         rows = {"cells": [cell], "requests": requests, **other_tables}
         # Convert first: nothing touches the disk unless every row fits its schema.
         tables = {
-            name: to_table(name, content)
+            name: checked(name, content)
+            if isinstance(content, pa.Table)
+            else to_table(name, content)
             for name, content in rows.items()
-            if content or name in _REQUIRED
+            if len(content) or name in _REQUIRED
         }
         for name, table in tables.items():
             if any(value != cell_id for value in table["cell_id"].unique().to_pylist()):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -76,7 +81,9 @@ TABLES: dict[str, pa.Schema] = {
             _column("options", _TEXT, "further engine options, as a JSON object"),
             _maybe("seed", _INT, "seed of the prompts"),
             _column("status", _TEXT, f"how the cell ended: {', '.join(CELL_STATUS)}"),
-            _maybe("status_detail", _TEXT, "one sentence on a cell that did not end well"),
+            _maybe(
+                "status_detail", _TEXT, "on a cell that did not end well or recorded too little"
+            ),
             _maybe("exit_signal", _INT, "the signal that ended the cell's process"),
             _column(
                 "duration_s", _REAL, "from the start of the engine to the end of the cell", "s"
@@ -242,15 +249,39 @@ def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
             raise RunError(
                 f"A value of `{name}.{field.name}` is no {field.type}: {error}."
             ) from error
-        if array.null_count and not field.nullable:
-            raise RunError(f"`{name}.{field.name}` is empty in a row where it must have a value.")
-        choices = _CHOICES.get((name, field.name))
-        if choices and (strange := set(array.unique().to_pylist()) - set(choices)):
-            raise RunError(
-                f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}."
-            )
+        _check(name, field, array)
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def checked(name: str, table: pa.Table) -> pa.Table:
+    """Return an Arrow table as it is if it fits what is declared, with the declared schema.
+
+    Raises RunError as `to_table` does, and for columns that are missing, of another type or in
+    another order.
+    """
+    schema = TABLES.get(name)
+    if schema is None:
+        raise RunError(f"There is no table `{name}`: the tables are {', '.join(TABLES)}.")
+    for field, wanted in zip_longest(table.schema, schema):
+        if field is None or wanted is None or field.name != wanted.name:
+            found, due = (f.name if f is not None else "nothing" for f in (field, wanted))
+            raise RunError(f"The table `{name}` has the column {found} where {due} belongs.")
+        if field.type != wanted.type:
+            raise RunError(f"The column `{name}.{field.name}` is {field.type}, not {wanted.type}.")
+        _check(name, wanted, table[field.name])
+    return pa.Table.from_arrays(table.columns, schema=schema)
+
+
+def _check(name: str, field: pa.Field, array: pa.Array | pa.ChunkedArray) -> None:
+    """Refuse null where there must be a value, and a value that is none of the choices."""
+    if array.null_count and not field.nullable:
+        raise RunError(f"`{name}.{field.name}` is empty in a row where it must have a value.")
+    choices = _CHOICES.get((name, field.name))
+    if choices and (strange := set(array.unique().to_pylist()) - set(choices)):
+        raise RunError(
+            f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}."
+        )
 
 
 def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -264,7 +295,7 @@ def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.Data
     for field in TABLES[name]:
         column = table[field.name]
         if pa.types.is_list(field.type):
-            values = pd.Series([_frozen(value) for value in column.to_pylist()], dtype=object)
+            values = _tuples(column.combine_chunks())
         elif pa.types.is_integer(field.type) and field.nullable:
             values = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         else:
@@ -273,5 +304,43 @@ def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.Data
     return pd.DataFrame(columns, columns=TABLES[name].names)
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _tuples(array: pa.ListArray) -> npt.NDArray[np.object_]:
+    """Return lists as tuples, lists within them too; null as None.
+
+    The items of all lists become Python objects at once, of which each tuple is a slice: a million
+    short lists take a few tenths of a second.
+    """
+    frozen: npt.NDArray[np.object_] = np.full(len(array), None, dtype=object)
+    if not len(array):
+        return frozen
+    inner, offsets = array.values, array.offsets.to_numpy()
+    first, last = int(offsets[0]), int(offsets[-1])
+    inner = inner.slice(first, last - first)
+    items: Sequence[Any]
+    if pa.types.is_list(inner.type):
+        items = _tuples(inner).tolist()
+    elif inner.null_count or not pa.types.is_integer(inner.type):
+        items = inner.to_pylist()
+    else:
+        items = inner.to_numpy().tolist()
+    bounds = offsets - first
+    present = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
+    starts, ends = bounds[present].tolist(), bounds[present + 1].tolist()
+    flat = tuple(items)  # a slice of a tuple is a tuple
+    with _no_collection():
+        slices = [flat[start:end] for start, end in zip(starts, ends, strict=True)]
+        # Not assigned as a list, which numpy would take for a matrix where all have one length.
+        frozen[present] = np.fromiter(slices, dtype=object, count=len(slices))
+    return frozen
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from going through a growing heap again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

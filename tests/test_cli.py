@@ -64,6 +64,7 @@ def test_help_imports_nothing_heavy():
         (*SWEEP, "--jobs", "0"),
         (*SWEEP, "--option", "nothing"),
         (*SWEEP, "--cell-timeout", "0"),
+        (*SWEEP, "--observe", "everything"),
         ("sweep",),
         ("releases", "install", "3.0.0"),
     ],
@@ -89,7 +90,7 @@ def test_a_dry_run_prints_the_grid_and_starts_nothing(cachelab, tmp_path):
     status, stdout, _ = cachelab(
         "sweep", "--releases", "3.1.0,3.9.0", "--prefix-sharing", "none,trie", "--pages", "256,24",
         "--concurrency", "1,2,4,8,16,32", "--workload", "mixed", "--repeats", "8", "--seed", "0",
-        "--jobs", "2", "--dry-run", "--out", tmp_path / "run",
+        "--jobs", "2", "--observe", "snapshots", "--dry-run", "--out", tmp_path / "run",
     )  # fmt: skip
     assert status == 0
     lines = stdout.splitlines()

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import ROOT
 from synthetic import cell_row, request_row
 
 from analysis.errors import RunError
@@ -44,7 +46,15 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
         return st.integers(-(2**63), 2**63 - 1)
     if pa.types.is_floating(kind):
         return st.floats(allow_nan=False)
-    return st.text(max_size=8)
+    return st.booleans() if pa.types.is_boolean(kind) else st.text(max_size=8)
+
+
+CHOICES = {
+    ("requests", "outcome"): ["ok", "wrong", "lost"],
+    ("events", "kind"): ["acquire", "evict", "done"],
+    ("snapshots", "moment"): ["before", "asked"],
+    ("cells", "status"): ["ok", "hung"],
+}
 
 
 def rows_of(name: str, fixed: dict[str, Any]) -> st.SearchStrategy[list[dict[str, Any]]]:
@@ -53,8 +63,9 @@ def rows_of(name: str, fixed: dict[str, Any]) -> st.SearchStrategy[list[dict[str
         values = values_of(field.type)
         columns[field.name] = st.none() | values if field.nullable else values
     columns.update({key: st.just(value) for key, value in fixed.items()})
-    if name == "requests":
-        columns["outcome"] = st.sampled_from(["ok", "wrong", "lost"])
+    for (table, column), choices in CHOICES.items():
+        if table == name:
+            columns[column] = st.sampled_from(choices)
     return st.lists(st.fixed_dictionaries(columns), max_size=4)
 
 
@@ -86,6 +97,81 @@ def test_what_is_written_comes_back(tmp_path: Path, data: st.DataObject) -> None
         assert list(frame.columns) == TABLES[name].names
         complete = [{column: row.get(column) for column in TABLES[name].names} for row in rows]
         assert plain(frame) == complete
+
+
+@pytest.mark.parametrize("name", TABLES)
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_frame_gives_back_the_rows_of_its_table_however_it_is_cut(
+    name: str, data: st.DataObject
+) -> None:
+    rows = data.draw(rows_of(name, {"cell_id": "c"}))
+    table = to_table(name, rows)
+    cut = data.draw(st.integers(0, len(rows)))
+    pieces = pa.concat_tables([table[:cut], table[cut:]])
+    for start, whole in ((0, table), (0, pieces), (cut, table[cut:])):
+        frame = to_frame(name, whole)
+        assert plain(frame) == rows[start:]
+        for field in TABLES[name]:
+            if pa.types.is_list(field.type):
+                assert {type(value) for value in frame[field.name]} <= {tuple, type(None)}
+                assert len(set(frame[field.name])) <= len(frame)  # each can be hashed
+
+
+def test_lists_of_one_length_stay_tuples() -> None:
+    row = {"seq": 0, "cell_id": "c", "t_ns": 0, "kind": "free", "pages": [1, 2]}
+    frame = to_frame("events", [row, {**row, "seq": 1, "pages": [3, 4]}])
+    assert list(frame["pages"]) == [(1, 2), (3, 4)]
+    assert to_frame("events", [{**row, "pages": []}])["pages"][0] == ()
+
+
+def event_table(**changes: Any) -> pa.Table:
+    row = {"seq": 0, "cell_id": "c", "t_ns": 0, "kind": "free", "pages": [1, 2]}
+    return to_table("events", [{**row, **changes}])
+
+
+def test_arrow_tables_are_written_as_rows_are(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    bare = event_table().replace_schema_metadata(None)
+    none = TABLES["flights"].empty_table()
+    target = writer.write_cell(cell_row(), [request_row()], events=bare, flights=none)
+    assert plain(load_run(tmp_path).events) == event_table().to_pylist()
+    assert not (target / "flights.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (event_table().drop_columns("stack"), "has the column nothing where stack belongs"),
+        (event_table().append_column("x", pa.array([1])), "has the column x where nothing"),
+        (event_table().rename_columns(["colour", *TABLES["events"].names[1:]]), "colour where seq"),
+        (event_table().set_column(0, "seq", pa.array([0], pa.int8())), "is int8, not int64"),
+        (event_table(cell_id="other"), "belongs to another cell"),
+        (event_table().set_column(6, "kind", pa.array(["dance"])), "one of submitted"),
+        (event_table().set_column(0, "seq", pa.array([None], pa.int64())), "seq` is empty"),
+    ],
+)
+def test_an_arrow_table_that_does_not_fit_writes_nothing(
+    tmp_path: Path, table: pa.Table, message: str
+) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    with pytest.raises(RunError, match=message):
+        writer.write_cell(cell_row(), [request_row()], events=table)
+    assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_a_run_of_before_there_were_recordings_still_loads() -> None:
+    # It ships packed, written when some of today's columns did not exist.
+    reference = ROOT / "data" / "reference"
+    stored = pq.read_schema(reference / "cells.parquet").names
+    assert set(stored) < set(TABLES["cells"].names)
+    run = load_run(reference)
+    assert list(run.cells.columns) == TABLES["cells"].names
+    assert run.cells["observed"].isna().all()
+    assert len(run.requests) == pq.read_metadata(reference / "requests.parquet").num_rows
+    assert all(isinstance(tokens, tuple) for tokens in run.requests["prompt_tokens"])
+    assert run.events.empty
+    assert list(run.events.columns) == TABLES["events"].names
 
 
 def test_many_cells_come_back_in_the_order_of_their_ids(tmp_path: Path) -> None:

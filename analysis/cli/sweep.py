@@ -51,6 +51,9 @@ def sweep(
     serialise_flights: Annotated[
         bool, typer.Option("--serialise-flights", help="one flight at a time on each fiber")
     ] = False,
+    observe: Annotated[
+        str, typer.Option(help="nothing, events or snapshots (and events): what to record")
+    ] = "nothing",
     request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
     cell_timeout: Annotated[float, typer.Option(help="seconds for one cell")] = 120.0,
     jobs: Annotated[int, typer.Option(help="cells at the same time")] = 1,
@@ -87,6 +90,7 @@ def sweep(
         serialise_flights=serialise_flights,
         request_timeout_s=request_timeout,
         cell_timeout_s=cell_timeout,
+        observe=observe,
     )
     if dry_run:
         _print_grid(plan, jobs)

@@ -11,23 +11,35 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis import children
 from analysis.errors import CachelabError
 from analysis.sweep.process import FACTS, RECORDS, SPEC, STACKS, STACKS_SIGNAL, peak_rss_bytes
 from analysis.workload import Request, Workload
 
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
 Spec = Mapping[str, Any]
 
 
 def specification(
-    config: Mapping[str, Any], workload: Workload, concurrency: int, request_timeout_s: float
+    config: Mapping[str, Any],
+    workload: Workload,
+    concurrency: int,
+    request_timeout_s: float,
+    *,
+    observe: str = "nothing",
+    cell_id: str = "",
 ) -> dict[str, Any]:
-    """Return all that a cell needs, as plain JSON values."""
+    """Return all that a cell needs, as plain JSON values; `cell_id` is for what is recorded."""
     return {
+        "cell_id": cell_id,
+        "observe": observe,
         "config": dict(config),
         "workload": workload.name,
         "requests": [vars(request) for request in workload.requests],
@@ -56,7 +68,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
-        with engine:
+        with engine, _watched(engine, spec, directory):
             engine.run(
                 workload,
                 concurrency=spec["concurrency"],
@@ -73,6 +85,22 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     facts["duration_s"] = time.monotonic() - started
     _write(directory / FACTS, facts)
     return facts
+
+
+@contextmanager
+def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
+    """Record what the specification wants recorded, on disk from moment to moment."""
+    if spec["observe"] == "nothing":
+        yield
+        return
+    from analysis.observe import observe
+    from analysis.observe.spill import Spill
+
+    with observe(engine, snapshots=spec["observe"] == "snapshots") as recording:
+        spill = Spill(recording, directory, spec["cell_id"])
+        with spill:
+            yield
+    spill.write()  # with the last snapshot, which is taken when the watching ends
 
 
 def _plain(value: Any) -> Any:

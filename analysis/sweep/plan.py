@@ -18,6 +18,9 @@ from analysis.workload import is_file
 _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
 
+OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
+"""What a plan can have watched, and how the table `cells` says it."""
+
 
 class PlanError(CachelabError):
     """A plan that cannot be run as it stands."""
@@ -47,8 +50,10 @@ class Plan:
     """A grid of cells. Raises PlanError at once if a value makes no sense.
 
     `rounds` is how many requests each client sends, one after another; None means one, or three
-    for `aba`; a workload file is always sent whole. `options` go to the engine by name. Times are
-    in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start included.
+    for `aba`; a workload file is always sent whole. `options` go to the engine by name. `observe`
+    is what is recorded of the engine: nothing, events (with flights), or snapshots beside them.
+    Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
+    included.
     """
 
     releases: tuple[str, ...]
@@ -69,6 +74,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     request_timeout_s: float = 60.0
     cell_timeout_s: float = 120.0
+    observe: str = "nothing"
 
     def __post_init__(self) -> None:
         for name in ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes"):
@@ -96,6 +102,10 @@ class Plan:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise PlanError(f"`{_flag(name)}` must be more than 0 seconds, not {value}.")
+        if self.observe not in OBSERVED:
+            raise PlanError(
+                f"`--observe` must be one of {_joined(OBSERVED)}, not {self.observe!r}."
+            )
         if is_file(self.workload) and self.rounds is not None:
             raise PlanError("A workload file is sent whole, so leave `--rounds` out.")
         for cell in self.cells():
@@ -142,6 +152,8 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, by which a run is recognised when it is resumed."""
         plain = asdict(self)
+        if self.observe == "nothing":
+            del plain["observe"]  # so that runs from before there was a choice can be gone on with
         if is_file(self.workload):
             plain["workload_sha256"] = hashlib.sha256(Path(self.workload).read_bytes()).hexdigest()
         return plain

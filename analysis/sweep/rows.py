@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from analysis.sweep.plan import Cell, Plan
+from analysis.sweep.plan import OBSERVED, Cell, Plan
 from analysis.workload import Answers, Request, Workload, judge
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = dict[str, Any]
 _ANSWER = (
@@ -54,6 +57,7 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
         "duration_s": ended.duration_s,
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
+        "observed": OBSERVED[plan.observe],
     }
 
 
@@ -72,6 +76,28 @@ def request_rows(cell: Cell, workload: Workload, answers: Answers, ended: Ended)
         row = _row(cell, request, answers, record)
         rows.append({**row, "client": client, "position": position})
     return rows
+
+
+def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
+    """Fill in the columns of `requests` that only what was recorded of their cell can tell."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from analysis.observe.derive import DERIVED_FROM, request_columns
+    from analysis.tables import TABLES, to_frame
+
+    if "events" not in recorded:
+        return
+    events = recorded["events"]
+    events = events.filter(pc.is_in(events["kind"], pa.array(DERIVED_FROM)))
+    snapshots = recorded.get("snapshots", TABLES["snapshots"].empty_table())
+    columns = request_columns(
+        to_frame("events", events), to_frame("snapshots", snapshots), to_frame("requests", rows)
+    )
+    for name in columns:
+        values = columns[name].astype(object).where(columns[name].notna(), None)
+        for row, value in zip(rows, values, strict=True):
+            row[str(name)] = value
 
 
 def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

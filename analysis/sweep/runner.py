@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from analysis import releases, store
 from analysis.errors import RunError
+from analysis.observe.spill import read_lacking, read_spilled
 from analysis.sweep import kernel
 from analysis.sweep.cell import specification
 from analysis.sweep.estimate import Estimate
@@ -24,7 +25,7 @@ from analysis.sweep.plan import Cell, Plan, PlanError
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.process import CellProcess
 from analysis.sweep.progress import Progress
-from analysis.sweep.rows import Ended, Row, cell_row, count_outcomes, request_rows
+from analysis.sweep.rows import Ended, Row, add_observed, cell_row, count_outcomes, request_rows
 
 OnCell = Callable[[Row, dict[str, int]], None]
 """Called with a finished cell's row of `cells` and a count under each outcome's name."""
@@ -140,6 +141,8 @@ class _Sweep:
             self.prepared.workload(cell),
             cell.concurrency,
             self.plan.request_timeout_s,
+            observe=self.plan.observe,
+            cell_id=cell.cell_id,
         )
 
     def _work(self, cell: Cell) -> Path:
@@ -152,10 +155,16 @@ class _Sweep:
             kept = self.writer.path / _LOGS / cell.cell_id
             detail = ended.detail.replace(str(self._work(cell)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
+        # Read here, whoever ran the cell and however it ended: what is on disk by now is kept.
+        recorded = read_spilled(self._work(cell))
+        if lacking := read_lacking(self._work(cell)):
+            detail = f"{ended.detail} {lacking}" if ended.detail else lacking
+            ended = dataclasses.replace(ended, detail=detail)
         row = cell_row(self.run_id, self.plan, cell, ended)
         workload = self.prepared.workload(cell)
         requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)
-        self.writer.write_cell(row, requests)
+        add_observed(requests, recorded)
+        self.writer.write_cell(row, requests, **recorded)
         shutil.rmtree(self._work(cell), ignore_errors=True)
         self.left.remove(cell)
         self.estimate.measured(cell, elapsed_s)

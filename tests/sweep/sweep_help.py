@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
+
+from analysis.store import Run
+from analysis.sweep import Plan, run_sweep
 
 DEADLINE_S = 120.0
 
@@ -32,3 +39,23 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 def has_answered(out: Path) -> bool:
     """Return whether the cell in progress has finished a request."""
     return any(file.stat().st_size for file in out.glob("work/*/requests.jsonl"))
+
+
+def sweep_and_signal(
+    plan: Plan, out: Path, number: signal.Signals, ready: Callable[[Path], object] = has_answered
+) -> Run:
+    """Run a sweep of one cell, and send its process a signal once `ready(out)` says so."""
+    me, seen = psutil.Process(), []
+
+    def strike() -> None:
+        wait_for(lambda: ready(out), "the cell in progress")
+        (cell,) = (p for p in me.children() if "analysis.sweep.cell" in p.cmdline())
+        seen.append(cell.pid)
+        cell.send_signal(number)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    run = run_sweep(plan, out, progress=False)
+    thread.join()
+    assert seen
+    return run

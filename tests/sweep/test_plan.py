@@ -26,6 +26,7 @@ plans = st.builds(
     workload=st.sampled_from(["reported", "mixed", "shared_prefix", "aba"]),
     repeats=st.integers(1, 4),
     seed=st.integers(0, 2**40),
+    observe=st.sampled_from(["nothing", "events", "snapshots"]),
 )
 
 
@@ -98,6 +99,7 @@ def test_a_cell_id_can_name_a_directory_and_says_what_it_is():
         ({"device": "tpu"}, "tpu"),
         ({"cell_timeout_s": 0}, "--cell-timeout"),
         ({"request_timeout_s": float("nan")}, "--request-timeout"),
+        ({"observe": "everything"}, "--observe"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_at_once(bad, said):
@@ -116,6 +118,16 @@ def test_a_workload_file_is_part_of_the_plan(tmp_path):
     assert plan.as_dict() != before
     with pytest.raises(PlanError, match="--rounds"):
         Plan(releases=("3.1.0",), workload=str(path), rounds=2)
+
+
+def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):
+    plan = Plan(releases=("3.1.0",))
+    older = {key: value for key, value in plan.as_dict().items() if key != "observe"}
+    RunWriter.create(tmp_path / "run", {"plan": older, "seed": 0})
+    RunWriter.resume(tmp_path / "run", {"plan": plan.as_dict(), "seed": 0})
+    watched = dataclasses.replace(plan, observe="events").as_dict()
+    with pytest.raises(CachelabError, match="another plan"):
+        RunWriter.resume(tmp_path / "run", {"plan": watched, "seed": 0})
 
 
 def test_aba_has_three_rounds_unless_told():

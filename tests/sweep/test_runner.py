@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from pathlib import Path
 
 import psutil
 import pytest
 from support import ROOT
-from sweep_help import endless_workload, has_answered, wait_for
+from sweep_help import endless_workload, has_answered, sweep_and_signal, wait_for
 
 from analysis.errors import EngineError, RunError
 from analysis.store import OUTCOMES, load_run
@@ -160,7 +158,7 @@ def test_a_cell_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
         workload=str(endless_workload(tmp_path)),
         cell_timeout_s=20,
     )
-    run = _sweep_and_signal(plan, tmp_path / "run", signal.SIGSTOP)
+    run = sweep_and_signal(plan, tmp_path / "run", signal.SIGSTOP)
     assert list(run.cells["status"]) == ["hung"]
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
 
@@ -170,7 +168,7 @@ def test_a_cell_whose_process_is_killed_keeps_what_it_finished(tmp_path, number)
     plan = Plan(
         releases=("3.9.0",), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))
     )
-    run = _sweep_and_signal(plan, tmp_path / "run", number)
+    run = sweep_and_signal(plan, tmp_path / "run", number)
     (cell,) = run.cells.itertuples()
     assert (cell.status, cell.exit_signal) == ("crashed", number)
     assert number.name in cell.status_detail
@@ -183,7 +181,10 @@ def test_a_cell_whose_process_is_killed_keeps_what_it_finished(tmp_path, number)
 def test_a_sweep_that_is_ended_leaves_a_valid_run_and_no_process(tmp_path, number):
     out = tmp_path / "run"
     sweep = subprocess.Popen(
-        [sys.executable, "-c", "from analysis.cli import main; main()",
+        # A shell without job control starts its background jobs, this one perhaps, deaf to SIGINT.
+        [sys.executable, "-c",
+         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+         "from analysis.cli import main\nmain()",
          "sweep", "--releases", "3.9.0", "--concurrency", "1", "--repeats", "1",
          "--workload", str(endless_workload(tmp_path)), "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -211,21 +212,3 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _sweep_and_signal(plan: Plan, out: Path, number: signal.Signals):
-    """Run a sweep of one cell, and send its process a signal once it has answered a request."""
-    me, seen = psutil.Process(), []
-
-    def strike() -> None:
-        wait_for(lambda: has_answered(out), "a first answer")
-        (cell,) = (p for p in me.children() if "analysis.sweep.cell" in p.cmdline())
-        seen.append(cell.pid)
-        cell.send_signal(number)
-
-    thread = threading.Thread(target=strike)
-    thread.start()
-    run = run_sweep(plan, out, progress=False)
-    thread.join()
-    assert seen
-    return run

@@ -1,0 +1,213 @@
+"""Real engines watched in a sweep: what was seen is stored with the cell, however the cell ends."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support import RELEASES, ChildRunner
+from sweep_help import endless_workload, sweep_and_signal
+
+from analysis.observe.spill import read_spilled
+from analysis.store import RunWriter, load_run
+from analysis.sweep import Plan, run_sweep
+
+DERIVED = ["cached_tokens", "evictions_during", "pages_before", "pages_after"]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """One cell on each release, its snapshots too, three rounds of prompts that share prefixes."""
+    plan = Plan(
+        releases=RELEASES,
+        prefix_sharing=("trie",),
+        concurrency=(2,),
+        repeats=1,
+        rounds=3,
+        workload="shared_prefix",
+        observe="snapshots",
+    )
+    out = tmp_path_factory.mktemp("watched") / "run"
+    return plan, run_sweep(plan, out, jobs=2, progress=False)
+
+
+def of_cell(frame: pd.DataFrame, release: str) -> pd.DataFrame:
+    return frame[frame["cell_id"].str.startswith(release)].reset_index(drop=True)
+
+
+def test_flights_events_and_snapshots_are_stored_with_the_cell(watched, release):
+    _, run = watched
+    assert set(run.cells["observed"]) == {"events and snapshots"}
+    assert set(run.cells["status"]) == {"ok"}
+    assert run.cells["status_detail"].isna().all()
+    assert run.manifest["plan"]["observe"] == "snapshots"
+    requests, events, flights, snapshots = (
+        of_cell(frame, release) for frame in (run.requests, run.events, run.flights, run.snapshots)
+    )
+    assert events["seq"].is_monotonic_increasing
+    assert events["seq"].is_unique
+    asked = set(requests["request_id"])
+    for kind in ("submitted", "done"):
+        assert sorted(events[events["kind"] == kind]["request_id"]) == sorted(asked)
+    for moment in ("before", "after"):
+        assert set(snapshots[snapshots["moment"] == moment]["request_id"]) == asked
+    assert snapshots["moment"].iloc[0] == snapshots["moment"].iloc[-1] == "asked"
+    flown = {request for ids in flights["request_ids"] for request in ids}
+    assert flown == asked
+    assert list(flights["flight_id"]) == sorted(set(flights["flight_id"]))
+    states = snapshots[["free", "live", "cached", "leaked"]].sum(axis=1)
+    assert (states == snapshots["page_count"]).all()
+
+
+def test_requests_say_what_was_seen_of_them(watched, release):
+    _, run = watched
+    requests, events = of_cell(run.requests, release), of_cell(run.events, release)
+    assert requests[DERIVED].notna().all(axis=None)
+    assert (requests["evictions_during"] == 0).all()  # 256 pages are plenty
+    assert requests["pages_before"].min() == 0
+    assert (requests["pages_after"] > 0).all()
+    looked = events[(events["kind"] == "match") & events["operation"].isin(["acquire", "lookup"])]
+    first = looked.drop_duplicates("request_id").set_index("request_id")["tokens_hit"]
+    told = requests.set_index("request_id")["cached_tokens"]
+    assert dict(told) == dict(first)
+    assert (told >= 0).all()
+    assert (told > 0).any()  # prompts that share a prefix found it in the cache
+
+
+def test_times_lie_on_one_axis(watched, release):
+    _, run = watched
+    requests = of_cell(run.requests, release).set_index("request_id")
+    events = of_cell(run.events, release)
+    for kind, at in (
+        ("submitted", requests["submitted_s"]),
+        ("done", requests["submitted_s"] + requests["latency_s"]),
+    ):
+        told = events[events["kind"] == kind].set_index("request_id")["t_ns"] / 1e9
+        assert ((told - at).abs() < 1).all()  # far apart only if clocks start at different moments
+
+
+def test_without_snapshots_there_are_events_and_flights(tmp_path):
+    plan = Plan(releases=("3.9.0",), concurrency=(2,), repeats=1, observe="events")
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    assert set(run.cells["observed"]) == {"events"}
+    assert len(run.flights) > 0
+    assert set(run.snapshots["moment"]) == {"asked"}  # where a replay starts and ends
+    assert run.requests["evictions_during"].notna().all()
+    assert run.requests["pages_before"].isna().all()
+
+
+def test_a_cell_that_nobody_watches_stores_nothing_of_it(tmp_path):
+    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1)
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    assert set(run.cells["observed"]) == {"nothing"}
+    assert run.events.empty
+    assert run.requests[DERIVED].isna().all(axis=None)
+
+
+def test_a_watched_sweep_is_gone_on_with(watched, tmp_path):
+    plan, run = watched
+    out = tmp_path / "run"
+    writer = RunWriter.create(out, run.manifest)
+    kept, missing = run.cells["cell_id"]
+    # The first cell as it is on disk, the second never run.
+    (run.path / "cells" / kept).rename(writer.path / "cells" / kept)
+    try:
+        told = []
+        again = run_sweep(plan, out, on_cell=lambda row, _: told.append(row), progress=False)
+        assert [row["cell_id"] for row in told] == [missing]
+        assert set(again.events["cell_id"]) == {kept, missing}
+    finally:
+        (writer.path / "cells" / kept).rename(run.path / "cells" / kept)
+
+
+def _has_spilled_an_answer(out: Path) -> bool:
+    for directory in out.glob("work/*"):
+        spilled = read_spilled(directory)
+        if "snapshots" in spilled and "done" in spilled["events"]["kind"].to_pylist():
+            return "after" in spilled["snapshots"]["moment"].to_pylist()
+    return False
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_cell_killed_midway_keeps_what_was_recorded(tmp_path, release):
+    plan = Plan(
+        releases=(release,),
+        concurrency=(1,),
+        repeats=1,
+        workload=str(endless_workload(tmp_path)),
+        observe="snapshots",
+    )
+    run = sweep_and_signal(plan, tmp_path / "run", signal.SIGKILL, _has_spilled_an_answer)
+    (cell,) = run.cells.itertuples()
+    assert (cell.status, cell.observed) == ("crashed", "events and snapshots")
+    kinds = run.events.groupby("request_id")["kind"].agg(list)
+    assert kinds["first"][0] == "snapshot"
+    assert kinds["first"].count("done") == 1
+    assert "never" not in kinds
+    assert len(run.flights) > 0
+    before, after = run.requests["pages_before"], run.requests["pages_after"]
+    assert before[0] == 0
+    assert before.isna().tolist() == after.isna().tolist() == [False, True]
+    assert run.requests["evictions_during"].tolist() == [0, pd.NA]
+
+
+def test_a_cell_past_its_deadline_keeps_what_was_recorded(tmp_path):
+    plan = Plan(
+        releases=("3.9.0",),
+        concurrency=(1,),
+        repeats=1,
+        workload=str(endless_workload(tmp_path)),
+        cell_timeout_s=15,
+        observe="events",
+    )
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    assert list(run.cells["status"]) == ["hung"]
+    assert list(run.requests["outcome"]) == ["ok", "timeout"]
+    assert (run.events["kind"] == "done").sum() == 1
+    assert len(run.flights) > 0
+
+
+def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
+    plan = Plan(
+        releases=("3.1.0",),
+        prefix_sharing=("trie",),
+        pages=(24,),
+        concurrency=(8,),
+        repeats=1,
+        workload="shared_prefix",
+        observe="snapshots",
+    )
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    assert list(run.cells["status"]) == ["engine_died"]
+    (died,) = run.events[run.events["kind"] == "died"].itertuples()
+    assert died.detail == run.cells["status_detail"][0]
+    assert (run.events["kind"] == "failed").any()
+    assert "failure" in set(run.snapshots["moment"])
+
+
+_KERNEL = """
+import functools, warnings
+import analysis.observe
+from analysis.sweep import Plan, run_sweep
+analysis.observe.observe = functools.partial(analysis.observe.observe, max_events=40)
+warnings.simplefilter("ignore")
+run_sweep(
+    Plan(releases=({release!r},), concurrency=(4,), repeats=1, observe="events"),
+    {out!r}, runner="kernel", progress=False,
+)
+"""
+
+
+def test_in_a_kernel_a_full_recording_is_stored_and_says_so(child: ChildRunner, release, tmp_path):
+    out = tmp_path / "run"
+    ended = child(release, _KERNEL.format(release=release, out=str(out)))
+    assert ended.returncode == 0, ended.stderr
+    run = load_run(out)
+    assert len(run.events) == 40
+    (cell,) = run.cells.itertuples()
+    assert cell.status == "ok"
+    assert cell.status_detail.startswith("The recording was full:")
+    assert run.requests["evictions_during"].notna().any()
+    assert not (out / "work").exists()
