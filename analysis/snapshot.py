@@ -11,10 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+
+if TYPE_CHECKING:
+    from analysis.snapshot_change import Change
 
 STATES = ("free", "live", "cached", "leaked")
 """In this order: a page that could be in two states counts as the first of them."""
@@ -114,40 +118,84 @@ class Snapshot:
     @cached_property
     def holders(self) -> dict[int, tuple[str, ...]]:
         """Requests that hold each live page."""
-        held: dict[int, list[str]] = {}
+        held: dict[int, tuple[str, ...]] = {}
         for request_id, pages in self.state.holdings.items():
+            alone = (request_id,)
             for page in dict.fromkeys(pages):
-                held.setdefault(page, []).append(request_id)
-        return {page: tuple(requests) for page, requests in sorted(held.items())}
+                held[page] = held[page] + alone if page in held else alone
+        return {page: held[page] for page in sorted(held)}
 
     @cached_property
     def node_of_page(self) -> dict[int, int]:
         """Node of the trie that holds each page."""
         return {n.page: n.node for n in self.state.nodes if n.page is not None}
 
-    @cached_property
+    @property
     def conflicts(self) -> tuple[str, ...]:
         """Pages that are in two places at once, each in a sentence; none in a healthy engine."""
+        return tuple(sentence for _, sentence in self._conflicts)
+
+    @property
+    def conflict_pages(self) -> tuple[int, ...]:
+        """Pages that `conflicts` speaks of, also such as do not exist; in ascending order."""
+        return tuple(sorted({page for page, _ in self._conflicts}))
+
+    @cached_property
+    def _conflicts(self) -> list[tuple[int, str]]:
         found = []
-        free = Counter(self.state.free)
+        free = np.fromiter(self.state.free, dtype=np.int64)
+        exist = (free >= 0) & (free < self.page_count)
+        times = np.bincount(free[exist], minlength=self.page_count)
+        claimed = self.holders.keys() | self.node_of_page.keys()
+        pages = np.fromiter(claimed, dtype=np.int64, count=len(claimed))
+        known = (pages >= 0) & (pages < self.page_count)
+        strange = set(pages[~known].tolist())
+        both = set(pages[known][times[pages[known]] > 0].tolist())
+        several = set(np.flatnonzero(times > 1).tolist())
         in_trie = Counter(n.page for n in self.state.nodes if n.page is not None)
-        for page, times in sorted(free.items()):
-            if times > 1:
-                found.append(f"Page {page} is {times} times in the free list.")
+        for page in sorted(several | both):
+            if times[page] > 1:
+                found.append((page, f"Page {page} is {times[page]} times in the free list."))
             if page in self.holders:
                 who = " and ".join(self.holders[page])
-                found.append(f"Page {page} is free and held by {who}.")
+                found.append((page, f"Page {page} is free and held by {who}."))
             if page in in_trie:
-                found.append(f"Page {page} is free and in node {self.node_of_page[page]}.")
-        found += [f"Page {p} is in {n} nodes of the trie." for p, n in in_trie.items() if n > 1]
-        for page in range(self.page_count, max([*free, *self.holders, *in_trie, -1]) + 1):
-            if page in free or page in self.holders or page in in_trie:
-                found.append(f"Page {page} does not exist.")
-        return tuple(found)
+                node = self.node_of_page[page]
+                found.append((page, f"Page {page} is free and in node {node}."))
+        for page, number in in_trie.items():
+            if number > 1:
+                found.append((page, f"Page {page} is in {number} nodes of the trie."))
+        for page in sorted(strange | set(free[~exist].tolist())):
+            found.append((page, f"Page {page} does not exist."))
+        return found
 
     def pages(self, state: str) -> list[int]:
         """Return the pages that are in a state, in ascending order."""
         return [int(page) for page in np.flatnonzero(self.states == STATES.index(state))]
+
+    def __sub__(self, before: object) -> Change:
+        """Return what changed from `before` to this snapshot.
+
+        Raises SnapshotError if the two are of pools of different sizes.
+        """
+        from analysis.snapshot_change import change_between
+
+        if not isinstance(before, Snapshot):
+            return NotImplemented
+        return change_between(before, self)
+
+    def __str__(self) -> str:
+        from analysis.snapshot_change import describe_snapshot
+
+        return describe_snapshot(self)
+
+    def __repr__(self) -> str:
+        return f"<Snapshot: {self}>"
+
+    def _repr_html_(self) -> str:
+        from analysis.figures.cache_html import snapshot_html
+
+        return snapshot_html(self)
 
     def to_row(self, cell_id: str = "") -> dict[str, Any]:
         """Return its row of the table `snapshots`; contents of pages are not kept there."""
@@ -189,9 +237,9 @@ class Snapshot:
         return cls(
             state=state,
             moment=row["moment"],
-            request_id=row["request_id"],
-            seq=int(row["seq"]),
-            t_s=float(row["t_s"]),
+            request_id=None if pd.isna(row["request_id"]) else row["request_id"],
+            seq=None if pd.isna(row["seq"]) else int(row["seq"]),
+            t_s=None if pd.isna(row["t_s"]) else float(row["t_s"]),
             consistent=bool(row["consistent"]),
         )
 

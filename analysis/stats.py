@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats as scipy_stats
 
@@ -209,3 +210,56 @@ def latency_summary(
 def varying(cells: pd.DataFrame, columns: Sequence[str] = CONFIGURATION) -> list[str]:
     """Return those columns in which the cells differ from each other."""
     return [name for name in columns if cells[name].nunique(dropna=False) > 1]
+
+
+def hit_rates(
+    requests: pd.DataFrame,
+    cells: pd.DataFrame,
+    by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the share of prompt tokens that were found in the prefix cache, for groups of `by`.
+
+    Columns: those of `by`; n (requests), cells, prompt_tokens, cached_tokens, rate and its
+    percentile bootstrap interval low to high, and `over`: what was drawn anew, `cells` where every
+    group has at least 5 (they are independent), else `requests`. Rejected requests, and those of
+    which either number is unknown, are left out.
+    """
+    by = list(by)
+    joined = with_cells(requests, cells, by)
+    known = joined["cached_tokens"].notna() & joined["prompt_tokens"].notna()
+    joined = joined[known & (joined["outcome"] != "rejected")]
+    joined = joined.assign(
+        asked=joined["prompt_tokens"].map(len).astype(float),
+        found=joined["cached_tokens"].astype(float),
+    )
+    groups = [(key, g) for key, g in joined.groupby(by, dropna=False) if g["asked"].sum()]
+    over = "cells" if all(g["cell_id"].nunique() >= 5 for _, g in groups) else "requests"
+    rng = np.random.default_rng(seed)
+    rows = []
+    for key, group in groups:
+        pairs = group[["found", "asked"]]
+        if over == "cells":
+            pairs = pairs.groupby(group["cell_id"]).sum()
+        low, high = _bootstrap_ratio(pairs.to_numpy(), confidence, resamples, rng)
+        asked, found = int(group["asked"].sum()), int(group["found"].sum())
+        row = {**dict(zip(by, key, strict=True)), "n": len(group)}
+        row |= {"cells": group["cell_id"].nunique(), "prompt_tokens": asked}
+        row |= {"cached_tokens": found, "rate": found / asked, "low": low, "high": high}
+        rows.append(row | {"over": over})
+    names = ["n", "cells", "prompt_tokens", "cached_tokens", "rate", "low", "high", "over"]
+    return pd.DataFrame(rows, columns=[*by, *names])
+
+
+def _bootstrap_ratio(
+    pairs: npt.NDArray[np.float64], confidence: float, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return the percentile interval of sum(first) / sum(second) over rows drawn anew."""
+    ratios = []
+    for _ in range(resamples):
+        found, asked = pairs[rng.integers(0, len(pairs), len(pairs))].sum(axis=0)
+        ratios.append(found / asked if asked else math.nan)
+    low, high = np.nanquantile(ratios, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)

@@ -1,8 +1,15 @@
 """One function a figure: each takes frames of a run and returns a matplotlib Figure, or a table."""
 
+from analysis.figures.evictions import evictions
 from analysis.figures.failure_rate import failure_rate
+from analysis.figures.flights import flights
+from analysis.figures.hit_rate import hit_rate
 from analysis.figures.latency import latency
+from analysis.figures.memory import memory
 from analysis.figures.outcomes import outcomes
+from analysis.figures.page_lifetimes import page_lifetimes
+from analysis.figures.page_map import page_map
+from analysis.figures.pages_over_time import pages_over_time
 from analysis.figures.style import show
 from analysis.figures.tables import (
     HtmlTable,
@@ -12,16 +19,26 @@ from analysis.figures.tables import (
     rates_table,
     wrong_answers,
 )
+from analysis.figures.trie import trie, tries
 
 __all__ = [
     "HtmlTable",
     "asked_again",
+    "evictions",
     "facts",
     "failed_cells",
     "failure_rate",
+    "flights",
+    "hit_rate",
     "latency",
+    "memory",
     "outcomes",
+    "page_lifetimes",
+    "page_map",
+    "pages_over_time",
     "rates_table",
     "show",
+    "trie",
+    "tries",
     "wrong_answers",
 ]

@@ -1,0 +1,286 @@
+"""Failure against evictions: rates, a logistic fit, and the comparison at equal concurrency.
+
+Evictions are pages evicted while a request was served, by whomever. Rejected requests, and requests
+whose evictions are not known, are left out of everything here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats as scipy_stats
+from scipy.special import expit
+
+from analysis.stats import FAILURES, fisher, wilson, with_cells
+
+_CELLS_FOR_ROBUST = 10
+
+
+@dataclass(frozen=True)
+class EvictionFit:
+    """How failure depends on evictions in one group of requests, by logistic regression.
+
+    `odds_ratio` is the factor by which each page evicted during a request multiplies the odds that
+    it fails, `low` to `high` its Wald interval. Where no fit exists, they are NaN and `note` says
+    why.
+    """
+
+    key: Mapping[str, Any]
+    n: int
+    failures: int
+    note: str = ""
+    odds_ratio: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p_value: float = math.nan
+    clustered: bool = False
+    """Whether the intervals allow for requests of one cell sharing their fate."""
+    _params: tuple[float, float] = (math.nan, math.nan)
+    _covariance: tuple[tuple[float, float], ...] = ((math.nan,) * 2,) * 2
+    _reach: float = math.nan
+
+    def curve(
+        self, evictions: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the fitted failure rate at each number of evictions, and its interval's ends."""
+        x = np.column_stack([np.ones(np.size(evictions)), np.ravel(evictions)]).astype(float)
+        middle = x @ np.asarray(self._params)
+        spread = np.einsum("ij,jk,ik->i", x, np.asarray(self._covariance), x)
+        aside = self._reach * np.sqrt(np.clip(spread, 0, None))
+        return expit(middle), expit(middle - aside), expit(middle + aside)
+
+
+def _met_evictions(
+    requests: pd.DataFrame, cells: pd.DataFrame, columns: Sequence[str]
+) -> pd.DataFrame:
+    """Return accepted requests of known evictions, with columns `evictions` and `failed`."""
+    joined = with_cells(requests, cells, list(columns))
+    known = joined["evictions_during"].notna() & (joined["outcome"] != "rejected")
+    joined = joined[known]
+    return joined.assign(
+        evictions=joined["evictions_during"].astype(int), failed=joined["outcome"].isin(FAILURES)
+    )
+
+
+def eviction_bins(evictions: Sequence[int], most: int = 6) -> list[tuple[int, int]]:
+    """Return bins for numbers of evictions as (first, last): 0 alone, then each twice as wide.
+
+    Where that makes more than `most` bins above 0, each is 4, 8, ... times as wide as the one
+    before. Bins that hold none of the numbers are left out; the last ends at the largest.
+    """
+    numbers = np.asarray(evictions, dtype=int)
+    largest = int(numbers.max(initial=0))
+    step = 1
+    while largest and largest.bit_length() > step * most:
+        step += 1
+    bounds = [(0, 0)]
+    while bounds[-1][1] < largest:
+        first = bounds[-1][1] + 1
+        bounds.append((first, min(largest, first * 2**step - 1)))
+    return [(a, b) for a, b in bounds if ((numbers >= a) & (numbers <= b)).any()]
+
+
+def eviction_rates(
+    requests: pd.DataFrame,
+    cells: pd.DataFrame,
+    by: Sequence[str] = ("release", "prefix_sharing"),
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Return the failure rate for every group of `by` and bin of `evictions_during`.
+
+    Columns: those of `by`; first and last (the bin, both included); n, failures, rate with its
+    Wilson interval low to high. Rejected requests, and those whose evictions are not known, are
+    left out. The bins are those of `eviction_bins` over all of them.
+    """
+    by = list(by)
+    known = _met_evictions(requests, cells, by)
+    bins = eviction_bins(known["evictions"].tolist())
+    rows = []
+    for key, group in known.groupby(by, dropna=False, sort=True):
+        for first, last in bins:
+            within = group[group["evictions"].between(first, last)]
+            if within.empty:
+                continue
+            n, failures = len(within), int(within["failed"].sum())
+            low, high = wilson(failures, n, confidence)
+            row = {**dict(zip(by, key, strict=True)), "first": first, "last": last, "n": n}
+            rows.append(
+                {**row, "failures": failures, "rate": failures / n, "low": low, "high": high}
+            )
+    names = [*by, "first", "last", "n", "failures", "rate", "low", "high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def eviction_fit(
+    requests: pd.DataFrame,
+    cells: pd.DataFrame,
+    by: Sequence[str] = ("release", "prefix_sharing"),
+    confidence: float = 0.95,
+) -> list[EvictionFit]:
+    """Fit a logistic regression of failure on `evictions_during` to every group of `by`, sorted.
+
+    Rejected requests, and those whose evictions are not known, are left out. With 10 or more cells
+    the covariance is robust to requests of one cell sharing their fate (Liang and Zeger 1986), with
+    fewer it takes them as independent and the intervals are somewhat too narrow. There is no fit
+    where all requests failed, or none, or all met equally many evictions, or some number of
+    evictions separates failed requests from the others, for then the estimate is infinite (Albert
+    and Anderson 1984).
+    """
+    by = list(by)
+    known = _met_evictions(requests, cells, by)
+    return [
+        _eviction_fit(dict(zip(by, key, strict=True)), group, confidence)
+        for key, group in known.groupby(by, dropna=False, sort=True)
+    ]
+
+
+def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame, confidence: float) -> EvictionFit:
+    failed = group["failed"].to_numpy(dtype=bool)
+    evictions = group["evictions"].to_numpy(dtype=float)
+    n, failures = len(group), int(failed.sum())
+    if note := _no_fit(evictions, failed):
+        return EvictionFit(key, n, failures, note)
+    import statsmodels.api as sm  # slow to import
+
+    # Scaled, since a slope per page is tiny where there are many.
+    scale = evictions.max()
+    model = sm.GLM(failed.astype(float), sm.add_constant(evictions / scale), sm.families.Binomial())
+    cells = pd.factorize(group["cell_id"])[0]
+    clustered = int(cells.max()) + 1 >= _CELLS_FOR_ROBUST
+    how = {"cov_type": "cluster", "cov_kwds": {"groups": cells}} if clustered else {}
+    result = model.fit(**how)
+    unscale = np.array([1.0, 1.0 / scale])
+    params = result.params * unscale
+    covariance = result.cov_params() * np.outer(unscale, unscale)
+    reach = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
+    aside = reach * math.sqrt(covariance[1, 1])
+    with np.errstate(over="ignore"):
+        odds_ratio, low, high = np.exp(params[1] + np.array([0, -aside, aside])).tolist()
+    return EvictionFit(
+        key, n, failures, "", odds_ratio, low, high, float(result.pvalues[1]), clustered,
+        tuple(params.tolist()), tuple(map(tuple, covariance.tolist())), reach,
+    )  # fmt: skip
+
+
+def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -> str:
+    """Say why there is no logistic fit; nothing where there is one."""
+    if not failed.any():
+        return "no request failed"
+    if failed.all():
+        return "every request failed"
+    if evictions.min() == evictions.max():
+        every = int(evictions.min())
+        return f"every request met {every} evictions" if every else "no request met an eviction"
+    with_failure, without = evictions[failed], evictions[~failed]
+    if without.max() <= with_failure.min():
+        return "every failed request met at least as many evictions as every other"
+    if with_failure.max() <= without.min():
+        return "every failed request met at most as many evictions as every other"
+    return ""
+
+
+@dataclass(frozen=True)
+class EvictionContrast:
+    """Failures with evictions against failures without, at equal concurrency and regardless of it.
+
+    `odds_ratio` is common to all strata (Mantel-Haenszel), `low` to `high` its interval, `p_value`
+    that of the Cochran-Mantel-Haenszel test; `crude_odds_ratio` and `crude_p_value` (Fisher) pool
+    all requests. NaN where the data hold no comparison; the interval is NaN too where the odds
+    ratio is 0 or infinite.
+    """
+
+    strata: pd.DataFrame
+    """One row a stratum: its values; with_n, with_failures, without_n, without_failures; and
+    informative, whether it has both kinds of requests and both kinds of ends, for only then it
+    counts."""
+    odds_ratio: float
+    low: float
+    high: float
+    p_value: float
+    cell_p_value: float
+    """As `p_value`, but with cells as what is independent (Zhang and Boos 1997)."""
+    crude_odds_ratio: float
+    crude_p_value: float
+
+
+def evictions_at_equal_concurrency(
+    requests: pd.DataFrame,
+    cells: pd.DataFrame,
+    equal: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
+    confidence: float = 0.95,
+) -> EvictionContrast:
+    """Compare requests that met evictions with those that met none, within strata of `equal`.
+
+    More concurrency brings more evictions and, for other reasons too, more failures. Within a
+    stratum it is equal, so what is left of the association there is not its doing. It need not be
+    the evictions' doing either: a request that takes longer, failing, meets more of them.
+
+    Requests of one cell share batches and evictions. `p_value` and the interval take them as
+    independent and claim too much where cells differ; `cell_p_value` does not, and has little power
+    with few cells.
+    """
+    equal = list(equal)
+    known = _met_evictions(requests, cells, equal)
+    known = known.assign(met=known["evictions"] > 0)
+    rows, informative = [], []
+    for key, group in known.groupby(equal, dropna=False, sort=True):
+        row: dict[str, Any] = dict(zip(equal, key, strict=True))
+        for name, side in (("with", group[group["met"]]), ("without", group[~group["met"]])):
+            row |= {f"{name}_n": len(side), f"{name}_failures": int(side["failed"].sum())}
+        counts = group["met"].nunique() == 2 and group["failed"].nunique() == 2
+        rows.append(row | {"informative": counts})
+        if counts:
+            informative.append(group)
+    names = ["with_n", "with_failures", "without_n", "without_failures", "informative"]
+    strata = pd.DataFrame(rows, columns=[*equal, *names])
+    odds = _common_odds(strata, confidence)
+    return EvictionContrast(strata, *odds, _by_cells(informative), *_crude(strata))
+
+
+def _common_odds(strata: pd.DataFrame, confidence: float) -> tuple[float, float, float, float]:
+    """Return the common odds ratio of the informative strata, its interval and the p value."""
+    rows = strata[strata["informative"].astype(bool)]
+    if rows.empty:
+        return (math.nan,) * 4
+    from statsmodels.stats.contingency_tables import StratifiedTable  # slow to import
+
+    a, c = rows["with_failures"].to_numpy(float), rows["without_failures"].to_numpy(float)
+    b, d = rows["with_n"].to_numpy(float) - a, rows["without_n"].to_numpy(float) - c
+    stratified = StratifiedTable(np.array([[a, b], [c, d]]))
+    p_value = float(stratified.test_null_odds(correction=True).pvalue)
+    if not (a * d).any() or not (b * c).any():
+        return math.inf if (a * d).any() else 0.0, math.nan, math.nan, p_value
+    low, high = stratified.oddsratio_pooled_confint(1 - confidence)
+    return float(stratified.oddsratio_pooled), float(low), float(high), p_value
+
+
+def _by_cells(strata: Sequence[pd.DataFrame]) -> float:
+    """Return the p value of the same test with cells as independent; NaN for fewer than two."""
+    shares: dict[Any, float] = {}
+    for group in strata:
+        met, failed = group["met"].astype(float), group["failed"].astype(float)
+        together = (met - met.mean()) * (failed - failed.mean())
+        for cell_id, share in together.groupby(group["cell_id"]).sum().items():
+            shares[cell_id] = shares.get(cell_id, 0.0) + float(share)
+    squares = sum(share**2 for share in shares.values())
+    if len(shares) < 2 or not squares:
+        return math.nan
+    statistic = abs(sum(shares.values())) / math.sqrt(squares)
+    return float(2 * scipy_stats.t.sf(statistic, len(shares) - 1))
+
+
+def _crude(strata: pd.DataFrame) -> tuple[float, float]:
+    """Return the odds ratio and Fisher's p value of all strata thrown together."""
+    names = ("with_failures", "with_n", "without_failures", "without_n")
+    a, n1, c, n2 = (int(strata[name].sum()) for name in names)
+    if not n1 or not n2:
+        return math.nan, math.nan
+    for_it, against = a * (n2 - c), (n1 - a) * c
+    ratio = for_it / against if against else (math.inf if for_it else math.nan)
+    return ratio, fisher(a, n1, c, n2)
