@@ -1,5 +1,7 @@
 """What engines print from C++ goes to file descriptor 2, past `sys.stderr`: it is kept in a file.
 
+So is what the engine's Python code logs.
+
 A dying worker prints its traceback there, and so does the native runtime. While an engine lives,
 the descriptor is a file that the engine's log is read from, so that nothing is lost when the
 process is killed, and nothing is sprayed over a notebook. What Python code writes to `sys.stderr`
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import threading
@@ -19,6 +22,19 @@ _lock = threading.Lock()
 _live: list[StderrCapture] = []
 _saved_fd: int | None = None
 _saved_stream: object = None
+_engine_logger = logging.getLogger("shortfin_apps")
+
+
+class _ToDescriptor(logging.Handler):
+    """Writes log records to descriptor 2, whatever it is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, (self.format(record) + "\n").encode(errors="replace"))
+
+
+_handler = _ToDescriptor()
+_handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
 
 
 class StderrCapture:
@@ -48,6 +64,7 @@ class StderrCapture:
                 os.close(target)
             self._from = self.path.stat().st_size
             _live.append(self)
+            _take_logs()
 
     def stop(self) -> None:
         """Give the descriptor back once no capture is live; what was captured stays readable."""
@@ -57,6 +74,7 @@ class StderrCapture:
                 return
             self._text = self.text()
             _live.remove(self)
+            _leave_logs()
             if not _live and _saved_fd is not None:
                 os.dup2(_saved_fd, 2)
                 os.close(_saved_fd)
@@ -74,6 +92,19 @@ class StderrCapture:
             file.seek(self._from)
             return file.read().decode(errors="replace")
         return ""
+
+
+def _take_logs() -> None:
+    """Have the engine's Python loggers write to descriptor 2 as well, and nowhere else."""
+    if len(_live) == 1:
+        _engine_logger.addHandler(_handler)
+        _engine_logger.propagate = False
+
+
+def _leave_logs() -> None:
+    if not _live:
+        _engine_logger.removeHandler(_handler)
+        _engine_logger.propagate = True
 
 
 def terminal_fd() -> int:

@@ -23,7 +23,7 @@ def flights(
     """Draw a bar for each row of each flight, coloured by its request; prefills are hatched.
 
     Rows without a request are padding and drawn as empty frames. `x` is the number of the flight,
-    or the time; if not given, the time where flights fill at least a quarter of it.
+    or the time; if not given, the time where flights fill a quarter of it and none overlap.
     """
     rows = flights[flights["t_s"].notna()].sort_values("seq")
     if rows.empty:
@@ -31,7 +31,8 @@ def flights(
     ends = rows["t_s"] + rows["duration_s"]
     busy = rows["duration_s"].sum() / max(ends.max() - rows["t_s"].min(), 1e-9)
     if x is None:
-        x = "time" if busy > 0.25 and len(rows) < 120 else "flight"
+        overlap = (rows["t_s"].iloc[1:].to_numpy() < ends.iloc[:-1].to_numpy()).any()
+        x = "time" if busy > 0.25 and len(rows) < 120 and not overlap else "flight"
     requests = list(dict.fromkeys(r for ids in rows["request_ids"] for r in ids))
     colours = {
         name: style.SERIES_COLOURS[n % len(style.SERIES_COLOURS)] for n, name in enumerate(requests)
@@ -58,7 +59,10 @@ def flights(
     axes.set_xlim(left - 0.01 * (right - left), right + 0.01 * (right - left))
     words = "time since the engine started (s)" if x == "time" else "number of the flight"
     prefills = int((rows["phase"] == "prefill").sum())
-    heading = title or f"Who flew together: {prefills} prefills, {len(rows) - prefills} decodes"
+    decodes = len(rows) - prefills
+    heading = (
+        title or f"Who flew together: {_many(prefills, 'prefill')}, {_many(decodes, 'decode')}"
+    )
     style.dress(axes, heading, words, "row of the batch")
     axes.grid(visible=False)
     legend = [Patch(facecolor=colours[name], label=short_name(name)) for name in requests[:_NAMED]]
@@ -73,3 +77,7 @@ def flights(
         handles=legend, loc="outside lower center", ncols=7, fontsize=style.SMALL, frameon=False
     )
     return figure
+
+
+def _many(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")

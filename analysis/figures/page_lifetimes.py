@@ -33,7 +33,7 @@ def page_lifetimes(
     everyone = sorted(spans["page"].unique())
     spans = spans[spans["page"].isin(chosen)]
     lanes = {page: lane for lane, page in enumerate(sorted(chosen, reverse=True))}
-    owners = list(dict.fromkeys(held["owner"]))
+    owners = list(dict.fromkeys(held.sort_values("begin")["owner"]))
     colours = {
         owner: style.SERIES_COLOURS[n % len(style.SERIES_COLOURS)] for n, owner in enumerate(owners)
     }
@@ -120,5 +120,6 @@ def _spans(events: pd.DataFrame) -> pd.DataFrame:
         end(page, owner, last)
     frame = pd.DataFrame(rows, columns=["page", "owner", "begin", "end", "place"])
     frame = frame.sort_values(["owner", "begin"]).reset_index(drop=True)  # the trie's lie behind
-    shared = frame.groupby("page")["place"].transform("max") + 1
-    return frame.assign(of=shared.where(frame["owner"] != "", 1).astype(int))
+    held = frame[frame["owner"] != ""]
+    shared = held.groupby("page")["place"].transform("max") + 1
+    return frame.assign(of=shared.reindex(frame.index, fill_value=1).astype(int))

@@ -162,7 +162,7 @@ def moment_of(snapshot: Snapshot) -> str:
         text = f"{text or 'at'} request {plain(name, 24)}".replace("failure", "failure of")
     elif snapshot.moment == "failure":
         text = "at a failure"
-    parts = [text, "" if snapshot.t_s is None else f"{snapshot.t_s:.3f} s after the engine's start"]
+    parts = [text, "" if snapshot.t_s is None else f"at {snapshot.t_s:.3f} s"]
     return ", ".join(part for part in parts if part)
 
 

@@ -35,9 +35,9 @@ def pages_over_time(
     figure = style.new_figure(8.4, 3.8)
     axes = figure.add_subplot()
     seconds = rows["t_s"].to_numpy(float)
-    if len(rows) == 1:
-        seconds = np.array([seconds[0], seconds[0] + 0.01])
-        rows = pd.concat([rows, rows])
+    # The last state is drawn a little further, or its step could not be seen.
+    seconds = np.append(seconds, seconds[-1] + max(0.03 * (seconds[-1] - seconds[0]), 0.005))
+    rows = pd.concat([rows, rows.tail(1)])
     counts = [rows[state].to_numpy(float) for state in _ORDER]
     axes.stackplot(
         seconds, counts, step="post", colors=[STATE_COLOURS[s] for s in _ORDER],

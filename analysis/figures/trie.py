@@ -245,7 +245,7 @@ def colour_of(node: Node) -> str:
 
 
 def _figure(panels: Sequence[_Panel], rows: Sequence[Row], left_out: int, title: str) -> Figure:
-    widths = [max(sum(panel.widths(rows)), 3.2) for panel in panels]
+    widths = [max(sum(panel.widths(rows)), 4.0) for panel in panels]
     width = max(6.4, sum(widths) + 0.3 * len(widths))
     handles = _legend(panels, rows)
     wide = min(len(handles), max(1, int(width / 1.9)))

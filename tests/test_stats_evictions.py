@@ -1,0 +1,158 @@
+"""Evictions and failures, on synthetic data whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.answers_evictions import evictions_in_words
+from analysis.stats_evictions import (
+    eviction_bins,
+    eviction_fit,
+    eviction_rates,
+    evictions_at_equal_concurrency,
+)
+
+LEVELS = (2, 4, 8, 16)
+
+
+def sweep(
+    evicts: Callable[[int, np.random.Generator], int],
+    fails: Callable[[int, int], float],
+    *,
+    cells_each: int = 20,
+    each: int = 12,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells at several concurrencies: evictions drawn by level, failures by level and evictions."""
+    rng = np.random.default_rng(seed)
+    cells, requests = [], []
+    for level in LEVELS:
+        for repeat in range(cells_each):
+            cell_id = f"c{level}-{repeat}"
+            cells.append({"cell_id": cell_id, "concurrency": level})
+            for _ in range(each):
+                evicted = evicts(level, rng)
+                wrong = rng.random() < fails(level, evicted)
+                requests.append(
+                    {"cell_id": cell_id, "evictions_during": evicted,
+                     "outcome": "wrong" if wrong else "ok"}
+                )  # fmt: skip
+    frame = pd.DataFrame(cells).assign(
+        release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64
+    )
+    return pd.DataFrame(requests), frame
+
+
+def more_with_concurrency(level: int, rng: np.random.Generator) -> int:
+    return int(rng.poisson(level / 8))
+
+
+def test_evictions_that_cause_failures_are_found_out() -> None:
+    requests, cells = sweep(
+        more_with_concurrency, lambda level, evicted: 0.05 + 0.4 * (evicted > 0)
+    )
+    contrast = evictions_at_equal_concurrency(requests, cells)
+    assert contrast.low > 2
+    assert contrast.p_value < 0.001
+    assert contrast.cell_p_value < 0.01
+    [fit] = eviction_fit(requests, cells)
+    assert fit.low > 1
+    assert "Evictions explain failures beyond what concurrency does" in evictions_in_words(
+        requests, cells
+    )
+
+
+def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
+    requests, cells = sweep(
+        lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
+        cells_each=40,
+    )  # fmt: skip
+    contrast = evictions_at_equal_concurrency(requests, cells)
+    assert contrast.crude_p_value < 0.001
+    assert contrast.crude_odds_ratio > 1.5
+    assert contrast.low < 1 < contrast.high
+    assert "merely accompany" in evictions_in_words(requests, cells)
+
+
+def test_too_little_data_gets_no_verdict() -> None:
+    requests, cells = sweep(
+        more_with_concurrency,
+        lambda level, evicted: 0.1 + 0.2 * (evicted > 0),
+        cells_each=1,
+        each=4,
+    )
+    assert "not enough" in evictions_in_words(requests, cells)
+
+
+def test_no_evictions_and_no_failures_are_said_as_they_are() -> None:
+    none, cells = sweep(lambda level, rng: 0, lambda level, evicted: 0.3, cells_each=2)
+    assert "No page was evicted" in evictions_in_words(none, cells)
+    assert "explain none" in evictions_in_words(none, cells)
+    fine, cells = sweep(more_with_concurrency, lambda level, evicted: 0.0, cells_each=2)
+    assert "No request failed" in evictions_in_words(fine, cells)
+    rejected = fine.assign(outcome="rejected")
+    assert "No request was accepted" in evictions_in_words(rejected, cells)
+
+
+@pytest.mark.parametrize(
+    ("evicted", "failed", "note"),
+    [
+        ([0, 1, 2, 3], [False] * 4, "no request failed"),
+        ([0, 1, 2, 3], [True] * 4, "every request failed"),
+        ([0, 0, 0, 0], [True, False] * 2, "no request met an eviction"),
+        ([2, 2, 2, 2], [True, False] * 2, "every request met 2 evictions"),
+        ([0, 1, 2, 3], [False, False, True, True], "at least as many"),
+        ([0, 1, 2, 3], [True, True, False, False], "at most as many"),
+    ],
+)
+def test_no_fit_where_there_is_none(evicted: list[int], failed: list[bool], note: str) -> None:
+    cells = pd.DataFrame({"cell_id": ["c"], "release": ["r"], "prefix_sharing": ["trie"]})
+    requests = pd.DataFrame(
+        {"cell_id": "c", "evictions_during": evicted,
+         "outcome": ["wrong" if one else "ok" for one in failed]}
+    )  # fmt: skip
+    [fit] = eviction_fit(requests, cells)
+    assert note in fit.note
+    assert math.isnan(fit.odds_ratio)
+
+
+def test_the_fit_recovers_the_slope_it_was_drawn_with() -> None:
+    slope, base = 0.3, -1.5
+    requests, cells = sweep(
+        lambda level, rng: int(rng.integers(0, 10)),
+        lambda level, evicted: 1 / (1 + math.exp(-(base + slope * evicted))),
+        cells_each=40,
+    )
+    [fit] = eviction_fit(requests, cells)
+    assert fit.low < math.exp(slope) < fit.high
+    assert fit.clustered
+    middle, low, high = fit.curve([0, 5])
+    assert (low < middle).all()
+    assert (middle < high).all()
+    assert middle[0] == pytest.approx(1 / (1 + math.exp(-base)), abs=0.06)
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=60))
+def test_every_number_has_one_bin(numbers: list[int]) -> None:
+    bins = eviction_bins(numbers)
+    for number in numbers:
+        assert sum(first <= number <= last for first, last in bins) == 1
+    assert bins == sorted(bins)
+    assert len(bins) <= 8
+    assert all(last == 0 for first, last in bins if first == 0)
+
+
+def test_rates_count_every_accepted_request_once() -> None:
+    requests, cells = sweep(more_with_concurrency, lambda level, evicted: 0.3, cells_each=3)
+    requests.loc[:9, "outcome"] = "rejected"
+    rates = eviction_rates(requests, cells)
+    assert rates["n"].sum() == len(requests) - 10
+    assert rates["failures"].sum() == (requests["outcome"] == "wrong").sum()
+    assert ((rates["low"] <= rates["rate"]) & (rates["rate"] <= rates["high"])).all()
