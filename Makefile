@@ -49,6 +49,7 @@ lint: $(VENV)/.ready ## Check style, types and that notebooks are stripped
 
 bench: setup ## Measure what watching costs, side by side in one process
 	@for b in benchmarks/bench_*.py; do $(BIN)/python "$$b"; done
+	for r in $(filter-out 3.1.0,$(RELEASES)); do .venvs/$$r/bin/python benchmarks/bench_observe.py; done
 
 lock: $(VENV)/.ready ## Compile the lock files anew from pyproject.toml (RELEASES="...")
 	@$(BIN)/python -c 'import sys; from analysis.releases import lock; lock(sys.argv[1:])' $(RELEASES)

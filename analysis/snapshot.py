@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 if TYPE_CHECKING:
     from analysis.snapshot_change import Change
@@ -222,6 +221,8 @@ class Snapshot:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Snapshot:
         """Return the snapshot of a row of the table `snapshots`; the free list comes sorted."""
+        import pandas as pd  # slow to import, and cells of a sweep do without
+
         states = np.frombuffer(row["states"].encode(), dtype=np.uint8)
         nodes = tuple(
             Node(node, parent, page, tuple(tokens), ref_count, leaf)

@@ -8,8 +8,10 @@ percentile latencies to the unobserved ones, with 95% bootstrap intervals over t
 from __future__ import annotations
 
 import contextlib
+import time
 
 import numpy as np
+import psutil
 
 from analysis import Engine, EngineConfig
 from analysis.observe import Recording, observe
@@ -46,6 +48,19 @@ def ratio(ours: np.ndarray, theirs: np.ndarray, quantile: float) -> str:
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
+def event_cost(engine: Engine, count: int = 100_000) -> str:
+    """Time and memory of one event, told while nothing else happens."""
+    with observe(engine, snapshots=False, memory_every_s=0) as recording:
+        recorder = recording._recorder
+        pages = [[number % 512, 3, 5] for number in range(count)]
+        before, started = psutil.Process().memory_info().rss, time.perf_counter()
+        for held in pages:
+            recorder.event("hold", request_id="r", pages=held)
+        seconds = time.perf_counter() - started
+        grown = psutil.Process().memory_info().rss - before
+    return f"an event takes {1e6 * seconds / count:.1f} us and {grown / count:.0f} bytes"
+
+
 def main() -> None:
     latencies: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     events = requests = 0
@@ -60,12 +75,14 @@ def main() -> None:
                 if recording is not None:
                     events += recording.sizes()["events"]
                     requests += len(seconds)
+        cost = event_cost(engine)
     arrays = {way: np.array(latencies[way]) for way in WAYS}
     base = arrays[WAYS[0]]
     print(
         f"shortfin {engine.release}, {ROWS} at once, {TOKENS} tokens, {BLOCKS} blocks of"
         f" {WAVES * ROWS} requests a way: unobserved median {1e3 * np.median(base):.1f} ms,"
-        f" p99 {1e3 * np.quantile(base, 0.99):.1f} ms; {events / requests:.0f} events a request"
+        f" p99 {1e3 * np.quantile(base, 0.99):.1f} ms; {events / requests:.0f} events a request;"
+        f" {cost}"
     )
     for way in WAYS[1:]:
         print(

@@ -45,9 +45,7 @@ def observe(
     )
     engine.watch(recorder)
     try:
-        first = recorder.snapshot("asked", None, 1.0)
-        for request_id, pages in first.state.holdings.items():
-            recorder._held.setdefault(request_id, frozenset(pages))
+        recorder.begins_with(recorder.snapshot("asked", None, 1.0))
         engine.listeners.append(recorder)
         with _memory(recorder, memory_every_s):
             yield Recording(recorder)

@@ -163,6 +163,11 @@ class Recorder:
              detail, stack)
         )  # fmt: skip
 
+    def begins_with(self, first: Snapshot) -> None:
+        """Take note of what requests held already when the recording began."""
+        for request_id, pages in first.state.holdings.items():
+            self._held.setdefault(request_id, frozenset(pages))
+
     def holds(self, request_id: str, pages: Iterable[int]) -> None:
         """Keep what a request came to hold, and what it holds no longer."""
         now, before = frozenset(pages), self._held.get(request_id, frozenset())
