@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Engine", "EngineConfig", "load_run", "observe"]
 
-_HOMES = {"Engine": "analysis.engine", "EngineConfig": "analysis.engine",
-          "load_run": "analysis.store", "observe": "analysis.observe"}  # fmt: skip
+_HOMES = {
+    "Engine": "analysis.engine",
+    "EngineConfig": "analysis.engine",
+    "load_run": "analysis.store",
+}
+_ROOMS = ("observe",)
+"""Rooms that can be called by their own name, for that is what each of them is for."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

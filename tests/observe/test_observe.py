@@ -254,6 +254,61 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
     assert "planted" in said["shown"][0]
 
 
+@pytest.mark.parametrize("sharing", ["none", "trie"])
+def test_an_engine_at_work_can_be_observed_from_now_on(
+    child: ChildRunner, release: str, sharing: str
+) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing=sharing)
+        + """
+import time
+from analysis.observe.replay import Replay, differences
+with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+    wrong, held, faults, rounds = [], 0, [], 0
+    for turn in range(6):
+        futures = [engine.submit(p, 40) for p in PROMPTS]
+        time.sleep(0.04 + 0.02 * turn)
+        with observe(engine) as recording:
+            held += len(recording.taken[0].holders)
+            outcomes = [f.result().outcome for f in futures]
+        faults += recording.faults
+        replay = Replay(recording.taken[0])
+        for seen in recording.taken[1:]:
+            if seen.consistent:
+                rounds += 1
+                wrong += differences(replay.apply(recording.events, seen.seq).snapshot(), seen)
+    say({"wrong": wrong[:5], "held": held, "faults": faults, "rounds": rounds})
+""",
+        timeout_s=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said["wrong"] == []
+    assert done.said["faults"] == []
+    assert done.said["rounds"] > 6
+    assert done.said["held"] > 0
+
+
+@pytest.mark.parametrize("first", ["", "import analysis.observe.replay"])
+def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
+    done = child(
+        "3.9.0",
+        f"""
+        {first or "pass"}
+        from analysis import observe
+        import analysis
+        from analysis.observe import observe as function, Recording
+        with Engine() as engine:
+            with observe(engine, snapshots=False) as recording:
+                engine.generate("1 2 3 ", 2)
+            same = analysis.observe is observe
+            say([isinstance(recording, Recording), len(recording.flights), same])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == [True, 2, True]
+
+
 def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
     done = child(
         "3.1.0",

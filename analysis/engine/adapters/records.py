@@ -39,6 +39,11 @@ class _Live:
     seen: tuple[Any, ...] = ()
     """What of the manager's pages was told last."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether one of its records was given back, which is the last thing a decoder does."""
+        return any(record is None for record in self.decoder._allocated_cach_recs.values())
+
     def moved(self) -> bool:
         """Tell whether the manager's pages changed; most steps stay on their page."""
         beams = [beam[-1:] for beam in self.manager._beam_page_ids]
@@ -53,7 +58,7 @@ class _Live:
         """
         records = list(self.decoder._allocated_cach_recs.values())
         held: dict[int, None] = {}
-        if not any(record is None for record in records):
+        if not self.is_over:
             for record in records:
                 held.update(dict.fromkeys(indices(record.pages)))
             if self.manager is not None:
@@ -168,34 +173,59 @@ class RecordProbe(CacheProbe):
 
         hooks.around_task(LlmDecoder, "run", before=started, after=ended)
 
+    def _request_of(self, part: Any) -> str | None:
+        """Return the request that a decoder or a page manager works for.
+
+        Its task knows, unless it had begun before the hooks were there.
+        """
+        if (request := CURRENT_REQUEST.get()) is not None:
+            return request
+        if isinstance(part, LlmDecoder):
+            self._live.setdefault(part._rid, _Live(part))
+            return str(part._rid)
+        for request, live in list(self._live.items()):
+            if live.manager is part or (live.manager is None and _serves(part, live.decoder)):
+                live.manager = part
+                return request
+        return None
+
     def _hook_decoder(self, hooks: Hooks) -> None:
         """After each step that can change what a request holds, tell what it holds."""
 
-        def held(state: Any, result: Any, error: Any, *args: Any, **named: Any) -> None:
-            request = CURRENT_REQUEST.get()
-            live = self._live.get(request) if request is not None else None
-            if request is not None and live is not None:
-                hooks.watcher.holds(request, live.pages())
+        def who(part: Any, *args: Any, **named: Any) -> str | None:
+            return self._request_of(part)
+
+        def held(state: Any, result: Any, error: Any, part: Any, *a: Any, **k: Any) -> None:
+            request = self._request_of(part)
+            live = self._live.get(request or "")
+            if request is None or live is None:
+                return
+            pages = live.pages()
+            hooks.watcher.holds(request, pages)
+            if not pages and live.is_over and CURRENT_REQUEST.get() is None:
+                self._live.pop(request, None)  # nobody else tells its end
 
         def stepped(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
-            live = self._live.get(CURRENT_REQUEST.get() or "")
+            live = self._live.get(self._request_of(manager) or "")
             if live is not None and (live.manager is not manager or live.moved()):
-                held(state, result, error)
+                held(state, result, error, manager)
 
-        def managed(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
-            request = CURRENT_REQUEST.get()
-            if request is not None and request in self._live:
-                self._live[request].manager = manager
-            held(state, result, error)
+        def made(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
+            live = self._live.get(self._request_of(manager) or "")
+            if live is not None:
+                live.manager = manager
+            held(state, result, error, manager)
 
         def of_decoder(decoder: Any, *args: Any, **named: Any) -> bool:
             return decoder._page_cache is self.cache
 
         def of_manager(manager: Any, *args: Any, **named: Any) -> bool:
-            cache = getattr(manager, "_page_cache", None) or named.get("page_cache", args[:1])
-            return cache is self.cache or cache == (self.cache,)
+            return manager._page_cache is self.cache
 
-        def who(*args: Any, **named: Any) -> str | None:
+        def of_new_manager(manager: Any, page_cache: Any, *args: Any, **named: Any) -> bool:
+            return page_cache is self.cache
+
+        def new_for(manager: Any, *args: Any, **named: Any) -> str | None:
             return CURRENT_REQUEST.get()
 
         for name in ("create_prefill_req", "create_decode_reqs", "publish_request",
@@ -203,7 +233,7 @@ class RecordProbe(CacheProbe):
             hooks.around(LlmDecoder, name, mine=of_decoder, who=who, after=held)
         hooks.around(PageManager, "update_decode_reqs", mine=of_manager, who=who, after=stepped)
         hooks.around(PageManager, "release_pages", mine=of_manager, who=who, after=held)
-        hooks.around(PageManager, "__init__", mine=of_manager, who=who, after=managed)
+        hooks.around(PageManager, "__init__", mine=of_new_manager, who=new_for, after=made)
 
 
 def _serves(manager: Any, decoder: Any) -> bool:
