@@ -138,7 +138,7 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("end_seq", _INT, "its place among the events: when it ended"),
             _maybe("thread", _TEXT, "worker that called it"),
             _maybe("t_s", _REAL, "when it started, since the engine started", "s"),
-            _maybe("duration_s", _REAL, "how long it took", "s"),
+            _maybe("duration_s", _REAL, "until the engine had its results", "s"),
             _maybe("error", _TEXT, "the error that the call raised"),
         ]
     ),

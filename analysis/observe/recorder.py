@@ -154,8 +154,12 @@ class Recorder:
             return
         here = self._here
         here.told += 1
-        operation, owner = here.operations[-1] if here.operations else (None, None)
-        seq, t_ns = place or self.reserve()
+        operations = here.operations
+        operation, owner = operations[-1] if operations else (None, None)
+        if place is None:
+            seq, t_ns = next(self._seq), time.monotonic_ns() - self._started_ns
+        else:
+            seq, t_ns = place
         stack = _stack() if self.stacks else None
         self.events.append(
             (seq, t_ns, here.name or self._name(), request_id or owner, operation, kind, pages,

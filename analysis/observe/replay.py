@@ -118,12 +118,13 @@ def differences(told: Snapshot, seen: Snapshot) -> list[str]:
     pages = [p for p in range(seen.page_count) if told.states[p] != seen.states[p]]
     if pages:
         found.append(f"pages {pages} are told {told.states[pages]} and seen {seen.states[pages]}")
-    if told.holders != seen.holders:
-        found.append(f"holders are told {told.holders} and seen {seen.holders}")
+    mine, theirs = ({page: set(r) for page, r in s.holders.items()} for s in (told, seen))
+    if mine != theirs:
+        found.append(f"holders are told {mine} and seen {theirs}")
     if set(told.state.duplicates) != set(seen.state.duplicates):
         found.append(f"duplicates: {told.state.duplicates} and {seen.state.duplicates}")
-    mine, theirs = ({node.node: node for node in s.nodes} for s in (told, seen))
-    for number in sorted(set(mine) | set(theirs)):
-        if mine.get(number) != theirs.get(number):
-            found.append(f"node {number}: {mine.get(number)} and {theirs.get(number)}")
+    ours, others = ({node.node: node for node in s.nodes} for s in (told, seen))
+    for number in sorted(set(ours) | set(others)):
+        if ours.get(number) != others.get(number):
+            found.append(f"node {number}: {ours.get(number)} and {others.get(number)}")
     return found

@@ -45,6 +45,7 @@ class AllocationProbe(CacheProbe):
         # By identity; the objects are kept so that no identity comes twice.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
+        self._in_the_air: dict[int, tuple[Any, str, Sequence[Any]]] = {}
 
     def holdings(self) -> dict[str, list[int]]:
         held: dict[str, dict[int, None]] = {}
@@ -100,7 +101,17 @@ class AllocationProbe(CacheProbe):
         def flying(process: Any) -> None:
             CURRENT_FLIGHT.set(process)
 
-        hooks.around_task(components.InferenceExecutorProcess, "run", before=flying)
+        def landed(state: Any, process: Any) -> None:
+            flown = self._in_the_air.pop(id(process), None)
+            if flown is not None:
+                self.land(*flown, None)
+
+        hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
+        hooks.also(self._in_the_air.clear)
+
+    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any]) -> None:
+        # Its process ends when every row's logits are on the host.
+        self._in_the_air[id(CURRENT_FLIGHT.get())] = flight, phase, arguments
 
     def flight_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]
@@ -161,6 +172,8 @@ class AllocationProbe(CacheProbe):
             ("publish_pages_for_tokens", "publish"),
             ("release_pages", "release"),
         ):
+            if kind is BasePagedAttentionCacheAllocation and operation == "publish":
+                continue  # it does nothing, for every token of every request
             hooks.around(kind, name, operation, mine=mine, who=who, after=done)
 
     def _held(self, request: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
 import threading
@@ -94,7 +93,6 @@ class CacheProbe(ABC):
         self.watcher: Watcher | None = None
         self._hooks: Hooks | None = None
         self._thread = threading.local()
-        self._landing: set[asyncio.Task[None]] = set()
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
 
@@ -286,8 +284,7 @@ class CacheProbe(ABC):
                 before=lambda count, name=name: name,
                 after=counted,
             )
-        for node in self._walk(self.cache.root):
-            del node  # walking numbers every node that is there already
+        self.read()  # numbers every node that is there already
         self._hook_leaves(hooks)
 
     def _hook_leaves(self, hooks: Hooks) -> None:
@@ -395,30 +392,19 @@ class CacheProbe(ABC):
                 self.land(flight, phase, arguments, error)
                 raise
             try:
-                self.await_landing(flight, phase, arguments, fiber)
+                self.await_landing(flight, phase, arguments)
             except Exception as error:
                 watcher.fault(error)
             return results
 
         return fly
 
-    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
-        """Have the flight told when the device is done with it, without holding up the engine.
+    @abstractmethod
+    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any]) -> None:
+        """Have `land` called once the engine itself has waited for the device.
 
-        Here a task waits for the device, and meanwhile keeps the arrays.
+        Until then the arrays must be kept, and hold what the device got.
         """
-        landed = self._landed(flight, phase, arguments, fiber)
-        task = asyncio.get_running_loop().create_task(landed)
-        self._landing.add(task)
-        task.add_done_callback(self._landing.discard)
-
-    async def _landed(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
-        try:
-            await fiber.device(0)
-        except Exception as error:
-            self.land(flight, phase, arguments, error)
-        else:
-            self.land(flight, phase, arguments, None)
 
     def land(
         self, flight: Any, phase: str, arguments: Sequence[Any], error: BaseException | None

@@ -139,8 +139,8 @@ class RecordProbe(CacheProbe):
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
-    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any], fiber: Any) -> None:
-        # The engine itself waits for the device, and then gives the arrays back for the next call.
+    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any]) -> None:
+        # When the device is done, the arrays are given back for the next call.
         self._in_the_air[id(arguments[0])] = flight, phase, arguments
 
     def _hook_landing(self, hooks: Hooks) -> None:
