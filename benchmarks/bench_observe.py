@@ -16,8 +16,8 @@ import psutil
 from analysis import Engine, EngineConfig
 from analysis.observe import Recording, observe
 
-BLOCKS, WAVES, ROWS, TOKENS = 60, 2, 8, 8
-PROMPT = "10 20 30 40 50 60 "  # with its answer it stays within two pages
+BLOCKS, WAVES, ROWS, TOKENS = 100, 2, 8, 15
+PROMPT = "10 20 30 40 "  # with its answer it stays within two pages
 WAYS = ("unobserved", "events and flights", "with snapshots")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from support import ROOT
 
 from analysis import report
 from analysis.errors import CachelabError
@@ -203,3 +205,13 @@ def test_an_answer_is_written_whole(tmp_path: Path) -> None:
     path = report.write_answer(tmp_path, "Yes.", cells=3)
     assert json.loads(path.read_text()) == {"answer": "Yes.", "cells": 3}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_index_charts_one_notebook_alone(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(ROOT / "data" / "reference", tmp_path / name / "run")
+    first, second = ({"notebook": n, "run": r} for n, r in (("01", "first"), ("03", "second")))
+    alone = report._chart(tmp_path, [first])
+    assert alone is not None
+    assert report._chart(tmp_path, [second, first]) == alone
+    assert report._chart(tmp_path, [{"notebook": "02", "run": "none"}]) is None

@@ -206,7 +206,18 @@ def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _chart(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Draw the failure rates of all pages' runs together; None if there are no two to compare."""
+    """Draw the failure rates of the first notebook that has runs of two releases to compare.
+
+    Those of others would not compare with them: they ask other things of other engines.
+    """
+    for notebook in sorted({str(entry["notebook"]) for entry in entries}):
+        chart = _chart_of(out, [entry for entry in entries if entry["notebook"] == notebook])
+        if chart is not None:
+            return chart
+    return None
+
+
+def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
     from analysis.figures import failure_rate, show
 
     runs = []
