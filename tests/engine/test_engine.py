@@ -256,3 +256,21 @@ def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
     assert "token ids" in ids
     assert "not running" in closed
     assert "new Engine" in twice
+
+
+def test_what_the_engine_logs_in_python_is_kept_and_not_sprayed(child: ChildRunner) -> None:
+    done = child(
+        "3.9.0",
+        """
+        logs = []
+        for _ in range(2):  # the second one too: the first must not leave a handler behind
+            with Engine(EngineConfig(page_count=8)) as engine:
+                # Its answer enters a second page, and the engine then wants a block of eight.
+                engine.generate("100 101 102 ", 8, timeout_s=3)
+                logs.append("CacheAllocationFailure" in engine.log)
+        say(logs)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == [True, True]
+    assert done.stderr == ""
