@@ -153,6 +153,13 @@ class AllocationProbe(CacheProbe):
         def mine(allocation: Any, *rest: Any, **named: Any) -> bool:
             return id(allocation) in notes or self._is_ours(allocation)
 
+        stride = self.cache.tokens_per_page
+
+        def grows(allocation: Any, tokens: Any, *, extra_token_slots: int = 0) -> bool:
+            # Asked for every token of every request; nothing happens while its pages suffice.
+            room = len(allocation._pages) * stride
+            return len(tokens) + extra_token_slots > room and mine(allocation)
+
         def who(allocation: Any, *rest: Any, **named: Any) -> str | None:
             note = notes.get(id(allocation))
             return None if note is None else note.request
@@ -172,9 +179,11 @@ class AllocationProbe(CacheProbe):
             ("publish_pages_for_tokens", "publish"),
             ("release_pages", "release"),
         ):
-            if kind is BasePagedAttentionCacheAllocation and operation == "publish":
+            plain = kind is BasePagedAttentionCacheAllocation
+            if plain and operation == "publish":
                 continue  # it does nothing, for every token of every request
-            hooks.around(kind, name, operation, mine=mine, who=who, after=done)
+            ours = grows if plain and operation == "extend" else mine
+            hooks.around(kind, name, operation, mine=ours, who=who, after=done)
 
     def _held(self, request: str) -> None:
         """Tell what a request holds now."""
