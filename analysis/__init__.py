@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from analysis.engine import Engine, EngineConfig
     from analysis.observe import observe
+    from analysis.sanitize import sanitize
     from analysis.store import load_run
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "EngineConfig", "load_run", "observe"]
+__all__ = ["Engine", "EngineConfig", "load_run", "observe", "sanitize"]
 
 _HOMES = {
     "Engine": "analysis.engine",
     "EngineConfig": "analysis.engine",
     "load_run": "analysis.store",
 }
-_ROOMS = ("observe",)
+_ROOMS = ("observe", "sanitize")
 """Rooms that can be called by their own name, for that is what each of them is for."""
 
 

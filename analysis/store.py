@@ -18,13 +18,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -38,6 +39,7 @@ __all__ = [
     "TABLES",
     "Run",
     "RunWriter",
+    "cell_tables",
     "describe",
     "join_runs",
     "load_run",
@@ -198,6 +200,31 @@ def load_run(path: str | Path) -> Run:
         for name, files in _table_files(path).items()
     }
     return Run(path=path, manifest=manifest, **frames)
+
+
+def cell_tables(
+    path: str | Path, names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, pa.Table]]]:
+    """Yield the id of each cell of the run at `path` with those of its tables that it has.
+
+    One cell at a time is in memory. Raises RunError as `load_run` does.
+    """
+    path = Path(path)
+    if _is_packed(path):
+        whole = {n: _read(f, TABLES[n]) for n, f in _table_files(path).items() if n in names and f}
+        ids = _read([path / "cells.parquet"], TABLES["cells"])["cell_id"].to_pylist()
+        for cell_id in ids:
+            yield cell_id, {
+                name: part
+                for name, table in whole.items()
+                if (part := table.filter(pc.field("cell_id") == cell_id)).num_rows
+            }
+        return
+    for directory in _cell_directories(path):
+        files = {name: directory / f"{name}.parquet" for name in names}
+        yield directory.name, {
+            name: _read([file], TABLES[name]) for name, file in files.items() if file.is_file()
+        }
 
 
 def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

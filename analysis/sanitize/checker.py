@@ -1,0 +1,159 @@
+"""Leads the stream of events and flights of one engine past the rules, in order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from analysis.sanitize.findings import Finding, Findings
+from analysis.sanitize.passage import Passage
+from analysis.sanitize.rules import RULES, Rule
+from analysis.sanitize.rules.tables import SharedPages
+from analysis.sanitize.scene import scene_of
+from analysis.sanitize.world import Event, Flight, World
+from analysis.snapshot import Snapshot
+from analysis.tables import EVENT_KINDS
+
+Ask = Callable[[World, Event], Iterable[Finding]]
+
+
+class Checker:
+    """Takes events, flights and snapshots in any order and checks them in that of their `seq`.
+
+    Every place in the sequence belongs to an event, to a flight's start, or to its end. A flight
+    is checked where it started, since its arguments are what they were then; it can be only once
+    they are known, so what comes after waits for it.
+    """
+
+    def __init__(
+        self, first: Snapshot, stride: int, *, rules: Iterable[type[Rule]] = RULES
+    ) -> None:
+        self.world = World(first, stride)
+        self.findings = Findings()
+        self._rules = [rule() for rule in rules]
+        self._before, self._after = self._handlers("on_"), self._handlers("after_")
+        self._next = self.world.seq + 1
+        self._waiting: list[tuple[int, Any]] = []
+        self._snapshots: dict[int, Snapshot] = {}
+
+    def _handlers(self, prefix: str) -> dict[str, list[tuple[Rule, Ask]]]:
+        handlers: dict[str, list[tuple[Rule, Ask]]] = {}
+        for kind in EVENT_KINDS:
+            for rule in self._rules:
+                if (method := getattr(rule, f"{prefix}{kind}", None)) is not None:
+                    handlers.setdefault(kind, []).append((rule, method))
+        return handlers
+
+    # -- the stream ------------------------------------------------------------------------
+
+    def put(self, seq: int, item: Event | Flight | None) -> None:
+        """Take an item for its place; None for one that stays empty or is a flight's end."""
+        if seq >= self._next:
+            heapq.heappush(self._waiting, (seq, _Item(item)))
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Take a snapshot, to be compared when its event has come."""
+        if snapshot.seq is not None:
+            self._snapshots[snapshot.seq] = snapshot
+
+    def go(self, *, whole: bool = False) -> int:
+        """Check what has its turn and return how much that was; with `whole`, over all gaps."""
+        done = 0
+        while self._waiting and (whole or self._waiting[0][0] <= self._next):
+            seq, item = heapq.heappop(self._waiting)
+            self._next = max(self._next, seq + 1)
+            self._check(item.value)
+            done += 1
+        return done
+
+    def go_over_gap(self) -> None:
+        """Leave the place out that everything waits for."""
+        if self._waiting:
+            self._next = max(self._next, self._waiting[0][0])
+
+    @property
+    def waits_for(self) -> int | None:
+        """The place that must be filled before anything can go on; None if nothing waits."""
+        return self._next if self._waiting else None
+
+    def finish(self) -> Findings:
+        """Check what is left, and what the whole has come to."""
+        self.go(whole=True)
+        for rule in self._rules:
+            for finding in rule.finish(self.world):
+                self._add(rule, finding, None)
+        return self.findings
+
+    # -- checking --------------------------------------------------------------------------
+
+    def _check(self, item: Event | Flight | None) -> None:
+        if isinstance(item, Event):
+            self._event(item)
+        elif item is not None:
+            self._flight(item)
+
+    def _event(self, event: Event) -> None:
+        for rule, ask in self._before.get(event.kind, ()):
+            for finding in ask(self.world, event):
+                self._add(rule, finding, event)
+        self.world.step(event)
+        for rule, ask in self._after.get(event.kind, ()):
+            for finding in ask(self.world, event):
+                self._add(rule, finding, event)
+        self.findings.events += 1
+        if event.kind == "snapshot":
+            self._snapshot(event)
+
+    def _snapshot(self, event: Event) -> None:
+        snapshot = self._snapshots.pop(event.seq, None)
+        if snapshot is None or not snapshot.consistent or self.world.under_way:
+            return
+        if self.world.strangers & self.world.held.keys():
+            return
+        for rule in self._rules:
+            for finding in rule.rest(self.world, snapshot):
+                self._add(rule, finding, event)
+
+    def _flight(self, flight: Flight) -> None:
+        self.world.flights_begun = flight.flight_id
+        if len(set(flight.request_ids)) < len(flight.request_ids):
+            self.findings.note("Several beams of one request share its name and are not followed.")
+        passage = Passage(self.world, flight)
+        self.world.seq = flight.seq
+        self.findings.flights += 1
+        self.findings.slots_read += int(passage.reads.sum())
+        for rule in self._rules:
+            for finding in rule.flight(self.world, passage):
+                self._add(rule, finding, flight, passage)
+            if isinstance(rule, SharedPages):
+                self.findings.rewritten = rule.rewritten
+
+    def _add(
+        self,
+        rule: Rule,
+        finding: Finding,
+        at: Event | Flight | None,
+        passage: Passage | None = None,
+    ) -> None:
+        finding.rule, finding.sentence = rule.name, rule.sentence
+        if isinstance(at, Flight):
+            finding.seq, finding.flight_id, finding.t_s = at.seq, at.flight_id, at.t_s
+            finding.thread, finding.operation = at.thread, at.phase
+        elif at is not None:
+            finding.seq, finding.t_s, finding.thread = at.seq, at.t_ns / 1e9, at.thread
+            finding.stack, finding.operation = at.stack, at.operation
+        if self.findings.add(finding):
+            finding.scene = scene_of(self.world, finding, passage)
+
+
+class _Item:
+    """Keeps the heap from comparing what stands at one place."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Event | Flight | None) -> None:
+        self.value = value
+
+    def __lt__(self, other: object) -> bool:
+        return False

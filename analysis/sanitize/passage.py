@@ -1,0 +1,227 @@
+"""One flight as the compiled model does it: first its writes, then its reads, all rows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.sanitize.shadow import (
+    NOBODY,
+    NOTHING,
+    PADDING,
+    UNKNOWN,
+    Hashes,
+    Ints,
+    prefix_hashes,
+)
+from analysis.sanitize.world import Flight, Sequence, World
+
+OUTSIDE = -1
+"""A slot that lies outside of the row's block table, or on a page that does not exist."""
+
+
+class Passage:
+    """A flight going through the shadow.
+
+    Making one takes note of all that the flight writes; its arrays are what the rules look at.
+    Rows beyond `flight.real` are padding. It costs as much as the flight has slots, however large
+    the pool is.
+    """
+
+    def __init__(self, world: World, flight: Flight) -> None:
+        self.world, self.flight = world, flight
+        self.sequences: list[Sequence | None] = _sequences(world, flight)
+        """Of each real row; None where nothing is known of it."""
+        real = flight.real
+        rows, width = flight.tokens.shape
+        self.first: Ints = np.zeros(rows, np.int64) if flight.starts is None else flight.starts
+        """First position that each row writes, [rows]."""
+        self._resume()
+        self.due_first = [-1 if s is None else _next(s, flight) for s in self.sequences]
+        """Where each real row's sequence stands."""
+        self.due_tokens = [None if s is None else _due_tokens(s, flight) for s in self.sequences]
+        """The tokens that it is to go on with, where they are known."""
+        positions = self.first[:, None] + np.arange(width)
+        if flight.phase == "decode":
+            self.tokens_of = np.ones(rows, dtype=np.int64)
+        else:
+            self.tokens_of = np.clip(flight.seq_lens - self.first, 0, width)
+        """Tokens of each row that are no padding, as it flew, [rows]."""
+        self.tokens_of[real:] = 0
+        self.write_slots = self._slots(positions)
+        """[rows, width]"""
+        self.wrong_tokens: list[int | None] = [
+            self._wrong_token(row, due) for row, due in enumerate(self.due_tokens)
+        ]
+        """First position at which a real row flew with a token that is not its own."""
+        self.write_content = self._contents(positions)
+        written = self.write_slots >= 0
+        self.before = np.where(written, world.shadow.content[self.write_slots], UNKNOWN)
+        """What stood in the slots before, [rows, width]."""
+        self.writer_before = np.where(written, world.shadow.writer[self.write_slots], NOBODY)
+        self.position_before = np.where(written, world.shadow.position[self.write_slots], -1)
+        self._write(positions, written)
+        self._advance()
+        self._read()
+
+        shadow = world.shadow
+        held = shadow.content[self.read_slots]
+        strange = (held != self.expected) & (held != UNKNOWN)
+        known = np.array([s is not None for s in self.sequences], dtype=bool)[:, None]
+        own = self.reads & ~self.beyond & known
+        self.wrong = own & strange
+        """Slots that a row attends to and that hold something else than its own prefix."""
+        self.inherited = own & ~strange & shadow.tainted[self.read_slots]
+        """Slots that hold the row's own prefix, but computed from wrong data."""
+        if flight.phase == "decode" and self.inherited.size:
+            # What it has just written itself is not an inheritance.
+            self.inherited &= self.read_slots != self.write_slots[:real, :1]
+        self._taint()
+
+    def _resume(self) -> None:
+        """Give a sequence that begins behind a cached prefix the tokens of that prefix."""
+        for row, sequence in enumerate(self.sequences if self.flight.phase == "prefill" else ()):
+            first = int(self.first[row])
+            if sequence is not None and sequence.prompt and sequence.length < first:
+                sequence.restart(np.array(sequence.prompt[:first], dtype=np.int64), 0)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _slots(self, positions: Ints) -> Ints:
+        """Return the slot of each position through each row's own block table."""
+        tables, stride = self.flight.tables, self.world.stride
+        blocks = positions // stride
+        inside = (blocks >= 0) & (blocks < tables.shape[1])
+        pages = np.take_along_axis(tables, np.clip(blocks, 0, tables.shape[1] - 1), axis=1)
+        inside &= (pages >= 0) & (pages < self.world.page_count)
+        slots: Ints = np.where(inside, pages * stride + positions % stride, OUTSIDE)
+        return slots
+
+    def _contents(self, positions: Ints) -> Hashes:
+        """Return what each row writes: prefixes of what it flew with, or padding."""
+        flight = self.flight
+        contents = np.full(self.write_slots.shape, PADDING, dtype=np.uint64)
+        for row, sequence in enumerate(self.sequences):
+            count, first = int(self.tokens_of[row]), int(self.first[row])
+            if sequence is None:
+                contents[row] = UNKNOWN
+            else:
+                tokens = flight.tokens[row, :count]
+                contents[row, :count] = prefix_hashes(tokens, first, sequence.hash_before(first))
+        return contents
+
+    def _write(self, positions: Ints, written: npt.NDArray[np.bool_]) -> None:
+        shadow, real = self.world.shadow, self.flight.real
+        writers = np.full(len(positions), NOBODY, dtype=np.int32)
+        writers[:real] = [NOBODY if s is None else s.number for s in self.sequences]
+        slots = self.write_slots[written]
+        shadow.content[slots] = self.write_content[written]
+        shadow.writer[slots] = np.broadcast_to(writers[:, None], positions.shape)[written]
+        shadow.position[slots] = positions[written]
+        shadow.flight[slots] = self.flight.flight_id
+        shadow.tainted[slots] = False
+
+    def _wrong_token(self, row: int, due: Ints | None) -> int | None:
+        if due is None:
+            return None
+        flown = self.flight.tokens[row, : int(self.tokens_of[row])]
+        both = min(len(due), len(flown))
+        unlike = np.flatnonzero(due[:both] != flown[:both])
+        return int(self.first[row]) + int(unlike[0]) if len(unlike) else None
+
+    def _advance(self) -> None:
+        """Move each sequence on as it should be, whatever was flown."""
+        for row, sequence in enumerate(self.sequences):
+            if sequence is None:
+                continue
+            sequence.takeoffs += 1
+            due, first = self.due_tokens[row], self.due_first[row]
+            flown = self.flight.tokens[row, : int(self.tokens_of[row])]
+            if self.flight.phase == "decode":
+                sequence.append(int(due[0] if due is not None else flown[0]))
+            else:
+                sequence.restart(flown if due is None else due, first)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        flight, stride, real = self.flight, self.world.stride, self.flight.real
+        size = flight.tables.shape[1] * stride
+        lengths = flight.seq_lens[:real] if flight.phase == "decode" else self.first[:real]
+        width = int(min(max(lengths, default=0), size))
+        positions = np.arange(width)
+        self.reads = positions[None, :] < lengths[:, None]
+        """Which slots each real row attends to through the cache, [real, width]."""
+        self.read_slots = self._slots(np.broadcast_to(positions, (len(flight.tables), width)))[
+            :real
+        ]
+        self.reads &= self.read_slots >= 0
+        self.expected = np.full((real, width), NOTHING, dtype=np.uint64)
+        """The hash that each slot should hold."""
+        self.lengths = [0 if s is None else s.length for s in self.sequences]
+        """Own length of each real row, this flight's tokens included."""
+        for row, sequence in enumerate(self.sequences):
+            if sequence is not None:
+                count = min(width, sequence.length)
+                self.expected[row, :count] = sequence.hashes[:count]
+        own = np.array(self.lengths, dtype=np.int64)
+        self.beyond = self.reads & (positions[None, :] >= own[:, None])
+        """Slots past the row's own length that it attends to all the same."""
+        self.beyond[[row for row, s in enumerate(self.sequences) if s is None]] = False
+
+    def _taint(self) -> None:
+        """Mark what rows wrote that had read something wrong."""
+        real = self.flight.real
+        bad = self.wrong.any(axis=1) | self.inherited.any(axis=1) | self.beyond.any(axis=1)
+        for row, sequence in enumerate(self.sequences):
+            if sequence is not None and (
+                self.wrong_tokens[row] is not None or self.has_wrong_place(row)
+            ):
+                bad[row] = True
+        slots = self.write_slots[:real][bad]
+        self.world.shadow.tainted[slots[slots >= 0]] = True
+
+    # -- what the rules ask ----------------------------------------------------------------
+
+    def has_wrong_place(self, row: int) -> bool:
+        """Tell whether a row flew from another position than where its sequence stands."""
+        return self.due_first[row] >= 0 and int(self.first[row]) != self.due_first[row]
+
+    def known_rows(self) -> list[tuple[int, Sequence]]:
+        """Return the real rows of which something is known."""
+        return [(row, s) for row, s in enumerate(self.sequences) if s is not None]
+
+    def pages_of(self, row: int) -> tuple[int, ...]:
+        """Return the part of a row's block table that its own length needs."""
+        blocks = -(-self.lengths[row] // self.world.stride)
+        return tuple(self.flight.tables[row, :blocks].tolist())
+
+
+def _sequences(world: World, flight: Flight) -> list[Sequence | None]:
+    ids = flight.request_ids
+    if len(set(ids)) == len(ids):
+        return [world.last_of.get(request_id) for request_id in ids]
+    # Beams share a request's name, and are not followed.
+    return [world.last_of.get(r) if ids.count(r) == 1 else None for r in ids]
+
+
+def _next(sequence: Sequence, flight: Flight) -> int:
+    """Return the position that a sequence has come to."""
+    if flight.phase == "decode":
+        return sequence.length
+    return 0 if flight.starts is None else sequence.length
+
+
+def _due_tokens(sequence: Sequence, flight: Flight) -> Ints | None:
+    """Return the tokens that a sequence is to go on with."""
+    if sequence.prompt is None:
+        return None
+    if flight.phase == "prefill":
+        prompt = np.array(sequence.prompt, dtype=np.int64)
+        if flight.starts is None:
+            return prompt
+        row = flight.request_ids.index(sequence.request_id)
+        return prompt[int(flight.starts[row]) : int(flight.seq_lens[row])]
+    place = sequence.length - len(sequence.prompt)
+    token = sequence.answer[place] if 0 <= place < len(sequence.answer) else None
+    return None if token is None else np.array([token], dtype=np.int64)

@@ -1,0 +1,30 @@
+"""What a rule is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from analysis.sanitize.findings import Finding
+from analysis.sanitize.passage import Passage
+from analysis.sanitize.world import World
+from analysis.snapshot import Snapshot
+
+
+class Rule:
+    """A sentence that must always hold; one object of it watches one engine."""
+
+    name: ClassVar[str]
+    sentence: ClassVar[str]
+
+    def flight(self, world: World, passage: Passage) -> Iterable[Finding]:
+        """Check a flight that has just gone through the shadow."""
+        return ()
+
+    def rest(self, world: World, snapshot: Snapshot) -> Iterable[Finding]:
+        """Check the engine's own cache while no request is under way."""
+        return ()
+
+    def finish(self, world: World) -> Iterable[Finding]:
+        """Check what the stream has come to at its end."""
+        return ()

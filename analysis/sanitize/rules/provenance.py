@@ -1,0 +1,253 @@
+"""Whose keys and values a row reads: the rules that define what a correct answer is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
+from analysis.sanitize.passage import Passage
+from analysis.sanitize.rules.base import Rule
+from analysis.sanitize.shadow import NOTHING, PADDING, Ints
+from analysis.sanitize.world import Sequence, World
+
+
+class OwnTokens(Rule):
+    """A row flies with the tokens of its own request."""
+
+    name = "own tokens"
+    sentence = "Every row flies with its request's own prompt, or the token chosen for it last."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        for row, sequence in passage.known_rows():
+            position = passage.wrong_tokens[row]
+            if position is None:
+                continue
+            yield Finding(
+                cause="another token",
+                message=f"A {passage.flight.phase} of {sequence.request_id} flies with another"
+                f" token than its own at position {position}.",
+                request_id=sequence.request_id,
+                severity=WRONG_DATA,
+            )
+
+
+class OwnPosition(Rule):
+    """A row goes on where its sequence ended."""
+
+    name = "own position"
+    sentence = "Every row starts at the position at which its sequence ended, on a page it has."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        for row, sequence in passage.known_rows():
+            first = int(passage.first[row])
+            if passage.has_wrong_place(row):
+                due = passage.due_first[row]
+                yield Finding(
+                    cause="too late" if first > due else "too early",
+                    message=f"A {passage.flight.phase} of {sequence.request_id} starts at position"
+                    f" {first}, where its sequence stands at {due}.",
+                    request_id=sequence.request_id,
+                    page=_page(world, int(passage.write_slots[row, 0])),
+                    severity=WRONG_DATA,
+                )
+            count = int(passage.tokens_of[row])
+            outside = np.flatnonzero(passage.write_slots[row, :count] < 0)
+            if len(outside):
+                yield Finding(
+                    cause="no page for it",
+                    message=f"Position {first + int(outside[0])} of {sequence.request_id} is"
+                    f" written outside of its block table of {passage.flight.tables.shape[1]}"
+                    " pages.",
+                    request_id=sequence.request_id,
+                    severity=WRONG_DATA,
+                )
+
+
+class OwnLength(Rule):
+    """A row attends to as many positions as its sequence has."""
+
+    name = "own length"
+    sentence = "Every row attends to exactly the positions of its own sequence."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        flight = passage.flight
+        for row, sequence in passage.known_rows():
+            flown, own = int(flight.seq_lens[row]), passage.lengths[row]
+            if flown == own:
+                continue
+            slots = passage.read_slots[row][passage.beyond[row]]
+            yield Finding(
+                cause="beyond it" if flown > own else "short of it",
+                message=partial(_length_words, world, passage, sequence, (flown, own), slots),
+                request_id=sequence.request_id,
+                other_request_id=_others(world, slots, sequence),
+                page=_page(world, int(slots[0])) if len(slots) else None,
+                slot=int(slots[0]) % world.stride if len(slots) else None,
+                # Beyond its block table there is nothing that it could read.
+                severity=WRONG_DATA if len(slots) or flown < own else AT_RISK,
+            )
+
+
+class OneWriter(Rule):
+    """No two rows write different things to one slot in one flight."""
+
+    name = "one writer"
+    sentence = "In one flight no slot is written by two rows, unless with the same prefix."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        slots, contents = passage.write_slots.ravel(), passage.write_content.ravel()
+        order = np.argsort(slots, kind="stable")
+        slots, contents = slots[order], contents[order]
+        twice = (slots[1:] == slots[:-1]) & (contents[1:] != contents[:-1]) & (slots[1:] >= 0)
+        if not twice.any():
+            return
+        place = int(np.flatnonzero(twice)[0])
+        width = passage.write_slots.shape[1]
+        ids = passage.flight.request_ids
+        both = sorted(int(order[i]) // width for i in (place, place + 1))
+        who = [ids[row] if row < len(ids) else "a padding row" for row in both]
+        slot = int(slots[place])
+        yield Finding(
+            cause="two rows" if both[1] < len(ids) else "a padding row",
+            message=f"{who[0]} and {who[1]} write slot {slot % world.stride} of page"
+            f" {slot // world.stride} in one {passage.flight.phase}, each something else.",
+            request_id=ids[both[0]] if both[0] < len(ids) else None,
+            other_request_id=ids[both[1]] if both[1] < len(ids) else None,
+            page=slot // world.stride,
+            slot=slot % world.stride,
+        )
+
+
+class OwnPrefix(Rule):
+    """What a row reads was written for exactly its own tokens."""
+
+    name = "own prefix"
+    sentence = "Every slot that a row attends to holds the key and value of its own prefix."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        if not passage.wrong.any():
+            return
+        for row, sequence in passage.known_rows():
+            places = np.flatnonzero(passage.wrong[row])
+            if not len(places):
+                continue
+            position = int(places[0])
+            slot = int(passage.read_slots[row, position])
+            cause, other = _holds(world, slot, sequence)
+            yield Finding(
+                cause=cause,
+                message=partial(_prefix_words, world, passage, sequence, places, slot),
+                request_id=sequence.request_id,
+                other_request_id=other,
+                page=slot // world.stride,
+                slot=slot % world.stride,
+                severity=WRONG_DATA,
+            )
+
+
+class Inherited(Rule):
+    """What a row reads was itself computed from what it should be."""
+
+    name = "sound origin"
+    sentence = "No slot that a row attends to was computed from wrong data."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        if not passage.inherited.any():
+            return
+        for row, sequence in passage.known_rows():
+            places = np.flatnonzero(passage.inherited[row])
+            if not len(places):
+                continue
+            slots = passage.read_slots[row, places]
+            writers = world.shadow.writer[slots]
+            foreign = np.flatnonzero(writers != sequence.number)
+            place = int(foreign[0]) if len(foreign) else 0
+            slot, other = int(slots[place]), world.name(int(writers[place]))
+            own = other == sequence.request_id
+            yield Finding(
+                cause="its own earlier steps" if own else "another request's steps",
+                message=f"A {passage.flight.phase} of {sequence.request_id} reads its position"
+                f" {int(places[place])} as computed by {'itself' if own else other} in flight"
+                f" {int(world.shadow.flight[slot])}, from wrong data.",
+                request_id=sequence.request_id,
+                other_request_id=None if own else other,
+                page=slot // world.stride,
+                slot=slot % world.stride,
+                severity=WRONG_DATA,
+            )
+
+
+def _length_words(
+    world: World, passage: Passage, sequence: Sequence, lengths: tuple[int, int], slots: Ints
+) -> str:
+    return (
+        f"A {passage.flight.phase} of {sequence.request_id} attends to {lengths[0]} positions where"
+        f" its sequence has {lengths[1]}" + _what_lies_there(world, slots, sequence)
+    )
+
+
+def _prefix_words(
+    world: World, passage: Passage, sequence: Sequence, places: Ints, slot: int
+) -> str:
+    return (
+        f"A {passage.flight.phase} of {sequence.request_id} reads its position {int(places[0])}"
+        f" from slot {slot % world.stride} of page {slot // world.stride}, which"
+        f" {_words(world, slot, sequence)}"
+        + (f" ({len(places)} such slots)." if len(places) > 1 else ".")
+    )
+
+
+def _holds(world: World, slot: int, sequence: Sequence) -> tuple[str, str | None]:
+    """Return what kind of wrong content a slot has, and whose it is."""
+    shadow = world.shadow
+    content, writer = shadow.content[slot], int(shadow.writer[slot])
+    if content == NOTHING:
+        return "nothing", None
+    if content == PADDING:
+        return "padding", None
+    if writer == sequence.number:
+        return "another position of its own", None
+    other = world.name(writer)
+    if shadow.freed_after[slot // world.stride] >= shadow.flight[slot]:
+        return "a freed page's old data", other
+    return "another request's data", other
+
+
+def _words(world: World, slot: int, sequence: Sequence) -> str:
+    """Say what a slot holds."""
+    shadow = world.shadow
+    cause, other = _holds(world, slot, sequence)
+    flight, position = int(shadow.flight[slot]), int(shadow.position[slot])
+    if cause == "nothing":
+        return "was never written"
+    if cause == "padding":
+        return f"holds padding, written in flight {flight}"
+    if cause == "another position of its own":
+        return f"holds its own position {position} of flight {flight}, after other tokens"
+    since = ", before the page was freed" if cause == "a freed page's old data" else ""
+    return f"holds position {position} of {other}, written in flight {flight}{since}"
+
+
+def _what_lies_there(world: World, slots: Ints, sequence: Sequence) -> str:
+    kinds: Counter[str] = Counter()
+    for slot in slots.tolist():
+        cause, other = _holds(world, slot, sequence)
+        kinds[f"data of {other}" if other else cause] += 1
+    if not kinds:
+        return "."
+    listed = ", ".join(f"{kind} in {number}" for kind, number in kinds.most_common(4))
+    return f"; the slots beyond hold {listed}."
+
+
+def _others(world: World, slots: Ints, sequence: Sequence) -> str | None:
+    writers = world.shadow.writer[slots]
+    foreign = writers[(writers >= 0) & (writers != sequence.number)]
+    return world.name(int(foreign[0])) if len(foreign) else None
+
+
+def _page(world: World, slot: int) -> int | None:
+    return slot // world.stride if slot >= 0 else None

@@ -1,0 +1,128 @@
+"""Which pages a flight may name, and which of them it may write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from analysis.sanitize.findings import WRONG_DATA, Finding
+from analysis.sanitize.passage import Passage
+from analysis.sanitize.rules.base import Rule
+from analysis.sanitize.shadow import PADDING
+from analysis.sanitize.world import PADDING_PAGE, World
+
+_NONE: frozenset[str] = frozenset()
+
+
+class BlockTable(Rule):
+    """A row's block table has the pages of its request, each once."""
+
+    name = "block table"
+    sentence = "Up to its row's own length a block table has only pages of its request, each once."
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        flight = passage.flight
+        for row, sequence in passage.known_rows():
+            pages, request = passage.pages_of(row), sequence.request_id
+            held = world.held.get(request, set())
+            if len(set(pages)) == len(pages) and held.issuperset(pages):
+                if not world.free.isdisjoint(pages):
+                    page = next(page for page in pages if page in world.free)
+                    yield Finding(
+                        cause="a freed page",
+                        message=f"{request} flies in a {flight.phase} with page {page}, which was"
+                        " freed.",
+                        request_id=request,
+                        page=page,
+                    )
+                if -(-passage.lengths[row] // world.stride) > len(pages):
+                    yield Finding(
+                        cause="too short",
+                        message=f"The block table of {request} in a {flight.phase} has"
+                        f" {len(pages)} pages for {passage.lengths[row]} tokens.",
+                        request_id=request,
+                        severity=WRONG_DATA,
+                    )
+                continue
+            strange = [page for page in pages if page not in held]
+            if strange:
+                page = strange[0]
+                holders = sorted(world.holders.get(page, ()))
+                padding = page == PADDING_PAGE and not holders
+                yield Finding(
+                    cause="the padding page" if padding else "a page of others",
+                    message=f"The block table of {request} in a {flight.phase} has page {page} at"
+                    f" place {pages.index(page)}, which is"
+                    f" {'the padding page' if padding else world.where(page)}.",
+                    request_id=request,
+                    other_request_id=holders[0] if holders else None,
+                    page=page,
+                )
+            else:
+                page = next(p for p in pages if pages.count(p) > 1)
+                yield Finding(
+                    cause="one page twice",
+                    message=f"The block table of {request} in a {flight.phase} has page {page}"
+                    f" {pages.count(page)} times.",
+                    request_id=request,
+                    page=page,
+                )
+
+
+class SharedPages(Rule):
+    """A page that others read is not written with anything new."""
+
+    name = "shared pages"
+    sentence = "What the trie or another request relies on is written only with what it holds."
+
+    def __init__(self) -> None:
+        self.rewritten = 0
+        """Slots of such pages that were written again with the same prefix: wasted, not wrong."""
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        flight = passage.flight
+        written = (passage.write_slots // world.stride).tolist()
+        for row, pages in enumerate(written):
+            request = flight.request_ids[row] if row < flight.real else None
+            for page in sorted(set(pages)):
+                others = world.holders.get(page, _NONE) - {request}
+                node = world.nodes.get(world.node_at.get(page, -1))
+                if page >= 0 and (others or node is not None):
+                    length = 0 if node is None else len(node.tokens)
+                    yield from self._one(world, passage, row, page, sorted(others), length)
+
+    def _one(
+        self,
+        world: World,
+        passage: Passage,
+        row: int,
+        page: int,
+        others: list[str],
+        published_length: int,
+    ) -> Iterator[Finding]:
+        mine = passage.write_slots[row] // world.stride == page
+        offsets = passage.write_slots[row][mine] % world.stride
+        before, now = passage.before[row][mine], passage.write_content[row][mine]
+        published = offsets < published_length
+        numbers = [s.number for r in others if (s := world.last_of.get(r)) is not None]
+        theirs = np.isin(passage.writer_before[row][mine], numbers) & (before > PADDING)
+        relied_on = published | theirs
+        changed = relied_on & (before != now)
+        self.rewritten += int((relied_on & (before == now)).sum())
+        if not changed.any():
+            return
+        flight = passage.flight
+        request = flight.request_ids[row] if row < flight.real else None
+        offset = int(offsets[np.flatnonzero(changed)[0]])
+        cached = bool(published[changed].any())
+        relying = f"node {world.node_at[page]} of the trie" if cached else " and ".join(others)
+        yield Finding(
+            cause="by padding" if request is None else "by a row",
+            message=f"{'A padding row' if request is None else request} writes slot {offset} of"
+            f" page {page} in a {flight.phase}, on which {relying} relies.",
+            request_id=others[0] if others and request is None else request,
+            other_request_id=others[0] if others and request is not None else None,
+            page=page,
+            slot=offset,
+        )

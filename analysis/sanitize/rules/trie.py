@@ -1,0 +1,138 @@
+"""The shape of the trie, and what its nodes promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from analysis.sanitize.findings import Finding
+from analysis.sanitize.rules.base import Rule
+from analysis.sanitize.shadow import NOTHING, PADDING, UNKNOWN, prefix_hashes
+from analysis.sanitize.world import Event, World
+
+
+class CachedPrefix(Rule):
+    """A page in the trie holds what its node promises."""
+
+    name = "cached prefix"
+    sentence = (
+        "A cached page holds the prefix that it is published for, and is served for no other."
+    )
+
+    def after_create(self, world: World, event: Event) -> Iterator[Finding]:
+        assert event.node is not None
+        path = world.path(event.node)
+        count = len(world.nodes[event.node].tokens)
+        if count <= len(path):
+            yield from _compare(
+                world,
+                event,
+                path,
+                event.pages,
+                len(path) - count,
+                f"published as node {event.node}",
+            )
+
+    def on_match(self, world: World, event: Event) -> Iterator[Finding]:
+        sequence = world.under_way.get(event.request_id or "")
+        # A publication looks its own tokens up, too.
+        if sequence is None or sequence.prompt is None or event.operation == "publish":
+            return
+        asked = sequence.prompt[: len(event.pages) * world.stride]
+        yield from _compare(world, event, asked, event.pages, 0, f"served to {event.request_id}")
+
+
+def _compare(
+    world: World, event: Event, tokens: Sequence[int], pages: Sequence[int], first: int, what: str
+) -> Iterator[Finding]:
+    """Compare pages with the prefix that they should hold from position `first` on."""
+    if not len(tokens):
+        return
+    due = prefix_hashes(np.array(tokens, dtype=np.int64))[first:]
+    stride, shadow = world.stride, world.shadow
+    slots = (np.array(pages)[:, None] * stride + np.arange(stride)).ravel()[: len(due)]
+    held = shadow.content[slots]
+    wrong = np.flatnonzero((held != due[: len(slots)]) & (held != UNKNOWN))
+    if not len(wrong):
+        return
+    slot = int(slots[wrong[0]])
+    other = world.name(int(shadow.writer[slot]))
+    content = shadow.content[slot]
+    cause = {int(NOTHING): "nothing written", int(PADDING): "padding"}.get(
+        int(content), "another prefix"
+    )
+    holds = {"nothing written": "was never written", "padding": "holds padding"}.get(
+        cause, f"holds position {int(shadow.position[slot])} of {other}"
+    )
+    yield Finding(
+        cause=cause,
+        message=f"Page {slot // stride} is {what}, whose position {first + int(wrong[0])} it has"
+        f" not: slot {slot % stride} {holds}.",
+        request_id=event.request_id,
+        other_request_id=other if other != event.request_id else None,
+        page=slot // stride,
+        slot=slot % stride,
+    )
+
+
+class Reachable(Rule):
+    """A node keeps its place until it is taken out."""
+
+    name = "reachable"
+    sentence = "Every node of the trie is found under its own tokens until it is evicted."
+
+    def on_replace(self, world: World, event: Event) -> Iterator[Finding]:
+        assert event.node is not None
+        node = world.nodes.get(event.node)
+        count = world.references.get(event.node, 0)
+        holders = [r for r, held in world.balance.items() if r is not None and held[event.node] > 0]
+        yield Finding(
+            cause="replaced",
+            message=f"Node {event.node} (page {event.pages[0]}) loses its place in the trie to a"
+            f" new one of the same tokens, with {count} references"
+            f"{' and in the set of leaves' if event.node in world.leaves else ''}.",
+            request_id=event.request_id,
+            other_request_id=next((h for h in holders if h != event.request_id), None),
+            page=event.pages[0] if node is None else node.page,
+        )
+
+
+class Leaves(Rule):
+    """The engine's set of leaves is what eviction chooses from."""
+
+    name = "leaves"
+    sentence = "The set of leaves has exactly the nodes of the trie that have no children."
+
+    def after_operation(self, world: World, event: Event) -> Iterator[Finding]:
+        for number in sorted(world.touched.pop(event.thread, ())):
+            yield from self._one(world, event, number)
+
+    after_failed = after_operation
+
+    def after_leaf(self, world: World, event: Event) -> Iterator[Finding]:
+        # Outside of an operation nothing says later that it is over.
+        if event.operation is None:
+            yield from self.after_operation(world, event)
+
+    after_no_leaf = after_unlink = after_leaf
+
+    def _one(self, world: World, event: Event, number: int) -> Iterator[Finding]:
+        node = world.nodes.get(number)
+        is_leaf, childless = number in world.leaves, world.children[number] <= 0
+        if node is None and is_leaf:
+            cause, what = "orphan", "is in the set of leaves, and not in the trie"
+        elif node is None or node.parent is None or is_leaf == childless:
+            return
+        elif is_leaf:
+            what = f"is in the set of leaves, and has {world.children[number]} children"
+            cause = "inner node"
+        else:
+            cause, what = "missing", "has no children, and is not in the set of leaves"
+        page = None if node is None else node.page
+        yield Finding(
+            cause=cause,
+            message=f"Node {number}{'' if page is None else f' (page {page})'} {what}.",
+            request_id=event.request_id,
+            page=page,
+        )

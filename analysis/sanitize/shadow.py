@@ -1,0 +1,82 @@
+"""A shadow of the page table: for every slot, whose prefix was last written there, and when.
+
+The key and value of a position depend on all tokens up to it, so a slot is described by a hash of
+that prefix. Like a sanitizer's shadow memory it is kept beside the real one, and only from what is
+seen at the boundary where the engine calls the compiled model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+
+NOTHING, UNKNOWN, PADDING = np.uint64(0), np.uint64(1), np.uint64(2)
+"""Contents that are no prefix: never written; written before the watching began; padding."""
+NOBODY = -1
+
+
+class Shadow:
+    """What the slots of a page table hold; every array is of shape [pages x stride].
+
+    A slot's number is page * stride + offset.
+    """
+
+    def __init__(self, page_count: int, stride: int, unknown_pages: list[int]) -> None:
+        """Begin with pages of which nothing is known, and all others never written."""
+        slots = page_count * stride
+        self.page_count, self.stride = page_count, stride
+        self.content: Hashes = np.full(slots, NOTHING, dtype=np.uint64)
+        self.writer = np.full(slots, NOBODY, dtype=np.int32)
+        """The number of the sequence that wrote it last."""
+        self.position = np.full(slots, -1, dtype=np.int32)
+        """As which position of that sequence."""
+        self.flight = np.full(slots, -1, dtype=np.int32)
+        """In which flight."""
+        self.tainted = np.zeros(slots, dtype=bool)
+        """Whether it was computed from wrong data."""
+        self.freed_after = np.full(page_count, -1, dtype=np.int64)
+        """The last flight that had begun when the page was last freed."""
+        for page in unknown_pages:
+            self.content[page * stride : (page + 1) * stride] = UNKNOWN
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one page's slots to another's."""
+        a, b = (slice(p * self.stride, (p + 1) * self.stride) for p in (source, target))
+        for array in (self.content, self.writer, self.position, self.flight, self.tainted):
+            array[b] = array[a]
+
+    def forget(self, page: int) -> None:
+        """Take note that a page's slots hold nothing any more."""
+        slots = slice(page * self.stride, (page + 1) * self.stride)
+        self.content[slots], self.writer[slots], self.position[slots] = NOTHING, NOBODY, -1
+        self.tainted[slots] = False
+
+
+def mix(tokens: Ints, first_position: int) -> Hashes:
+    """Return what each token adds to the hash of a prefix; shape as `tokens`, one dimension.
+
+    A prefix's hash is the sum over its tokens, each scrambled with its position (the finaliser of
+    splitmix64), modulo 2^64: sequences that differ collide with a probability of 2^-64.
+    """
+    positions = np.arange(first_position, first_position + len(tokens), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        x = tokens.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x += (positions + np.uint64(1)) * np.uint64(0xD1342543DE82EF95)
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return x
+
+
+def prefix_hashes(tokens: Ints, first_position: int = 0, base: int = 0) -> Hashes:
+    """Return the hash of every prefix; `base` is that of the tokens before the first position."""
+    sums: Hashes = np.cumsum(mix(tokens, first_position), dtype=np.uint64)
+    if base:
+        with np.errstate(over="ignore"):
+            sums += np.uint64(base)
+    return sums

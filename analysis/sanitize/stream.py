@@ -1,0 +1,76 @@
+"""Turns what was recorded, live or on disk, into what the checker takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS
+from analysis.sanitize.shadow import Ints
+from analysis.sanitize.world import Event, Flight
+
+_EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
+_PAGES = Event._fields.index("pages")
+_STACK = Event._fields.index("stack")
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """Return an event of a recorder's row."""
+    values: list[Any] = [None if place is None else row[place] for place in _EVENT]
+    values[_PAGES] = tuple(values[_PAGES] or ())
+    return Event(*values)
+
+
+def flight_of(row: Sequence[Any]) -> Flight | None:
+    """Return a flight of a recorder's row; None if its arguments could not be read."""
+    f = dict(zip(FLIGHT_FIELDS, row, strict=True))
+    if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
+        return None
+    return _flight(f, _shaped)
+
+
+def tabled_events(table: pa.Table) -> Iterator[Event]:
+    """Yield the events of a table `events`, in its order."""
+    columns = [
+        table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+        for name in Event._fields
+    ]
+    columns[_PAGES] = [tuple(pages or ()) for pages in columns[_PAGES]]
+    for values in zip(*columns, strict=True):
+        yield Event(*values)
+
+
+def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | None]]:
+    """Yield seq, end_seq and flight for each row of a table `flights`."""
+    for row in table.to_pylist():
+        lacking = any(row[name] is None for name in ("tokens", "seq_lens", "block_tables"))
+        yield row["seq"], row["end_seq"], None if lacking else _flight(row, _nested)
+
+
+def _flight(f: dict[str, Any], array: Any) -> Flight:
+    starts = f["start_positions"]
+    return Flight(
+        flight_id=f["flight_id"],
+        phase=f["phase"],
+        request_ids=list(f["request_ids"]),
+        tokens=array(f["tokens"]),
+        seq_lens=array(f["seq_lens"]),
+        starts=None if starts is None else array(starts),
+        tables=array(f["block_tables"]),
+        seq=f["seq"],
+        end_seq=f["end_seq"],
+        thread=f["thread"],
+        t_s=f["t_s"],
+    )
+
+
+def _shaped(value: tuple[tuple[int, ...], Any]) -> Ints:
+    shape, flat = value
+    return np.asarray(flat, dtype=np.int64).reshape(shape)
+
+
+def _nested(value: Any) -> Ints:
+    return np.array(value, dtype=np.int64)

@@ -1,0 +1,346 @@
+"""What the rules look at: requests, pages, the trie and the shadow, as the stream so far tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from analysis.observe.replay import Replay
+from analysis.sanitize.shadow import Hashes, Ints, Shadow, mix, prefix_hashes
+from analysis.snapshot import Snapshot
+
+PADDING_PAGE = 0
+"""The page that rows and block tables are padded with, in every release of shortfin."""
+ENDED_WELL = ("ok", "wrong", "rejected")
+
+
+class Event(NamedTuple):
+    """A row of the table `events`."""
+
+    seq: int
+    t_ns: int
+    thread: str | None
+    request_id: str | None
+    operation: str | None
+    kind: str
+    pages: tuple[int, ...]
+    free_pages: int | None
+    node: int | None
+    parent: int | None
+    ref_before: int | None
+    ref_count: int | None
+    value: int | None
+    detail: str | None
+    locks: tuple[str, ...] | None
+    stack: Any
+
+
+@dataclass(eq=False)
+class Flight:
+    """A call of the compiled model, with its arguments as the device got them."""
+
+    flight_id: int
+    phase: str
+    request_ids: list[str]
+    tokens: Ints
+    """[rows, 1] of a decode, [rows, length] of a prefill; int64, as the others."""
+    seq_lens: Ints
+    """[rows]"""
+    starts: Ints | None
+    """[rows]; None for a prefill from the first position on."""
+    tables: Ints
+    """Block tables, [rows, blocks]."""
+    seq: int
+    end_seq: int
+    thread: str | None
+    t_s: float
+
+    @property
+    def real(self) -> int:
+        """Rows that carry a request; the rest is padding."""
+        return len(self.request_ids)
+
+    def sorts_before(self, seq: int) -> bool:
+        """Tell whether it had ended before this place among the events."""
+        return self.end_seq < seq
+
+
+class Sequence:
+    """A request's tokens, as far as their keys and values should be in the cache."""
+
+    def __init__(self, number: int, request_id: str, prompt: tuple[int, ...] | None) -> None:
+        self.number, self.request_id = number, request_id
+        self.prompt = prompt
+        self.answer: list[int | None] = []
+        """Tokens that the engine chose, in order; None where it did not show which."""
+        self.length = 0
+        """Positions that were flown."""
+        self.takeoffs = 0
+        self.done: str | None = None
+        """How it ended, None while it is under way."""
+        self.submitted_seq = -1
+        self._hashes: Hashes = np.zeros(64, dtype=np.uint64)
+
+    @property
+    def hashes(self) -> Hashes:
+        """Hash of the prefix up to each position that was flown, [length]."""
+        return self._hashes[: self.length]
+
+    @property
+    def last(self) -> int:
+        """Hash of all that was flown."""
+        return int(self._hashes[self.length - 1]) if self.length else 0
+
+    def restart(self, tokens: Ints, first_position: int) -> None:
+        """Take note of a prefill of these tokens from a position on."""
+        self.length = min(first_position, self.length)
+        hashes = prefix_hashes(tokens, self.length, self.last)
+        self._room(self.length + len(tokens))
+        self._hashes[self.length : self.length + len(tokens)] = hashes
+        self.length += len(tokens)
+
+    def append(self, token: int) -> None:
+        """Take note of one more token."""
+        self._room(self.length + 1)
+        added = mix(np.array([token], dtype=np.int64), self.length)
+        with np.errstate(over="ignore"):
+            self._hashes[self.length] = np.uint64(self.last) + added[0]
+        self.length += 1
+
+    def hash_before(self, position: int) -> int:
+        """Return the hash of the prefix that ends before a position."""
+        return int(self._hashes[min(position, self.length) - 1]) if position and self.length else 0
+
+    def _room(self, length: int) -> None:
+        if length > len(self._hashes):
+            larger = np.zeros(2 * length, dtype=np.uint64)
+            larger[: self.length] = self._hashes[: self.length]
+            self._hashes = larger
+
+
+@dataclass
+class _Owed:
+    """A page that was last seen in a request's or an operation's hands."""
+
+    request_id: str | None
+    event: Event
+
+
+class World(Replay):
+    """The state of one engine as its events and flights tell it, event by event."""
+
+    def __init__(self, first: Snapshot, stride: int) -> None:
+        super().__init__(first)
+        self.stride = stride
+        in_use = sorted({*range(self.page_count)} - self.free)
+        self.shadow = Shadow(self.page_count, stride, in_use)
+        self.sequences: list[Sequence] = []
+        self.under_way: dict[str, Sequence] = {}
+        """Requests that were sent in and have not ended."""
+        self.last_of: dict[str, Sequence] = {}
+        """The last sequence of every request that was ever seen."""
+        self.holders: dict[int, set[str]] = {}
+        """Requests that hold a page."""
+        for request_id, pages in self.held.items():
+            for page in pages:
+                self.holders.setdefault(page, set()).add(request_id)
+        self.strangers = frozenset(self.held)
+        """Requests that were under way already; nothing is said about them."""
+        self.node_at: dict[int, int] = {
+            node.page: number for number, node in self.nodes.items() if node.page is not None
+        }
+        self.children: Counter[int] = Counter(
+            node.parent for node in self.nodes.values() if node.parent is not None
+        )
+        self.base_references = dict(self._references)
+        self.balance: dict[str | None, Counter[int]] = {}
+        """References that each request took and did not give back, by node."""
+        self.owed: dict[int, _Owed] = {}
+        """Pages in no free list, nobody's hands and not in the trie, by page."""
+        self.touched: dict[str | None, set[int]] = {}
+        """Nodes that the operation under way on each thread changed."""
+        self.uncounted = 0
+        """By how many pages the pool's free list is larger than what its operations made it."""
+        self.pool_threads: set[str | None] = set()
+        self.flights_begun = -1
+        """The last flight that began."""
+
+    # -- what is where ---------------------------------------------------------------------
+
+    @property
+    def references(self) -> dict[int, int]:
+        """References to every node, as the engine counts them."""
+        return self._references
+
+    @property
+    def leaves(self) -> set[int]:
+        """Nodes in the engine's set of leaves."""
+        return self._leaves
+
+    def sequence(self, request_id: str) -> Sequence | None:
+        """Return the sequence of a request; None if it was under way before the watching began."""
+        return self.last_of.get(request_id)
+
+    def name(self, number: int) -> str | None:
+        """Return the request that a sequence's number stands for."""
+        return self.sequences[number].request_id if number >= 0 else None
+
+    def where(self, page: int) -> str:
+        """Say in whose hands a page is."""
+        if page in self.free:
+            return "free"
+        if who := self.holders.get(page):
+            return f"held by {' and '.join(sorted(who))}"
+        if page in self.node_at:
+            return f"cached in node {self.node_at[page]}"
+        return "set aside" if page in self.duplicates else "in nobody's hands"
+
+    def is_lost(self, page: int) -> bool:
+        """Tell whether nothing can reach a page."""
+        return not (
+            page in self.free
+            or page in self.holders
+            or page in self.node_at
+            or page in self.duplicates
+        )
+
+    def path(self, node: int) -> list[int]:
+        """Return the tokens from the root to the end of a node; [] if it hangs on nothing."""
+        blocks = []
+        number: int | None = node
+        while number is not None and (found := self.nodes.get(number)) is not None:
+            blocks.append(found.tokens)
+            number = found.parent
+        return [token for block in reversed(blocks) for token in block] if number is None else []
+
+    def depth(self, node: int) -> int:
+        """Return how many tokens precede a node's own."""
+        length, number = 0, self.nodes[node].parent
+        while number is not None and (found := self.nodes.get(number)) is not None:
+            length += len(found.tokens)
+            number = found.parent
+        return length
+
+    # -- going on --------------------------------------------------------------------------
+
+    def step(self, event: Event) -> None:
+        """Take note of one event."""
+        action = getattr(self, f"_see_{event.kind}", None)
+        if action is not None:
+            action(event)
+        self.seq = event.seq
+
+    def _see_submitted(self, event: Event) -> None:
+        assert event.request_id is not None
+        words = (event.detail or "").split()
+        prompt = tuple(map(int, words)) if words and all(w.isdigit() for w in words) else None
+        sequence = Sequence(len(self.sequences), event.request_id, prompt)
+        sequence.submitted_seq = event.seq
+        self.sequences.append(sequence)
+        self.under_way[event.request_id] = self.last_of[event.request_id] = sequence
+
+    def _see_first_token(self, event: Event) -> None:
+        sequence = self.last_of.get(event.request_id or "")
+        if sequence is not None:
+            sequence.answer.append(event.value)
+
+    _see_token = _see_first_token
+
+    def _see_done(self, event: Event) -> None:
+        sequence = self.under_way.pop(event.request_id or "", None)
+        if sequence is not None:
+            sequence.done = event.detail
+
+    def _see_acquire(self, event: Event) -> None:
+        self._one(event)
+        self.pool_threads.add(event.thread)
+        for page in event.pages:
+            self.owed[page] = _Owed(event.request_id, event)
+
+    def _see_free(self, event: Event) -> None:
+        self._one(event)
+        self.pool_threads.add(event.thread)
+        for page in event.pages:
+            self.owed.pop(page, None)
+            if 0 <= page < self.page_count:
+                self.shadow.freed_after[page] = self.flights_begun
+
+    def _see_hold(self, event: Event) -> None:
+        self._one(event)
+        for page in event.pages:
+            self.holders.setdefault(page, set()).add(event.request_id or "")
+            self.owed.pop(page, None)
+
+    def _see_drop(self, event: Event) -> None:
+        self._one(event)
+        for page in event.pages:
+            holders = self.holders.get(page, set())
+            holders.discard(event.request_id or "")
+            if not holders:
+                self.holders.pop(page, None)
+            self._owe(page, event)
+
+    def _see_duplicate(self, event: Event) -> None:
+        self._one(event)
+
+    def _see_create(self, event: Event) -> None:
+        self._one(event)
+        assert event.node is not None
+        self.node_at[event.pages[0]] = event.node
+        self.children[event.parent or 0] += 1
+        self.owed.pop(event.pages[0], None)
+        self._touch(event, event.node, event.parent)
+
+    def _see_replace(self, event: Event) -> None:
+        self._leaves_trie(event)
+
+    def _see_unlink(self, event: Event) -> None:
+        self._leaves_trie(event)
+
+    def _leaves_trie(self, event: Event) -> None:
+        assert event.node is not None
+        node = self.nodes.get(event.node)
+        self._one(event)
+        self._touch(event, event.node)
+        if node is None:
+            return
+        if node.parent is not None:
+            self.children[node.parent] -= 1
+            self._touch(event, node.parent)
+        if node.page is not None and self.node_at.get(node.page) == event.node:
+            del self.node_at[node.page]
+            self._owe(node.page, event)
+
+    def _see_reference(self, event: Event) -> None:
+        self._one(event)
+        assert event.node is not None
+        change = (event.ref_count or 0) - (event.ref_before or 0)
+        self.balance.setdefault(event.request_id, Counter())[event.node] += change
+
+    def _see_leaf(self, event: Event) -> None:
+        self._one(event)
+        assert event.node is not None
+        self._touch(event, event.node)
+
+    _see_no_leaf = _see_leaf
+
+    def _see_copy(self, event: Event) -> None:
+        source, target = event.pages[:2]
+        self.shadow.copy(source, target)
+
+    def _owe(self, page: int, event: Event) -> None:
+        if self.is_lost(page):
+            self.owed[page] = _Owed(event.request_id, event)
+
+    def _touch(self, event: Event, *nodes: int | None) -> None:
+        touched = self.touched.setdefault(event.thread, set())
+        touched.update(node for node in nodes if node is not None)
+
+    def rows(self, flight: Flight) -> Iterator[tuple[int, str, Sequence | None]]:
+        """Go through the real rows of a flight: place, request, sequence."""
+        for row, request_id in enumerate(flight.request_ids):
+            yield row, request_id, self.last_of.get(request_id)
