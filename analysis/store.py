@@ -31,7 +31,16 @@ import pyarrow.parquet as pq
 
 from analysis.errors import RunError
 from analysis.manifest import new_manifest
-from analysis.tables import CELL_STATUS, OUTCOMES, TABLES, checked, describe, to_frame, to_table
+from analysis.tables import (
+    CELL_STATUS,
+    OUTCOMES,
+    TABLES,
+    checked,
+    describe,
+    is_control,
+    to_frame,
+    to_table,
+)
 
 __all__ = [
     "CELL_STATUS",
@@ -43,6 +52,7 @@ __all__ = [
     "describe",
     "join_runs",
     "load_run",
+    "load_run_cells",
     "new_manifest",
     "pack_run",
     "read_manifest",
@@ -187,11 +197,12 @@ class RunWriter:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, controls: bool = False) -> Run:
     """Read the run at `path`; each table in one pass over the files of all its cells.
 
-    Rows come in the order of cell ids. Raises RunError, with the file to look at, if `path` is no
-    run or something in it is missing or damaged.
+    Rows come in the order of cell ids. Cells in which a fault was planted are left out of every
+    table unless `controls`. Raises RunError, with the file to look at, if `path` is no run or
+    something in it is missing or damaged.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -199,7 +210,27 @@ def load_run(path: str | Path) -> Run:
         name: to_frame(name, _read(files, TABLES[name]))
         for name, files in _table_files(path).items()
     }
+    if not controls:
+        cells = frames["cells"]
+        planted = cells["treatments"].map(lambda names: is_control(names or ()))
+        if planted.any():
+            ids = set(cells.loc[planted.astype(bool), "cell_id"])
+            frames = {
+                name: frame[~frame["cell_id"].isin(ids)].reset_index(drop=True)
+                for name, frame in frames.items()
+            }
     return Run(path=path, manifest=manifest, **frames)
+
+
+def load_run_cells(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of `cells` of the run at `path` by cell id, without its other tables.
+
+    Raises RunError as `load_run` does.
+    """
+    path = Path(path)
+    read_manifest(path)
+    rows = _read(_table_files(path)["cells"], TABLES["cells"]).to_pylist()
+    return {row["cell_id"]: row for row in rows}
 
 
 def cell_tables(
@@ -214,17 +245,21 @@ def cell_tables(
         whole = {n: _read(f, TABLES[n]) for n, f in _table_files(path).items() if n in names and f}
         ids = _read([path / "cells.parquet"], TABLES["cells"])["cell_id"].to_pylist()
         for cell_id in ids:
-            yield cell_id, {
-                name: part
-                for name, table in whole.items()
-                if (part := table.filter(pc.field("cell_id") == cell_id)).num_rows
-            }
+            yield (
+                cell_id,
+                {
+                    name: part
+                    for name, table in whole.items()
+                    if (part := table.filter(pc.field("cell_id") == cell_id)).num_rows
+                },
+            )
         return
     for directory in _cell_directories(path):
         files = {name: directory / f"{name}.parquet" for name in names}
-        yield directory.name, {
-            name: _read([file], TABLES[name]) for name, file in files.items() if file.is_file()
-        }
+        yield (
+            directory.name,
+            {name: _read([file], TABLES[name]) for name, file in files.items() if file.is_file()},
+        )
 
 
 def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

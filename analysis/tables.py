@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
@@ -46,6 +46,8 @@ EVENT_KINDS = {
     "observer_error": "watching failed at this point; detail says how",
 }
 """What an event says happened."""
+FAULT = "fault:"
+"""How the names of treatments begin that plant a fault, as a control."""
 MOMENTS = ("before", "after", "failure", "asked")
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
@@ -215,6 +217,11 @@ _CHOICES = {
     ("events", "kind"): tuple(EVENT_KINDS),
     ("snapshots", "moment"): MOMENTS,
 }
+
+
+def is_control(treatments: Iterable[str]) -> bool:
+    """Tell whether a cell with these treatments is a control, in which a fault was planted."""
+    return any(name.startswith(FAULT) for name in treatments)
 
 
 def describe(name: str) -> pd.DataFrame:

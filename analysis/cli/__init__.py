@@ -7,7 +7,7 @@ import sys
 import typer
 from typer import TyperException
 
-from analysis.cli import model, releases, report, sweep
+from analysis.cli import check, model, releases, report, sweep
 from analysis.errors import CachelabError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("sweep")(sweep.sweep)
 app.command("alone")(sweep.alone)
 app.command("pack")(sweep.pack)
+app.command("check")(check.check)
 app.command("report")(report.report)
 app.command("chart")(report.chart)
 app.command("lab")(report.lab)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.values import named, numbers, texts
+from analysis.cli.values import named, numbers, sets, texts
 
 if TYPE_CHECKING:
     from analysis.store import Run
@@ -54,6 +54,17 @@ def sweep(
     observe: Annotated[
         str, typer.Option(help="nothing, events or snapshots (and events): what to record")
     ] = "nothing",
+    treatments: Annotated[
+        str,
+        typer.Option(
+            help="changes to the live engine: sets separated by commas, none being one of them,"
+            " names in a set joined by +"
+        ),
+    ] = "none",
+    sanitize: Annotated[
+        bool,
+        typer.Option("--sanitize", help="check every flight and event; adds a control cell"),
+    ] = False,
     request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
     cell_timeout: Annotated[float, typer.Option(help="seconds for one cell")] = 120.0,
     jobs: Annotated[int, typer.Option(help="cells at the same time")] = 1,
@@ -91,6 +102,8 @@ def sweep(
         request_timeout_s=request_timeout,
         cell_timeout_s=cell_timeout,
         observe=observe,
+        treatments=sets(treatments),
+        sanitize=sanitize,
     )
     if dry_run:
         _print_grid(plan, jobs)

@@ -26,6 +26,14 @@ def numbers(flag: str, value: str) -> tuple[int, ...]:
         raise OptionError(f"`{flag}` takes whole numbers such as 1,2,4, not {value!r}.") from None
 
 
+def sets(value: str) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of `none,a,a+b`; `none` is the empty one."""
+    return tuple(
+        () if part == "none" else tuple(name for name in part.split("+") if name)
+        for part in texts(value)
+    )
+
+
 def named(flag: str, values: Sequence[str]) -> dict[str, Any]:
     """Return `NAME=VALUE` pairs; a value is read as JSON where it is JSON, else as text."""
     pairs: dict[str, Any] = {}

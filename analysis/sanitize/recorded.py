@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,23 +11,96 @@ import pyarrow.compute as pc
 
 from analysis.errors import RunError
 from analysis.sanitize.checker import Checker
-from analysis.sanitize.findings import Findings
+from analysis.sanitize.findings import Findings, Group
 from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.snapshot import Snapshot
-from analysis.store import cell_tables, read_manifest
+from analysis.store import cell_tables, load_run_cells
+from analysis.tables import is_control
 
+OnCell = Callable[[str, Findings | None], None]
+
+CONTROL_ALARM = ("own length", "short of it")
+"""Rule and cause of the alarm that a control's fault must set off; nothing else does."""
 _STRIDE = 16
 """Tokens of a page where no flight shows it."""
 
 
-def check_run(path: str | Path) -> Iterator[tuple[str, Findings | None]]:
-    """Check the cells of a run one after another; yield each one's id and findings.
+@dataclass
+class Checked:
+    """What was found in all cells of one setting."""
 
-    None stands for a cell that was not observed. Raises RunError if `path` is no run or damaged.
+    release: str
+    prefix_sharing: str
+    treatments: tuple[str, ...]
+    cells: int = 0
+    unobserved: int = 0
+    """Cells of which nothing was recorded."""
+    flights: int = 0
+    events: int = 0
+    controls: int = 0
+    alarms: int = 0
+    """Controls in which the alarm sounded."""
+    groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
+    """By rule and cause: the cell and what it found there."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The setting in words."""
+        return " ".join([self.release, self.prefix_sharing, *self.treatments])
+
+    @property
+    def void(self) -> bool:
+        """Whether a control stayed silent, so that silence elsewhere means nothing."""
+        return self.alarms < self.controls
+
+    def add(self, cell_id: str, findings: Findings) -> None:
+        """Add what was found in a cell."""
+        self.flights += findings.flights
+        self.events += findings.events
+        for group in findings.groups:
+            self.groups.setdefault((group.rule, group.cause), []).append((cell_id, group))
+        for note in findings.notes:
+            if note not in self.notes:
+                self.notes.append(note)
+
+
+def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
+    """Check every cell of a run and return what was found in each setting.
+
+    `on_cell` is told each cell's id and findings, None where the cell was not observed. Raises
+    RunError if `path` is no run, something in it is damaged, or none of its cells was observed.
     """
-    read_manifest(path)
+    cells = load_run_cells(path)
+    settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
+    controls: list[tuple[str, str, bool]] = []
     for cell_id, tables in cell_tables(path, ("events", "flights", "snapshots")):
-        yield cell_id, check_tables(tables)
+        cell = cells[cell_id]
+        names = tuple(cell["treatments"] or ())
+        findings = check_tables(tables)
+        if on_cell is not None:
+            on_cell(cell_id, findings)
+        if is_control(names):
+            alarmed = findings is not None and findings.group(*CONTROL_ALARM) is not None
+            controls.append((cell["release"], cell["prefix_sharing"], alarmed))
+            continue
+        key = cell["release"], cell["prefix_sharing"], names
+        checked = settings.setdefault(key, Checked(*key))
+        checked.cells += 1
+        if findings is None:
+            checked.unobserved += 1
+        else:
+            checked.add(cell_id, findings)
+    for release, sharing, alarmed in controls:
+        for checked in settings.values():
+            if (checked.release, checked.prefix_sharing) == (release, sharing):
+                checked.controls += 1
+                checked.alarms += alarmed
+    if all(checked.unobserved == checked.cells for checked in settings.values()):
+        raise RunError(
+            f"Nothing was recorded in the cells of {path}: sweep with --sanitize or --observe."
+        )
+    return list(settings.values())
 
 
 def check_tables(tables: Mapping[str, pa.Table]) -> Findings | None:

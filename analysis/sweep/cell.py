@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,16 @@ def specification(
     request_timeout_s: float,
     *,
     observe: str = "nothing",
+    stacks: bool = False,
+    treatments: Sequence[str] = (),
     cell_id: str = "",
 ) -> dict[str, Any]:
     """Return all that a cell needs, as plain JSON values; `cell_id` is for what is recorded."""
     return {
         "cell_id": cell_id,
         "observe": observe,
+        "stacks": stacks,
+        "treatments": list(treatments),
         "config": dict(config),
         "workload": workload.name,
         "requests": [vars(request) for request in workload.requests],
@@ -68,7 +72,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
-        with engine, _watched(engine, spec, directory):
+        with engine, _watched(engine, spec, directory), _treated(engine, spec):
             engine.run(
                 workload,
                 concurrency=spec["concurrency"],
@@ -96,11 +100,25 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
     from analysis.observe import observe
     from analysis.observe.spill import Spill
 
-    with observe(engine, snapshots=spec["observe"] == "snapshots") as recording:
+    with observe(
+        engine, snapshots=spec["observe"] == "snapshots", stacks=spec["stacks"]
+    ) as recording:
         spill = Spill(recording, directory, spec["cell_id"])
         with spill:
             yield
     spill.write()  # with the last snapshot, which is taken when the watching ends
+
+
+@contextmanager
+def _treated(engine: Engine, spec: Spec) -> Iterator[None]:
+    """Change the engine as the specification says, and only then."""
+    if not spec["treatments"]:
+        yield
+        return
+    from analysis.treat import treat
+
+    with treat(engine, *spec["treatments"]):
+        yield
 
 
 def _plain(value: Any) -> Any:

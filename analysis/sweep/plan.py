@@ -13,10 +13,14 @@ from analysis import releases as known
 from analysis.engine.adapters import MODULES
 from analysis.engine.config import EngineConfig
 from analysis.errors import CachelabError
+from analysis.tables import FAULT, is_control
 from analysis.workload import is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
+
+CONTROL = f"{FAULT}seq-len-short"
+"""The fault that a control cell is planted with; it strikes whatever else goes wrong."""
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `cells` says it."""
@@ -35,14 +39,22 @@ class Cell:
     page_count: int
     concurrency: int
     repeat: int
+    treatments: tuple[str, ...] = ()
+    """Names of the changes made to the live engine."""
 
     @property
     def cell_id(self) -> str:
         """The same for the same configuration in every run."""
+        treated = "".join(f"-{name.replace(':', '=')}" for name in self.treatments)
         return (
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
-            f"-c{self.concurrency}-r{self.repeat}"
+            f"-c{self.concurrency}-r{self.repeat}{treated}"
         )
+
+    @property
+    def is_control(self) -> bool:
+        """Whether a fault is planted in it, so that the sanitizer must sound."""
+        return is_control(self.treatments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,9 @@ class Plan:
     `rounds` is how many requests each client sends, one after another; None means one, or three
     for `aba`; a workload file is always sent whole. `options` go to the engine by name. `observe`
     is what is recorded of the engine: nothing, events (with flights), or snapshots beside them.
+    `treatments` are sets of changes to the live engine; every configuration is run with each of
+    them. `sanitize` has what was recorded of each cell checked (and events recorded), and adds one
+    cell for each release and way of sharing in which a known fault is planted.
     Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
     included.
     """
@@ -75,14 +90,21 @@ class Plan:
     request_timeout_s: float = 60.0
     cell_timeout_s: float = 120.0
     observe: str = "nothing"
+    treatments: tuple[tuple[str, ...], ...] = ((),)
+    sanitize: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes"):
+        if self.sanitize and self.observe == "nothing":
+            object.__setattr__(self, "observe", "events")
+        lists = ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments")
+        for name in lists:
             values = getattr(self, name)
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise PlanError(f"`{_flag(name)}` needs at least one value.")
             if len(set(values)) != len(values):
                 raise PlanError(f"`{_flag(name)}` names a value twice: {_joined(values)}.")
+            if name == "treatments":
+                values = [tuple(names) for names in values]
             object.__setattr__(self, name, tuple(values))
         for release in self.releases:
             known.check_known(release)
@@ -114,9 +136,17 @@ class Plan:
     def cells(self) -> list[Cell]:
         """Return every cell in the order in which it runs, repeats outermost.
 
-        A sweep that is interrupted has then run all configurations about equally often.
+        A sweep that is interrupted has then run all configurations about equally often. Cells that
+        differ only in their treatments follow each other. Controls come first.
         """
-        return list(self._cells())
+        return [*self._controls(), *self._cells()]
+
+    def _controls(self) -> Iterator[Cell]:
+        if self.sanitize:
+            pages, concurrency = max(self.pages), max(self.concurrency)
+            for release in self.releases:
+                for sharing in self.prefix_sharing:
+                    yield Cell(release, sharing, pages, concurrency, 0, (CONTROL,))
 
     def _cells(self) -> Iterator[Cell]:
         for repeat in range(self.repeats):
@@ -124,7 +154,8 @@ class Plan:
                 for release in self.releases:
                     for sharing in self.prefix_sharing:
                         for pages in self.pages:
-                            yield Cell(release, sharing, pages, concurrency, repeat)
+                            for names in self.treatments:
+                                yield Cell(release, sharing, pages, concurrency, repeat, names)
 
     def request_count(self, concurrency: int) -> int:
         """Return how many requests a cell of this concurrency sends (not for a workload file)."""
@@ -152,8 +183,10 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, by which a run is recognised when it is resumed."""
         plain = asdict(self)
-        if self.observe == "nothing":
-            del plain["observe"]  # so that runs from before there was a choice can be gone on with
+        # So that runs from before there was a choice can be gone on with.
+        for name, default in (("observe", "nothing"), ("treatments", ((),)), ("sanitize", False)):
+            if plain[name] == default:
+                del plain[name]
         if is_file(self.workload):
             plain["workload_sha256"] = hashlib.sha256(Path(self.workload).read_bytes()).hexdigest()
         return plain

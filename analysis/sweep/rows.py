@@ -48,7 +48,7 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
         "concurrency": cell.concurrency,
         "repeat": cell.repeat,
         "workload": plan.workload,
-        "treatments": [],
+        "treatments": list(cell.treatments),
         "options": json.dumps(dict(plan.options), sort_keys=True),
         "seed": plan.prompt_seed(cell.concurrency, cell.repeat),
         "status": ended.status,
@@ -98,6 +98,14 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
         values = columns[name].astype(object).where(columns[name].notna(), None)
         for row, value in zip(rows, values, strict=True):
             row[str(name)] = value
+
+
+def finding_rows(cell: Cell, recorded: Mapping[str, pa.Table]) -> list[Row]:
+    """Return what the sanitizer finds in what was recorded of a cell, as rows of `findings`."""
+    from analysis.sanitize.recorded import check_tables
+
+    findings = check_tables(recorded)
+    return [] if findings is None else findings.rows(cell.cell_id)
 
 
 def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

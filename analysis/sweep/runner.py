@@ -25,7 +25,15 @@ from analysis.sweep.plan import Cell, Plan, PlanError
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.process import CellProcess
 from analysis.sweep.progress import Progress
-from analysis.sweep.rows import Ended, Row, add_observed, cell_row, count_outcomes, request_rows
+from analysis.sweep.rows import (
+    Ended,
+    Row,
+    add_observed,
+    cell_row,
+    count_outcomes,
+    finding_rows,
+    request_rows,
+)
 
 OnCell = Callable[[Row, dict[str, int]], None]
 """Called with a finished cell's row of `cells` and a count under each outcome's name."""
@@ -142,6 +150,8 @@ class _Sweep:
             cell.concurrency,
             self.plan.request_timeout_s,
             observe=self.plan.observe,
+            stacks=self.plan.sanitize,
+            treatments=cell.treatments,
             cell_id=cell.cell_id,
         )
 
@@ -164,7 +174,8 @@ class _Sweep:
         workload = self.prepared.workload(cell)
         requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)
         add_observed(requests, recorded)
-        self.writer.write_cell(row, requests, **recorded)
+        findings = finding_rows(cell, recorded) if self.plan.sanitize else []
+        self.writer.write_cell(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(cell), ignore_errors=True)
         self.left.remove(cell)
         self.estimate.measured(cell, elapsed_s)

@@ -1,0 +1,78 @@
+"""`cachelab check`: what was recorded of a run, held against the rules."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.sanitize import Findings, Group
+    from analysis.sanitize.recorded import Checked
+
+
+def check(
+    run: Annotated[Path, typer.Argument(help="a run's directory, swept with --sanitize/--observe")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object per finding on stdout")
+    ] = False,
+) -> None:
+    """Check what a run recorded, flight by flight and event by event.
+
+    The exit status is 0 if no rule was broken, 1 if one was, and 3 if a control stayed silent, so
+    that the run says nothing.
+    """
+    from analysis.sanitize.recorded import check_run
+
+    settings = check_run(run, on_cell=_print_rows if as_json else None)
+    if not as_json:
+        for number, checked in enumerate(settings):
+            typer.echo(("\n" if number else "") + _words(checked))
+    if any(checked.void for checked in settings):
+        sys.stderr.write("A planted fault was not found: these results are void.\n")
+        raise typer.Exit(3)
+    if any(checked.groups for checked in settings):
+        raise typer.Exit(1)
+
+
+def _print_rows(cell_id: str, findings: Findings | None) -> None:
+    for row in [] if findings is None else findings.rows(cell_id):
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+def _words(checked: Checked) -> str:
+    if checked.controls:
+        control = f"{checked.alarms} of {checked.controls} planted faults found"
+        control += ": VOID" if checked.void else ""
+    else:
+        control = "no fault was planted as a control"
+    lines = [
+        f"{checked.name}: {checked.cells - checked.unobserved} of {checked.cells} cells checked,"
+        f" {checked.flights} flights, {checked.events} events; {control}"
+    ]
+    if not checked.groups:
+        lines.append("  No rule was broken.")
+    for (rule, cause), members in sorted(checked.groups.items(), key=_importance):
+        cell_id, lead = members[0]
+        count = sum(group.count for _, group in members)
+        requests = sum(len(group.by_request) for _, group in members)
+        severity = max((group.severity for _, group in members), key=len)
+        lines += [
+            f"  {severity}: {rule} ({cause}), {count} times in {requests} requests of"
+            f" {len(members)} cells",
+            f"    {lead.first.text}",
+            f"    in {cell_id}, {lead.first.at}",
+            *(f"      {line}" for line in (lead.first.stack or "").splitlines()[-3:]),
+        ]
+    lines += [f"  not checked: {note}" for note in checked.notes]
+    return "\n".join(lines)
+
+
+def _importance(item: tuple[tuple[str, str], list[tuple[str, Group]]]) -> tuple[bool, int]:
+    from analysis.sanitize.findings import WRONG_DATA
+
+    _, members = item
+    return all(group.severity != WRONG_DATA for _, group in members), -len(members)
