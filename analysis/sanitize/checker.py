@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,14 +59,19 @@ class Checker:
         if snapshot.seq is not None:
             self._snapshots[snapshot.seq] = snapshot
 
-    def go(self, *, whole: bool = False) -> int:
-        """Check what has its turn and return how much that was; with `whole`, over all gaps."""
+    def go(self, *, whole: bool = False, until_s: float = math.inf) -> int:
+        """Check what has its turn and return how much that was.
+
+        With `whole`, over all gaps; no longer than until `until_s` of the monotonic clock.
+        """
         done = 0
         while self._waiting and (whole or self._waiting[0][0] <= self._next):
             seq, item = heapq.heappop(self._waiting)
             self._next = max(self._next, seq + 1)
             self._check(item.value)
             done += 1
+            if time.monotonic() >= until_s:
+                break
         return done
 
     def go_over_gap(self) -> None:

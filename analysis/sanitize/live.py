@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 from analysis.observe.recorder import FLIGHT_FIELDS, Recorder
 from analysis.sanitize.checker import Checker
 from analysis.sanitize.stream import event_of, flight_of
 from analysis.snapshot import Snapshot
 
-_EVERY_S = 0.05
+_SLICE_S, _PAUSE_S = 0.0005, 0.01
+"""The checker's turn, and the engine's; a turn ends with the item that is under way."""
+_ROWS = 100
 _PATIENCE_S = 5.0
 """How long the rest waits for a flight that does not land, or a thread that is held up."""
 _SEQ, _END_SEQ = FLIGHT_FIELDS.index("seq"), FLIGHT_FIELDS.index("end_seq")
 
 
 class Follower:
-    """Feeds a checker from a recorder, some twenty times a second, outside of the engine's way."""
+    """Feeds a checker from a recorder, outside of the engine's way."""
 
     def __init__(self, recorder: Recorder, first: Snapshot, stride: int) -> None:
         self.checker = Checker(first, stride)
@@ -44,15 +48,23 @@ class Follower:
         self._thread.join(timeout=_PATIENCE_S)
 
     def _run(self) -> None:
-        while not self._stop.wait(_EVERY_S):
-            self.step()
+        seen, pause_s = -1, _PAUSE_S
+        while not self._stop.wait(pause_s):
+            told = len(self._recorder.events)
+            # While the engine works it has the interpreter's lock to itself for all but a
+            # twentieth of the time; what lags behind is checked when it rests.
+            pause_s, seen = (_PAUSE_S if told != seen else 0.0), told
+            if not self.step(time.monotonic() + _SLICE_S):
+                pause_s = _PAUSE_S
 
-    def step(self) -> int:
+    def step(self, until_s: float = math.inf) -> int:
         """Check what has come since the last time; return how many items that was."""
         with self._checking:
             try:
-                self._take()
-                done = self.checker.go()
+                done = self.checker.go(until_s=until_s)
+                if time.monotonic() < until_s:
+                    self._take(_ROWS)
+                    done += self.checker.go(until_s=until_s)
                 self._mind_gaps(done)
             except Exception as error:
                 self.checker.findings.note(f"The check failed: {type(error).__name__}: {error}.")
@@ -72,25 +84,25 @@ class Follower:
             for fault in recorder.faults[:3]:
                 self.checker.findings.note(f"Watching failed at one point: {fault}.")
 
-    def _take(self) -> None:
-        recorder, checker, taken = self._recorder, self.checker, self._taken
-        for snapshot in recorder.snapshots[taken["snapshots"] :]:
+    def _take(self, most: int | None = None) -> None:
+        """Take what the recorder has, of each kind at most so many rows."""
+        recorder, checker = self._recorder, self.checker
+        for snapshot in self._new("snapshots", recorder.snapshots, None):
             checker.put_snapshot(snapshot)
-            taken["snapshots"] += 1
-        events = recorder.events[taken["events"] :]
-        taken["events"] += len(events)
-        for row in events:
+        for row in self._new("events", recorder.events, most):
             event = event_of(row)
             checker.put(event.seq, event)
-        flights = recorder.flights[taken["flights"] :]
-        taken["flights"] += len(flights)
-        for row in flights:
+        for row in self._new("flights", recorder.flights, most):
             checker.put(row[_SEQ], flight_of(row))
             checker.put(row[_END_SEQ], None)
-        skipped = getattr(recorder, "skipped", [])[taken["skipped"] :]
-        taken["skipped"] += len(skipped)
-        for seq in skipped:
+        for seq in self._new("skipped", getattr(recorder, "skipped", []), most):
             checker.put(seq, None)
+
+    def _new(self, name: str, rows: list[Any], most: int | None) -> list[Any]:
+        start = self._taken[name]
+        new = rows[start : None if most is None else start + most]
+        self._taken[name] += len(new)
+        return new
 
     def _mind_gaps(self, done: int) -> None:
         """Go on over a gap that nobody fills; the recorder may be between two steps."""

@@ -12,10 +12,12 @@ from analysis.sanitize.shadow import (
     UNKNOWN,
     Hashes,
     Ints,
+    mix_one,
     prefix_hashes,
 )
 from analysis.sanitize.world import Flight, Sequence, World
 
+_ALL = 2**64 - 1
 OUTSIDE = -1
 """A slot that lies outside of the row's block table, or on a page that does not exist."""
 
@@ -59,6 +61,8 @@ class Passage:
         self.before = np.where(written, world.shadow.content[self.write_slots], UNKNOWN)
         """What stood in the slots before, [rows, width]."""
         self.writer_before = np.where(written, world.shadow.writer[self.write_slots], NOBODY)
+        self.outside = ~written
+        """Where nothing is written, for want of a page, [rows, width]."""
         self.position_before = np.where(written, world.shadow.position[self.write_slots], -1)
         self._write(positions, written)
         self._advance()
@@ -92,7 +96,8 @@ class Passage:
         tables, stride = self.flight.tables, self.world.stride
         blocks = positions // stride
         inside = (blocks >= 0) & (blocks < tables.shape[1])
-        pages = np.take_along_axis(tables, np.clip(blocks, 0, tables.shape[1] - 1), axis=1)
+        rows = np.arange(len(tables))[:, None]
+        pages = tables[rows, blocks if inside.all() else blocks.clip(0, tables.shape[1] - 1)]
         inside &= (pages >= 0) & (pages < self.world.page_count)
         slots: Ints = np.where(inside, pages * stride + positions % stride, OUTSIDE)
         return slots
@@ -105,6 +110,9 @@ class Passage:
             count, first = int(self.tokens_of[row]), int(self.first[row])
             if sequence is None:
                 contents[row] = UNKNOWN
+            elif flight.phase == "decode":
+                token = mix_one(int(flight.tokens[row, 0]), first)
+                contents[row, 0] = sequence.hash_before(first) + token & _ALL
             else:
                 tokens = flight.tokens[row, :count]
                 contents[row, :count] = prefix_hashes(tokens, first, sequence.hash_before(first))
@@ -124,6 +132,9 @@ class Passage:
     def _wrong_token(self, row: int, due: Ints | None) -> int | None:
         if due is None:
             return None
+        if self.flight.phase == "decode":
+            same = int(due[0]) == int(self.flight.tokens[row, 0])
+            return None if same else int(self.first[row])
         flown = self.flight.tokens[row, : int(self.tokens_of[row])]
         both = min(len(due), len(flown))
         unlike = np.flatnonzero(due[:both] != flown[:both])

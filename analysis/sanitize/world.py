@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.observe.replay import Replay
-from analysis.sanitize.shadow import Hashes, Ints, Shadow, mix, prefix_hashes
+from analysis.sanitize.shadow import Hashes, Ints, Shadow, mix_one, prefix_hashes
 from analysis.snapshot import Snapshot
 
 PADDING_PAGE = 0
 """The page that rows and block tables are padded with, in every release of shortfin."""
 ENDED_WELL = ("ok", "wrong", "rejected")
+_ALL = 2**64 - 1
 
 
 class Event(NamedTuple):
@@ -106,9 +107,7 @@ class Sequence:
     def append(self, token: int) -> None:
         """Take note of one more token."""
         self._room(self.length + 1)
-        added = mix(np.array([token], dtype=np.int64), self.length)
-        with np.errstate(over="ignore"):
-            self._hashes[self.length] = np.uint64(self.last) + added[0]
+        self._hashes[self.length] = self.last + mix_one(token, self.length) & _ALL
         self.length += 1
 
     def hash_before(self, position: int) -> int:

@@ -42,6 +42,7 @@ class OwnPosition(Rule):
     sentence = "Every row starts at the position at which its sequence ended, on a page it has."
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        some_outside = passage.outside.any()
         for row, sequence in passage.known_rows():
             first = int(passage.first[row])
             if passage.has_wrong_place(row):
@@ -55,8 +56,7 @@ class OwnPosition(Rule):
                     severity=WRONG_DATA,
                 )
             count = int(passage.tokens_of[row])
-            outside = np.flatnonzero(passage.write_slots[row, :count] < 0)
-            if len(outside):
+            if some_outside and len(outside := np.flatnonzero(passage.outside[row, :count])):
                 yield Finding(
                     cause="no page for it",
                     message=f"Position {first + int(outside[0])} of {sequence.request_id} is"

@@ -1,0 +1,118 @@
+"""What the sanitizer costs a request: alternating blocks in one process, on one engine, 8 at once.
+
+Each block asks 64 requests, 8 at once, with 4,096 pages: alone, observed (events and flights), and
+sanitized. The figures are ratios of median latencies to the unobserved ones, with 95% bootstrap
+intervals over the blocks. Then the check itself, without an engine: microseconds a flight against
+the slots that it reads and the size of the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import numpy as np
+from bench_observe import PROMPT, ROWS, TOKENS
+
+from analysis import Engine, EngineConfig
+from analysis.observe import observe
+from analysis.sanitize import sanitize
+from analysis.sanitize.checker import Checker
+from analysis.sanitize.world import Event, Flight
+from analysis.snapshot import CacheState, Snapshot
+
+BLOCKS, REQUESTS, PAGES, STRIDE = 20, 64, 4096, 16
+WAYS = ("unobserved", "observed", "sanitized")
+
+
+def block(engine: Engine, way: str, number: int) -> list[float]:
+    watching = {
+        "unobserved": lambda: contextlib.nullcontext(),
+        "observed": lambda: observe(engine, snapshots=False, memory_every_s=0),
+        "sanitized": lambda: sanitize(engine),
+    }[way]()
+    latencies: list[float] = []
+    with watching as seen:
+        for wave in range(REQUESTS // ROWS):
+            prompts = [f"{(number + wave) % 9 + 1} {row + 1} {PROMPT}" for row in range(ROWS)]
+            done = [future.result() for future in [engine.submit(p, TOKENS) for p in prompts]]
+            assert all(one.outcome == "ok" for one in done), {one.outcome for one in done}
+            latencies += [one.latency_s for one in done]
+    if way == "sanitized":
+        assert seen.flights >= REQUESTS // ROWS * TOKENS, seen.flights
+    return latencies
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """`ours` and `theirs` have shape [blocks, requests]."""
+    picks = np.random.default_rng(0).integers(0, BLOCKS, size=(1000, BLOCKS))
+    ratios = [np.median(ours[p]) / np.median(theirs[p]) for p in picks]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return f"{np.median(ours) / np.median(theirs):.3f} ({low:.3f} to {high:.3f})"
+
+
+def flight_cost(page_count: int, length: int, flights: int = 300) -> float:
+    """Microseconds that a healthy decode of 8 rows of `length` tokens takes to check."""
+    blocks = -(-(length + flights) // STRIDE)
+    free = list(range(page_count))
+    checker = Checker(Snapshot(CacheState(page_count, free, {}), seq=0), STRIDE)
+    ids = [f"r{row}" for row in range(ROWS)]
+    tables = np.array([[1 + row * blocks + i for i in range(blocks)] for row in range(ROWS)])
+    seq = 1
+
+    def event(kind: str, request: str, pages: tuple[int, ...] = (), detail: str = "") -> None:
+        nonlocal seq
+        rest = (None,) * (len(Event._fields) - 7)
+        row = Event(seq, 0, "t", request, None, kind, pages, *rest)
+        checker.put(seq, row._replace(detail=detail))
+        seq += 1
+
+    def flight(phase: str, tokens: np.ndarray, lengths: int, starts: np.ndarray | None) -> None:
+        nonlocal seq
+        seq_lens = np.full(ROWS, lengths)
+        begun = Flight(seq, phase, ids, tokens, seq_lens, starts, tables, seq, seq + 1, "t", 0.0)
+        checker.put(seq, begun)
+        checker.put(seq + 1, None)
+        seq += 2
+
+    for row, name in enumerate(ids):
+        event("submitted", name, detail=" ".join(["7"] * length))
+        event("acquire", name, tuple(tables[row].tolist()))
+        event("hold", name, tuple(tables[row].tolist()))
+    prompt = np.zeros((ROWS, blocks * STRIDE), dtype=np.int64)
+    prompt[:, :length] = 7
+    flight("prefill", prompt, length, None)
+    checker.go()
+    for step in range(flights):
+        flight("decode", np.full((ROWS, 1), 7), length + step + 1, np.full(ROWS, length + step))
+    started = time.perf_counter()
+    checker.go()
+    seconds = time.perf_counter() - started
+    assert not checker.findings and checker.findings.flights == flights + 1, str(checker.findings)
+    return 1e6 * seconds / flights
+
+
+def main() -> None:
+    latencies: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    with Engine(EngineConfig(batch_sizes=(ROWS,), page_count=PAGES)) as engine:
+        for way in WAYS:
+            block(engine, way, 0)
+        for number in range(BLOCKS):
+            for turn in range(len(WAYS)):
+                way = WAYS[(number + turn) % len(WAYS)]
+                latencies[way].append(block(engine, way, number))
+    arrays = {way: np.array(latencies[way]) for way in WAYS}
+    base = arrays["unobserved"]
+    print(
+        f"shortfin {engine.release}, {REQUESTS} requests a block, {ROWS} at once, {PAGES} pages,"
+        f" {BLOCKS} blocks a way: unobserved median {1e3 * np.median(base):.1f} ms"
+    )
+    for way in WAYS[1:]:
+        print(f"  {way}: median x {ratio(arrays[way], base)}")
+    for page_count, length in ((4096, 50), (4096, 500), (4096, 5_000), (100_000, 500)):
+        cost = flight_cost(page_count, length)
+        print(f"  {cost:.0f} us a decode of {ROWS} rows of {length} tokens, {page_count} pages")
+
+
+if __name__ == "__main__":
+    main()
