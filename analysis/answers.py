@@ -24,6 +24,7 @@ from analysis.stats import (
     wilson,
 )
 from analysis.store import Run
+from analysis.tables import treated
 
 _ALPHA = 0.05
 _NAMES = {
@@ -32,7 +33,13 @@ _NAMES = {
     "prefix_sharing": "prefix sharing {}",
     "page_count": "{} pages",
     "workload": "workload {}",
+    "treatments": "{}",
 }
+
+
+def name_of(column: str, value: Any) -> str:
+    """Return how a value of a cell's setting is called."""
+    return _NAMES[column].format(treated(value) if column == "treatments" else value)
 
 
 def answer_in_words(run: Run, threshold: int = 4) -> str:
@@ -55,7 +62,7 @@ def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
     if len(clauses) > 1:
         # What all configurations share stands beside the answer anyway: name what tells them apart.
         apart = [name for name in series[0].key if len({item.key[name] for item in series}) > 1]
-        names = [", ".join(_NAMES[k].format(item.key[k]) for k in apart) for item in series]
+        names = [", ".join(name_of(k, item.key[k]) for k in apart) for item in series]
         clauses = [f"{name}: {text}" for name, text in zip(names, clauses, strict=True)]
     sentence = "; ".join(clauses) or "the run holds no cells"
     return (
@@ -108,7 +115,7 @@ def _series(run: Run) -> list[_Series]:
     result = []
     for values, rows in rates.groupby(columns, sort=True):
         key = dict(zip(columns, values, strict=True))
-        name = ", ".join(_NAMES[column].format(value) for column, value in key.items())
+        name = ", ".join(name_of(column, value) for column, value in key.items())
         result.append(_Series(key, name, rows.sort_values("concurrency")))
     return result
 
@@ -193,8 +200,8 @@ def _contrasts(series: Sequence[_Series], threshold: int) -> list[str]:
     adjusted = holm([result.p_value for result in raw])
     words = []
     for (one, other, name, levels, a, b), p_value in zip(pairs, adjusted, strict=True):
-        first, second = (_NAMES[name].format(item.key[name]) for item in (one, other))
-        same = ", ".join(_NAMES[k].format(v) for k, v in one.key.items() if k != name)
+        first, second = (name_of(name, item.key[name]) for item in (one, other))
+        same = ", ".join(name_of(k, v) for k, v in one.key.items() if k != name)
         where = f"At {_at(levels)} ({same})"
         shares = (
             f"{_percent(b.rate)}, {b.failures} of {b.taken}, against {_percent(a.rate)}, "

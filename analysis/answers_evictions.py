@@ -11,7 +11,7 @@ import math
 
 import pandas as pd
 
-from analysis.answers import _NAMES, _list, _p, _percent
+from analysis.answers import _list, _p, _percent, name_of
 from analysis.stats import FAILURES, varying, wilson
 from analysis.stats_evictions import EvictionContrast, evictions_at_equal_concurrency
 
@@ -31,7 +31,7 @@ def evictions_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
     )
     paragraphs = []
     for values, group in taken.groupby(columns, sort=True):
-        name = ", ".join(_NAMES[c].format(v) for c, v in zip(columns, values, strict=True))
+        name = ", ".join(name_of(c, v) for c, v in zip(columns, values, strict=True))
         own = cells[cells["cell_id"].isin(group["cell_id"])]
         paragraphs.append(f"**{name}.** {_paragraph(group.drop(columns=columns), own)}")
     return "\n\n".join(paragraphs) or "No request was accepted, so there is nothing to say."

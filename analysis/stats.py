@@ -25,7 +25,7 @@ from scipy import stats as scipy_stats
 from analysis.tables import OUTCOMES
 
 FAILURES = ("wrong", "empty", "error", "timeout", "lost")
-CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload")
+CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
 
 Verdict = Literal["higher", "lower", "not enough requests to tell"]
 
@@ -208,8 +208,8 @@ def latency_summary(
 
 
 def varying(cells: pd.DataFrame, columns: Sequence[str] = CONFIGURATION) -> list[str]:
-    """Return those columns in which the cells differ from each other."""
-    return [name for name in columns if cells[name].nunique(dropna=False) > 1]
+    """Return those columns, of the ones there are, in which the cells differ from each other."""
+    return [name for name in columns if name in cells and cells[name].nunique(dropna=False) > 1]
 
 
 def hit_rates(

@@ -224,6 +224,11 @@ def is_control(treatments: Iterable[str]) -> bool:
     return any(name.startswith(FAULT) for name in treatments)
 
 
+def treated(treatments: Iterable[str] | None) -> str:
+    """Return how a set of treatments is called."""
+    return " + ".join(treatments or ()) or "untreated"
+
+
 def describe(name: str) -> pd.DataFrame:
     """Return the columns of a table as a frame: column, type, unit, may be null, meaning."""
     return pd.DataFrame(

@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
+from analysis.tables import treated
+
 if TYPE_CHECKING:
     from IPython.display import Image
 
@@ -98,8 +100,12 @@ def series_label(key: Mapping[str, Any]) -> str:
         "page_count": "{} pages",
         "workload": "workload {}",
         "device": "{}",
+        "treatments": "{}",
     }
-    return ", ".join(words.get(name, name + " {}").format(value) for name, value in key.items())
+    return ", ".join(
+        words.get(name, name + " {}").format(treated(value) if name == "treatments" else value)
+        for name, value in key.items()
+    )
 
 
 def all_series(frame: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:

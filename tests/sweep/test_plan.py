@@ -27,6 +27,7 @@ plans = st.builds(
     repeats=st.integers(1, 4),
     seed=st.integers(0, 2**40),
     observe=st.sampled_from(["nothing", "events", "snapshots"]),
+    sanitize=st.booleans(),
 )
 
 
@@ -34,14 +35,23 @@ plans = st.builds(
 def test_every_combination_has_one_cell_with_an_id_of_its_own(plan):
     cells = plan.cells()
     assert len({cell.cell_id for cell in cells}) == len(cells)
-    assert {dataclasses.astuple(cell) for cell in cells} == {
-        (release, sharing, pages, concurrency, repeat)
+    assert {dataclasses.astuple(cell) for cell in cells if not cell.is_control} == {
+        (release, sharing, pages, concurrency, repeat, ())
         for release in plan.releases
         for sharing in plan.prefix_sharing
         for pages in plan.pages
         for concurrency in plan.concurrency
         for repeat in range(plan.repeats)
     }
+
+
+@given(plans)
+def test_a_sanitized_plan_has_a_control_for_each_release_and_sharing(plan):
+    controls = [cell for cell in plan.cells() if cell.is_control]
+    wanted = len(plan.releases) * len(plan.prefix_sharing) if plan.sanitize else 0
+    assert len(controls) == wanted
+    assert plan.cells()[:wanted] == controls
+    assert not plan.sanitize or plan.observe != "nothing"
 
 
 @given(plans)
