@@ -1,0 +1,100 @@
+"""What the sanitizer found, in words computed from a run's findings, requests and flights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.answers import _list, _percent, name_of
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA
+from analysis.sanitize.leads import leads
+from analysis.sanitize.recorded import Checked
+from analysis.stats import wilson
+from analysis.store import Run
+
+_SETTING = ("release", "prefix_sharing", "treatments")
+
+
+def findings_in_words(run: Run, checked: Sequence[Checked]) -> str:
+    """Return what was found and how early, a paragraph of Markdown for each setting.
+
+    `run` is a sanitized run, `checked` what `check_run` makes of it (its controls are looked at).
+    """
+    ahead = leads(run)
+    paragraphs = []
+    for setting in checked:
+        name = ", ".join(name_of(column, getattr(setting, column)) for column in _SETTING)
+        cells = run.cells[_of(run.cells, setting)]
+        requests = run.requests[run.requests["cell_id"].isin(cells["cell_id"])]
+        own = ahead[ahead["cell_id"].isin(cells["cell_id"])]
+        found = run.findings[run.findings["cell_id"].isin(cells["cell_id"])]
+        paragraphs.append(f"**{name}.** {_paragraph(setting, requests, found, own)}")
+    return "\n\n".join(paragraphs) or "No cell was checked, so there is nothing to say."
+
+
+def _of(cells: pd.DataFrame, setting: Checked) -> pd.Series:
+    names = cells["treatments"].map(lambda value: tuple(value or ()))
+    return (
+        (cells["release"] == setting.release)
+        & (cells["prefix_sharing"] == setting.prefix_sharing)
+        & names.map(lambda value: value == setting.treatments)
+    )
+
+
+def _paragraph(
+    setting: Checked, requests: pd.DataFrame, found: pd.DataFrame, ahead: pd.DataFrame
+) -> str:
+    if setting.void:
+        return (
+            f"Void: of {setting.controls} planted faults {setting.alarms} set off the alarm, so"
+            " silence elsewhere means nothing."
+        )
+    accepted = requests[requests["outcome"] != "rejected"]
+    n, wrong = len(accepted), int((accepted["outcome"] == "wrong").sum())
+    sentences = [f"{wrong} of {n} answers were wrong."]
+    read = found.loc[found["severity"] == WRONG_DATA, ["cell_id", "request_id"]]
+    met = len(read.dropna().drop_duplicates())
+    low, high = wilson(met, n) if n else (0.0, 0.0)
+    share = f"{met} of {n} requests read wrong data"
+    sentences.append(f"{share} ({_percent(low)} to {_percent(high)})." if n else f"{share}.")
+    if met:
+        first = found[found["severity"] == WRONG_DATA].sort_values(["t_s", "seq"]).iloc[0]
+        sentences.append(f"First, of the rule *{first['rule']}*: {first['message']}")
+    if wrong:
+        sentences.append(_early(ahead, wrong))
+    risks = sorted(
+        {(r, c) for r, c, s in zip(found["rule"], found["cause"], found["severity"], strict=True)
+         if s == AT_RISK}
+    )  # fmt: skip
+    if risks:
+        named = [f"{rule} ({cause}, {_requests(found, rule, cause)})" for rule, cause in risks]
+        sentences.append(f"Broken without wrong data being read by it: {_list(named)}.")
+    elif not met:
+        sentences.append("No rule was broken.")
+    if not setting.controls:
+        sentences.append("No fault was planted, so it is not known whether the alarm works.")
+    return " ".join(sentences)
+
+
+def _requests(found: pd.DataFrame, rule: str, cause: str) -> str:
+    own = found[(found["rule"] == rule) & (found["cause"] == cause)]
+    requests = own[["cell_id", "request_id"]].dropna().drop_duplicates()
+    if requests.empty:
+        count = own["cell_id"].nunique()
+        return f"in {count} cell{'s' if count > 1 else ''}"
+    return f"{len(requests)} request{'s' if len(requests) > 1 else ''}"
+
+
+def _early(ahead: pd.DataFrame, wrong: int) -> str:
+    known = ahead[ahead["flight_id"].notna()]
+    text = f"{len(known)} of the {wrong} wrong answers came after wrong data was read for them"
+    if known.empty:
+        return text + "."
+    flights = known["flights_before"].astype(float)
+    earlier = int((flights > 0).sum())
+    return (
+        f"{text}, {earlier} of them at least one call before the first wrong token (median"
+        f" {flights.median():g}, at most {flights.max():g} calls;"
+        f" {1e3 * known['seconds_before'].median():.0f} ms)."
+    )
