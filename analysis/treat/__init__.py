@@ -1,0 +1,108 @@
+"""Treatments: named, reversible changes to a live engine, each a candidate cause or fix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from analysis.errors import EngineError
+from analysis.treat.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
+from analysis.treat.base import Treatment
+from analysis.treat.faults import FAULTS
+from analysis.treat.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
+TREATMENTS: dict[str, type[Treatment]] = {
+    treatment.name: treatment
+    for treatment in (
+        CorrectSeqLens,
+        ZeroStartPositions,
+        ZeroPageTables,
+        ZeroOnAcquire,
+        PoisonFreedPages,
+        Quarantine,
+        UndoCorrectSeqLens,
+    )
+}
+"""By name, candidates for a cause or its mending; faults stand in `analysis.treat.faults`."""
+
+__all__ = ["FAULTS", "TREATMENTS", "Treated", "Treatment", "check_names", "treat"]
+
+
+@dataclass(frozen=True)
+class Treated:
+    """What was applied to an engine, in order."""
+
+    treatments: tuple[Treatment, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names as they were given."""
+        return tuple(
+            t.name if t.parameter is None else f"{t.name}:{t.parameter}" for t in self.treatments
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the treatment of this name."""
+        for treatment in self.treatments:
+            if treatment.name == name:
+                return treatment
+        raise KeyError(name)
+
+
+@contextmanager
+def treat(engine: Engine, *names: str) -> Iterator[Treated]:
+    """Change a running engine as long as the block lasts, and put everything back at its end.
+
+    It may be observed already or be observed afterwards; end the blocks in reverse order. A name
+    may have a parameter after a colon, such as `poison-freed-pages:nan`. Raises EngineError for a
+    name that is not known, or that does not apply to this engine; then nothing is changed.
+    """
+    treatments = check_names(names)
+    if engine.adapter is None:
+        raise EngineError("The engine is not running, so it cannot be treated.")
+    for treatment in treatments:
+        treatment.check(engine)
+    with ExitStack() as undo:
+        for treatment in treatments:
+            treatment.apply(engine, undo)
+        yield Treated(treatments)
+
+
+def check_names(names: Iterable[str], release: str | None = None) -> tuple[Treatment, ...]:
+    """Return the treatments that are meant; EngineError for a name that is not known.
+
+    With a release also for one that does not apply to it.
+    """
+    found = []
+    known = {**TREATMENTS, **FAULTS}
+    for name in names:
+        prefix = "fault:" if name.startswith("fault:") else ""
+        stem, colon, parameter = name.removeprefix(prefix).partition(":")
+        kind = known.get(prefix + stem)
+        if kind is None:
+            offered = FAULTS if prefix else TREATMENTS
+            raise EngineError(f"There is no treatment {name!r}: there are {', '.join(offered)}.")
+        if release is not None and kind.releases is not None and release not in kind.releases:
+            raise EngineError(
+                f"The treatment {kind.name} applies to shortfin {', '.join(kind.releases)}, not to"
+                f" {release}."
+            )
+        found.append(kind(parameter if colon else None))
+    return tuple(found)
+
+
+class _Room(ModuleType):
+    """Lets `from analysis import treat` be called, whoever imported this room before."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return treat(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -1,0 +1,72 @@
+"""What a treatment is, and how it changes live objects so that they can be put back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from analysis.errors import EngineError
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
+_NOTHING = object()
+
+
+class Treatment(ABC):
+    """A named, reversible change to a live engine.
+
+    `name` may be followed by a colon and a parameter.
+    """
+
+    name: ClassVar[str]
+    hypothesis: ClassVar[str]
+    """What it tests, in a sentence."""
+    change: ClassVar[str]
+    """What it changes, in a sentence."""
+    upstream: ClassVar[str | None] = None
+    """The upstream change that it corresponds to."""
+    releases: ClassVar[tuple[str, ...] | None] = None
+    """Releases that it applies to; None for all."""
+    sharing: ClassVar[str | None] = None
+    """The prefix sharing that it needs, None for any."""
+    takes: ClassVar[str | None] = None
+    """What its parameter is; None if it takes none."""
+
+    def __init__(self, parameter: str | None = None) -> None:
+        if parameter is not None and self.takes is None:
+            raise EngineError(f"The treatment {self.name} takes no parameter, so leave the colon.")
+        self.parameter = parameter
+
+    @classmethod
+    def check(cls, engine: Engine) -> None:
+        """Raise EngineError if it cannot be applied to this engine."""
+        if cls.releases is not None and engine.release not in cls.releases:
+            raise EngineError(
+                f"The treatment {cls.name} applies to shortfin {', '.join(cls.releases)}, not to"
+                f" {engine.release}."
+            )
+        if cls.sharing not in (None, engine.config.prefix_sharing):
+            raise EngineError(
+                f"The treatment {cls.name} needs prefix sharing {cls.sharing}: this engine has"
+                f" {engine.config.prefix_sharing}."
+            )
+
+    @abstractmethod
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        """Change the engine; whatever undoes it goes onto the stack."""
+
+
+def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of an object or a class, to be put back as it was found."""
+    before = vars(owner).get(name, _NOTHING)
+    setattr(owner, name, value)
+
+    def back() -> None:
+        if before is _NOTHING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+    undo.callback(back)

@@ -1,0 +1,320 @@
+"""Faults in the pool and in the trie; most strike before a decode, on the engine's thread."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from analysis.treat.base import replace_attribute
+from analysis.treat.faults.base import Fault, FlightFault, Struck
+from analysis.treat.flights import Boarded
+from analysis.treat.pages import fill_page
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
+
+def _entry(probe: Any, page: int) -> Any:
+    """Return the pool's own object for a page."""
+    return probe.pool.attn_page_entries[page]
+
+
+def _held(probe: Any, request_id: str) -> list[int]:
+    """Return the pages of a request, those that nobody shares first."""
+    nodes = {node.page for node in probe.read().nodes}
+    pages = probe.holdings().get(request_id, [])
+    return sorted(pages, key=lambda page: page in nodes)
+
+
+class FreeWhileUsed(FlightFault):
+    """A page is given back while its request goes on."""
+
+    name = "fault:free-while-used"
+    change = "A page of a request under way is given back to the pool, once."
+    rule, cause = "one state", "freed while held"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        request = flight.request_ids[row]
+        pages = _held(probe, request)
+        if not pages:
+            return None
+        probe.pool.free_pages([_entry(probe, pages[0])])
+        return Struck(request, None, pages[0])
+
+
+class HandedOutTwice(FlightFault):
+    """A page that is in use comes up in the free list."""
+
+    name = "fault:handed-out-twice"
+    change = "A page of a request under way is put into the free list, once, to be taken next."
+    rule, cause = "one state", "handed out twice"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        request = flight.request_ids[row]
+        pages = _held(probe, request)
+        if not pages:
+            return None
+        probe.pool.available_pages.append(_entry(probe, pages[0]))
+        return Struck(None, request, pages[0])
+
+
+class DoubleFree(FlightFault):
+    """A page is given back that is free."""
+
+    name = "fault:double-free"
+    change = "A free page is given back to the pool again, once."
+    rule, cause = "one state", "freed twice"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        entry = probe.pool.available_pages[0]
+        probe.pool.free_pages([entry])
+        return Struck(None, None, entry.index)
+
+
+class LostPage(FlightFault):
+    """A free page is forgotten."""
+
+    name = "fault:lost-page"
+    change = "A page vanishes from the free list, once."
+    rule, cause = "one state", "fewer free pages than were freed"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        entry = probe.pool.available_pages.pop(0)
+        return Struck(None, None, entry.index)
+
+
+class PaddingPageGiven(FlightFault):
+    """The padding page is next in line."""
+
+    name = "fault:padding-page-given"
+    change = "Page 0 becomes the next page to be handed out, once."
+    rule, cause = "padding page", "given out"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        entry, pool = _entry(probe, 0), probe.pool
+        if not any(page is entry for page in pool.available_pages):
+            return None
+        pool.available_pages.remove(entry)
+        pool.available_pages.append(entry)
+        return Struck(None, None, 0)
+
+
+class _ReferenceFault(Fault):
+    """A fault in giving back a reference."""
+
+    sharing = "trie"
+    times: int
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        """Have the first release that gives a page's reference back do it wrongly."""
+        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        counts = type(probe.cache.root.ref_count)
+        decrement = counts.decrement
+
+        def wrong(count: Any) -> Any:
+            node = probe.numbers.counted_by(count)
+            if self.struck is not None or node is None or node is probe.cache.root:
+                return decrement(count)
+            if count.count != 1:
+                return decrement(count)
+            self.struck = Struck(None, None, node.page.index)
+            result = count.count
+            for _ in range(self.times):
+                result = decrement(count)
+            return result
+
+        replace_attribute(undo, counts, "decrement", wrong)
+
+
+class ReferenceLeaked(_ReferenceFault):
+    """A reference is not given back."""
+
+    name = "fault:reference-leaked"
+    change = "One reference to a node of the trie is not given back."
+    rule, cause = "references", "not given back"
+    times = 0
+
+
+class ReferenceDropped(_ReferenceFault):
+    """A reference is given back twice."""
+
+    name = "fault:reference-dropped"
+    change = "One reference to a node of the trie is given back twice."
+    rule, cause = "references", "given back too often"
+    times = 2
+
+
+class OrphanedLeaf(FlightFault):
+    """The set of leaves has a node that hangs on nothing."""
+
+    name = "fault:orphaned-leaf"
+    change = "A node that is not in the trie is put into the set of leaves, once."
+    sharing = "trie"
+    rule, cause = "leaves", "orphan"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        page = _held(probe, flight.request_ids[row])[-1]
+        kind = type(probe.cache.root)
+        probe.cache.leaves.add(kind(tokens=(1, 2, 3), page=_entry(probe, page)))
+        return Struck(None, None, None)
+
+
+class MissingLeaf(FlightFault):
+    """Eviction does not know of a leaf."""
+
+    name = "fault:missing-leaf"
+    change = "A leaf of the trie is taken out of the set of leaves, once."
+    sharing = "trie"
+    rule, cause = "leaves", "missing"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        for leaf in list(probe.cache.leaves):
+            if not leaf.children and leaf.parent is not None:
+                probe.cache.leaves.discard(leaf)
+                return Struck(None, None, leaf.page.index)
+        return None
+
+
+class WrongKey(FlightFault):
+    """A node stands where its tokens do not lead."""
+
+    name = "fault:wrong-key"
+    change = "A node is filed under other tokens than its own, once."
+    sharing = "trie"
+    rule, cause = "reachable", "under another key"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        children = probe.cache.root.children
+        for key, node in list(children.items()):
+            children[(*key[:-1], key[-1] + 1)] = children.pop(key)
+            return Struck(None, None, node.page.index)
+        return None
+
+
+class StalePrefix(FlightFault):
+    """The trie serves a page for a prefix that it does not hold."""
+
+    name = "fault:stale-prefix"
+    change = "Two nodes of the trie exchange their pages, once."
+    sharing = "trie"
+    rule, cause = "cached prefix", "another prefix"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        nodes = [n for n in probe.cache.root.children.values() if n.ref_count.count <= 0]
+        if len(nodes) < 2:
+            return None
+        one, other = nodes[:2]
+        one.page, other.page = other.page, one.page
+        return Struck(None, None, None)
+
+
+class EvictReferenced(FlightFault):
+    """A node is evicted that a request refers to."""
+
+    name = "fault:evict-referenced"
+    change = "A node that a request refers to is taken out of the trie, once."
+    sharing = "trie"
+    rule, cause = "eviction", "referenced node"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        for leaf in list(probe.cache.leaves):
+            in_place = leaf.parent is not None and leaf.parent.children.get(leaf.tokens) is leaf
+            if in_place and leaf.ref_count.count > 0:
+                leaf.unlink()
+                probe.cache.leaves.remove(leaf)
+                return Struck(None, None, leaf.page.index)
+        return None
+
+
+class CopiedShort(FlightFault):
+    """A copied page lacks what its source has last."""
+
+    name = "fault:copied-short"
+    change = "A page is copied and its last slot left out, once; the copy is freed again."
+    rule, cause = "whole copies", "short copy"
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        """Have the pool's own way to copy a page stop short as well."""
+        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        for table in ("copy_page", "copy_page_index"):
+            if hasattr(probe.pool, table):
+                self._method = table
+        super().apply(engine, undo)
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        request, pool = flight.request_ids[row], probe.pool
+        source = _held(probe, request)[0]
+        # Beneath whoever watches the method, the bytes of the copy are damaged as it is made.
+        owner = type(pool)
+        method = getattr(owner, self._method)
+        stride = probe.cache.tokens_per_page
+
+        def short(own: Any, *args: Any) -> Any:
+            result = method(own, *args)
+            target = args[1] if len(args) > 1 else result.index
+            _spoil_last_slot(own, target, stride)
+            return result
+
+        setattr(owner, self._method, short)
+        try:
+            if self._method == "copy_page":
+                target = pool.copy_page(_entry(probe, source))
+            else:
+                [target] = pool.acquire_free_pages(1)
+                pool.copy_page_index(source, target.index)
+        finally:
+            setattr(owner, self._method, method)
+        pool.free_pages([target])
+        return Struck(None, None, target.index)
+
+
+class NanInPaddingPage(FlightFault):
+    """The page that masked slots are read from holds NaN."""
+
+    name = "fault:nan-in-padding-page"
+    change = "Page 0 is filled with NaN, once."
+    rule, cause = "finite contents", "the padding page"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        if not (flight.arrays["block_tables"][: flight.real] == 0).any():
+            return None
+        fill_page(probe.pool, 0, float("nan"))
+        return Struck(None, None, 0)
+
+
+class WrittenAfterFree(FlightFault):
+    """A page is written after it was freed."""
+
+    name = "fault:written-after-free"
+    change = "A free page is filled with ones, once; quarantine must be on to see it."
+    rule, cause = "written after free", "written"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        state = probe.read()
+        in_use = {*state.free, *(p for pages in state.holdings.values() for p in pages)}
+        in_use |= {node.page for node in state.nodes}
+        resting = [page for page in range(state.page_count) if page not in in_use]
+        if not resting:
+            return None
+        fill_page(probe.pool, resting[0], 1.0)
+        return Struck(None, None, resting[0])
+
+
+def _spoil_last_slot(pool: Any, page: int, stride: int) -> None:
+    for table in pool.page_tables:
+        view = table.view(page)
+        with view.map(read=True) as mapped:
+            elements = list(mapped.items)
+        # Of the values of the last layer and token, as many as a token has at the least.
+        count = max(1, len(elements) // stride // 64)
+        elements[-count:] = [element ^ 1 if isinstance(element, int) else element + 1
+                             for element in elements[-count:]]  # fmt: skip
+        with view.map(write=True) as mapped:
+            mapped.items = elements
+
+
+CACHE_FAULTS = (
+    FreeWhileUsed, HandedOutTwice, DoubleFree, LostPage, PaddingPageGiven, ReferenceLeaked,
+    ReferenceDropped, OrphanedLeaf, MissingLeaf, WrongKey, StalePrefix, EvictReferenced,
+    CopiedShort, NanInPaddingPage, WrittenAfterFree,
+)  # fmt: skip

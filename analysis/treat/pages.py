@@ -1,0 +1,174 @@
+"""Treatments of what pages hold when they are handed out, and after they were freed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.errors import EngineError
+from analysis.treat.base import Treatment, replace_attribute
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
+_PATTERNS = {"nan": float("nan"), "zero": 0.0}
+
+
+def fill_page(pool: Any, page: int, value: float) -> None:
+    """Fill a page with a number, over all devices."""
+    for table in pool.page_tables:
+        view = table.view(page)
+        with view.map(read=True) as mapped:
+            elements = mapped.items
+        # float16 goes as its bits.
+        integral = getattr(elements, "typecode", "H") in "HhIiLl"
+        with view.map(write=True) as mapped:
+            mapped.fill(int(np.float16(value).view(np.uint16)) if integral else value)
+
+
+def page_digest(pool: Any, page: int) -> bytes:
+    """Return a hash of a page's bytes, over all devices."""
+    digest = hashlib.blake2b(digest_size=16)
+    for table in pool.page_tables:
+        with table.view(page).map(read=True) as mapped:
+            digest.update(bytes(mapped.items))
+    return digest.digest()
+
+
+class ZeroPageTables(Treatment):
+    """The page table begins with zeros instead of whatever the memory held."""
+
+    name = "zero-page-tables"
+    hypothesis = "Slots that were never written hold what some other program left there."
+    change = "All free pages are filled with zeros once, when it is applied."
+    upstream = "#738"
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        pool = _pool(engine)
+        for page in list(pool.available_pages):
+            fill_page(pool, page.index, 0.0)
+
+
+class ZeroOnAcquire(Treatment):
+    """Pages come clean, whoever had them before."""
+
+    name = "zero-on-acquire"
+    hypothesis = "Rows meet what an earlier request left in a page that was handed on."
+    change = "Every page is filled with zeros when it is taken from the pool."
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        pool = _pool(engine)
+        acquire = pool.acquire_free_pages
+
+        def acquired(count: int) -> Any:
+            pages = acquire(count)
+            for page in pages or ():
+                fill_page(pool, page.index, 0.0)
+            return pages
+
+        replace_attribute(undo, pool, "acquire_free_pages", acquired)
+
+
+class PoisonFreedPages(Treatment):
+    """What nobody should read is made to show, as SLUB poisons freed objects."""
+
+    name = "poison-freed-pages"
+    hypothesis = "Freed or fresh pages are read; a pattern in them shows in the answers."
+    change = "Pages are filled with a pattern while they are free."
+    takes = "nan, zero or a number"
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        word = self.parameter or "nan"
+        try:
+            value = _PATTERNS[word] if word in _PATTERNS else float(word)
+        except ValueError:
+            raise EngineError(
+                f"Pages can be poisoned with {self.takes}, not with {word!r}."
+            ) from None
+        pool = _pool(engine)
+        free = pool.free_pages
+
+        def freed(pages: Sequence[Any]) -> Any:
+            for page in pages:
+                fill_page(pool, page.index, value)
+            return free(pages)
+
+        for page in list(pool.available_pages):
+            fill_page(pool, page.index, value)
+        replace_attribute(undo, pool, "free_pages", freed)
+
+
+class Quarantine(Treatment):
+    """Freed pages rest before they are handed out again, as AddressSanitizer's quarantine."""
+
+    name = "quarantine"
+    hypothesis = "Pages are written or read after they were freed, when somebody else has them."
+    change = "The last freed pages are held back, and looked at when they come out."
+    takes = "the number of pages held back"
+
+    def __init__(self, parameter: str | None = None) -> None:
+        super().__init__(parameter)
+        if parameter is not None and not (parameter.isdigit() and int(parameter)):
+            raise EngineError(
+                f"Quarantine holds back a whole number of pages from 1, not {parameter!r}."
+            )
+        self.size = int(parameter or 8)
+        self.written: list[int] = []
+        """Pages that were written after they had been freed."""
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        pool = _pool(engine)
+        acquire, free = pool.acquire_free_pages, pool.free_pages
+        resting: deque[tuple[Any, bytes]] = deque()
+        lock = threading.Lock()
+
+        def come_out(count: int) -> None:
+            out: list[tuple[Any, bytes]] = []
+            with lock:
+                while resting and len(out) < count:
+                    out.append(resting.popleft())
+            for page, digest in out:
+                if page_digest(pool, page.index) != digest:
+                    self.written.append(page.index)
+                    _tell(engine, "written_after_free", [page.index])
+            if out:
+                free([page for page, _ in out])
+
+        def freed(pages: Sequence[Any]) -> None:
+            mine = [(page, page_digest(pool, page.index)) for page in _once(pages)]
+            _tell(engine, "duplicate", [page.index for page, _ in mine], "quarantine")
+            with lock:
+                inside = {page.index for page, _ in resting}
+                resting.extend(item for item in mine if item[0].index not in inside)
+                over = len(resting) - self.size
+            come_out(over)
+
+        def acquired(count: int) -> Any:
+            # What is held back must not make the pool seem empty.
+            come_out(count - len(pool.available_pages))
+            return acquire(count)
+
+        replace_attribute(undo, pool, "free_pages", freed)
+        replace_attribute(undo, pool, "acquire_free_pages", acquired)
+        undo.callback(lambda: come_out(len(resting)))
+
+
+def _once(pages: Iterable[Any]) -> list[Any]:
+    return list({page.index: page for page in pages}.values())
+
+
+def _tell(engine: Engine, kind: str, pages: list[int], detail: str | None = None) -> None:
+    watcher = None if engine.probe is None else engine.probe.watcher
+    if watcher is not None and pages:
+        watcher.event(kind, pages=pages, detail=detail)
+
+
+def _pool(engine: Engine) -> Any:
+    assert engine.adapter is not None
+    return engine.adapter.service.page_cache.page_pool
