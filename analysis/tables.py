@@ -42,6 +42,10 @@ EVENT_KINDS = {
     "failed": "an operation of the cache raised an error; detail says which",
     "memory": "resident memory of the process was read",
     "died": "a worker of the engine died; detail says how",
+    "waiting": "a request was given up; detail says where it was and what every thread did",
+    "twice": "a request's list of pages has these more than once",
+    "nonfinite": "a page that was flown holds NaN or infinity, first in the slot `value`",
+    "written_after_free": "a page that comes out of quarantine was written since it was freed",
     "snapshot": "a snapshot was taken",
     "observer_error": "watching failed at this point; detail says how",
 }
@@ -161,8 +165,9 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("ref_count", _INT, "references to it afterwards"),
             _maybe("tokens_hit", _INT, "tokens found in the trie", "tokens"),
             _maybe("tokens_missed", _INT, "tokens not found there", "tokens"),
-            _maybe("value", _INT, "token id of a token, resident bytes of memory"),
+            _maybe("value", _INT, "token id; tokens that an ended request lacks; slot; bytes"),
             _maybe("detail", _TEXT, "what else there is to say"),
+            _maybe("locks", _TEXTS, "the cache's locks under which it changed something"),
             _maybe("stack", _TEXT, "where in the engine's code, if asked for"),
         ]
     ),

@@ -111,6 +111,8 @@ class Completion:
     """Submission to the first token (time to first token), None if none was seen."""
     token_s: tuple[float, ...]
     """Submission to each token that was seen to arrive."""
+    missing_tokens: int = 0
+    """How many of the wanted tokens it lacks, though the model did not end it."""
 
 
 @dataclass(frozen=True)

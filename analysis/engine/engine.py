@@ -92,6 +92,7 @@ class Engine:
         self.device, target = devices.resolve(self.config.device, self.config.hip_target)
         self.model: ModelArtifacts = load_model(self.config.model)
         self.tokenizer = ModelTokenizer(self.model)
+        self._eos = self.tokenizer.encode(self.model.eos_token)[-1]
         self.vmfb = compile_model(self.model, batch_sizes=self.config.batch_sizes, target=target)
         self.name = f"cachelab{next(_numbers)}"
         self.died: EngineDeath | None = None
@@ -329,9 +330,15 @@ class Engine:
             latency_s=now - waiting.submitted,
             ttft_s=token_s[0] if token_s else now - waiting.submitted if tokens else None,
             token_s=token_s,
+            missing_tokens=self._missing(waiting) if outcome == "ok" else 0,
         )
         self._tell(lambda listener: listener.done(completion))
         waiting.future.set_result(completion)
+
+    def _missing(self, waiting: _Waiting) -> int:
+        if waiting.tokens and waiting.tokens[-1] == self._eos:
+            return 0
+        return waiting.max_new_tokens - len(waiting.tokens)
 
     def _note_token(self, waiting: _Waiting, token: int | None) -> None:
         waiting.token_s.append(time.monotonic())

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Protocol
 
+from analysis.engine.locks import Locks
 from analysis.snapshot import Snapshot
 
 Undo = Callable[[], None]
@@ -14,6 +15,11 @@ _NOTHING = object()
 
 class Watcher(Protocol):
     """Who is told what the engine does. Its methods are called on the engine's own threads."""
+
+    locks: Locks | None
+    """Set by the probe: under which locks something is done."""
+    look_inside: bool
+    """Whether pages are to be looked into."""
 
     def begin(self, operation: str | None, request_id: str | None) -> None:
         """Begin an operation of the cache on this thread; nameless ones only group others."""
@@ -29,6 +35,9 @@ class Watcher(Protocol):
 
     def reserve(self) -> tuple[int, int]:
         """Return a place among the events and the time, for an event that is told later."""
+
+    def unused(self, place: tuple[int, int]) -> None:
+        """Tell that nothing takes a place that was reserved."""
 
     def event(self, kind: str, **fields: Any) -> None:
         """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
+import json
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from analysis.engine.cache import read_between
 from analysis.engine.config import Completion, EngineDeath
 from analysis.engine.engine import Engine
+from analysis.engine.locks import Locks
 from analysis.snapshot import Snapshot
 
 # The order of a recorded event's fields, as columns of the table `events`.
 EVENT_FIELDS = (
     "seq", "t_ns", "thread", "request_id", "operation", "kind", "pages", "free_pages", "node",
-    "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "detail", "stack",
+    "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "detail", "locks",
+    "stack",
 )  # fmt: skip
 FLIGHT_FIELDS = (
     "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
@@ -29,7 +33,11 @@ FLIGHT_FIELDS = (
 )  # fmt: skip
 _SNAPSHOT_WAIT_S = 0.02
 """How long an automatic snapshot waits for a moment between two operations."""
-_SHOWN_FAULTS = 3
+_SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
+_LOCKED = frozenset(
+    ["acquire", "free", "create", "replace", "unlink", "reference", "leaf", "no_leaf", "duplicate"]
+)
+"""Kinds of events that tell under which locks they happened: those that change what is shared."""
 
 
 class ObserverWarning(UserWarning):
@@ -42,6 +50,8 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.name: str | None = None
         self.operations: list[tuple[str | None, str | None]] = []
+        self.marks: list[int] = []
+        """How many locks had been taken when each of them began."""
         self.told = 0
         """Events of the operation under way."""
         self.version: list[int] | None = None
@@ -73,6 +83,10 @@ class Recorder:
         self.snapshots: list[Snapshot] = []
         self.under_way: dict[int, tuple[Any, ...]] = {}
         """Flights that have begun and not ended."""
+        self.skipped: list[int] = []
+        """Places among the events that stay empty: reserved for nothing, or past the bound."""
+        self.look_inside = False
+        """Whether flights and copies have the pages that they used looked into."""
         self.dropped = {"events": 0, "flights": 0, "snapshots": 0}
         self.faults: list[str] = []
         self._seq = itertools.count()
@@ -81,6 +95,9 @@ class Recorder:
         self._here = _Here()
         self._versions: list[list[int]] = []
         self._held: dict[str, frozenset[int]] = {}
+        self.locks: Locks | None = None
+        """What the probe knows of the locks that this thread holds."""
+        self._dead = self._threads_told = False
 
     # -- operations ------------------------------------------------------------------------
 
@@ -99,6 +116,8 @@ class Recorder:
         if here.operations and here.operations[-1][0] is not None:
             operation = here.operations[-1][0]
         here.operations.append((operation, request_id))
+        if self.locks is not None:
+            here.marks.append(self.locks.begin(outermost=len(here.operations) == 1))
 
     def end(self, error: BaseException | None) -> None:
         """End the operation that was begun last on this thread; one without effect is not told."""
@@ -112,6 +131,8 @@ class Recorder:
                 else:
                     self.event("operation")
         here.operations.pop()
+        if here.marks:
+            here.marks.pop()
         if not here.operations and here.version is not None:
             here.version[0] += 1
             if error is not None and self.automatic:
@@ -127,6 +148,10 @@ class Recorder:
     def reserve(self) -> tuple[int, int]:
         """Return a place among the events and the time, for an event that is told later."""
         return next(self._seq), time.monotonic_ns() - self._started_ns
+
+    def unused(self, place: tuple[int, int]) -> None:
+        """Take note that nothing takes a place that was reserved."""
+        self.skipped.append(place[0])
 
     def event(
         self,
@@ -150,6 +175,8 @@ class Recorder:
         if unknown:
             raise TypeError(f"An event has no field {', '.join(unknown)}.")
         if len(self.events) >= self.max_events:
+            if place is not None:
+                self.skipped.append(place[0])
             self._overflow("events")
             return
         here = self._here
@@ -161,10 +188,13 @@ class Recorder:
         else:
             seq, t_ns = place
         stack = _stack() if self.stacks else None
+        locks = None
+        if self.locks is not None and kind in _LOCKED:
+            locks = self.locks.names(here.marks[-1] if here.marks else None)
         self.events.append(
             (seq, t_ns, here.name or self._name(), request_id or owner, operation, kind, pages,
              free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
-             detail, stack)
+             detail, locks, stack)
         )  # fmt: skip
 
     def begins_with(self, first: Snapshot) -> None:
@@ -215,6 +245,7 @@ class Recorder:
         end_seq, ended_ns = self.reserve()
         self.under_way.pop(number, None)
         if len(self.flights) >= self.max_events:
+            self.skipped += (seq, end_seq)
             self._overflow("flights")
             return
         shape, _ = arrays.get("seq_lens", ((None,), None))
@@ -242,6 +273,7 @@ class Recorder:
 
         wait_s = 0.0 if self._here.operations else timeout_s
         state, seq, consistent = read_between(probe, self.mark, place, wait_s)
+        self.skipped += [unused for unused, _ in places[:-1]]
         snapshot = Snapshot(
             state=state,
             moment=moment,
@@ -275,7 +307,7 @@ class Recorder:
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
         """Note that a request is about to be sent in."""
         self._automatic_snapshot("before", request_id)
-        self.event("submitted", request_id=request_id, detail=f"{len(prompt_tokens)} tokens")
+        self.event("submitted", request_id=request_id, detail=" ".join(map(str, prompt_tokens)))
 
     def token(self, request_id: str, token: int | None, first: bool) -> None:
         """Note that a token arrived."""
@@ -283,14 +315,35 @@ class Recorder:
 
     def done(self, completion: Completion) -> None:
         """Note how a request ended."""
-        self.event("done", request_id=completion.request_id, detail=completion.outcome)
+        if completion.outcome in ("timeout", "lost"):
+            self._waiting(completion.request_id)
+        self.event(
+            "done",
+            request_id=completion.request_id,
+            value=completion.missing_tokens,
+            detail=completion.outcome,
+        )
         failed = completion.outcome in ("error", "timeout", "lost", "empty")
         if failed:
             self._automatic_snapshot("failure", completion.request_id)
         self._automatic_snapshot("after", completion.request_id)
 
+    def _waiting(self, request_id: str) -> None:
+        """Tell where a request is that was given up, and what every thread does."""
+        adapter = self.engine.adapter
+        try:
+            where = "unknown" if adapter is None else adapter.whereabouts(request_id)
+            flights = [f[0] for f in list(self.under_way.values()) if request_id in f[2]]
+            said: dict[str, Any] = {"where": "flying" if flights else where, "flights": flights}
+            if not self._threads_told:
+                self._threads_told, said["threads"] = True, _threads()
+            self.event("waiting", request_id=request_id, detail=json.dumps(said))
+        except Exception as error:
+            self.fault(error)
+
     def died(self, death: EngineDeath) -> None:
         """Note that the engine died, and how its cache lies there."""
+        self._dead = True
         self.event("died", detail=death.message)
         self._automatic_snapshot("failure", None)
 
@@ -317,14 +370,44 @@ def _warn(message: str) -> None:
         warnings.warn(message, ObserverWarning, stacklevel=3)
 
 
-def _stack() -> str:
-    """Return the engine's own frames, innermost last, a line each."""
-    lines = []
+def _stack() -> tuple[tuple[CodeType, int], ...]:
+    """Return the engine's own frames, innermost first; put into words only when they are read."""
+    frames = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
-        if "shortfin" in code.co_filename:
-            file = code.co_filename.rpartition("site-packages/")[2]
-            lines.append(f"{file}:{frame.f_lineno} in {code.co_qualname}")
+        if _is_engines(code):
+            frames.append((code, frame.f_lineno))
         frame = frame.f_back
-    return "\n".join(reversed(lines))
+    return tuple(frames)
+
+
+@functools.cache
+def _is_engines(code: CodeType) -> bool:
+    return "shortfin" in code.co_filename
+
+
+def stack_in_words(frames: Sequence[tuple[CodeType, int]] | str | None) -> str | None:
+    """Return frames of the engine, innermost last, a line each."""
+    if frames is None or isinstance(frames, str):
+        return frames
+    return "\n".join(_frame_in_words(code, line) for code, line in reversed(frames))
+
+
+def _frame_in_words(code: CodeType, line: int) -> str:
+    file = code.co_filename.rpartition("site-packages/")[2]
+    return f"{file}:{line} in {code.co_qualname}"
+
+
+def _threads() -> dict[str, list[str]]:
+    """Return what every thread of the process does, innermost first."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    told: dict[str, list[str]] = {}
+    for ident, top in list(sys._current_frames().items()):
+        lines: list[str] = []
+        frame: FrameType | None = top
+        while frame is not None and len(lines) < _SHOWN_FRAMES:
+            lines.append(_frame_in_words(frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        told[f"{names.get(ident, 'thread')} {ident}"] = lines
+    return told

@@ -9,7 +9,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS, Recorder
+from analysis.observe.recorder import (
+    EVENT_FIELDS,
+    FLIGHT_FIELDS,
+    Recorder,
+    stack_in_words,
+)
 from analysis.snapshot import Snapshot
 from analysis.tables import TABLES, to_frame, to_table
 
@@ -19,6 +24,11 @@ class Recording:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+
+    @property
+    def recorder(self) -> Recorder:
+        """What keeps it, for those who follow it while it grows."""
+        return self._recorder
 
     @property
     def events(self) -> pd.DataFrame:
@@ -134,6 +144,8 @@ def _columns(name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell
             arrays.append(pa.repeat(cell_id, len(rows)))
         else:
             values: Sequence[Any] = columns.get(field.name, ())
+            if field.name == "stack":
+                values = [stack_in_words(frames) for frames in values]
             if field.name in _ARRAYS and name == "flights":
                 values = [None if value is None else _nested(*value) for value in values]
             arrays.append(pa.array(values, type=field.type))

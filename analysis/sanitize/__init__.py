@@ -52,8 +52,9 @@ def sanitize(
         if watcher is None
         else nullcontext()
     ) as recording:
-        recorder = watcher if recording is None else recording._recorder
+        recorder = watcher if recording is None else recording.recorder
         assert isinstance(recorder, Recorder)
+        recorder.look_inside |= contents
         if contents:
             recorder.look_inside = True
         stride = engine.model.config.block_seq_stride

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.observe.recorder import stack_in_words
 from analysis.tables import to_frame
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class Findings:
         group.counts[request] = group.counts.get(request, 0) + 1
         if request not in group.by_request and len(group.by_request) < _MEMBERS:
             finding.message = finding.text
+            finding.stack = stack_in_words(finding.stack)
+            finding.other_stack = stack_in_words(finding.other_stack)
             group.by_request[request] = finding
         return group.first is finding
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from analysis.sanitize.findings import WRONG_DATA
@@ -25,17 +27,17 @@ def leads(run: Run) -> pd.DataFrame:
     ]
     flown = _flown(run.flights, wrong)
     rows = []
-    for case in wrong.itertuples():
-        own = flown.get((case.cell_id, case.request_id))
-        token = int(case.first_divergence)  # type: ignore[arg-type]
+    for case in wrong.to_dict("records"):
+        own = flown.get((case["cell_id"], case["request_id"]))
+        token = int(case["first_divergence"])
         # The prefill chooses token 0, each decode the next.
         if own is None or token >= len(own):
             continue
         call = own.iloc[token]
         rows.append(
             {
-                "cell_id": case.cell_id,
-                "request_id": case.request_id,
+                "cell_id": case["cell_id"],
+                "request_id": case["request_id"],
                 "first_divergence": token,
                 "wrong_flight": int(call["flight_id"]),
                 "wrong_s": float(call["t_s"] + call["duration_s"]),
@@ -46,19 +48,18 @@ def leads(run: Run) -> pd.DataFrame:
     found = run.findings[run.findings["severity"] == WRONG_DATA].sort_values("seq")
     found = found.drop_duplicates(_KEY)[[*_KEY, "rule", "cause", "message", "flight_id", "t_s"]]
     frame = frame.merge(found, on=_KEY, how="left")
-    frame["flights_before"] = [
-        None
-        if pd.isna(case.flight_id)
-        else int(
-            flown[case.cell_id, case.request_id]["flight_id"]
-            .between(case.flight_id, case.wrong_flight, inclusive="left")
-            .sum()
-        )
-        for case in frame.itertuples()
-    ]
+    frame["flights_before"] = [_between(flown, case) for case in frame.to_dict("records")]
     frame["flights_before"] = frame["flights_before"].astype("Int64")
     frame["seconds_before"] = frame["wrong_s"] - frame["t_s"]
     return frame
+
+
+def _between(flown: dict[tuple[str, str], pd.DataFrame], case: dict[Any, Any]) -> int | None:
+    """Return how many calls for a request lay between its finding and its wrong token."""
+    if pd.isna(case["flight_id"]):
+        return None
+    calls = flown[case["cell_id"], case["request_id"]]["flight_id"]
+    return int(((calls >= case["flight_id"]) & (calls < case["wrong_flight"])).sum())
 
 
 def _flown(flights: pd.DataFrame, wanted: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:

@@ -95,7 +95,7 @@ class Follower:
         for row in self._new("flights", recorder.flights, most):
             checker.put(row[_SEQ], flight_of(row))
             checker.put(row[_END_SEQ], None)
-        for seq in self._new("skipped", getattr(recorder, "skipped", []), most):
+        for seq in self._new("skipped", recorder.skipped, most):
             checker.put(seq, None)
 
     def _new(self, name: str, rows: list[Any], most: int | None) -> list[Any]:

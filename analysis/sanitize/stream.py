@@ -14,7 +14,6 @@ from analysis.sanitize.world import Event, Flight
 
 _EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
 _PAGES = Event._fields.index("pages")
-_STACK = Event._fields.index("stack")
 
 
 def event_of(row: Sequence[Any]) -> Event:

@@ -94,7 +94,8 @@ class AllocationProbe(CacheProbe):
 
         def copied(state: Any, page: Any, error: Any, source: Any) -> None:
             if page is not None:
-                self._tell("copy", pages=indices([source, page]))
+                pages = indices([source, page])
+                self._tell("copy", pages=pages, value=self._copy_differs(*pages))
 
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
@@ -191,5 +192,7 @@ class AllocationProbe(CacheProbe):
         pages: dict[int, None] = {}
         for note in list(self._allocations.values()):
             if note.request == request and not note.allocation._is_released:
-                pages.update(dict.fromkeys(indices(note.allocation.pages)))
+                own = indices(note.allocation.pages)
+                self.tell_twice(request, own)
+                pages.update(dict.fromkeys(own))
         self.watcher.holds(request, pages)

@@ -102,6 +102,14 @@ class Adapter(ABC):
         """Tell whether a worker belongs to this engine."""
         return f"'{self.name}-" in str(worker)
 
+    def whereabouts(self, request_id: str) -> str:
+        """Say where the engine has a request: pending, reserved, flying, working or unknown.
+
+        A phase may follow. pending: a batcher has it in its list; reserved: it waits for others of
+        its group; working: nobody waits for it, and its own task has not ended.
+        """
+        return "unknown"
+
     @abstractmethod
     def silent_death(self) -> str | None:
         """Name a process of the engine that ended without a word, None while all live."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.engine.hooks import Hooks, Watcher
+from analysis.engine.locks import Locks, WatchedLock
 from analysis.errors import EngineError
 from analysis.snapshot import CacheState, Node, PageContent
 
@@ -93,6 +94,7 @@ class CacheProbe(ABC):
         self.watcher: Watcher | None = None
         self._hooks: Hooks | None = None
         self._thread = threading.local()
+        self._twice: set[tuple[Any, ...]] = set()
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
 
@@ -172,6 +174,7 @@ class CacheProbe(ABC):
         self._hooks = hooks = Hooks(watcher)
         try:
             self.find_requests()
+            self._hook_locks(hooks)
             self._hook_pool(hooks)
             if hasattr(self.cache, "root"):
                 self._hook_trie(hooks)
@@ -195,8 +198,29 @@ class CacheProbe(ABC):
         assert self.watcher is not None
         self.watcher.event(kind, **fields)
 
+    def tell_twice(self, request_id: str, pages: Sequence[int]) -> None:
+        """Tell, once, which pages a request's own list has more than once."""
+        if len(set(pages)) == len(pages):
+            return
+        twice = sorted({page for page in pages if pages.count(page) > 1})
+        if (request_id, *twice) not in self._twice:
+            self._twice.add((request_id, *twice))
+            self._tell("twice", request_id=request_id, pages=twice)
+
     def _free_count(self) -> int:
         return len(self.pool.available_pages)
+
+    def _hook_locks(self, hooks: Hooks) -> None:
+        """Have the cache's own locks tell who holds them."""
+        hooks.watcher.locks = locks = Locks()
+        for owner, attribute, name in (
+            (self.pool, "_lock", "pool"),
+            (self.cache, "_lock", "cache"),
+            (self.cache, "_ref_count_lock", "references"),
+        ):
+            lock = vars(owner).get(attribute)
+            if lock is not None:
+                hooks.attribute(owner, attribute, WatchedLock(lock, name, locks))
 
     def _hook_pool(self, hooks: Hooks) -> None:
         def acquired(state: Any, pages: Any, error: Any, count: int) -> None:
@@ -218,6 +242,8 @@ class CacheProbe(ABC):
             place, freed_pages = state
             if freed_pages:
                 self._tell("free", place=place, pages=freed_pages, free_pages=self._free_count())
+            else:
+                hooks.watcher.unused(place)
 
         hooks.around(self.pool, "acquire_free_pages", after=acquired)
         hooks.around(self.pool, "free_pages", before=freeing, after=freed)
@@ -415,6 +441,8 @@ class CacheProbe(ABC):
         if flight is None:
             return  # its beginning could not be told
         arrays: dict[str, Any] = {}
+        if watcher.look_inside:
+            self._look_inside(arguments, phase)
         try:
             names = self.argument_names(phase, len(arguments))
             arrays = {n: values_of(array) for n, array in zip(names, arguments, strict=True)}
@@ -424,6 +452,44 @@ class CacheProbe(ABC):
             watcher.flight_ends(flight, arrays, error)
         except Exception as fault:
             watcher.fault(fault)
+
+    def _look_inside(self, arguments: Sequence[Any], phase: str) -> None:
+        """Tell which of the pages that a flight reads hold what is no number, masked or not."""
+        watcher = self.watcher
+        assert watcher is not None
+        try:
+            names = self.argument_names(phase, len(arguments))
+            (_, width), flat = values_of(arguments[names.index("block_tables")])
+            requests = self.flight_requests(CURRENT_FLIGHT.get())
+            seen: set[int] = set()
+            for row, request_id in enumerate(requests):
+                for page in flat[row * width : (row + 1) * width]:
+                    if page in seen or not 0 <= page < len(self.pool.attn_page_entries):
+                        continue
+                    seen.add(page)
+                    bad = np.flatnonzero(~np.isfinite(self._slots(page)).all(axis=1))
+                    if len(bad):
+                        self._tell(
+                            "nonfinite", request_id=request_id, pages=[page], value=int(bad[0])
+                        )
+        except Exception as error:
+            watcher.fault(error)
+
+    def _slots(self, page: int) -> Any:
+        """Return the elements of each slot of a page, [slots, elements]."""
+        stride = int(self.cache.tokens_per_page)
+        elements = self._elements(page)
+        halves = 2 * int(self.service.model_params.transformer_block_count)
+        halves *= len(self.pool.page_tables)
+        return np.moveaxis(elements.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
+
+    def _copy_differs(self, source: int, target: int) -> int | None:
+        """Return the first slot in which a copy is unlike its source, if that is looked at."""
+        if self.watcher is None or not self.watcher.look_inside:
+            return None
+        one, other = (self._slots(page).view(np.uint16) for page in (source, target))
+        unlike = np.flatnonzero((one != other).any(axis=1))
+        return int(unlike[0]) if len(unlike) else None
 
 
 def indices(pages: Iterable[Any]) -> list[int]:

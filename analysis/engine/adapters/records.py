@@ -108,7 +108,8 @@ class RecordProbe(CacheProbe):
 
         def copied(state: Any, result: Any, error: Any, src_page: int, dst_page: int) -> None:
             if error is None:
-                self._tell("copy", pages=[src_page, dst_page])
+                value = self._copy_differs(src_page, dst_page)
+                self._tell("copy", pages=[src_page, dst_page], value=value)
 
         hooks.around(self.pool, "copy_page_index", "copy", after=copied)
 
@@ -201,6 +202,9 @@ class RecordProbe(CacheProbe):
             if request is None or live is None:
                 return
             pages = live.pages()
+            for record in live.decoder._allocated_cach_recs.values():
+                if record is not None:
+                    self.tell_twice(request, indices(record.pages))
             hooks.watcher.holds(request, pages)
             if not pages and live.is_over and CURRENT_REQUEST.get() is None:
                 self._live.pop(request, None)  # nobody else tells its end

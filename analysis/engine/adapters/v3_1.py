@@ -120,6 +120,13 @@ class V31(Adapter):
         request.post_init()
         _Client(self.service, request, _Responder(call)).launch()
 
+    def whereabouts(self, request_id: str) -> str:
+        batcher = self.service.batcher
+        for phase in ("prefill", "decode"):
+            if any(r.rid == request_id for r in list(getattr(batcher, f"pending_{phase}s"))):
+                return f"pending {phase}"
+        return "unknown"
+
     def silent_death(self) -> str | None:
         batcher = str(self.service.batcher)
         return f"The batcher ended: {batcher}." if "TERMINATED" in batcher else None

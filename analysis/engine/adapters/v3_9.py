@@ -172,6 +172,22 @@ class V39(Adapter):
             worker is mine or worker == mine for mine in pool._FiberPool__workers
         )
 
+    def whereabouts(self, request_id: str) -> str:
+        engine = self.service.unified_batcher._impl.batching_engine
+        for phase in ("prefill", "decode"):
+            lane = getattr(engine, f"{phase}_lane")
+            scheduler, waiting = lane.scheduler, lane._llm_task_responder._exec_requests
+            mine = [r for r in list(waiting.values()) if r.rid == request_id]
+            if any(task.rid == request_id for task in list(scheduler.pending)):
+                groups = [scheduler._workgroup_placement.get(r.orig_instance_id) for r in mine]
+                members = {m for g in groups if g is not None
+                           for m in scheduler._workgroups[g].members}  # fmt: skip
+                here = {r.orig_instance_id for r in list(waiting.values())}
+                return f"{'reserved' if members - here else 'pending'} {phase}"
+            if mine:
+                return f"flying {phase}"
+        return "working" if request_id in self._processes else "unknown"
+
     def silent_death(self) -> str | None:
         lanes = self.service.unified_batcher._impl.batching_engine
         for name in ("prefill_lane", "decode_lane"):

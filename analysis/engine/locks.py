@@ -1,0 +1,67 @@
+"""Which of the cache's locks a thread holds: the live locks, in a wrapping that takes note."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+
+class Locks(threading.local):
+    """What the thread that asks holds, and what it took since its outermost watched call began."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+        self.taken: list[str] = []
+
+    def begin(self, *, outermost: bool) -> int:
+        """Begin a watched call on this thread; return its mark, for `names`."""
+        if outermost:
+            self.taken.clear()
+        return len(self.taken)
+
+    def names(self, mark: int | None) -> tuple[str, ...]:
+        """Return the locks under which what this thread just did was done.
+
+        What the innermost watched call took counts for it, though it was given back by the time
+        that the call is told of; `mark` is where that began, None if none is under way.
+        """
+        taken = self.taken[mark:] if mark is not None else ()
+        return tuple(sorted({*self.held, *taken}))
+
+
+class WatchedLock:
+    """A live lock that tells who holds it; it locks by the very lock that it stands for."""
+
+    def __init__(self, lock: Any, name: str, locks: Locks) -> None:
+        self.lock = lock
+        self._name, self._locks = name, locks
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Acquire the lock."""
+        got: bool = self.lock.acquire(blocking, timeout)
+        if got:
+            self._locks.held.append(self._name)
+            self._locks.taken.append(self._name)
+        return got
+
+    def release(self) -> None:
+        """Release the lock."""
+        self.lock.release()
+        if self._name in self._locks.held:
+            self._locks.held.remove(self._name)
+
+    def locked(self) -> bool:
+        """Tell whether anybody holds it."""
+        return bool(self.lock.locked())
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
