@@ -64,6 +64,8 @@ class CacheState:
     """The trie, parents before children, the root first; empty where there is none."""
     duplicates: Sequence[int] = ()
     """Pages that the cache set aside to be freed."""
+    misfiled: Sequence[int] = ()
+    """Nodes that their parent knows under other tokens than their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +168,10 @@ class Snapshot:
                 found.append((page, f"Page {page} is in {number} nodes of the trie."))
         for page in sorted(strange | set(free[~exist].tolist())):
             found.append((page, f"Page {page} does not exist."))
+        pages_of = {n.node: n.page for n in self.state.nodes}
+        for node in self.state.misfiled:
+            if (place := pages_of.get(node)) is not None:
+                found.append((place, f"Node {node} (page {place}) is filed under another key."))
         return found
 
     def pages(self, state: str) -> list[int]:

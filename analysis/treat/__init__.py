@@ -60,6 +60,7 @@ class Treated:
 def treat(engine: Engine, *names: str) -> Iterator[Treated]:
     """Change a running engine as long as the block lasts, and put everything back at its end.
 
+    Where several change the same thing, they do so in the order in which they are named.
     It may be observed already or be observed afterwards; end the blocks in reverse order. A name
     may have a parameter after a colon, such as `poison-freed-pages:nan`. Raises EngineError for a
     name that is not known, or that does not apply to this engine; then nothing is changed.
@@ -70,7 +71,8 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
     for treatment in treatments:
         treatment.check(engine)
     with ExitStack() as undo:
-        for treatment in treatments:
+        # What is applied last stands outermost and acts first: so the first named acts first.
+        for treatment in reversed(treatments):
             treatment.apply(engine, undo)
         yield Treated(treatments)
 

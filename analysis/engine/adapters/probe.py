@@ -103,12 +103,14 @@ class CacheProbe(ABC):
     def read(self) -> CacheState:
         """Return the state of the cache as it is this instant."""
         root = getattr(self.cache, "root", None)
+        misfiled: list[int] = []
         return CacheState(
             page_count=len(self.pool.attn_page_entries),
             free=[page.index for page in list(self.pool.available_pages)],
             holdings={request: pages for request, pages in self.holdings().items() if pages},
-            nodes=tuple(self._walk(root)) if root is not None else (),
+            nodes=tuple(self._walk(root, misfiled)) if root is not None else (),
             duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),
+            misfiled=misfiled,
         )
 
     @abstractmethod
@@ -148,7 +150,7 @@ class CacheProbe(ABC):
         bits = np.concatenate(parts)
         return bits.astype(np.uint16).view(np.float16) if bits.dtype.kind in "iu" else bits
 
-    def _walk(self, root: Any) -> Iterator[Node]:
+    def _walk(self, root: Any, misfiled: list[int]) -> Iterator[Node]:
         leaves = getattr(self.cache, "leaves", ())
         waiting: list[tuple[Any, int | None]] = [(root, None)]
         while waiting:
@@ -162,7 +164,10 @@ class CacheProbe(ABC):
                 ref_count=node.ref_count.count,
                 leaf=node in leaves,
             )
-            waiting += [(child, number) for child in list((node.children or {}).values())]
+            for key, child in list((node.children or {}).items()):
+                waiting.append((child, number))
+                if key != child.tokens:
+                    misfiled.append(self.numbers.of(child))
 
     # -- watching --------------------------------------------------------------------------
 
@@ -463,7 +468,8 @@ class CacheProbe(ABC):
             requests = self.flight_requests(CURRENT_FLIGHT.get())
             seen: set[int] = set()
             for row, request_id in enumerate(requests):
-                for page in flat[row * width : (row + 1) * width]:
+                # The lowest first: what spoils a row's own pages may stand in the padding page.
+                for page in sorted(flat[row * width : (row + 1) * width]):
                     if page in seen or not 0 <= page < len(self.pool.attn_page_entries):
                         continue
                     seen.add(page)

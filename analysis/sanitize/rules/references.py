@@ -30,7 +30,7 @@ class References(Rule):
             return
         holders = [r for r, held in world.balance.items() if r != request and held[node] > 0]
         taken = sum(world.balance[r][node] for r in holders)
-        if count < before and count < taken:
+        if holders and count < before and count < taken:
             yield self._finding(
                 world,
                 event,

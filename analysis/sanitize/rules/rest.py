@@ -54,9 +54,11 @@ class Watched(Rule):
     sentence = "The cache is as its operations left it, and nothing is in two places."
 
     def rest(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
+        page = next(iter(snapshot.conflict_pages), None)
         for sentence in snapshot.conflicts:
-            page = next(iter(snapshot.conflict_pages), None)
-            yield Finding(cause="in two places", message=sentence, page=page)
+            key = sentence.endswith("another key.")
+            cause = "under another key" if key else "in two places"
+            yield Finding(cause=cause, message=sentence, page=page)
         told = world.snapshot()
         if told.counts == snapshot.counts and len(told.nodes) == len(snapshot.nodes):
             return

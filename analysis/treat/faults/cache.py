@@ -181,7 +181,7 @@ class WrongKey(FlightFault):
     name = "fault:wrong-key"
     change = "A node is filed under other tokens than its own, once."
     sharing = "trie"
-    rule, cause = "reachable", "under another key"
+    rule, cause = "accounts", "under another key"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         children = probe.cache.root.children
@@ -233,39 +233,56 @@ class CopiedShort(FlightFault):
     change = "A page is copied and its last slot left out, once; the copy is freed again."
     rule, cause = "whole copies", "short copy"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Have the pool's own way to copy a page stop short as well."""
-        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
-        for table in ("copy_page", "copy_page_index"):
-            if hasattr(probe.pool, table):
-                self._method = table
-        super().apply(engine, undo)
-
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        request, pool = flight.request_ids[row], probe.pool
-        source = _held(probe, request)[0]
-        # Beneath whoever watches the method, the bytes of the copy are damaged as it is made.
-        owner = type(pool)
-        method = getattr(owner, self._method)
-        stride = probe.cache.tokens_per_page
-
-        def short(own: Any, *args: Any) -> Any:
-            result = method(own, *args)
-            target = args[1] if len(args) > 1 else result.index
-            _spoil_last_slot(own, target, stride)
-            return result
-
-        setattr(owner, self._method, short)
+        pool, stride = probe.pool, probe.cache.tokens_per_page
+        source = _held(probe, flight.request_ids[row])[0]
+        tables = pool.page_tables
+        # Beneath whoever watches the method, so that only the bytes tell.
+        pool.page_tables = [_ShortTable(table, stride) for table in tables]
         try:
-            if self._method == "copy_page":
+            if hasattr(pool, "copy_page"):
                 target = pool.copy_page(_entry(probe, source))
             else:
                 [target] = pool.acquire_free_pages(1)
                 pool.copy_page_index(source, target.index)
         finally:
-            setattr(owner, self._method, method)
+            pool.page_tables = tables
         pool.free_pages([target])
         return Struck(None, None, target.index)
+
+
+class _ShortTable:
+    """A page table whose pages are copied but for their last slot."""
+
+    def __init__(self, table: Any, stride: int) -> None:
+        self._table, self._stride = table, stride
+
+    def view(self, page: int) -> _ShortView:
+        """Return one page."""
+        return _ShortView(self._table.view(page), self._stride)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+class _ShortView:
+    """A page of such a table."""
+
+    def __init__(self, view: Any, stride: int) -> None:
+        self.view, self._stride = view, stride
+
+    def copy_from(self, source: Any) -> None:
+        """Copy another page's elements, but for those of the last token in the last layer."""
+        with source.view.map(read=True) as mapped:
+            elements = list(mapped.items)
+        missing = max(1, len(elements) // self._stride // 64)
+        elements[-missing:] = [0] * missing
+        with self.view.map(write=True) as mapped:
+            mapped.items = elements
+
+    def map(self, **how: Any) -> Any:
+        """Map the page's elements."""
+        return self.view.map(**how)
 
 
 class NanInPaddingPage(FlightFault):
@@ -298,19 +315,6 @@ class WrittenAfterFree(FlightFault):
             return None
         fill_page(probe.pool, resting[0], 1.0)
         return Struck(None, None, resting[0])
-
-
-def _spoil_last_slot(pool: Any, page: int, stride: int) -> None:
-    for table in pool.page_tables:
-        view = table.view(page)
-        with view.map(read=True) as mapped:
-            elements = list(mapped.items)
-        # Of the values of the last layer and token, as many as a token has at the least.
-        count = max(1, len(elements) // stride // 64)
-        elements[-count:] = [element ^ 1 if isinstance(element, int) else element + 1
-                             for element in elements[-count:]]  # fmt: skip
-        with view.map(write=True) as mapped:
-            mapped.items = elements
 
 
 CACHE_FAULTS = (

@@ -19,7 +19,7 @@ class LostCompletion(FlightFault):
     """A request's flight lands and nobody tells it."""
 
     name = "fault:lost-completion"
-    change = "One request is struck off its flight after the call, so that it is never woken."
+    change = "One request is not woken when its flight has landed."
     releases = ("3.1.0",)
     rule, cause = "completion", "lost wake-up"
 
@@ -27,8 +27,25 @@ class LostCompletion(FlightFault):
         if row != flight.real - 1:
             return None  # the rows before it must keep their places
         requests = flight.process.exec_requests
-        flight.afterwards = requests.pop
+
+        def mute() -> None:
+            requests[-1] = _Mute(requests[-1])
+
+        flight.afterwards = mute
         return Struck(flight.request_ids[row])
+
+
+class _Mute:
+    """Stands for a request, and lets nobody know that it is done."""
+
+    def __init__(self, request: Any) -> None:
+        self._request, self.done = request, self
+
+    def set_success(self) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
 
 
 class CompletedEarly(Fault):
