@@ -1,0 +1,359 @@
+"""A way to write streams of events and flights, so that a test states only what is wrong in them.
+
+Everything is right by default: a flight has its requests' own tokens, positions, lengths and pages,
+a pool counts what it has, and whoever is still under way at the end is ended properly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from analysis.sanitize.checker import Checker
+from analysis.sanitize.findings import Findings
+from analysis.sanitize.world import PADDING_PAGE, Event, Flight, World
+from analysis.snapshot import CacheState, Node, Snapshot
+
+ROOT = Node(0, None, None, (), 0, False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a flight; what is None is as it should be. Without a request it is padding."""
+
+    request_id: str | None
+    tokens: Sequence[int] | None = None
+    start: int | None = None
+    seq_len: int | None = None
+    table: Sequence[int] | None = None
+
+
+class Story:
+    """A stream under way; every method that tells something returns its place or its flight."""
+
+    def __init__(
+        self,
+        page_count: int = 8,
+        stride: int = 4,
+        *,
+        nodes: Iterable[Node] = (),
+        holdings: dict[str, Sequence[int]] | None = None,
+        taken: Iterable[int] = (),
+    ) -> None:
+        """Begin with pages in use by nodes, requests or (`taken`) nobody; all others are free."""
+        nodes, holdings = (ROOT, *nodes), holdings or {}
+        used = {n.page for n in nodes} | {p for pages in holdings.values() for p in pages}
+        free = [page for page in range(page_count) if page not in used | set(taken)]
+        state = CacheState(page_count, free, holdings, nodes)
+        self.stride = stride
+        self.first = Snapshot(state, seq=0, t_s=0.0)
+        self.world = World(self.first, stride)
+        """The cache as told so far; flights do not go through it."""
+        self.items: list[tuple[int, Event | Flight | None]] = []
+        self.snapshots: list[Snapshot] = []
+        self.prompts: dict[str, tuple[int, ...]] = {}
+        self.answers: dict[str, list[int]] = {}
+        self.pages: dict[str, list[int]] = {r: list(pages) for r, pages in holdings.items()}
+        """Pages of each request in the order of its block table."""
+        self.lengths: dict[str, int] = {}
+        self.thread, self.operation_name = "w0", None
+        self._seq, self._flights, self._nodes = 0, 0, max(node.node for node in nodes)
+
+    def _place(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    # -- events ----------------------------------------------------------------------------
+
+    def event(self, kind: str, request: str | None = None, pages: Any = (), **fields: Any) -> int:
+        seq = self._place()
+        values: dict[str, Any] = dict.fromkeys(Event._fields)
+        values |= {"thread": self.thread, "operation": self.operation_name, **fields}
+        values |= {"seq": seq, "t_ns": seq * 1_000_000, "kind": kind, "request_id": request}
+        event = Event(**values | {"pages": tuple(pages)})
+        self.items.append((seq, event))
+        self.world.step(event)
+        return seq
+
+    @contextmanager
+    def within(
+        self, operation: str | None = None, request: str | None = None, thread: str | None = None
+    ) -> Iterator[None]:
+        """Have what is told belong to an operation, or happen on another thread."""
+        before = self.operation_name, self.thread
+        self.operation_name, self.thread = operation, thread or self.thread
+        try:
+            yield
+            if operation is not None:
+                self.event("operation", request)
+        finally:
+            self.operation_name, self.thread = before
+
+    def submit(self, request: str, prompt: Iterable[int]) -> int:
+        self.prompts[request], self.answers[request] = tuple(prompt), []
+        self.lengths[request] = 0
+        return self.event("submitted", request, detail=" ".join(map(str, self.prompts[request])))
+
+    def token(self, request: str, *tokens: int) -> int:
+        for token in tokens:
+            kind = "token" if self.answers[request] else "first_token"
+            self.answers[request].append(token)
+            seq = self.event(kind, request, value=token)
+        return seq
+
+    def done(self, request: str, outcome: str = "ok", missing: int | None = None) -> int:
+        return self.event("done", request, detail=outcome, value=missing)
+
+    def acquire(self, request: str | None, *pages: int, **fields: Any) -> int:
+        counted = {"free_pages": len(self.world.free - set(pages)), **fields}
+        return self.event("acquire", request, pages, **counted)
+
+    def free(self, request: str | None, *pages: int, **fields: Any) -> int:
+        counted = {"free_pages": len(self.world.free | set(pages)), **fields}
+        return self.event("free", request, pages, **counted)
+
+    def hold(self, request: str, *pages: int) -> int:
+        self.pages.setdefault(request, []).extend(pages)
+        return self.event("hold", request, pages)
+
+    def drop(self, request: str, *pages: int) -> int:
+        self.pages[request] = [page for page in self.pages[request] if page not in pages]
+        return self.event("drop", request, pages)
+
+    def allocate(self, request: str, *pages: int) -> int:
+        """Acquire pages and hold them."""
+        self.acquire(request, *pages)
+        return self.hold(request, *pages)
+
+    def copy(self, source: int, target: int, request: str | None = None, **fields: Any) -> int:
+        return self.event("copy", request, (source, target), **fields)
+
+    def match(self, request: str, *pages: int, node: int = 0) -> int:
+        return self.event("match", request, pages, node=node)
+
+    # -- the trie --------------------------------------------------------------------------
+
+    def create(self, request: str | None, page: int, tokens: Sequence[int], parent: int = 0) -> int:
+        """Put a node into the trie; its number is `last_node` then."""
+        self._nodes += 1
+        words = " ".join(map(str, tokens))
+        return self.event("create", request, (page,), node=self._nodes, parent=parent, detail=words)
+
+    @property
+    def last_node(self) -> int:
+        return self._nodes
+
+    def leaf(self, node: int, request: str | None = None) -> int:
+        return self.event("leaf", request, node=node)
+
+    def no_leaf(self, node: int, request: str | None = None) -> int:
+        return self.event("no_leaf", request, node=node)
+
+    def replace(self, node: int, request: str | None = None) -> int:
+        return self.event("replace", request, self._page_of(node), node=node)
+
+    def unlink(self, node: int, request: str | None = None) -> int:
+        return self.event("unlink", request, self._page_of(node), node=node)
+
+    def reference(self, node: int, change: int, request: str | None) -> int:
+        before = self.world.references.get(node, 0)
+        return self.event(
+            "reference", request, node=node, ref_before=before, ref_count=before + change
+        )
+
+    def _page_of(self, node: int) -> list[int]:
+        found = self.world.nodes.get(node)
+        return [] if found is None or found.page is None else [found.page]
+
+    def publish(
+        self, request: str, tokens: Sequence[int], pages: Sequence[int], parent: int = 0
+    ) -> int:
+        """Put pages into the trie one below the other and return the last node."""
+        with self.within("publish", request):
+            for place, page in enumerate(pages):
+                block = tokens[place * self.stride : (place + 1) * self.stride]
+                self.create(request, page, block, parent)
+                if parent in self.world.leaves:
+                    self.no_leaf(parent, request)
+                parent = self.last_node
+                self.leaf(parent, request)
+        return parent
+
+    def evict(self, node: int) -> int:
+        """Take a leaf out of the trie and free its page; return the place of the unlinking."""
+        parent, (page,) = self.world.nodes[node].parent, self._page_of(node)
+        with self.within("evict"):
+            seq = self.unlink(node)
+            self.no_leaf(node)
+            if parent and not self.world.children[parent]:
+                self.leaf(parent)
+            self.free(None, page)
+        return seq
+
+    # -- flights ---------------------------------------------------------------------------
+
+    def prefill(self, *rows: str | Row | None, lands: bool = True) -> Flight:
+        """Fly prompts, in chunks if any row has a start; None is a padding row."""
+        told = [_row(row) for row in rows]
+        chunked = any(row.start is not None for row in told)
+        whole = [self._prefill_row(row, chunked) for row in told]
+        width = max(len(row.tokens) for row in whole)
+        width = -(-width // self.stride) * self.stride
+        return self._fly("prefill", whole, width, starts=chunked, lands=lands)
+
+    def _prefill_row(self, row: Row, chunked: bool) -> Row:
+        request = row.request_id
+        if request is None:
+            return Row(None, row.tokens or (0,), row.start or 0, row.seq_len or 1, row.table or ())
+        prompt = self.prompts.get(request, ())
+        start = row.start
+        if start is None:
+            start = self.lengths.get(request, 0) if chunked else 0
+        length = len(prompt) if row.seq_len is None else row.seq_len
+        due = prompt[start:length] if chunked else prompt
+        self.lengths[request] = min(length, len(prompt)) if chunked else len(prompt)
+        tokens, table = row.tokens or due, row.table
+        if table is None:
+            table = self.pages[request][: -(-(start + len(tokens)) // self.stride)]
+        return Row(request, tokens, start, length, table)
+
+    def decode(self, *rows: str | Row | None, blocks: int = 0, lands: bool = True) -> Flight:
+        """Fly one token of each row; block tables are padded, to at least `blocks`."""
+        whole = [self._decode_row(_row(row)) for row in rows]
+        return self._fly("decode", whole, 1, starts=True, lands=lands, blocks=blocks)
+
+    def _decode_row(self, row: Row) -> Row:
+        request = row.request_id
+        if request is None:
+            return Row(None, row.tokens or (0,), row.start or 0, row.seq_len or 1, row.table or ())
+        length = self.lengths.get(request, 0)
+        self.lengths[request] = length + 1
+        tokens, table = row.tokens, row.table
+        if tokens is None:
+            tokens = (self.answers[request][length - len(self.prompts[request])],)
+        if table is None:
+            table = self.pages[request][: length // self.stride + 1]
+        start = length if row.start is None else row.start
+        return Row(
+            request, tokens, start, length + 1 if row.seq_len is None else row.seq_len, table
+        )
+
+    def _fly(
+        self, phase: str, rows: list[Row], width: int, *, starts: bool, lands: bool, blocks: int = 0
+    ) -> Flight:
+        blocks = max(blocks, 1, *(len(row.table) for row in rows))
+        seq = self._place()
+        flight = Flight(
+            flight_id=self._flights,
+            phase=phase,
+            request_ids=[row.request_id for row in rows if row.request_id is not None],
+            tokens=np.array([_padded(row.tokens, width, 0) for row in rows], dtype=np.int64),
+            seq_lens=np.array([row.seq_len for row in rows], dtype=np.int64),
+            starts=np.array([row.start for row in rows], dtype=np.int64) if starts else None,
+            tables=np.array([_padded(row.table, blocks, PADDING_PAGE) for row in rows]),
+            seq=seq,
+            end_seq=-1,
+            thread=self.thread,
+            t_s=seq / 1000,
+        )
+        assert not any(row.request_id for row in rows[flight.real :]), "padding comes last"
+        self._flights += 1
+        self.items.append((seq, flight))
+        if lands:
+            self.land(flight)
+        return flight
+
+    def land(self, flight: Flight) -> None:
+        """End a flight that was begun with `lands=False`."""
+        flight.end_seq = self._place()
+        self.items.append((flight.end_seq, None))
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def snapshot(self, *, consistent: bool = True, **changes: Any) -> int:
+        """Look at the cache, which is as told but for `changes` of its state."""
+        seq = self.event("snapshot", detail="asked")
+        state = replace(self.world.snapshot().state, **changes)
+        self.snapshots.append(Snapshot(state, seq=seq, t_s=seq / 1000, consistent=consistent))
+        return seq
+
+    def release(self, request: str) -> None:
+        """Give back all references and pages of a request; those in the trie stay there."""
+        for node, count in list(self.world.balance.get(request, {}).items()):
+            if count > 0:
+                self.reference(node, -count, request)
+        if pages := sorted(self.world.held.get(request, ())):
+            self.drop(request, *pages)
+            lost = [page for page in pages if self.world.is_lost(page)]
+            if lost:
+                self.free(request, *lost)
+
+    def end(self, request: str, outcome: str = "ok") -> int:
+        """Give back all that a request has, and end it."""
+        self.release(request)
+        return self.done(request, outcome)
+
+    def close(self) -> Story:
+        """End everybody who is under way."""
+        for request in sorted(self.world.under_way):
+            self.end(request)
+        return self
+
+    def check(self, *, close: bool = True, order: Sequence[int] | None = None) -> Findings:
+        """Check it, put in the order of its items' indices that is given."""
+        if close:
+            self.close()
+        checker = self.checker()
+        for index in range(len(self.items)) if order is None else order:
+            checker.put(*self.items[index])
+        return checker.finish()
+
+    def checker(self) -> Checker:
+        """Return a checker that has its snapshots, and no item yet."""
+        checker = Checker(self.first, self.stride)
+        for snapshot in self.snapshots:
+            checker.put_snapshot(snapshot)
+        return checker
+
+    def tables(self, cell_id: str = "c") -> dict[str, list[dict[str, Any]]]:
+        """Return it as rows of the tables of a run."""
+        events, flights = [], []
+        for _, item in self.items:
+            if isinstance(item, Event):
+                events.append({**item._asdict(), "cell_id": cell_id, "pages": list(item.pages)})
+            elif item is not None:
+                flights.append(_flight_row(item, cell_id))
+        snapshots = [snapshot.to_row(cell_id) for snapshot in (self.first, *self.snapshots)]
+        return {"events": events, "flights": flights, "snapshots": snapshots}
+
+
+def _row(row: str | Row | None) -> Row:
+    return row if isinstance(row, Row) else Row(row)
+
+
+def _padded(values: Sequence[int], width: int, filler: int) -> list[int]:
+    return [*values, *[filler] * (width - len(values))]
+
+
+def _flight_row(flight: Flight, cell_id: str) -> dict[str, Any]:
+    return {
+        "flight_id": flight.flight_id,
+        "cell_id": cell_id,
+        "phase": flight.phase,
+        "rows": flight.real,
+        "batch_size": len(flight.tokens),
+        "request_ids": flight.request_ids,
+        "tokens": flight.tokens.tolist(),
+        "seq_lens": flight.seq_lens.tolist(),
+        "start_positions": None if flight.starts is None else flight.starts.tolist(),
+        "block_tables": flight.tables.tolist(),
+        "seq": flight.seq,
+        "end_seq": flight.end_seq,
+        "thread": flight.thread,
+        "t_s": flight.t_s,
+        "duration_s": (flight.end_seq - flight.seq) / 1000,
+    }

@@ -1,0 +1,1104 @@
+"""Each rule: a story that breaks it and is told so, to the step, and near misses that are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from story import ROOT, Row, Story
+
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA
+from analysis.sanitize.rules import RULES
+from analysis.sanitize.world import Flight
+from analysis.snapshot import Node
+
+Step = Flight | int | None
+A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A story that breaks a rule at the step that it returns, and what is to be said of it."""
+
+    tell: Callable[[Story], Step]
+    rule: str
+    cause: str
+    request: str | None = "a"
+    other: str | None = None
+    page: int | None = None
+    slot: int | None = None
+    severity: str = AT_RISK
+    also: tuple[tuple[str, str], ...] = ()
+    """What else is broken by it; nothing further may be."""
+    close: bool = True
+
+
+CASES: list[Case] = []
+SILENT: list[Callable[[Story], object]] = []
+
+
+def breaks(rule: str, cause: str, **due):
+    def add(tell):
+        CASES.append(Case(tell, rule, cause, **due))
+        return tell
+
+    return add
+
+
+def silent(tell):
+    SILENT.append(tell)
+    return tell
+
+
+def begin(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> None:
+    story.submit(request, prompt)
+    story.allocate(request, *pages)
+
+
+def ready(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> None:
+    """Have a request prefilled, with its first token."""
+    begin(story, request, prompt, *pages)
+    story.prefill(request)
+    story.token(request, 100)
+
+
+# -- provenance --------------------------------------------------------------------------------
+
+
+@breaks(
+    "own tokens",
+    "another token",
+    severity=WRONG_DATA,
+    also=(("own prefix", "another position of its own"),),
+)
+def another_token_in_a_decode(story):
+    ready(story, "a", A, 1, 2)
+    return story.decode(Row("a", tokens=(101,)))
+
+
+@breaks("own tokens", "another token", severity=WRONG_DATA)
+def anothers_prompt_in_a_prefill(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", tokens=B))
+
+
+@silent
+def tokens_that_the_engine_did_not_show(story):
+    ready(story, "a", A, 1, 2)
+    story.decode("a")
+    story.event("token", "a", value=None)
+    story.decode(Row("a", tokens=(77,)))
+
+
+@breaks("own position", "too late", page=2, severity=WRONG_DATA, also=(("own prefix", "padding"),))
+def a_start_too_late(story):
+    ready(story, "a", A[:5], 1, 2)
+    return story.decode(Row("a", start=6))
+
+
+@breaks(
+    "own position",
+    "too early",
+    page=2,
+    severity=WRONG_DATA,
+    also=(("own prefix", "another position of its own"),),
+)
+def a_start_too_early(story):
+    ready(story, "a", A, 1, 2)
+    return story.decode(Row("a", start=5))
+
+
+@breaks("own position", "no page for it", severity=WRONG_DATA, also=(("block table", "too short"),))
+def a_position_past_the_block_table(story):
+    ready(story, "a", A[:4], 1)
+    return story.decode(Row("a", table=(1,)))
+
+
+@breaks("own length", "short of it", severity=WRONG_DATA)
+def a_length_short_by_one(story):
+    ready(story, "a", A, 1, 2)
+    return story.decode(Row("a", seq_len=6))
+
+
+@breaks("own length", "beyond it", other="b", page=3, slot=1, severity=WRONG_DATA)
+def a_length_with_anothers_slots_beyond(story):
+    ready(story, "b", B[:2], 3)
+    story.end("b")
+    ready(story, "a", A[:4], 1)
+    story.allocate("a", 3)
+    return story.decode(Row("a", seq_len=6))
+
+
+@breaks("own length", "beyond it", severity=AT_RISK)
+def a_length_beyond_the_block_table(story):
+    ready(story, "a", A[:3], 1)
+    return story.decode(Row("a", seq_len=5))
+
+
+@breaks("own length", "short of it", severity=WRONG_DATA)
+def a_prefill_short_of_its_prompt(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", seq_len=5))
+
+
+@breaks("one writer", "two rows", other="b", page=2, slot=0)
+def two_rows_write_one_slot(story):
+    begin(story, "a", A, 1, 2)
+    begin(story, "b", B[:4])
+    story.hold("b", 2)
+    return story.prefill("a", "b")
+
+
+@breaks("one writer", "a padding row", page=2, slot=0)
+def a_padding_row_writes_a_requests_slot(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill("a", Row(None, table=(2,)))
+
+
+@silent
+def two_rows_write_the_same_prefix_in_one_flight(story):
+    begin(story, "a", A, 1, 2)
+    begin(story, "b", A[:5], 3)
+    story.hold("b", 1)
+    story.pages["b"] = [1, 3]
+    story.prefill("a", "b", None, None)
+    story.token("a", 100)
+    story.token("b", 101)
+    story.decode("a", "b", None, blocks=3)
+
+
+@breaks("own prefix", "nothing", page=3, slot=0, severity=WRONG_DATA)
+def a_page_that_was_never_written(story):
+    ready(story, "a", A, 1, 2)
+    story.allocate("a", 3)
+    return story.decode(Row("a", table=(3, 2)))
+
+
+@breaks("own prefix", "padding", page=3, slot=0, severity=WRONG_DATA)
+def a_page_that_padding_was_written_to(story):
+    ready(story, "a", A, 1, 2)
+    begin(story, "b", B, 4, 5)
+    story.prefill("b", Row(None, table=(3,)))
+    story.allocate("a", 3)
+    return story.decode(Row("a", table=(3, 2)))
+
+
+@breaks("own prefix", "another position of its own", page=2, slot=0, severity=WRONG_DATA)
+def two_pages_in_the_wrong_order(story):
+    ready(story, "a", (*A, 17, 18), 1, 2, 3)
+    return story.decode(Row("a", table=(2, 1, 3)))
+
+
+@breaks("own prefix", "a freed page's old data", other="b", page=3, slot=0, severity=WRONG_DATA)
+def a_reused_page_that_was_not_overwritten(story):
+    ready(story, "b", B[:4], 3)
+    story.end("b")
+    ready(story, "a", A, 1, 2)
+    story.allocate("a", 3)
+    return story.decode(Row("a", table=(3, 2)))
+
+
+@breaks("own prefix", "another request's data", other="b", page=3, slot=0, severity=WRONG_DATA)
+def a_page_that_another_request_wrote(story):
+    ready(story, "b", B[:4], 3)
+    ready(story, "a", A, 1, 2)
+    story.hold("a", 3)
+    return story.decode(Row("a", table=(3, 2)))
+
+
+@breaks("own prefix", "another request's data", other="b", page=3, slot=0, severity=WRONG_DATA)
+def the_same_tokens_after_another_beginning(story):
+    ready(story, "b", (1, 2, 3, 4, 5, 6, 7, 8), 4, 3)
+    begin(story, "a", (9, 2, 3, 4, 5, 6, 7, 8, 9), 1, 2, 5)
+    story.prefill("a")
+    story.token("a", 100)
+    story.hold("a", 3)
+    return story.decode(Row("a", table=(1, 3, 5)))
+
+
+@silent
+def a_reused_page_that_was_overwritten(story):
+    ready(story, "b", (*B, 27, 28), 3, 4)
+    story.end("b")
+    ready(story, "a", A, 4, 3)
+    story.decode("a", None)
+    story.token("a", 101)
+    story.decode("a")
+
+
+@silent
+def a_prefill_in_chunks(story):
+    prompt = tuple(range(1, 12))
+    begin(story, "a", prompt, 1, 2, 3)
+    begin(story, "b", B, 4, 5)
+    story.prefill(Row("a", start=0, seq_len=4), None)
+    story.prefill(Row("a", start=4, seq_len=6), Row("b", start=0))
+    story.prefill(Row("a", start=6))
+    story.token("a", 100)
+    story.decode("a")
+
+
+@silent
+def a_prefill_that_goes_on_behind_a_cached_prefix(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.submit("b", (*A[:4], *B))
+    story.match("b", 1, node=1)
+    story.reference(1, +1, "b")
+    story.hold("b", 1)
+    story.allocate("b", 3, 4)
+    story.prefill(Row("b", start=4))
+    story.token("b", 100)
+    story.decode("b", "a")
+
+
+@silent
+def the_same_prefix_is_written_again(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.submit("b", (*A[:4], 99))
+    story.match("b", 1, node=1)
+    story.hold("b", 1)
+    story.allocate("b", 3)
+    story.prefill("b")
+    story.token("b", 100)
+    story.decode("a", "b")
+
+
+@silent
+def a_copied_page(story):
+    ready(story, "a", A, 1, 2)
+    story.submit("b", A)
+    story.hold("b", 1)
+    story.allocate("b", 3)
+    story.copy(2, 3, "b")
+    story.lengths["b"] = 5
+    story.prefill(Row("b", start=5))
+    story.token("b", 101)
+    story.decode("a", "b")
+
+
+@silent
+def a_request_whose_name_was_used_before(story):
+    ready(story, "a", A, 1, 2)
+    story.end("a")
+    story.pages["a"] = []
+    ready(story, "a", B, 1, 2)
+    story.decode("a")
+
+
+@breaks(
+    "sound origin",
+    "its own earlier steps",
+    page=3,
+    slot=0,
+    severity=WRONG_DATA,
+    also=(("own prefix", "another position of its own"),),
+)
+def a_step_after_a_wrong_one(story):
+    ready(story, "a", (*A, 17, 18), 1, 2, 3)
+    story.decode(Row("a", table=(2, 1, 3)))
+    story.token("a", 101)
+    return story.decode("a")
+
+
+@breaks(
+    "sound origin",
+    "another request's steps",
+    request="b",
+    other="a",
+    page=2,
+    slot=3,
+    severity=WRONG_DATA,
+    also=(("own prefix", "another position of its own"), ("sound origin", "its own earlier steps")),
+)
+def a_cached_step_after_a_wrong_one(story):
+    ready(story, "a", (*A, 17), 1, 2)
+    story.allocate("a", 3)
+    # It reads its first page from elsewhere while it computes what it publishes afterwards.
+    story.copy(2, 3)
+    story.decode(Row("a", table=(3, 2)))
+    story.token("a", 101)
+    story.allocate("a", 4)
+    story.pages["a"] = [1, 2, 4]
+    story.decode("a")
+    tokens = (*A, 17, 100)
+    node = story.publish("a", tokens, [1, 2])
+    story.submit("b", (*tokens, 9))
+    story.match("b", 1, 2, node=node)
+    story.hold("b", 1, 2)
+    story.allocate("b", 5)
+    return story.prefill(Row("b", start=8))
+
+
+@silent
+def beams_that_share_a_requests_name(story):
+    ready(story, "a", A, 1, 2)
+    story.allocate("a", 3)
+    story.decode(Row("a", table=(1, 2)), Row("a", table=(1, 3), start=3, seq_len=9, tokens=(9,)))
+
+
+@silent
+def a_request_under_way_before_the_watching_began(story):
+    ready(story, "a", A, 1, 2)
+    strange = Row("stranger", tokens=(3,), start=17, seq_len=30, table=(7, 5))
+    story.decode("a", strange)
+    story.token("a", 101)
+    story.decode("a")
+    story.event("done", "stranger", detail="ok")
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+@breaks("block table", "a freed page", page=1)
+def a_flight_after_its_pages_were_freed(story):
+    ready(story, "a", A, 1, 2)
+    story.free("a", 1, 2)
+    flight = story.decode("a")
+    story.drop("a", 1, 2)
+    return flight
+
+
+@breaks("block table", "too short", severity=WRONG_DATA, also=(("own position", "no page for it"),))
+def a_block_table_that_is_too_short(story):
+    ready(story, "a", A[:4], 1)
+    return story.decode(Row("a", table=(1,)))
+
+
+@breaks("block table", "a page of others", other="b", page=3)
+def a_page_of_another_request(story):
+    begin(story, "b", B[:3], 3)
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", table=(1, 3)))
+
+
+@breaks("block table", "a page of others", page=3)
+def a_page_of_nobody(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", table=(1, 3)))
+
+
+@breaks("block table", "the padding page", page=0)
+def the_padding_page_within_the_length(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", table=(1, 0)))
+
+
+@breaks("block table", "one page twice", page=1, also=(("one writer", "two rows"),))
+def a_page_twice(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", table=(1, 1)))
+
+
+@silent
+def anything_past_the_own_length_of_a_table(story):
+    ready(story, "b", B, 3, 4)
+    ready(story, "a", A, 1, 2)
+    story.decode(Row("a", table=(1, 2, 3, 3, 99, -1)), "b")
+
+
+@breaks("shared pages", "by a row", request="b", page=1, slot=0)
+def another_prefix_written_to_a_cached_page(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.end("a")
+    begin(story, "b", B[:4])
+    story.hold("b", 1)
+    return story.prefill("b")
+
+
+@breaks("shared pages", "by a row", request="b", other="a", page=2, slot=1)
+def another_token_written_where_a_sharer_wrote(story):
+    ready(story, "a", A, 1, 2)
+    story.submit("b", (*A[:5], 99))
+    story.hold("b", 1, 2)
+    return story.prefill("b")
+
+
+@breaks("shared pages", "by padding", request="a", page=1, slot=0)
+def padding_written_to_a_requests_page(story):
+    ready(story, "a", A, 1, 2)
+    begin(story, "b", B, 3, 4)
+    return story.prefill("b", Row(None, table=(1,)))
+
+
+@silent
+def new_slots_of_a_shared_page(story):
+    ready(story, "a", A[:2], 1)
+    story.submit("b", A[:2])
+    story.hold("b", 1)
+    story.prefill("b")
+
+
+# -- the trie ----------------------------------------------------------------------------------
+
+
+@breaks("cached prefix", "nothing written", page=1, slot=0)
+def a_page_published_before_it_was_written(story):
+    begin(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    return place_of(story, "create")
+
+
+@breaks("cached prefix", "padding", page=2, slot=2)
+def a_partial_page_published_as_a_whole(story):
+    begin(story, "a", A, 1, 2)
+    story.prefill("a")
+    story.publish("a", (*A, 17, 18), [1, 2])
+    return place_of(story, "create")
+
+
+@breaks("cached prefix", "another prefix", other="b", page=3, slot=0)
+def anothers_page_published(story):
+    ready(story, "b", B, 3, 4)
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [3])
+    return place_of(story, "create")
+
+
+@breaks("cached prefix", "another prefix", request="b", other="a", page=2, slot=0)
+def a_page_served_for_another_prefix(story):
+    ready(story, "a", (*A, 17, 18), 1, 2)
+    node = story.publish("a", (*A, 17, 18), [1, 2])
+    story.submit("b", (*A[:4], *B))
+    return story.match("b", 1, 2, node=node)
+
+
+@silent
+def a_partial_page_published_for_what_it_holds(story):
+    begin(story, "a", A, 1, 2)
+    story.prefill("a")
+    story.token("a", 100)
+    story.publish("a", A, [1, 2])
+    story.decode("a")  # goes on in the slots that nobody was promised
+    story.submit("b", A[:4])
+    story.match("b", 1, node=1)
+
+
+@silent
+def a_publication_looks_its_own_tokens_up(story):
+    ready(story, "a", A, 1, 2)
+    with story.within("publish", "a"):
+        story.match("a", 7)
+    story.match("nobody", 7)
+
+
+@breaks("reachable", "replaced", request="b", other="a", page=1)
+def a_node_replaced_by_another(story):
+    ready(story, "a", A, 1, 2)
+    ready(story, "b", A, 3, 4)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    with story.within("publish", "b"):
+        place = story.replace(1, "b")
+        story.no_leaf(1, "b")
+        story.create("b", 3, A[:4])
+        story.leaf(2, "b")
+    return place
+
+
+@silent
+def unreferenced_nodes_evicted_from_the_leaves_up(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    node = story.publish("a", tokens, [1, 2])
+    story.reference(node, +1, "a")
+    story.end("a")
+    story.evict(node)
+    story.evict(1)
+    story.snapshot()
+
+
+@breaks("leaves", "orphan")
+def an_evicted_node_among_the_leaves(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    with story.within("evict", "a"):
+        story.unlink(1, "a")
+    return place_of(story, "operation")
+
+
+@breaks("leaves", "inner node", page=1)
+def a_node_with_children_among_the_leaves(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    story.publish("a", tokens[:4], [1])
+    with story.within("publish", "a"):
+        story.create("a", 2, tokens[4:], 1)
+        story.leaf(2, "a")
+    return place_of(story, "operation")
+
+
+@breaks("leaves", "missing", request=None, page=1)
+def a_childless_node_not_among_the_leaves(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    story.publish("a", tokens, [1, 2])
+    story.end("a")
+    with story.within("evict"):
+        story.unlink(2)
+        story.no_leaf(2)
+        story.free(None, 2)
+    return place_of(story, "operation")
+
+
+@silent
+def leaves_that_are_put_right_within_the_operation(story):
+    ready(story, "a", A, 1, 2)
+    with story.within("publish", "a"):
+        story.create("a", 1, A[:4])
+        with story.within("release", "b", thread="w1"):
+            pass  # another thread's operation says nothing about this one's nodes
+        story.leaf(1, "a")
+
+
+@breaks("references", "negative", page=1, also=(("references", "given back too often"),))
+def a_reference_below_nothing(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    return story.reference(1, -1, "a")
+
+
+@breaks("references", "changed for nobody", request=None, page=1)
+def a_reference_for_nobody(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    return story.reference(1, +1, None)
+
+
+@breaks(
+    "references",
+    "given back too often",
+    request="a",
+    other="b",
+    page=1,
+    also=(("references", "negative"),),
+)
+def anothers_reference_given_back(story):
+    ready(story, "a", A, 1, 2)
+    begin(story, "b", B, 3, 4)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    return story.reference(1, -1, "b")
+
+
+@breaks("references", "not given back", page=1)
+def a_reference_kept(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    story.drop("a", 1, 2)
+    story.free("a", 2)
+    return story.done("a")
+
+
+@silent
+def references_moved_to_a_deeper_node(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    story.publish("a", tokens, [1, 2])
+    story.reference(1, +1, "a")
+    story.reference(2, +1, "a")
+    story.reference(1, -1, "a")
+
+
+@silent
+def a_request_that_was_given_up_keeps_what_it_has_for_now(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    story.done("a", "error")
+    story.release("a")
+
+
+@breaks("eviction", "referenced node", other="b", page=1)
+def a_referenced_node_evicted(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    with story.within("evict", "b"):
+        place = story.unlink(1, "b")
+        story.no_leaf(1, "b")
+    return place
+
+
+# -- accounting --------------------------------------------------------------------------------
+
+
+@breaks("one state", "handed out twice", request="b", other="a", page=2)
+def a_held_page_handed_out(story):
+    begin(story, "a", A, 1, 2)
+    story.submit("b", B[:4])
+    place = story.acquire("b", 2)
+    story.hold("b", 2)
+    story.drop("b", 2)
+    return place
+
+
+@breaks("one state", "handed out twice", page=3)
+def a_page_handed_out_twice_at_once(story):
+    story.submit("a", A)
+    place = story.acquire("a", 3, 3)
+    story.hold("a", 3)
+    return place
+
+
+@breaks("one state", "freed twice", page=2)
+def a_page_freed_twice(story):
+    begin(story, "a", A, 1, 2)
+    story.drop("a", 2)
+    story.free("a", 2)
+    return story.free("a", 2)
+
+
+@breaks("one state", "freed while held", request="b", other="a", page=2)
+def a_page_freed_while_another_holds_it(story):
+    begin(story, "a", A, 1, 2)
+    story.submit("b", A)
+    story.hold("b", 2)
+    story.drop("a", 2)
+    place = story.free("a", 2)
+    story.drop("b", 2)
+    return place
+
+
+@breaks("one state", "freed while cached", page=1)
+def a_page_freed_while_cached(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.drop("a", 1)
+    return story.free("a", 1)
+
+
+@breaks("one state", "fewer free pages than were freed", page=2)
+def a_page_that_did_not_reach_the_free_list(story):
+    begin(story, "a", A, 1, 2)
+    story.drop("a", 2)
+    place = story.free("a", 2, free_pages=6)
+    story.event("free", "a", (), free_pages=6)  # said once
+    story.drop("a", 1)
+    story.free("a", 1, free_pages=7)
+    return place
+
+
+@breaks("one state", "more free pages than were freed", page=1)
+def a_page_that_was_not_taken_from_the_free_list(story):
+    story.submit("a", A)
+    place = story.acquire("a", 1, free_pages=8)
+    story.hold("a", 1)
+    story.drop("a", 1)
+    story.free("a", 1, free_pages=9)
+    return place
+
+
+@breaks("one state", "twice in one allocation", page=1)
+def a_page_twice_in_an_allocation(story):
+    begin(story, "a", A, 1, 2)
+    return story.event("twice", "a", (1,))
+
+
+@silent
+def counts_that_two_threads_tell_in_another_order(story):
+    begin(story, "a", A, 1, 2)
+    with story.within(thread="w1"):
+        story.submit("b", B)
+        story.acquire("b", 3, free_pages=4)
+        story.hold("b", 3)
+    story.acquire("a", 4, free_pages=5)
+    story.hold("a", 4)
+
+
+@breaks("no leak", "given up and not freed", page=2)
+def a_page_dropped_and_not_freed(story):
+    begin(story, "a", A, 1, 2)
+    story.drop("a", 1, 2)
+    story.free("a", 1)
+    return story.done("a")
+
+
+@breaks("no leak", "acquired and not freed", page=2)
+def a_page_acquired_and_never_held(story):
+    story.submit("a", A)
+    story.acquire("a", 1, 2)
+    story.hold("a", 1)
+    story.drop("a", 1)
+    story.free("a", 1)
+    return story.done("a")
+
+
+@breaks("no leak", "taken away and not freed", page=1)
+def an_evicted_page_not_freed(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.release("a")
+    with story.within("evict", "a"):
+        story.unlink(1, "a")
+        story.no_leaf(1, "a")
+    return story.done("a")
+
+
+@breaks("no leak", "still held", page=1)
+def pages_held_at_the_end(story):
+    begin(story, "a", A, 1, 2)
+    return story.done("a")
+
+
+@silent
+def pages_that_stay_cached_or_set_aside(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.event("duplicate", "a", (2,))
+    story.drop("a", 1, 2)
+    story.done("a")
+    story.free(None, 2)
+    story.snapshot()
+
+
+@breaks("padding page", "given out", page=0)
+def the_padding_page_given_out(story):
+    story.submit("a", A)
+    place = story.acquire("a", 0)
+    story.hold("a", 0)
+    return place
+
+
+# -- liveness ----------------------------------------------------------------------------------
+
+
+@breaks("completion", "dead worker")
+def a_worker_that_died(story):
+    begin(story, "a", A, 1, 2)
+    place = story.event("died", "a", detail="it raised IndexError.")
+    story.end("a", "error")
+    return place
+
+
+def given_up(story, where):
+    ready(story, "a", A, 1, 2)
+    if where is not None:
+        detail = json.dumps({"where": where, "flights": [], "threads": {"MainThread 1": ["wait"]}})
+        story.event("waiting", "a", detail=detail)
+    return story.end("a", "timeout")
+
+
+@breaks("completion", "stuck batcher")
+def a_request_never_boarded(story):
+    return given_up(story, "pending decode")
+
+
+@breaks("completion", "stuck batcher")
+def a_request_that_waits_for_its_group(story):
+    return given_up(story, "reserved")
+
+
+@breaks("completion", "flight without end")
+def a_flight_that_never_lands(story):
+    return given_up(story, "flying")
+
+
+@breaks("completion", "lost wake-up")
+def a_request_that_nobody_wakes(story):
+    return given_up(story, None)
+
+
+@breaks("completion", "answered with nothing")
+def a_request_without_a_token(story):
+    begin(story, "a", A, 1, 2)
+    return story.end("a", "empty")
+
+
+@breaks("completion", "not ended", close=False)
+def a_request_never_ended(story):
+    ready(story, "a", A, 1, 2)
+
+
+@silent
+def a_request_that_was_rejected(story):
+    story.submit("a", A)
+    story.done("a", "rejected")
+    story.submit("b", B)
+    story.done("b", "error")
+
+
+@breaks("flown tokens", "token without a flight", severity=WRONG_DATA)
+def a_token_from_nowhere(story):
+    ready(story, "a", A, 1, 2)
+    return story.token("a", 101)
+
+
+@breaks("flown tokens", "completed early")
+def an_answer_cut_short(story):
+    ready(story, "a", A, 1, 2)
+    story.release("a")
+    return story.done("a", "ok", missing=3)
+
+
+@silent
+def an_answer_cut_short_by_an_error(story):
+    ready(story, "a", A, 1, 2)
+    story.release("a")
+    story.done("a", "error", missing=3)
+    begin(story, "b", B, 1, 2)
+    story.prefill("b")
+    story.token("b", 1)
+    story.release("b")
+    story.done("b", "ok", missing=0)
+
+
+# -- at rest -----------------------------------------------------------------------------------
+
+
+@breaks(
+    "at rest",
+    "pages out of the pool",
+    request=None,
+    page=3,
+    also=(("accounts", "changed behind its operations"),),
+)
+def a_page_that_is_gone_at_rest(story):
+    ready(story, "a", A, 1, 2)
+    story.end("a")
+    return story.snapshot(free=[0, 1, 2, 4, 5, 6, 7])
+
+
+@breaks("at rest", "pages out of the pool", request=None, page=1)
+def pages_of_a_request_that_was_given_up(story):
+    ready(story, "a", A, 1, 2)
+    story.done("a", "error")
+    place = story.snapshot()
+    story.snapshot()  # said once
+    return place
+
+
+@breaks("at rest", "references", request=None, page=1)
+def a_reference_left_at_rest(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    story.drop("a", 1, 2)
+    story.free("a", 2)
+    story.done("a", "error")
+    return story.snapshot()
+
+
+@breaks(
+    "accounts",
+    "in two places",
+    request=None,
+    page=1,
+    also=(("accounts", "changed behind its operations"),),
+)
+def a_page_free_and_cached_at_rest(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.end("a")
+    return story.snapshot(free=[0, 1, 2, 3, 4, 5, 6, 7])
+
+
+@breaks("accounts", "under another key", request=None, page=1)
+def a_node_under_another_key(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.end("a")
+    return story.snapshot(misfiled=[1])
+
+
+@breaks("accounts", "changed behind its operations", request=None)
+def a_node_that_no_operation_made(story):
+    ready(story, "a", A, 1, 2)
+    story.end("a")
+    strange = Node(1, 0, 5, A[:4], 0, True)
+    return story.snapshot(nodes=(ROOT, strange), free=[0, 1, 2, 3, 4, 6, 7])
+
+
+@silent
+def a_snapshot_while_somebody_is_served(story):
+    begin(story, "a", A, 1, 2)
+    story.snapshot(free=[0])
+    story.end("a")
+    story.snapshot(free=[0], consistent=False)
+    story.snapshot()
+
+
+# -- locks -------------------------------------------------------------------------------------
+
+
+@breaks("common lock", "the free list", request="b", other="a", page=3)
+def two_threads_without_a_common_lock(story):
+    story.submit("a", A)
+    story.submit("b", B)
+    with story.within("acquire", "a"):
+        story.acquire("a", 1, locks=("the cache's lock",))
+    story.hold("a", 1)
+    with story.within("acquire", "b", thread="w1"):
+        place = story.acquire("b", 3, locks=("the pool's lock",))
+    story.hold("b", 3)
+    return place
+
+
+@breaks("common lock", "the free list", request="b", other="a", page=3)
+def two_threads_without_any_lock(story):
+    story.submit("a", A)
+    story.submit("b", B)
+    story.acquire("a", 1, locks=())
+    story.hold("a", 1)
+    with story.within(thread="w1"):
+        place = story.acquire("b", 3, locks=())
+    story.hold("b", 3)
+    return place
+
+
+@silent
+def one_common_lock_among_several(story):
+    story.submit("a", A)
+    story.submit("b", B)
+    story.acquire("a", 1, locks=())  # alone as yet, and before the one that counts
+    story.acquire("a", 2, locks=("cache", "pool"))
+    story.hold("a", 1, 2)
+    with story.within(thread="w1"):
+        story.acquire("b", 3, locks=("pool", "references"))
+    story.hold("b", 3)
+
+
+@silent
+def locks_that_were_not_recorded(story):
+    story.submit("a", A)
+    story.submit("b", B)
+    story.allocate("a", 1)
+    with story.within(thread="w1"):
+        story.allocate("b", 3)
+
+
+@silent
+def parts_of_the_cache_with_a_lock_each(story):
+    ready(story, "a", A, 1, 2)
+    with story.within("publish", "a", thread="w1"):
+        story.event("create", "a", (1,), node=1, parent=0, detail="11 12 13 14", locks=("trie",))
+        story.event("leaf", "a", node=1, locks=("trie",))
+
+
+# -- contents ----------------------------------------------------------------------------------
+
+
+@breaks("finite contents", "a request's page", page=2, slot=3, severity=WRONG_DATA)
+def nan_in_a_requests_page(story):
+    ready(story, "a", A, 1, 2)
+    return story.event("nonfinite", "a", (2,), value=3)
+
+
+@breaks("finite contents", "the padding page", page=0, slot=1, severity=WRONG_DATA)
+def nan_in_the_padding_page(story):
+    ready(story, "a", A, 1, 2)
+    return story.event("nonfinite", "a", (0,), value=1)
+
+
+@breaks("whole copies", "short copy", page=3, slot=2, severity=WRONG_DATA)
+def a_copy_that_lacks_a_slot(story):
+    ready(story, "a", A, 1, 2)
+    story.allocate("a", 3)
+    return story.copy(2, 3, "a", value=2)
+
+
+@breaks("written after free", "written", request=None, other="a", page=2)
+def a_page_written_in_quarantine(story):
+    ready(story, "a", A, 1, 2)
+    story.end("a")
+    return story.event("written_after_free", None, (2,))
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+
+def place_of(story: Story, kind: str) -> int:
+    """Return the place of the last event of a kind."""
+    return max(seq for seq, item in story.items if getattr(item, "kind", None) == kind)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.tell.__name__)
+def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
+    story = Story()
+    step = case.tell(story)
+    findings = story.check(close=case.close)
+    groups = {(group.rule, group.cause) for group in findings.groups}
+    assert groups == {(case.rule, case.cause), *case.also}, str(findings)
+    first = findings.group(case.rule, case.cause).first
+    assert (first.request_id, first.other_request_id) == (case.request, case.other)
+    assert (first.page, first.slot, first.severity) == (case.page, case.slot, case.severity)
+    if isinstance(step, Flight):
+        assert (first.flight_id, first.seq, first.operation) == (
+            step.flight_id, step.seq, step.phase
+        )  # fmt: skip
+    else:
+        assert (first.flight_id, first.seq) == (None, step)
+    (rule,) = [rule for rule in RULES if rule.name == case.rule]
+    assert first.sentence == rule.sentence
+    assert first.text.endswith(".")
+    if case.page is not None:
+        assert first.scene.pages[0].page == case.page
+
+
+@pytest.mark.parametrize("tell", SILENT, ids=lambda tell: tell.__name__)
+def test_a_near_miss_is_silent(tell: Callable[[Story], object]) -> None:
+    story = Story()
+    tell(story)
+    findings = story.check()
+    assert not findings, str(findings)
+    assert bool(findings.notes) == (tell is beams_that_share_a_requests_name)
+
+
+def test_every_rule_is_broken_here_and_says_what_must_hold() -> None:
+    names = [rule.name for rule in RULES]
+    assert len(set(names)) == len(names)
+    assert {case.rule for case in CASES} == set(names)
+    for rule in RULES:
+        assert rule.name.strip()
+        assert rule.sentence.endswith(".")
+        assert rule.sentence[0].isupper()
+
+
+def test_strangers_that_hold_pages_are_left_alone() -> None:
+    story = Story(holdings={"stranger": [1, 2]})
+    begin(story, "a", A, 3, 4)
+    story.prefill("a")
+    story.token("a", 100)
+    story.decode("a", Row("stranger", tokens=(3,), start=6, seq_len=7, table=(1, 2)))
+    story.end("a")
+    story.snapshot()  # the stranger still has its pages, and nothing is said about it
+    story.drop("stranger", 1, 2)
+    story.free("stranger", 1, 2)
+    story.snapshot()
+    findings = story.check()
+    assert not findings, str(findings)
+
+
+def test_pages_in_use_before_the_watching_are_believed() -> None:
+    node = Node(1, 0, 1, A[:4], 0, True)
+    story = Story(nodes=[node])
+    story.submit("a", A)
+    story.match("a", 1, node=1)
+    story.hold("a", 1)
+    story.allocate("a", 2)
+    story.prefill(Row("a", start=4))
+    story.token("a", 100)
+    story.decode("a")
+    findings = story.check()
+    assert not findings, str(findings)
+
+
+def test_what_was_written_again_is_counted() -> None:
+    story = Story()
+    the_same_prefix_is_written_again(story)
+    assert story.check().rewritten == 4
+
+
+def test_a_scene_has_the_page_before_and_after() -> None:
+    story = Story()
+    another_prefix_written_to_a_cached_page(story)
+    (first,) = story.check()
+    page = first.scene.pages[0]
+    assert [slot.request_id for slot in page.before] == ["a"] * 4
+    assert [slot.request_id for slot in page.after] == ["b"] * 4
+    assert [slot.position for slot in page.after] == [0, 1, 2, 3]
