@@ -418,6 +418,17 @@ def another_token_written_where_a_sharer_wrote(story):
     return story.prefill("b")
 
 
+@breaks("shared pages", "by a row", request="b", other="a", page=1, slot=2)
+def padding_behind_a_chunk_that_ends_in_a_shared_page(story):
+    ready(story, "a", A, 1, 2)
+    story.submit("b", A)
+    story.hold("b", 1)
+    story.allocate("b", 3)
+    chunk = story.prefill(Row("b", start=0, seq_len=2))
+    story.prefill(Row("b", start=2))  # before anybody has read the padding
+    return chunk
+
+
 @breaks("shared pages", "by padding", request="a", page=1, slot=0)
 def padding_written_to_a_requests_page(story):
     ready(story, "a", A, 1, 2)
