@@ -219,7 +219,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @given(seeds, st.booleans(), st.integers(1, 7))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_a_correct_scheduler_is_not_blamed(seed, sharing, count):
     findings = Scheduler(seed, sharing=sharing).run(count).check(close=False)
     assert not findings, str(findings)
@@ -323,7 +323,7 @@ CHANGES = [change_token, change_start, change_length, change_page]
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @given(seed=seeds, sharing=st.booleans(), draw=st.randoms(use_true_random=False))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_one_wrong_argument_is_found_at_its_flight(change, seed, sharing, draw):
     scheduler = Scheduler(seed, sharing=sharing)
     scheduler.run(4)
@@ -335,7 +335,7 @@ def test_one_wrong_argument_is_found_at_its_flight(change, seed, sharing, draw):
 
 
 @given(seed=seeds, draw=st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_foreign_page_in_a_prefill_is_found_before_it_is_read(seed, draw):
     scheduler = Scheduler(seed, sharing=False)
     scheduler.run(4)
@@ -349,7 +349,7 @@ def test_a_foreign_page_in_a_prefill_is_found_before_it_is_read(seed, draw):
 
 
 @given(seed=seeds, draw=st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_lies_beyond_the_own_length_does_not_matter(seed, draw):
     scheduler = Scheduler(seed, sharing=draw.random() < 0.5)
     scheduler.run(4)
