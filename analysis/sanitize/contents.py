@@ -1,4 +1,4 @@
-"""Corruption or mere numerics? What the slots of a live cache hold against what they should hold."""
+"""Corruption or mere numerics? What slots of a live cache hold, and what they should hold."""
 
 from __future__ import annotations
 
@@ -30,7 +30,23 @@ Floats = NDArray[Any]
 Row = tuple[int, Sequence[int], Sequence[int]]
 """A request: tokens of its prompt, all tokens whose slots were written, its pages in order."""
 
-NUMERICS = 64.0
+VERDICTS = ("equal", "numerics", "empty", "not finite", "other", "other context", "unknown data")
+"""What a slot can be found to hold, see `compare`."""
+NUMERICS = 16.0
+"""Most units in the last place by which honest arithmetic may differ.
+
+A unit is that of the largest element of a layer's keys, or values, of the slot: of small elements,
+sums that cancelled, the units are far finer than the error (legitimate ones differ by up to 10,772
+of their own). Measured with the counting model, on the CPU, 64 to 80 tokens a sequence:
+
+* Healthy engines against the reference of their release: 0, every bit the same. 3.9.0, prompts and
+  decoded tokens, and 3.1.0, prompts, with one request at a time and four at once, batch sizes 1, 4,
+  and 1 and 4 (1602 slots of prompts and 456 decoded ones in each of ten settings).
+* The same tokens prefilled in one piece instead of decoded: 2. Decoded from the second on: 3.
+* 3.1.0 against 3.9.0: 1.
+* A slot of the same token at the same position behind another context: never less than 257; of
+  another token at the same position: never less than 1419.
+"""
 REFERENCE_TIMEOUT_S = 300.0
 _KEPT_BYTES = 256 << 20
 _CHUNK = 512
@@ -85,7 +101,7 @@ def written(recording: Recording) -> dict[str, Row]:
                 prompts[request] = start + len(given)
             tokens.setdefault(request, {}).update(enumerate(given, start))
             pages[request] = flight["block_tables"][row]
-    rows = {}
+    rows: dict[str, Row] = {}
     for request, at in tokens.items():
         length = next((p for p in range(len(at)) if p not in at), len(at))
         prompt = min(prompts.get(request, length), length)
@@ -189,7 +205,9 @@ def _ask(python: Path, release: str, job: dict[str, Any], timeout_s: float) -> l
             return [arrays[f"{number}"] for number in range(len(job["sequences"]))]
 
 
-_CHILD = "import sys; from analysis.sanitize.contents import _child; sys.exit(_child(*sys.argv[1:]))"
+_CHILD = (
+    "import sys; from analysis.sanitize.contents import _child; sys.exit(_child(*sys.argv[1:]))"
+)
 
 
 def _child(spec: str, said: str) -> int:
@@ -207,8 +225,207 @@ def _child(spec: str, said: str) -> int:
             for token in tokens[prompt:]:
                 sequence.step(token)
             arrays[f"{number}"] = sequence.keys_values()
-        np.savez(said, **arrays)
+        np.savez(said, allow_pickle=False, **arrays)
     except CachelabError as error:
         print(error, file=sys.stderr)  # noqa: T201  # the parent reads the last line
         return 1
     return 0
+
+
+# -- comparing -----------------------------------------------------------------------------
+
+
+def compare(
+    engine: Engine,
+    sequences: Mapping[str, Row],
+    *,
+    others: Mapping[str, tuple[int, Sequence[int]]] | None = None,
+    timeout_s: float = REFERENCE_TIMEOUT_S,
+) -> pd.DataFrame:
+    """Return what every slot of some requests holds now, against the reference decoder.
+
+    Read it while the pages are theirs, or after they ended and before their pages are taken again.
+
+    Parameters
+    ----------
+    engine
+        A live engine; flights that are under way may write meanwhile.
+    sequences
+        By request: how many tokens its prompt has, all tokens whose keys and values were written
+        (not the last one of the answer, which is never fed back), its pages in order. `written`
+        makes it of a recording.
+    others
+        More requests whose data may have strayed in: prompt length and tokens.
+    timeout_s
+        Longest wait for the reference decoder, in seconds.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a slot: ``request_id``, ``position``, ``decoded`` (not of the prompt), ``page``,
+        ``slot``, ``difference`` (largest, absolute), ``ulps`` (largest, see `NUMERICS`),
+        ``first_layer`` (the first that differs by more than numerics, None if none does),
+        ``verdict``, and for verdict *other* ``other_request_id`` and ``other_position``.
+
+        Verdicts: *equal*, to the bit; *numerics*, within `NUMERICS`; *empty*, all zeros; *not
+        finite*, NaN or infinity anywhere; *other*, what belongs at another place, of whichever
+        request; *other context*, the right token at the right position (the first layer says so, as
+        it sees nothing else), computed while something wrong was attended to, now or earlier;
+        *unknown data*.
+
+    Notes
+    -----
+    On 3.1.0 every decoded slot is of *other context*, even of one request alone: its seq_lens are
+    too long, so slots that nobody wrote are read (456 of 456, by up to 3462 units).
+
+    Raises
+    ------
+    EngineError
+        If pages cannot be read, or are too few for the tokens.
+    ModelError
+        If the reference decoder fails.
+
+    """
+    asked = {name: (prompt, tokens) for name, (prompt, tokens, _) in sequences.items()}
+    right = reference_slots(
+        engine.model,
+        {**(others or {}), **asked},
+        release=engine.release,
+        batch_sizes=engine.config.batch_sizes,
+        timeout_s=timeout_s,
+    )
+    stride = engine.model.config.block_seq_stride
+    places = [_places(name, row, stride) for name, row in sequences.items()]
+    where = np.concatenate([np.zeros((0, 3), np.int64), *places])
+    owners = np.repeat(np.array(list(sequences), dtype=object), [len(rows) for rows in places])
+    pages, which = np.unique(where[:, 1], return_inverse=True)
+    held = np.moveaxis(read_pages(engine, pages.tolist()), 3, 1)[which, where[:, 2]]
+    should = np.concatenate([held[:0], *(right[name] for name in sequences)])
+
+    difference, parts = _distance(held, should)
+    ulps = parts.max(axis=(1, 2), initial=0.0)
+    beyond = parts.max(axis=2, initial=0.0) > NUMERICS  # [slots, layers]
+    finite = np.isfinite(held).all(axis=(1, 2, 3, 4))
+    zero = (held == 0).all(axis=(1, 2, 3, 4))
+    own_token = finite & ~beyond[:, 0]
+    verdict = np.select(
+        [~finite, ulps == 0, ulps <= NUMERICS, zero, own_token],
+        ["not finite", "equal", "numerics", "empty", "other context"],
+        "unknown data",
+    ).astype(object)
+
+    # Whose is it? What any request should hold anywhere, and what slots that kept their own token
+    # really hold: on 3.1.0 these two are not the same.
+    names = list(right)
+    lengths = [len(right[name]) for name in names]
+    known = np.concatenate([held[:0], *(right[name] for name in names), held[own_token]])
+    known_of = np.concatenate([np.repeat(np.array(names, object), lengths), owners[own_token]])
+    known_at = np.concatenate([*(np.arange(n) for n in lengths), where[own_token, 0]])
+    other_request = np.full(len(where), None, dtype=object)
+    other_position = np.full(len(where), -1, dtype=np.int64)
+    for kind, count in (("other context", sum(lengths)), ("unknown data", len(known))):
+        strange = np.flatnonzero(verdict == kind)
+        nearest, apart = _nearest(held[strange], known[:count])
+        # With the right token, only all layers can tell it from another's. A strange token is told
+        # by layer 0: those above may have been computed from what was wrong already.
+        layers = apart if kind == "other context" else apart[:, :1]
+        chosen = layers.max(axis=(1, 2), initial=0.0) <= NUMERICS
+        rows, found = strange[chosen], nearest[chosen]
+        verdict[rows] = "other"
+        other_request[rows], other_position[rows] = known_of[found], known_at[found]
+    import pandas as pd  # slow to import
+
+    return pd.DataFrame(
+        {
+            "request_id": owners,
+            "position": where[:, 0],
+            "decoded": where[:, 0] >= np.array([asked[name][0] for name in owners], np.int64),
+            "page": where[:, 1],
+            "slot": where[:, 2],
+            "difference": difference,
+            "ulps": ulps,
+            "first_layer": pd.Series(
+                np.where(beyond.any(axis=1), beyond.argmax(axis=1), np.nan)
+            ).astype("Int64"),
+            "verdict": verdict,
+            "other_request_id": other_request,
+            "other_position": pd.Series(
+                np.where(other_position >= 0, other_position, np.nan)
+            ).astype("Int64"),
+        }
+    )
+
+
+def masked_nonfinite(engine: Engine, pages: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Return slots that hold NaN or infinity where a row of this length masks them.
+
+    These are (page, slot) beyond the first `length` tokens of the row's pages, and anywhere in the
+    padding page 0. A mask that is added as -inf hides no NaN (NaN - inf = NaN), and one that
+    multiplies a value by a weight of 0 hides neither (0 x inf = NaN).
+    """
+    stride = engine.model.config.block_seq_stride
+    row = np.array(pages, dtype=np.int64)
+    places = np.stack([np.repeat(row, stride), np.tile(np.arange(stride), len(row))], axis=1)
+    padding = np.stack([np.zeros(stride, np.int64), np.arange(stride)], axis=1)
+    masked = places[length:]
+    places = np.concatenate([padding, masked[masked[:, 0] != 0]])
+    needed, which = np.unique(places[:, 0], return_inverse=True)
+    slots = np.moveaxis(read_pages(engine, needed.tolist()), 3, 1)[which, places[:, 1]]
+    bad = places[~np.isfinite(slots).all(axis=(1, 2, 3, 4))]
+    return list(dict.fromkeys((int(page), int(slot)) for page, slot in bad))
+
+
+def _places(name: str, row: Row, stride: int) -> NDArray[np.int64]:
+    """Return position, page and slot of each token of a request, [tokens, 3]."""
+    _, tokens, pages = row
+    positions = np.arange(len(tokens))
+    if len(tokens) > len(pages) * stride:
+        raise EngineError(
+            f"{len(pages)} pages of {stride} slots cannot hold the {len(tokens)} tokens of"
+            f" {name!r}: name all of its pages."
+        )
+    return np.stack(
+        [positions, np.array(pages, dtype=np.int64)[positions // stride], positions % stride],
+        axis=1,
+    )
+
+
+def _distance(held: Floats, should: Floats) -> tuple[Floats, Floats]:
+    """Return the largest absolute difference [slots], and that in units [slots, layers, 2].
+
+    Not finite ones are infinitely far away.
+    """
+    largest = np.abs(should).max(axis=(3, 4), initial=0)
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(held.astype(np.float64) - should.astype(np.float64))
+        apart = gaps.max(axis=(3, 4), initial=0)
+        apart[~np.isfinite(apart)] = np.inf
+        units = apart / np.spacing(largest).astype(np.float64)
+    return apart.max(axis=(1, 2), initial=0.0), units
+
+
+def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return, for each slot, the nearest known one and its distances in units [slots, layers, 2].
+
+    Of equally near ones the first is taken.
+    """
+    shape = held.shape[:3]
+    if not len(held) or not len(known):
+        return np.zeros(shape[0], np.int64), np.full(shape, np.inf)
+    flat = known.reshape(len(known), -1).astype(np.float32)
+    lengths = np.einsum("ij,ij->i", flat, flat)
+    nearest, distances = [], []
+    count = min(_NEAREST, len(known)) - 1
+    for start in range(0, len(held), _CHUNK):
+        some = held[start : start + _CHUNK]
+        # The product is fast, and rounds: the few that it finds are compared exactly.
+        rough = lengths - 2 * some.reshape(len(some), -1).astype(np.float32) @ flat.T
+        few = np.sort(np.argpartition(rough, count, axis=1)[:, : count + 1], axis=1)
+        exact = np.stack(
+            [_distance(some, known[few[:, k]])[1] for k in range(few.shape[1])], axis=1
+        )
+        best = exact.max(axis=(2, 3)).argmin(axis=1)
+        rows = np.arange(len(some))
+        nearest.append(few[rows, best])
+        distances.append(exact[rows, best])
+    return np.concatenate(nearest), np.concatenate(distances)
