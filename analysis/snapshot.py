@@ -7,6 +7,7 @@ at the right moments, and `analysis.figures` draws it.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 STATES = ("free", "live", "cached", "leaked")
 """In this order: a page that could be in two states counts as the first of them."""
 FREE, LIVE, CACHED, LEAKED = range(4)
+_PAGE = re.compile(r"[Pp]age (\d+)")
 _LETTERS = np.frombuffer(b"flcx", dtype=np.uint8)
 
 
@@ -87,6 +89,8 @@ class Snapshot:
     consistent: bool = True
     """Whether it was taken while no operation of the cache was under way."""
     contents: Mapping[int, PageContent] = field(default_factory=dict)
+    kept_conflicts: tuple[str, ...] = ()
+    """Conflicts as a row of the table tells them, which has not all that they come from."""
 
     @cached_property
     def states(self) -> npt.NDArray[np.uint8]:
@@ -143,6 +147,11 @@ class Snapshot:
 
     @cached_property
     def _conflicts(self) -> list[tuple[int, str]]:
+        if self.kept_conflicts:
+            return [
+                (int(match[1]) if (match := _PAGE.search(sentence)) else -1, sentence)
+                for sentence in self.kept_conflicts
+            ]
         found = []
         free = np.fromiter(self.state.free, dtype=np.int64)
         exist = (free >= 0) & (free < self.page_count)
@@ -248,6 +257,7 @@ class Snapshot:
             seq=None if pd.isna(row["seq"]) else int(row["seq"]),
             t_s=None if pd.isna(row["t_s"]) else float(row["t_s"]),
             consistent=bool(row["consistent"]),
+            kept_conflicts=tuple(row["conflicts"] if row["conflicts"] is not None else ()),
         )
 
 

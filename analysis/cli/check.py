@@ -22,8 +22,9 @@ def check(
 ) -> None:
     """Check what a run recorded, flight by flight and event by event.
 
-    The exit status is 0 if no rule was broken, 1 if one was, and 3 if a control stayed silent, so
-    that the run says nothing.
+    The exit status is 0 if no rule was broken, 4 if one was, 3 if a control stayed silent, so that
+    the run says nothing, and 1 if there is nothing to check. What a control's fault broke is left
+    out.
     """
     from analysis.sanitize.recorded import check_run
 
@@ -35,7 +36,7 @@ def check(
         sys.stderr.write("A planted fault was not found: these results are void.\n")
         raise typer.Exit(3)
     if any(checked.groups for checked in settings):
-        raise typer.Exit(1)
+        raise typer.Exit(4)
 
 
 def _print_rows(cell_id: str, findings: Findings | None) -> None:

@@ -282,6 +282,11 @@ class Recorder:
             t_s=places[-1][1] / 1e9,
             consistent=consistent,
         )
+        # Whoever has seen the event finds the snapshot, too.
+        if len(self.snapshots) < self.max_snapshots:
+            self.snapshots.append(snapshot)
+        else:
+            self._overflow("snapshots")
         self.event(
             "snapshot",
             place=places[-1],
@@ -289,10 +294,6 @@ class Recorder:
             free_pages=len(state.free),
             detail=moment,
         )
-        if len(self.snapshots) < self.max_snapshots:
-            self.snapshots.append(snapshot)
-        else:
-            self._overflow("snapshots")
         return snapshot
 
     def _automatic_snapshot(self, moment: str, request_id: str | None) -> None:

@@ -13,7 +13,7 @@ from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules import RULES, Rule
 from analysis.sanitize.rules.tables import SharedPages
 from analysis.sanitize.scene import scene_of
-from analysis.sanitize.world import Event, Flight, World
+from analysis.sanitize.world import Event, Flight, Unread, World
 from analysis.snapshot import Snapshot
 from analysis.tables import EVENT_KINDS
 
@@ -34,10 +34,13 @@ class Checker:
         self.world = World(first, stride)
         self.findings = Findings()
         self._rules = [rule() for rule in rules]
-        self._before, self._after = self._handlers("on_"), self._handlers("after_")
+        self._listen()
         self._next = self.world.seq + 1
         self._waiting: list[tuple[int, Any]] = []
         self._snapshots: dict[int, Snapshot] = {}
+
+    def _listen(self) -> None:
+        self._before, self._after = self._handlers("on_"), self._handlers("after_")
 
     def _handlers(self, prefix: str) -> dict[str, list[tuple[Rule, Ask]]]:
         handlers: dict[str, list[tuple[Rule, Ask]]] = {}
@@ -49,13 +52,13 @@ class Checker:
 
     # -- the stream ------------------------------------------------------------------------
 
-    def put(self, seq: int, item: Event | Flight | None) -> None:
+    def put(self, seq: int, item: Event | Flight | Unread | None) -> None:
         """Take an item for its place; None for one that stays empty or is a flight's end."""
         if seq >= self._next:
             heapq.heappush(self._waiting, (seq, _Item(item)))
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
-        """Take a snapshot, to be compared when its event has come."""
+        """Take a snapshot, to be compared when its event comes; before that event is put."""
         if snapshot.seq is not None:
             self._snapshots[snapshot.seq] = snapshot
 
@@ -75,28 +78,35 @@ class Checker:
         return done
 
     def go_over_gap(self) -> None:
-        """Leave the place out that everything waits for."""
+        """Leave the place out that everything waits for; few rules can be asked from then on."""
         if self._waiting:
             self._next = max(self._next, self._waiting[0][0])
+            self._rules = [rule for rule in self._rules if rule.bears_gaps]
+            self._listen()
 
     @property
     def waits_for(self) -> int | None:
         """The place that must be filled before anything can go on; None if nothing waits."""
         return self._next if self._waiting else None
 
-    def finish(self) -> Findings:
-        """Check what is left, and what the whole has come to."""
+    def finish(self, *, to_the_end: bool = True) -> Findings:
+        """Check what is left and, if what was recorded goes to the end, what it has come to."""
         self.go(whole=True)
-        for rule in self._rules:
+        for rule in self._rules if to_the_end else ():
             for finding in rule.finish(self.world):
                 self._add(rule, finding, None)
         return self.findings
 
     # -- checking --------------------------------------------------------------------------
 
-    def _check(self, item: Event | Flight | None) -> None:
+    def _check(self, item: Event | Flight | Unread | None) -> None:
         if isinstance(item, Event):
             self._event(item)
+        elif isinstance(item, Unread):
+            self.world.lose(item)
+            self.findings.note(
+                "Flights that could not be read were not checked, nor later ones of their requests."
+            )
         elif item is not None:
             self._flight(item)
 
@@ -159,7 +169,7 @@ class _Item:
 
     __slots__ = ("value",)
 
-    def __init__(self, value: Event | Flight | None) -> None:
+    def __init__(self, value: Event | Flight | Unread | None) -> None:
         self.value = value
 
     def __lt__(self, other: object) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from analysis.observe.recorder import FLIGHT_FIELDS, Recorder
 from analysis.sanitize.checker import Checker
 from analysis.sanitize.stream import event_of, flight_of
+from analysis.sanitize.world import Unread
 from analysis.snapshot import Snapshot
 
 _SLICE_S, _PAUSE_S = 0.0005, 0.01
@@ -18,6 +19,8 @@ _SLICE_S, _PAUSE_S = 0.0005, 0.01
 _ROWS = 100
 _PATIENCE_S = 5.0
 """How long the rest waits for a flight that does not land, or a thread that is held up."""
+_BEGUN = 3
+"""Where a flight under way keeps its place among the events."""
 _SEQ, _END_SEQ = FLIGHT_FIELDS.index("seq"), FLIGHT_FIELDS.index("end_seq")
 
 
@@ -75,9 +78,13 @@ class Follower:
         """Check all that is left."""
         with self._checking:
             self._take()
-            self.checker.finish()
             recorder = self._recorder
-            if any(recorder.dropped.values()):
+            full = bool(recorder.dropped["events"] or recorder.dropped["flights"])
+            # What is still in the air keeps nothing waiting any more.
+            for flight in list(recorder.under_way.values()):
+                self.checker.put(flight[_BEGUN], Unread(flight[0], list(flight[2])))
+            self.checker.finish(to_the_end=not full)
+            if full:
                 self.checker.findings.note(
                     "The recording was full: what came later was not checked."
                 )
@@ -87,12 +94,17 @@ class Follower:
     def _take(self, most: int | None = None) -> None:
         """Take what the recorder has, of each kind at most so many rows."""
         recorder, checker = self._recorder, self.checker
+        events = [event_of(row) for row in self._new("events", recorder.events, most)]
         for snapshot in self._new("snapshots", recorder.snapshots, None):
             checker.put_snapshot(snapshot)
-        for row in self._new("events", recorder.events, most):
-            event = event_of(row)
+        for event in events:
             checker.put(event.seq, event)
-        for row in self._new("flights", recorder.flights, most):
+        flights = self._new("flights", recorder.flights, most)
+        if recorder.dropped["events"]:
+            # Between events that were dropped a flight means nothing.
+            last = recorder.events[-1][0] if recorder.events else -1
+            flights = [row for row in flights if row[_SEQ] < last]
+        for row in flights:
             checker.put(row[_SEQ], flight_of(row))
             checker.put(row[_END_SEQ], None)
         for seq in self._new("skipped", recorder.skipped, most):
@@ -110,8 +122,13 @@ class Follower:
         if gap is None or done or gap != self._stuck_at:
             self._stuck_at, self._stuck_since = gap, now
         elif self._stuck_since is not None and now - self._stuck_since > _PATIENCE_S:
+            for flight in list(self._recorder.under_way.values()):
+                if flight[_BEGUN] == gap:
+                    self.checker.findings.note(f"Flight {flight[0]} did not land in time.")
+                    self.checker.put(gap, Unread(flight[0], list(flight[2])))
+                    return
             self.checker.findings.note(
                 f"Place {gap} of the recording was not filled within {_PATIENCE_S:g} s, as by a"
-                " flight that does not land; it was left out."
+                " thread that is held up: from there on few rules were checked."
             )
             self.checker.go_over_gap()

@@ -55,7 +55,7 @@ class Passage:
         self.wrong_tokens: list[int | None] = [
             self._wrong_token(row, due) for row, due in enumerate(self.due_tokens)
         ]
-        """First position at which a real row flew with a token that is not its own."""
+        """First position at which a real row flew with a token that is not its own, or none."""
         self.write_content = self._contents(positions)
         written = self.write_slots >= 0
         self.before = np.where(written, world.shadow.content[self.write_slots], UNKNOWN)
@@ -136,22 +136,27 @@ class Passage:
             same = int(due[0]) == int(self.flight.tokens[row, 0])
             return None if same else int(self.first[row])
         flown = self.flight.tokens[row, : int(self.tokens_of[row])]
+        # A length that is too short is told by a rule of its own.
+        due = due[: max(0, int(self.flight.seq_lens[row]) - int(self.first[row]))]
         both = min(len(due), len(flown))
         unlike = np.flatnonzero(due[:both] != flown[:both])
-        return int(self.first[row]) + int(unlike[0]) if len(unlike) else None
+        if not len(unlike) and len(flown) >= len(due):
+            return None
+        return int(self.first[row]) + (int(unlike[0]) if len(unlike) else both)
 
     def _advance(self) -> None:
         """Move each sequence on as it should be, whatever was flown."""
         for row, sequence in enumerate(self.sequences):
             if sequence is None:
                 continue
-            sequence.takeoffs += 1
             due, first = self.due_tokens[row], self.due_first[row]
             flown = self.flight.tokens[row, : int(self.tokens_of[row])]
             if self.flight.phase == "decode":
                 sequence.append(int(due[0] if due is not None else flown[0]))
             else:
                 sequence.restart(flown if due is None else due, first)
+            # No token comes from the first chunks of a prompt.
+            sequence.takeoffs += sequence.prompt is None or sequence.length >= len(sequence.prompt)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -159,7 +164,7 @@ class Passage:
         flight, stride, real = self.flight, self.world.stride, self.flight.real
         size = flight.tables.shape[1] * stride
         lengths = flight.seq_lens[:real] if flight.phase == "decode" else self.first[:real]
-        width = int(min(max(lengths, default=0), size))
+        width = int(min(max(lengths, default=0), size)) if (lengths > 0).any() else 0
         positions = np.arange(width)
         self.reads = positions[None, :] < lengths[:, None]
         """Which slots each real row attends to through the cache, [real, width]."""
@@ -211,9 +216,11 @@ class Passage:
 def _sequences(world: World, flight: Flight) -> list[Sequence | None]:
     ids = flight.request_ids
     if len(set(ids)) == len(ids):
-        return [world.last_of.get(request_id) for request_id in ids]
-    # Beams share a request's name, and are not followed.
-    return [world.last_of.get(r) if ids.count(r) == 1 else None for r in ids]
+        found = [world.last_of.get(request_id) for request_id in ids]
+    else:
+        # Beams share a request's name, and are not followed.
+        found = [world.last_of.get(r) if ids.count(r) == 1 else None for r in ids]
+    return [None if sequence is None or sequence.lost else sequence for sequence in found]
 
 
 def _next(sequence: Sequence, flight: Flight) -> int:

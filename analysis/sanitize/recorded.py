@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +68,9 @@ class Checked:
 def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     """Check every cell of a run and return what was found in each setting.
 
-    `on_cell` is told each cell's id and findings, None where the cell was not observed. Raises
-    RunError if `path` is no run, something in it is damaged, or none of its cells was observed.
+    `on_cell` is told each cell's id and findings, None where the cell was not observed; controls
+    are left out. Raises RunError if `path` is no run, something in it is damaged, or none of its
+    cells was observed.
     """
     cells = load_run_cells(path)
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
@@ -78,12 +79,12 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
         cell = cells[cell_id]
         names = tuple(cell["treatments"] or ())
         findings = check_tables(tables)
-        if on_cell is not None:
-            on_cell(cell_id, findings)
         if is_control(names):
             alarmed = findings is not None and findings.group(*CONTROL_ALARM) is not None
             controls.append((cell["release"], cell["prefix_sharing"], alarmed))
             continue
+        if on_cell is not None:
+            on_cell(cell_id, findings)
         key = cell["release"], cell["prefix_sharing"], names
         checked = settings.setdefault(key, Checked(*key))
         checked.cells += 1
@@ -96,6 +97,8 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
             if (checked.release, checked.prefix_sharing) == (release, sharing):
                 checked.controls += 1
                 checked.alarms += alarmed
+    if not settings:
+        raise RunError(f"{path} has no cell but controls, so there is nothing to check.")
     if all(checked.unobserved == checked.cells for checked in settings.values()):
         raise RunError(
             f"Nothing was recorded in the cells of {path}: sweep with --sanitize or --observe."
@@ -109,26 +112,37 @@ def check_tables(tables: Mapping[str, pa.Table]) -> Findings | None:
         return None
     rows = tables["snapshots"].sort_by("seq").to_pylist()
     snapshots = [Snapshot.from_row(row) for row in rows]
-    flights = tables.get("flights")
-    stride = _stride(flights)
     if snapshots[0].seq is None:
         raise RunError("The snapshots have no place among the events: record the run again.")
-    checker = Checker(snapshots[0], stride)
+    flights = tables.get("flights")
+    last = pc.max(tables["events"]["seq"]).as_py() or 0
+    checker = Checker(snapshots[0], _stride(snapshots, flights))
     for snapshot in snapshots[1:]:
         checker.put_snapshot(snapshot)
     for event in tabled_events(tables["events"]):
         checker.put(event.seq, event)
+    full = False
     for seq, end_seq, flight in tabled_flights(flights) if flights is not None else ():
-        checker.put(seq, flight)
-        checker.put(end_seq, None)
-    return checker.finish()
+        # Once a recording is full it has flights still, and no events between them.
+        full |= seq > last
+        if seq < last:
+            checker.put(seq, flight)
+            checker.put(end_seq, None)
+    findings = checker.finish(to_the_end=not full)
+    if full:
+        findings.note("The recording was full: what came later was not checked.")
+    return findings
 
 
-def _stride(flights: pa.Table | None) -> int:
-    """Return the tokens of a page, as a prefill shows them: its length over its blocks."""
+def _stride(snapshots: Sequence[Snapshot], flights: pa.Table | None) -> int:
+    """Return the tokens of a page: of a cached one, or as a prefill without cached tokens has."""
+    for snapshot in snapshots:
+        for node in snapshot.nodes:
+            if node.tokens:
+                return len(node.tokens)
     if flights is None:
         return _STRIDE
     for row in flights.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
-        if row["tokens"] and row["block_tables"] and row["start_positions"] is None:
+        if row["tokens"] and row["block_tables"] and not any(row["start_positions"] or ()):
             return len(row["tokens"][0]) // len(row["block_tables"][0])
     return _STRIDE

@@ -41,19 +41,28 @@ class Shadow:
         self.freed_after = np.full(page_count, -1, dtype=np.int64)
         """The last flight that had begun when the page was last freed."""
         for page in unknown_pages:
-            self.content[page * stride : (page + 1) * stride] = UNKNOWN
+            self.forget(page)
 
     def copy(self, source: int, target: int) -> None:
-        """Copy one page's slots to another's."""
+        """Copy one page's slots to another's, if there are such pages."""
+        if not (0 <= source < self.page_count and 0 <= target < self.page_count):
+            return
         a, b = (slice(p * self.stride, (p + 1) * self.stride) for p in (source, target))
         for array in (self.content, self.writer, self.position, self.flight, self.tainted):
             array[b] = array[a]
 
     def forget(self, page: int) -> None:
-        """Take note that a page's slots hold nothing any more."""
-        slots = slice(page * self.stride, (page + 1) * self.stride)
-        self.content[slots], self.writer[slots], self.position[slots] = NOTHING, NOBODY, -1
-        self.tainted[slots] = False
+        """Take note that nobody knows what a page's slots hold, if there is such a page."""
+        if 0 <= page < self.page_count:
+            slots = slice(page * self.stride, (page + 1) * self.stride)
+            self.content[slots], self.writer[slots], self.position[slots] = UNKNOWN, NOBODY, -1
+            self.tainted[slots] = False
+
+    def know(self, page: int) -> None:
+        """Take note that a page changes hands: its new holder wrote nothing there yet."""
+        if 0 <= page < self.page_count:
+            content = self.content[page * self.stride : (page + 1) * self.stride]
+            content[content == UNKNOWN] = NOTHING
 
 
 def mix(tokens: Ints, first_position: int) -> Hashes:

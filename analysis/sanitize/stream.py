@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from analysis.errors import RunError
 from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS
 from analysis.sanitize.shadow import Ints
-from analysis.sanitize.world import Event, Flight
+from analysis.sanitize.world import Event, Flight, Unread
 
 _EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
 _PAGES = Event._fields.index("pages")
@@ -23,12 +24,9 @@ def event_of(row: Sequence[Any]) -> Event:
     return Event(*values)
 
 
-def flight_of(row: Sequence[Any]) -> Flight | None:
-    """Return a flight of a recorder's row; None if its arguments could not be read."""
-    f = dict(zip(FLIGHT_FIELDS, row, strict=True))
-    if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
-        return None
-    return _flight(f, _shaped)
+def flight_of(row: Sequence[Any]) -> Flight | Unread:
+    """Return a flight of a recorder's row."""
+    return _flight(dict(zip(FLIGHT_FIELDS, row, strict=True)), _shaped)
 
 
 def tabled_events(table: pa.Table) -> Iterator[Event]:
@@ -42,14 +40,23 @@ def tabled_events(table: pa.Table) -> Iterator[Event]:
         yield Event(*values)
 
 
-def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | None]]:
-    """Yield seq, end_seq and flight for each row of a table `flights`."""
+def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | Unread]]:
+    """Yield seq, end_seq and flight for each row of a table `flights`.
+
+    Raises RunError if a flight has no place among the events, or no requests.
+    """
     for row in table.to_pylist():
-        lacking = any(row[name] is None for name in ("tokens", "seq_lens", "block_tables"))
-        yield row["seq"], row["end_seq"], None if lacking else _flight(row, _nested)
+        if any(row[name] is None for name in ("seq", "end_seq", "request_ids")):
+            raise RunError(
+                f"Flight {row['flight_id']} has no place among the events or no requests: record"
+                " the run again."
+            )
+        yield row["seq"], row["end_seq"], _flight(row, _nested)
 
 
-def _flight(f: dict[str, Any], array: Any) -> Flight:
+def _flight(f: dict[str, Any], array: Any) -> Flight | Unread:
+    if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
+        return Unread(f["flight_id"], list(f["request_ids"]))
     starts = f["start_positions"]
     return Flight(
         flight_id=f["flight_id"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,9 +64,13 @@ class Flight:
         """Rows that carry a request; the rest is padding."""
         return len(self.request_ids)
 
-    def sorts_before(self, seq: int) -> bool:
-        """Tell whether it had ended before this place among the events."""
-        return self.end_seq < seq
+
+@dataclass(eq=False)
+class Unread:
+    """A call of the compiled model whose arguments are not known, or which has not ended."""
+
+    flight_id: int
+    request_ids: list[str]
 
 
 class Sequence:
@@ -81,6 +84,9 @@ class Sequence:
         self.length = 0
         """Positions that were flown."""
         self.takeoffs = 0
+        """Flights that a token of the answer may come from."""
+        self.lost = False
+        """Whether a flight of it could not be read, so that nothing more is known of it."""
         self.done: str | None = None
         """How it ended, None while it is under way."""
         self.submitted_seq = -1
@@ -216,14 +222,6 @@ class World(Replay):
             number = found.parent
         return [token for block in reversed(blocks) for token in block] if number is None else []
 
-    def depth(self, node: int) -> int:
-        """Return how many tokens precede a node's own."""
-        length, number = 0, self.nodes[node].parent
-        while number is not None and (found := self.nodes.get(number)) is not None:
-            length += len(found.tokens)
-            number = found.parent
-        return length
-
     # -- going on --------------------------------------------------------------------------
 
     def step(self, event: Event) -> None:
@@ -259,6 +257,7 @@ class World(Replay):
         self.pool_threads.add(event.thread)
         for page in event.pages:
             self.owed[page] = _Owed(event.request_id, event)
+            self.shadow.know(page)
 
     def _see_free(self, event: Event) -> None:
         self._one(event)
@@ -339,7 +338,12 @@ class World(Replay):
         touched = self.touched.setdefault(event.thread, set())
         touched.update(node for node in nodes if node is not None)
 
-    def rows(self, flight: Flight) -> Iterator[tuple[int, str, Sequence | None]]:
-        """Go through the real rows of a flight: place, request, sequence."""
-        for row, request_id in enumerate(flight.request_ids):
-            yield row, request_id, self.last_of.get(request_id)
+    def lose(self, flight: Unread) -> None:
+        """Take note that a flight wrote nobody knows what into its requests' pages."""
+        self.flights_begun = flight.flight_id
+        self.shadow.forget(PADDING_PAGE)
+        for request_id in flight.request_ids:
+            if (sequence := self.last_of.get(request_id)) is not None:
+                sequence.lost = True
+            for page in self.held.get(request_id, ()):
+                self.shadow.forget(page)

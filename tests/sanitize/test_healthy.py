@@ -363,7 +363,7 @@ def test_what_lies_beyond_the_own_length_does_not_matter(seed, draw):
     assert not findings, str(findings)
 
 
-def test_a_chunk_cut_short_is_found_at_the_next_flight():
+def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_flight():
     # Its own arguments are those of a chunk that ends there, which any may.
     story = Story()
     story.submit("a", range(1, 8))
@@ -374,5 +374,6 @@ def test_a_chunk_cut_short_is_found_at_the_next_flight():
     after = story.decode("a")
     assert not story.check(close=False).of("a")[1:]
     cut.seq_lens[0] -= 1
-    found = {f.flight_id for f in story.check().of("a") if f.severity == WRONG_DATA}
-    assert found == {after.flight_id}
+    found = [(f.rule, f.flight_id) for f in story.check().of("a") if f.severity == WRONG_DATA]
+    assert found[0] == ("flown tokens", None)
+    assert {flight for _, flight in found[1:]} == {after.flight_id}

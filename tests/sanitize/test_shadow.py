@@ -129,9 +129,18 @@ def test_a_copy_is_the_page_and_touches_no_other(stride, pages, seed):
 
 
 def test_a_page_is_forgotten_and_no_other():
-    shadow = Shadow(3, 2, [0, 1, 2])
-    shadow.writer[:], shadow.tainted[:] = 7, True
+    shadow = Shadow(3, 2, [0, 2])
+    shadow.content[2:4], shadow.writer[:], shadow.tainted[:] = 77, 7, True
     shadow.forget(1)
-    assert shadow.content.tolist() == [*[UNKNOWN] * 2, *[NOTHING] * 2, *[UNKNOWN] * 2]
+    assert shadow.content.tolist() == [UNKNOWN] * 6
     assert shadow.writer.tolist() == [7, 7, NOBODY, NOBODY, 7, 7]
     assert shadow.tainted.tolist() == [True, True, False, False, True, True]
+    shadow.forget(3)
+
+
+def test_who_takes_a_page_knows_that_nothing_of_its_own_is_there():
+    shadow = Shadow(3, 2, [0, 1])
+    shadow.content[2] = 77
+    shadow.know(1)
+    shadow.know(-1)
+    assert shadow.content.tolist() == [UNKNOWN, UNKNOWN, 77, *[NOTHING] * 3]

@@ -14,6 +14,7 @@ class FiniteContents(Rule):
 
     name = "finite contents"
     sentence = "No slot of a page that is flown holds NaN or infinity, not even a masked one."
+    bears_gaps = True
 
     def on_nonfinite(self, world: World, event: Event) -> Iterator[Finding]:
         page = event.pages[0]
@@ -33,6 +34,7 @@ class WholeCopies(Rule):
 
     name = "whole copies"
     sentence = "A page that was copied holds the same bytes as its source."
+    bears_gaps = True
 
     def after_copy(self, world: World, event: Event) -> Iterator[Finding]:
         # `value` is the first slot that differs, looked at only on request.
@@ -53,10 +55,12 @@ class WrittenAfterFree(Rule):
 
     name = "written after free"
     sentence = "A page that comes back from quarantine is as it was when it was freed."
+    bears_gaps = True
 
     def on_written_after_free(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            writer = world.name(int(world.shadow.writer[page * world.stride]))
+            there = 0 <= page < world.page_count
+            writer = world.name(int(world.shadow.writer[page * world.stride])) if there else None
             yield Finding(
                 cause="written",
                 message=f"Page {page} was written after it was freed"

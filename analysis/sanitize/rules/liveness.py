@@ -15,6 +15,7 @@ class Completed(Rule):
 
     name = "completion"
     sentence = "Every accepted request is answered."
+    bears_gaps = True
 
     def __init__(self) -> None:
         self._waiting: dict[str, Event] = {}
@@ -90,7 +91,9 @@ class FlownTokens(Rule):
 
     def after_token(self, world: World, event: Event) -> Iterator[Finding]:
         sequence = world.under_way.get(event.request_id or "")
-        if sequence is not None and len(sequence.answer) > sequence.takeoffs:
+        if sequence is None or sequence.lost:
+            return
+        if len(sequence.answer) > sequence.takeoffs:
             yield Finding(
                 cause="token without a flight",
                 message=f"{event.request_id} got token {len(sequence.answer)} of its answer after"

@@ -31,6 +31,7 @@ class CommonLock(Rule):
 
     name = "common lock"
     sentence = "What several threads change is changed under one common lock."
+    bears_gaps = True
 
     def __init__(self) -> None:
         self._last: dict[str, dict[str | None, Event]] = {}

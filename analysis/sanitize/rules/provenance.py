@@ -26,10 +26,12 @@ class OwnTokens(Rule):
             position = passage.wrong_tokens[row]
             if position is None:
                 continue
+            lacking = position >= int(passage.first[row]) + int(passage.tokens_of[row])
+            what = "without its token" if lacking else "with another token than its own"
             yield Finding(
-                cause="another token",
-                message=f"A {passage.flight.phase} of {sequence.request_id} flies with another"
-                f" token than its own at position {position}.",
+                cause="a token left out" if lacking else "another token",
+                message=f"A {passage.flight.phase} of {sequence.request_id} flies {what} at"
+                f" position {position}.",
                 request_id=sequence.request_id,
                 severity=WRONG_DATA,
             )
@@ -102,13 +104,14 @@ class OneWriter(Rule):
         slots, contents = passage.write_slots.ravel(), passage.write_content.ravel()
         order = np.argsort(slots, kind="stable")
         slots, contents = slots[order], contents[order]
+        rows = order // passage.write_slots.shape[1]
         twice = (slots[1:] == slots[:-1]) & (contents[1:] != contents[:-1]) & (slots[1:] >= 0)
+        twice &= rows[1:] != rows[:-1]
         if not twice.any():
             return
         place = int(np.flatnonzero(twice)[0])
-        width = passage.write_slots.shape[1]
         ids = passage.flight.request_ids
-        both = sorted(int(order[i]) // width for i in (place, place + 1))
+        both = sorted(rows[place : place + 2].tolist())
         who = [ids[row] if row < len(ids) else "a padding row" for row in both]
         slot = int(slots[place])
         yield Finding(

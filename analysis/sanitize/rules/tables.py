@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.sanitize.findings import WRONG_DATA, Finding
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.shadow import PADDING
+from analysis.sanitize.shadow import PADDING, UNKNOWN
 from analysis.sanitize.world import PADDING_PAGE, World
 
 _NONE: frozenset[str] = frozenset()
@@ -58,6 +58,8 @@ class BlockTable(Rule):
                     request_id=request,
                     other_request_id=holders[0] if holders else None,
                     page=page,
+                    # What lies beyond the pool is certainly nobody's data.
+                    severity=AT_RISK if 0 <= page < world.page_count else WRONG_DATA,
                 )
             else:
                 page = next(p for p in pages if pages.count(p) > 1)
@@ -108,7 +110,7 @@ class SharedPages(Rule):
         numbers = [s.number for r in others if (s := world.last_of.get(r)) is not None]
         theirs = np.isin(passage.writer_before[row][mine], numbers) & (before > PADDING)
         relied_on = published | theirs
-        changed = relied_on & (before != now)
+        changed = relied_on & (before != now) & (before != UNKNOWN) & (now != UNKNOWN)
         self.rewritten += int((relied_on & (before == now)).sum())
         if not changed.any():
             return

@@ -51,6 +51,8 @@ def _compare(
         return
     due = prefix_hashes(np.array(tokens, dtype=np.int64))[first:]
     stride, shadow = world.stride, world.shadow
+    if not all(0 <= page < world.page_count for page in pages):
+        return  # the rule of block tables tells of it when it is flown
     slots = (np.array(pages)[:, None] * stride + np.arange(stride)).ravel()[: len(due)]
     held = shadow.content[slots]
     wrong = np.flatnonzero((held != due[: len(slots)]) & (held != UNKNOWN))
