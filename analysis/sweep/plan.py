@@ -12,7 +12,7 @@ from typing import Any
 from analysis import releases as known
 from analysis.engine.adapters import MODULES
 from analysis.engine.config import EngineConfig
-from analysis.errors import CachelabError
+from analysis.errors import CachelabError, EngineError
 from analysis.tables import FAULT, is_control
 from analysis.workload import is_file
 
@@ -130,8 +130,21 @@ class Plan:
             )
         if is_file(self.workload) and self.rounds is not None:
             raise PlanError("A workload file is sent whole, so leave `--rounds` out.")
+        self._check_treatments()
         for cell in self.cells():
             EngineConfig.from_json(self.engine_config(cell))
+
+    def _check_treatments(self) -> None:
+        if not any(self.treatments):
+            return
+        from analysis.treat import check_names
+
+        try:
+            for cell in self._cells():
+                for treatment in check_names(cell.treatments):
+                    treatment.check(cell.release, cell.prefix_sharing)
+        except EngineError as error:
+            raise PlanError(str(error)) from error
 
     def cells(self) -> list[Cell]:
         """Return every cell in the order in which it runs, repeats outermost.

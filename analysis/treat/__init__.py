@@ -69,7 +69,7 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
     if engine.adapter is None:
         raise EngineError("The engine is not running, so it cannot be treated.")
     for treatment in treatments:
-        treatment.check(engine)
+        treatment.check(engine.release, engine.config.prefix_sharing)
     with ExitStack() as undo:
         # What is applied last stands outermost and acts first: so the first named acts first.
         for treatment in reversed(treatments):
@@ -77,11 +77,8 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
         yield Treated(treatments)
 
 
-def check_names(names: Iterable[str], release: str | None = None) -> tuple[Treatment, ...]:
-    """Return the treatments that are meant; EngineError for a name that is not known.
-
-    With a release also for one that does not apply to it.
-    """
+def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
+    """Return the treatments that are meant; EngineError for a name that is not known."""
     found = []
     known = {**TREATMENTS, **FAULTS}
     for name in names:
@@ -91,11 +88,6 @@ def check_names(names: Iterable[str], release: str | None = None) -> tuple[Treat
         if kind is None:
             offered = FAULTS if prefix else TREATMENTS
             raise EngineError(f"There is no treatment {name!r}: there are {', '.join(offered)}.")
-        if release is not None and kind.releases is not None and release not in kind.releases:
-            raise EngineError(
-                f"The treatment {kind.name} applies to shortfin {', '.join(kind.releases)}, not to"
-                f" {release}."
-            )
         found.append(kind(parameter if colon else None))
     return tuple(found)
 

@@ -40,17 +40,17 @@ class Treatment(ABC):
         self.parameter = parameter
 
     @classmethod
-    def check(cls, engine: Engine) -> None:
-        """Raise EngineError if it cannot be applied to this engine."""
-        if cls.releases is not None and engine.release not in cls.releases:
+    def check(cls, release: str | None, prefix_sharing: str) -> None:
+        """Raise EngineError if it cannot be applied to such an engine."""
+        if cls.releases is not None and release not in cls.releases:
             raise EngineError(
                 f"The treatment {cls.name} applies to shortfin {', '.join(cls.releases)}, not to"
-                f" {engine.release}."
+                f" {release}."
             )
-        if cls.sharing not in (None, engine.config.prefix_sharing):
+        if cls.sharing not in (None, prefix_sharing):
             raise EngineError(
                 f"The treatment {cls.name} needs prefix sharing {cls.sharing}: this engine has"
-                f" {engine.config.prefix_sharing}."
+                f" {prefix_sharing}."
             )
 
     @abstractmethod
