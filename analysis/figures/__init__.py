@@ -2,9 +2,12 @@
 
 from analysis.figures.evictions import evictions
 from analysis.figures.failure_rate import failure_rate
+from analysis.figures.finding import finding_figure
+from analysis.figures.findings_chart import findings_chart
 from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
 from analysis.figures.latency import latency
+from analysis.figures.leads import lead_times
 from analysis.figures.memory import memory
 from analysis.figures.outcomes import outcomes
 from analysis.figures.page_lifetimes import page_lifetimes
@@ -28,9 +31,12 @@ __all__ = [
     "facts",
     "failed_cells",
     "failure_rate",
+    "finding_figure",
+    "findings_chart",
     "flights",
     "hit_rate",
     "latency",
+    "lead_times",
     "memory",
     "outcomes",
     "page_lifetimes",

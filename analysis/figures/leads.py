@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures import style
+
+_TITLE_CHARACTERS = 75
 
 
 def lead_times(leads: pd.DataFrame, cells: pd.DataFrame) -> Figure:
@@ -37,6 +41,7 @@ def lead_times(leads: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         last = number == len(groups) - 1
         below = "calls of the model before the first wrong token (0: in the same call)"
         title = f"{style.series_label(key)} (n = {len(rows)} wrong answers)"
+        title = "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS))
         style.dress(axes, title, below if last else "", "wrong answers")
     figure.suptitle(
         "When wrong data was first read, before an answer went wrong",

@@ -127,7 +127,8 @@ class Leaves(Rule):
         elif node is None or node.parent is None or is_leaf == childless:
             return
         elif is_leaf:
-            what = f"is in the set of leaves, and has {world.children[number]} children"
+            count = world.children[number]
+            what = f"is in the set of leaves, and has {count} child{'' if count == 1 else 'ren'}"
             cause = "inner node"
         else:
             cause, what = "missing", "has no children, and is not in the set of leaves"
