@@ -37,7 +37,10 @@ def findings_chart(findings: pd.DataFrame, requests: pd.DataFrame, cells: pd.Dat
         for key in style.all_series(cells, _SETTING)
     ]
     heights = [max(1, len(bars)) for _, bars in panels]
-    titles = [textwrap.wrap(style.series_label(key), _TITLE_CHARACTERS) for key, _ in panels]
+    titles = [
+        textwrap.wrap(style.series_label(key), _TITLE_CHARACTERS, break_on_hyphens=False)
+        for key, _ in panels
+    ]
     height = sum(0.27 * rows + 0.42 + 0.2 * len(t) for rows, t in zip(heights, titles, strict=True))
     figure = style.new_figure(8.6, 0.9 + height)
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights, sharex=True)[:, 0]

@@ -41,7 +41,7 @@ def lead_times(leads: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         last = number == len(groups) - 1
         below = "calls of the model before the first wrong token (0: in the same call)"
         title = f"{style.series_label(key)} (n = {len(rows)} wrong answers)"
-        title = "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS))
+        title = "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS, break_on_hyphens=False))
         style.dress(axes, title, below if last else "", "wrong answers")
     figure.suptitle(
         "When wrong data was first read, before an answer went wrong",

@@ -31,6 +31,7 @@ FLIGHT_FIELDS = (
     "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
     "start_positions", "block_tables", "seq", "end_seq", "thread", "t_s", "duration_s", "error",
 )  # fmt: skip
+_IDS = FLIGHT_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
 """How long an automatic snapshot waits for a moment between two operations."""
 _SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
@@ -255,6 +256,14 @@ class Recorder:
              arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error))
         )  # fmt: skip
+
+    def last_flight_of(self, request_ids: list[str]) -> int | None:
+        """Return the number of the last flight of just these requests, landed or not."""
+        landed = ((f[0], f[_IDS]) for f in reversed(self.flights))
+        last = next((number for number, ids in landed if ids == request_ids), -1)
+        begun = [n for n, flight in list(self.under_way.items()) if flight[2] == request_ids]
+        number = max([last, *begun])
+        return None if number < 0 else number
 
     # -- snapshots -------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from analysis.observe.replay import Replay
 from analysis.sanitize.shadow import Hashes, Ints, Shadow, mix_one, prefix_hashes
 from analysis.snapshot import Snapshot
 
+QUARANTINE = "quarantine"
+"""What an event says at which a treatment holds a page back."""
 PADDING_PAGE = 0
 """The page that rows and block tables are padded with, in every release of shortfin."""
 ENDED_WELL = ("ok", "wrong", "rejected")
@@ -171,6 +173,8 @@ class World(Replay):
         self.uncounted = 0
         """By how many pages the pool's free list is larger than what its operations made it."""
         self.pool_threads: set[str | None] = set()
+        self.resting: set[int] = set()
+        """Pages that were given up, and that a treatment holds back."""
         self.flights_begun = -1
         """The last flight that began."""
 
@@ -264,6 +268,7 @@ class World(Replay):
         self.pool_threads.add(event.thread)
         for page in event.pages:
             self.owed.pop(page, None)
+            self.resting.discard(page)
             if 0 <= page < self.page_count:
                 self.shadow.freed_after[page] = self.flights_begun
 
@@ -284,6 +289,8 @@ class World(Replay):
 
     def _see_duplicate(self, event: Event) -> None:
         self._one(event)
+        if event.detail == QUARANTINE:
+            self.resting.update(event.pages)
 
     def _see_create(self, event: Event) -> None:
         self._one(event)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.errors import EngineError
+from analysis.sanitize.world import QUARANTINE
 from analysis.treat.base import Treatment, replace_attribute
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
 
+_resting: dict[int, deque[tuple[Any, bytes]]] = {}
+"""Pages held back and what they held, by the id of their pool."""
 _PATTERNS = {"nan": float("nan"), "zero": 0.0}
 
 
@@ -39,6 +42,11 @@ def page_digest(pool: Any, page: int) -> bytes:
         with table.view(page).map(read=True) as mapped:
             digest.update(bytes(mapped.items))
     return digest.digest()
+
+
+def resting_pages(pool: Any) -> list[int]:
+    """Return the pages of a pool that quarantine holds back now."""
+    return [page.index for page, _ in list(_resting.get(id(pool), ()))]
 
 
 class ZeroPageTables(Treatment):
@@ -125,7 +133,8 @@ class Quarantine(Treatment):
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = _pool(engine)
         acquire, free = pool.acquire_free_pages, pool.free_pages
-        resting: deque[tuple[Any, bytes]] = deque()
+        resting = _resting[id(pool)] = deque()
+        undo.callback(_resting.pop, id(pool), None)
         lock = threading.Lock()
 
         def come_out(count: int) -> None:
@@ -142,7 +151,7 @@ class Quarantine(Treatment):
 
         def freed(pages: Sequence[Any]) -> None:
             mine = [(page, page_digest(pool, page.index)) for page in _once(pages)]
-            _tell(engine, "duplicate", [page.index for page, _ in mine], "quarantine")
+            _tell(engine, "duplicate", [page.index for page, _ in mine], QUARANTINE)
             with lock:
                 inside = {page.index for page, _ in resting}
                 resting.extend(item for item in mine if item[0].index not in inside)

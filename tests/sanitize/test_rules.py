@@ -496,11 +496,21 @@ def a_partial_page_published_for_what_it_holds(story):
 
 
 @silent
-def a_publication_looks_its_own_tokens_up(story):
-    ready(story, "a", A, 1, 2)
+def a_publication_finds_what_it_has_flown(story):
+    ready(story, "a", (*A, 7), 1, 2)
+    story.decode("a")
     with story.within("publish", "a"):
-        story.match("a", 7)
+        story.match("a", 1, 2)
     story.match("nobody", 7)
+
+
+@breaks("cached prefix", "another prefix", other="b", page=3, slot=0)
+def a_publication_finds_another_prefix(story):
+    ready(story, "a", (*A, 7), 1, 2)
+    ready(story, "b", B, 3, 4)
+    story.decode("a")
+    with story.within("publish", "a"):
+        return story.match("a", 3, 2)
 
 
 @breaks("reachable", "replaced", request="b", other="a", page=1)

@@ -43,7 +43,7 @@ class OneState(Rule):
                     page=page,
                 )
             others = sorted(world.holders.get(page, set()) - {event.request_id})
-            if others:
+            if others and page not in world.resting:
                 yield Finding(
                     cause="freed while held",
                     message=f"Page {page} is freed while {' and '.join(others)}"

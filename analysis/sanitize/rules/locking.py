@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from analysis.sanitize.findings import Finding
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.world import Event, World
+from analysis.sanitize.world import QUARANTINE, Event, World
 
 _STATE = {
     "acquire": "the free list",
@@ -39,8 +39,8 @@ class CommonLock(Rule):
         self._told: set[tuple[str, str | None]] = set()
 
     def _change(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.locks is None:
-            return  # recorded without
+        if event.locks is None or event.detail == QUARANTINE:
+            return  # recorded without, or what a treatment does under a lock of its own
         part, locks = _STATE[event.kind], frozenset(event.locks)
         last = self._last.setdefault(part, {})
         others = [e for thread, e in last.items() if thread != event.thread]

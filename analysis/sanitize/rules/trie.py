@@ -36,11 +36,15 @@ class CachedPrefix(Rule):
 
     def on_match(self, world: World, event: Event) -> Iterator[Finding]:
         sequence = world.under_way.get(event.request_id or "")
-        # A publication looks its own tokens up, too.
-        if sequence is None or sequence.prompt is None or event.operation == "publish":
+        if sequence is None or sequence.prompt is None or sequence.lost:
             return
-        asked = sequence.prompt[: len(event.pages) * world.stride]
-        yield from _compare(world, event, asked, event.pages, 0, f"served to {event.request_id}")
+        # A publication looks up what was flown, answer and all, and may go on with what it finds.
+        answer = sequence.answer if event.operation == "publish" else []
+        known = [*sequence.prompt, *answer][: len(event.pages) * world.stride]
+        asked = [token for token in known if token is not None]
+        if len(asked) == len(known):
+            what = f"served to {event.request_id}"
+            yield from _compare(world, event, asked, event.pages, 0, what)
 
 
 def _compare(

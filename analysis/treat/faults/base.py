@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from analysis.observe.recorder import Recorder
 from analysis.treat.base import Treatment
 from analysis.treat.flights import Boarded, edit_flights
 
@@ -22,6 +23,10 @@ class Struck:
     """The request that suffers."""
     other_request_id: str | None = None
     page: int | None = None
+    flight_id: int | None = None
+    """The flight at which it was done, as a recording numbers it; None for one not made."""
+    seq: int | None = None
+    """A place among the recorded events just before it was done."""
 
 
 class Fault(Treatment):
@@ -67,11 +72,34 @@ class FlightFault(Fault):
                 return
             for row, request_id in enumerate(flight.request_ids):
                 if self.may_strike(request_id):
-                    self.struck = self.strike(flight, row, probe)
-                    if self.struck is not None:
+                    place = self._place(probe)
+                    struck = self.strike(flight, row, probe)
+                    if struck is not None:
+                        self.struck = replace(struck, seq=place)
+                        self._note_number(flight, probe)
                         return
 
         edit_flights(engine, undo, edit)
+
+    def _place(self, probe: Any) -> int | None:
+        if not isinstance(probe.watcher, Recorder):
+            return None
+        place = probe.watcher.reserve()
+        probe.watcher.unused(place)
+        return place[0]
+
+    def _note_number(self, flight: Boarded, probe: Any) -> None:
+        """Have the number of the flight noted when it has begun, if it is recorded."""
+        then, watcher = flight.afterwards, probe.watcher
+
+        def begun() -> None:
+            if then is not None:
+                then()
+            if isinstance(watcher, Recorder) and self.struck is not None:
+                number = watcher.last_flight_of(flight.request_ids)
+                self.struck = replace(self.struck, flight_id=number)
+
+        flight.afterwards = begun
 
     @abstractmethod
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:

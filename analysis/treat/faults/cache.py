@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.treat.base import replace_attribute
 from analysis.treat.faults.base import Fault, FlightFault, Struck
 from analysis.treat.flights import Boarded
-from analysis.treat.pages import fill_page
+from analysis.treat.pages import fill_page, resting_pages
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -79,8 +79,8 @@ class LostPage(FlightFault):
     rule, cause = "one state", "fewer free pages than were freed"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        entry = probe.pool.available_pages.pop(0)
-        return Struck(None, None, entry.index)
+        probe.pool.available_pages.pop(0)
+        return Struck()
 
 
 class PaddingPageGiven(FlightFault):
@@ -103,7 +103,10 @@ class _ReferenceFault(Fault):
     """A fault in giving back a reference."""
 
     sharing = "trie"
+    releases = ("3.1.0",)
     times: int
+    shared: bool
+    """Whether another request must hold the node, too."""
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Have the first release that gives a page's reference back do it wrongly."""
@@ -115,7 +118,7 @@ class _ReferenceFault(Fault):
             node = probe.numbers.counted_by(count)
             if self.struck is not None or node is None or node is probe.cache.root:
                 return decrement(count)
-            if count.count != 1:
+            if (count.count > 1) != self.shared:
                 return decrement(count)
             self.struck = Struck(None, None, node.page.index)
             result = count.count
@@ -132,7 +135,7 @@ class ReferenceLeaked(_ReferenceFault):
     name = "fault:reference-leaked"
     change = "One reference to a node of the trie is not given back."
     rule, cause = "references", "not given back"
-    times = 0
+    times, shared = 0, False
 
 
 class ReferenceDropped(_ReferenceFault):
@@ -141,7 +144,7 @@ class ReferenceDropped(_ReferenceFault):
     name = "fault:reference-dropped"
     change = "One reference to a node of the trie is given back twice."
     rule, cause = "references", "given back too often"
-    times = 2
+    times, shared = 2, True
 
 
 class OrphanedLeaf(FlightFault):
@@ -303,14 +306,11 @@ class WrittenAfterFree(FlightFault):
     """A page is written after it was freed."""
 
     name = "fault:written-after-free"
-    change = "A free page is filled with ones, once; quarantine must be on to see it."
+    change = "A page in quarantine is filled with ones, once; the treatment must be on for it."
     rule, cause = "written after free", "written"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        state = probe.read()
-        in_use = {*state.free, *(p for pages in state.holdings.values() for p in pages)}
-        in_use |= {node.page for node in state.nodes}
-        resting = [page for page in range(state.page_count) if page not in in_use]
+        resting = resting_pages(probe.pool)
         if not resting:
             return None
         fill_page(probe.pool, resting[0], 1.0)
