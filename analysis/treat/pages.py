@@ -91,15 +91,18 @@ class PoisonFreedPages(Treatment):
     change = "Pages are filled with a pattern while they are free."
     takes = "nan, zero or a number"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        word = self.parameter or "nan"
+    def __init__(self, parameter: str | None = None) -> None:
+        super().__init__(parameter)
+        word = parameter or "nan"
         try:
-            value = _PATTERNS[word] if word in _PATTERNS else float(word)
+            self.value = _PATTERNS[word] if word in _PATTERNS else float(word)
         except ValueError:
             raise EngineError(
                 f"Pages can be poisoned with {self.takes}, not with {word!r}."
             ) from None
-        pool = _pool(engine)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        pool, value = _pool(engine), self.value
         free = pool.free_pages
 
         def freed(pages: Sequence[Any]) -> Any:
