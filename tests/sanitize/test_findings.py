@@ -1,0 +1,269 @@
+"""What is said and drawn of findings: in words, as HTML, as figures."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from story import Row, Story
+from synthetic import cell_row, request_row
+
+from analysis import figures
+from analysis.answers_findings import findings_in_words
+from analysis.figures.finding import MINE, OTHER
+from analysis.sanitize import check_run
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding, Findings
+from analysis.sanitize.leads import leads
+from analysis.store import RunWriter, load_run
+from analysis.tables import to_frame
+
+A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
+HOSTILE = "<script>alert('r')</script>"
+
+
+def strayed(name: str = "a", other: str = "b") -> Story:
+    """Return a story in which a request reads another one's page."""
+    story = Story()
+    for request, prompt, pages in ((name, A, (1, 2)), (other, B, (3, 4))):
+        story.submit(request, prompt)
+        story.allocate(request, *pages)
+        story.prefill(request)
+        story.token(request, 100)
+    story.decode(Row(name, table=(3, 2)), other)
+    story.token(name, 101)
+    story.token(other, 101)
+    return story
+
+
+def words(figure: Figure) -> str:
+    texts = [t.get_text() for t in figure.texts]
+    texts += [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+    for axes in figure.axes:
+        texts += [t.get_text() for t in axes.texts]
+        texts += [axes.get_title(loc="left"), axes.get_xlabel()]
+        texts += [t.get_text() for t in axes.get_yticklabels()]
+    return " | ".join(texts)
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.tags = "", []
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        self.tags.append(tag)
+
+
+def read(html: str) -> _Text:
+    parser = _Text()
+    parser.feed(html)
+    return parser
+
+
+# -- words and HTML ----------------------------------------------------------------------------
+
+
+def test_findings_say_what_happened_to_whom_and_where() -> None:
+    findings = strayed().check()
+    lead = findings.first_wrong_data
+    assert (lead.request_id, lead.other_request_id, lead.page, lead.slot) == ("a", "b", 3, 0)
+    for text in (str(findings), read(findings._repr_html_()).text):
+        assert findings.summary in text
+        assert "A decode of a reads its position 0 from slot 0 of page 3" in text
+        assert "flight 2" in text
+        assert "own prefix (another request's data)" in text
+    html = read(findings._repr_html_())
+    assert lead.sentence in html.text
+    assert "script" not in html.tags
+    assert "svg" in html.tags
+
+
+def test_nothing_found_is_said_plainly() -> None:
+    findings = Story().check()
+    assert str(findings) == "No rule was broken (0 flights and 0 events checked)."
+    assert "No rule was broken" in read(findings._repr_html_()).text
+
+
+def test_hostile_names_are_escaped() -> None:
+    html = strayed(HOSTILE).check()._repr_html_()
+    assert "script" not in read(html).tags
+    assert HOSTILE in read(html).text
+
+
+def test_html_stays_small_however_much_is_found() -> None:
+    findings = Findings()
+    for number in range(40):
+        finding = Finding(f"cause {number}", "x" * 50_000, "r" * 5000, stack="y" * 50_000)
+        finding.rule, finding.sentence, finding.seq = "rule", "It holds.", number
+        findings.add(finding)
+    findings.note("z" * 100_000)
+    html = findings._repr_html_()
+    assert len(html) < 300_000
+    assert "And 28 more causes" in html
+    assert "cause 39" in html
+
+
+def test_notes_are_shown() -> None:
+    findings = Story().check()
+    findings.note("The end was cut off.")
+    assert "Not checked: The end was cut off." in str(findings)
+    assert "The end was cut off." in read(findings._repr_html_()).text
+
+
+# -- the picture of a finding ------------------------------------------------------------------
+
+
+def fills(figure: Figure) -> list[tuple[float, ...]]:
+    from matplotlib.colors import to_hex
+
+    shown = [p for p in figure.axes[0].patches if isinstance(p, Rectangle) and p.get_fill()]
+    return [to_hex(p.get_facecolor()).upper() for p in shown]
+
+
+def test_a_picture_shows_whose_data_the_pages_hold() -> None:
+    finding = strayed().check().first_wrong_data
+    figure = figures.finding_figure(finding)
+    said = words(figure)
+    for part in (
+        "page 3",
+        "page 2",
+        "held by b",
+        "before",
+        "after",
+        "read for a",
+        "written by a",
+        "written by b",
+        "the slot meant",
+        "pages of a, 7 tokens: 3, 2",
+    ):
+        assert part in said, part
+    assert finding.text.split()[0] in said
+    pages = finding.scene.pages
+    strips = [s for p in pages for s in ([p.before, p.after] if p.before != p.after else [p.after])]
+    slots = [slot for strip in strips for slot in strip]
+    drawn = fills(figure)
+    assert len(drawn) == len(slots)
+    assert drawn.count(MINE.upper()) == sum(
+        slot.request_id == "a" and slot.kind == "token" for slot in slots
+    )
+    assert drawn.count(OTHER.upper()) == sum(
+        slot.request_id == "b" and slot.kind == "token" for slot in slots
+    )
+    meant = [p for p in figure.axes[0].patches if not p.get_fill()]
+    assert [p.get_x() for p in meant] == [finding.slot]
+
+
+@pytest.mark.parametrize("text", ["Short.", "Long words " * 200 + "."])
+def test_a_finding_without_a_scene_is_shown_in_words(text: str) -> None:
+    finding = Finding("cause", text)
+    finding.rule, finding.sentence = "rule", "It holds."
+    assert text.split()[0] in words(figures.finding_figure(finding))
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """One cell in which `a` answers wrong after it read wrong data, a clean one, and a control."""
+    writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0, "command": "test"})
+    short = Story()
+    short.submit("a", A)
+    short.allocate("a", 1, 2)
+    short.prefill("a")
+    short.token("a", 100)
+    short.decode(Row("a", seq_len=6))
+    clean = Story()
+    clean.submit("a", A)
+    ill = strayed()
+    ill.decode("a", "b")
+    ill.token("a", 102)
+    ill.token("b", 102)
+    cells = (
+        ("ill", ill.close(), {}, {"a": ("wrong", 2), "b": ("ok", None)}),
+        ("well", clean.close(), {"treatments": ["correct-seq-lens"]}, {"a": ("ok", None)}),
+        ("control", short.close(), {"treatments": ["fault:seq-len-short"]}, {"a": ("ok", None)}),
+    )
+    for cell, story, changes, outcomes in cells:
+        requests = [
+            request_row(cell_id=cell, request_id=r, outcome=o, first_divergence=d)
+            for r, (o, d) in outcomes.items()
+        ]
+        tables = story.tables(cell)
+        findings = story.check(close=False).rows(cell)
+        writer.write_cell(cell_row(cell_id=cell, **changes), requests, **tables, findings=findings)
+    return load_run(tmp_path / "run")
+
+
+def test_leads_count_the_calls_before_the_wrong_token(run) -> None:
+    # Token 0 is the prefill's, 1 that of the decode that read wrong data, 2 the next one's.
+    (row,) = leads(run).to_dict("records")
+    assert (row["request_id"], row["rule"], row["flight_id"]) == ("a", "own prefix", 2)
+    assert (row["wrong_flight"], row["flights_before"]) == (3, 1)
+    assert row["seconds_before"] > 0
+    assert (
+        leads(type(run)(**{**vars(run), "findings": run.findings.iloc[:0]}))["flights_before"]
+        .isna()
+        .all()
+    )
+
+
+def test_lead_times_has_a_bar_for_each_wrong_answer() -> None:
+    cells = to_frame("cells", [cell_row(cell_id="c")])
+    ahead = pd.DataFrame({"cell_id": "c", "flights_before": pd.array([0, 0, 3, None], "Int64")})
+    figure = figures.lead_times(ahead, cells)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == [2, 0, 0, 1, 1]
+    assert "n = 4 wrong answers" in words(figure)
+    assert "nothing that came before" in words(figures.lead_times(ahead.iloc[:0], cells))
+
+
+def test_the_chart_counts_requests_by_rule_and_leaves_controls_out(run) -> None:
+    figure = figures.findings_chart(run.findings, run.requests, run.cells)
+    said = words(figure)
+    assert "own prefix: another request's data" in said
+    assert "1 of 2" in said
+    assert "no rule was broken" in said
+    assert "short of it" not in said
+    assert len(figure.axes) == 2
+    nothing = figures.findings_chart(run.findings, run.requests, run.cells.iloc[:0])
+    assert "No cell was checked." in words(nothing)
+
+
+def test_the_chart_counts_cells_where_no_request_is_concerned() -> None:
+    cells = to_frame("cells", [cell_row(cell_id="c"), cell_row(cell_id="d", repeat=1)])
+    requests = to_frame("requests", [request_row(cell_id=c) for c in "cd"])
+    row = {"finding_id": "0", "cell_id": "c", "rule": "at rest", "cause": "pages out",
+           "severity": AT_RISK, "count": 1, "message": "Gone."}  # fmt: skip
+    figure = figures.findings_chart(to_frame("findings", [row]), requests, cells)
+    assert "1 of 2 cells" in words(figure)
+
+
+def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
+    text = findings_in_words(run, check_run(run.path))
+    ill, well = text.split("\n\n")
+    assert "1 of 2 answers were wrong" in ill
+    assert "1 of 2 requests read wrong data" in ill
+    assert "A decode of a reads its position 0 from slot 0 of page 3" in ill
+    assert "correct-seq-lens" in well
+    assert "No rule was broken." in well
+    assert "not known whether the alarm works" not in text
+    assert not re.search(r"\bnan\b", text)
+
+
+def test_severity_of_a_group_is_the_worst_in_it() -> None:
+    findings = Findings()
+    for severity, request in ((AT_RISK, "a"), (WRONG_DATA, "b")):
+        finding = Finding("cause", "It broke.", request, severity=severity)
+        finding.rule = "rule"
+        findings.add(finding)
+    (group,) = findings.groups
+    assert group.severity == WRONG_DATA
+    assert findings.first_wrong_data.request_id == "b"

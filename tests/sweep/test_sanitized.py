@@ -1,0 +1,98 @@
+"""Sweeps that are sanitized, on real engines: treatments, controls, and what is found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support import RELEASES
+
+from analysis.sanitize import check_run
+from analysis.sanitize.findings import WRONG_DATA
+from analysis.sanitize.leads import leads
+from analysis.store import load_run
+from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import CONTROL, PlanError
+from analysis.tables import is_control
+
+CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """3.1.0 as it is and corrected, sanitized."""
+    plan = Plan(
+        releases=("3.1.0",), concurrency=(4,), repeats=2, treatments=((), CORRECTED), sanitize=True
+    )
+    return plan, run_sweep(plan, tmp_path_factory.mktemp("old") / "run", jobs=2, progress=False)
+
+
+def test_cells_say_how_they_were_treated(old):
+    plan, run = old
+    assert [cell.treatments for cell in plan.cells()] == [
+        (CONTROL,), (), CORRECTED, (), CORRECTED
+    ]  # fmt: skip
+    treated = run.cells["treatments"].map(lambda names: tuple(names))
+    assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
+    assert set(run.cells["observed"]) == {"events"}
+    whole = load_run(run.path, controls=True)
+    controls = whole.cells["treatments"].map(lambda names: is_control(tuple(names)))
+    assert controls.sum() == 1
+
+
+def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
+    _, run = old
+    plain = run.cells[run.cells["treatments"].map(len) == 0]["cell_id"]
+    found = run.findings
+    assert set(found["cell_id"]) == set(plain)
+    assert {"own length"} <= set(found.loc[found["severity"] == WRONG_DATA, "rule"])
+    # Every one of its requests reads beyond its own length, whether its answer is right or not.
+    asked = run.requests[run.requests["cell_id"].isin(plain)]
+    beyond = found[(found["rule"] == "own length") & (found["cause"] == "beyond it")]
+    assert set(beyond["request_id"]) == set(asked["request_id"])
+    untreated, treated = sorted(check_run(run.path), key=lambda c: len(c.treatments))
+    assert set(untreated.groups) == set(zip(found["rule"], found["cause"], strict=True))
+    assert not treated.groups
+    assert [(c.controls, c.alarms) for c in (untreated, treated)] == [(1, 1), (1, 1)]
+
+
+def test_every_wrong_answer_was_preceded_by_wrong_data(old):
+    _, run = old
+    ahead = leads(run)
+    wrong = run.requests["outcome"] == "wrong"
+    assert len(ahead) == int((wrong & run.requests["first_divergence"].notna()).sum())
+    assert ahead["flight_id"].notna().all()
+    assert (ahead["flights_before"] >= 0).all()
+    treated = run.cells.loc[run.cells["treatments"].map(len) > 0, "cell_id"]
+    assert not (wrong & run.requests["cell_id"].isin(treated)).any()
+
+
+def test_a_newer_release_is_checked_too(tmp_path):
+    plan = Plan(releases=("3.9.0",), concurrency=(4,), repeats=1, sanitize=True)
+    run = run_sweep(plan, tmp_path / "run", jobs=2, progress=False)
+    (checked,) = check_run(run.path)
+    assert (checked.controls, checked.alarms, checked.void) == (1, 1, False)
+    assert ("no leak", "given up and not freed") in checked.groups
+    assert not [g for members in checked.groups.values() for _, g in members
+                if g.severity == WRONG_DATA]  # fmt: skip
+    assert run.manifest["plan"]["sanitize"] is True
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("nonsense", "There is no treatment 'nonsense'"),
+        ("undo-correct-seq-lens", "applies to shortfin 3.9.0, not to 3.1.0"),
+        ("fault:orphaned-leaf", "needs prefix sharing trie"),
+        ("quarantine:0", "whole number of pages"),
+    ],
+)
+def test_a_plan_with_a_treatment_that_cannot_be_is_refused(names, sentence):
+    with pytest.raises(PlanError, match=sentence):
+        Plan(releases=RELEASES, treatments=((names,),))
+
+
+def test_a_plan_without_treatments_is_written_as_before():
+    plain = Plan(releases=("3.1.0",)).as_dict()
+    assert not {"treatments", "sanitize"} & plain.keys()
+    assert json.dumps(plain)
