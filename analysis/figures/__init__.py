@@ -4,6 +4,7 @@ from analysis.figures.evictions import evictions
 from analysis.figures.failure_rate import failure_rate
 from analysis.figures.finding import finding_figure
 from analysis.figures.findings_chart import findings_chart
+from analysis.figures.findings_table import checked_table, findings_table, leads_table
 from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
 from analysis.figures.latency import latency
@@ -27,16 +28,19 @@ from analysis.figures.trie import trie, tries
 __all__ = [
     "HtmlTable",
     "asked_again",
+    "checked_table",
     "evictions",
     "facts",
     "failed_cells",
     "failure_rate",
     "finding_figure",
     "findings_chart",
+    "findings_table",
     "flights",
     "hit_rate",
     "latency",
     "lead_times",
+    "leads_table",
     "memory",
     "outcomes",
     "page_lifetimes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from analysis.errors import RunError
 from analysis.sanitize.checker import Checker
-from analysis.sanitize.findings import Findings, Group
+from analysis.sanitize.findings import WRONG_DATA, Finding, Findings, Group
 from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.snapshot import Snapshot
 from analysis.store import cell_tables, load_run_cells
@@ -43,6 +43,7 @@ class Checked:
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
     """By rule and cause: the cell and what it found there."""
     notes: list[str] = field(default_factory=list)
+    cell_ids: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -54,8 +55,40 @@ class Checked:
         """Whether a control stayed silent, so that silence elsewhere means nothing."""
         return self.alarms < self.controls
 
+    @property
+    def wrong_data(self) -> list[tuple[str, str]]:
+        """Rules and causes of which wrong data was read in some cell."""
+        return [
+            key
+            for key, members in self.groups.items()
+            if any(group.severity == WRONG_DATA for _, group in members)
+        ]
+
+    def lead(self, among: Collection[str] | None = None) -> tuple[str, Finding] | None:
+        """Return the first finding, with its cell: of wrong data if any was read, else of any.
+
+        Of several cells (if `among` is given, of these) the one that comes first counts.
+        """
+        leads = [
+            (cell, group.first)
+            for members in self.groups.values()
+            for cell, group in members
+            if among is None or cell in among
+        ]
+        cells = self.cell_ids
+        return min(
+            leads,
+            key=lambda lead: (
+                lead[1].severity != WRONG_DATA,
+                cells.index(lead[0]),
+                -1 if lead[1].seq is None else lead[1].seq,
+            ),
+            default=None,
+        )
+
     def add(self, cell_id: str, findings: Findings) -> None:
         """Add what was found in a cell."""
+        self.cell_ids.append(cell_id)
         self.flights += findings.flights
         self.events += findings.events
         for group in findings.groups:

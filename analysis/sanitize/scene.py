@@ -53,7 +53,12 @@ class Scene:
 
 
 def scene_of(world: World, finding: Finding, passage: Passage | None) -> Scene:
-    """Return the scene of a finding just made; it is a copy and does not change any more."""
+    """Return the scene of a finding just made; it is a copy and does not change any more.
+
+    One that is of no page and no flight has none to show.
+    """
+    if finding.page is None and passage is None:
+        return Scene((), {}, {})
     requests = [r for r in (finding.request_id, finding.other_request_id) if r]
     tables: dict[str, tuple[int, ...]] = {}
     lengths: dict[str, int] = {}

@@ -32,7 +32,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
 }
 """By name, candidates for a cause or its mending; faults stand in `analysis.treat.faults`."""
 
-__all__ = ["FAULTS", "TREATMENTS", "Treated", "Treatment", "check_names", "treat"]
+__all__ = ["FAULTS", "TREATMENTS", "Treated", "Treatment", "applies", "check_names", "treat"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
             raise EngineError(f"There is no treatment {name!r}: there are {', '.join(offered)}.")
         found.append(kind(parameter if colon else None))
     return tuple(found)
+
+
+def applies(names: Iterable[str], release: str) -> bool:
+    """Tell whether all these treatments apply to a release; EngineError for an unknown name."""
+    return all(t.releases is None or release in t.releases for t in check_names(names))
 
 
 class _Room(ModuleType):

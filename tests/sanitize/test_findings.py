@@ -13,13 +13,15 @@ from story import Row, Story
 from synthetic import cell_row, request_row
 
 from analysis import figures
-from analysis.answers_findings import findings_in_words
+from analysis.answers_findings import answer_in_a_sentence, findings_in_words
 from analysis.figures.finding import MINE, OTHER
 from analysis.sanitize import check_run
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding, Findings
 from analysis.sanitize.leads import leads
+from analysis.sanitize.meanings import meaning_of
 from analysis.store import RunWriter, load_run
 from analysis.tables import to_frame
+from analysis.treat import FAULTS
 
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
 HOSTILE = "<script>alert('r')</script>"
@@ -267,3 +269,56 @@ def test_severity_of_a_group_is_the_worst_in_it() -> None:
     (group,) = findings.groups
     assert group.severity == WRONG_DATA
     assert findings.first_wrong_data.request_id == "b"
+
+
+def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
+    checked = check_run(run.path)
+    settings = figures.checked_table(checked)
+    assert list(settings.frame["worth"]) == ["valid", "valid"]
+    assert list(settings.frame["planted faults found"]) == ["1 of 1", "1 of 1"]
+    found = figures.findings_table(checked)
+    assert "release" not in found.frame  # the same everywhere
+    (row,) = found.frame[found.frame["rule"] == "own prefix"].to_dict("records")
+    assert (row["severity"], row["requests"], row["cells"]) == ("wrong data", 1, 1)
+    assert row["what it leads to"] == meaning_of("own prefix", "another request's data")
+    assert "No rule was broken" in figures.findings_table([])._repr_html_()
+
+
+def test_leads_are_listed_and_the_rest_counted() -> None:
+    ahead = pd.DataFrame(
+        {"cell_id": "c", "request_id": list("abc"), "first_divergence": 3,
+         "rule": ["own length", None, None], "cause": ["beyond it", None, None],
+         "flights_before": pd.array([2, None, None], "Int64"),
+         "seconds_before": [0.25, float("nan"), float("nan")]}
+    )  # fmt: skip
+    html = figures.leads_table(ahead, count=2)._repr_html_()
+    assert "0.250" in html
+    assert "none was found" in html
+    assert "And 1 more." in html
+    assert "nan" not in html.lower()
+    assert "No answer was wrong" in figures.leads_table(ahead.iloc[:0])._repr_html_()
+
+
+def test_the_lead_is_the_first_wrong_data_of_the_first_cell(run) -> None:
+    ill, well = check_run(run.path)
+    cell, finding = ill.lead()
+    assert (cell, finding.rule, finding.cause) == ("ill", "own prefix", "another request's data")
+    assert finding.scene.pages
+    assert ill.lead(["other"]) is None
+    assert well.lead() is None
+
+
+def test_the_answer_is_a_sentence(run) -> None:
+    text = answer_in_a_sentence(run, check_run(run.path))
+    assert text.startswith("Prefix sharing none: 1 of 2 requests read wrong data and 1 answered")
+    assert text.endswith(".")
+    checked = check_run(run.path)
+    checked[0].alarms = 0
+    assert answer_in_a_sentence(run, checked).startswith("Void")
+
+
+def test_every_fault_leads_to_something_that_is_said() -> None:
+    mute = {"accounts", "own tokens", "own position", "flown tokens", "eviction", "finite contents",
+            "whole copies", "written after free", "shared pages"}  # fmt: skip
+    for fault in FAULTS.values():
+        assert meaning_of(fault.rule, fault.cause) or fault.rule in mute, fault.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from analysis.sanitize.findings import Finding
 from analysis.sanitize.rules.base import Rule
@@ -57,12 +57,12 @@ class CommonLock(Rule):
         other = next((e for e in reversed(others) if not (locks & frozenset(e.locks or ()))), None)
         if other is None:
             return
-        mine = " and ".join(sorted(locks)) or "no lock"
-        theirs = " and ".join(sorted(other.locks or ())) or "no lock"
+        mine, theirs = _named(locks), _named(other.locks or ())
         yield Finding(
             cause=part,
-            message=f"{event.operation or event.kind} on {event.thread} changes {part} under"
-            f" {mine}, {other.operation or other.kind} on {other.thread} under {theirs}.",
+            message=f"The operation {event.operation or event.kind} on thread {event.thread}"
+            f" changes {part} under {mine}, and {other.operation or other.kind} on thread"
+            f" {other.thread} under {theirs}.",
             request_id=event.request_id,
             other_request_id=other.request_id,
             page=event.pages[0] if event.pages else None,
@@ -71,3 +71,8 @@ class CommonLock(Rule):
 
     on_acquire = on_free = on_create = on_replace = on_unlink = _change
     on_leaf = on_no_leaf = on_reference = on_duplicate = _change
+
+
+def _named(locks: Iterable[str]) -> str:
+    names = sorted(locks)
+    return f"the lock of the {' and the '.join(names)}" if names else "no lock"

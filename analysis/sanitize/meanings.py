@@ -1,0 +1,62 @@
+"""What it leads to when a rule is broken in one way or another: the mechanism, in a sentence."""
+
+from __future__ import annotations
+
+_PADDED = (
+    "Page 0, with which rows and block tables are padded, is one of the pool's: whatever padding"
+    " writes lands in its holder's data."
+)
+MEANINGS: dict[tuple[str, str | None], str] = {
+    ("own length", "beyond it"): (
+        "The row's softmax has weights for slots that are not its own: leftovers are mixed in."
+    ),
+    ("own length", "short of it"): "The row is blind to its own last tokens.",
+    ("own prefix", None): (
+        "The row attends to keys and values of other tokens, so its next token is a guess."
+    ),
+    ("sound origin", None): (
+        "What was computed from wrong data is itself in the cache now, and is read again and again."
+    ),
+    ("block table", "the padding page"): (
+        "The row has entered a block for which it holds no page. Block tables are padded with page"
+        " 0, which it therefore shares with every row in the same place, and with padding."
+    ),
+    ("block table", "a freed page"): "Whoever takes the page next overwrites what the row reads.",
+    ("one writer", None): (
+        "Rows that have the same page for their own write over each other; the last one wins."
+    ),
+    ("shared pages", "by padding"): _PADDED,
+    ("padding page", "given out"): _PADDED,
+    ("cached prefix", "padding"): _PADDED,
+    ("cached prefix", None): "Whoever finds the page under its tokens reads something else.",
+    ("no leak", None): (
+        "The page is lost to the pool; with every request there are fewer, until none is left."
+    ),
+    ("at rest", "pages out of the pool"): "The same leaks, counted while nobody is served.",
+    ("at rest", "references"): "The same references, counted while nobody is served.",
+    ("references", "not given back"): (
+        "The node can never be evicted: the cache fills up with pages that nobody needs."
+    ),
+    ("references", None): "The node may be evicted while a request still reads its page.",
+    ("leaves", "inner node"): (
+        "Eviction chooses among leaves: it may take this one out from under its children, which"
+        " nobody finds any more then."
+    ),
+    ("leaves", None): "Eviction chooses from this set: it takes a wrong node, or misses one.",
+    ("reachable", "replaced"): (
+        "Two requests publish the same prefix and the later one takes the place: the other's node"
+        " and page are found by nobody any more."
+    ),
+    ("common lock", None): (
+        "Nothing keeps two threads from changing it at once, so a change can be lost."
+    ),
+    ("completion", "answered with nothing"): "The client takes an empty answer for a good one.",
+    ("completion", None): "The client waits for an answer that does not come.",
+    ("one state", None): "Two requests can come to hold the page, and write over each other.",
+}
+"""By rule and cause; None stands for all other causes of a rule."""
+
+
+def meaning_of(rule: str, cause: str) -> str:
+    """Return what a broken rule leads to; "" where nothing is known of it."""
+    return MEANINGS.get((rule, cause)) or MEANINGS.get((rule, None)) or ""
