@@ -429,3 +429,31 @@ def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
         nearest.append(few[rows, best])
         distances.append(exact[rows, best])
     return np.concatenate(nearest), np.concatenate(distances)
+
+
+def in_words(slots: pd.DataFrame) -> str:
+    """Say what slots were found to hold, in sentences; `slots` is what `compare` returns."""
+    if slots.empty:
+        return "No slot was compared."
+    counts = slots["verdict"].value_counts()
+    right = int(counts.get("equal", 0) + counts.get("numerics", 0))
+    exact = int(counts.get("equal", 0))
+    text = f"{right} of {len(slots)} slots hold what the reference decoder has in their place"
+    text += f" ({'all of them' if exact == right else exact} to the bit)."
+    strange = slots[slots["verdict"] == "other"]
+    if len(strange):
+        first = strange.iloc[0]
+        text += (
+            f" {len(strange)} hold the bytes of another token: slot {first['slot']} of page"
+            f" {first['page']}, for position {first['position']} of {first['request_id']}, has"
+            f" position {first['other_position']} of {first['other_request_id']}."
+        )
+    for verdict, what in (
+        ("other context", "hold the right token, computed while something wrong was attended to"),
+        ("empty", "hold zeros"),
+        ("not finite", "hold NaN or infinity"),
+        ("unknown data", "hold what no compared request has anywhere"),
+    ):
+        if count := int(counts.get(verdict, 0)):
+            text += f" {count} {what}."
+    return text

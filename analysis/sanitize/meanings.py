@@ -21,18 +21,29 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         "The row has entered a block for which it holds no page. Block tables are padded with page"
         " 0, which it therefore shares with every row in the same place, and with padding."
     ),
+    ("block table", None): "The row writes to a page that is not its own, and reads from it.",
     ("block table", "a freed page"): "Whoever takes the page next overwrites what the row reads.",
     ("one writer", None): (
         "Rows that have the same page for their own write over each other; the last one wins."
     ),
     ("shared pages", "by padding"): _PADDED,
-    ("padding page", "given out"): _PADDED,
+    ("shared pages", None): "Whoever else uses the page reads what was written over its data.",
+    ("eviction", None): "A page that a request still reads goes back to the pool.",
+    ("own tokens", None): "The row computes an answer to another prompt.",
+    ("own position", None): "The token's key and value go to another place than where it is read.",
+    ("flown tokens", None): "The answer has a token that no computation gave.",
+    ("finite contents", None): "A NaN in a masked slot is still in the sum: the whole row is lost.",
+    ("whole copies", None): "Whoever reads the copy lacks what its source has.",
+    ("written after free", None): "Somebody writes to a page that may be another's by now.",
+    ("accounts", None): "The cache is not what its own operations made it: nothing in it is sure.",
+    ("padding page", None): _PADDED,
     ("cached prefix", "padding"): _PADDED,
     ("cached prefix", None): "Whoever finds the page under its tokens reads something else.",
     ("no leak", None): (
         "The page is lost to the pool; with every request there are fewer, until none is left."
     ),
     ("at rest", "pages out of the pool"): "The same leaks, counted while nobody is served.",
+    ("at rest", None): "Something was not given back, and is missing from now on.",
     ("at rest", "references"): "The same references, counted while nobody is served.",
     ("references", "not given back"): (
         "The node can never be evicted: the cache fills up with pages that nobody needs."
@@ -43,6 +54,7 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         " nobody finds any more then."
     ),
     ("leaves", None): "Eviction chooses from this set: it takes a wrong node, or misses one.",
+    ("reachable", None): "Its page is served to nobody any more, and may never be evicted.",
     ("reachable", "replaced"): (
         "Two requests publish the same prefix and the later one takes the place: the other's node"
         " and page are found by nobody any more."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from support import ChildRunner
 
@@ -200,3 +201,26 @@ def test_a_reference_that_fails_or_hangs_says_so_in_one_sentence(monkeypatch) ->
     monkeypatch.setattr(contents, "_CHILD", "import time; time.sleep(60)")
     with pytest.raises(ModelError, match="not done after 1 s"):
         contents.reference_slots(model, {"x": (1, [1])}, release="3.1.0", timeout_s=1)
+
+
+def test_what_slots_hold_is_said_in_words() -> None:
+    rows = [
+        ("equal", None, None),
+        ("numerics", None, None),
+        ("other", "b", 7),
+        ("empty", None, None),
+    ]
+    slots = pd.DataFrame(
+        [
+            {"request_id": "a", "position": i, "page": 3, "slot": i, "verdict": verdict,
+             "other_request_id": other, "other_position": position}
+            for i, (verdict, other, position) in enumerate(rows)
+        ]
+    )  # fmt: skip
+    slots["other_position"] = slots["other_position"].astype("Int64")
+    assert contents.in_words(slots) == (
+        "2 of 4 slots hold what the reference decoder has in their place (1 to the bit). 1 hold the"
+        " bytes of another token: slot 2 of page 3, for position 2 of a, has position 7 of b. 1"
+        " hold zeros."
+    )
+    assert contents.in_words(slots.iloc[:0]) == "No slot was compared."
