@@ -98,7 +98,7 @@ class Recorder:
         self._held: dict[str, frozenset[int]] = {}
         self.locks: Locks | None = None
         """What the probe knows of the locks that this thread holds."""
-        self._dead = self._threads_told = False
+        self._threads_told = False
 
     # -- operations ------------------------------------------------------------------------
 
@@ -353,7 +353,6 @@ class Recorder:
 
     def died(self, death: EngineDeath) -> None:
         """Note that the engine died, and how its cache lies there."""
-        self._dead = True
         self.event("died", detail=death.message)
         self._automatic_snapshot("failure", None)
 

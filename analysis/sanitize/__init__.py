@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -47,24 +47,28 @@ def sanitize(
     watcher = None if probe is None else probe.watcher
     if watcher is not None and not isinstance(watcher, Recorder):
         raise EngineError("This engine is watched by somebody else: end that first.")
+    # What is on this stack comes last, also when the block ends with an error: then findings are
+    # worth most.
     with (
-        observe(engine, snapshots=False, stacks=stacks, memory_every_s=0, max_events=max_events)
-        if watcher is None
-        else nullcontext()
-    ) as recording:
+        ExitStack() as last,
+        (
+            observe(engine, snapshots=False, stacks=stacks, memory_every_s=0, max_events=max_events)
+            if watcher is None
+            else nullcontext()
+        ) as recording,
+    ):
         recorder = watcher if recording is None else recording.recorder
         assert isinstance(recorder, Recorder)
+        last.callback(setattr, recorder, "look_inside", recorder.look_inside)
         recorder.look_inside |= contents
-        if contents:
-            recorder.look_inside = True
         stride = engine.model.config.block_seq_stride
         follower = Follower(recorder, recorder.snapshots[0], stride)
+        last.callback(follower.finish)
         with follower:
             yield follower.checker.findings
             _settle(engine, recorder)
             if recording is None and engine.probe is not None:
                 recorder.snapshot("asked", None, 1.0)
-    follower.finish()
 
 
 def _settle(engine: Engine, recorder: Recorder) -> None:

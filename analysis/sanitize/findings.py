@@ -18,7 +18,6 @@ WRONG_DATA = "wrong data"
 """The model computed with keys and values that are not the request's own."""
 AT_RISK = "at risk"
 """A rule is broken, and no wrong data was read by it yet."""
-SEVERITIES = (WRONG_DATA, AT_RISK)
 _MEMBERS = 10_000
 
 

@@ -91,7 +91,6 @@ class Sequence:
         """Whether a flight of it could not be read, so that nothing more is known of it."""
         self.done: str | None = None
         """How it ended, None while it is under way."""
-        self.submitted_seq = -1
         self._hashes: Hashes = np.zeros(64, dtype=np.uint64)
 
     @property
@@ -163,7 +162,6 @@ class World(Replay):
         self.children: Counter[int] = Counter(
             node.parent for node in self.nodes.values() if node.parent is not None
         )
-        self.base_references = dict(self._references)
         self.balance: dict[str | None, Counter[int]] = {}
         """References that each request took and did not give back, by node."""
         self.owed: dict[int, _Owed] = {}
@@ -189,10 +187,6 @@ class World(Replay):
     def leaves(self) -> set[int]:
         """Nodes in the engine's set of leaves."""
         return self._leaves
-
-    def sequence(self, request_id: str) -> Sequence | None:
-        """Return the sequence of a request; None if it was under way before the watching began."""
-        return self.last_of.get(request_id)
 
     def name(self, number: int) -> str | None:
         """Return the request that a sequence's number stands for."""
@@ -240,7 +234,6 @@ class World(Replay):
         words = (event.detail or "").split()
         prompt = tuple(map(int, words)) if words and all(w.isdigit() for w in words) else None
         sequence = Sequence(len(self.sequences), event.request_id, prompt)
-        sequence.submitted_seq = event.seq
         self.sequences.append(sequence)
         self.under_way[event.request_id] = self.last_of[event.request_id] = sequence
 
