@@ -411,10 +411,13 @@ class CacheProbe(ABC):
         assert watcher is not None
 
         async def fly(*args: Any, fiber: Any) -> Any:
+            process = CURRENT_FLIGHT.get()
+            if process is None:  # it was boarded before the watching began
+                return await function(*args, fiber=fiber)
             flight = None
             arguments = args[: len(args) - tables]
             try:
-                flight = watcher.flight_begins(phase, self.flight_requests(CURRENT_FLIGHT.get()))
+                flight = watcher.flight_begins(phase, self.flight_requests(process))
             except Exception as error:
                 watcher.fault(error)
             try:
