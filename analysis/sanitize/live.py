@@ -14,7 +14,7 @@ from analysis.sanitize.stream import event_of, flight_of
 from analysis.sanitize.world import Unread
 from analysis.snapshot import Snapshot
 
-_SLICE_S, _PAUSE_S = 0.0005, 0.025
+_SLICE_S, _PAUSE_S = 0.0005, 0.1
 """The checker's turn, and the engine's; a turn ends with the item that is under way."""
 _ROWS = 100
 _PATIENCE_S = 5.0
@@ -55,7 +55,7 @@ class Follower:
         while not self._stop.wait(pause_s):
             told = len(self._recorder.events)
             # While the engine works it has the interpreter's lock to itself for all but a
-            # fiftieth of the time; what lags behind is checked when it rests.
+            # moment now and then; what lags behind is checked when it rests.
             pause_s, seen = (_PAUSE_S if told != seen else 0.0), told
             if not self.step(time.monotonic() + _SLICE_S):
                 pause_s = _PAUSE_S
