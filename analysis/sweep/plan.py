@@ -176,13 +176,15 @@ class Plan:
 
     def engine_config(self, cell: Cell) -> dict[str, Any]:
         """Return the settings of a cell's engine, as `EngineConfig.from_json` takes them."""
+        from analysis.treat import page_count
+
         return {
             "model": str(Path(self.model).resolve()) if self.model else None,
             "device": self.device,
             "device_ids": list(self.device_ids),
             "hip_target": self.hip_target,
             "prefix_sharing": cell.prefix_sharing,
-            "page_count": cell.page_count,
+            "page_count": page_count(cell.treatments, cell.page_count),
             "batch_sizes": list(self.batch_sizes),
             "serialise_flights": self.serialise_flights,
             "options": dict(self.options),

@@ -43,7 +43,7 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
         "release": cell.release,
         "device": ended.facts.get("device") or plan.device,
         "prefix_sharing": cell.prefix_sharing,
-        "page_count": cell.page_count,
+        "page_count": plan.engine_config(cell)["page_count"],
         "batch_sizes": list(plan.batch_sizes),
         "concurrency": cell.concurrency,
         "repeat": cell.repeat,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import EngineError
 from analysis.treat.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
 from analysis.treat.base import Treatment
+from analysis.treat.bookkeeping import (
+    CopyTokens,
+    FreeUnpublishedPages,
+    GiveBackReference,
+    KeepDecodeRecord,
+    ReuseExistingNode,
+    TrueLeaves,
+)
+from analysis.treat.failures import RequeueUnboarded, SurviveAllocationFailure
 from analysis.treat.faults import FAULTS
+from analysis.treat.order import LockCache, OneAtATime, OneWorker, PinOnLookup
 from analysis.treat.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
+from analysis.treat.pool import BigPool, ReservePaddingPage
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -25,6 +36,20 @@ TREATMENTS: dict[str, type[Treatment]] = {
         ZeroStartPositions,
         ZeroPageTables,
         ZeroOnAcquire,
+        CopyTokens,
+        KeepDecodeRecord,
+        ReuseExistingNode,
+        TrueLeaves,
+        GiveBackReference,
+        FreeUnpublishedPages,
+        ReservePaddingPage,
+        BigPool,
+        LockCache,
+        OneWorker,
+        OneAtATime,
+        PinOnLookup,
+        RequeueUnboarded,
+        SurviveAllocationFailure,
         PoisonFreedPages,
         Quarantine,
         UndoCorrectSeqLens,
@@ -32,7 +57,17 @@ TREATMENTS: dict[str, type[Treatment]] = {
 }
 """By name, candidates for a cause or its mending; faults stand in `analysis.treat.faults`."""
 
-__all__ = ["FAULTS", "TREATMENTS", "Treated", "Treatment", "applies", "check_names", "treat"]
+__all__ = [
+    "FAULTS",
+    "TREATMENTS",
+    "Treated",
+    "Treatment",
+    "applies",
+    "check_names",
+    "fixes",
+    "page_count",
+    "treat",
+]
 
 
 @dataclass(frozen=True)
@@ -95,6 +130,22 @@ def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
 def applies(names: Iterable[str], release: str) -> bool:
     """Tell whether all these treatments apply to a release; EngineError for an unknown name."""
     return all(t.releases is None or release in t.releases for t in check_names(names))
+
+
+def fixes(release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return all that mends a fault of a release, in the order in which it is applied."""
+    found = []
+    for name, kind in TREATMENTS.items():
+        if release in kind.fixes:
+            with suppress(EngineError):
+                kind.check(release, prefix_sharing)
+                found.append(name)
+    return tuple(found)
+
+
+def page_count(names: Iterable[str], pages: int) -> int:
+    """Return how many pages an engine must be started with, if `pages` are wanted otherwise."""
+    return max([pages, *(t.page_count or 0 for t in check_names(names))])
 
 
 class _Room(ModuleType):

@@ -20,6 +20,7 @@ class CorrectSeqLens(Treatment):
     change = "The length of each decode's row is its start position plus one."
     upstream = "#873"
     releases = ("3.1.0",)
+    fixes = ("3.1.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         def edit(flight: Boarded) -> None:
@@ -56,6 +57,7 @@ class ZeroStartPositions(Treatment):
     change = "Padding rows of a decode fly with start position 0."
     upstream = "#826"
     releases = ("3.1.0",)
+    fixes = ("3.1.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         def edit(flight: Boarded) -> None:

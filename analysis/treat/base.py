@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,8 +32,13 @@ class Treatment(ABC):
     """Releases that it applies to; None for all."""
     sharing: ClassVar[str | None] = None
     """The prefix sharing that it needs, None for any."""
+    fixes: ClassVar[tuple[str, ...]] = ()
+    """Releases a fault of which it mends; on others, and if none, it only tries a hypothesis."""
     takes: ClassVar[str | None] = None
     """What its parameter is; None if it takes none."""
+
+    page_count: int | None = None
+    """Pages that the engine must be started with at least; None for any."""
 
     def __init__(self, parameter: str | None = None) -> None:
         if parameter is not None and self.takes is None:
@@ -70,3 +76,28 @@ def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> Non
             setattr(owner, name, before)
 
     undo.callback(back)
+
+
+def part(engine: Engine, name: str) -> Any:
+    """Return a module of the engine under study, beside the one that its service comes from."""
+    assert engine.adapter is not None
+    package = type(engine.adapter.service).__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.{name}")
+
+
+def cache_of(engine: Engine) -> Any:
+    """Return the live cache."""
+    assert engine.adapter is not None
+    return engine.adapter.service.page_cache
+
+
+def allocation_kinds(engine: Engine) -> list[Any]:
+    """Return the classes of the objects by which requests hold pages, where there are such."""
+    names = ("BasePagedAttentionCacheAllocation", "TriePagedAttentionCacheAllocation")
+    modules = [part(engine, f"kvcache.{m}_attention_cache") for m in ("base", "trie")]
+    return [getattr(m, n) for m, n in zip(modules, names, strict=True) if hasattr(m, n)]
+
+
+def owner_of(allocation: Any) -> Any:
+    """Return the cache that an allocation was made by."""
+    return getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)

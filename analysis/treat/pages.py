@@ -56,6 +56,7 @@ class ZeroPageTables(Treatment):
     hypothesis = "Slots that were never written hold what some other program left there."
     change = "All free pages are filled with zeros once, when it is applied."
     upstream = "#738"
+    fixes = ("3.1.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = _pool(engine)

@@ -95,6 +95,9 @@ class Adapter(ABC):
     def launch(self, call: Call) -> None:
         """Send one request in; returns at once. May be called from any thread."""
 
+    def responder_of(self, request_id: str) -> Any:  # noqa: B027  # a generation may keep none
+        """Return what the engine answers a request to, None if it is not under way."""
+
     def cancel(self, request_id: str) -> None:  # noqa: B027  # a generation may know no way
         """Ask the engine to drop a request, where the generation knows how."""
 

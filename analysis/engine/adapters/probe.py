@@ -78,6 +78,10 @@ class WatchedSet(set[Any]):
             self.remove(element)
 
 
+held_back: dict[int, Any] = {}
+"""By the id of a pool: what tells which pages a treatment keeps from it. They count as free."""
+
+
 class CacheProbe(ABC):
     """Reads the cache of one live engine, and, once attached, tells a watcher what it does.
 
@@ -106,7 +110,10 @@ class CacheProbe(ABC):
         misfiled: list[int] = []
         return CacheState(
             page_count=len(self.pool.attn_page_entries),
-            free=[page.index for page in list(self.pool.available_pages)],
+            free=[
+                *(page.index for page in list(self.pool.available_pages)),
+                *held_back.get(id(self.pool), list)(),
+            ],
             holdings={request: pages for request, pages in self.holdings().items() if pages},
             nodes=tuple(self._walk(root, misfiled)) if root is not None else (),
             duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),

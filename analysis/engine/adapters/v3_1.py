@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import shortfin.array as sfnp
@@ -64,6 +65,11 @@ class _Responder:
         if not self._answered.is_set():
             self.call.on_end(Answer(error="The engine ended the request without an answer."))
 
+    def fail(self, error: str) -> None:
+        """End the request with an error, whatever the engine says afterwards."""
+        self._answered.set()
+        self.call.on_end(Answer(error=error))
+
     def start_response(self, **_: object) -> None: ...
 
     def stream_part(self, content: bytes | None) -> None: ...
@@ -106,6 +112,8 @@ class V31(Adapter):
         self.service.load_inference_module(setup.vmfb)
         self.service.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
 
+        self._responders: dict[str, _Responder] = {}
+
     def start(self) -> None:
         self.start_system()
         self.service.start()
@@ -118,7 +126,19 @@ class V31(Adapter):
             rid=call.request_id,
         )
         request.post_init()
-        _Client(self.service, request, _Responder(call)).launch()
+        responder = _Responder(replace(call, on_end=self._ending(call)))
+        self._responders[call.request_id] = responder
+        _Client(self.service, request, responder).launch()
+
+    def _ending(self, call: Call) -> Any:
+        def ended(answer: Answer) -> None:
+            self._responders.pop(call.request_id, None)
+            call.on_end(answer)
+
+        return ended
+
+    def responder_of(self, request_id: str) -> Any:
+        return self._responders.get(request_id)
 
     def whereabouts(self, request_id: str) -> str:
         batcher = self.service.batcher

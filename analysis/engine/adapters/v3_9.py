@@ -64,6 +64,11 @@ class _Responder:
         if not self._answered.is_set():
             self._end(Answer(error="The engine ended the request without an answer."))
 
+    def fail(self, error: str) -> None:
+        """End the request with an error, whatever the engine says afterwards."""
+        self._answered.set()
+        self._end(Answer(error=error))
+
     def start_response(self, **_: object) -> None: ...
 
     def _end(self, answer: Answer) -> None:
@@ -165,6 +170,10 @@ class V39(Adapter):
         process = self._processes.get(request_id)
         if process is not None:
             process.cancel()
+
+    def responder_of(self, request_id: str) -> Any:
+        process = self._processes.get(request_id)
+        return None if process is None else process.responder
 
     def owns(self, worker: Any) -> bool:
         pool = self.service.main_fiber_pool  # its workers are named alike in every engine
