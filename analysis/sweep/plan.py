@@ -24,6 +24,8 @@ CONTROL = f"{FAULT}seq-len-short"
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `cells` says it."""
+_LONGEST_TREATED = 120
+"""Characters of a cell's id that name its treatments; a run's cells are directories."""
 
 
 class PlanError(CachelabError):
@@ -44,8 +46,14 @@ class Cell:
 
     @property
     def cell_id(self) -> str:
-        """The same for the same configuration in every run."""
+        """The same for the same configuration in every run; it can name a directory.
+
+        Where there are too many treatments to name, it has their number and a digest of them.
+        """
         treated = "".join(f"-{name.replace(':', '=')}" for name in self.treatments)
+        if len(treated) > _LONGEST_TREATED:
+            digest = hashlib.sha256(treated.encode()).hexdigest()[:12]
+            treated = f"-{len(self.treatments)}-treatments-{digest}"
         return (
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
             f"-c{self.concurrency}-r{self.repeat}{treated}"
@@ -150,7 +158,8 @@ class Plan:
         """Return every cell in the order in which it runs, repeats outermost.
 
         A sweep that is interrupted has then run all configurations about equally often. Cells that
-        differ only in their treatments follow each other. Controls come first.
+        differ only in their treatments follow each other, in the order of the plan and, in every
+        second repeat, in reverse: what drifts meanwhile favours none. Controls come first.
         """
         return [*self._controls(), *self._cells()]
 
@@ -167,7 +176,7 @@ class Plan:
                 for release in self.releases:
                     for sharing in self.prefix_sharing:
                         for pages in self.pages:
-                            for names in self.treatments:
+                            for names in self.treatments[:: -1 if repeat % 2 else 1]:
                                 yield Cell(release, sharing, pages, concurrency, repeat, names)
 
     def request_count(self, concurrency: int) -> int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from analysis.errors import CachelabError
 from analysis.store import RunWriter
 from analysis.sweep import Plan, PlanError
+from analysis.treat import fixes
 
 
 def some(values, size=3):
@@ -63,6 +64,25 @@ def test_ids_and_order_are_stable_and_repeats_are_outermost(plan):
     assert one_more.cells()[: len(cells)] == cells
 
 
+@given(plans, st.integers(1, 3))
+def test_treatments_follow_each_other_and_turn_round_in_every_second_repeat(plan, arms):
+    treatments = ((), ("lock-cache",), ("one-at-a-time",))[:arms]
+    plan = dataclasses.replace(plan, treatments=treatments, sanitize=False)
+    cells = plan.cells()
+    blocks = [cells[i : i + arms] for i in range(0, len(cells), arms)]
+    for block in blocks:
+        order = [cell.treatments for cell in block]
+        assert order == list(treatments[::-1] if block[0].repeat % 2 else treatments)
+        assert len({dataclasses.replace(cell, treatments=()) for cell in block}) == 1
+    # Over an even number of repeats each stands at every distance from either end equally often.
+    if plan.repeats % 2 == 0:
+        places = {names: [] for names in treatments}
+        for block in blocks:
+            for place, cell in enumerate(block):
+                places[cell.treatments].append(place)
+        assert {sum(found) / len(found) for found in places.values()} == {(arms - 1) / 2}
+
+
 @given(plans)
 def test_prompts_depend_on_nothing_but_seed_concurrency_and_repeat(plan):
     alone = dataclasses.replace(plan, releases=("3.9.0",), pages=(7,), prefix_sharing=("none",))
@@ -87,6 +107,18 @@ def test_a_plan_is_recognised_on_disk(tmp_path_factory, plan):
 def test_a_cell_id_can_name_a_directory_and_says_what_it_is():
     (cell,) = Plan(releases=("3.1.0",), concurrency=(8,), repeats=1).cells()
     assert cell.cell_id == "3.1.0-none-p256-c8-r0"
+
+
+def test_the_id_of_a_cell_with_many_treatments_is_short_and_its_own():
+    plan = Plan(
+        releases=("3.1.0",),
+        prefix_sharing=("trie",),
+        treatments=(fixes("3.1.0", "trie"), fixes("3.1.0", "trie")[::-1], ("lock-cache",)),
+    )
+    ids = {cell.cell_id for cell in plan.cells()}
+    assert len(ids) == len(plan.cells())
+    assert max(map(len, ids)) < 100
+    assert "3.1.0-trie-p256-c8-r0-lock-cache" in ids
 
 
 @pytest.mark.parametrize(

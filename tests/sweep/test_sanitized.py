@@ -30,7 +30,7 @@ def old(tmp_path_factory):
 def test_cells_say_how_they_were_treated(old):
     plan, run = old
     assert [cell.treatments for cell in plan.cells()] == [
-        (CONTROL,), (), CORRECTED, (), CORRECTED
+        (CONTROL,), (), CORRECTED, CORRECTED, ()
     ]  # fmt: skip
     treated = run.cells["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
