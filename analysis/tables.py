@@ -122,6 +122,7 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("submitted_s", _REAL, "when it was sent, since the engine started", "s"),
             _maybe("latency_s", _REAL, "from sending it to its last token", "s"),
             _maybe("ttft_s", _REAL, "from sending it to its first token", "s"),
+            _maybe("refusals", _INT, "times that it was refused before, and sent again"),
             _maybe("cached_tokens", _INT, "prompt tokens found in the prefix cache", "tokens"),
             _maybe("evictions_during", _INT, "pages evicted while it was served", "pages"),
             _maybe("pages_before", _INT, "pages in use before it", "pages"),

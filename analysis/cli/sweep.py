@@ -67,6 +67,10 @@ def sweep(
     ] = False,
     request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
     cell_timeout: Annotated[float, typer.Option(help="seconds for one cell")] = 120.0,
+    resubmit: Annotated[
+        float | None,
+        typer.Option(help="seconds after which a refused request is sent again [default: never]"),
+    ] = None,
     jobs: Annotated[int, typer.Option(help="cells at the same time")] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="one JSON object per finished cell on stdout")
@@ -101,6 +105,7 @@ def sweep(
         serialise_flights=serialise_flights,
         request_timeout_s=request_timeout,
         cell_timeout_s=cell_timeout,
+        resubmit_s=resubmit,
         observe=observe,
         treatments=sets(treatments),
         sanitize=sanitize,

@@ -20,6 +20,8 @@ OnResult = Callable[[dict[str, Any]], None]
 """Called with a row of the table `requests` the moment it ends, one call at a time."""
 
 _BARRIER_TIMEOUT_S = 30.0
+_LONGEST_PAUSE = 8
+"""Times the first pause: those who were refused often must not keep the engine from its work."""
 
 
 def run_workload(
@@ -30,13 +32,17 @@ def run_workload(
     timeout_s: float = 60.0,
     references: Answers | None = None,
     on_result: OnResult | None = None,
+    resubmit_s: float | None = None,
 ) -> pd.DataFrame:
     """Ask a workload with `concurrency` client threads, and return the rows of `requests`.
 
     Request i belongs to client i modulo `concurrency`. All clients start at a barrier; each sends
     its next request when the one before it has ended (and not before its `arrival_s`). Every
     request gets a row, in the workload's order, judged against what it expects and against
-    `references`, the reference decoder's answers, if given.
+    `references`, the reference decoder's answers, if given. With `resubmit_s`, a request that was
+    refused is sent again after a pause of so many seconds, up to eight times as long after further
+    refusals, until `timeout_s` have passed since it was first sent; its row is that of the last
+    time, and `refusals` says how often it was sent in vain.
     """
     if concurrency < 1:
         raise EngineError(f"A concurrency of {concurrency} is impossible: choose at least 1.")
@@ -51,7 +57,7 @@ def run_workload(
         for position, request in enumerate(workload.requests[number::concurrency]):
             if (early := started + request.arrival_s - time.monotonic()) > 0:
                 time.sleep(early)
-            row = _ask(engine, request, timeout_s, references)
+            row = _ask(engine, request, timeout_s, references, resubmit_s)
             row |= {"client": number, "position": position}
             with telling:
                 rows[request.id] = row
@@ -68,11 +74,24 @@ def run_workload(
 
 
 def _ask(
-    engine: Engine, request: Request, timeout_s: float, references: Answers | None
+    engine: Engine,
+    request: Request,
+    timeout_s: float,
+    references: Answers | None,
+    resubmit_s: float | None,
 ) -> dict[str, Any]:
-    asked = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
-    # The engine ends every request at its deadline; the margin only guards against itself.
-    done = asked.result(timeout=timeout_s + 10)
+    deadline, refusals = time.monotonic() + timeout_s, 0
+    while True:
+        asked = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
+        # The engine ends every request at its deadline; the margin only guards against itself.
+        done = asked.result(timeout=timeout_s + 10)
+        if done.outcome != "rejected" or resubmit_s is None:
+            break
+        pause = resubmit_s * min(refusals + 1, _LONGEST_PAUSE)
+        if time.monotonic() + pause >= deadline:
+            break
+        refusals += 1
+        time.sleep(pause)
     reference = (references or {}).get((request.prompt, request.max_new_tokens))
     outcome, divergence = judge(done.tokens, done.text, done.outcome, request, reference)
     return {
@@ -91,4 +110,5 @@ def _ask(
         "submitted_s": done.submitted_s,
         "latency_s": done.latency_s,
         "ttft_s": done.ttft_s,
+        "refusals": None if resubmit_s is None else refusals,
     }

@@ -256,6 +256,7 @@ class Engine:
         timeout_s: float = 60.0,
         references: Answers | None = None,
         on_result: OnResult | None = None,
+        resubmit_s: float | None = None,
     ) -> pd.DataFrame:
         """Have `concurrency` client threads ask a workload; see `clients.run_workload`."""
         from analysis.engine.clients import run_workload
@@ -267,6 +268,7 @@ class Engine:
             timeout_s=timeout_s,
             references=references,
             on_result=on_result,
+            resubmit_s=resubmit_s,
         )
 
     def clock_s(self) -> float:

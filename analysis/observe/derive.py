@@ -74,4 +74,5 @@ def _evictions(events: pd.DataFrame, requests: pd.DataFrame) -> pd.Series:
 
 def _seq_of(events: pd.DataFrame, kind: str) -> pd.Series:
     wanted = events[events["kind"] == kind].dropna(subset=["request_id"])
-    return wanted.drop_duplicates(_KEY).set_index(_KEY)["seq"]
+    # One that was refused and sent again was served the last time.
+    return wanted.drop_duplicates(_KEY, keep="last").set_index(_KEY)["seq"]

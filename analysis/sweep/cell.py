@@ -36,6 +36,7 @@ def specification(
     observe: str = "nothing",
     stacks: bool = False,
     treatments: Sequence[str] = (),
+    resubmit_s: float | None = None,
     cell_id: str = "",
 ) -> dict[str, Any]:
     """Return all that a cell needs, as plain JSON values; `cell_id` is for what is recorded."""
@@ -44,6 +45,7 @@ def specification(
         "observe": observe,
         "stacks": stacks,
         "treatments": list(treatments),
+        "resubmit_s": resubmit_s,
         "config": dict(config),
         "workload": workload.name,
         "requests": [vars(request) for request in workload.requests],
@@ -78,6 +80,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
                 concurrency=spec["concurrency"],
                 timeout_s=spec["request_timeout_s"],
                 on_result=keep,
+                resubmit_s=spec["resubmit_s"],
             )
             if engine.died is not None:
                 facts["death"] = engine.died.message

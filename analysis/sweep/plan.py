@@ -76,7 +76,8 @@ class Plan:
     them. `sanitize` has what was recorded of each cell checked (and events recorded), and adds one
     cell for each release and way of sharing in which a known fault is planted.
     Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
-    included.
+    included, `resubmit_s` for the pause after which a client sends a refused request again (None:
+    never).
     """
 
     releases: tuple[str, ...]
@@ -97,6 +98,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     request_timeout_s: float = 60.0
     cell_timeout_s: float = 120.0
+    resubmit_s: float | None = None
     observe: str = "nothing"
     treatments: tuple[tuple[str, ...], ...] = ((),)
     sanitize: bool = False
@@ -128,8 +130,10 @@ class Plan:
         if self.rounds is not None:
             _whole("rounds", self.rounds)
         _whole("seed", self.seed, least=0)
-        for name in ("request_timeout_s", "cell_timeout_s"):
+        for name in ("request_timeout_s", "cell_timeout_s", "resubmit_s"):
             value = getattr(self, name)
+            if name == "resubmit_s" and value is None:
+                continue
             if not (value > 0 and math.isfinite(value)):
                 raise PlanError(f"`{_flag(name)}` must be more than 0 seconds, not {value}.")
         if self.observe not in OBSERVED:
@@ -208,7 +212,8 @@ class Plan:
         """Return the plan as plain values, by which a run is recognised when it is resumed."""
         plain = asdict(self)
         # So that runs from before there was a choice can be gone on with.
-        for name, default in (("observe", "nothing"), ("treatments", ((),)), ("sanitize", False)):
+        later = {"observe": "nothing", "treatments": ((),), "sanitize": False, "resubmit_s": None}
+        for name, default in later.items():
             if plain[name] == default:
                 del plain[name]
         if is_file(self.workload):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _ANSWER = (
     "prompt_tokens", "text", "tokens", "outcome", "error", "submitted_s", "latency_s", "ttft_s",
+    "refusals",
 )  # fmt: skip
 """Columns that the engine's side knows; the others come from the request and the reference."""
 

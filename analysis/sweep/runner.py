@@ -52,6 +52,7 @@ def run_sweep(
     on_cell: OnCell | None = None,
     progress: bool = True,
     command: str | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> store.Run:
     """Run a plan's cells, each on a fresh engine, and return the run read back from disk.
 
@@ -60,7 +61,8 @@ def run_sweep(
     after another in this very process, for notebooks; the plan may then name only the release that
     is installed here, and a cell ends only by its requests' deadlines or the engine's watchdog.
     Called again with the same plan and `out`, it does what is left. Ctrl-C and
-    errors end every child and leave a valid run.
+    errors end every child and leave a valid run; so does `stop`, which is asked again and again
+    (in the kernel: before each cell), and then the run has the cells that were finished.
 
     Raises PlanError, ReleaseError, WorkloadError, ModelError, EngineError or RunError.
     """
@@ -73,7 +75,7 @@ def run_sweep(
     manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
     writer = store.RunWriter.resume(out, manifest)
     with _alone(writer.path):
-        return _Sweep(plan, writer, on_cell, progress, jobs).run(runner, pythons)
+        return _Sweep(plan, writer, on_cell, progress, jobs, stop).run(runner, pythons)
 
 
 class _Sweep:
@@ -86,9 +88,11 @@ class _Sweep:
         on_cell: OnCell | None,
         progress: bool,
         jobs: int,
+        stop: Callable[[], bool] | None,
     ) -> None:
         self.plan, self.writer, self.jobs = plan, writer, jobs
         self.on_cell = on_cell
+        self.stop = stop or (lambda: False)
         self.run_id = str(writer.manifest["run_id"])
         self.estimate = Estimate(plan, jobs)
         finished = writer.finished()
@@ -116,7 +120,7 @@ class _Sweep:
     def _in_processes(self, pythons: Mapping[str, Path]) -> None:
         waiting, running = list(self.left), dict[Cell, CellProcess]()
         try:
-            while waiting or running:
+            while (waiting or running) and not self.stop():
                 while waiting and len(running) < self.jobs:
                     cell = waiting.pop(0)
                     running[cell] = CellProcess(
@@ -138,6 +142,8 @@ class _Sweep:
 
     def _in_this_kernel(self) -> None:
         for cell in list(self.left):
+            if self.stop():
+                break
             self.progress.running([cell], self.left)
             started = time.monotonic()
             ended = kernel.run_cell(self._specification(cell), self._work(cell))
@@ -152,6 +158,7 @@ class _Sweep:
             observe=self.plan.observe,
             stacks=self.plan.sanitize,
             treatments=cell.treatments,
+            resubmit_s=self.plan.resubmit_s,
             cell_id=cell.cell_id,
         )
 
