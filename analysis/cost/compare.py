@@ -1,0 +1,147 @@
+"""Treated engines against untreated ones, pair by pair, with intervals that rest on engines.
+
+A pair is two cells that differ in their treatments only: same setting, concurrency, repeat, hence
+prompts, one soon after the other, each on a fresh engine in a fresh process. Engines are the
+independent unit, so that nothing here counts requests. Pairs are few; Student's t on the logarithms
+of their quotients keeps its promise then, where a bootstrap over them is too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats as scipy_stats
+
+from analysis.cost.arms import UNTREATED
+from analysis.cost.measures import METRICS, SETTING, Metric
+from analysis.stats import holm
+
+Verdict = Literal["costs", "saves", "no difference shown", "too few cells to tell"]
+
+_ALPHA = 0.05
+_LEAST_FREEDOM = 2
+_COLUMNS = [
+    *SETTING, "arm", "treatments", "metric", "concurrency", "pairs", "left_out", "estimate", "low",
+    "high", "spread", "p_value", "p_adjusted", "verdict",
+]  # fmt: skip
+
+
+def costs(
+    measures: pd.DataFrame,
+    metrics: Sequence[Metric] = METRICS,
+    *,
+    over: Literal["all", "each"] = "all",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Return what every treated arm has of every metric, compared with the untreated one.
+
+    `measures` is what `measure` or `watched` returns. One row for a setting, arm and metric, over
+    all concurrencies together (`concurrency` is then null), or one for `each`. Columns: `pairs`
+    that were compared; `left_out`, pairs in which a request that was taken was not answered, on
+    either side, or of which a value is missing; `estimate`, the geometric mean of treated /
+    untreated (or the mean of treated - untreated), with its interval `low` to `high`; `spread`, the
+    standard deviation within a concurrency (of logarithms, for a ratio); the two-sided `p_value`,
+    and `p_adjusted` after Holm for the arms that one metric of one setting is compared in. Each
+    interval is for itself; the `verdict` goes by `p_adjusted`.
+    """
+    rows = []
+    keys = [*SETTING] + (["concurrency"] if over == "each" else [])
+    for key, group in measures.groupby(keys, dropna=False, sort=True):
+        setting = dict(zip(keys, key, strict=True))
+        for metric in metrics:
+            compared = [
+                {**setting, **_compared(group, arm, metric, confidence)}
+                for arm in dict.fromkeys(group["arm"])
+                if arm != UNTREATED
+            ]
+            rows += _judged(compared, metric)
+    frame = pd.DataFrame(rows, columns=_COLUMNS)
+    frame["concurrency"] = frame["concurrency"].astype("Int64")
+    return frame
+
+
+def pairs_needed(spread: float, worth: float) -> float:
+    """Return how many pairs put an interval's half-width at a cost of `worth` (0.05: 5%).
+
+    `spread` is the standard deviation of the logarithms of the pairs' quotients.
+    """
+    if math.isnan(spread):
+        return math.nan
+    return float(math.ceil((1.96 * spread / math.log1p(worth)) ** 2))
+
+
+def _compared(group: pd.DataFrame, arm: str, metric: Metric, confidence: float) -> dict[str, Any]:
+    beside = ["concurrency", "repeat"]
+    treated, plain = (group[group["arm"] == name] for name in (arm, UNTREATED))
+    columns = [*beside, "comparable", metric.name]
+    pairs = treated[columns].merge(plain[columns], on=beside, suffixes=("", "_plain"))
+    ours, theirs = (pairs[name].astype(float) for name in (metric.name, f"{metric.name}_plain"))
+    fit = pairs["comparable"] & pairs["comparable_plain"] & ours.notna() & theirs.notna()
+    if metric.scale == "ratio":
+        fit &= (ours > 0) & (theirs > 0)
+        changes = (ours[fit] / theirs[fit]).map(math.log)
+    else:
+        changes = (ours - theirs)[fit]
+    levels = pairs.loc[fit, "concurrency"].to_numpy()
+    found = _interval(changes.to_numpy(dtype=float), levels, confidence)
+    if metric.scale == "ratio":
+        found |= {name: math.exp(found[name]) for name in ("estimate", "low", "high")}
+    return {
+        "arm": arm,
+        "treatments": treated["treatments"].iloc[0],
+        "metric": metric.name,
+        "pairs": int(fit.sum()),
+        "left_out": int((~fit).sum()),
+        **found,
+    }
+
+
+def _interval(
+    changes: npt.NDArray[np.float64], levels: npt.NDArray[Any], confidence: float
+) -> dict[str, float]:
+    """Return the mean change over pairs and its t interval, the levels being fixed strata.
+
+    That a treatment costs more at one concurrency than at another is no noise, so that the spread
+    is taken within each.
+    """
+    if not len(changes):
+        return dict.fromkeys(("estimate", "low", "high", "spread", "p_value"), math.nan)
+    mean = float(changes.mean())
+    within = changes - pd.Series(changes).groupby(levels).transform("mean").to_numpy()
+    freedom = len(changes) - len(set(levels.tolist()))
+    if freedom < _LEAST_FREEDOM:
+        rest = dict.fromkeys(("low", "high", "spread", "p_value"), math.nan)
+        return {"estimate": mean, **rest}
+    spread = math.sqrt(float((within**2).sum()) / freedom)
+    error = spread / math.sqrt(len(changes))
+    reach = error * float(scipy_stats.t.ppf(0.5 + confidence / 2, freedom))
+    if error == 0:  # as with hit rates that agree to the last token
+        p_value = 1.0 if mean == 0 else 0.0
+    else:
+        p_value = float(2 * scipy_stats.t.sf(abs(mean) / error, freedom))
+    return {
+        "estimate": mean, "low": mean - reach, "high": mean + reach, "spread": spread,
+        "p_value": p_value,
+    }  # fmt: skip
+
+
+def _judged(rows: list[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:
+    known = [row for row in rows if not math.isnan(row["p_value"])]
+    adjusted = holm([row["p_value"] for row in known])
+    for row in rows:
+        row |= {"p_adjusted": math.nan, "verdict": "too few cells to tell"}
+    for row, p_value in zip(known, adjusted, strict=True):
+        row |= {"p_adjusted": p_value, "verdict": _verdict(row["estimate"], p_value, metric)}
+    return rows
+
+
+def _verdict(estimate: float, p_value: float, metric: Metric) -> Verdict:
+    if p_value >= _ALPHA:
+        return "no difference shown"
+    rose = estimate > (1 if metric.scale == "ratio" else 0)
+    return "costs" if rose == (metric.more == "worse") else "saves"
