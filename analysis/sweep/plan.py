@@ -73,8 +73,9 @@ class Plan:
     for `aba`; a workload file is always sent whole. `options` go to the engine by name. `observe`
     is what is recorded of the engine: nothing, events (with flights), or snapshots beside them.
     `treatments` are sets of changes to the live engine; every configuration is run with each of
-    them. `sanitize` has what was recorded of each cell checked (and events recorded), and adds one
-    cell for each release and way of sharing in which a known fault is planted.
+    them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
+    for all but one. `sanitize` has what was recorded of each cell checked (and events recorded),
+    and adds one cell for each release and way of sharing in which a known fault is planted.
     Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
     included, `resubmit_s` for the pause after which a client sends a refused request again (None:
     never).
@@ -181,7 +182,8 @@ class Plan:
                     for sharing in self.prefix_sharing:
                         for pages in self.pages:
                             for names in self.treatments[:: -1 if repeat % 2 else 1]:
-                                yield Cell(release, sharing, pages, concurrency, repeat, names)
+                                meant = _expanded(names, release, sharing)
+                                yield Cell(release, sharing, pages, concurrency, repeat, meant)
 
     def request_count(self, concurrency: int) -> int:
         """Return how many requests a cell of this concurrency sends (not for a workload file)."""
@@ -219,6 +221,17 @@ class Plan:
         if is_file(self.workload):
             plain["workload_sha256"] = hashlib.sha256(Path(self.workload).read_bytes()).hexdigest()
         return plain
+
+
+def _expanded(names: Sequence[str], release: str, sharing: str) -> tuple[str, ...]:
+    if not names:
+        return ()
+    from analysis.treat import expand
+
+    try:
+        return expand(names, release, sharing)
+    except EngineError as error:
+        raise PlanError(str(error)) from error
 
 
 def _whole(name: str, value: Any, least: int = 1) -> None:

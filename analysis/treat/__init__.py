@@ -17,6 +17,7 @@ from analysis.treat.bookkeeping import (
     FreeUnpublishedPages,
     GiveBackReference,
     KeepDecodeRecord,
+    RegisterOnce,
     ReuseExistingNode,
     TrueLeaves,
 )
@@ -38,6 +39,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         ZeroOnAcquire,
         CopyTokens,
         KeepDecodeRecord,
+        RegisterOnce,
         ReuseExistingNode,
         TrueLeaves,
         GiveBackReference,
@@ -64,6 +66,7 @@ __all__ = [
     "Treatment",
     "applies",
     "check_names",
+    "expand",
     "fixes",
     "page_count",
     "treat",
@@ -141,6 +144,31 @@ def fixes(release: str, prefix_sharing: str) -> tuple[str, ...]:
                 kind.check(release, prefix_sharing)
                 found.append(name)
     return tuple(found)
+
+
+ALL, ALL_BUT = "all", "all-but:"
+"""Instead of a set of treatments: everything that mends a fault; the same without one of them."""
+
+
+def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return a set of names with `all` and `all-but:NAME` replaced by what they stand for.
+
+    Raises EngineError if NAME is not among the fixes of the release.
+    """
+    found: list[str] = []
+    for name in names:
+        everything = fixes(release, prefix_sharing)
+        if name.startswith(ALL_BUT):
+            left_out = name.removeprefix(ALL_BUT)
+            if left_out not in everything:
+                raise EngineError(
+                    f"{left_out!r} is no fix of shortfin {release} with prefix sharing"
+                    f" {prefix_sharing}: those are {', '.join(everything)}."
+                )
+            found += [fix for fix in everything if fix != left_out]
+        else:
+            found += everything if name == ALL else (name,)
+    return tuple(dict.fromkeys(found))
 
 
 def page_count(names: Iterable[str], pages: int) -> int:

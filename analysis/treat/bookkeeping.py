@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,45 @@ class KeepDecodeRecord(Treatment):
         replace_attribute(undo, cache, "allocate", asked)
 
 
+class RegisterOnce(Treatment):
+    """A request holds one reference, however often it takes pages."""
+
+    name = "register-once"
+    hypothesis = "Requests whose prompt fills its last page count twice, and end once."
+    change = "Only a request's first allocation adds a reference to the node that it goes on from."
+    releases = ("3.9.0",)
+    sharing = "trie"
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
+        register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
+
+        def mark(info: Any) -> Any:
+            setattr(info, held, True)  # what a request keeps from now on says that it has one
+            return info
+
+        def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
+            now.holds = hasattr(cache_info, held)
+            try:
+                return mark(allocate(tokens, cache_info, *args, **named))
+            finally:
+                now.holds = False
+
+        def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+            answer = publish(cache_info, *args, **named)
+            return mark(answer) if hasattr(cache_info, held) else answer
+
+        def registered(node: Any) -> Any:
+            if not getattr(now, "holds", False):
+                return register(node)
+
+        replace_attribute(undo, cache, "allocate", allocated)
+        replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+        replace_attribute(undo, kind, "register_allocation", registered)
+
+
 class ReuseExistingNode(Treatment):
     """Two requests that publish the same tokens publish one node."""
 
@@ -107,20 +147,60 @@ class TrueLeaves(Treatment):
 
     name = "true-leaves"
     hypothesis = "Inner nodes stay among the leaves, and their eviction orphans what hangs on them."
-    change = "After a publication, nodes that have children are taken out of the leaves."
+    change = "A node that has children is taken out of the leaves, and not put in."
     releases = ("3.1.0",)
     sharing = "trie"
     fixes = ("3.1.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        for kind in allocation_kinds(engine):
-            _after(undo, kind, "publish_pages_for_tokens", cache, lambda _: _prune(cache))
+        kind = type(cache.root)
+        create = kind.create_child
+
+        def created(node: Any, tokens: Any, page: Any) -> Any:
+            child = create(node, tokens, page)
+            cache.leaves.discard(node)
+            return child
+
+        replace_attribute(undo, kind, "create_child", created)
+        for allocation in allocation_kinds(engine):
+            _with_true_leaves(undo, allocation, cache)
 
 
-def _prune(cache: Any) -> None:
-    for node in [node for node in cache.leaves if node.children]:
-        cache.leaves.remove(node)
+class _TrueLeaves:
+    """The set of leaves while something is published: no inner node gets in."""
+
+    def __init__(self, leaves: Any) -> None:
+        self.leaves = leaves
+
+    def add(self, node: Any) -> None:
+        if not node.children:
+            self.leaves.add(node)
+
+    def discard(self, node: Any) -> None:
+        self.leaves.discard(node)
+
+    def __contains__(self, node: Any) -> bool:
+        return node in self.leaves
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.leaves)
+
+
+def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
+    publish = kind.publish_pages_for_tokens
+
+    def published(allocation: Any, *args: Any, **named: Any) -> Any:
+        if owner_of(allocation) is not cache:
+            return publish(allocation, *args, **named)
+        leaves = cache.leaves
+        cache.leaves = _TrueLeaves(leaves)  # within the operation, as an observer sees it
+        try:
+            return publish(allocation, *args, **named)
+        finally:
+            cache.leaves = leaves
+
+    replace_attribute(undo, kind, "publish_pages_for_tokens", published)
 
 
 class GiveBackReference(Treatment):
@@ -135,8 +215,11 @@ class GiveBackReference(Treatment):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        match, acquire = cache._match, cache.acquire_pages_for_tokens
+        match, acquire, take = (
+            cache._match, cache.acquire_pages_for_tokens, cache.page_pool.acquire_free_pages,
+        )  # fmt: skip
         found: list[Any] = []
+        shortages = [0]
 
         def matched(*args: Any) -> Any:
             answer = match(*args)
@@ -145,15 +228,23 @@ class GiveBackReference(Treatment):
 
         def acquired(*args: Any, **named: Any) -> Any:
             found.clear()
+            shortages[0] = 0
             try:
                 return acquire(*args, **named)
-            except Exception:
-                if found:
-                    found[-1].ref_count.decrement()
-                raise
+            finally:
+                found.clear()
+
+        def taken(count: int) -> Any:
+            pages = take(count)
+            if pages is None and found:
+                shortages[0] += 1
+                if shortages[0] == 2:  # what could be evicted was: now the acquisition fails
+                    found.pop().ref_count.decrement()
+            return pages
 
         replace_attribute(undo, cache, "_match", matched)
         replace_attribute(undo, cache, "acquire_pages_for_tokens", acquired)
+        replace_attribute(undo, cache.page_pool, "acquire_free_pages", taken)
 
 
 class FreeUnpublishedPages(Treatment):
@@ -249,15 +340,3 @@ def _nodes(root: Any) -> list[Any]:
         found += children
         waiting += children
     return found
-
-
-def _after(undo: ExitStack, kind: Any, name: str, cache: Any, then: Any) -> None:
-    call = getattr(kind, name)
-
-    def done(allocation: Any, *args: Any, **named: Any) -> Any:
-        answer = call(allocation, *args, **named)
-        if owner_of(allocation) is cache:
-            then(allocation)
-        return answer
-
-    replace_attribute(undo, kind, name, done)

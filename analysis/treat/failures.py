@@ -162,8 +162,10 @@ class SurviveAllocationFailure(Treatment):
                     # The others of its group would wait for it for ever.
                     self._unified_batcher.reserve_workload(rid=request.orig_instance_id, count=0)
                     record = self._allocated_cach_recs.get(request.instance_id)
-                    if record is not None and not hasattr(cache, "root"):
-                        lost -= {page.index for page in record.pages}  # freed with the record
+                    listed = {page.index for page in record.pages} if record is not None else set()
+                    # Without a trie they are freed with the record; with one, those that are not
+                    # published are nobody's.
+                    lost = lost | listed if hasattr(cache, "root") else lost - listed
                     cache.free_allocated_pages(list(lost))
                     self.free_req_cache(request)
                 _answer(adapter.responder_of(self._rid))

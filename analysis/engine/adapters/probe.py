@@ -220,7 +220,7 @@ class CacheProbe(ABC):
             self._tell("twice", request_id=request_id, pages=twice)
 
     def _free_count(self) -> int:
-        return len(self.pool.available_pages)
+        return len(self.pool.available_pages) + len(held_back.get(id(self.pool), list)())
 
     def _hook_locks(self, hooks: Hooks) -> None:
         """Have the cache's own locks tell who holds them."""
