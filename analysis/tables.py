@@ -56,6 +56,7 @@ MOMENTS = ("before", "after", "failure", "asked")
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 _INTS, _TEXTS = pa.list_(pa.int32()), pa.list_(pa.string())
+_REALS = pa.list_(pa.list_(_REAL))
 
 
 def _column(name: str, kind: pa.DataType, doc: str, unit: str = "", null: bool = False) -> pa.Field:
@@ -147,6 +148,10 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("t_s", _REAL, "when it started, since the engine started", "s"),
             _maybe("duration_s", _REAL, "until the engine had its results", "s"),
             _maybe("error", _TEXT, "the error that the call raised"),
+            _maybe("top_tokens", pa.list_(_INTS), "likeliest next tokens of each request's row"),
+            _maybe(
+                "top_logprobs", _REALS, "logarithms of their probabilities, as the engine has them"
+            ),
         ]
     ),
     "events": pa.schema(

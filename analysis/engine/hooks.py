@@ -20,6 +20,8 @@ class Watcher(Protocol):
     """Set by the probe: under which locks something is done."""
     look_inside: bool
     """Whether pages are to be looked into."""
+    likeliest: int
+    """How many of the likeliest next tokens are noted for each row of a flight."""
 
     def begin(self, operation: str | None, request_id: str | None) -> None:
         """Begin an operation of the cache on this thread; nameless ones only group others."""
@@ -49,7 +51,10 @@ class Watcher(Protocol):
         """Begin a flight; the result is given to `flight_ends`."""
 
     def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
-        """End a flight; `arrays` are its arguments by name, each as its shape and flat values."""
+        """End a flight; `arrays` are its arguments by name, each as its shape and flat values.
+
+        Beside them are the `Scores` of its results as `scores`, where they were asked for.
+        """
 
     def fault(self, error: Exception) -> None:
         """Take note of an error in the watching itself."""

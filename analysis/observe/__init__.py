@@ -27,6 +27,7 @@ def observe(
     memory_every_s: float = 0.1,
     max_events: int = 500_000,
     max_snapshots: int = 5_000,
+    likeliest: int = 0,
 ) -> Iterator[Recording]:
     """Watch a running engine as long as the block lasts, and yield what is recorded.
 
@@ -35,7 +36,9 @@ def observe(
     without it only the first and the last are taken. `stacks` adds to every event the engine's
     own Python frames. Resident memory is read every `memory_every_s` seconds (0: never). At most
     `max_events` events, as many flights and `max_snapshots` snapshots are kept, the first ones;
-    `Recording.overflow` says what was left out. An event takes some 300 bytes.
+    `Recording.overflow` says what was left out. An event takes some 300 bytes. `likeliest` has
+    every flight note so many of the likeliest next tokens of each request's row, with their
+    logarithmic probabilities (columns `top_tokens` and `top_logprobs`).
 
     Raises EngineError if the engine is not running or is observed already.
     """
@@ -45,6 +48,7 @@ def observe(
         stacks=stacks,
         max_events=max_events,
         max_snapshots=max_snapshots,
+        likeliest=likeliest,
     )
     engine.watch(recorder)
     try:

@@ -30,6 +30,7 @@ EVENT_FIELDS = (
 FLIGHT_FIELDS = (
     "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
     "start_positions", "block_tables", "seq", "end_seq", "thread", "t_s", "duration_s", "error",
+    "scores",
 )  # fmt: skip
 _IDS = FLIGHT_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
@@ -74,6 +75,7 @@ class Recorder:
         stacks: bool,
         max_events: int,
         max_snapshots: int,
+        likeliest: int = 0,
     ) -> None:
         self.engine = engine
         self.automatic = snapshots
@@ -88,6 +90,8 @@ class Recorder:
         """Places among the events that stay empty: reserved for nothing, or past the bound."""
         self.look_inside = False
         """Whether flights and copies have the pages that they used looked into."""
+        self.likeliest = likeliest
+        """How many of the likeliest next tokens are noted for each row of a flight."""
         self.dropped = {"events": 0, "flights": 0, "snapshots": 0}
         self.faults: list[str] = []
         self._seq = itertools.count()
@@ -250,11 +254,14 @@ class Recorder:
             self._overflow("flights")
             return
         shape, _ = arrays.get("seq_lens", ((None,), None))
+        scores = arrays.get("scores")
+        scores = scores and scores.kept(self.likeliest)
         self.flights.append(
             (number, phase, len(request_ids), shape[0], request_ids, arrays.get("tokens"),
              arrays.get("seq_lens"), arrays.get("start_positions"),
              arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
-             (ended_ns - begun_ns) / 1e9, None if error is None else repr(error))
+             (ended_ns - begun_ns) / 1e9, None if error is None else repr(error),
+             scores)
         )  # fmt: skip
 
     def last_flight_of(self, request_ids: list[str]) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.engine.scores import likeliest
 from analysis.observe.recorder import (
     EVENT_FIELDS,
     FLIGHT_FIELDS,
@@ -105,7 +106,8 @@ class Recording:
             return to_table(name, sorted(rows, key=lambda row: row["seq"]))
         if name == "events":
             return _columns(name, EVENT_FIELDS, self._recorder.events[start:], cell_id)
-        return _columns(name, FLIGHT_FIELDS, self._recorder.flights[start:], cell_id)
+        flights = self._recorder.flights[start:]
+        return _columns(name, FLIGHT_FIELDS, flights, cell_id, self._recorder.likeliest)
 
     def __str__(self) -> str:
         sizes = self.sizes()
@@ -134,16 +136,23 @@ def _nested(shape: tuple[int, ...], flat: Any) -> list[Any]:
     return [list(flat[row * columns : (row + 1) * columns]) for row in range(rows)]
 
 
-def _columns(name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell_id: str) -> Any:
+def _columns(
+    name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell_id: str, likely: int = 0
+) -> Any:
     """Return rows as an Arrow table, column by column: fast, for there may be a million."""
     rows = sorted(rows, key=lambda row: row[fields.index("seq")])
-    columns = dict(zip(fields, zip(*rows, strict=True), strict=True)) if rows else {}
+    columns: dict[str, Sequence[Any]] = {}
+    columns = dict(zip(fields, zip(*rows, strict=True), strict=True)) if rows else columns
+    if likely and rows:
+        tops = likeliest(columns["scores"], likely)
+        columns["top_tokens"] = [top and top.tokens for top in tops]
+        columns["top_logprobs"] = [top and top.logprobs for top in tops]
     arrays = []
     for field in TABLES[name]:
         if field.name == "cell_id":
             arrays.append(pa.repeat(cell_id, len(rows)))
         else:
-            values: Sequence[Any] = columns.get(field.name, ())
+            values = columns.get(field.name) or [None] * len(rows)
             if field.name == "stack":
                 values = [stack_in_words(frames) for frames in values]
             if field.name in _ARRAYS and name == "flights":

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from analysis.engine import Engine
 
 Spec = Mapping[str, Any]
+_LIKELIEST = 8
+"""Next tokens of each row whose probabilities are recorded with a flight."""
 
 
 def specification(
@@ -104,7 +106,10 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
     from analysis.observe.spill import Spill
 
     with observe(
-        engine, snapshots=spec["observe"] == "snapshots", stacks=spec["stacks"]
+        engine,
+        snapshots=spec["observe"] == "snapshots",
+        stacks=spec["stacks"],
+        likeliest=_LIKELIEST,
     ) as recording:
         spill = Spill(recording, directory, spec["cell_id"])
         with spill:

@@ -270,7 +270,7 @@ def recorder_row(item: Event | Flight) -> tuple:
         "block_tables": item.tables,
     }
     shaped = {k: None if a is None else (a.shape, a.ravel().tolist()) for k, a in arrays.items()}
-    fields = vars(item) | shaped | {"duration_s": 0.0, "error": None}
+    fields = vars(item) | shaped | {"duration_s": 0.0, "error": None, "scores": None}
     fields |= {"rows": item.real, "batch_size": len(item.tokens)}
     return tuple(fields[name] for name in FLIGHT_FIELDS)
 

@@ -20,6 +20,7 @@ from analysis.engine.adapters.probe import (
     CURRENT_FLIGHT,
     CURRENT_REQUEST,
     CacheProbe,
+    Landing,
     indices,
     objects_of,
 )
@@ -45,7 +46,7 @@ class AllocationProbe(CacheProbe):
         # By identity; the objects are kept so that no identity comes twice.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
-        self._in_the_air: dict[int, tuple[Any, str, Sequence[Any]]] = {}
+        self._in_the_air: dict[int, Landing] = {}
 
     def holdings(self) -> dict[str, list[int]]:
         held: dict[str, dict[int, None]] = {}
@@ -105,14 +106,14 @@ class AllocationProbe(CacheProbe):
         def landed(state: Any, process: Any) -> None:
             flown = self._in_the_air.pop(id(process), None)
             if flown is not None:
-                self.land(*flown, None)
+                self.land(flown)
 
         hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
         hooks.also(self._in_the_air.clear)
 
-    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any]) -> None:
+    def await_landing(self, landing: Landing) -> None:
         # Its process ends when every row's logits are on the host.
-        self._in_the_air[id(CURRENT_FLIGHT.get())] = flight, phase, arguments
+        self._in_the_air[id(CURRENT_FLIGHT.get())] = landing
 
     def flight_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]

@@ -10,12 +10,13 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from analysis.engine.hooks import Hooks, Watcher
 from analysis.engine.locks import Locks, WatchedLock
+from analysis.engine.scores import copy_scores
 from analysis.errors import EngineError
 from analysis.snapshot import CacheState, Node, PageContent
 
@@ -80,6 +81,17 @@ class WatchedSet(set[Any]):
 
 held_back: dict[int, Any] = {}
 """By the id of a pool: what tells which pages a treatment keeps from it. They count as free."""
+
+
+class Landing(NamedTuple):
+    """A flight whose results are there, or soon will be."""
+
+    flight: Any
+    """What the watcher gave when it began; None if its beginning could not be told."""
+    phase: str
+    arguments: Sequence[Any]
+    """Those before the page tables."""
+    results: Sequence[Any] = ()
 
 
 class CacheProbe(ABC):
@@ -430,10 +442,10 @@ class CacheProbe(ABC):
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:
-                self.land(flight, phase, arguments, error)
+                self.land(Landing(flight, phase, arguments), error)
                 raise
             try:
-                self.await_landing(flight, phase, arguments)
+                self.await_landing(Landing(flight, phase, arguments, results))
             except Exception as error:
                 watcher.fault(error)
             return results
@@ -441,18 +453,17 @@ class CacheProbe(ABC):
         return fly
 
     @abstractmethod
-    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any]) -> None:
+    def await_landing(self, landing: Landing) -> None:
         """Have `land` called once the engine itself has waited for the device.
 
         Until then the arrays must be kept, and hold what the device got.
         """
 
-    def land(
-        self, flight: Any, phase: str, arguments: Sequence[Any], error: BaseException | None
-    ) -> None:
+    def land(self, landing: Landing, error: BaseException | None = None) -> None:
         """Tell the end of a flight."""
         watcher = self.watcher
         assert watcher is not None
+        flight, phase, arguments, results = landing
         if flight is None:
             return  # its beginning could not be told
         arrays: dict[str, Any] = {}
@@ -461,6 +472,9 @@ class CacheProbe(ABC):
         try:
             names = self.argument_names(phase, len(arguments))
             arrays = {n: values_of(array) for n, array in zip(names, arguments, strict=True)}
+            if watcher.likeliest and len(results) == 1:  # more: it chose among them on the device
+                rows = len(self.flight_requests(CURRENT_FLIGHT.get()))
+                arrays["scores"] = copy_scores(results[0], phase, rows, arrays)
         except Exception as fault:
             watcher.fault(fault)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from analysis.engine.adapters.probe import (
     CURRENT_FLIGHT,
     CURRENT_REQUEST,
     CacheProbe,
+    Landing,
     indices,
     objects_of,
 )
@@ -76,7 +76,7 @@ class RecordProbe(CacheProbe):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._live: dict[str, _Live] = {}
-        self._in_the_air: dict[int, tuple[Any, str, Sequence[Any]]] = {}
+        self._in_the_air: dict[int, Landing] = {}
 
     def holdings(self) -> dict[str, list[int]]:
         return {request: live.pages() for request, live in list(self._live.items())}
@@ -140,9 +140,9 @@ class RecordProbe(CacheProbe):
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
-    def await_landing(self, flight: Any, phase: str, arguments: Sequence[Any]) -> None:
+    def await_landing(self, landing: Landing) -> None:
         # When the device is done, the arrays are given back for the next call.
-        self._in_the_air[id(arguments[0])] = flight, phase, arguments
+        self._in_the_air[id(landing.arguments[0])] = landing
 
     def _hook_landing(self, hooks: Hooks) -> None:
         release = Allocation.release
@@ -150,7 +150,7 @@ class RecordProbe(CacheProbe):
         def landing(allocation: Any) -> Any:
             landed = self._in_the_air.pop(id(allocation._device), None)
             if landed is not None:
-                self.land(*landed, None)
+                self.land(landed)
             return release(allocation)
 
         hooks.attribute(Allocation, "release", landing)
