@@ -65,14 +65,17 @@ def costs(
     return frame
 
 
-def pairs_needed(spread: float, worth: float) -> float:
-    """Return how many pairs put an interval's half-width at a cost of `worth` (0.05: 5%).
+def pairs_needed(spread: float, estimate: float, worth: float) -> float:
+    """Return about how many pairs tell whether a treatment costs more than `worth` (0.05: 5%).
 
-    `spread` is the standard deviation of the logarithms of the pairs' quotients.
+    So many that an interval around `estimate` no longer reaches 1 + `worth`, which it is taken to
+    be at least 1% away from. `spread` is the standard deviation of the logarithms of the pairs'
+    quotients; NaN gives NaN.
     """
     if math.isnan(spread):
         return math.nan
-    return float(math.ceil((1.96 * spread / math.log1p(worth)) ** 2))
+    distance = max(abs(math.log(estimate) - math.log1p(worth)), math.log1p(0.01))
+    return float(math.ceil((1.96 * spread / distance) ** 2))
 
 
 def _compared(group: pd.DataFrame, arm: str, metric: Metric, confidence: float) -> dict[str, Any]:

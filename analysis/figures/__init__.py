@@ -1,5 +1,7 @@
 """One function a figure: each takes frames of a run and returns a matplotlib Figure, or a table."""
 
+from analysis.figures.cost import cost_curves, cost_ratios
+from analysis.figures.cost_table import cost_table
 from analysis.figures.evictions import evictions
 from analysis.figures.failure_rate import failure_rate
 from analysis.figures.finding import finding_figure
@@ -9,6 +11,7 @@ from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
 from analysis.figures.latency import latency
 from analysis.figures.leads import lead_times
+from analysis.figures.lock_cost import lock_cost
 from analysis.figures.memory import memory
 from analysis.figures.outcomes import outcomes
 from analysis.figures.page_lifetimes import page_lifetimes
@@ -29,6 +32,9 @@ __all__ = [
     "HtmlTable",
     "asked_again",
     "checked_table",
+    "cost_curves",
+    "cost_ratios",
+    "cost_table",
     "evictions",
     "facts",
     "failed_cells",
@@ -41,6 +47,7 @@ __all__ = [
     "latency",
     "lead_times",
     "leads_table",
+    "lock_cost",
     "memory",
     "outcomes",
     "page_lifetimes",
