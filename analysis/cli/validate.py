@@ -1,0 +1,115 @@
+"""`cachelab validate`: fixes tried step by step, from the cache alone to many requests at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from analysis.cli.values import OptionError, numbers, texts
+
+if TYPE_CHECKING:
+    from analysis.validate import Isolated, Rung
+
+
+def validate(
+    release: Annotated[str, typer.Option(help="a shortfin release, such as 3.1.0")],
+    prefix_sharing: Annotated[str, typer.Option(help="none or trie")] = "none",
+    treatments: Annotated[
+        str,
+        typer.Option(help="changes to the live engine, a,b,c; all: every fix; none"),
+    ] = "all",
+    confidence: Annotated[float, typer.Option(help="how sure each rung must be")] = 0.95,
+    rate: Annotated[float, typer.Option(help="failure rate that must have shown")] = 0.01,
+    concurrency: Annotated[str, typer.Option(help="the rungs")] = "2,4,8,16,32",
+    pages: Annotated[int, typer.Option(help="size of the page pool")] = 256,
+    workload: Annotated[
+        str | None,
+        typer.Option(help="as of `sweep` [default: mixed; with the trie shared_prefix]"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
+    request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
+    isolated: Annotated[
+        float, typer.Option(help="seconds for the cache's operations alone; 0: leave them out")
+    ] = 60.0,
+    tolerate: Annotated[
+        list[str] | None,
+        typer.Option(help="'RULE:CAUSE=REASON' of findings that fail no rung; repeatable"),
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="seconds after which it ends undecided [default: none]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the ladder's directory, also to go on with it [default: a new one]"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="engines at the same time")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="the result as one JSON object")] = False,
+) -> None:
+    """Validate fixes: the cache's operations alone, then 2, 4, 8, 16 and 32 requests at once.
+
+    Each rung must show no failed request, no broken rule and no lost page over so many accepted
+    requests that the given failure rate would have shown; the first that does not ends it, and is
+    explained. The exit status is 0 if all were clean, 4 if one failed, 3 if one could not be
+    decided or a planted fault was not found, and 1 or 2 if nothing could be tried.
+    """
+    from analysis.paths import runs_dir
+    from analysis.treat import fixes
+    from analysis.validate import Settings, in_words
+    from analysis.validate import validate as climb
+
+    named = {"all": fixes(release, prefix_sharing), "none": ()}
+    settings = Settings(
+        release=release,
+        prefix_sharing=prefix_sharing,
+        treatments=named.get(treatments, texts(treatments)),
+        confidence=confidence,
+        rate=rate,
+        levels=numbers("--concurrency", concurrency),
+        pages=pages,
+        workload=workload,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        request_timeout_s=request_timeout,
+        isolated_s=isolated,
+        tolerate=dict(map(_tolerated, tolerate or ())),
+    )
+    place = out or runs_dir() / f"validate-{datetime.now():%Y-%m-%d-%H%M%S}"
+    try:
+        ladder = climb(
+            settings,
+            place,
+            jobs=jobs,
+            budget_s=math.inf if time_budget is None else time_budget,
+            on_step=_say_step,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped: run the same command with --out {place} to go on.\n")
+        raise typer.Exit(130) from None
+    if as_json:
+        sys.stdout.write(json.dumps({**ladder.as_dict(), "out": str(place)}) + "\n")
+    else:
+        typer.echo(in_words(ladder))
+    raise typer.Exit(ladder.exit_status)
+
+
+def _tolerated(value: str) -> tuple[tuple[str, str], str]:
+    finding, equals, reason = value.partition("=")
+    rule, colon, cause = finding.partition(":")
+    if not (colon and equals and rule.strip() and cause.strip() and reason.strip()):
+        raise OptionError(f"`--tolerate` takes RULE:CAUSE=REASON, not {value!r}.")
+    return (rule.strip(), cause.strip()), reason.strip()
+
+
+def _say_step(step: Isolated | Rung) -> None:
+    from analysis.validate import Rung
+
+    level = f"{step.level} at once" if isinstance(step, Rung) else "the cache alone"
+    sys.stderr.write(f"{level}: {step.verdict}\n")

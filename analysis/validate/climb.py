@@ -1,0 +1,259 @@
+"""A ladder climbed on real engines: each rung a sanitized sweep, until one is not clean."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import CachelabError
+from analysis.releases import check_known
+from analysis.store import load_run, write_atomically
+from analysis.sweep import Plan, run_sweep
+from analysis.sweep.estimate import Estimate
+from analysis.tables import FAULT
+from analysis.validate.evidence import Evidence, Tolerated, read_evidence, rung_of
+from analysis.validate.isolated import examine
+from analysis.validate.result import LEVELS, Isolated, Ladder, LadderError, Rung
+
+OnStep = Callable[[Isolated | Rung], None]
+"""Called with each rung when it has ended."""
+
+_PER_CELL = 32
+"""Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
+_MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
+"""Requests of a client: up to 3.2 two at once are slow, and a client's second follows on a first."""
+_RESUBMIT_S = 0.05
+_SETTINGS, _ISOLATED, _RESULT = "ladder.json", "isolated.json", "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is validated, and how sure it must be.
+
+    `rate` is the failure rate that must have shown with `confidence`. `tolerate` gives, for rule
+    and cause of findings that are not to fail a rung, the reason. `isolated_s` is the time for the
+    cache's operations by themselves (0: they are left out). Raises LadderError for what makes no
+    sense; engines' settings are checked when the plans are made.
+    """
+
+    release: str
+    prefix_sharing: str = "none"
+    treatments: tuple[str, ...] = ()
+    confidence: float = 0.95
+    rate: float = 0.01
+    levels: tuple[int, ...] = LEVELS
+    pages: int = 256
+    workload: str | None = None
+    """None: mixed prompts, and with the trie prompts that share prefixes."""
+    max_new_tokens: int = 15
+    """So many that every answer enters a new page of 16 tokens sooner or later."""
+    seed: int = 0
+    request_timeout_s: float = 60.0
+    isolated_s: float = 60.0
+    per_cell: int = _PER_CELL
+    """Requests that a fresh engine is asked, but for at least 2 and at most 8 of each client."""
+    tolerate: Tolerated = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_known(self.release)
+        for name in self.treatments:
+            if name.startswith(FAULT):
+                raise LadderError(
+                    f"{name} plants a fault, so there is nothing to validate: name treatments."
+                )
+        if not (self.isolated_s >= 0 and math.isfinite(self.isolated_s)):
+            raise LadderError(
+                f"The isolated operations take 0 seconds or more, not {self.isolated_s}."
+            )
+        for key, reason in self.tolerate.items():
+            if not reason.strip():
+                raise LadderError(f"Say why {key[0]} ({key[1]}) is to be tolerated.")
+        self.ladder()
+
+    def ladder(self) -> Ladder:
+        """Return the ladder before it is climbed."""
+        return Ladder(
+            release=self.release,
+            prefix_sharing=self.prefix_sharing,
+            treatments=self.treatments,
+            confidence=self.confidence,
+            rate=self.rate,
+            levels=self.levels,
+            workload=self.asked,
+        )
+
+    @property
+    def asked(self) -> str:
+        """The workload."""
+        return self.workload or ("shared_prefix" if self.prefix_sharing == "trie" else "mixed")
+
+    def plan(self, level: int) -> Plan:
+        """Return the sweep of one rung: as many fresh engines as it takes, and a control.
+
+        Raises PlanError or EngineError for settings with which no engine can be started.
+        """
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_cell // level))
+        plan = Plan(
+            releases=(self.release,),
+            prefix_sharing=(self.prefix_sharing,),
+            pages=(self.pages,),
+            concurrency=(level,),
+            workload=self.asked,
+            repeats=-(-self.ladder().needed // (level * rounds)),
+            rounds=rounds,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            request_timeout_s=self.request_timeout_s,
+            treatments=(self.treatments,),
+            sanitize=True,
+            resubmit_s=_RESUBMIT_S,
+        )
+        # As the pace is on a machine that is free; the patience is for one that is not.
+        expected = Estimate(plan).cell_s(plan.cells()[-1])
+        asking = Estimate(replace(plan, cell_timeout_s=1e6)).cell_s(plan.cells()[-1])
+        patience = max(plan.cell_timeout_s, 4 * max(expected, asking), 2 * self.request_timeout_s)
+        return replace(plan, cell_timeout_s=patience)
+
+
+def validate(
+    settings: Settings,
+    out: str | Path,
+    *,
+    jobs: int = 4,
+    budget_s: float = math.inf,
+    on_step: OnStep | None = None,
+    progress: bool = False,
+) -> Ladder:
+    """Climb a ladder: the isolated operations, then ever more concurrent requests.
+
+    A rung is left upwards only if it was clean: no accepted request failed, no rule was broken, no
+    page was lost, the alarm sounded where a fault was planted, and so many requests were accepted
+    that `settings.rate` would have shown. The first that is not ends the ladder, and what failed
+    there is explained. `jobs` engines run at a time. After `budget_s` seconds the ladder ends
+    undecided where it is; called again with the same settings and `out` it goes on there.
+
+    `out` holds `ladder.json` (the settings), `isolated.json`, a run for each rung (`rung-02`, ...)
+    and `result.json`. Raises LadderError, PlanError, EngineError, ReleaseError, RunError or
+    ModelError.
+    """
+    plans = {level: settings.plan(level) for level in settings.levels}
+    out, ends = Path(out), time.monotonic() + budget_s
+    _claim(out, settings)
+    ladder = settings.ladder()
+    if settings.isolated_s:
+        ladder = replace(ladder, isolated=_isolated(settings, out, ends))
+        _tell(on_step, ladder.isolated)
+    for level, plan in plans.items():
+        if ladder.last is not None and ladder.last.verdict != "clean":
+            break
+        if time.monotonic() >= ends:
+            ladder = replace(ladder, out_of_time=True)
+            break
+        rung = _climb(settings, level, plan, out, jobs, ends, progress)
+        ladder = ladder.with_rung(rung)
+        if rung.verdict == "undecided" and time.monotonic() >= ends:
+            ladder = replace(ladder, out_of_time=True)
+        _tell(on_step, rung)
+    write_atomically(out / _RESULT, json.dumps(ladder.as_dict(), indent=2) + "\n")
+    return ladder
+
+
+def _climb(
+    settings: Settings,
+    level: int,
+    plan: Plan,
+    out: Path,
+    jobs: int,
+    ends: float,
+    progress: bool,
+) -> Rung:
+    name = f"rung-{level:02d}"
+    path = out / name
+    known: dict[str, Evidence] = {}
+
+    def look(*_: Any) -> None:
+        for item in read_evidence(path, settings.tolerate, known):
+            known[item.cell_id] = item
+
+    def stop() -> bool:
+        return time.monotonic() >= ends or any(item.broken for item in known.values())
+
+    look()
+    run_sweep(plan, path, jobs=jobs, on_cell=look, stop=stop, progress=progress)
+    rung = rung_of(
+        level,
+        known.values(),
+        needed=settings.ladder().needed,
+        confidence=settings.confidence,
+        rate=settings.rate,
+        tolerated=settings.tolerate,
+        run=name,
+    )
+    if rung.verdict != "failed":
+        return rung
+    return replace(rung, explanation=_explain(path, rung))
+
+
+def _explain(path: Path, rung: Rung) -> str:
+    """Return the story of the rung's first failing request; of its findings if there is none."""
+    told = "\n\n".join(f"{found.name}: {found.message}" for found in rung.findings[:3])
+    if rung.failing is None or not rung.failing[1]:
+        return told or "\n".join(rung.endings[:1])
+    cell_id, request_id = rung.failing
+    try:
+        from analysis.explain import explain
+    except ImportError:
+        return f"{request_id} of {cell_id}. {told}".strip()
+    try:
+        return str(explain(load_run(path), request_id, cell_id=cell_id))
+    except CachelabError as error:
+        return f"{request_id} of {cell_id} cannot be explained: {error} {told}".strip()
+
+
+def _isolated(settings: Settings, out: Path, ends: float) -> Isolated:
+    """Examine the cache's operations, or return what is on disk of that."""
+    file = out / _ISOLATED
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        return Isolated(**{**kept, "failures": tuple(kept["failures"])})
+    budget = min(settings.isolated_s, max(1.0, ends - time.monotonic()))
+    isolated = examine(
+        settings.release,
+        settings.prefix_sharing,
+        settings.treatments,
+        budget,
+        out / "isolated.log",
+    )
+    if isolated.ok is not None:
+        write_atomically(file, json.dumps(asdict(isolated), indent=2) + "\n")
+    return isolated
+
+
+def _claim(out: Path, settings: Settings) -> None:
+    """Take a directory for this ladder; LadderError if it is another's."""
+    plain: Mapping[str, Any] = json.loads(json.dumps({
+        **asdict(settings),
+        "tolerate": [[*key, reason] for key, reason in sorted(settings.tolerate.items())],
+    }))  # fmt: skip
+    file = out / _SETTINGS
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise LadderError(f"{out} holds something else: choose a new or empty directory.")
+        write_atomically(file, json.dumps(plain, indent=2) + "\n")
+        return
+    stored = json.loads(file.read_text())
+    if different := [name for name in plain if stored.get(name) != plain[name]]:
+        raise LadderError(
+            f"{out} is another ladder ({', '.join(different)} differ): choose another place."
+        )
+
+
+def _tell(on_step: OnStep | None, step: Isolated | Rung | None) -> None:
+    if on_step is not None and step is not None:
+        on_step(step)

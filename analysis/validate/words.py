@@ -1,0 +1,150 @@
+"""A ladder in words: what each rung came to, and how sure that is."""
+
+from __future__ import annotations
+
+from analysis.validate.result import Found, Isolated, Ladder, Rung
+
+_MIB = 2**20
+_SHOWN = 3
+
+
+def in_words(ladder: Ladder) -> str:
+    """Return what the ladder came to as Markdown: a verdict, then a line for every rung."""
+    lines = [f"**{ladder.name}: {_verdict(ladder)}**", ""]
+    if ladder.isolated is not None:
+        lines.append(f"- Cache operations by themselves: {isolated_in_words(ladder.isolated)}")
+    else:
+        lines.append("- Cache operations by themselves: not examined.")
+    lines += [f"- {rung.level} at once: {rung_in_words(rung)}" for rung in ladder.rungs]
+    begun = {rung.level for rung in ladder.rungs}
+    if rest := [str(level) for level in ladder.levels if level not in begun]:
+        lines.append(f"- Not begun: {_list(rest)} at once.")
+    if stopped := next((r for r in ladder.rungs if r.explanation), None):
+        lines += ["", f"Why it stopped at {stopped.level} at once:", "", stopped.explanation]
+    return "\n".join(lines)
+
+
+def in_a_sentence(ladder: Ladder) -> str:
+    """Return the verdict with the ladder's setting before it."""
+    return f"{ladder.name}: {_verdict(ladder)}"
+
+
+def isolated_in_words(isolated: Isolated) -> str:
+    """Return what the cache's operations by themselves came to."""
+    if isolated.ok is None:
+        return isolated.problem or "no result."
+    many = f"{isolated.interleavings:,} interleavings"
+    many += ", which are all there are" if isolated.complete else ", not all there are"
+    if isolated.failures:
+        first = isolated.failures[0].rstrip(".")
+        return f"{many}; {len(isolated.failures)} can fail on this release's threads: {first}."
+    elsewhere = ""
+    if isolated.elsewhere:
+        elsewhere = f" ({isolated.elsewhere} fail in ways in which its threads do not call them)"
+    return f"{many}; none fails on this release's threads{elsewhere}."
+
+
+def rung_in_words(rung: Rung) -> str:
+    """Return what one rung came to, in sentences."""
+    sentences = [_requests(rung), *_trouble(rung)]
+    if not (rung.findings or rung.leaked or rung.endings or rung.unchecked):
+        sentences.append("No rule was broken, and no page was lost.")
+    sentences += [f"Tolerated: {found.name}, for {found.reason}." for found in rung.tolerated]
+    if rung.verdict == "void":
+        sentences.append(
+            f"Void: of {rung.controls} planted faults {rung.alarms} were found, so silence means"
+            " nothing."
+        )
+    elif not rung.controls and rung.verdict != "failed":
+        sentences.append("No planted fault was tried, so silence means nothing yet.")
+    if rung.accepted < rung.needed and rung.verdict == "undecided":
+        sentences.append(
+            f"Undecided: a failure rate of {_percent(rung.rate)} takes {rung.needed} accepted"
+            f" requests to show with {_percent(rung.confidence)} confidence."
+        )
+    sentences.append(_resources(rung))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _verdict(ladder: Ladder) -> str:
+    last = ladder.last
+    where = "in the cache's operations by themselves"
+    if isinstance(last, Rung):
+        where = f"at {last.level} at once"
+    if ladder.verdict == "validated":
+        return (
+            f"validated up to {ladder.levels[-1]} at once: on every rung a failure rate above"
+            f" {_percent(ladder.rate)} would have shown with {_percent(ladder.confidence)}"
+            " confidence."
+        )
+    if ladder.verdict == "failed":
+        return f"failed {where}."
+    if ladder.verdict == "void":
+        return f"void {where}: the alarm did not sound when it should have."
+    ended = " when its time was up" if ladder.out_of_time else ""
+    return f"undecided {where}{ended}." if last is not None else f"undecided, not begun{ended}."
+
+
+def _requests(rung: Rung) -> str:
+    refused = []
+    if rung.refusals:
+        refused.append(f"{rung.refusals} times one was refused and sent again")
+    if rung.rejected:
+        refused.append(f"{rung.rejected} were never taken and count for nothing")
+    note = f" ({'; '.join(refused)})" if refused else ""
+    engines = f"{rung.cells} fresh engine{'s' if rung.cells != 1 else ''}"
+    if not rung.accepted:
+        return f"No request was accepted{note} by {engines}."
+    kinds = _list([f"{count} {name}" for name, count in rung.failures.items()])
+    failed = f"{rung.failed} failed ({kinds})" if rung.failed else "none failed"
+    text = f"{rung.accepted} requests accepted{note} by {engines}, {failed}"
+    if rung.failed:
+        return f"{text}."
+    # Requests of an engine share batches, and with them their fate; engines share nothing.
+    return (
+        f"{text}: at most {_percent(rung.upper)} fail, with {_percent(rung.confidence)} confidence,"
+        f" if requests that share batches fail independently; of engines, which are independent, at"
+        f" most {_percent(rung.upper_of_engines)} show anything wrong."
+        if not rung.failed_cells
+        else f"{text}."
+    )
+
+
+def _trouble(rung: Rung) -> list[str]:
+    sentences = []
+    if rung.endings:
+        first = rung.endings[0].rstrip(".")
+        sentences.append(f"{len(rung.endings)} engines did not end well, the first so: {first}.")
+    if rung.findings:
+        named = [_found(found) for found in rung.findings[:_SHOWN]]
+        more = len(rung.findings) - _SHOWN
+        named += [f"{more} more"] if more > 0 else []
+        sentences.append(f"Rules broken: {_list(named)}.")
+    if rung.leaked:
+        pages = f"{rung.leaked} page{'s are' if rung.leaked > 1 else ' is'}"
+        sentences.append(f"{pages} neither free nor cached when nobody is served any more.")
+    sentences += [f"Not all was watched: {sentence}" for sentence in rung.unchecked]
+    return sentences
+
+
+def _found(found: Found) -> str:
+    many = f"{found.requests} requests" if found.requests else f"{found.cells} engines"
+    return f"{found.name}, {found.severity}, {many}"
+
+
+def _resources(rung: Rung) -> str:
+    parts = []
+    if rung.peak_rss_bytes:
+        parts.append(f"at most {rung.peak_rss_bytes / _MIB:.0f} MiB resident")
+    if rung.pages_in_use is not None:
+        parts.append(f"at most {rung.pages_in_use} of {rung.page_count} pages in use")
+    text = " and ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.3g}%"
+
+
+def _list(parts: list[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
