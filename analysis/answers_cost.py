@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.answers import _list, name_of
-from analysis.cost import ALL, METRICS, UNTREATED, WATCHED, costs, lock_share, pairs_needed
+from analysis.cost import (
+    ALL,
+    METRICS,
+    UNTREATED,
+    WATCHED,
+    LockFigures,
+    costs,
+    pairs_needed,
+)
 from analysis.cost.arms import LOCK
 from analysis.cost.measures import SETTING
 from analysis.stats import varying
@@ -21,27 +28,6 @@ _SHOWN = ("costs", "saves")
 _WHOLE = "latency_s"
 Row = Mapping[Any, Any] | pd.Series
 _KEYS = ["release", "prefix_sharing"]
-
-
-@dataclass(frozen=True)
-class LockFigures:
-    """What was measured of a lock by itself, on one setting."""
-
-    release: str
-    prefix_sharing: str
-    operations: float
-    """How often a request takes the lock."""
-    latency_s: float
-    """What a request takes."""
-    costs: pd.DataFrame
-    """As `analysis.cost.lock_costs` returns it."""
-    alternated: Mapping[str, float]
-    """As `analysis.cost.alternated` returns it."""
-
-    @property
-    def share(self) -> dict[str, float]:
-        """What it adds to a request, estimated from above."""
-        return lock_share(self.costs, self.operations, self.latency_s)
 
 
 def cost_in_words(

@@ -2,6 +2,7 @@
 
 from analysis.cost.arms import ALL, UNTREATED, arm_name, arms
 from analysis.cost.compare import costs, pairs_needed
+from analysis.cost.lock_figures import LockFigures, measure_lock
 from analysis.cost.locking import (
     alternate,
     alternated,
@@ -17,6 +18,7 @@ __all__ = [
     "METRICS",
     "UNTREATED",
     "WATCHED",
+    "LockFigures",
     "Metric",
     "alternate",
     "alternated",
@@ -27,6 +29,7 @@ __all__ = [
     "lock_costs",
     "lock_share",
     "measure",
+    "measure_lock",
     "pairs_needed",
     "time_operations",
     "watched",
