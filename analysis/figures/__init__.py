@@ -9,6 +9,7 @@ from analysis.figures.findings_chart import findings_chart
 from analysis.figures.findings_table import checked_table, findings_table, leads_table
 from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
+from analysis.figures.ladder import ladder, ladders
 from analysis.figures.latency import latency
 from analysis.figures.leads import lead_times
 from analysis.figures.lock_cost import lock_cost
@@ -44,6 +45,8 @@ __all__ = [
     "findings_table",
     "flights",
     "hit_rate",
+    "ladder",
+    "ladders",
     "latency",
     "lead_times",
     "leads_table",

@@ -26,7 +26,7 @@ OnStep = Callable[[Isolated | Rung], None]
 _PER_CELL = 32
 """Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
-"""Requests of a client: up to 3.2 two at once are slow, and a client's second follows on a first."""
+"""Requests of a client: two at once may be slow, and a second one finds what a first one left."""
 _RESUBMIT_S = 0.05
 _SETTINGS, _ISOLATED, _RESULT = "ladder.json", "isolated.json", "result.json"
 

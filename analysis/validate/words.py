@@ -6,6 +6,10 @@ from analysis.validate.result import Found, Isolated, Ladder, Rung
 
 _MIB = 2**20
 _SHOWN = 3
+_CAVEAT = (
+    "Bounds are one-sided, with {} confidence. That of requests takes them for independent, which"
+    " those that share batches are not; engines are."
+)
 
 
 def in_words(ladder: Ladder) -> str:
@@ -19,6 +23,8 @@ def in_words(ladder: Ladder) -> str:
     begun = {rung.level for rung in ladder.rungs}
     if rest := [str(level) for level in ladder.levels if level not in begun]:
         lines.append(f"- Not begun: {_list(rest)} at once.")
+    if any(rung.accepted and not rung.failed_cells for rung in ladder.rungs):
+        lines += ["", _CAVEAT.format(_percent(ladder.confidence))]
     if stopped := next((r for r in ladder.rungs if r.explanation), None):
         lines += ["", f"Why it stopped at {stopped.level} at once:", "", stopped.explanation]
     return "\n".join(lines)
@@ -98,15 +104,11 @@ def _requests(rung: Rung) -> str:
     kinds = _list([f"{count} {name}" for name, count in rung.failures.items()])
     failed = f"{rung.failed} failed ({kinds})" if rung.failed else "none failed"
     text = f"{rung.accepted} requests accepted{note} by {engines}, {failed}"
-    if rung.failed:
+    if rung.failed_cells:
         return f"{text}."
-    # Requests of an engine share batches, and with them their fate; engines share nothing.
     return (
-        f"{text}: at most {_percent(rung.upper)} fail, with {_percent(rung.confidence)} confidence,"
-        f" if requests that share batches fail independently; of engines, which are independent, at"
-        f" most {_percent(rung.upper_of_engines)} show anything wrong."
-        if not rung.failed_cells
-        else f"{text}."
+        f"{text}: at most {_percent(rung.upper)} of requests do, and at most"
+        f" {_percent(rung.upper_of_engines)} of engines."
     )
 
 

@@ -1,0 +1,154 @@
+"""Ladders on real engines, and what is refused before any starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from analysis.cli import app
+from analysis.errors import CachelabError, ReleaseError
+from analysis.sweep.plan import Plan, PlanError
+from analysis.treat import fixes
+from analysis.validate import LadderError, Settings, in_words, validate
+from analysis.validate.isolated import examine, read
+
+QUICK: dict[str, Any] = {"rate": 0.2, "per_cell": 8}
+"""14 accepted requests a rung."""
+
+
+def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(release="3.1.0", treatments=fixes("3.1.0", "none"), levels=(4,),
+                        isolated_s=10, **QUICK)  # fmt: skip
+    steps: list[str] = []
+    ladder = validate(settings, tmp_path / "out", jobs=2, on_step=lambda s: steps.append(s.verdict))
+    assert ladder.verdict == "validated", in_words(ladder)
+    assert steps == ["clean"] * 2
+    assert [rung.level for rung in ladder.rungs] == [4]
+    assert all(rung.accepted == 16 and rung.alarms == 1 for rung in ladder.rungs)
+    assert ladder.isolated is not None
+    assert ladder.isolated.interleavings > 1000
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["verdict"] == "validated"
+    # Read back from disk; no time is given to start anything.
+    again = validate(settings, tmp_path / "out", budget_s=60)
+    assert again.rungs == ladder.rungs
+    assert again.isolated == ladder.isolated
+    with pytest.raises(LadderError, match="another ladder \\(seed differ"):
+        validate(Settings(**{**vars(settings), "seed": 1}), tmp_path / "out")
+
+
+def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -> None:
+    settings = Settings(release="3.1.0", prefix_sharing="trie", treatments=("correct-seq-lens",),
+                        levels=(4, 8), isolated_s=0, **QUICK)  # fmt: skip
+    ladder = validate(settings, tmp_path / "out", jobs=1)
+    assert ladder.verdict == "failed"
+    [rung] = ladder.rungs
+    # The first engine showed it, so the second one was not started.
+    assert (rung.cells, rung.accepted) == (1, 8)
+    assert "no leak" in {found.rule for found in rung.findings}
+    assert rung.leaked
+    assert rung.failing is not None
+    assert rung.failing[1] in rung.explanation
+
+
+def test_all_fixes_of_3_9_0_are_validated_although_it_refuses_requests(tmp_path: Path) -> None:
+    settings = Settings(release="3.9.0", treatments=fixes("3.9.0", "none"), levels=(8,),
+                        isolated_s=0, **QUICK)  # fmt: skip
+    ladder = validate(settings, tmp_path / "out", jobs=2)
+    assert ladder.verdict == "validated", in_words(ladder)
+    [rung] = ladder.rungs
+    # Every refused one came back until it was taken.
+    assert (rung.accepted, rung.rejected) == (16, 0)
+    assert rung.refusals > 0
+
+
+def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
+    settings = Settings(release="3.1.0", levels=(4,), isolated_s=0, **QUICK)
+    ladder = validate(settings, tmp_path / "out", budget_s=0)
+    assert (ladder.verdict, ladder.out_of_time, ladder.rungs) == ("undecided", True, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"release": "3.0.0"}, ReleaseError, "not a known release"),
+        ({"rate": 0}, LadderError, "between 0 and 1"),
+        ({"levels": (4, 4)}, LadderError, "ascending"),
+        ({"treatments": ("fault:seq-len-short",)}, LadderError, "plants a fault"),
+        ({"tolerate": {("no leak", "x"): " "}}, LadderError, "Say why"),
+        ({"isolated_s": -1}, LadderError, "0 seconds or more"),
+        ({"treatments": ("nonsense",)}, PlanError, "no treatment 'nonsense'"),
+        ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
+        ({"request_timeout_s": 0}, PlanError, "more than 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict, error: type[CachelabError], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        validate(Settings(**{"release": "3.1.0", **changes}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(LadderError, match="holds something else"):
+        validate(Settings(release="3.1.0"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("level", [2, 4, 8, 16, 32])
+def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None:
+    plan = Settings(release="3.1.0").plan(level)
+    own = [cell for cell in plan.cells() if not cell.is_control]
+    assert len(own) * plan.request_count(level) >= 299
+    assert (len(own) - 1) * plan.request_count(level) < 299
+    assert len(own) >= 5
+    assert sum(cell.is_control for cell in plan.cells()) == 1
+    assert plan.resubmit_s
+
+
+def test_refused_requests_stay_refused_unless_a_plan_says_otherwise() -> None:
+    assert "resubmit_s" not in Plan(releases=("3.9.0",)).as_dict()
+    assert Plan(releases=("3.9.0",), resubmit_s=0.5).as_dict()["resubmit_s"] == 0.5
+    with pytest.raises(PlanError, match="`--resubmit` must be more than 0"):
+        Plan(releases=("3.9.0",), resubmit_s=0)
+
+
+def test_only_what_can_happen_on_the_threads_of_the_release_fails_the_lowest_rung() -> None:
+    failure = {"scenario": "equal prompts", "message": "Page 4 is lost.", "schedule": "A B"}
+    said = {"interleavings": 70, "complete": True,
+            "failures": [{**failure, "happens": "only if called in another way"}]}  # fmt: skip
+    isolated = read(said, 1.5)
+    assert (isolated.verdict, isolated.elsewhere, isolated.interleavings) == ("clean", 1, 70)
+    said["failures"].append({**failure, "happens": "on this release's threads"})
+    isolated = read(said, 1.5)
+    assert isolated.verdict == "failed"
+    assert isolated.failures == ("equal prompts: Page 4 is lost.",)
+
+
+def test_an_examination_that_fails_proves_nothing(tmp_path: Path) -> None:
+    isolated = examine("3.1.0", "none", ("nonsense",), 5, tmp_path / "log.txt")
+    assert isolated.verdict == "undecided"
+    assert "There is no treatment 'nonsense'" in isolated.problem
+
+
+def test_the_command_line_names_what_is_wrong_and_ends_with_the_verdicts_status(
+    tmp_path: Path,
+) -> None:
+    run = CliRunner().invoke
+    told = run(app, ["validate", "--release", "3.1.0", "--tolerate", "no leak"])
+    assert "takes RULE:CAUSE=REASON" in str(told.exception)
+    command = ["validate", "--release", "3.1.0", "--isolated", "0", "--time-budget", "0", "--json",
+               "--out", str(tmp_path / "out"), "--tolerate", "no leak:x=it is a trial"]  # fmt: skip
+    told = run(app, command)
+    assert told.exit_code == 3
+    assert json.loads(told.stdout)["verdict"] == "undecided"
+    settings = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    assert settings["tolerate"] == [["no leak", "x", "it is a trial"]]
+    assert settings["treatments"] == list(fixes("3.1.0", "none"))

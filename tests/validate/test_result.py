@@ -1,0 +1,209 @@
+"""Verdicts, words and frames of ladders whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_ladders import (
+    ALL,
+    ALONE,
+    BEYOND,
+    CLEAN,
+    FAILED,
+    ISOLATED,
+    LEAKS,
+    TOO_FEW,
+    VOID,
+    ladder,
+    rung,
+)
+
+from analysis.stats import requests_to_see
+from analysis.validate import (
+    Found,
+    Isolated,
+    Ladder,
+    LadderError,
+    in_a_sentence,
+    in_words,
+    overview,
+    upper_bound,
+)
+
+SHARES = st.floats(0.001, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "status"),
+    [
+        ("clean", "validated", 0),
+        ("failed", "failed", 4),
+        ("too few", "undecided", 3),
+        ("leaks", "failed", 4),
+        ("void", "void", 3),
+        ("alone", "failed", 4),
+    ],
+)
+def test_a_ladder_comes_to_what_its_rungs_came_to(name: str, verdict: str, status: int) -> None:
+    assert (ALL[name].verdict, ALL[name].exit_status) == (verdict, status)
+
+
+def test_a_ladder_is_validated_only_if_every_rung_was_climbed() -> None:
+    assert ladder(*CLEAN.rungs[:-1]).verdict == "undecided"
+    assert ladder(isolated=None).verdict == "undecided"
+    assert replace(CLEAN, isolated=None).verdict == "validated"
+    assert replace(CLEAN, isolated=Isolated(None, problem="It died.")).verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"failures": {"wrong": 1}},
+        {"failures": {"lost": 1}},
+        {"findings": (BEYOND,)},
+        {"leaked": 1},
+        {"endings": ("The engine died.",)},
+    ],
+)
+def test_one_thing_wrong_fails_a_rung_whether_or_not_the_alarm_was_tried(change: dict) -> None:
+    assert rung(2).verdict == "clean"
+    assert rung(2, **change).verdict == "failed"
+    assert rung(2, alarms=0, **change).verdict == "failed"
+    assert rung(2, accepted=3, controls=0, alarms=0, **change).verdict == "failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({"accepted": 298}, "undecided"),
+        ({"accepted": 299}, "clean"),
+        ({"rejected": 5000, "accepted": 298}, "undecided"),
+        ({"refusals": 5000}, "clean"),
+        ({"alarms": 0}, "void"),
+        ({"controls": 0, "alarms": 0}, "undecided"),
+        ({"unchecked": ("The recording was full.",)}, "undecided"),
+        ({"tolerated": (replace(BEYOND, reason="it is a trial"),)}, "clean"),
+    ],
+)
+def test_silence_counts_only_with_an_alarm_that_works_and_enough_requests(
+    change: dict, verdict: str
+) -> None:
+    assert rung(2, **change).verdict == verdict
+
+
+@given(rate=SHARES, confidence=st.floats(0.5, 0.999))
+def test_as_many_requests_as_are_needed_bring_the_bound_to_the_rate(
+    rate: float, confidence: float
+) -> None:
+    needed = requests_to_see(rate, confidence)
+    assert upper_bound(0, needed, confidence) <= rate * (1 + 1e-9)
+    if needed > 1:
+        assert upper_bound(0, needed - 1, confidence) > rate
+
+
+@given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))
+def test_the_bound_lies_above_the_rate_and_grows_with_failures(n, data, confidence) -> None:
+    k = data.draw(st.integers(0, n))
+    bound = upper_bound(k, n, confidence)
+    assert k / n <= bound <= 1
+    if k:
+        assert upper_bound(k - 1, n, confidence) < bound
+        # P(at most k of n) at the bound is what the confidence leaves.
+        if k < n:
+            tail = sum(math.comb(n, i) * bound**i * (1 - bound) ** (n - i) for i in range(k + 1))
+            assert tail == pytest.approx(1 - confidence, rel=1e-6)
+
+
+def test_a_bound_of_nothing_is_no_bound_and_of_the_impossible_an_error() -> None:
+    assert upper_bound(0, 0, 0.95) == 1
+    with pytest.raises(ValueError, match="k must lie between"):
+        upper_bound(3, 2, 0.95)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"confidence": 1.0}, {"rate": 0.0}, {"levels": ()}, {"levels": (4, 2)}, {"levels": (0, 2)}],
+)
+def test_a_ladder_that_makes_no_sense_is_refused(change: dict) -> None:
+    with pytest.raises(LadderError):
+        replace(CLEAN, **change)
+
+
+def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
+    text = in_words(CLEAN)
+    assert "validated up to 32 at once" in text
+    assert "a failure rate above 1% would have shown with 95% confidence" in text
+    assert "33,776 interleavings, which are all there are" in text
+    assert text.count("320 requests accepted by 10 fresh engines, none failed") == 5
+    assert "at most 0.93% of requests do, and at most 26% of engines" in text
+    assert "those that share batches are not" in text
+    assert "Not begun" not in text
+
+
+def test_the_words_explain_the_first_rung_that_failed() -> None:
+    text = in_words(FAILED)
+    assert "failed at 8 at once" in text
+    assert "8 failed (7 wrong and 1 timeout)" in text
+    assert "own length (beyond it), wrong data, 12 requests" in text
+    assert "Not begun: 16 and 32 at once." in text
+    assert text.endswith("r0003 read what r0002 had written.")
+    assert in_a_sentence(FAILED).endswith("failed at 8 at once.")
+
+
+def test_the_words_of_what_proves_nothing_say_why() -> None:
+    text = in_words(TOO_FEW)
+    assert "undecided at 4 at once when its time was up" in text
+    assert "109 were never taken and count for nothing" in text
+    assert "takes 299 accepted requests" in text
+    assert "of 1 planted faults 0 were found, so silence means nothing" in in_words(VOID)
+    assert "32 pages are neither free nor cached" in in_words(LEAKS)
+    assert "No rule was broken" not in in_words(LEAKS)
+    assert "equal prompts: B gets no pages." in in_words(ALONE)
+    assert "failed in the cache's operations by themselves" in in_words(ALONE)
+    nothing = ladder(isolated=Isolated(None, problem="It died."))
+    assert "undecided" in in_words(nothing)
+    assert "It died." in in_words(nothing)
+    bare = in_words(ladder(rung(2, 0, cells=0, controls=0, alarms=0)))
+    assert "No request was accepted by 0 fresh engines." in bare
+    assert "silence means nothing yet" in bare
+    mild = rung(2, tolerated=(Found("common lock", "x", "at risk", 3, 1, "m", "a trial"),))
+    assert "Tolerated: common lock (x), for a trial." in in_words(ladder(mild))
+
+
+def test_the_frame_has_a_row_for_every_rung_also_for_those_to_come() -> None:
+    frame = FAILED.frame()
+    assert list(frame["level"]) == [0, 2, 4, 8, 16, 32]
+    assert list(frame["verdict"]) == ["clean"] * 3 + ["failed"] + ["not begun"] * 2
+    assert frame["failed"].tolist()[1:4] == [0, 0, 8]
+    assert frame["upper"].iloc[1] == pytest.approx(upper_bound(0, 320, 0.95))
+    assert frame["needed"].tolist()[1:] == [299] * 5
+    assert list(replace(FAILED, isolated=None).frame()["level"]) == [2, 4, 8, 16, 32]
+
+
+def test_the_overview_has_a_row_for_each_ladder() -> None:
+    rows = overview(list(ALL.values()))
+    assert rows["verdict"].tolist() == [one.verdict for one in ALL.values()]
+    assert rows["reached"].fillna(-1).tolist() == [32, 4, 2, 0, 0, -1]
+    assert rows["stopped_at"].fillna(-1).tolist() == [-1, 8, 4, 2, 2, 0]
+    assert overview([]).empty
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_a_ladder_is_plain_values_for_programs(name: str) -> None:
+    plain = json.loads(json.dumps(ALL[name].as_dict()))
+    assert plain["verdict"] == ALL[name].verdict
+    assert [row["verdict"] for row in plain["rungs"]] == [r.verdict for r in ALL[name].rungs]
+    assert plain["isolated"]["verdict"] == ALL[name].isolated.verdict
+
+
+def test_defaults_are_those_of_the_report() -> None:
+    plain = Ladder("3.1.0", "none", ())
+    assert plain.levels == (2, 4, 8, 16, 32)
+    assert plain.needed == 299
+    assert "no treatment" in plain.name
+    assert ISOLATED.verdict == "clean"
