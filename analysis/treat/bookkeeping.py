@@ -121,6 +121,44 @@ class RegisterOnce(Treatment):
         replace_attribute(undo, kind, "register_allocation", registered)
 
 
+class ReferToPublished(Treatment):
+    """A request refers to the node whose pages it uses, whoever published it."""
+
+    name = "refer-to-published"
+    hypothesis = (
+        "A request that finds its pages published by another goes on with that one's, and its own"
+        " reference does not protect them."
+    )
+    change = "At a publication the request's reference moves to the deepest node that it matches."
+    releases = ("3.9.0",)
+    sharing = "trie"
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
+
+        def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+            now.info = cache_info
+            try:
+                return publish(cache_info, *args, **named)
+            finally:
+                now.info = None
+
+        def matched(tokens: Any) -> Any:
+            node, pages = match(tokens)
+            info = getattr(now, "info", None)
+            if info is not None and node is not info.last_cached_node and pages:
+                node.ref_count.increment()  # under the cache's own lock, before it looks on
+                if not info.last_cached_node.ref_count.is_empty():
+                    info.last_cached_node.ref_count.decrement()
+                info.last_cached_node = node
+            return node, pages
+
+        replace_attribute(undo, cache, "match", matched)
+        replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+
+
 class ReuseExistingNode(Treatment):
     """Two requests that publish the same tokens publish one node."""
 
