@@ -101,3 +101,14 @@ def allocation_kinds(engine: Engine) -> list[Any]:
 def owner_of(allocation: Any) -> Any:
     """Return the cache that an allocation was made by."""
     return getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
+
+
+def nodes_below(root: Any) -> list[Any]:
+    """Return all nodes of a trie but its root."""
+    found: list[Any] = []
+    waiting = [root]
+    while waiting:
+        children = list((waiting.pop().children or {}).values())
+        found += children
+        waiting += children
+    return found

@@ -12,6 +12,7 @@ from analysis.treat.base import (
     Treatment,
     allocation_kinds,
     cache_of,
+    nodes_below,
     owner_of,
     part,
     replace_attribute,
@@ -311,7 +312,7 @@ class FreeUnpublishedPages(Treatment):
             self._by_request(engine, undo, cache)
 
     def _by_allocation(self, undo: ExitStack, cache: Any, kinds: list[Any]) -> None:
-        published = {node.page.index for node in _nodes(cache.root)}
+        published = {node.page.index for node in nodes_below(cache.root)}
         free, create = cache.page_pool.free_pages, type(cache.root).create_child
 
         def freed(pages: Any) -> Any:
@@ -367,14 +368,3 @@ class FreeUnpublishedPages(Treatment):
 
         replace_attribute(undo, manager, "allocate", noted)
         replace_attribute(undo, decoder, "publish_request", published)
-
-
-def _nodes(root: Any) -> list[Any]:
-    """Return all nodes below the root."""
-    found: list[Any] = []
-    waiting = [root]
-    while waiting:
-        children = list((waiting.pop().children or {}).values())
-        found += children
-        waiting += children
-    return found

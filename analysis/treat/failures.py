@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from analysis.treat.base import Treatment, cache_of, part, replace_attribute
+from analysis.treat.base import Treatment, cache_of, nodes_below, part, replace_attribute
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -163,15 +163,24 @@ class SurviveAllocationFailure(Treatment):
                     self._unified_batcher.reserve_workload(rid=request.orig_instance_id, count=0)
                     record = self._allocated_cach_recs.get(request.instance_id)
                     listed = {page.index for page in record.pages} if record is not None else set()
-                    # Without a trie they are freed with the record; with one, those that are not
-                    # published are nobody's.
-                    lost = lost | listed if hasattr(cache, "root") else lost - listed
+                    # Without a trie they are freed with the record; with one, those that are
+                    # neither published nor set aside are nobody's.
+                    lost = (
+                        (lost | listed) - _kept(cache) if hasattr(cache, "root") else lost - listed
+                    )
                     cache.free_allocated_pages(list(lost))
                     self.free_req_cache(request)
                 _answer(adapter.responder_of(self._rid))
 
         replace_attribute(undo, cache, "allocate", allocated)
         replace_attribute(undo, decoder, "run", told)
+
+
+def _kept(cache: Any) -> set[int]:
+    """Return the pages that the trie has, and those that it frees by itself."""
+    with cache._lock:
+        published = {node.page.index for node in nodes_below(cache.root)}
+        return published | {page.index for page in cache._duplicated_pages}
 
 
 def _answer(responder: Any) -> None:
