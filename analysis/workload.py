@@ -28,6 +28,9 @@ Answers = Mapping[tuple[str, int], Sequence[int]]
 Decode = Callable[[Sequence[int]], str]
 
 _FAMILY_MEMBERS = 4
+_TURN_TOKENS = 17
+_ROUND, _ROUND_S, _BUSY_TOKENS = (0.0, 0.4, 0.7, 1.2), 2.0, 80
+"""When the requests of a round of `evict_found` arrive, in seconds, and how long a round takes."""
 _SHARED_TOKENS = 2 * prompts.PAGE_TOKENS
 
 
@@ -172,6 +175,8 @@ def distinct(name: str, count: int) -> int:
         return 1
     if name == "aba":
         return sum(_thirds(count)[:2])
+    if name == "evict_found":
+        return count + 2 * len(_ROUND)  # for rounds that lack one
     return count
 
 
@@ -187,6 +192,8 @@ def arrange(name: str, chosen: Sequence[Request], *, count: int, seed: int | Non
         first, second, third = _thirds(count)
         again = chosen[:third]
         sent = [*chosen[: first + second], *again]
+    elif name == "evict_found":
+        sent = _rounds(chosen, count)
     else:
         sent = list(chosen[:count])
     return Workload(name, tuple(replace(r, id=f"r{i:04d}") for i, r in enumerate(sent)), seed)
@@ -255,6 +262,72 @@ def _shared_prefix(count: int, seed: int, max_new_tokens: int) -> list[Request]:
     return made[:count]
 
 
+def _growing(count: int, seed: int, max_new_tokens: int) -> list[Request]:
+    """Conversations in turn, each a sequence that is asked again and again, longer every time."""
+    rng = np.random.default_rng(seed)
+    made: list[Request] = []
+    while len(made) < count:
+        talks = [
+            prompts.draw(family, rng, length=prompts.MAX_LENGTH, n=max_new_tokens, split="held_out")
+            for family in ("count", "letters", "descend", "letters")[:_FAMILY_MEMBERS]
+        ]
+        for length in range(prompts.LANES_FROM, prompts.MAX_LENGTH + 1, _TURN_TOKENS):
+            for talk in talks:
+                whole = talk.prompt + talk.continuation
+                prompt, rest = whole[: length - 1], whole[length - 1 :]  # bos stands before it
+                made.append(
+                    Request("", prompt, max_new_tokens, rest[:max_new_tokens], family=talk.family)
+                )
+    return made[:count]
+
+
+def _evict_found(count: int, seed: int, max_new_tokens: int) -> list[Request]:
+    """Make rounds of four requests, for two clients and a pool of 17 pages; a round is a family.
+
+    A long prompt; one that decodes for long; while it does, one that shares three pages with the
+    first, needs eight, and so finds cached pages of which it must evict some. It is asked for words
+    that lie on the third shared page. The last one only makes the rounds even.
+    """
+    rng = np.random.default_rng(seed)
+    made: list[Request] = []
+    while len(made) < count:
+        first, third = prompts.shared_prefix(
+            rng,
+            members=2,
+            prefix_tokens=3 * prompts.PAGE_TOKENS,
+            length=prompts.MAX_LENGTH,
+            n=4,
+            split="held_out",
+        )
+        listed = third.prompt[: third.prompt.index(">") + 1]
+        asked_for = listed.index(" ", 2 * prompts.PAGE_TOKENS) + 1
+        cued = asked_for + 3
+        busy = prompts.draw("letters", rng, length=30, n=_BUSY_TOKENS, split="held_out")
+        even = prompts.draw("letters", rng, length=10, n=4, split="held_out")
+        name = f"round {len(made) // len(_ROUND)}"
+        made += [
+            Request("", first.prompt, 4, family=name),
+            Request("", busy.prompt, _BUSY_TOKENS, family=name),
+            Request("", listed + listed[asked_for:cued], 4, listed[cued : cued + 4], family=name),
+            Request("", even.prompt, 1, family=name),
+        ]
+    return made[:count]
+
+
+def _rounds(chosen: Sequence[Request], count: int) -> list[Request]:
+    """Take rounds of which no request was dropped, and say when each of them arrives."""
+    rounds: dict[str, list[Request]] = {}
+    for request in chosen:
+        rounds.setdefault(request.family, []).append(request)
+    whole = [members for members in rounds.values() if len(members) == len(_ROUND)]
+    sent = [
+        replace(request, arrival_s=number * _ROUND_S + after)
+        for number, members in enumerate(whole)
+        for request, after in zip(members, _ROUND, strict=True)
+    ]
+    return sent[:count]
+
+
 def _asked(prompt: prompts.Prompt, max_new_tokens: int) -> Request:
     return Request("", prompt.prompt, max_new_tokens, prompt.continuation, family=prompt.family)
 
@@ -264,6 +337,8 @@ BUILDERS: Mapping[str, Callable[[int, int, int], list[Request]]] = {
     "mixed": _mixed,
     "shared_prefix": _shared_prefix,
     "aba": _mixed,
+    "growing": _growing,
+    "evict_found": _evict_found,
 }
 """What each named workload is made of: (count, seed, max_new_tokens) -> candidates."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,32 @@ def test_shared_prefix_shares_two_pages_and_then_parts():
     assert first.prompt[:31] == second.prompt[:31]  # and the bos token before them
     assert first.prompt != second.prompt
     assert first.expected != second.expected
+
+
+def test_growing_asks_the_same_sequences_again_longer_every_time():
+    made = [request.prompt for request in make_workload("growing", count=20, seed=0).requests]
+    for talk in range(4):
+        turns = made[talk::4]
+        assert all(b.startswith(a) for a, b in pairwise(turns))
+        assert [len(turn) + 1 for turn in turns] == [49, 66, 83, 100, 117]
+
+
+def test_evict_found_asks_for_words_on_a_page_that_was_found_cached():
+    made = make_workload("evict_found", count=8, seed=0).requests
+    for warm, busy, asked, _ in (made[:4], made[4:]):
+        assert warm.prompt[:47] == asked.prompt[:47]  # three pages of 16, with the bos token
+        assert len(asked.prompt) + 1 > 7 * 16
+        place = asked.prompt.index(asked.prompt[-3:] + asked.expected) + 4
+        assert 32 <= place < 48
+        assert warm.arrival_s < busy.arrival_s < asked.arrival_s
+    assert made[4].arrival_s - made[0].arrival_s == 2.0
+
+
+def test_evict_found_leaves_out_rounds_that_lack_a_request():
+    offered = candidates("evict_found", count=4, seed=0)
+    sent = arrange("evict_found", offered[:2] + offered[3:], count=4, seed=0).requests
+    assert [r.prompt for r in sent] == [r.prompt for r in offered[4:8]]
+    assert sent[0].arrival_s == 0
 
 
 @given(st.integers(1, 60))

@@ -28,7 +28,10 @@ def sweep(
     pages: Annotated[str, typer.Option(help="sizes of the page pool")] = "256",
     concurrency: Annotated[str, typer.Option(help="numbers of client threads")] = "1,2,4,8",
     workload: Annotated[
-        str, typer.Option(help="reported, mixed, shared_prefix, aba, or a JSON Lines file")
+        str,
+        typer.Option(
+            help="reported, mixed, shared_prefix, aba, growing, evict_found, or a JSON Lines file"
+        ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,
     rounds: Annotated[

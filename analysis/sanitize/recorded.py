@@ -168,14 +168,14 @@ def check_tables(tables: Mapping[str, pa.Table]) -> Findings | None:
 
 
 def _stride(snapshots: Sequence[Snapshot], flights: pa.Table | None) -> int:
-    """Return the tokens of a page: of a cached one, or as a prefill without cached tokens has."""
-    for snapshot in snapshots:
-        for node in snapshot.nodes:
-            if node.tokens:
-                return len(node.tokens)
-    if flights is None:
-        return _STRIDE
-    for row in flights.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
-        if row["tokens"] and row["block_tables"] and not any(row["start_positions"] or ()):
-            return len(row["tokens"][0]) // len(row["block_tables"][0])
-    return _STRIDE
+    """Return the tokens of a page: the most that a cached one, or one of a prefill, was seen with.
+
+    A cached page may be one that was published before it was full, and a prefill's block table may
+    be wider than its tokens need.
+    """
+    seen = [len(node.tokens or ()) for snapshot in snapshots for node in snapshot.nodes]
+    if flights is not None:
+        for row in flights.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
+            if row["tokens"] and row["block_tables"] and not any(row["start_positions"] or ()):
+                seen.append(len(row["tokens"][0]) // len(row["block_tables"][0]))
+    return max(seen, default=0) or _STRIDE

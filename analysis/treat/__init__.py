@@ -24,7 +24,7 @@ from analysis.treat.bookkeeping import (
 )
 from analysis.treat.failures import RequeueUnboarded, SurviveAllocationFailure
 from analysis.treat.faults import FAULTS
-from analysis.treat.order import LockCache, OneAtATime, OneWorker, PinOnLookup
+from analysis.treat.order import LockCache, OneAtATime, OneWorker, PinOnLookup, ShortStrobes
 from analysis.treat.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
 from analysis.treat.pool import BigPool, ReservePaddingPage
 
@@ -51,6 +51,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         LockCache,
         OneWorker,
         OneAtATime,
+        ShortStrobes,
         PinOnLookup,
         RequeueUnboarded,
         SurviveAllocationFailure,

@@ -10,7 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.engine.locks import WatchedLock
-from analysis.treat.base import Treatment, allocation_kinds, cache_of, owner_of, replace_attribute
+from analysis.treat.base import (
+    Treatment,
+    allocation_kinds,
+    cache_of,
+    owner_of,
+    part,
+    replace_attribute,
+)
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -22,6 +29,8 @@ CACHE_OPERATIONS = (
 )  # fmt: skip
 POOL_OPERATIONS = ("acquire_free_pages", "free_pages", "copy_page", "copy_page_index")
 ALLOCATION_OPERATIONS = ("extend_allocation", "publish_pages_for_tokens", "release_pages")
+
+_STROBE_S = 0.004
 
 
 class LockCache(Treatment):
@@ -133,6 +142,20 @@ class OneAtATime(Treatment):
             go(call)
 
         replace_attribute(undo, adapter, "launch", one)
+
+
+class ShortStrobes(Treatment):
+    """The batcher waits less for a batch to fill."""
+
+    name = "short-strobes"
+    hypothesis = "It is a matter of timing: what happens between the batcher's long waits."
+    change = "The batcher looks for work every 4 ms, not every 100 to 250."
+    releases = ("3.1.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        batcher = part(engine, "service").BatcherProcess
+        for name in ("STROBE_SHORT_DELAY", "STROBE_LONG_DELAY"):
+            replace_attribute(undo, batcher, name, _STROBE_S)
 
 
 class PinOnLookup(Treatment):
