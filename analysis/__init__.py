@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.engine import Engine, EngineConfig
+    from analysis.explain import explain
     from analysis.observe import observe
     from analysis.sanitize import sanitize
     from analysis.store import load_run
     from analysis.treat import treat
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "EngineConfig", "load_run", "observe", "sanitize", "treat"]
+__all__ = ["Engine", "EngineConfig", "explain", "load_run", "observe", "sanitize", "treat"]
 
 _HOMES = {
     "Engine": "analysis.engine",
     "EngineConfig": "analysis.engine",
     "load_run": "analysis.store",
 }
-_ROOMS = ("observe", "sanitize", "treat")
+_ROOMS = ("explain", "observe", "sanitize", "treat")
 """Rooms that can be called by their own name, for that is what each of them is for."""
 
 

@@ -7,7 +7,7 @@ import sys
 import typer
 from typer import TyperException
 
-from analysis.cli import check, model, releases, report, sweep, validate
+from analysis.cli import check, explain, model, releases, report, sweep, validate
 from analysis.errors import CachelabError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("sweep")(sweep.sweep)
 app.command("alone")(sweep.alone)
 app.command("pack")(sweep.pack)
 app.command("check")(check.check)
+app.command("explain")(explain.explain)
 app.command("validate")(validate.validate)
 app.command("report")(report.report)
 app.command("chart")(report.chart)

@@ -3,6 +3,7 @@
 from analysis.figures.cost import cost_curves, cost_ratios
 from analysis.figures.cost_table import cost_table
 from analysis.figures.evictions import evictions
+from analysis.figures.explanation import explanation_figure
 from analysis.figures.failure_rate import failure_rate
 from analysis.figures.finding import finding_figure
 from analysis.figures.findings_chart import findings_chart
@@ -37,6 +38,7 @@ __all__ = [
     "cost_ratios",
     "cost_table",
     "evictions",
+    "explanation_figure",
     "facts",
     "failed_cells",
     "failure_rate",

@@ -1,0 +1,76 @@
+"""`cachelab explain`: why one request of a run failed, as text and as one figure."""
+
+from __future__ import annotations
+
+import base64
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.explain import Explanation
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="a run's directory, swept with --sanitize/--observe")],
+    request: Annotated[str, typer.Argument(help="a request's id, such as r0003")],
+    cell: Annotated[
+        str | None, typer.Option(help="its cell, where several have a request of that name")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where to write explanation.png and explanation.html")
+    ] = None,
+    reference: Annotated[
+        bool, typer.Option(help="ask the reference decoder how probable the wrong token was")
+    ] = True,
+) -> None:
+    """Explain why a request of a run failed: its flights, pages, first finding and wrong token.
+
+    The exit status is 1 if there is no such run, cell or request, if several cells have one, or if
+    nothing was recorded of its cell: then only what the answer itself tells is printed.
+    """
+    from analysis.explain import explain as explain_request
+    from analysis.store import load_run
+
+    # A cell in which a fault was planted is explained only if it is named.
+    told = explain_request(load_run(run, controls=cell is not None), request, cell,
+                           reference=reference)  # fmt: skip
+    typer.echo(str(told))
+    if out is not None:
+        typer.echo("\n" + "\n".join(str(file) for file in _write(told, out)))
+    if not told.case.recorded:
+        sys.stderr.write(
+            f"Nothing was recorded of {told.cell_id}, so its inside cannot be explained: sweep with"
+            " --sanitize or --observe.\n"
+        )
+        raise typer.Exit(1)
+
+
+def _write(told: Explanation, out: Path) -> list[Path]:
+    """Write the figure, and a page that has both and opens offline; return the files."""
+    from analysis.errors import RunError
+    from analysis.explain.text import as_html
+    from analysis.store import write_atomically
+
+    target = io.BytesIO()
+    told.figure().savefig(target, format="png", dpi=150)
+    encoded = base64.b64encode(target.getvalue()).decode()
+    alt = "Its flights, its pages and what came of it"
+    picture = f'<img alt="{alt}" width="980" src="data:image/png;base64,{encoded}">'
+    page = (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{told.request_id}</title>"
+        f"<body style='font-family:sans-serif;margin:2em'>{as_html(told, picture)}</body></html>"
+    )
+    files: dict[Path, str | bytes] = {
+        out / "explanation.png": target.getvalue(),
+        out / "explanation.html": page,
+    }
+    try:
+        for file, content in files.items():
+            write_atomically(file, content)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}; choose another place.") from error
+    return list(files)

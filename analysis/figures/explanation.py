@@ -1,0 +1,216 @@
+"""Why a request failed, in one figure: its way, its pages, and its first wrong token or the pool.
+
+The axis of the upper two panels is the number of the event, so that waiting takes no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures import style
+from analysis.figures.explanation_parts import draw_chances, draw_pages, draw_pool
+from analysis.figures.page_lifetimes import short_name
+
+if TYPE_CHECKING:
+    from analysis.explain import Explanation
+
+OWN = style.BLUE
+FELLOWS = (style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.YELLOW, "#8C564B", "#000000")
+"""Colours of the request and of those who flew with it; vermillion is for what went wrong."""
+OTHERS = "#9A9A9A"
+_LEAST, _PAGES = 24, 14
+"""Least events that the axis spans, and most pages that are drawn."""
+_WIDTH = 10.0
+
+
+def explanation_figure(told: Explanation) -> Figure:
+    """Draw an explanation: who flew when, in whose hands its pages were, and what came of it.
+
+    Below, the probabilities of the first wrong token and the right one, as the engine and the
+    reference decoder have them; where there is no wrong token, the pages of the pool by state.
+    """
+    lanes = _lanes(told)
+    pages = [history for history in told.pages if history.stays][:_PAGES]
+    chances = told.divergence is not None and any((told.divergence.engine,
+                                                   told.divergence.reference))  # fmt: skip
+    pool = () if chances else told.pool
+    heights: dict[str, float] = {}
+    if told.case.recorded:
+        heights["lanes"] = 0.9 + 0.34 * len(lanes)
+    if pages:
+        heights["pages"] = 1.0 + 0.27 * len(pages)
+    if chances:
+        heights["chances"] = 1.7
+    elif pool:
+        heights["pool"] = 2.0
+    if not heights:
+        return style.nothing_to_draw("Nothing was recorded of this request's cell.")
+    figure = style.new_figure(_WIDTH, sum(heights.values()) + 1.1)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights.values()))
+    axes = {name: figure.add_subplot(grid[n]) for n, name in enumerate(heights)}
+    colours = colours_of(lanes)
+    shared = [axes[name] for name in ("lanes", "pages") if name in axes]
+    if "lanes" in axes:
+        _draw_lanes(axes["lanes"], told, lanes, colours)
+    if "pages" in axes:
+        marks = [seq for seq, _, _ in marks_of(told)]
+        draw_pages(axes["pages"], told, pages, lambda who: colours.get(who, OTHERS), marks)
+    for number, part in enumerate(shared):
+        _number_axis(part, told, last=number == len(shared) - 1)
+    if chances:
+        draw_chances(axes["chances"], told)
+    elif pool:
+        draw_pool(axes["pool"], told, pool)
+    figure.suptitle(f"{told.request_id} of {told.cell_id}: {told.outcome}", x=0.01, ha="left",
+                    fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
+    if shared:
+        figure.legend(handles=_legend(told, bool(pages)), loc="outside lower center", ncols=6,
+                      fontsize=style.SMALL, frameon=False)  # fmt: skip
+    return figure
+
+
+def colours_of(lanes: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each request that has a lane, the explained one first."""
+    return dict(zip(lanes, (OWN, *FELLOWS), strict=False))
+
+
+def _lanes(told: Explanation) -> list[str]:
+    """Return the request, then those who flew with it, or failing that were under way with it."""
+    others = [fellow.request_id for fellow in told.fellows]
+    if not others:
+        events = told.case.events
+        sent = _first(told, "submitted")
+        ended = _first(told, "done")
+        names = dict.fromkeys(events["request_id"].dropna())
+        others = [
+            str(name)
+            for name in names
+            if name != told.request_id
+            and sent.get(name, told.end + 1) <= told.end
+            and ended.get(name, told.end) >= told.begin
+        ]
+    return [told.request_id, *others[: len(FELLOWS)]]
+
+
+def _first(told: Explanation, kind: str) -> dict[str, int]:
+    """Return the place of the first event of a kind for each request."""
+    events = told.case.events
+    rows = events[events["kind"] == kind].drop_duplicates("request_id")
+    return {str(r): int(s) for r, s in zip(rows["request_id"], rows["seq"], strict=True)}
+
+
+def _draw_lanes(
+    axes: Axes, told: Explanation, lanes: Sequence[str], colours: dict[str, str]
+) -> None:
+    low, high = bounds_of(told)
+    sent, ended = _first(told, "submitted"), _first(told, "done")
+    wide = (high - low) / 260
+    own = {flight.flight_id for flight in told.flights}
+    place = {name: number for number, name in enumerate(lanes)}
+    for name, y in place.items():
+        begin, end = sent.get(name, low), ended.get(name, high)
+        axes.broken_barh([(begin, max(end - begin, wide))], (y - 0.28, 0.56), color=colours[name],
+                         alpha=0.22, linewidth=0)  # fmt: skip
+    for flight in told.case.flights.to_dict("records"):
+        seq, end_seq = flight["seq"], flight["end_seq"]
+        for name in set(flight["request_ids"] or ()) & place.keys():
+            together = int(flight["flight_id"]) in own
+            axes.broken_barh(
+                [(float(seq), max(float(end_seq) - float(seq), wide))],
+                (place[name] - 0.28, 0.56),
+                facecolor=colours[name] if together else "none",
+                edgecolor="white" if together else colours[name],
+                linewidth=0.7,
+                hatch="//////" if flight["phase"] == "prefill" else None,
+            )
+    rows = told.case.requests.set_index("request_id")["outcome"].to_dict()
+    labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
+    axes.set_yticks(range(len(lanes)), labels)
+    axes.set_ylim(len(lanes) - 0.4, -1.15)
+    for seq, words, mark in marks_of(told):
+        axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
+        axes.plot([seq], [-0.45], mark, color=style.VERMILLION, markersize=8, zorder=6)
+        right = seq > (low + high) / 2
+        axes.annotate(words, (seq, -0.45), (-8 if right else 8, 4), textcoords="offset points",
+                      ha="right" if right else "left", va="center", fontsize=style.SMALL,
+                      color=style.VERMILLION, zorder=7)  # fmt: skip
+    flew = "Who flew with it" if told.fellows else "Who was under way with it"
+    style.dress(axes, flew, "", "request")
+    axes.grid(visible=False)
+
+
+def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
+    """Return what went wrong: place, words, marker; what stands at one place is said together."""
+    marks: dict[int, tuple[list[str], str]] = {}
+
+    def mark(seq: int | None, words: str, sign: str) -> None:
+        if seq is not None:
+            marks.setdefault(seq, ([], sign))[0].append(words)
+
+    finding, wrong, death = told.finding, told.divergence, told.death
+    if finding is not None:
+        mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
+    for moment in told.moments:
+        if moment.kind == "shortage":
+            mark(moment.seq, "too few pages", "s")
+    if wrong is not None:
+        mark(wrong.seq, f"token {wrong.place} is wrong", "X")
+    if death is not None:
+        mark(death.seq, "worker died", "P")
+    low, high = bounds_of(told)
+    inside = [(float(seq), *both) for seq, both in sorted(marks.items()) if low <= seq <= high]
+    return [(seq, " and ".join(dict.fromkeys(words)), sign) for seq, words, sign in inside][:4]
+
+
+def bounds_of(told: Explanation) -> tuple[float, float]:
+    """Return the first and the last event that the axis spans."""
+    span = told.end - told.begin
+    before = max(0.03 * span, _LEAST - span, 4)
+    return told.begin - before, told.end + max(0.03 * span, 4)
+
+
+def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
+    low, high = bounds_of(told)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if not last:
+        axes.tick_params(labelbottom=False)
+        return
+    seconds = _clock(told)
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high and tick >= 0]
+    axes.set_xticks(ticks, [f"{int(tick)}\n{seconds(tick):.3f} s" for tick in ticks])
+    axes.set_xlabel("number of the event, and its time since the engine started",
+                    fontsize=style.TEXT)  # fmt: skip
+
+
+def _clock(told: Explanation) -> Callable[[float], float]:
+    events, flights = told.case.events, told.case.flights
+    if len(events):
+        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
+    else:
+        known = flights["seq"].to_numpy(float), flights["t_s"].to_numpy(float)
+    return lambda seq: float(np.interp(seq, *known))
+
+
+def _legend(told: Explanation, pages: bool) -> list[Line2D | Patch]:
+    grey = "#8C8C8C"
+    shown: list[Line2D | Patch] = [
+        Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
+        Patch(facecolor=grey, label="decode"),
+        Patch(facecolor="none", edgecolor=grey, label="a flight without it"),
+    ]
+    if pages:
+        shown += [
+            Patch(facecolor="#D9D9D9", label="page in the prefix cache"),
+            Patch(facecolor="white", edgecolor=style.VERMILLION, hatch="xxxx", label="nobody's"),
+            Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"),
+        ]
+    return shown
