@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from analysis import treat
 from analysis.engine.adapters import installed_adapter
 from analysis.engine.config import PREFIX_SHARING
-from analysis.errors import EngineError
 from analysis.isolate.dialect import Actor, actor_of
 from analysis.isolate.explore import ANY, Exploration, Explorer
 from analysis.isolate.minimise import Minimiser
 from analysis.isolate.result import REAL, Covered, Failure, Result
 from analysis.isolate.scenarios import SCENARIOS, IsolationError, Scenario, chosen
 from analysis.isolate.stage import Stage
+from analysis.treat import check_names
 
-_ELSEWHERE = frozenset(["big-pool", "survive-allocation-failure", "requeue-unboarded"])
-"""Treatments that could be applied to a cache by itself, and would do nothing there."""
+_ELSEWHERE = frozenset(
+    ["big-pool", "survive-allocation-failure", "requeue-unboarded", "zero-page-tables",
+     "zero-on-acquire", "poison-freed-pages"]
+)  # fmt: skip
+"""Treatments that could be applied to a cache by itself, and would change nothing that shows."""
 _FORGETFUL = ("quarantine",)
 """Treatments that remember what cannot be seen in the cache: states may then not be merged."""
 
@@ -33,7 +35,7 @@ class Laboratory:
         self.release, _ = installed_adapter()
         self.kind: type[Actor] = actor_of(self.release)
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
-        for treatment in treat.check_names(self.treatments):
+        for treatment in check_names(self.treatments):
             treatment.check(self.release, prefix_sharing)
         from analysis.engine.adapters.bare import BareSystem
 
@@ -96,7 +98,8 @@ def examine(
         names = chosen(scenarios, prefix_sharing, workers)
         for number, name in enumerate(names):
             left = budget_s - (time.monotonic() - began)
-            until = time.monotonic() + max(0.0, left) / (len(names) - number)
+            last = number == len(names) - 1
+            until = time.monotonic() + max(0.0, left) / (1 if last else 2)
             scenario = SCENARIOS[name]
             if progress is not None:
                 progress(name)
@@ -123,10 +126,8 @@ def _failures(lab: Laboratory, scenario: Scenario, explored: Exploration) -> Ite
         sequential = rule in explored.serial
         schedule, broken = (explored.serial if sequential else explored.first)[rule]
         minimiser = Minimiser(scenario, rule, lab.open)
-        if sequential:
-            least = minimiser.whole_requests(schedule)
-        else:
-            least = minimiser.every_step(schedule)
+        shorten = minimiser.whole_requests if sequential else minimiser.every_step
+        least = shorten(schedule)
         yield Failure(
             scenario=scenario.name,
             schedule=least,

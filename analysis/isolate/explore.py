@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from analysis.isolate.scenarios import Schedule, Step
-from analysis.isolate.spec import Broken
+from analysis.isolate.spec import Broken, check
 from analysis.isolate.stage import Stage
 
 Open = Callable[[], Stage]
@@ -56,6 +56,7 @@ class Explorer:
 
     def explore(self) -> Exploration:
         """Carry out all interleavings, or as many as there is time for."""
+        self._found = Exploration(0)
         with self._new() as stage:
             workers = [[r.name for r in worker] for worker in stage.scenario.workers]
             lengths = [sum(len(stage.actors[n].steps) for n in w) for w in workers]
@@ -64,12 +65,12 @@ class Explorer:
             self._programmes = [
                 [Step(n, s) for n in w for s in stage.actors[n].steps] for w in workers
             ]
-        self._found = Exploration(multinomial(lengths))
+        self._found.interleavings = multinomial(lengths)
         for order in permutations(range(len(workers))):
             self._serial([*before, *(step for w in order for step in self._programmes[w])])
         try:
             stage = self._at(before)
-            broken = stage.broken
+            broken = check(stage.picture)
             failing = self._visit(stage, before, tuple([0] * len(workers)))
             for rule in [b.rule for b in broken] + [ANY] * bool(broken):
                 failing[rule] = self._found.interleavings
@@ -127,7 +128,9 @@ class Explorer:
         self._close()
         self._stage = stage = self._open()
         for step in prefix:
-            self._step(stage, step)
+            stage.go(step.request)
+        self._found.steps += len(prefix)
+        stage.look()
         return stage
 
     @contextmanager

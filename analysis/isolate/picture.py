@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+_prefixes: dict[tuple[int, ...], int] = {}
+
+
+def prefix_number(tokens: Sequence[int]) -> int:
+    """Return a number that stands for a prefix, the same one every time."""
+    return _prefixes.setdefault(tuple(tokens), len(_prefixes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +66,29 @@ class Picture:
     tokens: dict[str, list[int]]
     """The tokens of each request that were flown, if it has a block table."""
     content: list[list[int | None]]
-    prefix: Callable[[Iterable[int]], int]
     outside_room: dict[str, int]
     padding_given: bool
     has_trie: bool
 
-    @property
+    @cached_property
+    def referred(self) -> set[int]:
+        """Nodes of the trie, by number, that a reference to them or below them keeps."""
+        kept: set[int] = set()
+        for node in self.nodes:
+            at: NodeView | None = node if node.refs > 0 else None
+            while at is not None:
+                kept.add(at.number)
+                at = at.parent
+        return kept
+
+    def references_owed(self) -> tuple[int, int, int] | None:
+        """Return how many references there are, and may be at least and most; None if that fits."""
+        count = sum(node.refs for node in (*self.nodes, *self.unreachable))
+        low = sum(least for least, _ in self.references.values())
+        high = sum(most for _, most in self.references.values())
+        return None if low <= count <= high else (count, low, high)
+
+    @cached_property
     def cached(self) -> dict[int, NodeView]:
         """Nodes by their page; where two have one, the first."""
         found: dict[int, NodeView] = {}
@@ -80,7 +105,12 @@ class Picture:
                 found.setdefault(page, []).append(name)
         return found
 
-    def free_or_evictable(self) -> int:
-        """Return how many pages a correct cache could give to somebody."""
+    def free_or_evictable(self, name: str) -> int:
+        """Return how many pages a correct cache could give to a request, beside its own prefix."""
         held = {page for table in self.uses.values() for page in table}.union(*self.holds.values())
-        return len(set(self.free)) + len(set(self.cached) - held - self.found)
+        tokens = tuple(self.tokens[name])
+        others = {n.page for n in self.nodes if n.page is not None}
+        others -= {n.page for n in self.nodes if n.path == tokens[: len(n.path)]}
+        if self.references_owed() is None:  # a reference too many keeps nothing by right
+            others -= {n.page for n in self.nodes if n.number in self.referred}
+        return len(set(self.free)) + len(others - held - self.found)

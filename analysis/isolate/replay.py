@@ -86,21 +86,16 @@ def replay(
                 moments.append(Moment(step, owners(stage.picture), broken))
         finally:
             stage.close()
-        return Replay(
-            lab.release, prefix_sharing, scenario, lab.treatments, first, tuple(moments)
-        )
+        return Replay(lab.release, prefix_sharing, scenario, lab.treatments, first, tuple(moments))
 
 
 def owners(picture: Picture) -> tuple[tuple[str, ...], ...]:
     """Return whose each page is."""
     places: dict[int, list[str]] = {page: [] for page in range(picture.page_count)}
-    for name, pages in (
-        (FREE, picture.free),
-        (CACHED, picture.cached),
-        (ASIDE, picture.aside),
-        (KEPT, [*picture.kept, *picture.elsewhere]),
-    ):
-        for page in dict.fromkeys(pages):
+    kinds = {FREE: picture.free, CACHED: list(picture.cached), ASIDE: picture.aside,
+             KEPT: [*picture.kept, *picture.elsewhere]}  # fmt: skip
+    for name, listed in kinds.items():
+        for page in dict.fromkeys(listed):
             places[page].append(name)
     for request, pages in picture.holds.items():
         for page in {*pages, *picture.uses.get(request, ())}:

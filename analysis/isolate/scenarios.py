@@ -119,7 +119,7 @@ _ALL = (
         "evicting one's own prefix",
         "A prompt that needs nearly all pages, one of which is in another's hands.",
         8,
-        ((Request("B", (*_run(1, 6), *_run(11, 8))),), (Request("C", _run(20, 1)),)),
+        ((Request("B", (*_run(1, 6), *_run(11, 10))),), (Request("C", _run(20, 1)),)),
         before=(Request("W", _run(1, 8)),),
         elsewhere=1,
     ),

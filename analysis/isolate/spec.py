@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analysis.isolate.picture import NodeView, Picture
+from analysis.isolate.picture import Picture, prefix_number
 
 if TYPE_CHECKING:
     from analysis.isolate.stage import Stage
@@ -64,7 +64,9 @@ def check_at_end(stage: Stage) -> tuple[Broken, ...]:
         try:
             evict(stage.page_count)
         except Exception as error:
-            return (Broken("at rest", f"Evicting all that is cached raises {type(error).__name__}."),)
+            return (
+                Broken("at rest", f"Evicting all that is cached raises {type(error).__name__}."),
+            )
     free = {page.index for page in stage.pool.available_pages}
     missing = {*range(stage.page_count)} - free - stage.picture.kept - {*stage.elsewhere}
     if not missing:
@@ -118,7 +120,7 @@ def _own_tokens(picture: Picture) -> Iterator[Broken]:
         for position in range(min(len(tokens), len(table) * stride)):
             block, slot = divmod(position, stride)
             page = table[block]
-            if picture.content[page][slot] != picture.prefix(tokens[: position + 1]):
+            if picture.content[page][slot] != prefix_number(tokens[: position + 1]):
                 text = f"Page {page} of {name} does not hold its position {position} any more."
                 yield Broken("own tokens", text, name, (page,))
 
@@ -129,7 +131,7 @@ def _cached_tokens(picture: Picture) -> Iterator[Broken]:
             continue
         first = len(node.path) - node.length
         for slot in range(node.length):
-            if picture.content[node.page][slot] != picture.prefix(node.path[: first + slot + 1]):
+            if picture.content[node.page][slot] != prefix_number(node.path[: first + slot + 1]):
                 text = f"Page {node.page} is cached for tokens that it does not hold."
                 yield Broken("cached tokens", text, pages=(node.page,))
                 break
@@ -148,10 +150,9 @@ def _references(picture: Picture) -> Iterator[Broken]:
             pages = () if node.page is None else (node.page,)
             text = f"{_upper(node.name)} has {node.refs} references."
             yield Broken("references", text, pages=pages)
-    count = sum(node.refs for node in everything)
-    low = sum(least for least, _ in picture.references.values())
-    high = sum(most for _, most in picture.references.values())
-    if not low <= count <= high:
+    owed = picture.references_owed()
+    if owed is not None:
+        count, low, _ = owed
         holders = [name for name, (_, most) in picture.references.items() if most]
         whose = f"only {' and '.join(holders)} may hold one" if holders else "nobody holds any"
         if count < low:
@@ -160,16 +161,10 @@ def _references(picture: Picture) -> Iterator[Broken]:
 
 
 def _protected(picture: Picture) -> Iterator[Broken]:
-    cached, safe = picture.cached, set()
-    for node in picture.nodes:
-        at: NodeView | None = node
-        while node.refs > 0 and at is not None:
-            safe.add(at.number)
-            at = at.parent
     for name, table in picture.uses.items():
         for page in table:
-            node_of = cached.get(page)
-            if node_of is not None and node_of.number not in safe:
+            node = picture.cached.get(page)
+            if node is not None and node.number not in picture.referred:
                 text = f"Page {page}, which {name} uses, can be evicted: nobody refers to its node."
                 yield Broken("protected", text, name, (page,))
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from analysis import treat
+from analysis.engine.adapters.probe import held_back
 from analysis.engine.config import EngineConfig
 from analysis.isolate.dialect import Actor
-from analysis.isolate.picture import NodeView, Picture
+from analysis.isolate.picture import NodeView, Picture, prefix_number
 from analysis.isolate.scenarios import STRIDE, IsolationError, Scenario, Schedule, Step
 from analysis.isolate.spec import Broken, check, check_at_end
+from analysis.treat import treat
 
 if TYPE_CHECKING:
     from analysis.engine.adapters.bare import BareEngine, BareSystem
@@ -39,12 +40,12 @@ class Stage:
         self.cache: Any = system.cache(prefix_sharing, self.page_count, STRIDE)
         self.pool: Any = self.cache.page_pool
         self.engine: BareEngine = BareEngine(
+            system,
             self.cache,
             EngineConfig(prefix_sharing=prefix_sharing, page_count=self.page_count),
         )
         self.content: list[list[int | None]] = [[None] * STRIDE for _ in range(self.page_count)]
-        """Which prefix the token in every slot of every page ends, by `_prefixes`."""
-        self._prefixes: dict[tuple[int, ...], int] = {}
+        """Which prefix the token in every slot of every page ends; None: not written yet."""
         self.wanted = 0
         """Pages that the last operation asked the pool for."""
         self.padding_given = False
@@ -57,7 +58,7 @@ class Stage:
         self.broken: tuple[Broken, ...] = ()
         self._undo = ExitStack()
         self._watch_pool()
-        self._undo.enter_context(treat.treat(self.engine, *treatments))  # type: ignore[arg-type]
+        self._undo.enter_context(treat(self.engine, *treatments))  # type: ignore[arg-type]
         self.elsewhere = [
             page.index for page in self.pool.acquire_free_pages(scenario.elsewhere) or ()
         ]
@@ -65,7 +66,7 @@ class Stage:
             request.name: kind(request, self.cache, self._flight(request.name))
             for request in scenario.requests
         }
-        self.picture = self._look()
+        self.look()
 
     def close(self) -> None:
         """Take the treatments back."""
@@ -77,7 +78,9 @@ class Stage:
         def acquired(count: int) -> Any:
             self.wanted = count
             pages = acquire(count)
-            self.padding_given |= any(page.index == 0 for page in pages or ())
+            for page in pages or ():
+                self.padding_given |= page.index == 0
+                self.content[page.index] = [None] * STRIDE  # whatever it held before
             return pages
 
         def freed(pages: Any) -> Any:
@@ -88,10 +91,6 @@ class Stage:
 
     # -- flights ---------------------------------------------------------------------------
 
-    def prefix(self, tokens: Iterable[int]) -> int:
-        """Return the number of a prefix, a new one if it was never seen."""
-        return self._prefixes.setdefault(tuple(tokens), len(self._prefixes))
-
     def _flight(self, name: str) -> Any:
         def fly(tokens: list[int], table: list[int], start: int) -> None:
             for position in range(start, len(tokens)):
@@ -99,7 +98,7 @@ class Stage:
                 if block >= len(table):
                     self.outside_room.setdefault(name, position)
                     continue  # the padding page gets it
-                self.content[table[block]][slot] = self.prefix(tokens[: position + 1])
+                self.content[table[block]][slot] = prefix_number(tokens[: position + 1])
 
         return fly
 
@@ -107,46 +106,60 @@ class Stage:
 
     def step(self, name: str) -> tuple[Broken, ...]:
         """Let a request do its next step, and return the rules that do not hold afterwards."""
-        actor = self.actors[name]
-        operation, before = actor.steps[actor.position], self.picture
-        actor.position += 1
-        raised: tuple[Broken, ...] = ()
-        if not (self.over or actor.failed):
-            self.wanted = 0
-            try:
-                actor.do(operation)
-            except Exception as error:
-                raised = self._raised(actor, operation, error, before)
-        if self.over and not raised:
+        before, was_over = self.picture, self.over
+        error = self.go(name)
+        if was_over:
             return ()
-        self.picture = self._look()
-        self.published |= {n.page for n in self.picture.nodes if n.page is not None}
+        self.look()
+        raised = () if error is None else self._raised(self.actors[name], error, before)
         self.broken = (*raised, *check(self.picture))
         if not self.over and all(a.over for a in self.actors.values()):
             self.broken += check_at_end(self)
         return self.broken
 
-    def _raised(
-        self, actor: Actor, operation: str, error: Exception, before: Picture
-    ) -> tuple[Broken, ...]:
-        if type(error).__name__ == "CacheAllocationFailure":
-            self.over = actor.fail(operation)
-            room = before.free_or_evictable()
-            if self.wanted > room:
-                return ()
-            return (
-                Broken(
-                    "refused",
-                    f"{actor.name} gets no pages: it wanted {self.wanted}, and {room} were free or"
-                    " cached for nobody who is under way.",
-                    actor.name,
-                ),
-            )
-        actor.failed = True
-        self.over = actor.fatal
-        return (
-            Broken("raises", f"{actor.name}.{operation} raises {type(error).__name__}.", actor.name),
+    def go(self, name: str) -> Exception | None:
+        """Let a request do its next step, unlooked at; return the error that ended it, if any."""
+        actor = self.actors[name]
+        operation = actor.steps[actor.position]
+        actor.position += 1
+        if self.over or actor.failed:
+            return None
+        self.wanted = 0
+        try:
+            actor.do(operation)
+        except Exception as error:
+            if _is_shortage(error):
+                self.over = actor.fail(operation)
+            else:
+                actor.failed, self.over = True, actor.fatal
+            return error
+        finally:
+            self._note_published()
+        return None
+
+    def look(self) -> None:
+        """Look at the cache, for the next step to be compared with."""
+        self.picture = self._look()
+
+    def _note_published(self) -> None:
+        waiting = [self.cache.root] if hasattr(self.cache, "root") else []
+        while waiting:
+            for node in waiting.pop().children.values():
+                self.published.add(node.page.index)
+                waiting.append(node)
+
+    def _raised(self, actor: Actor, error: Exception, before: Picture) -> tuple[Broken, ...]:
+        if not _is_shortage(error):
+            text = f"{actor.name}.{actor.steps[actor.position - 1]} raises {type(error).__name__}."
+            return (Broken("raises", text, actor.name),)
+        room = before.free_or_evictable(actor.name)
+        if self.wanted > room:
+            return ()
+        text = (
+            f"{actor.name} gets no pages: it wanted {self.wanted}, and {room} were free or cached"
+            " for nobody who is under way."
         )
+        return (Broken("refused", text, actor.name),)
 
     def run(self, schedule: Schedule) -> list[tuple[Broken, ...]]:
         """Carry out a schedule; return what did not hold after each step.
@@ -178,7 +191,7 @@ class Stage:
         return Picture(
             page_count=self.page_count,
             free=[page.index for page in self.pool.available_pages],
-            kept=set(treat.pool.held_back.get(id(self.pool), list)()),
+            kept=set(held_back.get(id(self.pool), list)()),
             elsewhere=self.elsewhere,
             nodes=nodes,
             unreachable=unreachable,
@@ -189,7 +202,6 @@ class Stage:
             references={n: a.references() for n, a in self.actors.items()},
             tokens={n: a.tokens for n, a in self.actors.items()},
             content=self.content,
-            prefix=self.prefix,
             outside_room=self.outside_room,
             padding_given=self.padding_given,
             has_trie=hasattr(self.cache, "root"),
@@ -246,6 +258,8 @@ class Stage:
         def nodes(known: Iterable[Any]) -> tuple[int | None, ...]:
             return tuple([numbers.get(id(node)) for node in known])
 
+        idle = set(picture.free).difference(picture.cached, *picture.uses.values(),
+                                            *picture.holds.values())  # fmt: skip
         ages = sorted(range(len(everything)), key=lambda i: everything[i].node.access_time)
         trie = tuple(
             [
@@ -260,11 +274,16 @@ class Stage:
             pages(picture.free), pages(picture.aside), pages(allocated), pages(self.elsewhere),
             pages(sorted(picture.kept)),
         )  # fmt: skip
-        contents = [(names.setdefault(page, len(names)), tuple(slots))
-                    for page, slots in enumerate(self.content)]  # fmt: skip
-        published = sorted(names[page] for page in self.published)
+        # What a page held is gone when it is acquired, so nobody can learn it from a free one.
+        contents = [(names[page], tuple(slots)) for page, slots in enumerate(self.content)
+                    if page in names and page not in idle]  # fmt: skip
+        published = sorted(names.setdefault(page, len(names)) for page in self.published)
         return (
             trie, tuple(ages), actors, lists, tuple(sorted(contents)), tuple(published),
             self.over, self.padding_given, tuple(self.outside_room), tuple(
                 [actor.position for actor in self.actors.values()]),
         )  # fmt: skip
+
+
+def _is_shortage(error: Exception) -> bool:
+    return type(error).__name__ == "CacheAllocationFailure"

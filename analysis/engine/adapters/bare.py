@@ -1,4 +1,4 @@
-"""The cache of the installed release by itself: a real pool, tiny pages, no service and no model."""
+"""The cache of the installed release by itself: a real pool, and no service, model or batcher."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class BareSystem:
     """
 
     def __init__(self) -> None:
+        self.release, adapter_class = installed_adapter()
+        self.probe_class = adapter_class.__new__(adapter_class)._probe_class()
         self._undo = ExitStack()
         self._system: Any = host.CPUSystemBuilder().create_system()
         self._undo.callback(self._system.shutdown)
@@ -109,10 +111,9 @@ class BareAdapter:
 class BareEngine:
     """What an engine is to treatments and watchers that only ask for its cache."""
 
-    def __init__(self, cache: Any, config: EngineConfig) -> None:
-        self.release, adapter_class = installed_adapter()
-        self.config = config
-        self.adapter = BareAdapter(cache, adapter_class.__new__(adapter_class)._probe_class())
+    def __init__(self, system: BareSystem, cache: Any, config: EngineConfig) -> None:
+        self.release, self.config = system.release, config
+        self.adapter = BareAdapter(cache, system.probe_class)
         self.probe: CacheProbe | None = None
         self.died = None
         self._clock = itertools.count()
