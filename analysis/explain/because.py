@@ -18,6 +18,11 @@ from analysis.explain.journey import Flown, listed, one_line
 from analysis.explain.pages import PageHistory, owners_in_words
 from analysis.sanitize.findings import WRONG_DATA
 
+_DEATH = 160
+"""Most characters of how a worker died."""
+_CONSEQUENCE = "sound origin"
+"""The rule that is broken by whatever reads what came of wrong data."""
+
 
 def what_of(case: Case, divergence: Divergence | None) -> str:
     """Return in a sentence how the request ended."""
@@ -50,6 +55,7 @@ def what_of(case: Case, divergence: Divergence | None) -> str:
 def because(
     case: Case,
     flown: Sequence[Flown],
+    findings: Sequence[Found],
     finding: Found | None,
     divergence: Divergence | None,
     death: Death | None,
@@ -62,12 +68,12 @@ def because(
         return ("Nothing was recorded of its cell, so what went on inside is unknown.",)
     sentences: list[str] = []
     if case.outcome == "wrong":
-        sentences += _wrong(flown, finding, divergence, histories)
+        sentences += _wrong(flown, findings, finding, divergence, histories)
     elif case.outcome == "rejected":
         sentences += _refused(case)
     else:
         if death is not None and case.outcome in ("lost", "error", "timeout"):
-            sentences += _dead(death)
+            sentences += _dead(case, death)
         sentences += _standstill(case, flown, finding)
     return tuple(sentences) or (
         "No rule was seen broken on it and no operation failed for it, so what was recorded does"
@@ -77,6 +83,7 @@ def because(
 
 def _wrong(
     flown: Sequence[Flown],
+    findings: Sequence[Found],
     finding: Found | None,
     divergence: Divergence | None,
     histories: Sequence[PageHistory],
@@ -109,6 +116,22 @@ def _wrong(
         yield finding.meaning
     if (owned := _whose(finding, histories)) is not None:
         yield owned
+    for further in _further(findings, finding, divergence):
+        yield f"Before that token, too ({further.at}): {further.message} {further.meaning}".strip()
+
+
+def _further(findings: Sequence[Found], first: Found, divergence: Divergence | None) -> list[Found]:
+    """Return what else was read that is no consequence of the first finding, before the token."""
+    if divergence is None or divergence.seq is None:
+        return []
+    return [
+        further
+        for further in findings
+        if further.severity == WRONG_DATA
+        and further.rule not in (_CONSEQUENCE, first.rule)
+        and further.seq is not None
+        and (first.seq or 0) <= further.seq <= divergence.seq
+    ]
 
 
 def _how_early(flown: Sequence[Flown], finding: Found, divergence: Divergence | None) -> str:
@@ -142,7 +165,7 @@ def _refused(case: Case) -> Iterator[str]:
     begun = events[(events["kind"] == "submitted") & (events["seq"] < sent)]
     ended = events[(events["kind"] == "done") & (events["seq"] < sent)]
     waiting = sorted(set(begun["request_id"].dropna()) - set(ended["request_id"].dropna()))
-    yield f"When it was sent, {_many(len(waiting), 'request')} were under way" + (
+    yield f"When it was sent, {_many(len(waiting), 'other')} had not ended" + (
         f": {listed(waiting)}." if waiting else "."
     )
     outcomes = case.requests.set_index("request_id")["outcome"]
@@ -150,25 +173,26 @@ def _refused(case: Case) -> Iterator[str]:
     if len(given_up):
         yield (
             f"{listed(sorted(given_up))} had been given up before it without an answer, and may"
-            " still count for the engine."
+            f" still count for the engine; an explanation of {min(given_up)} tells why."
         )
     bad = [request for request in waiting if outcomes.get(request) in ("timeout", "lost")]
     if bad:
-        yield f"Of those, {listed(bad)} never got an answer."
-    if (leak := first_leak(case, sent)) is not None:
-        yield _leaked(*leak)
+        yield f"Of those, {listed(bad)} never got an answer; an explanation of {bad[0]} tells why."
 
 
-def _dead(death: Death) -> Iterator[str]:
-    yield death.message if death.message.endswith(".") else f"{death.message}."
+def _dead(case: Case, death: Death) -> Iterator[str]:
+    yield one_line(death.message.rstrip("."), _DEATH) + "."
     if death.frame:
         yield f"It was raised in {death.frame}."
     if death.culprits:
         # Told as a sequence, not as a cause: which task raised it, the traceback does not say.
         yield (
             f"Before it, operations had failed for {listed(death.culprits)}; the last one was"
-            f" {death.failure}."
+            f" {death.failure.rstrip('.') if death.failure else 'not told'}."
         )
+        short = shortage_of(case, death.culprits[-1])
+        if short is not None and case.name != death.culprits[-1]:
+            yield from _short(case, short)
 
 
 def _standstill(case: Case, flown: Sequence[Flown], finding: Found | None) -> Iterator[str]:
@@ -193,7 +217,7 @@ def _standstill(case: Case, flown: Sequence[Flown], finding: Found | None) -> It
 
 
 def _short(case: Case, short: Shortage) -> Iterator[str]:
-    free = "" if short.free is None else f" and {short.free} were free"
+    free = "" if short.free is None else f" and {_were(short.free)} free"
     yield (
         f"In {short.operation} for {short.request_id} (event {short.seq}, {short.t_s:.3f} s)"
         f" {short.wanted}{free}{_of(short)}."
@@ -208,8 +232,8 @@ def _of(short: Shortage) -> str:
         return ""
     counts = short.counts
     return (
-        f", of {sum(counts.values())} pages of which {counts['live']} were held by requests,"
-        f" {counts['cached']} cached and {counts['leaked']} leaked"
+        f" (of {sum(counts.values())} pages {_were(counts['live'])} held by requests,"
+        f" {counts['cached']} cached and {counts['leaked']} leaked)"
     )
 
 
@@ -226,7 +250,7 @@ def _left_behind(case: Case, last: Flown, until: int) -> Iterator[str]:
         if failed is not None:
             seq, operation, how = failed
             short = shortage_of(case, other, since)
-            what = f"{short.wanted}, {short.free} were free" if short is not None else how
+            what = f"{short.wanted}, {_were(short.free or 0)} free" if short is not None else how
             yield (
                 f"After its last flight, {last.flight_id}, which it shared with {other},"
                 f" {operation} failed for {other} (event {seq}: {what}), and {case.name} never"
@@ -246,6 +270,10 @@ def _waiting(case: Case) -> Iterator[str]:
     for detail in own["detail"]:
         if isinstance(detail, str) and detail.startswith("{"):
             yield str(json.loads(detail).get("where", "unknown"))
+
+
+def _were(number: int) -> str:
+    return f"{number} {'was' if number == 1 else 'were'}"
 
 
 def _many(number: int, thing: str) -> str:

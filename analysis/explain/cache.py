@@ -74,7 +74,8 @@ def pool_until(case: Case, end: int) -> tuple[Pool, ...]:
         return ()
     begin = start.seq
     changed = case.events[(case.events["seq"] > begin) & (case.events["seq"] <= end)]
-    kinds = ["acquire", "free", "hold", "drop", "create", "unlink", "replace"]
+    # Not when pages were just taken: for a moment nobody is seen to hold them.
+    kinds = ["free", "hold", "drop", "create", "unlink", "replace"]
     places = [int(seq) for seq in changed.loc[changed["kind"].isin(kinds), "seq"]]
     replay, pools = Replay(start), [_pool(start, begin)]
     for seq in _some([*places, end]):

@@ -76,7 +76,8 @@ def case_of(run: Run, request_id: str, cell_id: str | None = None) -> Case:
     row = _row(run, request_id, cell_id)
     cell_id = str(row["cell_id"])
     own = {name: _of_cell(getattr(run, name), cell_id) for name in TABLES if name != "cells"}
-    if own["findings"].empty and not own["snapshots"].empty:
+    plan = run.manifest.get("plan") or {}
+    if own["findings"].empty and not own["snapshots"].empty and not plan.get("sanitize"):
         own["findings"] = _findings(own, cell_id)
     cell = run.cells[run.cells["cell_id"] == cell_id].iloc[0]
     return Case(run=run, cell=plain(cell), request=plain(row), **own)
@@ -132,7 +133,10 @@ def _findings(frames: Mapping[str, pd.DataFrame], cell_id: str) -> pd.DataFrame:
 
     recorded: dict[str, pa.Table] = {}
     for name in ("events", "flights", "snapshots"):
-        rows = [plain(row) for _, row in frames[name].iterrows()]
+        rows = [
+            {str(key): value_of(value) for key, value in row.items()}
+            for row in frames[name].to_dict("records")
+        ]
         if rows:
             recorded[name] = to_table(name, rows)
     findings = check_tables(recorded)

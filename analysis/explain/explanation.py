@@ -101,7 +101,7 @@ def explain(
     """
     case = case_of(run, request_id, cell_id)
     flown = flights_of(case)
-    finding = first_finding(case)
+    finding, findings = first_finding(case), findings_of(case)
     death = death_of(case)
     histories = histories_of(
         case, pages_of(case, flown, [None if finding is None else finding.page])
@@ -114,14 +114,14 @@ def explain(
         cell_id=str(case.cell["cell_id"]),
         outcome=case.outcome,
         what=what_of(case, divergence),
-        because=because(case, flown, finding, divergence, death, histories),
+        because=because(case, flown, findings, finding, divergence, death, histories),
         request=case.request,
         cell=case.cell,
         moments=moments_of(case, flown),
         flights=flown,
         fellows=fellows_of(case, flown),
         finding=finding,
-        findings=findings_of(case),
+        findings=findings,
         death=death,
         pages=histories,
         caches=caches,

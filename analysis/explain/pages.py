@@ -28,6 +28,8 @@ _WORDS = {
     "nonfinite": "it held NaN or infinity, from slot {value} on, when {who} flew",
     "written_after_free": "it had been written since it was freed",
 }
+_Event = dict[Any, Any]
+"""A row of the table `events`."""
 _PAIRS = ({"acquire", "hold"}, {"free", "drop"})
 """Two sides of one step, of which the first to tell is enough."""
 
@@ -97,7 +99,7 @@ def pages_of(case: Case, flown: Sequence[Flown], also: Iterable[int | None] = ()
 def histories_of(case: Case, pages: Sequence[int]) -> tuple[PageHistory, ...]:
     """Return the history of each page in the order given; without events there are only writes."""
     wanted = set(pages)
-    told = {page: _told(case, page) for page in pages}
+    events = _events_by_page(case, wanted)
     written: dict[int, list[_Write]] = {page: [] for page in pages}
     for flight in case.flights.to_dict("records"):
         for page, write in _writes(flight, case.stride):
@@ -108,20 +110,28 @@ def histories_of(case: Case, pages: Sequence[int]) -> tuple[PageHistory, ...]:
     return tuple(
         PageHistory(
             page,
-            _merged(told[page], written[page]),
-            _stays(case, page, first, last) if first is not None else (),
+            _merged(_told(events[page], page), written[page]),
+            _stays(events[page], page, first, last) if first is not None else (),
         )
         for page in pages
     )
 
 
-def _told(case: Case, page: int) -> list[Entry]:
-    """Return what the events tell of a page."""
+def _events_by_page(case: Case, pages: set[int]) -> dict[int, list[_Event]]:
+    """Return the events that concern each page, in order."""
+    found: dict[int, list[_Event]] = {page: [] for page in pages}
+    told = case.events[case.events["kind"].isin([*_WORDS, "copy"])]
+    concerned = told[[bool(pages.intersection(several or ())) for several in told["pages"]]]
+    for event in concerned.to_dict("records"):
+        for page in pages.intersection(event["pages"]):
+            found[page].append(event)
+    return found
+
+
+def _told(events: Sequence[_Event], page: int) -> list[Entry]:
+    """Return what its events tell of a page."""
     entries: list[Entry] = []
-    events = case.events[case.events["kind"].isin([*_WORDS, "copy"])]
-    for event in events.to_dict("records"):
-        if page not in (event["pages"] or ()):
-            continue
+    for event in events:
         kind, request = str(event["kind"]), value_of(event["request_id"])
         who = request or "somebody"
         if kind == "copy":
@@ -193,7 +203,7 @@ def _entry(who: str, writes: list[_Write]) -> Entry:
     return Entry(writes[0].seq, writes[0].t_s, "write", request, words, writes[-1].seq)
 
 
-def _stays(case: Case, page: int, first: Snapshot, last: int) -> tuple[Stay, ...]:
+def _stays(events: Sequence[_Event], page: int, first: Snapshot, last: int) -> tuple[Stay, ...]:
     """Return in whose hands a page was, from the first snapshot to the last event.
 
     A node that became unreachable with an ancestor still counts as cached here.
@@ -202,11 +212,10 @@ def _stays(case: Case, page: int, first: Snapshot, last: int) -> tuple[Stay, ...
     holders = {r: None for r, pages in first.state.holdings.items() if page in pages}
     nodes = {n.node for n in first.nodes if n.page == page}
     begin, stays = first.seq or 0, list[Stay]()
-    kinds = ("acquire", "free", "hold", "drop", "create", "unlink", "replace")
     now = _owners(free, holders, nodes)
-    for event in case.events[case.events["kind"].isin(kinds)].to_dict("records"):
+    for event in events:
         seq = int(event["seq"])
-        if page not in (event["pages"] or ()) or seq <= (first.seq or 0):
+        if seq <= (first.seq or 0):
             continue
         match event["kind"]:
             case "acquire" | "free":
@@ -217,14 +226,29 @@ def _stays(case: Case, page: int, first: Snapshot, last: int) -> tuple[Stay, ...
                 holders.pop(str(event["request_id"]), None)
             case "create":
                 nodes.add(value_of(event["node"]))
-            case _:
+            case "unlink" | "replace":
                 nodes.discard(value_of(event["node"]))
         owners = _owners(free, holders, nodes)
         if owners != now:
             stays.append(Stay(begin, seq, now))
             begin, now = seq, owners
     stays.append(Stay(begin, max(last, begin), now))
-    return tuple(stays)
+    return tuple(_without_handover(stays))
+
+
+def _without_handover(stays: list[Stay]) -> list[Stay]:
+    """Leave out the moment between a page's leaving the pool and somebody's holding it."""
+    kept: list[Stay] = []
+    for stay in stays:
+        passing = (
+            len(kept) > 1
+            and kept[-1].owners == (NOBODY,)
+            and kept[-2].owners == (FREE,)
+            and stay.owners[0] not in (FREE, CACHED, NOBODY)
+        )
+        begin = kept.pop().begin if passing else stay.begin
+        kept.append(Stay(begin, stay.end, stay.owners))
+    return kept
 
 
 def _owners(free: bool, holders: Iterable[str], nodes: Iterable[Any]) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from analysis.explain.pages import CACHED, NOBODY
 from analysis.figures import style
 from analysis.figures.explanation_parts import draw_chances, draw_pages, draw_pool
 from analysis.figures.page_lifetimes import short_name
+from analysis.sanitize.findings import WRONG_DATA
 
 if TYPE_CHECKING:
     from analysis.explain import Explanation
@@ -43,8 +45,8 @@ def explanation_figure(told: Explanation) -> Figure:
                                                    told.divergence.reference))  # fmt: skip
     pool = () if chances else told.pool
     heights: dict[str, float] = {}
-    if told.case.recorded:
-        heights["lanes"] = 0.9 + 0.34 * len(lanes)
+    if told.case.recorded and (len(lanes) > 1 or told.flights or not pool):
+        heights["lanes"] = 1.1 + 0.34 * len(lanes)
     if pages:
         heights["pages"] = 1.0 + 0.27 * len(pages)
     if chances:
@@ -72,7 +74,7 @@ def explanation_figure(told: Explanation) -> Figure:
     figure.suptitle(f"{told.request_id} of {told.cell_id}: {told.outcome}", x=0.01, ha="left",
                     fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
-        figure.legend(handles=_legend(told, bool(pages)), loc="outside lower center", ncols=6,
+        figure.legend(handles=_legend(told, bool(pages)), loc="outside lower center", ncols=4,
                       fontsize=style.SMALL, frameon=False)  # fmt: skip
     return figure
 
@@ -134,17 +136,34 @@ def _draw_lanes(
     rows = told.case.requests.set_index("request_id")["outcome"].to_dict()
     labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
     axes.set_yticks(range(len(lanes)), labels)
-    axes.set_ylim(len(lanes) - 0.4, -1.15)
-    for seq, words, mark in marks_of(told):
+    marks = marks_of(told)
+    axes.set_ylim(len(lanes) - 0.4, -0.75 - 0.4 * max(len(marks), 1))
+    for number, (seq, words, mark) in enumerate(marks):
+        height = -0.5 - 0.4 * number  # each on a line of its own, for they may be close
         axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
-        axes.plot([seq], [-0.45], mark, color=style.VERMILLION, markersize=8, zorder=6)
+        axes.plot([seq], [height], mark, color=style.VERMILLION, markersize=8, zorder=6)
         right = seq > (low + high) / 2
-        axes.annotate(words, (seq, -0.45), (-8 if right else 8, 4), textcoords="offset points",
+        axes.annotate(words, (seq, height), (-8 if right else 8, 0), textcoords="offset points",
                       ha="right" if right else "left", va="center", fontsize=style.SMALL,
                       color=style.VERMILLION, zorder=7)  # fmt: skip
+    _small_marks(axes, told, place)
     flew = "Who flew with it" if told.fellows else "Who was under way with it"
     style.dress(axes, flew, "", "request")
     axes.grid(visible=False)
+
+
+def _small_marks(axes: Axes, told: Explanation, place: dict[str, int]) -> None:
+    """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
+    events = told.case.events
+    short = events[(events["kind"] == "shortage") & events["request_id"].isin(list(place))]
+    for seq, name in zip(short["seq"], short["request_id"], strict=True):
+        axes.plot([float(seq)], [place[name]], "s", color="white", markeredgecolor="black",
+                  markersize=6, zorder=6)  # fmt: skip
+    further = [f.seq for f in told.findings if f.severity == WRONG_DATA and f != told.finding]
+    for place_of_it in further:
+        if place_of_it is not None:
+            axes.plot([place_of_it], [0], "v", color="white", markeredgecolor=style.VERMILLION,
+                      markersize=7, zorder=6)  # fmt: skip
 
 
 def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
@@ -158,9 +177,8 @@ def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
     finding, wrong, death = told.finding, told.divergence, told.death
     if finding is not None:
         mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
-    for moment in told.moments:
-        if moment.kind == "shortage":
-            mark(moment.seq, "too few pages", "s")
+    short = [moment.seq for moment in told.moments if moment.kind == "shortage"]
+    mark(short[-1] if short else None, "too few pages for it", "s")
     if wrong is not None:
         mark(wrong.seq, f"token {wrong.place} is wrong", "X")
     if death is not None:
@@ -201,16 +219,29 @@ def _clock(told: Explanation) -> Callable[[float], float]:
 
 
 def _legend(told: Explanation, pages: bool) -> list[Line2D | Patch]:
-    grey = "#8C8C8C"
-    shown: list[Line2D | Patch] = [
-        Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
-        Patch(facecolor=grey, label="decode"),
-        Patch(facecolor="none", edgecolor=grey, label="a flight without it"),
-    ]
-    if pages:
+    grey, kinds = "#8C8C8C", told.case.events["kind"]
+    owners = {owner for history in told.pages for stay in history.stays for owner in stay.owners}
+    shown: list[Line2D | Patch] = []
+    if len(told.case.flights):
         shown += [
-            Patch(facecolor="#D9D9D9", label="page in the prefix cache"),
-            Patch(facecolor="white", edgecolor=style.VERMILLION, hatch="xxxx", label="nobody's"),
-            Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"),
+            Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
+            Patch(facecolor=grey, label="decode"),
+            Patch(facecolor="none", edgecolor=grey, label="a flight without it"),
         ]
+    if pages and CACHED in owners:
+        shown.append(Patch(facecolor="#D9D9D9", label="page in the prefix cache"))
+    if pages and NOBODY in owners:
+        shown.append(Patch(facecolor="white", edgecolor=style.VERMILLION, hatch="xxxx",
+                           label="page in nobody's hands"))  # fmt: skip
+    if pages and len(told.case.flights):
+        shown.append(Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"))
+    if (kinds == "shortage").any():
+        shown.append(_sign("s", "black", "too few pages"))
+    if any(f.severity == WRONG_DATA for f in told.findings if f != told.finding):
+        shown.append(_sign("v", style.VERMILLION, "further wrong data"))
     return shown
+
+
+def _sign(marker: str, edge: str, label: str) -> Line2D:
+    return Line2D([], [], marker=marker, color="white", markeredgecolor=edge, markersize=7,
+                  linestyle="none", label=label)  # fmt: skip

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 
+from analysis.explain.layout import percent
+from analysis.explain.pages import CACHED, FREE, NOBODY
 from analysis.figures import style
 from analysis.figures.pages_over_time import STATE_COLOURS
 
 if TYPE_CHECKING:
     from analysis.explain import Explanation
     from analysis.explain.cache import Pool
-    from analysis.explain.pages import PageHistory
+    from analysis.explain.layout import percent
+from analysis.explain.pages import PageHistory
 
-_FREE, _CACHED, _NOBODY = "free", "cached", "nobody"
 _ORDER = ("leaked", "live", "cached", "free")
 
 
@@ -73,12 +75,12 @@ def _stay(
     owners: Sequence[str],
     colour: Callable[[str], str],
 ) -> None:
-    if owners[0] == _FREE:
+    if owners[0] == FREE:
         return
     look: dict[str, Any] = {"linewidth": 0}
-    if owners[0] == _CACHED:
+    if owners[0] == CACHED:
         parts = [{**look, "facecolor": "#D9D9D9"}]
-    elif owners[0] == _NOBODY:
+    elif owners[0] == NOBODY:
         parts = [{"facecolor": "white", "edgecolor": style.VERMILLION, "hatch": "xxxx",
                   "linewidth": 0.4}]  # fmt: skip
     else:
@@ -90,8 +92,6 @@ def _stay(
 
 def draw_chances(axes: Axes, told: Explanation) -> None:
     """Draw how probable the wrong token and the right one were for engine and reference."""
-    from analysis.explain.layout import percent
-
     wrong = told.divergence
     assert wrong is not None
     flight = "" if wrong.flight_id is None else f"\nin flight {wrong.flight_id}"
@@ -140,16 +140,17 @@ def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
     last, total = pool[-1], sum(getattr(pool[-1], state) for state in _ORDER)
     axes.axvline(told.begin, color=style.BLACK, linewidth=1.2, linestyle=":")
     right = told.begin > (places[0] + places[-1]) / 2
-    axes.annotate(f"{told.request_id} is sent in", (told.begin, total), (-4 if right else 4, -8),
+    sent = f"{told.request_id} is sent in"
+    axes.annotate(sent, (told.begin, total * 1.07), (-4 if right else 4, 0),
                   textcoords="offset points", ha="right" if right else "left", va="center",
                   fontsize=style.SMALL)  # fmt: skip
     axes.set_xlim(places[0], max(places[-1], places[0] + 1))
-    axes.set_ylim(0, total)
+    axes.set_ylim(0, total * 1.14)
     handles = [
         axes.fill_between([], [], [], color=STATE_COLOURS[state],
                           label=f"{state}, at its end {getattr(last, state)}")
         for state in reversed(_ORDER)
     ]  # fmt: skip
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5),
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
                 fontsize=style.SMALL, frameon=False)  # fmt: skip
     style.dress(axes, "The pool, from the beginning", "number of the event", "pages")
