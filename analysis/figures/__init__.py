@@ -19,6 +19,7 @@ from analysis.figures.outcomes import outcomes
 from analysis.figures.page_lifetimes import page_lifetimes
 from analysis.figures.page_map import page_map
 from analysis.figures.pages_over_time import pages_over_time
+from analysis.figures.stress import stress
 from analysis.figures.style import show
 from analysis.figures.tables import (
     HtmlTable,
@@ -60,6 +61,7 @@ __all__ = [
     "pages_over_time",
     "rates_table",
     "show",
+    "stress",
     "trie",
     "tries",
     "wrong_answers",
