@@ -11,6 +11,7 @@ from analysis.figures.findings_table import checked_table, findings_table, leads
 from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
 from analysis.figures.ladder import ladder, ladders
+from analysis.figures.interleaving import interleaving
 from analysis.figures.latency import latency
 from analysis.figures.leads import lead_times
 from analysis.figures.lock_cost import lock_cost
@@ -50,6 +51,7 @@ __all__ = [
     "hit_rate",
     "ladder",
     "ladders",
+    "interleaving",
     "latency",
     "lead_times",
     "leads_table",

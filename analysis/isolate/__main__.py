@@ -53,9 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(result: Result) -> str:
     lines = [result.words]
-    for failure in result.failures:
-        lines += ["", f"{failure.rule} ({failure.scenario}; {failure.needs}, {failure.happens})",
-                  f"  {failure.message}", f"  {failure.schedule}"]  # fmt: skip
+    for failure in result.shortest():
+        others = {f.scenario for f in result.failures if f.rule == failure.rule}
+        lines += [
+            "",
+            f"{failure.rule}: {failure.sentence}",
+            f"  {failure.message}",
+            f"  {failure.needs}, {failure.happens}; broken in {len(others)} scenarios",
+            f'  --scenario "{failure.scenario}" --replay "{failure.schedule}"',
+        ]
     return "\n".join(lines)
 
 

@@ -86,6 +86,13 @@ class Result:
         """Whether every interleaving of every scenario was covered in time."""
         return all(covered.complete for covered in self.scenarios)
 
+    def shortest(self) -> list[Failure]:
+        """Return the shortest failure of each rule, those that happen in any order apart."""
+        found: dict[tuple[str, bool], Failure] = {}
+        for failure in sorted(self.failures, key=lambda f: (f.sequential, len(f.schedule))):
+            found.setdefault((failure.rule, failure.sequential), failure)
+        return list(found.values())
+
     @property
     def words(self) -> str:
         """All of it in a sentence or two."""
@@ -98,13 +105,16 @@ class Result:
             if not self.complete:
                 said = f"In those {many} that there was time for, {what} breaks no rule."
         else:
-            alone = sum(failure.sequential for failure in self.failures)
-            rules = list(dict.fromkeys(failure.rule for failure in self.failures))
-            said = (
-                f"Over {many}, {what} breaks {len(rules)} rules ({', '.join(rules)}):"
-                f" {alone} of {len(self.failures)} failures happen in any order,"
-                f" {len(self.failures) - alone} need an interleaving."
-            )
+            alone = list(dict.fromkeys(f.rule for f in self.failures if f.sequential))
+            only = [f.rule for f in self.failures if f.rule not in alone]
+            together = list(dict.fromkeys(only))
+            count = len(alone) + len(together)
+            said = f"Over {many}, {what} breaks {count} rule{'s' if count > 1 else ''}:"
+            if alone:
+                said += f" whatever the order, {', '.join(alone)}"
+            if together:
+                said += f"{';' if alone else ''} only interleaved, {', '.join(together)}"
+            said += "."
             if not self.complete:
                 said += " Time ended before all were covered."
         if self.elsewhere:

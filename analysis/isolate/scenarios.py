@@ -92,7 +92,7 @@ _ALL = (
         "equal prompts, then eviction",
         "Two equal prompts at once, and a third that needs what is cached of them.",
         7,
-        ((Request("A", _run(1, 5)),), (Request("B", _run(1, 5)),), (Request("C", _run(20, 8)),)),
+        ((Request("A", _run(1, 5)),), (Request("B", _run(1, 5)),), (Request("C", _run(20, 10)),)),
     ),
     Scenario(
         "answers that enter a page",
@@ -124,6 +124,13 @@ _ALL = (
         elsewhere=1,
     ),
     Scenario(
+        "evicting what has children",
+        "One request goes on from a cached prefix, and another needs pages meanwhile.",
+        6,
+        ((Request("B", (*_run(1, 4), *_run(11, 4))),), (Request("C", _run(20, 5)),)),
+        before=(Request("W", _run(1, 4)),),
+    ),
+    Scenario(
         "published beneath",
         "A request publishes beneath what another published, then a third needs pages.",
         6,
@@ -142,13 +149,13 @@ _ALL = (
     ),
     Scenario(
         "churn",
-        "Four workers with prompts of their own and in common, and pages for two or three.",
-        7,
+        "Four workers with short prompts, two of them equal, and pages for three.",
+        4,
         (
-            (Request("A", _run(1, 4)),),
-            (Request("B", _run(1, 4)),),
-            (Request("C", (*_run(1, 2), 41, 42)),),
-            (Request("D", _run(20, 4)),),
+            (Request("A", _run(1, 2)),),
+            (Request("B", _run(1, 2)),),
+            (Request("C", _run(1, 3)),),
+            (Request("D", _run(20, 2)),),
         ),
         sharing=_BOTH,
     ),

@@ -192,7 +192,7 @@ def _lost(picture: Picture) -> Iterator[Broken]:
         known |= pages
     lost = sorted({*range(picture.page_count)} - known)
     if lost:
-        text = f"{_pages(lost)} in no free list, no request's hands and not cached."
+        text = f"{_upper(_pages(lost))} in no free list, no request's hands and not cached."
         yield Broken("nothing lost", text, pages=tuple(lost))
 
 
