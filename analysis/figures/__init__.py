@@ -10,8 +10,8 @@ from analysis.figures.findings_chart import findings_chart
 from analysis.figures.findings_table import checked_table, findings_table, leads_table
 from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
-from analysis.figures.ladder import ladder, ladders
 from analysis.figures.interleaving import interleaving
+from analysis.figures.ladder import ladder, ladders
 from analysis.figures.latency import latency
 from analysis.figures.leads import lead_times
 from analysis.figures.lock_cost import lock_cost
@@ -49,9 +49,9 @@ __all__ = [
     "findings_table",
     "flights",
     "hit_rate",
+    "interleaving",
     "ladder",
     "ladders",
-    "interleaving",
     "latency",
     "lead_times",
     "leads_table",
