@@ -12,6 +12,7 @@ from analysis.cost.locking import (
     time_operations,
 )
 from analysis.cost.measures import METRICS, WATCHED, Metric, measure, watched
+from analysis.cost.sweeps import Measured, full_batch, run_costs
 
 __all__ = [
     "ALL",
@@ -19,6 +20,7 @@ __all__ = [
     "UNTREATED",
     "WATCHED",
     "LockFigures",
+    "Measured",
     "Metric",
     "alternate",
     "alternated",
@@ -26,11 +28,13 @@ __all__ = [
     "arms",
     "costs",
     "count_operations",
+    "full_batch",
     "lock_costs",
     "lock_share",
     "measure",
     "measure_lock",
     "pairs_needed",
+    "run_costs",
     "time_operations",
     "watched",
 ]
