@@ -49,7 +49,9 @@ def validate(
         Path | None,
         typer.Option(help="the ladder's directory, also to go on with it [default: a new one]"),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="engines at the same time")] = 4,
+    jobs: Annotated[
+        int | None, typer.Option(help="engines at the same time [default: as the cores allow]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the result as one JSON object")] = False,
 ) -> None:
     """Validate fixes: the cache's operations alone, then 2, 4, 8, 16 and 32 requests at once.

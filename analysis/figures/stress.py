@@ -7,7 +7,7 @@ import textwrap
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures import style
 
@@ -48,6 +48,8 @@ def stress(frame: pd.DataFrame, title: str | None = None) -> Figure:
         memory.plot(own["t_s"], own["rss_bytes"] / _MIB, **look)
         lost.plot(own["t_s"], own["lost"], **look)
     latency.set_yscale("log")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latency.yaxis.set_minor_formatter(NullFormatter())
     latency.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     most = max(1.0, 1.08 * frame["lost"].max())
     lost.set_ylim(-0.06 * most, most)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         overview,
         upper_bound,
     )
-    from analysis.validate.words import in_a_sentence, in_words
+    from analysis.validate.words import answer_in_a_sentence, in_a_sentence, in_words
 
 __all__ = [
     "LEVELS",
@@ -30,6 +30,7 @@ __all__ = [
     "LadderError",
     "Rung",
     "Settings",
+    "answer_in_a_sentence",
     "in_a_sentence",
     "in_words",
     "overview",
@@ -40,6 +41,7 @@ __all__ = [
 _HOMES = {
     "Settings": "climb",
     "validate": "climb",
+    "answer_in_a_sentence": "words",
     "in_a_sentence": "words",
     "in_words": "words",
 }

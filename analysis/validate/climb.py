@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.engine.adapters import PACE_S
 from analysis.errors import CachelabError
 from analysis.releases import check_known
 from analysis.store import load_run, write_atomically
@@ -28,6 +30,9 @@ _PER_CELL = 32
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
 """Requests of a client: two at once may be slow, and a second one finds what a first one left."""
 _RESUBMIT_S = 0.05
+_WAITING, _IDLE_JOBS = 10, 8
+"""How much longer a token takes in a batch with room where engines wait; how many run at once then.
+"""
 _SETTINGS, _ISOLATED, _RESULT = "ladder.json", "isolated.json", "result.json"
 
 
@@ -124,7 +129,7 @@ def validate(
     settings: Settings,
     out: str | Path,
     *,
-    jobs: int = 4,
+    jobs: int | None = None,
     budget_s: float = math.inf,
     on_step: OnStep | None = None,
     progress: bool = False,
@@ -134,7 +139,8 @@ def validate(
     A rung is left upwards only if it was clean: no accepted request failed, no rule was broken, no
     page was lost, the alarm sounded where a fault was planted, and so many requests were accepted
     that `settings.rate` would have shown. The first that is not ends the ladder, and what failed
-    there is explained. `jobs` engines run at a time. After `budget_s` seconds the ladder ends
+    there is explained. `jobs` engines run at a time; None means one a core, and more where the
+    engine spends its time waiting. After `budget_s` seconds the ladder ends
     undecided where it is; called again with the same settings and `out` it goes on there.
 
     `out` holds `ladder.json` (the settings), `isolated.json`, a run for each rung (`rung-02`, ...)
@@ -154,7 +160,7 @@ def validate(
         if time.monotonic() >= ends:
             ladder = replace(ladder, out_of_time=True)
             break
-        rung = _climb(settings, level, plan, out, jobs, ends, progress)
+        rung = _climb(settings, level, plan, out, jobs or _jobs(plan, level), ends, progress)
         ladder = ladder.with_rung(rung)
         if rung.verdict == "undecided" and time.monotonic() >= ends:
             ladder = replace(ladder, out_of_time=True)
@@ -199,18 +205,24 @@ def _climb(
     return replace(rung, explanation=_explain(path, rung))
 
 
+def _jobs(plan: Plan, level: int) -> int:
+    """Return how many engines fill the cores without keeping each other from their work."""
+    _, token, _, token_in_full = PACE_S.get(plan.releases[0], (0, 0, 0, 1))
+    waits = level % max(plan.batch_sizes) and token > _WAITING * token_in_full
+    return _IDLE_JOBS if waits else os.cpu_count() or 1
+
+
 def _explain(path: Path, rung: Rung) -> str:
     """Return the story of the rung's first failing request; of its findings if there is none."""
     told = "\n\n".join(f"{found.name}: {found.message}" for found in rung.findings[:3])
     if rung.failing is None or not rung.failing[1]:
         return told or "\n".join(rung.endings[:1])
     cell_id, request_id = rung.failing
+    from analysis.explain import explain
+
     try:
-        from analysis.explain import explain
-    except ImportError:
-        return f"{request_id} of {cell_id}. {told}".strip()
-    try:
-        return str(explain(load_run(path), request_id, cell_id=cell_id))
+        told_by = explain(load_run(path), request_id, cell_id=cell_id)
+        return " ".join([f"{told_by.what} (in {cell_id})", *told_by.because])
     except CachelabError as error:
         return f"{request_id} of {cell_id} cannot be explained: {error} {told}".strip()
 

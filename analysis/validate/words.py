@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analysis.validate.result import Found, Isolated, Ladder, Rung
 
 _MIB = 2**20
@@ -33,6 +35,36 @@ def in_words(ladder: Ladder) -> str:
 def in_a_sentence(ladder: Ladder) -> str:
     """Return the verdict with the ladder's setting before it."""
     return f"{ladder.name}: {_verdict(ladder)}"
+
+
+def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()) -> str:
+    """Return the answer to "do the fixes hold?": all of them at once, and each by itself."""
+    clauses = []
+    for ladder in whole:
+        count = len(ladder.treatments)
+        fixes = f"{'all ' if count > 1 else ''}{count} fix{'es' if count != 1 else ''} at once"
+        clauses.append(f"with {fixes}, prefix sharing {ladder.prefix_sharing} {_short(ladder)}")
+    if singles:
+        held = [ladder for ladder in singles if ladder.verdict == "validated"]
+        failed = sum(ladder.verdict == "failed" for ladder in singles)
+        text = f"of {len(singles)} single fixes {failed} failed and {len(held)} held"
+        if held:
+            named = [f"{ladder.treatments[0]}, {ladder.prefix_sharing}" for ladder in held]
+            text += f" ({'; '.join(named)})"
+        clauses.append(text)
+    sentence = "; ".join(clauses) or "no ladder was climbed"
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _short(ladder: Ladder) -> str:
+    if ladder.verdict == "validated":
+        return (
+            f"is validated up to {ladder.levels[-1]} requests at once (a failure rate above"
+            f" {_percent(ladder.rate)} would have shown with {_percent(ladder.confidence)}"
+            " confidence)"
+        )
+    text = _verdict(ladder).partition(":")[0].rstrip(".")
+    return text if ladder.verdict == "failed" else f"is {text}"
 
 
 def isolated_in_words(isolated: Isolated) -> str:

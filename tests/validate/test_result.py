@@ -29,6 +29,7 @@ from analysis.validate import (
     Isolated,
     Ladder,
     LadderError,
+    answer_in_a_sentence,
     in_a_sentence,
     in_words,
     overview,
@@ -207,3 +208,17 @@ def test_defaults_are_those_of_the_report() -> None:
     assert plain.needed == 299
     assert "no treatment" in plain.name
     assert ISOLATED.verdict == "clean"
+
+
+def test_the_answer_names_what_held_and_what_did_not() -> None:
+    whole = [CLEAN, replace(FAILED, prefix_sharing="trie")]
+    alone = replace(CLEAN, treatments=("correct-seq-lens",))
+    answer = answer_in_a_sentence(whole, [alone, LEAKS, LEAKS, TOO_FEW])
+    assert answer.startswith("With all 3 fixes at once, prefix sharing none is validated up to 32 ")
+    assert "a failure rate above 1% would have shown with 95% confidence" in answer
+    assert "prefix sharing trie failed at 8 at once;" in answer
+    assert answer.endswith("of 4 single fixes 2 failed and 1 held (correct-seq-lens, none).")
+    assert "none is undecided at 4 at once when its time was up." in answer_in_a_sentence([TOO_FEW])
+    assert "is void at 2 at once." in answer_in_a_sentence([VOID])
+    assert "failed in the cache's operations by themselves" in answer_in_a_sentence([ALONE])
+    assert answer_in_a_sentence([]) == "No ladder was climbed."
