@@ -63,7 +63,7 @@ def because(
 ) -> tuple[str, ...]:
     """Return why the request failed, as far as what was recorded tells it."""
     if case.outcome == "ok":
-        return ()
+        return () if finding is None else tuple(_all_the_same(finding))
     if not case.recorded:
         return ("Nothing was recorded of its cell, so what went on inside is unknown.",)
     sentences: list[str] = []
@@ -79,6 +79,11 @@ def because(
         "No rule was seen broken on it and no operation failed for it, so what was recorded does"
         " not tell why.",
     )
+
+
+def _all_the_same(finding: Found) -> Iterator[str]:
+    said = f"Yet a rule was broken on it, first at {finding.at}: {finding.message}"
+    yield f"{said} {finding.meaning}".strip()
 
 
 def _wrong(

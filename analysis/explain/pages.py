@@ -14,6 +14,9 @@ from analysis.snapshot import Snapshot
 
 FREE, CACHED, NOBODY = "free", "cached", "nobody"
 """Owners of a page that are no request."""
+_NO_REQUEST = (FREE, CACHED, NOBODY)
+_BRIEF = 3
+"""Most events between a request's letting go of a page and the pool's having it again."""
 _WORDS = {
     "acquire": "{who} took it from the pool",
     "hold": "{who} held it from then on",
@@ -237,16 +240,17 @@ def _stays(events: Sequence[_Event], page: int, first: Snapshot, last: int) -> t
 
 
 def _without_handover(stays: list[Stay]) -> list[Stay]:
-    """Leave out the moment between a page's leaving the pool and somebody's holding it."""
+    """Leave out the moments between the pool and a request's hands, either way."""
     kept: list[Stay] = []
     for stay in stays:
-        passing = (
-            len(kept) > 1
-            and kept[-1].owners == (NOBODY,)
-            and kept[-2].owners == (FREE,)
-            and stay.owners[0] not in (FREE, CACHED, NOBODY)
-        )
-        begin = kept.pop().begin if passing else stay.begin
+        begin = stay.begin
+        if len(kept) > 1 and kept[-1].owners == (NOBODY,):
+            taken = kept[-2].owners == (FREE,) and stay.owners[0] not in _NO_REQUEST
+            brief = kept[-1].end - kept[-1].begin <= _BRIEF
+            given = stay.owners == (FREE,) and kept[-2].owners[0] not in _NO_REQUEST and brief
+            if taken or given:
+                begin = kept.pop().begin
+                kept[-1] = Stay(kept[-1].begin, begin, kept[-1].owners)
         kept.append(Stay(begin, stay.end, stay.owners))
     return kept
 

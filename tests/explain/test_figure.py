@@ -1,0 +1,62 @@
+"""What the figure of an explanation shows, from runs of known truth."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from told import short_pool, wrong_page
+
+from analysis import explain
+
+
+def words_of(figure):
+    axes = figure.axes
+    titles = [a.get_title(loc="left") for a in axes]
+    ticks = [label.get_text() for a in axes for label in a.get_yticklabels()]
+    legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return [*titles, *ticks, *legends, *(text.get_text() for a in axes for text in a.texts)]
+
+
+def test_a_wrong_answer_has_lanes_pages_and_probabilities():
+    found = explain(wrong_page(), "a", reference=False)
+    figure = found.figure()
+    lanes, pages, chances = figure.axes
+    words = words_of(figure)
+    assert "a, wrong" in words
+    assert "b, ok" in words
+    assert "own prefix (another request's data)" in words
+    assert "token 2 is wrong" in words
+    assert [label.get_text() for label in pages.get_yticklabels()] == ["3", "1", "2"]
+    assert "“u” (given): 60.7%" in words
+    assert "“g” (right): 22.3%" in words
+    assert "not known" in words  # the reference was not asked
+    assert lanes.get_xlim() == pages.get_xlim()
+    low, high = lanes.get_xlim()
+    assert low < found.begin < found.end < high
+    # The finding and the wrong token are marked where they were, through both panels.
+    marked = {line.get_xdata()[0] for line in pages.lines if line.get_linestyle() == "--"}
+    assert marked == {found.finding.seq, found.divergence.seq}
+    [wide] = [bar.get_width() for bar in chances.patches if bar.get_width() > 50]
+    assert wide == pytest.approx(60.65, abs=0.01)
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_without_a_wrong_token_the_pool_is_drawn():
+    figure = explain(short_pool("lost"), "c", reference=False).figure()
+    words = words_of(figure)
+    assert "worker died" in words
+    assert "too few pages for it" in words
+    pool = figure.axes[-1]
+    assert "The pool" in pool.get_title(loc="left")
+    legend = [text.get_text() for text in pool.get_legend().get_texts()]
+    assert legend == ["free, at its end 1", "cached, at its end 0", "live, at its end 2",
+                      "leaked, at its end 5"]  # fmt: skip
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_where_nothing_was_recorded_it_says_so():
+    run = short_pool()
+    empty = {name: getattr(run, name).iloc[:0] for name in ("events", "flights", "snapshots")}
+    figure = explain(type(run)(**{**vars(run), **empty}), "c", reference=False).figure()
+    assert "Nothing was recorded" in figure.texts[0].get_text()
