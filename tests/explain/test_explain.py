@@ -248,7 +248,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(STEPS)
 def test_pages_are_in_the_hands_that_a_replay_finds_them_in(steps):
     story = Story()
