@@ -174,6 +174,19 @@ def test_a_run_of_before_there_were_recordings_still_loads() -> None:
     assert list(run.events.columns) == TABLES["events"].names
 
 
+def test_flights_of_before_their_likeliest_tokens_were_noted_still_load(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, MANIFEST)
+    row = {"flight_id": 0, "cell_id": "c", "phase": "decode", "rows": 1, "top_tokens": [[5, 3]]}
+    file = writer.write_cell(cell_row(), [], flights=[row]) / "flights.parquet"
+    assert load_run(tmp_path).flights["top_tokens"][0] == ((5, 3),)
+    old = pq.read_table(file).drop_columns(["top_tokens", "top_logprobs"])
+    pq.write_table(old, file)
+    flights = load_run(tmp_path).flights
+    assert list(flights.columns) == TABLES["flights"].names
+    assert flights["top_tokens"][0] is None
+    assert flights["flight_id"][0] == 0
+
+
 def test_many_cells_come_back_in_the_order_of_their_ids(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
     for name in ("b", "a", "c"):

@@ -69,7 +69,7 @@ def _moments(told: Explanation) -> Section:
     if (finding := told.finding) is not None:
         words = f"first finding: {finding.rule} ({finding.cause})"
         rows.append((_whole(finding.seq), _seconds(finding.t_s), words))
-    if (wrong := told.divergence) is not None:
+    if (wrong := told.divergence) is not None and wrong.t_s is not None:
         words = f"token {wrong.place}, the first wrong one: {wrong.given_text}"
         rows.append((_whole(wrong.seq), _seconds(wrong.t_s), words))
     rows.sort(key=lambda row: (int(row[0]) if row[0] else -1, row[1]))
