@@ -157,11 +157,13 @@ def _single(found: pd.DataFrame) -> str:
     text = f"One by one, a whole answer: {_list(parts)}." if parts else ""
     if len(rest):
         worst = rest.sort_values("high").iloc[-1]
-        who = "one treatment" if len(rest) == 1 else f"{len(rest)} treatments"
-        text += (
-            f" Of {who} alone no difference was shown; the widest interval is that of"
-            f" {worst['arm']}, {_interval(worst)}."
-        )
+        if len(rest) == 1:
+            text += f" For {worst['arm']} alone no difference was shown: {_interval(worst)}."
+        else:
+            text += (
+                f" For {len(rest)} others alone no difference was shown; the interval that reaches"
+                f" highest is that of {worst['arm']}, {_interval(worst)}."
+            )
     return text.strip()
 
 
@@ -170,7 +172,7 @@ def _space(found: pd.DataFrame) -> str:
     shown = own[own["verdict"] == "costs"].sort_values("estimate", ascending=False)
     parts = [f"{row['arm']} {_interval(row)}" for row in shown.to_dict("records")]
     if parts:
-        return f"Resident memory grows with {_list(parts)}."
+        return f"Resident memory, as a multiple of untreated: {_list(parts)}."
     return f"Resident memory did not change by more than {_widest(own)}." if len(own) else ""
 
 
@@ -188,11 +190,11 @@ def _lock(lock: LockFigures) -> str:
     share, threads = lock.share, lock.costs["threads"]
     text = (
         f"A request takes the cache's lock {lock.operations:.0f} times; taking it adds at most"
-        f" {share['alone_ns'] / 1e3:.2f} us where nobody else wants it, and {threads.max()} threads"
-        f" at once {share['contended_ns'] / 1e3:.2f} us (upper ends of 95% intervals). That is"
+        f" {share['alone_ns'] / 1e3:.2f} us where nobody else wants it, and where {threads.max()}"
+        f" threads do {share['contended_ns'] / 1e3:.2f} us (upper ends of 95% intervals). That is"
         f" {1e6 * share['alone_s']:.0f} us of the {1e3 * lock.latency_s:.0f} ms that a request"
         f" takes ({_small(share['alone'])}), and {_small(share['contended'])} of it if all"
-        f" {threads.max()} always wanted it."
+        f" {threads.max()} wanted it all the time."
     )
     if not math.isnan(lock.alternated["low"]):
         text += (

@@ -72,11 +72,12 @@ def compare(k1: int, n1: int, k2: int, n2: int, alpha: float = 0.05) -> Comparis
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for being several, in their order (Holm 1979, step-down)."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests  # slow to import, seldom needed
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    values = np.array(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(p) for p in adjusted]
 
 
 def requests_to_see(rate: float, confidence: float = 0.95) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.treat import fixes
+from analysis.treat import TREATMENTS, fixes
 
 UNTREATED = "untreated"
 ALL = "all fixes"
@@ -31,3 +31,10 @@ def arm_name(treatments: Sequence[str] | None, release: str, prefix_sharing: str
     if len(names) > 1 and set(names) == set(fixes(release, prefix_sharing)):
         return ALL
     return " + ".join(names)
+
+
+def rank(arm: str) -> tuple[int, str]:
+    """Return what arms are sorted by: untreated, the lock, single fixes in order, all fixes."""
+    ends = {UNTREATED: -2, LOCK: -1, ALL: len(TREATMENTS) + 1}
+    names = list(TREATMENTS)
+    return ends.get(arm, names.index(arm) if arm in names else len(names)), arm

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from analysis.cost.arms import UNTREATED
+from analysis.cost.arms import UNTREATED, rank
 from analysis.cost.measures import METRICS, SETTING, Metric
 from analysis.stats import holm
 
@@ -56,7 +56,7 @@ def costs(
         for metric in metrics:
             compared = [
                 {**setting, **_compared(group, arm, metric, confidence)}
-                for arm in dict.fromkeys(group["arm"])
+                for arm in sorted(set(group["arm"]), key=rank)
                 if arm != UNTREATED
             ]
             rows += _judged(compared, metric)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats as scipy_stats
 
 from analysis.cost import ALL, METRICS, UNTREATED, WATCHED, Metric
-from analysis.cost.arms import LOCK
+from analysis.cost.arms import LOCK, rank
 from analysis.figures import style
 
 _MIB = 2**20
@@ -40,7 +41,7 @@ def cost_curves(
 
     `measures` and `watched` are what `analysis.cost.measure` and `watched` return. Points are
     geometric means over cells in which nothing was lost (means, for shares), with 95% t intervals
-    where there are at least 2. Untreated, lock and all fixes are named, single fixes thin and grey.
+    where there are at least 3. Untreated, lock and all fixes are named, single fixes thin and grey.
     """
     panels = [(metric, measures) for metric in METRICS]
     if watched is not None and watched["hit_rate"].notna().any():
@@ -54,7 +55,7 @@ def cost_curves(
         _curves(axes, metric, frame[frame["comparable"] & frame[metric.name].notna()])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    arms = list(dict.fromkeys(measures["arm"]))
+    arms = sorted(set(measures["arm"]), key=rank)
     handles = [
         Line2D([], [], color=colour, marker=marker, label=name)
         for name, (colour, marker) in _NAMED.items()
@@ -79,7 +80,7 @@ def _curves(axes: Axes, metric: Metric, frame: pd.DataFrame) -> None:
         rows = []
         for level, group in frame[frame["arm"] == arm].groupby("concurrency"):
             values = group[metric.name].to_numpy(dtype=float)
-            rows.append((float(str(level)), *_mean(values, metric.scale == "ratio")))
+            rows.append((float(str(level)), *_mean(values, metric)))
             levels.append(int(str(level)))
             numbers.append(len(group))
         x, middle, low, high = (np.array(column) for column in zip(*rows, strict=True))
@@ -102,15 +103,17 @@ def _curves(axes: Axes, metric: Metric, frame: pd.DataFrame) -> None:
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 
 
-def _mean(values: np.ndarray, geometric: bool) -> tuple[float, float, float]:
-    """Return the mean of some cells with its 95% t interval, as wide as nothing for one cell."""
+def _mean(values: npt.NDArray[np.float64], metric: Metric) -> tuple[float, float, float]:
+    """Return the mean of some cells with its 95% t interval; no width for fewer than 3 cells."""
+    geometric = metric.scale == "ratio"
     values = np.log(values) if geometric else values
     mean, reach = float(values.mean()), 0.0
-    if len(values) > 1:
+    if len(values) > 2:
         error = float(values.std(ddof=1)) / math.sqrt(len(values))
         reach = error * float(scipy_stats.t.ppf(0.975, len(values) - 1))
-    ends = (mean, mean - reach, mean + reach)
-    return tuple(map(math.exp, ends)) if geometric else ends  # type: ignore[return-value]
+    if geometric:
+        return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
+    return mean, max(0.0, mean - reach), min(1.0, mean + reach)  # a share
 
 
 def cost_ratios(
@@ -127,7 +130,7 @@ def cost_ratios(
     arms = list(dict.fromkeys(known["arm"]))
     if not metrics:
         return style.nothing_to_draw("No two cells could be compared.")
-    figure = style.new_figure(1.9 + 1.85 * len(metrics), 1.9 + 0.3 * len(arms))
+    figure = style.new_figure(1.9 + 1.55 * len(metrics), 2.0 + 0.3 * len(arms))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         _forest(axes, known[known["metric"] == metric.name], metric, arms)
@@ -165,7 +168,7 @@ def _forest(axes: Axes, rows: pd.DataFrame, metric: Metric, arms: list[str]) -> 
         reach = max(reach, *(abs(v) for v in (middle, low, high) if not math.isnan(v)))
     reach = max(1.12 * reach, 1.0)
     axes.set_xlim(-reach, reach)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, symmetric=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=2, symmetric=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     unit = "change, % of untreated" if ratio else "change, percentage points"
     style.dress(axes, "", "", "")
