@@ -31,6 +31,7 @@ from analysis.figures.tables import (
     wrong_answers,
 )
 from analysis.figures.trie import trie, tries
+from analysis.figures.verdicts import verdict_figure, verdict_table
 
 __all__ = [
     "HtmlTable",
@@ -66,5 +67,7 @@ __all__ = [
     "stress",
     "trie",
     "tries",
+    "verdict_figure",
+    "verdict_table",
     "wrong_answers",
 ]

@@ -34,7 +34,7 @@ class ReservePaddingPage(Treatment):
                     "Page 0 is in use, so it cannot be reserved: apply reserve-padding-page before"
                     " the engine has answered anything."
                 )
-            pool.available_pages = [p for p in pool.available_pages if p.index != _PADDING_PAGE]
+            pool.available_pages.remove(kept[0])
         free = pool.free_pages
 
         def freed(pages: Sequence[Any]) -> Any:

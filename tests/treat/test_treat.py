@@ -14,6 +14,7 @@ from analysis.errors import EngineError
 from analysis.observe import observe
 from analysis.sanitize import contents
 from analysis.treat import FAULTS, TREATMENTS, treat
+from analysis.treat.base import allocation_kinds, part
 from analysis.workload import make_workload
 
 try:  # batches that are not full wait less; only time is saved by it
@@ -28,7 +29,15 @@ def fingerprint(engine):
     pool = service.page_cache.page_pool
     owners = {"adapter": engine.adapter, "service": service, "cache": service.page_cache,
               "pool": pool, "flight": engine.adapter._flight_class(), "kind": type(engine.adapter)}
-    owners |= {n: getattr(service, n) for n in vars(service) if n.endswith("batcher")}
+    owners |= {n: getattr(service, n) for n in vars(service)
+               if n.endswith("batcher") or n == "main_fiber_pool"}
+    owners |= {kind.__name__: kind for kind in allocation_kinds(engine)}
+    for module, names in (("generate", ["GenerateItemProcess"]), ("service", ["BatcherProcess"]),
+                          ("decoder.decoder", ["LlmDecoder", "PageManager"])):
+        try:
+            owners |= {n: getattr(part(engine, module), n) for n in names}
+        except (ImportError, AttributeError):
+            pass  # not of this release
     if (root := getattr(service.page_cache, "root", None)) is not None:
         owners |= {"node": type(root), "count": type(root.ref_count)}
     seen = {f"{name}.{key}": id(value) for name, owner in owners.items()
@@ -63,6 +72,7 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=64)) as engine:
     kinds = {**TREATMENTS, **FAULTS}
     names = [n for n, t in kinds.items() if engine.release in (t.releases or [engine.release])]
     names = [n for n in names if kinds[n].sharing in (None, "trie")]
+    names[names.index("big-pool")] = "big-pool:64"
     engine.adapter.probe()  # which numbers the nodes, from its first use on
     before = fingerprint(engine)
     for name in [*names, "zero-on-acquire+quarantine+poison-freed-pages:zero"]:
@@ -86,7 +96,8 @@ say([changed, left, right])
     assert len(changed) > 20
     assert {name: keys for name, keys in left.items() if keys} == {}
     nothing = [name for name, keys in changed.items() if not keys]
-    assert nothing == ["zero-page-tables"]  # it changes what pages hold, once
+    # The one changes what pages hold, once, and the other how the engine is started.
+    assert nothing == ["zero-page-tables", "big-pool:64"]
 
 
 def test_lengths_positions_and_their_reverse(child: ChildRunner, release: str) -> None:
@@ -210,6 +221,7 @@ say([refusals, unchanged])
         ("quarantine:-1", "whole number of pages from 1"),
         ("quarantine:many", "whole number of pages from 1"),
         ("poison-freed-pages:much", "not with 'much'"),
+        ("big-pool:none", "whole number of pages from 1"),
     ],
 )
 def test_a_wrong_name_is_refused_in_one_sentence(name: str, sentence: str) -> None:

@@ -1,0 +1,131 @@
+"""The report's hypotheses, each with the treatment that would end the failure if it were true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from analysis.errors import EngineError
+from analysis.treat import TREATMENTS, Treatment, expand, fixes
+
+Names = tuple[str, ...]
+
+SUSPECTS = {
+    "arguments": "What the model is told",
+    "races": "Races in the cache",
+    "contention": "Contention for pages",
+    "timing": "Timing, exhaustion and memory reuse",
+}
+"""The report's suspects, and what it did not suspect."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A suspected cause: what the report suspects, and the treatment that tries it."""
+
+    suspect: str
+    """A key of SUSPECTS."""
+    treatment: str
+    beside: Names = ()
+    """Treatments that stand beside it with and without it, so that it can be tried in time."""
+
+    @property
+    def statement(self) -> str:
+        """The hypothesis in a sentence."""
+        return self._kind.hypothesis
+
+    @property
+    def change(self) -> str:
+        """What the treatment changes, in a sentence."""
+        return self._kind.change
+
+    @property
+    def upstream(self) -> str | None:
+        """The upstream change that corresponds to it."""
+        return self._kind.upstream
+
+    @property
+    def _kind(self) -> type[Treatment]:
+        return TREATMENTS[self.treatment.partition(":")[0]]
+
+    def with_it(self) -> Names:
+        """Return the treatments of the cells that have it alone."""
+        return (*self.beside, self.treatment)
+
+
+HYPOTHESES = (
+    Hypothesis("arguments", "correct-seq-lens"),
+    Hypothesis("arguments", "zero-start-positions"),
+    Hypothesis("races", "lock-cache"),
+    Hypothesis("races", "one-worker"),
+    Hypothesis("races", "pin-on-lookup"),
+    Hypothesis("races", "reuse-existing-node"),
+    Hypothesis("races", "copy-tokens"),
+    Hypothesis("races", "give-back-reference"),
+    Hypothesis("races", "register-once"),
+    Hypothesis("races", "refer-to-published"),
+    Hypothesis("contention", "true-leaves"),
+    Hypothesis("contention", "free-unpublished-pages"),
+    Hypothesis("contention", "keep-decode-record"),
+    Hypothesis("contention", "requeue-unboarded"),
+    Hypothesis("contention", "survive-allocation-failure"),
+    Hypothesis("timing", "one-at-a-time", ("short-strobes",)),
+    Hypothesis("timing", "short-strobes"),
+    Hypothesis("timing", "big-pool"),
+    Hypothesis("timing", "reserve-padding-page"),
+    Hypothesis("timing", "zero-page-tables"),
+    Hypothesis("timing", "zero-on-acquire"),
+    Hypothesis("timing", "quarantine"),
+)
+"""All that can be tried; `applicable` says which of them a release and a way of sharing allow."""
+
+
+def applicable(
+    release: str, prefix_sharing: str, among: Iterable[str] | None = None
+) -> list[Hypothesis]:
+    """Return the hypotheses that can be tried, in order; `among` names treatments, None for all.
+
+    Raises EngineError for a treatment that no hypothesis has.
+    """
+    wanted = None if among is None else list(among)
+    known = {h.treatment for h in HYPOTHESES}
+    if wanted is not None and (strange := [name for name in wanted if name not in known]):
+        raise EngineError(
+            f"No hypothesis is tried with {strange[0]!r}: those are {', '.join(sorted(known))}."
+        )
+    found = []
+    for hypothesis in HYPOTHESES:
+        if wanted is not None and hypothesis.treatment not in wanted:
+            continue
+        beside = tuple(
+            name for name in hypothesis.beside if _applies(name, release, prefix_sharing)
+        )
+        if _applies(hypothesis.treatment, release, prefix_sharing):
+            found.append(Hypothesis(hypothesis.suspect, hypothesis.treatment, beside))
+    return found
+
+
+def _applies(name: str, release: str, prefix_sharing: str) -> bool:
+    with suppress(EngineError):
+        TREATMENTS[name].check(release, prefix_sharing)
+        return True
+    return False
+
+
+def arms(hypotheses: Sequence[Hypothesis], release: str, prefix_sharing: str) -> tuple[Names, ...]:
+    """Return the sets of treatments that try them: none, each alone, all fixes, all but each.
+
+    As `Plan(treatments=...)` takes them. What a hypothesis has beside it is a set by itself, too.
+    """
+    mending = fixes(release, prefix_sharing)
+    sets: list[Names] = [()]
+    for hypothesis in hypotheses:
+        sets += [hypothesis.beside, hypothesis.with_it()]
+    sets.append(mending)
+    sets += [
+        expand((f"all-but:{h.treatment}",), release, prefix_sharing)
+        for h in hypotheses
+        if h.treatment in mending
+    ]
+    return tuple(dict.fromkeys(sets))
