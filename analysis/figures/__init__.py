@@ -11,6 +11,7 @@ from analysis.figures.findings_table import checked_table, findings_table, leads
 from analysis.figures.flights import flights
 from analysis.figures.hit_rate import hit_rate
 from analysis.figures.interleaving import interleaving
+from analysis.figures.isolation_table import broken_rules_table, isolation_table, left_out_table
 from analysis.figures.ladder import ladder, ladders
 from analysis.figures.latency import latency
 from analysis.figures.leads import lead_times
@@ -36,6 +37,7 @@ from analysis.figures.verdicts import verdict_figure, verdict_table
 __all__ = [
     "HtmlTable",
     "asked_again",
+    "broken_rules_table",
     "checked_table",
     "cost_curves",
     "cost_ratios",
@@ -51,11 +53,13 @@ __all__ = [
     "flights",
     "hit_rate",
     "interleaving",
+    "isolation_table",
     "ladder",
     "ladders",
     "latency",
     "lead_times",
     "leads_table",
+    "left_out_table",
     "lock_cost",
     "memory",
     "outcomes",

@@ -6,7 +6,7 @@ holds the cache after each step against what a correct one may do. `replay` carr
 
 from __future__ import annotations
 
-from analysis.isolate.examine import examine
+from analysis.isolate.examine import examine, leave_out
 from analysis.isolate.replay import Replay, replay
 from analysis.isolate.result import Covered, Failure, Result
 from analysis.isolate.scenarios import SCENARIOS, IsolationError, Request, Scenario, Schedule, Step
@@ -26,5 +26,6 @@ __all__ = [
     "Schedule",
     "Step",
     "examine",
+    "leave_out",
     "replay",
 ]

@@ -121,6 +121,27 @@ def examine(
     return result
 
 
+def leave_out(
+    prefix_sharing: str,
+    treatments: Sequence[str],
+    workers: Iterable[int] = (2,),
+    budget_s: float = 60.0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Result]:
+    """Examine with each of these treatments left out alone, but for such as act elsewhere."""
+    began = time.monotonic()
+    with Laboratory(prefix_sharing, treatments) as lab:
+        names, workers = lab.acting, tuple(workers)
+    found = {}
+    for number, name in enumerate(names):
+        left = max(0.0, budget_s - (time.monotonic() - began)) / (len(names) - number)
+        if progress is not None:
+            progress(f"without {name}")
+        rest = [other for other in treatments if other != name]
+        found[name] = examine(prefix_sharing, rest, workers=workers, budget_s=left)
+    return found
+
+
 def _failures(lab: Laboratory, scenario: Scenario, explored: Exploration) -> Iterator[Failure]:
     for rule in dict.fromkeys([*explored.serial, *explored.first]):
         sequential = rule in explored.serial
