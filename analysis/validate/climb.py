@@ -222,7 +222,7 @@ def _explain(path: Path, rung: Rung) -> str:
 
     try:
         told_by = explain(load_run(path), request_id, cell_id=cell_id)
-        return " ".join([f"{told_by.what} (in {cell_id})", *told_by.because])
+        return " ".join([f"In {cell_id}: {told_by.what}", *told_by.because])
     except CachelabError as error:
         return f"{request_id} of {cell_id} cannot be explained: {error} {told}".strip()
 

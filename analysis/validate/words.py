@@ -130,7 +130,7 @@ def _requests(rung: Rung) -> str:
     if rung.rejected:
         refused.append(f"{rung.rejected} were never taken and count for nothing")
     note = f" ({'; '.join(refused)})" if refused else ""
-    engines = f"{rung.cells} fresh engine{'s' if rung.cells != 1 else ''}"
+    engines = _count(rung.cells, "fresh engine")
     if not rung.accepted:
         return f"No request was accepted{note} by {engines}."
     kinds = _list([f"{count} {name}" for name, count in rung.failures.items()])
@@ -148,12 +148,13 @@ def _trouble(rung: Rung) -> list[str]:
     sentences = []
     if rung.endings:
         first = rung.endings[0].rstrip(".")
-        sentences.append(f"{len(rung.endings)} engines did not end well, the first so: {first}.")
+        bad = _count(len(rung.endings), "engine")
+        sentences.append(f"{bad} did not end well, the first so: {first}.")
     if rung.findings:
         named = [_found(found) for found in rung.findings[:_SHOWN]]
         more = len(rung.findings) - _SHOWN
         named += [f"{more} more"] if more > 0 else []
-        sentences.append(f"Rules broken: {_list(named)}.")
+        sentences.append(f"Rules broken: {'; '.join(named)}.")
     if rung.leaked:
         pages = f"{rung.leaked} page{'s are' if rung.leaked > 1 else ' is'}"
         sentences.append(f"{pages} neither free nor cached when nobody is served any more.")
@@ -162,8 +163,12 @@ def _trouble(rung: Rung) -> list[str]:
 
 
 def _found(found: Found) -> str:
-    many = f"{found.requests} requests" if found.requests else f"{found.cells} engines"
-    return f"{found.name}, {found.severity}, {many}"
+    many = _count(found.requests, "request") if found.requests else _count(found.cells, "engine")
+    return f"{found.name}, {found.severity} in {many}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _resources(rung: Rung) -> str:

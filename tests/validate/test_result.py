@@ -150,7 +150,7 @@ def test_the_words_explain_the_first_rung_that_failed() -> None:
     text = in_words(FAILED)
     assert "failed at 8 at once" in text
     assert "8 failed (7 wrong and 1 timeout)" in text
-    assert "own length (beyond it), wrong data, 12 requests" in text
+    assert "own length (beyond it), wrong data in 12 requests." in text
     assert "Not begun: 16 and 32 at once." in text
     assert text.endswith("r0003 read what r0002 had written.")
     assert in_a_sentence(FAILED).endswith("failed at 8 at once.")
