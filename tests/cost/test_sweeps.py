@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from analysis.cost import ALL, WATCHED, costs, full_batch, run_costs
 
 
