@@ -75,6 +75,8 @@ def because(
         if death is not None and case.outcome in ("lost", "error", "timeout"):
             sentences += _dead(case, death)
         sentences += _standstill(case, flown, finding)
+    if not sentences and finding is not None:
+        sentences.append(finding.message)
     return tuple(sentences) or (
         "No rule was seen broken on it and no operation failed for it, so what was recorded does"
         " not tell why.",
@@ -155,11 +157,11 @@ def _whose(finding: Found, histories: Sequence[PageHistory]) -> str | None:
         return None
     seq = finding.seq
     stay = next((s for s in history.stays if s.begin <= seq < s.end), None)
+    if stay is None or stay.owners == (finding.request_id,):
+        return None
+    said = f"Page {finding.page} was then {owners_in_words(stay.owners)}"
     last = [e for e in history.entries if e.kind == "write" and e.seq <= seq]
-    words = [] if stay is None else [f"was then {owners_in_words(stay.owners)}"]
-    if last and stay is not None and stay.owners != (finding.request_id,):
-        words.append(f"the last write to it before: {last[-1].words}")
-    return f"Page {finding.page} {'; '.join(words)}." if words else None
+    return f"{said}; the last to write there: {last[-1].words}." if last else f"{said}."
 
 
 def _refused(case: Case) -> Iterator[str]:
@@ -217,8 +219,6 @@ def _standstill(case: Case, flown: Sequence[Flown], finding: Found | None) -> It
     if finding is not None and finding.rule != "completion":
         said = f"The first finding on it, at {finding.at}: {finding.message}"
         yield f"{said} {finding.meaning}".strip()
-    elif finding is not None and short is None:
-        yield finding.message
 
 
 def _short(case: Case, short: Shortage) -> Iterator[str]:
@@ -237,8 +237,8 @@ def _of(short: Shortage) -> str:
         return ""
     counts = short.counts
     return (
-        f" (of {sum(counts.values())} pages {_were(counts['live'])} held by requests,"
-        f" {counts['cached']} cached and {counts['leaked']} leaked)"
+        f"; of {sum(counts.values())} pages {_were(counts['live'])} held by requests,"
+        f" {counts['cached']} cached and {counts['leaked']} leaked"
     )
 
 
@@ -255,7 +255,9 @@ def _left_behind(case: Case, last: Flown, until: int) -> Iterator[str]:
         if failed is not None:
             seq, operation, how = failed
             short = shortage_of(case, other, since)
-            what = f"{short.wanted}, {_were(short.free or 0)} free" if short is not None else how
+            what = how
+            if short is not None:
+                what = f"{short.wanted}, {_were(short.free or 0)} free{_of(short)}"
             yield (
                 f"After its last flight, {last.flight_id}, which it shared with {other},"
                 f" {operation} failed for {other} (event {seq}: {what}), and {case.name} never"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -49,7 +50,7 @@ class Case:
         """Whether anything was recorded of its cell."""
         return len(self.events) > 0 or len(self.flights) > 0
 
-    @property
+    @cached_property
     def stride(self) -> int:
         """Tokens of a page."""
         prefills = self.flights[self.flights["phase"] == "prefill"].head(20)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.explain.pages import CACHED, NOBODY
+from analysis.explain.pages import CACHED, FREE, NOBODY
 from analysis.figures import style
 from analysis.figures.explanation_parts import draw_chances, draw_pages, draw_pool
 from analysis.figures.page_lifetimes import short_name
@@ -74,8 +74,13 @@ def explanation_figure(told: Explanation) -> Figure:
     figure.suptitle(f"{told.request_id} of {told.cell_id}: {told.outcome}", x=0.01, ha="left",
                     fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
-        figure.legend(handles=_legend(told, bool(pages)), loc="outside lower center", ncols=4,
-                      fontsize=style.SMALL, frameon=False)  # fmt: skip
+        figure.legend(
+            handles=_legend(told, lanes, bool(pages)),
+            loc="outside lower center",
+            ncols=4,
+            fontsize=style.SMALL,
+            frameon=False,
+        )
     return figure
 
 
@@ -145,7 +150,8 @@ def _draw_lanes(
         right = seq > (low + high) / 2
         axes.annotate(words, (seq, height), (-8 if right else 8, 0), textcoords="offset points",
                       ha="right" if right else "left", va="center", fontsize=style.SMALL,
-                      color=style.VERMILLION, zorder=7)  # fmt: skip
+                      color=style.VERMILLION, zorder=7,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
     _small_marks(axes, told, place)
     flew = "Who flew with it" if told.fellows else "Who was under way with it"
     style.dress(axes, flew, "", "request")
@@ -218,7 +224,7 @@ def _clock(told: Explanation) -> Callable[[float], float]:
     return lambda seq: float(np.interp(seq, *known))
 
 
-def _legend(told: Explanation, pages: bool) -> list[Line2D | Patch]:
+def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D | Patch]:
     grey, kinds = "#8C8C8C", told.case.events["kind"]
     owners = {owner for history in told.pages for stay in history.stays for owner in stay.owners}
     shown: list[Line2D | Patch] = []
@@ -228,6 +234,8 @@ def _legend(told: Explanation, pages: bool) -> list[Line2D | Patch]:
             Patch(facecolor=grey, label="decode"),
             Patch(facecolor="none", edgecolor=grey, label="a flight without it"),
         ]
+    if pages and owners - {*colours_of(lanes), CACHED, NOBODY, FREE}:
+        shown.append(Patch(facecolor=OTHERS, label="another request's page"))
     if pages and CACHED in owners:
         shown.append(Patch(facecolor="#D9D9D9", label="page in the prefix cache"))
     if pages and NOBODY in owners:
