@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from analysis.answers import _list, _p, _percent
 from analysis.causes.hypotheses import SUSPECTS
-from analysis.causes.verdicts import MOST, Arm, Verdict
+from analysis.causes.verdicts import ALPHA, MOST, Arm, Verdict
+from analysis.stats_paired import Paired
 
 _LOCK, _WORKER = "lock-cache", "one-worker"
 
@@ -27,7 +28,7 @@ def verdict_in_words(verdict: Verdict) -> str:
     if verdict.word == "refuted":
         most = max(verdict.effect.high, verdict.comes_back[2])
         sentences.append(f"It accounts for at most {_percent(min(most, 1.0))} of the failures.")
-        if verdict.p_alone < 0.05 and verdict.effect.net < 0:
+        if verdict.p_alone < ALPHA and verdict.effect.net < 0:
             sentences.append("More failed with it than without.")
     elif verdict.word == "undecided":
         sentences.append(
@@ -121,16 +122,25 @@ def whole_in_words(arm: Arm) -> str:
     return f"With all fixes at once {_counted(arm)} failed; {bound}."
 
 
+def put_in_words(effect: Paired, treatment: str) -> str:
+    """Say whether a cause that was put in made a release fail; first is with it, second without."""
+    both = f"{effect.first_failed} of {effect.pairs} requests failed with {treatment}, and"
+    both += f" {effect.second_failed} of the same without ({_p(effect.p_value)})"
+    if effect.p_value < ALPHA and effect.net > 0:
+        return f"It brings failures back: {both}."
+    return f"It was not seen to bring failures back: {both}."
+
+
 def _share(verdict: Verdict) -> str:
     parts = []
     effect = verdict.effect
-    if verdict.p_alone < 0.05 and effect.net > 0:
+    if verdict.p_alone < ALPHA and effect.net > 0:
         parts.append(
             f"{_percent(effect.share)} of the failures when it alone is mended"
             f" ({_percent(max(0.0, effect.low))} to {_percent(min(1.0, effect.high))})"
         )
     value, low, high = verdict.comes_back
-    if verdict.p_back is not None and verdict.p_back < 0.05 and value == value:
+    if verdict.p_back is not None and verdict.p_back < ALPHA and value == value:
         parts.append(
             f"{_percent(min(1.0, value))} as many failures when it alone is left"
             f" ({_percent(min(1.0, low))} to {_percent(min(1.0, high))})"

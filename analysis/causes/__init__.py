@@ -1,6 +1,18 @@
 """Causes: hypotheses about a failure, each held against its treatment, and the verdicts on them."""
 
 from analysis.causes.hypotheses import HYPOTHESES, Hypothesis, applicable, arms
-from analysis.causes.verdicts import Arm, Verdict, verdicts
+from analysis.causes.scenarios import Scenario, scenarios
+from analysis.causes.verdicts import Arm, Verdict, verdicts, whole_arm
 
-__all__ = ["HYPOTHESES", "Arm", "Hypothesis", "Verdict", "applicable", "arms", "verdicts"]
+__all__ = [
+    "HYPOTHESES",
+    "Arm",
+    "Hypothesis",
+    "Scenario",
+    "Verdict",
+    "applicable",
+    "arms",
+    "scenarios",
+    "verdicts",
+    "whole_arm",
+]

@@ -19,6 +19,7 @@ from analysis.causes.hypotheses import Hypothesis, Names
 from analysis.sanitize.findings import WRONG_DATA
 from analysis.stats import FAILURES, holm, requests_to_see, wilson
 from analysis.stats_paired import Paired, pair, paired, pairs_needed
+from analysis.store import Run
 from analysis.treat import expand, fixes
 
 Word = Literal["supported", "contributes", "refuted", "undecided"]
@@ -170,6 +171,15 @@ def decide(
     if effect.high < MOST and high / rate < MOST:
         return "refuted"
     return "undecided"
+
+
+def whole_arm(run: Run) -> Arm:
+    """Return what became of all requests of a run whose cells all have the same treatments.
+
+    Controls are left out by `load_run`. A refused request does not count.
+    """
+    names = tuple(run.cells["treatments"].iloc[0] or ())
+    return _arm(run.requests, run.cells, run.findings, names, FAILURES)
 
 
 def _needed(without: Arm, effect: Paired, tests: int) -> int:
