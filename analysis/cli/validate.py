@@ -37,7 +37,7 @@ def validate(
     request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
     isolated: Annotated[
         float, typer.Option(help="seconds for the cache's operations alone; 0: leave them out")
-    ] = 60.0,
+    ] = 120.0,
     tolerate: Annotated[
         list[str] | None,
         typer.Option(help="'RULE:CAUSE=REASON' of findings that fail no rung; repeatable"),

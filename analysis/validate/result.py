@@ -136,10 +136,12 @@ class Isolated:
 
     @property
     def verdict(self) -> Verdict:
-        """What it came to."""
+        """What it came to; not to have seen a failure counts only if all was looked at."""
         if self.ok is None:
             return "undecided"
-        return "failed" if self.failures else "clean"
+        if self.failures:
+            return "failed"
+        return "clean" if self.complete else "undecided"
 
 
 @dataclass(frozen=True)

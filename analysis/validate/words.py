@@ -79,13 +79,14 @@ def isolated_in_words(isolated: Isolated) -> str:
     elsewhere = ""
     if isolated.elsewhere:
         elsewhere = f" ({isolated.elsewhere} fail in ways in which its threads do not call them)"
-    return f"{many}; none fails on this release's threads{elsewhere}."
+    more = "" if isolated.complete else " The rest takes more time."
+    return f"{many}; none fails on this release's threads{elsewhere}.{more}"
 
 
 def rung_in_words(rung: Rung) -> str:
     """Return what one rung came to, in sentences."""
     sentences = [_requests(rung), *_trouble(rung)]
-    if not (rung.findings or rung.leaked or rung.endings or rung.unchecked):
+    if rung.accepted and not (rung.findings or rung.leaked or rung.endings or rung.unchecked):
         sentences.append("No rule was broken, and no page was lost.")
     sentences += [f"Tolerated: {found.name}, for {found.reason}." for found in rung.tolerated]
     if rung.verdict == "void":

@@ -24,7 +24,7 @@ def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do
     tmp_path: Path,
 ) -> None:
     settings = Settings(release="3.1.0", treatments=fixes("3.1.0", "none"), levels=(4,),
-                        isolated_s=10, **QUICK)  # fmt: skip
+                        isolated_s=60, **QUICK)  # fmt: skip
     steps: list[str] = []
     ladder = validate(settings, tmp_path / "out", jobs=2, on_step=lambda s: steps.append(s.verdict))
     assert ladder.verdict == "validated", in_words(ladder)

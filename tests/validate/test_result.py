@@ -59,6 +59,10 @@ def test_a_ladder_is_validated_only_if_every_rung_was_climbed() -> None:
     assert ladder(isolated=None).verdict == "undecided"
     assert replace(CLEAN, isolated=None).verdict == "validated"
     assert replace(CLEAN, isolated=Isolated(None, problem="It died.")).verdict == "undecided"
+    partly = replace(CLEAN, isolated=replace(ISOLATED, complete=False))
+    assert partly.verdict == "undecided"
+    assert "not all there are" in in_words(partly)
+    assert "The rest takes more time." in in_words(partly)
 
 
 @pytest.mark.parametrize(
