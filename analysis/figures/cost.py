@@ -170,7 +170,7 @@ def _forest(axes: Axes, rows: pd.DataFrame, metric: Metric, arms: list[str]) -> 
     axes.set_xlim(-reach, reach)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=2, symmetric=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
-    unit = "change, % of untreated" if ratio else "change, percentage points"
+    unit = "change (%)" if ratio else "change (% points)"
     style.dress(axes, "", "", "")
     axes.set_title(_wrapped(metric.title), fontsize=style.TEXT)
     axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
