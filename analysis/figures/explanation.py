@@ -30,7 +30,8 @@ FELLOWS = (style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.YELLOW, "#8
 OTHERS = "#9A9A9A"
 _LEAST, _PAGES = 24, 14
 """Least events that the axis spans, and most pages that are drawn."""
-_WIDTH = 10.0
+_WIDTH, _STEP = 10.0, 0.6
+"""Inches; and the height of a mark's words, in lanes."""
 
 
 def explanation_figure(told: Explanation) -> Figure:
@@ -46,7 +47,7 @@ def explanation_figure(told: Explanation) -> Figure:
     pool = () if chances else told.pool
     heights: dict[str, float] = {}
     if told.case.recorded and (len(lanes) > 1 or told.flights or not pool):
-        heights["lanes"] = 1.1 + 0.34 * len(lanes)
+        heights["lanes"] = 0.9 + 0.34 * (len(lanes) + _STEP * len(marks_of(told)))
     if pages:
         heights["pages"] = 1.0 + 0.27 * len(pages)
     if chances:
@@ -142,9 +143,9 @@ def _draw_lanes(
     labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
     axes.set_yticks(range(len(lanes)), labels)
     marks = marks_of(told)
-    axes.set_ylim(len(lanes) - 0.4, -0.75 - 0.4 * max(len(marks), 1))
+    axes.set_ylim(len(lanes) - 0.4, -0.35 - _STEP * max(len(marks), 1))
     for number, (seq, words, mark) in enumerate(marks):
-        height = -0.5 - 0.4 * number  # each on a line of its own, for they may be close
+        height = -0.65 - _STEP * number  # each on a line of its own, for they may be close
         axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
         axes.plot([seq], [height], mark, color=style.VERMILLION, markersize=8, zorder=6)
         right = seq > (low + high) / 2

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Story
+from story import Row, Story
 from told import A, B, run_of, short_pool, wrong_page
 
 from analysis import explain
@@ -96,6 +96,26 @@ def test_as_text_and_html_it_says_the_same(wrong):
         assert words in html
     assert "<script" not in html
     assert "a of c: wrong" in text.splitlines()[0]
+
+
+def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
+    story = Story()
+    story.submit("a", A)
+    story.allocate("a", 0, 2)  # page 0 is that of padding: at risk
+    story.prefill("a")
+    story.token("a", 17)
+    story.decode(Row("a", seq_len=13))
+    story.token("a", 30)
+    story.close()
+    wrong = {"outcome": "wrong", "first_divergence": 1, "reference_tokens": [17, 18],
+             "tokens": [17, 30]}  # fmt: skip
+    found = told(run_of(story, {"request_id": "a", **wrong}), "a")
+    assert found.findings[0].rule == "padding page"
+    assert (found.finding.rule, found.finding.cause) == ("own length", "beyond it")
+    assert found.flights[1].mine.seq_len == 13
+    assert found.flights[1].length == 7
+    assert "13 (7)" in str(found)
+    assert "In that very flight (flight 1" in " ".join(found.because)
 
 
 # -- a pool that was too small -----------------------------------------------------------------
