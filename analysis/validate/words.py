@@ -49,7 +49,10 @@ def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()
         failed = sum(ladder.verdict == "failed" for ladder in singles)
         text = f"of {len(singles)} single fixes {failed} failed and {len(held)} held"
         if held:
-            named = [f"{ladder.treatments[0]}, {ladder.prefix_sharing}" for ladder in held]
+            named = [
+                f"{ladder.treatments[0]}, {ladder.prefix_sharing}, up to {ladder.levels[-1]} at once"
+                for ladder in held
+            ]
             text += f" ({'; '.join(named)})"
         clauses.append(text)
     sentence = "; ".join(clauses) or "no ladder was climbed"
