@@ -50,8 +50,8 @@ def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()
         text = f"of {len(singles)} single fixes {failed} failed and {len(held)} held"
         if held:
             named = [
-                f"{ladder.treatments[0]}, {ladder.prefix_sharing}, up to {ladder.levels[-1]} at once"
-                for ladder in held
+                f"{one.treatments[0]}, {one.prefix_sharing}, up to {one.levels[-1]} at once"
+                for one in held
             ]
             text += f" ({'; '.join(named)})"
         clauses.append(text)
