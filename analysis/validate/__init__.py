@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         overview,
         upper_bound,
     )
-    from analysis.validate.words import answer_in_a_sentence, in_a_sentence, in_words
+    from analysis.validate.words import answer_in_a_sentence, in_a_sentence, in_words, rung_in_words
 
 __all__ = [
     "LEVELS",
@@ -34,6 +34,7 @@ __all__ = [
     "in_a_sentence",
     "in_words",
     "overview",
+    "rung_in_words",
     "upper_bound",
     "validate",
 ]
@@ -44,6 +45,7 @@ _HOMES = {
     "answer_in_a_sentence": "words",
     "in_a_sentence": "words",
     "in_words": "words",
+    "rung_in_words": "words",
 }
 
 
