@@ -23,6 +23,8 @@ def verdict_in_words(verdict: Verdict) -> str:
     if verdict.back is not None and verdict.p_back is not None:
         together = _counted(verdict.everything)
         sentences.append(f"{left}, {together} with it too ({_p(verdict.p_back)}).")
+        if come := _findings_come_back(verdict):
+            sentences.append(come)
     else:
         sentences.append(f"It is none of the fixes: {_counted(verdict.everything)} with these.")
     if verdict.word == "refuted":
@@ -129,6 +131,18 @@ def put_in_words(effect: Paired, treatment: str) -> str:
     if effect.p_value < ALPHA and effect.net > 0:
         return f"It brings failures back: {both}."
     return f"It was not seen to bring failures back: {both}."
+
+
+def _findings_come_back(verdict: Verdict) -> str:
+    """Say which findings there are with every fix but this one, and not with it too."""
+    parts = []
+    for name, there, not_here in (
+        ("read wrong data", verdict.all_but.wrong_data, verdict.everything.wrong_data),
+        ("broke a rule", verdict.all_but.at_risk, verdict.everything.at_risk),
+    ):
+        if there > not_here:
+            parts.append(f"{there} requests {name} (with it {not_here})")
+    return f"With every fix but it {_list(parts)}." if parts else ""
 
 
 def _share(verdict: Verdict) -> str:

@@ -88,6 +88,14 @@ class Scenario:
         return verdicts(run.requests, run.cells, run.findings, self.hypotheses(), self.failures)
 
 
+_EVICTIONS: Names = (
+    "correct-seq-lens", "lock-cache", "reuse-existing-node", "copy-tokens", "true-leaves",
+    "free-unpublished-pages", "one-at-a-time", "big-pool", "reserve-padding-page", "quarantine",
+)  # fmt: skip
+_SHORTAGE: Names = (
+    "lock-cache", "reuse-existing-node", "give-back-reference", "true-leaves",
+    "requeue-unboarded", "survive-allocation-failure",
+)  # fmt: skip
 _FEW_PAGES: Names = (
     "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
     "one-at-a-time", "big-pool", "reserve-padding-page",
@@ -124,6 +132,18 @@ _SCENARIOS = (
         workload="shared_prefix",
         concurrency=8,
         rounds=4,
+        among=_EVICTIONS,
+    ),
+    Scenario(
+        name="trie, 16 pages",
+        release="3.1.0",
+        prefix_sharing="trie",
+        page_count=16,
+        workload="shared_prefix",
+        concurrency=4,
+        rounds=8,
+        among=_SHORTAGE,
+        request_timeout_s=10.0,
     ),
     Scenario(
         name="no sharing, 24 pages",

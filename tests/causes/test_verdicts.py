@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from analysis.answers_causes import (
     verdict_in_words,
     whole_in_words,
 )
-from analysis.causes import Verdict, applicable, arms, verdicts
+from analysis.causes import Verdict, applicable, arms, scenarios, verdicts, whole_arm
 from analysis.errors import EngineError
 from analysis.store import to_frame
 from analysis.sweep import Plan
@@ -224,3 +226,40 @@ def test_every_fix_is_somebodys_hypothesis() -> None:
 def test_an_unknown_hypothesis_is_refused() -> None:
     with pytest.raises(EngineError, match="No hypothesis is tried with 'prayer'"):
         applicable("3.1.0", "none", ["prayer"])
+
+
+def test_scenarios_are_those_of_a_release_and_make_plans() -> None:
+    for release in ("3.1.0", "3.9.0"):
+        known = scenarios(release)
+        assert len({s.name for s in known}) == len(known)
+        assert {s.prefix_sharing for s in known} == {"none", "trie"}
+        for scenario in known:
+            plan = scenario.plan(repeats=2)
+            assert plan.sanitize
+            # The same prompts in every arm: the seed does not know of treatments.
+            first = {cell.treatments for cell in plan.cells() if cell.repeat == 0}
+            assert () in first
+            assert fixes(release, scenario.prefix_sharing) in first
+            every = scenario.whole_plan(8, 4, 1)
+            assert {cell.treatments for cell in every.cells() if not cell.is_control} == {
+                fixes(release, scenario.prefix_sharing)
+            }
+    assert [s.name for s in scenarios("3.1.0", ["trie"])] == ["trie"]
+    with pytest.raises(EngineError, match="has no scenario 'dream'"):
+        scenarios("3.1.0", ["dream"])
+    with pytest.raises(EngineError, match=r"shortfin 3\.5\.0"):
+        scenarios("3.5.0")
+
+
+def test_a_scenario_is_swept_and_judged_on_the_real_engine(tmp_path: Path) -> None:
+    [known] = scenarios("3.9.0", ["no sharing, 64 pages"])
+    small = dataclasses.replace(
+        known, page_count=24, rounds=6, among=("keep-decode-record",), request_timeout_s=3.0
+    )
+    run = small.try_all(tmp_path / "run", repeats=1)
+    [verdict] = small.judge(run)
+    # Every answer that enters a new page leaks one: soon there are none left to answer with.
+    assert verdict.without.failures > verdict.without.n / 3
+    assert verdict.effect.pairs == verdict.without.n == 24
+    assert verdict.everything.failures < verdict.without.failures
+    assert whole_arm(run).treatments == ()
