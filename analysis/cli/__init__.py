@@ -7,7 +7,7 @@ import sys
 import typer
 from typer import TyperException
 
-from analysis.cli import check, explain, model, releases, report, sweep, validate
+from analysis.cli import check, explain, model, releases, report, sweep, treatments, validate
 from analysis.errors import CachelabError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("pack")(sweep.pack)
 app.command("check")(check.check)
 app.command("explain")(explain.explain)
 app.command("validate")(validate.validate)
+app.command("treatments")(treatments.treatments)
 app.command("report")(report.report)
 app.command("chart")(report.chart)
 app.command("lab")(report.lab)

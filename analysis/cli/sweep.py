@@ -61,7 +61,8 @@ def sweep(
         str,
         typer.Option(
             help="changes to the live engine: sets separated by commas, none being one of them,"
-            " names in a set joined by +"
+            " names in a set joined by +; all: every fix, all-but:NAME: but one"
+            " (`cachelab treatments` lists them)"
         ),
     ] = "none",
     sanitize: Annotated[

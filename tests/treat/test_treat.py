@@ -6,7 +6,7 @@ import pytest
 from support import ChildRunner
 
 from analysis.errors import EngineError
-from analysis.treat import FAULTS, TREATMENTS, check_names
+from analysis.treat import FAULTS, TREATMENTS, check_names, fixes
 
 _PRELUDE = """
 import numpy as np
@@ -235,3 +235,17 @@ def test_each_says_what_it_is() -> None:
         assert kind.hypothesis.endswith(".")
         assert kind.change.endswith(".")
         assert kind.__doc__
+
+
+def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    from analysis.cli import app
+
+    app(["treatments", "--release", "3.9.0"], standalone_mode=False)
+    said = capsys.readouterr().out
+    for name in fixes("3.9.0", "trie"):
+        assert f"{name} *  (" in said
+    assert "undo-correct-seq-lens  (3.9.0, upstream the reverse of #873)" in said
+    assert "copy-tokens" not in said
+    assert "fault:" not in said
+    with pytest.raises(EngineError, match="none or trie, not 'some'"):
+        app(["treatments", "--prefix-sharing", "some"], standalone_mode=False)

@@ -1,0 +1,43 @@
+"""`cachelab treatments`: the named changes to a live engine, and what each is for."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Annotated
+
+import typer
+
+from analysis.errors import EngineError
+
+
+def treatments(
+    release: Annotated[str | None, typer.Option(help="only those that apply to it")] = None,
+    prefix_sharing: Annotated[str, typer.Option(help="none or trie, with --release")] = "trie",
+    faults: Annotated[bool, typer.Option(help="the planted faults, too")] = False,
+) -> None:
+    """List the treatments: what each tests, what it changes, and where it applies.
+
+    An asterisk marks what mends a fault of the release: these are what `all` stands for.
+    """
+    from analysis.engine.config import PREFIX_SHARING
+    from analysis.releases import check_known
+    from analysis.treat import FAULTS, TREATMENTS, fixes
+
+    if prefix_sharing not in PREFIX_SHARING:
+        raise EngineError(f"`--prefix-sharing` is none or trie, not {prefix_sharing!r}.")
+    if release is not None:
+        check_known(release)
+    mending = fixes(release, prefix_sharing) if release else ()
+    for name, kind in {**TREATMENTS, **(FAULTS if faults else {})}.items():
+        if release is not None:
+            try:
+                kind.check(release, prefix_sharing)
+            except EngineError:
+                continue
+        where = ", ".join(kind.releases or ("all releases",))
+        where += f", {kind.sharing} only" if kind.sharing else ""
+        where += f", upstream {kind.upstream}" if kind.upstream else ""
+        star = " *" if name in mending else ""
+        typer.echo(f"{name}{star}  ({where})")
+        for sentence in (f"Tests: {kind.hypothesis}", f"Changes: {kind.change}"):
+            typer.echo(textwrap.fill(sentence, 96, initial_indent="    ", subsequent_indent="    "))
