@@ -14,23 +14,28 @@ if TYPE_CHECKING:
     from analysis.isolate import Result
 
 
-def isolation_table(results: Sequence[Result]) -> HtmlTable:
-    """Show, for each scenario, its interleavings, how many fail, and which rules they break."""
-    rows = [
-        {
-            "prefix sharing": result.prefix_sharing,
-            "treatments": "fixes" if result.treatments else "none",
-            "scenario": row["scenario"],
-            "workers": row["workers"],
-            "interleavings": row["interleavings"],
-            "failing": row["failing"] if row["complete"] else f"{row['failing']} so far",
-            "broken in any order": row["breaks"],
-            "broken only interleaved": row["breaks by interleaving"],
-        }
-        for result in results
-        for row in result.table()
-    ]
-    return _table(pd.DataFrame(rows), ["interleavings"])
+def isolation_table(untreated: Sequence[Result], treated: Sequence[Result]) -> HtmlTable:
+    """Show, for each scenario, how many of its interleavings fail, without and with treatments.
+
+    Both have a result for each prefix sharing, in the same order.
+    """
+    rows = []
+    for before, after in zip(untreated, treated, strict=True):
+        mended = {row["scenario"]: row for row in after.table()}
+        for row in before.table():
+            rows.append(
+                {
+                    "prefix sharing": before.prefix_sharing,
+                    "scenario": row["scenario"],
+                    "workers": row["workers"],
+                    "interleavings": row["interleavings"],
+                    "failing": _failing(row),
+                    "failing with the fixes": _failing(mended[row["scenario"]]),
+                    "broken in any order": row["breaks"],
+                    "broken only interleaved": row["breaks by interleaving"],
+                }
+            )
+    return _table(pd.DataFrame(rows))
 
 
 def broken_rules_table(results: Sequence[Result]) -> HtmlTable:
@@ -38,12 +43,10 @@ def broken_rules_table(results: Sequence[Result]) -> HtmlTable:
     rows = [
         {
             "prefix sharing": result.prefix_sharing,
-            "treatments": "fixes" if result.treatments else "none",
             "rule": failure.rule,
-            "the rule": failure.sentence,
             "how it is broken": failure.message,
             "schedule": str(failure.schedule),
-            "scenario": failure.scenario,
+            "of scenario": failure.scenario,
             "takes": failure.needs,
             "happens": failure.happens,
         }
@@ -72,18 +75,22 @@ def left_out_table(results: Mapping[str, Result]) -> HtmlTable:
     return _table(pd.DataFrame(rows))
 
 
-def _table(frame: pd.DataFrame, numbers: Sequence[str] = ()) -> HtmlTable:
+def _failing(row: dict[str, Any]) -> int | str:
+    return int(row["failing"]) if row["complete"] else "not all covered"
+
+
+def _table(frame: pd.DataFrame) -> HtmlTable:
     header = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
     body = "".join(
-        f"<tr>{''.join(_cell(name, value, numbers) for name, value in row.items())}</tr>"
+        f"<tr>{''.join(_cell(name, value) for name, value in row.items())}</tr>"
         for row in frame.to_dict("records")
     )
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
     return HtmlTable(frame, table)
 
 
-def _cell(name: Any, value: Any, numbers: Sequence[str]) -> str:
-    if name in numbers or isinstance(value, int):
+def _cell(name: Any, value: Any) -> str:
+    if isinstance(value, int):
         return f'<td style="text-align: right">{value:,}</td>'
     text = escape(str(value))
     return f"<td><code>{text}</code></td>" if "schedule" in str(name) else f"<td>{text}</td>"

@@ -64,7 +64,9 @@ class Picture:
     """Pages that requests have to give back."""
     references: dict[str, tuple[int, int]]
     tokens: dict[str, list[int]]
-    """The tokens of each request that were flown, if it has a block table."""
+    """The tokens of each request."""
+    flown: dict[str, int]
+    """How many of them were flown."""
     content: list[list[int | None]]
     outside_room: dict[str, int]
     padding_given: bool

@@ -117,7 +117,7 @@ def _own_tokens(picture: Picture) -> Iterator[Broken]:
     stride = len(picture.content[0])
     for name, table in picture.uses.items():
         tokens = picture.tokens[name]
-        for position in range(min(len(tokens), len(table) * stride)):
+        for position in range(min(picture.flown.get(name, 0), len(table) * stride)):
             block, slot = divmod(position, stride)
             page = table[block]
             if picture.content[page][slot] != prefix_number(tokens[: position + 1]):

@@ -10,7 +10,7 @@ from analysis.engine.adapters.probe import held_back
 from analysis.engine.config import EngineConfig
 from analysis.isolate.dialect import Actor
 from analysis.isolate.picture import NodeView, Picture, prefix_number
-from analysis.isolate.scenarios import STRIDE, IsolationError, Scenario, Schedule, Step
+from analysis.isolate.scenarios import STRIDE, IsolationError, Request, Scenario, Schedule, Step
 from analysis.isolate.spec import Broken, check, check_at_end
 from analysis.treat import treat
 
@@ -51,6 +51,8 @@ class Stage:
         self.padding_given = False
         self.outside_room: dict[str, int] = {}
         """By request, a position that it wrote without having a page for it."""
+        self.flown: dict[str, int] = {}
+        """By request, how many of its tokens were flown."""
         self.published: set[int] = set()
         """Pages that were in the trie since they were last free."""
         self.over = False
@@ -62,11 +64,17 @@ class Stage:
         self.elsewhere = [
             page.index for page in self.pool.acquire_free_pages(scenario.elsewhere) or ()
         ]
-        self.actors = {
-            request.name: kind(request, self.cache, self._flight(request.name))
-            for request in scenario.requests
-        }
+        self.actors: dict[str, Actor] = {}
         self.look()
+        for request in scenario.requests:
+            self.add(request)
+
+    def add(self, request: Request) -> Actor:
+        """Let one more request come."""
+        actor = self.kind(request, self.cache, self._flight(request.name))
+        self.actors[request.name] = actor
+        self.look()
+        return actor
 
     def close(self) -> None:
         """Take the treatments back."""
@@ -93,6 +101,7 @@ class Stage:
 
     def _flight(self, name: str) -> Any:
         def fly(tokens: list[int], table: list[int], start: int) -> None:
+            self.flown[name] = len(tokens)
             for position in range(start, len(tokens)):
                 block, slot = divmod(position, STRIDE)
                 if block >= len(table):
@@ -201,6 +210,7 @@ class Stage:
             holds={n: set(a.holds()) for n, a in self.actors.items()},
             references={n: a.references() for n, a in self.actors.items()},
             tokens={n: a.tokens for n, a in self.actors.items()},
+            flown=dict(self.flown),
             content=self.content,
             outside_room=self.outside_room,
             padding_given=self.padding_given,

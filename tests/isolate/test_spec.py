@@ -48,6 +48,7 @@ RIGHT = Picture(
     holds={"A": {5, 4, 3}},
     references={"A": (1, 1)},
     tokens={"A": _TOKENS},
+    flown={"A": 5},
     content=content(6),
     outside_room={},
     padding_given=False,
@@ -68,7 +69,7 @@ BROKEN = {
     "free and cached": (replace(RIGHT, free=[0, 1, 4]), {"one owner"}),
     "set aside and used": (replace(RIGHT, aside=[3]), {"one owner"}),
     "cached twice": (
-        replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, page=5)], uses={}, tokens={}),
+        replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, page=5)], uses={}),
         {"one owner", "cached tokens"},
     ),
     "in two hands": (
@@ -76,7 +77,7 @@ BROKEN = {
         {"one owner"},
     ),
     "twice in a table": (
-        replace(RIGHT, uses={"A": [5, 4, 4]}, tokens={"A": _TOKENS[:4]}),
+        replace(RIGHT, uses={"A": [5, 4, 4]}, flown={"A": 4}),
         {"once"},
     ),
     "overwritten": (replace(RIGHT, content=changed(3, 0, -1)), {"own tokens"}),
