@@ -29,7 +29,7 @@ _PER_CELL = 32
 """Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
 """Requests of a client: two at once may be slow, and a second one finds what a first one left."""
-_RESUBMIT_S = 0.05
+_RESUBMIT_S, _FOREVER_S = 0.05, 1e6
 _WAITING, _IDLE_JOBS = 10, 8
 """How much longer a token takes in a batch with room where engines wait; how many run at once then.
 """
@@ -118,10 +118,9 @@ class Settings:
             sanitize=True,
             resubmit_s=_RESUBMIT_S,
         )
-        # As the pace is on a machine that is free; the patience is for one that is not.
-        expected = Estimate(plan).cell_s(plan.cells()[-1])
-        asking = Estimate(replace(plan, cell_timeout_s=1e6)).cell_s(plan.cells()[-1])
-        patience = max(plan.cell_timeout_s, 4 * max(expected, asking), 2 * self.request_timeout_s)
+        # The pace is that of a machine that is free; the patience is for one that is not.
+        expected = Estimate(replace(plan, cell_timeout_s=_FOREVER_S)).cell_s(plan.cells()[-1])
+        patience = max(plan.cell_timeout_s, 4 * expected, 2 * self.request_timeout_s)
         return replace(plan, cell_timeout_s=patience)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from analysis.cli import app
 from analysis.errors import CachelabError, ReleaseError
 from analysis.sweep.plan import Plan, PlanError
 from analysis.treat import fixes
-from analysis.validate import LadderError, Settings, in_words, validate
+from analysis.validate import LadderError, Settings, climb, in_words, validate
 from analysis.validate.isolated import examine, read
 
 QUICK: dict[str, Any] = {"rate": 0.2, "per_cell": 8}
@@ -111,6 +112,16 @@ def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None
     assert len(own) >= 5
     assert sum(cell.is_control for cell in plan.cells()) == 1
     assert plan.resubmit_s
+
+
+@pytest.mark.parametrize(
+    ("release", "level", "jobs"),
+    [("3.1.0", 2, 8), ("3.1.0", 4, os.cpu_count()), ("3.9.0", 2, os.cpu_count())],
+)
+def test_more_engines_run_at_once_where_they_wait_rather_than_work(
+    release: str, level: int, jobs: int
+) -> None:
+    assert climb._jobs(Settings(release=release).plan(level), level) == jobs
 
 
 def test_refused_requests_stay_refused_unless_a_plan_says_otherwise() -> None:
