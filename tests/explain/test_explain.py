@@ -173,6 +173,27 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
     assert "“flying decode”" in said
 
 
+def test_of_a_cell_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():
+    story = Story()
+    story.submit("a", A)
+    story.allocate("a", 1, 2)
+    story.prefill("a", lands=False)
+    run = run_of(
+        story,
+        {"request_id": "a", "outcome": "timeout", "tokens": None, "text": None, "ttft_s": None,
+         "latency_s": None, "submitted_s": None, "reference_tokens": None,
+         "error": "The cell ended before this request was answered."},
+        status="hung",
+        status_detail="No Python ran for 10 s, so the process was ended.",
+        engine_log=None,
+    )  # fmt: skip
+    found = told(run, "a")
+    assert "No Python ran for 10 s" in found.because[0]
+    assert found.death.seq is None
+    assert found.end == run.events["seq"].max()
+    found.figure()
+
+
 def test_a_refused_one_is_told_who_was_in_its_way():
     story = Story()
     story.submit("a", A)
