@@ -77,6 +77,11 @@ def test_the_trend_finds_the_slope_and_no_jump_moves_it_much(
     assert trend(result, "latency_p50")["slope"] == pytest.approx(0)
 
 
+def test_large_slopes_are_said_as_whole_numbers() -> None:
+    text = made(iterations(4, 20, latency_p50=lambda i: 0.2 + 0.29 * i)).in_words()
+    assert "median latency +290 ms (+290 to +290 ms)" in text
+
+
 def test_too_few_iterations_have_no_trend() -> None:
     result = made(iterations(4, 6))
     assert trend(result, "lost")["n"] == 4

@@ -108,10 +108,14 @@ def _slopes(slopes: Any) -> str:
         if math.isnan(slope):
             continue
         factor, unit = scale[measure]
-        interval = f"({factor * low:+.2g} to {factor * high:+.2g} {unit})"
+        interval = f"({_signed(factor * low)} to {_signed(factor * high)} {unit})"
         if low <= 0 <= high:
             # None was shown; the interval says how large one may be.
             parts.append(f"no trend of {word} {interval}")
         else:
-            parts.append(f"{word} {factor * slope:+.2g} {unit} {interval}")
+            parts.append(f"{word} {_signed(factor * slope)} {unit} {interval}")
     return f"Per iteration: {'; '.join(parts)}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.2g}"
