@@ -7,6 +7,7 @@ holds the cache after each step against what a correct one may do. `replay` carr
 from __future__ import annotations
 
 from analysis.isolate.examine import examine, leave_out
+from analysis.isolate.races import Race, Races, find_races
 from analysis.isolate.replay import Replay, replay
 from analysis.isolate.result import Covered, Failure, Result
 from analysis.isolate.scenarios import SCENARIOS, IsolationError, Request, Scenario, Schedule, Step
@@ -19,6 +20,8 @@ __all__ = [
     "Covered",
     "Failure",
     "IsolationError",
+    "Race",
+    "Races",
     "Replay",
     "Request",
     "Result",
@@ -26,6 +29,7 @@ __all__ = [
     "Schedule",
     "Step",
     "examine",
+    "find_races",
     "leave_out",
     "replay",
 ]

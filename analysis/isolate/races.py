@@ -62,18 +62,22 @@ def find_races(
     *,
     preemptions: int = 1,
     instructions: bool = False,
+    operations: tuple[str, str] | None = None,
     budget_s: float = 60.0,
 ) -> Races:
     """Run every pair of operations of two workers at once, with every change of turns.
 
     At most `preemptions` changes a run, at every line of the release's cache (or at every
     instruction). Told is what no order of the two whole operations breaks, once a pair and rule.
+    `operations` limits it to pairs of these two. After `budget_s` seconds it ends incomplete.
     """
     chosen([scenario], prefix_sharing, ())
     races, until = Races(), time.monotonic() + budget_s
     with Laboratory(prefix_sharing, treatments) as lab:
         happens = OTHERWISE if lab.kind.fatal else REAL
         for before, first, second in _pairs(lab, scenario):
+            if operations is not None and (first.operation, second.operation) != operations:
+                continue
             pair = _Pair(lab, scenario, before, first, second, instructions)
             races.pairs += 1
             explained = (
