@@ -31,13 +31,18 @@ def answer_in_words(
     alone = {failure.rule for failure in failures if failure.sequential}
     only = {failure.rule for failure in failures} - alone
     threads = untreated[0].threads
-    lines.append(
-        f"Requests of this release are carried out on {threads}. Of the broken rules,"
-        f" {_listed(alone)} need no concurrency: they fail when each request waits for the one"
-        f" before. {_first_upper(_listed(only))} fail only when requests are under way at once, in"
-        " an order of whole operations"
-        + (", which this release can come to." if _all_real(untreated) else ".")
-    )
+    said = [f"Requests of this release are carried out on {threads}."]
+    if alone:
+        said.append(
+            f"Of the broken rules, {_listed(alone)} need no concurrency: they fail when each"
+            " request waits for the one before."
+        )
+    if only:
+        said.append(
+            f"Only when requests are under way at once {_listed(only)} fail, in an order of whole"
+            f" operations{', which this release can come to' if _all_real(untreated) else ''}."
+        )
+    lines.append(" ".join(said))
     matter = [name for name, result in left_out.items() if result.failures]
     silent = [name for name, result in left_out.items() if not result.failures]
     if left_out:
@@ -72,7 +77,3 @@ def _listed(names: object) -> str:
     if not listed:
         return "none"
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
-
-
-def _first_upper(text: str) -> str:
-    return text[0].upper() + text[1:]
