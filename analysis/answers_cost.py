@@ -26,6 +26,7 @@ WORTH = 0.05
 """A cost that matters: a request that takes so much longer, as a share of what it took."""
 _SHOWN = ("costs", "saves")
 _WHOLE = "latency_s"
+_NARROW = 0.01
 Row = Mapping[Any, Any] | pd.Series
 _KEYS = ["release", "prefix_sharing"]
 
@@ -63,8 +64,8 @@ def answer_in_a_sentence(measures: pd.DataFrame, locks: list[LockFigures] | None
         text = f"{', '.join(about)}: {_advice(own, found)}"
         for lock in _of(locks, setting):
             text += (
-                f"; a lock around the cache adds {1e6 * lock.share['alone_s']:.0f} us to a request,"
-                f" {_small(lock.share['alone'])} of its time"
+                f"; a lock around the cache adds at most {1e6 * lock.share['alone_s']:.0f} us to a"
+                f" request, {_small(lock.share['alone'])} of its time"
             )
         clauses.append(text)
     sentence = "; ".join(clauses) or "no cell was measured"
@@ -224,12 +225,20 @@ def _is(frame: pd.DataFrame, setting: Mapping[str, Any]) -> pd.Series:
 
 
 def _interval(row: Row) -> str:
-    return f"{row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    middle, low, high = _numbers(row)
+    return f"{middle} ({low} to {high})"
 
 
 def _judged(row: Row) -> str:
     shown = f", {row['verdict']}" if row["verdict"] in _SHOWN else ""
-    return f"{row['estimate']:.2f} ({row['low']:.2f} to {row['high']:.2f}{shown})"
+    middle, low, high = _numbers(row)
+    return f"{middle} ({low} to {high}{shown})"
+
+
+def _numbers(row: Row) -> list[str]:
+    """Return estimate, low and high of a ratio, with a third digit where the second tells none."""
+    digits = 2 if row["high"] - row["low"] >= _NARROW else 3
+    return [f"{row[name]:.{digits}f}" for name in ("estimate", "low", "high")]
 
 
 def _points(row: Row) -> str:

@@ -1,8 +1,9 @@
 """What one lock around the cache costs, without prefix sharing and with the trie.
 
 First requests: the same ones again and again, all at once on one engine, with the lock and without
-it in turns; the ratio of median latencies has a 95% bootstrap interval over the blocks. Then single
-operations of the idle engine's cache, called by 1 to 8 threads, and what they come to in a request.
+it in turns; the median ratio of their latencies has an exact 95% interval over the blocks. Then
+single operations of the idle engine's cache, called by 1 to 8 threads, and what they come to in a
+request.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from analysis import Engine, EngineConfig
 from analysis.cost import measure_lock
 from analysis.workload import make_workload
 
-BLOCKS, ROWS, PAGES = 60, 8, 2048
+BLOCKS, ROWS, PAGES = 40, 8, 4096
 
 
 def main() -> None:
@@ -22,9 +23,10 @@ def main() -> None:
             lock = measure_lock(engine, requests, blocks=BLOCKS)
         turns, share = lock.alternated, lock.share
         print(
-            f"shortfin {lock.release}, prefix sharing {sharing}, {ROWS} at once, {BLOCKS} blocks: a"
-            f" lock makes the median latency x {turns['ratio']:.3f} ({turns['low']:.3f} to"
-            f" {turns['high']:.3f}); a request takes it {lock.operations:.0f} times, at most"
+            f"shortfin {lock.release}, prefix sharing {sharing}, {ROWS} at once,"
+            f" {turns['blocks']:.0f} blocks: a lock makes the median latency x"
+            f" {turns['ratio']:.3f} ({turns['low']:.3f} to {turns['high']:.3f});"
+            f" a request takes it {lock.operations:.0f} times, at most"
             f" {1e6 * share['alone_s']:.0f} us of {1e3 * lock.latency_s:.0f} ms"
         )
         for row in lock.costs.to_dict("records"):

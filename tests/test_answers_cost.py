@@ -81,7 +81,7 @@ def test_memory_and_hits_are_told() -> None:
     )  # fmt: skip
     seen = watched(requests, cells, to_frame("events", []))
     words = cost_in_words(measure(requests, cells), seen)
-    assert "Resident memory, as a multiple of untreated: all fixes 1.25 (1.25 to 1.25)." in words
+    assert "Resident memory, as a multiple of untreated: all fixes 1.250 (1.250 to 1.250)." in words
     assert "changes by -10.0 percentage points (-10.0 to -10.0), more than chance" in words
 
 
@@ -89,7 +89,7 @@ def test_the_lock_is_told_with_its_share_of_a_request() -> None:
     data, lock = measures({LOCK: 1.0, ALL: 1.0}), lock_figures()
     said = answer_in_a_sentence(data, [lock])
     # 50 times 400 ns are 20 us, which are 0.02% of 100 ms.
-    assert "a lock around the cache adds 20 us to a request, 0.02% of its time" in said
+    assert "a lock around the cache adds at most 20 us to a request, 0.02% of its time" in said
     words = cost_in_words(data, None, [lock])
     assert "takes the cache's lock 50 times" in words
     assert "adds at most 0.40 us" in words

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from analysis.workload import Request
 
 
+_TURNS = 3
+"""Blocks of requests for each block of single operations: they scatter more."""
+
+
 @dataclass(frozen=True)
 class LockFigures:
     """What was measured of a lock by itself, on one setting."""
@@ -57,11 +61,12 @@ def measure_lock(
     """Measure on a live engine what a lock around its cache costs.
 
     The requests are sent all at once, so that there must be no more of them than the engine takes.
-    First the same requests again and again, with the lock and without it in turns; then how often a
+    First the same requests again and again, with the lock and without it in turns (in three times
+    as many blocks); then how often a
     request takes it; then, with the engine idle, single operations (see `time_operations`). Raises
     EngineError if a request is not answered while the lock is counted.
     """
-    turns = alternate(engine, requests, LOCK, blocks=blocks)
+    turns = alternate(engine, requests, LOCK, blocks=_TURNS * blocks)
     with count_operations(engine) as counts:
         asked = [engine.submit(r.prompt, r.max_new_tokens) for r in requests]
         done = [future.result() for future in asked]

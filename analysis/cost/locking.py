@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy import stats as scipy_stats
 
 from analysis.cost.arms import LOCK
 from analysis.errors import EngineError
@@ -143,35 +145,43 @@ def _timed(call: Callable[[], object], threads: int, seconds: float) -> float:
     return whole / sum(calls for _, _, calls in spans)
 
 
-def lock_costs(
-    timed: pd.DataFrame, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def lock_costs(timed: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
     """Return for each operation and number of threads what the lock adds to a call.
 
     Columns: operation, threads, blocks, locks, `plain_ns` and `locked_ns` (medians over blocks,
     each with an interval, `plain_low` and so on), `added_ns`, the median of locked - plain within a
-    block, with `low` and `high`. Intervals are percentile bootstraps over blocks.
+    block, with `low` and `high`. For the intervals see `median_interval`.
     """
-    rng = np.random.default_rng(seed)
     rows = []
     for key, group in timed.groupby(["operation", "threads"], sort=False):
         operation, threads = map(str, key)
-        values = group[["plain_ns", "locked_ns"]].to_numpy(dtype=float)
-        values = np.column_stack([values, values[:, 1] - values[:, 0]])
-        drawn = values[rng.integers(0, len(values), (resamples, len(values)))]
-        tails = [0.5 - confidence / 2, 0.5 + confidence / 2]
-        low, high = np.quantile(np.median(drawn, axis=1), tails, axis=0)
-        plain, locked, added = np.median(values, axis=0)
-        rows.append(
-            {
-                "operation": operation, "threads": int(threads), "blocks": len(values),
-                "locks": int(group["locks"].iloc[0]),
-                "plain_ns": plain, "plain_low": low[0], "plain_high": high[0],
-                "locked_ns": locked, "locked_low": low[1], "locked_high": high[1],
-                "added_ns": added, "low": low[2], "high": high[2],
-            }
-        )  # fmt: skip
+        plain, locked = (group[name].to_numpy(dtype=float) for name in ("plain_ns", "locked_ns"))
+        row = {"operation": operation, "threads": int(threads), "blocks": len(group),
+               "locks": int(group["locks"].iloc[0])}  # fmt: skip
+        for values, name, ends in (
+            (plain, "plain_ns", ("plain_low", "plain_high")),
+            (locked, "locked_ns", ("locked_low", "locked_high")),
+            (locked - plain, "added_ns", ("low", "high")),
+        ):
+            interval = median_interval(values, confidence)
+            row |= {name: float(np.median(values)), **dict(zip(ends, interval, strict=True))}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def median_interval(
+    values: npt.NDArray[np.float64], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the exact interval of a median, whatever the distribution; NaN where it has no end.
+
+    Between two of the ordered values, as the sign test has it (W. R. Thompson 1936, Annals of
+    Mathematical Statistics 7:122). At least 6 values are needed for 95%.
+    """
+    rank = int(scipy_stats.binom.ppf(0.5 - confidence / 2, len(values), 0.5))
+    if rank < 1:
+        return np.nan, np.nan
+    ordered = np.sort(values)
+    return float(ordered[rank - 1]), float(ordered[-rank])
 
 
 def lock_share(costs: pd.DataFrame, operations: float, latency_s: float) -> dict[str, float]:
@@ -223,26 +233,15 @@ def alternate(
     return pd.DataFrame(rows, columns=["block", "answered", "plain_s", "treated_s"])
 
 
-def alternated(
-    blocks: pd.DataFrame, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Mapping[str, float]:
-    """Return the median quotient treated / plain over blocks, with its bootstrap interval.
+def alternated(blocks: pd.DataFrame, *, confidence: float = 0.95) -> Mapping[str, float]:
+    """Return the median quotient treated / plain over blocks, with its exact interval.
 
-    Keys: blocks, ratio, low, high (NaN where there are fewer than 5 blocks).
+    Keys: blocks, ratio, low, high (NaN where there are fewer than 6 blocks).
     """
     quotients = (blocks["treated_s"] / blocks["plain_s"]).to_numpy(dtype=float)
-    found = {"blocks": float(len(quotients)), "ratio": np.nan, "low": np.nan, "high": np.nan}
-    if len(quotients):
-        found["ratio"] = float(np.median(quotients))
-    if len(quotients) >= 5:
-        rng = np.random.default_rng(seed)
-        drawn = np.median(
-            quotients[rng.integers(0, len(quotients), (resamples, len(quotients)))], 1
-        )
-        found["low"], found["high"] = map(
-            float, np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
-        )
-    return found
+    low, high = median_interval(quotients, confidence)
+    middle = float(np.median(quotients)) if len(quotients) else np.nan
+    return {"blocks": float(len(quotients)), "ratio": middle, "low": low, "high": high}
 
 
 def _turns(columns: tuple[str, str], block: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from analysis.cost import METRICS, WATCHED, Metric
 from analysis.figures.tables import HtmlTable
 
 _SHOWN = ("costs", "saves")
+_NARROW = 0.01
 
 
 def cost_table(costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *WATCHED)) -> HtmlTable:
@@ -49,7 +50,8 @@ def _cell(row: dict[Any, Any] | None, metric: Metric) -> str:
         return "-"
     values = [row[name] for name in ("estimate", "low", "high")]
     if metric.scale == "ratio":
-        words = [f"{value:.2f}" for value in values]
+        narrow = values[2] - values[1] < _NARROW  # then the second digit tells nothing
+        words = [f"{value:.{3 if narrow else 2}f}" for value in values]
     else:
         words = [f"{100 * value:+.1f}" if round(1000 * value) else "0" for value in values]
     if math.isnan(values[1]):

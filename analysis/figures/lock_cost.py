@@ -17,7 +17,7 @@ _WAYS = (
 def lock_cost(costs: pd.DataFrame, title: str | None = None) -> Figure:
     """Draw the time of a call with and without a lock against threads, a panel an operation.
 
-    `costs` is what `analysis.cost.lock_costs` returns: medians over blocks, with 95% bootstrap
+    `costs` is what `analysis.cost.lock_costs` returns: medians over blocks, with their exact 95%
     intervals.
     """
     if costs.empty:
