@@ -38,10 +38,14 @@ def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
     rows = _rows(verdicts)
     figure = style.new_figure(10.4, 1.5 + _ROW * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)
-    style.dress(left, "Its treatment alone", "failed requests (95% interval)", "")
-    style.dress(right, "All fixes but it", "failed requests (95% interval)", "")
-    _reference(left, verdicts[0].without, "without any treatment")
-    _reference(right, verdicts[0].everything, "with all fixes")
+    bare = next((v.without for v in verdicts if not v.hypothesis.beside), verdicts[0].without)
+    for axes, name, arm, dashed in (
+        (left, "Its treatment alone", bare, "without any"),
+        (right, "All fixes but it", verdicts[0].everything, "with all fixes"),
+    ):
+        heading = f"{name}\n(dashed: {dashed}, {arm.failures} of {arm.n})"
+        style.dress(axes, heading, "failed requests (95% Wilson interval)", "")
+        _reference(axes, arm)
     for place, row in enumerate(rows):
         if isinstance(row, Verdict):
             _mark(left, place, row, row.alone)
@@ -62,15 +66,18 @@ def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
         if isinstance(row, str):
             label.set_fontweight("bold")
     right.tick_params(left=False)
-    left.legend(fontsize=style.SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.07))
-    right.legend(fontsize=style.SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.07))
+    handles = [
+        Line2D([], [], color=_COLOURS[w], marker=_MARKERS[w], linestyle="", label=w) for w in WORDS
+    ]
+    if any(verdict.hypothesis.beside for verdict in verdicts):
+        name = "without it, where that is not the dashed line"
+        handles.append(
+            Line2D([], [], color=style.BLACK, marker="|", markersize=13, linestyle="", label=name)
+        )
     figure.legend(
-        handles=[
-            Line2D([], [], color=_COLOURS[w], marker=_MARKERS[w], linestyle="", label=w)
-            for w in WORDS
-        ],
+        handles=handles,
         loc="outside lower center",
-        ncols=len(WORDS),
+        ncols=len(handles),
         fontsize=style.SMALL,
         frameon=False,
     )
@@ -143,12 +150,11 @@ def _rows(verdicts: Sequence[Verdict]) -> list[Verdict | str]:
     return rows
 
 
-def _reference(axes: Axes, arm: Arm, name: str) -> None:
+def _reference(axes: Axes, arm: Arm) -> None:
     if not arm.n:
         return
     low, high = arm.interval
-    label = f"{name}: {arm.failures} of {arm.n}"
-    axes.axvline(arm.rate, color=style.BLACK, linestyle="--", linewidth=1.1, label=label)
+    axes.axvline(arm.rate, color=style.BLACK, linestyle="--", linewidth=1.1)
     axes.axvspan(low, high, color="#EDEDED", zorder=0)
 
 

@@ -197,6 +197,7 @@ def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     assert list(table.frame["verdict"]) == ["supported", "refuted", "refuted", "refuted"]
     assert "correct-seq-lens" in table._repr_html_()
     figure = figures.verdict_figure(found, "Verdicts")
+    assert figure.get_suptitle() == "Verdicts"
     left, right = figure.axes
     names = [label.get_text() for label in left.get_yticklabels()]
     assert {"correct-seq-lens", "Races in the cache", "lock-cache"} <= set(names)
