@@ -287,12 +287,15 @@ class GiveBackReference(Treatment):
 
 
 class FreeUnpublishedPages(Treatment):
-    """What a request took and did not publish goes back to the pool with it."""
+    """What a request took and did not publish goes back to the pool with it.
+
+    On 3.9.0 it ends the leak that `keep-decode-record` ends at its root, so it is no fix beside it.
+    """
 
     name = "free-unpublished-pages"
     hypothesis = "Pages that a request took, and did not publish, are lost when it ends."
     change = "At a request's end its pages are freed that are neither free nor known to the cache."
-    fixes = ("3.1.0", "3.9.0")
+    fixes = ("3.1.0",)
 
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
