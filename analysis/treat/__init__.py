@@ -10,23 +10,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import EngineError
-from analysis.treat.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
-from analysis.treat.base import Treatment
-from analysis.treat.bookkeeping import (
+from analysis.treat.allocations import (
     CopyTokens,
-    FreeUnpublishedPages,
     GiveBackReference,
-    KeepDecodeRecord,
-    ReferToPublished,
-    RegisterOnce,
     ReuseExistingNode,
     TrueLeaves,
 )
+from analysis.treat.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
+from analysis.treat.base import Treatment
 from analysis.treat.failures import RequeueUnboarded, SurviveAllocationFailure
 from analysis.treat.faults import FAULTS
 from analysis.treat.order import LockCache, OneAtATime, OneWorker, PinOnLookup, ShortStrobes
 from analysis.treat.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
 from analysis.treat.pool import BigPool, ReservePaddingPage
+from analysis.treat.records import KeepDecodeRecord, ReferToPublished, RegisterOnce
+from analysis.treat.unpublished import FreeUnpublishedPages
 
 if TYPE_CHECKING:
     from analysis.engine import Engine

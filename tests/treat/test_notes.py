@@ -1,4 +1,4 @@
-"""What treatments of the cache's notes do, by hand, on the cache of a live engine that rests."""
+"""What treatments of the notes of a cache do, by hand, on that of a live engine that rests."""
 
 from __future__ import annotations
 
