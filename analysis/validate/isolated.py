@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import time
@@ -14,7 +13,6 @@ from analysis import children
 from analysis.releases import python_of
 from analysis.validate.result import Isolated
 
-_MODULE = "analysis.isolate"
 _GRACE_S = 60.0
 """Beyond its own budget: it starts, minimises what failed, and says so."""
 _OURS = "on this release's threads"
@@ -30,9 +28,7 @@ def examine(
     ReleaseError if the release has no environment here.
     """
     python = python_of(release)
-    if importlib.util.find_spec(_MODULE) is None:
-        return Isolated(None, problem="there is nothing here to examine them with.")
-    command = [str(python), "-m", _MODULE, "--prefix-sharing", prefix_sharing]
+    command = [str(python), "-m", "analysis.isolate", "--prefix-sharing", prefix_sharing]
     command += ["--budget", f"{budget_s:g}", "--json"]
     command += ["--treatments", ",".join(treatments)] if treatments else []
     started = time.monotonic()
