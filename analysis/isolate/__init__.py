@@ -7,6 +7,7 @@ holds the cache after each step against what a correct one may do. `replay` carr
 from __future__ import annotations
 
 from analysis.isolate.examine import examine, leave_out
+from analysis.isolate.opinion import second_opinion
 from analysis.isolate.races import Race, Races, find_races
 from analysis.isolate.replay import Replay, replay
 from analysis.isolate.result import Covered, Failure, Result
@@ -32,4 +33,5 @@ __all__ = [
     "find_races",
     "leave_out",
     "replay",
+    "second_opinion",
 ]

@@ -55,6 +55,12 @@ class AllocationActor(Actor):
         else:
             request.free_cache_pages()
 
+    def introduce(self, probe: Any) -> None:
+        probe.service.batcher.submit(self.request)
+
+    def take_leave(self, probe: Any) -> None:
+        probe._forget(self.name)
+
     def fail(self, operation: str) -> bool:
         super().fail(operation)
         return operation == "extend"  # nobody catches it: the batcher ends

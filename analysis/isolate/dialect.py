@@ -70,6 +70,12 @@ class Actor(ABC):
     def state(self, pages: Names, nodes: Names) -> tuple[Any, ...]:
         """Return all that its future depends on, with pages and nodes under their given names."""
 
+    def introduce(self, probe: Any) -> None:  # noqa: B027  # where the probe sees it by itself
+        """Let a probe of the cache know of this request, before its first step."""
+
+    def take_leave(self, probe: Any) -> None:  # noqa: B027
+        """Let a probe of the cache know that this request has ended."""
+
     def fail(self, operation: str) -> bool:
         """End it, since it gets no pages; return whether all others end with it."""
         self.failed = True

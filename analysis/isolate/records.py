@@ -14,6 +14,7 @@ from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 from shortfin_apps.llm.components.prefill_config import PrefillConfig
 
 from analysis.engine.adapters.probe import indices
+from analysis.engine.adapters.records import _Live
 from analysis.isolate.dialect import Actor, Names
 from analysis.isolate.scenarios import Request
 
@@ -51,6 +52,12 @@ class RecordActor(Actor):
         self._published = self._released = False
         self.decoded_pages: list[int] = []
         """Pages that were taken for its answer, in order."""
+
+    def introduce(self, probe: Any) -> None:
+        probe._live[self.name] = _Live(self.decoder)
+
+    def take_leave(self, probe: Any) -> None:
+        probe._live.pop(self.name, None)
 
     def _decoder(self) -> Any:
         # Its constructor wants a batcher, of which it uses only the cache.

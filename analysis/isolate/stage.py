@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,14 @@ class Stage:
         """By request, a position that it wrote without having a page for it."""
         self.flown: dict[str, int] = {}
         """By request, how many of its tokens were flown."""
+        self.listener: Callable[[str, list[int], list[int], int], None] | None = None
+        """Told of flights: the request, all its tokens, its block table, the first position."""
         self.published: set[int] = set()
         """Pages that were in the trie since they were last free."""
         self.over = False
         """Whether the thread that does everything has ended."""
+        self.evict_at_end = True
+        """Whether all is evicted when every request has ended, to see what is free then."""
         self.broken: tuple[Broken, ...] = ()
         self._undo = ExitStack()
         self._watch_pool()
@@ -102,6 +106,8 @@ class Stage:
     def _flight(self, name: str) -> Any:
         def fly(tokens: list[int], table: list[int], start: int) -> None:
             self.flown[name] = len(tokens)
+            if self.listener is not None:
+                self.listener(name, tokens, table, start)
             for position in range(start, len(tokens)):
                 block, slot = divmod(position, STRIDE)
                 if block >= len(table):
@@ -122,7 +128,7 @@ class Stage:
         self.look()
         raised = () if error is None else self._raised(self.actors[name], error, before)
         self.broken = (*raised, *check(self.picture))
-        if not self.over and all(a.over for a in self.actors.values()):
+        if self.evict_at_end and not self.over and all(a.over for a in self.actors.values()):
             self.broken += check_at_end(self)
         return self.broken
 
