@@ -203,3 +203,18 @@ def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
             f"shortfin {release} has no scenario {strange[0]!r}: there are {', '.join(known)}."
         )
     return [scenario for name, scenario in known.items() if not only or name in only]
+
+
+def first_failure(run: Run) -> tuple[str, str] | None:
+    """Return request and cell of the first request that failed without treatment, None if none did.
+
+    A wrong answer goes before one that was lost or never came, of which less is to be seen.
+    """
+    bare = run.cells.loc[run.cells["treatments"].map(lambda names: not names), "cell_id"]
+    asked = run.requests[run.requests["cell_id"].isin(bare)]
+    for outcome in FAILURES:
+        failed = asked[asked["outcome"] == outcome]
+        if len(failed):
+            first = failed.iloc[0]
+            return str(first["request_id"]), str(first["cell_id"])
+    return None

@@ -21,7 +21,15 @@ from analysis.answers_causes import (
     verdict_in_words,
     whole_in_words,
 )
-from analysis.causes import Verdict, applicable, arms, scenarios, verdicts, whole_arm
+from analysis.causes import (
+    Verdict,
+    applicable,
+    arms,
+    first_failure,
+    scenarios,
+    verdicts,
+    whole_arm,
+)
 from analysis.errors import EngineError
 from analysis.store import to_frame
 from analysis.sweep import Plan
@@ -263,4 +271,8 @@ def test_a_scenario_is_swept_and_judged_on_the_real_engine(tmp_path: Path) -> No
     assert verdict.without.failures > verdict.without.n / 3
     assert verdict.effect.pairs == verdict.without.n == 24
     assert verdict.everything.failures < verdict.without.failures
+    request, cell = first_failure(run) or ("", "")
+    failed = run.requests[run.requests["cell_id"] == cell].set_index("request_id")
+    assert failed.loc[request, "outcome"] not in ("ok", "rejected")
+    assert not run.cells.set_index("cell_id").loc[cell, "treatments"]
     assert whole_arm(run).treatments == ()
