@@ -45,20 +45,6 @@ class Scenario:
         """All requests, those that came before first."""
         return (*self.before, *(request for worker in self.workers for request in worker))
 
-    def with_only(self, names: Iterable[str]) -> Scenario:
-        """Return it with these requests alone."""
-        wanted = set(names)
-        workers = (tuple(r for r in worker if r.name in wanted) for worker in self.workers)
-        return Scenario(
-            self.name,
-            self.sentence,
-            self.pages,
-            tuple(worker for worker in workers if worker),
-            tuple(r for r in self.before if r.name in wanted),
-            self.elsewhere,
-            self.sharing,
-        )
-
 
 def next_token(tokens: Iterable[int]) -> int:
     """Return the token that follows others: as with a model, the same ones have the same."""

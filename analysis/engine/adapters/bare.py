@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import fields
 from types import SimpleNamespace
@@ -33,7 +31,8 @@ class BareSystem:
 
     While it is open, nodes are as old as the order in which they were used says: the cache's clock
     counts, so that what is evicted does not depend on the time of day. Requests carry no future,
-    which could be made on a worker only, and which nobody waits for here.
+    which could be made on a worker only, and which nobody waits for here. An engine cannot be at
+    work in the same process meanwhile.
     """
 
     def __init__(self) -> None:
@@ -121,13 +120,3 @@ class BareEngine:
     def clock_s(self) -> float:
         """Return a time that grows with every call, as nothing takes time here."""
         return next(self._clock) / 1e6
-
-
-@contextlib.contextmanager
-def bare_system() -> Iterator[BareSystem]:
-    """Open a system for the block."""
-    system = BareSystem()
-    try:
-        yield system
-    finally:
-        system.close()
