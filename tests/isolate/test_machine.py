@@ -160,9 +160,8 @@ def plan(examples: int, steps: int, *, shrink: bool) -> settings:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("sharing", ["none", "trie"])
-def test_with_the_fixes_nothing_breaks(release: str, sharing: str) -> None:
-    with server(release, sharing, treated=True) as child:
+def test_with_the_fixes_nothing_breaks(release: str) -> None:
+    with server(release, "trie", treated=True) as child:
         run_state_machine_as_test(
             machine(child, _PAGES[release], set()), settings=plan(15, 60, shrink=False)
         )

@@ -57,7 +57,7 @@ for name, scenario in SCENARIOS.items():
         continue  # to the sanitizer pages in nobody's hands are lost
     steps = {n: [Step(n, s) for s in a.steps] for n, a in stages[name].actors.items()}
     before = [step for r in scenario.before for step in steps[r.name]]
-    for _ in range(4):
+    for _ in range(2):
         workers = [[s for r in w for s in steps[r.name]] for w in scenario.workers]
         # What a request does at its end stays together: it reads no page any more, but holds them,
         # and the sanitizer minds if one that it has published is evicted before it lets go.
