@@ -131,7 +131,7 @@ def candidates(name: str, *, count: int, seed: int, max_new_tokens: int = 15) ->
         raise WorkloadError(f"A workload needs at least one request, not {count}.")
     need = distinct(name, count)
     try:
-        made = BUILDERS[name](need + max(8, need // 4), seed, max_new_tokens)
+        made = BUILDERS[name](need + max(16, need // 2), seed, max_new_tokens)
     except ValueError as error:
         raise WorkloadError(f"The workload {name!r} cannot be made: {error}") from None
     return [replace(request, id=f"{name}-{i:04d}") for i, request in enumerate(made)]
