@@ -22,7 +22,7 @@ def validate(
     prefix_sharing: Annotated[str, typer.Option(help="none or trie")] = "none",
     treatments: Annotated[
         str,
-        typer.Option(help="changes to the live engine, a,b,c; all: every fix; none"),
+        typer.Option(help="changes to the live engine, a,b,c; all: every fix; all-but:a; none"),
     ] = "all",
     confidence: Annotated[float, typer.Option(help="how sure each rung must be")] = 0.95,
     rate: Annotated[float, typer.Option(help="failure rate that must have shown")] = 0.01,
@@ -62,15 +62,15 @@ def validate(
     decided or a planted fault was not found, and 1 or 2 if nothing could be tried.
     """
     from analysis.paths import runs_dir
-    from analysis.treat import fixes
+    from analysis.treat import expand
     from analysis.validate import Settings, in_words
     from analysis.validate import validate as climb
 
-    named = {"all": fixes(release, prefix_sharing), "none": ()}
+    named = () if treatments == "none" else texts(treatments)
     settings = Settings(
         release=release,
         prefix_sharing=prefix_sharing,
-        treatments=named.get(treatments, texts(treatments)),
+        treatments=expand(named, release, prefix_sharing),
         confidence=confidence,
         rate=rate,
         levels=numbers("--concurrency", concurrency),

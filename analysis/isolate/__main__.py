@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from analysis.errors import CachelabError
 from analysis.isolate import Result, examine, replay
+from analysis.releases import installed_release
+from analysis.treat import expand
 
 _FOUND = 4
 
@@ -22,15 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m analysis.isolate", description="Examine a release's cache by itself."
     )
     parser.add_argument("--prefix-sharing", default="trie", help="none or trie")
-    parser.add_argument("--treatments", default="", help="names, with commas between")
+    parser.add_argument(
+        "--treatments", default="", help="names, with commas between; all: every fix; all-but:NAME"
+    )
     parser.add_argument("--scenario", action="append", help="only this one; may be repeated")
     parser.add_argument("--workers", default="2,3", help="how many workers a scenario may have")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--replay", metavar="SCHEDULE", help="carry out such a schedule instead")
     options = parser.parse_args(arguments)
-    treatments = tuple(name for name in options.treatments.split(",") if name)
+    named = [name for name in options.treatments.split(",") if name]
     try:
+        treatments = expand(named, installed_release() or "", options.prefix_sharing)
         if options.replay is not None:
             if len(options.scenario or ()) != 1:
                 parser.error("--replay needs the --scenario that the schedule belongs to")
