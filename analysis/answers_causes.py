@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from analysis.answers import _list, _p, _percent
 from analysis.causes.hypotheses import SUSPECTS
-from analysis.causes.verdicts import ALPHA, MOST, Arm, Verdict
+from analysis.causes.verdicts import ALPHA, Arm, Verdict
 from analysis.stats_paired import Paired
 
 _LOCK, _WORKER = "lock-cache", "one-worker"
@@ -68,7 +68,7 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
             fix = "A condition under which the other causes strike, not a fix of one."
         lines.append(
             f"{number}. `{known.treatment}` ({verdict.word}): {known.statement}"
-            f" {verdict_in_words(verdict)} It accounts for {_share(verdict)}. {fix}"
+            f" {verdict_in_words(verdict)} {_share(verdict)} {fix}"
         )
     return "\n".join(lines)
 
@@ -120,7 +120,7 @@ def whole_in_words(arm: Arm) -> str:
     high = arm.interval[1]
     if not arm.n:
         return "With all fixes no request was accepted."
-    bound = f"a true rate of up to {_percent(high)} would still fit (95%)"
+    bound = f"a true rate of up to {high:.1%} would still fit (95% Wilson interval)"
     return f"With all fixes at once {_counted(arm)} failed; {bound}."
 
 
@@ -141,25 +141,27 @@ def _findings_come_back(verdict: Verdict) -> str:
         ("broke a rule", verdict.all_but.at_risk, verdict.everything.at_risk),
     ):
         if there > not_here:
-            parts.append(f"{there} requests {name} (with it {not_here})")
+            noun = "request" if there == 1 else "requests"
+            parts.append(f"{there} {noun} {name} (with it {not_here})")
     return f"With every fix but it {_list(parts)}." if parts else ""
 
 
 def _share(verdict: Verdict) -> str:
-    parts = []
+    """Say which share of the failures goes with its treatment, and how many it makes alone."""
+    sentences = []
     effect = verdict.effect
     if verdict.p_alone < ALPHA and effect.net > 0:
-        parts.append(
-            f"{_percent(effect.share)} of the failures when it alone is mended"
-            f" ({_percent(max(0.0, effect.low))} to {_percent(min(1.0, effect.high))})"
+        sentences.append(
+            f"Mended alone, it takes {_percent(effect.share)} of the failures away"
+            f" ({_percent(max(0.0, effect.low))} to {_percent(min(1.0, effect.high))})."
         )
     value, low, high = verdict.comes_back
     if verdict.p_back is not None and verdict.p_back < ALPHA and value == value:
-        parts.append(
-            f"{_percent(min(1.0, value))} as many failures when it alone is left"
-            f" ({_percent(min(1.0, low))} to {_percent(min(1.0, high))})"
+        sentences.append(
+            f"Left alone, it makes {_percent(min(1.0, value))} as many as there were"
+            f" ({_percent(min(1.0, low))} to {_percent(min(1.0, high))})."
         )
-    return _list(parts) if parts else f"less than {MOST:.0%} of them"
+    return " ".join(sentences)
 
 
 def _counted(arm: Arm) -> str:

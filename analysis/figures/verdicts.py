@@ -123,7 +123,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> HtmlTable:
     for suspect, group in frame.groupby("suspect", sort=False):
         body.append(f'<tr><th colspan="5">{html.escape(str(suspect))}</th></tr>')
         for row in group.to_dict("records"):
-            upstream = f" ({row['upstream']})" if row["upstream"] else ""
+            upstream = f" ({row['upstream']})" if isinstance(row["upstream"], str) else ""
             cells = (
                 html.escape(row["hypothesis"]),
                 f"<code>{html.escape(row['treatment'])}</code>{html.escape(upstream)}",
