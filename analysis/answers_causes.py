@@ -33,6 +33,8 @@ def verdict_in_words(verdict: Verdict) -> str:
         if verdict.p_alone < ALPHA and verdict.effect.net < 0:
             sentences.append("More failed with it than without.")
     elif verdict.word == "undecided":
+        if verdict.p_alone < ALPHA and verdict.effect.net > 0 and not verdict.removes:
+            sentences.append("The engines do not agree on it.")
         sentences.append(
             f"Too little to tell; about {verdict.needed} requests of each kind would decide."
         )
@@ -65,7 +67,7 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
         source = f"upstream {known.upstream}" if known.upstream else "no upstream change is known"
         fix = f"The fix: {_lower(known.change)[:-1]} ({source})."
         if verdict.back is None:
-            fix = "A condition under which the other causes strike, not a fix of one."
+            fix = "It is a condition under which causes strike, or another way to mend one."
         lines.append(
             f"{number}. `{known.treatment}` ({verdict.word}): {known.statement}"
             f" {verdict_in_words(verdict)} {_share(verdict)} {fix}"
@@ -128,7 +130,7 @@ def put_in_words(effect: Paired, treatment: str) -> str:
     """Say whether a cause that was put in made a release fail; first is with it, second without."""
     both = f"{effect.first_failed} of {effect.pairs} requests failed with {treatment}, and"
     both += f" {effect.second_failed} of the same without ({_p(effect.p_value)})"
-    if effect.p_value < ALPHA and effect.net > 0:
+    if effect.tells(effect.p_value, ALPHA):
         return f"It brings failures back: {both}."
     return f"It was not seen to bring failures back: {both}."
 
@@ -150,13 +152,13 @@ def _share(verdict: Verdict) -> str:
     """Say which share of the failures goes with its treatment, and how many it makes alone."""
     sentences = []
     effect = verdict.effect
-    if verdict.p_alone < ALPHA and effect.net > 0:
+    if verdict.removes:
         sentences.append(
             f"Mended alone, it takes {_percent(effect.share)} of the failures away"
             f" ({_percent(max(0.0, effect.low))} to {_percent(min(1.0, effect.high))})."
         )
     value, low, high = verdict.comes_back
-    if verdict.p_back is not None and verdict.p_back < ALPHA and value == value:
+    if verdict.returns and value == value:
         sentences.append(
             f"Left alone, it makes {_percent(min(1.0, value))} as many as there were"
             f" ({_percent(min(1.0, low))} to {_percent(min(1.0, high))})."

@@ -36,10 +36,21 @@ class Paired:
     only_second: int
     p_value: float
     """Two-sided, of the exact McNemar test."""
+    p_cells: float
+    """Two-sided, of a t test on the net numbers of the cells: do they agree? NaN for one cell."""
     share: float
     low: float
     high: float
     cells: int
+
+    def tells(self, p_value: float, alpha: float = 0.05) -> bool:
+        """Tell whether the second setting fails less, beyond chance and on engine after engine.
+
+        `p_value` is that of the test by requests, adjusted for others beside it. Requests of a cell
+        can share one accident, such as an engine that hangs and refuses all that follows: so the
+        cells must agree, too.
+        """
+        return self.net > 0 and p_value < alpha and self.p_cells < alpha
 
     @property
     def net(self) -> int:
@@ -109,11 +120,23 @@ def paired(pairs: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> Paired:
         gone,
         came,
         mcnemar(gone, came),
+        _agreement(pairs),
         share,
         low,
         high,
         len(keys),
     )
+
+
+def _agreement(pairs: pd.DataFrame) -> float:
+    """Return the p value of the cells' net numbers being about 0; NaN for fewer than two cells."""
+    net = pairs["first"].astype(int) - pairs["second"].astype(int)
+    of_cells = net.groupby([pairs["concurrency"], pairs["repeat"]]).sum().to_numpy()
+    if len(of_cells) < 2:
+        return math.nan
+    if of_cells.std() == 0:
+        return 1.0 if of_cells[0] == 0 else 0.0
+    return float(scipy_stats.ttest_1samp(of_cells, 0).pvalue)
 
 
 def _interval(pairs: pd.DataFrame, cells: int, resamples: int, seed: int) -> tuple[float, float]:

@@ -66,6 +66,19 @@ def test_cells_that_fail_as_a_whole_widen_the_interval() -> None:
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
+def test_an_accident_of_a_few_cells_does_not_tell() -> None:
+    # Two of three engines hang early and fail all that follows; the third is no different.
+    hung = [(cell, cell != 1, False) for cell in range(3) for _ in range(20)]
+    result = paired(frame(*hung))
+    assert result.p_value < 1e-6
+    assert not result.tells(result.p_value)
+    alike = [(cell, i % 2 == 0, False) for cell in range(3) for i in range(20)]
+    assert paired(frame(*alike)).tells(paired(frame(*alike)).p_value)
+    assert not paired(frame(*alike[:20])).tells(1e-9)  # one cell cannot agree with itself
+    backwards = paired(frame(*[(cell, b, a) for cell, a, b in alike]))
+    assert not backwards.tells(backwards.p_value)
+
+
 def test_pairs_are_the_same_request_in_both_settings_and_accepted_there() -> None:
     cells = [
         cell_row(cell_id="a", repeat=0, concurrency=4),

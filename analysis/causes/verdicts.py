@@ -77,6 +77,17 @@ class Verdict:
     """If undecided: about how many requests of each kind would decide."""
 
     @property
+    def removes(self) -> bool:
+        """Whether failures go with its treatment alone."""
+        return self.effect.tells(self.p_alone, ALPHA)
+
+    @property
+    def returns(self) -> bool:
+        """Whether failures come back when all but it is mended."""
+        back, p_back = self.back, self.p_back
+        return back is not None and p_back is not None and back.tells(p_back, ALPHA)
+
+    @property
     def share(self) -> float:
         """The larger of the shares of the failures that go with it, and that come back without."""
         return max(0.0, *(s for s in (self.effect.share, self._returns(0)) if s == s), 0.0)
@@ -156,13 +167,13 @@ def decide(
     """Return the verdict on one hypothesis.
 
     It has an effect if its treatment alone, or its absence among all fixes, changes how many fail,
-    beyond chance and in the right direction. Then it is supported if it accounts for most of the
-    failures, even at the lower bound, in either question; else it contributes. Without an effect it
-    is refuted if it cannot account for most of them, even at the upper bound, in both questions; a
-    question that was not asked says nothing.
+    beyond chance, in the right direction, and on engine after engine (`Paired.tells`). Then it is
+    supported if it accounts for most of the failures, even at the lower bound, in either question;
+    else it contributes. Without an effect it is refuted if it cannot account for most of them, even
+    at the upper bound, in both questions; a question that was not asked says nothing.
     """
-    removes = p_alone < ALPHA and effect.net > 0
-    returns = p_back is not None and p_back < ALPHA and back is not None and back.net > 0
+    removes = effect.tells(p_alone, ALPHA)
+    returns = back is not None and p_back is not None and back.tells(p_back, ALPHA)
     low, high = all_but.interval if all_but.n else (math.nan, math.nan)
     rate = without.rate if without.failures else math.nan
     if removes or returns:
