@@ -36,8 +36,8 @@ setup: $(VENV)/.ready $(foreach r,$(RELEASES),.venvs/.ready-$(r)) ## Make the en
 report: setup ## Execute notebook 01 on both releases, publish HTML (NOTEBOOKS=all, FULL=1, RELEASES="3.1.0", OUT=dir)
 	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
 
-test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest)
-	@$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
+test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest, such as -n0 for one process)
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(if $(SLOW),,-m "not slow") $(ARGS)
 
 lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
 	@$(BIN)/cachelab lab $(if $(ARGS),-- $(ARGS))
