@@ -9,10 +9,15 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import RELEASES, ROOT, Child, ChildRunner
 
 from analysis.errors import ReleaseError
 from analysis.releases import python_of
+
+# No test fails for the time that it takes: machines are slow, and engines beside it busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _PRELUDE = """
 import json, os, sys

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from analysis.workload import Answers, Workload
 
 CLOSE_TIMEOUT_S = 5.0
-_WATCH_INTERVAL_S = 0.1
+_WATCH_INTERVAL_S, _SILENT_LOOKS = 0.1, 3
 _numbers = itertools.count(1)
 
 
@@ -380,11 +380,15 @@ class Engine:
 
     def _watch(self) -> None:
         """End what is past its deadline, or waits for an engine that died."""
+        silence = 0
         while not self._closing.wait(_WATCH_INTERVAL_S):
             now = time.monotonic()
             if self.died is None and (adapter := self.adapter) is not None:
                 with contextlib.suppress(Exception):
-                    if silent := adapter.silent_death():
+                    silent = adapter.silent_death()
+                    # A worker that is about to say why it died comes before this.
+                    silence = silence + 1 if silent else 0
+                    if silent and silence > _SILENT_LOOKS:
                         self._die(silent, self.log[-4000:])
             if self.died is not None:
                 self._lose_all(self.died.message)

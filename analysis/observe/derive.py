@@ -54,6 +54,7 @@ def _pages(snapshots: pd.DataFrame, moment: str, keep: str) -> pd.Series:
 def _evictions(events: pd.DataFrame, requests: pd.DataFrame) -> pd.Series:
     starts = _of_each(requests, _seq_of(events, "submitted"))
     ends = _of_each(requests, _seq_of(events, "done"))
+    ends = ends.where(ends > starts)  # one that was refused is not done with what it is sent again
     evicted = events[events["kind"] == "evict"]
     found = pd.Series(pd.NA, index=requests.index, dtype="Int64")
     for cell_id, places in requests.groupby("cell_id").indices.items():

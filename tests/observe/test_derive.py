@@ -60,7 +60,8 @@ def naive(events: list[Row], snapshots: list[Row], request: Row) -> list[int | N
         if mine(event) and kind == "match" and event["operation"] in ("acquire", "lookup"):
             cached = [event["tokens_hit"]] if cached is None else cached
         elif mine(event) and kind == "submitted":
-            start = event["seq"] if start is None else start
+            # One that was refused and sent again was served the last time.
+            start, evictions, done = event["seq"], 0, False
         elif mine(event) and kind == "done":
             done = True
         elif kind == "evict" and event["cell_id"] == request["cell_id"]:
