@@ -251,8 +251,11 @@ class CacheProbe(ABC):
             if pages:
                 self._tell("acquire", pages=indices(pages), free_pages=self._free_count())
             elif pages is None and error is None:
+                # Of what a treatment holds back there was nothing to be had.
                 self._tell(
-                    "shortage", free_pages=self._free_count(), detail=f"{count} pages were wanted"
+                    "shortage",
+                    free_pages=len(self.pool.available_pages),
+                    detail=f"{count} pages were wanted",
                 )
 
         def freeing(pages: Sequence[Any]) -> Any:
