@@ -6,8 +6,10 @@ import ctypes
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from analysis.paths import repo_root
 
@@ -20,6 +22,20 @@ def environment() -> dict[str, str]:
     if root := repo_root():
         variables["PYTHONPATH"] = str(root)
     return variables
+
+
+def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[bytes]:
+    """Start a child that leads a session of its own, to be ended by `kill_group`.
+
+    It reads nothing; `output` says where `stdout` and `stderr` go, as for `subprocess.Popen`.
+    """
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+        **output,
+    )
 
 
 def die_with_parent(parent: int) -> None:

@@ -154,13 +154,8 @@ def _ask(
         spec = Path(directory, "job.json")
         spec.write_text(json.dumps(job))
         with log.open("wb") as stderr:
-            child = subprocess.Popen(
-                [str(python), "-m", "analysis.oracle", str(spec)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=children.environment(),
-                start_new_session=True,
+            child = children.start(
+                [python, "-m", "analysis.oracle", spec], stdout=subprocess.PIPE, stderr=stderr
             )
         try:
             for line in _lines(child, release):

@@ -47,13 +47,10 @@ def reference_probabilities(
         spec, log = Path(directory, "job.json"), Path(directory, "log")
         spec.write_text(json.dumps(job))
         with log.open("wb") as stderr:
-            child = subprocess.Popen(
-                [str(python), "-m", "analysis.explain.reference", str(spec)],
-                stdin=subprocess.DEVNULL,
+            child = children.start(
+                [python, "-m", "analysis.explain.reference", spec],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=children.environment(),
-                start_new_session=True,
             )
         try:
             out, _ = child.communicate(timeout=_TIMEOUT_S)

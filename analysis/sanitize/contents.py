@@ -181,14 +181,7 @@ def _ask(python: Path, release: str, job: dict[str, Any], timeout_s: float) -> l
         spec, log, said = (Path(directory, name) for name in ("job.json", "log", "said.npz"))
         spec.write_text(json.dumps(job))
         with log.open("wb") as output:
-            child = subprocess.Popen(
-                [str(python), "-c", _CHILD, str(spec), str(said)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=children.environment(),
-                start_new_session=True,
-            )
+            child = children.start([python, "-c", _CHILD, spec, said], stdout=output, stderr=output)
         try:
             failed = child.wait(timeout_s) != 0
         except subprocess.TimeoutExpired:

@@ -103,13 +103,10 @@ def _one(
         files[0].write_text(json.dumps(spec))
         output = Path(place, "output.txt")
         with output.open("wb") as printed:
-            process = subprocess.Popen(
-                [str(python), "-m", "analysis.stress.child", *map(str, files)],
-                stdin=subprocess.DEVNULL,
+            process = children.start(
+                [python, "-m", "analysis.stress.child", *files],
                 stdout=printed,
                 stderr=subprocess.STDOUT,
-                env=children.environment(),
-                start_new_session=True,
             )
         # The last iteration may begin just before the end, and last as long as a request may.
         patience = seconds + plan.request_timeout_s + _START_S

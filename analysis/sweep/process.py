@@ -37,13 +37,10 @@ class CellProcess:
         self.timeout_s = timeout_s
         (directory / SPEC).write_text(json.dumps({**spec, "parent": os.getpid()}))
         with (directory / OUTPUT).open("wb") as output:
-            self._process = subprocess.Popen(
-                [str(python), "-m", "analysis.sweep.cell", str(directory)],
-                stdin=subprocess.DEVNULL,
+            self._process = children.start(
+                [python, "-m", "analysis.sweep.cell", directory],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=children.environment(),
-                start_new_session=True,
             )
         self._started = time.monotonic()
         self._elapsed_s: float | None = None

@@ -34,14 +34,7 @@ def examine(
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=children.environment(),
-            start_new_session=True,
-        )
+        process = children.start(command, stdout=subprocess.PIPE, stderr=errors)
         try:
             said, _ = process.communicate(timeout=budget_s + _GRACE_S)
         except subprocess.TimeoutExpired:
