@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from analysis.errors import EngineError
@@ -47,7 +46,7 @@ class Hypothesis:
 
     @property
     def _kind(self) -> type[Treatment]:
-        return TREATMENTS[self.treatment.partition(":")[0]]
+        return TREATMENTS[self.treatment]
 
     def with_it(self) -> Names:
         """Return the treatments of the cells that have it alone."""
@@ -99,18 +98,11 @@ def applicable(
         if wanted is not None and hypothesis.treatment not in wanted:
             continue
         beside = tuple(
-            name for name in hypothesis.beside if _applies(name, release, prefix_sharing)
+            name for name in hypothesis.beside if TREATMENTS[name].fits(release, prefix_sharing)
         )
-        if _applies(hypothesis.treatment, release, prefix_sharing):
+        if TREATMENTS[hypothesis.treatment].fits(release, prefix_sharing):
             found.append(Hypothesis(hypothesis.suspect, hypothesis.treatment, beside))
     return found
-
-
-def _applies(name: str, release: str, prefix_sharing: str) -> bool:
-    with suppress(EngineError):
-        TREATMENTS[name].check(release, prefix_sharing)
-        return True
-    return False
 
 
 def arms(hypotheses: Sequence[Hypothesis], release: str, prefix_sharing: str) -> tuple[Names, ...]:

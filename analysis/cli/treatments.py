@@ -29,11 +29,8 @@ def treatments(
         check_known(release)
     mending = fixes(release, prefix_sharing) if release else ()
     for name, kind in {**TREATMENTS, **(FAULTS if faults else {})}.items():
-        if release is not None:
-            try:
-                kind.check(release, prefix_sharing)
-            except EngineError:
-                continue
+        if release is not None and not kind.fits(release, prefix_sharing):
+            continue
         where = ", ".join(kind.releases or ("all releases",))
         where += f", {kind.sharing} only" if kind.sharing else ""
         where += f", upstream {kind.upstream}" if kind.upstream else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -138,13 +138,11 @@ def applies(names: Iterable[str], release: str) -> bool:
 
 def fixes(release: str, prefix_sharing: str) -> tuple[str, ...]:
     """Return all that mends a fault of a release, in the order in which it is applied."""
-    found = []
-    for name, kind in TREATMENTS.items():
-        if release in kind.fixes:
-            with suppress(EngineError):
-                kind.check(release, prefix_sharing)
-                found.append(name)
-    return tuple(found)
+    return tuple(
+        name
+        for name, kind in TREATMENTS.items()
+        if release in kind.fixes and kind.fits(release, prefix_sharing)
+    )
 
 
 ALL, ALL_BUT = "all", "all-but:"
@@ -157,8 +155,8 @@ def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str
     Raises EngineError if NAME is not among the fixes of the release.
     """
     found: list[str] = []
+    everything = fixes(release, prefix_sharing)
     for name in names:
-        everything = fixes(release, prefix_sharing)
         if name.startswith(ALL_BUT):
             left_out = name.removeprefix(ALL_BUT)
             if left_out not in everything:

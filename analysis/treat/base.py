@@ -59,6 +59,15 @@ class Treatment(ABC):
                 f" {prefix_sharing}."
             )
 
+    @classmethod
+    def fits(cls, release: str | None, prefix_sharing: str) -> bool:
+        """Tell whether it can be applied to such an engine."""
+        try:
+            cls.check(release, prefix_sharing)
+        except EngineError:
+            return False
+        return True
+
     @abstractmethod
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Change the engine; whatever undoes it goes onto the stack."""
