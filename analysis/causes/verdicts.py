@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import pandas as pd
@@ -90,19 +91,17 @@ class Verdict:
     @property
     def share(self) -> float:
         """The larger of the shares of the failures that go with it, and that come back without."""
-        return max(0.0, *(s for s in (self.effect.share, self._returns(0)) if s == s), 0.0)
-
-    def _returns(self, end: int) -> float:
-        """Return the rate with all but this, or a bound of it, over the rate without anything."""
-        if not self.all_but.n or not self.without.failures:
-            return math.nan
-        rates = (self.all_but.rate, *self.all_but.interval)
-        return rates[end] / self.without.rate
+        known = (self.effect.share, self.comes_back[0])
+        return max([0.0, *(share for share in known if not math.isnan(share))])
 
     @property
     def comes_back(self) -> tuple[float, float, float]:
         """Failures with all but this, as a share of those without anything: value, low, high."""
-        return self._returns(0), self._returns(1), self._returns(2)
+        if not self.all_but.n or not self.without.failures:
+            return math.nan, math.nan, math.nan
+        low, high = self.all_but.interval
+        rate = self.without.rate
+        return self.all_but.rate / rate, low / rate, high / rate
 
 
 def verdicts(
@@ -120,6 +119,7 @@ def verdicts(
     release, sharing = _only(cells, "release"), _only(cells, "prefix_sharing")
     mending = fixes(release, sharing)
 
+    @cache
     def arm(names: Names) -> Arm:
         return _arm(requests, cells, findings, names, failures)
 
@@ -136,17 +136,15 @@ def verdicts(
             left = expand((f"all-but:{hypothesis.treatment}",), release, sharing)
             back = between(left, mending)
         asked.append((hypothesis, effect, back, left))
-    adjusted = iter(
-        holm([test.p_value for _, *tests, _ in asked for test in tests if test is not None])
-    )
+    p_values = [t.p_value for _, *tests, _ in asked for t in tests if t is not None]
+    adjusted = iter(holm(p_values))
     found = []
     for hypothesis, effect, back, left in asked:
         p_alone = next(adjusted)
         p_back = next(adjusted) if back is not None else None
         without, all_but = arm(hypothesis.beside), arm(left)
         word = decide(without, effect, p_alone, all_but, back, p_back)
-        tests = sum(1 + (b is not None) for _, _, b, _ in asked)
-        needed = _needed(without, effect, tests) if word == "undecided" else None
+        needed = _needed(without, effect, len(p_values)) if word == "undecided" else None
         found.append(
             Verdict(
                 hypothesis, word, without, arm(hypothesis.with_it()), effect, everything, all_but,
