@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from analysis.tables import FAULT
 from analysis.validate.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.validate.isolated import examine
 from analysis.validate.result import LEVELS, Isolated, Ladder, LadderError, Rung
+from analysis.workload import BUILDERS, in_turn
+
+EVERY: tuple[str, ...] = tuple(BUILDERS)[::-1]
+"""What each rung asks, one workload an engine, in turn: all, the most exacting first."""
 
 OnStep = Callable[[Isolated | Rung], None]
 """Called with each rung when it has ended."""
@@ -54,7 +58,7 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """None: mixed prompts, and with the trie prompts that share prefixes."""
+    """One, or several as `mixed+growing`; None: every one that can be made (see EVERY)."""
     max_new_tokens: int = 15
     """So many that every answer enters a new page of 16 tokens sooner or later."""
     seed: int = 0
@@ -95,10 +99,12 @@ class Settings:
     @property
     def asked(self) -> str:
         """The workload."""
-        return self.workload or ("shared_prefix" if self.prefix_sharing == "trie" else "mixed")
+        return self.workload or "+".join(EVERY)
 
     def plan(self, level: int) -> Plan:
         """Return the sweep of one rung: as many fresh engines as it takes, and a control.
+
+        Each workload is asked of one engine at least.
 
         Raises PlanError or EngineError for settings with which no engine can be started.
         """
@@ -109,7 +115,7 @@ class Settings:
             pages=(self.pages,),
             concurrency=(level,),
             workload=self.asked,
-            repeats=-(-self.ladder().needed // (level * rounds)),
+            repeats=max(-(-self.ladder().needed // (level * rounds)), len(in_turn(self.asked))),
             rounds=rounds,
             seed=self.seed,
             max_new_tokens=self.max_new_tokens,
@@ -199,9 +205,18 @@ def _climb(
         tolerated=settings.tolerate,
         run=name,
     )
-    if rung.verdict != "failed":
-        return rung
-    return replace(rung, explanation=_explain(path, rung))
+    if rung.verdict == "failed":
+        return replace(rung, explanation=_explain(path, rung, plan))
+    if left := [name for name in plan.workloads if name not in _asked(plan, known.values())]:
+        missing = f"Its time was up before it was asked {', '.join(left)}."
+        return replace(rung, unchecked=(*rung.unchecked, missing))
+    return rung
+
+
+def _asked(plan: Plan, evidence: Iterable[Evidence]) -> set[str]:
+    """Return the workloads that were asked."""
+    done = {item.cell_id for item in evidence if not item.control}
+    return {plan.workload_of(cell.repeat) for cell in plan.cells() if cell.cell_id in done}
 
 
 def _jobs(plan: Plan, level: int) -> int:
@@ -211,8 +226,9 @@ def _jobs(plan: Plan, level: int) -> int:
     return _IDLE_JOBS if waits else os.cpu_count() or 1
 
 
-def _explain(path: Path, rung: Rung) -> str:
+def _explain(path: Path, rung: Rung, plan: Plan) -> str:
     """Return the story of the rung's first failing request; of its findings if there is none."""
+    asked = {cell.cell_id: plan.workload_of(cell.repeat) for cell in plan.cells()}
     told = "\n\n".join(f"{found.name}: {found.message}" for found in rung.findings[:3])
     if rung.failing is None or not rung.failing[1]:
         return told or "\n".join(rung.endings[:1])
@@ -221,7 +237,8 @@ def _explain(path: Path, rung: Rung) -> str:
 
     try:
         told_by = explain(load_run(path), request_id, cell_id=cell_id)
-        return " ".join([f"In {cell_id}: {told_by.what}", *told_by.because])
+        where = f"In {cell_id}, asked {asked[cell_id]}:"
+        return " ".join([where, told_by.what, *told_by.because])
     except CachelabError as error:
         return f"{request_id} of {cell_id} cannot be explained: {error} {told}".strip()
 
