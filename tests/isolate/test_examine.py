@@ -42,6 +42,7 @@ CAUSES = {
     },
     "3.9.0": {
         "keep-decode-record": ("answers that enter a page", "cached tokens"),
+        "delist-freed-pages": ("a long answer in freed pages", "cached tokens"),
         "register-once": ("equal prompts, whole pages", "references"),
         "refer-to-published": ("equal prompts", "protected"),
         "pin-on-lookup": ("lookup, evict, allocate", "once"),
