@@ -148,11 +148,12 @@ def _print_cell(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
 
 
 def _print_summary(run: Run) -> None:
-    failed = int((run.requests["outcome"] != "ok").sum())
+    from analysis.tables import count_requests
+
     bad = int((run.cells["status"] != "ok").sum())
     typer.echo(
         f"{run.path}: {len(run.cells)} cells ({bad} did not end well),"
-        f" {failed} of {len(run.requests)} requests failed"
+        f" {count_requests(run.requests['outcome'])}"
     )
 
 
