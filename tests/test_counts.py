@@ -7,6 +7,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import ROOT
 from synthetic import make_run
 
 from analysis.answers import answer_in_a_sentence, answer_in_words
@@ -17,7 +18,7 @@ from analysis.cli import main
 from analysis.figures import failure_rate
 from analysis.sanitize.recorded import Checked
 from analysis.stats import FAILURES, failure_rates
-from analysis.store import Run
+from analysis.store import Run, load_run
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import CONTROL
@@ -110,3 +111,17 @@ def test_the_chart_says_what_its_rate_is_a_share_of(mixed: Run) -> None:
     assert "51 rejected" in axes.get_xlabel()
     (line,) = axes.containers[0].lines[:1]
     assert line.get_ydata()[0] == pytest.approx(5 / 45)
+
+
+def test_the_table_in_the_readme_is_what_the_shipped_run_says() -> None:
+    run = load_run(ROOT / "data" / "reference")
+    rows = failure_rates(run.requests, run.cells)
+    levels = sorted(int(level) for level in rows["concurrency"].unique())
+    table = [f"| | {' | '.join(map(str, levels))} |", "|---" * (len(levels) + 1) + "|"]
+    for (release, sharing), own in rows.groupby(["release", "prefix_sharing"]):
+        cells = []
+        for row in own.sort_values("concurrency").to_dict("records"):
+            aside = f" ({row['rejected']} rejected)" if row["rejected"] else ""
+            cells.append(f"{row['failures']} of {row['n'] - row['rejected']}{aside}")
+        table.append(f"| {release}, {sharing} | {' | '.join(cells)} |")
+    assert "\n".join(table) + "\n" in (ROOT / "README.md").read_text()
