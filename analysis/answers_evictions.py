@@ -26,15 +26,17 @@ def evictions_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
     counts and workloads are thrown together: they are what brings evictions about.
     """
     columns = ["release", "prefix_sharing", *varying(cells, ["device"])]
-    taken = requests[requests["outcome"] != "rejected"].merge(
-        cells[["cell_id", *columns]], on="cell_id", validate="many_to_one"
-    )
+    asked = requests.merge(cells[["cell_id", *columns]], on="cell_id", validate="many_to_one")
     paragraphs = []
-    for values, group in taken.groupby(columns, sort=True):
+    for values, group in asked.groupby(columns, sort=True):
         name = ", ".join(name_of(c, v) for c, v in zip(columns, values, strict=True))
         own = cells[cells["cell_id"].isin(group["cell_id"])]
-        paragraphs.append(f"**{name}.** {_paragraph(group.drop(columns=columns), own)}")
-    return "\n\n".join(paragraphs) or "No request was accepted, so there is nothing to say."
+        taken = group[group["outcome"] != "rejected"].drop(columns=columns)
+        words = _paragraph(taken, own) if len(taken) else "No request was accepted."
+        if rejected := len(group) - len(taken):
+            words += f" Rejected, and not counted: {rejected} of {len(group)} requests."
+        paragraphs.append(f"**{name}.** {words}")
+    return "\n\n".join(paragraphs) or "No request was sent, so there is nothing to say."
 
 
 def _paragraph(requests: pd.DataFrame, cells: pd.DataFrame) -> str:

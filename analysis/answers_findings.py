@@ -12,6 +12,7 @@ from analysis.sanitize.leads import leads
 from analysis.sanitize.recorded import Checked
 from analysis.stats import wilson
 from analysis.store import Run
+from analysis.tables import count_requests
 
 _SETTING = ("release", "prefix_sharing", "treatments")
 
@@ -47,10 +48,13 @@ def answer_in_a_sentence(run: Run, checked: Sequence[Checked]) -> str:
         accepted = requests[requests["outcome"] != "rejected"]
         found = run.findings[run.findings["cell_id"].isin(cells)]
         read = found.loc[found["severity"] == WRONG_DATA, ["cell_id", "request_id"]]
-        met, wrong = len(read.drop_duplicates()), int((accepted["outcome"] == "wrong").sum())
+        met, wrong = (
+            len(read.dropna().drop_duplicates()),
+            int((accepted["outcome"] == "wrong").sum()),
+        )
         own = ahead[ahead["cell_id"].isin(cells) & ahead["flight_id"].notna()]
         text = f"prefix sharing {setting.prefix_sharing}: {met} of {len(accepted)} requests read"
-        text += f" wrong data and {wrong} answered wrong"
+        text += f" wrong data and {wrong} answered wrong, {len(requests) - len(accepted)} rejected"
         if wrong:
             text += f" ({len(own)} of them after it)"
         risky = len(setting.groups) - len(setting.wrong_data)
@@ -78,7 +82,11 @@ def _paragraph(
         )
     accepted = requests[requests["outcome"] != "rejected"]
     n, wrong = len(accepted), int((accepted["outcome"] == "wrong").sum())
-    sentences = [f"{wrong} of {n} answers were wrong."]
+    counts = count_requests(requests["outcome"])
+    sentences = [
+        f"{wrong} of {n} accepted requests were answered wrong and {counts.failed - wrong} failed"
+        f" otherwise, {counts.rejected} rejected."
+    ]
     read = found.loc[found["severity"] == WRONG_DATA, ["cell_id", "request_id"]]
     met = len(read.dropna().drop_duplicates())
     low, high = wilson(met, n) if n else (0.0, 0.0)

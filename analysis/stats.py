@@ -22,9 +22,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from analysis.tables import FAILURES as FAILURES
 from analysis.tables import OUTCOMES
 
-FAILURES = ("wrong", "empty", "error", "timeout", "lost")
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
 
 Verdict = Literal["higher", "lower", "not enough requests to tell"]

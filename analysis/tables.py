@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -16,6 +18,8 @@ import pyarrow as pa
 from analysis.errors import RunError
 
 OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "lost")
+FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected"))
+"""The outcomes of failed requests, everywhere: every outcome but `ok` and `rejected`."""
 CELL_STATUS = ("ok", "engine_died", "hung", "crashed")
 
 EVENT_KINDS = {
@@ -228,6 +232,38 @@ _CHOICES = {
     ("events", "kind"): tuple(EVENT_KINDS),
     ("snapshots", "moment"): MOMENTS,
 }
+
+
+@dataclass(frozen=True)
+class RequestCounts:
+    """How many requests failed, of how many accepted ones, and how many were rejected."""
+
+    asked: int = 0
+    failed: int = 0
+    rejected: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """Requests that the engine took: the denominator of every failure rate."""
+        return self.asked - self.rejected
+
+    def __add__(self, other: RequestCounts) -> RequestCounts:
+        return RequestCounts(
+            self.asked + other.asked, self.failed + other.failed, self.rejected + other.rejected
+        )
+
+    def __str__(self) -> str:
+        """Return the counts in words, rejected requests apart."""
+        return (
+            f"{self.failed} of {self.accepted} accepted requests failed, {self.rejected} rejected"
+        )
+
+
+def count_requests(outcomes: Mapping[str, int] | Iterable[str]) -> RequestCounts:
+    """Count requests by their outcomes: one outcome a request, or a number for each outcome."""
+    counts = Counter(outcomes)
+    failed = sum(counts[name] for name in FAILURES)
+    return RequestCounts(counts.total(), failed, counts["rejected"])
 
 
 def is_control(treatments: Iterable[str]) -> bool:

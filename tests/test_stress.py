@@ -95,7 +95,10 @@ def test_the_words_count_what_was_taken_and_say_how_it_ended() -> None:
         endings={4: "The engine died: no page.", 8: "Nothing was answered any more."},
     )
     text = result.in_words()
-    assert "10 iterations, 1 of 38 accepted requests failed (0.47% to 13%)" in text
+    assert (
+        "10 iterations, 1 of 38 accepted requests failed, 2 rejected (failure rate 0.47% to 13%)"
+        in text
+    )
     assert "30 times one was refused and sent again" in text
     assert "It ended early: The engine died: no page." in text
     assert "8 at once: no iteration was finished. It ended early: Nothing was answered" in text

@@ -45,6 +45,8 @@ def _print_rows(cell_id: str, findings: Findings | None) -> None:
 
 
 def _words(checked: Checked) -> str:
+    from analysis.sanitize.findings import worst
+
     if checked.controls:
         control = f"{checked.alarms} of {checked.controls} planted faults found"
         control += ": VOID" if checked.void else ""
@@ -60,7 +62,7 @@ def _words(checked: Checked) -> str:
         cell_id, lead = members[0]
         count = sum(group.count for _, group in members)
         requests = sum(len(group.by_request) for _, group in members)
-        severity = max((group.severity for _, group in members), key=len)
+        severity = worst(group.severity for _, group in members)
         lines += [
             f"  {severity}: {rule} ({cause}), {count} times in {requests} requests of"
             f" {len(members)} cells",

@@ -149,11 +149,12 @@ def _print_cell(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
 
 
 def _print_summary(run: Run) -> None:
-    failed = int((run.requests["outcome"] != "ok").sum())
+    from analysis.tables import count_requests
+
     bad = int((run.cells["status"] != "ok").sum())
     typer.echo(
         f"{run.path}: {len(run.cells)} cells ({bad} did not end well),"
-        f" {failed} of {len(run.requests)} requests failed"
+        f" {count_requests(run.requests['outcome'])}"
     )
 
 
@@ -164,9 +165,10 @@ def alone(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="engines at the same time")] = 1,
 ) -> None:
-    """Ask each prompt that a run answered wrong again, alone on a fresh engine.
+    """Ask each prompt that a run answered wrong again, alone on a fresh, untreated engine.
 
-    The exit status is 0 if every one is then answered right.
+    The exit status is 0 if every one is then answered right, 1 if one was not or could not be
+    asked.
     """
     from analysis.store import load_run
     from analysis.sweep.alone import ask_alone
@@ -174,10 +176,15 @@ def alone(
     asked = ask_alone(
         load_run(run), prefix_sharing=prefix_sharing, jobs=jobs, on_answer=_print_answer
     )
-    groups = asked.groupby(["release", "prefix_sharing"])["outcome"]
-    for (release, sharing), outcomes in groups:
-        right = int((outcomes == "ok").sum())
-        typer.echo(f"{release} {sharing}: {right} of {len(outcomes)} answered right alone")
+    for (release, sharing), rows in asked.groupby(["release", "prefix_sharing"]):
+        answered = rows[rows["outcome"].notna()]
+        right = int((answered["outcome"] == "ok").sum())
+        rejected = int((answered["outcome"] == "rejected").sum())
+        words = f"{right} of {len(answered) - rejected} answered right alone"
+        words += f", {rejected} rejected" if rejected else ""
+        if lacking := len(rows) - len(answered):
+            words += f"; {lacking} could not be asked"
+        typer.echo(f"{release} {sharing}: {words}")
     if asked.empty:
         typer.echo("The run has no wrong answer.")
     if (asked["outcome"] != "ok").any():
@@ -186,7 +193,8 @@ def alone(
 
 def _print_answer(row: Mapping[str, Any]) -> None:
     tail = row["prompt"][-30:]
-    sys.stderr.write(f"{row['release']} {row['prefix_sharing']}: {row['outcome']}, ...{tail!r}\n")
+    outcome = row["outcome"] or f"could not be asked ({row['detail']})"
+    sys.stderr.write(f"{row['release']} {row['prefix_sharing']}: {outcome}, ...{tail!r}\n")
 
 
 def pack(

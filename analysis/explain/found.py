@@ -160,7 +160,9 @@ def death_of(case: Case) -> Death | None:
         return None
     if died.empty:
         message = case.cell["status_detail"] or f"The cell ended as {case.cell['status']}."
-        return Death(one_line(message, 600), None, None, last_frame(case), (), None)
+        # What hung was raised nowhere, whatever traceback came before it.
+        frame = None if case.cell["status"] == "hung" else last_frame(case)
+        return Death(one_line(message, 600), None, None, frame, (), None)
     event = died.iloc[0]
     seq = int(event["seq"])
     failed = case.events[(case.events["kind"] == "failed") & (case.events["seq"] < seq)]

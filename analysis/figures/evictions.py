@@ -47,8 +47,12 @@ def evictions(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = N
         axes.set_xticks(rows.index, [_bin_label(row) for row in _tuples(rows)])
         axes.set_xlim(-0.6, max(len(rows), 2) - 0.4)
         heading = f"{style.series_label(fit.key)}: {_fit_label(fit)}"
-        below = "pages evicted during the request (n: requests)" if number == len(fits) - 1 else ""
-        style.dress(axes, heading, below, "failed requests")
+        below = (
+            "pages evicted during the request (n: accepted requests)"
+            if number == len(fits) - 1
+            else ""
+        )
+        style.dress(axes, heading, below, "failed, of accepted")
     figure.suptitle(
         title or "Failed requests against evictions (95% intervals)",
         fontsize=style.TITLE + 1,

@@ -45,8 +45,8 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
     style.concurrency_axis(axes, drawn["concurrency"], accepted)
     style.percent_axis(axes)
     heading = title or "Failed requests against concurrency"
-    style.dress(axes, heading, "concurrent requests", "failed requests (95% Wilson interval)")
-    notes = ["n: requests behind each point"]
+    style.dress(axes, heading, "concurrent requests", "failed, of accepted (95% Wilson interval)")
+    notes = ["n: accepted requests"]
     if int(rates["rejected"].sum()):
         notes.append(f"{int(rates['rejected'].sum())} rejected requests are not counted")
     axes.set_xlabel(f"concurrent requests ({'; '.join(notes)})", fontsize=style.TEXT)

@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 
 from analysis.figures.tables import HtmlTable
-from analysis.sanitize.findings import WRONG_DATA
+from analysis.sanitize.findings import SEVERITIES, worst
 from analysis.sanitize.meanings import meaning_of
 from analysis.sanitize.recorded import Checked
 
@@ -39,14 +39,14 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
     rows = []
     for one in checked:
         for (rule, cause), members in one.groups.items():
-            wrong = any(group.severity == WRONG_DATA for _, group in members)
+            severity = worst(group.severity for _, group in members)
             requests = sum(r is not None for _, group in members for r in group.by_request)
             rows.append(
                 {
                     "release": one.release,
                     "prefix sharing": one.prefix_sharing,
                     "treatments": " + ".join(one.treatments) or "none",
-                    "severity": "wrong data" if wrong else "at risk",
+                    "severity": severity,
                     "rule": rule,
                     "cause": cause,
                     "requests": requests or "",
@@ -59,12 +59,11 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
     setting = ["release", "prefix sharing", "treatments"]
     frame = pd.DataFrame(rows)
     frame["of"] = frame.groupby(setting, sort=False).ngroup()
-    frame = frame.sort_values(
-        ["of", "severity", "cells"], ascending=[True, False, False], kind="stable"
-    )
+    frame["rank"] = frame["severity"].map(SEVERITIES.index)
+    frame = frame.sort_values(["of", "rank", "cells"], ascending=[True, True, False], kind="stable")
     # What is the same everywhere says nothing.
     same = [name for name in setting if frame[name].nunique() == 1]
-    return _table(frame.drop(columns=["of", *same]).reset_index(drop=True))
+    return _table(frame.drop(columns=["of", "rank", *same]).reset_index(drop=True))
 
 
 def leads_table(ahead: pd.DataFrame, count: int = 10) -> HtmlTable:

@@ -129,22 +129,27 @@ def _marked(text: str, at: int | None) -> str:
 
 Again = tuple[str, str, str, Sequence[int]]
 """A prompt, the prefix sharing it was asked again with, and the answer's text and token ids."""
+_ALONE = {True: "right", False: "wrong, also alone", None: "the right answer is not known"}
 
 
-def asked_again(wrong: pd.DataFrame, answers: Sequence[Again]) -> HtmlTable:
+def asked_again(
+    wrong: pd.DataFrame, answers: Sequence[Again], max_new_tokens: int | None = None
+) -> HtmlTable:
     """Show what the engine said when the prompts of wrong answers were asked again, alone.
 
-    `wrong` is the frame of `wrong_answers`. Column `right_alone` holds whether an answer equals the
-    reference's tokens or, where there are none, begins as expected.
+    `wrong` is the frame of `wrong_answers`, `max_new_tokens` the length that was asked for. Column
+    `right_alone` holds whether an answer equals the reference's tokens or, where there are none,
+    begins with the expected text as far as that length reaches; None where neither is known.
     """
     cases = {row["prompt"]: row for row in wrong.to_dict("records")}
     rows = []
     for prompt, sharing, text, tokens in answers:
         expected, reference = cases[prompt]["expected_text"], cases[prompt]["reference_tokens"]
+        right: bool | None = None
         if isinstance(reference, tuple):
             right = tuple(tokens) == reference
-        else:
-            right = isinstance(expected, str) and bool(text) and expected.startswith(text)
+        elif isinstance(expected, str):
+            right = text.startswith(expected[:max_new_tokens])
         rows.append((prompt, sharing, text, right))
     frame = pd.DataFrame(rows, columns=["prompt", "prefix_sharing", "alone", "right_alone"])
     if frame.empty:
@@ -152,7 +157,7 @@ def asked_again(wrong: pd.DataFrame, answers: Sequence[Again]) -> HtmlTable:
     body = "".join(
         f"<tr><td><code>{html.escape(_short(prompt))}</code></td><td>{html.escape(sharing)}</td>"
         f"<td><code>{html.escape(text)}</code></td>"
-        f"<td>{'right' if right else 'wrong, also alone'}</td></tr>"
+        f"<td>{_ALONE[right]}</td></tr>"
         for prompt, sharing, text, right in rows
     )
     head = "<th>asked again, alone</th><th>prefix sharing</th><th>answer</th><th>verdict</th>"

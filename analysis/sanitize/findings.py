@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ WRONG_DATA = "wrong data"
 """The model computed with keys and values that are not the request's own."""
 AT_RISK = "at risk"
 """A rule is broken, and no wrong data was read by it yet."""
+SEVERITIES = (WRONG_DATA, AT_RISK)
+"""From the worst on."""
 _MEMBERS = 10_000
 
 
@@ -98,8 +100,12 @@ class Group:
     @property
     def severity(self) -> str:
         """Wrong data if any of them read some."""
-        severities = {finding.severity for finding in self.by_request.values()}
-        return WRONG_DATA if WRONG_DATA in severities else AT_RISK
+        return worst(finding.severity for finding in self.by_request.values())
+
+
+def worst(severities: Iterable[str]) -> str:
+    """Return the worst of some severities. Raises ValueError for none, or for one not known."""
+    return SEVERITIES[min(map(SEVERITIES.index, severities))]
 
 
 class Findings:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import pandas as pd
 from analysis import children
 from analysis.errors import EngineError
 from analysis.releases import installed_release, python_of
-from analysis.stats import FAILURES
 from analysis.stress.result import COLUMNS, Stress
 from analysis.sweep.plan import Cell, Plan
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.rows import judged, read_records
+from analysis.tables import count_requests
 
 LEVELS = (2, 4, 8, 16, 32)
 _WORKLOADS = 4
@@ -137,7 +136,7 @@ def _row(
     cell = cells[line["workload"]]
     answers = prepared.answers[cell.release]
     asked = {request.id: request for request in prepared.workload(cell).requests}
-    outcomes = Counter(
+    counts = count_requests(
         judged(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
         for row in line["answers"]
         for request in [asked[row["request_id"]]]
@@ -148,9 +147,9 @@ def _row(
         "iteration": line["iteration"],
         "t_s": line["ended_s"],
         "seconds": line["ended_s"] - line["begun_s"],
-        "requests": len(line["answers"]),
-        "failed": sum(outcomes[name] for name in FAILURES),
-        "rejected": outcomes["rejected"],
+        "requests": counts.asked,
+        "failed": counts.failed,
+        "rejected": counts.rejected,
         "refusals": sum(row["refusals"] or 0 for row in line["answers"]),
         "latency_p50": float(np.median(times)) if times else math.nan,
         "latency_max": max(times, default=math.nan),

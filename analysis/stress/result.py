@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.stats import wilson
+from analysis.tables import RequestCounts
 
 COLUMNS = (
     "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "refusals",
@@ -85,11 +86,13 @@ def _level(own: pd.DataFrame, slopes: pd.DataFrame, ending: str | None) -> str:
     ended = f" It ended early: {ending}" if ending else ""
     if own.empty:
         return f"no iteration was finished.{ended}"
-    taken = int(own["requests"].sum() - own["rejected"].sum())
-    failed = int(own["failed"].sum())
-    low, high = wilson(failed, taken)
-    share = f" ({100 * low:.2g}% to {100 * high:.2g}%)" if taken else ""
-    text = f"{len(own)} iterations, {failed} of {taken} accepted requests failed{share};"
+    totals = (int(own[name].sum()) for name in ("requests", "failed", "rejected"))
+    counts = RequestCounts(*totals)
+    low, high = wilson(counts.failed, counts.accepted)
+    text = f"{len(own)} iterations, {counts}"
+    if counts.accepted:
+        text += f" (failure rate {100 * low:.2g}% to {100 * high:.2g}%)"
+    text += ";"
     if again := int(own["refusals"].sum()):
         text += f" {again} times one was refused and sent again;"
     lost = int(own["lost"].iloc[-1])

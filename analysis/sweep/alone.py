@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import releases
+from analysis.oracle import reference_answers
 from analysis.store import Run
 from analysis.sweep.cell import specification
 from analysis.sweep.process import CellProcess
@@ -38,14 +39,16 @@ def ask_alone(
     timeout_s: float = 120.0,
     on_answer: Callable[[dict[str, Any]], None] | None = None,
 ) -> pd.DataFrame:
-    """Ask each wrongly answered prompt of a run alone, on a fresh engine of the same settings.
+    """Ask each wrongly answered prompt of a run alone, on a fresh engine without treatments.
 
     `prefix_sharing` asks all of them with that algorithm instead of the one they were asked with.
     Returns a row a prompt: its settings, `prompt`, `expected_text`, `text` (what it was answered
-    alone), `outcome` (judged as in the sweep), and `detail` if the cell did not end well. Raises
-    ReleaseError or EngineError if an engine cannot be had.
+    alone), `outcome` (judged as in the sweep; None where it could not be asked), and `detail` if
+    the cell did not end well. An answer of which the run holds neither the expected text nor the
+    reference's tokens is judged by the reference decoder, which is asked for them. Raises
+    ReleaseError, ModelError or EngineError if an engine or the decoder cannot be had.
     """
-    prompts = wrong_prompts(run)
+    prompts = _with_references(run, wrong_prompts(run))
     if prefix_sharing is not None:
         prompts = prompts.assign(prefix_sharing=prefix_sharing)
         prompts = prompts.drop_duplicates(["prompt", "release", "page_count"])
@@ -76,6 +79,38 @@ def ask_alone(
     return pd.DataFrame(rows, columns=columns)
 
 
+def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
+    """Return the prompts with the reference's tokens filled in where nothing else judges them."""
+    cases = prompts.to_dict("records")
+    plan = run.manifest["plan"]
+    for release in prompts["release"].unique():
+        blank = [
+            case
+            for case in cases
+            if case["release"] == release
+            and not isinstance(case["expected_text"], str)
+            and not isinstance(case["reference_tokens"], tuple)
+        ]
+        if not blank:
+            continue
+        answers = reference_answers(
+            [_request(run, case) for case in blank],
+            release=release,
+            model=plan["model"],
+            batch_sizes=plan["batch_sizes"],
+            device=plan["device"],
+            hip_target=plan["hip_target"],
+        )
+        for case in blank:
+            request = _request(run, case)
+            case["reference_tokens"] = answers[request.prompt, request.max_new_tokens]
+    return prompts.assign(
+        reference_tokens=pd.Series(
+            [case["reference_tokens"] for case in cases], index=prompts.index, dtype=object
+        )
+    )
+
+
 def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
     plan = run.manifest["plan"]
     config = {
@@ -94,18 +129,27 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _request(run: Run, case: dict[Any, Any]) -> Request:
-    reference = case["reference_tokens"]
-    tokens = len(reference) if reference else run.manifest["plan"]["max_new_tokens"]
-    return Request("alone", case["prompt"], tokens, case["expected_text"])
+    # A frame has NaN where nothing was expected.
+    expected, reference = case["expected_text"], case["reference_tokens"]
+    known = isinstance(reference, tuple) and reference
+    tokens = len(reference) if known else run.manifest["plan"]["max_new_tokens"]
+    return Request("alone", case["prompt"], tokens, expected if isinstance(expected, str) else None)
 
 
 def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"outcome": "lost", "text": "", "tokens": []}
-    answer = ended.records[0] if ended.records else nothing
-    outcome, _ = judged(answer, _request(run, case), case["reference_tokens"])
-    kept = ("release", "prefix_sharing", "page_count", "prompt", "expected_text")
+    request, reference = _request(run, case), case["reference_tokens"]
+    answer = ended.records[0] if ended.records else {"text": None}
+    outcome: str | None = None
+    if ended.records:
+        outcome, _ = judged(answer, request, reference if isinstance(reference, tuple) else None)
+    elif ended.status == "hung":
+        outcome = "timeout"
+    elif ended.exit_signal is not None:
+        outcome = "lost"
+    kept = ("release", "prefix_sharing", "page_count", "prompt")
     return {
         **{name: case[name] for name in kept},
+        "expected_text": request.expected,
         "text": answer["text"],
         "outcome": outcome,
         "detail": ended.detail,

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Spec = Mapping[str, Any]
 _LIKELIEST = 8
 """Next tokens of each row whose probabilities are recorded with a flight."""
+_PROBE = "1 2 3 "
+_SHORTEST_PROBE_S, _LONGEST_PROBE_S, _PROBE_PAUSE_S = 5.0, 20.0, 0.25
 
 
 def specification(
@@ -66,34 +69,67 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     requests = tuple(Request(**row) for row in spec["requests"])
     workload = Workload(spec["workload"], requests)
     facts: dict[str, Any] = {}
+    outcomes: Counter[str] = Counter()
     started = time.monotonic()
     with open(directory / RECORDS, "ab", buffering=0) as records:
 
         def keep(row: Mapping[str, Any]) -> None:
             # One write of one whole line, in the moment the request ends: a kill loses nothing.
             records.write(json.dumps(dict(row), default=_plain).encode() + b"\n")
+            outcomes[row["outcome"]] += 1
 
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
-        with engine, _watched(engine, spec, directory), _treated(engine, spec):
-            engine.run(
-                workload,
-                concurrency=spec["concurrency"],
-                timeout_s=spec["request_timeout_s"],
-                on_result=keep,
-                resubmit_s=spec["resubmit_s"],
-            )
-            if engine.died is not None:
-                facts["death"] = engine.died.message
-            facts["log"] = engine.log
-            facts["peak_rss_bytes"] = peak_rss_bytes()
-            _write(directory / FACTS, facts)
+        with engine:
+            with _watched(engine, spec, directory), _treated(engine, spec):
+                engine.run(
+                    workload,
+                    concurrency=spec["concurrency"],
+                    timeout_s=spec["request_timeout_s"],
+                    on_result=keep,
+                    resubmit_s=spec["resubmit_s"],
+                )
+                if engine.died is not None:
+                    facts["death"] = engine.died.message
+                facts["log"] = engine.log
+                facts["peak_rss_bytes"] = peak_rss_bytes()
+                _write(directory / FACTS, facts)
+            # Unwatched, so that no request is recorded that the workload does not have.
+            if engine.died is None and (silence := _silence(engine, spec, outcomes)):
+                facts["silence"] = silence
     facts["log"] = engine.log
     facts["peak_rss_bytes"] = peak_rss_bytes()
     facts["duration_s"] = time.monotonic() - started
     _write(directory / FACTS, facts)
     return facts
+
+
+def _silence(engine: Engine, spec: Spec, outcomes: Mapping[str, int]) -> str | None:
+    """Say that an engine answers no more; None if it does, or gave no reason to ask.
+
+    It is asked for one token where requests timed out or none was answered, by itself, and again
+    as long as it refuses: one that is merely busy with what was given up has time to end that.
+    """
+    answered = outcomes.get("ok", 0) + outcomes.get("wrong", 0)
+    if answered and not outcomes.get("timeout"):
+        return None
+    wait_s = min(max(spec["request_timeout_s"], _SHORTEST_PROBE_S), _LONGEST_PROBE_S)
+    deadline = time.monotonic() + wait_s
+    while True:
+        left_s = max(deadline - time.monotonic(), _PROBE_PAUSE_S)
+        outcome = engine.generate(_PROBE, 1, timeout_s=left_s).outcome
+        if outcome == "ok":
+            return None
+        if outcome != "rejected" or time.monotonic() + _PROBE_PAUSE_S > deadline:
+            break
+        time.sleep(_PROBE_PAUSE_S)
+    counts = ", ".join(f"{number} {name}" for name, number in outcomes.items())
+    ended = {"timeout": f"had no answer within {wait_s:g} s", "rejected": "was refused"}
+    return (
+        f"The engine stopped answering: after the workload ({counts}) one request more, by itself,"
+        f" {ended.get(outcome, f'ended as {outcome}')}."
+    )
 
 
 @contextmanager

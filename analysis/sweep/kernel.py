@@ -16,6 +16,7 @@ from analysis.sweep.process import (
     RECORDS,
     engine_log,
     freeze_sentence,
+    own_verdict,
     read_facts,
 )
 from analysis.sweep.rows import Ended, read_records
@@ -37,10 +38,9 @@ def run_cell(spec: Mapping[str, Any], directory: Path) -> Ended:
     directory.mkdir(parents=True)
     with _crash_report(directory / _CRASH):
         facts = ask(spec, directory)
-    death = facts.get("death")
-    status = "engine_died" if death else "ok"
+    status, detail = own_verdict(facts)
     records = read_records(directory / RECORDS)
-    return Ended(records, facts["duration_s"], status, death, None, facts)
+    return Ended(records, facts["duration_s"], status, detail, None, facts)
 
 
 def _told_by(directory: Path) -> Ended | None:

@@ -104,9 +104,7 @@ class CellProcess:
             said = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
             last = said[-1].strip() if said else "it said nothing"
             return "crashed", f"The cell's process ended with status {code}: {last}", None
-        if death := facts.get("death"):
-            return "engine_died", death, None
-        return "ok", None, None
+        return *own_verdict(facts), None
 
     def _late(self) -> str:
         late = f"The cell passed its deadline of {self.timeout_s:g} s and was ended"
@@ -151,6 +149,15 @@ def read_facts(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts
+
+
+def own_verdict(facts: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the status of a cell whose process came to its end, and a sentence if not well."""
+    if death := facts.get("death"):
+        return "engine_died", death
+    if silence := facts.get("silence"):
+        return "hung", silence
+    return "ok", None
 
 
 def freeze_sentence(directory: Path) -> str | None:

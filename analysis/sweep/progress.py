@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Cell
+from analysis.tables import RequestCounts, count_requests, is_control
 
 _REFRESH_S = 0.5
 
@@ -21,7 +22,8 @@ class Progress:
     ) -> None:
         self._stream = stream or sys.stderr
         self._cells, self._estimate = cells, estimate
-        self._done = self._failed = self._requests = 0
+        self._done = 0
+        self._requests = RequestCounts()
         self._bar: Any = None
         self._shown = shown
         self._next_s = 0.0
@@ -53,17 +55,16 @@ class Progress:
             return
         self._next_s = time.monotonic() + _REFRESH_S
         names = ", ".join(cell.cell_id for cell in running)
-        words = (names, self._so_far(), self._left(left))
+        words = (names, str(self._requests), self._left(left))
         self._bar.set_postfix_str(" · ".join(word for word in words if word))
 
     def finished(
         self, row: Mapping[str, Any], counts: Mapping[str, int], left: Iterable[Cell]
     ) -> None:
         """Count a cell that has ended."""
-        total = sum(counts.values())
         self._done += 1
-        self._requests += total
-        self._failed += total - counts["ok"]
+        if not is_control(row["treatments"]):  # what fails there fails by a planted fault
+            self._requests += count_requests(counts)
         if self._bar is not None:
             self._bar.update(1)
         elif self._shown:
@@ -77,9 +78,6 @@ class Progress:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.close()
-
-    def _so_far(self) -> str:
-        return f"{self._failed} of {self._requests} requests failed"
 
     def _left(self, left: Iterable[Cell]) -> str:
         return f"about {duration(self._estimate.total_s(left))} left"

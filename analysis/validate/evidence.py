@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.errors import RunError
-from analysis.sanitize.findings import WRONG_DATA
+from analysis.sanitize.findings import WRONG_DATA, worst
 from analysis.sanitize.recorded import CONTROL_ALARM
 from analysis.stats import FAILURES
 from analysis.store import cell_tables, read_manifest
@@ -183,7 +183,7 @@ def _grouped(own: list[Evidence], name: str, reasons: Tolerated) -> tuple[Found,
         Found(
             rule=rule,
             cause=cause,
-            severity=max((row["severity"] for _, row in rows), key=len),
+            severity=worst(row["severity"] for _, row in rows),
             requests=len({(cell, row["request_id"]) for cell, row in rows if row["request_id"]}),
             cells=len({cell for cell, _ in rows}),
             message=rows[0][1]["message"],

@@ -92,12 +92,31 @@ def test_asked_again_is_judged_by_the_reference_first() -> None:
         ("a", "trie", "6 7 8 9", [6, 7, 8, 9]),
         ("b", "trie", "6 7 8 9", [6, 7]),
         ("b", "none", "6 7 8 9", [6, 7, 8, 9]),
-        ("c", "none", "6 7", [6, 7]),
+        ("c", "none", "6 7 8 9 10 11 12", [6, 7, 8, 9]),
     ]
     table = asked_again(frame, answers)
     assert list(table.frame["right_alone"]) == [True, False, True, True]
     assert list(table.frame["prefix_sharing"]) == ["trie", "trie", "none", "none"]
     assert "wrong, also alone" in table._repr_html_()
+
+
+def test_a_right_answer_is_right_however_much_longer_it_is_than_what_was_expected() -> None:
+    run = run_of(
+        {"prompt": "long", "expected_text": "6 7 8", "reference_tokens": None},
+        {"prompt": "short", "expected_text": "6 7 8", "reference_tokens": None},
+        {"prompt": "cut", "expected_text": "6 7 8 9 10", "reference_tokens": None},
+        {"prompt": "unknown", "expected_text": None, "reference_tokens": None},
+    )
+    frame = wrong_answers(run.requests, run.cells, count=4).frame
+    answers = [
+        ("long", "none", "6 7 8 9", [6, 7, 8, 9]),
+        ("short", "none", "6 7", [6, 7]),
+        ("cut", "none", "6 7 8 9 ", [6, 7, 8, 9]),
+        ("unknown", "none", "6 7", [6, 7]),
+    ]
+    table = asked_again(frame, answers, max_new_tokens=7)
+    assert list(table.frame["right_alone"]) == [True, False, True, None]
+    assert "the right answer is not known" in table._repr_html_()
 
 
 def test_cells_that_did_not_end_well_say_why() -> None:

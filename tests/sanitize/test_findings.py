@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,14 +16,17 @@ from synthetic import cell_row, request_row
 
 from analysis import figures
 from analysis.answers_findings import answer_in_a_sentence, findings_in_words
+from analysis.cli.check import _words as check_words
 from analysis.figures.finding import MINE, OTHER
 from analysis.sanitize import RULES, check_run
-from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding, Findings
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding, Findings, worst
 from analysis.sanitize.leads import leads
 from analysis.sanitize.meanings import meaning_of
+from analysis.sanitize.recorded import Checked
 from analysis.store import RunWriter, load_run
 from analysis.tables import to_frame
 from analysis.treat import FAULTS
+from analysis.validate.evidence import _grouped as grouped
 
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
 HOSTILE = "<script>alert('r')</script>"
@@ -251,7 +256,7 @@ def test_the_chart_counts_cells_where_no_request_is_concerned() -> None:
 def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
     text = findings_in_words(run, check_run(run.path))
     ill, well = text.split("\n\n")
-    assert "1 of 2 answers were wrong" in ill
+    assert "1 of 2 accepted requests were answered wrong and 0 failed otherwise, 0 rej" in ill
     assert "1 of 2 requests read wrong data" in ill
     assert "A decode of a reads its position 0 from slot 0 of page 3" in ill
     assert "correct-seq-lens" in well
@@ -269,6 +274,33 @@ def test_severity_of_a_group_is_the_worst_in_it() -> None:
     (group,) = findings.groups
     assert group.severity == WRONG_DATA
     assert findings.first_wrong_data.request_id == "b"
+
+
+def test_the_worst_severity_is_chosen_by_its_rank_and_not_by_its_spelling(monkeypatch) -> None:
+    assert worst([AT_RISK, WRONG_DATA, AT_RISK]) == WRONG_DATA
+    assert worst([AT_RISK]) == AT_RISK
+    with pytest.raises(ValueError, match="not in tuple"):
+        worst(["odd"])
+    # The worse one has the shorter word, which also comes first in the alphabet.
+    for module in ("analysis.sanitize.findings", "analysis.figures.findings_table"):
+        monkeypatch.setattr(sys.modules[module], "SEVERITIES", ("bad", "merely at risk"))
+    checked = Checked("3.1.0", "none", (), cells=3)
+    for cell, cause, severity in (
+        ("a", "both", "merely at risk"), ("b", "both", "bad"), ("c", "mild", "merely at risk"),
+    ):  # fmt: skip
+        findings = Findings()
+        finding = Finding(cause, "It broke.", "r", severity=severity)
+        finding.rule = "rule"
+        findings.add(finding)
+        checked.add(cell, findings)
+    assert "bad: rule (both), 2 times" in check_words(checked)
+    table = figures.findings_table([checked]).frame
+    assert list(table["severity"]) == ["bad", "merely at risk"]
+    rows = [{"cell_id": "a", "rule": "rule", "cause": "c", "severity": severity, "request_id": "r",
+             "message": "It broke."} for severity in ("merely at risk", "bad")]  # fmt: skip
+    own = SimpleNamespace(cell_id="a", findings=rows)
+    (found,) = grouped([own], "findings", {})
+    assert found.severity == "bad"
 
 
 def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import typer
 from synthetic import cell_row, request_row
 
+from analysis.cli.sweep import alone
+from analysis.oracle import reference_answers
 from analysis.store import RunWriter, load_run
 from analysis.sweep import Plan
 from analysis.sweep.alone import ask_alone, wrong_prompts
+from analysis.workload import Request
 
 
-def _run(path: Path, prompts: list[tuple[str, str]]) -> Any:
+def _run(path: Path, prompts: list[tuple[str, str | None]], reference: Any = None) -> Any:
     plan = Plan(releases=("3.9.0",), prefix_sharing=("trie",), max_new_tokens=5)
     cell = plan.cells()[0]
     writer = RunWriter.create(path, {"plan": plan.as_dict(), "seed": 0})
     row = cell_row(cell_id=cell.cell_id, release="3.9.0", prefix_sharing="trie", concurrency=2)
     requests = [
         request_row(request_id=f"r{n}", cell_id=cell.cell_id, prompt=prompt, outcome="wrong",
-                    expected_text=expected, reference_tokens=None)
+                    expected_text=expected, reference_tokens=reference)
         for n, (prompt, expected) in enumerate(prompts)
     ]  # fmt: skip
     writer.write_cell(row, requests)
@@ -38,3 +43,42 @@ def test_each_wrong_prompt_is_asked_once_alone_on_a_fresh_engine(tmp_path: Path)
     assert asked.loc["10 20 30 ", "outcome"] == "wrong"  # nobody answers 99 98 to that
     assert set(asked["prefix_sharing"]) == {"none"}
     assert len(seen) == 2
+
+
+def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A frame has NaN where there is no text: no JSON, and no text that an answer begins with.
+    _run(tmp_path / "run", [("1 2 3 4 5 ", None)])
+    assert command(tmp_path / "run") == 0  # the decoder was asked what is right
+    assert "3.9.0 trie: 1 of 1 answered right alone\n" in capsys.readouterr().out
+    known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release="3.9.0")
+    wrong = [*next(iter(known.values()))[:-1], 0]
+    refuted = _run(tmp_path / "other", [("1 2 3 4 5 ", None)], reference=wrong)
+    assert list(ask_alone(refuted)["outcome"]) == ["wrong"]
+
+
+def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run(tmp_path / "run", [("1 2 3 4 5 ", "6 7 8")])
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho No module named analysis >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr("analysis.releases.python_of", lambda release: broken)
+    (row,) = ask_alone(run).to_dict("records")
+    assert row["outcome"] is None
+    assert "No module named analysis" in row["detail"]
+    assert command(tmp_path / "run") == 1
+    said = capsys.readouterr()
+    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be asked\n" in said.out
+    assert "could not be asked (The cell's process ended with status 1: No module" in said.err
+
+
+def command(run: Path) -> int:
+    """Run `cachelab alone` here; return its exit status."""
+    try:
+        alone(run)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0

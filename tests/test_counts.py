@@ -1,0 +1,127 @@
+"""Failed, accepted and rejected requests are counted alike wherever a count is printed."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ROOT
+from synthetic import make_run
+
+from analysis.answers import answer_in_a_sentence, answer_in_words
+from analysis.answers_evictions import evictions_in_words
+from analysis.answers_findings import answer_in_a_sentence as findings_in_a_sentence
+from analysis.answers_findings import findings_in_words
+from analysis.cli import main
+from analysis.figures import failure_rate
+from analysis.sanitize.recorded import Checked
+from analysis.stats import FAILURES, failure_rates
+from analysis.store import Run, load_run
+from analysis.sweep import Plan
+from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import CONTROL
+from analysis.sweep.progress import Progress
+from analysis.sweep.rows import count_outcomes
+from analysis.tables import OUTCOMES, count_requests
+
+KEY = ("3.9.0", "none", 8)
+MIXED = {"ok": 40, "wrong": 3, "timeout": 2, "rejected": 51}
+"""5 of 45 accepted requests failed, 51 rejected."""
+
+
+@pytest.fixture
+def mixed() -> Run:
+    return make_run({KEY: MIXED})
+
+
+@given(st.lists(st.sampled_from(OUTCOMES)))
+def test_every_outcome_is_right_failed_or_rejected(outcomes: list[str]) -> None:
+    counts = count_requests(outcomes)
+    assert counts.asked == outcomes.count("ok") + counts.failed + counts.rejected == len(outcomes)
+    assert counts.rejected == outcomes.count("rejected")
+    assert counts.accepted == counts.asked - counts.rejected
+    assert count_requests({name: outcomes.count(name) for name in OUTCOMES}) == counts
+
+
+def test_what_failed_means_is_said_once(mixed: Run) -> None:
+    assert set(FAILURES) == set(OUTCOMES) - {"ok", "rejected"}
+    (row,) = failure_rates(mixed.requests, mixed.cells).to_dict("records")
+    counts = count_requests(mixed.requests["outcome"])
+    assert (row["failures"], row["n"], row["rejected"]) == (5, 96, 51)
+    assert (counts.failed, counts.asked, counts.rejected) == (5, 96, 51)
+    assert row["rate"] == counts.failed / counts.accepted
+
+
+@pytest.fixture
+def sweep(monkeypatch, capsys, tmp_path, mixed):
+    """Run `cachelab sweep` without its engines, with a run whose truth is known."""
+
+    def run(**changes):
+        monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: make_run({KEY: changes}))
+        monkeypatch.setattr(
+            "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(tmp_path)]
+        )
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_last_line_of_a_sweep_counts_no_rejection_as_a_failure(sweep) -> None:
+    assert sweep(ok=480, rejected=264).endswith("0 of 480 accepted requests failed, 264 rejected\n")
+    assert sweep(**MIXED).endswith("5 of 45 accepted requests failed, 51 rejected\n")
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_of_a_sweep_counts_neither_rejections_nor_planted_faults_as_failures(
+    mixed: Run,
+) -> None:
+    plan = Plan(releases=("3.9.0",), concurrency=(8,), repeats=1)
+    screen = _Screen()
+    progress = Progress(3, Estimate(plan, 1), stream=screen)
+    counts = count_outcomes(mixed.requests.to_dict("records"))
+    progress.finished({"treatments": []}, counts, ())
+    planted = count_outcomes([{"outcome": "wrong"}] * 7)
+    progress.finished({"treatments": [CONTROL]}, planted, ())
+    progress.running(plan.cells(), plan.cells())
+    progress.close()
+    assert "5 of 45 accepted requests failed, 51 rejected" in screen.getvalue()
+
+
+def test_every_answer_shows_rejections_apart(mixed: Run) -> None:
+    requests = mixed.requests.assign(evictions_during=0)
+    checked = [Checked("3.9.0", "none", (), cells=4, controls=1, alarms=1)]
+    assert "51 of 96 at 8" in answer_in_words(mixed)
+    assert "51 rejected" in answer_in_a_sentence(mixed)
+    assert "51 of 96 requests" in evictions_in_words(requests, mixed.cells)
+    assert "51 rejected" in findings_in_words(mixed, checked)
+    assert "51 rejected" in findings_in_a_sentence(mixed, checked)
+
+
+def test_the_chart_says_what_its_rate_is_a_share_of(mixed: Run) -> None:
+    (axes,) = failure_rate(mixed.requests, mixed.cells).axes
+    assert "accepted" in axes.get_ylabel()
+    assert "51 rejected" in axes.get_xlabel()
+    (line,) = axes.containers[0].lines[:1]
+    assert line.get_ydata()[0] == pytest.approx(5 / 45)
+
+
+def test_the_table_in_the_readme_is_what_the_shipped_run_says() -> None:
+    run = load_run(ROOT / "data" / "reference")
+    rows = failure_rates(run.requests, run.cells)
+    levels = sorted(int(level) for level in rows["concurrency"].unique())
+    table = [f"| | {' | '.join(map(str, levels))} |", "|---" * (len(levels) + 1) + "|"]
+    for (release, sharing), own in rows.groupby(["release", "prefix_sharing"]):
+        cells = []
+        for row in own.sort_values("concurrency").to_dict("records"):
+            aside = f" ({row['rejected']} rejected)" if row["rejected"] else ""
+            cells.append(f"{row['failures']} of {row['n'] - row['rejected']}{aside}")
+        table.append(f"| {release}, {sharing} | {' | '.join(cells)} |")
+    assert "\n".join(table) + "\n" in (ROOT / "README.md").read_text()
