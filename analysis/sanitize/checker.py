@@ -124,7 +124,12 @@ class Checker:
 
     def _snapshot(self, event: Event) -> None:
         snapshot = self._snapshots.pop(event.seq, None)
-        if snapshot is None or not snapshot.consistent or self.world.under_way:
+        if snapshot is None or not snapshot.consistent:
+            return
+        for rule in self._rules:
+            for finding in rule.look(self.world, snapshot):
+                self._add(rule, finding, event)
+        if self.world.under_way:
             return
         if self.world.strangers & self.world.held.keys():
             return

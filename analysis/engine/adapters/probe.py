@@ -120,6 +120,8 @@ class CacheProbe(ABC):
         """Return the state of the cache as it is this instant."""
         root = getattr(self.cache, "root", None)
         misfiled: list[int] = []
+        misplaced: list[tuple[int, int, int]] = []
+        listed = getattr(self.cache, "_allocated_pages", None)
         return CacheState(
             page_count=len(self.pool.attn_page_entries),
             free=[
@@ -127,9 +129,11 @@ class CacheProbe(ABC):
                 *held_back.get(id(self.pool), list)(),
             ],
             holdings={request: pages for request, pages in self.holdings().items() if pages},
-            nodes=tuple(self._walk(root, misfiled)) if root is not None else (),
+            nodes=tuple(self._walk(root, misfiled, misplaced)) if root is not None else (),
             duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),
             misfiled=misfiled,
+            misplaced=misplaced,
+            allocated=None if listed is None else tuple(indices(list(listed))),
         )
 
     @abstractmethod
@@ -169,8 +173,11 @@ class CacheProbe(ABC):
         bits = np.concatenate(parts)
         return bits.astype(np.uint16).view(np.float16) if bits.dtype.kind in "iu" else bits
 
-    def _walk(self, root: Any, misfiled: list[int]) -> Iterator[Node]:
+    def _walk(
+        self, root: Any, misfiled: list[int], misplaced: list[tuple[int, int, int]]
+    ) -> Iterator[Node]:
         leaves = getattr(self.cache, "leaves", ())
+        seen = {id(root)}
         waiting: list[tuple[Any, int | None]] = [(root, None)]
         while waiting:
             node, parent = waiting.pop()
@@ -184,6 +191,12 @@ class CacheProbe(ABC):
                 leaf=node in leaves,
             )
             for key, child in list((node.children or {}).items()):
+                if child.parent is not node:
+                    above = -1 if child.parent is None else self.numbers.of(child.parent)
+                    misplaced.append((self.numbers.of(child), above, number))
+                if id(child) in seen:
+                    continue  # under two nodes, or under one of its own
+                seen.add(id(child))
                 waiting.append((child, number))
                 if key != child.tokens:
                     misfiled.append(self.numbers.of(child))
@@ -375,6 +388,7 @@ class CacheProbe(ABC):
             if result is None:
                 return
             node, pages = result
+            self._tell_detached(node)
             hit = min(len(pages) * stride, len(tokens))
             self._tell(
                 "match",
@@ -385,6 +399,19 @@ class CacheProbe(ABC):
             )
 
         hooks.around(self.cache, name, after=matched)
+
+    def _tell_detached(self, node: Any) -> None:
+        """Tell the first node on the way up to the root that its parent has not as a child."""
+        root, steps = self.cache.root, 0
+        while node is not root:
+            parent, steps = node.parent, steps + 1
+            there = None if parent is None else (parent.children or {}).get(node.tokens)
+            if there is not node or steps > len(self.pool.attn_page_entries):
+                above = None if parent is None else self.numbers.of(parent)
+                number, page = self.numbers.of(node), node.page.index
+                self._tell("detached", node=number, parent=above, pages=[page])
+                return
+            node = parent
 
     def _hook_evict(self, hooks: Hooks, name: str) -> None:
         def evicting(count: int) -> list[int]:
