@@ -32,6 +32,8 @@ EVENT_KINDS = {
     "copy": "a page was copied; pages are source and target",
     "match": "a prefix was looked up in the trie, up to this node",
     "detached": "a node's parent pointer, `parent`, is not the node that has it as a child",
+    "unprotected": "a request flies on although nothing refers to the node that it goes on from",
+    "unlisted": "the cache's list of allocated pages was asked for these, and lacks them",
     "create": "a node was put into the trie",
     "replace": "a node lost its place under its parent to a new one of the same tokens",
     "unlink": "a node was taken out of the trie",

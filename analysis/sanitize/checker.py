@@ -29,9 +29,15 @@ class Checker:
     """
 
     def __init__(
-        self, first: Snapshot, stride: int, *, rules: Iterable[type[Rule]] = RULES
+        self,
+        first: Snapshot,
+        stride: int,
+        *,
+        context: int | None = None,
+        rules: Iterable[type[Rule]] = RULES,
     ) -> None:
         self.world = World(first, stride)
+        self.world.context = context
         self.findings = Findings()
         self._rules = [rule() for rule in rules]
         self._listen()
@@ -105,7 +111,8 @@ class Checker:
         elif isinstance(item, Unread):
             self.world.lose(item)
             self.findings.note(
-                "Flights that could not be read were not checked, nor later ones of their requests."
+                "Flights that failed or could not be read were not checked, nor later ones of their"
+                " requests."
             )
         elif item is not None:
             self._flight(item)

@@ -11,6 +11,9 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         "The row's softmax has weights for slots that are not its own: leftovers are mixed in."
     ),
     ("own length", "short of it"): "The row is blind to its own last tokens.",
+    ("within context", None): (
+        "The model was not made for such positions: what it answers from here on means nothing."
+    ),
     ("own prefix", None): (
         "The row attends to keys and values of other tokens, so its next token is a guess."
     ),

@@ -105,6 +105,31 @@ def a_start_too_late(story):
     return story.decode(Row("a", start=6))
 
 
+@breaks("within context", "beyond it")
+def a_decode_past_the_models_context(story):
+    story.context = 7
+    ready(story, "a", A, 1, 2)
+    story.decode("a")
+    story.token("a", 101)
+    flight = story.decode("a")
+    story.token("a", 102)
+    return flight
+
+
+@breaks("within context", "beyond it")
+def a_prompt_longer_than_the_models_context(story):
+    story.context = 5
+    begin(story, "a", A, 1, 2)
+    return story.prefill("a")
+
+
+@silent
+def the_models_context_filled_to_the_last_position(story):
+    story.context = 7
+    ready(story, "a", A, 1, 2)
+    story.decode("a", None)
+
+
 @breaks(
     "own position",
     "too early",
@@ -719,6 +744,15 @@ def a_request_that_was_given_up_keeps_what_it_has_for_now(story):
     story.release("a")
 
 
+@silent
+def a_reference_taken_before_the_watching(story):
+    # Its request was under way already, so it was never seen to be sent in, nor to take it.
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    story.event("reference", "early", node=1, ref_before=2, ref_count=1)
+
+
 @breaks("eviction", "referenced node", other="b", page=1)
 def a_referenced_node_evicted(story):
     ready(story, "a", A, 1, 2)
@@ -778,6 +812,14 @@ def a_count_of_the_engines_own_that_is_too_low(story):
     return story.snapshot(nodes=(root, replace(node, ref_count=0)))
 
 
+@breaks("protected", "no reference", page=1)
+def a_request_that_goes_on_from_a_node_without_references(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    return story.event("unprotected", "a", (1,), node=1)
+
+
 @breaks("parents", "wrong parent pointer", page=2)
 def a_node_that_points_to_no_parent(story):
     tokens = (*A, 17, 18)
@@ -794,7 +836,7 @@ def a_lookup_that_passes_a_node_with_another_parent(story):
     return story.event("detached", "a", (2,), node=2, parent=0)
 
 
-@breaks("parents", "not its parent's child", page=2)
+@breaks("parents", "another's child", page=2)
 def a_node_filed_under_another(story):
     tokens = (*A, 17, 18)
     ready(story, "a", tokens, 1, 2)
@@ -828,6 +870,20 @@ def of_one_request(story, **changes) -> int:
     return story.snapshot(**{"allocated": [1, 2], **changes})
 
 
+@breaks("allocation lists", "a held page missing", page=2)
+def a_page_asked_of_the_list_that_lacks_it(story):
+    begin(story, "a", A, 1, 2)
+    return story.event("unlisted", "a", (2,))
+
+
+@breaks("one state", "held while free", page=3)
+def a_free_page_on_a_requests_list(story):
+    begin(story, "a", A, 1, 2)
+    place = story.hold("a", 3)
+    story.drop("a", 3)
+    return place
+
+
 @silent
 def lists_that_are_right(story):
     of_one_request(story, duplicates=[3], free=[0, 4, 5, 6, 7])
@@ -840,6 +896,7 @@ def lists(cause: str, tell, request: str | None, page: int, **changes) -> None:
 
 
 lists("a held page missing", of_one_request, "a", 2, allocated=[1])
+lists("held and free", of_one_request, "a", 1, free=[0, 1, 3, 4, 5, 6, 7])
 lists("listed twice", of_one_request, "a", 2, allocated=[2, 1, 2])
 lists("listed and free", of_one_request, None, 5, allocated=[1, 2, 5])
 lists("set aside twice", of_one_request, None, 3, duplicates=[3, 3], free=[0, 4, 5, 6, 7])

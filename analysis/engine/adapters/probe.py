@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.engine.hooks import Hooks, Watcher
-from analysis.engine.locks import Locks, WatchedLock
+from analysis.engine.locks import Locks, WatchedLock, treatment_locks
 from analysis.engine.scores import copy_scores
 from analysis.errors import EngineError
 from analysis.snapshot import CacheState, Node, PageContent
@@ -25,6 +25,8 @@ CURRENT_FLIGHT: ContextVar[Any] = ContextVar("CURRENT_FLIGHT", default=None)
 CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=None)
 """The request that a task of the engine works for."""
 _SETTLE_S = 0.001
+_LONG_S = 0.5
+"""A lock of the cache is held for less than some milliseconds, unless it is not given back."""
 
 
 class NodeNumbers:
@@ -110,6 +112,7 @@ class CacheProbe(ABC):
         self.watcher: Watcher | None = None
         self._hooks: Hooks | None = None
         self._thread = threading.local()
+        self._locks: list[WatchedLock] = []
         self._twice: set[tuple[Any, ...]] = set()
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
@@ -257,7 +260,21 @@ class CacheProbe(ABC):
         ):
             lock = vars(owner).get(attribute)
             if lock is not None:
-                hooks.attribute(owner, attribute, WatchedLock(lock, name, locks))
+                self._locks.append(WatchedLock(lock, name, locks))
+                hooks.attribute(owner, attribute, self._locks[-1])
+        # A treatment may have been applied before.
+        for lock in treatment_locks.get(id(self.cache), ()):
+            hooks.attribute(lock, "locks", locks)
+
+    def kept_locks(self) -> list[dict[str, Any]]:
+        """Return which locks some thread has had for long, and which thread that is."""
+        now, kept = time.monotonic(), []
+        for lock in (*self._locks, *treatment_locks.get(id(self.cache), ())):
+            if (holder := lock.holder) is not None and now - holder[2] > _LONG_S:
+                seconds = round(now - holder[2], 1)
+                thread = f"{holder[1]} {holder[0]}"
+                kept.append({"lock": lock.name, "thread": thread, "seconds": seconds})
+        return kept
 
     def _hook_pool(self, hooks: Hooks) -> None:
         def acquired(state: Any, pages: Any, error: Any, count: int) -> None:
@@ -412,6 +429,16 @@ class CacheProbe(ABC):
                 self._tell("detached", node=number, parent=above, pages=[page])
                 return
             node = parent
+
+    def tell_unprotected(self, request_id: str, node: Any) -> None:
+        """Tell, once, that nothing refers to the node that a request goes on from."""
+        if node is None or node.ref_count.count > 0 or node is self.cache.root:
+            return
+        number = self.numbers.of(node)
+        if ("unprotected", request_id, number) not in self._twice:
+            self._twice.add(("unprotected", request_id, number))
+            page = node.page.index
+            self._tell("unprotected", request_id=request_id, node=number, pages=[page])
 
     def _hook_evict(self, hooks: Hooks, name: str) -> None:
         def evicting(count: int) -> list[int]:

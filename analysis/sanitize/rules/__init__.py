@@ -22,6 +22,7 @@ from analysis.sanitize.rules.provenance import (
     OwnPosition,
     OwnPrefix,
     OwnTokens,
+    WithinContext,
 )
 from analysis.sanitize.rules.references import Protected, References, Unreferenced
 from analysis.sanitize.rules.rest import AtRest, Watched
@@ -29,7 +30,7 @@ from analysis.sanitize.rules.tables import BlockTable, SharedPages, TablePadding
 from analysis.sanitize.rules.trie import CachedPrefix, Leaves, Parents, Reachable
 
 RULES: tuple[type[Rule], ...] = (
-    OwnTokens, OwnPosition, OwnLength, OneWriter, OwnPrefix, Inherited,
+    OwnTokens, OwnPosition, OwnLength, WithinContext, OneWriter, OwnPrefix, Inherited,
     BlockTable, TablePadding, SharedPages, CachedPrefix,
     OneState, Leak, PaddingPage, AllocationLists, References, Unreferenced, Protected,
     Leaves, Reachable, Parents,

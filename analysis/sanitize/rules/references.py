@@ -148,6 +148,11 @@ class Protected(Rule):
             if cached and not _referred(world.nodes, world.references, cached[-1]):
                 yield from self._one(world.nodes[cached[-1]], request, passage.flight.phase)
 
+    def on_unprotected(self, world: World, event: Event) -> Iterator[Finding]:
+        node = world.nodes.get(-1 if event.node is None else event.node)
+        if node is not None and event.request_id is not None:
+            yield from self._one(node, event.request_id, "flight")
+
     def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
         """Check the engine's own counts for what those who have yet to finish hold."""
         nodes = {node.node: node for node in snapshot.nodes}

@@ -138,7 +138,7 @@ class Parents(Rule):
     def _one(
         self, world: World, node: int, right: bool, said: str, request: str | None
     ) -> Iterator[Finding]:
-        cause = "not its parent's child" if right else "wrong parent pointer"
+        cause = "another's child" if right else "wrong parent pointer"
         if (node, cause) in self._told:
             return
         self._told.add((node, cause))
