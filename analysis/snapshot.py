@@ -68,6 +68,11 @@ class CacheState:
     """Pages that the cache set aside to be freed."""
     misfiled: Sequence[int] = ()
     """Nodes that their parent knows under other tokens than their own."""
+    misplaced: Sequence[Sequence[int]] = ()
+    """Nodes whose parent pointer is not the node that has them as a child: the node's number, that
+    of the parent it points to (-1 for none), and that of the node that has it."""
+    allocated: Sequence[int] | None = None
+    """The cache's list of the pages that it gave out, in its order; None where it keeps none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +235,8 @@ class Snapshot:
             "holders": json.dumps({k: list(v) for k, v in self.state.holdings.items()}),
             "trie": json.dumps(trie),
             "duplicates": list(self.state.duplicates),
+            "misplaced": [list(each) for each in self.state.misplaced],
+            "allocated": None if self.state.allocated is None else list(self.state.allocated),
             "conflicts": list(self.conflicts),
         }
 
@@ -249,6 +256,8 @@ class Snapshot:
             holdings=json.loads(row["holders"]),
             nodes=nodes,
             duplicates=tuple(row["duplicates"] or ()),
+            misplaced=tuple(tuple(each) for each in row.get("misplaced") or ()),
+            allocated=row.get("allocated"),
         )
         return cls(
             state=state,

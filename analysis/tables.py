@@ -35,6 +35,9 @@ EVENT_KINDS = {
     "duplicate": "pages that repeat cached ones were set aside, to be freed with the next release",
     "copy": "a page was copied; pages are source and target",
     "match": "a prefix was looked up in the trie, up to this node",
+    "detached": "a node's parent pointer, `parent`, is not the node that has it as a child",
+    "unprotected": "a request flies on although nothing refers to the node that it goes on from",
+    "unlisted": "the cache's list of allocated pages was asked for these, and lacks them",
     "create": "a node was put into the trie",
     "replace": "a node lost its place under its parent to a new one of the same tokens",
     "unlink": "a node was taken out of the trie",
@@ -200,6 +203,12 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("holders", _TEXT, "pages by the request that holds them, as a JSON object"),
             _maybe("trie", _TEXT, "the trie's nodes, as a JSON list"),
             _maybe("duplicates", _INTS, "cached pages that repeat others, set aside to be freed"),
+            _maybe(
+                "misplaced",
+                pa.list_(_INTS),
+                "nodes that another node has as a child than they point to: node, pointer, parent",
+            ),
+            _maybe("allocated", _INTS, "the cache's own list of the pages that it gave out"),
             _maybe("conflicts", _TEXTS, "pages that are in two places at once, in words"),
         ]
     ),
@@ -232,6 +241,9 @@ _CHOICES = {
     ("events", "kind"): tuple(EVENT_KINDS),
     ("snapshots", "moment"): MOMENTS,
 }
+
+_LATER = {("snapshots", "misplaced"), ("snapshots", "allocated")}
+"""Columns that recordings of earlier versions lack."""
 
 
 @dataclass(frozen=True)
@@ -322,12 +334,15 @@ def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def checked(name: str, table: pa.Table) -> pa.Table:
     """Return an Arrow table as it is if it fits what is declared, with the declared schema.
 
-    Raises RunError as `to_table` does, and for columns that are missing, of another type or in
-    another order.
+    Nullable columns that an older recording lacks are null. Raises RunError as `to_table` does, and
+    for columns that are missing, of another type or in another order.
     """
     schema = TABLES.get(name)
     if schema is None:
         raise RunError(f"There is no table `{name}`: the tables are {', '.join(TABLES)}.")
+    for place, field in enumerate(schema):
+        if field.nullable and (name, field.name) in _LATER and field.name not in table.column_names:
+            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
     for field, wanted in zip_longest(table.schema, schema):
         if field is None or wanted is None or field.name != wanted.name:
             found, due = (f.name if f is not None else "nothing" for f in (field, wanted))

@@ -43,13 +43,14 @@ class Story:
         nodes: Iterable[Node] = (),
         holdings: dict[str, Sequence[int]] | None = None,
         taken: Iterable[int] = (),
+        context: int | None = None,
     ) -> None:
         """Begin with pages in use by nodes, requests or (`taken`) nobody; all others are free."""
         nodes, holdings = (ROOT, *nodes), holdings or {}
         used = {n.page for n in nodes} | {p for pages in holdings.values() for p in pages}
         free = [page for page in range(page_count) if page not in used | set(taken)]
         state = CacheState(page_count, free, holdings, nodes)
-        self.stride = stride
+        self.stride, self.context = stride, context
         self.first = Snapshot(state, seq=0, t_s=0.0)
         self.world = World(self.first, stride)
         """The cache as told so far; flights do not go through it."""
@@ -314,7 +315,7 @@ class Story:
 
     def checker(self) -> Checker:
         """Return a checker that has its snapshots, and no item yet."""
-        checker = Checker(self.first, self.stride)
+        checker = Checker(self.first, self.stride, context=self.context)
         for snapshot in self.snapshots:
             checker.put_snapshot(snapshot)
         return checker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -33,23 +34,37 @@ class Locks(threading.local):
 class WatchedLock:
     """A live lock that tells who holds it; it locks by the very lock that it stands for."""
 
-    def __init__(self, lock: Any, name: str, locks: Locks) -> None:
+    def __init__(self, lock: Any, name: str, locks: Locks | None) -> None:
         self.lock = lock
-        self._name, self._locks = name, locks
+        self.name = name
+        self.locks = locks
+        """Who is told of it; None while nobody watches."""
+        self.holder: tuple[int, str, float] | None = None
+        """The thread that has it: its number, its name, and since when (monotonic clock)."""
+        self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Acquire the lock."""
         got: bool = self.lock.acquire(blocking, timeout)
         if got:
-            self._locks.held.append(self._name)
-            self._locks.taken.append(self._name)
+            self._depth += 1
+            if self._depth == 1:
+                thread = threading.current_thread()
+                self.holder = threading.get_ident(), thread.name, time.monotonic()
+            if (locks := self.locks) is not None:
+                locks.held.append(self.name)
+                locks.taken.append(self.name)
         return got
 
     def release(self) -> None:
         """Release the lock."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.holder = None
         self.lock.release()
-        if self._name in self._locks.held:
-            self._locks.held.remove(self._name)
+        locks = self.locks
+        if locks is not None and self.name in locks.held:
+            locks.held.remove(self.name)
 
     def locked(self) -> bool:
         """Tell whether anybody holds it."""
@@ -65,3 +80,7 @@ class WatchedLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+treatment_locks: dict[int, list[WatchedLock]] = {}
+"""By the id of a cache: locks that treatments put around what is done to it."""

@@ -352,6 +352,8 @@ class Recorder:
             where = "unknown" if adapter is None else adapter.whereabouts(request_id)
             flights = [f[0] for f in list(self.under_way.values()) if request_id in f[2]]
             said: dict[str, Any] = {"where": "flying" if flights else where, "flights": flights}
+            if self.engine.probe is not None and (kept := self.engine.probe.kept_locks()):
+                said["locks"] = kept
             if not self._threads_told:
                 self._threads_told, said["threads"] = True, _threads()
             self.event("waiting", request_id=request_id, detail=json.dumps(said))

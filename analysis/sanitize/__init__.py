@@ -61,8 +61,9 @@ def sanitize(
         assert isinstance(recorder, Recorder)
         last.callback(setattr, recorder, "look_inside", recorder.look_inside)
         recorder.look_inside |= contents
-        stride = engine.model.config.block_seq_stride
-        follower = Follower(recorder, recorder.snapshots[0], stride)
+        model = engine.model.config
+        stride, context = model.block_seq_stride, model.max_seq_len
+        follower = Follower(recorder, recorder.snapshots[0], stride, context)
         last.callback(follower.finish)
         with follower:
             yield follower.checker.findings

@@ -29,9 +29,15 @@ class Checker:
     """
 
     def __init__(
-        self, first: Snapshot, stride: int, *, rules: Iterable[type[Rule]] = RULES
+        self,
+        first: Snapshot,
+        stride: int,
+        *,
+        context: int | None = None,
+        rules: Iterable[type[Rule]] = RULES,
     ) -> None:
         self.world = World(first, stride)
+        self.world.context = context
         self.findings = Findings()
         self._rules = [rule() for rule in rules]
         self._listen()
@@ -105,7 +111,8 @@ class Checker:
         elif isinstance(item, Unread):
             self.world.lose(item)
             self.findings.note(
-                "Flights that could not be read were not checked, nor later ones of their requests."
+                "Flights that failed or could not be read were not checked, nor later ones of their"
+                " requests."
             )
         elif item is not None:
             self._flight(item)
@@ -124,7 +131,12 @@ class Checker:
 
     def _snapshot(self, event: Event) -> None:
         snapshot = self._snapshots.pop(event.seq, None)
-        if snapshot is None or not snapshot.consistent or self.world.under_way:
+        if snapshot is None or not snapshot.consistent:
+            return
+        for rule in self._rules:
+            for finding in rule.look(self.world, snapshot):
+                self._add(rule, finding, event)
+        if self.world.under_way:
             return
         if self.world.strangers & self.world.held.keys():
             return

@@ -27,8 +27,10 @@ _SEQ, _END_SEQ = FLIGHT_FIELDS.index("seq"), FLIGHT_FIELDS.index("end_seq")
 class Follower:
     """Feeds a checker from a recorder, outside of the engine's way."""
 
-    def __init__(self, recorder: Recorder, first: Snapshot, stride: int) -> None:
-        self.checker = Checker(first, stride)
+    def __init__(
+        self, recorder: Recorder, first: Snapshot, stride: int, context: int | None = None
+    ) -> None:
+        self.checker = Checker(first, stride, context=context)
         self._recorder = recorder
         self._taken = {"events": 0, "flights": 0, "snapshots": 0, "skipped": 0}
         self._stuck_since: float | None = None

@@ -11,6 +11,9 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         "The row's softmax has weights for slots that are not its own: leftovers are mixed in."
     ),
     ("own length", "short of it"): "The row is blind to its own last tokens.",
+    ("within context", None): (
+        "The model was not made for such positions: what it answers from here on means nothing."
+    ),
     ("own prefix", None): (
         "The row attends to keys and values of other tokens, so its next token is a guess."
     ),
@@ -22,6 +25,14 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         " 0, which it therefore shares with every row in the same place, and with padding."
     ),
     ("block table", None): "The row writes to a page that is not its own, and reads from it.",
+    ("block table", "no such page"): (
+        "The device clamps or refuses the index: what the row reads there is not its own data."
+    ),
+    ("table padding", None): (
+        "The mask hides the page from reads. A padded prompt is written to it all the same, and a"
+        " length that is too long reads it."
+    ),
+    ("block table", "a free page"): "Whoever takes the page next overwrites what the row reads.",
     ("block table", "a freed page"): "Whoever takes the page next overwrites what the row reads.",
     ("one writer", None): (
         "Rows that have the same page for their own write over each other; the last one wins."
@@ -58,6 +69,22 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ("reachable", "replaced"): (
         "Two requests publish the same prefix and the later one takes the place: the other's node"
         " and page are found by nobody any more."
+    ),
+    ("parents", None): (
+        "Eviction takes the node out by its parent pointer: it fails, or takes out another one."
+    ),
+    ("protected", None): (
+        "The page may be evicted and given to another request while this one still reads it."
+    ),
+    ("allocation lists", "a held page missing"): (
+        "A request that asks for the page by its number does not get it, and nothing frees it."
+    ),
+    ("allocation lists", "listed twice"): (
+        "A request that asks for the page by its number notes it twice: what follows is cached"
+        " under other tokens than its own."
+    ),
+    ("allocation lists", None): (
+        "The cache may free the page, or note it for a request, although it is another's by then."
     ),
     ("common lock", None): (
         "Nothing keeps two threads from changing it at once, so a change can be lost."

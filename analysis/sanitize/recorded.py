@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.errors import RunError
+from analysis.errors import CachelabError, RunError
+from analysis.model import load_model
 from analysis.sanitize.checker import Checker
 from analysis.sanitize.findings import WRONG_DATA, Finding, Findings, Group
 from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.snapshot import Snapshot
-from analysis.store import cell_tables, load_run_cells
+from analysis.store import cell_tables, load_run_cells, read_manifest
 from analysis.tables import is_control
 
 OnCell = Callable[[str, Findings | None], None]
@@ -106,12 +108,13 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     cells was observed.
     """
     cells = load_run_cells(path)
+    context = context_of(read_manifest(path).get("plan"))
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
     controls: list[tuple[str, str, bool]] = []
     for cell_id, tables in cell_tables(path, ("events", "flights", "snapshots")):
         cell = cells[cell_id]
         names = tuple(cell["treatments"] or ())
-        findings = check_tables(tables)
+        findings = check_tables(tables, context=context)
         if is_control(names):
             alarmed = findings is not None and findings.group(*CONTROL_ALARM) is not None
             controls.append((cell["release"], cell["prefix_sharing"], alarmed))
@@ -139,8 +142,20 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     return list(settings.values())
 
 
-def check_tables(tables: Mapping[str, pa.Table]) -> Findings | None:
-    """Check what was recorded of one cell, by the names of its tables; None if nothing was."""
+def context_of(plan: Any) -> int | None:
+    """Return how many positions the model of a run's plan was made for; None if it is not here."""
+    model = plan.get("model") if isinstance(plan, dict) else None
+    try:
+        return load_model(Path(model) if model else None).config.max_seq_len
+    except CachelabError:
+        return None
+
+
+def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) -> Findings | None:
+    """Check what was recorded of one cell, by the names of its tables; None if nothing was.
+
+    `context` is how many positions the model was made for; None if that is not known.
+    """
     if "snapshots" not in tables or "events" not in tables or not tables["snapshots"].num_rows:
         return None
     rows = tables["snapshots"].sort_by("seq").to_pylist()
@@ -149,7 +164,7 @@ def check_tables(tables: Mapping[str, pa.Table]) -> Findings | None:
         raise RunError("The snapshots have no place among the events: record the run again.")
     flights = tables.get("flights")
     last = pc.max(tables["events"]["seq"]).as_py() or 0
-    checker = Checker(snapshots[0], _stride(snapshots, flights))
+    checker = Checker(snapshots[0], _stride(snapshots, flights), context=context)
     for snapshot in snapshots[1:]:
         checker.put_snapshot(snapshot)
     for event in tabled_events(tables["events"]):

@@ -55,7 +55,9 @@ def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | Unread]
 
 
 def _flight(f: dict[str, Any], array: Any) -> Flight | Unread:
-    if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
+    # Of a call that failed the arrays may still be what the call before it left in them.
+    lacking = any(f[name] is None for name in ("tokens", "seq_lens", "block_tables"))
+    if lacking or f.get("error") is not None:
         return Unread(f["flight_id"], list(f["request_ids"]))
     starts = f["start_positions"]
     return Flight(

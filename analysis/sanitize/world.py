@@ -69,7 +69,7 @@ class Flight:
 
 @dataclass(eq=False)
 class Unread:
-    """A call of the compiled model whose arguments are not known, or which has not ended."""
+    """A call of the compiled model that failed or has not ended, or with arguments unknown."""
 
     flight_id: int
     request_ids: list[str]
@@ -173,6 +173,8 @@ class World(Replay):
         self.pool_threads: set[str | None] = set()
         self.resting: set[int] = set()
         """Pages that were given up, and that a treatment holds back."""
+        self.context: int | None = None
+        """Positions that the model was made for; None if that is not known."""
         self.flights_begun = -1
         """The last flight that began."""
 

@@ -101,11 +101,11 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
             row[str(name)] = value
 
 
-def finding_rows(cell: Cell, recorded: Mapping[str, pa.Table]) -> list[Row]:
+def finding_rows(plan: Plan, cell: Cell, recorded: Mapping[str, pa.Table]) -> list[Row]:
     """Return what the sanitizer finds in what was recorded of a cell, as rows of `findings`."""
-    from analysis.sanitize.recorded import check_tables
+    from analysis.sanitize.recorded import check_tables, context_of
 
-    findings = check_tables(recorded)
+    findings = check_tables(recorded, context=context_of({"model": plan.model}))
     return [] if findings is None else findings.rows(cell.cell_id)
 
 

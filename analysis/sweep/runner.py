@@ -181,7 +181,7 @@ class _Sweep:
         workload = self.prepared.workload(cell)
         requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)
         add_observed(requests, recorded)
-        findings = finding_rows(cell, recorded) if self.plan.sanitize else []
+        findings = finding_rows(self.plan, cell, recorded) if self.plan.sanitize else []
         self.writer.write_cell(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(cell), ignore_errors=True)
         self.left.remove(cell)

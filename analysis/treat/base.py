@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from analysis.engine import Engine
 
 _NOTHING = object()
+_PATIENCE_S = 2.0
 
 
 class Treatment(ABC):
@@ -85,6 +86,11 @@ def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> Non
             setattr(owner, name, before)
 
     undo.callback(back)
+
+
+def take_pool_lock(pool: Any) -> bool:
+    """Take a pool's own lock, which is held for microseconds; False if it is not to be had."""
+    return bool(pool._lock.acquire(timeout=_PATIENCE_S))
 
 
 def part(engine: Engine, name: str) -> Any:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.engine.locks import WatchedLock
+from analysis.engine.locks import WatchedLock, treatment_locks
 from analysis.treat.base import (
     Treatment,
     allocation_kinds,
@@ -33,6 +33,22 @@ ALLOCATION_OPERATIONS = ("extend_allocation", "publish_pages_for_tokens", "relea
 _STROBE_S = 0.004
 
 
+def lock_for(engine: Engine, undo: ExitStack, name: str) -> WatchedLock:
+    """Return a re-entrant lock that whoever observes the engine, now or later, knows by a name."""
+    watcher, cache = None if engine.probe is None else engine.probe.watcher, cache_of(engine)
+    lock = WatchedLock(threading.RLock(), name, None if watcher is None else watcher.locks)
+    known = treatment_locks.setdefault(id(cache), [])
+    known.append(lock)
+
+    def forget() -> None:
+        known.remove(lock)
+        if not known:
+            treatment_locks.pop(id(cache), None)
+
+    undo.callback(forget)
+    return lock
+
+
 class LockCache(Treatment):
     """Nothing is done to the cache while something else is done to it."""
 
@@ -43,10 +59,7 @@ class LockCache(Treatment):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        lock: Any = threading.RLock()
-        watcher = None if engine.probe is None else engine.probe.watcher
-        if watcher is not None and watcher.locks is not None:
-            lock = WatchedLock(lock, self.name, watcher.locks)
+        lock = lock_for(engine, undo, self.name)
 
         def locked(owner: Any, name: str) -> None:
             call = getattr(owner, name)
@@ -170,7 +183,7 @@ class PinOnLookup(Treatment):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        lookup, allocate, lock = cache.lookup, cache.allocate, threading.RLock()
+        lookup, allocate, lock = cache.lookup, cache.allocate, lock_for(engine, undo, self.name)
         pinned: dict[int, tuple[Any, Any]] = {}
 
         def unpin(key: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.errors import EngineError
 from analysis.sanitize.world import QUARANTINE
-from analysis.treat.base import Treatment, replace_attribute
+from analysis.treat.base import Treatment, replace_attribute, take_pool_lock
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -169,7 +169,13 @@ class Quarantine(Treatment):
 
         replace_attribute(undo, pool, "free_pages", freed)
         replace_attribute(undo, pool, "acquire_free_pages", acquired)
-        undo.callback(lambda: come_out(len(resting)))
+
+        def all_out() -> None:
+            if take_pool_lock(pool):  # otherwise a thread that hangs keeps it, for ever
+                pool._lock.release()
+                come_out(len(resting))
+
+        undo.callback(all_out)
 
 
 def _once(pages: Iterable[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.engine.adapters.probe import held_back
 from analysis.errors import EngineError
-from analysis.treat.base import Treatment, cache_of, replace_attribute
+from analysis.treat.base import Treatment, cache_of, replace_attribute, take_pool_lock
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -27,7 +27,12 @@ class ReservePaddingPage(Treatment):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = cache_of(engine).page_pool
-        with pool._lock:
+        if not take_pool_lock(pool):
+            raise EngineError(
+                "The pool's lock is kept by some thread of the engine, so page 0 cannot be"
+                " reserved: start a new engine."
+            )
+        try:
             kept = [p for p in pool.available_pages if p.index == _PADDING_PAGE]
             if not kept:
                 raise EngineError(
@@ -35,6 +40,8 @@ class ReservePaddingPage(Treatment):
                     " the engine has answered anything."
                 )
             pool.available_pages.remove(kept[0])
+        finally:
+            pool._lock.release()
         free = pool.free_pages
 
         def freed(pages: Sequence[Any]) -> Any:
@@ -43,8 +50,11 @@ class ReservePaddingPage(Treatment):
 
         def back() -> None:
             del held_back[id(pool)]
-            with pool._lock:
-                pool.available_pages.insert(0, kept[0])
+            # A thread that hangs may keep the lock; inserting is one step of the interpreter.
+            got = take_pool_lock(pool)
+            pool.available_pages.insert(0, kept[0])
+            if got:
+                pool._lock.release()
 
         replace_attribute(undo, pool, "free_pages", freed)
         held_back[id(pool)] = lambda: [_PADDING_PAGE]

@@ -350,17 +350,23 @@ def test_a_foreign_page_in_a_prefill_is_found_before_it_is_read(seed, draw):
 
 @given(seed=seeds, draw=st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_what_lies_beyond_the_own_length_does_not_matter(seed, draw):
+def test_what_lies_beyond_the_own_length_is_a_risk_and_no_wrong_data(seed, draw):
     scheduler = Scheduler(seed, sharing=draw.random() < 0.5)
     scheduler.run(4)
+    strange = set()
     for flight in scheduler.flights:
         if flight.phase == "decode":
             for row in range(flight.real):
                 past = int(flight.seq_lens[row] - 1) // scheduler.stride + 1
                 rest = flight.tables[row, past:]
                 rest[:] = [draw.randrange(-1, 2 * PAGES) for _ in rest]
+                own = {0, *scheduler.of[flight.request_ids[row]].pages}
+                strange |= {flight.request_ids[row]} if {*rest.tolist()} - own else set()
     findings = scheduler.story.check(close=False)
-    assert not findings, str(findings)
+    assert {finding.rule for finding in findings} <= {"table padding"}, str(findings)
+    assert not findings.wrong_data
+    told = {r for group in findings.groups for r in group.by_request}
+    assert told == strange
 
 
 def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_flight():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from story import ROOT, Row, Story
@@ -104,6 +105,31 @@ def a_start_too_late(story):
     return story.decode(Row("a", start=6))
 
 
+@breaks("within context", "beyond it")
+def a_decode_past_the_models_context(story):
+    story.context = 7
+    ready(story, "a", A, 1, 2)
+    story.decode("a")
+    story.token("a", 101)
+    flight = story.decode("a")
+    story.token("a", 102)
+    return flight
+
+
+@breaks("within context", "beyond it")
+def a_prompt_longer_than_the_models_context(story):
+    story.context = 5
+    begin(story, "a", A, 1, 2)
+    return story.prefill("a")
+
+
+@silent
+def the_models_context_filled_to_the_last_position(story):
+    story.context = 7
+    ready(story, "a", A, 1, 2)
+    story.decode("a", None)
+
+
 @breaks(
     "own position",
     "too early",
@@ -157,7 +183,9 @@ def two_rows_write_one_slot(story):
     return story.prefill("a", "b")
 
 
-@breaks("one writer", "a padding row", page=2, slot=0)
+@breaks(
+    "one writer", "a padding row", page=2, slot=0, also=(("table padding", "in a padding row"),)
+)
 def a_padding_row_writes_a_requests_slot(story):
     begin(story, "a", A, 1, 2)
     return story.prefill("a", Row(None, table=(2,)))
@@ -182,7 +210,14 @@ def a_page_that_was_never_written(story):
     return story.decode(Row("a", table=(3, 2)))
 
 
-@breaks("own prefix", "padding", page=3, slot=0, severity=WRONG_DATA)
+@breaks(
+    "own prefix",
+    "padding",
+    page=3,
+    slot=0,
+    severity=WRONG_DATA,
+    also=(("table padding", "in a padding row"),),
+)
 def a_page_that_padding_was_written_to(story):
     ready(story, "a", A, 1, 2)
     begin(story, "b", B, 4, 5)
@@ -264,6 +299,7 @@ def a_prefill_that_goes_on_behind_a_cached_prefix(story):
 def the_same_prefix_is_written_again(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
+    story.reference(1, +1, "a")
     story.submit("b", (*A[:4], 99))
     story.match("b", 1, node=1)
     story.hold("b", 1)
@@ -332,6 +368,7 @@ def a_cached_step_after_a_wrong_one(story):
     story.decode("a")
     tokens = (*A, 17, 100)
     node = story.publish("a", tokens, [1, 2])
+    story.reference(node, +1, "b")
     story.submit("b", (*tokens, 9))
     story.match("b", 1, 2, node=node)
     story.hold("b", 1, 2)
@@ -381,7 +418,19 @@ def a_page_of_another_request(story):
     return story.prefill(Row("a", table=(1, 3)))
 
 
-@breaks("block table", "a page of others", page=3)
+@breaks(
+    "block table",
+    "no such page",
+    page=99,
+    severity=WRONG_DATA,
+    also=(("own position", "no page for it"),),
+)
+def a_page_beyond_the_pool(story):
+    begin(story, "a", A, 1, 2)
+    return story.prefill(Row("a", table=(1, 99)))
+
+
+@breaks("block table", "a free page", page=3)
 def a_page_of_nobody(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", table=(1, 3)))
@@ -399,11 +448,56 @@ def a_page_twice(story):
     return story.prefill(Row("a", table=(1, 1)))
 
 
-@silent
-def anything_past_the_own_length_of_a_table(story):
+@breaks("table padding", "a page of others", other="b", page=3)
+def anothers_page_past_the_own_length(story):
     ready(story, "b", B, 3, 4)
     ready(story, "a", A, 1, 2)
-    story.decode(Row("a", table=(1, 2, 3, 3, 99, -1)), "b")
+    return story.decode(Row("a", table=(1, 2, 3)), "b")
+
+
+@breaks("table padding", "a free page", page=3)
+def a_freed_page_past_the_own_length(story):
+    ready(story, "b", B, 3, 4)
+    story.end("b")
+    ready(story, "a", A, 1, 2)
+    return story.decode(Row("a", table=(1, 2, 3)))
+
+
+@breaks("table padding", "a page of others", page=3)
+def a_cached_page_past_the_own_length(story):
+    ready(story, "b", (*B, 27, 28), 3, 4)
+    story.publish("b", (*B, 27, 28), [3, 4])
+    story.end("b")
+    ready(story, "a", A, 1, 2)
+    return story.decode(Row("a", table=(1, 2, 3)))
+
+
+@breaks("table padding", "no such page", page=99)
+def a_page_beyond_the_pool_past_the_own_length(story):
+    ready(story, "a", A, 1, 2)
+    return story.decode(Row("a", table=(1, 2, 0, 99)))
+
+
+@breaks("table padding", "a lost page", page=3)
+def a_page_of_nobody_past_the_length_of_a_prompt(story):
+    begin(story, "b", B, 3, 4)
+    story.drop("b", 3)
+    begin(story, "a", A, 1, 2)
+    flight = story.prefill(Row("a", table=(1, 2, 3)))
+    story.free("b", 3)
+    return flight
+
+
+@breaks("table padding", "in a padding row", request="a", page=2)
+def a_requests_page_in_a_padding_row(story):
+    ready(story, "a", A, 1, 2)
+    return story.decode("a", Row(None, table=(0, 2)), blocks=2)
+
+
+@silent
+def own_pages_and_the_padding_page_past_the_own_length(story):
+    ready(story, "a", A, 1, 2, 3)
+    story.decode(Row("a", table=(1, 2, 3, 0, 0)), None)
 
 
 @breaks("shared pages", "by a row", request="b", page=1, slot=0)
@@ -413,6 +507,7 @@ def another_prefix_written_to_a_cached_page(story):
     story.end("a")
     begin(story, "b", B[:4])
     story.hold("b", 1)
+    story.reference(1, +1, "b")
     return story.prefill("b")
 
 
@@ -435,7 +530,14 @@ def padding_behind_a_chunk_that_ends_in_a_shared_page(story):
     return chunk
 
 
-@breaks("shared pages", "by padding", request="a", page=1, slot=0)
+@breaks(
+    "shared pages",
+    "by padding",
+    request="a",
+    page=1,
+    slot=0,
+    also=(("table padding", "in a padding row"),),
+)
 def padding_written_to_a_requests_page(story):
     ready(story, "a", A, 1, 2)
     begin(story, "b", B, 3, 4)
@@ -490,6 +592,7 @@ def a_partial_page_published_for_what_it_holds(story):
     story.prefill("a")
     story.token("a", 100)
     story.publish("a", A, [1, 2])
+    story.reference(2, +1, "a")
     story.decode("a")  # goes on in the slots that nobody was promised
     story.submit("b", A[:4])
     story.match("b", 1, node=1)
@@ -641,6 +744,15 @@ def a_request_that_was_given_up_keeps_what_it_has_for_now(story):
     story.release("a")
 
 
+@silent
+def a_reference_taken_before_the_watching(story):
+    # Its request was under way already, so it was never seen to be sent in, nor to take it.
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    story.event("reference", "early", node=1, ref_before=2, ref_count=1)
+
+
 @breaks("eviction", "referenced node", other="b", page=1)
 def a_referenced_node_evicted(story):
     ready(story, "a", A, 1, 2)
@@ -650,6 +762,86 @@ def a_referenced_node_evicted(story):
         place = story.unlink(1, "b")
         story.no_leaf(1, "b")
     return place
+
+
+@breaks("protected", "no reference", page=1)
+def a_decode_on_a_page_that_nobody_refers_to(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    return story.decode("a")
+
+
+@breaks(
+    "protected",
+    "no reference",
+    request="a",
+    page=1,
+    also=(("references", "changed for nobody"),),
+)
+def a_reference_that_is_taken_from_a_request_under_way(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    story.decode("a")
+    story.token("a", 101)
+    story.reference(1, -1, None)
+    flight = story.decode("a")
+    story.reference(1, +1, None)
+    return flight
+
+
+@silent
+def a_page_that_is_referred_to_below(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    node = story.publish("a", tokens, [1, 2])
+    story.reference(node, +1, "a")
+    story.submit("b", (*A[:4], 99))
+    story.hold("b", 1)
+    story.allocate("b", 3)
+    story.prefill("b")  # evicting the first page takes out the second before
+    story.snapshot()
+
+
+@breaks("protected", "no reference", page=1)
+def a_count_of_the_engines_own_that_is_too_low(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    root, node = story.world.snapshot().nodes
+    return story.snapshot(nodes=(root, replace(node, ref_count=0)))
+
+
+@breaks("protected", "no reference", page=1)
+def a_request_that_goes_on_from_a_node_without_references(story):
+    ready(story, "a", A, 1, 2)
+    story.publish("a", A, [1])
+    story.reference(1, +1, "a")
+    return story.event("unprotected", "a", (1,), node=1)
+
+
+@breaks("parents", "wrong parent pointer", page=2)
+def a_node_that_points_to_no_parent(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    story.reference(story.publish("a", tokens, [1, 2]), +1, "a")
+    return story.snapshot(misplaced=[(2, -1, 1)])
+
+
+@breaks("parents", "wrong parent pointer", page=2)
+def a_lookup_that_passes_a_node_with_another_parent(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    story.publish("a", tokens, [1, 2])
+    return story.event("detached", "a", (2,), node=2, parent=0)
+
+
+@breaks("parents", "another's child", page=2)
+def a_node_filed_under_another(story):
+    tokens = (*A, 17, 18)
+    ready(story, "a", tokens, 1, 2)
+    story.publish("a", tokens, [1, 2])
+    return story.event("detached", "a", (2,), node=2, parent=1)
 
 
 # -- accounting --------------------------------------------------------------------------------
@@ -671,6 +863,54 @@ def a_page_handed_out_twice_at_once(story):
     place = story.acquire("a", 3, 3)
     story.hold("a", 3)
     return place
+
+
+def of_one_request(story, **changes) -> int:
+    begin(story, "a", A, 1, 2)
+    return story.snapshot(**{"allocated": [1, 2], **changes})
+
+
+@breaks("allocation lists", "a held page missing", page=2)
+def a_page_asked_of_the_list_that_lacks_it(story):
+    begin(story, "a", A, 1, 2)
+    return story.event("unlisted", "a", (2,))
+
+
+@breaks("one state", "held while free", page=3)
+def a_free_page_on_a_requests_list(story):
+    begin(story, "a", A, 1, 2)
+    place = story.hold("a", 3)
+    story.drop("a", 3)
+    return place
+
+
+@silent
+def lists_that_are_right(story):
+    of_one_request(story, duplicates=[3], free=[0, 4, 5, 6, 7])
+
+
+def lists(cause: str, tell, request: str | None, page: int, **changes) -> None:
+    case = functools.partial(tell, **changes)
+    case.__name__ = f"a_list_in_which_is_{cause.replace(' ', '_')}"
+    CASES.append(Case(case, "allocation lists", cause, request=request, page=page))
+
+
+lists("a held page missing", of_one_request, "a", 2, allocated=[1])
+lists("held and free", of_one_request, "a", 1, free=[0, 1, 3, 4, 5, 6, 7])
+lists("listed twice", of_one_request, "a", 2, allocated=[2, 1, 2])
+lists("listed and free", of_one_request, None, 5, allocated=[1, 2, 5])
+lists("set aside twice", of_one_request, None, 3, duplicates=[3, 3], free=[0, 4, 5, 6, 7])
+lists("set aside and free", of_one_request, None, 3, duplicates=[3])
+
+
+def of_a_cached_page(story, **changes) -> int:
+    ready(story, "a", A, 1, 2)
+    story.reference(story.publish("a", A, [1]), +1, "a")
+    return story.snapshot(**{"allocated": [2], **changes})
+
+
+lists("listed and cached", of_a_cached_page, "a", 1, allocated=[1, 2])
+lists("set aside and cached", of_a_cached_page, "a", 1, duplicates=[1])
 
 
 @breaks("one state", "freed twice", page=2)
@@ -1071,7 +1311,7 @@ def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
     (rule,) = [rule for rule in RULES if rule.name == case.rule]
     assert first.sentence == rule.sentence
     assert first.text.endswith(".")
-    if case.page is not None:
+    if case.page is not None and case.page < story.world.page_count:
         assert first.scene.pages[0].page == case.page
 
 
@@ -1169,6 +1409,7 @@ def test_pages_in_use_before_the_watching_are_believed() -> None:
     story = Story(nodes=[node])
     story.submit("a", A)
     story.match("a", 1, node=1)
+    story.reference(1, +1, "a")
     story.hold("a", 1)
     story.allocate("a", 2)
     story.prefill(Row("a", start=4))

@@ -102,6 +102,15 @@ class AllocationProbe(CacheProbe):
 
         def flying(process: Any) -> None:
             CURRENT_FLIGHT.set(process)
+            for request in process.exec_requests:
+                allocation = request.allocation
+                note = self._allocations.get(id(allocation))
+                if note is not None and len(allocation._pages) != note.count >= 0:
+                    note.count = len(allocation._pages)
+                    self._held(note.request)  # no operation did it
+                if note is not None:
+                    node = getattr(allocation, "last_cached_node", None)
+                    self.tell_unprotected(note.request, node)
 
         def landed(state: Any, process: Any) -> None:
             flown = self._in_the_air.pop(id(process), None)

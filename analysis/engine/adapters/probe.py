@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis.engine.hooks import Hooks, Watcher
-from analysis.engine.locks import Locks, WatchedLock
+from analysis.engine.locks import Locks, WatchedLock, treatment_locks
 from analysis.engine.scores import copy_scores
 from analysis.errors import EngineError
 from analysis.snapshot import CacheState, Node, PageContent
@@ -25,6 +25,8 @@ CURRENT_FLIGHT: ContextVar[Any] = ContextVar("CURRENT_FLIGHT", default=None)
 CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=None)
 """The request that a task of the engine works for."""
 _SETTLE_S = 0.001
+_LONG_S = 0.5
+"""A lock of the cache is held for less than some milliseconds, unless it is not given back."""
 
 
 class NodeNumbers:
@@ -110,6 +112,7 @@ class CacheProbe(ABC):
         self.watcher: Watcher | None = None
         self._hooks: Hooks | None = None
         self._thread = threading.local()
+        self._locks: list[WatchedLock] = []
         self._twice: set[tuple[Any, ...]] = set()
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
@@ -120,6 +123,8 @@ class CacheProbe(ABC):
         """Return the state of the cache as it is this instant."""
         root = getattr(self.cache, "root", None)
         misfiled: list[int] = []
+        misplaced: list[tuple[int, int, int]] = []
+        listed = getattr(self.cache, "_allocated_pages", None)
         return CacheState(
             page_count=len(self.pool.attn_page_entries),
             free=[
@@ -127,9 +132,11 @@ class CacheProbe(ABC):
                 *held_back.get(id(self.pool), list)(),
             ],
             holdings={request: pages for request, pages in self.holdings().items() if pages},
-            nodes=tuple(self._walk(root, misfiled)) if root is not None else (),
+            nodes=tuple(self._walk(root, misfiled, misplaced)) if root is not None else (),
             duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),
             misfiled=misfiled,
+            misplaced=misplaced,
+            allocated=None if listed is None else tuple(indices(list(listed))),
         )
 
     @abstractmethod
@@ -169,8 +176,11 @@ class CacheProbe(ABC):
         bits = np.concatenate(parts)
         return bits.astype(np.uint16).view(np.float16) if bits.dtype.kind in "iu" else bits
 
-    def _walk(self, root: Any, misfiled: list[int]) -> Iterator[Node]:
+    def _walk(
+        self, root: Any, misfiled: list[int], misplaced: list[tuple[int, int, int]]
+    ) -> Iterator[Node]:
         leaves = getattr(self.cache, "leaves", ())
+        seen = {id(root)}
         waiting: list[tuple[Any, int | None]] = [(root, None)]
         while waiting:
             node, parent = waiting.pop()
@@ -184,6 +194,12 @@ class CacheProbe(ABC):
                 leaf=node in leaves,
             )
             for key, child in list((node.children or {}).items()):
+                if child.parent is not node:
+                    above = -1 if child.parent is None else self.numbers.of(child.parent)
+                    misplaced.append((self.numbers.of(child), above, number))
+                if id(child) in seen:
+                    continue  # under two nodes, or under one of its own
+                seen.add(id(child))
                 waiting.append((child, number))
                 if key != child.tokens:
                     misfiled.append(self.numbers.of(child))
@@ -244,7 +260,21 @@ class CacheProbe(ABC):
         ):
             lock = vars(owner).get(attribute)
             if lock is not None:
-                hooks.attribute(owner, attribute, WatchedLock(lock, name, locks))
+                self._locks.append(WatchedLock(lock, name, locks))
+                hooks.attribute(owner, attribute, self._locks[-1])
+        # A treatment may have been applied before.
+        for lock in treatment_locks.get(id(self.cache), ()):
+            hooks.attribute(lock, "locks", locks)
+
+    def kept_locks(self) -> list[dict[str, Any]]:
+        """Return which locks some thread has had for long, and which thread that is."""
+        now, kept = time.monotonic(), []
+        for lock in (*self._locks, *treatment_locks.get(id(self.cache), ())):
+            if (holder := lock.holder) is not None and now - holder[2] > _LONG_S:
+                seconds = round(now - holder[2], 1)
+                thread = f"{holder[1]} {holder[0]}"
+                kept.append({"lock": lock.name, "thread": thread, "seconds": seconds})
+        return kept
 
     def _hook_pool(self, hooks: Hooks) -> None:
         def acquired(state: Any, pages: Any, error: Any, count: int) -> None:
@@ -375,6 +405,7 @@ class CacheProbe(ABC):
             if result is None:
                 return
             node, pages = result
+            self._tell_detached(node)
             hit = min(len(pages) * stride, len(tokens))
             self._tell(
                 "match",
@@ -385,6 +416,29 @@ class CacheProbe(ABC):
             )
 
         hooks.around(self.cache, name, after=matched)
+
+    def _tell_detached(self, node: Any) -> None:
+        """Tell the first node on the way up to the root that its parent has not as a child."""
+        root, steps = self.cache.root, 0
+        while node is not root:
+            parent, steps = node.parent, steps + 1
+            there = None if parent is None else (parent.children or {}).get(node.tokens)
+            if there is not node or steps > len(self.pool.attn_page_entries):
+                above = None if parent is None else self.numbers.of(parent)
+                number, page = self.numbers.of(node), node.page.index
+                self._tell("detached", node=number, parent=above, pages=[page])
+                return
+            node = parent
+
+    def tell_unprotected(self, request_id: str, node: Any) -> None:
+        """Tell, once, that nothing refers to the node that a request goes on from."""
+        if node is None or node.ref_count.count > 0 or node is self.cache.root:
+            return
+        number = self.numbers.of(node)
+        if ("unprotected", request_id, number) not in self._twice:
+            self._twice.add(("unprotected", request_id, number))
+            page = node.page.index
+            self._tell("unprotected", request_id=request_id, node=number, pages=[page])
 
     def _hook_evict(self, hooks: Hooks, name: str) -> None:
         def evicting(count: int) -> list[int]:

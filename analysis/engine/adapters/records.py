@@ -19,15 +19,16 @@ from analysis.engine.adapters.probe import (
 )
 from analysis.engine.hooks import Hooks
 
-_NAMES = {
+_NAMES: dict[str, str | None] = {
     "lookup": "lookup",
     "allocate": "allocate",
     "publish_pages_for_tokens": "publish",
     "release_pages": "release",
+    "get_allocated_pages": None,
     "free_allocated_pages": "free",
     "free_cache_pages": "free",
 }
-"""Methods of the cache by the operation that they are."""
+"""Methods of the cache by the operation that they are, None for one that changes nothing."""
 
 
 @dataclass
@@ -38,11 +39,22 @@ class _Live:
     manager: Any = None
     seen: tuple[Any, ...] = ()
     """What of the manager's pages was told last."""
+    left: list[int] | None = None
+    """After its last publication, what it has beside what it published or set aside: those are
+    the cache's then, which may evict and free them while the request has yet to be put away."""
 
     @property
     def is_over(self) -> bool:
         """Whether one of its records was given back, which is the last thing a decoder does."""
         return any(record is None for record in self.decoder._allocated_cach_recs.values())
+
+    def finish(self, set_aside: set[int]) -> None:
+        """Take note that it has computed all, and published what it computed."""
+        published = {page for r in self.decoder._allocated_cach_recs.values() if r is not None
+                     for page in indices(r.pages)}  # fmt: skip
+        stock = set() if self.manager is None else set(self.manager._free_pages)
+        theirs = published | set_aside | stock
+        self.left = [page for page in self.pages() if page not in theirs]
 
     def moved(self) -> bool:
         """Tell whether the manager's pages changed; most steps stay on their page."""
@@ -58,7 +70,9 @@ class _Live:
         """
         records = list(self.decoder._allocated_cach_recs.values())
         held: dict[int, None] = {}
-        if not self.is_over:
+        if self.left is not None:
+            held.update(dict.fromkeys(() if self.is_over else self.left))
+        elif not self.is_over:
             for record in records:
                 held.update(dict.fromkeys(indices(record.pages)))
             if self.manager is not None:
@@ -115,11 +129,18 @@ class RecordProbe(CacheProbe):
 
         def flying(process: Any) -> None:
             CURRENT_FLIGHT.set(process)
+            if not hasattr(self.cache, "root"):
+                return
+            for request in self.flight_requests(process):
+                live = self._live.get(request)
+                for record in () if live is None else live.decoder._allocated_cach_recs.values():
+                    if record is not None:
+                        self.tell_unprotected(request, record.last_cached_node)
 
         hooks.around_task(LlmInvocationProcess, "run", before=flying)
         self._hook_landing(hooks)
 
-    def _hook_operation(self, hooks: Hooks, name: str, operation: str) -> None:
+    def _hook_operation(self, hooks: Hooks, name: str, operation: str | None) -> None:
         def who(*args: Any, **named: Any) -> str | None:
             return CURRENT_REQUEST.get()
 
@@ -131,7 +152,15 @@ class RecordProbe(CacheProbe):
             if added:
                 self._tell("duplicate", pages=sorted(added))
 
-        if operation == "publish":
+        def asked(pages: list[int], *rest: Any, **named: Any) -> None:
+            if pages:
+                missing = set(pages) - set(indices(list(self.cache._allocated_pages)))
+                if missing:
+                    self._tell("unlisted", pages=sorted(missing))
+
+        if name in ("get_allocated_pages", "free_allocated_pages"):
+            hooks.around(self.cache, name, operation, who=who, before=asked)
+        elif operation == "publish":
             hooks.around(self.cache, name, operation, who=who, before=set_aside, after=published)
         else:
             hooks.around(self.cache, name, operation, who=who)
@@ -209,6 +238,16 @@ class RecordProbe(CacheProbe):
             if not pages and live.is_over and CURRENT_REQUEST.get() is None:
                 self._live.pop(request, None)  # nobody else tells its end
 
+        def published(
+            state: Any, result: Any, error: Any, decoder: Any, req: Any, *a: Any, **k: Any
+        ) -> None:
+            live = self._live.get(self._request_of(decoder) or "")
+            last = k.get("publish_incomplete_page", bool(a and a[0]))
+            # Without a trie nothing is published: what it has stays its own until it is released.
+            if last and error is None and live is not None and hasattr(self.cache, "root"):
+                live.finish(set(indices(self.cache._duplicated_pages)))
+            held(state, result, error, decoder)
+
         def stepped(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
             live = self._live.get(self._request_of(manager) or "")
             if live is not None and (live.manager is not manager or live.moved()):
@@ -232,8 +271,8 @@ class RecordProbe(CacheProbe):
         def new_for(manager: Any, *args: Any, **named: Any) -> str | None:
             return CURRENT_REQUEST.get()
 
-        for name in ("create_prefill_req", "create_decode_reqs", "publish_request",
-                     "free_req_cache"):  # fmt: skip
+        hooks.around(LlmDecoder, "publish_request", mine=of_decoder, who=who, after=published)
+        for name in ("create_prefill_req", "create_decode_reqs", "free_req_cache"):
             hooks.around(LlmDecoder, name, mine=of_decoder, who=who, after=held)
         hooks.around(PageManager, "update_decode_reqs", mine=of_manager, who=who, after=stepped)
         hooks.around(PageManager, "release_pages", mine=of_manager, who=who, after=held)

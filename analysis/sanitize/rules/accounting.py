@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from analysis.sanitize.findings import Finding
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.world import ENDED_WELL, PADDING_PAGE, Event, World
+from analysis.snapshot import Snapshot
 
 
 class OneState(Rule):
@@ -32,6 +34,17 @@ class OneState(Rule):
                 page=page,
                 other_stack=owed.event.stack if owed else None,
             )
+
+    def on_hold(self, world: World, event: Event) -> Iterator[Finding]:
+        for page in event.pages:
+            if page in world.free:
+                yield Finding(
+                    cause="held while free",
+                    message=f"{event.request_id} has page {page} on its list from now on, which is"
+                    " free.",
+                    request_id=event.request_id,
+                    page=page,
+                )
 
     def on_free(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
@@ -141,3 +154,80 @@ class PaddingPage(Rule):
                 request_id=event.request_id,
                 page=PADDING_PAGE,
             )
+
+
+class AllocationLists(Rule):
+    """What a cache notes of its pages beside the pool and the trie.
+
+    On 3.1 each request has a list of its pages. 3.9 keeps one of all pages that it gave out and did
+    not publish, by which it finds and frees them, and one of those that it set aside as duplicates.
+    Without prefix sharing 3.9 takes no page off its list, ever: there only missing ones show.
+    """
+
+    name = "allocation lists"
+    sentence = (
+        "No page on a list of those held, given out or set aside is free; a held one that is not"
+        " cached is on the cache's list, once, and no cached one is."
+    )
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, int]] = set()
+
+    def on_unlisted(self, world: World, event: Event) -> Iterator[Finding]:
+        for page in event.pages:
+            self._told.add(("a held page missing", page))
+            yield Finding(
+                cause="a held page missing",
+                message=f"Page {page} is asked for by {event.request_id}, which holds it, and the"
+                " cache's list of allocated pages lacks it.",
+                request_id=event.request_id,
+                page=page,
+            )
+
+    def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
+        state, cached = snapshot.state, snapshot.node_of_page
+        free = set(state.free)
+        aside = Counter(state.duplicates)
+        yield from self._some("set aside twice", [p for p, n in aside.items() if n > 1], snapshot)
+        yield from self._some("set aside and free", [p for p in aside if p in free], snapshot)
+        yield from self._some("set aside and cached", [p for p in aside if p in cached], snapshot)
+        live = {r: pages for r, pages in state.holdings.items() if r in world.under_way}
+        held = {page for pages in live.values() for page in pages}
+        yield from self._some("held and free", sorted(held & free), snapshot)
+        if state.allocated is None:
+            return
+        listed = Counter(state.allocated)
+        missing = held - listed.keys() - cached.keys() - aside.keys()
+        yield from self._some("a held page missing", sorted(missing), snapshot)
+        if not snapshot.nodes:
+            return
+        yield from self._some("listed twice", [p for p, n in listed.items() if n > 1], snapshot)
+        yield from self._some("listed and free", [p for p in listed if p in free], snapshot)
+        yield from self._some("listed and cached", [p for p in listed if p in cached], snapshot)
+
+    def _some(self, cause: str, pages: list[int], snapshot: Snapshot) -> Iterator[Finding]:
+        new = [page for page in pages if (cause, page) not in self._told]
+        if not new:
+            return
+        self._told.update((cause, page) for page in new)
+        holders = snapshot.holders.get(new[0], ())
+        others = f", and {len(new) - 1} more" if len(new) > 1 else ""
+        yield Finding(
+            cause=cause,
+            message=f"Page {new[0]}{others}: {_LISTED[cause]}.",
+            request_id=holders[0] if holders else None,
+            page=new[0],
+        )
+
+
+_LISTED = {
+    "held and free": "a request has it on its list, and it is free",
+    "set aside twice": "the cache has it twice among the duplicates to be freed",
+    "set aside and free": "the cache has it among the duplicates to be freed, and it is free",
+    "set aside and cached": "the cache has it among the duplicates to be freed, and serves it",
+    "a held page missing": "a request holds it, and the cache's list of allocated pages lacks it",
+    "listed twice": "the cache's list of allocated pages has it twice",
+    "listed and free": "the cache's list of allocated pages still has it, and it is free",
+    "listed and cached": "the cache's list of allocated pages still has it, and the trie serves it",
+}
+"""Causes of findings about the cache's lists, in words."""

@@ -23,6 +23,10 @@ class Rule:
         """Check a flight that has just gone through the shadow."""
         return ()
 
+    def look(self, world: World, snapshot: Snapshot) -> Iterable[Finding]:
+        """Check the engine's own cache between two operations, whoever is under way."""
+        return ()
+
     def rest(self, world: World, snapshot: Snapshot) -> Iterable[Finding]:
         """Check the engine's own cache while no request is under way."""
         return ()

@@ -41,6 +41,12 @@ class Completed(Rule):
             waiting = self._waiting.pop(request or "", None)
             said = json.loads(waiting.detail or "{}") if waiting is not None else {}
             cause, what = self._why(str(said.get("where", "unknown")), world, request)
+            for kept in said.get("locks") or ():
+                cause = "lock never released"
+                what = (
+                    f"thread {kept['thread']} has had the lock of the {kept['lock']} for"
+                    f" {kept['seconds']:g} s"
+                )
             threads = said.get("threads") or {}
             stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
             yield Finding(

@@ -94,6 +94,39 @@ class OwnLength(Rule):
             )
 
 
+class WithinContext(Rule):
+    """A row goes no further than the model does.
+
+    No release looks at the model's length: a request is served beyond it, with positions that the
+    model never saw.
+    """
+
+    name = "within context"
+    sentence = "No row writes or attends to a position beyond the model's context."
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        limit = world.context
+        if limit is None:
+            return
+        ends = passage.first + passage.tokens_of
+        flown = np.maximum(ends, passage.flight.seq_lens)[: passage.flight.real]
+        if not (flown > limit).any():
+            return
+        for row, sequence in passage.known_rows():
+            if flown[row] <= limit or sequence.request_id in self._told:
+                continue
+            self._told.add(sequence.request_id)
+            yield Finding(
+                cause="beyond it",
+                message=f"A {passage.flight.phase} of {sequence.request_id} goes to position"
+                f" {int(flown[row]) - 1}, where the model's context has {limit} positions.",
+                request_id=sequence.request_id,
+            )
+
+
 class OneWriter(Rule):
     """No two rows write different things to one slot in one flight."""
 

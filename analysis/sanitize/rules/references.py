@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from analysis.sanitize.findings import Finding
+from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.world import ENDED_WELL, Event, World
+from analysis.snapshot import Node, Snapshot
 
 
 class References(Rule):
@@ -40,7 +42,12 @@ class References(Rule):
                 suffers=str(holders[0]),
                 other=request,
             )
-        elif count < before and sum(world.balance[request].values()) < 0:
+        elif (
+            count < before
+            # One that was under way when the watching began took references that nobody saw.
+            and request in world.last_of
+            and sum(world.balance[request].values()) < 0
+        ):
             yield self._finding(
                 world, event, "given back too often", f"loses a reference that {request} never took"
             )
@@ -105,3 +112,81 @@ class Unreferenced(Rule):
             other_request_id=event.request_id if holders else None,
             page=event.pages[0],
         )
+
+
+class Protected(Rule):
+    """What a request computes with cannot be evicted from under it.
+
+    Only a node without references and without children is evicted, so a reference to a node below
+    protects it, too. Asked at every flight whose requests' pages or references changed since the
+    last, and by the engine's own counts at every snapshot.
+    """
+
+    name = "protected"
+    sentence = "A cached page that a live request uses has a reference to its node, or below it."
+
+    def __init__(self) -> None:
+        self._sure: set[str] = set()
+        """Requests that were looked at since anything changed."""
+        self._told: set[tuple[str, int]] = set()
+
+    def _change(self, world: World, event: Event) -> Iterator[Finding]:
+        self._sure.clear()
+        return iter(())
+
+    on_reference = on_create = on_unlink = on_replace = on_hold = on_drop = _change
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        if not world.node_at:
+            return
+        for row, sequence in passage.known_rows():
+            request = sequence.request_id
+            if request in self._sure:
+                continue
+            self._sure.add(request)
+            cached = [n for p in passage.pages_of(row) if (n := world.node_at.get(p)) is not None]
+            if cached and not _referred(world.nodes, world.references, cached[-1]):
+                yield from self._one(world.nodes[cached[-1]], request, passage.flight.phase)
+
+    def on_unprotected(self, world: World, event: Event) -> Iterator[Finding]:
+        node = world.nodes.get(-1 if event.node is None else event.node)
+        if node is not None and event.request_id is not None:
+            yield from self._one(node, event.request_id, "flight")
+
+    def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
+        """Check the engine's own counts for what those who have yet to finish hold."""
+        nodes = {node.node: node for node in snapshot.nodes}
+        counts = {node.node: node.ref_count for node in snapshot.nodes}
+        for request, pages in snapshot.state.holdings.items():
+            if request not in world.under_way:
+                continue
+            for page in sorted(pages):
+                node = nodes.get(snapshot.node_of_page.get(page, -1))
+                if node is not None and not _referred(nodes, counts, node.node):
+                    yield from self._one(node, request, None)
+
+    def _one(self, node: Node, request: str, phase: str | None) -> Iterator[Finding]:
+        if (request, node.node) in self._told:
+            return
+        self._told.add((request, node.node))
+        doing = f"A {phase} of {request} uses" if phase else f"{request} is under way and holds"
+        yield Finding(
+            cause="no reference",
+            message=f"{doing} cached page {node.page}, and neither its node {node.node} nor one"
+            " below it has a reference.",
+            request_id=request,
+            page=node.page,
+        )
+
+
+def _referred(nodes: Mapping[int, Node], counts: Mapping[int, int], node: int) -> bool:
+    """Tell whether a node or one below it has a reference."""
+    if counts.get(node, 0) > 0:
+        return True
+    for number, count in counts.items():
+        steps, above = 0, nodes.get(number) if count > 0 else None
+        while above is not None and above.parent is not None and steps < len(nodes):
+            if above.parent == node:
+                return True
+            steps, above = steps + 1, nodes.get(above.parent)
+    return False

@@ -15,6 +15,27 @@ from analysis.sanitize.world import PADDING_PAGE, World
 _NONE: frozenset[str] = frozenset()
 
 
+def _kind(world: World, page: int) -> str:
+    """Return what a page is that does not belong into a row's block table."""
+    if not 0 <= page < world.page_count:
+        return "no such page"
+    if page == PADDING_PAGE and page not in world.holders:
+        return "the padding page"
+    if page in world.free:
+        return "a free page"
+    return "a lost page" if world.is_lost(page) else "a page of others"
+
+
+def _where(world: World, page: int) -> str:
+    """Say what a page is, for a sentence that names it."""
+    match _kind(world, page):
+        case "no such page":
+            return f"not one of the pool's {world.page_count} pages"
+        case "the padding page":
+            return "the padding page"
+    return world.where(page)
+
+
 class BlockTable(Rule):
     """A row's block table has the pages of its request, each once."""
 
@@ -49,12 +70,10 @@ class BlockTable(Rule):
             if strange:
                 page = strange[0]
                 holders = sorted(world.holders.get(page, ()))
-                padding = page == PADDING_PAGE and not holders
                 yield Finding(
-                    cause="the padding page" if padding else "a page of others",
+                    cause=_kind(world, page),
                     message=f"The block table of {request} in a {flight.phase} has page {page} at"
-                    f" place {pages.index(page)}, which is"
-                    f" {'the padding page' if padding else world.where(page)}.",
+                    f" place {pages.index(page)}, which is {_where(world, page)}.",
                     request_id=request,
                     other_request_id=holders[0] if holders else None,
                     page=page,
@@ -70,6 +89,71 @@ class BlockTable(Rule):
                     request_id=request,
                     page=page,
                 )
+
+
+class TablePadding(Rule):
+    """What a mask hides is still named: a padded write, or a length too long, would reach it.
+
+    Both releases pad a block table with 0, whole rows too; on 3.1.0 a request may hold a page more
+    than its length needs, and the engine lists it.
+    """
+
+    name = "table padding"
+    sentence = (
+        "Beyond its row's own length a block table has only page 0 and further pages that its"
+        " request holds, and a padding row's only page 0."
+    )
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        flight, stride = passage.flight, world.stride
+        rows, width = flight.tables.shape
+        own = np.zeros(rows, dtype=np.int64)
+        own[: flight.real] = [-(-length // stride) for length in passage.lengths]
+        beyond = np.arange(width) >= own[:, None]
+        beyond &= flight.tables != PADDING_PAGE
+        if not beyond.any():
+            return
+        for row in np.flatnonzero(beyond.any(axis=1)).tolist():
+            places = np.flatnonzero(beyond[row]).tolist()
+            if row >= flight.real:
+                yield self._in_padding(world, passage, row, places[0])
+            elif (sequence := passage.sequences[row]) is not None:
+                yield from self._beyond(world, passage, row, sequence.request_id, places)
+
+    def _beyond(
+        self, world: World, passage: Passage, row: int, request: str, places: list[int]
+    ) -> Iterator[Finding]:
+        table = passage.flight.tables[row].tolist()
+        held = world.held.get(request, set())
+        strange = [place for place in places if table[place] not in held]
+        freed = [place for place in places if table[place] in world.free]
+        if not strange and not freed:
+            return
+        place = (strange or freed)[0]
+        page = table[place]
+        holders = sorted(world.holders.get(page, set()) - {request})
+        length = passage.lengths[row]
+        yield Finding(
+            cause=_kind(world, page),
+            message=f"The block table of {request} in a {passage.flight.phase} has page {page} at"
+            f" place {place}, beyond the {-(-length // world.stride)} pages of its {length} tokens;"
+            f" the page is {_where(world, page)}.",
+            request_id=request,
+            other_request_id=holders[0] if holders else None,
+            page=page,
+        )
+
+    def _in_padding(self, world: World, passage: Passage, row: int, place: int) -> Finding:
+        page = int(passage.flight.tables[row, place])
+        holders = sorted(world.holders.get(page, ()))
+        return Finding(
+            cause="in a padding row",
+            message=f"Padding row {row} of a {passage.flight.phase} has page {page} at place"
+            f" {place} of its block table, where page {PADDING_PAGE} belongs; the page is"
+            f" {_where(world, page)}.",
+            request_id=holders[0] if holders else None,
+            page=page,
+        )
 
 
 class SharedPages(Rule):

@@ -10,6 +10,7 @@ from analysis.sanitize.findings import Finding
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.shadow import NOTHING, PADDING, UNKNOWN, prefix_hashes
 from analysis.sanitize.world import Event, World
+from analysis.snapshot import Snapshot
 
 
 class CachedPrefix(Rule):
@@ -101,6 +102,54 @@ class Reachable(Rule):
             request_id=event.request_id,
             other_request_id=next((h for h in holders if h != event.request_id), None),
             page=event.pages[0] if node is None else node.page,
+        )
+
+
+class Parents(Rule):
+    """Pointers up and down the trie agree.
+
+    Eviction goes up by the parent pointer, a lookup down by the children: each node that a lookup
+    passes is checked then, and all of them at every snapshot.
+    """
+
+    name = "parents"
+    sentence = "Every node's parent is the one node that has it as a child, under its own tokens."
+
+    def __init__(self) -> None:
+        self._told: set[tuple[int, str]] = set()
+
+    def after_detached(self, world: World, event: Event) -> Iterator[Finding]:
+        assert event.node is not None
+        known = world.nodes.get(event.node)
+        right = known is not None and known.parent == event.parent
+        where = "the root" if event.parent == 0 else f"node {event.parent}"
+        said = "points to no parent" if event.parent is None else f"points to {where} as its parent"
+        said += ", which does not have it as a child under its tokens" * (event.parent is not None)
+        yield from self._one(world, event.node, right, said, event.request_id)
+
+    def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
+        for node, pointer, above in snapshot.state.misplaced:
+            known = world.nodes.get(node)
+            right = known is not None and known.parent == pointer
+            where = "no parent" if pointer < 0 else f"node {pointer} as its parent"
+            said = f"points to {where}, and is a child of node {above}"
+            yield from self._one(world, node, right, said, None)
+
+    def _one(
+        self, world: World, node: int, right: bool, said: str, request: str | None
+    ) -> Iterator[Finding]:
+        cause = "another's child" if right else "wrong parent pointer"
+        if (node, cause) in self._told:
+            return
+        self._told.add((node, cause))
+        known = world.nodes.get(node)
+        page = None if known is None else known.page
+        holders = sorted(world.holders.get(-1 if page is None else page, ()))
+        yield Finding(
+            cause=cause,
+            message=f"Node {node}{'' if page is None else f' (page {page})'} {said}.",
+            request_id=request or (holders[0] if holders else None),
+            page=page,
         )
 
 

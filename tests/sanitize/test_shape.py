@@ -1,0 +1,168 @@
+"""Faults beyond a table's length, in the trie's pointers and in the cache's lists are found."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+from typing import Any
+
+import pytest
+from support import RELEASES, ROOT
+
+from analysis.releases import python_of
+from analysis.treat.faults import SHAPE_FAULTS
+
+_STRIKE = """
+import json, sys
+from analysis.engine import Engine, EngineConfig
+from analysis.observe import observe
+from analysis.sanitize import sanitize
+from analysis.treat import treat
+from analysis.treat.faults import FAULTS
+from analysis.workload import make_workload
+
+release, sharing, *names = sys.argv[1:]
+base = ["reserve-padding-page"]
+if release == "3.1.0":
+    base += ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
+    base += ["copy-tokens", "true-leaves"] if sharing == "trie" else []
+    # Batches that are not full wait less; only time is saved by it.
+    from shortfin_apps.llm.components.service import BatcherProcess
+    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
+
+def strike(name):
+    fault = FAULTS.get(name)
+    workload = make_workload("mixed" if sharing == "none" else "shared_prefix", count=12, seed=3)
+    with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
+        # With a snapshot before and after every request.
+        with observe(engine, memory_every_s=0) as recording:
+            names = [*base, *([name] if fault else [])]
+            with sanitize(engine) as findings, treat(engine, *names) as treated:
+                engine.run(workload, concurrency=4, timeout_s=5.0)
+        recorder = recording.recorder
+        struck = treated[name].struck if fault else None
+    return {
+        "struck": struck and vars(struck),
+        "findings": findings.rows(),
+        "notes": findings.notes,
+        "events": [[e[0], e[5], e[6]] for e in recorder.events],
+        "snapshots": [s.seq for s in recorder.snapshots if s.consistent],
+    }
+
+for name in ["nothing", *names]:
+    print("\\n" + json.dumps([name, strike(name)]), flush=True)
+"""
+
+AT_FLIGHT = ("table padding", "protected", "own prefix")
+"""Rules that a fault is found under at the very flight that it struck."""
+OTHERWISE = {
+    # No operation tells that the count changed: the next snapshot shows it.
+    "fault:reference-taken-quietly": "snapshot",
+    # What it has instead is seen when the next decode reads it.
+    "fault:allocation-loses-page": "later flight",
+}
+"""Where a fault is found that is not found at its flight, and not at the next snapshot or event."""
+PLANTED = [fault for fault in SHAPE_FAULTS if fault.name != "fault:lock-kept"]
+SHARINGS = ("none", "trie")
+
+CASES = [
+    pytest.param(release, sharing, fault, id=f"{release}-{sharing}-{fault.name[6:]}")
+    for release in RELEASES
+    for sharing in SHARINGS
+    for fault in PLANTED
+    if fault.fits(release, sharing)
+    # Without a trie the release allows the same faults, so each is planted with both.
+]
+
+
+@functools.cache
+def planted(release: str, sharing: str) -> dict[str, dict[str, Any]]:
+    """Plant every fault that fits into an engine of its own, all in one process."""
+    names = [fault.name for fault in PLANTED if fault.fits(release, sharing)]
+    done = subprocess.run(
+        [str(python_of(release)), "-c", _STRIKE, release, sharing, *names],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    said = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
+    said["stderr"] = done.stderr[-3000:]
+    return said
+
+
+def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
+    said = planted(release, sharing)
+    assert name in said, said["stderr"]
+    return said[name]
+
+
+@pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
+def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, fault: Any) -> None:
+    case = case_of(release, sharing, fault.name)
+    struck = case["struck"]
+    assert struck is not None, "It found nothing to strike."
+    assert not case["notes"]
+    found = [r for r in case["findings"] if (r["rule"], r["cause"]) == fault.alarm]
+    found = [row for row in found if _names(row, struck)]
+    assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
+    first = found[0]
+    assert first["message"].endswith(".")
+    where = OTHERWISE.get(fault.name)
+    if where == "later flight":
+        assert first["flight_id"] > struck["flight_id"]
+    elif where is None and fault.alarm[0] in AT_FLIGHT:
+        assert first["flight_id"] == struck["flight_id"]
+    elif fault.alarm[0] == "one state":
+        assert first["seq"] == _first_event(case["events"], "free", struck)
+    else:
+        # The first moment after it at which the cache was looked at, or its place passed.
+        seen = [seq for seq in case["snapshots"] if seq > struck["seq"]]
+        seen += [s for s, kind, pages in case["events"] if kind == "detached" and
+                 s > struck["seq"] and struck["page"] in pages]  # fmt: skip
+        assert first["seq"] == min(seen)
+
+
+@pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
+def test_nothing_is_told_of_it_before(release: str, sharing: str, fault: Any) -> None:
+    case = case_of(release, sharing, fault.name)
+    assert case["struck"] is not None
+    early = [row for row in case["findings"] if row["seq"] < case["struck"]["seq"]]
+    assert not [row for row in early if row["severity"] == "wrong data"]
+    assert fault.alarm not in {(row["rule"], row["cause"]) for row in early}
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_without_a_fault_none_of_it_is_told(release: str, sharing: str) -> None:
+    case = case_of(release, sharing, "nothing")
+    assert not [row for row in case["findings"] if row["severity"] == "wrong data"]
+    known = {(row["rule"], row["cause"]) for row in case["findings"]}
+    meant = {fault.alarm for fault in PLANTED if fault.fits(release, sharing)}
+    assert not known & meant
+
+
+def test_every_fault_of_shape_says_what_it_breaks() -> None:
+    assert len(SHAPE_FAULTS) >= 20
+    for fault in SHAPE_FAULTS:
+        assert fault.alarm == (fault.rule, fault.cause)
+
+
+def _names(row: dict[str, Any], struck: dict[str, Any]) -> bool:
+    """Tell whether a finding names what a fault struck, as far as the fault says it."""
+    return all(
+        struck[name] is None or row[name] == struck[name]
+        for name in ("request_id", "other_request_id", "page")
+    )
+
+
+def _first_event(events: list[Any], kind: str, struck: dict[str, Any]) -> int:
+    """Return the first event of a kind after a strike that has its page."""
+    return next(
+        seq
+        for seq, told, pages in events
+        if seq > struck["seq"] and told == kind and struck["page"] in pages
+    )
