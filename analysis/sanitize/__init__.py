@@ -61,6 +61,8 @@ def sanitize(
         assert isinstance(recorder, Recorder)
         last.callback(setattr, recorder, "look_inside", recorder.look_inside)
         recorder.look_inside |= contents
+        last.callback(setattr, recorder, "verifies", recorder.verifies)
+        recorder.verifies = True
         stride = engine.model.config.block_seq_stride
         follower = Follower(recorder, recorder.snapshots[0], stride)
         last.callback(follower.finish)

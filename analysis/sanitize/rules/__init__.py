@@ -10,6 +10,7 @@ add one, write it into a module here and put it into RULES.
 from __future__ import annotations
 
 from analysis.sanitize.rules.accounting import Leak, OneState, PaddingPage
+from analysis.sanitize.rules.arguments import ArgumentsAsFilled, LandedBeforeRead
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.rules.contents import FiniteContents, WholeCopies, WrittenAfterFree
 from analysis.sanitize.rules.liveness import Completed, FlownTokens
@@ -24,6 +25,7 @@ from analysis.sanitize.rules.provenance import (
 )
 from analysis.sanitize.rules.references import References, Unreferenced
 from analysis.sanitize.rules.rest import AtRest, Watched
+from analysis.sanitize.rules.results import OneAnswer, OwnResult, OwnToken, WholeAnswer
 from analysis.sanitize.rules.tables import BlockTable, SharedPages
 from analysis.sanitize.rules.trie import CachedPrefix, Leaves, Reachable
 
@@ -33,6 +35,7 @@ RULES: tuple[type[Rule], ...] = (
     OneState, Leak, PaddingPage, References, Unreferenced, Leaves, Reachable,
     Completed, FlownTokens, AtRest, Watched, CommonLock,
     FiniteContents, WholeCopies, WrittenAfterFree,
+    OwnResult, OwnToken, WholeAnswer, OneAnswer, ArgumentsAsFilled, LandedBeforeRead,
 )  # fmt: skip
 
 __all__ = ["RULES", "Rule"]
