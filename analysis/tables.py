@@ -26,6 +26,8 @@ EVENT_KINDS = {
     "submitted": "a request was sent in",
     "first_token": "its first token arrived",
     "token": "a further token arrived",
+    "chosen": "its next token was chosen; detail is the digest of the logits that it came from",
+    "answered": "the engine delivered an answer; detail is its tokens, value how many it makes",
     "done": "it ended; detail says how",
     "acquire": "pages were taken from the pool",
     "shortage": "the pool had too few pages; detail says how many were wanted",
@@ -159,6 +161,9 @@ TABLES: dict[str, pa.Schema] = {
             _maybe(
                 "top_logprobs", _REALS, "logarithms of their probabilities, as the engine has them"
             ),
+            _maybe("result_tokens", _INTS, "likeliest next token of each request's row; -1 if NaN"),
+            _maybe("result_digests", pa.list_(_INT), "digest of each request's logits"),
+            _maybe("changed", _TEXT, "arguments not read as they were filled, as a JSON list"),
         ]
     ),
     "events": pa.schema(

@@ -48,6 +48,9 @@ class Listener(Protocol):
     def token(self, request_id: str, token: int | None, first: bool) -> None:
         """Hear that a token of it arrived."""
 
+    def answered(self, request_id: str, tokens: Sequence[int], count: int) -> None:
+        """Hear that the engine delivered an answer of these tokens to it, its `count`-th."""
+
     def done(self, completion: Completion) -> None:
         """Hear that it ended, before whoever waits for it does."""
 
@@ -69,6 +72,8 @@ class _Waiting:
     future: Future[Completion] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     token_s: list[float] = field(default_factory=list)
+    answers: int = 0
+    """Answers that the engine delivered; errors and refusals are none."""
 
 
 class Engine:
@@ -304,7 +309,10 @@ class Engine:
     # -- ending requests -------------------------------------------------------------------
 
     def _answered(self, waiting: _Waiting, answer: Answer) -> None:
-        tokens = waiting.tokens if answer.tokens is None else list(answer.tokens)
+        tokens = self._delivered(waiting, answer)
+        if answer.error is None and self._is_last(waiting):
+            waiting.answers += 1
+            self._tell(lambda one: one.answered(waiting.request_id, tokens, waiting.answers))
         waiting.tokens = tokens[: waiting.max_new_tokens]
         if answer.refused:
             self._end(waiting, "rejected", answer.error)
@@ -312,6 +320,19 @@ class Engine:
             self._end(waiting, "error", answer.error)
         else:
             self._end(waiting, "ok" if waiting.tokens else "empty", None)
+
+    def _delivered(self, waiting: _Waiting, answer: Answer) -> list[int]:
+        """Return the tokens of an answer; those of a text are guessed if others were seen."""
+        if answer.tokens is not None:
+            return list(answer.tokens)
+        if answer.text is None or answer.text == self.tokenizer.decode(waiting.tokens):
+            return waiting.tokens
+        first = len(self.tokenizer.encode(""))  # what is put before every text
+        return list(self.tokenizer.encode(answer.text))[first:]
+
+    def _is_last(self, waiting: _Waiting) -> bool:
+        """Tell whether no later request has the name of this one."""
+        return self._waiting.get(waiting.request_id) in (waiting, None)
 
     def _end(self, waiting: _Waiting, outcome: str, error: str | None) -> None:
         with self._lock:

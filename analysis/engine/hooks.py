@@ -22,6 +22,8 @@ class Watcher(Protocol):
     """Whether pages are to be looked into."""
     likeliest: int
     """How many of the likeliest next tokens are noted for each row of a flight."""
+    verifies: bool
+    """Whether arguments are compared with what they were filled with, and results followed."""
 
     def begin(self, operation: str | None, request_id: str | None) -> None:
         """Begin an operation of the cache on this thread; nameless ones only group others."""
@@ -53,7 +55,9 @@ class Watcher(Protocol):
     def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
         """End a flight; `arrays` are its arguments by name, each as its shape and flat values.
 
-        Beside them are the `Scores` of its results as `scores`, where they were asked for.
+        Beside them are the `Scores` of its results as `scores`, where they were asked for, and
+        where `verifies` says so the tokens and digests of its rows as `results`, and as `changed`
+        which arguments were not read as they were filled.
         """
 
     def fault(self, error: Exception) -> None:

@@ -28,6 +28,7 @@ def observe(
     max_events: int = 500_000,
     max_snapshots: int = 5_000,
     likeliest: int = 0,
+    verifies: bool = False,
 ) -> Iterator[Recording]:
     """Watch a running engine as long as the block lasts, and yield what is recorded.
 
@@ -38,7 +39,9 @@ def observe(
     `max_events` events, as many flights and `max_snapshots` snapshots are kept, the first ones;
     `Recording.overflow` says what was left out. An event takes some 300 bytes. `likeliest` has
     every flight note so many of the likeliest next tokens of each request's row, with their
-    logarithmic probabilities (columns `top_tokens` and `top_logprobs`).
+    logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
+    compared with what they were filled with, and results followed up to the token that is chosen
+    (columns `result_tokens`, `result_digests` and `changed`, events `chosen`).
 
     Raises EngineError if the engine is not running or is observed already.
     """
@@ -49,6 +52,7 @@ def observe(
         max_events=max_events,
         max_snapshots=max_snapshots,
         likeliest=likeliest,
+        verifies=verifies,
     )
     engine.watch(recorder)
     try:

@@ -30,7 +30,7 @@ EVENT_FIELDS = (
 FLIGHT_FIELDS = (
     "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
     "start_positions", "block_tables", "seq", "end_seq", "thread", "t_s", "duration_s", "error",
-    "scores",
+    "scores", "result_tokens", "result_digests", "changed",
 )  # fmt: skip
 _IDS = FLIGHT_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
@@ -40,6 +40,8 @@ _LOCKED = frozenset(
     ["acquire", "free", "create", "replace", "unlink", "reference", "leaf", "no_leaf", "duplicate"]
 )
 """Kinds of events that tell under which locks they happened: those that change what is shared."""
+_STACKLESS = frozenset(["chosen", "answered"])
+"""Kinds of events that happen at one place of the engine only."""
 
 
 class ObserverWarning(UserWarning):
@@ -76,6 +78,7 @@ class Recorder:
         max_events: int,
         max_snapshots: int,
         likeliest: int = 0,
+        verifies: bool = False,
     ) -> None:
         self.engine = engine
         self.automatic = snapshots
@@ -92,6 +95,8 @@ class Recorder:
         """Whether flights and copies have the pages that they used looked into."""
         self.likeliest = likeliest
         """How many of the likeliest next tokens are noted for each row of a flight."""
+        self.verifies = verifies
+        """Whether arguments are compared with what they were filled with, and results followed."""
         self.dropped = {"events": 0, "flights": 0, "snapshots": 0}
         self.faults: list[str] = []
         self._seq = itertools.count()
@@ -192,7 +197,7 @@ class Recorder:
             seq, t_ns = next(self._seq), time.monotonic_ns() - self._started_ns
         else:
             seq, t_ns = place
-        stack = _stack() if self.stacks else None
+        stack = _stack() if self.stacks and kind not in _STACKLESS else None
         locks = None
         if self.locks is not None and kind in _LOCKED:
             locks = self.locks.names(here.marks[-1] if here.marks else None)
@@ -256,12 +261,13 @@ class Recorder:
         shape, _ = arrays.get("seq_lens", ((None,), None))
         scores = arrays.get("scores")
         scores = scores and scores.kept(self.likeliest)
+        tokens, digests = arrays.get("results") or (None, None)
         self.flights.append(
             (number, phase, len(request_ids), shape[0], request_ids, arrays.get("tokens"),
              arrays.get("seq_lens"), arrays.get("start_positions"),
              arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error),
-             scores)
+             scores, tokens, digests, arrays.get("changed"))
         )  # fmt: skip
 
     def last_flight_of(self, request_ids: list[str]) -> int | None:
@@ -329,6 +335,12 @@ class Recorder:
     def token(self, request_id: str, token: int | None, first: bool) -> None:
         """Note that a token arrived."""
         self.event("first_token" if first else "token", request_id=request_id, value=token)
+
+    def answered(self, request_id: str, tokens: Sequence[int], count: int) -> None:
+        """Note that the engine delivered an answer."""
+        self.event(
+            "answered", request_id=request_id, value=count, detail=" ".join(map(str, tokens))
+        )
 
     def done(self, completion: Completion) -> None:
         """Note how a request ended."""

@@ -61,6 +61,8 @@ def sanitize(
         assert isinstance(recorder, Recorder)
         last.callback(setattr, recorder, "look_inside", recorder.look_inside)
         recorder.look_inside |= contents
+        last.callback(setattr, recorder, "verifies", recorder.verifies)
+        recorder.verifies = True
         model = engine.model.config
         stride, context = model.block_seq_stride, model.max_seq_len
         follower = Follower(recorder, recorder.snapshots[0], stride, context)

@@ -91,6 +91,14 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ),
     ("completion", "answered with nothing"): "The client takes an empty answer for a good one.",
     ("completion", None): "The client waits for an answer that does not come.",
+    ("own result", None): "The token goes on another row's or another step's computation.",
+    ("own token", None): "The answer goes on with a token that the model did not choose.",
+    ("whole answer", None): "The client gets another answer than the one that was computed.",
+    ("one answer", None): "The second answer goes to nobody, or to whoever asks next.",
+    ("arguments as filled", None): "The device computes with other arguments than were meant.",
+    ("landed before read", None): (
+        "Nothing makes the reader wait: it may read the slot before it is written."
+    ),
     ("one state", None): "Two requests can come to hold the page, and write over each other.",
 }
 """By rule and cause; None stands for all other causes of a rule."""

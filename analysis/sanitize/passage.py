@@ -156,7 +156,9 @@ class Passage:
             else:
                 sequence.restart(flown if due is None else due, first)
             # No token comes from the first chunks of a prompt.
-            sequence.takeoffs += sequence.prompt is None or sequence.length >= len(sequence.prompt)
+            if sequence.prompt is None or sequence.length >= len(sequence.prompt):
+                sequence.takeoffs += 1
+                sequence.result = self.flight.result(row)
 
     # -- reading ---------------------------------------------------------------------------
 

@@ -72,6 +72,9 @@ def _flight(f: dict[str, Any], array: Any) -> Flight | Unread:
         end_seq=f["end_seq"],
         thread=f["thread"],
         t_s=f["t_s"],
+        result_tokens=f.get("result_tokens"),
+        result_digests=f.get("result_digests"),
+        changed=f.get("changed"),
     )
 
 

@@ -60,11 +60,36 @@ class Flight:
     end_seq: int
     thread: str | None
     t_s: float
+    result_tokens: list[int] | None = None
+    """What a greedy selection makes of each real row's logits, -1 of NaN; None if not noted."""
+    result_digests: list[int] | None = None
+    """Digest of each real row's logits."""
+    changed: str | None = None
+    """Arguments that were not read as they were filled, as a JSON list."""
+
+    def result(self, row: int) -> Result | None:
+        """Return what came of a real row; None if it was not noted."""
+        if not self.result_tokens or not self.result_digests:
+            return None
+        return Result(self.flight_id, self.result_digests[row], self.result_tokens[row])
 
     @property
     def real(self) -> int:
         """Rows that carry a request; the rest is padding."""
         return len(self.request_ids)
+
+
+@dataclass
+class Result:
+    """What an invocation gave one of its rows."""
+
+    flight_id: int
+    digest: int
+    """Of its logits."""
+    token: int
+    """The likeliest one; negative where there is a NaN."""
+    used: bool = False
+    """Whether a token was chosen from it."""
 
 
 @dataclass(eq=False)
@@ -85,6 +110,14 @@ class Sequence:
         """Tokens that the engine chose, in order; None where it did not show which."""
         self.length = 0
         """Positions that were flown."""
+        self.chosen: list[int | None] = []
+        """Tokens as they were chosen; None where the selection is not followed."""
+        self.follows = True
+        """Whether `chosen` has them from the first."""
+        self.answers = 0
+        """Answers that were delivered."""
+        self.result: Result | None = None
+        """What the last invocation gave that a token may come from."""
         self.takeoffs = 0
         """Flights that a token of the answer may come from."""
         self.lost = False
@@ -245,6 +278,18 @@ class World(Replay):
             sequence.answer.append(event.value)
 
     _see_token = _see_first_token
+
+    def _see_chosen(self, event: Event) -> None:
+        sequence = self.last_of.get(event.request_id or "")
+        if sequence is not None:
+            if sequence.answer and not sequence.chosen:
+                sequence.follows = False  # it was not watched so closely when it began
+            sequence.chosen.append(event.value)
+
+    def _see_answered(self, event: Event) -> None:
+        sequence = self.last_of.get(event.request_id or "")
+        if sequence is not None:
+            sequence.answers += 1
 
     def _see_done(self, event: Event) -> None:
         sequence = self.under_way.pop(event.request_id or "", None)

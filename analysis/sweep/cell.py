@@ -146,6 +146,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
         snapshots=spec["observe"] == "snapshots",
         stacks=spec["stacks"],
         likeliest=_LIKELIEST,
+        verifies=True,
     ) as recording:
         spill = Spill(recording, directory, spec["cell_id"])
         with spill:

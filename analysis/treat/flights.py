@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.engine.adapters.probe import CURRENT_FLIGHT, values_of
+from analysis.engine.adapters.verify import note_edit
 from analysis.treat.base import replace_attribute
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class Boarded:
     """tokens, seq_lens, start_positions (not of every prefill), block_tables."""
     process: Any
     """The engine's own process that is calling."""
+    secretly: bool = False
+    """Set to have nobody told that the arrays were changed after they had been filled."""
+    put_back: bool = False
+    """Set to have the arrays as they were again when the call has returned."""
     skip: bool = False
     """Set to have the call not made, and the last results of its kind given instead."""
     afterwards: Callable[[], None] | None = None
@@ -78,9 +83,13 @@ def edit_flights(engine: Engine, undo: ExitStack, editor: Editor) -> None:
             for name, array in zip(names, arguments, strict=True):
                 if not np.array_equal(before[name], boarded.arrays[name]):
                     _write(array, boarded.arrays[name])
+                    if not boarded.secretly:
+                        note_edit(array, boarded.arrays[name])
             if boarded.skip and (phase, size) in last:
                 return last[phase, size]
             results = await function(*args, fiber=fiber)
+            for name, array in zip(names, arguments, strict=True) if boarded.put_back else ():
+                _write(array, before[name])
             last[phase, size] = results
             if boarded.afterwards is not None:
                 boarded.afterwards()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import shortfin.array as sfnp
 from shortfin_apps.llm.components import service as components
 from shortfin_apps.llm.components.generate import GenerateItemProcess
 from shortfin_apps.llm.components.kvcache.base_attention_cache import (
@@ -24,6 +25,7 @@ from analysis.engine.adapters.probe import (
     indices,
     objects_of,
 )
+from analysis.engine.adapters.verify import raw
 from analysis.engine.hooks import Hooks
 
 _ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAllocation)
@@ -86,6 +88,7 @@ class AllocationProbe(CacheProbe):
 
         hooks.attribute(self.service.batcher, "submit", submitted)
         self._hook_requests(hooks)
+        self._hook_choice(hooks)
         self._hook_acquire(hooks)
         for kind in _ALLOCATIONS:
             self._hook_allocation(hooks, kind)
@@ -101,7 +104,7 @@ class AllocationProbe(CacheProbe):
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
         def flying(process: Any) -> None:
-            CURRENT_FLIGHT.set(process)
+            self.takes_off(process)
             for request in process.exec_requests:
                 allocation = request.allocation
                 note = self._allocations.get(id(allocation))
@@ -143,6 +146,32 @@ class AllocationProbe(CacheProbe):
                 hooks.watcher.end(None)
 
         hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
+
+    def _hook_choice(self, hooks: Hooks) -> None:
+        """Tell from which logits each token that is appended to an answer was chosen."""
+        argmax, append = sfnp.argmax, GenerateItemProcess.append_token
+        fault = hooks.watcher.fault
+        read: dict[str, bytes] = {}
+
+        def choosing(logits: Any, *args: Any, **named: Any) -> Any:
+            request = CURRENT_REQUEST.get()
+            if request is not None and hooks.watcher.verifies and logits is not None:
+                try:
+                    read[request] = raw(logits)
+                except Exception as error:
+                    fault(error)
+            return argmax(logits, *args, **named)
+
+        def appending(process: Any, token: int) -> None:
+            if process.client.batcher is self.service.batcher:
+                request = process.gen_req.rid
+                logits = read.pop(request, None)
+                if logits is not None:
+                    self.tell_chosen(request, logits, token)
+            append(process, token)
+
+        hooks.attribute(sfnp, "argmax", choosing)
+        hooks.attribute(GenerateItemProcess, "append_token", appending)
 
     def _hook_acquire(self, hooks: Hooks) -> None:
         def who(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:

@@ -35,6 +35,8 @@ class Answer:
 
     tokens: tuple[int, ...] | None = None
     """The answer's tokens where the engine's response carries them; None: those seen to arrive."""
+    text: str | None = None
+    """The answer's text where the engine's response carries that instead."""
     refused: bool = False
     error: str | None = None
 

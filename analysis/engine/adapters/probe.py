@@ -8,12 +8,21 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis.engine.adapters.verify import (
+    FILLED,
+    Filled,
+    changes,
+    chosen_by,
+    digest,
+    note_filling,
+    raw,
+)
 from analysis.engine.hooks import Hooks, Watcher
 from analysis.engine.locks import Locks, WatchedLock, treatment_locks
 from analysis.engine.scores import copy_scores
@@ -94,6 +103,10 @@ class Landing(NamedTuple):
     arguments: Sequence[Any]
     """Those before the page tables."""
     results: Sequence[Any] = ()
+    filled: Mapping[int, Filled] | None = None
+    """What the arguments were filled with; None if that was not noted."""
+    returned: Sequence[bytes] = ()
+    """The bytes of the arguments when the call had returned."""
 
 
 class CacheProbe(ABC):
@@ -472,7 +485,33 @@ class CacheProbe(ABC):
             return ("tokens", "start_positions", "seq_lens", "block_tables")
         return ("tokens", "seq_lens", "block_tables")
 
+    def takes_off(self, process: Any) -> None:
+        """Note, in the task of an engine's process, that it is to call the model."""
+        CURRENT_FLIGHT.set(process)
+        FILLED.set({} if self.watcher is not None and self.watcher.verifies else None)
+
+    def tell_chosen(self, request_id: str, logits: bytes, token: int | None) -> None:
+        """Tell from which logits a request's next token was chosen, and which."""
+        self._tell("chosen", request_id=request_id, value=token, detail=f"{digest(logits):08x}")
+
+    def _hook_filling(self, hooks: Hooks) -> None:
+        """Note what arguments are filled with, where the engine sends them to the device."""
+        kind = type(self.pool.page_tables[0])
+        fill, fault = kind.copy_to, hooks.watcher.fault
+
+        def filling(host: Any, device: Any) -> Any:
+            if FILLED.get() is not None:
+                try:
+                    note_filling(host, device)
+                except Exception as error:
+                    FILLED.set(None)
+                    fault(error)
+            return fill(host, device)
+
+        hooks.attribute(kind, "copy_to", filling)
+
     def _hook_flights(self, hooks: Hooks) -> None:
+        self._hook_filling(hooks)
         for phase in ("prefill", "decode"):
             functions = getattr(self.service, f"{phase}_functions")
             for size, function in list(functions.items()):
@@ -490,7 +529,7 @@ class CacheProbe(ABC):
             process = CURRENT_FLIGHT.get()
             if process is None:  # it was boarded before the watching began
                 return await function(*args, fiber=fiber)
-            flight = None
+            flight, filled, returned = None, FILLED.get(), []
             arguments = args[: len(args) - tables]
             try:
                 flight = watcher.flight_begins(phase, self.flight_requests(process))
@@ -502,7 +541,9 @@ class CacheProbe(ABC):
                 self.land(Landing(flight, phase, arguments), error)
                 raise
             try:
-                self.await_landing(Landing(flight, phase, arguments, results))
+                if filled is not None:
+                    returned = [raw(array) for array in arguments]
+                self.await_landing(Landing(flight, phase, arguments, results, filled, returned))
             except Exception as error:
                 watcher.fault(error)
             return results
@@ -520,7 +561,7 @@ class CacheProbe(ABC):
         """Tell the end of a flight."""
         watcher = self.watcher
         assert watcher is not None
-        flight, phase, arguments, results = landing
+        flight, phase, arguments, results, filled, returned = landing
         if flight is None:
             return  # its beginning could not be told
         arrays: dict[str, Any] = {}
@@ -529,9 +570,16 @@ class CacheProbe(ABC):
         try:
             names = self.argument_names(phase, len(arguments))
             arrays = {n: values_of(array) for n, array in zip(names, arguments, strict=True)}
-            if watcher.likeliest and len(results) == 1:  # more: it chose among them on the device
+            if filled:
+                arrays["changed"] = changes(names, arguments, filled, returned, arrays)
+            # More results than one: it chose among them on the device.
+            if (watcher.likeliest or watcher.verifies) and len(results) == 1:
                 rows = len(self.flight_requests(CURRENT_FLIGHT.get()))
-                arrays["scores"] = copy_scores(results[0], phase, rows, arrays)
+                scores = copy_scores(results[0], phase, rows, arrays)
+                if watcher.likeliest:
+                    arrays["scores"] = scores
+                if watcher.verifies:
+                    arrays["results"] = chosen_by(scores)
         except Exception as fault:
             watcher.fault(fault)
         try:

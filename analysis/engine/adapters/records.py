@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortfin_apps.llm.components.batching.modes.default import LlmInvocationProcess
-from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
+from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager, TokenSelector
 from shortfin_apps.llm.components.device_array_cache import Allocation
 
 from analysis.engine.adapters.probe import (
-    CURRENT_FLIGHT,
     CURRENT_REQUEST,
     CacheProbe,
     Landing,
     indices,
     objects_of,
 )
+from analysis.engine.adapters.verify import raw
 from analysis.engine.hooks import Hooks
 
 _NAMES: dict[str, str | None] = {
@@ -128,7 +128,7 @@ class RecordProbe(CacheProbe):
         hooks.around(self.pool, "copy_page_index", "copy", after=copied)
 
         def flying(process: Any) -> None:
-            CURRENT_FLIGHT.set(process)
+            self.takes_off(process)
             if not hasattr(self.cache, "root"):
                 return
             for request in self.flight_requests(process):
@@ -139,6 +139,7 @@ class RecordProbe(CacheProbe):
 
         hooks.around_task(LlmInvocationProcess, "run", before=flying)
         self._hook_landing(hooks)
+        self._hook_choice(hooks)
 
     def _hook_operation(self, hooks: Hooks, name: str, operation: str | None) -> None:
         def who(*args: Any, **named: Any) -> str | None:
@@ -184,6 +185,23 @@ class RecordProbe(CacheProbe):
 
         hooks.attribute(Allocation, "release", landing)
         hooks.also(self._in_the_air.clear)
+
+    def _hook_choice(self, hooks: Hooks) -> None:
+        """Tell from which logits each token of an answer was chosen."""
+        step, watcher = TokenSelector.step, hooks.watcher
+
+        def stepping(selector: Any, logits: Any, indices: Any) -> Any:
+            chosen = step(selector, logits, indices)
+            request = CURRENT_REQUEST.get()
+            if request is not None and watcher.verifies and len(logits) == 1:
+                try:
+                    token = _chosen(selector, chosen[1]) if indices[0] is None else None
+                    self.tell_chosen(request, raw(logits[0]), token)
+                except Exception as error:
+                    watcher.fault(error)
+            return chosen
+
+        hooks.attribute(TokenSelector, "step", stepping)
 
     def _hook_requests(self, hooks: Hooks) -> None:
         def started(decoder: Any) -> str | None:
@@ -277,6 +295,16 @@ class RecordProbe(CacheProbe):
         hooks.around(PageManager, "update_decode_reqs", mine=of_manager, who=who, after=stepped)
         hooks.around(PageManager, "release_pages", mine=of_manager, who=who, after=held)
         hooks.around(PageManager, "__init__", mine=of_new_manager, who=new_for, after=made)
+
+
+def _chosen(selector: Any, tokens: Any) -> int | None:
+    """Return the token that was chosen in a step, None where the selection is not greedy."""
+    config = selector._decode_config
+    kept = config.temperature in (None, 1.0) and config.logits_normalization.name != "SOFTMAX"
+    if config.num_beams > 1 or not kept:
+        return None
+    # The end of an answer is not among the tokens to go on with.
+    return int(tokens[0]) if len(tokens) else int(selector._eos_token_id)
 
 
 def _serves(manager: Any, decoder: Any) -> bool:

@@ -56,10 +56,10 @@ class _Responder:
         self.call = call
         self._answered = threading.Event()
 
-    def send_response(self, response: object) -> None:
-        del response  # text of the tokens that were seen one by one
+    def send_response(self, response: bytes) -> None:
         self._answered.set()
-        self.call.on_end(Answer())
+        text = response.removeprefix(b"data: ").removesuffix(b"\n\n").decode()
+        self.call.on_end(Answer(text=text))
 
     def ensure_response(self) -> None:
         if not self._answered.is_set():

@@ -11,6 +11,7 @@ add one, write it into a module here and put it into RULES.
 from __future__ import annotations
 
 from analysis.sanitize.rules.accounting import AllocationLists, Leak, OneState, PaddingPage
+from analysis.sanitize.rules.arguments import ArgumentsAsFilled, LandedBeforeRead
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.rules.contents import FiniteContents, WholeCopies, WrittenAfterFree
 from analysis.sanitize.rules.liveness import Completed, FlownTokens
@@ -26,6 +27,7 @@ from analysis.sanitize.rules.provenance import (
 )
 from analysis.sanitize.rules.references import Protected, References, Unreferenced
 from analysis.sanitize.rules.rest import AtRest, Watched
+from analysis.sanitize.rules.results import OneAnswer, OwnResult, OwnToken, WholeAnswer
 from analysis.sanitize.rules.tables import BlockTable, SharedPages, TablePadding
 from analysis.sanitize.rules.trie import CachedPrefix, Leaves, Parents, Reachable
 
@@ -36,6 +38,7 @@ RULES: tuple[type[Rule], ...] = (
     Leaves, Reachable, Parents,
     Completed, FlownTokens, AtRest, Watched, CommonLock,
     FiniteContents, WholeCopies, WrittenAfterFree,
+    OwnResult, OwnToken, WholeAnswer, OneAnswer, ArgumentsAsFilled, LandedBeforeRead,
 )  # fmt: skip
 
 __all__ = ["RULES", "Rule"]

@@ -1,0 +1,103 @@
+"""What a call of the model was filled with, what it read, and what came of it, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.engine.scores import Scores
+
+FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
+"""By the id of a device array: what the invocation under way filled it with. None: not noted."""
+NO_TOKEN = -1
+"""Stands for the token of a row whose logits have a NaN."""
+RETURNED, LANDED = "returned", "landed"
+"""When an argument was read again: when the call had returned, and when its results were there."""
+
+
+class Filled(NamedTuple):
+    """What a device array held before it was filled, and what it was filled with."""
+
+    before: bytes
+    content: bytes
+
+
+def raw(array: Any) -> bytes:
+    """Return the bytes of an array, read in place."""
+    with array.map(read=True) as mapped:
+        return bytes(mapped)
+
+
+def note_filling(host: Any, device: Any) -> None:
+    """Note what an array on the device is about to be filled with, if an invocation notes that."""
+    filled = FILLED.get()
+    if filled is not None:
+        filled[id(device)] = Filled(raw(device), raw(host))
+
+
+def note_edit(device: Any, values: npt.NDArray[np.int64]) -> None:
+    """Note that a treatment changed an argument on purpose: from now on it is filled so."""
+    filled = FILLED.get()
+    if filled is not None and (note := filled.get(id(device))) is not None:
+        filled[id(device)] = note._replace(content=values.astype(np.int64).tobytes())
+
+
+def digest(logits: bytes) -> int:
+    """Return a short digest of one row's logits."""
+    return zlib.crc32(logits)
+
+
+def chosen_by(scores: Scores) -> tuple[list[int], list[int]]:
+    """Return of each row the token that a greedy selection makes, and the digest of its logits.
+
+    Of equally likely tokens the first is chosen; a row with a NaN has `NO_TOKEN`.
+    """
+    if not scores.rows:
+        return [], []
+    kind = np.float32 if len(scores.rows[0]) // scores.vocabulary == 4 else np.float16
+    logits = np.frombuffer(b"".join(scores.rows), dtype=kind).reshape(len(scores.rows), -1)
+    tokens = logits.argmax(axis=1)  # the place of a NaN, if there is one
+    best = logits[np.arange(len(tokens)), tokens]
+    return np.where(np.isnan(best), NO_TOKEN, tokens).tolist(), [digest(r) for r in scores.rows]
+
+
+def changes(
+    names: Sequence[str],
+    arguments: Sequence[Any],
+    filled: Mapping[int, Filled],
+    returned: Sequence[bytes],
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+) -> str | None:
+    """Compare arguments with what they were filled with; return what differs, None if nothing does.
+
+    `returned` are their bytes when the call had returned, `arrays` their values when it had landed.
+    The result is a JSON list of [argument, row, column, filled, read, when], the first place of
+    each row of each argument.
+    """
+    found: dict[tuple[str, int], list[Any]] = {}
+    for place, (name, array) in enumerate(zip(names, arguments, strict=True)):
+        note = filled.get(id(array))
+        if note is None or not returned:
+            continue
+        shape, values = arrays[name]
+        if note.content == returned[place] == values.tobytes():
+            continue
+        due, before = (np.frombuffer(part, dtype=np.int64) for part in (note.content, note.before))
+        for when, read in (
+            (RETURNED, np.frombuffer(returned[place], dtype=np.int64)),
+            (LANDED, np.asarray(values, dtype=np.int64)),
+        ):
+            differs = read != due
+            if when == RETURNED:
+                differs &= read != before  # the transfer may still be under way
+            for at in np.flatnonzero(differs).tolist():
+                row, column = divmod(at, shape[1]) if len(shape) > 1 else (at, 0)
+                entry = [name, row, column, int(due[at]), int(read[at]), when]
+                found.setdefault((name, row), entry)
+    return json.dumps(list(found.values())) if found else None
