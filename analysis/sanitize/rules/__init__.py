@@ -11,7 +11,13 @@ from __future__ import annotations
 
 from analysis.sanitize.rules.accounting import Leak, OneState, PaddingPage
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.rules.contents import FiniteContents, WholeCopies, WrittenAfterFree
+from analysis.sanitize.rules.contents import (
+    ArrivedWrites,
+    FiniteContents,
+    UnwrittenBytes,
+    WholeCopies,
+    WrittenAfterFree,
+)
 from analysis.sanitize.rules.liveness import Completed, FlownTokens
 from analysis.sanitize.rules.locking import CommonLock
 from analysis.sanitize.rules.provenance import (
@@ -32,7 +38,7 @@ RULES: tuple[type[Rule], ...] = (
     BlockTable, SharedPages, CachedPrefix,
     OneState, Leak, PaddingPage, References, Unreferenced, Leaves, Reachable,
     Completed, FlownTokens, AtRest, Watched, CommonLock,
-    FiniteContents, WholeCopies, WrittenAfterFree,
+    FiniteContents, WholeCopies, WrittenAfterFree, UnwrittenBytes, ArrivedWrites,
 )  # fmt: skip
 
 __all__ = ["RULES", "Rule"]
