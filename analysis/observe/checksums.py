@@ -73,6 +73,17 @@ class _Pending:
     request_id: str | None
 
 
+@dataclass
+class _Copy:
+    """What a page was copied from."""
+
+    source: int
+    done_after: int
+    """The flight after whose landing the device has surely done it."""
+    flights: set[int]
+    """Flights under way then, which may have been writing to the source."""
+
+
 class Checksums:
     """Digests of all slots of one engine's page table, compared whenever a page is read again.
 
@@ -111,13 +122,13 @@ class Checksums:
         self._since = np.full(self._count, -1, dtype=np.int64)
         """The last flight that had begun when a page was last seen as it should be."""
         self._clock, self._last_begun = 1, -1
-        self._air = {number: -1 for number in recorder.under_way}
+        self._air = dict.fromkeys(recorder.under_way, -1)
         self._pending: list[_Pending] = []
         # Flights that were called before the hooks were there may write what nobody sees.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
         self._unsure.add(_PADDING_PAGE)
-        self._copied: dict[int, tuple[int, int]] = {}
-        """By a copy: its source, and the flight number after which it is surely done."""
+        self._copied: dict[int, _Copy] = {}
+        """By the page that became one."""
         _watching[id(self._pool)] = self
 
     def _open(self, probe: CacheProbe) -> None:
@@ -198,6 +209,7 @@ class Checksums:
                 self._distrust(request_ids, wrote)
                 return
             self._settle(flight, wrote.flat)
+            self._uncertain_copies(flight, wrote.flat)
             self._arrive(flight, request_ids, wrote, begun)
             if self.mode == "whole":
                 self._look(self._all(), "landing")
@@ -233,7 +245,8 @@ class Checksums:
         """Read every page: what changed unseen is told at the latest here."""
         with self.lock:
             if self._tables:
-                self._copied = {page: (source, -1) for page, (source, _) in self._copied.items()}
+                for copy in self._copied.values():
+                    copy.done_after = -1
                 self._look(self._all(), "end")
 
     @property
@@ -313,9 +326,8 @@ class Checksums:
             "holds": self._origin(page, slots, was != held, held),
             "moment": pending.moment,
             "since_flight": pending.since,
-            "copy_of": self._copied.get(page, (None,))[0],
+            "copy_of": copy.source if (copy := self._copied.pop(page, None)) else None,
         }
-        self._copied.pop(page, None)
         self._clock += 1
         self._digest[page][:, :, slots] = held
         self._at[page, slots] = self._clock
@@ -323,9 +335,7 @@ class Checksums:
         self._since[page] = self._last_begun
         self._tell("bytes_changed", page, slots[0], pending.request_id, said)
 
-    def _origin(
-        self, page: int, slots: Sequence[int], unlike: Mask, held: Digests
-    ) -> Any:
+    def _origin(self, page: int, slots: Sequence[int], unlike: Mask, held: Digests) -> Any:
         """Return what changed slots hold now: zeros, another slot (page, slot), or None."""
         if not held[unlike].any():
             return "zeros"
@@ -342,9 +352,7 @@ class Checksums:
 
     # -- what arrives ----------------------------------------------------------------------
 
-    def _arrive(
-        self, flight: int, request_ids: Sequence[str], wrote: _Written, begun: int
-    ) -> None:
+    def _arrive(self, flight: int, request_ids: Sequence[str], wrote: _Written, begun: int) -> None:
         """Read the slots that a flight wrote; tell of those where something did not arrive."""
         pages, slots = wrote.pages, wrote.slots
         mine = pages != _PADDING_PAGE
@@ -383,9 +391,7 @@ class Checksums:
         for page in self._copied.keys() & set(pages.tolist()):
             del self._copied[page]
 
-    def _lost(
-        self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints
-    ) -> Mask:
+    def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
         """Return which blocks still hold what they held, where a write should have changed them.
 
         The first layer's values follow from the token, and its keys from the token and its
@@ -409,17 +415,24 @@ class Checksums:
     def _copy(self, source: int, target: int) -> None:
         """Take note that a page becomes another's copy; the device may do it later."""
         self._clock += 1
-        self._known[target], self._at[target] = False, self._clock
-        if not self._air and self._known[source].all() and source not in self._unsure:
-            self._digest[target], self._known[target] = self._digest[source], True
-            self._token[target] = self._token[source]
-        self._copied[target] = source, self._last_begun + 1
+        self._at[target] = self._clock
+        self._known[target] = self._known[source] & (source not in self._unsure)
+        self._digest[target], self._token[target] = self._digest[source], self._token[source]
+        self._copied[target] = _Copy(source, self._last_begun + 1, set(self._air))
+
+    def _uncertain_copies(self, flight: int, written: frozenset[int]) -> None:
+        """Take back what copies should hold where a flight was just writing to their source."""
+        for target, copy in self._copied.items():
+            if flight in copy.flights:
+                first = copy.source * self._stride
+                slots = [s for s in range(self._stride) if first + s in written]
+                self._known[target, slots] = False
 
     def _is_settling(self, page: int) -> bool:
         """Tell whether a page is a copy that the device may not have made yet."""
         if page not in self._copied:
             return False
-        after = self._copied[page][1]
+        after = self._copied[page].done_after
         return after > self._last_begun or any(number <= after for number in self._air)
 
     def _distrust(self, request_ids: Sequence[str], wrote: _Written | None) -> None:

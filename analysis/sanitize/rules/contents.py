@@ -12,7 +12,7 @@ import numpy as np
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.shadow import NOBODY, NOTHING, PADDING, UNKNOWN
+from analysis.sanitize.shadow import NOBODY, PADDING, UNKNOWN
 from analysis.sanitize.world import PADDING_PAGE, Event, World
 
 _KEPT_PASSAGES = 64
@@ -108,30 +108,35 @@ class UnwrittenBytes(Rule):
             cause = "not all of a copied page"
         elif free and not readers:
             cause = "of a free page"
-        elif holds == "zeros":
-            cause = "became zeros"
         else:
-            cause = "changed" if holds is None else "another slot's bytes"
+            cause = "another slot's bytes" if isinstance(holds, list) else "changed"
         writer = None
         if isinstance(holds, list):
             writer = world.name(int(world.shadow.writer[holds[0] * world.stride + holds[1]]))
-        suffers = readers[0] if readers else event.request_id
-        yield Finding(
-            cause=cause,
-            message=f"{_slots(slots)} of page {page} changed{_of(said['parts'])} and nothing wrote"
-            f" {_them(slots)}, at the latest when {_MOMENTS[said['moment']]}"
+        message = (
+            f"{_slots(slots).capitalize()} of page {page} changed{_of(said['parts'])}, and nothing"
+            f" wrote {_them(slots)}; seen when {_MOMENTS[said['moment']]}"
             + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
             + _now(holds, writer)
             + (f". Last seen right after flight {since} began" if since >= 0 else "")
-            + (f"; since then {' and '.join(readers)} may have read {_them(slots)}" if readers
-               else "; no request is known to have read it since")
-            + ".",
-            request_id=suffers,
-            other_request_id=writer if writer != suffers else None,
-            page=page,
-            slot=slots[0],
-            severity=WRONG_DATA if readers else AT_RISK,
-        )  # fmt: skip
+            + (
+                f"; {' and '.join(readers)} read {_them(slots)} since or will"
+                if readers
+                else "; no request is known to have read it since"
+            )
+            + "."
+        )
+        suffering: list[str | None] = [*readers] or [event.request_id]
+        for suffers in suffering:
+            yield Finding(
+                cause=cause,
+                message=message,
+                request_id=suffers,
+                other_request_id=writer if writer != suffers else None,
+                page=page,
+                slot=slots[0],
+                severity=WRONG_DATA if readers else AT_RISK,
+            )
 
     def after_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
         """Have what is computed from them from now on be known for tainted."""
@@ -183,15 +188,10 @@ class ArrivedWrites(Rule):
         if not lost:
             return
         first = slots[str(lost[0])]
-        if first["zeros"]:
-            cause = "zeros" if first["all"] else "zeros in a part"
-            what = "zeros"
-        else:
-            cause = "nothing" if first["all"] else "not all"
-            what = "what was there before"
+        what = "zeros" if first["zeros"] else "what was there before"
         world.shadow.tainted[[page * world.stride + slot for slot in lost]] = True
         yield Finding(
-            cause=cause,
+            cause="nothing arrived" if first["all"] else "a part is missing",
             message=f"Flight {event.value} wrote {_slots(lost)} of page {page} for"
             f" {event.request_id}, and{_of(first['parts'])} {_they(lost)} {what}.",
             request_id=event.request_id,
