@@ -52,6 +52,9 @@ class Watcher(Protocol):
     def flight_begins(self, phase: str, request_ids: list[str]) -> Any:
         """Begin a flight; the result is given to `flight_ends`."""
 
+    def flight_unseen(self) -> None:
+        """Tell that a flight is called whose beginning could not be told."""
+
     def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
         """End a flight; `arrays` are its arguments by name, each as its shape and flat values.
 

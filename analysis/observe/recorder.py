@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ from analysis.engine.cache import read_between
 from analysis.engine.config import Completion, EngineDeath
 from analysis.engine.engine import Engine
 from analysis.engine.locks import Locks
+from analysis.observe.checksums import SEEN, Checksums
 from analysis.snapshot import Snapshot
 
 # The order of a recorded event's fields, as columns of the table `events`.
@@ -93,6 +94,8 @@ class Recorder:
         """Places among the events that stay empty: reserved for nothing, or past the bound."""
         self.look_inside = False
         """Whether flights and copies have the pages that they used looked into."""
+        self.checksums: Checksums | None = None
+        """What looks at the bytes of pages, while somebody wants it."""
         self.likeliest = likeliest
         """How many of the likeliest next tokens are noted for each row of a flight."""
         self.verifies = verifies
@@ -206,6 +209,8 @@ class Recorder:
              free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
              detail, locks, stack)
         )  # fmt: skip
+        if self.checksums is not None and pages and kind in SEEN:
+            self._of_bytes(self.checksums.seen, kind, pages, request_id or owner)
 
     def begins_with(self, first: Snapshot) -> None:
         """Take note of what requests held already when the recording began."""
@@ -226,6 +231,10 @@ class Recorder:
         if new := now - before:
             self.event("hold", request_id=request_id, pages=sorted(new))
 
+    def held_by(self, request_id: str) -> frozenset[int]:
+        """Return the pages that a request was last told to hold."""
+        return self._held.get(request_id, frozenset())
+
     def _name(self) -> str:
         """Return the name of the engine's worker that this thread is, or the thread's own."""
         try:
@@ -245,13 +254,21 @@ class Recorder:
         flight = (next(self._flight_ids), phase, request_ids, seq, t_ns, self._here.name
                   or self._name())  # fmt: skip
         self.under_way[flight[0]] = flight
+        if self.checksums is not None:
+            self._of_bytes(self.checksums.begins, flight[0])
         return flight
+
+    def flight_unseen(self) -> None:
+        """Take note that a flight is called which could not be told: it writes unseen."""
+        self._no_more_checksums("a flight could not be told")
 
     def flight_ends(
         self, flight: tuple[Any, ...], arrays: dict[str, Any], error: BaseException | None
     ) -> None:
         """Keep a flight with the arguments that the device got."""
         number, phase, request_ids, seq, begun_ns, thread = flight
+        if self.checksums is not None:
+            self._of_bytes(self.checksums.ends, number, phase, request_ids, arrays, error)
         end_seq, ended_ns = self.reserve()
         self.under_way.pop(number, None)
         if len(self.flights) >= self.max_events:
@@ -376,6 +393,29 @@ class Recorder:
         """Note that the engine died, and how its cache lies there."""
         self.event("died", detail=death.message)
         self._automatic_snapshot("failure", None)
+
+    # -- the bytes of pages ----------------------------------------------------------------
+
+    def _of_bytes(self, look: Callable[..., None], *args: Any) -> None:
+        """Look at bytes; a mistake in it must not reach the engine, nor make a false alarm."""
+        try:
+            look(*args)
+        except Exception as error:
+            self.fault(error)
+            self._no_more_checksums(f"{type(error).__name__}: {error}")
+
+    def read_all_bytes(self) -> None:
+        """Read all pages once more, and tell how far their bytes were checked."""
+        if self.checksums is not None:
+            self._of_bytes(self.checksums.read_all)
+        if self.checksums is not None:
+            self.event("checksums", detail=self.checksums.coverage)
+
+    def _no_more_checksums(self, reason: str) -> None:
+        checksums, self.checksums = self.checksums, None
+        if checksums is not None:
+            checksums.close()
+            self.event("checksums", detail=json.dumps({"ended": reason}))
 
     # -- what goes wrong here --------------------------------------------------------------
 

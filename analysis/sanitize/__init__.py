@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from analysis.engine.engine import Engine
 from analysis.errors import EngineError
 from analysis.observe import observe
+from analysis.observe.checksums import MODES, Checksums
 from analysis.observe.recorder import Recorder
 from analysis.sanitize.findings import Finding, Findings, Group
 from analysis.sanitize.live import Follower
@@ -31,6 +33,7 @@ def sanitize(
     *,
     stacks: bool = True,
     contents: bool = False,
+    checksums: str | None = "sampled",
     max_events: int = 500_000,
 ) -> Iterator[Findings]:
     """Check a running engine as long as the block lasts, and yield what is found as it is found.
@@ -38,7 +41,16 @@ def sanitize(
     The engine is observed for it (see `observe`), unless it is already: then that recording is
     followed from its beginning. `stacks` adds the engine's own frames to findings. `contents` also
     looks into the pages that each flight used, when it has landed, for NaN and infinity, and
-    compares copied pages with their source; that costs more. The cache at rest is checked when the
+    compares copied pages with their source; that costs more.
+
+    `checksums` looks for bytes of pages that change although nothing writes them, and for written
+    ones that do not arrive, see `Checksums`. All that a flight wrote is read when it has landed.
+    *sampled* besides reads one page a flight, of those that its rows use: of N pages in use a wrong
+    byte is found after N flights on average, at the latest when its page is freed, acquired, found
+    in the trie, let go of, or the block ends. *whole* reads all pages before and after every
+    flight, which is slow; None reads none. What was read is in `Findings.bytes_checked`.
+
+    The cache at rest is checked when the
     block ends. After `max_events` events or flights nothing more is checked, and it says so.
 
     Raises EngineError if the engine is not running.
@@ -63,6 +75,10 @@ def sanitize(
         recorder.look_inside |= contents
         last.callback(setattr, recorder, "verifies", recorder.verifies)
         recorder.verifies = True
+        mine = _start_checksums(engine, recorder, checksums)
+        if mine is not None:
+            last.callback(mine.close)
+            last.callback(setattr, recorder, "checksums", None)
         model = engine.model.config
         stride, context = model.block_seq_stride, model.max_seq_len
         follower = Follower(recorder, recorder.snapshots[0], stride, context)
@@ -70,8 +86,25 @@ def sanitize(
         with follower:
             yield follower.checker.findings
             _settle(engine, recorder)
+            if mine is not None and recorder.checksums is mine:
+                recorder.read_all_bytes()
             if recording is None and engine.probe is not None:
                 recorder.snapshot("asked", None, 1.0)
+
+
+def _start_checksums(engine: Engine, recorder: Recorder, mode: str | None) -> Checksums | None:
+    """Begin to look at the bytes of pages; None if that is not wanted, done, or not possible."""
+    if mode is None or engine.probe is None or recorder.checksums is not None:
+        return None
+    if mode not in MODES:
+        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
+    try:
+        recorder.checksums = Checksums(engine.probe, recorder, mode=mode)
+    except EngineError as error:
+        recorder.event("checksums", detail=json.dumps({"ended": str(error)}))
+        return None
+    recorder.event("checksums", detail=recorder.checksums.coverage)
+    return recorder.checksums
 
 
 def _settle(engine: Engine, recorder: Recorder) -> None:

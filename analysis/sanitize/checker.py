@@ -11,6 +11,7 @@ from typing import Any
 from analysis.sanitize.findings import Finding, Findings
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules import RULES, Rule
+from analysis.sanitize.rules.contents import coverage_in_words
 from analysis.sanitize.rules.tables import SharedPages
 from analysis.sanitize.scene import scene_of
 from analysis.sanitize.world import Event, Flight, Unread, World
@@ -128,6 +129,10 @@ class Checker:
         self.findings.events += 1
         if event.kind == "snapshot":
             self._snapshot(event)
+        elif event.kind == "checksums":
+            self.findings.bytes_checked, notes = coverage_in_words(event.detail)
+            for note in notes:
+                self.findings.note(note)
 
     def _snapshot(self, event: Event) -> None:
         snapshot = self._snapshots.pop(event.seq, None)

@@ -119,6 +119,8 @@ class Findings:
         self._groups: dict[tuple[str, str], Group] = {}
         self.notes: list[str] = []
         """What could not be checked, in sentences."""
+        self.bytes_checked = ""
+        """How far the bytes of pages were checked, in a sentence; empty if they were not."""
         self.flights = 0
         """Flights that were checked."""
         self.events = 0
@@ -248,6 +250,7 @@ class Findings:
             if first.other_stack:
                 lines.append("  and the other one:")
                 lines += [f"    {line}" for line in first.other_stack.splitlines()[-3:]]
+        lines += [f"\n{self.bytes_checked}"] if self.bytes_checked else []
         lines += [f"\nNot checked: {note}" for note in self.notes]
         return "\n".join(lines)
 

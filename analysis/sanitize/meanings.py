@@ -46,6 +46,16 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ("finite contents", None): "A NaN in a masked slot is still in the sum: the whole row is lost.",
     ("whole copies", None): "Whoever reads the copy lacks what its source has.",
     ("written after free", None): "Somebody writes to a page that may be another's by now.",
+    ("unwritten bytes", None): (
+        "Something beside the model writes to the pages: whoever attends to the slot is wrong."
+    ),
+    ("unwritten bytes", "of a free page"): (
+        "Something beside the model writes to the pages; here it met one that nobody had."
+    ),
+    ("unwritten bytes", "not all of a copied page"): (
+        "Whoever reads the copy lacks what its source has."
+    ),
+    ("arrived writes", None): "Every later token of the request attends to what is missing there.",
     ("accounts", None): "The cache is not what its own operations made it: nothing in it is sure.",
     ("padding page", None): _PADDED,
     ("cached prefix", "padding"): _PADDED,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.errors import EngineError
+from analysis.observe.checksums import writing
 from analysis.sanitize.world import QUARANTINE
 from analysis.treat.base import Treatment, replace_attribute, take_pool_lock
 
@@ -33,6 +34,12 @@ def fill_page(pool: Any, page: int, value: float) -> None:
         integral = getattr(elements, "typecode", "H") in "HhIiLl"
         with view.map(write=True) as mapped:
             mapped.fill(int(np.float16(value).view(np.uint16)) if integral else value)
+
+
+def _fill(pool: Any, page: int, value: float) -> None:
+    """Fill a page on purpose, and let whoever watches its bytes know."""
+    with writing(pool, page):
+        fill_page(pool, page, value)
 
 
 def page_digest(pool: Any, page: int) -> bytes:
@@ -61,7 +68,7 @@ class ZeroPageTables(Treatment):
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = _pool(engine)
         for page in list(pool.available_pages):
-            fill_page(pool, page.index, 0.0)
+            _fill(pool, page.index, 0.0)
 
 
 class ZeroOnAcquire(Treatment):
@@ -78,7 +85,7 @@ class ZeroOnAcquire(Treatment):
         def acquired(count: int) -> Any:
             pages = acquire(count)
             for page in pages or ():
-                fill_page(pool, page.index, 0.0)
+                _fill(pool, page.index, 0.0)
             return pages
 
         replace_attribute(undo, pool, "acquire_free_pages", acquired)
@@ -108,11 +115,11 @@ class PoisonFreedPages(Treatment):
 
         def freed(pages: Sequence[Any]) -> Any:
             for page in pages:
-                fill_page(pool, page.index, value)
+                _fill(pool, page.index, value)
             return free(pages)
 
         for page in list(pool.available_pages):
-            fill_page(pool, page.index, value)
+            _fill(pool, page.index, value)
         replace_attribute(undo, pool, "free_pages", freed)
 
 

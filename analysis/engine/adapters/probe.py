@@ -535,6 +535,7 @@ class CacheProbe(ABC):
                 flight = watcher.flight_begins(phase, self.flight_requests(process))
             except Exception as error:
                 watcher.fault(error)
+                watcher.flight_unseen()
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:

@@ -13,7 +13,13 @@ from __future__ import annotations
 from analysis.sanitize.rules.accounting import AllocationLists, Leak, OneState, PaddingPage
 from analysis.sanitize.rules.arguments import ArgumentsAsFilled, LandedBeforeRead
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.rules.contents import FiniteContents, WholeCopies, WrittenAfterFree
+from analysis.sanitize.rules.contents import (
+    ArrivedWrites,
+    FiniteContents,
+    UnwrittenBytes,
+    WholeCopies,
+    WrittenAfterFree,
+)
 from analysis.sanitize.rules.liveness import Completed, FlownTokens
 from analysis.sanitize.rules.locking import CommonLock
 from analysis.sanitize.rules.provenance import (
@@ -37,7 +43,7 @@ RULES: tuple[type[Rule], ...] = (
     OneState, Leak, PaddingPage, AllocationLists, References, Unreferenced, Protected,
     Leaves, Reachable, Parents,
     Completed, FlownTokens, AtRest, Watched, CommonLock,
-    FiniteContents, WholeCopies, WrittenAfterFree,
+    FiniteContents, WholeCopies, WrittenAfterFree, UnwrittenBytes, ArrivedWrites,
     OwnResult, OwnToken, WholeAnswer, OneAnswer, ArgumentsAsFilled, LandedBeforeRead,
 )  # fmt: skip
 

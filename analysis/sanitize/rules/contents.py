@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from analysis.sanitize.findings import WRONG_DATA, Finding
+import numpy as np
+
+from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
+from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
+from analysis.sanitize.shadow import NOBODY, PADDING, UNKNOWN
 from analysis.sanitize.world import PADDING_PAGE, Event, World
+
+_KEPT_PASSAGES = 64
 
 
 class FiniteContents(Rule):
@@ -69,3 +78,215 @@ class WrittenAfterFree(Rule):
                 other_request_id=writer,
                 page=page,
             )
+
+
+class UnwrittenBytes(Rule):
+    """Bytes change by being written, and not otherwise."""
+
+    name = "unwritten bytes"
+    sentence = "A slot that nothing wrote holds the bytes that it held before."
+    bears_gaps = True
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[int, int]] = {}
+        """By slot: the last flight that attended to it, and the sequence for which it did."""
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        for row, sequence in passage.known_rows():
+            slots = passage.read_slots[row][passage.reads[row]].tolist()
+            self._read.update(dict.fromkeys(slots, (passage.flight.flight_id, sequence.number)))
+        yield from ()
+
+    def on_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
+        page, said = event.pages[0], json.loads(event.detail or "{}")
+        slots, since = said["slots"], said["since_flight"]
+        places = [page * world.stride + slot for slot in slots]
+        readers = self._readers(world, places, since)
+        free = said["moment"] == "acquire" or page in world.free
+        holds, copy_of = said["holds"], said["copy_of"]
+        if copy_of is not None:
+            cause = "not all of a copied page"
+        elif free and not readers:
+            cause = "of a free page"
+        else:
+            cause = "another slot's bytes" if isinstance(holds, list) else "changed"
+        writer = None
+        if isinstance(holds, list):
+            writer = world.name(int(world.shadow.writer[holds[0] * world.stride + holds[1]]))
+        message = (
+            f"{_slots(slots).capitalize()} of page {page} changed{_of(said['parts'])}, and nothing"
+            f" wrote {_them(slots)}; seen when {_MOMENTS[said['moment']]}"
+            + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
+            + _now(holds, writer)
+            + (f". Last seen right after flight {since} began" if since >= 0 else "")
+            + (
+                f"; {' and '.join(readers)} read {_them(slots)} since or will"
+                if readers
+                else "; no request is known to have read it since"
+            )
+            + "."
+        )
+        suffering: list[str | None] = [*readers] or [event.request_id]
+        for suffers in suffering:
+            yield Finding(
+                cause=cause,
+                message=message,
+                request_id=suffers,
+                other_request_id=writer if writer != suffers else None,
+                page=page,
+                slot=slots[0],
+                severity=WRONG_DATA if readers else AT_RISK,
+            )
+
+    def after_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
+        """Have what is computed from them from now on be known for tainted."""
+        first = event.pages[0] * world.stride
+        slots = [first + slot for slot in json.loads(event.detail or "{}")["slots"]]
+        world.shadow.tainted[slots] = True
+        yield from ()
+
+    def _readers(self, world: World, places: Sequence[int], since: int) -> list[str]:
+        """Return the requests that read such slots since a flight, or will read them next."""
+        found: dict[str, None] = {}
+        for place in places:
+            flight, number = self._read.get(place, (-1, NOBODY))
+            if flight > since and (name := world.name(number)) is not None:
+                found[name] = None
+            for name in world.holders.get(place // world.stride, ()):
+                sequence = world.under_way.get(name)
+                position = int(world.shadow.position[place])
+                if sequence is not None and 0 <= position < sequence.length:
+                    held = int(world.shadow.content[place])
+                    if held == int(sequence.hashes[position]):
+                        found[name] = None
+        return sorted(found)
+
+
+class ArrivedWrites(Rule):
+    """A flight writes each token's key and value, in every layer and for every head."""
+
+    name = "arrived writes"
+    sentence = "When a flight has landed, all of each token's key and value is in its slot."
+
+    def __init__(self) -> None:
+        self._passages: OrderedDict[int, Passage] = OrderedDict()
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._passages[passage.flight.flight_id] = passage
+        if len(self._passages) > _KEPT_PASSAGES:
+            self._passages.popitem(last=False)
+        yield from ()
+
+    def on_bytes_kept(self, world: World, event: Event) -> Iterator[Finding]:
+        page, passage = event.pages[0], self._passages.get(event.value or 0)
+        slots: dict[str, Any] = json.loads(event.detail or "{}")["slots"]
+        lost = [
+            int(slot)
+            for slot, said in slots.items()
+            if said["zeros"] or said["other_token"] or _is_news(passage, page, int(slot), world)
+        ]
+        if not lost:
+            return
+        first = slots[str(lost[0])]
+        what = "zeros" if first["zeros"] else "what was there before"
+        world.shadow.tainted[[page * world.stride + slot for slot in lost]] = True
+        yield Finding(
+            cause="nothing arrived" if first["all"] else "a part is missing",
+            message=f"Flight {event.value} wrote {_slots(lost)} of page {page} for"
+            f" {event.request_id}, and{_of(first['parts'])} {_they(lost)} {what}.",
+            request_id=event.request_id,
+            page=page,
+            slot=lost[0],
+            severity=WRONG_DATA,
+        )
+
+
+def _is_news(passage: Passage | None, page: int, slot: int, world: World) -> bool:
+    """Tell whether a flight wrote a slot with something else than what it held."""
+    if passage is None:
+        return False
+    where = passage.write_slots[: passage.flight.real] == page * world.stride + slot
+    before = passage.before[: passage.flight.real][where]
+    content = passage.write_content[: passage.flight.real][where]
+    unknown = np.isin(before, (UNKNOWN, PADDING)) | np.isin(content, (UNKNOWN, PADDING))
+    return bool(len(before) and (before != content).all() and not unknown.any())
+
+
+def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
+    """Say how far the bytes of pages were checked, and what of it was not."""
+    said = json.loads(detail or "{}")
+    if "ended" in said:
+        return "", [f"The bytes of pages were not checked: {said['ended']}."]
+    notes = []
+    if said["not_judged"]:
+        notes.append(
+            "The bytes of pages that were in use when the watching began, or that a failed flight"
+            f" may have written, were not checked ({len(said['not_judged'])} pages)."
+        )
+    if said["undecided"]:
+        notes.append(
+            f"Changed bytes of {len(said['undecided'])} pages could not be judged, as flights that"
+            " may have written them did not land."
+        )
+    flights, offered = said["flights"], said["pages_offered"]
+    text = (
+        f"Bytes: {said['slots_written']} written slots read back after {flights} flights,"
+        f" {said['pages_read']} pages read again"
+    )
+    if said["mode"] == "whole":
+        return f"{text} (all pages before and after each flight).", notes
+    rate = f"; of the pages that a flight used 1 in {offered / flights:.1f}" if flights else ""
+    return f"{text}{rate} (and all at the latest when given up, taken, found or at the end).", notes
+
+
+_MOMENTS = {
+    "start": "the next flight started",
+    "landing": "a flight landed",
+    "acquire": "it was taken from the pool",
+    "free": "it was freed",
+    "drop": "a request let go of it",
+    "match": "it was found in the trie",
+    "end": "the watching ended",
+}
+
+
+def _slots(slots: Sequence[int]) -> str:
+    if len(slots) == 1:
+        return f"slot {slots[0]}"
+    return f"{len(slots)} slots (the first is {slots[0]})"
+
+
+def _them(slots: Sequence[int]) -> str:
+    return "it" if len(slots) == 1 else "them"
+
+
+def _they(slots: Sequence[int]) -> str:
+    return "it holds" if len(slots) == 1 else "they hold"
+
+
+def _of(parts: Sequence[Sequence[Any]] | None) -> str:
+    """Say which layers and heads, if not all."""
+    if parts is None:
+        return ""
+    layers = sorted({layer for layer, _, _ in parts})
+    kinds = sorted({kind for _, kind, _ in parts})
+    heads = sorted({head for _, _, head in parts})
+    if len(parts) != len(layers) * len(kinds) * len(heads):
+        return f" in {len(parts)} of its blocks (the first is {parts[0]})"
+    return (
+        f" in {'layer' if len(layers) == 1 else 'layers'} {_listed(layers)}"
+        f" ({' and '.join(kinds)}, {'head' if len(heads) == 1 else 'heads'} {_listed(heads)})"
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _now(holds: Any, writer: str | None) -> str:
+    if holds is None:
+        return ""
+    if holds == "zeros":
+        return "; zeros are there now"
+    whose = f" of {writer}" if writer else ""
+    return f"; the bytes of slot {holds[1]} of page {holds[0]}{whose} are there now"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from analysis.treat.base import replace_attribute
 from analysis.treat.faults.base import Fault, FlightFault, Struck
@@ -235,13 +235,15 @@ class CopiedShort(FlightFault):
     name = "fault:copied-short"
     change = "A page is copied and its last slot left out, once; the copy is freed again."
     rule, cause = "whole copies", "short copy"
+    part: ClassVar[int] = 1024
+    """The last one of so many parts of the page is missing."""
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        pool, stride = probe.pool, probe.cache.tokens_per_page
+        pool = probe.pool
         source = _held(probe, flight.request_ids[row])[0]
         tables = pool.page_tables
         # Beneath whoever watches the method, so that only the bytes tell.
-        pool.page_tables = [_ShortTable(table, stride) for table in tables]
+        pool.page_tables = [_ShortTable(table, self.part) for table in tables]
         try:
             if hasattr(pool, "copy_page"):
                 target = pool.copy_page(_entry(probe, source))
@@ -255,14 +257,14 @@ class CopiedShort(FlightFault):
 
 
 class _ShortTable:
-    """A page table whose pages are copied but for their last slot."""
+    """A page table whose pages are copied but for the last one of so many parts."""
 
-    def __init__(self, table: Any, stride: int) -> None:
-        self._table, self._stride = table, stride
+    def __init__(self, table: Any, parts: int) -> None:
+        self._table, self._parts = table, parts
 
     def view(self, page: int) -> _ShortView:
         """Return one page."""
-        return _ShortView(self._table.view(page), self._stride)
+        return _ShortView(self._table.view(page), self._parts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
@@ -271,14 +273,14 @@ class _ShortTable:
 class _ShortView:
     """A page of such a table."""
 
-    def __init__(self, view: Any, stride: int) -> None:
-        self.view, self._stride = view, stride
+    def __init__(self, view: Any, parts: int) -> None:
+        self.view, self._parts = view, parts
 
     def copy_from(self, source: Any) -> None:
-        """Copy another page's elements, but for those of the last token in the last layer."""
+        """Copy another page's elements, but for the last part; layers lie one after the other."""
         with source.view.map(read=True) as mapped:
             elements = list(mapped.items)
-        missing = max(1, len(elements) // self._stride // 64)
+        missing = max(1, len(elements) // self._parts)
         elements[-missing:] = [0] * missing
         with self.view.map(write=True) as mapped:
             mapped.items = elements
