@@ -64,6 +64,9 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ),
     ("completion", "answered with nothing"): "The client takes an empty answer for a good one.",
     ("completion", None): "The client waits for an answer that does not come.",
+    ("one execution", None): (
+        "The step costs twice its time, and two results are there for one token."
+    ),
     ("one state", None): "Two requests can come to hold the page, and write over each other.",
 }
 """By rule and cause; None stands for all other causes of a rule."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from analysis.sanitize.rules.accounting import Leak, OneState, PaddingPage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.rules.contents import FiniteContents, WholeCopies, WrittenAfterFree
-from analysis.sanitize.rules.liveness import Completed, FlownTokens
+from analysis.sanitize.rules.liveness import Completed, FlownTokens, OnceExecuted
 from analysis.sanitize.rules.locking import CommonLock
 from analysis.sanitize.rules.provenance import (
     Inherited,
@@ -31,7 +31,7 @@ RULES: tuple[type[Rule], ...] = (
     OwnTokens, OwnPosition, OwnLength, OneWriter, OwnPrefix, Inherited,
     BlockTable, SharedPages, CachedPrefix,
     OneState, Leak, PaddingPage, References, Unreferenced, Leaves, Reachable,
-    Completed, FlownTokens, AtRest, Watched, CommonLock,
+    Completed, FlownTokens, OnceExecuted, AtRest, Watched, CommonLock,
     FiniteContents, WholeCopies, WrittenAfterFree,
 )  # fmt: skip
 
