@@ -51,6 +51,9 @@ EVENT_KINDS = {
     "failed": "an operation of the cache raised an error; detail says which",
     "memory": "resident memory of the process was read",
     "died": "a worker of the engine died; detail says how",
+    "late": "the engine ended a request that had an end already; detail says how",
+    "unlanded": "a flight, numbered `value`, began here and had not ended when the recording did",
+    "unfinished": "an operation of the cache was under way here when the recording ended",
     "waiting": "a request was given up; detail says where it was and what every thread did",
     "twice": "a request's list of pages has these more than once",
     "nonfinite": "a page that was flown holds NaN or infinity, first in the slot `value`",
@@ -101,7 +104,9 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("seed", _INT, "seed of the prompts"),
             _column("status", _TEXT, f"how the cell ended: {', '.join(CELL_STATUS)}"),
             _maybe(
-                "status_detail", _TEXT, "on a cell that did not end well or recorded too little"
+                "status_detail",
+                _TEXT,
+                "on a cell that did not end well, or was not all recorded or checked",
             ),
             _maybe("exit_signal", _INT, "the signal that ended the cell's process"),
             _column(
@@ -140,6 +145,7 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("evictions_during", _INT, "pages evicted while it was served", "pages"),
             _maybe("pages_before", _INT, "pages in use before it", "pages"),
             _maybe("pages_after", _INT, "pages in use after it", "pages"),
+            _maybe("unchecked", _INT, "calls of the model for it that no rule could be asked of"),
         ]
     ),
     "flights": pa.schema(

@@ -73,8 +73,8 @@ class Story:
     def event(self, kind: str, request: str | None = None, pages: Any = (), **fields: Any) -> int:
         seq = self._place()
         values: dict[str, Any] = dict.fromkeys(Event._fields)
-        values |= {"thread": self.thread, "operation": self.operation_name, **fields}
-        values |= {"seq": seq, "t_ns": seq * 1_000_000, "kind": kind, "request_id": request}
+        values |= {"thread": self.thread, "operation": self.operation_name, "t_ns": seq * 1_000_000}
+        values |= {**fields, "seq": seq, "kind": kind, "request_id": request}
         event = Event(**values | {"pages": tuple(pages)})
         self.items.append((seq, event))
         self.world.step(event)

@@ -22,8 +22,9 @@ def check(
 ) -> None:
     """Check what a run recorded, flight by flight and event by event.
 
-    The exit status is 0 if no rule was broken, 4 if one was, 3 if a control stayed silent, so that
-    the run says nothing, and 1 if there is nothing to check. What a control's fault broke is left
+    The exit status is 0 if no rule was broken and all was checked, 4 if a rule was broken, 3 if
+    a control stayed silent or something could not be checked, so that it is undecided, and 1 if
+    there is nothing to check. What a control's fault broke is left
     out.
     """
     from analysis.sanitize.recorded import check_run
@@ -37,6 +38,9 @@ def check(
         raise typer.Exit(3)
     if any(checked.groups for checked in settings):
         raise typer.Exit(4)
+    if not all(checked.complete for checked in settings):
+        sys.stderr.write("Not everything was checked: whether a rule was broken is undecided.\n")
+        raise typer.Exit(3)
 
 
 def _print_rows(cell_id: str, findings: Findings | None) -> None:
@@ -57,7 +61,8 @@ def _words(checked: Checked) -> str:
         f" {checked.flights} flights, {checked.events} events; {control}"
     ]
     if not checked.groups:
-        lines.append("  No rule was broken.")
+        where = "" if checked.complete else " in what was checked"
+        lines.append(f"  No rule was broken{where}.")
     for (rule, cause), members in sorted(checked.groups.items(), key=_importance):
         cell_id, lead = members[0]
         count = sum(group.count for _, group in members)
@@ -70,7 +75,7 @@ def _words(checked: Checked) -> str:
             f"    in {cell_id}, {lead.first.at}",
             *(f"      {line}" for line in (lead.first.stack or "").splitlines()[-3:]),
         ]
-    lines += [f"  not checked: {note}" for note in checked.notes]
+    lines += [f"  not checked: {note}" for note in checked.not_checked]
     return "\n".join(lines)
 
 

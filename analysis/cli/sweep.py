@@ -130,6 +130,7 @@ def sweep(
         raise typer.Exit(130) from None
     if not as_json:
         _print_summary(run)
+        _print_unchecked(run)
 
 
 def _print_grid(plan: Plan, jobs: int) -> None:
@@ -156,6 +157,13 @@ def _print_summary(run: Run) -> None:
         f"{run.path}: {len(run.cells)} cells ({bad} did not end well),"
         f" {count_requests(run.requests['outcome'])}"
     )
+
+
+def _print_unchecked(run: Run) -> None:
+    """Say of which cells not everything was recorded or checked."""
+    lacking = run.cells[(run.cells["status"] == "ok") & run.cells["status_detail"].notna()]
+    for cell_id, said in zip(lacking["cell_id"], lacking["status_detail"], strict=True):
+        typer.echo(f"  not all of {cell_id} was checked: {said}")
 
 
 def alone(

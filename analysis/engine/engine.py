@@ -54,6 +54,9 @@ class Listener(Protocol):
     def done(self, completion: Completion) -> None:
         """Hear that it ended, before whoever waits for it does."""
 
+    def late(self, request_id: str, outcome: str) -> None:
+        """Hear that the engine ended a request that had ended already, as past its deadline."""
+
     def died(self, death: EngineDeath) -> None:
         """Hear that a worker of the engine died, and the engine with it."""
 
@@ -336,8 +339,10 @@ class Engine:
 
     def _end(self, waiting: _Waiting, outcome: str, error: str | None) -> None:
         with self._lock:
-            if self._waiting.pop(waiting.request_id, None) is None:
-                return  # it ended already; an answer past its deadline changes nothing
+            over = self._waiting.pop(waiting.request_id, None) is None
+        if over:  # an answer past its deadline changes nothing
+            self._tell(lambda listener: listener.late(waiting.request_id, outcome))
+            return
         now = time.monotonic()
         tokens = tuple(waiting.tokens)
         token_s = tuple(t - waiting.submitted for t in waiting.token_s[: len(tokens)])

@@ -23,6 +23,7 @@ def checked_table(checked: Sequence[Checked]) -> HtmlTable:
             "cells": one.cells - one.unobserved,
             "flights": one.flights,
             "events": one.events,
+            "flights unchecked": one.unchecked.invocations,
             "planted faults found": f"{one.alarms} of {one.controls}",
             "worth": "void" if one.void else "valid" if one.controls else "not controlled",
         }
@@ -55,7 +56,8 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
                 }
             )
     if not rows:
-        return HtmlTable(pd.DataFrame(), "<p>No rule was broken.</p>")
+        where = "" if all(one.complete for one in checked) else " in what was checked"
+        return HtmlTable(pd.DataFrame(), f"<p>No rule was broken{where}.</p>")
     setting = ["release", "prefix sharing", "treatments"]
     frame = pd.DataFrame(rows)
     frame["of"] = frame.groupby(setting, sort=False).ngroup()

@@ -62,6 +62,7 @@ def observe(
             yield Recording(recorder)
         if engine.probe is not None:
             recorder.snapshot("asked", None, 1.0)
+        recorder.close()
     finally:
         if recorder in engine.listeners:
             engine.listeners.remove(recorder)

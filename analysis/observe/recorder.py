@@ -101,7 +101,15 @@ class Recorder:
         self.verifies = verifies
         """Whether arguments are compared with what they were filled with, and results followed."""
         self.dropped = {"events": 0, "flights": 0, "snapshots": 0}
+        self.unkept: list[list[str]] = []
+        """The requests of each flight that was dropped."""
         self.faults: list[str] = []
+        self._open: dict[int, tuple[int, str | None, str | None]] = {}
+        """Places reserved and not filled yet: when (ns), for which request and operation."""
+        self._given_up: set[str] = set()
+        """Requests that their clients gave up, and that the engine has not ended."""
+        self._late: set[str] = set()
+        """Requests that the engine ended once more, or later than their clients."""
         self._seq = itertools.count()
         self._flight_ids = itertools.count()
         self._started_ns = time.monotonic_ns() - round(engine.clock_s() * 1e9)
@@ -160,11 +168,18 @@ class Recorder:
 
     def reserve(self) -> tuple[int, int]:
         """Return a place among the events and the time, for an event that is told later."""
+        place = self._place()
+        operation, owner = self._here.operations[-1] if self._here.operations else (None, None)
+        self._open[place[0]] = place[1], owner, operation
+        return place
+
+    def _place(self) -> tuple[int, int]:
         return next(self._seq), time.monotonic_ns() - self._started_ns
 
     def unused(self, place: tuple[int, int]) -> None:
         """Take note that nothing takes a place that was reserved."""
-        self.skipped.append(place[0])
+        if self._open.pop(place[0], None) is not None:
+            self.skipped.append(place[0])
 
     def event(
         self,
@@ -187,6 +202,8 @@ class Recorder:
         """Keep an event; the thread, the operation and its request are added here."""
         if unknown:
             raise TypeError(f"An event has no field {', '.join(unknown)}.")
+        if place is not None and self._open.pop(place[0], None) is None:
+            return  # the recording ended before
         if len(self.events) >= self.max_events:
             if place is not None:
                 self.skipped.append(place[0])
@@ -197,7 +214,7 @@ class Recorder:
         operations = here.operations
         operation, owner = operations[-1] if operations else (None, None)
         if place is None:
-            seq, t_ns = next(self._seq), time.monotonic_ns() - self._started_ns
+            seq, t_ns = self._place()
         else:
             seq, t_ns = place
         stack = _stack() if self.stacks and kind not in _STACKLESS else None
@@ -250,7 +267,7 @@ class Recorder:
 
     def flight_begins(self, phase: str, request_ids: list[str]) -> tuple[Any, ...]:
         """Note the beginning of a flight and return it for `flight_ends`."""
-        seq, t_ns = self.reserve()
+        seq, t_ns = self._place()
         flight = (next(self._flight_ids), phase, request_ids, seq, t_ns, self._here.name
                   or self._name())  # fmt: skip
         self.under_way[flight[0]] = flight
@@ -267,13 +284,16 @@ class Recorder:
     ) -> None:
         """Keep a flight with the arguments that the device got."""
         number, phase, request_ids, seq, begun_ns, thread = flight
+        if number not in self.under_way:
+            return  # the recording ended before
         if self.checksums is not None:
             self._of_bytes(self.checksums.ends, number, phase, request_ids, arrays, error)
-        end_seq, ended_ns = self.reserve()
+        end_seq, ended_ns = self._place()
         self.under_way.pop(number, None)
         if len(self.flights) >= self.max_events:
             self.skipped += (seq, end_seq)
             self._overflow("flights")
+            self.unkept.append(request_ids)
             return
         shape, _ = arrays.get("seq_lens", ((None,), None))
         scores = arrays.get("scores")
@@ -311,8 +331,14 @@ class Recorder:
             return places[-1][0]
 
         wait_s = 0.0 if self._here.operations else timeout_s
-        state, seq, consistent = read_between(probe, self.mark, place, wait_s)
-        self.skipped += [unused for unused, _ in places[:-1]]
+        try:
+            state, seq, consistent = read_between(probe, self.mark, place, wait_s)
+        except BaseException:
+            for unused in places:
+                self.unused(unused)
+            raise
+        for unused in places[:-1]:
+            self.unused(unused)
         snapshot = Snapshot(
             state=state,
             moment=moment,
@@ -347,6 +373,8 @@ class Recorder:
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
         """Note that a request is about to be sent in."""
         self._automatic_snapshot("before", request_id)
+        self._late.discard(request_id)
+        self._given_up.discard(request_id)
         self.event("submitted", request_id=request_id, detail=" ".join(map(str, prompt_tokens)))
 
     def token(self, request_id: str, token: int | None, first: bool) -> None:
@@ -362,6 +390,8 @@ class Recorder:
     def done(self, completion: Completion) -> None:
         """Note how a request ended."""
         if completion.outcome in ("timeout", "lost"):
+            if completion.request_id not in self._late:
+                self._given_up.add(completion.request_id)
             self._waiting(completion.request_id)
         self.event(
             "done",
@@ -373,6 +403,35 @@ class Recorder:
         if failed:
             self._automatic_snapshot("failure", completion.request_id)
         self._automatic_snapshot("after", completion.request_id)
+
+    def late(self, request_id: str, outcome: str) -> None:
+        """Note that the engine ended a request that had an end already."""
+        self._late.add(request_id)
+        self._given_up.discard(request_id)
+        self.event("late", request_id=request_id, detail=outcome)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the engine has still to end a request that its client gave up."""
+        return bool(self._given_up)
+
+    def look_again(self) -> None:
+        """Tell where the requests are that their clients gave up and the engine has not ended."""
+        for request_id in sorted(self._given_up):
+            self._waiting(request_id)
+
+    def close(self) -> None:
+        """Tell what has not ended by now; whatever of it ends later is not recorded."""
+        self.look_again()
+        for number in list(self.under_way):
+            flight = self.under_way.pop(number, None)
+            if flight is not None:
+                _, phase, request_ids, seq, t_ns, _ = flight
+                self._open[seq] = t_ns, None, None
+                said = json.dumps({"phase": phase, "requests": request_ids})
+                self.event("unlanded", place=(seq, t_ns), value=number, detail=said)
+        for seq, (t_ns, owner, operation) in list(self._open.items()):
+            self.event("unfinished", place=(seq, t_ns), request_id=owner, detail=operation)
 
     def _waiting(self, request_id: str) -> None:
         """Tell where a request is that was given up, and what every thread does."""

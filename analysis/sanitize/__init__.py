@@ -19,12 +19,15 @@ from analysis.sanitize.findings import Finding, Findings, Group
 from analysis.sanitize.live import Follower
 from analysis.sanitize.recorded import check_run, check_tables
 from analysis.sanitize.rules import RULES, Rule
+from analysis.sanitize.rules.liveness import REST_S
 
 __all__ = [
     "RULES", "Finding", "Findings", "Group", "Rule", "check_run", "check_tables", "sanitize",
 ]  # fmt: skip
 
 _SETTLE_S, _SETTLED_S = 2.0, 0.1
+_GIVEN_UP_S = 10.0
+"""How long the engine is waited for while it has to end a request that its client gave up."""
 
 
 @contextmanager
@@ -89,6 +92,7 @@ def sanitize(
             if mine is not None and recorder.checksums is mine:
                 recorder.read_all_bytes()
             if recording is None and engine.probe is not None:
+                recorder.look_again()
                 recorder.snapshot("asked", None, 1.0)
 
 
@@ -109,13 +113,17 @@ def _start_checksums(engine: Engine, recorder: Recorder, mode: str | None) -> Ch
 
 def _settle(engine: Engine, recorder: Recorder) -> None:
     """Wait until the engine has put away what it answered, so that it is at rest."""
-    deadline = time.monotonic() + _SETTLE_S
-    seen, since = -1, time.monotonic()
-    while time.monotonic() < deadline and engine.died is None:
-        count = len(recorder.events)
+    begun = time.monotonic()
+    seen, since = -1, begun
+    while engine.died is None:
+        now = time.monotonic()
+        quiet_s = REST_S + _SETTLED_S if recorder.awaits else _SETTLED_S
+        count = len(recorder.events) + len(recorder.flights)
+        if now - begun > (_GIVEN_UP_S if recorder.awaits else _SETTLE_S):
+            return
         if count != seen:
-            seen, since = count, time.monotonic()
-        elif time.monotonic() - since > _SETTLED_S and recorder.mark() is not None:
+            seen, since = count, now
+        elif now - since > quiet_s and (recorder.awaits or recorder.mark() is not None):
             return
         time.sleep(0.005)
 

@@ -14,11 +14,21 @@ from analysis.sanitize.rules import RULES, Rule
 from analysis.sanitize.rules.contents import coverage_in_words
 from analysis.sanitize.rules.tables import SharedPages
 from analysis.sanitize.scene import scene_of
+from analysis.sanitize.stream import unlanded
 from analysis.sanitize.world import Event, Flight, Unread, World
 from analysis.snapshot import Snapshot
 from analysis.tables import EVENT_KINDS
 
 Ask = Callable[[World, Event], Iterable[Finding]]
+_SHOWN_FAULTS = 3
+_BEFORE, _BEAMS, _LOST = (
+    "requests that were under way before the watching began",
+    "several beams of one request, which share its name",
+    "requests of which an earlier invocation is not known",
+)
+_PART = "after an operation of the cache whose end is not known: in part"
+_LATE = "known too late: more was waiting for them than is kept"
+"""Why an invocation is not checked."""
 
 
 class Checker:
@@ -42,7 +52,11 @@ class Checker:
         self.findings = Findings()
         self._rules = [rule() for rule in rules]
         self._listen()
-        self._next = self.world.seq + 1
+        self._first = self._next = self.world.seq + 1
+        self._gone_over = False
+        self._faults = 0
+        self._lost: set[int] = set()
+        """Flights that were counted as unchecked."""
         self._waiting: list[tuple[int, Any]] = []
         self._snapshots: dict[int, Snapshot] = {}
 
@@ -63,6 +77,8 @@ class Checker:
         """Take an item for its place; None for one that stays empty or is a flight's end."""
         if seq >= self._next:
             heapq.heappush(self._waiting, (seq, _Item(item)))
+        elif seq >= self._first and isinstance(item, Flight | Unread):
+            self._lose(Unread(item.flight_id, item.request_ids, reason=_LATE))
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot, to be compared when its event comes; before that event is put."""
@@ -85,11 +101,23 @@ class Checker:
         return done
 
     def go_over_gap(self) -> None:
-        """Leave the place out that everything waits for; few rules can be asked from then on."""
+        """Leave the place out that everything waits for.
+
+        From then on only those rules are asked that do not need to know every event.
+        """
         if self._waiting:
             self._next = max(self._next, self._waiting[0][0])
-            self._rules = [rule for rule in self._rules if rule.bears_gaps]
-            self._listen()
+            self._bear_gap()
+
+    def _bear_gap(self) -> None:
+        self._gone_over = True
+        self._rules = [rule for rule in self._rules if rule.bears_gaps]
+        self._listen()
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait for their turn."""
+        return len(self._waiting)
 
     @property
     def waits_for(self) -> int | None:
@@ -102,6 +130,8 @@ class Checker:
         for rule in self._rules if to_the_end else ():
             for finding in rule.finish(self.world):
                 self._add(rule, finding, None)
+        for remark in self.world.remarks:
+            self.findings.note(remark)
         return self.findings
 
     # -- checking --------------------------------------------------------------------------
@@ -110,15 +140,29 @@ class Checker:
         if isinstance(item, Event):
             self._event(item)
         elif isinstance(item, Unread):
-            self.world.lose(item)
-            self.findings.note(
-                "Flights that failed or could not be read were not checked, nor later ones of their"
-                " requests."
-            )
+            self._lose(item)
         elif item is not None:
             self._flight(item)
 
+    def _lose(self, flight: Unread) -> None:
+        if flight.flight_id in self._lost:
+            return
+        self._lost.add(flight.flight_id)
+        self.world.lose(flight)
+        self.findings.unchecked.add(flight.reason, flight.request_ids)
+
     def _event(self, event: Event) -> None:
+        if event.kind == "unlanded":
+            self._lose(unlanded(event))
+        elif event.kind == "unfinished":
+            self._bear_gap()
+            self.findings.note(
+                "An operation of the cache had not ended when the recording did: what it changed"
+                " is not known, and few rules were asked of what came after it."
+            )
+        elif event.kind == "observer_error" and self._faults < _SHOWN_FAULTS:
+            self._faults += 1
+            self.findings.note(f"Watching failed at one point: {event.detail}.")
         for rule, ask in self._before.get(event.kind, ()):
             for finding in ask(self.world, event):
                 self._add(rule, finding, event)
@@ -141,7 +185,7 @@ class Checker:
         for rule in self._rules:
             for finding in rule.look(self.world, snapshot):
                 self._add(rule, finding, event)
-        if self.world.under_way:
+        if self.world.under_way or self.world.given_up:
             return
         if self.world.strangers & self.world.held.keys():
             return
@@ -151,8 +195,8 @@ class Checker:
 
     def _flight(self, flight: Flight) -> None:
         self.world.flights_begun = flight.flight_id
-        if len(set(flight.request_ids)) < len(flight.request_ids):
-            self.findings.note("Several beams of one request share its name and are not followed.")
+        if flight.phase == "prefill" and flight.starts is not None:
+            self.world.has_starts = True
         passage = Passage(self.world, flight)
         self.world.seq = flight.seq
         self.findings.flights += 1
@@ -162,6 +206,18 @@ class Checker:
                 self._add(rule, finding, flight, passage)
             if isinstance(rule, SharedPages):
                 self.findings.rewritten = rule.rewritten
+        self._count_unchecked(passage)
+
+    def _count_unchecked(self, passage: Passage) -> None:
+        flight, lost = passage.flight, [row for row, s in enumerate(passage.sequences) if s is None]
+        if lost:
+            requests = [flight.request_ids[row] for row in lost]
+            known = [self.world.last_of.get(request) for request in requests]
+            beams = len(set(requests)) < len(requests)
+            reason = _BEAMS if beams else _BEFORE if None in known else _LOST
+            self.findings.unchecked.add(reason, set(requests))
+        elif self._gone_over:
+            self.findings.unchecked.add(_PART, set(flight.request_ids))
 
     def _add(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.observe.recorder import stack_in_words
+from analysis.sanitize.unchecked import Unchecked
 from analysis.tables import to_frame
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ class Findings:
         """What could not be checked, in sentences."""
         self.bytes_checked = ""
         """How far the bytes of pages were checked, in a sentence; empty if they were not."""
+        self.unchecked = Unchecked()
+        """Invocations that could not be checked, or only in part."""
+        self.waits: str | None = None
+        """What the live check waits for at this moment, in a sentence."""
         self.flights = 0
         """Flights that were checked."""
         self.events = 0
@@ -152,6 +157,17 @@ class Findings:
         """Say once what could not be checked."""
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was recorded was checked, by every rule."""
+        return not (self.unchecked or self.notes or self.waits)
+
+    @property
+    def not_checked(self) -> list[str]:
+        """What was not checked, in sentences; [] if all was."""
+        counted = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
+        return [*counted, *self.notes, *([self.waits] if self.waits else [])]
 
     @property
     def groups(self) -> list[Group]:
@@ -232,8 +248,11 @@ class Findings:
     def summary(self) -> str:
         """What was checked and how much was found, in a sentence."""
         checked = f"{self.flights} flights and {self.events} events checked"
+        if self.unchecked:
+            checked += f"; unchecked: {self.unchecked}"
         if not self:
-            return f"No rule was broken ({checked})."
+            where = "" if self.complete else " in what was checked"
+            return f"No rule was broken{where} ({checked})."
         total = sum(group.count for group in self.groups)
         wrong = len(self.wrong_data)
         causes = "1 cause" if len(self) == 1 else f"{len(self)} causes"
@@ -251,7 +270,7 @@ class Findings:
                 lines.append("  and the other one:")
                 lines += [f"    {line}" for line in first.other_stack.splitlines()[-3:]]
         lines += [f"\n{self.bytes_checked}"] if self.bytes_checked else []
-        lines += [f"\nNot checked: {note}" for note in self.notes]
+        lines += [f"\nNot checked: {note}" for note in self.not_checked]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

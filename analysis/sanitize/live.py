@@ -18,10 +18,12 @@ _SLICE_S, _PAUSE_S = 0.0005, 0.1
 """The checker's turn, and the engine's; a turn ends with the item that is under way."""
 _ROWS = 100
 _PATIENCE_S = 5.0
-"""How long the rest waits for a flight that does not land, or a thread that is held up."""
+"""After how long it is said what the rest waits for: a flight, or a thread that is held up."""
+_MOST_WAITING = 200_000
+"""Items that are kept for one that does not come; they take some 100 MB."""
 _BEGUN = 3
 """Where a flight under way keeps its place among the events."""
-_SEQ, _END_SEQ = FLIGHT_FIELDS.index("seq"), FLIGHT_FIELDS.index("end_seq")
+_SEQ, _END_SEQ, _IDS = (FLIGHT_FIELDS.index(name) for name in ("seq", "end_seq", "request_ids"))
 
 
 class Follower:
@@ -84,14 +86,27 @@ class Follower:
             full = bool(recorder.dropped["events"] or recorder.dropped["flights"])
             # What is still in the air keeps nothing waiting any more.
             for flight in list(recorder.under_way.values()):
-                self.checker.put(flight[_BEGUN], Unread(flight[0], list(flight[2])))
+                self.checker.put(flight[_BEGUN], _unlanded(flight))
+            self._go_to_the_end()
             self.checker.finish(to_the_end=not full)
+            self.checker.findings.waits = None
+            for request_ids in recorder.unkept:
+                self.checker.findings.unchecked.add("the recording was full", request_ids)
             if full:
                 self.checker.findings.note(
                     "The recording was full: what came later was not checked."
                 )
-            for fault in recorder.faults[:3]:
-                self.checker.findings.note(f"Watching failed at one point: {fault}.")
+
+    def _go_to_the_end(self) -> None:
+        """Check all that is left; a place that is empty now will not be filled any more."""
+        self.checker.go()
+        while self.checker.waits_for is not None:
+            self.checker.findings.note(
+                "An operation of the cache had not ended: what it changed is not known, and few"
+                " rules were asked of what came after it."
+            )
+            self.checker.go_over_gap()
+            self.checker.go()
 
     def _take(self, most: int | None = None) -> None:
         """Take what the recorder has, of each kind at most so many rows."""
@@ -105,7 +120,10 @@ class Follower:
         if recorder.dropped["events"]:
             # Between events that were dropped a flight means nothing.
             last = recorder.events[-1][0] if recorder.events else -1
+            late = [row for row in flights if row[_SEQ] >= last]
             flights = [row for row in flights if row[_SEQ] < last]
+            for row in late:
+                self.checker.findings.unchecked.add("the recording was full", row[_IDS])
         for row in flights:
             checker.put(row[_SEQ], flight_of(row))
             checker.put(row[_END_SEQ], None)
@@ -119,18 +137,36 @@ class Follower:
         return new
 
     def _mind_gaps(self, done: int) -> None:
-        """Go on over a gap that nobody fills; the recorder may be between two steps."""
-        now, gap = time.monotonic(), self.checker.waits_for
+        """Wait for a place that is not filled as long as the rest can be kept; say so meanwhile.
+
+        Whatever fills it later is checked in its order, and all that came after it, too.
+        """
+        now, gap, findings = time.monotonic(), self.checker.waits_for, self.checker.findings
         if gap is None or done or gap != self._stuck_at:
-            self._stuck_at, self._stuck_since = gap, now
-        elif self._stuck_since is not None and now - self._stuck_since > _PATIENCE_S:
-            for flight in list(self._recorder.under_way.values()):
-                if flight[_BEGUN] == gap:
-                    self.checker.findings.note(f"Flight {flight[0]} did not land in time.")
-                    self.checker.put(gap, Unread(flight[0], list(flight[2])))
-                    return
-            self.checker.findings.note(
-                f"Place {gap} of the recording was not filled within {_PATIENCE_S:g} s, as by a"
-                " thread that is held up: from there on few rules were checked."
+            self._stuck_at, self._stuck_since, findings.waits = gap, now, None
+            return
+        flight = next(
+            (f for f in list(self._recorder.under_way.values()) if f[_BEGUN] == gap), None
+        )
+        if self._stuck_since is not None and now - self._stuck_since > _PATIENCE_S:
+            what = "an operation of the cache" if flight is None else f"flight {flight[0]}"
+            findings.waits = (
+                f"The check waits for the end of {what}, at place {gap}: {self.checker.waiting}"
+                " later steps are kept until then."
             )
-            self.checker.go_over_gap()
+        if self.checker.waiting > _MOST_WAITING:
+            if flight is not None:
+                reason = "they had not ended while too much waited for them"
+                self.checker.put(gap, Unread(flight[0], list(flight[2]), reason=reason))
+            else:
+                findings.note(
+                    f"Place {gap} of the recording was not filled while {_MOST_WAITING} steps"
+                    " waited for it: from there on few rules were asked."
+                )
+                self.checker.go_over_gap()
+
+
+def _unlanded(flight: tuple[Any, ...]) -> Unread:
+    _, phase, request_ids = flight[:3]
+    reason = "they had not ended when the check did"
+    return Unread(flight[0], list(request_ids), phase, reason, done=False, landed=False)

@@ -109,6 +109,9 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ("landed before read", None): (
         "Nothing makes the reader wait: it may read the slot before it is written."
     ),
+    ("one execution", None): (
+        "The step costs twice its time, and two results are there for one token."
+    ),
     ("one state", None): "Two requests can come to hold the page, and write over each other.",
 }
 """By rule and cause; None stands for all other causes of a rule."""

@@ -39,9 +39,28 @@ class Passage:
         self.first: Ints = np.zeros(rows, np.int64) if flight.starts is None else flight.starts
         """First position that each row writes, [rows]."""
         self._resume()
-        self.due_first = [-1 if s is None else _next(s, flight) for s in self.sequences]
+        self.twin_of = _twins(flight, self.first)
+        """For each real row the first one of the same request and arguments, itself if alone."""
+        self.repeats = [
+            s is not None and (self.twin_of[row] != row or self._again(row, s))
+            for row, s in enumerate(self.sequences)
+        ]
+        """Whether each real row makes a step once more that was made before."""
+        prefills = flight.phase == "prefill"
+        self.made_by = [
+            -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_flight
+            for s in self.sequences
+        ]
+        """The flight of the last step of each real row's sequence, or of its last prefill."""
+        self.due_first = [
+            -1 if s is None else int(self.first[row]) if again else _next(s, flight)
+            for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
+        ]
         """Where each real row's sequence stands."""
-        self.due_tokens = [None if s is None else _due_tokens(s, flight) for s in self.sequences]
+        self.due_tokens = [
+            None if s is None else _due_tokens(s, flight, row, again)
+            for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
+        ]
         """The tokens that it is to go on with, where they are known."""
         positions = self.first[:, None] + np.arange(width)
         if flight.phase == "decode":
@@ -88,6 +107,22 @@ class Passage:
             first = int(self.first[row])
             if sequence is not None and sequence.prompt and sequence.length < first:
                 sequence.restart(np.array(sequence.prompt[:first], dtype=np.int64), 0)
+
+    def _again(self, row: int, sequence: Sequence) -> bool:
+        """Tell whether a row makes the last step of its sequence once more.
+
+        A decode does so if it flies the token that was flown last, and no other was chosen since;
+        a prefill if it starts where the last one did.
+        """
+        flight, first = self.flight, int(self.first[row])
+        if flight.phase == "prefill":
+            return sequence.prefilled is not None and first == sequence.prefilled[0]
+        if sequence.chose_next or first != sequence.length - 1 or not sequence.takeoffs:
+            return False
+        if sequence.prompt is not None and first < len(sequence.prompt):
+            return False
+        flown = sequence.hash_before(first) + mix_one(int(flight.tokens[row, 0]), first) & _ALL
+        return flown == sequence.last
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -149,15 +184,17 @@ class Passage:
         for row, sequence in enumerate(self.sequences):
             if sequence is None:
                 continue
+            if self.repeats[row]:
+                sequence.result = self.flight.result(row) if sequence.is_whole else None
+                continue
             due, first = self.due_tokens[row], self.due_first[row]
             flown = self.flight.tokens[row, : int(self.tokens_of[row])]
             if self.flight.phase == "decode":
                 sequence.append(int(due[0] if due is not None else flown[0]))
             else:
                 sequence.restart(flown if due is None else due, first)
-            # No token comes from the first chunks of a prompt.
-            if sequence.prompt is None or sequence.length >= len(sequence.prompt):
-                sequence.takeoffs += 1
+            sequence.step(self.flight.phase, first, self.flight.flight_id)
+            if sequence.is_whole:
                 sequence.result = self.flight.result(row)
 
     # -- reading ---------------------------------------------------------------------------
@@ -180,7 +217,9 @@ class Passage:
         """Own length of each real row, this flight's tokens included."""
         for row, sequence in enumerate(self.sequences):
             if sequence is not None:
-                count = min(width, sequence.length)
+                if self.repeats[row] and flight.phase == "prefill" and sequence.prefilled:
+                    self.lengths[row] = sequence.prefilled[1]
+                count = min(width, self.lengths[row])
                 self.expected[row, :count] = sequence.hashes[:count]
         own = np.array(self.lengths, dtype=np.int64)
         self.beyond = self.reads & (positions[None, :] >= own[:, None])
@@ -217,12 +256,31 @@ class Passage:
 
 def _sequences(world: World, flight: Flight) -> list[Sequence | None]:
     ids = flight.request_ids
-    if len(set(ids)) == len(ids):
-        found = [world.last_of.get(request_id) for request_id in ids]
-    else:
-        # Beams share a request's name, and are not followed.
-        found = [world.last_of.get(r) if ids.count(r) == 1 else None for r in ids]
+    found = [world.last_of.get(request_id) for request_id in ids]
+    if len(set(ids)) < len(ids):
+        # Beams share a request's name, and are not followed; a row that is there twice is.
+        starts = np.zeros(len(flight.tokens), np.int64) if flight.starts is None else flight.starts
+        twins = _twins(flight, starts)
+        beams = {r for row, r in enumerate(ids) if twins[row] != ids.index(r)}
+        found = [None if r in beams else s for r, s in zip(ids, found, strict=True)]
     return [None if sequence is None or sequence.lost else sequence for sequence in found]
+
+
+def _twins(flight: Flight, starts: Ints) -> list[int]:
+    """Return for each real row the first one that has the same request and arguments."""
+    ids = flight.request_ids
+    twins = list(range(len(ids)))
+    if len(set(ids)) == len(ids):
+        return twins
+    for row, request_id in enumerate(ids):
+        for other in range(row):
+            if ids[other] == request_id and all(
+                np.array_equal(values[row], values[other])
+                for values in (flight.tokens, flight.seq_lens, starts, flight.tables)
+            ):
+                twins[row] = other
+                break
+    return twins
 
 
 def _next(sequence: Sequence, flight: Flight) -> int:
@@ -232,16 +290,18 @@ def _next(sequence: Sequence, flight: Flight) -> int:
     return 0 if flight.starts is None else sequence.length
 
 
-def _due_tokens(sequence: Sequence, flight: Flight) -> Ints | None:
-    """Return the tokens that a sequence is to go on with."""
+def _due_tokens(sequence: Sequence, flight: Flight, row: int, again: bool) -> Ints | None:
+    """Return the tokens that a sequence is to go on with, or to repeat."""
     if sequence.prompt is None:
         return None
     if flight.phase == "prefill":
         prompt = np.array(sequence.prompt, dtype=np.int64)
         if flight.starts is None:
             return prompt
-        row = flight.request_ids.index(sequence.request_id)
         return prompt[int(flight.starts[row]) : int(flight.seq_lens[row])]
+    twin = flight.request_ids.index(sequence.request_id) != row
+    if again and not twin:
+        return None  # it is the one that was flown: that is how a repetition is known
     place = sequence.length - len(sequence.prompt)
     token = sequence.answer[place] if 0 <= place < len(sequence.answer) else None
     return None if token is None else np.array([token], dtype=np.int64)

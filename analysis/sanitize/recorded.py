@@ -15,6 +15,7 @@ from analysis.model import load_model
 from analysis.sanitize.checker import Checker
 from analysis.sanitize.findings import WRONG_DATA, Finding, Findings, Group
 from analysis.sanitize.stream import tabled_events, tabled_flights
+from analysis.sanitize.unchecked import Unchecked
 from analysis.snapshot import Snapshot
 from analysis.store import cell_tables, load_run_cells, read_manifest
 from analysis.tables import is_control
@@ -45,6 +46,10 @@ class Checked:
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
     """By rule and cause: the cell and what it found there."""
     notes: list[str] = field(default_factory=list)
+    unchecked: Unchecked = field(default_factory=Unchecked)
+    """Invocations that could not be checked, over all cells; requests as cell/request."""
+    unchecked_wrong: list[str] = field(default_factory=list)
+    """Requests with unchecked invocations whose answers were wrong, as cell/request."""
     cell_ids: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +61,21 @@ class Checked:
     def void(self) -> bool:
         """Whether a control stayed silent, so that silence elsewhere means nothing."""
         return self.alarms < self.controls
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was recorded was checked, by every rule, in every cell."""
+        return not (self.unchecked or self.notes or self.unobserved)
+
+    @property
+    def not_checked(self) -> list[str]:
+        """What was not checked, in sentences; [] if all was."""
+        said = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
+        if self.unchecked_wrong:
+            said.append(f"Of these requests, wrong were: {', '.join(self.unchecked_wrong)}.")
+        if self.unobserved:
+            said.append(f"{self.unobserved} of {self.cells} cells: nothing was recorded of them.")
+        return [*said, *self.notes]
 
     @property
     def wrong_data(self) -> list[tuple[str, str]]:
@@ -95,9 +115,16 @@ class Checked:
         self.events += findings.events
         for group in findings.groups:
             self.groups.setdefault((group.rule, group.cause), []).append((cell_id, group))
+        self.unchecked.update(findings.unchecked, cell_id)
         for note in findings.notes:
             if note not in self.notes:
                 self.notes.append(note)
+
+    def add_wrong(self, cell_id: str, findings: Findings, requests: pa.Table) -> None:
+        """Add the requests of a cell that were answered wrong and not checked to the end."""
+        wrong = requests.filter(pc.field("outcome") == "wrong")["request_id"].to_pylist()
+        unchecked = findings.unchecked.requests
+        self.unchecked_wrong += [f"{cell_id}/{request}" for request in wrong if unchecked[request]]
 
 
 def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
@@ -111,7 +138,7 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     context = context_of(read_manifest(path).get("plan"))
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
     controls: list[tuple[str, str, bool]] = []
-    for cell_id, tables in cell_tables(path, ("events", "flights", "snapshots")):
+    for cell_id, tables in cell_tables(path, ("requests", "events", "flights", "snapshots")):
         cell = cells[cell_id]
         names = tuple(cell["treatments"] or ())
         findings = check_tables(tables, context=context)
@@ -128,6 +155,7 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
             checked.unobserved += 1
         else:
             checked.add(cell_id, findings)
+            checked.add_wrong(cell_id, findings, tables["requests"])
     for release, sharing, alarmed in controls:
         for checked in settings.values():
             if (checked.release, checked.prefix_sharing) == (release, sharing):
@@ -169,13 +197,20 @@ def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) 
         checker.put_snapshot(snapshot)
     for event in tabled_events(tables["events"]):
         checker.put(event.seq, event)
-    full = False
+    unchecked = checker.findings.unchecked
+    full, numbers = False, set()
     for seq, end_seq, flight in tabled_flights(flights) if flights is not None else ():
+        numbers.add(flight.flight_id)
         # Once a recording is full it has flights still, and no events between them.
         full |= seq > last
         if seq < last:
             checker.put(seq, flight)
             checker.put(end_seq, None)
+        else:
+            unchecked.add("the recording was full", flight.request_ids)
+    numbers.update(tables["events"].filter(pc.field("kind") == "unlanded")["value"].to_pylist())
+    if missing := max(numbers, default=-1) + 1 - len(numbers):
+        unchecked.add("nothing was recorded of their end", count=missing)
     findings = checker.finish(to_the_end=not full)
     if full:
         findings.note("The recording was full: what came later was not checked.")

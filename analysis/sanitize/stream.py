@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,19 @@ def event_of(row: Sequence[Any]) -> Event:
 def flight_of(row: Sequence[Any]) -> Flight | Unread:
     """Return a flight of a recorder's row."""
     return _flight(dict(zip(FLIGHT_FIELDS, row, strict=True)), _shaped)
+
+
+def unlanded(event: Event) -> Unread:
+    """Return the flight that an event says had not ended when the recording did."""
+    said = json.loads(event.detail or "{}")
+    return Unread(
+        event.value if event.value is not None else -1,
+        list(said.get("requests", ())),
+        str(said.get("phase", "")),
+        "they had not ended when the recording did",
+        done=False,
+        landed=False,
+    )
 
 
 def tabled_events(table: pa.Table) -> Iterator[Event]:
@@ -55,10 +69,12 @@ def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | Unread]
 
 
 def _flight(f: dict[str, Any], array: Any) -> Flight | Unread:
-    # Of a call that failed the arrays may still be what the call before it left in them.
-    lacking = any(f[name] is None for name in ("tokens", "seq_lens", "block_tables"))
-    if lacking or f.get("error") is not None:
-        return Unread(f["flight_id"], list(f["request_ids"]))
+    if f.get("error") is not None:
+        # Of a call that failed the arrays may still be what the call before it left in them.
+        reason = "the call raised an error"
+        return Unread(f["flight_id"], list(f["request_ids"]), f["phase"], reason, done=False)
+    if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
+        return Unread(f["flight_id"], list(f["request_ids"]), f["phase"])
     starts = f["start_positions"]
     return Flight(
         flight_id=f["flight_id"],

@@ -98,6 +98,12 @@ class Unread:
 
     flight_id: int
     request_ids: list[str]
+    phase: str = ""
+    reason: str = "their arguments could not be read"
+    """Why it cannot be checked."""
+    done: bool = True
+    """Whether it did its work all the same, as far as that is known."""
+    landed: bool = True
 
 
 class Sequence:
@@ -122,6 +128,10 @@ class Sequence:
         """Flights that a token of the answer may come from."""
         self.lost = False
         """Whether a flight of it could not be read, so that nothing more is known of it."""
+        self.prefilled: tuple[int, int, int] | None = None
+        """First position of its last prefill, the one after its last, and its flight."""
+        self.last_flight = -1
+        """The flight of its last step."""
         self.done: str | None = None
         """How it ended, None while it is under way."""
         self._hashes: Hashes = np.zeros(64, dtype=np.uint64)
@@ -149,6 +159,23 @@ class Sequence:
         self._room(self.length + 1)
         self._hashes[self.length] = self.last + mix_one(token, self.length) & _ALL
         self.length += 1
+
+    @property
+    def chose_next(self) -> bool:
+        """Whether the token is chosen that its next decode goes on with."""
+        return self.prompt is None or len(self.answer) > self.length - len(self.prompt)
+
+    def step(self, phase: str, first: int, flight_id: int) -> None:
+        """Take note of the flight by which it came to its length."""
+        self.last_flight = flight_id
+        if phase == "prefill":
+            self.prefilled = first, self.length, flight_id
+        self.takeoffs += self.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a token may come next: none does from the first chunks of a prompt."""
+        return self.prompt is None or self.length >= len(self.prompt)
 
     def hash_before(self, position: int) -> int:
         """Return the hash of the prefix that ends before a position."""
@@ -210,6 +237,15 @@ class World(Replay):
         """Positions that the model was made for; None if that is not known."""
         self.flights_begun = -1
         """The last flight that began."""
+        self.unlanded: set[str] = set()
+        """Requests of flights that had not ended when the recording did."""
+        self._late: set[str] = set()
+        self.given_up: set[str] = set()
+        """Requests that their clients gave up, and that the engine has not ended."""
+        self.remarks: list[str] = []
+        """What rules could not decide, in sentences."""
+        self.has_starts = False
+        """Whether prefills begin at positions of their own, behind cached prefixes."""
 
     # -- what is where ---------------------------------------------------------------------
 
@@ -271,6 +307,8 @@ class World(Replay):
         sequence = Sequence(len(self.sequences), event.request_id, prompt)
         self.sequences.append(sequence)
         self.under_way[event.request_id] = self.last_of[event.request_id] = sequence
+        self._late.discard(event.request_id)
+        self.given_up.discard(event.request_id)
 
     def _see_first_token(self, event: Event) -> None:
         sequence = self.last_of.get(event.request_id or "")
@@ -295,6 +333,12 @@ class World(Replay):
         sequence = self.under_way.pop(event.request_id or "", None)
         if sequence is not None:
             sequence.done = event.detail
+        if event.detail in ("timeout", "lost") and event.request_id not in self._late:
+            self.given_up.add(event.request_id or "")
+
+    def _see_late(self, event: Event) -> None:
+        self._late.add(event.request_id or "")
+        self.given_up.discard(event.request_id or "")
 
     def _see_acquire(self, event: Event) -> None:
         self._one(event)
@@ -386,11 +430,33 @@ class World(Replay):
         touched.update(node for node in nodes if node is not None)
 
     def lose(self, flight: Unread) -> None:
-        """Take note that a flight wrote nobody knows what into its requests' pages."""
+        """Take note that a flight wrote nobody knows what into its requests' pages.
+
+        Its requests go on as if it had done its step, where it is known which that was.
+        """
         self.flights_begun = flight.flight_id
+        if not flight.landed:
+            self.unlanded.update(flight.request_ids)
         self.shadow.forget(PADDING_PAGE)
         for request_id in flight.request_ids:
-            if (sequence := self.last_of.get(request_id)) is not None:
-                sequence.lost = True
             for page in self.held.get(request_id, ()):
                 self.shadow.forget(page)
+            sequence = self.last_of.get(request_id)
+            if sequence is None or not flight.done:
+                continue
+            first, prompt = sequence.length, sequence.prompt
+            place = first - len(prompt or ())
+            if flight.phase == "prefill" and prompt and not self.has_starts:
+                sequence.restart(np.array(prompt, dtype=np.int64), 0)
+                first = 0
+            elif (
+                flight.phase == "decode"
+                and prompt
+                and 0 <= place < len(sequence.answer)
+                and (token := sequence.answer[place]) is not None
+            ):
+                sequence.append(token)
+            else:
+                sequence.lost = True
+                continue
+            sequence.step(flight.phase, first, flight.flight_id)

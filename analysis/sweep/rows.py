@@ -101,12 +101,22 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
             row[str(name)] = value
 
 
-def finding_rows(plan: Plan, cell: Cell, recorded: Mapping[str, pa.Table]) -> list[Row]:
-    """Return what the sanitizer finds in what was recorded of a cell, as rows of `findings`."""
+def finding_rows(
+    plan: Plan, cell: Cell, rows: Sequence[Row], recorded: Mapping[str, pa.Table]
+) -> tuple[list[Row], str | None]:
+    """Return what the sanitizer finds in what was recorded of a cell, as rows of `findings`.
+
+    The second is what it could not check, in words; None if it checked all. How many invocations
+    of each request it could not check is filled into the `rows` of `requests`.
+    """
     from analysis.sanitize.recorded import check_tables, context_of
 
     findings = check_tables(recorded, context=context_of({"model": plan.model}))
-    return [] if findings is None else findings.rows(cell.cell_id)
+    if findings is None:
+        return [], None
+    for row in rows:
+        row["unchecked"] = findings.unchecked.requests[row["request_id"]]
+    return findings.rows(cell.cell_id), " ".join(findings.not_checked) or None
 
 
 def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

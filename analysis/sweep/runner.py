@@ -177,11 +177,17 @@ class _Sweep:
         if lacking := read_lacking(self._work(cell)):
             detail = f"{ended.detail} {lacking}" if ended.detail else lacking
             ended = dataclasses.replace(ended, detail=detail)
-        row = cell_row(self.run_id, self.plan, cell, ended)
         workload = self.prepared.workload(cell)
         requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)
         add_observed(requests, recorded)
-        findings = finding_rows(self.plan, cell, recorded) if self.plan.sanitize else []
+        findings: list[dict[str, Any]] = []
+        unchecked = None
+        if self.plan.sanitize:
+            findings, unchecked = finding_rows(self.plan, cell, requests, recorded)
+        if unchecked is not None and ended.status == "ok":
+            detail = f"{ended.detail} {unchecked}" if ended.detail else unchecked
+            ended = dataclasses.replace(ended, detail=detail)
+        row = cell_row(self.run_id, self.plan, cell, ended)
         self.writer.write_cell(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(cell), ignore_errors=True)
         self.left.remove(cell)

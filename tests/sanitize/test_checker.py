@@ -209,7 +209,9 @@ def test_a_flight_that_could_not_be_read_is_nobodys_fault(unread):
         checker.put(seq, item)
     findings = checker.finish()
     assert not findings, str(findings)
-    assert findings.notes
+    assert findings.unchecked.invocations
+    assert "No rule was broken in what was checked" in findings.summary
+    assert str(findings.unchecked) in findings.summary
 
 
 def test_what_is_known_again_after_an_unread_flight_is_checked():
@@ -231,7 +233,10 @@ def test_after_a_gap_only_what_bears_it_is_checked():
         checker.put(seq, item)
     checker.go_over_gap()
     findings = checker.finish()
-    assert {finding.rule for finding in findings} == {"finite contents", "completion"}
+    rules = {finding.rule for finding in findings}
+    assert {"finite contents", "completion", "own length"} <= rules
+    assert not rules & {"one state", "no leak", "at rest", "accounts", "references"}
+    assert findings.unchecked.invocations == findings.flights
 
 
 def test_a_snapshot_is_found_when_its_event_is():
@@ -248,7 +253,7 @@ def test_a_snapshot_is_found_when_its_event_is():
             return [recorder_row(item) for _, item in story.items]
 
     nothing = {"events": 0, "flights": 0, "snapshots": 0}
-    late = Late(flights=[], skipped=[], dropped=nothing, faults=[], under_way={})
+    late = Late(flights=[], skipped=[], dropped=nothing, faults=[], under_way={}, unkept=[])
     follower = Follower(late, story.first, story.stride)
     follower.step()
     assert follower.checker.findings
@@ -298,6 +303,7 @@ def followed(story: Story, items, dropped: int = 0):
         dropped={"events": dropped, "flights": 0, "snapshots": 0},
         faults=[],
         under_way={},
+        unkept=[],
     )
     follower = Follower(recorder, story.first, story.stride)
     while follower.step():

@@ -48,7 +48,8 @@ class AllocationProbe(CacheProbe):
         # By identity; the objects are kept so that no identity comes twice.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
-        self._in_the_air: dict[int, Landing] = {}
+        self._in_the_air: dict[int, list[Landing]] = {}
+        """By process: it may call the model more than once."""
 
     def holdings(self) -> dict[str, list[int]]:
         held: dict[str, dict[int, None]] = {}
@@ -116,8 +117,7 @@ class AllocationProbe(CacheProbe):
                     self.tell_unprotected(note.request, node)
 
         def landed(state: Any, process: Any) -> None:
-            flown = self._in_the_air.pop(id(process), None)
-            if flown is not None:
+            for flown in self._in_the_air.pop(id(process), ()):
                 self.land(flown)
 
         hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
@@ -125,7 +125,7 @@ class AllocationProbe(CacheProbe):
 
     def await_landing(self, landing: Landing) -> None:
         # Its process ends when every row's logits are on the host.
-        self._in_the_air[id(CURRENT_FLIGHT.get())] = landing
+        self._in_the_air.setdefault(id(CURRENT_FLIGHT.get()), []).append(landing)
 
     def flight_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]

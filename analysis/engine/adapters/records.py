@@ -10,6 +10,7 @@ from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 from shortfin_apps.llm.components.device_array_cache import Allocation
 
 from analysis.engine.adapters.probe import (
+    CURRENT_FLIGHT,
     CURRENT_REQUEST,
     CacheProbe,
     Landing,
@@ -90,7 +91,8 @@ class RecordProbe(CacheProbe):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._live: dict[str, _Live] = {}
-        self._in_the_air: dict[int, Landing] = {}
+        self._in_the_air: dict[int, list[tuple[Any, Landing]]] = {}
+        """By the first argument: the calls that were made with it, each with its process."""
 
     def holdings(self) -> dict[str, list[int]]:
         return {request: live.pages() for request, live in list(self._live.items())}
@@ -137,7 +139,14 @@ class RecordProbe(CacheProbe):
                     if record is not None:
                         self.tell_unprotected(request, record.last_cached_node)
 
-        hooks.around_task(LlmInvocationProcess, "run", before=flying)
+        def ended(state: Any, process: Any) -> None:
+            # Its arguments were not given back, as after an error.
+            for key, calls in list(self._in_the_air.items()):
+                if any(owner is process for owner, _ in calls):
+                    for _, landing in self._in_the_air.pop(key, ()):
+                        self.land(landing)
+
+        hooks.around_task(LlmInvocationProcess, "run", before=flying, after=ended)
         self._hook_landing(hooks)
         self._hook_choice(hooks)
 
@@ -172,14 +181,14 @@ class RecordProbe(CacheProbe):
 
     def await_landing(self, landing: Landing) -> None:
         # When the device is done, the arrays are given back for the next call.
-        self._in_the_air[id(landing.arguments[0])] = landing
+        call = (CURRENT_FLIGHT.get(), landing)
+        self._in_the_air.setdefault(id(landing.arguments[0]), []).append(call)
 
     def _hook_landing(self, hooks: Hooks) -> None:
         release = Allocation.release
 
         def landing(allocation: Any) -> Any:
-            landed = self._in_the_air.pop(id(allocation._device), None)
-            if landed is not None:
+            for _, landed in self._in_the_air.pop(id(allocation._device), ()):
                 self.land(landed)
             return release(allocation)
 

@@ -183,14 +183,17 @@ class V39(Adapter):
 
     def whereabouts(self, request_id: str) -> str:
         engine = self.service.unified_batcher._impl.batching_engine
+        # A scheduler knows a request by the name of its own for each beam.
         for phase in ("prefill", "decode"):
             lane = getattr(engine, f"{phase}_lane")
             scheduler, waiting = lane.scheduler, lane._llm_task_responder._exec_requests
             mine = [r for r in list(waiting.values()) if r.rid == request_id]
-            if any(task.rid == request_id for task in list(scheduler.pending)):
+            names = {r.instance_id for r in mine}
+            queues = [scheduler._ready, *getattr(scheduler, "_pending", {}).values()]
+            if any(task.instance_id in names for queue in queues for task in list(queue)):
                 groups = [scheduler._workgroup_placement.get(r.orig_instance_id) for r in mine]
-                members = {m for g in groups if g is not None
-                           for m in scheduler._workgroups[g].members}  # fmt: skip
+                members = {m for g in groups if (group := scheduler._workgroups.get(g)) is not None
+                           for m in group.members}  # fmt: skip
                 here = {r.orig_instance_id for r in list(waiting.values())}
                 return f"{'reserved' if members - here else 'pending'} {phase}"
             if mine:

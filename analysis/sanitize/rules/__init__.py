@@ -20,7 +20,7 @@ from analysis.sanitize.rules.contents import (
     WholeCopies,
     WrittenAfterFree,
 )
-from analysis.sanitize.rules.liveness import Completed, FlownTokens
+from analysis.sanitize.rules.liveness import Completed, FlownTokens, OnceExecuted
 from analysis.sanitize.rules.locking import CommonLock
 from analysis.sanitize.rules.provenance import (
     Inherited,
@@ -42,7 +42,7 @@ RULES: tuple[type[Rule], ...] = (
     BlockTable, TablePadding, SharedPages, CachedPrefix,
     OneState, Leak, PaddingPage, AllocationLists, References, Unreferenced, Protected,
     Leaves, Reachable, Parents,
-    Completed, FlownTokens, AtRest, Watched, CommonLock,
+    Completed, FlownTokens, OnceExecuted, AtRest, Watched, CommonLock,
     FiniteContents, WholeCopies, WrittenAfterFree, UnwrittenBytes, ArrivedWrites,
     OwnResult, OwnToken, WholeAnswer, OneAnswer, ArgumentsAsFilled, LandedBeforeRead,
 )  # fmt: skip

@@ -17,7 +17,7 @@ class Rule:
     name: ClassVar[str]
     sentence: ClassVar[str]
     bears_gaps: ClassVar[bool] = False
-    """Whether it can be asked although a part of what happened is not known."""
+    """Whether it can be asked although an event of the cache is not known."""
 
     def flight(self, world: World, passage: Passage) -> Iterable[Finding]:
         """Check a flight that has just gone through the shadow."""

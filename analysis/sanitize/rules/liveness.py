@@ -6,12 +6,27 @@ import json
 from collections.abc import Iterator
 
 from analysis.sanitize.findings import WRONG_DATA, Finding
+from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
+from analysis.sanitize.stream import unlanded
 from analysis.sanitize.world import Event, World
+
+REST_S = 1.5
+"""How long nothing must have happened to a request, and no flight begun, until it stands still.
+
+3.1.0 lets a request wait for up to 0.5 s for others to share its flight; later releases less.
+"""
+STARVED_S = 10.0
+"""After how long a request stands still to which nothing happened while others were served."""
+_NAMED = 6
 
 
 class Completed(Rule):
-    """A request that was accepted gets its answer."""
+    """A request that was accepted gets its answer.
+
+    That a client's deadline passed says nothing yet: what counts is whether the engine has ended
+    the request when the recording ends, or at least still works on it.
+    """
 
     name = "completion"
     sentence = "Every accepted request is answered."
@@ -19,6 +34,14 @@ class Completed(Rule):
 
     def __init__(self) -> None:
         self._waiting: dict[str, Event] = {}
+        self._given_up: dict[str, Event] = {}
+        """The end of each request that its client gave up and the engine has not ended."""
+        self._ended: set[str] = set()
+        self._moved_s: dict[str, float] = {}
+        """When something happened to a request last."""
+        self._begun_s = 0.0
+        """When the last flight began."""
+        self._now_s = 0.0
         self._death: Event | None = None
 
     def on_died(self, world: World, event: Event) -> Iterator[Finding]:
@@ -30,31 +53,65 @@ class Completed(Rule):
             request_id=event.request_id,
         )
 
-    def on_waiting(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.request_id is not None:
-            self._waiting[event.request_id] = event
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._begun_s = max(self._begun_s, passage.flight.t_s)
+        for request in passage.flight.request_ids:
+            self._moves(request, passage.flight.t_s)
         return iter(())
 
+    def _moves(self, request: str | None, t_s: float) -> None:
+        self._now_s = max(self._now_s, t_s)
+        if request is not None:
+            self._moved_s[request] = max(t_s, self._moved_s.get(request, 0.0))
+
+    def on_token(self, world: World, event: Event) -> Iterator[Finding]:
+        self._moves(event.request_id, event.t_ns / 1e9)
+        return iter(())
+
+    on_first_token = on_hold = on_drop = on_token
+
+    def on_submitted(self, world: World, event: Event) -> Iterator[Finding]:
+        # The same name may be sent in again, after a refusal.
+        self._given_up.pop(event.request_id or "", None)
+        self._ended.discard(event.request_id or "")
+        return self.on_token(world, event)
+
+    def on_unlanded(self, world: World, event: Event) -> Iterator[Finding]:
+        self._begun_s = max(self._begun_s, event.t_ns / 1e9)
+        for request in unlanded(event).request_ids:
+            self._moves(request, event.t_ns / 1e9)
+        return iter(())
+
+    def on_snapshot(self, world: World, event: Event) -> Iterator[Finding]:
+        self._moves(None, event.t_ns / 1e9)
+        return iter(())
+
+    on_memory = on_snapshot
+
+    def on_waiting(self, world: World, event: Event) -> Iterator[Finding]:
+        if event.request_id is not None:
+            before = self._waiting.get(event.request_id)
+            self._waiting[event.request_id] = event
+            if before is not None and "threads" not in json.loads(event.detail or "{}"):
+                # What the threads did is told once.
+                said = json.loads(before.detail or "{}") | json.loads(event.detail or "{}")
+                self._waiting[event.request_id] = event._replace(detail=json.dumps(said))
+        self._moves(None, event.t_ns / 1e9)
+        return iter(())
+
+    def on_late(self, world: World, event: Event) -> Iterator[Finding]:
+        self._ended.add(event.request_id or "")
+        self._given_up.pop(event.request_id or "", None)
+        return self.on_token(world, event)
+
     def on_done(self, world: World, event: Event) -> Iterator[Finding]:
-        request, outcome = event.request_id, event.detail
+        request, outcome = event.request_id or "", event.detail
+        self._moves(None, event.t_ns / 1e9)
         if outcome in ("timeout", "lost"):
-            waiting = self._waiting.pop(request or "", None)
-            said = json.loads(waiting.detail or "{}") if waiting is not None else {}
-            cause, what = self._why(str(said.get("where", "unknown")), world, request)
-            for kept in said.get("locks") or ():
-                cause = "lock never released"
-                what = (
-                    f"thread {kept['thread']} has had the lock of the {kept['lock']} for"
-                    f" {kept['seconds']:g} s"
-                )
-            threads = said.get("threads") or {}
-            stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
-            yield Finding(
-                cause=cause,
-                message=f"{request} ended without its answer ({outcome}): {what}.",
-                request_id=request,
-                other_stack=stacks or None,
-            )
+            if self._death is not None:
+                yield self._finding(world, event)
+            elif request not in self._ended:
+                self._given_up[request] = event
         elif outcome == "empty":
             yield Finding(
                 cause="answered with nothing",
@@ -62,23 +119,62 @@ class Completed(Rule):
                 request_id=request,
             )
 
-    def _why(self, where: str, world: World, request: str | None) -> tuple[str, str]:
+    def _finding(self, world: World, event: Event) -> Finding:
+        request = event.request_id or ""
+        waiting = self._waiting.get(request)
+        said = json.loads(waiting.detail or "{}") if waiting is not None else {}
+        cause, what = self._why(str(said.get("where", "unknown")), world, request)
+        for kept in said.get("locks") or ():
+            cause = "lock never released"
+            what = (
+                f"thread {kept['thread']} has had the lock of the {kept['lock']} for"
+                f" {kept['seconds']:g} s"
+            )
+        threads = said.get("threads") or {}
+        stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
+        return Finding(
+            cause=cause,
+            message=f"{request} ended without its answer ({event.detail}): {what}.",
+            request_id=request,
+            other_stack=stacks or None,
+            seq=event.seq,
+            t_s=event.t_ns / 1e9,
+            thread=event.thread,
+        )
+
+    def _why(self, where: str, world: World, request: str) -> tuple[str, str]:
         """Return what kind of standstill it is, and what the request waits for."""
         if self._death is not None:
             return "dead worker", f"a worker had died in event {self._death.seq}"
+        if request in world.unlanded:
+            return "flight without end", "its flight never landed"
         phase = where.partition(" ")[2]
         match where.partition(" ")[0]:
             case "pending":
                 return "stuck batcher", f"it waits to be boarded for a {phase or 'flight'}"
             case "reserved":
                 return "stuck batcher", "the scheduler waits for others of its group"
-            case "flying":
-                return "flight without end", "its flight never landed"
-        sequence = world.last_of.get(request or "")
+        sequence = world.last_of.get(request)
         flown = 0 if sequence is None else sequence.takeoffs
-        return "lost wake-up", f"nothing is to be done for it, after {flown} flights"
+        if sequence is None or flown > len(sequence.answer):
+            return "lost wake-up", f"nothing is to be done for it, after {flown} flights"
+        return "stuck batcher", f"no flight was begun for its next step, after {flown} flights"
 
     def finish(self, world: World) -> Iterator[Finding]:
+        early = []
+        for request, event in sorted(self._given_up.items()):
+            still_s = self._now_s - self._moved_s.get(request, 0.0)
+            at_rest = still_s >= REST_S and self._now_s - self._begun_s >= REST_S
+            if self._death is not None or at_rest or still_s >= STARVED_S:
+                yield self._finding(world, event)
+            else:
+                early.append(request)
+        if early:
+            more = f" and {len(early) - _NAMED} more" if len(early) > _NAMED else ""
+            world.remarks.append(
+                f"Whether the engine would have ended {', '.join(early[:_NAMED])}{more}, which"
+                " their clients gave up, is not known: the recording ended too soon."
+            )
         for request in sorted(world.under_way):
             sequence = world.under_way[request]
             yield Finding(
@@ -89,11 +185,34 @@ class Completed(Rule):
             )
 
 
+class OnceExecuted(Rule):
+    """No step of a request is executed more than once."""
+
+    name = "one execution"
+    sentence = "Every step of a request is executed once."
+    bears_gaps = True
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        flight = passage.flight
+        for row, sequence in passage.known_rows():
+            if not passage.repeats[row]:
+                continue
+            twin, first = passage.twin_of[row] != row, int(passage.first[row])
+            when = "in the same flight" if twin else f"as in flight {passage.made_by[row]}"
+            yield Finding(
+                cause="executed twice",
+                message=f"A {flight.phase} of {sequence.request_id} from position {first} on is"
+                f" executed once more, {when}.",
+                request_id=sequence.request_id,
+            )
+
+
 class FlownTokens(Rule):
     """No token comes from nowhere."""
 
     name = "flown tokens"
     sentence = "Every token of an answer comes from a flight of its own."
+    bears_gaps = True
 
     def after_token(self, world: World, event: Event) -> Iterator[Finding]:
         sequence = world.under_way.get(event.request_id or "")

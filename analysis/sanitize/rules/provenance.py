@@ -20,6 +20,7 @@ class OwnTokens(Rule):
 
     name = "own tokens"
     sentence = "Every row flies with its request's own prompt, or the token chosen for it last."
+    bears_gaps = True
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         for row, sequence in passage.known_rows():
@@ -42,6 +43,7 @@ class OwnPosition(Rule):
 
     name = "own position"
     sentence = "Every row starts at the position at which its sequence ended, on a page it has."
+    bears_gaps = True
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         some_outside = passage.outside.any()
@@ -74,6 +76,7 @@ class OwnLength(Rule):
 
     name = "own length"
     sentence = "Every row attends to exactly the positions of its own sequence."
+    bears_gaps = True
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         flight = passage.flight
@@ -132,6 +135,7 @@ class OneWriter(Rule):
 
     name = "one writer"
     sentence = "In one flight no slot is written by two rows, unless with the same prefix."
+    bears_gaps = True
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         slots, contents = passage.write_slots.ravel(), passage.write_content.ravel()
@@ -163,6 +167,7 @@ class OwnPrefix(Rule):
 
     name = "own prefix"
     sentence = "Every slot that a row attends to holds the key and value of its own prefix."
+    bears_gaps = True
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         if not passage.wrong.any():
@@ -190,6 +195,7 @@ class Inherited(Rule):
 
     name = "sound origin"
     sentence = "No slot that a row attends to was computed from wrong data."
+    bears_gaps = True
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         if not passage.inherited.any():
