@@ -10,7 +10,11 @@ from analysis.treat.faults.shape import SHAPE_FAULTS
 FAULTS: dict[str, type[Fault]] = {
     fault.name: fault
     for fault in (
-        *FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS, *SHAPE_FAULTS, *BYTES_FAULTS,
+        *FLIGHT_FAULTS,
+        *CACHE_FAULTS,
+        *REQUEST_FAULTS,
+        *SHAPE_FAULTS,
+        *BYTES_FAULTS,
     )
 }
 """By name, which begins with `fault:`."""
