@@ -34,6 +34,8 @@ _ROUND, _ROUND_S, _BUSY_TOKENS = (0.0, 0.4, 0.7, 1.2), 2.0, 80
 _SHARED_TOKENS = 2 * prompts.PAGE_TOKENS
 _LONG_ANSWER = 4 * prompts.PAGE_TOKENS
 """Tokens of an answer that is then continued: it fills pages of its own wherever it begins."""
+LONGEST_ANSWER = max(_LONG_ANSWER, _BUSY_TOKENS)
+"""Tokens of the longest answer that a workload asks for, however few are asked of it."""
 _COPIES = {"continued": 1, "identical_then_continued": 4}
 """How often a prompt is asked in a row: as often as a batch has rows, or once."""
 _SPARE_TALKS = 4

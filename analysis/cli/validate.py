@@ -34,7 +34,10 @@ def validate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,
     seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
-    request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(help="seconds for one answer [default: 60, or as long ones take]"),
+    ] = None,
     isolated: Annotated[
         float, typer.Option(help="seconds for the cache's operations alone; 0: leave them out")
     ] = 120.0,
@@ -56,8 +59,8 @@ def validate(
 ) -> None:
     """Validate fixes: the cache's operations alone, then 2, 4, 8, 16 and 32 requests at once.
 
-    Each rung asks fresh engines every workload in turn: mixed prompts, shared prefixes, equal
-    prompts at once, long answers, continuations of answers. It must show no failed request, no
+    Rungs ask fresh engines every workload in turn: mixed prompts, shared prefixes, equal
+    prompts at once, long answers, continuations of answers. Each must show no failed request, no
     broken rule and no lost page over so many accepted requests that the given failure rate would
     have shown; the first that does not ends it, and is explained. The exit status is 0 if all were
     clean, 4 if one failed, 3 if one could not be decided or a planted fault was not found, and 1 or

@@ -21,10 +21,12 @@ from analysis.tables import FAULT
 from analysis.validate.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.validate.isolated import examine
 from analysis.validate.result import LEVELS, Isolated, Ladder, LadderError, Rung
-from analysis.workload import BUILDERS, in_turn
+from analysis.workload import BUILDERS, LONGEST_ANSWER, in_turn
 
 EVERY: tuple[str, ...] = tuple(BUILDERS)[::-1]
-"""What each rung asks, one workload an engine, in turn: all, the most exacting first."""
+"""What the rungs ask, one workload an engine, in turn: all, the most exacting first."""
+_LOWEST_ONLY = ("evict_found",)
+"""What is made for two clients, and takes long with more: asked on the lowest rung."""
 
 OnStep = Callable[[Isolated | Rung], None]
 """Called with each rung when it has ended."""
@@ -33,7 +35,9 @@ _PER_CELL = 32
 """Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
 """Requests of a client: two at once may be slow, and a second one finds what a first one left."""
-_RESUBMIT_S, _FOREVER_S = 0.05, 1e6
+_RESUBMIT_S, _FOREVER_S, _TIMEOUT_S = 0.05, 1e6, 60.0
+_PATIENCE = 4
+"""Times what the pace of a free machine lets expect, before a cell or a request is given up."""
 _WAITING, _IDLE_JOBS = 10, 8
 """How much longer a token takes in a batch with room where engines wait; how many run at once then.
 """
@@ -58,11 +62,12 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """One, or several as `mixed+growing`; None: every one that can be made (see EVERY)."""
+    """One, or several as `mixed+growing`; None: every one that can be made."""
     max_new_tokens: int = 15
     """So many that every answer enters a new page of 16 tokens sooner or later."""
     seed: int = 0
-    request_timeout_s: float = 60.0
+    request_timeout_s: float | None = None
+    """None: a minute, or longer where the longest answer takes long."""
     isolated_s: float = 120.0
     per_cell: int = _PER_CELL
     """Requests that a fresh engine is asked, but for at least 2 and at most 8 of each client."""
@@ -98,8 +103,15 @@ class Settings:
 
     @property
     def asked(self) -> str:
-        """The workload."""
+        """The workload, or all of them with + between."""
         return self.workload or "+".join(EVERY)
+
+    def asked_at(self, level: int) -> tuple[str, ...]:
+        """Return the workloads of one rung."""
+        names = in_turn(self.asked)
+        if self.workload is not None or level == self.levels[0]:
+            return names
+        return tuple(name for name in names if name not in _LOWEST_ONLY)
 
     def plan(self, level: int) -> Plan:
         """Return the sweep of one rung: as many fresh engines as it takes, and a control.
@@ -109,24 +121,31 @@ class Settings:
         Raises PlanError or EngineError for settings with which no engine can be started.
         """
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_cell // level))
+        names = self.asked_at(level)
+        first, token, *_ = PACE_S.get(self.release, (0.0, 0.0))
+        longest_s = first + token * max(self.max_new_tokens, LONGEST_ANSWER)
+        timeout_s = self.request_timeout_s
+        if timeout_s is None:
+            timeout_s = max(_TIMEOUT_S, _PATIENCE * longest_s)
         plan = Plan(
             releases=(self.release,),
             prefix_sharing=(self.prefix_sharing,),
             pages=(self.pages,),
             concurrency=(level,),
-            workload=self.asked,
-            repeats=max(-(-self.ladder().needed // (level * rounds)), len(in_turn(self.asked))),
+            workload="+".join(names),
+            repeats=max(-(-self.ladder().needed // (level * rounds)), len(names)),
             rounds=rounds,
             seed=self.seed,
             max_new_tokens=self.max_new_tokens,
-            request_timeout_s=self.request_timeout_s,
+            request_timeout_s=timeout_s,
             treatments=(self.treatments,),
             sanitize=True,
             resubmit_s=_RESUBMIT_S,
         )
         # The pace is that of a machine that is free; the patience is for one that is not.
         expected = Estimate(replace(plan, cell_timeout_s=_FOREVER_S)).cell_s(plan.cells()[-1])
-        patience = max(plan.cell_timeout_s, 4 * expected, 2 * self.request_timeout_s)
+        most = max(expected, rounds * longest_s)
+        patience = max(plan.cell_timeout_s, _PATIENCE * most, 2 * timeout_s)
         return replace(plan, cell_timeout_s=patience)
 
 

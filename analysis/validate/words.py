@@ -19,7 +19,7 @@ def in_words(ladder: Ladder) -> str:
     """Return what the ladder came to as Markdown: a verdict, then a line for every rung."""
     lines = [f"**{ladder.name}: {_verdict(ladder)}**", ""]
     if len(asked := in_turn(ladder.workload)) > 1:
-        lines += [f"Each rung asks {_list(list(asked))}, one fresh engine after another.", ""]
+        lines += [f"Asked in turn, of one fresh engine each: {_list(list(asked))}.", ""]
     if ladder.isolated is not None:
         lines.append(f"- Cache operations by themselves: {isolated_in_words(ladder.isolated)}")
     else:

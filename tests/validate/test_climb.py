@@ -125,7 +125,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("level", [2, 4, 8, 16, 32])
 def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None:
-    plan = Settings(release="3.1.0").plan(level)
+    plan = Settings(release="3.1.0", workload="mixed").plan(level)
     own = [cell for cell in plan.cells() if not cell.is_control]
     assert len(own) * plan.request_count(level) >= 299
     assert (len(own) - 1) * plan.request_count(level) < 299
@@ -140,11 +140,17 @@ def test_every_rung_asks_every_workload_of_fresh_engines() -> None:
         for level in settings.levels:
             plan = settings.plan(level)
             asked = [plan.workload_of(c.repeat) for c in plan.cells() if not c.is_control]
-            assert set(asked) == set(BUILDERS)
-            counts = [asked.count(name) for name in BUILDERS]
+            missing = {*BUILDERS}.difference(asked)
+            assert missing == (set() if level == 2 else {"evict_found"})  # for two clients
+            counts = [asked.count(name) for name in {*asked}]
             assert max(counts) - min(counts) <= 1
             assert plan.rounds is not None
             assert plan.rounds % 2 == 0  # so that no continuation is asked before its answer
+            # On 3.1.0 a token takes half a second where a batch has room.
+            slowest = 80 * (0.5 if settings.release == "3.1.0" else 0.005)
+            assert plan.request_timeout_s >= 60
+            assert plan.request_timeout_s > 2 * slowest
+            assert plan.cell_timeout_s > 2 * plan.rounds * slowest
 
 
 def test_a_rung_that_lacks_a_workload_is_undecided(tmp_path: Path) -> None:
