@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -215,3 +216,21 @@ def test_the_index_charts_one_notebook_alone(tmp_path: Path) -> None:
     assert alone is not None
     assert report._chart(tmp_path, [second, first]) == alone
     assert report._chart(tmp_path, [{"notebook": "02", "run": "none"}]) is None
+
+
+def test_a_report_that_was_resumed_took_the_time_of_all_its_parts(tmp_path: Path) -> None:
+    notebook, place = write_notebook(tmp_path / "small.ipynb", ANSWER), tmp_path / "run"
+    given = {"run_dir": str(place)}
+    assert "parts" not in publish(notebook, parameters=given).pages[0].html.read_text()
+    parts = json.loads((place / "parts.json").read_text())
+    assert len(parts) == 1
+    # It had taken two hours, and a second part was killed 1800 s after it began.
+    parts[0]["seconds"] = 7200.0
+    killed = {"started": (place / "answer.json").stat().st_mtime - 1800, "seconds": None}
+    (place / "parts.json").write_text(json.dumps([*parts, killed]))
+    os.utime(place / "parts.json", (0, 0))
+    page = publish(notebook, parameters=given).pages[0].html.read_text()
+    assert re.search(r"<dd>2 h 3[01] min in 3 parts</dd>", page)
+    (place / "parts.json").unlink()
+    page = publish(notebook, parameters=given).pages[0].html.read_text()
+    assert re.search(r"<dd>[^<]* s, beside an earlier part of unknown length</dd>", page)

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from analysis.figures.page_map import (
     CONFLICT_COLOUR,
     SQUARES,
-    STATE_COLOURS,
     Owner,
     default_columns,
     in_trie_too,
@@ -24,7 +23,7 @@ from analysis.figures.page_map import (
     owners,
     plain,
 )
-from analysis.figures.style import VERMILLION
+from analysis.figures.style import STATE_COLOURS, VERMILLION
 from analysis.figures.trie import Decode, colour_of, defects, tokens_text, tree_rows
 from analysis.snapshot import LEAKED, STATES, Node, Snapshot
 from analysis.snapshot_change import Change, counted, cut, describe_snapshot, ranges

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from analysis.explain import Explanation
 
 OWN = style.BLUE
-FELLOWS = (style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.YELLOW, "#8C564B", "#000000")
+FELLOWS = (*(c for c in style.REQUEST_COLOURS if c not in (OWN, style.BLACK)), style.BLACK)
 """Colours of the request and of those who flew with it; vermillion is for what went wrong."""
 OTHERS = "#9A9A9A"
 _LEAST, _PAGES = 24, 14
@@ -238,10 +238,10 @@ def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D
     if pages and owners - {*colours_of(lanes), CACHED, NOBODY, FREE}:
         shown.append(Patch(facecolor=OTHERS, label="another request's page"))
     if pages and CACHED in owners:
-        shown.append(Patch(facecolor="#D9D9D9", label="page in the prefix cache"))
+        label = "page cached, held by no request"
+        shown.append(Patch(facecolor=style.STATE_COLOURS["cached"], label=label))
     if pages and NOBODY in owners:
-        shown.append(Patch(facecolor="white", edgecolor=style.VERMILLION, hatch="xxxx",
-                           label="page in nobody's hands"))  # fmt: skip
+        shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
     if pages and len(told.case.flights):
         shown.append(Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"))
     if (kinds == "shortage").any():

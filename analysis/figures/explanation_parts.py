@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from analysis.explain.layout import percent
 from analysis.explain.pages import CACHED, FREE, NOBODY
 from analysis.figures import style
-from analysis.figures.pages_over_time import STATE_COLOURS
+from analysis.figures.style import STATE_COLOURS
 
 if TYPE_CHECKING:
     from analysis.explain import Explanation
@@ -79,10 +79,9 @@ def _stay(
         return
     look: dict[str, Any] = {"linewidth": 0}
     if owners[0] == CACHED:
-        parts = [{**look, "facecolor": "#D9D9D9"}]
+        parts = [{**look, "facecolor": STATE_COLOURS["cached"]}]
     elif owners[0] == NOBODY:
-        parts = [{"facecolor": "white", "edgecolor": style.VERMILLION, "hatch": "xxxx",
-                  "linewidth": 0.4}]  # fmt: skip
+        parts = [{**look, "facecolor": STATE_COLOURS["leaked"]}]
     else:
         parts = [{**look, "facecolor": colour(owner)} for owner in owners[:4]]
     height = 0.5 / len(parts)

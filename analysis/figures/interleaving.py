@@ -15,11 +15,12 @@ from analysis.figures import style
 if TYPE_CHECKING:
     from analysis.isolate import Replay
 
-_COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.YELLOW)
-_PLAIN = {"free": "#FFFFFF", "cached": "#C9C9C9", "set aside": "#E8DCC8", "kept": "#F2F2F2",
-          "lost": "#404040"}  # fmt: skip
-_MEANINGS = {"free": "free", "cached": "cached, in nobody's hands", "set aside": "set aside",
-             "kept": "kept away", "lost": "lost"}  # fmt: skip
+_COLOURS = tuple(colour for colour in style.REQUEST_COLOURS if colour != style.BLACK)
+_PLAIN = {"free": style.STATE_COLOURS["free"], "cached": style.STATE_COLOURS["cached"],
+          "set aside": "#E8DCC8", "kept": "#C9C9C9",
+          "lost": style.STATE_COLOURS["leaked"]}  # fmt: skip
+_MEANINGS = {"free": "free", "cached": "cached, held by no request", "set aside": "set aside",
+             "kept": "kept away", "lost": "leaked"}  # fmt: skip
 _LINE = 96
 
 
@@ -93,7 +94,7 @@ def _lanes(
             axes.add_patch(
                 Rectangle(
                     (number + 0.04, lane - 0.36), 0.92, 0.72,
-                    fill=False, edgecolor=style.VERMILLION, linewidth=2.2,
+                    fill=False, edgecolor=style.BLACK, linewidth=2.2,
                 )
             )  # fmt: skip
         axes.text(
@@ -130,7 +131,7 @@ def _owners(
             axes.add_patch(
                 Rectangle(
                     (told[0], page - 0.5), 1, 1,
-                    fill=False, edgecolor=style.VERMILLION, linewidth=2.2, zorder=4,
+                    fill=False, edgecolor=style.BLACK, linewidth=2.2, zorder=4,
                 )
             )  # fmt: skip
     count = len(replay.first)

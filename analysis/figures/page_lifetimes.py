@@ -10,42 +10,47 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.figures import style
+from analysis.observe.replay import cached_or_leaked
 
 LANES = 48
-_CACHED = "#D9D9D9"
+_STATES = {"cached": "in the prefix cache", "leaked": "leaked"}
 
 
 def page_lifetimes(
     events: pd.DataFrame, *, pages: Sequence[int] | None = None, title: str | None = None
 ) -> Figure:
-    """Draw who held each page from when to when, and while it was in the trie.
+    """Draw who held each page from when to when, and while it was cached or leaked.
 
     A lane has a bar from `hold` to `drop` in its request's colour (thinner ones where several hold
-    it at once) and a pale one behind it from `create` to its end in the trie. At most 48 pages are
-    drawn, those with most holders first chosen; x is the number of the event, so that waiting takes
-    no room.
+    it at once), and behind it the colour of a cached page while the prefix cache has it, or of a
+    leaked one while nothing can reach it, as in a page map. At most 48 pages are drawn, those with
+    most holders first chosen; x is the number of the event, so that waiting takes no room.
     """
-    spans = _spans(events)
-    if spans.empty:
+    held = _spans(events)
+    if held.empty:
         return style.nothing_to_draw("No page was held by any request.")
-    held = spans[spans["owner"] != ""]
+    behind = cached_or_leaked(events)
     chosen = list(pages) if pages is not None else _busiest(held)
-    everyone = sorted(spans["page"].unique())
-    spans = spans[spans["page"].isin(chosen)]
+    everyone = {*held["page"], *behind["page"]}
     lanes = {page: lane for lane, page in enumerate(sorted(chosen, reverse=True))}
     owners = list(dict.fromkeys(held.sort_values("begin")["owner"]))
     colours = {
-        owner: style.SERIES_COLOURS[n % len(style.SERIES_COLOURS)] for n, owner in enumerate(owners)
+        owner: style.REQUEST_COLOURS[n % len(style.REQUEST_COLOURS)]
+        for n, owner in enumerate(owners)
     }
     figure = style.new_figure(9.6, 1.7 + 0.2 * max(len(lanes), 4))
     axes = figure.add_subplot()
     last = float(events["seq"].max())
-    listed: list[Any] = list(spans.itertuples())
+    shown: list[Any] = list(behind[behind["page"].isin(chosen)].itertuples())
+    for span in shown:
+        axes.broken_barh(
+            [(span.begin, max(span.end - span.begin, last / 400))],
+            (lanes[span.page] - 0.45, 0.9),
+            color=style.STATE_COLOURS[span.state],
+        )
+    listed: list[Any] = list(held[held["page"].isin(chosen)].itertuples())
     for span in listed:
         width = max(span.end - span.begin, last / 400)
-        if span.owner == "":
-            axes.broken_barh([(span.begin, width)], (lanes[span.page] - 0.45, 0.9), color=_CACHED)
-            continue
         height = 0.62 / span.of
         low = lanes[span.page] - 0.31 + height * span.place
         axes.broken_barh(
@@ -68,7 +73,11 @@ def page_lifetimes(
     style.dress(axes, (title or "Who held each page") + note, "number of the event", "page")
     axes.tick_params(axis="y", labelsize=7)
     legend = [Patch(color=colours[owner], label=short_name(owner)) for owner in owners[:12]]
-    legend.append(Patch(color=_CACHED, label="in the trie"))
+    legend += [
+        Patch(color=style.STATE_COLOURS[state], label=label)
+        for state, label in _STATES.items()
+        if (behind["state"] == state).any()
+    ]
     if len(owners) > 12:
         legend.append(Patch(color="white", label=f"and {len(owners) - 12} more requests"))
     figure.legend(
@@ -77,7 +86,7 @@ def page_lifetimes(
     return figure
 
 
-_PALE = (style.ORANGE, style.SKY, style.PURPLE, style.YELLOW)
+_PALE = (style.ORANGE, style.PURPLE)
 
 
 def short_name(request_id: str) -> str:
@@ -92,9 +101,9 @@ def _busiest(held: pd.DataFrame) -> list[int]:
 
 
 def _spans(events: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each time that a page was held or in the trie: page, owner, begin, end.
+    """Return one row for each time that a request held a page: page, owner, begin, end.
 
-    `owner` is empty for the trie; `of` and `place` tell how many held a page together at the start.
+    `of` and `place` tell how many held a page together at the start.
     """
     last = int(events["seq"].max()) if len(events) else 0
     open_: dict[tuple[int, str], tuple[int, int]] = {}
@@ -105,21 +114,18 @@ def _spans(events: pd.DataFrame) -> pd.DataFrame:
             begin, place = open_.pop((page, owner))
             rows.append({"page": page, "owner": owner, "begin": begin, "end": seq, "place": place})
 
-    kinds = ["hold", "drop", "create", "unlink", "replace"]
     columns = ["seq", "kind", "request_id", "pages"]
-    listed: list[Any] = list(events.loc[events["kind"].isin(kinds), columns].itertuples())
+    kinds = events["kind"].isin(["hold", "drop"])
+    listed: list[Any] = list(events.loc[kinds, columns].itertuples())
     for event in listed:
-        owner = event.request_id if event.kind in ("hold", "drop") else ""
         for page in event.pages:
-            if event.kind in ("hold", "create"):
-                together = sum(other != "" for p, other in open_ if p == page)
-                open_.setdefault((page, owner), (event.seq, together))
+            if event.kind == "hold":
+                together = sum(p == page for p, _ in open_)
+                open_.setdefault((page, event.request_id), (event.seq, together))
             else:
-                end(page, owner, event.seq)
+                end(page, event.request_id, event.seq)
     for page, owner in list(open_):
         end(page, owner, last)
     frame = pd.DataFrame(rows, columns=["page", "owner", "begin", "end", "place"])
-    frame = frame.sort_values(["owner", "begin"]).reset_index(drop=True)  # the trie's lie behind
-    held = frame[frame["owner"] != ""]
-    shared = held.groupby("page")["place"].transform("max") + 1
-    return frame.assign(of=shared.reindex(frame.index, fill_value=1).astype(int))
+    frame = frame.sort_values(["owner", "begin"]).reset_index(drop=True)
+    return frame.assign(of=frame.groupby("page")["place"].transform("max") + 1)

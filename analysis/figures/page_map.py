@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.figures import style
+from analysis.figures.style import REQUEST_COLOURS, STATE_COLOURS
 from analysis.snapshot import CACHED, LEAKED, STATES, Snapshot
 from analysis.snapshot_change import (
     SnapshotError,
@@ -28,16 +29,6 @@ from analysis.snapshot_change import (
     short_names,
 )
 
-STATE_COLOURS = {
-    "free": "#EFEFEF",
-    "live": style.SKY,
-    "cached": "#F3E28C",
-    "leaked": style.VERMILLION,
-}
-OWNER_COLOURS = (
-    style.BLUE, style.BLACK, style.GREEN, style.PURPLE, style.ORANGE, "#7A1B4B", "#6B4A00",
-    "#6A5ACD",
-)  # fmt: skip
 CONFLICT_COLOUR = "#8B008B"
 SQUARES = 1024
 """Up to so many pages each is a square with its owner's outline; more of them make an image."""
@@ -128,7 +119,7 @@ def owners(shown: Sequence[Snapshot]) -> dict[str, Owner]:
             request_id,
             plain(names[request_id], 24),
             letters(index),
-            OWNER_COLOURS[index] if index < len(OWNER_COLOURS) else style.GREY,
+            REQUEST_COLOURS[index] if index < len(REQUEST_COLOURS) else style.GREY,
         )
         for index, request_id in enumerate(ids)
     }
@@ -348,7 +339,7 @@ def _legend(shown: Sequence[Snapshot]) -> list[Artist]:
         handles.append(_marker("s" if large else "o", "black", "black", f"{where}: {number:,}"))
     if large:
         return handles
-    for owner in list(owners(shown).values())[: len(OWNER_COLOURS)]:
+    for owner in list(owners(shown).values())[: len(REQUEST_COLOURS)]:
         numbers = [len(set(s.state.holdings.get(owner.request_id, ()))) for s in shown]
         text = f"{owner.letter}: {owner.name}, {_both(numbers)} pages"
         handles.append(
@@ -366,8 +357,8 @@ def _notes(shown: Sequence[Snapshot]) -> list[str]:
     if number and large:
         notes.append(f"{counted(number, 'request')} held pages; maps of over {SQUARES:,} pages "
                      "do not tell them apart.")  # fmt: skip
-    elif number > len(OWNER_COLOURS):
-        rest = list(owners(shown).values())[len(OWNER_COLOURS) :]
+    elif number > len(REQUEST_COLOURS):
+        rest = list(owners(shown).values())[len(REQUEST_COLOURS) :]
         names = cut([f"{owner.letter} {owner.name}" for owner in rest])
         verb = "is" if len(rest) == 1 else "are"
         notes.append(f"{names} {verb} outlined in grey.")

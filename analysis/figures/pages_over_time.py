@@ -9,12 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
+from analysis.figures.style import STATE_COLOURS
 from analysis.snapshot import STATES
 from analysis.stats import FAILURES
 
-STATE_COLOURS = {
-    "free": "#E8E8E8", "live": style.BLUE, "cached": style.SKY, "leaked": style.VERMILLION,
-}  # fmt: skip
 _ORDER = ("leaked", "live", "cached", "free")
 
 

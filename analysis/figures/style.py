@@ -34,6 +34,10 @@ OUTCOME_COLOURS = {
     "ok": "#A6D0EA",
     "rejected": "#FFFFFF",
 }
+STATE_COLOURS = {"free": "#EFEFEF", "live": SKY, "cached": "#E9CF58", "leaked": VERMILLION}
+"""Of a page, by its state, in every figure and widget. No request has one of these."""
+REQUEST_COLOURS = (BLUE, BLACK, GREEN, PURPLE, ORANGE, "#7A1B4B", "#6B4A00", "#6A5ACD")
+"""Of requests, where pages are shown beside them or held by them."""
 GREY = "#5A5A5A"
 TEXT, SMALL, TITLE = 10.0, 9.0, 11.5
 

@@ -17,7 +17,7 @@ from analysis.snapshot_change import counted
 
 Decode = Callable[[Sequence[int]], str]
 
-IN_USE, UNUSED, ROOT = style.SKY, "#F3E28C", "#DDDDDD"
+IN_USE, UNUSED, ROOT = style.STATE_COLOURS["live"], style.STATE_COLOURS["cached"], "#DDDDDD"
 NODES = 60
 """Most nodes that a figure shows."""
 _ROW, _CHARACTER = 0.25, 0.0655

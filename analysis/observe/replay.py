@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.snapshot import CacheState, Node, Snapshot
@@ -77,6 +78,10 @@ class Replay:
             case "no_leaf":
                 self._leaves.discard(int(event.node))
 
+    def cached(self) -> set[int]:
+        """Return the pages that the prefix cache has now, whoever else holds them."""
+        return self.duplicates | {n.page for n in self._reachable() if n.page is not None}
+
     def snapshot(self) -> Snapshot:
         """Return the cache as it must be now; the free list is sorted."""
         nodes = tuple(
@@ -107,6 +112,51 @@ class Replay:
             if node.parent is None or node.parent in reached:
                 reached.add(number)
                 yield node
+
+
+def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each time that a page was in the prefix cache, or leaked.
+
+    Columns: page, state (cached or leaked, as a snapshot has them), begin and end (places among
+    the events). A cached page may be held by requests as well. All pages count as free before
+    their first event. Between two operations a page may be nowhere for a moment: it is leaked if it
+    still is when a request ends, or after the last event.
+    """
+    replay = Replay(Snapshot(CacheState(0, (), {}, (Node(0, None, None, (), 0, False),))))
+    ended = np.sort(events.loc[events["kind"] == "done", "seq"].to_numpy(dtype=np.int64))
+    last = int(events["seq"].max()) if len(events) else 0
+    cached: set[int] = set()
+    now: dict[int, tuple[str, int]] = {}
+    rows: list[tuple[int, str, int, int]] = []
+
+    def turn(page: int, state: str, seq: int) -> None:
+        was, begin = now.get(page, ("", 0))
+        if was == state:
+            return
+        now[page] = (state, seq)
+        lasted = seq > last or np.searchsorted(ended, begin) < np.searchsorted(ended, seq)
+        if was and (was == "cached" or lasted):
+            rows.append((page, was, begin, min(seq, last)))
+
+    known: set[int] = set()
+    changes = events[events["kind"].isin(REPLAYED)].sort_values("seq")
+    for event in changes.itertuples(index=False):
+        pages = event.pages if isinstance(event.pages, tuple) else ()
+        if event.kind == "hold" or event.kind == "create":
+            replay.free.difference_update(pages)  # in a recording that began later
+        replay._one(event)
+        touched = set(pages)
+        if event.kind in ("create", "replace", "unlink", "duplicate", "acquire", "free"):
+            before, cached = cached, replay.cached()
+            touched |= before ^ cached
+        known |= touched
+        held = set().union(*replay.held.values())
+        for page in touched:
+            lost = not (page in cached or page in held or page in replay.free)
+            turn(page, "cached" if page in cached else "leaked" if lost else "", int(event.seq))  # type: ignore[arg-type]
+    for page in known:
+        turn(page, "-", last + 1)
+    return pd.DataFrame(rows, columns=["page", "state", "begin", "end"])
 
 
 def differences(told: Snapshot, seen: Snapshot) -> list[str]:

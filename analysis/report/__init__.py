@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 _CATALOGUE = "report.json"
+_PARTS = "parts.json"
+"""Beside what a notebook recorded: when each part of its report began, and what it took (s)."""
 _INJECTED = ("release", "run_dir")
 # A cell may take this many times what the notebook says that it takes, at least the floor.
 _PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
@@ -134,6 +136,7 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
     if "run_dir" in job.parameters:
         run_dir = Path(str(job.parameters["run_dir"]))
     minutes = job.minutes or _UNKNOWN_MINUTES
+    parts = _begin_part(run_dir, started)
     executed = execute(
         job.path,
         out / "notebooks" / f"{name}.ipynb",
@@ -145,13 +148,13 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
     )
     answer = _read_answer(run_dir)
     html = out / f"{name}.html"
-    took = (datetime.now(UTC) - started).total_seconds()
+    took = _end_part(run_dir, parts, (datetime.now(UTC) - started).total_seconds())
     page = pages.Page(
         title=job.title,
         notebook=job.path.name,
         release=job.release,
         date=f"{started:%Y-%m-%d %H:%M} UTC",
-        took=pages.duration(took),
+        took=took,
         mode=job.mode,
         answer=answer,
         parameters={key: repr(value) for key, value in parameters.items()},
@@ -173,6 +176,35 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
         "status": status,
     }
     return PublishedPage(job.path.name, job.release, html, executed.ok, answer), entry
+
+
+def _begin_part(run_dir: Path, started: datetime) -> list[dict[str, Any]]:
+    """Note that a part of a report begins; return all of it, with the seconds of earlier ones.
+
+    A part that was interrupted lasted until the last of its files was written. What was there
+    without any such note is a part of which the time is not known.
+    """
+    there = [path.stat().st_mtime for path in run_dir.rglob("*") if path.is_file()]
+    try:
+        parts = json.loads((run_dir / _PARTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        parts = [{"started": None, "seconds": None}] if there else []
+    for part in parts:
+        if part["seconds"] is None and part["started"] is not None:
+            part["seconds"] = max(0.0, max(there) - part["started"])
+    parts.append({"started": started.timestamp(), "seconds": None})
+    write_atomically(run_dir / _PARTS, json.dumps(parts) + "\n")
+    return list(parts)
+
+
+def _end_part(run_dir: Path, parts: list[dict[str, Any]], seconds: float) -> str:
+    """Note how long the last part took; return how long all took, for people."""
+    parts[-1]["seconds"] = seconds
+    write_atomically(run_dir / _PARTS, json.dumps(parts) + "\n")
+    known = [part["seconds"] for part in parts if part["seconds"] is not None]
+    text = pages.duration(sum(known))
+    text += f" in {len(known)} parts" if len(known) > 1 else ""
+    return text + (", beside an earlier part of unknown length" if len(known) < len(parts) else "")
 
 
 def _notices(executed: Execution, out: Path) -> list[pages.Notice]:

@@ -48,7 +48,7 @@ def test_a_schedule_is_drawn_with_its_failing_step_and_page() -> None:
     ]
     assert len(marked) == 2  # the step, and the page
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert {"in the hands of A", "in the hands of B", "free", "lost"} <= set(labels)
+    assert {"in the hands of A", "in the hands of B", "free", "leaked"} <= set(labels)
 
 
 def test_an_unbroken_or_empty_schedule_is_drawn_too() -> None:

@@ -12,7 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.errors import CachelabError
-from analysis.figures.page_map import OWNER_COLOURS, STATE_COLOURS, letters, page_map, plain
+from analysis.figures.page_map import letters, page_map, plain
+from analysis.figures.style import REQUEST_COLOURS, STATE_COLOURS
 from analysis.snapshot import STATES, CacheState, Node, Snapshot
 
 ROOT = Node(0, None, None, (), 0, False)
@@ -75,7 +76,7 @@ def test_every_page_has_a_square_of_its_state() -> None:
         assert squares(axes, name) == {(p % 10, p // 10) for p in snapshot.pages(name)}
     assert legend(figure)[:4] == ["free: 30", "live: 2", "cached: 5", "leaked: 3"]
     assert "A: a, 2 pages" in legend(figure)
-    assert outlined(axes, OWNER_COLOURS[0]) == 2
+    assert outlined(axes, REQUEST_COLOURS[0]) == 2
     assert [str(page) for page in range(40)] == [t for t in texts(axes) if t != "A"]
     assert texts(axes).count("A") == 2
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "10", "20", "30"]
@@ -103,8 +104,8 @@ def test_shared_pages_are_marked_and_explained() -> None:
     snapshot = Snapshot(CacheState(8, [4, 5, 6, 7], {"a": [0, 2], "b": [0, 1]}, nodes))
     figure = page_map(snapshot)
     [axes] = figure.axes
-    assert outlined(axes, OWNER_COLOURS[0]) == 2
-    assert outlined(axes, OWNER_COLOURS[1]) == 2
+    assert outlined(axes, REQUEST_COLOURS[0]) == 2
+    assert outlined(axes, REQUEST_COLOURS[1]) == 2
     assert "A+B" in texts(axes)
     assert "held, and in the trie" in legend(figure)
     assert "a page that several requests hold" in notes(figure)
@@ -122,7 +123,7 @@ def test_conflicts_are_marked() -> None:
 
 def test_many_requests_are_cut_with_a_note() -> None:
     figure = page_map(make(64, {f"client-{i}": [i] for i in range(30)}))
-    assert sum(": client-" in text for text in legend(figure)) == len(OWNER_COLOURS)
+    assert sum(": client-" in text for text in legend(figure)) == len(REQUEST_COLOURS)
     assert notes(figure).replace("\n", " ").endswith("and 14 more are outlined in grey.")
     assert "AD" in texts(figure.axes[0])
 
@@ -138,8 +139,8 @@ def test_two_maps_mark_what_changed() -> None:
     assert "live: 3" in legend(figure)
     assert "A: a, 2 -> 0 pages" in legend(figure)
     # The same request has the same colour in both.
-    assert outlined(left, OWNER_COLOURS[1]) == 1
-    assert outlined(right, OWNER_COLOURS[1]) == 2
+    assert outlined(left, REQUEST_COLOURS[1]) == 1
+    assert outlined(right, REQUEST_COLOURS[1]) == 2
 
 
 def test_a_large_pool_is_an_image() -> None:

@@ -43,7 +43,7 @@ EVENTS = to_frame(
     "events",
     [
         event(1, "hold", request_id="a", pages=[3, 4]),
-        event(2, "create", node=1, parent=0, pages=[3]),
+        event(2, "create", node=1, parent=0, pages=[3], detail="1 2"),
         event(3, "hold", request_id="b", pages=[3]),
         event(5, "drop", request_id="a", pages=[3, 4]),
         event(6, "hold", request_id="c", pages=[4]),
@@ -61,16 +61,16 @@ def test_page_lifetimes_has_a_bar_for_each_time_that_a_page_was_held() -> None:
     figure = figures.page_lifetimes(EVENTS)
     [axes] = figure.axes
     bars = [c for c in axes.collections if isinstance(c, PolyCollection)]
-    # a and b on page 3, a and c on page 4, and page 3 in the trie.
-    assert len(bars) == 5
+    # a and b on page 3, a and c on page 4, page 3 in the trie, and page 4 leaked in the end.
+    assert len(bars) == 6
     assert [label.get_text() for label in axes.get_yticklabels()] == ["4", "3"]
-    assert {"a", "b", "c", "in the trie"} <= set(text_of(figure).split(" | "))
+    assert {"a", "b", "c", "in the prefix cache", "leaked"} <= set(text_of(figure).split(" | "))
     edges = sorted(
         (path.vertices[:, 0].min(), path.vertices[:, 0].max())
         for bar in bars
         for path in bar.get_paths()
     )
-    assert edges == [(1, 5), (1, 5), (2, 12), (3, 12), (6, 9)]
+    assert edges == [(1, 5), (1, 5), (2, 12), (3, 12), (6, 9), (9, 12)]
 
 
 def test_page_lifetimes_says_what_it_leaves_out() -> None:
