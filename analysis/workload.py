@@ -32,6 +32,14 @@ _TURN_TOKENS = 17
 _ROUND, _ROUND_S, _BUSY_TOKENS = (0.0, 0.4, 0.7, 1.2), 2.0, 80
 """When the requests of a round of `evict_found` arrive, in seconds, and how long a round takes."""
 _SHARED_TOKENS = 2 * prompts.PAGE_TOKENS
+_LONG_ANSWER = 4 * prompts.PAGE_TOKENS
+"""Tokens of an answer that is then continued: it fills pages of its own wherever it begins."""
+LONGEST_ANSWER = max(_LONG_ANSWER, _BUSY_TOKENS)
+"""Tokens of the longest answer that a workload asks for, however few are asked of it."""
+_COPIES = {"continued": 1, "identical_then_continued": 4}
+"""How often a prompt is asked in a row: as often as a batch has rows, or once."""
+_SPARE_TALKS = 4
+"""Talks beyond those needed, for talks that lack a request."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,11 @@ def make_workload(name: str, *, count: int, seed: int, max_new_tokens: int = 15)
     return arrange(name, chosen[: distinct(name, count)], count=count, seed=seed)
 
 
+def in_turn(name: str) -> tuple[str, ...]:
+    """Return the workloads that `a+b+c` names; a file is one, whatever its name."""
+    return (name,) if Path(name).is_file() else tuple(name.split("+"))
+
+
 def is_file(name: str) -> bool:
     """Return whether `name` means a JSON Lines file. Raises WorkloadError if it means nothing."""
     if name in BUILDERS:
@@ -177,6 +190,9 @@ def distinct(name: str, count: int) -> int:
         return sum(_thirds(count)[:2])
     if name == "evict_found":
         return count + 2 * len(_ROUND)  # for rounds that lack one
+    if name in _COPIES:
+        first = count - count // 2
+        return 2 * (-(-first // _COPIES[name]) + _SPARE_TALKS)
     return count
 
 
@@ -184,7 +200,9 @@ def arrange(name: str, chosen: Sequence[Request], *, count: int, seed: int | Non
     """Put `distinct(name, count)` chosen requests into the order in which they are sent.
 
     `reported` repeats its one prompt; `aba` asks a first third A, then B, then A again: with three
-    requests per client, three waves.
+    requests per client, three waves. `continued` and `identical_then_continued` ask all prompts,
+    then all continuations of their answers: an even number of requests per client keeps the two
+    apart.
     """
     if name == "reported":
         sent = list(chosen[:1]) * count
@@ -194,6 +212,8 @@ def arrange(name: str, chosen: Sequence[Request], *, count: int, seed: int | Non
         sent = [*chosen[: first + second], *again]
     elif name == "evict_found":
         sent = _rounds(chosen, count)
+    elif name in _COPIES:
+        sent = _talks(chosen, count, _COPIES[name])
     else:
         sent = list(chosen[:count])
     return Workload(name, tuple(replace(r, id=f"r{i:04d}") for i, r in enumerate(sent)), seed)
@@ -314,12 +334,51 @@ def _evict_found(count: int, seed: int, max_new_tokens: int) -> list[Request]:
     return made[:count]
 
 
+def _continued(count: int, seed: int, max_new_tokens: int) -> list[Request]:
+    """Make talks of two requests: a prompt with a long answer, and prompt and answer as a prompt.
+
+    A talk is a family. The second request needs what the first one cached, its answer included.
+    """
+    rng = np.random.default_rng(seed)
+    made: list[Request] = []
+    while len(made) < count:
+        number = len(made) // 2
+        talk = prompts.draw(
+            prompts.FAMILIES[number % len(prompts.FAMILIES)],
+            rng,
+            length=int(rng.integers(prompts.LANES_FROM, prompts.MAX_LENGTH + 1)),
+            n=_LONG_ANSWER + max_new_tokens,
+            split="held_out",
+        )
+        answer, rest = talk.continuation[:_LONG_ANSWER], talk.continuation[_LONG_ANSWER:]
+        name = f"talk {number}"
+        made += [
+            Request("", talk.prompt, _LONG_ANSWER, answer, family=name),
+            Request("", talk.prompt + answer, max_new_tokens, rest, family=name),
+        ]
+    return made[:count]
+
+
+def _talks(chosen: Sequence[Request], count: int, copies: int) -> list[Request]:
+    """Ask every prompt `copies` times in a row, then every continuation as often."""
+    asked, continued = [], []
+    for first, second in _whole_families(chosen, 2):
+        asked += [first] * copies
+        continued += [second] * copies
+    return [*asked[: count - count // 2], *continued[: count // 2]]
+
+
+def _whole_families(chosen: Sequence[Request], size: int) -> list[list[Request]]:
+    """Return the families of which no request was dropped."""
+    families: dict[str, list[Request]] = {}
+    for request in chosen:
+        families.setdefault(request.family, []).append(request)
+    return [members for members in families.values() if len(members) == size]
+
+
 def _rounds(chosen: Sequence[Request], count: int) -> list[Request]:
     """Take rounds of which no request was dropped, and say when each of them arrives."""
-    rounds: dict[str, list[Request]] = {}
-    for request in chosen:
-        rounds.setdefault(request.family, []).append(request)
-    whole = [members for members in rounds.values() if len(members) == len(_ROUND)]
+    whole = _whole_families(chosen, len(_ROUND))
     sent = [
         replace(request, arrival_s=number * _ROUND_S + after)
         for number, members in enumerate(whole)
@@ -339,6 +398,8 @@ BUILDERS: Mapping[str, Callable[[int, int, int], list[Request]]] = {
     "aba": _mixed,
     "growing": _growing,
     "evict_found": _evict_found,
+    "continued": _continued,
+    "identical_then_continued": _continued,
 }
 """What each named workload is made of: (count, seed, max_new_tokens) -> candidates."""
 

@@ -153,6 +153,25 @@ def test_evict_found_leaves_out_rounds_that_lack_a_request():
     assert sent[0].arrival_s == 0
 
 
+@pytest.mark.parametrize(("name", "copies"), [("continued", 1), ("identical_then_continued", 4)])
+def test_answers_are_continued_after_all_were_asked(name, copies):
+    made = make_workload(name, count=32, seed=0).requests
+    asked, continued = made[:16], made[16:]
+    assert len({request.prompt for request in asked}) == 16 // copies
+    assert all(len({r.prompt for r in asked[i : i + copies]}) == 1 for i in range(0, 16, copies))
+    for first, second in zip(asked, continued, strict=True):
+        assert second.prompt == first.prompt + first.expected
+        assert first.max_new_tokens == len(first.expected) == 64  # four pages
+        assert second.max_new_tokens == len(second.expected) == 15
+        assert 1 + len(second.prompt) + 15 <= 256
+
+
+def test_a_talk_that_lacks_a_request_is_left_out():
+    offered = candidates("continued", count=4, seed=0)
+    sent = arrange("continued", offered[1:], count=4, seed=0).requests
+    assert [r.prompt for r in sent] == [offered[i].prompt for i in (2, 4, 3, 5)]
+
+
 @given(st.integers(1, 60))
 def test_aba_asks_the_first_prompts_again_after_others(clients):
     made = [request.prompt for request in make_workload("aba", count=3 * clients, seed=1).requests]

@@ -67,6 +67,8 @@ HYPOTHESES = (
     Hypothesis("contention", "true-leaves"),
     Hypothesis("contention", "free-unpublished-pages"),
     Hypothesis("contention", "keep-decode-record"),
+    # Without the other, what it spoils is cached under tokens that nobody asks for.
+    Hypothesis("contention", "delist-freed-pages", ("keep-decode-record",)),
     Hypothesis("contention", "requeue-unboarded"),
     Hypothesis("contention", "survive-allocation-failure"),
     Hypothesis("timing", "one-at-a-time", ("short-strobes",)),

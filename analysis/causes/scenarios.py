@@ -105,6 +105,10 @@ _TWO_STEPS: Names = (
     "one-at-a-time", "reserve-padding-page",
 )  # fmt: skip
 
+_CONTINUED: Names = (
+    "lock-cache", "one-worker", "keep-decode-record", "delist-freed-pages", "one-at-a-time",
+)  # fmt: skip
+
 _SCENARIOS = (
     Scenario(
         name="no sharing",
@@ -189,6 +193,16 @@ _SCENARIOS = (
         among=_TWO_STEPS,
         refusals_count=True,
         request_timeout_s=5.0,
+    ),
+    Scenario(
+        name="trie, answers continued",
+        release="3.9.0",
+        prefix_sharing="trie",
+        page_count=256,
+        workload="identical_then_continued",
+        concurrency=4,
+        rounds=8,
+        among=_CONTINUED,
     ),
 )
 

@@ -30,7 +30,8 @@ def sweep(
     workload: Annotated[
         str,
         typer.Option(
-            help="reported, mixed, shared_prefix, aba, growing, evict_found, or a JSON Lines file"
+            help="reported, mixed, shared_prefix, aba, growing, evict_found, continued,"
+            " identical_then_continued, several in turn as mixed+aba, or a JSON Lines file"
         ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,

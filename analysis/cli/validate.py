@@ -30,11 +30,14 @@ def validate(
     pages: Annotated[int, typer.Option(help="size of the page pool")] = 256,
     workload: Annotated[
         str | None,
-        typer.Option(help="as of `sweep` [default: mixed; with the trie shared_prefix]"),
+        typer.Option(help="as of `sweep` [default: every one that it can make, in turn]"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,
     seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
-    request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(help="seconds for one answer [default: 60, or as long ones take]"),
+    ] = None,
     isolated: Annotated[
         float, typer.Option(help="seconds for the cache's operations alone; 0: leave them out")
     ] = 120.0,
@@ -56,10 +59,12 @@ def validate(
 ) -> None:
     """Validate fixes: the cache's operations alone, then 2, 4, 8, 16 and 32 requests at once.
 
-    Each rung must show no failed request, no broken rule and no lost page over so many accepted
-    requests that the given failure rate would have shown; the first that does not ends it, and is
-    explained. The exit status is 0 if all were clean, 4 if one failed, 3 if one could not be
-    decided or a planted fault was not found, and 1 or 2 if nothing could be tried.
+    Rungs ask fresh engines every workload in turn: mixed prompts, shared prefixes, equal
+    prompts at once, long answers, continuations of answers. Each must show no failed request, no
+    broken rule and no lost page over so many accepted requests that the given failure rate would
+    have shown; the first that does not ends it, and is explained. The exit status is 0 if all were
+    clean, 4 if one failed, 3 if one could not be decided or a planted fault was not found, and 1 or
+    2 if nothing could be tried.
     """
     from analysis.paths import runs_dir
     from analysis.treat import expand

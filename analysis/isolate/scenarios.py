@@ -88,6 +88,13 @@ _ALL = (
         sharing=_BOTH,
     ),
     Scenario(
+        "a long answer in freed pages",
+        "A prompt was answered twice; a long answer is written where the duplicates were.",
+        16,
+        ((Request("A", _run(20, 1), 13),), (Request("B", _run(40, 1)),)),
+        before=(Request("W", _run(1, 4), 4), Request("X", _run(1, 4), 4)),
+    ),
+    Scenario(
         "shared prefix under eviction",
         "Two requests that share a cached prefix, and a pool that must evict the rest.",
         7,

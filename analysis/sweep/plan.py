@@ -14,7 +14,7 @@ from analysis.engine.adapters import MODULES
 from analysis.engine.config import EngineConfig
 from analysis.errors import CachelabError, EngineError
 from analysis.tables import FAULT, is_control
-from analysis.workload import is_file
+from analysis.workload import in_turn, is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
@@ -70,8 +70,9 @@ class Plan:
     """A grid of cells. Raises PlanError at once if a value makes no sense.
 
     `rounds` is how many requests each client sends, one after another; None means one, or three
-    for `aba`; a workload file is always sent whole. `options` go to the engine by name. `observe`
-    is what is recorded of the engine: nothing, events (with flights), or snapshots beside them.
+    for `aba`; a workload file is always sent whole. `workload` may name several, `mixed+growing`:
+    the repeats then ask them in turn. `options` go to the engine by name. `observe` is what is
+    recorded of the engine: nothing, events (with flights), or snapshots beside them.
     `treatments` are sets of changes to the live engine; every configuration is run with each of
     them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
     for all but one. `sanitize` has what was recorded of each cell checked (and events recorded),
@@ -141,8 +142,16 @@ class Plan:
             raise PlanError(
                 f"`--observe` must be one of {_joined(OBSERVED)}, not {self.observe!r}."
             )
-        if is_file(self.workload) and self.rounds is not None:
-            raise PlanError("A workload file is sent whole, so leave `--rounds` out.")
+        if any(map(is_file, self.workloads)):
+            if self.rounds is not None:
+                raise PlanError("A workload file is sent whole, so leave `--rounds` out.")
+            if len(self.workloads) > 1:
+                raise PlanError("A workload file is asked by itself: name no other beside it.")
+        if self.repeats < len(self.workloads):
+            raise PlanError(
+                f"Repeats ask {len(self.workloads)} workloads in turn, so {self.repeats} are too"
+                " few: one would not be asked."
+            )
         self._check_treatments()
         for cell in self.cells():
             EngineConfig.from_json(self.engine_config(cell))
@@ -185,9 +194,19 @@ class Plan:
                                 meant = _expanded(names, release, sharing)
                                 yield Cell(release, sharing, pages, concurrency, repeat, meant)
 
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """The workloads, in the order in which repeats ask them."""
+        return in_turn(self.workload)
+
+    def workload_of(self, repeat: int) -> str:
+        """Return the workload that a repeat asks."""
+        return self.workloads[repeat % len(self.workloads)]
+
     def request_count(self, concurrency: int) -> int:
         """Return how many requests a cell of this concurrency sends (not for a workload file)."""
-        return concurrency * (self.rounds or _DEFAULT_ROUNDS.get(self.workload, 1))
+        rounds = self.rounds or max(_DEFAULT_ROUNDS.get(name, 1) for name in self.workloads)
+        return concurrency * rounds
 
     def engine_config(self, cell: Cell) -> dict[str, Any]:
         """Return the settings of a cell's engine, as `EngineConfig.from_json` takes them."""
@@ -207,7 +226,7 @@ class Plan:
 
     def prompt_seed(self, concurrency: int, repeat: int) -> int:
         """Return the seed of a cell's prompts, the same for all that differs only otherwise."""
-        name = f"{self.seed}/{self.workload}/{concurrency}/{repeat}"
+        name = f"{self.seed}/{self.workload_of(repeat)}/{concurrency}/{repeat}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
     def as_dict(self) -> dict[str, Any]:
@@ -218,7 +237,7 @@ class Plan:
         for name, default in later.items():
             if plain[name] == default:
                 del plain[name]
-        if is_file(self.workload):
+        if any(map(is_file, self.workloads)):
             plain["workload_sha256"] = hashlib.sha256(Path(self.workload).read_bytes()).hexdigest()
         return plain
 

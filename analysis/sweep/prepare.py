@@ -51,7 +51,7 @@ def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
 
     decode = ModelTokenizer(load_model(Path(plan.model) if plan.model else None)).decode
     keys = [(c, r) for r in range(plan.repeats) for c in plan.concurrency]
-    if is_file(plan.workload):
+    if any(map(is_file, plan.workloads)):
         read = Workload.read(plan.workload, max_new_tokens=plan.max_new_tokens).requests
         answers = _ask(plan, read, on_progress)
         kept = [request for request in read if _right(request, answers, decode)]
@@ -60,21 +60,22 @@ def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
         whole = Workload(plan.workload, tuple(kept))
         return Prepared(dict.fromkeys(keys, whole), answers, len(read) - len(kept))
 
+    names = {key: plan.workload_of(key[1]) for key in keys}
     offered = {key: _offered(plan, *key) for key in keys}
-    needed = {key: distinct(plan.workload, plan.request_count(key[0])) for key in keys}
+    needed = {key: distinct(names[key], plan.request_count(key[0])) for key in keys}
     answers = _ask_until_enough(plan, offered, needed, decode, on_progress)
     workloads, dropped = {}, 0
     for key, requests in offered.items():
         chosen, lost = select(requests, needed[key], list(answers.values()), decode)
         count, seed = plan.request_count(key[0]), plan.prompt_seed(*key)
-        workloads[key] = arrange(plan.workload, chosen, count=count, seed=seed)
+        workloads[key] = arrange(names[key], chosen, count=count, seed=seed)
         dropped += lost
     return Prepared(workloads, answers, dropped)
 
 
 def _offered(plan: Plan, concurrency: int, repeat: int) -> list[Request]:
     return candidates(
-        plan.workload,
+        plan.workload_of(repeat),
         count=plan.request_count(concurrency),
         seed=plan.prompt_seed(concurrency, repeat),
         max_new_tokens=plan.max_new_tokens,

@@ -48,7 +48,7 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
         "batch_sizes": list(plan.batch_sizes),
         "concurrency": cell.concurrency,
         "repeat": cell.repeat,
-        "workload": plan.workload,
+        "workload": plan.workload_of(cell.repeat),
         "treatments": list(cell.treatments),
         "options": json.dumps(dict(plan.options), sort_keys=True),
         "seed": plan.prompt_seed(cell.concurrency, cell.repeat),

@@ -23,7 +23,12 @@ from analysis.treat.faults import FAULTS
 from analysis.treat.order import LockCache, OneAtATime, OneWorker, PinOnLookup, ShortStrobes
 from analysis.treat.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
 from analysis.treat.pool import BigPool, ReservePaddingPage
-from analysis.treat.records import KeepDecodeRecord, ReferToPublished, RegisterOnce
+from analysis.treat.records import (
+    DelistFreedPages,
+    KeepDecodeRecord,
+    ReferToPublished,
+    RegisterOnce,
+)
 from analysis.treat.unpublished import FreeUnpublishedPages
 
 if TYPE_CHECKING:
@@ -38,6 +43,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         ZeroOnAcquire,
         CopyTokens,
         KeepDecodeRecord,
+        DelistFreedPages,
         RegisterOnce,
         ReferToPublished,
         ReuseExistingNode,

@@ -1,4 +1,4 @@
-"""Treatments of what requests of 3.9 note of their pages, and what they refer to."""
+"""Treatments of what 3.9 notes of the pages in use, and what its requests refer to."""
 
 from __future__ import annotations
 
@@ -120,3 +120,45 @@ class ReferToPublished(Treatment):
 
         replace_attribute(undo, cache, "match", matched)
         replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+
+
+class DelistFreedPages(Treatment):
+    """The cache's list of pages in use does not name pages that were freed."""
+
+    name = "delist-freed-pages"
+    hypothesis = (
+        "A duplicate that is freed stays on the cache's list of pages in use. Taken again it stands"
+        " there twice, a decode that asks for it notes it twice, and what follows is cached under"
+        " other tokens than its own."
+    )
+    change = "Duplicates are taken off the list of pages in use before they are freed."
+    releases = ("3.9.0",)
+    sharing = "trie"
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        pool, release, now = cache.page_pool, cache.release_pages, threading.local()
+        free = pool.free_pages
+
+        def released(*args: Any, **named: Any) -> Any:
+            now.releases = True
+            try:
+                return release(*args, **named)
+            finally:
+                now.releases = False
+
+        def freed(pages: Any) -> Any:
+            if not getattr(now, "releases", False):
+                return free(pages)
+            # First the list, then the pool: once free, a page may be taken and listed again.
+            mine = list(pages)
+            gone = {page.index for page in mine}
+            with cache._lock:
+                cache._allocated_pages[:] = [
+                    page for page in cache._allocated_pages if page.index not in gone
+                ]
+            return free(mine)
+
+        replace_attribute(undo, cache, "release_pages", released)
+        replace_attribute(undo, pool, "free_pages", freed)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ from analysis.tables import FAULT
 from analysis.validate.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.validate.isolated import examine
 from analysis.validate.result import LEVELS, Isolated, Ladder, LadderError, Rung
+from analysis.workload import BUILDERS, LONGEST_ANSWER, in_turn
+
+EVERY: tuple[str, ...] = tuple(BUILDERS)[::-1]
+"""What the rungs ask, one workload an engine, in turn: all, the most exacting first."""
+_LOWEST_ONLY = ("evict_found",)
+"""What is made for two clients, and takes long with more: asked on the lowest rung."""
 
 OnStep = Callable[[Isolated | Rung], None]
 """Called with each rung when it has ended."""
@@ -29,7 +35,9 @@ _PER_CELL = 32
 """Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
 """Requests of a client: two at once may be slow, and a second one finds what a first one left."""
-_RESUBMIT_S, _FOREVER_S = 0.05, 1e6
+_RESUBMIT_S, _FOREVER_S, _TIMEOUT_S = 0.05, 1e6, 60.0
+_PATIENCE = 4
+"""Times what the pace of a free machine lets expect, before a cell or a request is given up."""
 _WAITING, _IDLE_JOBS = 10, 8
 """How much longer a token takes in a batch with room where engines wait; how many run at once then.
 """
@@ -54,11 +62,12 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """None: mixed prompts, and with the trie prompts that share prefixes."""
+    """One, or several as `mixed+growing`; None: every one that can be made."""
     max_new_tokens: int = 15
     """So many that every answer enters a new page of 16 tokens sooner or later."""
     seed: int = 0
-    request_timeout_s: float = 60.0
+    request_timeout_s: float | None = None
+    """None: a minute, or longer where the longest answer takes long."""
     isolated_s: float = 120.0
     per_cell: int = _PER_CELL
     """Requests that a fresh engine is asked, but for at least 2 and at most 8 of each client."""
@@ -94,33 +103,49 @@ class Settings:
 
     @property
     def asked(self) -> str:
-        """The workload."""
-        return self.workload or ("shared_prefix" if self.prefix_sharing == "trie" else "mixed")
+        """The workload, or all of them with + between."""
+        return self.workload or "+".join(EVERY)
+
+    def asked_at(self, level: int) -> tuple[str, ...]:
+        """Return the workloads of one rung."""
+        names = in_turn(self.asked)
+        if self.workload is not None or level == self.levels[0]:
+            return names
+        return tuple(name for name in names if name not in _LOWEST_ONLY)
 
     def plan(self, level: int) -> Plan:
         """Return the sweep of one rung: as many fresh engines as it takes, and a control.
 
+        Each workload is asked of one engine at least.
+
         Raises PlanError or EngineError for settings with which no engine can be started.
         """
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_cell // level))
+        names = self.asked_at(level)
+        first, token, *_ = PACE_S.get(self.release, (0.0, 0.0))
+        longest_s = first + token * max(self.max_new_tokens, LONGEST_ANSWER)
+        timeout_s = self.request_timeout_s
+        if timeout_s is None:
+            timeout_s = max(_TIMEOUT_S, _PATIENCE * longest_s)
         plan = Plan(
             releases=(self.release,),
             prefix_sharing=(self.prefix_sharing,),
             pages=(self.pages,),
             concurrency=(level,),
-            workload=self.asked,
-            repeats=-(-self.ladder().needed // (level * rounds)),
+            workload="+".join(names),
+            repeats=max(-(-self.ladder().needed // (level * rounds)), len(names)),
             rounds=rounds,
             seed=self.seed,
             max_new_tokens=self.max_new_tokens,
-            request_timeout_s=self.request_timeout_s,
+            request_timeout_s=timeout_s,
             treatments=(self.treatments,),
             sanitize=True,
             resubmit_s=_RESUBMIT_S,
         )
         # The pace is that of a machine that is free; the patience is for one that is not.
         expected = Estimate(replace(plan, cell_timeout_s=_FOREVER_S)).cell_s(plan.cells()[-1])
-        patience = max(plan.cell_timeout_s, 4 * expected, 2 * self.request_timeout_s)
+        most = max(expected, rounds * longest_s)
+        patience = max(plan.cell_timeout_s, _PATIENCE * most, 2 * timeout_s)
         return replace(plan, cell_timeout_s=patience)
 
 
@@ -199,9 +224,18 @@ def _climb(
         tolerated=settings.tolerate,
         run=name,
     )
-    if rung.verdict != "failed":
-        return rung
-    return replace(rung, explanation=_explain(path, rung))
+    if rung.verdict == "failed":
+        return replace(rung, explanation=_explain(path, rung, plan))
+    if left := [name for name in plan.workloads if name not in _asked(plan, known.values())]:
+        missing = f"Its time was up before it was asked {', '.join(left)}."
+        return replace(rung, unchecked=(*rung.unchecked, missing))
+    return rung
+
+
+def _asked(plan: Plan, evidence: Iterable[Evidence]) -> set[str]:
+    """Return the workloads that were asked."""
+    done = {item.cell_id for item in evidence if not item.control}
+    return {plan.workload_of(cell.repeat) for cell in plan.cells() if cell.cell_id in done}
 
 
 def _jobs(plan: Plan, level: int) -> int:
@@ -211,8 +245,9 @@ def _jobs(plan: Plan, level: int) -> int:
     return _IDLE_JOBS if waits else os.cpu_count() or 1
 
 
-def _explain(path: Path, rung: Rung) -> str:
+def _explain(path: Path, rung: Rung, plan: Plan) -> str:
     """Return the story of the rung's first failing request; of its findings if there is none."""
+    asked = {cell.cell_id: plan.workload_of(cell.repeat) for cell in plan.cells()}
     told = "\n\n".join(f"{found.name}: {found.message}" for found in rung.findings[:3])
     if rung.failing is None or not rung.failing[1]:
         return told or "\n".join(rung.endings[:1])
@@ -221,7 +256,8 @@ def _explain(path: Path, rung: Rung) -> str:
 
     try:
         told_by = explain(load_run(path), request_id, cell_id=cell_id)
-        return " ".join([f"In {cell_id}: {told_by.what}", *told_by.because])
+        where = f"In {cell_id}, asked {asked[cell_id]}:"
+        return " ".join([where, told_by.what, *told_by.because])
     except CachelabError as error:
         return f"{request_id} of {cell_id} cannot be explained: {error} {told}".strip()
 

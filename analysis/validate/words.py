@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.validate.result import Found, Isolated, Ladder, Rung
+from analysis.workload import in_turn
 
 _MIB = 2**20
 _SHOWN = 3
@@ -17,6 +18,8 @@ _CAVEAT = (
 def in_words(ladder: Ladder) -> str:
     """Return what the ladder came to as Markdown: a verdict, then a line for every rung."""
     lines = [f"**{ladder.name}: {_verdict(ladder)}**", ""]
+    if len(asked := in_turn(ladder.workload)) > 1:
+        lines += [f"Asked in turn, of one fresh engine each: {_list(list(asked))}.", ""]
     if ladder.isolated is not None:
         lines.append(f"- Cache operations by themselves: {isolated_in_words(ladder.isolated)}")
     else:

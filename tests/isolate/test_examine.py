@@ -27,7 +27,7 @@ KNOWN = {
     "3.9.0": {
         "padding page": {True, False}, "references": {True}, "nothing lost": {True},
         "cached tokens": {True, False}, "once": {True, False}, "own tokens": {True, False},
-        "protected": {True, False}, "one owner": {False}, "at rest": {True},
+        "protected": {True, False}, "one owner": {True, False}, "at rest": {True},
     },
 }  # fmt: skip
 # Left out alone, it brings this back in that scenario.
@@ -42,6 +42,7 @@ CAUSES = {
     },
     "3.9.0": {
         "keep-decode-record": ("answers that enter a page", "cached tokens"),
+        "delist-freed-pages": ("a long answer in freed pages", "cached tokens"),
         "register-once": ("equal prompts, whole pages", "references"),
         "refer-to-published": ("equal prompts", "protected"),
         "pin-on-lookup": ("lookup, evict, allocate", "once"),

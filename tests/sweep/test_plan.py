@@ -134,6 +134,8 @@ def test_the_id_of_a_cell_with_many_treatments_is_short_and_its_own():
         ({"concurrency": ()}, "--concurrency"),
         ({"batch_sizes": (4, 1)}, "ascend"),
         ({"workload": "nothing.jsonl"}, "nothing.jsonl"),
+        ({"workload": "mixed+nothing"}, "'nothing'"),
+        ({"workload": "mixed+aba", "repeats": 1}, "would not be asked"),
         ({"repeats": 0}, "--repeats"),
         ({"rounds": 0}, "--rounds"),
         ({"seed": -1}, "--seed"),
@@ -160,6 +162,18 @@ def test_a_workload_file_is_part_of_the_plan(tmp_path):
     assert plan.as_dict() != before
     with pytest.raises(PlanError, match="--rounds"):
         Plan(releases=("3.1.0",), workload=str(path), rounds=2)
+    with pytest.raises(PlanError, match="by itself"):
+        Plan(releases=("3.1.0",), workload=f"mixed+{path}")
+
+
+def test_repeats_ask_several_workloads_in_turn():
+    plan = Plan(releases=("3.1.0",), workload="mixed+reported+aba")
+    assert [plan.workload_of(cell.repeat) for cell in plan.cells()[::4]] == [
+        "mixed", "reported", "aba", "mixed",
+    ]  # fmt: skip
+    mixed = dataclasses.replace(plan, workload="mixed")
+    assert plan.prompt_seed(4, 0) == mixed.prompt_seed(4, 0)
+    assert plan.prompt_seed(4, 1) != mixed.prompt_seed(4, 1)
 
 
 def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):

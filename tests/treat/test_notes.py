@@ -108,6 +108,14 @@ def equal(cache):
     cache.release_pages(second)
     return [shared, left, count(node)]
 
+def taken_again(cache):
+    # The duplicate of two equal prompts is freed, and taken by another request.
+    infos = [cache.allocate(list(range(20)), cache.lookup([])) for _ in range(2)]
+    for info in [cache.publish_pages_for_tokens(info) for info in infos]:
+        cache.release_pages(info)
+    [page] = cache.allocate([1], cache.lookup([])).pages
+    return len(cache.get_allocated_pages([page.index]))
+
 def found(cache):
     # What a request finds must be evicted for it, or it waits.
     info = cache.publish_pages_for_tokens(cache.allocate(list(range(64)), cache.lookup([])))
@@ -135,6 +143,7 @@ mended = ("keep-decode-record",)
 say({
     "aligned": [held(aligned), held(aligned, "register-once")],
     "equal": [held(equal), held(equal, "refer-to-published")],
+    "taken again": [held(taken_again), held(taken_again, "delist-freed-pages")],
     "found": [held(found, pages=8), held(found, "pin-on-lookup", pages=8)],
     "leaked": {s: [leaked(sharing=s), leaked("keep-decode-record", sharing=s),
                    leaked("free-unpublished-pages", sharing=s)] for s in ("none", "trie")},
@@ -145,6 +154,7 @@ say({
     said = done.said
     assert said["aligned"] == [[2, 1], [1, 0]]
     assert said["equal"] == [[True, 0, 0], [True, 1, 0]]
+    assert said["taken again"] == [2, 1]
     (unpinned, twice, _), (pinned, refused, left) = said["found"]
     assert (unpinned, pinned) == (0, 1)
     assert twice > 0

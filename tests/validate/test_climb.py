@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,23 @@ from typer.testing import CliRunner
 
 from analysis.cli import app
 from analysis.errors import CachelabError, ReleaseError
-from analysis.sweep.plan import Plan, PlanError
-from analysis.treat import fixes
+from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.treat import expand, fixes
 from analysis.validate import LadderError, Settings, climb, in_words, validate
 from analysis.validate.isolated import examine, read
+from analysis.workload import BUILDERS
 
 QUICK: dict[str, Any] = {"rate": 0.2, "per_cell": 8}
 """14 accepted requests a rung."""
+MIXED: dict[str, Any] = {**QUICK, "workload": "mixed"}
+"""Of one workload, so that two engines do for a rung."""
 
 
 def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do(
     tmp_path: Path,
 ) -> None:
     settings = Settings(release="3.1.0", treatments=fixes("3.1.0", "none"), levels=(4,),
-                        isolated_s=60, **QUICK)  # fmt: skip
+                        isolated_s=60, **MIXED)  # fmt: skip
     steps: list[str] = []
     ladder = validate(settings, tmp_path / "out", jobs=2, on_step=lambda s: steps.append(s.verdict))
     assert ladder.verdict == "validated", in_words(ladder)
@@ -45,7 +49,7 @@ def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do
 
 def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -> None:
     settings = Settings(release="3.1.0", prefix_sharing="trie", treatments=("correct-seq-lens",),
-                        levels=(4, 8), isolated_s=0, **QUICK)  # fmt: skip
+                        levels=(4, 8), isolated_s=0, **MIXED)  # fmt: skip
     ladder = validate(settings, tmp_path / "out", jobs=1)
     assert ladder.verdict == "failed"
     [rung] = ladder.rungs
@@ -59,13 +63,29 @@ def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -
 
 def test_all_fixes_of_3_9_0_are_validated_although_it_refuses_requests(tmp_path: Path) -> None:
     settings = Settings(release="3.9.0", treatments=fixes("3.9.0", "none"), levels=(8,),
-                        isolated_s=0, **QUICK)  # fmt: skip
+                        isolated_s=0, **MIXED)  # fmt: skip
     ladder = validate(settings, tmp_path / "out", jobs=2)
     assert ladder.verdict == "validated", in_words(ladder)
     [rung] = ladder.rungs
     # Every refused one came back until it was taken.
     assert (rung.accepted, rung.rejected) == (16, 0)
     assert rung.refusals > 0
+
+
+@pytest.mark.parametrize(("left_out", "verdict"), [(True, "failed"), (False, "validated")])
+def test_continued_answers_tell_whether_a_fix_is_missing(
+    tmp_path: Path, left_out: bool, verdict: str
+) -> None:
+    names = expand(("all-but:delist-freed-pages" if left_out else "all",), "3.9.0", "trie")
+    settings = Settings(release="3.9.0", prefix_sharing="trie", treatments=names, levels=(4,),
+                        workload="identical_then_continued", isolated_s=0, rate=0.1)  # fmt: skip
+    ladder = validate(settings, tmp_path / "out", jobs=2)
+    assert ladder.verdict == verdict, in_words(ladder)
+    [rung] = ladder.rungs
+    causes = {(found.rule, found.cause) for found in rung.findings}
+    assert (("one state", "twice in one allocation") in causes) == left_out
+    assert (("cached prefix", "another prefix") in causes) == left_out
+    assert bool(rung.failures) == left_out
 
 
 def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
@@ -105,13 +125,45 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("level", [2, 4, 8, 16, 32])
 def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None:
-    plan = Settings(release="3.1.0").plan(level)
+    plan = Settings(release="3.1.0", workload="mixed").plan(level)
     own = [cell for cell in plan.cells() if not cell.is_control]
     assert len(own) * plan.request_count(level) >= 299
     assert (len(own) - 1) * plan.request_count(level) < 299
     assert len(own) >= 5
     assert sum(cell.is_control for cell in plan.cells()) == 1
     assert plan.resubmit_s
+
+
+def test_every_rung_asks_every_workload_of_fresh_engines() -> None:
+    for settings in (Settings(release="3.9.0", prefix_sharing="trie"),
+                     Settings(release="3.1.0", **QUICK)):  # fmt: skip
+        for level in settings.levels:
+            plan = settings.plan(level)
+            asked = [plan.workload_of(c.repeat) for c in plan.cells() if not c.is_control]
+            missing = {*BUILDERS}.difference(asked)
+            assert missing == (set() if level == 2 else {"evict_found"})  # for two clients
+            counts = [asked.count(name) for name in {*asked}]
+            assert max(counts) - min(counts) <= 1
+            assert plan.rounds is not None
+            assert plan.rounds % 2 == 0  # so that no continuation is asked before its answer
+            # On 3.1.0 a token takes half a second where a batch has room.
+            slowest = 80 * (0.5 if settings.release == "3.1.0" else 0.005)
+            assert plan.request_timeout_s >= 60
+            assert plan.request_timeout_s > 2 * slowest
+            assert plan.cell_timeout_s > 2 * plan.rounds * slowest
+
+
+def test_a_rung_that_lacks_a_workload_is_undecided(tmp_path: Path) -> None:
+    settings = Settings(release="3.1.0", levels=(4,), treatments=fixes("3.1.0", "none"),
+                        workload="mixed+reported", rate=0.2, isolated_s=0)  # fmt: skip
+    plan, asked = settings.plan(4), list[str]()
+    run_sweep(plan, tmp_path / "rung-04", on_cell=lambda cell, _: asked.append(cell["workload"]),
+              stop=lambda: len(asked) == 2, progress=False)  # fmt: skip
+    assert asked == ["mixed", "mixed"]  # the control, and one engine
+    rung = climb._climb(settings, 4, plan, tmp_path, 1, time.monotonic(), False)
+    assert (rung.accepted, rung.needed, rung.failed) == (32, 14, 0)
+    assert rung.unchecked == ("Its time was up before it was asked reported.",)
+    assert rung.verdict == "undecided"
 
 
 @pytest.mark.parametrize(
