@@ -59,18 +59,9 @@ for name, scenario in SCENARIOS.items():
     before = [step for r in scenario.before for step in steps[r.name]]
     for _ in range(2):
         workers = [[s for r in w for s in steps[r.name]] for w in scenario.workers]
-        # What a request does at its end stays together: it reads no page any more, but holds them,
-        # and the sanitizer minds if one that it has published is evicted before it lets go.
-        turns = [[s for s in left if s.operation not in ("release", "free")] for left in workers]
-        order = [w for w, left in enumerate(turns) for _ in left]
+        order = [w for w, left in enumerate(workers) for _ in left]
         rng.shuffle(order)
-        mixed = []
-        for w in order:
-            mixed.append(turns[w].pop(0))
-            ends = [s for s in steps[mixed[-1].request] if s.operation in ("release", "free")]
-            last = [s for s in steps[mixed[-1].request] if s not in ends][-1]
-            if mixed[-1] is last:
-                mixed += ends
+        mixed = [workers[w].pop(0) for w in order]
         schedule = Schedule((*before, *mixed))
         if told := causes(second_opinion(name, schedule, "trie", treatments)):
             mended[f"{name}: {schedule}"] = told

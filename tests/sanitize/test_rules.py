@@ -896,7 +896,7 @@ def lists(cause: str, tell, request: str | None, page: int, **changes) -> None:
 
 
 lists("a held page missing", of_one_request, "a", 2, allocated=[1])
-lists("held and free", of_one_request, "a", 1, free=[0, 1, 3, 4, 5, 6, 7])
+lists("held and free", of_one_request, "a", 1, allocated=None, free=[0, 1, 3, 4, 5, 6, 7])
 lists("listed twice", of_one_request, "a", 2, allocated=[2, 1, 2])
 lists("listed and free", of_one_request, None, 5, allocated=[1, 2, 5])
 lists("set aside twice", of_one_request, None, 3, duplicates=[3, 3], free=[0, 4, 5, 6, 7])

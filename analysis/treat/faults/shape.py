@@ -168,6 +168,13 @@ def _nodes(probe: Any) -> list[Any]:
     return found
 
 
+def _is_below(node: Any, above: Any) -> bool:
+    """Tell whether a node is another one, or hangs on it."""
+    while node is not None and node is not above:
+        node = node.parent
+    return node is above
+
+
 class _NodeFault(_ShapeFault):
     sharing = "trie"
 
@@ -177,12 +184,12 @@ class _NodeFault(_ShapeFault):
         nodes = _nodes(probe)
         for node in nodes:
             if node.page.index in mine:
-                other = next((n for n in nodes if n is not node and n.parent is not node), None)
+                other = next((n for n in nodes if not _is_below(n, node)), None)
                 return None if other is None else self.damage(probe, node, other)
         return None
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
-        """Damage a node; `other` is neither it nor a child of it."""
+        """Damage a node; `other` is neither it nor below it."""
         raise NotImplementedError
 
 
@@ -343,11 +350,12 @@ class EntryCached(_ListFault):
     alarm = ("allocation lists", "listed and cached")
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        nodes = [node for node in _nodes(probe) if node.ref_count.count <= 0]
-        if not nodes:
+        held = {page for pages in probe.holdings().values() for page in pages}
+        idle = [node.page for node in _nodes(probe) if node.page.index not in held]
+        if not idle:
             return None
-        probe.cache._allocated_pages.append(nodes[0].page)
-        return Struck(None, None, nodes[0].page.index)
+        probe.cache._allocated_pages.append(idle[0])
+        return Struck(None, None, idle[0].index)
 
 
 class FreePageAside(_ListFault):
