@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Boarded:
     """Set to have nobody told that the arrays were changed after they had been filled."""
     put_back: bool = False
     """Set to have the arrays as they were again when the call has returned."""
+    later: dict[str, Ints] = field(default_factory=dict)
+    """Set to have arrays overwritten with these when the call has returned."""
     skip: bool = False
     """Set to have the call not made, and the last results of its kind given instead."""
     afterwards: Callable[[], None] | None = None
@@ -88,8 +90,9 @@ def edit_flights(engine: Engine, undo: ExitStack, editor: Editor) -> None:
             if boarded.skip and (phase, size) in last:
                 return last[phase, size]
             results = await function(*args, fiber=fiber)
-            for name, array in zip(names, arguments, strict=True) if boarded.put_back else ():
-                _write(array, before[name])
+            for name, array in zip(names, arguments, strict=True):
+                if boarded.put_back or name in boarded.later:
+                    _write(array, boarded.later.get(name, before[name]))
             last[phase, size] = results
             if boarded.afterwards is not None:
                 boarded.afterwards()

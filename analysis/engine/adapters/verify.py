@@ -81,23 +81,34 @@ def changes(
     each row of each argument.
     """
     found: dict[tuple[str, int], list[Any]] = {}
-    for place, (name, array) in enumerate(zip(names, arguments, strict=True)):
-        note = filled.get(id(array))
-        if note is None or not returned:
-            continue
+    read_then = dict(zip(map(id, arguments), returned, strict=False))
+    for name, array in zip(names, arguments, strict=True):
+        note, then = filled.get(id(array)), read_then.get(id(array))
         shape, values = arrays[name]
-        if note.content == returned[place] == values.tobytes():
+        if note is None or then is None or note.content == then == values.tobytes():
             continue
         due, before = (np.frombuffer(part, dtype=np.int64) for part in (note.content, note.before))
         for when, read in (
-            (RETURNED, np.frombuffer(returned[place], dtype=np.int64)),
+            (RETURNED, np.frombuffer(then, dtype=np.int64)),
             (LANDED, np.asarray(values, dtype=np.int64)),
         ):
             differs = read != due
-            if when == RETURNED:
-                differs &= read != before  # the transfer may still be under way
+            if when == RETURNED and not _is_through(id(array), filled, read_then):
+                differs &= read != before
             for at in np.flatnonzero(differs).tolist():
                 row, column = divmod(at, shape[1]) if len(shape) > 1 else (at, 0)
                 entry = [name, row, column, int(due[at]), int(read[at]), when]
                 found.setdefault((name, row), entry)
     return json.dumps(list(found.values())) if found else None
+
+
+def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
+    """Tell whether the transfer to an array was over when the call had returned.
+
+    It was if one that began later was; which shows where that brought something new.
+    """
+    order = list(filled)
+    return any(
+        read_then.get(later) == filled[later].content != filled[later].before
+        for later in order[order.index(array) + 1 :]
+    )

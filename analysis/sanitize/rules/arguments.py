@@ -55,7 +55,8 @@ class LandedBeforeRead(Rule):
         # What a row should not read at all is told by other rules.
         sound = passage.reads & ~passage.wrong & ~passage.beyond
         for number, (_, slots) in self._under_way.items():
-            early = sound & np.isin(passage.read_slots, slots)
+            last = world.shadow.flight[passage.read_slots] == number
+            early = sound & last & np.isin(passage.read_slots, slots)
             for row in np.flatnonzero(early.any(axis=1)).tolist():
                 position = int(np.flatnonzero(early[row])[0])
                 slot = int(passage.read_slots[row, position])

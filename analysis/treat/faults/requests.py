@@ -29,13 +29,13 @@ class LostCompletion(FlightFault):
         requests = flight.process.exec_requests
 
         def mute() -> None:
-            requests[-1] = _Mute(requests[-1])
+            requests[-1] = Mute(requests[-1])
 
         flight.afterwards = mute
         return Struck(flight.request_ids[row])
 
 
-class _Mute:
+class Mute:
     """Stands for a request, and lets nobody know that it is done."""
 
     def __init__(self, request: Any) -> None:
