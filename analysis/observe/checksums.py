@@ -19,19 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.errors import EngineError
+from analysis.observe.writes import PADDING_PAGE, Ints, Mask, Written
 
 if TYPE_CHECKING:
     from analysis.engine.adapters.probe import CacheProbe
     from analysis.observe.recorder import Recorder
 
 Digests = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 MODES = ("sampled", "whole")
+SAMPLED = 4
+"""Pages that are read when a flight lands, of those that its rows use."""
 SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
 """Kinds of events that `Checksums.seen` is told of."""
-_PADDING_PAGE = 0
 _KINDS = ("K", "V")
 _UNKNOWN_TOKEN = -1
 _MOST_PENDING = 1000
@@ -89,8 +89,8 @@ class Checksums:
 
     In either mode the slots that a flight wrote are read when it lands, and pages when they are
     acquired, freed, found in the trie or let go of by a request. With *sampled* every landing also
-    reads one page of those that its rows attend to; with *whole* all pages are read when a flight
-    starts and when it lands. Padding page 0 is never judged: padding rows write to it.
+    reads four pages, drawn from those that its rows use; with *whole* all pages are read when a
+    flight starts and when it lands. Padding page 0 is never judged: padding rows write to it.
 
     Its methods are called on the engine's own threads. Raises EngineError where the page table
     cannot be read from here.
@@ -126,7 +126,7 @@ class Checksums:
         self._pending: list[_Pending] = []
         # Flights that were called before the hooks were there may write what nobody sees.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
-        self._unsure.add(_PADDING_PAGE)
+        self._unsure.add(PADDING_PAGE)
         self._copied: dict[int, _Copy] = {}
         """By the page that became one."""
         _watching[id(self._pool)] = self
@@ -202,20 +202,22 @@ class Checksums:
             self.flights += 1
             self._clock += 1
             try:
-                wrote = _Written(phase, len(request_ids), arrays, self._stride, self._count)
+                wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
             except (KeyError, ValueError, IndexError):  # its arguments could not be read
                 wrote = None
             if wrote is None or error is not None:
                 self._distrust(request_ids, wrote)
                 return
-            self._settle(flight, wrote.flat)
-            self._uncertain_copies(flight, wrote.flat)
+            if self._pending or self._copied:
+                self._settle(flight, wrote.flat)
+                self._uncertain_copies(flight, wrote.flat)
             self._arrive(flight, request_ids, wrote, begun)
             if self.mode == "whole":
                 self._look(self._all(), "landing")
-            elif offered := [p for p in wrote.pages_used() if p not in self._unsure]:
-                self._offered += len(offered)
-                self._look([self._random.choice(offered)], "landing")
+            elif offered := wrote.pages_used():
+                self._offered += offered
+                chosen = self._random.sample(range(offered), min(SAMPLED, offered))
+                self._look([*{wrote.page_used(number) for number in chosen}], "landing")
 
     def seen(self, kind: str, pages: Sequence[int], request_id: str | None) -> None:
         """Look at the pages of an event."""
@@ -227,7 +229,7 @@ class Checksums:
                 self._copy(*there[:2])
                 return
             if kind == "acquire":
-                self._unsure.difference_update(page for page in there if page != _PADDING_PAGE)
+                self._unsure.difference_update(page for page in there if page != PADDING_PAGE)
             self._look(there, kind, request_id)
 
     def rewritten(self, page: int) -> None:
@@ -258,7 +260,7 @@ class Checksums:
             "pages_read": self.pages_read,
             "slots_written": self.slots_written,
             "pages_offered": self._offered,
-            "not_judged": sorted(self._unsure - {_PADDING_PAGE}),
+            "not_judged": sorted(self._unsure - {PADDING_PAGE}),
             "undecided": sorted({pending.page for pending in self._pending}),
         }
         return json.dumps(said)
@@ -276,13 +278,16 @@ class Checksums:
         self.pages_read += len(pages)
         held = self._of_pages(pages)
         known = self._known[pages]
-        unlike = (held != self._digest[pages]).any(axis=(1, 2, 4))
-        changed = known & unlike
+        unlike, all_known = held != self._digest[pages], bool(known.all())
+        if all_known and not self._copied and not unlike.any():  # hot path
+            self._since[pages] = self._last_begun
+            return
+        changed = known & unlike.any(axis=(1, 2, 4))
         self._since[pages] = np.where(changed.any(axis=1), self._since[pages], self._last_begun)
         for page in self._copied.keys() & set(pages):
             if not changed[pages.index(page)].any():
                 del self._copied[page]
-        if not known.all():
+        if not all_known:
             rows, slots = np.nonzero(~known)
             at = np.asarray(pages)[rows]
             self._digest[at, :, :, slots] = held[rows, :, :, slots]
@@ -352,44 +357,56 @@ class Checksums:
 
     # -- what arrives ----------------------------------------------------------------------
 
-    def _arrive(self, flight: int, request_ids: Sequence[str], wrote: _Written, begun: int) -> None:
+    def _arrive(self, flight: int, request_ids: Sequence[str], wrote: Written, begun: int) -> None:
         """Read the slots that a flight wrote; tell of those where something did not arrive."""
-        pages, slots = wrote.pages, wrote.slots
-        mine = pages != _PADDING_PAGE
-        pages, slots = pages[mine], slots[mine]
+        pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
         if not len(pages):
             return
-        rows, tokens, real = wrote.rows[mine], wrote.tokens[mine], wrote.real[mine]
         held = self._of_slots(pages, slots)
-        was = self._digest[pages, :, :, slots]
-        same = held == was
-        judged = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
-        if self._unsure:
-            judged &= ~np.isin(pages, list(self._unsure))
+        same = held == self._digest[pages, :, :, slots]
         self.slots_written += int(real.sum())
-        before = self._token[pages, slots]
-        lost = self._lost(held, same, judged, before, tokens) | ((held == 0) & _aligned(real))
-        suspects = lost.any(axis=(1, 2, 3))
-        if suspects.any():
-            other = (before != tokens) & (before != _UNKNOWN_TOKEN) & judged
-            for page in dict.fromkeys(pages[suspects].tolist()):
-                here = np.flatnonzero(suspects & (pages == page))
-                self._kept(flight, request_ids[int(rows[here[0]])], page, {
-                    int(slots[i]): {
-                        "all": bool(lost[i].all()),
-                        "parts": _parts(lost[i]),
-                        "zeros": bool((held[i][lost[i]] == 0).all()),
-                        "other_token": bool(other[i]),
-                    }
-                    for i in here.tolist()
-                })  # fmt: skip
+        if same.any() or not held.all():  # else all is new, and nothing is missing
+            self._tell_lost(flight, request_ids, wrote, begun, held, same)
         # What a padding token wrote is known only if it changed something.
-        wrote_it = real | ~same.all(axis=(1, 2, 3))
-        self._token[pages, slots] = np.where(wrote_it, tokens, _UNKNOWN_TOKEN)
+        if not real.all():
+            tokens = np.where(real | ~same.all(axis=(1, 2, 3)), tokens, _UNKNOWN_TOKEN)
+        self._token[pages, slots] = tokens
         self._digest[pages, :, :, slots] = held
         self._known[pages, slots], self._at[pages, slots] = True, self._clock
         for page in self._copied.keys() & set(pages.tolist()):
             del self._copied[page]
+
+    def _tell_lost(
+        self,
+        flight: int,
+        request_ids: Sequence[str],
+        wrote: Written,
+        begun: int,
+        held: Digests,
+        same: Mask,
+    ) -> None:
+        """Tell of written slots of which something is as before, or zeros."""
+        pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
+        judged = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
+        if self._unsure:
+            judged &= ~np.isin(pages, list(self._unsure))
+        before = self._token[pages, slots]
+        lost = self._lost(held, same, judged, before, tokens) | ((held == 0) & _aligned(real))
+        suspects = lost.any(axis=(1, 2, 3))
+        other = (before != tokens) & (before != _UNKNOWN_TOKEN) & judged
+        for page in dict.fromkeys(pages[suspects].tolist()):
+            here = np.flatnonzero(suspects & (pages == page))
+            said = {
+                int(slots[i]): {
+                    "all": bool(lost[i].all()),
+                    "parts": _parts(lost[i]),
+                    "zeros": bool((held[i][lost[i]] == 0).all()),
+                    "other_token": bool(other[i]),
+                }
+                for i in here.tolist()
+            }
+            request_id = request_ids[int(wrote.rows[here[0]])]
+            self._tell("bytes_kept", page, flight, request_id, {"slots": said})
 
     def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
         """Return which blocks still hold what they held, where a write should have changed them.
@@ -406,9 +423,6 @@ class Checksums:
         plain &= (before == tokens) | (before == _UNKNOWN_TOKEN)
         plain &= ~kept[:, 1:].any(axis=(1, 2, 3))
         return kept & ~_aligned(plain)
-
-    def _kept(self, flight: int, request_id: str, page: int, slots: dict[int, Any]) -> None:
-        self._tell("bytes_kept", page, flight, request_id, {"slots": slots})
 
     # -- the rest --------------------------------------------------------------------------
 
@@ -435,7 +449,7 @@ class Checksums:
         after = self._copied[page].done_after
         return after > self._last_begun or any(number <= after for number in self._air)
 
-    def _distrust(self, request_ids: Sequence[str], wrote: _Written | None) -> None:
+    def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
         """Take note that a flight wrote nobody knows what; it may still be writing."""
         for request_id in request_ids:
             self._unsure.update(self._recorder.held_by(request_id))
@@ -449,51 +463,6 @@ class Checksums:
         self._recorder.event(
             kind, request_id=request_id, pages=[page], value=value, detail=json.dumps(said)
         )
-
-
-class _Written:
-    """The slots that a flight wrote, of every row; arrays of one entry a slot."""
-
-    def __init__(
-        self, phase: str, real: int, arrays: dict[str, Any], stride: int, page_count: int
-    ) -> None:
-        tokens, tables = _shaped(arrays["tokens"]), _shaped(arrays["block_tables"])
-        lengths, starts = _shaped(arrays["seq_lens"]), arrays.get("start_positions")
-        first = np.zeros(len(tokens), np.int64) if starts is None else _shaped(starts)
-        width = tokens.shape[1]
-        positions = first[:, None] + np.arange(width)
-        blocks = positions // stride
-        inside = (blocks >= 0) & (blocks < tables.shape[1])
-        pages = tables[np.arange(len(tables))[:, None], blocks.clip(0, tables.shape[1] - 1)]
-        inside &= (pages >= 0) & (pages < page_count)
-        count = np.ones_like(first) if phase == "decode" else (lengths - first).clip(0, width)
-        carries = (np.arange(width) < count[:, None]) & (np.arange(len(tokens)) < real)[:, None]
-        self.rows: Ints = np.nonzero(inside)[0]
-        self.pages: Ints = pages[inside]
-        self.slots: Ints = positions[inside] % stride
-        self.tokens: Ints = tokens[inside]
-        self.real: Mask = carries[inside]
-        """Whether a request's token is written, and by nobody else's row something that is none."""
-        flat = self.pages * stride + self.slots
-        self.flat = frozenset(flat.tolist())
-        padded = flat[~self.real]
-        if len(padded) and self.real.any():
-            self.real &= ~np.isin(flat, padded)
-        self._used = [
-            tables[row, : max(0, -(-int(first[row] + count[row]) // stride))].tolist()
-            for row in range(real)
-        ]
-        self._page_count = page_count
-
-    def pages_used(self) -> list[int]:
-        """Return the pages that the requests' rows attend to or write, each once, in order."""
-        pages = {page for row in self._used for page in row if 0 < page < self._page_count}
-        return sorted(pages)
-
-
-def _shaped(value: tuple[tuple[int, ...], Any]) -> Ints:
-    shape, flat = value
-    return np.asarray(flat, dtype=np.int64).reshape(shape)
 
 
 def _aligned(mask: Mask) -> Mask:

@@ -48,10 +48,11 @@ def sanitize(
 
     `checksums` looks for bytes of pages that change although nothing writes them, and for written
     ones that do not arrive, see `Checksums`. All that a flight wrote is read when it has landed.
-    *sampled* besides reads one page a flight, of those that its rows use: of N pages in use a wrong
-    byte is found after N flights on average, at the latest when its page is freed, acquired, found
-    in the trie, let go of, or the block ends. *whole* reads all pages before and after every
-    flight, which is slow; None reads none. What was read is in `Findings.bytes_checked`.
+    *sampled* besides reads four pages a flight, drawn from those that its rows use: of N such pages
+    a wrong byte is found after N / 4 flights on average, at the latest when its page is freed,
+    acquired, found in the trie, let go of, or the block ends. *whole* reads all pages before and
+    after every flight, which takes longer; None reads none. `Findings.bytes_checked` says what was
+    read. Padding page 0 is not judged, nor a change that a flight under way writes over.
 
     The cache at rest is checked when the
     block ends. After `max_events` events or flights nothing more is checked, and it says so.

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.observe.checksums import SAMPLED
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.shadow import NOBODY, PADDING, UNKNOWN
+from analysis.sanitize.shadow import NOBODY, NOTHING, PADDING, UNKNOWN
 from analysis.sanitize.world import PADDING_PAGE, Event, World
 
 _KEPT_PASSAGES = 64
@@ -208,7 +209,9 @@ def _is_news(passage: Passage | None, page: int, slot: int, world: World) -> boo
     where = passage.write_slots[: passage.flight.real] == page * world.stride + slot
     before = passage.before[: passage.flight.real][where]
     content = passage.write_content[: passage.flight.real][where]
-    unknown = np.isin(before, (UNKNOWN, PADDING)) | np.isin(content, (UNKNOWN, PADDING))
+    # What was never written since the watching began may hold the same from before.
+    strange = (UNKNOWN, PADDING, NOTHING)
+    unknown = np.isin(before, strange) | np.isin(content, strange)
     return bool(len(before) and (before != content).all() and not unknown.any())
 
 
@@ -235,7 +238,8 @@ def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
     )
     if said["mode"] == "whole":
         return f"{text} (all pages before and after each flight).", notes
-    rate = f"; of the pages that a flight used 1 in {offered / flights:.1f}" if flights else ""
+    every = offered / (SAMPLED * flights) if flights else 0.0
+    rate = f"; of the pages that a flight used 1 in {max(every, 1.0):.1f}" if flights else ""
     return f"{text}{rate} (and all at the latest when given up, taken, found or at the end).", notes
 
 

@@ -42,20 +42,24 @@ def bits_of(probe: Any, page: int) -> Iterator[Bits]:
         del flat
 
 
-def _settled_page(flight: Boarded, row: int) -> int | None:
-    """Return a row's first page if its first slots were written already."""
-    page = int(flight.arrays["block_tables"][row, 0])
-    written = int(flight.arrays["start_positions"][row])
-    return page if page != 0 and written > _SLOT + 1 else None
+def _settled_page(flight: Boarded, row: int, probe: Any) -> int | None:
+    """Return the page that a row writes to if its first slots were written already.
+
+    Those before it may be shared, and be written again meanwhile by another request's prefill.
+    """
+    stride = int(probe.cache.tokens_per_page)
+    position = int(flight.arrays["start_positions"][row])
+    page = int(flight.arrays["block_tables"][row, position // stride])
+    return page if page != 0 and position % stride > _SLOT + 1 else None
 
 
 class _PageFault(FlightFault):
-    """A fault in the first page of a row, before a decode."""
+    """A fault in the page that a row writes to, before a decode."""
 
     alarm: ClassVar[tuple[str, str]]
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        page = _settled_page(flight, row)
+        page = _settled_page(flight, row, probe)
         if page is None:
             return None
         struck = Struck(flight.request_ids[row], None, page)
@@ -148,19 +152,19 @@ class SlotsShifted(_PageFault):
 
 
 class _TwoPagesFault(FlightFault):
-    """A fault between the first pages of two rows."""
+    """A fault between the pages that two rows write to."""
 
     alarm: ClassVar[tuple[str, str]]
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         other = another(flight, row)
-        page = _settled_page(flight, row)
-        source = None if other is None else _settled_page(flight, other)
+        page = _settled_page(flight, row, probe)
+        source = None if other is None else _settled_page(flight, other, probe)
         if other is None or page is None or source is None or page == source:
             return None
         with bits_of(probe, page) as bits, bits_of(probe, source) as others:
             # Of the same tokens the bytes are the same, and nothing would happen.
-            if (bits == others).reshape(*bits.shape[:3], -1).all(axis=3)[_LAYER].any():
+            if np.array_equal(bits[_LAYER, :, _SLOT], others[_LAYER, :, _SLOT]):
                 return None
             self.damage(bits, others)
         return Struck(flight.request_ids[row], flight.request_ids[other], page)
@@ -185,7 +189,7 @@ class PagesSwapped(_TwoPagesFault):
     """Two pages change places, and the block tables do not."""
 
     name = "fault:pages-swapped"
-    change = "The bytes of the first pages of two requests are exchanged, once."
+    change = "The bytes of the last pages of two requests are exchanged, once."
     alarm = rule, cause = _MOVED
 
     def damage(self, bits: Bits, others: Bits) -> None:
@@ -313,11 +317,9 @@ class CopiedWithoutLayer(CopiedShort):
     alarm = rule, cause = ("unwritten bytes", "not all of a copied page")
     part = 4
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        # A decode that writes to it right away would heal the copy of it.
-        if _settled_page(flight, row) is None or int(flight.arrays["start_positions"][row]) < 17:
-            return None
-        return super().strike(flight, row, probe)
+    def source(self, flight: Boarded, row: int, probe: Any) -> int | None:
+        """Return the page to be copied: one that holds something."""
+        return _settled_page(flight, row, probe)
 
 
 BYTES_FAULTS = (

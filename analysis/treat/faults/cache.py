@@ -239,8 +239,9 @@ class CopiedShort(FlightFault):
     """The last one of so many parts of the page is missing."""
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        pool = probe.pool
-        source = _held(probe, flight.request_ids[row])[0]
+        pool, source = probe.pool, self.source(flight, row, probe)
+        if source is None:
+            return None
         tables = pool.page_tables
         # Beneath whoever watches the method, so that only the bytes tell.
         pool.page_tables = [_ShortTable(table, self.part) for table in tables]
@@ -254,6 +255,10 @@ class CopiedShort(FlightFault):
             pool.page_tables = tables
         pool.free_pages([target])
         return Struck(None, None, target.index)
+
+    def source(self, flight: Boarded, row: int, probe: Any) -> int | None:
+        """Return the page to be copied."""
+        return _held(probe, flight.request_ids[row])[0]
 
 
 class _ShortTable:

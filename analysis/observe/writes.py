@@ -1,0 +1,105 @@
+"""Which slots a flight writes, by the arguments that the device got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+PADDING_PAGE = 0
+"""The page that rows and block tables are padded with."""
+
+
+class Written:
+    """The slots that a flight wrote, of every row, but for padding page 0; one entry a slot."""
+
+    rows: Ints
+    pages: Ints
+    slots: Ints
+    tokens: Ints
+    real: Mask
+    """Whether a request's token is written, and by no row something that is none."""
+
+    def __init__(
+        self, phase: str, real: int, arrays: dict[str, Any], stride: int, page_count: int
+    ) -> None:
+        self._real, self._stride, self._page_count = real, stride, page_count
+        (rows, width), tokens = arrays["tokens"]
+        (_, self._blocks), self._tables = arrays["block_tables"]
+        starts = arrays.get("start_positions")
+        first = [0] * rows if starts is None else list(starts[1])
+        self._ends: list[int] = [start + 1 for start in first[:real]]
+        if phase == "decode":
+            self._decode(rows, first, tokens)
+        else:
+            lengths = list(arrays["seq_lens"][1])
+            self._ends = lengths[:real]
+            self._prefill(rows, width, first, lengths, tokens)
+
+    def _decode(self, rows: int, first: list[int], tokens: Sequence[int]) -> None:
+        """Take the one slot of each row; plain, as it is asked for at every token."""
+        blocks, stride, found = self._blocks, self._stride, []
+        for row in range(rows):
+            block = first[row] // stride
+            if not 0 <= block < blocks:
+                continue
+            page = self._tables[row * blocks + block]
+            if 0 <= page < self._page_count and page != PADDING_PAGE:
+                found.append((row, page, first[row] % stride, tokens[row]))
+        table = np.array(found, dtype=np.int64).reshape(-1, 4)
+        self.rows, self.pages, self.slots, self.tokens = table.T
+        self._mark(self.rows < self._real)
+
+    def _prefill(
+        self,
+        rows: int,
+        width: int,
+        first: list[int],
+        lengths: list[int],
+        tokens: Sequence[int],
+    ) -> None:
+        starts = np.array(first, dtype=np.int64)
+        tables = np.asarray(self._tables, dtype=np.int64).reshape(rows, self._blocks)
+        positions = starts[:, None] + np.arange(width)
+        blocks = positions // self._stride
+        inside = (blocks >= 0) & (blocks < self._blocks)
+        pages = tables[np.arange(rows)[:, None], blocks.clip(0, self._blocks - 1)]
+        inside &= (pages >= 0) & (pages < self._page_count) & (pages != PADDING_PAGE)
+        count = (np.array(lengths, dtype=np.int64) - starts).clip(0, width)
+        carries = (np.arange(width) < count[:, None]) & (np.arange(rows) < self._real)[:, None]
+        self.rows, self.pages = np.nonzero(inside)[0], pages[inside]
+        self.slots = positions[inside] % self._stride
+        self.tokens = np.asarray(tokens, dtype=np.int64).reshape(rows, width)[inside]
+        self._mark(carries[inside])
+
+    def _mark(self, carries: Mask) -> None:
+        self.real = carries
+        if carries.any() and not carries.all():
+            flat = self.pages * self._stride + self.slots
+            self.real = carries & ~np.isin(flat, flat[~carries])
+
+    @property
+    def flat(self) -> frozenset[int]:
+        """Numbers of the slots."""
+        return frozenset((self.pages * self._stride + self.slots).tolist())
+
+    def pages_used(self) -> int:
+        """Return how many pages the requests' rows attend to or write, row by row."""
+        return sum(map(self._used, range(self._real)))
+
+    def page_used(self, number: int) -> int:
+        """Return one of them; one that does not exist is given as padding page 0."""
+        for row in range(self._real):
+            if number < (used := self._used(row)):
+                page = int(self._tables[row * self._blocks + number])
+                return page if 0 <= page < self._page_count else PADDING_PAGE
+            number -= used
+        return PADDING_PAGE
+
+    def _used(self, row: int) -> int:
+        return min(max(0, -(-self._ends[row] // self._stride)), self._blocks)
