@@ -12,13 +12,18 @@ import pytest
 from support import RELEASES, ROOT
 
 from analysis.releases import python_of
-from analysis.treat import FAULTS
+from analysis.treat import FAULTS as ALL_FAULTS
+from analysis.treat.faults import EXECUTION_FAULTS
+
+FAULTS = {name: fault for name, fault in ALL_FAULTS.items() if fault not in EXECUTION_FAULTS}
+"""Those of execution are planted in `test_execution_faults.py`."""
 
 _STRIKE = """
 import json, sys
 from analysis.engine import Engine, EngineConfig
 from analysis.sanitize import sanitize
-from analysis.treat import FAULTS, treat
+from analysis.treat import treat
+from analysis.treat.faults import EXECUTION_FAULTS, FAULTS
 from analysis.workload import make_workload
 
 release, sharing = sys.argv[1:]
@@ -49,6 +54,7 @@ def strike(name):
     }
 
 own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
+own = [n for n in own if FAULTS[n] not in EXECUTION_FAULTS]
 own = ["nothing", *[n for n in own if release in (FAULTS[n].releases or [release])]]
 for name in own:
     print("\\n" + json.dumps([name, strike(name)]), flush=True)

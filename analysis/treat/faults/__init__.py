@@ -2,12 +2,14 @@
 
 from analysis.treat.faults.base import Fault, Struck
 from analysis.treat.faults.cache import CACHE_FAULTS
+from analysis.treat.faults.execution import EXECUTION_FAULTS
 from analysis.treat.faults.flights import FLIGHT_FAULTS
 from analysis.treat.faults.requests import REQUEST_FAULTS
 
 FAULTS: dict[str, type[Fault]] = {
-    fault.name: fault for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)
+    fault.name: fault
+    for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS, *EXECUTION_FAULTS)
 }
 """By name, which begins with `fault:`."""
 
-__all__ = ["FAULTS", "Fault", "Struck"]
+__all__ = ["EXECUTION_FAULTS", "FAULTS", "Fault", "Struck"]
