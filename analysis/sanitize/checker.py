@@ -22,12 +22,12 @@ from analysis.tables import EVENT_KINDS
 Ask = Callable[[World, Event], Iterable[Finding]]
 _SHOWN_FAULTS = 3
 _BEFORE, _BEAMS, _LOST = (
-    "requests that were under way before the watching began",
-    "several beams of one request, which share its name",
-    "requests of which an earlier invocation is not known",
+    "under way before the watching began",
+    "several beams under the name of one request",
+    "an earlier invocation of the request is not known",
 )
-_PART = "after an operation of the cache whose end is not known: in part"
-_LATE = "known too late: more was waiting for them than is kept"
+_PART = "checked in part, after an operation of the cache whose end is not known"
+_LATE = "known too late, when more waited for it than is kept"
 """Why an invocation is not checked."""
 
 

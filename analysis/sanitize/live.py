@@ -156,7 +156,7 @@ class Follower:
             )
         if self.checker.waiting > _MOST_WAITING:
             if flight is not None:
-                reason = "they had not ended while too much waited for them"
+                reason = "not ended while more waited for it than is kept"
                 self.checker.put(gap, Unread(flight[0], list(flight[2]), reason=reason))
             else:
                 findings.note(
@@ -168,5 +168,5 @@ class Follower:
 
 def _unlanded(flight: tuple[Any, ...]) -> Unread:
     _, phase, request_ids = flight[:3]
-    reason = "they had not ended when the check did"
+    reason = "not ended when the check did"
     return Unread(flight[0], list(request_ids), phase, reason, done=False, landed=False)

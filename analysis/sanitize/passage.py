@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,12 +34,14 @@ class Passage:
 
     def __init__(self, world: World, flight: Flight) -> None:
         self.world, self.flight = world, flight
-        self.sequences: list[Sequence | None] = _sequences(world, flight)
-        """Of each real row; None where nothing is known of it."""
         real = flight.real
         rows, width = flight.tokens.shape
         self.first: Ints = np.zeros(rows, np.int64) if flight.starts is None else flight.starts
         """First position that each row writes, [rows]."""
+        self.sequences: list[Sequence | None] = [
+            None if (s := world.last_of.get(r)) is None or s.lost else s for r in flight.request_ids
+        ]
+        """Of each real row; None where nothing is known of it."""
         self._resume()
         self.twin_of = _twins(flight, self.first)
         """For each real row the first one of the same request and arguments, itself if alone."""
@@ -46,6 +50,7 @@ class Passage:
             for row, s in enumerate(self.sequences)
         ]
         """Whether each real row makes a step once more that was made before."""
+        self._leave_beams_out()
         prefills = flight.phase == "prefill"
         self.made_by = [
             -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_flight
@@ -117,12 +122,27 @@ class Passage:
         flight, first = self.flight, int(self.first[row])
         if flight.phase == "prefill":
             return sequence.prefilled is not None and first == sequence.prefilled[0]
-        if sequence.chose_next or first != sequence.length - 1 or not sequence.takeoffs:
+        if first != sequence.length - 1 or not sequence.takeoffs:
+            return False
+        # Where a further row of the request makes its next step, this one is late.
+        if sequence.chose_next and flight.request_ids.count(sequence.request_id) == 1:
             return False
         if sequence.prompt is not None and first < len(sequence.prompt):
             return False
         flown = sequence.hash_before(first) + mix_one(int(flight.tokens[row, 0]), first) & _ALL
         return flown == sequence.last
+
+    def _leave_beams_out(self) -> None:
+        """Follow no request that has several rows for its next step: beams share its name."""
+        ids = self.flight.request_ids
+        if len(set(ids)) == len(ids):
+            return
+        steps = Counter(r for r, again in zip(ids, self.repeats, strict=True) if not again)
+        for row, request_id in enumerate(ids):
+            sequence = self.sequences[row]
+            if sequence is not None and steps[request_id] > 1:
+                sequence.lost = True
+                self.sequences[row], self.repeats[row] = None, False
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -217,8 +237,9 @@ class Passage:
         """Own length of each real row, this flight's tokens included."""
         for row, sequence in enumerate(self.sequences):
             if sequence is not None:
-                if self.repeats[row] and flight.phase == "prefill" and sequence.prefilled:
-                    self.lengths[row] = sequence.prefilled[1]
+                if self.repeats[row]:
+                    past = flight.phase == "prefill" and sequence.prefilled
+                    self.lengths[row] = past[1] if past else int(self.first[row]) + 1
                 count = min(width, self.lengths[row])
                 self.expected[row, :count] = sequence.hashes[:count]
         own = np.array(self.lengths, dtype=np.int64)
@@ -254,18 +275,6 @@ class Passage:
         return tuple(self.flight.tables[row, :blocks].tolist())
 
 
-def _sequences(world: World, flight: Flight) -> list[Sequence | None]:
-    ids = flight.request_ids
-    found = [world.last_of.get(request_id) for request_id in ids]
-    if len(set(ids)) < len(ids):
-        # Beams share a request's name, and are not followed; a row that is there twice is.
-        starts = np.zeros(len(flight.tokens), np.int64) if flight.starts is None else flight.starts
-        twins = _twins(flight, starts)
-        beams = {r for row, r in enumerate(ids) if twins[row] != ids.index(r)}
-        found = [None if r in beams else s for r, s in zip(ids, found, strict=True)]
-    return [None if sequence is None or sequence.lost else sequence for sequence in found]
-
-
 def _twins(flight: Flight, starts: Ints) -> list[int]:
     """Return for each real row the first one that has the same request and arguments."""
     ids = flight.request_ids
@@ -299,8 +308,7 @@ def _due_tokens(sequence: Sequence, flight: Flight, row: int, again: bool) -> In
         if flight.starts is None:
             return prompt
         return prompt[int(flight.starts[row]) : int(flight.seq_lens[row])]
-    twin = flight.request_ids.index(sequence.request_id) != row
-    if again and not twin:
+    if again:
         return None  # it is the one that was flown: that is how a repetition is known
     place = sequence.length - len(sequence.prompt)
     token = sequence.answer[place] if 0 <= place < len(sequence.answer) else None

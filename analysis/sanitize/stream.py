@@ -37,7 +37,7 @@ def unlanded(event: Event) -> Unread:
         event.value if event.value is not None else -1,
         list(said.get("requests", ())),
         str(said.get("phase", "")),
-        "they had not ended when the recording did",
+        "not ended when the recording did",
         done=False,
         landed=False,
     )

@@ -99,7 +99,7 @@ class Unread:
     flight_id: int
     request_ids: list[str]
     phase: str = ""
-    reason: str = "their arguments could not be read"
+    reason: str = "its arguments could not be read"
     """Why it cannot be checked."""
     done: bool = True
     """Whether it did its work all the same, as far as that is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ class Boarded:
     """Set to have arrays overwritten with these when the call has returned."""
     skip: bool = False
     """Set to have the call not made, and the last results of its kind given instead."""
+    again: bool = False
+    """Set to have the call made once more; the first one's results are thrown away."""
+    other_arrays: dict[str, Ints] = field(default_factory=dict)
+    """Arguments that are to be others then, by name."""
+    hang_s: float = 0.0
+    """For how long the results are kept from the engine."""
     afterwards: Callable[[], None] | None = None
     """Set to have something done when the call was made, before the engine goes on."""
 
@@ -93,6 +100,17 @@ def edit_flights(engine: Engine, undo: ExitStack, editor: Editor) -> None:
             for name, array in zip(names, arguments, strict=True):
                 if boarded.put_back or name in boarded.later:
                     _write(array, boarded.later.get(name, before[name]))
+            if boarded.again:
+                await fiber.device(0)
+                others = {
+                    place: _fresh(arguments[place], fiber, boarded.other_arrays[name])
+                    for place, name in enumerate(names)
+                    if name in boarded.other_arrays
+                }
+                once_more = [others.get(place, array) for place, array in enumerate(args)]
+                results = await function(*once_more, fiber=fiber)
+            if boarded.hang_s:
+                await asyncio.sleep(boarded.hang_s)
             last[phase, size] = results
             if boarded.afterwards is not None:
                 boarded.afterwards()
@@ -130,6 +148,13 @@ def _note_process(engine: Engine, undo: ExitStack) -> None:
 def _read(array: Any) -> Ints:
     shape, flat = values_of(array)
     return np.array(flat, dtype=np.int64).reshape(shape)
+
+
+def _fresh(array: Any, fiber: Any, values: Ints) -> Any:
+    """Return a device array like another one, with other values."""
+    fresh = type(array).for_device(fiber.device(0), list(array.shape), array.dtype)
+    _write(fresh, values)
+    return fresh
 
 
 def _write(array: Any, values: Ints) -> None:

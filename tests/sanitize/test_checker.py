@@ -16,7 +16,7 @@ from synthetic import cell_row, request_row
 from analysis.cli import main
 from analysis.errors import RunError
 from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS
-from analysis.sanitize import check_run, check_tables
+from analysis.sanitize import check_run, check_tables, live
 from analysis.sanitize.live import Follower
 from analysis.sanitize.recorded import CONTROL_ALARM
 from analysis.sanitize.stream import event_of, flight_of
@@ -317,6 +317,123 @@ def test_a_follower_of_the_recorder_says_the_same(story):
     assert what(followed(story, story.items)) == what(story.check(close=False))
 
 
+def recorder_of(items, snapshots=()) -> SimpleNamespace:
+    """Return what a follower takes for a recorder, with these items of a story."""
+    recorder = SimpleNamespace(
+        events=[], flights=[], snapshots=list(snapshots), skipped=[], faults=[], under_way={},
+        unkept=[], dropped={"events": 0, "flights": 0, "snapshots": 0},
+    )  # fmt: skip
+    for _, item in items:
+        if item is not None:
+            rows = recorder.events if isinstance(item, Event) else recorder.flights
+            rows.append(recorder_row(item))
+    return recorder
+
+
+def stalled(follower: Follower, monkeypatch) -> None:
+    """Have a follower believe that it has waited for a long time."""
+    monkeypatch.setattr(live, "_PATIENCE_S", -1.0)
+    while follower.step():
+        pass
+    follower.step()
+    follower.step()
+
+
+@pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
+@pytest.mark.parametrize("kind", [Event, Flight])
+def test_what_fills_a_gap_late_is_checked_in_its_order(story, kind, monkeypatch):
+    for missing in [item for item in story.items if isinstance(item[1], kind)][:-1]:
+        recorder = recorder_of([i for i in story.items if i is not missing], story.snapshots)
+        if kind is Flight:
+            number, flight = missing[1].flight_id, missing[1]
+            row = (number, flight.phase, flight.request_ids, flight.seq, 0, None)
+            recorder.under_way = {number: row}
+        follower = Follower(recorder, story.first, story.stride)
+        stalled(follower, monkeypatch)
+        findings = follower.checker.findings
+        assert findings.waits is not None
+        assert not findings.complete
+        assert all(finding.seq < missing[0] for finding in findings)
+        recorder.under_way = {}
+        late = recorder.events if kind is Event else recorder.flights
+        late.append(recorder_row(missing[1]))
+        while follower.step():
+            pass
+        follower.finish()
+        assert findings.waits is None
+        assert not findings.unchecked
+        assert what(findings) == what(story.check(close=False))
+
+
+def test_a_flight_that_never_lands_is_counted_and_leaves_the_rest_checked(monkeypatch):
+    *items, last = (item for item in WELL.items if isinstance(item[1], Flight))
+    flight = last[1]
+    recorder = recorder_of([i for i in WELL.items if i[1] is not flight], WELL.snapshots)
+    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
+    recorder.under_way = {flight.flight_id: row}
+    follower = Follower(recorder, WELL.first, WELL.stride)
+    stalled(follower, monkeypatch)
+    follower.finish()
+    findings = follower.checker.findings
+    assert findings.flights == len(items)
+    assert findings.unchecked.invocations == 1
+    assert set(findings.unchecked.requests) == set(flight.request_ids)
+    assert not findings, str(findings)
+    assert "No rule was broken in what was checked" in str(findings)
+    assert "unchecked: 1 invocation of" in str(findings)
+
+
+def test_an_operation_that_never_ends_leaves_the_rules_of_data():
+    story = well()
+    story.submit("c", B)
+    story.allocate("c", 2, 4)
+    story.prefill("c")
+    free = story.event("memory", value=1)  # its place is the one that stays empty
+    story.token("c", 100)
+    wrong = story.decode(Row("c", table=(5, 4)))
+    recorder = recorder_of([i for i in story.items if i[0] != free], story.snapshots)
+    follower = Follower(recorder, story.first, story.stride)
+    follower.finish()
+    findings = follower.checker.findings
+    assert findings.first_wrong_data.flight_id == wrong.flight_id
+    assert findings.unchecked.invocations == 1
+    assert findings.notes
+
+
+def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
+    monkeypatch.setattr(live, "_MOST_WAITING", 5)
+    flight = dict(WELL.items)[FLIGHTS[0]]
+    recorder = recorder_of([i for i in WELL.items if i[1] is not flight], WELL.snapshots)
+    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
+    recorder.under_way = {flight.flight_id: row}
+    follower = Follower(recorder, WELL.first, WELL.stride)
+    for _ in range(len(WELL.items)):
+        follower.step()
+    # It lands after all: too late to be checked, and it is counted once.
+    recorder.under_way = {}
+    recorder.flights.append(recorder_row(flight))
+    follower.finish()
+    findings = follower.checker.findings
+    assert not findings, str(findings)
+    assert findings.unchecked.requests["a"] == sum(
+        "a" in item.request_ids for _, item in WELL.items if isinstance(item, Flight)
+    )
+
+
+def test_what_had_not_ended_is_known_from_the_tables_too():
+    story = well()
+    story.submit("c", A)
+    said = json.dumps({"phase": "prefill", "requests": ["c"]})
+    number = max(i.flight_id for _, i in story.items if isinstance(i, Flight)) + 1
+    story.event("unlanded", value=number, detail=said)
+    findings = check_tables(arrow(story))
+    assert findings.unchecked.invocations == 1
+    assert findings.unchecked.requests["c"] == 1
+    story.event("unfinished", detail="free")
+    findings = check_tables(arrow(story))
+    assert findings.notes
+
+
 @pytest.mark.parametrize("last", range(FLIGHTS[1] + 1, FLIGHTS[-1], 2))
 def test_nothing_is_blamed_after_the_recording_was_full(last):
     # Events that were dropped have no place, flights still have one.
@@ -524,6 +641,27 @@ def test_a_clean_run_exits_with_0(write_run, cachelab):
     assert "3.1.0 none: 1 of 1 cells checked" in stdout
     assert "1 of 1 planted faults found" in stdout
     assert "No rule was broken." in stdout
+
+
+def test_what_was_not_checked_is_undecided_and_exits_with_3(tmp_path, cachelab):
+    story = well()
+    story.submit("c", A)
+    said = json.dumps({"phase": "prefill", "requests": ["c"]})
+    number = max(i.flight_id for _, i in story.items if isinstance(i, Flight)) + 1
+    story.event("unlanded", value=number, detail=said)
+    story.done("c")
+    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    requests = [request_row(cell_id="one", request_id="c", outcome="wrong")]
+    writer.write_cell(cell_row(cell_id="one"), requests, **story.tables("one"))
+    (checked,) = check_run(tmp_path / "run")
+    assert not checked.complete
+    assert checked.unchecked_wrong == ["one/c"]
+    status, stdout, stderr = cachelab("check", tmp_path / "run")
+    assert status == 3
+    assert "No rule was broken in what was checked." in stdout
+    assert "Unchecked: 1 invocation of one/c (1)" in stdout
+    assert "wrong were: one/c" in stdout
+    assert "undecided" in stderr
 
 
 def test_a_broken_rule_exits_with_4_and_is_shown(write_run, cachelab):

@@ -12,20 +12,24 @@ import pytest
 from support import RELEASES, ROOT
 
 from analysis.releases import python_of
-from analysis.treat import FAULTS as ALL_FAULTS
-from analysis.treat.faults import SHAPE_FAULTS
+from analysis.treat.faults.cache import CACHE_FAULTS
+from analysis.treat.faults.flights import FLIGHT_FAULTS
+from analysis.treat.faults.requests import REQUEST_FAULTS
 
-FAULTS = {n: fault for n, fault in ALL_FAULTS.items() if fault not in SHAPE_FAULTS}
-"""Those of shape are planted in `test_shape.py`."""
+FAULTS = {fault.name: fault for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
+"""Each of the other families is planted in a test of its own."""
 
 _STRIKE = """
 import json, sys
 from analysis.engine import Engine, EngineConfig
 from analysis.sanitize import sanitize
 from analysis.treat import treat
-from analysis.treat.faults import FAULTS, SHAPE_FAULTS
+from analysis.treat.faults.cache import CACHE_FAULTS
+from analysis.treat.faults.flights import FLIGHT_FAULTS
+from analysis.treat.faults.requests import REQUEST_FAULTS
 from analysis.workload import make_workload
 
+FAULTS = {f.name: f for f in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
 release, sharing = sys.argv[1:]
 base = []
 if release == "3.1.0":
@@ -54,7 +58,6 @@ def strike(name):
     }
 
 own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
-own = [n for n in own if FAULTS[n] not in SHAPE_FAULTS]
 own = ["nothing", *[n for n in own if release in (FAULTS[n].releases or [release])]]
 for name in own:
     print("\\n" + json.dumps([name, strike(name)]), flush=True)

@@ -4,6 +4,7 @@ from analysis.treat.faults.arguments import ARGUMENT_FAULTS
 from analysis.treat.faults.base import Fault, Struck
 from analysis.treat.faults.bytes import BYTES_FAULTS
 from analysis.treat.faults.cache import CACHE_FAULTS
+from analysis.treat.faults.execution import EXECUTION_FAULTS
 from analysis.treat.faults.flights import FLIGHT_FAULTS
 from analysis.treat.faults.requests import REQUEST_FAULTS
 from analysis.treat.faults.results import RESULT_FAULTS
@@ -19,8 +20,9 @@ FAULTS: dict[str, type[Fault]] = {
         *BYTES_FAULTS,
         *RESULT_FAULTS,
         *ARGUMENT_FAULTS,
+        *EXECUTION_FAULTS,
     )
 }
 """By name, which begins with `fault:`."""
 
-__all__ = ["FAULTS", "Fault", "Struck"]
+__all__ = ["EXECUTION_FAULTS", "FAULTS", "Fault", "Struck"]
