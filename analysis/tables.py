@@ -100,6 +100,7 @@ TABLES: dict[str, pa.Schema] = {
             ),
             _maybe("engine_log", _TEXT, "what the engine printed"),
             _maybe("observed", _TEXT, "what was watched: nothing, events, or events and snapshots"),
+            _maybe("struck", pa.bool_(), "whether the fault of a control found what to strike"),
         ]
     ),
     "requests": pa.schema(
@@ -233,6 +234,11 @@ _CHOICES = {
 def is_control(treatments: Iterable[str]) -> bool:
     """Tell whether a cell with these treatments is a control, in which a fault was planted."""
     return any(name.startswith(FAULT) for name in treatments)
+
+
+def arm_of(treatments: Iterable[str] | None) -> tuple[str, ...]:
+    """Return a cell's treatments without a planted fault: the arm whose control it may be."""
+    return tuple(name for name in treatments or () if not name.startswith(FAULT))
 
 
 def treated(treatments: Iterable[str] | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,12 +16,11 @@ from analysis.sanitize.findings import WRONG_DATA, Finding, Findings, Group
 from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.snapshot import Snapshot
 from analysis.store import cell_tables, load_run_cells
-from analysis.tables import is_control
+from analysis.tables import FAULT, arm_of, is_control
+from analysis.treat.faults import FAULTS
 
 OnCell = Callable[[str, Findings | None], None]
 
-CONTROL_ALARM = ("own length", "short of it")
-"""Rule and cause of the alarm that a control's fault must set off; nothing else does."""
 _STRIDE = 16
 """Tokens of a page where no flight shows it."""
 
@@ -38,8 +38,13 @@ class Checked:
     flights: int = 0
     events: int = 0
     controls: int = 0
+    """Engines with these treatments in which a fault was planted, and struck."""
     alarms: int = 0
-    """Controls in which the alarm sounded."""
+    """Of these, in how many it was found for what it is."""
+    idle: int = 0
+    """Engines in which the planted fault found nothing to strike: these say nothing."""
+    planted: list[str] = field(default_factory=list)
+    """The faults of all of them."""
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
     """By rule and cause: the cell and what it found there."""
     notes: list[str] = field(default_factory=list)
@@ -98,6 +103,50 @@ class Checked:
                 self.notes.append(note)
 
 
+@dataclass(frozen=True)
+class Control:
+    """One engine in which a fault was planted, beside the treatments of its arm."""
+
+    release: str
+    prefix_sharing: str
+    arm: tuple[str, ...]
+    fault: str
+    struck: bool
+    """Whether the fault found what to strike, as far as it is known."""
+    alarmed: bool
+    """Whether it was found, for what it is."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether the sanitizer missed it, so that its silence in this arm means nothing."""
+        return self.struck and not self.alarmed
+
+    @classmethod
+    def of(cls, cell: Mapping[str, Any], broken: Collection[tuple[str, str]]) -> Control:
+        """Return the control that a row of `cells` is, from the rules and causes found there."""
+        names = tuple(cell["treatments"] or ())
+        [fault, *_] = [name for name in names if name.startswith(FAULT)]
+        known = FAULTS.get(":".join(fault.split(":")[:2]))
+        # A fault that this package no longer knows cannot be told for what it is.
+        alarmed = bool(broken) if known is None else known.alarm(cell["release"]) in set(broken)
+        struck = cell.get("struck")
+        return cls(cell["release"], cell["prefix_sharing"], arm_of(names), fault,
+                   struck is None or bool(struck), alarmed)  # fmt: skip
+
+
+def controls_of(path: str | Path) -> list[Control]:
+    """Return the controls of a sanitized run, by the findings that it holds; RunError if it is none.
+    """
+    found: dict[str, set[tuple[str, str]]] = {}
+    cells = load_run_cells(path)
+    planted = [row for row in cells.values() if is_control(row["treatments"] or ())]
+    for cell_id, tables in cell_tables(path, ("findings",)):
+        if "findings" in tables and is_control(cells[cell_id]["treatments"] or ()):
+            columns = (tables["findings"][name].to_pylist() for name in ("rule", "cause"))
+            found[cell_id] = set(zip(*columns, strict=True))
+    return [Control.of(row, found.get(row["cell_id"], set())) for row in planted]
+
+
 def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     """Check every cell of a run and return what was found in each setting.
 
@@ -107,14 +156,14 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     """
     cells = load_run_cells(path)
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
-    controls: list[tuple[str, str, bool]] = []
+    controls: list[Control] = []
     for cell_id, tables in cell_tables(path, ("events", "flights", "snapshots")):
         cell = cells[cell_id]
         names = tuple(cell["treatments"] or ())
         findings = check_tables(tables)
         if is_control(names):
-            alarmed = findings is not None and findings.group(*CONTROL_ALARM) is not None
-            controls.append((cell["release"], cell["prefix_sharing"], alarmed))
+            groups = [] if findings is None else findings.groups
+            controls.append(Control.of(cell, [(group.rule, group.cause) for group in groups]))
             continue
         if on_cell is not None:
             on_cell(cell_id, findings)
@@ -125,11 +174,13 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
             checked.unobserved += 1
         else:
             checked.add(cell_id, findings)
-    for release, sharing, alarmed in controls:
-        for checked in settings.values():
-            if (checked.release, checked.prefix_sharing) == (release, sharing):
-                checked.controls += 1
-                checked.alarms += alarmed
+    for control in controls:
+        checked = settings.get((control.release, control.prefix_sharing, control.arm))
+        if checked is not None:
+            checked.planted.append(control.fault)
+            checked.controls += control.struck
+            checked.alarms += control.struck and control.alarmed
+            checked.idle += not control.struck
     if not settings:
         raise RunError(f"{path} has no cell but controls, so there is nothing to check.")
     if all(checked.unobserved == checked.cells for checked in settings.values()):

@@ -23,6 +23,7 @@ from analysis.workload import Request, Workload
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
+    from analysis.treat import Fault
 
 Spec = Mapping[str, Any]
 _LIKELIEST = 8
@@ -76,7 +77,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
-        with engine, _watched(engine, spec, directory), _treated(engine, spec):
+        with engine, _watched(engine, spec, directory), _treated(engine, spec) as faults:
             engine.run(
                 workload,
                 concurrency=spec["concurrency"],
@@ -86,6 +87,8 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
             )
             if engine.died is not None:
                 facts["death"] = engine.died.message
+            if faults:
+                facts["struck"] = all(fault.struck is not None for fault in faults)
             facts["log"] = engine.log
             facts["peak_rss_bytes"] = peak_rss_bytes()
             _write(directory / FACTS, facts)
@@ -118,13 +121,13 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _treated(engine: Engine, spec: Spec) -> Iterator[None]:
-    """Change the engine as the specification says."""
+def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
+    """Change the engine as the specification says, and yield the faults that are planted."""
     # Loaded for an untreated engine, too: else every treatment would seem to take 13 MiB.
-    from analysis.treat import treat
+    from analysis.treat import Fault, treat
 
-    with treat(engine, *spec["treatments"]):
-        yield
+    with treat(engine, *spec["treatments"]) as treated:
+        yield [treatment for treatment in treated.treatments if isinstance(treatment, Fault)]
 
 
 def _plain(value: Any) -> Any:

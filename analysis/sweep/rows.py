@@ -59,6 +59,7 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
         "observed": OBSERVED[plan.observe],
+        "struck": ended.facts.get("struck"),
     }
 
 

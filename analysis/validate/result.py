@@ -72,9 +72,11 @@ class Rung:
     leaked: int = 0
     """Pages neither free nor cached with nobody served, over all engines."""
     controls: int = 0
-    """Engines in which a fault was planted."""
+    """Engines in which a fault was planted, and struck."""
     alarms: int = 0
-    """Of these, in how many it was found."""
+    """Of these, in how many it was found for what it is."""
+    planted: tuple[str, ...] = ()
+    """The faults, also those that found nothing to strike."""
     unchecked: tuple[str, ...] = ()
     """What could not be watched, in sentences."""
     peak_rss_bytes: int | None = None

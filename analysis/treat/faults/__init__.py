@@ -1,5 +1,9 @@
 """Planted faults: known defects, by which it is seen whether the sanitizer sounds the alarm."""
 
+from __future__ import annotations
+
+from itertools import zip_longest
+
 from analysis.treat.faults.base import Fault, Struck
 from analysis.treat.faults.cache import CACHE_FAULTS
 from analysis.treat.faults.flights import FLIGHT_FAULTS
@@ -10,4 +14,15 @@ FAULTS: dict[str, type[Fault]] = {
 }
 """By name, which begins with `fault:`."""
 
-__all__ = ["FAULTS", "Fault", "Struck"]
+
+def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return the faults that a control may have, in turn from one family to the next."""
+    families = [
+        [f.name for f in family if f.control and f.fits(release, prefix_sharing)]
+        for family in (FLIGHT_FAULTS, CACHE_FAULTS, REQUEST_FAULTS)
+    ]
+    turns = zip_longest(*families)
+    return tuple(name for turn in turns for name in turn if name is not None)
+
+
+__all__ = ["FAULTS", "Fault", "Struck", "controls"]
