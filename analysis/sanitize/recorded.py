@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,6 @@ from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.snapshot import Snapshot
 from analysis.store import cell_tables, load_run_cells
 from analysis.tables import FAULT, arm_of, is_control
-from analysis.treat.faults import FAULTS
 
 OnCell = Callable[[str, Findings | None], None]
 
@@ -122,29 +122,50 @@ class Control:
         return self.struck and not self.alarmed
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any], broken: Collection[tuple[str, str]]) -> Control:
-        """Return the control that a row of `cells` is, from the rules and causes found there."""
+    def of(cls, cell: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
+        """Return the control that a row of `cells` is, from the rows of its findings.
+
+        The alarm counts only if it names the request and the page that the fault struck, for an
+        untreated engine may break the same rule by itself. In runs that did not keep what was
+        struck, any finding of that rule and cause counts.
+        """
+        from analysis.treat.faults import FAULTS  # treatments need the sanitizer's rules
+
         names = tuple(cell["treatments"] or ())
         [fault, *_] = [name for name in names if name.startswith(FAULT)]
         known = FAULTS.get(":".join(fault.split(":")[:2]))
-        # A fault that this package no longer knows cannot be told for what it is.
-        alarmed = bool(broken) if known is None else known.alarm(cell["release"]) in set(broken)
-        struck = cell.get("struck")
+        struck = json.loads(cell.get("struck") or "{}")
+        meant = None if known is None else known.alarm(cell["release"])
+        alarmed = any(
+            # A fault that this package no longer knows cannot be told for what it is.
+            meant in (None, (row["rule"], row["cause"])) and _names(row, struck or {})
+            for row in findings
+        )
         return cls(cell["release"], cell["prefix_sharing"], arm_of(names), fault,
-                   struck is None or bool(struck), alarmed)  # fmt: skip
+                   struck is not None, alarmed)  # fmt: skip
+
+
+def _names(row: Mapping[str, Any], struck: Mapping[str, Any]) -> bool:
+    """Tell whether a finding names what a fault struck, as far as the fault says it."""
+    return all(
+        struck.get(name) in (None, row[name])
+        for name in ("request_id", "other_request_id", "page")
+    )
 
 
 def controls_of(path: str | Path) -> list[Control]:
-    """Return the controls of a sanitized run, by the findings that it holds; RunError if it is none.
+    """Return the controls of a sanitized run, by the findings that it holds.
+
+    Raises RunError if `path` is no run or something in it is damaged.
     """
-    found: dict[str, set[tuple[str, str]]] = {}
+    found = []
     cells = load_run_cells(path)
-    planted = [row for row in cells.values() if is_control(row["treatments"] or ())]
     for cell_id, tables in cell_tables(path, ("findings",)):
-        if "findings" in tables and is_control(cells[cell_id]["treatments"] or ()):
-            columns = (tables["findings"][name].to_pylist() for name in ("rule", "cause"))
-            found[cell_id] = set(zip(*columns, strict=True))
-    return [Control.of(row, found.get(row["cell_id"], set())) for row in planted]
+        cell = cells[cell_id]
+        if is_control(cell["treatments"] or ()):
+            rows = tables["findings"].to_pylist() if "findings" in tables else []
+            found.append(Control.of(cell, rows))
+    return found
 
 
 def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
@@ -162,8 +183,8 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
         names = tuple(cell["treatments"] or ())
         findings = check_tables(tables)
         if is_control(names):
-            groups = [] if findings is None else findings.groups
-            controls.append(Control.of(cell, [(group.rule, group.cause) for group in groups]))
+            rows = [] if findings is None else findings.rows(cell_id)
+            controls.append(Control.of(cell, rows))
             continue
         if on_cell is not None:
             on_cell(cell_id, findings)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
             if engine.died is not None:
                 facts["death"] = engine.died.message
             if faults:
-                facts["struck"] = all(fault.struck is not None for fault in faults)
+                facts["struck"] = [fault.struck and asdict(fault.struck) for fault in faults][0]
             facts["log"] = engine.log
             facts["peak_rss_bytes"] = peak_rss_bytes()
             _write(directory / FACTS, facts)

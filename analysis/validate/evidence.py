@@ -79,7 +79,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
         unchecked = "Nothing was recorded."
     failed = [row for row in requests if row["outcome"] in FAILURES]
     failed.sort(key=lambda row: (row["submitted_s"] is None, row["submitted_s"], row["request_id"]))
-    control = Control.of(cell, keys) if is_control(cell["treatments"] or ()) else None
+    control = Control.of(cell, findings) if is_control(cell["treatments"] or ()) else None
     return Evidence(
         cell_id=cell["cell_id"],
         control=control is not None,
