@@ -43,6 +43,7 @@ __all__ = [
 FAILURES = ("wrong", "empty", "error", "timeout", "lost")
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
 
+
 def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
     """Return the two-sided p value of Fisher's exact test of k1 of n1 against k2 of n2."""
     if not (0 <= k1 <= n1 and 0 <= k2 <= n2):

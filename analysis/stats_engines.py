@@ -7,13 +7,14 @@ procedure here was calibrated on synthetic engines of known truth (docs/statisti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 
 from analysis.stats_exact import wilson
 
@@ -27,9 +28,7 @@ _SIGNS = 99_999
 ASSUMED_ICC = 0.2
 """Assumed at least, as long as fewer than 8 engines failed somewhere, or stayed right somewhere."""
 _INFORMATIVE = 8
-_FLOOR = 2.0
-"""Squared residuals that a share's interval assumes at least: a zero that was seen is no certainty.
-"""
+_FAR = 1e6
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,9 +73,7 @@ def _whole_sign_flip(sizes: npt.NDArray[np.int64], seen: int) -> float:
     return float(min(1.0, ways[sums >= seen].sum()))
 
 
-def permutation(
-    failures: Sequence[int], sizes: Sequence[int], second: Sequence[bool]
-) -> float:
+def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[bool]) -> float:
     """Return the two-sided p value of a permutation test that two groups of engines do alike.
 
     `failures` of `sizes` requests failed in each engine, and `second` says which group it is of.
@@ -202,30 +199,80 @@ class Share:
     high: float = math.nan
 
 
-def share(
-    parts: Sequence[float], wholes: Sequence[float], confidence: float = 0.95
-) -> Share:
-    """Return sum(parts) / sum(wholes) with its interval over engines; NaN where there is none.
+def share(minuend: Rate, subtrahend: Rate | None, whole: Rate) -> Share:
+    """Return (minuend - subtrahend) / whole of failure rates, with its interval over engines.
 
-    One part and one whole for each engine, or for engines asked the same. Student's t over engines
-    of what is left of each part when its whole's share is taken away, so that the denominator's
-    uncertainty is carried; two squared requests are assumed left at least. No interval below five
-    engines.
+    The intervals of the rates are recovered into one of their difference, and that with the whole's
+    into one of the quotient, so that the uncertainty of the denominator is carried, and skewed
+    rates near 0 stay skewed. Engines asked the same are taken for independent, which makes it a
+    little too wide. NaN where nothing of the whole failed; no interval if one of the rates rests
+    on fewer than five engines.
 
-    Source: E. C. Fieller (1954), Journal of the Royal Statistical Society B 16:175, by the
-    linearisation of W. G. Cochran (1977), Sampling Techniques, section 6.
+    Source: A. Donner and G. Y. Zou (2012), Statistical Methods in Medical Research 21:347 (MOVER).
     """
-    part, whole = (np.asarray(values, dtype=float) for values in (parts, wholes))
-    total, k = float(whole.sum()), len(whole)
-    if not total > 0:
+    if not whole.failures or not minuend.n or (subtrahend is not None and not subtrahend.n):
         return Share()
-    value = float(part.sum()) / total
-    if k < FEWEST:
+    parts = [minuend, *([] if subtrahend is None else [subtrahend])]
+    net = minuend.value - (0.0 if subtrahend is None else subtrahend.value)
+    value = net / whole.value
+    if not all(part.by_engine for part in (*parts, whole)):
         return Share(value)
-    reach = float(scipy_stats.t.ppf(0.5 + confidence / 2, k - 1))
-    left = max(float(((part - value * whole) ** 2).sum()), _FLOOR)
-    error = math.sqrt(left * k / (k - 1)) / total
-    return Share(value, value - reach * error, value + reach * error)
+    below, above = minuend.value - minuend.low, minuend.high - minuend.value
+    if subtrahend is not None:
+        below = math.hypot(below, subtrahend.high - subtrahend.value)
+        above = math.hypot(above, subtrahend.value - subtrahend.low)
+    return Share(value, *_quotient((net, below, above), whole))
+
+
+def gone(first: Rate, second: Rate) -> Share:
+    """Return the share of the first rate's failures that the second does not have: 1 - their ratio.
+
+    As `share`, of which the whole is the minuend here.
+    """
+    left = share(second, None, first)
+    return Share(1 - left.value, 1 - left.high, 1 - left.low)
+
+
+def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, float]:
+    """Return where the interval of net - R * whole leaves 0, for R from below and from above."""
+    value, below, above = net
+    down, up = whole.value - whole.low, whole.high - whole.value
+
+    def lower(ratio: float) -> float:
+        aside = ratio * (up if ratio >= 0 else down)
+        return value - ratio * whole.value - math.hypot(below, aside)
+
+    def upper(ratio: float) -> float:
+        aside = ratio * (down if ratio >= 0 else up)
+        return value - ratio * whole.value + math.hypot(above, aside)
+
+    return _root(lower), _root(upper)
+
+
+def _root(falling: Callable[[float], float]) -> float:
+    """Return where a falling function is 0, infinite if that is nowhere within a million."""
+    if falling(_FAR) > 0:
+        return math.inf
+    if falling(-_FAR) < 0:
+        return -math.inf
+    return float(brentq(falling, -_FAR, _FAR, xtol=1e-9))
+
+
+def relative_change(first: Sequence[float], second: Sequence[float]) -> Share:
+    """Return (sum(second) - sum(first)) / sum(first) over pairs of engines, with a 95% interval.
+
+    For measured amounts, not for counts of rare events: Student's t on what is left of each pair
+    when the common quotient is taken away (W. G. Cochran 1977, Sampling Techniques, section 6).
+    """
+    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    total, k = float(one.sum()), len(one)
+    if not total > 0 or k < 2:
+        return Share()
+    value = float(other.sum()) / total - 1
+    left = other - (1 + value) * one
+    error = math.sqrt(float((left**2).sum()) * k / (k - 1)) / total
+    reach = float(scipy_stats.t.ppf(0.975, k - 1)) * error
+    return Share(value, value - reach, value + reach)
 
 
 def engines_to_reach(tests: int, alpha: float = 0.05) -> int:

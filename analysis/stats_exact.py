@@ -22,6 +22,17 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def upper_bound(k: int, n: int, confidence: float) -> float:
+    """Return the one-sided upper confidence bound of k of n, as a share of 1; 1 for n = 0.
+
+    Source: C. J. Clopper and E. S. Pearson (1934), Biometrika 26:404. For k = 0 it is
+    1 - (1 - confidence)^(1/n), so that `requests_to_see(rate)` requests bring it to `rate`.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"k must lie between 0 and n, not {k} of {n}")
+    return 1.0 if k == n else float(scipy_stats.beta.ppf(confidence, k + 1, n - k))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for being several, in their order (Holm 1979, step-down)."""
     values = np.array(p_values, dtype=float)

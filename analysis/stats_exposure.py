@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.observe.derive import EXPOSURES
-from analysis.stats_engines import FEWEST, share
+from analysis.stats_engines import FEWEST, relative_change
 
 MARGIN = 0.2
 """The change, as a share of what it was, from which on an exposure has moved."""
@@ -62,9 +62,7 @@ def changes(first: pd.DataFrame, second: pd.DataFrame, on: Sequence[str]) -> lis
             continue
         apart = other - one
         if one.sum() > 0:
-            # Shares and averages, not requests: no request need be assumed left of them.
-            scaled = 1e4 / one.sum()
-            interval = share(scaled * apart, scaled * one)
+            interval = relative_change(one.tolist(), other.tolist())
             low, high = interval.low, interval.high
         else:
             steady = float(apart.mean()) > 0 and np.count_nonzero(apart) >= FEWEST

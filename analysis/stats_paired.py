@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats import FAILURES, with_cells
-from analysis.stats_engines import Share, share, sign_flip
+from analysis.stats_engines import sign_flip
 
 ENGINE = ["concurrency", "repeat"]
 """What a pair of engines agrees in."""
@@ -67,10 +67,6 @@ class Paired:
     def p_value(self) -> float:
         """Two-sided, of the exact sign-flip test on the engines' net differences."""
         return sign_flip(self.nets)
-
-    def share(self, confidence: float = 0.95) -> Share:
-        """Return the net share of the first setting's failures that the second does not have."""
-        return share(self.nets, self.firsts, confidence)
 
 
 def pair(

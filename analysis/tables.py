@@ -100,7 +100,9 @@ TABLES: dict[str, pa.Schema] = {
             ),
             _maybe("engine_log", _TEXT, "what the engine printed"),
             _maybe("observed", _TEXT, "what was watched: nothing, events, or events and snapshots"),
-            _maybe("struck", _TEXT, "what a control's fault struck, as JSON; the text null: nothing"),
+            _maybe(
+                "struck", _TEXT, "what a control's fault struck, as JSON; the text null: nothing"
+            ),
         ]
     ),
     "requests": pa.schema(

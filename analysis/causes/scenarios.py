@@ -100,9 +100,7 @@ class Scenario:
         )
 
 
-def judge_all(
-    runs: Iterable[tuple[Scenario, Run]], others: int = 0
-) -> dict[str, list[Verdict]]:
+def judge_all(runs: Iterable[tuple[Scenario, Run]], others: int = 0) -> dict[str, list[Verdict]]:
     """Return the verdicts of several scenarios, by their names, each adjusted for all of them.
 
     `others` is how many tests more are made beside them.
@@ -122,7 +120,7 @@ _SHORTAGE: Names = (
 )  # fmt: skip
 _FEW_PAGES: Names = (
     "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
-    "one-at-a-time", "big-pool", "reserve-padding-page",
+    "one-at-a-time", "big-pool",
 )  # fmt: skip
 _TWO_STEPS: Names = (
     "lock-cache", "one-worker", "pin-on-lookup", "register-once", "keep-decode-record",

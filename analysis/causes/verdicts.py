@@ -6,27 +6,26 @@ behind another shows only in the second. A hypothesis whose treatment is no fix 
 never among the fixes, so that all of them together already are all but it.
 
 Both questions make one test, on the engines' net differences added up, so that there is one p value
-for each hypothesis; Holm's method adjusts these for all hypotheses of all scenarios. How much it
-accounts for is bounded by intervals over engines that hold for all hypotheses at once.
+for each hypothesis; Holm's method adjusts these for all hypotheses of all scenarios. Whether it
+accounts for more or for less than MOST of the failures is a sign-flip test over engines as well, of
+which the p values are multiplied by the number of hypotheses (Bonferroni).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
 
-import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from analysis.causes.hypotheses import Hypothesis, Names
 from analysis.observe.derive import exposure
 from analysis.sanitize.findings import WRONG_DATA
 from analysis.stats import FAILURES, holm
-from analysis.stats_engines import FEWEST, Rate, Share, engines_needed, rate, share, sign_flip
+from analysis.stats_engines import Rate, Share, engines_needed, gone, rate, share, sign_flip
 from analysis.stats_exposure import Change, changes
 from analysis.stats_paired import ENGINE, Paired, pair, paired, spread, together
 from analysis.store import Run
@@ -66,7 +65,13 @@ class Arm:
     @property
     def measured(self) -> Rate:
         """The share that failed, with its interval over engines, 95%."""
-        return rate([failed for failed, _ in self.engines], [n for _, n in self.engines])
+        return self.at(0.95)
+
+    def at(self, confidence: float) -> Rate:
+        """Return the share that failed, with its interval over engines at a confidence."""
+        return rate(
+            [failed for failed, _ in self.engines], [n for _, n in self.engines], confidence
+        )
 
     @property
     def rate(self) -> float:
@@ -95,6 +100,8 @@ class Asked:
     """With all fixes but this one: the same as `everything` if it is none."""
     back: Paired | None
     """From all but this to all; None if it is no fix."""
+    whole: Paired
+    """From without to all fixes."""
     exposures: tuple[Change, ...] | None = None
     """From the arms without its treatment to those with it; None if none was recorded."""
     silent: tuple[Names, ...] = ()
@@ -110,9 +117,29 @@ class Asked:
         """Two-sided, of the exact sign-flip test on `nets`, not adjusted."""
         return sign_flip(self.nets)
 
+    def against_most(self) -> list[tuple[float, int]]:
+        """Return for both questions how sure it is that the share is not MOST, and on which side.
+
+        The p value of a sign-flip test on the engines' net differences less MOST of the failures
+        without treatment, so that these are uncertain, too; and 1 if there is more, -1 if less. If
+        it is no fix, all that fails with all fixes may be its matter.
+        """
+        without = dict(zip(self.effect.engines, self.effect.firsts, strict=True))
+        alone = dict(zip(self.effect.engines, self.effect.nets, strict=True))
+        if self.back is not None:
+            other = dict(zip(self.back.engines, self.back.nets, strict=True))
+        else:
+            other = dict(zip(self.whole.engines, self.whole.seconds, strict=True))
+        found = []
+        for nets in (alone, other):
+            # In halves of MOST, so that they are whole numbers and the test is exact.
+            apart = [round((nets[e] - MOST * without[e]) / MOST) for e in nets if e in without]
+            found.append((sign_flip(apart), 1 if sum(apart) > 0 else -1))
+        return found
+
     def gone(self, confidence: float = 0.95) -> Share:
         """Return the share of the failures that goes with its treatment alone."""
-        return self.effect.share(confidence)
+        return gone(self.without.at(confidence), self.alone.at(confidence))
 
     def comes_back(self, confidence: float = 0.95) -> Share:
         """Return the failures that its absence brings back, as a share of those without anything.
@@ -120,17 +147,9 @@ class Asked:
         What fails with all fixes is not its matter and is taken off. If it is no fix: all that is
         left with all fixes, since that may be its matter.
         """
-        whole = dict(zip(self.effect.engines, self.effect.firsts, strict=True))
-        if self.back is not None:
-            known = dict(zip(self.back.engines, self.back.nets, strict=True))
-        else:
-            known = self.left
-        both = [engine for engine in known if engine in whole]
-        parts, wholes = [known[e] for e in both], [whole[e] for e in both]
-        return share(parts, wholes, confidence)
-
-    left: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    """By concurrency and repeat, how many requests fail with all fixes."""
+        own, whole = self.all_but.at(confidence), self.without.at(confidence)
+        left = None if self.back is None else self.everything.at(confidence)
+        return share(own, left, whole)
 
 
 @dataclass(frozen=True)
@@ -159,15 +178,6 @@ class Verdict(Asked):
         if self.back is not None:
             known.append(self.comes_back().value)
         return max([0.0, *(value for value in known if not math.isnan(value))])
-
-    @property
-    def most(self) -> float:
-        """The largest share of the failures that it can account for, all verdicts holding at once.
-
-        NaN where there is no bound.
-        """
-        sure = 1 - ALPHA / self.tests
-        return float(np.max([self.gone(sure).high, self.comes_back(sure).high]))
 
 
 def asked(
@@ -209,8 +219,6 @@ def asked(
         names = met["treatments"].map(lambda value: tuple(value or ()))
         return tuple(changes(met[names == first], met[names == second], ENGINE))
 
-    same = between(mending, mending)
-    left = dict(zip(same.engines, same.firsts, strict=True))
     found = []
     for hypothesis in hypotheses:
         pairs = [(hypothesis.beside, hypothesis.with_it())]
@@ -228,9 +236,9 @@ def asked(
                 arm(mending),
                 arm(all_but),
                 back[0] if back else None,
+                between(hypothesis.beside, mending),
                 None if met is None else tuple(c for names in pairs for c in moved(*names)),
                 tuple(dict.fromkeys(n for names in pairs for n in names if n in silent)),
-                left,
             )
         )
     return found
@@ -250,20 +258,19 @@ def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
     """Return the verdict on one hypothesis.
 
     It has an effect if fewer fail with its treatment, beyond chance, engine by engine. Then it is
-    supported if it accounts for most of the failures, even at the lower bound, in either question;
-    else it contributes. Without an effect it is refuted if it cannot account for most of them, even
-    at the upper bound, in both questions. Bounds hold for all hypotheses at once (Bonferroni). It
-    is undecided if an arm's control stayed silent, if the arms were not exposed alike, or if there
-    are too few engines.
+    supported if it accounts for more than MOST of the failures, beyond chance, in either question;
+    else it contributes. Without an effect it is refuted if it accounts for less than MOST of them,
+    beyond chance, in both questions. It is undecided if an arm's control stayed silent, if the arms
+    were not exposed alike, or if there are too few engines.
     """
-    sure = 1 - ALPHA / max(1, tests)
-    gone, back = one.gone(sure), one.comes_back(sure)
+    more = [p * tests < ALPHA and side > 0 for p, side in one.against_most()]
+    less = [p * tests < ALPHA and side < 0 for p, side in one.against_most()]
     has_effect = p_adjusted < ALPHA and sum(one.nets) > 0
     word: Word = "undecided"
     if has_effect:
-        most = gone.low > MOST or (one.back is not None and back.low > MOST)
+        most = more[0] or (one.back is not None and more[1])
         word = "supported" if most else "contributes"
-    elif gone.high < MOST and back.high < MOST:
+    elif all(less):
         word = "refuted"
     because = _objection(one, word)
     needed = None
@@ -271,7 +278,8 @@ def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
         word = "undecided"
     elif word == "undecided":
         needed = _needed(one, tests)
-    return Verdict(**vars(one), word=word, p_adjusted=p_adjusted, tests=tests, because=because,
+    measured = {item.name: getattr(one, item.name) for item in fields(Asked)}
+    return Verdict(**measured, word=word, p_adjusted=p_adjusted, tests=tests, because=because,
                    needed=needed)  # fmt: skip
 
 
@@ -324,13 +332,12 @@ def _needed(one: Asked, tests: int) -> int | None:
     mean = sum(one.nets) / max(1, len(one.nets))
     seen = mean if mean > 0.1 * failed else MOST * failed
     show = engines_needed(seen, spread(one.nets, failed), tests)
-    sure = scipy_stats.norm.ppf(1 - ALPHA / max(1, tests) / 2) + scipy_stats.norm.ppf(0.8)
-    parts = [one.effect.nets, *([one.back.nets] if one.back is not None else [])]
+    parts = [one.effect.nets, one.whole.seconds if one.back is None else one.back.nets]
     bounds = []
     for nets in parts:
         room = MOST * failed - max(0.0, sum(nets) / max(1, len(nets)))
         if room > 0:
-            bounds.append(math.ceil((sure * spread(nets, failed) / room) ** 2) + FEWEST)
+            bounds.append(engines_needed(room, spread(nets, failed), tests))
     bound = max(bounds) if len(bounds) == len(parts) else show
     return max(engines + 1, min(show, bound))
 

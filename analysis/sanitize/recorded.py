@@ -148,8 +148,7 @@ class Control:
 def _names(row: Mapping[str, Any], struck: Mapping[str, Any]) -> bool:
     """Tell whether a finding names what a fault struck, as far as the fault says it."""
     return all(
-        struck.get(name) in (None, row[name])
-        for name in ("request_id", "other_request_id", "page")
+        struck.get(name) in (None, row[name]) for name in ("request_id", "other_request_id", "page")
     )
 
 
@@ -196,12 +195,12 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
         else:
             checked.add(cell_id, findings)
     for control in controls:
-        checked = settings.get((control.release, control.prefix_sharing, control.arm))
-        if checked is not None:
-            checked.planted.append(control.fault)
-            checked.controls += control.struck
-            checked.alarms += control.struck and control.alarmed
-            checked.idle += not control.struck
+        own = settings.get((control.release, control.prefix_sharing, control.arm))
+        if own is not None:
+            own.planted.append(control.fault)
+            own.controls += control.struck
+            own.alarms += control.struck and control.alarmed
+            own.idle += not control.struck
     if not settings:
         raise RunError(f"{path} has no cell but controls, so there is nothing to check.")
     if all(checked.unobserved == checked.cells for checked in settings.values()):

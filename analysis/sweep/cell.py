@@ -89,7 +89,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
             if engine.died is not None:
                 facts["death"] = engine.died.message
             if faults:
-                facts["struck"] = [fault.struck and asdict(fault.struck) for fault in faults][0]
+                facts["struck"] = faults[0].struck and asdict(faults[0].struck)
             facts["log"] = engine.log
             facts["peak_rss_bytes"] = peak_rss_bytes()
             _write(directory / FACTS, facts)

@@ -13,7 +13,7 @@ from analysis import releases as known
 from analysis.engine.adapters import MODULES
 from analysis.engine.config import EngineConfig
 from analysis.errors import CachelabError, EngineError
-from analysis.tables import FAULT, is_control
+from analysis.tables import is_control
 from analysis.workload import is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
