@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.cost.arms import UNTREATED, rank
-from analysis.cost.measures import METRICS, SETTING, Metric
+from analysis.cost.measures import METRICS, SETTING, WATCHED, Metric
 from analysis.stats_engines import sign_flip
 from analysis.stats_exact import holm
 
@@ -40,6 +40,7 @@ def costs(
     *,
     over: Literal["all", "each"] = "all",
     confidence: float = 0.95,
+    among: int = 0,
 ) -> pd.DataFrame:
     """Return what every treated arm has of every metric, compared with the untreated one.
 
@@ -50,7 +51,7 @@ def costs(
     untreated (or the mean of treated - untreated), with its interval `low` to `high`; `spread`, the
     standard deviation within a concurrency (of logarithms, for a ratio); the two-sided `p_value` of
     the sign-flip test, and `p_adjusted` after Holm for all arms, metrics and settings in the
-    result. Each interval is for itself; the `verdict` goes by `p_adjusted`.
+    result, and for as many more as it takes to make `among` (see `comparisons`). Each interval is for itself; the `verdict` goes by `p_adjusted`.
     """
     rows = []
     keys = [*SETTING] + (["concurrency"] if over == "each" else [])
@@ -63,10 +64,20 @@ def costs(
                 if arm != UNTREATED
             ]
             rows += compared
-    _judge(rows, {metric.name: metric for metric in metrics})
+    _judge(rows, {metric.name: metric for metric in metrics}, among)
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["concurrency"] = frame["concurrency"].astype("Int64")
     return frame
+
+
+def comparisons(measures: pd.DataFrame, watched: pd.DataFrame | None = None) -> int:
+    """Return how many comparisons a notebook makes of these cells, over all concurrencies."""
+    count = 0
+    for frame, metrics in ((measures, METRICS), (watched, WATCHED)):
+        if frame is not None and len(frame):
+            treated = frame[frame["arm"] != UNTREATED]
+            count += len(treated[[*SETTING, "arm"]].drop_duplicates()) * len(metrics)
+    return count
 
 
 def pairs_needed(
@@ -138,13 +149,14 @@ def _interval(
     }  # fmt: skip
 
 
-def _judge(rows: list[dict[str, Any]], metrics: Mapping[str, Metric]) -> None:
+def _judge(rows: list[dict[str, Any]], metrics: Mapping[str, Metric], among: int) -> None:
     """Add to all comparisons of a notebook what they come to, each adjusted for all others."""
     known = [row for row in rows if not math.isnan(row["p_value"])]
-    adjusted = holm([row["p_value"] for row in known])
+    others = max(0, among - len(known))
+    adjusted = holm([*(row["p_value"] for row in known), *[1.0] * others])
     for row in rows:
         row |= {"p_adjusted": math.nan, "verdict": "too few cells to tell"}
-    for row, p_value in zip(known, adjusted, strict=True):
+    for row, p_value in zip(known, adjusted, strict=False):
         verdict = _verdict(row["estimate"], p_value, metrics[row["metric"]])
         row |= {"p_adjusted": p_value, "verdict": verdict}
 

@@ -189,8 +189,8 @@ def lock_share(costs: pd.DataFrame, operations: float, latency_s: float) -> dict
 
     Alone (one thread) and contended (the most threads), by that operation which is dearest, each at
     the upper end of its interval: a bound from above for a request of any operations. `costs` is
-    what `lock_costs` returns, `operations` how many a request does. Keys: alone_s, alone, contended_s,
-    contended, and alone_ns and contended_ns, what one taking of the lock adds.
+    what `lock_costs` returns, `operations` how many a request does. Keys: alone_s, alone,
+    contended_s, contended, and alone_ns and contended_ns, what one taking of the lock adds.
     """
     share = {}
     for name, threads in (("alone", costs["threads"].min()), ("contended", costs["threads"].max())):
