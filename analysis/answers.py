@@ -2,31 +2,29 @@
 
 The question was asked before the data: does it fail more often at 4 or more concurrent requests
 than below? So that one contrast is tested, once for each configuration, and nothing is picked
-afterwards.
+afterwards. Engines are what is independent: each test is on theirs, and Holm's method adjusts the p
+values for all tests of the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import pandas as pd
 
-from analysis.stats import (
-    CONFIGURATION,
-    compare,
-    failure_rates,
-    holm,
-    requests_needed,
-    varying,
-    wilson,
-)
+from analysis.observe.derive import exposure
+from analysis.stats import CONFIGURATION, failure_rates, holm, per_cell, varying
+from analysis.stats_engines import Rate, engines_needed, permutation, rate, sign_flip
+from analysis.stats_exposure import changes
 from analysis.store import Run
 from analysis.tables import treated
 
 _ALPHA = 0.05
+_PAIRED = ["concurrency", "repeat"]
 _NAMES = {
     "release": "shortfin {}",
     "device": "{}",
@@ -49,16 +47,16 @@ def answer_in_words(run: Run, threshold: int = 4) -> str:
     `threshold` is the concurrency from which the report saw failures: below it and from it on are
     the two sides of the test.
     """
-    series = _series(run)
-    paragraphs = [f"**{item.name}.** {_paragraph(item, threshold)}" for item in series]
-    paragraphs += _contrasts(series, threshold)
+    series, tests = _tested(run, threshold)
+    paragraphs = [f"**{item.name}.** {_paragraph(item, threshold, tests)}" for item in series]
+    paragraphs += _contrasts(run, series, threshold, tests)
     return "\n\n".join(paragraphs) or "The run holds no cells, so there is nothing to say."
 
 
 def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
     """Return the same answer as one sentence, for the index of a report."""
-    series = _series(run)
-    clauses = [_clause(item, threshold) for item in series]
+    series, tests = _tested(run, threshold)
+    clauses = [_clause(item, threshold, tests) for item in series]
     if len(clauses) > 1:
         # What all configurations share stands beside the answer anyway: name what tells them apart.
         apart = [name for name in series[0].key if len({item.key[name] for item in series}) > 1]
@@ -71,56 +69,88 @@ def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """Failures among accepted requests, and cells with a failure among cells."""
-
-    failures: int
-    taken: int
-    cells_failed: int
-    cells: int
-
-    @property
-    def rate(self) -> float:
-        return self.failures / self.taken if self.taken else float("nan")
-
-
-@dataclass(frozen=True)
 class _Series:
-    """One configuration: its failure rates by concurrency, in ascending order."""
+    """One configuration: its failure rates by concurrency, in ascending order, and its cells."""
 
     key: dict[str, Any]
     name: str
     rates: pd.DataFrame
+    cells: pd.DataFrame
+    """As of `per_cell`."""
 
-    def side(self, levels: Sequence[int]) -> _Side:
-        rows = self.rates[self.rates["concurrency"].isin(levels)]
-        taken = int((rows["n"] - rows["rejected"]).sum())
-        counts = (int(rows[name].sum()) for name in ("failures", "cells_failed", "cells"))
-        failures, cells_failed, cells = counts
-        return _Side(failures, taken, cells_failed, cells)
+    def side(self, levels: Sequence[int]) -> Rate:
+        """Return the failure rate over all engines that were asked at these concurrencies."""
+        own = self.cells[self.cells["concurrency"].isin(levels)]
+        return rate(own["failures"].tolist(), own["taken"].tolist())
 
     @property
     def levels(self) -> list[int]:
         """Concurrencies at which at least one request was accepted."""
         return [int(level) for level in self.rates.loc[self.rates["rate"].notna(), "concurrency"]]
 
-    def split(self, threshold: int) -> tuple[_Side, _Side]:
-        low = [level for level in self.levels if level < threshold]
-        return self.side(low), self.side([level for level in self.levels if level >= threshold])
+    @property
+    def ran(self) -> list[int]:
+        """Those at which the engine worked on as many requests at once as it was offered."""
+        known = self.rates[self.rates["concurrency"].isin(self.levels)]
+        full = known["at_once"].isna() | (known["at_once"] >= known["concurrency"])
+        # Where requests follow each other so fast that none overlap, nothing was refused.
+        full |= known["rejected"] == 0
+        return [int(level) for level in known.loc[full, "concurrency"]]
+
+    def split(self, threshold: int) -> tuple[Rate, Rate]:
+        """Return the rates below the threshold and from it on, of what the engine ran."""
+        low = [level for level in self.ran if level < threshold]
+        return self.side(low), self.side([level for level in self.ran if level >= threshold])
+
+    def p_value(self, threshold: int) -> float:
+        """Return the p value that these two are alike; NaN where they cannot be compared."""
+        own = self.cells[self.cells["concurrency"].isin(self.ran)]
+        later = own["concurrency"] >= threshold
+        if own["failures"].sum() in (0, own["taken"].sum()):
+            return math.nan
+        return permutation(own["failures"].tolist(), own["taken"].tolist(), later.tolist())
+
+
+class _Tests:
+    """All tests of an answer, adjusted for each other."""
+
+    def __init__(self, p_values: dict[Any, float]) -> None:
+        known = {key: p for key, p in p_values.items() if p == p}
+        self.count = len(known)
+        self.adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+
+    def words(self, key: Any) -> str:
+        """Say the p value of one."""
+        if key not in self.adjusted:
+            return "no two of which differ"
+        more = f", adjusted for {self.count} tests (Holm)" if self.count > 1 else ""
+        return f"{_p(self.adjusted[key])}{more}"
+
+
+def _tested(run: Run, threshold: int) -> tuple[list[_Series], _Tests]:
+    series = _series(run)
+    p_values: dict[Any, float] = {item.name: item.p_value(threshold) for item in series}
+    for one, other, _, levels in _comparable(series, threshold):
+        nets = _differences(one, other, levels)["net"]
+        # Where every pair of engines agrees, no arrangement of them could have told anything, so
+        # that no claim is risked (R. E. Tarone 1990, Biometrics 46:515).
+        p_values[one.name, other.name] = sign_flip(nets.tolist()) if nets.any() else math.nan
+    return series, _Tests(p_values)
 
 
 def _series(run: Run) -> list[_Series]:
     columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(run.cells, CONFIGURATION)]))
     rates = failure_rates(run.requests, run.cells, [*columns, "concurrency"])
+    cells = dict(list(per_cell(run.requests, run.cells).groupby(columns, sort=True)))
     result = []
     for values, rows in rates.groupby(columns, sort=True):
         key = dict(zip(columns, values, strict=True))
         name = ", ".join(name_of(column, value) for column, value in key.items())
-        result.append(_Series(key, name, rows.sort_values("concurrency")))
+        result.append(_Series(key, name, rows.sort_values("concurrency"), cells[values]))
     return result
 
 
-def _paragraph(item: _Series, threshold: int) -> str:
+def _paragraph(item: _Series, threshold: int, tests: _Tests) -> str:
     if not item.levels:
         total = int(item.rates["n"].sum())
         what = f"All {total} requests were rejected" if total else "No request was recorded"
@@ -132,9 +162,9 @@ def _paragraph(item: _Series, threshold: int) -> str:
         everything = item.side(item.levels)
         highest = max(row["high"] for row in rows)
         sentences.append(
-            f"No request failed at {_at(item.levels)} (0 of {everything.taken}); at each of these "
+            f"No request failed at {_at(item.levels)} (0 of {everything.n}); at each of these "
             f"concurrencies a true failure rate of up to {_percent(highest)} would still fit "
-            "(95% Wilson interval)."
+            f"({_interval(rows)})."
         )
     else:
         first = int(failing[0]["concurrency"])
@@ -142,8 +172,8 @@ def _paragraph(item: _Series, threshold: int) -> str:
         if clean:
             side = item.side(clean)
             sentences.append(
-                f"No request failed at {_at(clean)} (0 of {side.taken}; "
-                f"95% interval up to {_percent(wilson(0, side.taken)[1])})."
+                f"No request failed at {_at(clean)} (0 of {side.n}; "
+                f"95% interval up to {_percent(side.high)})."
             )
         seen = ", ".join(_one_rate(row) for row in rows if row["concurrency"] >= first)
         everywhere = all(row["failures"] == row["n"] - row["rejected"] for row in rows)
@@ -155,71 +185,150 @@ def _paragraph(item: _Series, threshold: int) -> str:
             sentences.append(
                 f"Requests failed already at {first}, the lowest concurrency that was run: {seen}."
             )
+        sentences.append(f"Intervals are {_interval(rows)}{_correlation(item)}.")
         if not everywhere:
-            sentences.append(_test(*item.split(threshold), threshold))
+            sentences.append(_test(item, threshold, tests))
     sentences.append(_rejections(item))
     sentences.append(_ends(item))
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _test(low: _Side, high: _Side, threshold: int) -> str:
-    """Say what Fisher's exact test allows, by request and by cell."""
-    if not low.taken or not high.taken:
-        side = "below" if not low.taken else "from"
+def _interval(rows: Sequence[Mapping[Any, Any]]) -> str:
+    few = [str(row["concurrency"]) for row in rows if not row["by_engine"]]
+    if not few:
+        return "95%, over engines"
+    if len(few) == len(rows):
+        return "95%, by request only and too narrow, for there are fewer than five engines"
+    return f"95%, over engines; by request only and too narrow at {_list(few)}"
+
+
+def _correlation(item: _Series) -> str:
+    """Say how much requests of an engine share: the ICC over all concurrencies, each for itself."""
+    known = item.rates["icc"].dropna()
+    if known.empty:
+        return ""
+    if len(known) == 1 or known.min() == known.max():
+        return f" (intraclass correlation {known.iloc[0]:.2f})"
+    return f" (intraclass correlation {known.min():.2f} to {known.max():.2f})"
+
+
+def _test(item: _Series, threshold: int, tests: _Tests) -> str:
+    """Say what the permutation test over engines allows."""
+    low, high = item.split(threshold)
+    if not low.n or not high.n:
+        side = "below" if not low.n else "from"
         return f"No request was accepted {side} {threshold}, so the two sides cannot be compared."
-    result = compare(high.failures, high.taken, low.failures, low.taken, _ALPHA)
-    shares = f"{_percent(high.rate)} against {_percent(low.rate)}"
-    shares += f", Fisher's exact test {_p(result.p_value)}"
-    if result.verdict == "not enough requests to tell":
-        text = f"Whether more fail at {threshold} or more than below: {result.verdict} ({shares})."
-        if low.rate != high.rate:
-            needed = requests_needed(low.rate, high.rate)
-            text += f" About {needed} requests on each side would settle a difference of this size."
+    shares = f"{_percent(high.value)} against {_percent(low.value)}"
+    engines = f"{high.engines} against {low.engines} engines"
+    if item.name not in tests.adjusted:
+        return (
+            f"Whether more fail at {threshold} or more than below is undecided ({shares};"
+            f" {engines}, two on each side are the least)."
+        )
+    shares += f"; permutation test over {engines}, {tests.words(item.name)}"
+    if tests.adjusted[item.name] >= _ALPHA:
+        text = f"Whether more fail at {threshold} or more than below is undecided ({shares})."
+        if low.value != high.value:
+            needed = _needed(low, high, tests.count)
+            text += f" About {needed} engines on each side would decide it (80% power)."
         return text
-    word = "more" if result.verdict == "higher" else "less"
-    text = f"Requests failed {word} often at {threshold} or more than below ({shares})."
-    cells = compare(high.cells_failed, high.cells, low.cells_failed, low.cells, _ALPHA)
-    text += (
-        " Requests of a cell share batches and are not independent; cells are: something failed in "
-        f"{high.cells_failed} of {high.cells} cells against {low.cells_failed} of {low.cells} "
-        f"({_p(cells.p_value)}"
-    )
-    enough = cells.verdict != "not enough requests to tell"
-    return text + (")." if enough else "; on their own too few cells to tell).")
+    word = "more" if high.value > low.value else "less"
+    return f"Requests failed {word} often at {threshold} or more than below ({shares})."
 
 
-def _contrasts(series: Sequence[_Series], threshold: int) -> list[str]:
-    """Compare every two configurations that differ in one respect, where both accepted requests."""
-    pairs = []
+def _needed(low: Rate, high: Rate, tests: int) -> int:
+    """Return about how many engines on each side show a difference as large as that seen."""
+    spread = 0.0
+    for side in (low, high):
+        size = side.n / side.engines
+        used = 0.0 if side.icc != side.icc else side.icc
+        spread += max(side.value * (1 - side.value), 1 / side.n) * (1 + (size - 1) * used) / size
+    needed = engines_needed(high.value - low.value, spread**0.5, tests)
+    return max(needed, min(low.engines, high.engines) + 1)
+
+
+Comparable = tuple[_Series, _Series, str, list[int]]
+
+
+def _comparable(series: Sequence[_Series], threshold: int) -> list[Comparable]:
+    """Return every two configurations that differ in one respect, and where both can be compared.
+
+    That is where both engines ran what they were offered: one that refuses requests was asked
+    less, and fails less for that alone.
+    """
+    found = []
     for one, other in combinations(series, 2):
         differing = [name for name in one.key if one.key[name] != other.key[name]]
-        levels = [n for n in one.levels if n in other.levels and n >= threshold]
+        levels = [n for n in one.ran if n in other.ran and n >= threshold]
         if len(differing) == 1 and levels:
-            pairs.append((one, other, differing[0], levels, one.side(levels), other.side(levels)))
-    raw = [compare(b.failures, b.taken, a.failures, a.taken) for *_, a, b in pairs]
-    adjusted = holm([result.p_value for result in raw])
+            found.append((one, other, differing[0], levels))
+    return found
+
+
+def _differences(one: _Series, other: _Series, levels: Sequence[int]) -> pd.DataFrame:
+    """Return a row for each two engines that were asked the same, with their net difference."""
+    columns = [*_PAIRED, "failures", "taken", "cell_id"]
+    sides = [
+        item.cells.loc[item.cells["concurrency"].isin(levels), columns] for item in (one, other)
+    ]
+    both = sides[0].merge(sides[1], on=_PAIRED, suffixes=("", "_other"))
+    return both.assign(net=both["failures_other"] - both["failures"])
+
+
+def _contrasts(run: Run, series: Sequence[_Series], threshold: int, tests: _Tests) -> list[str]:
+    """Compare every two configurations that differ in one respect, engine by engine."""
     words = []
-    for (one, other, name, levels, a, b), p_value in zip(pairs, adjusted, strict=True):
+    for one, other, name, levels in _comparable(series, threshold):
         first, second = (name_of(name, item.key[name]) for item in (one, other))
         same = ", ".join(name_of(k, v) for k, v in one.key.items() if k != name)
         where = f"At {_at(levels)} ({same})"
+        both = _differences(one, other, levels)
+        pairs, nets = len(both), both["net"]
+        counts = (both[c].sum() for c in ("failures_other", "taken_other", "failures", "taken"))
+        b, b_n, a, a_n = (int(count) for count in counts)
         shares = (
-            f"{_percent(b.rate)}, {b.failures} of {b.taken}, against {_percent(a.rate)}, "
-            f"{a.failures} of {a.taken}; Fisher's exact test {_p(p_value)}"
-            + (f", adjusted for {len(pairs)} comparisons (Holm)" if len(pairs) > 1 else "")
-        )
-        if p_value >= _ALPHA:
-            words.append(
-                f"{where}, whether {second} and {first} differ: "
-                f"not enough requests to tell ({shares})."
+            f"{_percent(b / b_n)}, {b} of {b_n}, against {_percent(a / a_n)}, {a} of {a_n};"
+            f" sign-flip test over {pairs} pairs of engines, {tests.words((one.name, other.name))}"
+        ) if a_n and b_n else "nothing in common was accepted"  # fmt: skip
+        moved = _moved(run, both)
+        left = [n for n in one.levels if n in other.levels and n >= threshold and n not in levels]
+        aside = ""
+        if left:
+            aside = (
+                f" Left out is {_list([str(n) for n in left])}, where one of them refused requests."
             )
+        if moved.startswith("exposure changed"):
+            text = f"{where}, whether {second} and {first} differ is undecided: {moved} ({shares})."
+        elif tests.adjusted.get((one.name, other.name), 1.0) >= _ALPHA:
+            text = f"{where}, whether {second} and {first} differ is undecided ({shares})."
+            if nets.sum():
+                spread = max(float(nets.std(ddof=1)) if pairs > 1 else 0.0, 1.0)
+                needed = engines_needed(float(nets.mean()), spread, tests.count)
+                text += f" About {max(needed, pairs + 1)} pairs of engines would decide it."
+            text += f" {moved}"
         else:
-            word = "more" if b.rate > a.rate else "less"
-            words.append(f"{where}, {second} failed {word} often than {first} ({shares}).")
+            word = "more" if nets.sum() > 0 else "less"
+            text = f"{where}, {second} failed {word} often than {first} ({shares}). {moved}"
+        words.append(text + aside)
     return words
 
 
-def _clause(item: _Series, threshold: int) -> str:
+def _moved(run: Run, both: pd.DataFrame) -> str:
+    """Say whether what failed less often was also exposed to less; of recorded runs."""
+    if run.flights.empty or run.events.empty:
+        return "Exposure not recorded."
+    met = exposure(run.cells, run.requests, run.flights, run.events)
+    sides = []
+    for column in ("cell_id", "cell_id_other"):
+        own = both[[*_PAIRED, column]].rename(columns={column: "cell_id"})
+        sides.append(own.merge(met, on="cell_id"))
+    if both["net"].sum() > 0:
+        sides.reverse()  # from the one that failed more often to the other
+    fell = [change.words for change in changes(sides[0], sides[1], _PAIRED) if change.fell]
+    return f"exposure changed ({'; '.join(fell)})" if fell else "Both were exposed alike."
+
+
+def _clause(item: _Series, threshold: int, tests: _Tests) -> str:
     if not item.levels:
         return (
             "no request was accepted" if int(item.rates["n"].sum()) else "no request was recorded"
@@ -228,24 +337,24 @@ def _clause(item: _Series, threshold: int) -> str:
     rejected = int(item.rates["rejected"].sum())
     aside = f", {rejected} rejected" if rejected else ""
     if not everything.failures:
-        return f"no request failed at {_at(item.levels)} (0 of {everything.taken}{aside})"
-    if everything.failures == everything.taken:
-        counts = f"{everything.failures} of {everything.taken}{aside}"
+        return f"no request failed at {_at(item.levels)} (0 of {everything.n}{aside})"
+    if everything.failures == everything.n:
+        counts = f"{everything.failures} of {everything.n}{aside}"
         return f"every request failed at {_at(item.levels)} ({counts})"
     low, high = item.split(threshold)
-    if low.taken and high.taken:
-        result = compare(high.failures, high.taken, low.failures, low.taken, _ALPHA)
+    if low.n and high.n:
         counts = (
-            f"{_percent(low.rate)} of requests failed below {threshold} concurrent ones "
-            f"({low.failures} of {low.taken}) and {_percent(high.rate)} from {threshold} on "
-            f"({high.failures} of {high.taken}{aside}; {_p(result.p_value)}"
+            f"{_percent(low.value)} of requests failed below {threshold} concurrent ones "
+            f"({low.failures} of {low.n}) and {_percent(high.value)} from {threshold} on "
+            f"({high.failures} of {high.n}{aside}"
         )
-        if result.verdict == "not enough requests to tell":
-            return f"{counts}: {result.verdict})"
-        return f"{counts})"
+        if item.name not in tests.adjusted:
+            return f"{counts}: undecided, too few engines)"
+        counts += f"; {tests.words(item.name)}"
+        return f"{counts}: undecided)" if tests.adjusted[item.name] >= _ALPHA else f"{counts})"
     return (
-        f"{_percent(everything.rate)} of requests failed at {_at(item.levels)} "
-        f"({everything.failures} of {everything.taken}{aside})"
+        f"{_percent(everything.value)} of requests failed at {_at(item.levels)} "
+        f"({everything.failures} of {everything.n}{aside})"
     )
 
 
@@ -254,7 +363,13 @@ def _rejections(item: _Series) -> str:
     if not rows:
         return ""
     parts = [f"{row['rejected']} of {row['n']} at {row['concurrency']}" for row in rows]
-    return f"Rejected, and not counted: {_list(parts)}."
+    text = f"Rejected, and not counted: {_list(parts)}."
+    less = [
+        f"{row['at_once']:.0f} when offered {row['concurrency']}"
+        for row in rows
+        if row["at_once"] < row["concurrency"]
+    ]
+    return f"{text} At most so many ran at once: {_list(less)}." if less else text
 
 
 def _ends(item: _Series) -> str:

@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from analysis.answers import _list, _p, _percent
 from analysis.causes.hypotheses import SUSPECTS
-from analysis.causes.verdicts import ALPHA, Arm, Verdict
+from analysis.causes.verdicts import ALPHA, MOST, Arm, Verdict
+from analysis.stats_exact import upper_bound
 from analysis.stats_paired import Paired
 
 _LOCK, _WORKER = "lock-cache", "one-worker"
 
 
 def verdict_in_words(verdict: Verdict) -> str:
-    """Return why a verdict is what it is, in one or two sentences."""
+    """Return why a verdict is what it is, in a few sentences."""
     without, alone, all_but = verdict.without, verdict.alone, verdict.all_but
     if not without.n and not all_but.n:
         return "No request was accepted, so nothing can be said."
-    before, after = _counted(without), _counted(alone)
-    sentences = [f"Failed: {before} without it, {after} with it alone ({_p(verdict.p_alone)})."]
+    sentences = [f"Failed: {_counted(without)} without it, {_counted(alone)} with it alone."]
     left = f"{_counted(all_but)} with every fix but it"
-    if verdict.back is not None and verdict.p_back is not None:
-        together = _counted(verdict.everything)
-        sentences.append(f"{left}, {together} with it too ({_p(verdict.p_back)}).")
+    if verdict.back is not None:
+        sentences.append(f"{left}, {_counted(verdict.everything)} with it too.")
         if come := _findings_come_back(verdict):
             sentences.append(come)
     else:
         sentences.append(f"It is none of the fixes: {_counted(verdict.everything)} with these.")
+    engines = len(verdict.nets)
+    sentences.append(
+        f"Sign-flip test over {engines} pairs of engines: {_p(verdict.p_adjusted)}, adjusted for"
+        f" {verdict.tests} hypotheses (Holm)."
+    )
     if verdict.word == "refuted":
-        most = max(verdict.effect.high, verdict.comes_back[2])
-        sentences.append(f"It accounts for at most {_percent(min(most, 1.0))} of the failures.")
-        if verdict.p_alone < ALPHA and verdict.effect.net < 0:
-            sentences.append("More failed with it than without.")
-    elif verdict.word == "undecided":
-        if verdict.p_alone < ALPHA and verdict.effect.net > 0 and not verdict.removes:
-            sentences.append("The engines do not agree on it.")
         sentences.append(
-            f"Too little to tell; about {verdict.needed} requests of each kind would decide."
+            f"It accounts for less than {MOST:.0%} of the failures, alone and among all fixes"
+            " (sign-flip tests over engines, for all hypotheses at once)."
         )
-    text = " ".join(sentences)
+    if verdict.p_adjusted < ALPHA and sum(verdict.nets) < 0:
+        sentences.append("More failed with it than without.")
+    if verdict.word == "undecided":
+        sentences.append(_undecided(verdict))
+    sentences.append(_exposed(verdict))
+    text = " ".join(sentence for sentence in sentences if sentence)
     return text[0].upper() + text[1:]
+
+
+def _undecided(verdict: Verdict) -> str:
+    if verdict.because:
+        return f"Undecided: {verdict.because}."
+    if verdict.needed is None:
+        return "Undecided: nothing failed without it, so no number of engines would decide."
+    return (
+        f"Undecided: about {verdict.needed} engines for each set of treatments would decide it"
+        f" (80% power); there were {len(verdict.nets)}."
+    )
+
+
+def _exposed(verdict: Verdict) -> str:
+    """Say how the exposure of its arms compares, where the verdict did not say it already."""
+    if verdict.exposures is None:
+        return "Exposure not recorded."
+    through = [
+        change.words
+        for change in dict.fromkeys(verdict.exposures)
+        if change.name in verdict.hypothesis.through and (change.fell or change.rose)
+    ]
+    if through and verdict.word != "refuted" and not verdict.because:
+        return f"What it acts through changed with it ({'; '.join(through)})."
+    if not verdict.exposures:
+        return "Exposure not compared: too few engines."
+    return "" if verdict.because else "Its arms were exposed alike."
 
 
 def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -59,8 +90,9 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
     without = verdicts[0].without
     head = f"**{scenario}.** Without any treatment {_counted(without)} failed; with all fixes"
     head += f" {_counted(verdicts[0].everything)}."
+    head += _refused(verdicts[0].without, verdicts[0].everything)
     if not causes:
-        return f"{head} No cause was found."
+        return f"{head} No cause was shown."
     lines = [head, ""]
     for number, verdict in enumerate(causes, 1):
         known = verdict.hypothesis
@@ -85,7 +117,7 @@ def against_the_report(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
             causes = [f"`{v.hypothesis.treatment}`" for v in ranked(mine)]
             if causes:
                 words.append(f"{name}: {_list(causes)}")
-        found = "; ".join(words) or "no cause was found here"
+        found = "; ".join(words) or "no cause was shown here"
         sentences.append(f"- **{title}**: {found}.")
     for treatment, what in ((_LOCK, "A lock around the cache"), (_WORKER, "A single worker")):
         tried = {
@@ -96,11 +128,12 @@ def against_the_report(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
         }
         nothing = [name for name, v in tried.items() if v.word == "refuted"]
         if nothing:
-            most = max(tried[name].effect.high for name in nothing)
             sentences.append(
-                f"- {what} changes nothing ({'; '.join(nothing)}): at most"
-                f" {_percent(min(1.0, max(most, 0.0)))} of the failures can be its matter."
+                f"- {what} is refuted as the main cause ({'; '.join(nothing)}): less than"
+                f" {MOST:.0%} of the failures are its matter."
             )
+        if unsure := [name for name, v in tried.items() if v.word == "undecided"]:
+            sentences.append(f"- {what} is undecided in: {'; '.join(unsure)}.")
     return "\n".join(sentences)
 
 
@@ -110,7 +143,7 @@ def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
     for name, verdicts in scenarios.items():
         causes = ranked(verdicts)
         if not causes:
-            clauses.append(f"{name}: no cause found")
+            clauses.append(f"{name}: no cause shown")
             continue
         mended = [c.hypothesis.treatment for c in causes if c.back is not None]
         clauses.append(f"{name}: {_list(mended or [causes[0].hypothesis.treatment])}")
@@ -119,20 +152,41 @@ def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
 
 def whole_in_words(arm: Arm) -> str:
     """Say how sure it is that nothing fails with all fixes at once."""
-    high = arm.interval[1]
     if not arm.n:
         return "With all fixes no request was accepted."
-    bound = f"a true rate of up to {high:.1%} would still fit (95% Wilson interval)"
-    return f"With all fixes at once {_counted(arm)} failed; {bound}."
+    found = arm.measured
+    failed = sum(failures > 0 for failures, _ in arm.engines)
+    how = "over engines" if found.by_engine else "by request only, too narrow for few engines"
+    bound = upper_bound(failed, found.engines, 0.95)
+    return (
+        f"With all fixes at once {_counted(arm)} failed; a true rate of up to {found.high:.1%}"
+        f" would still fit (95% interval, {how}), and {failed} of {found.engines} engines with a"
+        f" failure bounds such engines at {bound:.0%} (one-sided, 95%)."
+    )
 
 
-def put_in_words(effect: Paired, treatment: str) -> str:
-    """Say whether a cause that was put in made a release fail; first is with it, second without."""
+def put_in_words(effect: Paired, treatment: str, others: int = 0) -> str:
+    """Say whether a cause that was put in made a release fail; first is with it, second without.
+
+    `others` is how many tests are made beside this one: its p value is multiplied by them all.
+    """
+    p_value = min(1.0, effect.p_value * (1 + others))
     both = f"{effect.first_failed} of {effect.pairs} requests failed with {treatment}, and"
-    both += f" {effect.second_failed} of the same without ({_p(effect.p_value)})"
-    if effect.tells(effect.p_value, ALPHA):
+    both += f" {effect.second_failed} of the same without (sign-flip test over"
+    both += f" {len(effect.nets)} pairs of engines: {_p(p_value)}"
+    both += f", adjusted for {1 + others} tests)" if others else ")"
+    if effect.net > 0 and p_value < ALPHA:
         return f"It brings failures back: {both}."
-    return f"It was not seen to bring failures back: {both}."
+    return f"Undecided whether it brings failures back: {both}."
+
+
+def _refused(without: Arm, everything: Arm) -> str:
+    if not without.rejected and not everything.rejected:
+        return ""
+    return (
+        f" Refused were {without.rejected} requests without any treatment, and"
+        f" {everything.rejected} with all fixes."
+    )
 
 
 def _findings_come_back(verdict: Verdict) -> str:
@@ -151,19 +205,22 @@ def _findings_come_back(verdict: Verdict) -> str:
 def _share(verdict: Verdict) -> str:
     """Say which share of the failures goes with its treatment, and how many it makes alone."""
     sentences = []
-    effect = verdict.effect
-    if verdict.removes:
+    gone, back = verdict.gone(), verdict.comes_back()
+    if not math.isnan(gone.low):
         sentences.append(
-            f"Mended alone, it takes {_percent(effect.share)} of the failures away"
-            f" ({_percent(max(0.0, effect.low))} to {_percent(min(1.0, effect.high))})."
+            f"Mended alone, it takes {_part(gone.value)} of the failures away"
+            f" ({_part(gone.low)} to {_part(gone.high)}, over engines)."
         )
-    value, low, high = verdict.comes_back
-    if verdict.returns and value == value:
+    if verdict.back is not None and not math.isnan(back.low):
         sentences.append(
-            f"Left alone, it makes {_percent(min(1.0, value))} as many as there were"
-            f" ({_percent(min(1.0, low))} to {_percent(min(1.0, high))})."
+            f"Left alone, it makes {_part(back.value)} as many as there were, beyond those that"
+            f" fail with all fixes ({_part(back.low)} to {_part(back.high)})."
         )
     return " ".join(sentences)
+
+
+def _part(share: float) -> str:
+    return _percent(min(1.0, max(0.0, share)))
 
 
 def _counted(arm: Arm) -> str:

@@ -15,6 +15,7 @@ from analysis.cost import (
     UNTREATED,
     WATCHED,
     LockFigures,
+    comparisons,
     costs,
     pairs_needed,
 )
@@ -41,14 +42,15 @@ def cost_in_words(
     `measures` and `watched` are what `analysis.cost.measure` and `watched` return.
     """
     paragraphs = []
+    among = comparisons(measures, watched)
     for setting, group in _settings(measures):
         name = ", ".join(name_of(column, value) for column, value in setting.items())
-        found = costs(group)
-        sentences = [_what_was_compared(group, found), _all_fixes(found), _single(found)]
+        found = costs(group, among=among)
+        sentences = [_what_was_compared(group, found, among), _all_fixes(found), _single(found)]
         sentences.append(_space(found))
         if watched is not None:
             own = watched[_is(watched, setting)]
-            sentences.append(_hits(costs(own, WATCHED)))
+            sentences.append(_hits(costs(own, WATCHED, among=among)))
         sentences += [_lock(lock) for lock in _of(locks, setting)]
         paragraphs.append(f"**{name}.** {' '.join(filter(None, sentences))}")
     return "\n\n".join(paragraphs) or "No cell was measured, so there is nothing to say."
@@ -57,8 +59,9 @@ def cost_in_words(
 def answer_in_a_sentence(measures: pd.DataFrame, locks: list[LockFigures] | None = None) -> str:
     """Return what a maintainer can do about it, as one sentence for the index of a report."""
     clauses = []
+    among = comparisons(measures)
     for setting, group in _settings(measures):
-        found = costs(group)
+        found = costs(group, among=among)
         own = found[(found["arm"] == ALL) & (found["metric"] == _WHOLE)]
         about = [name_of(k, v) for k, v in setting.items() if k != "release"]
         text = f"{', '.join(about)}: {_advice(own, found)}"
@@ -94,14 +97,14 @@ def _advice(whole: pd.DataFrame, found: pd.DataFrame) -> str:
     )
 
 
-def _what_was_compared(group: pd.DataFrame, found: pd.DataFrame) -> str:
+def _what_was_compared(group: pd.DataFrame, found: pd.DataFrame, among: int) -> str:
     arms = group["arm"].nunique() - (UNTREATED in set(group["arm"]))
     levels = _list([str(level) for level in sorted(set(group["concurrency"]))])
     text = (
         f"{arms} sets of treatments were compared with no treatment, in {len(group)} cells at"
         f" concurrency {levels}, with {int(group['answered'].sum())} answers. Intervals are 95%,"
-        " each for itself; what is said to cost or to save is so after Holm's correction for all"
-        " sets."
+        " over engines, each for itself; what is said to cost or to save is so by a sign-flip test"
+        f" over pairs of engines, adjusted for all {among} comparisons (Holm)."
     )
     if left := int(found.loc[found["metric"] == _WHOLE, "left_out"].sum()):
         text += (

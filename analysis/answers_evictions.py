@@ -1,8 +1,9 @@
 """Whether evictions explain failures or merely accompany them, in words computed from the data.
 
 The comparison was chosen before the data: requests that met evictions against those that met none,
-at equal concurrency, combined over concurrencies. The words claim what both the requests and the
-cells, which are independent, bear out.
+at equal concurrency, combined over concurrencies. Engines are what is independent, so the words
+claim what these bear out, adjusted for all configurations that are asked (Holm). That evictions
+merely accompany failures is said only where a bound shows it, never for want of a difference.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ import math
 import pandas as pd
 
 from analysis.answers import _list, _p, _percent, name_of
-from analysis.stats import FAILURES, varying, wilson
-from analysis.stats_evictions import EvictionContrast, evictions_at_equal_concurrency
+from analysis.stats import FAILURES, holm, varying
+from analysis.stats_engines import FEWEST, Rate, engines_to_reach, rate
+from analysis.stats_evictions import (
+    EQUIVALENT,
+    EvictionContrast,
+    evictions_at_equal_concurrency,
+)
 
 _ALPHA = 0.05
 _QUESTION = "Whether evictions explain failures or merely accompany them"
@@ -27,19 +33,42 @@ def evictions_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
     """
     columns = ["release", "prefix_sharing", *varying(cells, ["device"])]
     asked = requests.merge(cells[["cell_id", *columns]], on="cell_id", validate="many_to_one")
-    paragraphs = []
+    groups = []
     for values, group in asked.groupby(columns, sort=True):
         name = ", ".join(name_of(c, v) for c, v in zip(columns, values, strict=True))
         own = cells[cells["cell_id"].isin(group["cell_id"])]
         taken = group[group["outcome"] != "rejected"].drop(columns=columns)
-        words = _paragraph(taken, own) if len(taken) else "No request was accepted."
-        if rejected := len(group) - len(taken):
-            words += f" Rejected, and not counted: {rejected} of {len(group)} requests."
+        groups.append((name, taken, len(group) - len(taken), _contrast(taken, own)))
+    # A configuration without evictions or without failures risks no claim.
+    known = {n: c.p_value for n, _, _, c in groups if c is not None and c.p_value == c.p_value}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    paragraphs = []
+    for name, taken, rejected, contrast in groups:
+        p_value = adjusted.get(name, math.nan)
+        words = "No request was accepted."
+        if len(taken):
+            words = _paragraph(taken, contrast, p_value, len(known))
+        if rejected:
+            words += f" Rejected, and not counted: {rejected} of {len(taken) + rejected} requests."
         paragraphs.append(f"**{name}.** {words}")
     return "\n\n".join(paragraphs) or "No request was sent, so there is nothing to say."
 
 
-def _paragraph(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
+def _contrast(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionContrast | None:
+    known = requests[requests["evictions_during"].notna()]
+    if not (known["evictions_during"] > 0).any() or not known["outcome"].isin(FAILURES).any():
+        return None
+    return evictions_at_equal_concurrency(known, cells, ["concurrency"])
+
+
+def _rate(requests: pd.DataFrame) -> Rate:
+    failed = requests["outcome"].isin(FAILURES).groupby(requests["cell_id"])
+    return rate(failed.sum().tolist(), failed.size().tolist())
+
+
+def _paragraph(
+    requests: pd.DataFrame, contrast: EvictionContrast | None, p_value: float, tests: int
+) -> str:
     known = requests[requests["evictions_during"].notna()]
     if known.empty:
         return "Evictions were not recorded, so nothing can be said about them."
@@ -54,29 +83,31 @@ def _paragraph(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
             f"No page was evicted during any of {n} requests, so evictions explain none of the "
             f"{failures} failures.{aside}"
         )
-    if not failures:
-        high = _percent(wilson(0, int(met.sum()))[1])
+    if contrast is None:
+        high = _percent(_rate(known[met]).high)
         return (
             f"No request failed: 0 of {n}, and 0 of the {int(met.sum())} during which pages were "
             f"evicted (95% interval up to {high}).{aside}"
         )
-    contrast = evictions_at_equal_concurrency(known, cells, ["concurrency"])
-    return " ".join([*_sentences(contrast, n, failures), *([aside.strip()] if aside else [])])
+    sentences = [_shares(known, met), *_sentences(contrast, n, failures, p_value, tests)]
+    return " ".join([*sentences, *([aside.strip()] if aside else [])])
 
 
-def _sentences(contrast: EvictionContrast, n: int, failures: int) -> list[str]:
-    sentences = [_shares(contrast.strata)]
+def _sentences(
+    contrast: EvictionContrast, n: int, failures: int, p_value: float, tests: int
+) -> list[str]:
+    sentences: list[str] = []
     if failures == n:
         return [*sentences, "Every request failed, with evictions or without: they explain none."]
     if not contrast.strata["informative"].any():
         return [
             *sentences,
-            f"{_QUESTION}: not enough requests to tell, for at no concurrency did some requests "
+            f"{_QUESTION} is undecided, for at no concurrency did some requests "
             "meet evictions and some not, and some fail and some not.",
         ]
-    sentences.append(_verdict(contrast))
+    sentences.append(_verdict(contrast, p_value, tests))
     without = int(contrast.strata["without_failures"].sum())
-    if contrast.odds_ratio > 1 and _sure(contrast) and without:
+    if contrast.odds_ratio > 1 and p_value < _ALPHA and without:
         them = "that one" if without == 1 else "those"
         sentences.append(
             f"{without} of {failures} failures met no eviction: {them} they do not explain."
@@ -84,57 +115,72 @@ def _sentences(contrast: EvictionContrast, n: int, failures: int) -> list[str]:
     return sentences
 
 
-def _shares(strata: pd.DataFrame) -> str:
-    parts = []
-    for name, words in (("with", "met evictions"), ("without", "met none")):
-        k, n = int(strata[f"{name}_failures"].sum()), int(strata[f"{name}_n"].sum())
-        low, high = wilson(k, n)
-        rate = f" ({_percent(k / n)}, {_percent(low)} to {_percent(high)})" if n else ""
-        parts.append(f"of {n} requests that {words}, {k} failed{rate}")
-    return f"O{parts[0][1:]}; {parts[1]}."
+def _shares(known: pd.DataFrame, met: pd.Series) -> str:
+    parts, narrow = [], False
+    for mask, words in ((met, "met evictions"), (~met, "met none")):
+        found = _rate(known[mask])
+        narrow |= bool(found.n) and not found.by_engine
+        interval = f"{_percent(found.low)} to {_percent(found.high)}" if found.n else ""
+        shown = f" ({_percent(found.value)}, {interval})" if found.n else ""
+        parts.append(f"of {found.n} requests that {words}, {found.failures} failed{shown}")
+    how = (
+        "; by request only and too narrow, for there are fewer than five engines" if narrow else ""
+    )
+    return f"O{parts[0][1:]}; {parts[1]}{how}."
 
 
-def _sure(contrast: EvictionContrast) -> bool:
-    return contrast.p_value < _ALPHA and contrast.cell_p_value < _ALPHA
-
-
-def _verdict(contrast: EvictionContrast) -> str:
-    measured, crude = _measured(contrast), contrast.crude_odds_ratio
-    if _sure(contrast) and contrast.odds_ratio > 1:
+def _verdict(contrast: EvictionContrast, p_value: float, tests: int) -> str:
+    measured = _measured(contrast, p_value, tests)
+    if p_value < _ALPHA and contrast.odds_ratio > 1:
         return (
             f"Evictions explain failures beyond what concurrency does: {measured}. What takes "
             "longer meets more evictions too, so this alone does not prove that they cause them."
         )
-    if _sure(contrast):
+    if p_value < _ALPHA:
         return f"Evictions do not explain failures, which were rarer with them: {measured}."
-    if contrast.p_value < _ALPHA:
-        return (
-            f"{_QUESTION}: not enough cells to tell, and requests of one cell share their "
-            f"evictions and their fate ({measured})."
-        )
-    # Half of the association on the scale of log odds: an interval that reaches further allows
-    # for evictions that do explain a good part of it.
-    if crude > 1 and contrast.crude_p_value < _ALPHA and contrast.high < math.sqrt(crude):
+    if contrast.crude_odds_ratio > 1 and contrast.crude_p_value < _ALPHA and contrast.equivalent:
         return (
             "Evictions merely accompany failures. Over all concurrencies together the odds of "
-            f"failing were {_times(crude)} as high with evictions as without (Fisher's exact test "
-            f"{_p(contrast.crude_p_value)}), but {measured}."
+            f"failing were {_times(contrast.crude_odds_ratio)} as high with evictions as without "
+            f"({_p(contrast.crude_p_value)}), but {measured}, which bounds any difference below a "
+            f"factor of {EQUIVALENT:g}."
         )
-    return f"{_QUESTION}: not enough requests to tell ({measured})."
+    if math.isnan(p_value):
+        return (
+            f"{_QUESTION} is undecided ({measured}): there are {contrast.engines} engines, and at "
+            f"least {max(FEWEST, engines_to_reach(max(1, tests)))} are needed."
+        )
+    return f"{_QUESTION} is undecided ({measured}). {_more(contrast)}".strip()
 
 
-def _measured(contrast: EvictionContrast) -> str:
+def _more(contrast: EvictionContrast) -> str:
+    """Say how many engines would decide, if the odds ratio is what it seems to be."""
+    if math.isnan(contrast.high) or not 0 < contrast.odds_ratio < math.inf:
+        return ""
+    # The interval shrinks with the root of the number of engines: until it leaves out 1, or lies
+    # within the bound of equivalence; 2.8 instead of 2 standard errors give 80% power.
+    width = (math.log(contrast.high) - math.log(contrast.low)) / 2 * 1.4
+    apart = abs(math.log(contrast.odds_ratio))
+    distance = max(apart, math.log(EQUIVALENT) - apart)
+    needed = math.ceil(contrast.engines * (width / distance) ** 2)
+    return f"About {max(needed, contrast.engines + 1)} engines would decide it (80% power)."
+
+
+def _measured(contrast: EvictionContrast, p_value: float, tests: int) -> str:
     """Say what was measured at equal concurrency, and how sure that is."""
     levels = contrast.strata.loc[contrast.strata["informative"], "concurrency"]
     at = _list([str(level) for level in levels])
-    sure = f"Cochran-Mantel-Haenszel {_p(contrast.p_value)}"
+    sure = []
     if not math.isnan(contrast.high):
-        sure = f"95% interval {_number(contrast.low)} to {_number(contrast.high)}, {sure}"
-    if not math.isnan(contrast.cell_p_value):
-        sure += f", by cells {_p(contrast.cell_p_value)}"
+        sure.append(
+            f"95% interval over engines {_number(contrast.low)} to {_number(contrast.high)}"
+        )
+    if not math.isnan(p_value):
+        more = f", adjusted for {tests} configurations" if tests > 1 else ""
+        sure.append(f"sign-flip test over {contrast.engines} engines {_p(p_value)}{more}")
     return (
         f"at equal concurrency ({at}) the odds of failing were {_times(contrast.odds_ratio)} "
-        f"as high with them as without ({sure})"
+        f"as high with them as without" + (f" ({', '.join(sure)})" if sure else "")
     )
 
 

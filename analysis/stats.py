@@ -1,54 +1,46 @@
-"""Rates with intervals, exact tests, and how many requests a question needs.
+"""Rates with intervals, and how many requests a question needs.
 
 A failed request is one that the engine took and did not answer right: wrong, empty, error, timeout
 or lost. A rejected request was refused before it was worked on; it counts neither for nor against
 the engine's answers, so rates are failures / (requests - rejected), and rejections are shown apart.
 
-Requests of one cell share batches, and with them their fate. An interval that treats them as
-independent is therefore somewhat too narrow; `failure_rates` also gives the share of cells in which
-anything failed, whose interval rests on cells, which are independent: each has a fresh engine in a
-fresh process.
+Requests of one cell share batches, and with them their fate; cells are independent, since each has
+a fresh engine in a fresh process. So intervals rest on cells (`analysis.stats_engines`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from analysis.tables import FAILURES as FAILURES
-from analysis.tables import OUTCOMES
+from analysis.observe.derive import exposure
+from analysis.stats_engines import rate
+from analysis.stats_exact import holm, wilson
+from analysis.tables import FAILURES, OUTCOMES, TABLES, to_frame
+
+__all__ = [
+    "CONFIGURATION",
+    "FAILURES",
+    "failure_rates",
+    "fisher",
+    "hit_rates",
+    "holm",
+    "latency_summary",
+    "outcome_counts",
+    "per_cell",
+    "requests_to_see",
+    "varying",
+    "wilson",
+    "with_cells",
+]
 
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
-
-Verdict = Literal["higher", "lower", "not enough requests to tell"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two groups compared: the two-sided p value of Fisher's exact test, and what it allows."""
-
-    p_value: float
-    verdict: Verdict
-
-
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of k out of n, as shares of 1; (nan, nan) for n = 0.
-
-    Source: E. B. Wilson (1927), JASA 22:209, without continuity correction.
-    """
-    if not 0 <= k <= n:
-        raise ValueError(f"k must lie between 0 and n, not {k} of {n}")
-    if n == 0:
-        return math.nan, math.nan
-    interval = scipy_stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
@@ -58,49 +50,11 @@ def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
     return float(scipy_stats.fisher_exact(np.array([[k1, n1 - k1], [k2, n2 - k2]])).pvalue)
 
 
-def compare(k1: int, n1: int, k2: int, n2: int, alpha: float = 0.05) -> Comparison:
-    """Say whether k1 of n1 is higher or lower than k2 of n2, or that it cannot be told.
-
-    "not enough requests to tell" is the verdict whenever p >= `alpha`: no difference was shown, and
-    none was ruled out.
-    """
-    p_value = fisher(k1, n1, k2, n2)
-    if p_value >= alpha:
-        return Comparison(p_value, "not enough requests to tell")
-    return Comparison(p_value, "higher" if k1 * n2 > k2 * n1 else "lower")
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for being several, in their order (Holm 1979, step-down)."""
-    values = np.array(p_values, dtype=float)
-    order = np.argsort(values, kind="stable")
-    steps = values[order] * np.arange(len(values), 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
-    return [float(p) for p in adjusted]
-
-
 def requests_to_see(rate: float, confidence: float = 0.95) -> int:
     """Return how many requests show a fault of this rate at least once with this probability."""
     if not 0 < rate < 1:
         raise ValueError(f"the rate must lie between 0 and 1, not {rate}")
     return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
-
-
-def requests_needed(p1: float, p2: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Return about how many requests each of two groups needs to tell rates p1 and p2 apart.
-
-    Normal approximation with Fleiss' continuity correction, which is what Fisher's exact test takes
-    (Fleiss, Statistical Methods for Rates and Proportions, ch. 4). Raises ValueError if p1 = p2.
-    """
-    if not (0 <= p1 <= 1 and 0 <= p2 <= 1) or p1 == p2:
-        raise ValueError(f"two different rates between 0 and 1 are needed, not {p1} and {p2}")
-    difference, mean = abs(p1 - p2), (p1 + p2) / 2
-    z_alpha, z_beta = scipy_stats.norm.ppf(1 - alpha / 2), scipy_stats.norm.ppf(power)
-    spread = z_alpha * math.sqrt(2 * mean * (1 - mean))
-    spread += z_beta * math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
-    uncorrected = (spread / difference) ** 2
-    return math.ceil(uncorrected / 4 * (1 + math.sqrt(1 + 4 / (uncorrected * difference))) ** 2)
 
 
 def with_cells(
@@ -112,6 +66,34 @@ def with_cells(
     return requests.merge(beside, on="cell_id", how="left", validate="many_to_one")
 
 
+def per_cell(
+    requests: pd.DataFrame, cells: pd.DataFrame, failures: Sequence[str] = FAILURES
+) -> pd.DataFrame:
+    """Return the cells with what became of their requests: n, rejected, failures, taken.
+
+    Then `at_once`, how many requests the engine worked on at once at most: where it refuses what is
+    beyond its batch, less than the concurrency that it was offered (NaN if unknown). `taken` are
+    the requests that count: without those rejected, unless `failures` has these too.
+    """
+    rejected = requests["outcome"] == "rejected"
+    failed = requests["outcome"].isin(tuple(failures))
+    counted = pd.DataFrame(
+        {
+            "cell_id": requests["cell_id"],
+            "n": 1,
+            "rejected": rejected.astype(int),
+            "failures": failed.astype(int),
+            "taken": (failed | ~rejected).astype(int),
+        }
+    )
+    counts = ["n", "rejected", "failures", "taken"]
+    whole = cells.merge(counted.groupby("cell_id", as_index=False).sum(), on="cell_id", how="left")
+    whole[counts] = whole[counts].fillna(0).astype(int)
+    nothing = [to_frame(name, TABLES[name].empty_table()) for name in ("flights", "events")]
+    met = exposure(cells, requests, *nothing)
+    return whole.merge(met[["cell_id", "at_once"]], on="cell_id", validate="one_to_one")
+
+
 def failure_rates(
     requests: pd.DataFrame,
     cells: pd.DataFrame,
@@ -121,54 +103,44 @@ def failure_rates(
     """Return one row for every group of cells that agree in the columns `by`, in sorted order.
 
     Columns: those of `by`; n (requests), rejected, failures, rate = failures / (n - rejected) with
-    its Wilson interval low to high (NaN if all were rejected), rejected_share; cells, cells_failed
-    (with at least one failure), cells_ended_badly (status other than ok), and cell_rate with its
-    Wilson interval cell_low to cell_high.
+    its interval low to high (NaN if all were rejected), icc (of an engine's requests), by_engine
+    (whether the interval rests on engines; with fewer than five it is by request only, and too
+    narrow), rejected_share; cells, cells_failed (with at least one failure), cells_ended_badly
+    (status other than ok), cell_rate with its Wilson interval cell_low to cell_high; and at_once,
+    the most requests that an engine worked on at once.
     """
     by = list(by)
-    failed = requests["outcome"].isin(FAILURES)
-    counted = pd.DataFrame(
-        {
-            "cell_id": requests["cell_id"],
-            "n": 1,
-            "rejected": (requests["outcome"] == "rejected").astype(int),
-            "failures": failed.astype(int),
-        }
-    )
-    per_cell = counted.groupby("cell_id", as_index=False).sum()
-    per_cell = cells[
-        ["cell_id", "status", *[c for c in by if c not in ("cell_id", "status")]]
-    ].merge(per_cell, on="cell_id", how="left")
-    per_cell[["n", "rejected", "failures"]] = (
-        per_cell[["n", "rejected", "failures"]].fillna(0).astype(int)
-    )
-    per_cell["cells_ended_badly"] = (per_cell["status"] != "ok").astype(int)
-    per_cell["cells_failed"] = (per_cell["failures"] > 0).astype(int)
-    per_cell["cells"] = 1
-    counts = ["n", "rejected", "failures", "cells", "cells_failed", "cells_ended_badly"]
+    counted = per_cell(requests, cells)
     rows = []
-    for key, group in per_cell.groupby(by, dropna=False, sort=True):
-        total: dict[str, Any] = dict(zip(by, key, strict=True))
-        total.update({name: int(group[name].sum()) for name in counts})
-        rows.append({**total, **_rates(total, confidence)})
-    order = [*by, "n", "rejected", "failures", "rate", "low", "high", "rejected_share"]
-    order += ["cells", "cells_failed", "cells_ended_badly", "cell_rate", "cell_low", "cell_high"]
-    return pd.DataFrame(rows, columns=order)
-
-
-def _rates(total: Mapping[str, int], confidence: float) -> dict[str, float]:
-    taken = total["n"] - total["rejected"]
-    low, high = wilson(total["failures"], taken, confidence)
-    cell_low, cell_high = wilson(total["cells_failed"], total["cells"], confidence)
-    return {
-        "rate": total["failures"] / taken if taken else math.nan,
-        "low": low,
-        "high": high,
-        "rejected_share": total["rejected"] / total["n"] if total["n"] else math.nan,
-        "cell_rate": total["cells_failed"] / total["cells"],
-        "cell_low": cell_low,
-        "cell_high": cell_high,
-    }
+    for key, group in counted.groupby(by, dropna=False, sort=True):
+        found = rate(group["failures"].tolist(), group["taken"].tolist(), confidence)
+        total, failed = int(group["n"].sum()), int((group["failures"] > 0).sum())
+        cell_low, cell_high = wilson(failed, len(group), confidence)
+        rejected = int(group["rejected"].sum())
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "n": total,
+                "rejected": rejected,
+                "failures": found.failures,
+                "rate": found.value,
+                "low": found.low,
+                "high": found.high,
+                "icc": found.icc,
+                "by_engine": found.by_engine,
+                "rejected_share": rejected / total if total else math.nan,
+                "cells": len(group),
+                "cells_failed": failed,
+                "cells_ended_badly": int((group["status"] != "ok").sum()),
+                "cell_rate": failed / len(group),
+                "cell_low": cell_low,
+                "cell_high": cell_high,
+                "at_once": group["at_once"].max(),
+            }
+        )
+    order = [*by, "n", "rejected", "failures", "rate", "low", "high", "icc", "by_engine"]
+    order += ["rejected_share", "cells", "cells_failed", "cells_ended_badly"]
+    return pd.DataFrame(rows, columns=[*order, "cell_rate", "cell_low", "cell_high", "at_once"])
 
 
 def outcome_counts(

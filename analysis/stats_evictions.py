@@ -17,9 +17,11 @@ import pandas as pd
 from scipy import stats as scipy_stats
 from scipy.special import expit
 
-from analysis.stats import FAILURES, fisher, wilson, with_cells
+from analysis.stats import FAILURES, with_cells
+from analysis.stats_engines import FEWEST, rate, sign_flip
 
 _CELLS_FOR_ROBUST = 10
+_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def eviction_rates(
     """Return the failure rate for every group of `by` and bin of `evictions_during`.
 
     Columns: those of `by`; first and last (the bin, both included); n, failures, rate with its
-    Wilson interval low to high. Rejected requests, and those whose evictions are not known, are
+    interval low to high over engines (`analysis.stats_engines.rate`; by_engine says whether there
+    were enough of them). Rejected requests, and those whose evictions are not known, are
     left out. The bins are those of `eviction_bins` over all of them.
     """
     by = list(by)
@@ -107,13 +110,12 @@ def eviction_rates(
             within = group[group["evictions"].between(first, last)]
             if within.empty:
                 continue
-            n, failures = len(within), int(within["failed"].sum())
-            low, high = wilson(failures, n, confidence)
-            row = {**dict(zip(by, key, strict=True)), "first": first, "last": last, "n": n}
-            rows.append(
-                {**row, "failures": failures, "rate": failures / n, "low": low, "high": high}
-            )
-    names = [*by, "first", "last", "n", "failures", "rate", "low", "high"]
+            of_cells = within.groupby("cell_id")["failed"].agg(["sum", "size"])
+            found = rate(of_cells["sum"].tolist(), of_cells["size"].tolist(), confidence)
+            row = {**dict(zip(by, key, strict=True)), "first": first, "last": last, "n": found.n}
+            row |= {"failures": found.failures, "rate": found.value, "low": found.low}
+            rows.append({**row, "high": found.high, "by_engine": found.by_engine})
+    names = [*by, "first", "last", "n", "failures", "rate", "low", "high", "by_engine"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -185,14 +187,20 @@ def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -
     return ""
 
 
+EQUIVALENT = 1.5
+"""The odds ratio below which, and above whose inverse, evictions make no difference that matters.
+"""
+
+
 @dataclass(frozen=True)
 class EvictionContrast:
     """Failures with evictions against failures without, at equal concurrency and regardless of it.
 
-    `odds_ratio` is common to all strata (Mantel-Haenszel), `low` to `high` its interval, `p_value`
-    that of the Cochran-Mantel-Haenszel test; `crude_odds_ratio` and `crude_p_value` (Fisher) pool
-    all requests. NaN where the data hold no comparison; the interval is NaN too where the odds
-    ratio is 0 or infinite.
+    `odds_ratio` is common to all strata (Mantel-Haenszel), `low` to `high` its interval over
+    engines, and `p_value` that of a sign-flip test on the engines' shares in it. The same of
+    `crude_odds_ratio` and `crude_p_value`, regardless of concurrency. NaN where the data hold no
+    comparison, or have fewer than five engines; the interval is NaN too where the odds ratio is 0
+    or infinite.
     """
 
     strata: pd.DataFrame
@@ -203,10 +211,20 @@ class EvictionContrast:
     low: float
     high: float
     p_value: float
-    cell_p_value: float
-    """As `p_value`, but with cells as what is independent (Zhang and Boos 1997)."""
+    engines: int
+    """Engines in the informative strata."""
     crude_odds_ratio: float
     crude_p_value: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether failing depends on evictions at equal concurrency, beyond chance."""
+        return self.p_value < _ALPHA
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the odds are bounded to differ by no more than a factor of EQUIVALENT."""
+        return self.low > 1 / EQUIVALENT and self.high < EQUIVALENT
 
 
 def evictions_at_equal_concurrency(
@@ -221,66 +239,86 @@ def evictions_at_equal_concurrency(
     stratum it is equal, so what is left of the association there is not its doing. It need not be
     the evictions' doing either: a request that takes longer, failing, meets more of them.
 
-    Requests of one cell share batches and evictions. `p_value` and the interval take them as
-    independent and claim too much where cells differ; `cell_p_value` does not, and has little power
-    with few cells.
+    Requests of one engine share batches, evictions and fate, so that engines are what is tested and
+    left out in turn. Sources: J. Zhang and D. D. Boos (1997), Biometrics 53:1185, for the engines'
+    shares in the Mantel-Haenszel statistic; R. G. Miller (1974), Biometrika 61:1, for the interval
+    (jackknife, Student's t).
     """
     equal = list(equal)
     known = _met_evictions(requests, cells, equal)
     known = known.assign(met=known["evictions"] > 0)
-    rows, informative = [], []
+    strata = _strata(known, equal)
+    keys = strata.loc[strata["informative"], equal]
+    own = known.merge(keys, on=equal)
+    engines = own["cell_id"].nunique()
+    ratio, low, high = _odds(own, equal, confidence)
+    crude = known.assign(all=1)
+    return EvictionContrast(
+        strata,
+        ratio,
+        low,
+        high,
+        _by_engine(own, equal),
+        engines,
+        _odds(crude, ["all"], confidence)[0],
+        _by_engine(crude, ["all"]),
+    )
+
+
+def _strata(known: pd.DataFrame, equal: list[str]) -> pd.DataFrame:
+    rows = []
     for key, group in known.groupby(equal, dropna=False, sort=True):
         row: dict[str, Any] = dict(zip(equal, key, strict=True))
         for name, side in (("with", group[group["met"]]), ("without", group[~group["met"]])):
             row |= {f"{name}_n": len(side), f"{name}_failures": int(side["failed"].sum())}
         counts = group["met"].nunique() == 2 and group["failed"].nunique() == 2
         rows.append(row | {"informative": counts})
-        if counts:
-            informative.append(group)
     names = ["with_n", "with_failures", "without_n", "without_failures", "informative"]
-    strata = pd.DataFrame(rows, columns=[*equal, *names])
-    odds = _common_odds(strata, confidence)
-    return EvictionContrast(strata, *odds, _by_cells(informative), *_crude(strata))
+    frame = pd.DataFrame(rows, columns=[*equal, *names])
+    return frame.astype({"informative": bool})
 
 
-def _common_odds(strata: pd.DataFrame, confidence: float) -> tuple[float, float, float, float]:
-    """Return the common odds ratio of the informative strata, its interval and the p value."""
-    rows = strata[strata["informative"].astype(bool)]
-    if rows.empty:
-        return (math.nan,) * 4
-    from statsmodels.stats.contingency_tables import StratifiedTable  # slow to import
+def _odds(known: pd.DataFrame, equal: list[str], confidence: float) -> tuple[float, float, float]:
+    """Return the common odds ratio of the strata, and its jackknife interval over engines."""
+    if known.empty:
+        return (math.nan,) * 3
+    strata = known.groupby(equal, dropna=False).ngroup().to_numpy()
+    engines = pd.factorize(known["cell_id"])[0]
+    met, failed = known["met"].to_numpy(bool), known["failed"].to_numpy(bool)
+    count = int(engines.max()) + 1
+    tables = np.zeros((count, int(strata.max()) + 1, 2, 2))
+    np.add.at(tables, (engines, strata, met.astype(int), failed.astype(int)), 1)
+    whole = tables.sum(axis=0)
+    ratio = float(_mantel_haenszel(whole[None])[0])
+    if count < FEWEST or not 0 < ratio < math.inf:
+        return ratio, math.nan, math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Half a request of each kind in each stratum, so that no engine left out makes it infinite.
+        logs = np.log(_mantel_haenszel(whole[None] - tables + 0.5))
+        middle = float(np.log(_mantel_haenszel(whole[None] + 0.5))[0])
+    error = math.sqrt((count - 1) / count * float(((logs - logs.mean()) ** 2).sum()))
+    reach = float(scipy_stats.t.ppf(0.5 + confidence / 2, count - 1)) * error
+    return ratio, math.exp(middle - reach), math.exp(middle + reach)
 
-    a, c = rows["with_failures"].to_numpy(float), rows["without_failures"].to_numpy(float)
-    b, d = rows["with_n"].to_numpy(float) - a, rows["without_n"].to_numpy(float) - c
-    stratified = StratifiedTable(np.array([[a, b], [c, d]]))
-    p_value = float(stratified.test_null_odds(correction=True).pvalue)
-    if not (a * d).any() or not (b * c).any():
-        return math.inf if (a * d).any() else 0.0, math.nan, math.nan, p_value
-    low, high = stratified.oddsratio_pooled_confint(1 - confidence)
-    return float(stratified.oddsratio_pooled), float(low), float(high), p_value
+
+def _mantel_haenszel(tables: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the common odds ratio of tables (several, strata, met evictions, failed)."""
+    totals = np.clip(tables.sum(axis=(2, 3)), 1, None)
+    for_it = (tables[:, :, 1, 1] * tables[:, :, 0, 0] / totals).sum(axis=1)
+    against = (tables[:, :, 1, 0] * tables[:, :, 0, 1] / totals).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: npt.NDArray[np.float64] = for_it / against
+    return ratios
 
 
-def _by_cells(strata: Sequence[pd.DataFrame]) -> float:
-    """Return the p value of the same test with cells as independent; NaN for fewer than two."""
-    shares: dict[Any, float] = {}
-    for group in strata:
-        met, failed = group["met"].astype(float), group["failed"].astype(float)
-        together = (met - met.mean()) * (failed - failed.mean())
-        for cell_id, share in together.groupby(group["cell_id"]).sum().items():
-            shares[cell_id] = shares.get(cell_id, 0.0) + float(share)
-    squares = sum(share**2 for share in shares.values())
-    if len(shares) < 2 or not squares:
+def _by_engine(known: pd.DataFrame, equal: list[str]) -> float:
+    """Return the p value of a sign-flip test on the engines' shares in the association.
+
+    NaN for fewer than five engines.
+    """
+    if known["cell_id"].nunique() < FEWEST:
         return math.nan
-    statistic = abs(sum(shares.values())) / math.sqrt(squares)
-    return float(2 * scipy_stats.t.sf(statistic, len(shares) - 1))
-
-
-def _crude(strata: pd.DataFrame) -> tuple[float, float]:
-    """Return the odds ratio and Fisher's p value of all strata thrown together."""
-    names = ("with_failures", "with_n", "without_failures", "without_n")
-    a, n1, c, n2 = (int(strata[name].sum()) for name in names)
-    if not n1 or not n2:
-        return math.nan, math.nan
-    for_it, against = a * (n2 - c), (n1 - a) * c
-    ratio = for_it / against if against else (math.inf if for_it else math.nan)
-    return ratio, fisher(a, n1, c, n2)
+    means = known.groupby(equal, dropna=False)[["met", "failed"]].transform("mean")
+    apart = known[["met", "failed"]].astype(float) - means
+    shares = (apart["met"] * apart["failed"]).groupby(known["cell_id"]).sum()
+    return sign_flip(shares.to_numpy(dtype=float))

@@ -117,6 +117,9 @@ TABLES: dict[str, pa.Schema] = {
             ),
             _maybe("engine_log", _TEXT, "what the engine printed"),
             _maybe("observed", _TEXT, "what was watched: nothing, events, or events and snapshots"),
+            _maybe(
+                "struck", _TEXT, "what a control's fault struck, as JSON; the text null: nothing"
+            ),
         ]
     ),
     "requests": pa.schema(
@@ -295,6 +298,11 @@ def count_requests(outcomes: Mapping[str, int] | Iterable[str]) -> RequestCounts
 def is_control(treatments: Iterable[str]) -> bool:
     """Tell whether a cell with these treatments is a control, in which a fault was planted."""
     return any(name.startswith(FAULT) for name in treatments)
+
+
+def arm_of(treatments: Iterable[str] | None) -> tuple[str, ...]:
+    """Return a cell's treatments without a planted fault: the arm whose control it may be."""
+    return tuple(name for name in treatments or () if not name.startswith(FAULT))
 
 
 def treated(treatments: Iterable[str] | None) -> str:

@@ -1,18 +1,22 @@
 """Causes: hypotheses about a failure, each held against its treatment, and the verdicts on them."""
 
 from analysis.causes.hypotheses import HYPOTHESES, Hypothesis, applicable, arms
-from analysis.causes.scenarios import Scenario, first_failure, scenarios
-from analysis.causes.verdicts import Arm, Verdict, verdicts, whole_arm
+from analysis.causes.scenarios import Scenario, first_failure, judge_all, scenarios
+from analysis.causes.verdicts import Arm, Asked, Verdict, asked, judge, verdicts, whole_arm
 
 __all__ = [
     "HYPOTHESES",
     "Arm",
+    "Asked",
     "Hypothesis",
     "Scenario",
     "Verdict",
     "applicable",
     "arms",
+    "asked",
     "first_failure",
+    "judge",
+    "judge_all",
     "scenarios",
     "verdicts",
     "whole_arm",

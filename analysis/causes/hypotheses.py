@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.errors import EngineError
 from analysis.treat import TREATMENTS, Treatment, expand, fixes
@@ -28,6 +28,9 @@ class Hypothesis:
     treatment: str
     beside: Names = ()
     """Treatments that stand beside it with and without it, so that it can be tried in time."""
+    through: Names = ()
+    """Exposures (`analysis.observe.derive.EXPOSURES`) that are how it makes requests fail, as a
+    leak does by using up pages. That these change when it is mended is no objection."""
 
     @property
     def statement(self) -> str:
@@ -53,24 +56,29 @@ class Hypothesis:
         return (*self.beside, self.treatment)
 
 
+_LEAK: Names = ("pages", "evictions", "hits")
+"""A cause that loses or wastes pages makes requests fail by their want."""
+_SHORT: Names = ("pages", "evictions")
+"""A cause that stops an engine when pages run short changes how many are in use from then on."""
+
 HYPOTHESES = (
     Hypothesis("arguments", "correct-seq-lens"),
     Hypothesis("arguments", "zero-start-positions"),
     Hypothesis("races", "lock-cache"),
     Hypothesis("races", "one-worker"),
     Hypothesis("races", "pin-on-lookup"),
-    Hypothesis("races", "reuse-existing-node"),
-    Hypothesis("races", "give-back-reference"),
-    Hypothesis("races", "register-once"),
+    Hypothesis("races", "reuse-existing-node", through=_LEAK),
+    Hypothesis("races", "give-back-reference", through=_LEAK),
+    Hypothesis("races", "register-once", through=_LEAK),
     Hypothesis("races", "refer-to-published"),
-    Hypothesis("contention", "copy-tokens"),
+    Hypothesis("contention", "copy-tokens", through=("hits",)),
     Hypothesis("contention", "true-leaves"),
-    Hypothesis("contention", "free-unpublished-pages"),
-    Hypothesis("contention", "keep-decode-record"),
+    Hypothesis("contention", "free-unpublished-pages", through=_LEAK),
+    Hypothesis("contention", "keep-decode-record", through=_LEAK),
     # Without the other, what it spoils is cached under tokens that nobody asks for.
     Hypothesis("contention", "delist-freed-pages", ("keep-decode-record",)),
-    Hypothesis("contention", "requeue-unboarded"),
-    Hypothesis("contention", "survive-allocation-failure"),
+    Hypothesis("contention", "requeue-unboarded", through=_SHORT),
+    Hypothesis("contention", "survive-allocation-failure", through=_SHORT),
     Hypothesis("timing", "one-at-a-time", ("short-strobes",)),
     Hypothesis("timing", "short-strobes"),
     Hypothesis("timing", "big-pool"),
@@ -103,7 +111,7 @@ def applicable(
             name for name in hypothesis.beside if TREATMENTS[name].fits(release, prefix_sharing)
         )
         if TREATMENTS[hypothesis.treatment].fits(release, prefix_sharing):
-            found.append(Hypothesis(hypothesis.suspect, hypothesis.treatment, beside))
+            found.append(replace(hypothesis, beside=beside))
     return found
 
 

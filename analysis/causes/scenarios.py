@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.causes.hypotheses import Hypothesis, Names, applicable, arms
-from analysis.causes.verdicts import Verdict, verdicts
+from analysis.causes.verdicts import Asked, Verdict, asked, judge
 from analysis.errors import EngineError
+from analysis.sanitize.recorded import controls_of
 from analysis.stats import FAILURES
 from analysis.store import Run
 from analysis.sweep import Plan, run_sweep
@@ -83,9 +85,29 @@ class Scenario:
         """Run its sweep in child processes, `jobs` at a time, and return the run."""
         return run_sweep(self.plan(repeats, seed), out, jobs=jobs)
 
-    def judge(self, run: Run) -> list[Verdict]:
-        """Return the verdicts on its hypotheses."""
-        return verdicts(run.requests, run.cells, run.findings, self.hypotheses(), self.failures)
+    def asked(self, run: Run) -> list[Asked]:
+        """Return what its sweep measured of its hypotheses, to be judged with those of others."""
+        controls = controls_of(run.path)
+        return asked(
+            run.requests,
+            run.cells,
+            run.findings,
+            self.hypotheses(),
+            self.failures,
+            flights=run.flights,
+            events=run.events,
+            silent=[control.arm for control in controls if control.silent],
+        )
+
+
+def judge_all(runs: Iterable[tuple[Scenario, Run]], others: int = 0) -> dict[str, list[Verdict]]:
+    """Return the verdicts of several scenarios, by their names, each adjusted for all of them.
+
+    `others` is how many tests more are made beside them.
+    """
+    measured = {scenario.name: scenario.asked(run) for scenario, run in runs}
+    judged = iter(judge([one for ones in measured.values() for one in ones], others))
+    return {name: [next(judged) for _ in ones] for name, ones in measured.items()}
 
 
 _EVICTIONS: Names = (
@@ -98,7 +120,7 @@ _SHORTAGE: Names = (
 )  # fmt: skip
 _FEW_PAGES: Names = (
     "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
-    "one-at-a-time", "big-pool", "reserve-padding-page",
+    "one-at-a-time", "big-pool",
 )  # fmt: skip
 _TWO_STEPS: Names = (
     "lock-cache", "one-worker", "pin-on-lookup", "register-once", "keep-decode-record",

@@ -1,25 +1,33 @@
-"""Verdicts on hypotheses, computed from the cells of one scenario.
+"""Verdicts on hypotheses, computed from the engines of all scenarios of a notebook.
 
 Each hypothesis is asked twice. Alone: do failures go when its treatment is applied to the engine as
 it is? And back: with every fix applied but this one, do failures come back? A cause that hides
 behind another shows only in the second. A hypothesis whose treatment is no fix of the release is
 never among the fixes, so that all of them together already are all but it.
+
+Both questions make one test, on the engines' net differences added up, so that there is one p value
+for each hypothesis; Holm's method adjusts these for all hypotheses of all scenarios. Whether it
+accounts for more or for less than MOST of the failures is a sign-flip test over engines as well, of
+which the p values are multiplied by the number of hypotheses (Bonferroni).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
 
 import pandas as pd
 
 from analysis.causes.hypotheses import Hypothesis, Names
+from analysis.observe.derive import exposure
 from analysis.sanitize.findings import WRONG_DATA
-from analysis.stats import FAILURES, holm, requests_to_see, wilson
-from analysis.stats_paired import Paired, pair, paired, pairs_needed
+from analysis.stats import FAILURES, holm
+from analysis.stats_engines import Rate, Share, engines_needed, gone, rate, share, sign_flip
+from analysis.stats_exposure import Change, changes
+from analysis.stats_paired import ENGINE, Paired, pair, paired, spread, together
 from analysis.store import Run
 from analysis.treat import expand, fixes
 
@@ -35,13 +43,35 @@ class Arm:
     """What became of the requests of one set of treatments."""
 
     treatments: Names
-    n: int
-    """Requests that count: without those rejected, unless these count as failures."""
-    failures: int
+    engines: tuple[tuple[int, int], ...]
+    """Failures, and requests that count, of each engine: without those rejected, unless these
+    count as failures."""
+    rejected: int
     wrong_data: int
     """Requests for which the sanitizer saw wrong data read."""
     at_risk: int
     """Requests, or cells, with any other finding."""
+
+    @property
+    def n(self) -> int:
+        """Requests that count."""
+        return sum(n for _, n in self.engines)
+
+    @property
+    def failures(self) -> int:
+        """Of these, how many failed."""
+        return sum(failed for failed, _ in self.engines)
+
+    @property
+    def measured(self) -> Rate:
+        """The share that failed, with its interval over engines, 95%."""
+        return self.at(0.95)
+
+    def at(self, confidence: float) -> Rate:
+        """Return the share that failed, with its interval over engines at a confidence."""
+        return rate(
+            [failed for failed, _ in self.engines], [n for _, n in self.engines], confidence
+        )
 
     @property
     def rate(self) -> float:
@@ -50,16 +80,15 @@ class Arm:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson interval of the rate, 95%."""
-        return wilson(self.failures, self.n)
+        """The interval of the share, 95%."""
+        return self.measured.low, self.measured.high
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the data say of one hypothesis."""
+class Asked:
+    """What was measured of one hypothesis, before it is judged among others."""
 
     hypothesis: Hypothesis
-    word: Word
     without: Arm
     alone: Arm
     """With its treatment alone."""
@@ -71,37 +100,202 @@ class Verdict:
     """With all fixes but this one: the same as `everything` if it is none."""
     back: Paired | None
     """From all but this to all; None if it is no fix."""
-    p_alone: float
-    p_back: float | None
-    """Adjusted for all tests of the scenario (Holm)."""
-    needed: int | None
-    """If undecided: about how many requests of each kind would decide."""
+    whole: Paired
+    """From without to all fixes."""
+    exposures: tuple[Change, ...] | None = None
+    """From the arms without its treatment to those with it; None if none was recorded."""
+    silent: tuple[Names, ...] = ()
+    """Those of its arms in which a planted fault was not found."""
 
     @property
-    def removes(self) -> bool:
-        """Whether failures go with its treatment alone."""
-        return self.effect.tells(self.p_alone, ALPHA)
+    def nets(self) -> tuple[int, ...]:
+        """How many failures fewer each engine has with its treatment, of both questions."""
+        return together(self.effect, self.back)
 
     @property
-    def returns(self) -> bool:
-        """Whether failures come back when all but it is mended."""
-        back, p_back = self.back, self.p_back
-        return back is not None and p_back is not None and back.tells(p_back, ALPHA)
+    def p_value(self) -> float:
+        """Two-sided, of the exact sign-flip test on `nets`, not adjusted."""
+        return sign_flip(self.nets)
+
+    def against_most(self) -> list[tuple[float, int]]:
+        """Return for both questions how sure it is that the share is not MOST, and on which side.
+
+        The p value of a sign-flip test on the engines' net differences less MOST of the failures
+        without treatment, so that these are uncertain, too; and 1 if there is more, -1 if less. If
+        it is no fix, all that fails with all fixes may be its matter.
+        """
+        without = dict(zip(self.effect.engines, self.effect.firsts, strict=True))
+        alone = dict(zip(self.effect.engines, self.effect.nets, strict=True))
+        if self.back is not None:
+            other = dict(zip(self.back.engines, self.back.nets, strict=True))
+        else:
+            other = dict(zip(self.whole.engines, self.whole.seconds, strict=True))
+        found = []
+        for nets in (alone, other):
+            # In halves of MOST, so that they are whole numbers and the test is exact.
+            apart = [round((nets[e] - MOST * without[e]) / MOST) for e in nets if e in without]
+            found.append((sign_flip(apart), 1 if sum(apart) > 0 else -1))
+        return found
+
+    def gone(self, confidence: float = 0.95) -> Share:
+        """Return the share of the failures that goes with its treatment alone."""
+        return gone(self.without.at(confidence), self.alone.at(confidence))
+
+    def comes_back(self, confidence: float = 0.95) -> Share:
+        """Return the failures that its absence brings back, as a share of those without anything.
+
+        What fails with all fixes is not its matter and is taken off. If it is no fix: all that is
+        left with all fixes, since that may be its matter.
+        """
+        own, whole = self.all_but.at(confidence), self.without.at(confidence)
+        left = None if self.back is None else self.everything.at(confidence)
+        return share(own, left, whole)
+
+
+@dataclass(frozen=True)
+class Verdict(Asked):
+    """What the data say of one hypothesis, among all that were asked with it."""
+
+    word: Word = "undecided"
+    p_adjusted: float = 1.0
+    """For all hypotheses of all scenarios (Holm)."""
+    tests: int = 1
+    """How many these are."""
+    because: str = ""
+    """If undecided for another reason than too few engines: which."""
+    needed: int | None = None
+    """If undecided for want of engines: about how many for each set of treatments would decide."""
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether fewer fail with its treatment, beyond chance."""
+        return self.p_adjusted < ALPHA and sum(self.nets) > 0
 
     @property
     def share(self) -> float:
         """The larger of the shares of the failures that go with it, and that come back without."""
-        known = (self.effect.share, self.comes_back[0])
-        return max([0.0, *(share for share in known if not math.isnan(share))])
+        known = [self.gone().value]
+        if self.back is not None:
+            known.append(self.comes_back().value)
+        return max([0.0, *(value for value in known if not math.isnan(value))])
 
-    @property
-    def comes_back(self) -> tuple[float, float, float]:
-        """Failures with all but this, as a share of those without anything: value, low, high."""
-        if not self.all_but.n or not self.without.failures:
-            return math.nan, math.nan, math.nan
-        low, high = self.all_but.interval
-        rate = self.without.rate
-        return self.all_but.rate / rate, low / rate, high / rate
+
+def asked(
+    requests: pd.DataFrame,
+    cells: pd.DataFrame,
+    findings: pd.DataFrame,
+    hypotheses: Sequence[Hypothesis],
+    failures: Sequence[str] = FAILURES,
+    *,
+    flights: pd.DataFrame | None = None,
+    events: pd.DataFrame | None = None,
+    silent: Sequence[Names] = (),
+) -> list[Asked]:
+    """Return what was measured of each hypothesis, in the cells of one release and way of sharing.
+
+    The cells must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
+    with "rejected" among them a refusal counts as well. `flights` and `events` are those tables of
+    the run, from which exposures are taken; `silent` names the arms whose control stayed silent.
+    """
+    release, sharing = _only(cells, "release"), _only(cells, "prefix_sharing")
+    mending = fixes(release, sharing)
+    met = None
+    if flights is not None and events is not None and len(flights) and len(events):
+        met = exposure(cells, requests, flights, events).merge(
+            cells[["cell_id", "treatments", *ENGINE]], on="cell_id"
+        )
+
+    @cache
+    def arm(names: Names) -> Arm:
+        return _arm(requests, cells, findings, names, failures)
+
+    @cache
+    def between(first: Names, second: Names) -> Paired:
+        return paired(pair(requests, cells, first, second, failures))
+
+    @cache
+    def moved(first: Names, second: Names) -> tuple[Change, ...]:
+        assert met is not None
+        names = met["treatments"].map(lambda value: tuple(value or ()))
+        return tuple(changes(met[names == first], met[names == second], ENGINE))
+
+    found = []
+    for hypothesis in hypotheses:
+        pairs = [(hypothesis.beside, hypothesis.with_it())]
+        all_but: Names = mending
+        if hypothesis.treatment in mending:
+            all_but = expand((f"all-but:{hypothesis.treatment}",), release, sharing)
+            pairs.append((all_but, mending))
+        effect, *back = (between(*names) for names in pairs)
+        found.append(
+            Asked(
+                hypothesis,
+                arm(hypothesis.beside),
+                arm(hypothesis.with_it()),
+                effect,
+                arm(mending),
+                arm(all_but),
+                back[0] if back else None,
+                between(hypothesis.beside, mending),
+                None if met is None else tuple(c for names in pairs for c in moved(*names)),
+                tuple(dict.fromkeys(n for names in pairs for n in names if n in silent)),
+            )
+        )
+    return found
+
+
+def judge(measured: Sequence[Asked], others: int = 0) -> list[Verdict]:
+    """Return the verdicts on all hypotheses of a notebook, of all its scenarios together.
+
+    `others` is how many tests more the notebook makes: they are allowed for.
+    """
+    tests = len(measured) + others
+    adjusted = holm([*(one.p_value for one in measured), *[1.0] * others])
+    return [_judged(one, p, tests) for one, p in zip(measured, adjusted, strict=False)]
+
+
+def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
+    """Return the verdict on one hypothesis.
+
+    It has an effect if fewer fail with its treatment, beyond chance, engine by engine. Then it is
+    supported if it accounts for more than MOST of the failures, beyond chance, in either question;
+    else it contributes. Without an effect it is refuted if it accounts for less than MOST of them,
+    beyond chance, in both questions. It is undecided if an arm's control stayed silent, if the arms
+    were not exposed alike, or if there are too few engines.
+    """
+    more = [p * tests < ALPHA and side > 0 for p, side in one.against_most()]
+    less = [p * tests < ALPHA and side < 0 for p, side in one.against_most()]
+    has_effect = p_adjusted < ALPHA and sum(one.nets) > 0
+    word: Word = "undecided"
+    if has_effect:
+        most = more[0] or (one.back is not None and more[1])
+        word = "supported" if most else "contributes"
+    elif all(less):
+        word = "refuted"
+    because = _objection(one, word)
+    needed = None
+    if because:
+        word = "undecided"
+    elif word == "undecided":
+        needed = _needed(one, tests)
+    measured = {item.name: getattr(one, item.name) for item in fields(Asked)}
+    return Verdict(**measured, word=word, p_adjusted=p_adjusted, tests=tests, because=because,
+                   needed=needed)  # fmt: skip
+
+
+def _objection(one: Asked, word: Word) -> str:
+    """Say why a verdict cannot stand whatever was counted; "" if nothing is against it."""
+    if word == "undecided":
+        return ""
+    if one.silent:
+        named = "; ".join(" + ".join(names) or "no treatment" for names in one.silent)
+        return f"a planted fault was not found in its arm ({named})"
+    for change in one.exposures or ():
+        if change.name in one.hypothesis.through:
+            continue
+        if change.rose if word == "refuted" else change.fell:
+            return f"exposure changed with it ({change.words})"
+    return ""
 
 
 def verdicts(
@@ -111,75 +305,8 @@ def verdicts(
     hypotheses: Sequence[Hypothesis],
     failures: Sequence[str] = FAILURES,
 ) -> list[Verdict]:
-    """Return a verdict on each hypothesis, from the cells of one release and way of sharing.
-
-    The cells must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
-    with "rejected" among them a refusal counts as well.
-    """
-    release, sharing = _only(cells, "release"), _only(cells, "prefix_sharing")
-    mending = fixes(release, sharing)
-
-    @cache
-    def arm(names: Names) -> Arm:
-        return _arm(requests, cells, findings, names, failures)
-
-    def between(first: Names, second: Names) -> Paired:
-        return paired(pair(requests, cells, first, second, failures))
-
-    everything = arm(mending)
-    asked = []
-    for hypothesis in hypotheses:
-        effect = between(hypothesis.beside, hypothesis.with_it())
-        left: Names = mending
-        back = None
-        if hypothesis.treatment in mending:
-            left = expand((f"all-but:{hypothesis.treatment}",), release, sharing)
-            back = between(left, mending)
-        asked.append((hypothesis, effect, back, left))
-    p_values = [t.p_value for _, *tests, _ in asked for t in tests if t is not None]
-    adjusted = iter(holm(p_values))
-    found = []
-    for hypothesis, effect, back, left in asked:
-        p_alone = next(adjusted)
-        p_back = next(adjusted) if back is not None else None
-        without, all_but = arm(hypothesis.beside), arm(left)
-        word = decide(without, effect, p_alone, all_but, back, p_back)
-        needed = _needed(without, effect, len(p_values)) if word == "undecided" else None
-        found.append(
-            Verdict(
-                hypothesis, word, without, arm(hypothesis.with_it()), effect, everything, all_but,
-                back, p_alone, p_back, needed,
-            )
-        )  # fmt: skip
-    return found
-
-
-def decide(
-    without: Arm,
-    effect: Paired,
-    p_alone: float,
-    all_but: Arm,
-    back: Paired | None,
-    p_back: float | None,
-) -> Word:
-    """Return the verdict on one hypothesis.
-
-    It has an effect if its treatment alone, or its absence among all fixes, changes how many fail,
-    beyond chance, in the right direction, and on engine after engine (`Paired.tells`). Then it is
-    supported if it accounts for most of the failures, even at the lower bound, in either question;
-    else it contributes. Without an effect it is refuted if it cannot account for most of them, even
-    at the upper bound, in both questions; a question that was not asked says nothing.
-    """
-    removes = effect.tells(p_alone, ALPHA)
-    returns = back is not None and p_back is not None and back.tells(p_back, ALPHA)
-    low, high = all_but.interval if all_but.n else (math.nan, math.nan)
-    rate = without.rate if without.failures else math.nan
-    if removes or returns:
-        most = (removes and effect.low > MOST) or (returns and low / rate > MOST)
-        return "supported" if most or (returns and rate != rate) else "contributes"
-    if effect.high < MOST and high / rate < MOST:
-        return "refuted"
-    return "undecided"
+    """Return a verdict on each hypothesis of one scenario that is asked by itself."""
+    return judge(asked(requests, cells, findings, hypotheses, failures))
 
 
 def whole_arm(run: Run) -> Arm:
@@ -191,14 +318,28 @@ def whole_arm(run: Run) -> Arm:
     return _arm(run.requests, run.cells, run.findings, names, FAILURES)
 
 
-def _needed(without: Arm, effect: Paired, tests: int) -> int:
-    """Return how many requests would show a cause of half the failures, at this many tests."""
-    if not without.failures:
-        return max(requests_to_see(0.01), 2 * without.n)
-    seen = effect.share if 0.1 < effect.share < MOST else MOST
-    came = effect.only_second / effect.pairs if effect.pairs else 0.0
-    gone = min(came + seen * without.rate, 1 - came)
-    return max(pairs_needed(gone, came, ALPHA / tests), 2 * effect.pairs)
+def _needed(one: Asked, tests: int) -> int | None:
+    """Return about how many engines of each kind would decide, at 80% power; None if none would.
+
+    To show what was seen, or to bound what it can account for, whichever takes fewer; both by the
+    spread that was seen, or that of chance if it is larger.
+    """
+    engines = len(one.effect.engines)
+    if not one.without.failures or not engines:
+        return None
+    failed = one.without.failures / engines
+    # Where next to nothing was seen, an effect on half of the failures is what is looked for.
+    mean = sum(one.nets) / max(1, len(one.nets))
+    seen = mean if mean > 0.1 * failed else MOST * failed
+    show = engines_needed(seen, spread(one.nets, failed), tests)
+    parts = [one.effect.nets, one.whole.seconds if one.back is None else one.back.nets]
+    bounds = []
+    for nets in parts:
+        room = MOST * failed - max(0.0, sum(nets) / max(1, len(nets)))
+        if room > 0:
+            bounds.append(engines_needed(room, spread(nets, failed), tests))
+    bound = max(bounds) if len(bounds) == len(parts) else show
+    return max(engines + 1, min(show, bound))
 
 
 def _arm(
@@ -209,16 +350,17 @@ def _arm(
     failures: Sequence[str],
 ) -> Arm:
     own = cells.loc[cells["treatments"].map(lambda v: tuple(v or ()) == names), "cell_id"]
-    asked = requests[requests["cell_id"].isin(own)]
-    if "rejected" not in failures:
-        asked = asked[asked["outcome"] != "rejected"]
+    sent = requests[requests["cell_id"].isin(own)]
+    rejected = sent["outcome"] == "rejected"
+    counted = sent if "rejected" in failures else sent[~rejected]
+    failed = counted["outcome"].isin(tuple(failures)).groupby(counted["cell_id"])
     found = findings[findings["cell_id"].isin(own)]
     read = found["severity"] == WRONG_DATA
     who = ["cell_id", "request_id"]
     return Arm(
         names,
-        len(asked),
-        int(asked["outcome"].isin(tuple(failures)).sum()),
+        tuple((int(group.sum()), len(group)) for _, group in failed),
+        int(rejected.sum()),
         len(found.loc[read, who].drop_duplicates()),
         len(found.loc[~read, who].drop_duplicates()),
     )

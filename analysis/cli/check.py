@@ -34,7 +34,7 @@ def check(
         for number, checked in enumerate(settings):
             typer.echo(("\n" if number else "") + _words(checked))
     if any(checked.void for checked in settings):
-        sys.stderr.write("A planted fault was not found: these results are void.\n")
+        sys.stderr.write("A planted fault was not found: the results marked VOID say nothing.\n")
         raise typer.Exit(3)
     if any(checked.groups for checked in settings):
         raise typer.Exit(4)
@@ -53,7 +53,9 @@ def _words(checked: Checked) -> str:
 
     if checked.controls:
         control = f"{checked.alarms} of {checked.controls} planted faults found"
-        control += ": VOID" if checked.void else ""
+        control += f" ({', '.join(checked.planted)})" + (": VOID" if checked.void else "")
+    elif checked.idle:
+        control = f"planted faults found nothing to strike ({', '.join(checked.planted)})"
     else:
         control = "no fault was planted as a control"
     lines = [

@@ -1,7 +1,7 @@
 """What treatments cost: time, throughput, memory and hits against an untreated engine; a lock."""
 
 from analysis.cost.arms import ALL, UNTREATED, arm_name, arms
-from analysis.cost.compare import costs, pairs_needed
+from analysis.cost.compare import comparisons, costs, pairs_needed
 from analysis.cost.lock_figures import LockFigures, measure_lock
 from analysis.cost.locking import (
     alternate,
@@ -26,6 +26,7 @@ __all__ = [
     "alternated",
     "arm_name",
     "arms",
+    "comparisons",
     "costs",
     "count_operations",
     "full_batch",

@@ -2,14 +2,16 @@
 
 A pair is two cells that differ in their treatments only: same setting, concurrency, repeat, hence
 prompts, one soon after the other, each on a fresh engine in a fresh process. Engines are the
-independent unit, so that nothing here counts requests. Pairs are few; Student's t on the logarithms
-of their quotients keeps its promise then, where a bootstrap over them is too narrow.
+independent unit, so that nothing here counts requests. Whether there is a difference is said by the
+exact sign-flip test on the logarithms of their quotients, adjusted by Holm's method for all sets,
+metrics and settings of the notebook; how large it is, by Student's t on the same, which keeps its
+promise with few pairs, where a bootstrap over them is too narrow.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +20,9 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.cost.arms import UNTREATED, rank
-from analysis.cost.measures import METRICS, SETTING, Metric
-from analysis.stats import holm
+from analysis.cost.measures import METRICS, SETTING, WATCHED, Metric
+from analysis.stats_engines import sign_flip
+from analysis.stats_exact import holm
 
 Verdict = Literal["costs", "saves", "no difference shown", "too few cells to tell"]
 
@@ -37,6 +40,7 @@ def costs(
     *,
     over: Literal["all", "each"] = "all",
     confidence: float = 0.95,
+    among: int = 0,
 ) -> pd.DataFrame:
     """Return what every treated arm has of every metric, compared with the untreated one.
 
@@ -45,9 +49,9 @@ def costs(
     that were compared; `left_out`, pairs in which a request that was taken was not answered, on
     either side, or of which a value is missing; `estimate`, the geometric mean of treated /
     untreated (or the mean of treated - untreated), with its interval `low` to `high`; `spread`, the
-    standard deviation within a concurrency (of logarithms, for a ratio); the two-sided `p_value`,
-    and `p_adjusted` after Holm for the arms that one metric of one setting is compared in. Each
-    interval is for itself; the `verdict` goes by `p_adjusted`.
+    standard deviation within a concurrency (of logarithms, for a ratio); the two-sided `p_value` of
+    the sign-flip test, and `p_adjusted` after Holm for all arms, metrics and settings in the
+    result, and for as many more as it takes to make `among` (see `comparisons`). Each interval is for itself; the `verdict` goes by `p_adjusted`.
     """
     rows = []
     keys = [*SETTING] + (["concurrency"] if over == "each" else [])
@@ -59,23 +63,38 @@ def costs(
                 for arm in sorted(set(group["arm"]), key=rank)
                 if arm != UNTREATED
             ]
-            rows += _judged(compared, metric)
+            rows += compared
+    _judge(rows, {metric.name: metric for metric in metrics}, among)
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["concurrency"] = frame["concurrency"].astype("Int64")
     return frame
 
 
-def pairs_needed(spread: float, estimate: float, worth: float) -> float:
+def comparisons(measures: pd.DataFrame, watched: pd.DataFrame | None = None) -> int:
+    """Return how many comparisons a notebook makes of these cells, over all concurrencies."""
+    count = 0
+    for frame, metrics in ((measures, METRICS), (watched, WATCHED)):
+        if frame is not None and len(frame):
+            treated = frame[frame["arm"] != UNTREATED]
+            count += len(treated[[*SETTING, "arm"]].drop_duplicates()) * len(metrics)
+    return count
+
+
+def pairs_needed(
+    spread: float, estimate: float, worth: float, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """Return about how many pairs tell whether a treatment costs more than `worth` (0.05: 5%).
 
-    So many that an interval around `estimate` no longer reaches 1 + `worth`, which it is taken to
-    be at least 1% away from. `spread` is the standard deviation of the logarithms of the pairs'
-    quotients; NaN gives NaN.
+    So many that an interval around `estimate` leaves out 1 + `worth` with this power; the two are
+    taken to be at least 1% apart. `spread` is the standard deviation of the logarithms of the
+    pairs' quotients; NaN gives NaN.
     """
     if math.isnan(spread):
         return math.nan
     distance = max(abs(math.log(estimate) - math.log1p(worth)), math.log1p(0.01))
-    return float(math.ceil((1.96 * spread / distance) ** 2))
+    z = float(scipy_stats.norm.ppf(1 - alpha / 2) + scipy_stats.norm.ppf(power))
+    # Two more, since the spread is not known but estimated (W. C. Guenther 1981).
+    return float(math.ceil((z * spread / distance) ** 2) + 2)
 
 
 def _compared(group: pd.DataFrame, arm: str, metric: Metric, confidence: float) -> dict[str, Any]:
@@ -123,24 +142,23 @@ def _interval(
     spread = math.sqrt(float((within**2).sum()) / freedom)
     error = spread / math.sqrt(len(changes))
     reach = error * float(scipy_stats.t.ppf(0.5 + confidence / 2, freedom))
-    if error == 0:  # as with hit rates that agree to the last token
-        p_value = 1.0 if mean == 0 else 0.0
-    else:
-        p_value = float(2 * scipy_stats.t.sf(abs(mean) / error, freedom))
+    p_value = sign_flip(changes)
     return {
         "estimate": mean, "low": mean - reach, "high": mean + reach, "spread": spread,
         "p_value": p_value,
     }  # fmt: skip
 
 
-def _judged(rows: list[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:
+def _judge(rows: list[dict[str, Any]], metrics: Mapping[str, Metric], among: int) -> None:
+    """Add to all comparisons of a notebook what they come to, each adjusted for all others."""
     known = [row for row in rows if not math.isnan(row["p_value"])]
-    adjusted = holm([row["p_value"] for row in known])
+    others = max(0, among - len(known))
+    adjusted = holm([*(row["p_value"] for row in known), *[1.0] * others])
     for row in rows:
         row |= {"p_adjusted": math.nan, "verdict": "too few cells to tell"}
-    for row, p_value in zip(known, adjusted, strict=True):
-        row |= {"p_adjusted": p_value, "verdict": _verdict(row["estimate"], p_value, metric)}
-    return rows
+    for row, p_value in zip(known, adjusted, strict=False):
+        verdict = _verdict(row["estimate"], p_value, metrics[row["metric"]])
+        row |= {"p_adjusted": p_value, "verdict": verdict}
 
 
 def _verdict(estimate: float, p_value: float, metric: Metric) -> Verdict:

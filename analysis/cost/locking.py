@@ -187,16 +187,16 @@ def median_interval(
 def lock_share(costs: pd.DataFrame, operations: float, latency_s: float) -> dict[str, float]:
     """Return what a lock adds to a request, in seconds and as a share of its latency.
 
-    Alone (one thread) and contended (the most threads), by that operation which was timed most
-    precisely, at the upper end of its interval: an estimate from above. `costs` is what
-    `lock_costs` returns, `operations` how many a request does. Keys: alone_s, alone, contended_s,
-    contended, and alone_ns and contended_ns, what one taking of the lock adds.
+    Alone (one thread) and contended (the most threads), by that operation which is dearest, each at
+    the upper end of its interval: a bound from above for a request of any operations. `costs` is
+    what `lock_costs` returns, `operations` how many a request does. Keys: alone_s, alone,
+    contended_s, contended, and alone_ns and contended_ns, what one taking of the lock adds.
     """
     share = {}
     for name, threads in (("alone", costs["threads"].min()), ("contended", costs["threads"].max())):
         own = costs[costs["threads"] == threads]
-        best = own.loc[((own["high"] - own["low"]) / own["locks"]).idxmin()]
-        share[f"{name}_ns"] = max(0.0, float(best["high"]) / float(best["locks"]))
+        dearest = float((own["high"] / own["locks"]).max(skipna=False))
+        share[f"{name}_ns"] = max(0.0, dearest)
         share[f"{name}_s"] = operations * share[f"{name}_ns"] / 1e9
         share[name] = share[f"{name}_s"] / latency_s
     return share

@@ -47,8 +47,8 @@ def run_costs(
     pages: int = 1024,
     workload: str = "shared_prefix",
     rounds: int = 8,
-    repeats: int = 4,
-    watched_repeats: int = 2,
+    repeats: int = 6,
+    watched_repeats: int = 6,
     seed: int = 0,
     progress: bool = True,
 ) -> Measured:

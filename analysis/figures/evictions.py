@@ -15,7 +15,7 @@ from analysis.stats_evictions import EvictionFit, eviction_fit, eviction_rates
 
 
 def evictions(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = None) -> Figure:
-    """Draw the failure rate by number of evictions: bins with 95% Wilson intervals, and a fit.
+    """Draw the failure rate by number of evictions: bins with 95% intervals, and a fit.
 
     One panel for each release and prefix sharing (and device). The curve is a logistic regression
     with its 95% band; where there is none, the panel says why. Rejected requests are left out.
@@ -54,7 +54,9 @@ def evictions(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = N
         )
         style.dress(axes, heading, below, "failed, of accepted")
     figure.suptitle(
-        title or "Failed requests against evictions (95% intervals)",
+        title
+        or "Failed requests against evictions (95% intervals over engines"
+        + (")" if rates["by_engine"].all() else "; by request only, too narrow, where few)"),
         fontsize=style.TITLE + 1,
         x=0.01,
         ha="left",

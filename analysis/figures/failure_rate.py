@@ -6,17 +6,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from analysis.stats import CONFIGURATION, failure_rates, varying
+from analysis.stats import CONFIGURATION, failure_rates, per_cell, varying
 
 
 def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = None) -> Figure:
-    """Draw the share of requests that failed against concurrency, with 95% Wilson intervals.
+    """Draw the share of requests that failed against concurrency, with 95% intervals over engines.
 
     One line for each release and prefix sharing, and for whatever else differs between the cells.
-    Rejected requests are left out of the rate; the title says so where there are any.
+    Points stand at the concurrency that the engine ran: one that refuses requests works on fewer at
+    once than it is offered, and all that it was offered beyond that is one point, with the offered
+    concurrencies beside it. Rejected requests are left out of the rate; the label says so.
     """
     columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
-    rates = failure_rates(requests, cells, [*columns, "concurrency"])
+    ran = per_cell(requests, cells)
+    # An engine that refused nothing ran what it was offered, even where no two met.
+    less = (ran["rejected"] > 0) & ran["at_once"].notna() & (ran["at_once"] > 0)
+    offered = cells.set_index("cell_id")["concurrency"]
+    at_once = offered.copy()
+    at_once.loc[ran.loc[less, "cell_id"]] = ran.loc[less, "at_once"].to_numpy(dtype=int)
+    admitted = cells.assign(concurrency=at_once.to_numpy())
+    beyond = cells.assign(ran=at_once.to_numpy())
+    beyond = beyond[beyond["ran"] < beyond["concurrency"]]
+    rates = failure_rates(requests, admitted, [*columns, "concurrency"])
     # Where none was accepted there is no rate.
     drawn = rates[rates["rate"].notna()]
     if drawn.empty:
@@ -41,16 +52,34 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
             capsize=4,
             label=style.series_label(key),
         )
+        refused = style.rows_of(beyond, key)
+        for level, group in refused.groupby("ran"):
+            point = rows[rows["concurrency"] == level].iloc[0]
+            levels = ", ".join(str(n) for n in sorted(set(group["concurrency"])))
+            axes.annotate(
+                f"offered {levels}:\nran {level}",
+                (point["concurrency"] * style.dodge(index, len(series)), point["rate"]),
+                xytext=(8, 10 + 24 * (index % 2)),
+                textcoords="offset points",
+                fontsize=style.SMALL,
+                color=style.GREY,
+            )
     accepted = drawn["n"] - drawn["rejected"]
     style.concurrency_axis(axes, drawn["concurrency"], accepted)
     style.percent_axis(axes)
     heading = title or "Failed requests against concurrency"
-    style.dress(axes, heading, "concurrent requests", "failed, of accepted (95% Wilson interval)")
+    style.dress(axes, heading, "concurrent requests", _interval(drawn))
     notes = ["n: accepted requests"]
     if int(rates["rejected"].sum()):
         notes.append(f"{int(rates['rejected'].sum())} rejected requests are not counted")
-    axes.set_xlabel(f"concurrent requests ({'; '.join(notes)})", fontsize=style.TEXT)
+    axes.set_xlabel(f"requests that ran at once ({'; '.join(notes)})", fontsize=style.TEXT)
     figure.legend(
         loc="outside lower center", ncols=min(2, len(series)), fontsize=style.SMALL, frameon=False
     )
     return figure
+
+
+def _interval(rates: pd.DataFrame) -> str:
+    if rates["by_engine"].all():
+        return "failed requests (95% interval over engines)"
+    return "failed requests (95%; by request only and\ntoo narrow where there are under 5 engines)"

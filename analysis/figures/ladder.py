@@ -31,7 +31,8 @@ def ladder(climbed: Ladder) -> Figure:
     """Draw one ladder, its lowest rung at the bottom.
 
     For each rung of concurrent requests, the failure rate with its one-sided upper bound (log
-    axis), against the rate that must have shown; beside it in words what else was found.
+    axis), against the rate that must have shown, and the bound of engines with anything wrong, for
+    requests are not independent; beside it in words what else was found.
     """
     levels = climbed.levels
     steps: list[Isolated | Rung | None] = [climbed.isolated] if climbed.isolated else []
@@ -55,7 +56,8 @@ def ladder(climbed: Ladder) -> Figure:
     axes.set_ylim(-0.6, len(steps) - 0.4)
     words.set_axis_off()
     sure = f"{100 * climbed.confidence:g}%"
-    style.dress(axes, "", f"failed requests (one-sided upper bound, {sure})", "")
+    label = f"one-sided upper bounds, {sure}\n(line: requests, if independent; square: engines)"
+    style.dress(axes, "", label, "")
     axes.grid(visible=False)
     _title(figure, f"{climbed.name}: {climbed.verdict}")
     handles: list[Artist] = [Patch(color=COLOURS[name], alpha=0.5, label=f"{SIGNS[name]} {name}")
@@ -112,6 +114,8 @@ def _interval(axes: Axes, place: int, rung: Rung) -> None:
     rate = rung.failed / rung.accepted if rung.accepted else 0.0
     axes.plot([max(rate, _LEAST), rung.upper], [place, place], color=colour, linewidth=2.2)
     axes.plot([rung.upper], [place], marker="|", markersize=13, markeredgewidth=2.2, color=colour)
+    bound = rung.upper_of_engines
+    axes.plot([bound], [place], marker="s", markersize=5.5, color=colour, fillstyle="none")
     if rate:
         axes.plot([rate], [place], marker="o", markersize=6.5, color=colour)
 

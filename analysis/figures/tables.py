@@ -193,7 +193,7 @@ def rates_table(
     cells: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
 ) -> HtmlTable:
-    """Show failure rates with intervals, by request and by cell; `frame` is `failure_rates`."""
+    """Show failure rates with intervals over engines; `frame` is `failure_rates`."""
     frame = failure_rates(requests, cells, by)
     shown = frame[list(by)].copy()
     shown["requests"] = frame["n"]
@@ -203,11 +203,16 @@ def rates_table(
         _interval(*values)
         for values in zip(frame["rate"], frame["low"], frame["high"], strict=True)
     ]
-    by_cell = frame[["cells_failed", "cells", "cell_low", "cell_high"]].to_dict("records")
-    shown["cells with a failure (95% interval)"] = [
-        f"{row['cells_failed']} of {row['cells']} ({row['cell_low']:.0%} to {row['cell_high']:.0%})"
-        for row in by_cell
+    shown["interval"] = [
+        "over engines" if by_engine else "by request only, too narrow"
+        for by_engine in frame["by_engine"]
     ]
+    shown["intraclass correlation"] = ["-" if pd.isna(v) else f"{v:.2f}" for v in frame["icc"]]
+    shown["engines with a failure"] = [
+        f"{failed} of {cells}"
+        for failed, cells in zip(frame["cells_failed"], frame["cells"], strict=True)
+    ]
+    shown["ran at once"] = ["-" if pd.isna(v) else f"{v:.0f}" for v in frame["at_once"]]
     return HtmlTable(frame, _plain_html(shown))
 
 

@@ -27,7 +27,7 @@ _ROW = 0.36
 
 
 def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
-    """Draw failure rates with 95% Wilson intervals, a line for each hypothesis of a scenario.
+    """Draw failure rates with 95% intervals over engines, a line for each hypothesis of a scenario.
 
     Left, each treatment alone beside the rate without any (dashed: a cause moves to the left);
     right, all fixes but it (a cause moves to the right, away from the dashed rate of all fixes).
@@ -44,7 +44,7 @@ def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
         (right, "All fixes but it", verdicts[0].everything, "with all fixes"),
     ):
         heading = f"{name}\n(dashed: {dashed}, {arm.failures} of {arm.n})"
-        style.dress(axes, heading, "failed requests (95% Wilson interval)", "")
+        style.dress(axes, heading, f"failed requests ({_interval(verdicts)})", "")
         _reference(axes, arm)
     for place, row in enumerate(rows):
         if isinstance(row, Verdict):
@@ -100,9 +100,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> HtmlTable:
                 "alone": f"{verdict.alone.failures} of {verdict.alone.n}",
                 "only_without": effect.only_first,
                 "only_alone": effect.only_second,
-                "p_alone": verdict.p_alone,
+                "rejected_without": effect.first_rejected,
+                "rejected_alone": effect.second_rejected,
                 "all_but": f"{verdict.all_but.failures} of {verdict.all_but.n}",
-                "p_back": verdict.p_back,
+                "engines": len(verdict.nets),
+                "p_value": verdict.p_value,
+                "p_adjusted": verdict.p_adjusted,
+                "icc": verdict.without.measured.icc,
                 "findings_without": _findings(verdict.without),
                 "findings_alone": _findings(verdict.alone),
                 "upstream": known.upstream,
@@ -135,6 +139,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> HtmlTable:
     return HtmlTable(
         frame, f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
+
+
+def _interval(verdicts: Sequence[Verdict]) -> str:
+    if all(verdict.without.measured.by_engine for verdict in verdicts):
+        return "95% interval over engines"
+    return "95% interval by request only: too narrow"
 
 
 def _findings(arm: Arm) -> str:

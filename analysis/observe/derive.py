@@ -1,4 +1,4 @@
-"""What a recording tells about each request: what it found cached, what it cost the cache."""
+"""What a recording tells about each request, and about what an engine was exposed to."""
 
 from __future__ import annotations
 
@@ -77,3 +77,89 @@ def _seq_of(events: pd.DataFrame, kind: str) -> pd.Series:
     wanted = events[events["kind"] == kind].dropna(subset=["request_id"])
     # One that was refused and sent again was served the last time.
     return wanted.drop_duplicates(_KEY, keep="last").set_index(_KEY)["seq"]
+
+
+EXPOSURES = {
+    "accepted": "accepted requests, as a share of those sent",
+    "at_once": "requests that the engine worked on at once, at most",
+    "batch_rows": "requests in a batch, on average",
+    "overlap": "batches that ran while another one did, as a share",
+    "hits": "prompt tokens found cached, as a share",
+    "evictions": "pages evicted for each accepted request",
+    "pages": "pages in use at once, at most",
+}
+"""What an engine met that may make a request fail: columns of `exposure`."""
+
+
+def exposure(
+    cells: pd.DataFrame, requests: pd.DataFrame, flights: pd.DataFrame, events: pd.DataFrame
+) -> pd.DataFrame:
+    """Return a row for each cell: its cell_id, and a column for each of EXPOSURES.
+
+    NaN where it was not recorded: all but `accepted` and `at_once` take the tables `flights` and
+    `events`. A request of which it is not known how long it took counts as under way to the end.
+    """
+    asked = dict(tuple(requests.groupby("cell_id")))
+    flown = dict(tuple(flights.groupby("cell_id")))
+    told = dict(tuple(events.groupby("cell_id")))
+    rows = []
+    for cell in cells.to_dict("records"):
+        name = cell["cell_id"]
+        own = asked.get(name, requests.iloc[:0])
+        rows.append(
+            {
+                "cell_id": name,
+                **_admitted(own, int(cell["concurrency"])),
+                **_batches(flown.get(name)),
+                **_cache(told.get(name), own, cell.get("page_count")),
+            }
+        )
+    return pd.DataFrame(rows, columns=["cell_id", *EXPOSURES])
+
+
+def _admitted(own: pd.DataFrame, concurrency: int) -> dict[str, float]:
+    taken = own[own["outcome"] != "rejected"]
+    if own.empty:
+        return {"accepted": np.nan, "at_once": np.nan}
+    sent = taken["submitted_s"].to_numpy(dtype=float)
+    known = ~np.isnan(sent)
+    if not len(taken) or not known.any():
+        return {"accepted": len(taken) / len(own), "at_once": np.nan if len(taken) else 0.0}
+    took = taken["latency_s"].to_numpy(dtype=float)[known]
+    starts, ends = np.sort(sent[known]), np.sort(sent[known] + np.nan_to_num(took, nan=np.inf))
+    # As of each start: those that began by then less those that had ended.
+    under_way = np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right")
+    return {
+        "accepted": len(taken) / len(own),
+        "at_once": float(min(concurrency, under_way.max())),
+    }
+
+
+def _batches(own: pd.DataFrame | None) -> dict[str, float]:
+    if own is None or own.empty:
+        return {"batch_rows": np.nan, "overlap": np.nan}
+    rows = float(own["rows"].astype(float).mean())
+    whole = own.dropna(subset=["seq", "end_seq"])
+    if whole.empty:
+        return {"batch_rows": rows, "overlap": np.nan}
+    starts, ends = (np.sort(whole[name].to_numpy(dtype=float)) for name in ("seq", "end_seq"))
+    begun = np.searchsorted(starts, whole["end_seq"].to_numpy(dtype=float), side="left")
+    ended = np.searchsorted(ends, whole["seq"].to_numpy(dtype=float), side="right")
+    # Begun before it ended, less ended before it began, less itself.
+    return {"batch_rows": rows, "overlap": float(np.mean(begun - ended - 1 > 0))}
+
+
+def _cache(own: pd.DataFrame | None, asked: pd.DataFrame, pages: int | None) -> dict[str, float]:
+    if own is None or own.empty:
+        return {"hits": np.nan, "evictions": np.nan, "pages": np.nan}
+    taken = asked[asked["outcome"] != "rejected"]
+    found = taken[taken["cached_tokens"].notna() & taken["prompt_tokens"].notna()]
+    tokens = float(found["prompt_tokens"].map(len).sum())
+    evicted = own.loc[own["kind"] == "evict", "pages"]
+    evicted_pages = sum(len(pages) for pages in evicted if isinstance(pages, tuple))
+    free = own["free_pages"].dropna()
+    return {
+        "hits": float(found["cached_tokens"].sum()) / tokens if tokens else np.nan,
+        "evictions": evicted_pages / len(taken) if len(taken) else np.nan,
+        "pages": np.nan if free.empty or pages is None else float(pages) - float(free.min()),
+    }

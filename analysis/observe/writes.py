@@ -102,4 +102,4 @@ class Written:
         return PADDING_PAGE
 
     def _used(self, row: int) -> int:
-        return min(max(0, -(-self._ends[row] // self._stride)), self._blocks)
+        return int(min(max(0, -(-self._ends[row] // self._stride)), self._blocks))

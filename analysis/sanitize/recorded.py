@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,10 @@ from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.sanitize.unchecked import Unchecked
 from analysis.snapshot import Snapshot
 from analysis.store import cell_tables, load_run_cells, read_manifest
-from analysis.tables import is_control
+from analysis.tables import FAULT, arm_of, is_control
 
 OnCell = Callable[[str, Findings | None], None]
 
-CONTROL_ALARM = ("own length", "short of it")
-"""Rule and cause of the alarm that a control's fault must set off; nothing else does."""
 _STRIDE = 16
 """Tokens of a page where no flight shows it."""
 
@@ -41,8 +40,13 @@ class Checked:
     flights: int = 0
     events: int = 0
     controls: int = 0
+    """Engines with these treatments in which a fault was planted, and struck."""
     alarms: int = 0
-    """Controls in which the alarm sounded."""
+    """Of these, in how many it was found for what it is."""
+    idle: int = 0
+    """Engines in which the planted fault found nothing to strike: these say nothing."""
+    planted: list[str] = field(default_factory=list)
+    """The faults of all of them."""
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
     """By rule and cause: the cell and what it found there."""
     notes: list[str] = field(default_factory=list)
@@ -127,6 +131,70 @@ class Checked:
         self.unchecked_wrong += [f"{cell_id}/{request}" for request in wrong if unchecked[request]]
 
 
+@dataclass(frozen=True)
+class Control:
+    """One engine in which a fault was planted, beside the treatments of its arm."""
+
+    release: str
+    prefix_sharing: str
+    arm: tuple[str, ...]
+    fault: str
+    struck: bool
+    """Whether the fault found what to strike, as far as it is known."""
+    alarmed: bool
+    """Whether it was found, for what it is."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether the sanitizer missed it, so that its silence in this arm means nothing."""
+        return self.struck and not self.alarmed
+
+    @classmethod
+    def of(cls, cell: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
+        """Return the control that a row of `cells` is, from the rows of its findings.
+
+        The alarm counts only if it names the request and the page that the fault struck, for an
+        untreated engine may break the same rule by itself. In runs that did not keep what was
+        struck, any finding of that rule and cause counts.
+        """
+        from analysis.treat.faults import FAULTS  # treatments need the sanitizer's rules
+
+        names = tuple(cell["treatments"] or ())
+        [fault, *_] = [name for name in names if name.startswith(FAULT)]
+        known = FAULTS.get(":".join(fault.split(":")[:2]))
+        struck = json.loads(cell.get("struck") or "{}")
+        meant = None if known is None else known.alarm(cell["release"])
+        alarmed = any(
+            # A fault that this package no longer knows cannot be told for what it is.
+            meant in (None, (row["rule"], row["cause"])) and _names(row, struck or {})
+            for row in findings
+        )
+        return cls(cell["release"], cell["prefix_sharing"], arm_of(names), fault,
+                   struck is not None, alarmed)  # fmt: skip
+
+
+def _names(row: Mapping[str, Any], struck: Mapping[str, Any]) -> bool:
+    """Tell whether a finding names what a fault struck, as far as the fault says it."""
+    return all(
+        struck.get(name) in (None, row[name]) for name in ("request_id", "other_request_id", "page")
+    )
+
+
+def controls_of(path: str | Path) -> list[Control]:
+    """Return the controls of a sanitized run, by the findings that it holds.
+
+    Raises RunError if `path` is no run or something in it is damaged.
+    """
+    found = []
+    cells = load_run_cells(path)
+    for cell_id, tables in cell_tables(path, ("findings",)):
+        cell = cells[cell_id]
+        if is_control(cell["treatments"] or ()):
+            rows = tables["findings"].to_pylist() if "findings" in tables else []
+            found.append(Control.of(cell, rows))
+    return found
+
+
 def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     """Check every cell of a run and return what was found in each setting.
 
@@ -137,14 +205,14 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     cells = load_run_cells(path)
     context = context_of(read_manifest(path).get("plan"))
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
-    controls: list[tuple[str, str, bool]] = []
+    controls: list[Control] = []
     for cell_id, tables in cell_tables(path, ("requests", "events", "flights", "snapshots")):
         cell = cells[cell_id]
         names = tuple(cell["treatments"] or ())
         findings = check_tables(tables, context=context)
         if is_control(names):
-            alarmed = findings is not None and findings.group(*CONTROL_ALARM) is not None
-            controls.append((cell["release"], cell["prefix_sharing"], alarmed))
+            rows = [] if findings is None else findings.rows(cell_id)
+            controls.append(Control.of(cell, rows))
             continue
         if on_cell is not None:
             on_cell(cell_id, findings)
@@ -156,11 +224,13 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
         else:
             checked.add(cell_id, findings)
             checked.add_wrong(cell_id, findings, tables["requests"])
-    for release, sharing, alarmed in controls:
-        for checked in settings.values():
-            if (checked.release, checked.prefix_sharing) == (release, sharing):
-                checked.controls += 1
-                checked.alarms += alarmed
+    for control in controls:
+        own = settings.get((control.release, control.prefix_sharing, control.arm))
+        if own is not None:
+            own.planted.append(control.fault)
+            own.controls += control.struck
+            own.alarms += control.struck and control.alarmed
+            own.idle += not control.struck
     if not settings:
         raise RunError(f"{path} has no cell but controls, so there is nothing to check.")
     if all(checked.unobserved == checked.cells for checked in settings.values()):

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from analysis.workload import Request, Workload
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
+    from analysis.treat import Fault
 
 Spec = Mapping[str, Any]
 _LIKELIEST = 8
@@ -82,7 +84,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
         facts["device"] = engine.device
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
         with engine:
-            with _watched(engine, spec, directory), _treated(engine, spec):
+            with _watched(engine, spec, directory), _treated(engine, spec) as faults:
                 engine.run(
                     workload,
                     concurrency=spec["concurrency"],
@@ -92,6 +94,8 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
                 )
                 if engine.died is not None:
                     facts["death"] = engine.died.message
+                if faults:
+                    facts["struck"] = faults[0].struck and asdict(faults[0].struck)
                 facts["log"] = engine.log
                 facts["peak_rss_bytes"] = peak_rss_bytes()
                 _write(directory / FACTS, facts)
@@ -155,13 +159,13 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _treated(engine: Engine, spec: Spec) -> Iterator[None]:
-    """Change the engine as the specification says."""
+def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
+    """Change the engine as the specification says, and yield the faults that are planted."""
     # Loaded for an untreated engine, too: else every treatment would seem to take 13 MiB.
-    from analysis.treat import treat
+    from analysis.treat import Fault, treat
 
-    with treat(engine, *spec["treatments"]):
-        yield
+    with treat(engine, *spec["treatments"]) as treated:
+        yield [treatment for treatment in treated.treatments if isinstance(treatment, Fault)]
 
 
 def _plain(value: Any) -> Any:

@@ -13,14 +13,11 @@ from analysis import releases as known
 from analysis.engine.adapters import MODULES
 from analysis.engine.config import EngineConfig
 from analysis.errors import CachelabError, EngineError
-from analysis.tables import FAULT, is_control
+from analysis.tables import is_control
 from analysis.workload import in_turn, is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
-
-CONTROL = f"{FAULT}seq-len-short"
-"""The fault that a control cell is planted with; it strikes whatever else goes wrong."""
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `cells` says it."""
@@ -76,7 +73,8 @@ class Plan:
     `treatments` are sets of changes to the live engine; every configuration is run with each of
     them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
     for all but one. `sanitize` has what was recorded of each cell checked (and events recorded),
-    and adds one cell for each release and way of sharing in which a known fault is planted.
+    and adds a control for each set of treatments, release and way of sharing: a cell with these
+    treatments in which a known fault is planted, another one in each, in turn from all kinds.
     Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
     included, `resubmit_s` for the pause after which a client sends a refused request again (None:
     never).
@@ -178,11 +176,20 @@ class Plan:
         return [*self._controls(), *self._cells()]
 
     def _controls(self) -> Iterator[Cell]:
-        if self.sanitize:
-            pages, concurrency = max(self.pages), max(self.concurrency)
-            for release in self.releases:
-                for sharing in self.prefix_sharing:
-                    yield Cell(release, sharing, pages, concurrency, 0, (CONTROL,))
+        if not self.sanitize:
+            return
+        from analysis.treat.faults import controls
+
+        pages, concurrency = max(self.pages), max(self.concurrency)
+        # Another seed or concurrency begins with another fault.
+        first = self.seed + concurrency.bit_length()
+        for release in self.releases:
+            for sharing in self.prefix_sharing:
+                faults = controls(release, sharing)
+                for number, names in enumerate(self.treatments):
+                    meant = _expanded(names, release, sharing)
+                    fault = faults[(first + number) % len(faults)]
+                    yield Cell(release, sharing, pages, concurrency, 0, (*meant, fault))
 
     def _cells(self) -> Iterator[Cell]:
         for repeat in range(self.repeats):

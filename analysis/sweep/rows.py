@@ -59,6 +59,8 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
         "observed": OBSERVED[plan.observe],
+        # "null" for a fault that found nothing to strike; null where that is not known.
+        "struck": json.dumps(ended.facts["struck"]) if "struck" in ended.facts else None,
     }
 
 

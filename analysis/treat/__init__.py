@@ -19,7 +19,7 @@ from analysis.treat.allocations import (
 from analysis.treat.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
 from analysis.treat.base import Treatment
 from analysis.treat.failures import RequeueUnboarded, SurviveAllocationFailure
-from analysis.treat.faults import FAULTS
+from analysis.treat.faults import FAULTS, Fault
 from analysis.treat.order import LockCache, OneAtATime, OneWorker, PinOnLookup, ShortStrobes
 from analysis.treat.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
 from analysis.treat.pool import BigPool, ReservePaddingPage
@@ -69,6 +69,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
 __all__ = [
     "FAULTS",
     "TREATMENTS",
+    "Fault",
     "Treated",
     "Treatment",
     "applies",

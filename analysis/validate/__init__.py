@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         LadderError,
         Rung,
         overview,
-        upper_bound,
     )
     from analysis.validate.words import answer_in_a_sentence, in_a_sentence, in_words, rung_in_words
 
@@ -35,7 +34,6 @@ __all__ = [
     "in_words",
     "overview",
     "rung_in_words",
-    "upper_bound",
     "validate",
 ]
 

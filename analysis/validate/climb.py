@@ -33,6 +33,8 @@ OnStep = Callable[[Isolated | Rung], None]
 
 _PER_CELL = 32
 """Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
+_FEWEST_ENGINES = 6
+"""Fresh engines of a rung at least: requests of one engine are not independent, engines are."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
 """Requests of a client: two at once may be slow, and a second one finds what a first one left."""
 _RESUBMIT_S, _FOREVER_S, _TIMEOUT_S = 0.05, 1e6, 60.0
@@ -133,7 +135,7 @@ class Settings:
             pages=(self.pages,),
             concurrency=(level,),
             workload="+".join(names),
-            repeats=max(-(-self.ladder().needed // (level * rounds)), len(names)),
+            repeats=max(_FEWEST_ENGINES, -(-self.ladder().needed // (level * rounds)), len(names)),
             rounds=rounds,
             seed=self.seed,
             max_new_tokens=self.max_new_tokens,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from analysis.errors import RunError
 from analysis.sanitize.findings import WRONG_DATA, worst
-from analysis.sanitize.recorded import CONTROL_ALARM
+from analysis.sanitize.recorded import Control
 from analysis.stats import FAILURES
 from analysis.store import cell_tables, read_manifest
 from analysis.tables import is_control
@@ -33,6 +33,11 @@ class Evidence:
     cell_id: str
     control: bool
     alarmed: bool
+    """Whether a control's fault was found for what it is."""
+    struck: bool
+    """Whether a control's fault found what to strike."""
+    fault: str
+    """A control's fault, else ""."""
     outcomes: Mapping[str, int]
     refusals: int
     ending: str | None
@@ -74,10 +79,13 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
         unchecked = "Nothing was recorded."
     failed = [row for row in requests if row["outcome"] in FAILURES]
     failed.sort(key=lambda row: (row["submitted_s"] is None, row["submitted_s"], row["request_id"]))
+    control = Control.of(cell, findings) if is_control(cell["treatments"] or ()) else None
     return Evidence(
         cell_id=cell["cell_id"],
-        control=is_control(tuple(cell["treatments"] or ())),
-        alarmed=CONTROL_ALARM in keys,
+        control=control is not None,
+        alarmed=control is not None and control.alarmed,
+        struck=control is not None and control.struck,
+        fault="" if control is None else control.fault,
         outcomes=Counter(row["outcome"] for row in requests),
         refusals=sum(row["refusals"] or 0 for row in requests),
         ending=(cell["status_detail"] or cell["status"]) if badly else None,
@@ -127,7 +135,7 @@ def rung_of(
     """Return the rung that these engines make."""
     every = list(evidence)
     own = [item for item in every if not item.control]
-    controls = [item for item in every if item.control]
+    controls = [item for item in every if item.control and item.struck]
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
     memory = [item.peak_rss_bytes for item in own if item.peak_rss_bytes]
     pages = [item.pages_in_use for item in own if item.pages_in_use is not None]
@@ -148,6 +156,7 @@ def rung_of(
         leaked=sum(item.leaked for item in own),
         controls=len(controls),
         alarms=sum(item.alarmed for item in controls),
+        planted=tuple(item.fault for item in every if item.control),
         unchecked=tuple(sorted({item.unchecked for item in own if item.unchecked})),
         peak_rss_bytes=max(memory, default=None),
         pages_in_use=max(pages, default=None),

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from analysis.errors import CachelabError
 from analysis.stats import requests_to_see
+from analysis.stats_exact import upper_bound
 
 LEVELS = (2, 4, 8, 16, 32)
 Verdict = Literal["clean", "failed", "undecided", "void"]
@@ -72,9 +72,11 @@ class Rung:
     leaked: int = 0
     """Pages neither free nor cached with nobody served, over all engines."""
     controls: int = 0
-    """Engines in which a fault was planted."""
+    """Engines in which a fault was planted, and struck."""
     alarms: int = 0
-    """Of these, in how many it was found."""
+    """Of these, in how many it was found for what it is."""
+    planted: tuple[str, ...] = ()
+    """The faults, also those that found nothing to strike."""
     unchecked: tuple[str, ...] = ()
     """What could not be watched, in sentences."""
     peak_rss_bytes: int | None = None
@@ -246,17 +248,6 @@ _COLUMNS = (
     "level", "verdict", "needed", "accepted", "failed", "rejected", "refusals", "upper",
     "findings", "leaked", "cells", "peak_rss_bytes", "pages_in_use", "page_count", "seconds",
 )  # fmt: skip
-
-
-def upper_bound(k: int, n: int, confidence: float) -> float:
-    """Return the one-sided upper confidence bound of k of n, as a share of 1; 1 for n = 0.
-
-    Source: C. J. Clopper and E. S. Pearson (1934), Biometrika 26:404. For k = 0 it is
-    1 - (1 - confidence)^(1/n), so that `requests_to_see(rate)` requests bring it to `rate`.
-    """
-    if not 0 <= k <= n:
-        raise ValueError(f"k must lie between 0 and n, not {k} of {n}")
-    return 1.0 if k == n else float(scipy_stats.beta.ppf(confidence, k + 1, n - k))
 
 
 def overview(ladders: Sequence[Ladder]) -> pd.DataFrame:

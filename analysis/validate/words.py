@@ -10,8 +10,8 @@ from analysis.workload import in_turn
 _MIB = 2**20
 _SHOWN = 3
 _CAVEAT = (
-    "Bounds are one-sided, with {} confidence. That of requests takes them for independent, which"
-    " those that share batches are not; engines are."
+    "Bounds are one-sided, with {} confidence. That of requests holds only if requests were"
+    " independent, which those that share batches are not; that of engines holds as it is."
 )
 
 
@@ -53,7 +53,8 @@ def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()
         text = f"of {len(singles)} single fixes {failed} failed and {len(held)} held"
         if held:
             named = [
-                f"{one.treatments[0]}, {one.prefix_sharing}, up to {one.levels[-1]} at once"
+                f"{one.treatments[0]}, {one.prefix_sharing}, up to {one.levels[-1]} at once:"
+                f" {_bounds(one)}"
                 for one in held
             ]
             text += f" ({'; '.join(named)})"
@@ -64,13 +65,20 @@ def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()
 
 def _short(ladder: Ladder) -> str:
     if ladder.verdict == "validated":
-        return (
-            f"is validated up to {ladder.levels[-1]} requests at once (a failure rate above"
-            f" {_percent(ladder.rate)} would have shown with {_percent(ladder.confidence)}"
-            " confidence)"
-        )
+        return f"is validated up to {ladder.levels[-1]} requests at once ({_bounds(ladder)})"
     text = _verdict(ladder).partition(":")[0].rstrip(".")
     return text if ladder.verdict == "failed" else f"is {text}"
+
+
+def _bounds(ladder: Ladder) -> str:
+    """Say what a validated ladder bounds, by requests and by engines in one sentence."""
+    rung = max(ladder.rungs, key=lambda rung: rung.upper_of_engines)
+    return (
+        f"a failure rate above {_percent(ladder.rate)} would have shown with"
+        f" {_percent(ladder.confidence)} confidence if requests were independent, and"
+        f" {rung.failed_cells} of {rung.cells} engines, which are independent, bounds engines with"
+        f" a failure at {_percent(rung.upper_of_engines)}"
+    )
 
 
 def isolated_in_words(isolated: Isolated) -> str:
@@ -100,6 +108,11 @@ def rung_in_words(rung: Rung) -> str:
             f"Void: of {rung.controls} planted faults {rung.alarms} were found, so silence means"
             " nothing."
         )
+    elif rung.planted and not rung.controls and rung.verdict != "failed":
+        sentences.append(
+            f"The planted fault ({', '.join(rung.planted)}) found nothing to strike, so silence"
+            " means nothing yet."
+        )
     elif not rung.controls and rung.verdict != "failed":
         sentences.append("No planted fault was tried, so silence means nothing yet.")
     if rung.accepted < rung.needed and rung.verdict == "undecided":
@@ -117,11 +130,7 @@ def _verdict(ladder: Ladder) -> str:
     if isinstance(last, Rung):
         where = f"at {last.level} at once"
     if ladder.verdict == "validated":
-        return (
-            f"validated up to {ladder.levels[-1]} at once: on every rung a failure rate above"
-            f" {_percent(ladder.rate)} would have shown with {_percent(ladder.confidence)}"
-            " confidence."
-        )
+        return f"validated up to {ladder.levels[-1]} at once: on every rung {_bounds(ladder)}."
     if ladder.verdict == "failed":
         return f"failed {where}."
     if ladder.verdict == "void":
@@ -146,8 +155,8 @@ def _requests(rung: Rung) -> str:
     if rung.failed_cells:
         return f"{text}."
     return (
-        f"{text}: at most {_percent(rung.upper)} of requests do, and at most"
-        f" {_percent(rung.upper_of_engines)} of engines."
+        f"{text}: at most {_percent(rung.upper)} of requests do if they are independent, and at"
+        f" most {_percent(rung.upper_of_engines)} of engines, which are."
     )
 
 

@@ -99,7 +99,9 @@ def test_damage_is_found_in_the_stated_time(
     case = case_of(release, sharing, mode, fault.name)
     struck = case["struck"]
     assert struck is not None, "It found nothing to strike."
-    found = [row for row in case["findings"] if (row["rule"], row["cause"]) == fault.alarm]
+    found = [
+        row for row in case["findings"] if (row["rule"], row["cause"]) == (fault.rule, fault.cause)
+    ]
     found = [row for row in found if row["page"] == struck["page"]]
     assert found, case["findings"]
     asked, other = struck["request_id"], struck["other_request_id"]
@@ -109,7 +111,7 @@ def test_damage_is_found_in_the_stated_time(
     assert first > struck["seq"]
     assert not [row for row in case["findings"] if row["seq"] < struck["seq"]]
     started = sum(seq < first for seq in case["starts"])
-    if fault.alarm[0] == "arrived writes":
+    if fault.rule == "arrived writes":
         # In either mode, when the very flight lands.
         assert {row["severity"] for row in found} == {"wrong data"}
         assert f"Flight {struck['flight_id']} wrote" in found[0]["message"]

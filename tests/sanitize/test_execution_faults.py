@@ -12,7 +12,7 @@ import pytest
 from support import RELEASES, ROOT
 
 from analysis.releases import python_of
-from analysis.treat.faults import EXECUTION_FAULTS
+from analysis.treat.faults.execution import EXECUTION_FAULTS
 
 ENDS_ENGINE = ("fault:never-lands", "fault:dropped-by-batcher")
 """What leaves requests in the engine that nobody ends: each has an engine of its own."""
@@ -22,7 +22,7 @@ import json, sys
 from analysis.engine import Engine, EngineConfig
 from analysis.sanitize import sanitize
 from analysis.treat import treat
-from analysis.treat.faults import EXECUTION_FAULTS
+from analysis.treat.faults.execution import EXECUTION_FAULTS
 from analysis.workload import make_workload
 
 release, alone = sys.argv[1], sys.argv[2:]

@@ -1,5 +1,9 @@
 """Planted faults: known defects, by which it is seen whether the sanitizer sounds the alarm."""
 
+from __future__ import annotations
+
+from itertools import zip_longest
+
 from analysis.treat.faults.arguments import ARGUMENT_FAULTS
 from analysis.treat.faults.base import Fault, Struck
 from analysis.treat.faults.bytes import BYTES_FAULTS
@@ -10,19 +14,28 @@ from analysis.treat.faults.requests import REQUEST_FAULTS
 from analysis.treat.faults.results import RESULT_FAULTS
 from analysis.treat.faults.shape import SHAPE_FAULTS
 
-FAULTS: dict[str, type[Fault]] = {
-    fault.name: fault
-    for fault in (
-        *FLIGHT_FAULTS,
-        *CACHE_FAULTS,
-        *REQUEST_FAULTS,
-        *SHAPE_FAULTS,
-        *BYTES_FAULTS,
-        *RESULT_FAULTS,
-        *ARGUMENT_FAULTS,
-        *EXECUTION_FAULTS,
-    )
-}
+FAMILIES: tuple[tuple[type[Fault], ...], ...] = (
+    FLIGHT_FAULTS,
+    CACHE_FAULTS,
+    REQUEST_FAULTS,
+    SHAPE_FAULTS,
+    BYTES_FAULTS,
+    RESULT_FAULTS,
+    ARGUMENT_FAULTS,
+    EXECUTION_FAULTS,
+)
+FAULTS: dict[str, type[Fault]] = {fault.name: fault for family in FAMILIES for fault in family}
 """By name, which begins with `fault:`."""
 
-__all__ = ["EXECUTION_FAULTS", "FAULTS", "Fault", "Struck"]
+
+def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return the faults that a control may have, in turn from one family to the next."""
+    families = [
+        [fault.name for fault in family if fault.control and fault.fits(release, prefix_sharing)]
+        for family in FAMILIES
+    ]
+    turns = zip_longest(*families)
+    return tuple(name for turn in turns for name in turn if name is not None)
+
+
+__all__ = ["FAMILIES", "FAULTS", "Fault", "Struck", "controls"]

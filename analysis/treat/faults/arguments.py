@@ -44,7 +44,7 @@ class TokensExchanged(Passing):
 
     name = "fault:tokens-exchanged-after-filling"
     change = "Two rows of one decode have each other's tokens while the device reads, once."
-    alarm = rule, cause = "arguments as filled", "tokens"
+    rule, cause = "arguments as filled", "tokens"
 
     def alter(self, flight: Boarded, row: int) -> Struck | None:
         tokens = flight.arrays["tokens"]
@@ -60,7 +60,7 @@ class TokensOfLast(Passing):
 
     name = "fault:tokens-of-last-invocation"
     change = "The tokens of one decode are those of the one before while the device reads, once."
-    alarm = rule, cause = "arguments as filled", "tokens"
+    rule, cause = "arguments as filled", "tokens"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -81,7 +81,7 @@ class PromptChanged(Passing):
     name = "fault:prompt-changed-after-filling"
     change = "One token of one row of a prefill is another while the device reads, once."
     phase, after = "prefill", 0
-    alarm = rule, cause = "arguments as filled", "tokens"
+    rule, cause = "arguments as filled", "tokens"
 
     def alter(self, flight: Boarded, row: int) -> Struck | None:
         tokens = flight.arrays["tokens"]
@@ -94,7 +94,7 @@ class LengthChanged(Passing):
 
     name = "fault:length-changed-after-filling"
     change = "One row of a decode is one token too short while the device reads, once."
-    alarm = rule, cause = "arguments as filled", "seq_lens"
+    rule, cause = "arguments as filled", "seq_lens"
 
     def alter(self, flight: Boarded, row: int) -> Struck | None:
         flight.arrays["seq_lens"][row] -= 1
@@ -106,7 +106,7 @@ class StartChanged(Passing):
 
     name = "fault:start-changed-after-filling"
     change = "One row of a decode starts one position early while the device reads, once."
-    alarm = rule, cause = "arguments as filled", "start_positions"
+    rule, cause = "arguments as filled", "start_positions"
 
     def alter(self, flight: Boarded, row: int) -> Struck | None:
         flight.arrays["start_positions"][row] -= 1
@@ -118,7 +118,7 @@ class TableChanged(Passing):
 
     name = "fault:table-changed-after-filling"
     change = "The first page of one row of a decode is another's while the device reads, once."
-    alarm = rule, cause = "arguments as filled", "block_tables"
+    rule, cause = "arguments as filled", "block_tables"
 
     def alter(self, flight: Boarded, row: int) -> Struck | None:
         tables, other = flight.arrays["block_tables"], another(flight, row)
@@ -133,7 +133,7 @@ class RefilledInFlight(FlightFault):
 
     name = "fault:refilled-in-flight"
     change = "The lengths of one decode are overwritten when it was called, before it lands, once."
-    alarm = rule, cause = "arguments as filled", "seq_lens"
+    rule, cause = "arguments as filled", "seq_lens"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         flight.later = {"seq_lens": np.roll(flight.arrays["seq_lens"], 1) + 1}
@@ -146,7 +146,7 @@ class NextBeforeLanding(Fault):
     name = "fault:next-before-landing"
     change = "One decode is reported as done with the last results before it has landed, once."
     releases = ("3.1.0",)
-    alarm = rule, cause = "landed before read", "still under way"
+    rule, cause = "landed before read", "still under way"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)

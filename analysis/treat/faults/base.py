@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,10 +42,19 @@ class Fault(Treatment):
     """The rule that it breaks."""
     cause: ClassVar[str]
     """In which way."""
+    otherwise: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Releases on which it sets off another alarm: rule and cause."""
+    control: ClassVar[bool] = True
+    """Whether a sanitized sweep finds it from what it records, so that controls may have it."""
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
         self.struck: Struck | None = None
+
+    @classmethod
+    def alarm(cls, release: str) -> tuple[str, str]:
+        """Return rule and cause of the alarm that it must set off on a release."""
+        return cls.otherwise.get(release, (cls.rule, cls.cause))
 
     def may_strike(self, request_id: str) -> bool:
         """Tell whether a request is one that it is meant for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,6 @@ def _settled_page(flight: Boarded, row: int, probe: Any) -> int | None:
 class _PageFault(FlightFault):
     """A fault in the page that a row writes to, before a decode."""
 
-    alarm: ClassVar[tuple[str, str]]
-
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         page = _settled_page(flight, row, probe)
         if page is None:
@@ -77,7 +75,7 @@ class FlippedBit(_PageFault):
 
     name = "fault:flipped-bit"
     change = "One bit of a page of a request under way is flipped, once."
-    alarm = rule, cause = _CHANGED
+    rule, cause = _CHANGED
 
     def damage(self, bits: Bits) -> None:
         bits[_LAYER, 1, _SLOT, _HEAD, 5] ^= _FLIP
@@ -89,7 +87,7 @@ class FlippedBitCached(FlightFault):
     name = "fault:flipped-bit-cached"
     change = "One bit of a page of the trie that no request holds is flipped, once."
     sharing = "trie"
-    alarm = rule, cause = _CHANGED
+    rule, cause = _CHANGED
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         state = probe.read()
@@ -107,7 +105,7 @@ class FlippedBitFree(FlightFault):
 
     name = "fault:flipped-bit-free"
     change = "One bit of a free page is flipped, once."
-    alarm = rule, cause = ("unwritten bytes", "of a free page")
+    rule, cause = ("unwritten bytes", "of a free page")
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         page = probe.pool.available_pages[len(probe.pool.available_pages) // 2].index
@@ -123,7 +121,7 @@ class HeadZeroed(_PageFault):
 
     name = "fault:head-zeroed"
     change = "The keys of one attention head become zeros in a page of a request, once."
-    alarm = rule, cause = _CHANGED
+    rule, cause = _CHANGED
 
     def damage(self, bits: Bits) -> None:
         bits[:, 0, :, _HEAD] = 0
@@ -134,7 +132,7 @@ class ValuesZeroed(_PageFault):
 
     name = "fault:values-zeroed"
     change = "All values of a page of a request become zeros, once."
-    alarm = rule, cause = _CHANGED
+    rule, cause = _CHANGED
 
     def damage(self, bits: Bits) -> None:
         bits[:, 1] = 0
@@ -145,7 +143,7 @@ class SlotsShifted(_PageFault):
 
     name = "fault:slots-shifted"
     change = "The slots of a page of a request move on by one, once."
-    alarm = rule, cause = _MOVED
+    rule, cause = _MOVED
 
     def damage(self, bits: Bits) -> None:
         bits[:, :, 1:] = bits[:, :, :-1].copy()
@@ -153,8 +151,6 @@ class SlotsShifted(_PageFault):
 
 class _TwoPagesFault(FlightFault):
     """A fault between the pages that two rows write to."""
-
-    alarm: ClassVar[tuple[str, str]]
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         other = another(flight, row)
@@ -179,7 +175,7 @@ class ForeignLayer(_TwoPagesFault):
 
     name = "fault:foreign-layer"
     change = "One layer of a page of a request becomes that of another request's, once."
-    alarm = rule, cause = _MOVED
+    rule, cause = _MOVED
 
     def damage(self, bits: Bits, others: Bits) -> None:
         bits[_LAYER] = others[_LAYER]
@@ -190,7 +186,7 @@ class PagesSwapped(_TwoPagesFault):
 
     name = "fault:pages-swapped"
     change = "The bytes of the last pages of two requests are exchanged, once."
-    alarm = rule, cause = _MOVED
+    rule, cause = _MOVED
 
     def damage(self, bits: Bits, others: Bits) -> None:
         bits[:], others[:] = others.copy(), bits.copy()
@@ -199,7 +195,6 @@ class PagesSwapped(_TwoPagesFault):
 class _WriteFault(FlightFault):
     """A fault in what a decode writes for a row, done when it has landed."""
 
-    alarm: ClassVar[tuple[str, str]]
     told_first = False
     """Whether the landing is told before."""
 
@@ -258,7 +253,7 @@ class WriteLost(_WriteFault):
 
     name = "fault:write-lost"
     change = "The slot of one decode keeps what it held before."
-    alarm = rule, cause = ("arrived writes", "nothing arrived")
+    rule, cause = ("arrived writes", "nothing arrived")
 
     def lose(self, slot: Bits, before: Bits) -> None:
         slot[:] = before
@@ -269,7 +264,7 @@ class ValuesLost(_WriteFault):
 
     name = "fault:values-lost"
     change = "The values in the slot of one decode stay what they were before."
-    alarm = rule, cause = _MISSING
+    rule, cause = _MISSING
 
     def lose(self, slot: Bits, before: Bits) -> None:
         slot[:, 1] = before[:, 1]
@@ -280,7 +275,7 @@ class HeadLost(_WriteFault):
 
     name = "fault:head-lost"
     change = "The keys of one head in the slot of one decode stay what they were before."
-    alarm = rule, cause = _MISSING
+    rule, cause = _MISSING
 
     def lose(self, slot: Bits, before: Bits) -> None:
         slot[:, 0, _HEAD] = before[:, 0, _HEAD]
@@ -291,7 +286,7 @@ class LayerLost(_WriteFault):
 
     name = "fault:layer-lost"
     change = "The last layer in the slot of one decode stays what it was before."
-    alarm = rule, cause = _MISSING
+    rule, cause = _MISSING
 
     def lose(self, slot: Bits, before: Bits) -> None:
         slot[-1] = before[-1]
@@ -302,7 +297,7 @@ class WriteUndone(_WriteFault):
 
     name = "fault:write-undone"
     change = "The slot of one decode goes back to what it held before, after the landing was told."
-    alarm = rule, cause = _CHANGED
+    rule, cause = _CHANGED
     told_first = True
 
     def lose(self, slot: Bits, before: Bits) -> None:
@@ -314,7 +309,7 @@ class CopiedWithoutLayer(CopiedShort):
 
     name = "fault:copied-without-layer"
     change = "A page is copied without its last layer, once; the copy is freed again."
-    alarm = rule, cause = ("unwritten bytes", "not all of a copied page")
+    rule, cause = ("unwritten bytes", "not all of a copied page")
     part = 4
 
     def source(self, flight: Boarded, row: int, probe: Any) -> int | None:

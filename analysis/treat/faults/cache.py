@@ -77,6 +77,8 @@ class LostPage(FlightFault):
     name = "fault:lost-page"
     change = "A page vanishes from the free list, once."
     rule, cause = "one state", "fewer free pages than were freed"
+    # Its events do not say how many pages the pool has, so one is missed when it is counted.
+    otherwise = {"3.9.0": ("accounts", "changed behind its operations")}  # noqa: RUF012
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         probe.pool.available_pages.pop(0)
@@ -235,6 +237,7 @@ class CopiedShort(FlightFault):
     name = "fault:copied-short"
     change = "A page is copied and its last slot left out, once; the copy is freed again."
     rule, cause = "whole copies", "short copy"
+    control = False  # a sweep does not look into the pages
     part: ClassVar[int] = 1024
     """The last one of so many parts of the page is missing."""
 
@@ -301,6 +304,7 @@ class NanInPaddingPage(FlightFault):
     name = "fault:nan-in-padding-page"
     change = "Page 0 is filled with NaN, once."
     rule, cause = "finite contents", "the padding page"
+    control = False  # a sweep does not look into the pages
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         if not (flight.arrays["block_tables"][: flight.real] == 0).any():
@@ -315,6 +319,7 @@ class WrittenAfterFree(FlightFault):
     name = "fault:written-after-free"
     change = "A page in quarantine is filled with ones, once; the treatment must be on for it."
     rule, cause = "written after free", "written"
+    control = False  # a sweep does not look into the pages
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         resting = resting_pages(probe.pool)

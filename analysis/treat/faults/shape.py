@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from analysis.engine.adapters.probe import indices
 from analysis.treat.faults.base import FlightFault, Struck, another
 from analysis.treat.flights import Boarded
-
-
-class _ShapeFault(FlightFault):
-    """One that declares its rule and cause as its alarm."""
-
-    alarm: ClassVar[tuple[str, str]]
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "alarm" in vars(cls):
-            cls.rule, cls.cause = cls.alarm
-
 
 # -- the table beyond the length ---------------------------------------------------------------
 
@@ -50,12 +38,12 @@ def _anothers(flight: Boarded, row: int, probe: Any) -> tuple[str, int] | None:
     return (name, pages[-1]) if pages and not sharers else None
 
 
-class FreePageBeyond(_ShapeFault):
+class FreePageBeyond(FlightFault):
     """A row's table names a free page where its mask hides it."""
 
     name = "fault:free-page-beyond"
     change = "Beyond one decode row's length its block table has a free page, once."
-    alarm = ("table padding", "a free page")
+    rule, cause = "table padding", "a free page"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         place, free = _place_beyond(flight, row, probe), indices(probe.pool.available_pages)
@@ -70,16 +58,16 @@ class FreePageBeyondPrompt(FreePageBeyond):
 
     name = "fault:free-page-beyond-prompt"
     change = "Beyond one prompt's length its block table has a free page, once."
-    alarm = ("table padding", "a free page")
+    rule, cause = "table padding", "a free page"
     phase, after = "prefill", 0
 
 
-class OthersPageBeyond(_ShapeFault):
+class OthersPageBeyond(FlightFault):
     """A row's table names another request's page where its mask hides it."""
 
     name = "fault:others-page-beyond"
     change = "Beyond one decode row's length its block table has another request's page, once."
-    alarm = ("table padding", "a page of others")
+    rule, cause = "table padding", "a page of others"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         place, found = _place_beyond(flight, row, probe), _anothers(flight, row, probe)
@@ -95,16 +83,16 @@ class OthersPageBeyondPrompt(OthersPageBeyond):
 
     name = "fault:others-page-beyond-prompt"
     change = "Beyond one prompt's length its block table has another request's page, once."
-    alarm = ("table padding", "a page of others")
+    rule, cause = "table padding", "a page of others"
     phase, after = "prefill", 0
 
 
-class StaleRestOfTable(_ShapeFault):
+class StaleRestOfTable(FlightFault):
     """A row's table ends as the one before it in the same row did."""
 
     name = "fault:stale-rest-of-table"
     change = "Beyond one row's length its block table is left as a freed request had it, once."
-    alarm = ("table padding", "a free page")
+    rule, cause = "table padding", "a free page"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -124,12 +112,12 @@ class StaleRestOfTable(_ShapeFault):
         return None
 
 
-class NoSuchPageBeyond(_ShapeFault):
+class NoSuchPageBeyond(FlightFault):
     """A row's table names a page that the pool has not."""
 
     name = "fault:no-such-page-beyond"
     change = "Beyond one decode row's length its block table has a page past the pool, once."
-    alarm = ("table padding", "no such page")
+    rule, cause = "table padding", "no such page"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         place, page = _place_beyond(flight, row, probe), len(probe.pool.attn_page_entries)
@@ -139,12 +127,12 @@ class NoSuchPageBeyond(_ShapeFault):
         return Struck(flight.request_ids[row], None, page)
 
 
-class PageInPaddingRow(_ShapeFault):
+class PageInPaddingRow(FlightFault):
     """A padding row names a request's page where it neither reads nor writes."""
 
     name = "fault:page-in-padding-row"
     change = "The last place of a padding row's block table has a request's page, once."
-    alarm = ("table padding", "in a padding row")
+    rule, cause = "table padding", "in a padding row"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         tables, request = flight.arrays["block_tables"], flight.request_ids[row]
@@ -175,7 +163,7 @@ def _is_below(node: Any, above: Any) -> bool:
     return node is above
 
 
-class _NodeFault(_ShapeFault):
+class _NodeFault(FlightFault):
     sharing = "trie"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
@@ -198,7 +186,7 @@ class ParentElsewhere(_NodeFault):
 
     name = "fault:parent-elsewhere"
     change = "A node's parent pointer is set to another node of the trie, once."
-    alarm = ("parents", "wrong parent pointer")
+    rule, cause = "parents", "wrong parent pointer"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         node.parent = other
@@ -210,7 +198,7 @@ class ParentLost(_NodeFault):
 
     name = "fault:parent-lost"
     change = "A node's parent pointer is set to nothing, once, while it stays in its place."
-    alarm = ("parents", "wrong parent pointer")
+    rule, cause = "parents", "wrong parent pointer"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         node.parent = None
@@ -222,7 +210,7 @@ class ChildElsewhere(_NodeFault):
 
     name = "fault:child-elsewhere"
     change = "A node is moved among another node's children, once, and its pointer is left."
-    alarm = ("parents", "another's child")
+    rule, cause = "parents", "another's child"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         del node.parent.children[node.tokens]
@@ -235,7 +223,7 @@ class ChildTwice(_NodeFault):
 
     name = "fault:child-twice"
     change = "A node is put among another node's children too, once."
-    alarm = ("parents", "another's child")
+    rule, cause = "parents", "another's child"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         other.children[node.tokens] = node
@@ -255,13 +243,13 @@ def _last_node(flight: Boarded, row: int, probe: Any) -> Any:
     return None if node is probe.cache.root else node
 
 
-class ReferenceTaken(_ShapeFault):
+class ReferenceTaken(FlightFault):
     """A request goes on while nothing keeps its cached pages from eviction."""
 
     name = "fault:reference-taken"
     change = "The only reference to a node that a decode of one request uses is given back, once."
     sharing = "trie"
-    alarm = ("protected", "no reference")
+    rule, cause = "protected", "no reference"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         node = _last_node(flight, row, probe)
@@ -280,7 +268,7 @@ class ReferenceTakenQuietly(ReferenceTaken):
 
     name = "fault:reference-taken-quietly"
     change = "The only reference to a node that one request uses is set to none, once."
-    alarm = ("protected", "no reference")
+    rule, cause = "protected", "no reference"
 
     def take(self, node: Any) -> None:
         node.ref_count.count = 0
@@ -289,13 +277,13 @@ class ReferenceTakenQuietly(ReferenceTaken):
 # -- a cache's notes of its pages --------------------------------------------------------------
 
 
-class EntryLost(_ShapeFault):
+class EntryLost(FlightFault):
     """The cache's list of allocated pages lacks one that a request holds."""
 
     name = "fault:entry-lost"
     change = "A page that a request has in stock is taken off the cache's list, once."
     releases = ("3.9.0",)
-    alarm = ("allocation lists", "a held page missing")
+    rule, cause = "allocation lists", "a held page missing"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         request = flight.request_ids[row]
@@ -308,7 +296,7 @@ class EntryLost(_ShapeFault):
         return Struck(request, None, entries[0].index)
 
 
-class _ListFault(_ShapeFault):
+class _ListFault(FlightFault):
     releases = ("3.9.0",)
     sharing = "trie"
 
@@ -318,7 +306,7 @@ class EntryStale(_ListFault):
 
     name = "fault:entry-stale"
     change = "A free page is put on the cache's list of allocated pages, once."
-    alarm = ("allocation lists", "listed and free")
+    rule, cause = "allocation lists", "listed and free"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
@@ -331,7 +319,7 @@ class EntryTwice(_ListFault):
 
     name = "fault:entry-twice"
     change = "A page on the cache's list of allocated pages is put there again, once."
-    alarm = ("allocation lists", "listed twice")
+    rule, cause = "allocation lists", "listed twice"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         held = set(probe.holdings().get(flight.request_ids[row], ()))
@@ -347,7 +335,7 @@ class EntryCached(_ListFault):
 
     name = "fault:entry-cached"
     change = "A page of the trie is put on the cache's list of allocated pages, once."
-    alarm = ("allocation lists", "listed and cached")
+    rule, cause = "allocation lists", "listed and cached"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         held = {page for pages in probe.holdings().values() for page in pages}
@@ -363,7 +351,7 @@ class FreePageAside(_ListFault):
 
     name = "fault:free-page-aside"
     change = "A free page is put among the duplicates that are freed next, once."
-    alarm = ("one state", "freed twice")
+    rule, cause = "one state", "freed twice"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
@@ -371,13 +359,13 @@ class FreePageAside(_ListFault):
         return Struck(None, None, entry.index)
 
 
-class AllocationHasFreePage(_ShapeFault):
+class AllocationHasFreePage(FlightFault):
     """A request's own list of pages has one that is free."""
 
     name = "fault:allocation-has-free-page"
     change = "A free page is put at the end of one request's list of pages, once."
     releases = ("3.1.0",)
-    alarm = ("one state", "held while free")
+    rule, cause = "one state", "held while free"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         allocation = flight.process.exec_requests[row].allocation
@@ -386,13 +374,13 @@ class AllocationHasFreePage(_ShapeFault):
         return Struck(flight.request_ids[row], None, entry.index)
 
 
-class AllocationLosesPage(_ShapeFault):
+class AllocationLosesPage(FlightFault):
     """A request's own list of pages lacks its last one, so it takes another in its place."""
 
     name = "fault:allocation-loses-page"
     change = "The last page of one request's list of pages is taken off it, once."
     releases = ("3.1.0",)
-    alarm = ("own prefix", "nothing")
+    rule, cause = "own prefix", "nothing"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         allocation = flight.process.exec_requests[row].allocation
@@ -405,12 +393,12 @@ class AllocationLosesPage(_ShapeFault):
 # -- locks -------------------------------------------------------------------------------------
 
 
-class LockKept(_ShapeFault):
+class LockKept(FlightFault):
     """A thread of the engine takes the pool's lock and does not give it back."""
 
     name = "fault:lock-kept"
     change = "The lock of the pool is taken on the engine's thread, once, and not released."
-    alarm = ("completion", "lock never released")
+    rule, cause = "completion", "lock never released"
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         probe.pool._lock.acquire(timeout=1.0)

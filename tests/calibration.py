@@ -1,0 +1,394 @@
+"""Calibration: every procedure that ends in a claim, on synthetic engines of known truth.
+
+    .venv/bin/python tests/calibration.py [SIZE]
+
+prints the table of docs/statistics.md as Markdown, from SIZE simulated notebooks a row (default
+400; the tests take fewer). Requests of an engine are correlated: each engine draws its own failure
+rate from a beta distribution of the intraclass correlation (ICC) that the row names.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.causes import Arm, Asked, Verdict, judge
+from analysis.causes.hypotheses import HYPOTHESES
+from analysis.cost import ALL, UNTREATED, costs
+from analysis.cost.measures import METRICS, SETTING
+from analysis.stats_engines import gone, permutation, rate, sign_flip
+from analysis.stats_evictions import evictions_at_equal_concurrency
+from analysis.stats_paired import Paired
+
+ICCS = (0.0, 0.1, 0.2)
+QUICK, FULL = 12, 24
+"""Engines for each set of treatments in notebook 05."""
+HYPOTHESES_OF_A_NOTEBOOK = 51
+ALPHA, MOST = 0.05, 0.5
+Rng = np.random.Generator
+Counts = np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    procedure: str
+    plan: str
+    icc: float
+    quantity: str
+    """What was measured: false claims, coverage or power."""
+    value: float
+    runs: int
+
+
+def failures(rng: Rng, p: float, icc: float, requests: int, engines: int) -> Counts:
+    """Return how many requests of each engine fail, beta-binomially."""
+    if icc == 0 or p in (0.0, 1.0):
+        return rng.binomial(requests, p, engines)
+    scale = (1 - icc) / icc
+    return rng.binomial(requests, rng.beta(p * scale, (1 - p) * scale, engines))
+
+
+# Rates of one configuration.
+
+
+def rate_coverage(rng: Rng, icc: float, engines: int, requests: int, p: float, runs: int) -> float:
+    held = 0
+    for _ in range(runs):
+        found = rate(failures(rng, p, icc, requests, engines).tolist(), [requests] * engines)
+        held += found.low <= p <= found.high
+    return held / runs
+
+
+# Between concurrencies.
+
+GRIDS = {
+    "quick: 1, 2 against 4, 8; 8 engines each": ((1, 2), (4, 8), 8, 1),
+    "full: 1, 2, 3 against 4 to 32; 16 engines each, twice": ((1, 2, 3), (4, 8, 16, 32), 16, 2),
+    "reference: 1, 2 against 4 to 32; 8 engines each": ((1, 2), (4, 8, 16, 32), 8, 1),
+}
+
+
+def between_concurrencies(
+    rng: Rng, icc: float, grid: str, low: float, high: float, runs: int
+) -> float:
+    """Return how often the test says that rates differ, of two configurations (Holm: p < 0.025)."""
+    below, above, engines, rounds = GRIDS[grid]
+    told = 0
+    for _ in range(runs):
+        failed, sizes, second = [], [], []
+        for levels, p, later in ((below, low, False), (above, high, True)):
+            for level in levels:
+                failed += failures(rng, p, icc, level * rounds, engines).tolist()
+                sizes += [level * rounds] * engines
+                second += [later] * engines
+        told += permutation(failed, sizes, second) < ALPHA / 2
+    return told / runs
+
+
+# Two settings, engine by engine, and the verdicts on a notebook's hypotheses.
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true failure rates that one hypothesis is asked by."""
+
+    without: float
+    alone: float
+    all_but: float
+    everything: float
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The true shares that go with it, and that its absence brings back."""
+        return (
+            1 - self.alone / self.without,
+            (self.all_but - self.everything) / self.without,
+        )
+
+
+def _paired(first: Counts, second: Counts, requests: int) -> Paired:
+    return Paired(
+        tuple((8, repeat) for repeat in range(len(first))),
+        (requests,) * len(first),
+        tuple(first.tolist()),
+        tuple(second.tolist()),
+        0, 0, 0, 0,
+    )  # fmt: skip
+
+
+def _arm(failed: Counts, requests: int) -> Arm:
+    return Arm((), tuple((int(k), requests) for k in failed), 0, 0, 0)
+
+
+def notebook(
+    rng: Rng, truths: Sequence[Truth], icc: float, engines: int, requests: int
+) -> list[Verdict]:
+    """Return the verdicts on hypotheses of these truths, of scenarios of ten hypotheses each."""
+    measured = []
+    for start in range(0, len(truths), 10):
+        group = truths[start : start + 10]
+
+        def draw(p: float) -> Counts:
+            return failures(rng, p, icc, requests, engines)
+
+        without, everything = draw(group[0].without), draw(group[0].everything)
+        for truth in group:
+            alone, all_but = draw(truth.alone), draw(truth.all_but)
+            measured.append(
+                Asked(
+                    HYPOTHESES[0],
+                    _arm(without, requests),
+                    _arm(alone, requests),
+                    _paired(without, alone, requests),
+                    _arm(everything, requests),
+                    _arm(all_but, requests),
+                    _paired(all_but, everything, requests),
+                    _paired(without, everything, requests),
+                )
+            )
+    return judge(measured)
+
+
+def false_claims(verdicts: Sequence[Verdict], truths: Sequence[Truth]) -> int:
+    """Return how many verdicts of a notebook claim what is not so."""
+    wrong = 0
+    for verdict, truth in zip(verdicts, truths, strict=True):
+        largest = max(truth.shares)
+        wrong += verdict.word in ("supported", "contributes") and largest <= 0
+        wrong += verdict.word == "supported" and 0 < largest <= MOST
+        wrong += verdict.word == "refuted" and largest >= MOST
+    return wrong
+
+
+NOTHING = Truth(0.3, 0.3, 0.1, 0.1)
+HALF = Truth(0.3, 0.15, 0.25, 0.1)
+CAUSE = Truth(0.3, 0.0, 0.3, 0.0)
+THIRD = Truth(0.3, 0.2, 0.2, 0.1)
+STORIES: dict[str, list[Truth]] = {
+    "no cause at all": [NOTHING] * HYPOTHESES_OF_A_NOTEBOOK,
+    "every one exactly half": [HALF] * HYPOTHESES_OF_A_NOTEBOOK,
+    "rare failures, no cause": [Truth(0.04, 0.04, 0.02, 0.02)] * HYPOTHESES_OF_A_NOTEBOOK,
+    "one cause, others nothing": [
+        Truth(0.3, 0.0, 0.3, 0.0),
+        *[Truth(0.3, 0.3, 0.0, 0.0)] * (HYPOTHESES_OF_A_NOTEBOOK - 1),
+    ],
+}
+
+
+def verdicts_wrong(rng: Rng, story: str, icc: float, engines: int, runs: int) -> float:
+    """Return the share of notebooks with a false claim."""
+    truths = STORIES[story]
+    return float(
+        np.mean(
+            [false_claims(notebook(rng, truths, icc, engines, 32), truths) > 0 for _ in range(runs)]
+        )
+    )
+
+
+def verdict_power(rng: Rng, truth: Truth, word: str, icc: float, engines: int, runs: int) -> float:
+    """Return how often the first of 51 hypotheses, others doing nothing, gets this verdict."""
+    if word == "refuted":
+        truths = [Truth(0.3, 0.3, 0.0, 0.0)] * 10
+    else:
+        truths = [truth, *[Truth(truth.without, truth.without, truth.everything,
+                                 truth.everything)] * 9]  # fmt: skip
+    wanted = {"effect": ("supported", "contributes")}.get(word, (word,))
+    hits = 0
+    for _ in range(runs):
+        measured = notebook(rng, truths, icc, engines, 32)
+        # Ten are drawn, and judged as if 41 more, of which nothing is seen, stood beside them.
+        judged = judge(measured, HYPOTHESES_OF_A_NOTEBOOK - 10)
+        hits += judged[0].word in wanted
+    return hits / runs
+
+
+def share_coverage(
+    rng: Rng, true: float, p: float, icc: float, engines: int, runs: int, requests: int = 32
+) -> float:
+    """Return how often the 95% interval of a share of the failures holds it."""
+    held = 0
+    for _ in range(runs):
+        first = failures(rng, p, icc, requests, engines)
+        second = failures(rng, p * (1 - true), icc, requests, engines)
+        sizes = [requests] * engines
+        found = gone(rate(first.tolist(), sizes), rate(second.tolist(), sizes))
+        held += found.low <= true <= found.high if first.sum() else 1
+    return held / runs
+
+
+def pair_wrong(rng: Rng, p: float, icc: float, engines: int, runs: int) -> float:
+    """Return how often two settings that do alike are told apart by one sign-flip test."""
+    apart = 0
+    for _ in range(runs):
+        one, other = (failures(rng, p, icc, 32, engines) for _ in range(2))
+        apart += sign_flip(one - other) < ALPHA
+    return apart / runs
+
+
+# Evictions at equal concurrency.
+
+
+def evictions(
+    rng: Rng, icc: float, effect: float, engines: int, *, accompany: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return requests and cells; failing is likelier by `effect` for requests that met evictions.
+
+    Concurrency brings more of both. What an engine's requests share, evictions and failures share
+    alike only within it.
+    """
+    cells, requests = [], []
+    for level, p, met in ((4, 0.15, 0.3), (8, 0.35, 0.6)):
+        for repeat in range(engines):
+            name = f"{level}-{repeat}"
+            cells.append({"cell_id": name, "concurrency": level})
+            own, press = p, met
+            if icc:
+                scale = (1 - icc) / icc
+                own = rng.beta(p * scale, (1 - p) * scale)
+                press = rng.beta(met * scale, (1 - met) * scale)
+            for _ in range(level * 3):
+                evicted = rng.random() < press
+                failed = rng.random() < min(1.0, own + effect * evicted)
+                requests.append((name, int(evicted), "wrong" if failed else "ok"))
+    frame = pd.DataFrame(cells).assign(release="r", prefix_sharing="trie")
+    columns = ["cell_id", "evictions_during", "outcome"]
+    return pd.DataFrame(requests, columns=columns), frame
+
+
+def eviction_claims(
+    rng: Rng, icc: float, effect: float, engines: int, runs: int
+) -> tuple[float, float]:
+    """Return how often an effect, and how often mere company, is claimed."""
+    explain = company = 0
+    for _ in range(runs):
+        found = evictions_at_equal_concurrency(*evictions(rng, icc, effect, engines))
+        explain += found.differs
+        company += found.equivalent
+    return explain / runs, company / runs
+
+
+# Costs.
+
+
+def cost_claims(rng: Rng, factor: float, pairs: int, arms: int, runs: int) -> tuple[float, float]:
+    """Return how often any arm is wrongly said to cost or save, and how often the first is told.
+
+    `factor` is what the first arm costs; the others cost nothing. Two concurrencies, times that
+    scatter by 5% from engine to engine.
+    """
+    wrong = told = 0
+    for _ in range(runs):
+        rows = []
+        for level in (4, 8):
+            for repeat in range(pairs // 2):
+                for number, arm in enumerate((UNTREATED, ALL, *map(str, range(arms - 1)))):
+                    values = np.exp(rng.normal(0, 0.05, len(METRICS)))
+                    if number == 1:
+                        values = values * factor
+                    rows.append(
+                        {**dict.fromkeys(SETTING, "x"), "concurrency": level, "repeat": repeat,
+                         "arm": arm, "treatments": (), "comparable": True,
+                         **dict(zip((m.name for m in METRICS), values, strict=True))}
+                    )  # fmt: skip
+        found = costs(pd.DataFrame(rows))
+        shown = found["verdict"].isin(("costs", "saves"))
+        null = found["arm"] != ALL if factor != 1 else found["arm"].notna()
+        wrong += bool((shown & null).any())
+        told += bool((shown & ~null & (found["metric"] == "latency_s")).any())
+    return wrong / runs, told / runs
+
+
+def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) -> list[Row]:
+    """Return all rows, each from so many simulated notebooks."""
+    rng, rows = np.random.default_rng(seed), []
+
+    def add(procedure: str, plan: str, icc: float, quantity: str, value: float) -> None:
+        rows.append(Row(procedure, plan, icc, quantity, value, runs))
+        if say is not None:
+            say(rows[-1])
+
+    for icc in ICCS:
+        for engines, requests in ((6, 8), (8, 32), (12, 32), (24, 32)):
+            worst = min(
+                (rate_coverage(rng, icc, engines, requests, p, runs), p)
+                for p in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
+            )
+            plan = f"{engines} engines of {requests} requests"
+            add("rate, 95% interval", plan, icc, f"coverage, worst at {worst[1]:.0%}", worst[0])
+        for grid in GRIDS:
+            worst = max(
+                (between_concurrencies(rng, icc, grid, p, p, runs), p)
+                for p in (0.05, 0.1, 0.3, 0.5)
+            )
+            add("between concurrencies, permutation", grid, icc,
+                f"false claims, worst at {worst[1]:.0%}", 2 * worst[0])  # fmt: skip
+            found = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
+            add("between concurrencies, permutation", grid, icc, "power, 3% against 25%", found)
+        for engines in (6, QUICK, FULL):
+            worst = max((pair_wrong(rng, p, icc, engines, runs), p) for p in (0.05, 0.3, 0.6))
+            add("two settings, one sign-flip test", f"{engines} engines", icc,
+                f"false claims, worst at {worst[1]:.0%}", worst[0])  # fmt: skip
+            low = min(
+                (share_coverage(rng, true, p, icc, engines, runs), true)
+                for p in (0.1, 0.3, 0.6)
+                for true in (0.0, 0.3, 0.5, 0.8, 0.97, 1.0)
+            )
+            add("share of the failures, 95% interval", f"{engines} engines of 32", icc,
+                f"coverage, worst at a share of {low[1]:.0%}", low[0])  # fmt: skip
+        for name, engines in (("quick", QUICK), ("full", FULL)):
+            plan = f"{name}: 51 hypotheses, {engines} engines of 32"
+            for story in STORIES:
+                add("verdicts on causes", plan, icc, f"false claims in a notebook: {story}",
+                    verdicts_wrong(rng, story, icc, engines, runs))  # fmt: skip
+            for truth, word, what in (
+                (CAUSE, "supported", "power: all of 30% failing is its matter: supported"),
+                (HALF, "effect", "power: half of 30% is its matter: an effect"),
+                (THIRD, "effect", "power: a third of 30% is its matter: an effect"),
+                (NOTHING, "refuted", "power: nothing is its matter: refuted"),
+            ):
+                add("verdicts on causes", plan, icc, what,
+                    verdict_power(rng, truth, word, icc, engines, runs))  # fmt: skip
+        for name, engines in (("quick", 24), ("full", 96)):
+            plan = f"{name}: {engines} engines at 4 and at 8"
+            few = max(20, runs // 4)
+            add("evictions", plan, icc, "false claims: they explain failures",
+                eviction_claims(rng, icc, 0.0, engines, few)[0])  # fmt: skip
+            wrong = eviction_claims(rng, icc, 0.3, engines, few)
+            add("evictions", plan, icc, "power: 30 points more fail with them", wrong[0])
+            add("evictions", plan, icc, "false claims: they merely accompany", wrong[1])
+    few = max(20, runs // 8)
+    for name, pairs, arms in (("quick", 12, 2), ("full", 60, 12)):
+        plan = f"{name}: {arms} sets, {pairs} pairs of engines"
+        add(
+            "costs",
+            plan,
+            0.0,
+            "false claims in a notebook",
+            cost_claims(rng, 1, pairs, arms, few)[0],
+        )
+        add("costs", plan, 0.0, "power: 10% slower", cost_claims(rng, 1.1, pairs, arms, few)[1])
+    return rows
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    sys.stdout.write("| procedure | plan | ICC | what | measured |\n|---|---|---|---|---|\n")
+
+    def say(row: Row) -> None:
+        sys.stdout.write(
+            f"| {row.procedure} | {row.plan} | {row.icc:g} | {row.quantity} | {row.value:.1%} |\n"
+        )
+        sys.stdout.flush()
+
+    table(runs, say=say)
+
+
+if __name__ == "__main__":
+    main()
