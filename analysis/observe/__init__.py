@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from analysis.engine.engine import Engine
+from analysis.observe.checksums import checksummed
 from analysis.observe.recorder import ObserverWarning, Recorder
 from analysis.observe.recording import Recording
 
@@ -29,6 +30,7 @@ def observe(
     max_snapshots: int = 5_000,
     likeliest: int = 0,
     verifies: bool = False,
+    checksums: str | None = None,
 ) -> Iterator[Recording]:
     """Watch a running engine as long as the block lasts, and yield what is recorded.
 
@@ -41,7 +43,9 @@ def observe(
     every flight note so many of the likeliest next tokens of each request's row, with their
     logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
     compared with what they were filled with, and results followed up to the token that is chosen
-    (columns `result_tokens`, `result_digests` and `changed`, events `chosen`).
+    (columns `result_tokens`, `result_digests` and `changed`, events `chosen`). `checksums`
+    (*sampled* or *whole*) reads the bytes of pages, and tells what changed that nothing wrote and
+    what was written and did not arrive; see `sanitize`.
 
     Raises EngineError if the engine is not running or is observed already.
     """
@@ -58,7 +62,7 @@ def observe(
     try:
         recorder.begins_with(recorder.snapshot("asked", None, 1.0))
         engine.listeners.append(recorder)
-        with _memory(recorder, memory_every_s):
+        with _memory(recorder, memory_every_s), checksummed(recorder, checksums):
             yield Recording(recorder)
         if engine.probe is not None:
             recorder.snapshot("asked", None, 1.0)

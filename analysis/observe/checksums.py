@@ -57,6 +57,34 @@ def writing(pool: Any, page: int) -> Iterator[None]:
         watched.rewritten(page)
 
 
+@contextmanager
+def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
+    """Look at the bytes of pages as long as the block lasts, unless that is done already.
+
+    Where they cannot be read, an event says so. Raises EngineError for an unknown mode.
+    """
+    if mode is not None and mode not in MODES:
+        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
+    probe = recorder.engine.probe
+    if mode is None or probe is None or recorder.checksums is not None:
+        yield
+        return
+    try:
+        recorder.checksums = mine = Checksums(probe, recorder, mode=mode)
+    except EngineError as error:
+        recorder.event("checksums", detail=json.dumps({"ended": str(error)}))
+        yield
+        return
+    recorder.event("checksums", detail=mine.coverage)
+    try:
+        yield
+        if recorder.checksums is mine:
+            recorder.read_all_bytes()
+    finally:
+        recorder.checksums = None
+        mine.close()
+
+
 @dataclass
 class _Pending:
     """A page that was read and looked changed while flights were under way."""
@@ -97,8 +125,6 @@ class Checksums:
     """
 
     def __init__(self, probe: CacheProbe, recorder: Recorder, *, mode: str = "sampled") -> None:
-        if mode not in MODES:
-            raise EngineError(f"Checksums are {' or '.join(MODES)}, not {mode!r}.")
         self.mode = mode
         self.lock = threading.RLock()
         self.flights = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 from analysis.engine.engine import Engine
 from analysis.errors import EngineError
 from analysis.observe import observe
-from analysis.observe.checksums import MODES, Checksums
+from analysis.observe.checksums import checksummed
 from analysis.observe.recorder import Recorder
 from analysis.sanitize.findings import Finding, Findings, Group
 from analysis.sanitize.live import Follower
@@ -54,8 +53,7 @@ def sanitize(
     after every flight, which takes longer; None reads none. `Findings.bytes_checked` says what was
     read. Padding page 0 is not judged, nor a change that a flight under way writes over.
 
-    The cache at rest is checked when the
-    block ends. After `max_events` events or flights nothing more is checked, and it says so.
+    The cache at rest is checked when the block ends. After `max_events` events or flights nothing more is checked, and it says so.
 
     Raises EngineError if the engine is not running.
     """
@@ -68,7 +66,14 @@ def sanitize(
     with (
         ExitStack() as last,
         (
-            observe(engine, snapshots=False, stacks=stacks, memory_every_s=0, max_events=max_events)
+            observe(
+                engine,
+                snapshots=False,
+                stacks=stacks,
+                memory_every_s=0,
+                max_events=max_events,
+                checksums=checksums,
+            )
             if watcher is None
             else nullcontext()
         ) as recording,
@@ -79,37 +84,17 @@ def sanitize(
         recorder.look_inside |= contents
         last.callback(setattr, recorder, "verifies", recorder.verifies)
         recorder.verifies = True
-        mine = _start_checksums(engine, recorder, checksums)
-        if mine is not None:
-            last.callback(mine.close)
-            last.callback(setattr, recorder, "checksums", None)
         model = engine.model.config
         stride, context = model.block_seq_stride, model.max_seq_len
         follower = Follower(recorder, recorder.snapshots[0], stride, context)
         last.callback(follower.finish)
         with follower:
-            yield follower.checker.findings
-            _settle(engine, recorder)
-            if mine is not None and recorder.checksums is mine:
-                recorder.read_all_bytes()
+            with checksummed(recorder, checksums) if recording is None else nullcontext():
+                yield follower.checker.findings
+                _settle(engine, recorder)
             if recording is None and engine.probe is not None:
                 recorder.look_again()
                 recorder.snapshot("asked", None, 1.0)
-
-
-def _start_checksums(engine: Engine, recorder: Recorder, mode: str | None) -> Checksums | None:
-    """Begin to look at the bytes of pages; None if that is not wanted, done, or not possible."""
-    if mode is None or engine.probe is None or recorder.checksums is not None:
-        return None
-    if mode not in MODES:
-        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
-    try:
-        recorder.checksums = Checksums(engine.probe, recorder, mode=mode)
-    except EngineError as error:
-        recorder.event("checksums", detail=json.dumps({"ended": str(error)}))
-        return None
-    recorder.event("checksums", detail=recorder.checksums.coverage)
-    return recorder.checksums
 
 
 def _settle(engine: Engine, recorder: Recorder) -> None:

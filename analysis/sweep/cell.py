@@ -41,7 +41,7 @@ def specification(
     request_timeout_s: float,
     *,
     observe: str = "nothing",
-    stacks: bool = False,
+    sanitize: bool = False,
     treatments: Sequence[str] = (),
     resubmit_s: float | None = None,
     cell_id: str = "",
@@ -50,7 +50,7 @@ def specification(
     return {
         "cell_id": cell_id,
         "observe": observe,
-        "stacks": stacks,
+        "sanitize": sanitize,
         "treatments": list(treatments),
         "resubmit_s": resubmit_s,
         "config": dict(config),
@@ -148,9 +148,10 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
     with observe(
         engine,
         snapshots=spec["observe"] == "snapshots",
-        stacks=spec["stacks"],
+        stacks=spec["sanitize"],
         likeliest=_LIKELIEST,
-        verifies=True,
+        verifies=spec["sanitize"],
+        checksums="sampled" if spec["sanitize"] else None,
     ) as recording:
         spill = Spill(recording, directory, spec["cell_id"])
         with spill:

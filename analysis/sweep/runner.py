@@ -156,7 +156,7 @@ class _Sweep:
             cell.concurrency,
             self.plan.request_timeout_s,
             observe=self.plan.observe,
-            stacks=self.plan.sanitize,
+            sanitize=self.plan.sanitize,
             treatments=cell.treatments,
             resubmit_s=self.plan.resubmit_s,
             cell_id=cell.cell_id,
