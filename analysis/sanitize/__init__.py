@@ -53,7 +53,8 @@ def sanitize(
     after every flight, which takes longer; None reads none. `Findings.bytes_checked` says what was
     read. Padding page 0 is not judged, nor a change that a flight under way writes over.
 
-    The cache at rest is checked when the block ends. After `max_events` events or flights nothing more is checked, and it says so.
+    The cache at rest is checked when the block ends. After `max_events` events or flights nothing
+    more is checked, and it says so.
 
     Raises EngineError if the engine is not running.
     """
