@@ -32,7 +32,7 @@ _TURN_TOKENS = 17
 _ROUND, _ROUND_S, _BUSY_TOKENS = (0.0, 0.4, 0.7, 1.2), 2.0, 80
 """When the requests of a round of `evict_found` arrive, in seconds, and how long a round takes."""
 _SHARED_TOKENS = 2 * prompts.PAGE_TOKENS
-_LONG_ANSWER = 4 * prompts.PAGE_TOKENS
+_LONG_ANSWER = 5 * prompts.PAGE_TOKENS
 """Tokens of an answer that is then continued: it fills pages of its own wherever it begins."""
 LONGEST_ANSWER = max(_LONG_ANSWER, _BUSY_TOKENS)
 """Tokens of the longest answer that a workload asks for, however few are asked of it."""

@@ -161,7 +161,7 @@ def test_answers_are_continued_after_all_were_asked(name, copies):
     assert all(len({r.prompt for r in asked[i : i + copies]}) == 1 for i in range(0, 16, copies))
     for first, second in zip(asked, continued, strict=True):
         assert second.prompt == first.prompt + first.expected
-        assert first.max_new_tokens == len(first.expected) == 64  # four pages
+        assert first.max_new_tokens == len(first.expected) == 80  # five pages
         assert second.max_new_tokens == len(second.expected) == 15
         assert 1 + len(second.prompt) + 15 <= 256
 

@@ -223,7 +223,7 @@ _SCENARIOS = (
         page_count=256,
         workload="identical_then_continued",
         concurrency=4,
-        rounds=8,
+        rounds=12,
         among=_CONTINUED,
     ),
 )
