@@ -51,7 +51,7 @@ class BlockTable(Rule):
                 holders = sorted(world.holders.get(page, ()))
                 padding = page == PADDING_PAGE and not holders
                 yield Finding(
-                    cause="the padding page" if padding else "a page of others",
+                    cause=_whose(world, page),
                     message=f"The block table of {request} in a {flight.phase} has page {page} at"
                     f" place {pages.index(page)}, which is"
                     f" {'the padding page' if padding else world.where(page)}.",
@@ -70,6 +70,21 @@ class BlockTable(Rule):
                     request_id=request,
                     page=page,
                 )
+
+
+def _whose(world: World, page: int) -> str:
+    """Return what kind of page it is that a request does not hold."""
+    if world.holders.get(page):
+        return "a page of others"
+    if not 0 <= page < world.page_count:
+        return "a page beyond the pool"
+    if page == PADDING_PAGE:
+        return "the padding page"
+    if page in world.free:
+        return "a free page"
+    if page in world.node_at or page in world.duplicates:
+        return "a cached page"
+    return "a leaked page"
 
 
 class SharedPages(Rule):
