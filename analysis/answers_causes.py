@@ -66,6 +66,8 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
         known = verdict.hypothesis
         source = f"upstream {known.upstream}" if known.upstream else "no upstream change is known"
         fix = f"The fix: {_lower(known.change)[:-1]} ({source})."
+        if verdict.back is not None and not verdict.returns:
+            fix = f"Without it alone nothing is seen to come back: other fixes do as well. {fix}"
         if verdict.back is None:
             fix = "It is a condition under which causes strike, or another way to mend one."
         lines.append(
@@ -112,8 +114,12 @@ def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
         if not causes:
             clauses.append(f"{name}: no cause found")
             continue
-        mended = [c.hypothesis.treatment for c in causes if c.back is not None]
-        clauses.append(f"{name}: {_list(mended or [causes[0].hypothesis.treatment])}")
+        # A fix whose absence brings nothing back mends no cause that the others leave.
+        mended = [c.hypothesis.treatment for c in causes if c.returns]
+        if not mended:
+            clauses.append(f"{name}: none is certain, {causes[0].hypothesis.treatment} helps")
+            continue
+        clauses.append(f"{name}: {_list(mended)}")
     return f"Causes, by what mends them: {'; '.join(clauses) or 'no scenario was tried'}."
 
 
