@@ -79,8 +79,8 @@ class Stress:
         lost = sum(int(own["lost"].max()) for _, own in self.frame.groupby("level"))
         early = sum(ending is not None for ending in self.endings.values())
         return (
-            f"under stress with prefix sharing {self.prefix_sharing} {counts}, up to {lost} pages lost,"
-            f" {early} of {len(self.endings)} engines ended early"
+            f"under stress with prefix sharing {self.prefix_sharing} {counts}, up to {lost} pages"
+            f" lost, {early} of {len(self.endings)} engines ended early"
         )
 
     def in_words(self) -> str:
