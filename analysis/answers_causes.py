@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from analysis.answers import _list, _p, _percent
 from analysis.causes.hypotheses import SUSPECTS
+from analysis.causes.scenarios import Scenario
 from analysis.causes.verdicts import ALPHA, Arm, Verdict
 from analysis.stats_paired import Paired
+from analysis.store import Run
+from analysis.tables import count_requests
 
 _LOCK, _WORKER = "lock-cache", "one-worker"
 
@@ -178,3 +181,16 @@ def _counted(arm: Arm) -> str:
 
 def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
+
+
+def counted_in_words(scenario: Scenario, run: Run) -> str:
+    """Say how many requests failed untreated, as everywhere, and what the verdicts count."""
+    bare = run.cells.loc[run.cells["treatments"].map(lambda names: not names), "cell_id"]
+    counts = count_requests(run.requests.loc[run.requests["cell_id"].isin(bare), "outcome"])
+    text = f"**{scenario.name}.** Untreated, {counts}."
+    if scenario.refusals_count:
+        text += (
+            f" The verdicts count all {counts.failed + counts.rejected} of {counts.asked} that got"
+            " no right answer: here an engine that is well rejects none."
+        )
+    return text

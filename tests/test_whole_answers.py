@@ -73,12 +73,14 @@ def test_pages_that_leaked_early_are_not_forgotten_where_the_last_experiment_lea
         "Not everything was put back: pages were missing in 1 of 4 experiments, after eight"
         " requests at once (prefix sharing trie)."
     )
-    assert "(6 ok, 2 rejected) 14 pages more of 64 had leaked, 16 in all." in text
+    assert "(6 ok, 2 rejected) 14 more of 64 pages had leaked, 16 in all." in text
     assert "none of the 64 pages leaked" in text  # of those round after round, which is true
     fine = put_back_in_words("trie", steps[:1], {"none": clean})
     assert fine.startswith("Everything was put back in all 2 experiments.")
     late = put_back_in_words("trie", steps[:1], {"none": clean, "trie": rounds((4, 4, 4, 0))})
     assert "missing in 1 of 3 experiments, after many small requests (prefix sharing trie)" in late
+    kept = put_back_in_words("trie", steps[:1], {"none": rounds((4, 0, 0, 6))})
+    assert "missing in 1 of 2 experiments, after many small requests (prefix sharing none)" in kept
     held = put_back_in_words("trie", [Step("two", ["ok"] * 2, snapshot(0), snapshot(0, 3))], {})
     assert "3 pages held" in held
     assert held.startswith("Not everything")
