@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from analysis.answers import _list, _p, _percent
 from analysis.causes.hypotheses import SUSPECTS
+from analysis.causes.scenarios import Scenario
 from analysis.causes.verdicts import ALPHA, MOST, Arm, Verdict
 from analysis.stats_exact import upper_bound
 from analysis.stats_paired import Paired
+from analysis.store import Run
+from analysis.tables import count_requests
 
 _LOCK, _WORKER = "lock-cache", "one-worker"
 
@@ -98,6 +101,8 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
         known = verdict.hypothesis
         source = f"upstream {known.upstream}" if known.upstream else "no upstream change is known"
         fix = f"The fix: {_lower(known.change)[:-1]} ({source})."
+        if verdict.back is not None and not verdict.returns:
+            fix = f"Without it alone nothing is seen to come back: other fixes do as well. {fix}"
         if verdict.back is None:
             fix = "It is a condition under which causes strike, or another way to mend one."
         lines.append(
@@ -145,8 +150,12 @@ def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
         if not causes:
             clauses.append(f"{name}: no cause shown")
             continue
-        mended = [c.hypothesis.treatment for c in causes if c.back is not None]
-        clauses.append(f"{name}: {_list(mended or [causes[0].hypothesis.treatment])}")
+        # A fix whose absence brings nothing back mends no cause that the others leave.
+        mended = [c.hypothesis.treatment for c in causes if c.returns]
+        if not mended:
+            clauses.append(f"{name}: none is certain, {causes[0].hypothesis.treatment} helps")
+            continue
+        clauses.append(f"{name}: {_list(mended)}")
     return f"Causes, by what mends them: {'; '.join(clauses) or 'no scenario was tried'}."
 
 
@@ -229,3 +238,16 @@ def _counted(arm: Arm) -> str:
 
 def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
+
+
+def counted_in_words(scenario: Scenario, run: Run) -> str:
+    """Say how many requests failed untreated, as everywhere, and what the verdicts count."""
+    bare = run.cells.loc[run.cells["treatments"].map(lambda names: not names), "cell_id"]
+    counts = count_requests(run.requests.loc[run.requests["cell_id"].isin(bare), "outcome"])
+    text = f"**{scenario.name}.** Untreated, {counts}."
+    if scenario.refusals_count:
+        text += (
+            f" The verdicts count all {counts.failed + counts.rejected} of {counts.asked} that got"
+            " no right answer: here an engine that is well rejects none."
+        )
+    return text

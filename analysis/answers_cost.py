@@ -56,7 +56,11 @@ def cost_in_words(
     return "\n\n".join(paragraphs) or "No cell was measured, so there is nothing to say."
 
 
-def answer_in_a_sentence(measures: pd.DataFrame, locks: list[LockFigures] | None = None) -> str:
+def answer_in_a_sentence(
+    measures: pd.DataFrame,
+    locks: list[LockFigures] | None = None,
+    watched: pd.DataFrame | None = None,
+) -> str:
     """Return what a maintainer can do about it, as one sentence for the index of a report."""
     clauses = []
     among = comparisons(measures)
@@ -70,6 +74,10 @@ def answer_in_a_sentence(measures: pd.DataFrame, locks: list[LockFigures] | None
                 f"; a lock around the cache adds at most {1e6 * lock.share['alone_s']:.0f} us to a"
                 f" request, {_small(lock.share['alone'])} of its time"
             )
+        if watched is not None and (
+            hits := _hits(costs(watched[_is(watched, setting)], WATCHED)).rstrip(".")
+        ):
+            text += f"; {hits[0].lower()}{hits[1:]}"
         clauses.append(text)
     sentence = "; ".join(clauses) or "no cell was measured"
     return sentence[0].upper() + sentence[1:] + "."

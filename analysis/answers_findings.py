@@ -34,15 +34,16 @@ def findings_in_words(run: Run, checked: Sequence[Checked]) -> str:
     return "\n\n".join(paragraphs) or "No cell was checked, so there is nothing to say."
 
 
-def answer_in_a_sentence(run: Run, checked: Sequence[Checked]) -> str:
-    """Return the answer as a sentence, for the index of a report."""
+def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[str] = ()) -> str:
+    """Return the answer as a sentence, for the index of a report.
+
+    `also` are sentences on what else was asked, to stand behind it.
+    """
     if any(setting.void for setting in checked):
-        return "Void: a planted fault did not set off the alarm."
+        return " ".join(["Void: a planted fault did not set off the alarm.", *also])
     ahead = leads(run)
     clauses = []
     for setting in checked:
-        if setting.treatments:
-            continue
         cells = run.cells.loc[_of(run.cells, setting), "cell_id"]
         requests = run.requests[run.requests["cell_id"].isin(cells)]
         accepted = requests[requests["outcome"] != "rejected"]
@@ -53,14 +54,16 @@ def answer_in_a_sentence(run: Run, checked: Sequence[Checked]) -> str:
             int((accepted["outcome"] == "wrong").sum()),
         )
         own = ahead[ahead["cell_id"].isin(cells) & ahead["flight_id"].notna()]
-        text = f"prefix sharing {setting.prefix_sharing}: {met} of {len(accepted)} requests read"
+        text = f"prefix sharing {setting.prefix_sharing}"
+        text += f" with {' + '.join(setting.treatments)}" if setting.treatments else ""
+        text += f": {met} of {len(accepted)} requests read"
         text += f" wrong data and {wrong} answered wrong, {len(requests) - len(accepted)} rejected"
         if wrong:
             text += f" ({len(own)} of them after it)"
         risky = len(setting.groups) - len(setting.wrong_data)
         clauses.append(text + (f", {risky} more rules broken" if risky else ""))
-    sentence = "; ".join(clauses) or "no untreated cell was checked"
-    return sentence[0].upper() + sentence[1:] + "."
+    sentence = "; ".join(clauses) or "no cell was checked"
+    return " ".join([sentence[0].upper() + sentence[1:] + ".", *also])
 
 
 def _of(cells: pd.DataFrame, setting: Checked) -> pd.Series:

@@ -164,12 +164,12 @@ def put_back_in_words(sharing: str, steps: Sequence[Step], used: Mapping[str, pd
             where.append(f"{step.what} (prefix sharing {sharing})")
         counts = Counter(step.outcomes)
         ended = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-        words = f"After {step.what} ({ended}) {_pages(leaked)} more of {step.after.page_count} had"
+        words = f"After {step.what} ({ended}) {leaked} more of {step.after.page_count} pages had"
         words += f" leaked, {step.after.counts['leaked']} in all"
         sentences.append(words + (f", and {_pages(live)} held." if live else "."))
     for name, rows in used.items():
         sentences.append(leak_in_words(name, rows))
-        if (rows["leaked"] > 0).any():
+        if (rows["leaked"] > 0).any() or (rows["live"].tail(1) > 0).any():
             where.append(f"many small requests (prefix sharing {name})")
     total = len(steps) + len(used)
     if not total:

@@ -11,9 +11,11 @@ from support import ROOT
 from synthetic import make_run
 
 from analysis.answers import answer_in_a_sentence, answer_in_words
+from analysis.answers_causes import counted_in_words
 from analysis.answers_evictions import evictions_in_words
 from analysis.answers_findings import answer_in_a_sentence as findings_in_a_sentence
 from analysis.answers_findings import findings_in_words
+from analysis.causes import scenarios
 from analysis.cli import main
 from analysis.figures import failure_rate
 from analysis.sanitize.recorded import Checked
@@ -125,3 +127,13 @@ def test_the_table_in_the_readme_is_what_the_shipped_run_says() -> None:
             cells.append(f"{row['failures']} of {row['n'] - row['rejected']}{aside}")
         table.append(f"| {release}, {sharing} | {' | '.join(cells)} |")
     assert "\n".join(table) + "\n" in (ROOT / "README.md").read_text()
+
+
+def test_notebook_05_counts_failures_as_everywhere_and_says_what_its_verdicts_count() -> None:
+    run = make_run({KEY: {"ok": 27, "timeout": 19, "rejected": 50}})
+    (strict,) = scenarios("3.9.0", ["no sharing, 64 pages"])
+    text = counted_in_words(strict, run)
+    assert "Untreated, 19 of 46 accepted requests failed, 50 rejected." in text
+    assert "count all 69 of 96 that got no right answer" in text
+    (other,) = scenarios("3.1.0", ["no sharing"])
+    assert counted_in_words(other, run).endswith("50 rejected.")

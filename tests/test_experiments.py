@@ -15,11 +15,11 @@ def rows(*values: tuple[int, int, int, int]) -> pd.DataFrame:
     """(asked, answered, leaked, live) a round, of 64 pages."""
     return pd.DataFrame(
         [
-            {"round": n, "asked": asked, "answered": answered, "outcomes": "",
+            {"round": n, "asked": asked, "answered": answered, "rejected": 0, "outcomes": "",
              "free": 64 - leaked - live, "live": live, "cached": 0, "leaked": leaked}
             for n, (asked, answered, leaked, live) in enumerate(values)
         ],
-        columns=["round", "asked", "answered", "outcomes", *STATES],
+        columns=["round", "asked", "answered", "rejected", "outcomes", *STATES],
     )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def test_words_for_a_cache_that_is_put_back() -> None:
 def test_words_for_a_leak_until_nothing_is_answered() -> None:
     text = leak_in_words("trie", rows((4, 4, 4, 0), (8, 8, 8, 0), (12, 8, 9, 27), (16, 8, 9, 27)))
     assert "8 of 16 requests were answered" in text
-    assert "9 of 64 pages belonged to nobody (1.00 leaked for each answered request)" in text
+    assert "9 of 64 pages had leaked (1.00 leaked for each answered request)" in text
     assert "27 were held by requests that had not ended" in text
     assert "After 8 requests nothing was answered any more." in text
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 from synthetic import reported_pattern
 
 from analysis import figures, report
 from analysis.answers import answer_in_a_sentence, answer_in_words
+from analysis.experiments import alone_in_words
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14
@@ -72,11 +75,18 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
         "answer_in_words": answer_in_words,
         "answer_in_a_sentence": answer_in_a_sentence,
         "Markdown": said.append,
+        "alone": SimpleNamespace(prompt="1 2 3 4 5 ", text="6 7 9 1"),
+        "asked_again": SimpleNamespace(frame=pd.DataFrame({"right_alone": [True, False, None]})),
+        "alone_in_words": alone_in_words,
     }
     engine = code_cells(notebook, "engine") + code_cells(notebook, "parameters")
     for cell in code_cells(notebook):
         if cell not in engine:
             exec(compile(cell.source, "cell", "exec"), names)
-    assert said == [answer_in_words(run)]
+    by_itself = (
+        "Asked alone, '1 2 3 4 5 ' was answered with '6 7 9 1', not '6 7 8'. Of 2 answers to"
+    )
+    by_itself += " prompts that had been answered wrong, asked again alone, 1 were right."
+    assert said == [f"{answer_in_words(run)}\n\n{by_itself}"]
     answer = json.loads((tmp_path / "answer.json").read_text())["answer"]
-    assert answer == answer_in_a_sentence(run)
+    assert answer == f"{answer_in_a_sentence(run)} {by_itself}"

@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 from analysis.isolate.result import REAL, Result
 
 
-def answer_in_a_sentence(untreated: Sequence[Result], treated: Sequence[Result]) -> str:
-    """Return what the cache of one release does by itself, and whether its fixes mend it."""
+def answer_in_a_sentence(
+    untreated: Sequence[Result],
+    treated: Sequence[Result],
+    left_out: Mapping[str, Result] | None = None,
+) -> str:
+    """Return what the cache of one release does by itself, and whether its fixes mend it.
+
+    `left_out` has the results with all fixes but one, by the name of that one.
+    """
     release = untreated[0].release
     said = [_found(result) for result in untreated]
     many = sum(result.interleavings for result in treated)
@@ -19,6 +26,9 @@ def answer_in_a_sentence(untreated: Sequence[Result], treated: Sequence[Result])
     else:
         left = {failure.rule for result in treated for failure in result.failures}
         mended = f"the fixes leave broken: {', '.join(sorted(left))}"
+    if left_out:
+        matter = [name for name, result in left_out.items() if result.failures]
+        mended += f"; left out alone, {len(matter)} of {len(left_out)} fixes bring a failure back"
     return f"The cache of shortfin {release} by itself: {'; '.join(said)}; {mended}."
 
 

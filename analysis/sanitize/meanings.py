@@ -24,6 +24,10 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         "The row has entered a block for which it holds no page. Block tables are padded with page"
         " 0, which it therefore shares with every row in the same place, and with padding."
     ),
+    ("block table", "a page beyond the pool"): (
+        "There is no such page: what the row writes there is lost, or lands in other memory."
+    ),
+    ("block table", "a free page"): "Whoever takes the page next overwrites what the row reads.",
     ("block table", None): "The row writes to a page that is not its own, and reads from it.",
     ("block table", "no such page"): (
         "The device clamps or refuses the index: what the row reads there is not its own data."

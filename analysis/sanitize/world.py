@@ -265,6 +265,8 @@ class World(Replay):
 
     def where(self, page: int) -> str:
         """Say in whose hands a page is."""
+        if not 0 <= page < self.page_count:
+            return f"beyond the pool of {self.page_count} pages"
         if page in self.free:
             return "free"
         if who := self.holders.get(page):

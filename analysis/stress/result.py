@@ -71,6 +71,18 @@ class Stress:
                 rows.append({**row, "slope": slope, "low": low, "high": high})
         return pd.DataFrame(rows, columns=["level", "measure", "n", "slope", "low", "high"])
 
+    @property
+    def clause(self) -> str:
+        """What failed, leaked and ended early on all levels together, as part of a sentence."""
+        totals = (int(self.frame[name].sum()) for name in ("requests", "failed", "rejected"))
+        counts = RequestCounts(*totals)
+        lost = sum(int(own["lost"].max()) for _, own in self.frame.groupby("level"))
+        early = sum(ending is not None for ending in self.endings.values())
+        return (
+            f"under stress with prefix sharing {self.prefix_sharing} {counts}, up to {lost} pages"
+            f" lost, {early} of {len(self.endings)} engines ended early"
+        )
+
     def in_words(self) -> str:
         """Return a line for every level as Markdown."""
         lines = [f"**{self.name}, under stress for {self.budget_s:g} s.**", ""]

@@ -40,8 +40,13 @@ def in_a_sentence(ladder: Ladder) -> str:
     return f"{ladder.name}: {_verdict(ladder)}"
 
 
-def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()) -> str:
-    """Return the answer to "do the fixes hold?": all of them at once, and each by itself."""
+def answer_in_a_sentence(
+    whole: Sequence[Ladder], singles: Sequence[Ladder] = (), stressed: Sequence[str] = ()
+) -> str:
+    """Return the answer to "do the fixes hold?": all of them at once, and each by itself.
+
+    `stressed` are clauses on what became of them under stress.
+    """
     clauses = []
     for ladder in whole:
         count = len(ladder.treatments)
@@ -59,6 +64,7 @@ def answer_in_a_sentence(whole: Sequence[Ladder], singles: Sequence[Ladder] = ()
             ]
             text += f" ({'; '.join(named)})"
         clauses.append(text)
+    clauses += stressed
     sentence = "; ".join(clauses) or "no ladder was climbed"
     return f"{sentence[0].upper()}{sentence[1:]}."
 

@@ -30,6 +30,7 @@ from analysis.causes import (
     verdicts,
     whole_arm,
 )
+from analysis.causes.hypotheses import HYPOTHESES, SUSPECTS
 from analysis.errors import EngineError
 from analysis.store import to_frame
 from analysis.sweep import Plan
@@ -185,6 +186,23 @@ def test_rejected_requests_count_only_if_asked_for() -> None:
     assert verdicts(*frames, hypotheses)[0].without.failures == 0
     counted = verdicts(*frames, hypotheses, failures=("wrong", "rejected"))
     assert words(counted)["correct-seq-lens"] == "supported"
+
+
+def test_a_fix_whose_absence_brings_nothing_back_is_no_headline() -> None:
+    def either_mends(names: Sequence[str]) -> float:
+        return 0.0 if {"correct-seq-lens", "copy-tokens"} & set(names) else 0.4
+
+    found, _ = asked(either_mends)
+    assert words(found)["correct-seq-lens"] in ("supported", "contributes")
+    said = answer_in_a_sentence({"a scenario": found})
+    assert not any(verdict.returns for verdict in found)
+    assert "none is certain" in said
+    assert "nothing is seen to come back" in causes_in_words("a scenario", found)
+
+
+def test_only_what_a_lock_or_a_single_worker_ends_is_a_race() -> None:
+    assert {h.treatment for h in HYPOTHESES if h.suspect == "races"} == {"lock-cache", "one-worker"}
+    assert {h.suspect for h in HYPOTHESES} == set(SUSPECTS)
 
 
 def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:

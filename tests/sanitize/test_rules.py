@@ -11,6 +11,7 @@ import pytest
 from story import ROOT, Row, Story
 
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA
+from analysis.sanitize.meanings import meaning_of
 from analysis.sanitize.rules import RULES
 from analysis.sanitize.world import Flight
 from analysis.snapshot import Node
@@ -431,7 +432,7 @@ def a_page_beyond_the_pool(story):
 
 
 @breaks("block table", "a free page", page=3)
-def a_page_of_nobody(story):
+def a_page_that_is_free(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", table=(1, 3)))
 
@@ -1390,6 +1391,36 @@ def a_page_written_in_quarantine(story):
     ready(story, "a", A, 1, 2)
     story.end("a")
     return story.event("written_after_free", None, (2,))
+
+
+@pytest.mark.parametrize("page", [999, 8, -3])
+def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) -> None:
+    story = Story()
+    begin(story, "a", A, 1, 2)
+    story.prefill(Row("a", table=(1, page)))
+    findings = story.check()
+    found = findings.group("block table").first
+    assert (found.cause, found.page) == ("a page beyond the pool", page)
+    assert found.text == (
+        f"The block table of a in a prefill has page {page} at place 1, which is beyond the pool of"
+        " 8 pages."
+    )
+    assert findings.group("own position").first.text == (
+        f"Position 4 of a is written to page {page}, beyond the pool of 8 pages."
+    )
+    assert "There is no such page" in meaning_of("block table", found.cause)
+
+
+@pytest.mark.parametrize(
+    ("page", "cause"),
+    [(5, "a cached page"), (6, "a leaked page"), (3, "a free page"), (0, "the padding page")],
+)
+def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) -> None:
+    story = Story(nodes=[Node(1, 0, 5, (91, 92, 93, 94), 0, True)], taken=(6,))
+    begin(story, "a", A, 1, 2)
+    story.prefill(Row("a", table=(1, page)))
+    found = story.check(close=False).group("block table").first
+    assert (found.cause, found.page) == (cause, page)
 
 
 # -- all of them -------------------------------------------------------------------------------

@@ -28,8 +28,11 @@ class FiniteContents(Rule):
 
     def on_nonfinite(self, world: World, event: Event) -> Iterator[Finding]:
         page = event.pages[0]
+        cause = "the padding page" if page == PADDING_PAGE else "a page that it does not hold"
+        if page in world.held.get(event.request_id or "", ()):
+            cause = "a request's page"
         yield Finding(
-            cause="the padding page" if page == PADDING_PAGE else "a request's page",
+            cause=cause,
             message=f"Slot {event.value} of page {page}, which {event.request_id} flew with, holds"
             " NaN or infinity; a mask that is added does not hide it.",
             request_id=event.request_id,
@@ -74,7 +77,7 @@ class WrittenAfterFree(Rule):
             yield Finding(
                 cause="written",
                 message=f"Page {page} was written after it was freed"
-                + (f"; {writer} wrote to it last." if writer else "."),
+                + (f"; the last write to it that was seen is by {writer}." if writer else "."),
                 request_id=event.request_id,
                 other_request_id=writer,
                 page=page,

@@ -61,11 +61,14 @@ class OwnPosition(Rule):
                 )
             count = int(passage.tokens_of[row])
             if some_outside and len(outside := np.flatnonzero(passage.outside[row, :count])):
+                position, table = first + int(outside[0]), passage.flight.tables[row]
+                place = position // world.stride
+                where = f"outside of its block table of {len(table)} pages"
+                if place < len(table):
+                    where = f"to page {int(table[place])}, {world.where(int(table[place]))}"
                 yield Finding(
                     cause="no page for it",
-                    message=f"Position {first + int(outside[0])} of {sequence.request_id} is"
-                    f" written outside of its block table of {passage.flight.tables.shape[1]}"
-                    " pages.",
+                    message=f"Position {position} of {sequence.request_id} is written {where}.",
                     request_id=sequence.request_id,
                     severity=WRONG_DATA,
                 )

@@ -23,7 +23,9 @@ def _kind(world: World, page: int) -> str:
         return "the padding page"
     if page in world.free:
         return "a free page"
-    return "a lost page" if world.is_lost(page) else "a page of others"
+    if page not in world.holders and (page in world.node_at or page in world.duplicates):
+        return "a cached page"
+    return "a leaked page" if world.is_lost(page) else "a page of others"
 
 
 def _where(world: World, page: int) -> str:

@@ -1,0 +1,141 @@
+"""Every notebook's answer is computed from all that it measured: what came early, too."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from support import ROOT
+from synthetic import make_run
+from test_experiments import rows as rounds
+
+from analysis.answers_evictions import evictions_in_words
+from analysis.answers_findings import answer_in_a_sentence as findings_in_a_sentence
+from analysis.experiments import Step, alone_in_words, crowd_in_words, put_back_in_words
+from analysis.isolate.words import answer_in_a_sentence as isolation_in_a_sentence
+from analysis.sanitize.recorded import Checked
+from analysis.snapshot import CacheState, Snapshot
+from analysis.store import to_frame
+from analysis.stress.result import Stress
+from analysis.validate import answer_in_a_sentence as validation_in_a_sentence
+
+MEASURED = {
+    "01_reproduce": ("run", "alone", "asked_again"),
+    "02_cache_snapshots": ("steps", "used"),
+    "03_evictions": ("requests", "fate"),
+    "04_first_wrong_step": ("run", "checked", "bytes_in_words", "findings", "ended"),
+    "05_root_causes": ("judged", "said", "put"),
+    "06_isolation": ("untreated", "treated", "left_out"),
+    "07_fix_validation": ("whole", "alone", "worn"),
+    "08_cost": ("measures", "watched", "locks"),
+}
+"""What each notebook has measured when it comes to its answer."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_answer_cell_uses_all_that_was_measured(name: str) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "write_answer(" in cell.source]
+    written = cell.source[: cell.source.index("\nMarkdown(")]
+    for variable in MEASURED[name]:
+        assert re.search(rf"\b{variable}\b", written), variable
+
+
+def snapshot(leaked: int, live: int = 0) -> Snapshot:
+    held = {"r": list(range(leaked, leaked + live))} if live else {}
+    return Snapshot(CacheState(64, list(range(leaked + live, 64)), held))
+
+
+def test_pages_that_leaked_early_are_not_forgotten_where_the_last_experiment_leaked_none(
+    tmp_path: Any,
+) -> None:
+    clean = rounds((4, 4, 0, 0), (8, 8, 0, 0))
+    steps = [
+        Step("one request", ["ok"], snapshot(0), snapshot(0)),
+        Step("eight requests at once", ["ok"] * 6 + ["rejected"] * 2, snapshot(2), snapshot(16)),
+    ]
+    notebook = nbformat.read(ROOT / "notebooks" / "02_cache_snapshots.ipynb", as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "write_answer(" in cell.source]
+    from analysis import report
+
+    exec(compile(cell.source, "cell", "exec"), {
+        "steps": steps, "used": {"none": clean, "trie": clean}, "prefix_sharing": "trie",
+        "home": tmp_path, "report": report, "put_back_in_words": put_back_in_words,
+        "Markdown": str,
+    })  # fmt: skip
+    text = json.loads((tmp_path / "answer.json").read_text())["answer"]
+    assert text.startswith(
+        "Not everything was put back: pages were missing in 1 of 4 experiments, after eight"
+        " requests at once (prefix sharing trie)."
+    )
+    assert "(6 ok, 2 rejected) 14 more of 64 pages had leaked, 16 in all." in text
+    assert "none of the 64 pages leaked" in text  # of those round after round, which is true
+    fine = put_back_in_words("trie", steps[:1], {"none": clean})
+    assert fine.startswith("Everything was put back in all 2 experiments.")
+    late = put_back_in_words("trie", steps[:1], {"none": clean, "trie": rounds((4, 4, 4, 0))})
+    assert "missing in 1 of 3 experiments, after many small requests (prefix sharing trie)" in late
+    kept = put_back_in_words("trie", steps[:1], {"none": rounds((4, 0, 0, 6))})
+    assert "missing in 1 of 2 experiments, after many small requests (prefix sharing none)" in kept
+    held = put_back_in_words("trie", [Step("two", ["ok"] * 2, snapshot(0), snapshot(0, 3))], {})
+    assert "3 pages held" in held
+    assert held.startswith("Not everything")
+
+
+def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> None:
+    text = put_back_in_words("trie", [], {"none": rounds((4, 4, 5, 0), (8, 8, 0, 0))})
+    assert "missing in 1 of 1 experiments" in text
+    assert "5 of 64 pages had leaked after 4 requests, 0 at the end" in text
+    assert "none of the" not in text
+
+
+def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
+    events = [{"seq": n, "cell_id": "c", "t_ns": n, "kind": "done", "detail": how}
+              for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
+    text = crowd_in_words(60, None, to_frame("events", events))
+    assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
+    assert text.endswith("the engine lived.")
+    assert "died in round 3: Gone." in crowd_in_words(3, "Gone.", to_frame("events", events))
+
+
+def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> None:
+    assert "with '6 7 9', not '6 7 8'" in alone_in_words("1 ", "6 7 8", "6 7 9", [])
+    text = alone_in_words("1 ", "6 7 8", "6 7 8 9", [False, True, None])
+    assert "answered as expected" in text
+    assert "Of 2 answers" in text
+    assert "1 were right" in text
+    run = make_run({("3.1.0", "none", 4): {"ok": 8, "wrong": 4}})
+    untreated = Checked("3.1.0", "none", (), cells=4)
+    nothing = Checked("3.1.0", "none", ("correct-seq-lens",), cells=4)
+    said = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
+    assert "of 12 requests read wrong data and 4 answered wrong" in said
+    assert "with correct-seq-lens: 0 of 0 requests" in said
+    assert said.endswith("A pool of 64 pages: 9 empty.")
+
+
+def test_what_failed_under_stress_and_with_a_fix_left_out_is_in_the_sentence() -> None:
+    frame = pd.DataFrame({
+        "level": [2, 2, 32], "requests": [8, 8, 64], "failed": [3, 0, 0], "rejected": [0, 0, 8],
+        "lost": [5, 2, 0],
+    })  # fmt: skip
+    worn = Stress("3.9.0", "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
+    assert worn.clause == (
+        "under stress with prefix sharing trie 3 of 72 accepted requests failed, 8 rejected,"
+        " up to 5 pages lost, 1 of 2 engines ended early"
+    )
+    assert worn.clause[1:] in validation_in_a_sentence([], [], [worn.clause])
+    result: Any = SimpleNamespace(release="3.9.0", prefix_sharing="none", ok=True, complete=True,
+                                  interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
+    broken: Any = SimpleNamespace(failures=("one",))
+    said = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
+    assert "left out alone, 1 of 2 fixes bring a failure back" in said
+
+
+def test_rejections_are_named_where_evictions_are_judged() -> None:
+    run = make_run({("3.9.0", "none", 4): {"ok": 4, "rejected": 4}})
+    text = evictions_in_words(run.requests.assign(evictions_during=0), run.cells)
+    assert "Rejected, and not counted: 4 of 8 requests." in text
