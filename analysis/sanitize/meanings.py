@@ -24,7 +24,7 @@ MEANINGS: dict[tuple[str, str | None], str] = {
         "The row has entered a block for which it holds no page. Block tables are padded with page"
         " 0, which it therefore shares with every row in the same place, and with padding."
     ),
-    ("block table", "a page beyond the pool"): (
+    ("block table", "no such page"): (
         "There is no such page: what the row writes there is lost, or lands in other memory."
     ),
     ("block table", "a free page"): "Whoever takes the page next overwrites what the row reads.",

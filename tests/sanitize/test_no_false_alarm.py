@@ -56,6 +56,13 @@ REAL = {
     },
 }  # fmt: skip
 """What is broken although all answers are right: rule and cause."""
+SOMETIMES = {
+    # What was freed as a duplicate stays on the cache's list, where two publish the same at once.
+    ("3.9.0", "trie"): {
+        ("allocation lists", "listed and free"), ("allocation lists", "listed twice"),
+    },
+}  # fmt: skip
+"""The same where it takes that requests coincide."""
 
 
 def right_ones(name: str, release: str, count: int, seed: int) -> list[Workload]:
@@ -107,7 +114,7 @@ def test_no_wrong_data_is_told_where_answers_are_right(
     wrong = [group for group in found if group[0] != "at risk"]
     assert not wrong, wrong
     risks = {tuple(group[1:3]) for group in found}
-    assert risks == REAL[release, sharing], found
+    assert risks - SOMETIMES.get((release, sharing), set()) == REAL[release, sharing], found
     for _, rule, cause, count, leaked, *_ in found:
         if (rule, cause) == ("no leak", "given up and not freed"):
             assert count == leaked

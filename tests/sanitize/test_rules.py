@@ -479,7 +479,7 @@ def a_page_beyond_the_pool_past_the_own_length(story):
     return story.decode(Row("a", table=(1, 2, 0, 99)))
 
 
-@breaks("table padding", "a lost page", page=3)
+@breaks("table padding", "a leaked page", page=3)
 def a_page_of_nobody_past_the_length_of_a_prompt(story):
     begin(story, "b", B, 3, 4)
     story.drop("b", 3)
@@ -1400,7 +1400,7 @@ def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) ->
     story.prefill(Row("a", table=(1, page)))
     findings = story.check()
     found = findings.group("block table").first
-    assert (found.cause, found.page) == ("a page beyond the pool", page)
+    assert (found.cause, found.page) == ("no such page", page)
     assert found.text == (
         f"The block table of a in a prefill has page {page} at place 1, which is beyond the pool of"
         " 8 pages."

@@ -92,6 +92,7 @@ class StaleRestOfTable(FlightFault):
 
     name = "fault:stale-rest-of-table"
     change = "Beyond one row's length its block table is left as a freed request had it, once."
+    sharing = "none"  # with a trie such pages are cached, and free later if at all
     rule, cause = "table padding", "a free page"
 
     def __init__(self, parameter: str | None = None) -> None:
