@@ -35,6 +35,10 @@ def findings_html(findings: Findings) -> str:
         lines = "".join(f"<li>{escape(_title(group))}</li>" for group in more)
         parts.append(f"<div>And {len(more)} more causes:</div><ul>{lines}</ul>")
     parts += [f"<div><i>Not checked:</i> {escape(_cut(note))}</div>" for note in findings.notes]
+    parts += [
+        f"<div><i>Not seen on this release:</i> {escape(_cut(spot))}</div>"
+        for spot in findings.blind
+    ]
     return f'<div style="max-width:820px;line-height:1.45">{"".join(parts)}</div>'
 
 

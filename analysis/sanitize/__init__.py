@@ -13,6 +13,7 @@ from analysis.engine.engine import Engine
 from analysis.errors import EngineError
 from analysis.observe import observe
 from analysis.observe.recorder import Recorder
+from analysis.sanitize.blind import blind_spots
 from analysis.sanitize.findings import Finding, Findings, Group
 from analysis.sanitize.live import Follower
 from analysis.sanitize.recorded import check_run, check_tables
@@ -65,6 +66,7 @@ def sanitize(
         recorder.verifies = True
         stride = engine.model.config.block_seq_stride
         follower = Follower(recorder, recorder.snapshots[0], stride)
+        follower.checker.findings.blind = blind_spots(engine.release)
         last.callback(follower.finish)
         with follower:
             yield follower.checker.findings

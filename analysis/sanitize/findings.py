@@ -113,6 +113,8 @@ class Findings:
         self._groups: dict[tuple[str, str], Group] = {}
         self.notes: list[str] = []
         """What could not be checked, in sentences."""
+        self.blind: list[str] = []
+        """What cannot be seen on this release, in sentences that begin with the rule."""
         self.flights = 0
         """Flights that were checked."""
         self.events = 0
@@ -243,6 +245,7 @@ class Findings:
                 lines.append("  and the other one:")
                 lines += [f"    {line}" for line in first.other_stack.splitlines()[-3:]]
         lines += [f"\nNot checked: {note}" for note in self.notes]
+        lines += [f"\nNot seen on this release: {spot}" for spot in self.blind]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

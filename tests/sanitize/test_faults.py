@@ -12,7 +12,11 @@ import pytest
 from support import RELEASES, ROOT
 
 from analysis.releases import python_of
-from analysis.treat import FAULTS
+from analysis.treat import FAULTS as ALL_FAULTS
+
+ELSEWHERE = {"results", "arguments"}
+"""Modules of faults that are tested in a file of their own."""
+FAULTS = {n: f for n, f in ALL_FAULTS.items() if f.__module__.rpartition(".")[2] not in ELSEWHERE}
 
 _STRIKE = """
 import json, sys
@@ -48,7 +52,9 @@ def strike(name):
         "events": [[e[0], e[5], e[6]] for e in recorder.events],
     }
 
-own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
+elsewhere = ("results", "arguments")
+own = {n: f for n, f in FAULTS.items() if f.__module__.rpartition(".")[2] not in elsewhere}
+own = [n for n, f in own.items() if (f.sharing or "none") == sharing]
 own = ["nothing", *[n for n in own if release in (FAULTS[n].releases or [release])]]
 for name in own:
     print("\\n" + json.dumps([name, strike(name)]), flush=True)

@@ -105,10 +105,14 @@ def changes(
 def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
     """Tell whether the transfer to an array was over when the call had returned.
 
-    It was if one that began later was; which shows where that brought something new.
+    It was if something new had come with it, or with one that began later.
     """
     order = list(filled)
-    return any(
-        read_then.get(later) == filled[later].content != filled[later].before
-        for later in order[order.index(array) + 1 :]
-    )
+    for other in order[order.index(array) :]:
+        if other in read_then:
+            before, due, read = (
+                np.frombuffer(part, dtype=np.int64) for part in (*filled[other], read_then[other])
+            )
+            if ((due != before) & (read == due)).any():
+                return True
+    return False
