@@ -62,9 +62,12 @@ def chosen_by(scores: Scores) -> tuple[list[int], list[int]]:
         return [], []
     kind = np.float32 if len(scores.rows[0]) // scores.vocabulary == 4 else np.float16
     logits = np.frombuffer(b"".join(scores.rows), dtype=kind).reshape(len(scores.rows), -1)
-    tokens = logits.argmax(axis=1)  # the place of a NaN, if there is one
-    best = logits[np.arange(len(tokens)), tokens]
-    return np.where(np.isnan(best), NO_TOKEN, tokens).tolist(), [digest(r) for r in scores.rows]
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # the place of a NaN, if there is one
+    for row, token in enumerate(tokens):
+        best = logits[row, token]
+        if best != best:
+            tokens[row] = NO_TOKEN
+    return tokens, [zlib.crc32(row) for row in scores.rows]
 
 
 def changes(
