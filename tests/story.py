@@ -61,6 +61,8 @@ class Story:
         self.pages: dict[str, list[int]] = {r: list(pages) for r, pages in holdings.items()}
         """Pages of each request in the order of its block table."""
         self.lengths: dict[str, int] = {}
+        self.results: dict[str, int] = {}
+        """Digest of the logits of each request's last flight, where there are any."""
         self.thread, self.operation_name = "w0", None
         self._seq, self._flights, self._nodes = 0, 0, max(node.node for node in nodes)
 
@@ -105,6 +107,14 @@ class Story:
             self.answers[request].append(token)
             seq = self.event(kind, request, value=token)
         return seq
+
+    def chosen(self, request: str, token: int | None, digest: int | None = None) -> int:
+        """Choose a token, from logits of its last flight if no other digest is given."""
+        own = self.results.get(request, 0) if digest is None else digest
+        return self.event("chosen", request, value=token, detail=f"{own:08x}")
+
+    def answered(self, request: str, *tokens: int, count: int = 1) -> int:
+        return self.event("answered", request, value=count, detail=" ".join(map(str, tokens)))
 
     def done(self, request: str, outcome: str = "ok", missing: int | None = None) -> int:
         return self.event("done", request, detail=outcome, value=missing)
@@ -273,6 +283,13 @@ class Story:
         flight.end_seq = self._place()
         self.items.append((flight.end_seq, None))
 
+    def results_of(self, flight: Flight, *tokens: int) -> Flight:
+        """Give a flight results, by which these tokens are the likeliest."""
+        flight.result_tokens = list(tokens)
+        flight.result_digests = [1000 * flight.flight_id + row for row in range(flight.real)]
+        self.results |= dict(zip(flight.request_ids, flight.result_digests, strict=True))
+        return flight
+
     # -- the end ---------------------------------------------------------------------------
 
     def snapshot(self, *, consistent: bool = True, **changes: Any) -> int:
@@ -357,4 +374,7 @@ def _flight_row(flight: Flight, cell_id: str) -> dict[str, Any]:
         "thread": flight.thread,
         "t_s": flight.t_s,
         "duration_s": (flight.end_seq - flight.seq) / 1000,
+        "result_tokens": flight.result_tokens,
+        "result_digests": flight.result_digests,
+        "changed": flight.changed,
     }

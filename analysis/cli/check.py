@@ -78,6 +78,7 @@ def _words(checked: Checked) -> str:
             *(f"      {line}" for line in (lead.first.stack or "").splitlines()[-3:]),
         ]
     lines += [f"  not checked: {note}" for note in checked.not_checked]
+    lines += [f"  not seen on {checked.release}: {spot}" for spot in checked.blind]
     return "\n".join(lines)
 
 

@@ -37,6 +37,10 @@ def findings_html(findings: Findings) -> str:
     parts += [
         f"<div><i>Not checked:</i> {escape(_cut(note))}</div>" for note in findings.not_checked
     ]
+    parts += [
+        f"<div><i>Not seen on this release:</i> {escape(_cut(spot))}</div>"
+        for spot in findings.blind
+    ]
     return f'<div style="max-width:820px;line-height:1.45">{"".join(parts)}</div>'
 
 

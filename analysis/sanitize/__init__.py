@@ -14,6 +14,7 @@ from analysis.errors import EngineError
 from analysis.observe import observe
 from analysis.observe.checksums import checksummed
 from analysis.observe.recorder import Recorder
+from analysis.sanitize.blind import blind_spots
 from analysis.sanitize.findings import Finding, Findings, Group
 from analysis.sanitize.live import Follower
 from analysis.sanitize.recorded import check_run, check_tables
@@ -88,6 +89,7 @@ def sanitize(
         model = engine.model.config
         stride, context = model.block_seq_stride, model.max_seq_len
         follower = Follower(recorder, recorder.snapshots[0], stride, context)
+        follower.checker.findings.blind = blind_spots(engine.release)
         last.callback(follower.finish)
         with follower:
             with checksummed(recorder, checksums) if recording is None else nullcontext():

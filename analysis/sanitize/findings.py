@@ -120,6 +120,8 @@ class Findings:
         self._groups: dict[tuple[str, str], Group] = {}
         self.notes: list[str] = []
         """What could not be checked, in sentences."""
+        self.blind: list[str] = []
+        """What cannot be seen on this release, in sentences that begin with the rule."""
         self.bytes_checked = ""
         """How far the bytes of pages were checked, in a sentence; empty if they were not."""
         self.unchecked = Unchecked()
@@ -271,6 +273,7 @@ class Findings:
                 lines += [f"    {line}" for line in first.other_stack.splitlines()[-3:]]
         lines += [f"\n{self.bytes_checked}"] if self.bytes_checked else []
         lines += [f"\nNot checked: {note}" for note in self.not_checked]
+        lines += [f"\nNot seen on this release: {spot}" for spot in self.blind]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

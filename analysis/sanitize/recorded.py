@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from analysis.errors import CachelabError, RunError
 from analysis.model import load_model
+from analysis.sanitize.blind import blind_spots
 from analysis.sanitize.checker import Checker
 from analysis.sanitize.findings import WRONG_DATA, Finding, Findings, Group
 from analysis.sanitize.stream import tabled_events, tabled_flights
@@ -60,6 +61,11 @@ class Checked:
     def name(self) -> str:
         """The setting in words."""
         return " ".join([self.release, self.prefix_sharing, *self.treatments])
+
+    @property
+    def blind(self) -> list[str]:
+        """What cannot be seen on this release, in sentences that begin with the rule."""
+        return blind_spots(self.release)
 
     @property
     def void(self) -> bool:

@@ -1423,6 +1423,212 @@ def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) ->
     assert (found.cause, found.page) == (cause, page)
 
 
+# -- the way back ------------------------------------------------------------------------------
+
+
+def answering(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> None:
+    """Have a request prefilled whose results are followed, with its first token."""
+    begin(story, request, prompt, *pages)
+    story.results_of(story.prefill(request), 100)
+    story.chosen(request, 100)
+    story.token(request, 100)
+
+
+def decoded(story: Story, *requests: str, token: int = 101) -> Flight:
+    return story.results_of(story.decode(*requests), *[token for _ in requests])
+
+
+@breaks("own result", "another request's row", other="b", severity=WRONG_DATA)
+def logits_of_the_other_row(story):
+    answering(story, "a", A, 1, 2)
+    answering(story, "b", B, 3, 4)
+    decoded(story, "a", "b")
+    return story.chosen("a", 101, story.results["b"])
+
+
+@breaks("own result", "an earlier invocation's", severity=WRONG_DATA)
+def logits_of_the_invocation_before(story):
+    answering(story, "a", A, 1, 2)
+    before = story.results["a"]
+    decoded(story, "a")
+    return story.chosen("a", 100, before)
+
+
+@breaks("own result", "an earlier invocation's", severity=WRONG_DATA)
+def logits_that_a_token_was_chosen_from(story):
+    answering(story, "a", A, 1, 2)
+    return story.chosen("a", 100)
+
+
+@breaks("own result", "no row's last position", severity=WRONG_DATA)
+def logits_that_no_row_has(story):
+    answering(story, "a", A, 1, 2)
+    decoded(story, "a")
+    return story.chosen("a", 101, 77)
+
+
+@breaks("own token", "not the likeliest", severity=WRONG_DATA)
+def another_token_than_the_likeliest(story):
+    answering(story, "a", A, 1, 2)
+    decoded(story, "a")
+    return story.chosen("a", 102)
+
+
+@breaks("own token", "changed afterwards", severity=WRONG_DATA)
+def a_token_changed_when_it_was_chosen(story):
+    answering(story, "a", A, 1, 2)
+    decoded(story, "a")
+    story.chosen("a", 101)
+    return story.token("a", 102)
+
+
+@breaks(
+    "own token",
+    "never chosen",
+    severity=WRONG_DATA,
+    also=(("flown tokens", "token without a flight"),),
+)
+def a_token_that_was_never_chosen(story):
+    answering(story, "a", A, 1, 2)
+    return story.token("a", 101)
+
+
+def answered(*tokens: int) -> Callable[[Story], Step]:
+    def tell(story):
+        answering(story, "b", B, 3, 4)
+        decoded(story, "b", token=9)
+        story.chosen("b", 9)
+        answering(story, "a", A, 1, 2)
+        for token in (101, 102):
+            decoded(story, "a", token=token)
+            story.chosen("a", token)
+            story.token("a", token)
+        return story.answered("a", *tokens)
+
+    tell.__name__ = f"answered_{'_'.join(map(str, tokens))}"
+    return tell
+
+
+for words, due in (
+    ("tokens left out", (100, 102)),
+    ("tokens too many", (100, 101, 101, 102)),
+    ("other tokens", (100, 102, 101)),
+):
+    breaks("whole answer", words, severity=WRONG_DATA)(answered(*due))
+breaks("whole answer", "another request's answer", other="b", severity=WRONG_DATA)(answered(100, 9))
+
+
+@breaks("whole answer", "before its last token", severity=WRONG_DATA)
+def an_answer_before_its_last_token(story):
+    answering(story, "a", A, 1, 2)
+    story.answered("a", 100)
+    decoded(story, "a")
+    return story.chosen("a", 101)
+
+
+@breaks("one answer", "answered again")
+def an_answer_again(story):
+    answering(story, "a", A, 1, 2)
+    story.answered("a", 100)
+    story.end("a")
+    return story.answered("a", 100, count=2)
+
+
+@silent
+def an_answer_as_it_was_chosen(story):
+    answered(100, 101, 102)(story)
+
+
+@silent
+def an_answer_after_its_request_was_given_up(story):
+    answering(story, "a", A, 1, 2)
+    story.release("a")
+    story.answered("a", 100)
+
+
+@silent
+def rows_with_the_same_logits(story):
+    answering(story, "a", A, 1, 2)
+    answering(story, "b", B, 3, 4)
+    flight = decoded(story, "a", "b")
+    flight.result_digests[1] = flight.result_digests[0]
+    story.chosen("b", 101, flight.result_digests[0])
+    story.chosen("a", 101, flight.result_digests[0])
+
+
+@silent
+def a_choice_from_logits_with_a_nan(story):
+    answering(story, "a", A, 1, 2)
+    decoded(story, "a", token=-1)
+    story.chosen("a", 7)
+
+
+@silent
+def tokens_that_were_not_followed_from_the_first(story):
+    ready(story, "a", A, 1, 2)
+    decoded(story, "a")
+    story.chosen("a", 101)
+    story.token("a", 101)
+    story.answered("a", 100, 101)
+
+
+# -- what the device reads ---------------------------------------------------------------------
+
+
+@breaks("arguments as filled", "seq_lens", severity=WRONG_DATA)
+def a_length_that_changed_after_filling(story):
+    ready(story, "a", A, 1, 2)
+    flight = story.decode("a")
+    flight.changed = '[["seq_lens", 0, 0, 7, 6, "returned"]]'
+    return flight
+
+
+@breaks("arguments as filled", "block_tables", page=5)
+def a_table_that_changed_before_the_landing(story):
+    ready(story, "a", A, 1, 2)
+    flight = story.decode("a")
+    flight.changed = '[["block_tables", 0, 1, 2, 5, "landed"]]'
+    return flight
+
+
+@breaks("arguments as filled", "tokens", request=None)
+def padding_that_changed_after_filling(story):
+    ready(story, "a", A, 1, 2)
+    flight = story.decode("a", None)
+    flight.changed = '[["tokens", 1, 0, 0, 3, "returned"]]'
+    return flight
+
+
+@breaks("landed before read", "still under way", page=2, slot=2, severity=WRONG_DATA)
+def a_decode_before_the_one_before_has_landed(story):
+    ready(story, "a", A, 1, 2)
+    first = story.results_of(story.decode("a", lands=False), 101)
+    story.token("a", 101)
+    second = decoded(story, "a", token=102)
+    story.land(first)
+    return second
+
+
+@silent
+def a_decode_when_the_own_row_of_the_one_before_has_landed(story):
+    answering(story, "a", A, 1, 2)
+    first = story.results_of(story.decode("a", lands=False), 101)
+    story.chosen("a", 101)
+    story.token("a", 101)
+    decoded(story, "a", token=102)
+    story.land(first)
+
+
+@silent
+def a_shared_page_that_is_written_again_as_it_was(story):
+    answering(story, "a", A, 1, 2)
+    story.submit("b", A[:4])
+    story.hold("b", 1)
+    again = story.results_of(story.prefill("b", lands=False), 100)
+    decoded(story, "a")
+    story.land(again)
+
+
 # -- all of them -------------------------------------------------------------------------------
 
 

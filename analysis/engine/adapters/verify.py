@@ -62,9 +62,12 @@ def chosen_by(scores: Scores) -> tuple[list[int], list[int]]:
         return [], []
     kind = np.float32 if len(scores.rows[0]) // scores.vocabulary == 4 else np.float16
     logits = np.frombuffer(b"".join(scores.rows), dtype=kind).reshape(len(scores.rows), -1)
-    tokens = logits.argmax(axis=1)  # the place of a NaN, if there is one
-    best = logits[np.arange(len(tokens)), tokens]
-    return np.where(np.isnan(best), NO_TOKEN, tokens).tolist(), [digest(r) for r in scores.rows]
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # the place of a NaN, if there is one
+    for row, token in enumerate(tokens):
+        best = logits[row, token]
+        if best != best:
+            tokens[row] = NO_TOKEN
+    return tokens, [zlib.crc32(row) for row in scores.rows]
 
 
 def changes(
@@ -105,10 +108,14 @@ def changes(
 def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
     """Tell whether the transfer to an array was over when the call had returned.
 
-    It was if one that began later was; which shows where that brought something new.
+    It was if something new had come with it, or with one that began later.
     """
     order = list(filled)
-    return any(
-        read_then.get(later) == filled[later].content != filled[later].before
-        for later in order[order.index(array) + 1 :]
-    )
+    for other in order[order.index(array) :]:
+        if other in read_then:
+            before, due, read = (
+                np.frombuffer(part, dtype=np.int64) for part in (*filled[other], read_then[other])
+            )
+            if ((due != before) & (read == due)).any():
+                return True
+    return False

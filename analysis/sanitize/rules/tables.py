@@ -32,12 +32,8 @@ def _kind(world: World, page: int) -> str:
 
 def _where(world: World, page: int) -> str:
     """Say what a page is, for a sentence that names it."""
-    match _kind(world, page):
-        case "no such page":
-            return f"not one of the pool's {world.page_count} pages"
-        case "the padding page":
-            return "the padding page"
-    return world.where(page)
+    padding = _kind(world, page) == "the padding page"
+    return "the padding page" if padding else world.where(page)
 
 
 class BlockTable(Rule):

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.engine.adapters.probe import CURRENT_FLIGHT
 from analysis.treat.base import replace_attribute
-from analysis.treat.faults.base import Fault, FlightFault, Struck, another
+from analysis.treat.faults.base import Fault, FlightFault, Struck
 from analysis.treat.faults.requests import Mute
 from analysis.treat.faults.results import place_of
 from analysis.treat.flights import Boarded
@@ -30,12 +30,12 @@ class Passing(FlightFault):
     """
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        struck = self.alter(flight, row)
+        struck = self.alter(flight, row, probe)
         flight.secretly = flight.put_back = struck is not None
         return struck
 
     @abstractmethod
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         """Change the arrays of a flight; None if it does not offer itself."""
 
 
@@ -46,7 +46,7 @@ class TokensExchanged(Passing):
     change = "Two rows of one decode have each other's tokens while the device reads, once."
     rule, cause = "arguments as filled", "tokens"
 
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         tokens = flight.arrays["tokens"]
         for other in range(flight.real):
             if tokens[row, 0] != tokens[other, 0]:
@@ -66,7 +66,7 @@ class TokensOfLast(Passing):
         super().__init__(parameter)
         self._last: Any = None
 
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         tokens, last = flight.arrays["tokens"], self._last
         self._last = tokens.copy()
         if last is None or last.shape != tokens.shape or last[row, 0] == tokens[row, 0]:
@@ -83,7 +83,7 @@ class PromptChanged(Passing):
     phase, after = "prefill", 0
     rule, cause = "arguments as filled", "tokens"
 
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         tokens = flight.arrays["tokens"]
         tokens[row, 1] += 1 if tokens[row, 1] < 5 else -1
         return Struck(flight.request_ids[row])
@@ -96,7 +96,7 @@ class LengthChanged(Passing):
     change = "One row of a decode is one token too short while the device reads, once."
     rule, cause = "arguments as filled", "seq_lens"
 
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         flight.arrays["seq_lens"][row] -= 1
         return Struck(flight.request_ids[row])
 
@@ -108,7 +108,7 @@ class StartChanged(Passing):
     change = "One row of a decode starts one position early while the device reads, once."
     rule, cause = "arguments as filled", "start_positions"
 
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         flight.arrays["start_positions"][row] -= 1
         return Struck(flight.request_ids[row])
 
@@ -117,15 +117,16 @@ class TableChanged(Passing):
     """A row's block table is another one when the device reads it."""
 
     name = "fault:table-changed-after-filling"
-    change = "The first page of one row of a decode is another's while the device reads, once."
+    change = "The first page of one row of a decode is a free one while the device reads, once."
     rule, cause = "arguments as filled", "block_tables"
 
-    def alter(self, flight: Boarded, row: int) -> Struck | None:
-        tables, other = flight.arrays["block_tables"], another(flight, row)
-        if other is None or tables[row, 0] == tables[other, 0]:
+    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        free = probe.pool.available_pages
+        if not free:
             return None
-        tables[row, 0] = tables[other, 0]
-        return Struck(flight.request_ids[row], None, int(tables[other, 0]))
+        # From the middle: one that was hardly ever in a block table.
+        flight.arrays["block_tables"][row, 0] = page = int(free[len(free) // 2].index)
+        return Struck(flight.request_ids[row], None, page)
 
 
 class RefilledInFlight(FlightFault):

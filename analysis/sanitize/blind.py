@@ -1,0 +1,38 @@
+"""What the sanitizer cannot see on a release, rule by rule."""
+
+from __future__ import annotations
+
+_UNDONE = (
+    "A change that is undone before the call returns is not seen, nor one that is undone before"
+    " the landing and looks like a transfer still under way."
+)
+BLIND: dict[str, dict[str, str]] = {
+    "3.1.0": {
+        "arguments as filled": _UNDONE,
+        "whole answer": (
+            "Answers are texts: special tokens, and tokens that read alike, are not told apart."
+        ),
+        "landed before read": (
+            "A row's result shows that its invocation has landed; the order on the device itself"
+            " is not seen."
+        ),
+    },
+    "3.9.0": {
+        "arguments as filled": _UNDONE,
+        "own result": (
+            "With several beams, or a choice among indices of the device, results are not followed."
+        ),
+        "own token": (
+            "Only greedy selection is checked: not with several beams, a temperature other than 1"
+            " or softmax normalisation."
+        ),
+        "landed before read": "The order on the device itself is not seen.",
+    },
+}
+"""By release and by rule, in a sentence."""
+
+
+def blind_spots(release: str | None) -> list[str]:
+    """Return what is not seen on a release, as sentences that begin with the rule."""
+    spots = BLIND.get(release or "", {})
+    return [f"{rule}: {sentence}" for rule, sentence in spots.items()]

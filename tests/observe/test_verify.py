@@ -1,0 +1,88 @@
+"""What a row's token is by its logits, and which arguments were not read as they were filled."""
+
+from __future__ import annotations
+
+import json
+from array import array
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.engine.adapters.verify import NO_TOKEN, Filled, changes, chosen_by
+from analysis.engine.scores import Scores
+
+NAMES = ("tokens", "seq_lens")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@given(st.lists(st.lists(st.sampled_from([-1.5, 0.0, 2.0, 7.0]), min_size=5, max_size=5)))
+def test_the_first_of_the_likeliest_is_chosen(kind, rows):
+    logits = np.array(rows, dtype=kind)
+    scores = Scores(tuple(row.tobytes() for row in logits), 5)
+    tokens, digests = chosen_by(scores)
+    assert tokens == [row.index(max(row)) for row in rows]
+    assert len(digests) == len(rows)
+    assert [a == b for a in digests for b in digests] == [a == b for a in rows for b in rows]
+
+
+def test_a_row_with_a_nan_has_no_token():
+    logits = np.array([[1, np.nan, 3], [1, 2, 3]], dtype=np.float32)
+    assert chosen_by(Scores(tuple(row.tobytes() for row in logits), 3))[0] == [NO_TOKEN, 2]
+
+
+def differing(before, content, returned, landed):
+    """Compare two arguments, [2, 2] and [2], given as flat lists."""
+    arguments = [object(), object()]
+    filled = {
+        id(argument): Filled(*(np.array(part, dtype=np.int64).tobytes() for part in parts))
+        for argument, *parts in zip(arguments, before, content, strict=True)
+    }
+    then = [np.array(part, dtype=np.int64).tobytes() for part in returned]
+    arrays = {
+        name: (shape, array("q", values))
+        for name, shape, values in zip(NAMES, ((2, 2), (2,)), landed, strict=True)
+    }
+    said = changes(NAMES, arguments, filled, then, arrays)
+    return [] if said is None else [tuple(entry) for entry in json.loads(said)]
+
+
+OLD, NEW = ([1, 2, 3, 4], [5, 6]), ([11, 12, 13, 14], [15, 16])
+
+
+def test_what_is_read_as_it_was_filled_is_silent():
+    assert not differing(OLD, NEW, NEW, NEW)
+
+
+def test_a_transfer_that_is_still_under_way_is_silent():
+    assert not differing(OLD, NEW, OLD, NEW)
+    assert not differing(OLD, NEW, (NEW[0], OLD[1]), NEW)
+
+
+def test_the_old_content_is_told_where_a_later_transfer_is_over():
+    assert differing(OLD, NEW, (OLD[0], NEW[1]), NEW) == [
+        ("tokens", 0, 0, 11, 1, "returned"),
+        ("tokens", 1, 0, 13, 3, "returned"),
+    ]
+
+
+def test_one_changed_value_is_told_by_its_row_and_place():
+    changed = ([11, 12, 13, 99], NEW[1])
+    assert differing(OLD, NEW, changed, NEW) == [("tokens", 1, 1, 14, 99, "returned")]
+    assert differing(OLD, NEW, NEW, changed) == [("tokens", 1, 1, 14, 99, "landed")]
+    assert differing(OLD, NEW, changed, changed) == [("tokens", 1, 1, 14, 99, "returned")]
+
+
+values = st.lists(st.integers(0, 3), min_size=4, max_size=4)
+
+
+@given(values, values, values)
+def test_whatever_is_read_differently_at_the_landing_is_told(before, content, landed):
+    said = differing((before, OLD[1]), (content, NEW[1]), (content, NEW[1]), (landed, NEW[1]))
+    rows = {row for row in (0, 1) if content[2 * row :][:2] != landed[2 * row :][:2]}
+    assert {entry[1] for entry in said} == rows
+    for _, row, column, filled, read, when in said:
+        place = 2 * row + column
+        assert (filled, read, when) == (content[place], landed[place], "landed")
+        assert filled != read
