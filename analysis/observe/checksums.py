@@ -71,6 +71,10 @@ class _Pending:
     flights: set[int]
     moment: str
     since: int
+    seen: int
+    """The last flight that had begun when it was read."""
+    holders: list[str]
+    """Requests that held it then."""
     request_id: str | None
 
 
@@ -301,7 +305,8 @@ class Checksums:
             page = pages[row]
             pending = _Pending(
                 page, np.flatnonzero(changed[row]).tolist(), held[row], self._at[page].copy(),
-                set(self._air), moment, int(self._since[page]), request_id,
+                set(self._air), moment, int(self._since[page]), self._last_begun,
+                self._recorder.holders_of(page), request_id,
             )  # fmt: skip
             if not pending.flights:
                 self._changed(pending)
@@ -336,6 +341,8 @@ class Checksums:
             "holds": self._origin(page, slots, was != held, held),
             "moment": pending.moment,
             "since_flight": pending.since,
+            "seen_flight": pending.seen,
+            "holders": pending.holders,
             "copy_of": copy.source if (copy := self._copied.pop(page, None)) else None,
         }
         self._clock += 1
