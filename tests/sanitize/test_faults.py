@@ -12,7 +12,11 @@ import pytest
 from support import RELEASES, ROOT
 
 from analysis.releases import python_of
-from analysis.treat import FAULTS
+from analysis.treat import FAULTS as ALL_FAULTS
+from analysis.treat.faults.bytes import BYTES_FAULTS
+
+# Those in the bytes of pages have tests of their own.
+FAULTS = {name: fault for name, fault in ALL_FAULTS.items() if fault not in BYTES_FAULTS}
 
 _STRIKE = """
 import json, sys
@@ -21,7 +25,7 @@ from analysis.sanitize import sanitize
 from analysis.treat import FAULTS, treat
 from analysis.workload import make_workload
 
-release, sharing = sys.argv[1:]
+release, sharing, *own = sys.argv[1:]
 base = []
 if release == "3.1.0":
     base = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
@@ -48,9 +52,7 @@ def strike(name):
         "events": [[e[0], e[5], e[6]] for e in recorder.events],
     }
 
-own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
-own = ["nothing", *[n for n in own if release in (FAULTS[n].releases or [release])]]
-for name in own:
+for name in ["nothing", *own]:
     print("\\n" + json.dumps([name, strike(name)]), flush=True)
 """
 
@@ -84,8 +86,10 @@ CASES = [
 @functools.cache
 def planted(release: str, sharing: str) -> dict[str, dict[str, Any]]:
     """Plant every fault that a release can have, each into an engine of its own."""
+    own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
+    own = [n for n in own if release in (FAULTS[n].releases or [release])]
     done = subprocess.run(
-        [str(python_of(release)), "-c", _STRIKE, release, sharing],
+        [str(python_of(release)), "-c", _STRIKE, release, sharing, *own],
         capture_output=True,
         text=True,
         timeout=300,

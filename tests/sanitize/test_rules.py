@@ -1047,9 +1047,17 @@ def a_page_written_in_quarantine(story):
 
 def changed(story: Story, page: int, *slots: int, **said: object) -> int:
     """Have slots of a page hold other bytes; nothing wrote them."""
-    story_of = {"slots": slots, "parts": [[1, "V", 0]], "holds": None, "moment": "landing",
-                "since_flight": -1, "seen_flight": 9, "copy_of": None, "holders": ["a"], **said}  # fmt: skip
-    return story.event("bytes_changed", None, (page,), detail=json.dumps(story_of))
+    found = {
+        "slots": slots,
+        "parts": [[1, "V", 0]],
+        "holds": None,
+        "moment": "landing",
+        "since_flight": -1,
+        "seen_flight": 9,
+        "holders": ["a"],
+        "copy_of": None,
+    }
+    return story.event("bytes_changed", None, (page,), detail=json.dumps(found | said))
 
 
 def kept(story: Story, flight: Flight, page: int, slot: int, **said: object) -> int:

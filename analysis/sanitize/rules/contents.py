@@ -103,7 +103,8 @@ class UnwrittenBytes(Rule):
         slots, since = said["slots"], said["since_flight"]
         places = [page * world.stride + slot for slot in slots]
         readers = self._readers(world, places, said)
-        free = said["moment"] == "acquire" or page in world.free
+        moment = said["moment"]
+        free = moment == "acquire" or (page in world.free and moment not in ("free", "drop"))
         holds, copy_of = said["holds"], said["copy_of"]
         if copy_of is not None:
             cause = "not all of a copied page"
@@ -116,7 +117,7 @@ class UnwrittenBytes(Rule):
             writer = world.name(int(world.shadow.writer[holds[0] * world.stride + holds[1]]))
         message = (
             f"{_slots(slots).capitalize()} of page {page} changed{_of(said['parts'])}, and nothing"
-            f" wrote {_them(slots)}; seen when {_MOMENTS[said['moment']]}"
+            f" wrote {_them(slots)}; seen when {_MOMENTS[moment]}"
             + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
             + _now(holds, writer)
             + (f". Last seen right after flight {since} began" if since >= 0 else "")
