@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
 """Kinds of events that `Checksums.seen` is told of."""
 _KINDS = ("K", "V")
 _UNKNOWN_TOKEN = -1
-_MOST_PENDING = 1000
+_MOST_PENDING, _FORMER = 1000, 256
 _SEED = 20261125
 _NAN = (0x7E00, 0xFE00, 0x7FC0, 0xFFC0)
 """NaN as arithmetic makes it, of float16 and bfloat16: written over itself it looks as before."""
@@ -98,6 +99,10 @@ class _Pending:
     flights: set[int]
     moment: str
     since: int
+    seen: int
+    """The last flight that had begun when it was read."""
+    holders: list[str]
+    """Requests that held it then."""
     request_id: str | None
 
 
@@ -150,6 +155,8 @@ class Checksums:
         self._clock, self._last_begun = 1, -1
         self._air = dict.fromkeys(recorder.under_way, -1)
         self._pending: list[_Pending] = []
+        self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
+        """What slots held that changed, which may stand elsewhere now: pages exchanged."""
         # Flights that were called before the hooks were there may write what nobody sees.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
         self._unsure.add(PADDING_PAGE)
@@ -238,6 +245,8 @@ class Checksums:
                 self._settle(flight, wrote.flat)
                 self._uncertain_copies(flight, wrote.flat)
             self._arrive(flight, request_ids, wrote, begun)
+            if self._copied:
+                self._look([*self._copied], "landing")
             if self.mode == "whole":
                 self._look(self._all(), "landing")
             elif offered := wrote.pages_used():
@@ -322,7 +331,8 @@ class Checksums:
             page = pages[row]
             pending = _Pending(
                 page, np.flatnonzero(changed[row]).tolist(), held[row], self._at[page].copy(),
-                set(self._air), moment, int(self._since[page]), request_id,
+                set(self._air), moment, int(self._since[page]), self._last_begun,
+                self._recorder.holders_of(page), request_id,
             )  # fmt: skip
             if not pending.flights:
                 self._changed(pending)
@@ -357,9 +367,12 @@ class Checksums:
             "holds": self._origin(page, slots, was != held, held),
             "moment": pending.moment,
             "since_flight": pending.since,
+            "seen_flight": pending.seen,
+            "holders": pending.holders,
             "copy_of": copy.source if (copy := self._copied.pop(page, None)) else None,
         }
         self._clock += 1
+        self._former.extend((page, s, was[:, :, i].copy()) for i, s in enumerate(slots))
         self._digest[page][:, :, slots] = held
         self._at[page, slots] = self._clock
         self._token[page, slots] = _UNKNOWN_TOKEN
@@ -371,13 +384,19 @@ class Checksums:
         if not held[unlike].any():
             return "zeros"
         for place, slot in enumerate(slots):
-            layer, kind, head = (axis[0] for axis in np.nonzero(unlike[:, :, place]))
+            changed, now = unlike[:, :, place], held[:, :, place]
+            if not now[changed].any():
+                continue
+            layer, kind, head = (axis[0] for axis in np.nonzero(changed))
             pages, there = np.nonzero(
-                self._digest[:, layer, kind, :, head] == held[layer, kind, place, head]
+                self._digest[:, layer, kind, :, head] == now[layer, kind, head]
             )
-            for q, s in zip(pages.tolist(), there.tolist(), strict=True):
-                known = self._digest[q][:, :, s] == held[:, :, place]
-                if (q, s) != (page, slot) and known[unlike[:, :, place]].all():
+            known = [
+                (q, s, self._digest[q][:, :, s])
+                for q, s in zip(pages.tolist(), there.tolist(), strict=True)
+            ]
+            for q, s, digest in [*known, *self._former]:
+                if (q, s) != (page, slot) and (digest == now)[changed].all():
                     return [q, s]
         return None
 

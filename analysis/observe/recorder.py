@@ -252,6 +252,10 @@ class Recorder:
         """Return the pages that a request was last told to hold."""
         return self._held.get(request_id, frozenset())
 
+    def holders_of(self, page: int) -> list[str]:
+        """Return the requests that were last told to hold a page."""
+        return sorted(r for r, pages in list(self._held.items()) if page in pages)
+
     def _name(self) -> str:
         """Return the name of the engine's worker that this thread is, or the thread's own."""
         try:

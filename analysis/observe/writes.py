@@ -30,7 +30,8 @@ class Written:
     ) -> None:
         self._real, self._stride, self._page_count = real, stride, page_count
         (rows, width), tokens = arrays["tokens"]
-        (_, self._blocks), self._tables = arrays["block_tables"]
+        (_, blocks), self._tables = arrays["block_tables"]
+        self._blocks = int(blocks)
         starts = arrays.get("start_positions")
         first = [0] * rows if starts is None else list(starts[1])
         self._ends: list[int] = [start + 1 for start in first[:real]]

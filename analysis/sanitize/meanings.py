@@ -29,14 +29,10 @@ MEANINGS: dict[tuple[str, str | None], str] = {
     ),
     ("block table", "a free page"): "Whoever takes the page next overwrites what the row reads.",
     ("block table", None): "The row writes to a page that is not its own, and reads from it.",
-    ("block table", "no such page"): (
-        "The device clamps or refuses the index: what the row reads there is not its own data."
-    ),
     ("table padding", None): (
         "The mask hides the page from reads. A padded prompt is written to it all the same, and a"
         " length that is too long reads it."
     ),
-    ("block table", "a free page"): "Whoever takes the page next overwrites what the row reads.",
     ("block table", "a freed page"): "Whoever takes the page next overwrites what the row reads.",
     ("one writer", None): (
         "Rows that have the same page for their own write over each other; the last one wins."

@@ -136,6 +136,50 @@ say([[[r.request_id, int(r.position), bool(r.page == page[r.request_id][r.positi
     ]
 
 
+def test_damage_above_the_first_layer_is_no_other_context(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        _SERVE
+        + """
+with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
+    rows = serve(engine)
+    page = {name: pages for name, (_, _, pages) in rows.items()}
+    read = lambda p: contents.read_pages(engine, [p])[0]
+    b, c = read(page["b"][0]), read(page["c"][0])
+    b[2, :, 3:7] = c[2, :, 3:7]  # a whole layer of another request
+    b[3, :, 8] = c[3, :, 8]  # the last layer, after which there is none to tell
+    b[1, 1, 9] = 0  # half of a layer
+    b[2, 0, 10, 1] = 0  # one head
+    put(engine, page["b"][0], slice(0, 16), b)
+    # And in a slot that was decoded: on 3.1.0 it is not what the reference has in any case.
+    prompt, _, pages = rows["a"]
+    at = prompt + 2
+    d = read(pages[at // 16])
+    d[2, :, at % 16] = c[2, :, 5]
+    put(engine, pages[at // 16], slice(0, 16), d)
+    frame = contents.compare(engine, rows)
+plain = lambda v: v if isinstance(v, str) else None if pd.isna(v) else int(v)
+say([[[r.request_id, int(r.position), r.damage, plain(r.other_request_id),
+       plain(r.other_position)]
+      for r in frame[frame.verdict == "damaged"].sort_values(["request_id", "position"])
+      .itertuples()], counts(frame), at, contents.in_words(frame)])
+""",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, counted, decoded, words = done.said
+    assert found[0][:2] == ["a", decoded]
+    assert found[0][3:] == ["c", 5]
+    assert found[1:] == [
+        *(["b", slot, "layer 2", "c", slot] for slot in range(3, 7)),
+        ["b", 8, "layer 3", "c", 8],
+        ["b", 9, "V of layer 1", None, None],
+        ["b", 10, "K of layer 2, head 1", None, None],
+    ]
+    # What 3.1.0 computes behind lengths that are too long stays what it is.
+    assert counted.get("decoded other context", 0) == (4 * 10 - 1 if release == "3.1.0" else 0)
+    assert " 8 hold the right token with parts that are not its own" in words
+
+
 def test_masked_nan_is_found_and_unmasked_is_not(child: ChildRunner, release: str) -> None:
     done = child(
         release,

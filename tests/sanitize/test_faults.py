@@ -30,7 +30,7 @@ from analysis.treat.faults.requests import REQUEST_FAULTS
 from analysis.workload import make_workload
 
 FAULTS = {f.name: f for f in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
-release, sharing = sys.argv[1:]
+release, sharing, *own = sys.argv[1:]
 base = []
 if release == "3.1.0":
     base = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
@@ -57,9 +57,7 @@ def strike(name):
         "events": [[e[0], e[5], e[6]] for e in recorder.events],
     }
 
-own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
-own = ["nothing", *[n for n in own if release in (FAULTS[n].releases or [release])]]
-for name in own:
+for name in ["nothing", *own]:
     print("\\n" + json.dumps([name, strike(name)]), flush=True)
 """
 
@@ -87,8 +85,10 @@ CASES = [
 @functools.cache
 def planted(release: str, sharing: str) -> dict[str, dict[str, Any]]:
     """Plant every fault that a release can have, each into an engine of its own."""
+    own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
+    own = [n for n in own if release in (FAULTS[n].releases or [release])]
     done = subprocess.run(
-        [str(python_of(release)), "-c", _STRIKE, release, sharing],
+        [str(python_of(release)), "-c", _STRIKE, release, sharing, *own],
         capture_output=True,
         text=True,
         timeout=300,

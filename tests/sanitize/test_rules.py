@@ -59,11 +59,12 @@ def begin(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> N
     story.allocate(request, *pages)
 
 
-def ready(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> None:
+def ready(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> Flight:
     """Have a request prefilled, with its first token."""
     begin(story, request, prompt, *pages)
-    story.prefill(request)
+    flight = story.prefill(request)
     story.token(request, 100)
+    return flight
 
 
 # -- provenance --------------------------------------------------------------------------------
@@ -1627,6 +1628,75 @@ def a_shared_page_that_is_written_again_as_it_was(story):
     again = story.results_of(story.prefill("b", lands=False), 100)
     decoded(story, "a")
     story.land(again)
+
+
+# -- the bytes -----------------------------------------------------------------------------------
+
+
+def changed(story: Story, page: int, *slots: int, **said: object) -> int:
+    """Have slots of a page hold other bytes; nothing wrote them."""
+    found = {
+        "slots": slots,
+        "parts": [[1, "V", 0]],
+        "holds": None,
+        "moment": "landing",
+        "since_flight": -1,
+        "seen_flight": 9,
+        "holders": ["a"],
+        "copy_of": None,
+    }
+    return story.event("bytes_changed", None, (page,), detail=json.dumps(found | said))
+
+
+def kept(story: Story, flight: Flight, page: int, slot: int, **said: object) -> int:
+    """Have a slot that a flight wrote hold what it held before."""
+    slots = {slot: {"all": True, "parts": None, "zeros": False, "other_token": False, **said}}
+    detail = json.dumps({"slots": slots})
+    return story.event("bytes_kept", "a", (page,), value=flight.flight_id, detail=detail)
+
+
+@breaks("unwritten bytes", "changed", page=1, slot=2, severity=WRONG_DATA)
+def a_byte_that_changed(story):
+    ready(story, "a", A, 1, 2)
+    return changed(story, 1, 2)
+
+
+@breaks("unwritten bytes", "another slot's bytes", other="b", page=1, slot=0, severity=WRONG_DATA)
+def bytes_of_another_request(story):
+    ready(story, "a", A, 1, 2)
+    ready(story, "b", B, 3, 4)
+    return changed(story, 1, 0, 1, holds=[3, 0], parts=None)
+
+
+@breaks("unwritten bytes", "of a free page", request=None, page=7, slot=0)
+def a_byte_of_a_free_page(story):
+    ready(story, "a", A, 1, 2)
+    return changed(story, 7, 0, moment="end", holds="zeros", holders=[])
+
+
+@breaks("unwritten bytes", "not all of a copied page", page=3, slot=1, severity=WRONG_DATA)
+def a_copy_without_a_layer(story):
+    ready(story, "a", A, 1, 2)
+    story.allocate("a", 3)
+    story.copy(1, 3, "a")
+    return changed(story, 3, 1, copy_of=1)
+
+
+@breaks("arrived writes", "nothing arrived", page=2, slot=1, severity=WRONG_DATA)
+def a_write_that_does_not_arrive(story):
+    flight = ready(story, "a", A, 1, 2)
+    return kept(story, flight, 2, 1, other_token=True)
+
+
+@breaks("arrived writes", "a part is missing", page=1, slot=0, severity=WRONG_DATA)
+def a_head_of_zeros(story):
+    flight = ready(story, "a", A, 1, 2)
+    return kept(story, flight, 1, 0, all=False, zeros=True, parts=[[0, "K", 1], [1, "K", 1]])
+
+
+@silent
+def a_slot_that_held_the_same_from_before_the_watching(story):
+    kept(story, ready(story, "a", A, 1, 2), 2, 1)
 
 
 # -- all of them -------------------------------------------------------------------------------

@@ -105,8 +105,9 @@ class UnwrittenBytes(Rule):
         page, said = event.pages[0], json.loads(event.detail or "{}")
         slots, since = said["slots"], said["since_flight"]
         places = [page * world.stride + slot for slot in slots]
-        readers = self._readers(world, places, since)
-        free = said["moment"] == "acquire" or page in world.free
+        readers = self._readers(world, places, said)
+        moment = said["moment"]
+        free = moment == "acquire" or (page in world.free and moment not in ("free", "drop"))
         holds, copy_of = said["holds"], said["copy_of"]
         if copy_of is not None:
             cause = "not all of a copied page"
@@ -119,7 +120,7 @@ class UnwrittenBytes(Rule):
             writer = world.name(int(world.shadow.writer[holds[0] * world.stride + holds[1]]))
         message = (
             f"{_slots(slots).capitalize()} of page {page} changed{_of(said['parts'])}, and nothing"
-            f" wrote {_them(slots)}; seen when {_MOMENTS[said['moment']]}"
+            f" wrote {_them(slots)}; seen when {_MOMENTS[moment]}"
             + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
             + _now(holds, writer)
             + (f". Last seen right after flight {since} began" if since >= 0 else "")
@@ -149,20 +150,24 @@ class UnwrittenBytes(Rule):
         world.shadow.tainted[slots] = True
         yield from ()
 
-    def _readers(self, world: World, places: Sequence[int], since: int) -> list[str]:
-        """Return the requests that read such slots since a flight, or will read them next."""
+    def _readers(self, world: World, places: Sequence[int], said: dict[str, Any]) -> list[str]:
+        """Return the requests that read such slots meanwhile, or would have read them next."""
+        since, seen = said["since_flight"], said["seen_flight"]
         found: dict[str, None] = {}
         for place in places:
             flight, number = self._read.get(place, (-1, NOBODY))
-            if flight > since and (name := world.name(number)) is not None:
+            if since < flight <= seen and (name := world.name(number)) is not None:
                 found[name] = None
-            for name in world.holders.get(place // world.stride, ()):
+            for name in said["holders"]:
                 sequence = world.under_way.get(name)
                 position = int(world.shadow.position[place])
-                if sequence is not None and 0 <= position < sequence.length:
-                    held = int(world.shadow.content[place])
-                    if held == int(sequence.hashes[position]):
-                        found[name] = None
+                # What was written since it was read says nothing of what was there.
+                if world.shadow.flight[place] > seen or (
+                    sequence is not None
+                    and 0 <= position < sequence.length
+                    and int(world.shadow.content[place]) == int(sequence.hashes[position])
+                ):
+                    found[name] = None
         return sorted(found)
 
 
