@@ -6,10 +6,10 @@ from analysis.treat.faults.execution import EXECUTION_FAULTS
 from analysis.treat.faults.flights import FLIGHT_FAULTS
 from analysis.treat.faults.requests import REQUEST_FAULTS
 
-FAULTS: dict[str, type[Fault]] = {
-    fault.name: fault
-    for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS, *EXECUTION_FAULTS)
-}
+_FAMILIES: tuple[tuple[type[Fault], ...], ...] = (
+    FLIGHT_FAULTS, CACHE_FAULTS, REQUEST_FAULTS, EXECUTION_FAULTS,
+)  # fmt: skip
+FAULTS: dict[str, type[Fault]] = {fault.name: fault for family in _FAMILIES for fault in family}
 """By name, which begins with `fault:`."""
 
 __all__ = ["EXECUTION_FAULTS", "FAULTS", "Fault", "Struck"]
