@@ -214,6 +214,23 @@ def test_a_flight_that_could_not_be_read_is_nobodys_fault(unread):
     assert str(findings.unchecked) in findings.summary
 
 
+@given(st.sets(st.sampled_from(FLIGHTS)), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_flights_that_are_not_known_are_counted_and_blamed_on_nobody(unread, phases):
+    checker = WELL.checker()
+    for seq, item in WELL.items:
+        if seq in unread:
+            item = Unread(item.flight_id, item.request_ids, item.phase if phases else "")
+        checker.put(seq, item)
+    findings = checker.finish()
+    assert not findings, str(findings)
+    assert findings.complete == (not unread)
+    assert findings.flights + len(unread) == len(FLIGHTS)
+    counted = findings.unchecked.invocations
+    # Where the phase is known it is known how each request went on, and only these are unchecked.
+    assert counted == len(unread) if phases else counted >= len(unread)
+
+
 def test_what_is_known_again_after_an_unread_flight_is_checked():
     story = well()
     story.submit("c", B)

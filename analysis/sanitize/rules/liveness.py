@@ -43,6 +43,8 @@ class Completed(Rule):
         """When the last flight began."""
         self._now_s = 0.0
         self._death: Event | None = None
+        self._threads: dict[str, list[str]] = {}
+        """What every thread did when the first request was given up; told once."""
 
     def on_died(self, world: World, event: Event) -> Iterator[Finding]:
         self._death = self._death or event
@@ -90,12 +92,8 @@ class Completed(Rule):
 
     def on_waiting(self, world: World, event: Event) -> Iterator[Finding]:
         if event.request_id is not None:
-            before = self._waiting.get(event.request_id)
             self._waiting[event.request_id] = event
-            if before is not None and "threads" not in json.loads(event.detail or "{}"):
-                # What the threads did is told once.
-                said = json.loads(before.detail or "{}") | json.loads(event.detail or "{}")
-                self._waiting[event.request_id] = event._replace(detail=json.dumps(said))
+            self._threads = json.loads(event.detail or "{}").get("threads") or self._threads
         self._moves(None, event.t_ns / 1e9)
         return iter(())
 
@@ -130,7 +128,7 @@ class Completed(Rule):
                 f"thread {kept['thread']} has had the lock of the {kept['lock']} for"
                 f" {kept['seconds']:g} s"
             )
-        threads = said.get("threads") or {}
+        threads, self._threads = self._threads, {}
         stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
         return Finding(
             cause=cause,
