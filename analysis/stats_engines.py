@@ -230,7 +230,7 @@ def gone(first: Rate, second: Rate) -> Share:
     As `share`, of which the whole is the minuend here.
     """
     left = share(second, None, first)
-    return Share(1 - left.value, 1 - left.high, 1 - left.low)
+    return Share(1 - left.value, 1 - left.high, min(1.0, 1 - left.low))
 
 
 def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from analysis.stats_evictions import evictions_at_equal_concurrency
 from analysis.stats_paired import Paired
 
 ICCS = (0.0, 0.1, 0.2)
-QUICK, FULL = 12, 24
+QUICK, FULL = 14, 24
 """Engines for each set of treatments in notebook 05."""
 HYPOTHESES_OF_A_NOTEBOOK = 51
 ALPHA, MOST = 0.05, 0.5
@@ -314,7 +314,7 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
             say(rows[-1])
 
     for icc in ICCS:
-        for engines, requests in ((6, 8), (8, 32), (12, 32), (24, 32)):
+        for engines, requests in ((6, 8), (8, 32), (14, 32), (24, 32)):
             worst = min(
                 (rate_coverage(rng, icc, engines, requests, p, runs), p)
                 for p in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
@@ -356,12 +356,14 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
                     verdict_power(rng, truth, word, icc, engines, runs))  # fmt: skip
         for name, engines in (("quick", 24), ("full", 96)):
             plan = f"{name}: {engines} engines at 4 and at 8"
-            few = max(20, runs // 4)
+            few = max(20, runs // 10)
             add("evictions", plan, icc, "false claims: they explain failures",
                 eviction_claims(rng, icc, 0.0, engines, few)[0])  # fmt: skip
-            wrong = eviction_claims(rng, icc, 0.3, engines, few)
-            add("evictions", plan, icc, "power: 30 points more fail with them", wrong[0])
-            add("evictions", plan, icc, "false claims: they merely accompany", wrong[1])
+            add("evictions", plan, icc, "power: 30 points more fail with them",
+                eviction_claims(rng, icc, 0.3, engines, few)[0])  # fmt: skip
+            # 10 points more are odds of 1.5 to 1.9 times: too much to call it company.
+            add("evictions", plan, icc, "false claims: they merely accompany",
+                eviction_claims(rng, icc, 0.1, engines, few)[1])  # fmt: skip
     few = max(20, runs // 8)
     for name, pairs, arms in (("quick", 12, 2), ("full", 60, 12)):
         plan = f"{name}: {arms} sets, {pairs} pairs of engines"

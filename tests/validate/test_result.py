@@ -24,6 +24,7 @@ from synthetic_ladders import (
 )
 
 from analysis.stats import requests_to_see
+from analysis.stats_exact import upper_bound
 from analysis.validate import (
     Found,
     Isolated,
@@ -33,7 +34,6 @@ from analysis.validate import (
     in_a_sentence,
     in_words,
     overview,
-    upper_bound,
 )
 
 SHARES = st.floats(0.001, 0.5)
