@@ -354,9 +354,9 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
             ):
                 add("verdicts on causes", plan, icc, what,
                     verdict_power(rng, truth, word, icc, engines, runs))  # fmt: skip
-        for name, engines in (("quick", 24), ("full", 96)):
+        for name, engines in (("quick", 36),):
             plan = f"{name}: {engines} engines at 4 and at 8"
-            few = max(20, runs // 10)
+            few = max(10, runs // 5)
             add("evictions", plan, icc, "false claims: they explain failures",
                 eviction_claims(rng, icc, 0.0, engines, few)[0])  # fmt: skip
             add("evictions", plan, icc, "power: 30 points more fail with them",
@@ -364,8 +364,8 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
             # 10 points more are odds of 1.5 to 1.9 times: too much to call it company.
             add("evictions", plan, icc, "false claims: they merely accompany",
                 eviction_claims(rng, icc, 0.1, engines, few)[1])  # fmt: skip
-    few = max(20, runs // 8)
-    for name, pairs, arms in (("quick", 12, 2), ("full", 60, 12)):
+    few = max(10, runs // 5)
+    for name, pairs, arms in (("quick", 12, 2), ("full", 80, 12)):
         plan = f"{name}: {arms} sets, {pairs} pairs of engines"
         add(
             "costs",

@@ -37,8 +37,8 @@ ALPHA = 0.05
 MOST = 0.5
 """The share of the failures from which on a cause is what explains them."""
 _TIMES = 3
-"""By what else p values of "more than MOST" are multiplied: there are two questions, and what is left
-of an engine's failures is skewed. Calibrated (docs/statistics.md)."""
+"""By what else p values of "more than MOST" are multiplied: there are two questions, and engines'
+differences less MOST of their failures are skewed. Calibrated (docs/statistics.md)."""
 
 
 @dataclass(frozen=True)
