@@ -306,7 +306,7 @@ def cost_claims(rng: Rng, factor: float, pairs: int, arms: int, runs: int) -> tu
 
 def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) -> list[Row]:
     """Return all rows, each from so many simulated notebooks."""
-    rng, rows = np.random.default_rng(seed), []
+    rng, rows, many = np.random.default_rng(seed), [], 4 * runs
 
     def add(procedure: str, plan: str, icc: float, quantity: str, value: float) -> None:
         rows.append(Row(procedure, plan, icc, quantity, value, runs))
@@ -316,14 +316,14 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
     for icc in ICCS:
         for engines, requests in ((6, 8), (8, 32), (14, 32), (24, 32)):
             worst = min(
-                (rate_coverage(rng, icc, engines, requests, p, runs), p)
+                (rate_coverage(rng, icc, engines, requests, p, many), p)
                 for p in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
             )
             plan = f"{engines} engines of {requests} requests"
             add("rate, 95% interval", plan, icc, f"coverage, worst at {worst[1]:.0%}", worst[0])
         for grid in GRIDS:
             worst = max(
-                (between_concurrencies(rng, icc, grid, p, p, runs), p)
+                (between_concurrencies(rng, icc, grid, p, p, many), p)
                 for p in (0.05, 0.1, 0.3, 0.5)
             )
             add("between concurrencies, permutation", grid, icc,
@@ -331,7 +331,7 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
             found = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
             add("between concurrencies, permutation", grid, icc, "power, 3% against 25%", found)
         for engines in (6, QUICK, FULL):
-            worst = max((pair_wrong(rng, p, icc, engines, runs), p) for p in (0.05, 0.3, 0.6))
+            worst = max((pair_wrong(rng, p, icc, engines, many), p) for p in (0.05, 0.3, 0.6))
             add("two settings, one sign-flip test", f"{engines} engines", icc,
                 f"false claims, worst at {worst[1]:.0%}", worst[0])  # fmt: skip
             low = min(

@@ -102,7 +102,7 @@ def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
     assert not contrast.differs
     assert not contrast.equivalent
     words = evictions_in_words(requests, cells)
-    assert "merely accompany failures is undecided" in words
+    assert "merely accompany them is undecided" in words
     assert "engines would decide it (80% power)" in words
 
 
