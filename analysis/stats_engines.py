@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -97,19 +98,28 @@ def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[
     together = icc(x.tolist(), n.tolist())
     effect = 1 + (n - 1) * (0.0 if math.isnan(together) else together)
     values = (x / n - share_of_all) / np.sqrt(share_of_all * (1 - share_of_all) * effect / n)
-    if math.comb(len(n), count) <= _DRAWS:
-        chosen = np.array(list(combinations(range(len(n)), count)))
-        masks = np.zeros((len(chosen), len(n)), dtype=bool)
-        masks[np.arange(len(chosen))[:, None], chosen] = True
-    else:
-        drawn = np.random.default_rng(0).random((_DRAWS, len(n)))
-        masks = np.vstack([others, np.argsort(np.argsort(drawn, axis=1), axis=1) < count])
     total, rest = float(values.sum()), len(n) - count
-    sums = masks @ values
+    sums = np.append(_relabellings(len(n), count) @ values, values[others].sum())
     apart = np.abs(sums / count - (total - sums) / rest)
     own = float(values[others].sum())
     seen = abs(own / count - (total - own) / rest)
-    return float(np.mean(apart >= seen - 1e-9))
+    hits = int((apart[:-1] >= seen - 1e-9).sum())
+    if math.comb(len(n), count) <= _DRAWS:
+        return hits / (len(apart) - 1)
+    return (hits + 1) / len(apart)
+
+
+@lru_cache(maxsize=4)
+def _relabellings(engines: int, count: int) -> Floats:
+    """Return ways to choose so many engines, a row of zeros and ones each: all, or 9,999 drawn."""
+    if math.comb(engines, count) <= _DRAWS:
+        chosen = np.array(list(combinations(range(engines), count)))
+    else:
+        drawn = np.random.default_rng(0).random((_DRAWS, engines))
+        chosen = np.argpartition(drawn, count - 1, axis=1)[:, :count]
+    masks = np.zeros((len(chosen), engines))
+    np.put_along_axis(masks, chosen, 1.0, axis=1)
+    return masks
 
 
 @dataclass(frozen=True)
@@ -230,7 +240,7 @@ def gone(first: Rate, second: Rate) -> Share:
     As `share`, of which the whole is the minuend here.
     """
     left = share(second, None, first)
-    return Share(1 - left.value, 1 - left.high, 1 - left.low)
+    return Share(1 - left.value, 1 - left.high, min(1.0, 1 - left.low))
 
 
 def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, float]:

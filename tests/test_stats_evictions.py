@@ -61,7 +61,8 @@ def test_evictions_that_cause_failures_are_found_out() -> None:
     contrast = evictions_at_equal_concurrency(requests, cells)
     assert contrast.low > 2
     assert contrast.p_value < 0.001
-    assert contrast.cell_p_value < 0.01
+    assert contrast.differs
+    assert not contrast.equivalent
     [fit] = eviction_fit(requests, cells)
     assert fit.low > 1
     assert "Evictions explain failures beyond what concurrency does" in evictions_in_words(
@@ -78,6 +79,7 @@ def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
     assert contrast.crude_p_value < 0.001
     assert contrast.crude_odds_ratio > 1.5
     assert contrast.low < 1 < contrast.high
+    assert contrast.equivalent
     assert "merely accompany" in evictions_in_words(requests, cells)
 
 
@@ -88,7 +90,20 @@ def test_too_little_data_gets_no_verdict() -> None:
         cells_each=1,
         each=4,
     )
-    assert "not enough" in evictions_in_words(requests, cells)
+    assert "is undecided" in evictions_in_words(requests, cells)
+
+
+def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
+    requests, cells = sweep(
+        lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
+        cells_each=3,
+    )  # fmt: skip
+    contrast = evictions_at_equal_concurrency(requests, cells)
+    assert not contrast.differs
+    assert not contrast.equivalent
+    words = evictions_in_words(requests, cells)
+    assert "merely accompany them is undecided" in words
+    assert "engines would decide it (80% power)" in words
 
 
 def test_no_evictions_and_no_failures_are_said_as_they_are() -> None:

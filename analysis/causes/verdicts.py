@@ -36,6 +36,9 @@ WORDS: tuple[Word, ...] = ("supported", "contributes", "refuted", "undecided")
 ALPHA = 0.05
 MOST = 0.5
 """The share of the failures from which on a cause is what explains them."""
+_TIMES = 3
+"""By what else p values of "more than MOST" are multiplied: there are two questions, and engines'
+differences less MOST of their failures are skewed. Calibrated (docs/statistics.md)."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,13 @@ class Verdict(Asked):
         return self.p_adjusted < ALPHA and sum(self.nets) > 0
 
     @property
+    def returns(self) -> bool:
+        """Whether failures come back when all but it is mended, beyond chance."""
+        if self.back is None or sum(self.back.nets) <= 0:
+            return False
+        return sign_flip(self.back.nets) * self.tests < ALPHA
+
+    @property
     def share(self) -> float:
         """The larger of the shares of the failures that go with it, and that come back without."""
         known = [self.gone().value]
@@ -263,8 +273,9 @@ def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
     beyond chance, in both questions. It is undecided if an arm's control stayed silent, if the arms
     were not exposed alike, or if there are too few engines.
     """
-    more = [p * tests < ALPHA and side > 0 for p, side in one.against_most()]
-    less = [p * tests < ALPHA and side < 0 for p, side in one.against_most()]
+    sides = one.against_most()
+    more = [_TIMES * p * tests < ALPHA and side > 0 for p, side in sides]
+    less = [p * tests < ALPHA and side < 0 for p, side in sides]
     has_effect = p_adjusted < ALPHA and sum(one.nets) > 0
     word: Word = "undecided"
     if has_effect:

@@ -51,7 +51,8 @@ def costs(
     untreated (or the mean of treated - untreated), with its interval `low` to `high`; `spread`, the
     standard deviation within a concurrency (of logarithms, for a ratio); the two-sided `p_value` of
     the sign-flip test, and `p_adjusted` after Holm for all arms, metrics and settings in the
-    result, and for as many more as it takes to make `among` (see `comparisons`). Each interval is for itself; the `verdict` goes by `p_adjusted`.
+    result, and for as many more as it takes to make `among` (see `comparisons`). Each interval is
+    for itself; the `verdict` goes by `p_adjusted`.
     """
     rows = []
     keys = [*SETTING] + (["concurrency"] if over == "each" else [])

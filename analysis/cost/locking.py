@@ -196,7 +196,7 @@ def lock_share(costs: pd.DataFrame, operations: float, latency_s: float) -> dict
     for name, threads in (("alone", costs["threads"].min()), ("contended", costs["threads"].max())):
         own = costs[costs["threads"] == threads]
         dearest = float((own["high"] / own["locks"]).max(skipna=False))
-        share[f"{name}_ns"] = max(0.0, dearest)
+        share[f"{name}_ns"] = dearest if np.isnan(dearest) else max(0.0, dearest)
         share[f"{name}_s"] = operations * share[f"{name}_ns"] / 1e9
         share[name] = share[f"{name}_s"] / latency_s
     return share

@@ -159,7 +159,7 @@ class Control:
     def of(cls, cell: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
         """Return the control that a row of `cells` is, from the rows of its findings.
 
-        The alarm counts only if it names the request and the page that the fault struck, for an
+        The alarm counts only if it names a request or the page that the fault struck, for an
         untreated engine may break the same rule by itself. In runs that did not keep what was
         struck, any finding of that rule and cause counts.
         """
@@ -180,9 +180,13 @@ class Control:
 
 
 def _names(row: Mapping[str, Any], struck: Mapping[str, Any]) -> bool:
-    """Tell whether a finding names what a fault struck, as far as the fault says it."""
-    return all(
-        struck.get(name) in (None, row[name]) for name in ("request_id", "other_request_id", "page")
+    """Tell whether a finding names a request or the page that a fault struck, if it says any."""
+    requests = {struck.get("request_id"), struck.get("other_request_id")} - {None}
+    page = struck.get("page")
+    if not requests and page is None:
+        return True
+    return bool(requests & {row["request_id"], row["other_request_id"]}) or (
+        page is not None and row["page"] == page
     )
 
 

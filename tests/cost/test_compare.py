@@ -11,9 +11,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 from synthetic_cost import cost_run
 
-from analysis.cost import ALL, METRICS, WATCHED, costs, measure, pairs_needed, watched
+from analysis.cost import (
+    ALL,
+    METRICS,
+    WATCHED,
+    comparisons,
+    costs,
+    measure,
+    pairs_needed,
+    watched,
+)
 from analysis.store import to_frame
 
 LOCK = "lock-cache"
@@ -127,6 +137,31 @@ def test_intervals_hold_what_they_promise_with_few_pairs() -> None:
     assert sum(held) >= 88  # of 100: 95 are expected, fewer than 88 come in 0.1% of such trials
 
 
+def test_pairs_that_agree_to_the_last_digit_are_no_more_certain_than_their_number() -> None:
+    measures = _noise({"a": 1.0}, 0, repeats=3)
+    measures["latency_s"] = np.where(measures["arm"] == "a", 1.1, 1.0)
+    one = row(costs(measures, METRICS[2:3]), "a")
+    assert one["p_value"] == pytest.approx(2**-5)
+
+
+def test_other_comparisons_of_the_notebook_are_allowed_for() -> None:
+    measures = _noise({"a": 1.3}, 0, repeats=6)
+    alone = row(costs(measures, METRICS[2:3]), "a")
+    among = row(costs(measures, METRICS[2:3], among=50), "a")
+    assert among["p_adjusted"] == pytest.approx(50 * alone["p_adjusted"])
+    assert comparisons(measures) == len(METRICS)
+
+
+@pytest.mark.parametrize("truth", [1.0, 1.02])
+def test_the_pairs_that_are_needed_settle_it_in_eight_of_ten_cases(truth: float) -> None:
+    needed = int(pairs_needed(0.05, truth, 0.05))
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(math.log(truth), 0.05, (400, needed))
+    reach = scipy_stats.t.ppf(0.975, needed - 1) * drawn.std(axis=1, ddof=1) / math.sqrt(needed)
+    settled = float(np.mean(drawn.mean(axis=1) + reach < math.log1p(0.05)))
+    assert 0.7 < settled < 0.9
+
+
 def _noise(arms: Mapping[str, float], seed: int, repeats: int = 4) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     rows = [
@@ -166,7 +201,8 @@ def test_units_and_the_order_of_cells_do_not_matter(
 
 
 def test_pairs_needed_grow_with_the_spread_and_the_nearness() -> None:
-    assert pairs_needed(0.05, 1.0, 0.05) == math.ceil((1.96 * 0.05 / math.log(1.05)) ** 2)
+    # (1.96 + 0.84)^2 times the squared quotient of spread and distance, for 80% power.
+    assert pairs_needed(0.05, 1.0, 0.05) == math.ceil((2.8016 * 0.05 / math.log(1.05)) ** 2) + 2
     assert pairs_needed(0.1, 1.0, 0.05) > pairs_needed(0.05, 1.0, 0.05)
     assert pairs_needed(0.05, 1.04, 0.05) > pairs_needed(0.05, 1.0, 0.05)
     assert math.isfinite(pairs_needed(0.05, 1.05, 0.05))

@@ -55,7 +55,7 @@ def test_failure_rate_draws_rates_with_their_intervals() -> None:
     assert labels(axes) == ["1\nn = 24", "2\nn = 24", "4\nn = 48", "8\nn = 48 to 96"]
     assert axes.get_ylim()[0] < 0 < 1 < axes.get_ylim()[1]
     assert "48 rejected requests are not counted" in axes.get_xlabel()
-    assert "95% Wilson interval" in axes.get_ylabel()
+    assert "by request only" in axes.get_ylabel()
     assert legend(figure) == [
         "shortfin 3.1.0, prefix sharing none",
         "shortfin 3.1.0, prefix sharing trie",

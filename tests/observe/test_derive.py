@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import request_row
+from synthetic import cell_row, request_row
 
-from analysis.observe.derive import DERIVED_FROM, request_columns
+from analysis.observe.derive import DERIVED_FROM, EXPOSURES, exposure, request_columns
 from analysis.tables import to_frame
 
 Row = dict[str, Any]
@@ -111,3 +111,57 @@ def test_nothing_recorded_is_nothing_known() -> None:
     told = derived([], [], [request_row()])
     assert told.isna().all(axis=None)
     assert derived([], [], []).empty
+
+
+def met(
+    requests: list[Row], flights: list[Row] | None = None, events: list[Row] | None = None
+) -> Row:
+    cells = to_frame("cells", [cell_row(concurrency=4, page_count=24)])
+    frame = exposure(
+        cells,
+        to_frame("requests", requests),
+        to_frame("flights", flights or []),
+        to_frame("events", events or []),
+    )
+    assert list(frame.columns) == ["cell_id", *EXPOSURES]
+    [row] = frame.to_dict("records")
+    return row
+
+
+def test_an_engine_that_refuses_requests_ran_fewer_at_once_than_it_was_offered() -> None:
+    sent = [
+        request_row(request_id="a", submitted_s=0.0, latency_s=1.0),
+        request_row(request_id="b", submitted_s=0.1, latency_s=1.0),
+        request_row(request_id="c", submitted_s=0.1, latency_s=0.01, outcome="rejected"),
+        request_row(request_id="d", submitted_s=2.0, latency_s=1.0),
+    ]
+    row = met(sent)
+    assert (row["accepted"], row["at_once"]) == (0.75, 2)
+    assert pd.isna(row["batch_rows"])
+    assert pd.isna(row["evictions"])
+    lost = met([*sent, request_row(request_id="e", submitted_s=2.1, latency_s=None)])
+    assert lost["at_once"] == 2
+    never = [request_row(request_id=f"{n}", latency_s=None, outcome="timeout") for n in range(9)]
+    assert met(never)["at_once"] == 4  # no more than clients, whatever is not known
+
+
+def test_what_batches_and_pages_an_engine_met() -> None:
+    def flight(number: int, rows: int, seq: int, end: int) -> Row:
+        return {"flight_id": number, "cell_id": "c", "phase": "decode", "rows": rows, "seq": seq,
+                "end_seq": end}  # fmt: skip
+
+    def event(seq: int, **more: Any) -> Row:
+        return {"seq": seq, "cell_id": "c", "t_ns": 0, **more}
+
+    row = met(
+        [request_row(request_id="a", prompt_tokens=[1] * 8, cached_tokens=4),
+         request_row(request_id="b", prompt_tokens=[1] * 8, cached_tokens=0)],
+        [flight(0, 4, 1, 5), flight(1, 2, 4, 8), flight(2, 3, 9, 12)],
+        [event(2, kind="evict", pages=[1, 2, 3], free_pages=10),
+         event(3, kind="acquire", pages=[1], free_pages=7)],
+    )  # fmt: skip
+    assert row["batch_rows"] == 3
+    assert row["overlap"] == 2 / 3  # the first two ran together, the third alone
+    assert row["hits"] == 0.25
+    assert row["evictions"] == 1.5
+    assert row["pages"] == 17

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from analysis.errors import CachelabError
 from analysis.store import RunWriter
 from analysis.sweep import Plan, PlanError
-from analysis.treat import fixes
+from analysis.tables import arm_of
+from analysis.treat import FAULTS, fixes
 
 
 def some(values, size=3):
@@ -46,13 +47,39 @@ def test_every_combination_has_one_cell_with_an_id_of_its_own(plan):
     }
 
 
-@given(plans)
-def test_a_sanitized_plan_has_a_control_for_each_release_and_sharing(plan):
+@given(plans, st.integers(1, 3))
+def test_a_sanitized_plan_has_a_control_for_every_arm(plan, count):
+    treatments = ((), ("lock-cache",), ("one-at-a-time",))[:count]
+    plan = dataclasses.replace(plan, treatments=treatments)
     controls = [cell for cell in plan.cells() if cell.is_control]
-    wanted = len(plan.releases) * len(plan.prefix_sharing) if plan.sanitize else 0
+    wanted = count * len(plan.releases) * len(plan.prefix_sharing) if plan.sanitize else 0
     assert len(controls) == wanted
     assert plan.cells()[:wanted] == controls
     assert not plan.sanitize or plan.observe != "nothing"
+    for cell in controls:
+        assert arm_of(cell.treatments) in treatments
+        [fault] = set(cell.treatments) - set(arm_of(cell.treatments))
+        assert fault == cell.treatments[-1]
+        assert FAULTS[fault].fits(cell.release, cell.prefix_sharing)
+        assert FAULTS[fault].control
+
+
+def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
+    for release in ("3.1.0", "3.9.0"):
+        for sharing in ("none", "trie"):
+            seen = {
+                cell.treatments[-1]
+                for seed in range(60)
+                for cell in Plan(
+                    releases=(release,), prefix_sharing=(sharing,), sanitize=True, seed=seed
+                ).cells()
+                if cell.is_control
+            }
+            assert seen == {
+                name
+                for name, fault in FAULTS.items()
+                if fault.control and fault.fits(release, sharing)
+            }
 
 
 @given(plans)

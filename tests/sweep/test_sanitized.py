@@ -12,8 +12,8 @@ from analysis.sanitize.findings import WRONG_DATA
 from analysis.sanitize.leads import leads
 from analysis.store import load_run
 from analysis.sweep import Plan, run_sweep
-from analysis.sweep.plan import CONTROL, PlanError
-from analysis.tables import is_control
+from analysis.sweep.plan import PlanError
+from analysis.tables import arm_of, is_control
 
 CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 
@@ -29,15 +29,17 @@ def old(tmp_path_factory):
 
 def test_cells_say_how_they_were_treated(old):
     plan, run = old
-    assert [cell.treatments for cell in plan.cells()] == [
-        (CONTROL,), (), CORRECTED, CORRECTED, ()
+    assert [arm_of(cell.treatments) for cell in plan.cells()] == [
+        (), CORRECTED, (), CORRECTED, CORRECTED, ()
     ]  # fmt: skip
+    assert [cell.is_control for cell in plan.cells()] == [True, True, *[False] * 4]
     treated = run.cells["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
     assert set(run.cells["observed"]) == {"events"}
     whole = load_run(run.path, controls=True)
     controls = whole.cells["treatments"].map(lambda names: is_control(tuple(names)))
-    assert controls.sum() == 1
+    assert controls.sum() == 2
+    assert whole.cells.loc[controls.astype(bool), "struck"].notna().all()
 
 
 def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):

@@ -7,12 +7,11 @@ from typing import Any
 
 from synthetic import cell_row, request_row
 
-from analysis.sanitize.recorded import CONTROL_ALARM
 from analysis.store import RunWriter, new_manifest
-from analysis.sweep.plan import CONTROL
 from analysis.validate import Rung
 from analysis.validate.evidence import read_evidence, rung_of
 
+CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("own length", "short of it")
 LOST = ("no leak", "given up and not freed")
 
 
@@ -83,6 +82,15 @@ def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
     assert (rung.peak_rss_bytes, rung.pages_in_use, rung.page_count) == (3000, 56, 256)
     assert rung.failing is None
     assert story.rung(needed=11).verdict == "undecided"
+
+
+def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    story.cell("c", ("ok",) * 4)
+    story.cell("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
+    rung = story.rung()
+    assert (rung.controls, rung.alarms, rung.verdict) == (0, 0, "undecided")
+    assert rung.planted == (CONTROL,)
 
 
 def test_a_control_that_stays_silent_makes_it_void(tmp_path: Path) -> None:

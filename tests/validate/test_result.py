@@ -24,6 +24,7 @@ from synthetic_ladders import (
 )
 
 from analysis.stats import requests_to_see
+from analysis.stats_exact import upper_bound
 from analysis.validate import (
     Found,
     Isolated,
@@ -33,7 +34,6 @@ from analysis.validate import (
     in_a_sentence,
     in_words,
     overview,
-    upper_bound,
 )
 
 SHARES = st.floats(0.001, 0.5)
@@ -145,7 +145,9 @@ def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
     assert "a failure rate above 1% would have shown with 95% confidence" in text
     assert "33,776 interleavings, which are all there are" in text
     assert text.count("320 requests accepted by 10 fresh engines, none failed") == 5
-    assert "at most 0.93% of requests do, and at most 26% of engines" in text
+    assert (
+        "at most 0.93% of requests do if they are independent, and at most 26% of engines" in text
+    )
     assert "those that share batches are not" in text
     assert "Not begun" not in text
 
@@ -221,8 +223,12 @@ def test_the_answer_names_what_held_and_what_did_not() -> None:
     assert answer.startswith("With all 3 fixes at once, prefix sharing none is validated up to 32 ")
     assert "a failure rate above 1% would have shown with 95% confidence" in answer
     assert "prefix sharing trie failed at 8 at once;" in answer
-    held = "(correct-seq-lens, none, up to 32 at once)."
-    assert answer.endswith(f"of 4 single fixes 2 failed and 1 held {held}")
+    assert "of 4 single fixes 2 failed and 1 held (correct-seq-lens, none, up to 32" in answer
+    # Never the bound by requests without that by engines in the same sentence.
+    assert (
+        answer.count("0 of 10 engines, which are independent, bounds engines with a failure") == 2
+    )
+    assert answer.count("at 26%)") == 2
     assert "none is undecided at 4 at once when its time was up." in answer_in_a_sentence([TOO_FEW])
     assert "is void at 2 at once." in answer_in_a_sentence([VOID])
     assert "failed in the cache's operations by themselves" in answer_in_a_sentence([ALONE])

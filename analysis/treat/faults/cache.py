@@ -203,6 +203,7 @@ class StalePrefix(FlightFault):
     change = "Two nodes of the trie exchange their pages, once."
     sharing = "trie"
     rule, cause = "cached prefix", "another prefix"
+    control = False  # it shows only if one of the two is looked up again
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         nodes = [n for n in probe.cache.root.children.values() if n.ref_count.count <= 0]

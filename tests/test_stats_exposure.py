@@ -1,0 +1,41 @@
+"""Exposures of two arms: what moved, what did not, and what cannot be said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.observe.derive import EXPOSURES
+from analysis.stats_exposure import Change, changes
+
+
+def arm(engines: int = 8, **values: float | list[float]) -> pd.DataFrame:
+    columns = {name: values.get(name, np.nan) for name in EXPOSURES}
+    return pd.DataFrame({"repeat": range(engines), **columns})
+
+
+def of(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Change]:
+    return {change.name: change for change in changes(first, second, ["repeat"])}
+
+
+def test_what_fell_and_what_rose_is_told_from_what_scatters() -> None:
+    rng = np.random.default_rng(0)
+    noise = [float(value) for value in rng.normal(4, 0.3, 8)]
+    first = arm(batch_rows=noise, pages=noise, hits=noise, evictions=0.0)
+    second = arm(batch_rows=[v / 2 for v in noise], pages=[v * 2 for v in noise],
+                 hits=noise[::-1], evictions=3.0)  # fmt: skip
+    found = of(first, second)
+    assert (found["batch_rows"].fell, found["batch_rows"].rose) == (True, False)
+    assert (found["pages"].fell, found["pages"].rose) == (False, True)
+    assert (found["hits"].fell, found["hits"].rose) == (False, False)
+    assert (found["evictions"].fell, found["evictions"].rose) == (False, True)
+    assert "overlap" not in found  # not recorded
+    assert found["batch_rows"].words.startswith("requests in a batch, on average: ")
+
+
+def test_a_change_below_a_fifth_and_one_of_few_engines_is_none() -> None:
+    little = of(arm(pages=10.0), arm(pages=9.0))
+    assert not little["pages"].fell
+    assert not of(arm(4, pages=10.0), arm(4, pages=1.0))
+    never = of(arm(evictions=0.0), arm(evictions=0.0))
+    assert not never["evictions"].rose
