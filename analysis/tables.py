@@ -259,9 +259,6 @@ _CHOICES = {
     ("snapshots", "moment"): MOMENTS,
 }
 
-_LATER = {("snapshots", "misplaced"), ("snapshots", "allocated")}
-"""Columns that recordings of earlier versions lack."""
-
 
 @dataclass(frozen=True)
 class RequestCounts:
@@ -356,15 +353,12 @@ def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def checked(name: str, table: pa.Table) -> pa.Table:
     """Return an Arrow table as it is if it fits what is declared, with the declared schema.
 
-    Nullable columns that an older recording lacks are null. Raises RunError as `to_table` does, and
-    for columns that are missing, of another type or in another order.
+    Raises RunError as `to_table` does, and for columns that are missing, of another type or in
+    another order.
     """
     schema = TABLES.get(name)
     if schema is None:
         raise RunError(f"There is no table `{name}`: the tables are {', '.join(TABLES)}.")
-    for place, field in enumerate(schema):
-        if field.nullable and (name, field.name) in _LATER and field.name not in table.column_names:
-            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
     for field, wanted in zip_longest(table.schema, schema):
         if field is None or wanted is None or field.name != wanted.name:
             found, due = (f.name if f is not None else "nothing" for f in (field, wanted))
