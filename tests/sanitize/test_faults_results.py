@@ -45,7 +45,7 @@ def ask(number, *treatments):
     made = make_workload(kind, count=6, seed=3 + number)
     requests = tuple(dataclasses.replace(r, id=f"{number:02d}-{r.id}") for r in made.requests)
     with treat(engine, *base, *treatments) as treated:
-        engine.run(Workload(kind, requests), concurrency=3, timeout_s=5)
+        engine.run(Workload(kind, requests), concurrency=3, timeout_s=30)
     return treated
 
 struck = {}
