@@ -10,7 +10,7 @@ from analysis.answers import _list, _percent, name_of
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA
 from analysis.sanitize.leads import leads
 from analysis.sanitize.recorded import Checked
-from analysis.stats import wilson
+from analysis.stats_engines import rate
 from analysis.store import Run
 from analysis.tables import count_requests
 
@@ -92,9 +92,15 @@ def _paragraph(
     ]
     read = found.loc[found["severity"] == WRONG_DATA, ["cell_id", "request_id"]]
     met = len(read.dropna().drop_duplicates())
-    low, high = wilson(met, n) if n else (0.0, 0.0)
     share = f"{met} of {n} requests read wrong data"
-    sentences.append(f"{share} ({_percent(low)} to {_percent(high)})." if n else f"{share}.")
+    if n:
+        hit = read.dropna().drop_duplicates().groupby("cell_id").size()
+        sizes = accepted.groupby("cell_id").size()
+        counts = [min(int(hit.get(cell, 0)), int(size)) for cell, size in sizes.items()]
+        shown = rate(counts, sizes.tolist())
+        how = "over engines" if shown.by_engine else "by request only, too narrow"
+        share += f" ({_percent(shown.low)} to {_percent(shown.high)}, 95% {how})"
+    sentences.append(f"{share}.")
     if met:
         first = found[found["severity"] == WRONG_DATA].sort_values(["t_s", "seq"]).iloc[0]
         sentences.append(f"First, of the rule *{first['rule']}*: {first['message']}")

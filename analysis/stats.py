@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from analysis.observe.derive import exposure
 from analysis.stats_engines import rate
@@ -28,7 +27,6 @@ __all__ = [
     "CONFIGURATION",
     "FAILURES",
     "failure_rates",
-    "fisher",
     "hit_rates",
     "holm",
     "latency_summary",
@@ -41,13 +39,6 @@ __all__ = [
 ]
 
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
-
-
-def fisher(k1: int, n1: int, k2: int, n2: int) -> float:
-    """Return the two-sided p value of Fisher's exact test of k1 of n1 against k2 of n2."""
-    if not (0 <= k1 <= n1 and 0 <= k2 <= n2):
-        raise ValueError(f"k must lie between 0 and n, not {k1} of {n1} and {k2} of {n2}")
-    return float(scipy_stats.fisher_exact(np.array([[k1, n1 - k1], [k2, n2 - k2]])).pvalue)
 
 
 def requests_to_see(rate: float, confidence: float = 0.95) -> int:
@@ -106,8 +97,7 @@ def failure_rates(
     its interval low to high (NaN if all were rejected), icc (of an engine's requests), by_engine
     (whether the interval rests on engines; with fewer than five it is by request only, and too
     narrow), rejected_share; cells, cells_failed (with at least one failure), cells_ended_badly
-    (status other than ok), cell_rate with its Wilson interval cell_low to cell_high; and at_once,
-    the most requests that an engine worked on at once.
+    (status other than ok); and at_once, the most requests that an engine worked on at once.
     """
     by = list(by)
     counted = per_cell(requests, cells)
@@ -115,7 +105,6 @@ def failure_rates(
     for key, group in counted.groupby(by, dropna=False, sort=True):
         found = rate(group["failures"].tolist(), group["taken"].tolist(), confidence)
         total, failed = int(group["n"].sum()), int((group["failures"] > 0).sum())
-        cell_low, cell_high = wilson(failed, len(group), confidence)
         rejected = int(group["rejected"].sum())
         rows.append(
             {
@@ -132,15 +121,12 @@ def failure_rates(
                 "cells": len(group),
                 "cells_failed": failed,
                 "cells_ended_badly": int((group["status"] != "ok").sum()),
-                "cell_rate": failed / len(group),
-                "cell_low": cell_low,
-                "cell_high": cell_high,
                 "at_once": group["at_once"].max(),
             }
         )
     order = [*by, "n", "rejected", "failures", "rate", "low", "high", "icc", "by_engine"]
     order += ["rejected_share", "cells", "cells_failed", "cells_ended_badly"]
-    return pd.DataFrame(rows, columns=[*order, "cell_rate", "cell_low", "cell_high", "at_once"])
+    return pd.DataFrame(rows, columns=[*order, "at_once"])
 
 
 def outcome_counts(

@@ -129,10 +129,11 @@ def test_cells_that_did_not_end_well_say_why() -> None:
     assert "All 47 cells ended well." in good._repr_html_()
 
 
-def test_rates_are_shown_with_both_intervals() -> None:
+def test_rates_are_shown_with_what_their_intervals_rest_on() -> None:
     run = reported_pattern()
     table = rates_table(run.requests, run.cells)
     assert len(table) == 12
     assert "25% (15% to 39%)" in table._repr_html_()
-    assert "4 of 4 (51% to 100%)" in table._repr_html_()
+    assert "4 of 4" in table._repr_html_()
+    assert "by request only, too narrow" in table._repr_html_()
     assert "3.1.0" in repr(table)

@@ -179,7 +179,7 @@ def test_a_finding_without_a_scene_is_shown_in_words(text: str) -> None:
 
 @pytest.fixture
 def run(tmp_path):
-    """One cell in which `a` answers wrong after it read wrong data, a clean one, and a control."""
+    """A cell in which `a` answers wrong after reading wrong data, a clean one, a control of each."""
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0, "command": "test"})
     short = Story()
     short.submit("a", A)
@@ -197,6 +197,12 @@ def run(tmp_path):
         ("ill", ill.close(), {}, {"a": ("wrong", 2), "b": ("ok", None)}),
         ("well", clean.close(), {"treatments": ["correct-seq-lens"]}, {"a": ("ok", None)}),
         ("control", short.close(), {"treatments": ["fault:seq-len-short"]}, {"a": ("ok", None)}),
+        (
+            "treated-control",
+            short,
+            {"treatments": ["correct-seq-lens", "fault:seq-len-short"]},
+            {"a": ("ok", None)},
+        ),
     )
     for cell, story, changes, outcomes in cells:
         requests = [
