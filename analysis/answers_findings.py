@@ -96,8 +96,8 @@ def _paragraph(
     if n:
         hit = read.dropna().drop_duplicates().groupby("cell_id").size()
         sizes = accepted.groupby("cell_id").size()
-        counts = [min(int(hit.get(cell, 0)), int(size)) for cell, size in sizes.items()]
-        shown = rate(counts, sizes.tolist())
+        readers = [min(int(hit.get(cell, 0)), int(size)) for cell, size in sizes.items()]
+        shown = rate(readers, sizes.tolist())
         how = "over engines" if shown.by_engine else "by request only, too narrow"
         share += f" ({_percent(shown.low)} to {_percent(shown.high)}, 95% {how})"
     sentences.append(f"{share}.")
