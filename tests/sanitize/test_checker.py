@@ -25,7 +25,7 @@ from analysis.tables import to_table
 
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26, 27, 28)
 MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
-FAULT = ["fault:short-length"]
+FAULT = ["fault:seq-len-short"]
 
 
 def well() -> Story:
@@ -718,7 +718,7 @@ def test_a_silent_control_exits_with_3_whatever_was_found(write_run, cachelab):
     run = write_run(c=(ILL, {}), control=(WELL, {"treatments": FAULT}))
     status, stdout, stderr = cachelab("check", run)
     assert status == 3
-    assert "0 of 1 planted faults found: VOID" in stdout
+    assert "0 of 1 planted faults found (fault:seq-len-short): VOID" in stdout
     assert len(stderr.splitlines()) == 1
 
 

@@ -179,7 +179,7 @@ def test_a_finding_without_a_scene_is_shown_in_words(text: str) -> None:
 
 @pytest.fixture
 def run(tmp_path):
-    """A cell in which `a` is answered wrong after reading wrong data, a clean one, two controls."""
+    """A cell in which `a` answers wrong after reading wrong data, a clean one, and controls."""
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0, "command": "test"})
     short = Story()
     short.submit("a", A)
