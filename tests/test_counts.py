@@ -23,7 +23,6 @@ from analysis.stats import FAILURES, failure_rates
 from analysis.store import Run, load_run
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
-from analysis.sweep.plan import CONTROL
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import count_outcomes
 from analysis.tables import OUTCOMES, count_requests
@@ -91,7 +90,7 @@ def test_the_progress_of_a_sweep_counts_neither_rejections_nor_planted_faults_as
     counts = count_outcomes(mixed.requests.to_dict("records"))
     progress.finished({"treatments": []}, counts, ())
     planted = count_outcomes([{"outcome": "wrong"}] * 7)
-    progress.finished({"treatments": [CONTROL]}, planted, ())
+    progress.finished({"treatments": ["fault:seq-len-short"]}, planted, ())
     progress.running(plan.cells(), plan.cells())
     progress.close()
     assert "5 of 45 accepted requests failed, 51 rejected" in screen.getvalue()

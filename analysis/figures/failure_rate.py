@@ -81,5 +81,7 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
 
 def _interval(rates: pd.DataFrame) -> str:
     if rates["by_engine"].all():
-        return "failed requests (95% interval over engines)"
-    return "failed requests (95%; by request only and\ntoo narrow where there are under 5 engines)"
+        return "failed, of accepted (95% interval over engines)"
+    return (
+        "failed, of accepted (95%; by request only and\ntoo narrow where there are under 5 engines)"
+    )

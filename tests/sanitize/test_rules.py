@@ -465,7 +465,7 @@ def a_freed_page_past_the_own_length(story):
     return story.decode(Row("a", table=(1, 2, 3)))
 
 
-@breaks("table padding", "a page of others", page=3)
+@breaks("table padding", "a cached page", page=3)
 def a_cached_page_past_the_own_length(story):
     ready(story, "b", (*B, 27, 28), 3, 4)
     story.publish("b", (*B, 27, 28), [3, 4])
@@ -1171,7 +1171,7 @@ def a_decode_with_the_last_ones_arguments(story):
 
 @breaks(
     "block table",
-    "a page of others",
+    "a free page",
     page=5,
     also=(("one execution", "executed twice"), ("own prefix", "nothing")),
 )

@@ -69,7 +69,7 @@ def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
         for sharing in ("none", "trie"):
             seen = {
                 cell.treatments[-1]
-                for seed in range(60)
+                for seed in range(200)
                 for cell in Plan(
                     releases=(release,), prefix_sharing=(sharing,), sanitize=True, seed=seed
                 ).cells()

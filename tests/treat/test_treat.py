@@ -9,6 +9,7 @@ from analysis.errors import EngineError
 from analysis.treat import FAULTS, TREATMENTS, check_names, fixes
 
 _PRELUDE = """
+import sys
 import numpy as np
 from analysis.errors import EngineError
 from analysis.observe import observe
@@ -33,11 +34,19 @@ def fingerprint(engine):
                if n.endswith("batcher") or n == "main_fiber_pool"}
     owners |= {kind.__name__: kind for kind in allocation_kinds(engine)}
     for module, names in (("generate", ["GenerateItemProcess"]), ("service", ["BatcherProcess"]),
-                          ("decoder.decoder", ["LlmDecoder", "PageManager"])):
+                          ("decoder.decoder", ["LlmDecoder", "PageManager", "TokenSelector"])):
         try:
             owners |= {n: getattr(part(engine, module), n) for n in names}
         except (ImportError, AttributeError):
             pass  # not of this release
+    if engine.release == "3.1.0":
+        owners["client"] = sys.modules[type(engine.adapter).__module__]._Client
+        owners["arrays"] = part(engine, "generate").sfnp
+    else:
+        owners["facade"] = service.unified_batcher._impl
+        lanes = service.unified_batcher._impl.batching_engine
+        owners |= {f"{phase} responder": getattr(lanes, f"{phase}_lane")._llm_task_responder
+                   for phase in ("prefill", "decode")}
     if (root := getattr(service.page_cache, "root", None)) is not None:
         owners |= {"node": type(root), "count": type(root.ref_count)}
     seen = {f"{name}.{key}": id(value) for name, owner in owners.items()
