@@ -424,7 +424,8 @@ class World(Replay):
         self.shadow.copy(source, target)
 
     def _owe(self, page: int, event: Event) -> None:
-        if self.is_lost(page):
+        # One that was freed meanwhile may be another's already, who has yet to put it on its list.
+        if self.is_lost(page) and page not in self.owed:
             self.owed[page] = _Owed(event.request_id, event)
 
     def _touch(self, event: Event, *nodes: int | None) -> None:

@@ -970,6 +970,18 @@ def a_page_twice_in_an_allocation(story):
 
 
 @silent
+def a_page_that_is_anothers_before_it_is_off_the_old_list(story):
+    ready(story, "a", A, 1, 2)
+    story.submit("b", B)
+    story.free("a", 1, 2)
+    story.acquire("b", 1)
+    story.drop("a", 1, 2)
+    story.done("a")
+    story.hold("b", 1)
+    story.end("b")
+
+
+@silent
 def counts_that_two_threads_tell_in_another_order(story):
     begin(story, "a", A, 1, 2)
     with story.within(thread="w1"):

@@ -403,6 +403,7 @@ class LockKept(FlightFault):
     name = "fault:lock-kept"
     change = "The lock of the pool is taken on the engine's thread, once, and not released."
     rule, cause = "completion", "lock never released"
+    control = False  # its cell would hang until its deadline
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
         probe.pool._lock.acquire(timeout=1.0)
