@@ -6,8 +6,19 @@ _UNDONE = (
     "A change that is undone before the call returns is not seen, nor one that is undone before"
     " the landing and looks like a transfer still under way."
 )
+_BYTES = (
+    "Page 0 is not judged, nor pages in use when the watching began, nor a change that a flight"
+    " under way writes over."
+)
+_BETWEEN = "Between two snapshots a pointer is checked only where a lookup passes it."
 BLIND: dict[str, dict[str, str]] = {
     "3.1.0": {
+        "unwritten bytes": _BYTES,
+        "parents": _BETWEEN,
+        "allocation lists": (
+            "A list that loses its last page is found when the next decode reads what took its"
+            " place."
+        ),
         "arguments as filled": _UNDONE,
         "whole answer": (
             "Answers are texts: special tokens, and tokens that read alike, are not told apart."
@@ -18,6 +29,12 @@ BLIND: dict[str, dict[str, str]] = {
         ),
     },
     "3.9.0": {
+        "unwritten bytes": _BYTES,
+        "parents": _BETWEEN,
+        "allocation lists": (
+            "Without prefix sharing the cache takes no page off its list: only missing entries are"
+            " found, no stale or doubled ones."
+        ),
         "arguments as filled": _UNDONE,
         "own result": (
             "With several beams, or a choice among indices of the device, results are not followed."
