@@ -63,7 +63,7 @@ def answer_in_a_sentence(
 ) -> str:
     """Return what a maintainer can do about it, as one sentence for the index of a report."""
     clauses = []
-    among = comparisons(measures)
+    among = comparisons(measures, watched)
     for setting, group in _settings(measures):
         found = costs(group, among=among)
         own = found[(found["arm"] == ALL) & (found["metric"] == _WHOLE)]
@@ -72,10 +72,11 @@ def answer_in_a_sentence(
         for lock in _of(locks, setting):
             text += (
                 f"; a lock around the cache adds at most {1e6 * lock.share['alone_s']:.0f} us to a"
-                f" request, {_small(lock.share['alone'])} of its time"
+                " request by the dearest operation timed,"
+                f" {_small(lock.share['alone'])} of its time"
             )
         if watched is not None and (
-            hits := _hits(costs(watched[_is(watched, setting)], WATCHED)).rstrip(".")
+            hits := _hits(costs(watched[_is(watched, setting)], WATCHED, among=among)).rstrip(".")
         ):
             text += f"; {hits[0].lower()}{hits[1:]}"
         clauses.append(text)
@@ -203,7 +204,8 @@ def _lock(lock: LockFigures) -> str:
     text = (
         f"A request takes the cache's lock {lock.operations:.0f} times; taking it adds at most"
         f" {share['alone_ns'] / 1e3:.2f} us where nobody else wants it, and where {threads.max()}"
-        f" threads do {share['contended_ns'] / 1e3:.2f} us (upper ends of 95% intervals). That is"
+        f" threads do {share['contended_ns'] / 1e3:.2f} us (upper ends of 95% intervals of the"
+        f" dearest operation that was timed). That is"
         f" {1e6 * share['alone_s']:.0f} us of the {1e3 * lock.latency_s:.0f} ms that a request"
         f" takes ({_small(share['alone'])}), and {_small(share['contended'])} of it if all"
         f" {threads.max()} wanted it all the time."

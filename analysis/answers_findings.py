@@ -114,8 +114,12 @@ def _paragraph(
         named = [f"{rule} ({cause}, {_requests(found, rule, cause)})" for rule, cause in risks]
         sentences.append(f"Broken without wrong data being read by it: {_list(named)}.")
     elif not met:
-        sentences.append("No rule was broken.")
-    if not setting.controls:
+        sentences.append(f"No rule was broken{'' if setting.complete else ' in what was checked'}.")
+    sentences += setting.not_checked
+    if setting.idle and not setting.controls:
+        sentences.append("The planted fault found nothing to strike, so it is not known whether the"
+                         " alarm works.")  # fmt: skip
+    elif not setting.controls:
         sentences.append("No fault was planted, so it is not known whether the alarm works.")
     return " ".join(sentences)
 

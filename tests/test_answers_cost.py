@@ -89,7 +89,7 @@ def test_the_lock_is_told_with_its_share_of_a_request() -> None:
     data, lock = measures({LOCK: 1.0, ALL: 1.0}), lock_figures()
     said = answer_in_a_sentence(data, [lock])
     # 50 times 400 ns are 20 us, which are 0.02% of 100 ms.
-    assert "a lock around the cache adds at most 20 us to a request, 0.02% of its time" in said
+    assert "a lock around the cache adds at most 20 us to a request by the dearest" in said
     words = cost_in_words(data, None, [lock])
     assert "takes the cache's lock 50 times" in words
     assert "adds at most 0.40 us" in words

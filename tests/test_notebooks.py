@@ -11,11 +11,14 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from support import RELEASES
 from synthetic import reported_pattern
 
 from analysis import figures, report
 from analysis.answers import answer_in_a_sentence, answer_in_words
+from analysis.causes import scenarios
 from analysis.experiments import alone_in_words
+from analysis.stats_engines import engines_to_reach
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14
@@ -55,6 +58,20 @@ def test_it_says_what_it_asks_how_long_it_takes_and_with_which_parameters(notebo
     assert set(about["quick"]) | set(about["full"]) <= declared
     assert notebook.cells[0].source.startswith("# ")
     assert "minute" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_quick_plan_of_05_has_engines_enough_for_every_verdict(release: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS[0].parent / "05_root_causes.ipynb", as_version=4)
+    [cell] = code_cells(notebook, "parameters")
+    [repeats] = [
+        ast.literal_eval(statement.value)
+        for statement in ast.parse(cell.source).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "repeats"
+    ]
+    tests = 1 + sum(len(scenario.hypotheses()) for scenario in scenarios(release))
+    # "Supported" is tested three times as strictly as an effect.
+    assert repeats >= engines_to_reach(3 * tests)
 
 
 def test_code_is_short(notebook: Any) -> None:

@@ -96,7 +96,7 @@ def test_the_words_count_what_was_taken_and_say_how_it_ended() -> None:
     )
     text = result.in_words()
     assert (
-        "10 iterations, 1 of 38 accepted requests failed, 2 rejected (failure rate 0.47% to 13%)"
+        "10 iterations, 1 of 38 accepted requests failed, 2 rejected (failure rate 0.47% to 13%,"
         in text
     )
     assert "30 times one was refused and sent again" in text

@@ -187,8 +187,8 @@ def median_interval(
 def lock_share(costs: pd.DataFrame, operations: float, latency_s: float) -> dict[str, float]:
     """Return what a lock adds to a request, in seconds and as a share of its latency.
 
-    Alone (one thread) and contended (the most threads), by that operation which is dearest, each at
-    the upper end of its interval: a bound from above for a request of any operations. `costs` is
+    Alone (one thread) and contended (the most threads), by the dearest of the operations that were
+    timed, each at the upper end of its interval: a bound as far as no other is dearer. `costs` is
     what `lock_costs` returns, `operations` how many a request does. Keys: alone_s, alone,
     contended_s, contended, and alone_ns and contended_ns, what one taking of the lock adds.
     """

@@ -103,7 +103,10 @@ def _level(own: pd.DataFrame, slopes: pd.DataFrame, ending: str | None) -> str:
     low, high = wilson(counts.failed, counts.accepted)
     text = f"{len(own)} iterations, {counts}"
     if counts.accepted:
-        text += f" (failure rate {100 * low:.2g}% to {100 * high:.2g}%)"
+        text += (
+            f" (failure rate {100 * low:.2g}% to {100 * high:.2g}%, by request and too narrow: it"
+            " is one engine)"
+        )
     text += ";"
     if again := int(own["refusals"].sum()):
         text += f" {again} times one was refused and sent again;"

@@ -84,6 +84,7 @@ def _bounds(ladder: Ladder) -> str:
         f" {_percent(ladder.confidence)} confidence if requests were independent, and"
         f" {rung.failed_cells} of {rung.cells} engines, which are independent, bounds engines with"
         f" a failure at {_percent(rung.upper_of_engines)}"
+        + (", of all workloads together" if "+" in (ladder.workload or "") else "")
     )
 
 
