@@ -14,8 +14,8 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
 
     One line for each release and prefix sharing, and for whatever else differs between the cells.
     Points stand at the concurrency that the engine ran: one that refuses requests works on fewer at
-    once than it is offered, and all that it was offered beyond that is one point, with the offered
-    concurrencies beside it. Rejected requests are left out of the rate; the label says so.
+    once than it is offered, and all that it was offered beyond that is one point; the legend has
+    the offered concurrencies. Rejected requests are left out of the rate; the label says so.
     """
     columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
     ran = per_cell(requests, cells)
@@ -50,20 +50,8 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
             linewidth=1.3,
             elinewidth=1.6,
             capsize=4,
-            label=style.series_label(key),
+            label=style.series_label(key) + _offered(style.rows_of(beyond, key)),
         )
-        refused = style.rows_of(beyond, key)
-        for level, group in refused.groupby("ran"):
-            point = rows[rows["concurrency"] == level].iloc[0]
-            levels = ", ".join(str(n) for n in sorted(set(group["concurrency"])))
-            axes.annotate(
-                f"offered {levels}:\nran {level}",
-                (point["concurrency"] * style.dodge(index, len(series)), point["rate"]),
-                xytext=(8, 10 + 24 * (index % 2)),
-                textcoords="offset points",
-                fontsize=style.SMALL,
-                color=style.GREY,
-            )
     accepted = drawn["n"] - drawn["rejected"]
     style.concurrency_axis(axes, drawn["concurrency"], accepted)
     style.percent_axis(axes)
@@ -77,6 +65,15 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
         loc="outside lower center", ncols=min(2, len(series)), fontsize=style.SMALL, frameon=False
     )
     return figure
+
+
+def _offered(refused: pd.DataFrame) -> str:
+    """Say what was offered beyond each concurrency that ran; "" if nothing was."""
+    said = [
+        f"{', '.join(str(n) for n in sorted(set(group['concurrency'])))} offered: {level} ran"
+        for level, group in refused.groupby("ran")
+    ]
+    return f"; {', '.join(said)}" if said else ""
 
 
 def _interval(rates: pd.DataFrame) -> str:
