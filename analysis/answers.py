@@ -20,11 +20,14 @@ from analysis.observe.derive import exposure
 from analysis.stats import CONFIGURATION, failure_rates, holm, per_cell, varying
 from analysis.stats_engines import Rate, engines_needed, permutation, rate, sign_flip
 from analysis.stats_exposure import changes
+from analysis.stats_exposure import in_words as exposed_in_words
 from analysis.store import Run
 from analysis.tables import treated
 
 _ALPHA = 0.05
 _PAIRED = ["concurrency", "repeat"]
+_THROUGH = {"prefix_sharing": ("hits", "evictions", "pages"), "page_count": ("evictions", "pages")}
+"""Exposures that a setting is about: that they differ is no objection to a difference."""
 _NAMES = {
     "release": "shortfin {}",
     "device": "{}",
@@ -290,7 +293,7 @@ def _contrasts(run: Run, series: Sequence[_Series], threshold: int, tests: _Test
             f"{_percent(b / b_n)}, {b} of {b_n}, against {_percent(a / a_n)}, {a} of {a_n};"
             f" sign-flip test over {pairs} pairs of engines, {tests.words((one.name, other.name))}"
         ) if a_n and b_n else "nothing in common was accepted"  # fmt: skip
-        moved = _moved(run, both)
+        moved = _moved(run, both, name)
         left = [n for n in one.levels if n in other.levels and n >= threshold and n not in levels]
         aside = ""
         if left:
@@ -313,8 +316,11 @@ def _contrasts(run: Run, series: Sequence[_Series], threshold: int, tests: _Test
     return words
 
 
-def _moved(run: Run, both: pd.DataFrame) -> str:
-    """Say whether what failed less often was also exposed to less; of recorded runs."""
+def _moved(run: Run, both: pd.DataFrame, name: str) -> str:
+    """Say whether what failed less often was also exposed to less; of recorded runs.
+
+    What the setting itself is about, `name`, is no objection.
+    """
     if run.flights.empty or run.events.empty:
         return "Exposure not recorded."
     met = exposure(run.cells, run.requests, run.flights, run.events)
@@ -324,8 +330,10 @@ def _moved(run: Run, both: pd.DataFrame) -> str:
         sides.append(own.merge(met, on="cell_id"))
     if both["net"].sum() > 0:
         sides.reverse()  # from the one that failed more often to the other
-    fell = [change.words for change in changes(sides[0], sides[1], _PAIRED) if change.fell]
-    return f"exposure changed ({'; '.join(fell)})" if fell else "Both were exposed alike."
+    found = changes(sides[0], sides[1], _PAIRED)
+    counted = [change for change in found if change.name not in _THROUGH.get(name, ())]
+    fell = [change.words for change in counted if change.fell]
+    return f"exposure changed ({'; '.join(fell)})" if fell else exposed_in_words(counted)
 
 
 def _clause(item: _Series, threshold: int, tests: _Tests) -> str:

@@ -10,6 +10,7 @@ from analysis.causes.hypotheses import SUSPECTS
 from analysis.causes.scenarios import Scenario
 from analysis.causes.verdicts import ALPHA, MOST, Arm, Verdict
 from analysis.stats_exact import upper_bound
+from analysis.stats_exposure import in_words as exposed_in_words
 from analysis.stats_paired import Paired
 from analysis.store import Run
 from analysis.tables import count_requests
@@ -71,9 +72,7 @@ def _exposed(verdict: Verdict) -> str:
     ]
     if through and verdict.word != "refuted" and not verdict.because:
         return f"What it acts through changed with it ({'; '.join(through)})."
-    if not verdict.exposures:
-        return "Exposure not compared: too few engines."
-    return "" if verdict.because else "Its arms were exposed alike."
+    return "" if verdict.because else exposed_in_words(list(dict.fromkeys(verdict.exposures)))
 
 
 def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -14,6 +14,9 @@ from analysis.stats_engines import FEWEST, relative_change
 
 MARGIN = 0.2
 """The change, as a share of what it was, from which on an exposure has moved."""
+SHARES = {"accepted": 0.05, "overlap": 0.05, "hits": 0.05}
+"""Of exposures that are shares: the points that it must move by, too. A share of next to nothing
+that halves takes no occasion away."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,21 @@ class Change:
     @property
     def fell(self) -> bool:
         """Whether there is less of it in the second, beyond chance and by more than MARGIN."""
-        return self.second < (1 - MARGIN) * self.first and self.high < 0
+        return self.second < (1 - MARGIN) * self.first and self.high < 0 and not self._slight
 
     @property
     def rose(self) -> bool:
         """Whether there is more of it in the second, beyond chance and by more than MARGIN."""
-        return self.second > (1 + MARGIN) * self.first and self.low > 0
+        return self.second > (1 + MARGIN) * self.first and self.low > 0 and not self._slight
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is bounded to within MARGIN, or moved by next to nothing."""
+        return self._slight or (self.low > -MARGIN and self.high < MARGIN)
+
+    @property
+    def _slight(self) -> bool:
+        return abs(self.second - self.first) < SHARES.get(self.name, 0.0)
 
     @property
     def words(self) -> str:
@@ -69,6 +81,19 @@ def changes(first: pd.DataFrame, second: pd.DataFrame, on: Sequence[str]) -> lis
             low, high = (math.inf, math.inf) if steady else (-math.inf, math.inf)
         found.append(Change(name, float(one.mean()), float(other.mean()), len(one), low, high))
     return found
+
+
+def in_words(found: Sequence[Change]) -> str:
+    """Say how far arms were exposed alike, where nothing is objected against them."""
+    if not found:
+        return "Exposure not compared: too few engines."
+    moved = [change.words for change in found if change.fell or change.rose]
+    if moved:
+        return f"Exposure differed ({'; '.join(moved)})."
+    unsure = [EXPOSURES[change.name] for change in found if not change.alike]
+    if unsure:
+        return f"Exposure is not shown to be alike in: {'; '.join(dict.fromkeys(unsure))}."
+    return f"Exposed alike (within {MARGIN:.0%})."
 
 
 def _number(value: float) -> str:

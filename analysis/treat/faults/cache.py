@@ -89,6 +89,7 @@ class PaddingPageGiven(FlightFault):
     """The padding page is next in line."""
 
     name = "fault:padding-page-given"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "Page 0 becomes the next page to be handed out, once."
     rule, cause = "padding page", "given out"
 

@@ -45,6 +45,7 @@ class RepeatedElsewhere(FlightFault):
     """A call is made again, and its second time writes and reads elsewhere."""
 
     name = "fault:repeated-elsewhere"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "One decode is made twice, the second time with another request's first page."
     rule, cause = "own prefix", "another request's data"
 

@@ -12,6 +12,7 @@ class WrongPage(FlightFault):
     """A row reads another request's page."""
 
     name = "fault:wrong-page"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "The first page of one row's block table is another request's, once."
     rule, cause = "own prefix", "another request's data"
 
@@ -48,6 +49,7 @@ class StalePage(FlightFault):
     """A row reads a page that an earlier request left behind."""
 
     name = "fault:stale-page"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "The first page of one row's block table is a free one that was used before, once."
     rule, cause = "own prefix", "a freed page's old data"
 
@@ -153,6 +155,7 @@ class PaddingWritesPage(FlightFault):
     """Padding is written over a request's data."""
 
     name = "fault:padding-writes-page"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "A padding row's block table has a request's page, once."
     rule, cause = "shared pages", "by padding"
 

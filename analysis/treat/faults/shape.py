@@ -42,6 +42,7 @@ class FreePageBeyond(FlightFault):
     """A row's table names a free page where its mask hides it."""
 
     name = "fault:free-page-beyond"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one decode row's length its block table has a free page, once."
     rule, cause = "table padding", "a free page"
 
@@ -57,6 +58,7 @@ class FreePageBeyondPrompt(FreePageBeyond):
     """The same in a prefill, where padding is written there."""
 
     name = "fault:free-page-beyond-prompt"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one prompt's length its block table has a free page, once."
     rule, cause = "table padding", "a free page"
     phase, after = "prefill", 0
@@ -66,6 +68,7 @@ class OthersPageBeyond(FlightFault):
     """A row's table names another request's page where its mask hides it."""
 
     name = "fault:others-page-beyond"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one decode row's length its block table has another request's page, once."
     rule, cause = "table padding", "a page of others"
 
@@ -82,6 +85,7 @@ class OthersPageBeyondPrompt(OthersPageBeyond):
     """The same in a prefill, where padding is written there."""
 
     name = "fault:others-page-beyond-prompt"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one prompt's length its block table has another request's page, once."
     rule, cause = "table padding", "a page of others"
     phase, after = "prefill", 0
@@ -249,6 +253,7 @@ class ReferenceTaken(FlightFault):
     """A request goes on while nothing keeps its cached pages from eviction."""
 
     name = "fault:reference-taken"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "The only reference to a node that a decode of one request uses is given back, once."
     sharing = "trie"
     rule, cause = "protected", "no reference"
@@ -269,6 +274,7 @@ class ReferenceTakenQuietly(ReferenceTaken):
     """The same where no operation does it, so that only the engine's own count tells."""
 
     name = "fault:reference-taken-quietly"
+    control = False  # it needs a circumstance that a sweep may not have
     change = "The only reference to a node that one request uses is set to none, once."
     rule, cause = "protected", "no reference"
 
