@@ -101,7 +101,7 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
         source = f"upstream {known.upstream}" if known.upstream else "no upstream change is known"
         fix = f"The fix: {_lower(known.change)[:-1]} ({source})."
         if verdict.back is not None and not verdict.returns:
-            fix = f"Without it alone nothing is seen to come back: other fixes do as well. {fix}"
+            fix = f"That failures come back without it alone is not shown. {fix}"
         if verdict.back is None:
             fix = "It is a condition under which causes strike, or another way to mend one."
         lines.append(

@@ -1,7 +1,7 @@
 """Whether evictions explain failures or merely accompany them, in words computed from the data.
 
 The comparison was chosen before the data: requests that met evictions against those that met none,
-at equal concurrency, combined over concurrencies. Engines are what is independent, so the words
+at equal concurrency, number of pages and workload, combined over these. Engines are what is independent, so the words
 claim what these bear out, adjusted for all configurations that are asked (Holm). That evictions
 merely accompany failures is said only where a bound shows it, never for want of a difference.
 """
@@ -28,8 +28,9 @@ _QUESTION = "Whether evictions explain failures or merely accompany them"
 def evictions_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
     """Return the answer to "do evictions explain the failures?" as Markdown.
 
-    One paragraph for each release and prefix sharing (and device, where several are compared). Page
-    counts and workloads are thrown together: they are what brings evictions about.
+    One paragraph for each release and prefix sharing (and device, where several are compared).
+    Within one, requests are compared where concurrency, number of pages and workload are equal: a
+    small pool brings more evictions, and fails more for other reasons, too.
     """
     columns = ["release", "prefix_sharing", *varying(cells, ["device"])]
     asked = requests.merge(cells[["cell_id", *columns]], on="cell_id", validate="many_to_one")
@@ -58,7 +59,8 @@ def _contrast(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionContrast |
     known = requests[requests["evictions_during"].notna()]
     if not (known["evictions_during"] > 0).any() or not known["outcome"].isin(FAILURES).any():
         return None
-    return evictions_at_equal_concurrency(known, cells, ["concurrency"])
+    equal = ["concurrency", *varying(cells, ["page_count", "workload"])]
+    return evictions_at_equal_concurrency(known, cells, equal)
 
 
 def _rate(requests: pd.DataFrame) -> Rate:
@@ -169,7 +171,7 @@ def _more(contrast: EvictionContrast) -> str:
 def _measured(contrast: EvictionContrast, p_value: float, tests: int) -> str:
     """Say what was measured at equal concurrency, and how sure that is."""
     levels = contrast.strata.loc[contrast.strata["informative"], "concurrency"]
-    at = _list([str(level) for level in levels])
+    at = _list([str(level) for level in sorted(levels.unique())])
     sure = []
     if not math.isnan(contrast.high):
         sure.append(
@@ -179,8 +181,9 @@ def _measured(contrast: EvictionContrast, p_value: float, tests: int) -> str:
         more = f", adjusted for {tests} configurations" if tests > 1 else ""
         sure.append(f"sign-flip test over {contrast.engines} engines {_p(p_value)}{more}")
     return (
-        f"at equal concurrency ({at}) the odds of failing were {_times(contrast.odds_ratio)} "
-        f"as high with them as without" + (f" ({', '.join(sure)})" if sure else "")
+        f"at equal concurrency ({at}) and number of pages the odds of failing were"
+        f" {_times(contrast.odds_ratio)} as high with them as without"
+        + (f" ({', '.join(sure)})" if sure else "")
     )
 
 

@@ -45,7 +45,7 @@ def sweep(
                      "outcome": "wrong" if wrong else "ok"}
                 )  # fmt: skip
     frame = pd.DataFrame(cells).assign(
-        release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64
+        release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64, workload="mixed"
     )
     return pd.DataFrame(requests), frame
 
@@ -81,6 +81,26 @@ def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
     assert contrast.low < 1 < contrast.high
     assert contrast.equivalent
     assert "merely accompany" in evictions_in_words(requests, cells)
+
+
+def test_a_small_pool_that_fails_for_other_reasons_is_no_effect_of_evictions() -> None:
+    pools = []
+    for pages, often, fails in ((256, 0.05, 0.1), (40, 0.7, 0.5)):
+        requests, cells = sweep(
+            lambda level, rng, often=often: int(rng.random() < often),
+            lambda level, evicted, fails=fails: fails,
+            seed=pages,
+        )
+        ids = f"p{pages}-"
+        pools.append(
+            (
+                requests.assign(cell_id=ids + requests["cell_id"]),
+                cells.assign(cell_id=ids + cells["cell_id"], page_count=pages),
+            )
+        )
+    requests, cells = (pd.concat(part, ignore_index=True) for part in zip(*pools, strict=True))
+    assert evictions_at_equal_concurrency(requests, cells).low > 1.5
+    assert "Evictions explain failures" not in evictions_in_words(requests, cells)
 
 
 def test_too_little_data_gets_no_verdict() -> None:

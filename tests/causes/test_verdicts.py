@@ -245,7 +245,7 @@ def test_a_fix_whose_absence_brings_nothing_back_is_no_headline() -> None:
     said = answer_in_a_sentence({"a scenario": found})
     assert not any(verdict.returns for verdict in found)
     assert "none is certain" in said
-    assert "nothing is seen to come back" in causes_in_words("a scenario", found)
+    assert "come back without it alone is not shown" in causes_in_words("a scenario", found)
 
 
 def test_only_what_a_lock_or_a_single_worker_ends_is_a_race() -> None:
