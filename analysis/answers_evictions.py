@@ -1,9 +1,10 @@
 """Whether evictions explain failures or merely accompany them, in words computed from the data.
 
 The comparison was chosen before the data: requests that met evictions against those that met none,
-at equal concurrency, number of pages and workload, combined over these. Engines are what is independent, so the words
-claim what these bear out, adjusted for all configurations that are asked (Holm). That evictions
-merely accompany failures is said only where a bound shows it, never for want of a difference.
+at equal concurrency, number of pages and workload, combined over these. Engines are what is
+independent, so the words claim what these bear out, adjusted for all configurations that are asked
+(Holm). That evictions merely accompany failures is said only where a bound shows it, never for want
+of a difference.
 """
 
 from __future__ import annotations
