@@ -240,6 +240,7 @@ class Checksums:
                 wrote = None
             if wrote is None or error is not None:
                 self._distrust(request_ids, wrote)
+                self._settle(flight, frozenset())  # of unsure pages none is pending any more
                 return
             if self._pending or self._copied:
                 self._settle(flight, wrote.flat)
@@ -264,7 +265,9 @@ class Checksums:
                 self._copy(*there[:2])
                 return
             if kind == "acquire":
-                self._unsure.difference_update(page for page in there if page != PADDING_PAGE)
+                again = [page for page in there if page in self._unsure and page != PADDING_PAGE]
+                self._unsure.difference_update(again)
+                self._known[again] = False  # what was written unseen is learnt anew
             self._look(there, kind, request_id)
 
     def rewritten(self, page: int) -> None:

@@ -226,8 +226,8 @@ class Recorder:
              free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
              detail, locks, stack)
         )  # fmt: skip
-        if self.checksums is not None and pages and kind in SEEN:
-            self._of_bytes(self.checksums.seen, kind, pages, request_id or owner)
+        if pages and kind in SEEN and (checksums := self.checksums) is not None:
+            self._of_bytes(checksums.seen, kind, pages, request_id or owner)
 
     def begins_with(self, first: Snapshot) -> None:
         """Take note of what requests held already when the recording began."""
@@ -275,8 +275,9 @@ class Recorder:
         flight = (next(self._flight_ids), phase, request_ids, seq, t_ns, self._here.name
                   or self._name())  # fmt: skip
         self.under_way[flight[0]] = flight
-        if self.checksums is not None:
-            self._of_bytes(self.checksums.begins, flight[0])
+        # Another thread may end the looking meanwhile.
+        if (checksums := self.checksums) is not None:
+            self._of_bytes(checksums.begins, flight[0])
         return flight
 
     def flight_unseen(self) -> None:
@@ -290,8 +291,8 @@ class Recorder:
         number, phase, request_ids, seq, begun_ns, thread = flight
         if number not in self.under_way:
             return  # the recording ended before
-        if self.checksums is not None:
-            self._of_bytes(self.checksums.ends, number, phase, request_ids, arrays, error)
+        if (checksums := self.checksums) is not None:
+            self._of_bytes(checksums.ends, number, phase, request_ids, arrays, error)
         end_seq, ended_ns = self._place()
         self.under_way.pop(number, None)
         if len(self.flights) >= self.max_events:
@@ -469,10 +470,10 @@ class Recorder:
 
     def read_all_bytes(self) -> None:
         """Read all pages once more, and tell how far their bytes were checked."""
-        if self.checksums is not None:
-            self._of_bytes(self.checksums.read_all)
-        if self.checksums is not None:
-            self.event("checksums", detail=self.checksums.coverage)
+        if (checksums := self.checksums) is not None:
+            self._of_bytes(checksums.read_all)
+        if (checksums := self.checksums) is not None:
+            self.event("checksums", detail=checksums.coverage)
 
     def _no_more_checksums(self, reason: str) -> None:
         checksums, self.checksums = self.checksums, None

@@ -445,7 +445,10 @@ class World(Replay):
             for page in self.held.get(request_id, ()):
                 self.shadow.forget(page)
             sequence = self.last_of.get(request_id)
-            if sequence is None or not flight.done:
+            if sequence is None:
+                continue
+            sequence.result = None  # its logits are not known
+            if not flight.done:
                 continue
             first, prompt = sequence.length, sequence.prompt
             place = first - len(prompt or ())

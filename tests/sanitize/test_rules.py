@@ -13,7 +13,7 @@ from story import ROOT, Row, Story
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA
 from analysis.sanitize.meanings import meaning_of
 from analysis.sanitize.rules import RULES
-from analysis.sanitize.world import Flight
+from analysis.sanitize.world import Flight, Unread
 from analysis.snapshot import Node
 
 Step = Flight | int | None
@@ -1560,6 +1560,15 @@ def an_answer_after_its_request_was_given_up(story):
 
 
 @silent
+def a_choice_after_a_flight_that_could_not_be_read(story):
+    answering(story, "a", A, 1, 2)
+    flight = decoded(story, "a")
+    place = next(i for i, (_, item) in enumerate(story.items) if item is flight)
+    story.items[place] = (flight.seq, Unread(flight.flight_id, ["a"], "decode"))
+    story.chosen("a", 101, 77)
+
+
+@silent
 def rows_with_the_same_logits(story):
     answering(story, "a", A, 1, 2)
     answering(story, "b", B, 3, 4)
@@ -1742,7 +1751,11 @@ def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
         assert first.scene.pages[0].page == case.page
 
 
-NOT_CHECKED = (beams_that_share_a_requests_name, a_request_under_way_before_the_watching_began)
+NOT_CHECKED = (
+    beams_that_share_a_requests_name,
+    a_request_under_way_before_the_watching_began,
+    a_choice_after_a_flight_that_could_not_be_read,
+)
 """Stories in which rows cannot be followed, which is said."""
 
 

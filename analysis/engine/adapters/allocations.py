@@ -163,11 +163,14 @@ class AllocationProbe(CacheProbe):
             return argmax(logits, *args, **named)
 
         def appending(process: Any, token: int) -> None:
-            if process.client.batcher is self.service.batcher:
-                request = process.gen_req.rid
-                logits = read.pop(request, None)
-                if logits is not None:
-                    self.tell_chosen(request, logits, token)
+            try:
+                if process.client.batcher is self.service.batcher:
+                    request = process.gen_req.rid
+                    logits = read.pop(request, None)
+                    if logits is not None:
+                        self.tell_chosen(request, logits, token)
+            except Exception as error:
+                fault(error)
             append(process, token)
 
         hooks.attribute(sfnp, "argmax", choosing)

@@ -208,6 +208,7 @@ class RecordProbe(CacheProbe):
                     self.tell_chosen(request, raw(logits[0]), token)
                 except Exception as error:
                     watcher.fault(error)
+                    self._tell("chosen", request_id=request)  # which one is not known
             return chosen
 
         hooks.attribute(TokenSelector, "step", stepping)

@@ -56,7 +56,10 @@ class LandedBeforeRead(Rule):
         sound = passage.reads & ~passage.wrong & ~passage.beyond
         for number, (_, slots) in self._under_way.items():
             last = world.shadow.flight[passage.read_slots] == number
-            early = sound & last & np.isin(passage.read_slots, slots)
+            early = sound & last
+            if not early.any():
+                continue
+            early &= np.isin(passage.read_slots, slots)
             for row in np.flatnonzero(early.any(axis=1)).tolist():
                 position = int(np.flatnonzero(early[row])[0])
                 slot = int(passage.read_slots[row, position])

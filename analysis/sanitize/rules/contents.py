@@ -13,7 +13,7 @@ from analysis.observe.checksums import SAMPLED
 from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
-from analysis.sanitize.shadow import NOBODY, NOTHING, PADDING, UNKNOWN
+from analysis.sanitize.shadow import NOBODY, NOTHING, PADDING, UNKNOWN, Ints
 from analysis.sanitize.world import PADDING_PAGE, Event, World
 
 _KEPT_PASSAGES = 64
@@ -92,14 +92,21 @@ class UnwrittenBytes(Rule):
     bears_gaps = True
 
     def __init__(self) -> None:
-        self._read: dict[int, tuple[int, int]] = {}
+        self._flight: Ints = np.zeros(0, dtype=np.int64)
         """By slot: the last flight that attended to it, and the sequence for which it did."""
+        self._reader: Ints = self._flight
 
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._begin(world)
         for row, sequence in passage.known_rows():
-            slots = passage.read_slots[row][passage.reads[row]].tolist()
-            self._read.update(dict.fromkeys(slots, (passage.flight.flight_id, sequence.number)))
-        yield from ()
+            slots = passage.read_slots[row][passage.reads[row]]
+            self._flight[slots], self._reader[slots] = passage.flight.flight_id, sequence.number
+        return iter(())
+
+    def _begin(self, world: World) -> None:
+        if not len(self._flight):
+            self._flight = np.full(world.page_count * world.stride, -1, dtype=np.int64)
+            self._reader = np.full_like(self._flight, NOBODY)
 
     def on_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
         page, said = event.pages[0], json.loads(event.detail or "{}")
@@ -154,8 +161,9 @@ class UnwrittenBytes(Rule):
         """Return the requests that read such slots meanwhile, or would have read them next."""
         since, seen = said["since_flight"], said["seen_flight"]
         found: dict[str, None] = {}
+        self._begin(world)
         for place in places:
-            flight, number = self._read.get(place, (-1, NOBODY))
+            flight, number = int(self._flight[place]), int(self._reader[place])
             if since < flight <= seen and (name := world.name(number)) is not None:
                 found[name] = None
             for name in said["holders"]:
