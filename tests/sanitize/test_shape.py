@@ -64,6 +64,8 @@ SEEN_BY = {
     "fault:entry-lost": "unlisted",
 }
 """Kind of event that a fault shows in, if no snapshot comes before it; else `detached`."""
+ALSO = {"fault:entry-twice": [("allocation lists", "listed and cached")]}
+"""What else a fault may be found as: published meanwhile, one of two entries is left."""
 PLANTED = [fault for fault in SHAPE_FAULTS if fault.name != "fault:lock-kept"]
 SHARINGS = ("none", "trie")
 
@@ -105,7 +107,8 @@ def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, f
     struck = case["struck"]
     assert struck is not None, "It found nothing to strike."
     assert not case["notes"]
-    found = [r for r in case["findings"] if (r["rule"], r["cause"]) == (fault.rule, fault.cause)]
+    meant = {(fault.rule, fault.cause), *ALSO.get(fault.name, ())}
+    found = [r for r in case["findings"] if (r["rule"], r["cause"]) in meant]
     found = [row for row in found if _names(row, struck)]
     assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
     first = found[0]
