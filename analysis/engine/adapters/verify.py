@@ -67,7 +67,7 @@ def chosen_by(scores: Scores) -> tuple[list[int], list[int]]:
         best = logits[row, token]
         if best != best:
             tokens[row] = NO_TOKEN
-    return tokens, [zlib.crc32(row) for row in scores.rows]
+    return tokens, [digest(row) for row in scores.rows]
 
 
 def changes(

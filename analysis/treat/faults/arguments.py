@@ -12,9 +12,8 @@ import numpy as np
 
 from analysis.engine.adapters.probe import CURRENT_FLIGHT
 from analysis.treat.base import replace_attribute
-from analysis.treat.faults.base import Fault, FlightFault, Struck
+from analysis.treat.faults.base import Fault, FlightFault, Struck, place_of
 from analysis.treat.faults.requests import Mute
-from analysis.treat.faults.results import place_of
 from analysis.treat.flights import Boarded
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ class NextBeforeLanding(Fault):
             results = await function(*args, fiber=fiber)
             for row, request in enumerate(requests):
                 if request.rid in self._results and self.may_strike(request.rid):
-                    self.struck = Struck(request.rid, seq=place_of(engine))
+                    self.struck = Struck(request.rid, seq=place_of(engine.probe))
                     requests[row] = Mute(request)
                     request.result_logits = self._results[request.rid]
                     request.done.set_success()

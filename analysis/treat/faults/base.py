@@ -30,6 +30,16 @@ class Struck:
     """A place among the recorded events just before it was done."""
 
 
+def place_of(probe: Any) -> int | None:
+    """Return a place among the events that a probe tells, None if nothing is recorded."""
+    watcher = None if probe is None else probe.watcher
+    if not isinstance(watcher, Recorder):
+        return None
+    place = watcher.reserve()
+    watcher.unused(place)
+    return place[0]
+
+
 class Fault(Treatment):
     """A defect planted on purpose, to see whether the alarm sounds.
 
@@ -82,7 +92,7 @@ class FlightFault(Fault):
                 return
             for row, request_id in enumerate(flight.request_ids):
                 if self.may_strike(request_id):
-                    place = self._place(probe)
+                    place = place_of(probe)
                     struck = self.strike(flight, row, probe)
                     if struck is not None:
                         self.struck = replace(struck, seq=place)
@@ -90,13 +100,6 @@ class FlightFault(Fault):
                         return
 
         edit_flights(engine, undo, edit)
-
-    def _place(self, probe: Any) -> int | None:
-        if not isinstance(probe.watcher, Recorder):
-            return None
-        place = probe.watcher.reserve()
-        probe.watcher.unused(place)
-        return place[0]
 
     def _note_number(self, flight: Boarded, probe: Any) -> None:
         """Have the number of the flight noted when it has begun, if it is recorded."""

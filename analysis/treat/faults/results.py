@@ -13,23 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from analysis.engine.adapters.probe import CURRENT_FLIGHT, CURRENT_REQUEST
-from analysis.observe.recorder import Recorder
 from analysis.treat.base import part, replace_attribute
-from analysis.treat.faults.base import Fault, Struck
+from analysis.treat.faults.base import Fault, Struck, place_of
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
     from analysis.engine.adapters import Call
-
-
-def place_of(engine: Engine) -> int | None:
-    """Return a place among the recorded events, None if nothing is recorded."""
-    watcher = None if engine.probe is None else engine.probe.watcher
-    if not isinstance(watcher, Recorder):
-        return None
-    place = watcher.reserve()
-    watcher.unused(place)
-    return place[0]
 
 
 # -- whose logits a request gets ---------------------------------------------------------------
@@ -76,7 +65,7 @@ class ResultFault(Fault):
             passed += 1
             for row, request_id in enumerate(given.request_ids):
                 if passed > self.after and self.may_strike(request_id):
-                    place = place_of(engine)
+                    place = place_of(engine.probe)
                     struck = self.strike(given, row)
                     if struck is not None:
                         self.struck = replace(struck, seq=place)
@@ -249,7 +238,7 @@ class TokenFault(Fault):
         self._passed[request_id] = passed = self._passed.get(request_id, 0) + 1
         if passed <= self.after or not self.may_strike(request_id):
             return False
-        self.struck = Struck(request_id, seq=place_of(engine))
+        self.struck = Struck(request_id, seq=place_of(engine.probe))
         return True
 
 
@@ -360,7 +349,7 @@ class AnswerFault(Fault):
             nested = bool(tokens) and isinstance(tokens[0], list)
             flat = tokens[0] if nested else tokens
             if len(flat) > 4 and self.may_strike(request):
-                place, changed = place_of(engine), self.changed(list(flat), request)
+                place, changed = place_of(engine.probe), self.changed(list(flat), request)
                 if changed is not None:
                     self.struck = Struck(request, self.other, seq=place)
                     process.result_token_ids = [changed] if nested else changed
@@ -444,7 +433,7 @@ class ResponderFault(Fault):
             if not self.may_strike(call.request_id) or call.max_new_tokens < 4:
                 launch(call)
                 return
-            self.struck = Struck(call.request_id, seq=place_of(engine))
+            self.struck = Struck(call.request_id, seq=place_of(engine.probe))
             launch(self.before(call, engine))
             responder = adapter.responder_of(call.request_id)
             if responder is not None:
