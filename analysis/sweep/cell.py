@@ -71,14 +71,14 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     requests = tuple(Request(**row) for row in spec["requests"])
     workload = Workload(spec["workload"], requests)
     facts: dict[str, Any] = {}
-    outcomes: Counter[str] = Counter()
+    outcomes: list[str] = []
     started = time.monotonic()
     with open(directory / RECORDS, "ab", buffering=0) as records:
 
         def keep(row: Mapping[str, Any]) -> None:
             # One write of one whole line, in the moment the request ends: a kill loses nothing.
             records.write(json.dumps(dict(row), default=_plain).encode() + b"\n")
-            outcomes[row["outcome"]] += 1
+            outcomes.append(row["outcome"])
 
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
@@ -109,14 +109,14 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     return facts
 
 
-def _silence(engine: Engine, spec: Spec, outcomes: Mapping[str, int]) -> str | None:
+def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
     """Say that an engine answers no more; None if it does, or gave no reason to ask.
 
-    It is asked for one token where requests timed out or none was answered, by itself, and again
-    as long as it refuses: one that is merely busy with what was given up has time to end that.
+    It is asked for one token where a request timed out or the last to end had no answer, by itself,
+    and again as long as it refuses: one that is merely busy with what was given up has time to end
+    that.
     """
-    answered = outcomes.get("ok", 0) + outcomes.get("wrong", 0)
-    if answered and not outcomes.get("timeout"):
+    if outcomes and outcomes[-1] in {"ok", "wrong"} and "timeout" not in outcomes:
         return None
     wait_s = min(max(spec["request_timeout_s"], _SHORTEST_PROBE_S), _LONGEST_PROBE_S)
     deadline = time.monotonic() + wait_s
@@ -128,7 +128,7 @@ def _silence(engine: Engine, spec: Spec, outcomes: Mapping[str, int]) -> str | N
         if outcome != "rejected" or time.monotonic() + _PROBE_PAUSE_S > deadline:
             break
         time.sleep(_PROBE_PAUSE_S)
-    counts = ", ".join(f"{number} {name}" for name, number in outcomes.items())
+    counts = ", ".join(f"{number} {name}" for name, number in Counter(outcomes).items())
     ended = {"timeout": f"had no answer within {wait_s:g} s", "rejected": "was refused"}
     return (
         f"The engine stopped answering: after the workload ({counts}) one request more, by itself,"

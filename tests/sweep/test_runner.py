@@ -150,16 +150,15 @@ def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
 
 
 def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):
-    # Each request needs pages that the others hold, and none of them is ever given up.
-    plan = Plan(releases=("3.9.0",), concurrency=(4,), rounds=2, repeats=1, pages=(16,),
-                request_timeout_s=2)  # fmt: skip
+    # Each request leaks its last page, so 24 of them leave none of the 16, however slow they are.
+    plan = Plan(releases=("3.9.0",), concurrency=(2,), rounds=12, repeats=1, pages=(16,),
+                request_timeout_s=4)  # fmt: skip
     run = run_sweep(plan, tmp_path / "run", progress=False)
     (cell,) = run.cells.itertuples()
-    assert "timeout" in set(run.requests["outcome"])
-    assert not {"ok", "wrong"} & set(run.requests["outcome"])
+    assert run.requests["outcome"].iloc[-1] not in {"ok", "wrong"}
     assert cell.status == "hung"
     assert cell.status_detail.startswith("The engine stopped answering: after the workload (")
-    assert len(run.requests) == 8  # what it was asked beside them is no request of the run
+    assert len(run.requests) == 24  # what it was asked beside them is no request of the run
 
 
 def test_clients_in_a_hurry_do_not_make_an_engine_hang(tmp_path):
