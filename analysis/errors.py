@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import textwrap
+from typing import Any
+
 
 class CachelabError(Exception):
     """Base of every error that the command line prints as one sentence, without a traceback."""
@@ -25,3 +30,34 @@ class RunError(CachelabError):
 
 class WorkloadError(CachelabError):
     """A workload cannot be read or made."""
+
+
+def whole_number(value: object, what: str, least: int, most: int) -> int:
+    """Return `value` as an int between two bounds. Raises EngineError that names `what`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise EngineError(
+            f"{what} must be a whole number from {least} to {most}, not {shown(value)}."
+        ) from None
+    if isinstance(value, bool) or not least <= number <= most:
+        raise EngineError(f"{what} must be from {least} to {most}, not {shown(value)}.")
+    return number
+
+
+def seconds(value: object, what: str, most: float) -> float:
+    """Return `value` as a float above 0, at most `most`. Raises EngineError that names `what`."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= most or isinstance(value, str | bool):
+        raise EngineError(
+            f"{what} must be more than 0 and at most {most:g} seconds, not {shown(value)}."
+        )
+    return number
+
+
+def shown(value: Any) -> str:
+    """Return how a value that was given looks in a sentence: in one line, and short."""
+    return textwrap.shorten(repr(value), 60, placeholder="…")

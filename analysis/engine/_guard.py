@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -35,12 +36,16 @@ def guard(pid: int, silence_s: float, dump: Path) -> None:
             f"The process {pid} froze for {silence_s:g} s (no Python code could run, so the GIL was"
             f" held) and was ended; every thread's stack is in {dump}.\n"
         )
-        with open(dump, "ab") as file:
+        # A disk that is full must not keep the process frozen.
+        with contextlib.suppress(OSError), open(dump, "ab") as file:
             file.write(sentence.encode())
-        os.kill(pid, signal.SIGUSR2)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
         time.sleep(1.0)
-        os.write(2, sentence.encode())
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.write(2, sentence.encode())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         return
 
 

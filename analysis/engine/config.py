@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from analysis.errors import EngineError
+from analysis.errors import EngineError, shown, whole_number
 
 PREFIX_SHARING = ("none", "trie")
 DEVICES = ("auto", "local-task", "amdgpu")
 MAX_PAGES = 1_000_000
 """No release is known to index more pages; above it a page count is a typing error."""
+_HIP_TARGET = re.compile(r"gfx[1-9][0-9a-f]{2,4}(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +43,39 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.model is not None:
+            if not isinstance(self.model, str | os.PathLike):
+                raise EngineError(f"model must be a directory's path, not {shown(self.model)}.")
             object.__setattr__(self, "model", Path(self.model))
-        for name in ("device_ids", "batch_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, of_what in (("device_ids", str), ("batch_sizes", int)):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise EngineError(f"{name} must be a list of values, not {shown(values)}.")
+            values = tuple(values)
+            if not all(isinstance(v, of_what) and not isinstance(v, bool) for v in values):
+                kind = "texts" if of_what is str else "whole numbers"
+                raise EngineError(f"{name} must hold {kind} only, not {shown(list(values))}.")
+            object.__setattr__(self, name, values)
         if self.prefix_sharing not in PREFIX_SHARING:
             raise EngineError(
-                f"prefix_sharing {self.prefix_sharing!r} is unknown: choose none or trie."
+                f"prefix_sharing {shown(self.prefix_sharing)} is unknown: choose none or trie."
             )
         if self.device not in DEVICES:
             raise EngineError(
-                f"Device {self.device!r} is unknown: choose {', '.join(DEVICES)}, and name"
+                f"Device {shown(self.device)} is unknown: choose {', '.join(DEVICES)}, and name"
                 " particular devices with device_ids."
             )
-        if not 1 <= self.page_count <= MAX_PAGES:
+        if self.hip_target is not None and not (
+            isinstance(self.hip_target, str) and _HIP_TARGET.fullmatch(self.hip_target)
+        ):
             raise EngineError(
-                f"A pool of {self.page_count} pages is impossible: choose 1 to {MAX_PAGES}."
+                f"hip_target {shown(self.hip_target)} is no GPU target: give one such as gfx942."
             )
-        if not self.batch_sizes or any(size < 1 for size in self.batch_sizes):
+        if not isinstance(self.options, Mapping) or not all(
+            isinstance(name, str) for name in self.options
+        ):
+            raise EngineError(f"options must map names to values, not {shown(self.options)}.")
+        whole_number(self.page_count, "page_count, the number of pages,", 1, MAX_PAGES)
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise EngineError(
                 f"Batch sizes {list(self.batch_sizes)} are impossible: name at least one, each at"
                 " least 1."

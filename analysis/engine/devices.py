@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.errors import EngineError
@@ -36,11 +37,22 @@ def gfx_targets(topology: Path = _TOPOLOGY) -> list[str]:
     return targets
 
 
-def resolve(device: str, hip_target: str | None) -> tuple[str, str]:
+def resolve(device: str, hip_target: str | None, device_ids: Sequence[str] = ()) -> tuple[str, str]:
     """Return the device that `auto` stands for here, and the target to compile for on it.
 
-    Raises EngineError if `amdgpu` is asked for by name and cannot be had.
+    Raises EngineError if `amdgpu` is asked for by name and cannot be had, or if devices are named
+    where there is only the CPU.
     """
+    resolved, target = _resolve(device, hip_target)
+    if device_ids and resolved == "local-task":
+        raise EngineError(
+            f"device_ids {list(device_ids)} name GPUs, and the engine runs on the CPU (local-task)"
+            " here: leave them out."
+        )
+    return resolved, target
+
+
+def _resolve(device: str, hip_target: str | None) -> tuple[str, str]:
     if device == "local-task":
         return device, "llvm-cpu"
     targets = gfx_targets()

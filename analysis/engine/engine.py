@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import operator
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from analysis.engine.capture import StderrCapture
 from analysis.engine.config import Completion, EngineConfig, EngineDeath
 from analysis.engine.hooks import Watcher
 from analysis.engine.watchdog import Watchdog
-from analysis.errors import EngineError
+from analysis.errors import EngineError, seconds, shown, whole_number
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from analysis.workload import Answers, Workload
 
 CLOSE_TIMEOUT_S = 5.0
+LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
+"""A week; above it a timeout is a typing error."""
 _WATCH_INTERVAL_S, _SILENT_LOOKS = 0.1, 3
 _numbers = itertools.count(1)
 
@@ -75,6 +78,7 @@ class _Waiting:
     future: Future[Completion] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     token_s: list[float] = field(default_factory=list)
+    call: Call | None = None
     answers: int = 0
     """Answers that the engine delivered; errors and refusals are none."""
 
@@ -95,12 +99,16 @@ class Engine:
         log_dir: Path | None = None,
         freeze_after_s: float = 30.0,
     ) -> None:
+        if config is not None and not isinstance(config, EngineConfig):
+            raise EngineError(f"An engine takes an EngineConfig, not {shown(config)}.")
         self.config = config or EngineConfig()
         self.release, self._adapter_class = installed_adapter()
-        self.device, target = devices.resolve(self.config.device, self.config.hip_target)
+        self.device, target = devices.resolve(
+            self.config.device, self.config.hip_target, self.config.device_ids
+        )
         self.model: ModelArtifacts = load_model(self.config.model)
         self.tokenizer = ModelTokenizer(self.model)
-        self._eos = self.tokenizer.encode(self.model.eos_token)[-1]
+        self._eos = self.tokenizer.token_id(self.model.eos_token)
         self.vmfb = compile_model(self.model, batch_sizes=self.config.batch_sizes, target=target)
         self.name = f"cachelab{next(_numbers)}"
         self.died: EngineDeath | None = None
@@ -205,15 +213,17 @@ class Engine:
         an exception. May be called from any thread. Raises EngineError for a request that cannot
         be put (an empty prompt, no tokens wanted, a closed engine).
         """
-        if max_new_tokens < 1:
-            raise EngineError(f"{max_new_tokens} new tokens are impossible: ask for at least 1.")
+        context = self.model.config.max_seq_len
+        max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1, context)
+        timeout_s = seconds(timeout_s, "timeout_s", LONGEST_TIMEOUT_S)
+        if request_id is not None and not (isinstance(request_id, str) and request_id):
+            raise EngineError(f"A request's id is a text that is not empty, not {request_id!r}.")
         text = prompt if isinstance(prompt, str) else None
-        ids = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else map(int, prompt))
-        if not ids:
-            raise EngineError("The prompt is empty: give at least one token.")
-        vocabulary = self.tokenizer.vocabulary_size
-        if not all(0 <= token < vocabulary for token in ids):
-            raise EngineError(f"A prompt's token ids must lie in 0 to {vocabulary - 1}.")
+        ids = self._token_ids(prompt)
+        if len(ids) > context:
+            raise EngineError(
+                f"A prompt of {len(ids)} tokens is longer than the model's context of {context}."
+            )
         now = time.monotonic()
         waiting = _Waiting(
             request_id=request_id or uuid.uuid4().hex,
@@ -234,7 +244,7 @@ class Engine:
         if self.died is not None:
             self._end(waiting, "lost", self.died.message)
             return waiting.future
-        call = Call(
+        waiting.call = call = Call(
             request_id=waiting.request_id,
             text=text,
             token_ids=ids,
@@ -248,6 +258,26 @@ class Engine:
         except Exception as error:
             self._end(waiting, "error", f"The engine would not take it: {_one_line(error)}")
         return waiting.future
+
+    def _token_ids(self, prompt: object) -> tuple[int, ...]:
+        """Return the token ids of a prompt; raise EngineError for what is none."""
+        if isinstance(prompt, str):
+            ids = tuple(self.tokenizer.encode(prompt))
+            if not prompt or not ids:
+                raise EngineError("The prompt is empty: give at least one token.")
+            return ids
+        vocabulary = self.tokenizer.vocabulary_size
+        try:
+            ids = tuple(operator.index(token) for token in prompt)  # type: ignore[attr-defined]
+        except TypeError:
+            raise EngineError(
+                f"A prompt is a text or a list of token ids, not {shown(prompt)}."
+            ) from None
+        if not ids:
+            raise EngineError("The prompt is empty: give at least one token.")
+        if not all(0 <= token < vocabulary for token in ids):
+            raise EngineError(f"A prompt's token ids must lie in 0 to {vocabulary - 1}.")
+        return ids
 
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 15, timeout_s: float = 60.0
@@ -339,7 +369,10 @@ class Engine:
 
     def _end(self, waiting: _Waiting, outcome: str, error: str | None) -> None:
         with self._lock:
-            over = self._waiting.pop(waiting.request_id, None) is None
+            # By identity: after a timeout another request may bear the name.
+            over = self._waiting.get(waiting.request_id) is not waiting
+            if not over:
+                del self._waiting[waiting.request_id]
         if over:  # an answer past its deadline changes nothing
             self._tell(lambda listener: listener.late(waiting.request_id, outcome))
             return
@@ -423,9 +456,9 @@ class Engine:
                 if now > waiting.deadline:
                     adapter = self.adapter
                     self._end(waiting, "timeout", f"No answer within {waiting.timeout_s:g} s.")
-                    if adapter is not None:
+                    if adapter is not None and waiting.call is not None:
                         with contextlib.suppress(Exception):
-                            adapter.cancel(waiting.request_id)
+                            adapter.cancel(waiting.call)
 
 
 def _one_line(error: BaseException) -> str:

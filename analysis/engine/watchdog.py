@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import IO
 
 from analysis.engine import capture
+from analysis.errors import EngineError, seconds
 
 BEAT_S = 1.0
+LONGEST_SILENCE_S = 24 * 3600.0
 DUMP_SIGNAL = signal.SIGUSR2
 _GUARD = Path(__file__).with_name("_guard.py")
 
@@ -40,7 +42,12 @@ class Watchdog:
 
     def __init__(self, dump: Path, silence_s: float = 30.0) -> None:
         self.dump = dump
-        self.silence_s = silence_s
+        self.silence_s = seconds(silence_s, "freeze_after_s", LONGEST_SILENCE_S)
+        if self.silence_s < 2 * BEAT_S:
+            raise EngineError(
+                f"freeze_after_s must be at least {2 * BEAT_S:g}, as the process shows that it"
+                f" lives every {BEAT_S:g} s, not {silence_s:g}."
+            )
         self._held = False
 
     def start(self) -> None:

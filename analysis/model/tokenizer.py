@@ -24,6 +24,7 @@ class ModelTokenizer:
     def __init__(self, model: ModelArtifacts) -> None:
         import tokenizers
 
+        self._path = model.tokenizer_json
         try:
             self._raw: Any = tokenizers.Tokenizer.from_file(str(model.tokenizer_json))
         except Exception as error:
@@ -38,6 +39,16 @@ class ModelTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return str(self._raw.decode(list(ids)))
+
+    def token_id(self, token: str) -> int:
+        """Id of one token of the vocabulary. Raises ModelError if it is none."""
+        found = self._raw.token_to_id(token)
+        if found is None:
+            raise ModelError(
+                f"The token {token!r} is not in the vocabulary of {self._path}: correct"
+                " tokenizer_config.json."
+            )
+        return int(found)
 
     @property
     def vocabulary_size(self) -> int:

@@ -100,8 +100,8 @@ class Adapter(ABC):
     def responder_of(self, request_id: str) -> Any:  # noqa: B027  # a generation may keep none
         """Return what the engine answers a request to, None if it is not under way."""
 
-    def cancel(self, request_id: str) -> None:  # noqa: B027  # a generation may know no way
-        """Ask the engine to drop a request, where the generation knows how."""
+    def cancel(self, call: Call) -> None:  # noqa: B027  # a generation may know no way
+        """Ask the engine to drop what was launched, where the generation knows how."""
 
     def owns(self, worker: Any) -> bool:
         """Tell whether a worker belongs to this engine."""

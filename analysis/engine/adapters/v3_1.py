@@ -126,16 +126,16 @@ class V31(Adapter):
             rid=call.request_id,
         )
         request.post_init()
-        responder = _Responder(replace(call, on_end=self._ending(call)))
+        responder = _Responder(
+            replace(call, on_end=lambda answer: self._ended(responder, call, answer))
+        )
         self._responders[call.request_id] = responder
         _Client(self.service, request, responder).launch()
 
-    def _ending(self, call: Call) -> Any:
-        def ended(answer: Answer) -> None:
-            self._responders.pop(call.request_id, None)
-            call.on_end(answer)
-
-        return ended
+    def _ended(self, responder: _Responder, call: Call, answer: Answer) -> None:
+        if self._responders.get(call.request_id) is responder:  # not one that got the name since
+            del self._responders[call.request_id]
+        call.on_end(answer)
 
     def responder_of(self, request_id: str) -> Any:
         return self._responders.get(request_id)

@@ -41,7 +41,7 @@ class _Responder:
     """What the engine answers to, in place of a web request's."""
 
     def __init__(self, call: Call, forget: Any) -> None:
-        self._call = call
+        self.call = call
         self._forget = forget
         self._answered = threading.Event()
 
@@ -72,8 +72,8 @@ class _Responder:
     def start_response(self, **_: object) -> None: ...
 
     def _end(self, answer: Answer) -> None:
-        self._forget(self._call.request_id)
-        self._call.on_end(answer)
+        self._forget(self.call)
+        self.call.on_end(answer)
 
 
 class V39(Adapter):
@@ -166,9 +166,9 @@ class V39(Adapter):
         self._processes[call.request_id] = process
         process.launch()
 
-    def cancel(self, request_id: str) -> None:
-        process = self._processes.get(request_id)
-        if process is not None:
+    def cancel(self, call: Call) -> None:
+        process = self._processes.get(call.request_id)
+        if process is not None and process.responder.call is call:
             process.cancel()
 
     def responder_of(self, request_id: str) -> Any:
@@ -230,9 +230,10 @@ class V39(Adapter):
 
         batcher.submit = watched
 
-    def _forget(self, request_id: str) -> None:
-        self._calls.pop(request_id, None)
-        self._processes.pop(request_id, None)
+    def _forget(self, call: Call) -> None:
+        if self._calls.get(call.request_id) is call:  # not one that got the name since
+            self._calls.pop(call.request_id, None)
+            self._processes.pop(call.request_id, None)
 
 
 ADAPTER = V39

@@ -1,0 +1,112 @@
+"""What the engine refuses, and what it promises whatever it is given."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from support import ChildRunner
+
+from analysis.engine import EngineConfig
+from analysis.engine.devices import resolve
+from analysis.engine.watchdog import Watchdog
+from analysis.errors import EngineError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"page_count": "256"},
+        {"page_count": 2.5},
+        {"page_count": True},
+        {"page_count": math.nan},
+        {"batch_sizes": 4},
+        {"batch_sizes": "4"},
+        {"batch_sizes": (4.0,)},
+        {"batch_sizes": ()},
+        {"batch_sizes": None},
+        {"device_ids": "0"},
+        {"device_ids": (0,)},
+        {"device": 5},
+        {"device": []},
+        {"prefix_sharing": None},
+        {"prefix_sharing": ["trie"]},
+        {"hip_target": "gfx000"},
+        {"hip_target": 942},
+        {"options": "x"},
+        {"options": {1: 2}},
+        {"model": 5},
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(settings):
+    with pytest.raises(EngineError):
+        EngineConfig(**settings)
+
+
+def test_devices_cannot_be_named_where_there_is_only_the_cpu():
+    with pytest.raises(EngineError, match="leave them out"):
+        resolve("local-task", None, ("foo",))
+
+
+@pytest.mark.parametrize("silence_s", [0, -1, math.inf, math.nan, "x", None, 0.5, 10**400])
+def test_a_watchdog_that_would_end_a_healthy_process_is_refused(tmp_path, silence_s):
+    with pytest.raises(EngineError, match="freeze_after_s"):
+        Watchdog(tmp_path / "dump", silence_s)
+
+
+def test_what_cannot_be_asked_is_refused_and_the_engine_serves_on(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        from analysis.errors import CachelabError
+        nan, inf = float("nan"), float("inf")
+        fine = dict(prompt="1 2 3 4 5 ", max_new_tokens=3)
+        wrong = [{"prompt": ""}, {"prompt": None}, {"prompt": 5}, {"prompt": []},
+                 {"prompt": [1.5]}, {"prompt": [None]}, {"prompt": ["1"]}, {"prompt": [-1]},
+                 {"prompt": [10**9]}, {"prompt": {}}, {"prompt": b"1 2"}, {"prompt": "1 " * 5000},
+                 {"prompt": [1] * 300},
+                 *({"max_new_tokens": n} for n in (2.5, nan, inf, 0, -1, "3", None, True, 10**6)),
+                 *({"timeout_s": t} for t in (nan, inf, 0, -1, "3", None, 10**400)),
+                 *({"request_id": i} for i in (5, "", b"x", ["x"]))]
+        accepted, untyped, sentences = [], [], []
+        with Engine() as engine:
+            for changes in wrong:
+                try:
+                    engine.submit(**{**fine, **changes})
+                    accepted.append(repr(changes)[:80])
+                except CachelabError as error:
+                    sentences.append(str(error))
+                except BaseException as error:
+                    untyped.append(f"{changes!r:.80}: {error!r}")
+            text = engine.generate(**fine).text
+        not_configs = []
+        for config in ({}, "x", 5):
+            try:
+                Engine(config)
+                not_configs.append(repr(config))
+            except CachelabError:
+                pass
+        say({"accepted": accepted, "untyped": untyped, "text": text, "configs": not_configs,
+             "long": [s for s in sentences if len(s) > 200 or "\\n" in s]})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == {
+        "accepted": [], "untyped": [], "text": "6 7", "configs": [], "long": []
+    }  # fmt: skip
+
+
+def test_a_late_answer_ends_no_other_request_of_its_name(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        with Engine() as engine:
+            first = engine.submit("1 2 3 4 5 ", 40, 0.001, "x").result(timeout=20)
+            second = engine.submit("1 2 3 4 5 ", 40, 60, "x").result(timeout=70)
+        say([first.outcome, second.outcome, second.text[:5]])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == ["timeout", "ok", "6 7 8"]
