@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import logging
 import operator
@@ -181,11 +182,15 @@ class Engine:
         if adapter is not None:
             deadline = time.monotonic() + CLOSE_TIMEOUT_S - 1.0
             _within(adapter.stop_service, min(1.5, deadline - time.monotonic()))
+            if self.died is None:
+                _wait_until(adapter.has_stopped, min(1.0, deadline - time.monotonic()))
             _within(adapter.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
             adapter.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
         while self._undo:
             with contextlib.suppress(Exception):
                 self._undo.pop()()
+        del adapter
+        gc.collect()  # the engine's own objects hold each other: with them go its descriptors
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -463,6 +468,14 @@ class Engine:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(traceback.format_exception_only(error)[-1].split())
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Wait for at most `timeout_s` until a condition holds, or cannot be asked."""
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(Exception):
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.005)
 
 
 def _within(action: Callable[[], None], timeout_s: float) -> None:

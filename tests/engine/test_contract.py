@@ -110,3 +110,26 @@ def test_a_late_answer_ends_no_other_request_of_its_name(child: ChildRunner, rel
     )
     assert done.returncode == 0, done.stderr
     assert done.said == ["timeout", "ok", "6 7 8"]
+
+
+def test_a_closed_engine_gives_its_descriptors_and_threads_back(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        def held():
+            return [len(os.listdir("/proc/self/" + what)) for what in ("fd", "task")]
+        counts = []
+        for _ in range(4):
+            with Engine() as engine:
+                engine.generate("1 2 3 4 5 ", 3)
+            counts.append(held())
+        say(counts)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    (fds, threads), last = done.said[0], done.said[-1]
+    # shortfin itself keeps one open file of each engine's model.
+    assert last[0] <= fds + 3
+    assert last[1] <= threads

@@ -120,6 +120,14 @@ class Adapter(ABC):
         """Name a process of the engine that ended without a word, None while all live."""
 
     @abstractmethod
+    def has_stopped(self) -> bool:
+        """Tell whether all that a stopped service does has ended.
+
+        What a worker still waits for when its thread stops is never let go of: the engine's memory
+        and descriptors neither.
+        """
+
+    @abstractmethod
     def stop_service(self) -> None:
         """Run the release's own service shutdown; may raise or hang."""
 

@@ -148,8 +148,10 @@ class V31(Adapter):
         return "unknown"
 
     def silent_death(self) -> str | None:
-        batcher = str(self.service.batcher)
-        return f"The batcher ended: {batcher}." if "TERMINATED" in batcher else None
+        return f"The batcher ended: {self.service.batcher}." if self.has_stopped() else None
+
+    def has_stopped(self) -> bool:
+        return "TERMINATED" in str(self.service.batcher)
 
     def stop_service(self) -> None:
         self.service.shutdown()

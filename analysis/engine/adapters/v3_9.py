@@ -201,12 +201,17 @@ class V39(Adapter):
         return "working" if request_id in self._processes else "unknown"
 
     def silent_death(self) -> str | None:
-        lanes = self.service.unified_batcher._impl.batching_engine
-        for name in ("prefill_lane", "decode_lane"):
-            lane = str(getattr(lanes, name, ""))
+        for name, lane in self._lanes().items():
             if "TERMINATED" in lane:
                 return f"The {name.replace('_', ' ')} ended: {lane}."
         return None
+
+    def has_stopped(self) -> bool:
+        return all("TERMINATED" in lane for lane in self._lanes().values())
+
+    def _lanes(self) -> dict[str, str]:
+        lanes = self.service.unified_batcher._impl.batching_engine
+        return {name: str(getattr(lanes, name, "")) for name in ("prefill_lane", "decode_lane")}
 
     def stop_service(self) -> None:
         self.service.shutdown()
