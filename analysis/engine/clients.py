@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import EngineError
@@ -43,30 +42,58 @@ def run_workload(
     refused is sent again after a pause of so many seconds, up to eight times as long after further
     refusals, until `timeout_s` have passed since it was first sent; its row is that of the last
     time, and `refusals` says how often it was sent in vain.
+
+    Ctrl-C ends it at once: no client sends any more, and what is under way is given up.
     """
     if concurrency < 1:
         raise EngineError(f"A concurrency of {concurrency} is impossible: choose at least 1.")
+    if not workload.requests:
+        raise EngineError("The workload holds no request, so there is nothing to ask.")
     clients = min(concurrency, len(workload.requests))
     barrier = threading.Barrier(clients)
-    telling = threading.Lock()
+    telling, stop = threading.Lock(), threading.Event()
     rows: dict[str, dict[str, Any]] = {}
+    failures: list[BaseException] = []
 
     def client(number: int) -> None:
         barrier.wait(timeout=_BARRIER_TIMEOUT_S)
         started = time.monotonic()
         for position, request in enumerate(workload.requests[number::concurrency]):
-            if (early := started + request.arrival_s - time.monotonic()) > 0:
-                time.sleep(early)
-            row = _ask(engine, request, timeout_s, references, resubmit_s)
+            if stop.wait(max(0.0, started + request.arrival_s - time.monotonic())):
+                return
+            row = _ask(engine, request, timeout_s, references, resubmit_s, stop)
             row |= {"client": number, "position": position}
             with telling:
+                if stop.is_set():
+                    return
                 rows[request.id] = row
                 if on_result is not None:
                     on_result(row)
 
-    with ThreadPoolExecutor(clients, thread_name_prefix="cachelab-client") as pool:
-        for future in [pool.submit(client, number) for number in range(clients)]:
-            future.result()
+    def run(number: int) -> None:
+        try:
+            client(number)
+        except BaseException as error:
+            if not stop.is_set():
+                failures.append(error)
+            stop.set()
+
+    threads = [
+        threading.Thread(target=run, args=(n,), name=f"cachelab-client-{n}", daemon=True)
+        for n in range(clients)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        # Whatever ends this early, as Ctrl-C does, ends the clients, too.
+        stop.set()
+        barrier.abort()
+        engine.give_up(request.id for request in workload.requests)
+    if failures:
+        raise failures[0]
 
     from analysis.tables import to_frame
 
@@ -79,6 +106,7 @@ def _ask(
     timeout_s: float,
     references: Answers | None,
     resubmit_s: float | None,
+    stop: threading.Event,
 ) -> dict[str, Any]:
     deadline, refusals = time.monotonic() + timeout_s, 0
     while True:
@@ -88,10 +116,9 @@ def _ask(
         if done.outcome != "rejected" or resubmit_s is None:
             break
         pause = resubmit_s * min(refusals + 1, _LONGEST_PAUSE)
-        if time.monotonic() + pause >= deadline:
+        if time.monotonic() + pause >= deadline or stop.wait(pause):
             break
         refusals += 1
-        time.sleep(pause)
     reference = (references or {}).get((request.prompt, request.max_new_tokens))
     outcome, divergence = judge(done.tokens, done.text, done.outcome, request, reference)
     return {

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from analysis.engine.cache import Cache
 from analysis.engine.capture import StderrCapture
 from analysis.engine.config import Completion, EngineConfig, EngineDeath
 from analysis.engine.hooks import Watcher
+from analysis.engine.interrupts import uninterrupted
 from analysis.engine.watchdog import Watchdog
 from analysis.errors import EngineError, seconds, shown, whole_number
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
@@ -80,6 +81,7 @@ class _Waiting:
     tokens: list[int] = field(default_factory=list)
     token_s: list[float] = field(default_factory=list)
     call: Call | None = None
+    given_up: bool = False
     answers: int = 0
     """Answers that the engine delivered; errors and refusals are none."""
 
@@ -176,21 +178,22 @@ class Engine:
         if self._closing.is_set():
             return
         self._closing.set()
-        self.unwatch()
-        self._lose_all("The engine was closed before it answered.")
-        adapter, self.adapter = self.adapter, None
-        if adapter is not None:
-            deadline = time.monotonic() + CLOSE_TIMEOUT_S - 1.0
-            _within(adapter.stop_service, min(1.5, deadline - time.monotonic()))
-            if self.died is None:
-                _wait_until(adapter.has_stopped, min(1.0, deadline - time.monotonic()))
-            _within(adapter.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
-            adapter.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
-        while self._undo:
-            with contextlib.suppress(Exception):
-                self._undo.pop()()
-        del adapter
-        gc.collect()  # the engine's own objects hold each other: with them go its descriptors
+        with uninterrupted():
+            self.unwatch()
+            self._lose_all("The engine was closed before it answered.")
+            adapter, self.adapter = self.adapter, None
+            if adapter is not None:
+                deadline = time.monotonic() + CLOSE_TIMEOUT_S - 1.0
+                _within(adapter.stop_service, min(1.5, deadline - time.monotonic()))
+                if self.died is None:
+                    _wait_until(adapter.has_stopped, min(1.0, deadline - time.monotonic()))
+                _within(adapter.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
+                adapter.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
+            while self._undo:
+                with contextlib.suppress(Exception):
+                    self._undo.pop()()
+            del adapter
+            gc.collect()  # the engine's own objects hold each other: with them go its descriptors
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -290,6 +293,12 @@ class Engine:
         """Send one prompt in and wait for its completion; see `submit`."""
         # The watch ends every request at its deadline; the margin only guards against itself.
         return self.submit(prompt, max_new_tokens, timeout_s).result(timeout=timeout_s + 10)
+
+    def give_up(self, request_ids: Iterable[str]) -> None:
+        """End those of these requests that are under way, as if their deadlines had passed."""
+        with self._lock:
+            for waiting in filter(None, map(self._waiting.get, request_ids)):
+                waiting.given_up, waiting.deadline = True, 0.0
 
     def run(
         self,
@@ -460,7 +469,9 @@ class Engine:
             for waiting in list(self._waiting.values()):
                 if now > waiting.deadline:
                     adapter = self.adapter
-                    self._end(waiting, "timeout", f"No answer within {waiting.timeout_s:g} s.")
+                    limit = f"No answer within {waiting.timeout_s:g} s."
+                    reason = "Its client gave it up." if waiting.given_up else limit
+                    self._end(waiting, "timeout", reason)
                     if adapter is not None and waiting.call is not None:
                         with contextlib.suppress(Exception):
                             adapter.cancel(waiting.call)

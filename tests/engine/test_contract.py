@@ -133,3 +133,98 @@ def test_a_closed_engine_gives_its_descriptors_and_threads_back(
     # shortfin itself keeps one open file of each engine's model.
     assert last[0] <= fds + 3
     assert last[1] <= threads
+
+
+def test_ctrl_c_ends_a_workload_and_the_engine_serves_on(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        import signal, threading, time
+        from analysis.workload import Request, Workload
+        many = tuple(Request(f"r{n}", "1 2 3 4 5 ", 100) for n in range(4000))
+        answered = []
+        def interrupt(row):
+            answered.append(row)
+            if len(answered) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+        with Engine() as engine:
+            interrupted = False
+            try:
+                engine.run(Workload("many", many), 4, on_result=interrupt)
+            except KeyboardInterrupt:
+                interrupted = True
+            for thread in threading.enumerate():
+                if thread.name.startswith("cachelab-client"):
+                    thread.join(30)
+            names = [thread.name for thread in threading.enumerate()]
+            # It may have to put away first what was given up.
+            while (done := engine.generate("1 2 3 4 5 ", 5)).outcome == "rejected":
+                time.sleep(0.1)
+            text = done.text
+        say({"interrupted": interrupted, "answered": len(answered), "text": text,
+             "clients": [name for name in names if "client" in name]})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said["interrupted"]
+    assert done.said["answered"] <= 8
+    assert done.said["clients"] == []
+    assert done.said["text"] == "6 7 8"
+
+
+def test_ctrl_c_while_closing_leaves_the_process_as_it_was(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        import signal, threading, time
+        before = os.fstat(2).st_ino
+        engine = Engine().start()
+        engine.generate("1 2 3 4 5 ", 3)
+        stop = engine.adapter.stop_service
+        def stopping():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            stop()
+        engine.adapter.stop_service = stopping
+        interrupted = False
+        try:
+            engine.close()
+            time.sleep(1)
+        except KeyboardInterrupt:
+            interrupted = True
+        say({"interrupted": interrupted, "same": os.fstat(2).st_ino == before,
+             "threads": [t.name for t in threading.enumerate() if "cachelab" in t.name]})
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == {"interrupted": True, "same": True, "threads": []}
+
+
+def test_ctrl_c_during_the_first_start_leaves_no_module_half_made(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        import signal, threading
+        from importlib.abc import MetaPathFinder
+        class Interrupter(MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "dataclasses_json.core":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupter())
+        interrupted = False
+        try:
+            with Engine() as engine:
+                pass
+        except KeyboardInterrupt:
+            interrupted = True
+        sys.meta_path.pop(0)
+        with Engine() as engine:
+            say([interrupted, engine.generate("1 2 3 4 5 ", 5).text])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == [True, "6 7 8"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from analysis.engine.adapters.base import Adapter, Answer, Call, Setup
+from analysis.engine.interrupts import uninterrupted
 from analysis.errors import EngineError
 from analysis.releases import installed_release
 
@@ -43,7 +44,7 @@ def adapter_of(release: str) -> type[Adapter]:
         raise EngineError(
             f"No adapter speaks to shortfin {release}: known are {', '.join(MODULES)}."
         )
-    with _home_elsewhere():
+    with _home_elsewhere(), uninterrupted():
         adapter: type[Adapter] = import_module(f"analysis.engine.adapters.{module}").ADAPTER
     return adapter
 
