@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import itertools
 import logging
 import operator
+import os
 import tempfile
 import threading
 import time
@@ -42,6 +44,18 @@ LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 """A week; above it a timeout is a typing error."""
 _WATCH_INTERVAL_S, _SILENT_LOOKS = 0.1, 3
 _numbers = itertools.count(1)
+
+
+def _forget_the_parent() -> None:
+    """Leave out, in a forked child, what waits at its end for threads that only the parent has.
+
+    shortfin registers such a thing, and there is no other way to it. The child runs none of its
+    parent's other ends either, as one of `multiprocessing` does not.
+    """
+    atexit._clear()
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)
 
 
 class Listener(Protocol):
@@ -133,6 +147,7 @@ class Engine:
         self._closing = threading.Event()
         self._undo: list[Callable[[], None]] = []
         self._started = 0.0
+        self._pid = os.getpid()
 
     # -- life ------------------------------------------------------------------------------
 
@@ -175,8 +190,8 @@ class Engine:
         A part that does not stop in time is abandoned on a daemon thread: a new Engine can be
         started all the same, and the interpreter can end.
         """
-        if self._closing.is_set():
-            return
+        if self._closing.is_set() or self._pid != os.getpid():
+            return  # in a forked child there is nothing to stop: the threads stayed behind
         self._closing.set()
         with uninterrupted():
             self.unwatch()

@@ -228,3 +228,20 @@ def test_ctrl_c_during_the_first_start_leaves_no_module_half_made(
     )
     assert done.returncode == 0, done.stderr
     assert done.said == [True, "6 7 8"]
+
+
+def test_a_forked_child_ends_and_leaves_the_engine_alone(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        with Engine() as engine:
+            engine.generate("1 2 3 4 5 ", 3)
+            pid = os.fork()
+            if pid == 0:
+                sys.exit(3)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            say([status, engine.generate("1 2 3 4 5 ", 5).text])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == [3, "6 7 8"]
