@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import EngineError
+from analysis.errors import EngineError, shown
 from analysis.treat.allocations import (
     CopyTokens,
     GiveBackReference,
@@ -107,16 +107,17 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
     """Change a running engine as long as the block lasts, and put everything back at its end.
 
     Where several change the same thing, they do so in the order in which they are named.
-    It may be observed already or be observed afterwards; end the blocks in reverse order. A name
-    may have a parameter after a colon, such as `poison-freed-pages:nan`. Raises EngineError for a
-    name that is not known, or that does not apply to this engine; then nothing is changed.
+    It may be observed already or be observed afterwards; end the blocks in reverse order, or see
+    `Engine.changed`. A name may have a parameter after a colon, such as `poison-freed-pages:nan`.
+    Raises EngineError for a name that is not known, that is given twice, or that does not apply to
+    this engine; then nothing is changed.
     """
     treatments = check_names(names)
     if engine.adapter is None:
         raise EngineError("The engine is not running, so it cannot be treated.")
     for treatment in treatments:
         treatment.check(engine.release, engine.config.prefix_sharing)
-    with ExitStack() as undo:
+    with engine.changed(f"treat({', '.join(names)})") as undo:
         # What is applied last stands outermost and acts first: so the first named acts first.
         for treatment in reversed(treatments):
             treatment.apply(engine, undo)
@@ -124,16 +125,20 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
 
 
 def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
-    """Return the treatments that are meant; EngineError for a name that is not known."""
-    found = []
+    """Return the treatments that are meant; EngineError for a name not known, or given twice."""
+    found: list[Treatment] = []
     known = {**TREATMENTS, **FAULTS}
     for name in names:
+        if not isinstance(name, str):
+            raise EngineError(f"A treatment is given by its name, not as {shown(name)}.")
         prefix = "fault:" if name.startswith("fault:") else ""
         stem, colon, parameter = name.removeprefix(prefix).partition(":")
         kind = known.get(prefix + stem)
         if kind is None:
             offered = FAULTS if prefix else TREATMENTS
             raise EngineError(f"There is no treatment {name!r}: there are {', '.join(offered)}.")
+        if any(type(treatment) is kind for treatment in found):
+            raise EngineError(f"The treatment {prefix + stem} is named twice: once is enough.")
         found.append(kind(parameter if colon else None))
     return tuple(found)
 
