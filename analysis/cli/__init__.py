@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -45,4 +46,12 @@ def main() -> None:
     except TyperException as error:
         sys.stderr.write(f"{error.format_message()}\n")
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what Python flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename} cannot be used" if error.filename else "A file cannot be used"
+        sys.stderr.write(f"{place}: {error.strerror or error}.\n")
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)

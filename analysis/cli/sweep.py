@@ -76,7 +76,7 @@ def sweep(
         float | None,
         typer.Option(help="seconds after which a refused request is sent again [default: never]"),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="cells at the same time")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="cells at the same time")] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="one JSON object per finished cell on stdout")
     ] = False,
@@ -171,7 +171,7 @@ def alone(
     prefix_sharing: Annotated[
         str | None, typer.Option(help="none or trie [default: as it was asked]")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="engines at the same time")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="engines at the same time")] = 1,
 ) -> None:
     """Ask each prompt that a run answered wrong again, alone on a fresh, untreated engine.
 

@@ -53,7 +53,10 @@ def validate(
         typer.Option(help="the ladder's directory, also to go on with it [default: a new one]"),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="engines at the same time [default: as the cores allow]")
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="engines at the same time [default: as the cores allow]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the result as one JSON object")] = False,
 ) -> None:

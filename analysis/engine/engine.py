@@ -26,7 +26,7 @@ from analysis.engine.adapters import Adapter, Answer, Call, Setup, installed_ada
 from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.cache import Cache
 from analysis.engine.capture import StderrCapture
-from analysis.engine.config import Completion, EngineConfig, EngineDeath
+from analysis.engine.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
 from analysis.engine.hooks import Watcher
 from analysis.engine.interrupts import uninterrupted
 from analysis.engine.watchdog import Watchdog
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from analysis.workload import Answers, Workload
 
 CLOSE_TIMEOUT_S = 5.0
-LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
-"""A week; above it a timeout is a typing error."""
 _WATCH_INTERVAL_S, _SILENT_LOOKS = 0.1, 3
 _numbers = itertools.count(1)
 

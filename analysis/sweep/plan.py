@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,8 +12,8 @@ from typing import Any
 
 from analysis import releases as known
 from analysis.engine.adapters import MODULES
-from analysis.engine.config import EngineConfig
-from analysis.errors import CachelabError, EngineError
+from analysis.engine.config import LONGEST_TIMEOUT_S, MAX_PAGES, EngineConfig
+from analysis.errors import CachelabError, EngineError, seconds, whole_number
 from analysis.tables import is_control
 from analysis.workload import in_turn, is_file
 
@@ -21,6 +22,17 @@ _DEFAULT_ROUNDS = {"aba": 3}
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `cells` says it."""
+_BOUNDS = {
+    "pages": (1, MAX_PAGES),
+    "concurrency": (1, 4096),  # each client is a thread
+    "batch_sizes": (1, 1024),  # each is compiled
+    "repeats": (1, 100_000),
+    "max_new_tokens": (1, 100_000),  # the model's own context is shorter
+    "rounds": (1, 1_000_000),
+    "seed": (0, 2**63 - 1),
+}
+"""The least and the most of each number; above it is a typing error, not a plan."""
+_MOST_CELLS, _MOST_REQUESTS = 100_000, 1_000_000
 _LONGEST_TREATED = 120
 """Characters of a cell's id that name its treatments; a run's cells are directories."""
 
@@ -122,20 +134,21 @@ class Plan:
                 raise PlanError(
                     f"No adapter speaks to shortfin {release} yet: known are {_joined(MODULES)}."
                 )
-        for name in ("pages", "concurrency", "batch_sizes"):
-            for value in getattr(self, name):
+        for name in _BOUNDS:
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else [values]:
+                if name == "rounds" and value is None:
+                    continue
                 _whole(name, value)
-        for name in ("repeats", "max_new_tokens"):
-            _whole(name, getattr(self, name))
-        if self.rounds is not None:
-            _whole("rounds", self.rounds)
-        _whole("seed", self.seed, least=0)
         for name in ("request_timeout_s", "cell_timeout_s", "resubmit_s"):
             value = getattr(self, name)
             if name == "resubmit_s" and value is None:
                 continue
-            if not (value > 0 and math.isfinite(value)):
-                raise PlanError(f"`{_flag(name)}` must be more than 0 seconds, not {value}.")
+            try:
+                seconds(value, f"`{_flag(name)}`", LONGEST_TIMEOUT_S)
+            except EngineError as error:
+                raise PlanError(str(error)) from None
+        self._check_size()
         if self.observe not in OBSERVED:
             raise PlanError(
                 f"`--observe` must be one of {_joined(OBSERVED)}, not {self.observe!r}."
@@ -151,8 +164,24 @@ class Plan:
                 " few: one would not be asked."
             )
         self._check_treatments()
-        for cell in self.cells():
-            EngineConfig.from_json(self.engine_config(cell))
+        for config in {json.dumps(self.engine_config(cell)): None for cell in self.cells()}:
+            EngineConfig.from_json(json.loads(config))
+
+    def _check_size(self) -> None:
+        """Refuse, before anything is made of it, what would not end or not fit."""
+        axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments)
+        cells = math.prod(map(len, axes)) * self.repeats
+        if cells > _MOST_CELLS:
+            raise PlanError(
+                f"This is a plan of {cells:,} cells, each an engine of its own: a run takes up to"
+                f" {_MOST_CELLS:,}, so leave values or `--repeats` out."
+            )
+        requests = self.request_count(max(self.concurrency))
+        if requests > _MOST_REQUESTS:
+            raise PlanError(
+                f"A cell would ask {requests:,} requests, and its prompts are kept in memory: it"
+                f" takes up to {_MOST_REQUESTS:,}, so choose fewer `--rounds`."
+            )
 
     def _check_treatments(self) -> None:
         if not any(self.treatments):
@@ -260,9 +289,11 @@ def _expanded(names: Sequence[str], release: str, sharing: str) -> tuple[str, ..
         raise PlanError(str(error)) from error
 
 
-def _whole(name: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PlanError(f"`{_flag(name)}` must be a whole number from {least}, not {value!r}.")
+def _whole(name: str, value: Any) -> None:
+    try:
+        whole_number(value, f"`{_flag(name)}`", *_BOUNDS[name])
+    except EngineError as error:
+        raise PlanError(str(error)) from None
 
 
 def _flag(name: str) -> str:
