@@ -122,11 +122,13 @@ class Completed(Rule):
         waiting = self._waiting.get(request)
         said = json.loads(waiting.detail or "{}") if waiting is not None else {}
         cause, what = self._why(str(said.get("where", "unknown")), world, request)
-        for kept in said.get("locks") or ():
-            cause = "lock never released"
+        # The oldest: who waits for it may have others. A dead worker keeps what it had.
+        kept = max(said.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
+        if kept is not None and kept["seconds"] >= REST_S and self._death is None:
+            cause = "lock not released"
             what = (
-                f"thread {kept['thread']} has had the lock of the {kept['lock']} for"
-                f" {kept['seconds']:g} s"
+                f"thread {kept['thread']} held the lock of the {kept['lock']} and had not released"
+                f" it after {kept['seconds']:g} s"
             )
         threads, self._threads = self._threads, {}
         stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
