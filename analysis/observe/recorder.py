@@ -454,6 +454,20 @@ class Recorder:
         """Whether the engine has still to end a request that its client gave up."""
         return bool(self._given_up)
 
+    @property
+    def activity(self) -> tuple[Any, ...]:
+        """What changes with every operation of the cache, every flight, and every given-up request.
+
+        It does so also when the recording is full.
+        """
+        flights = len(self.flights) + self.dropped["flights"]
+        return (
+            [version[0] for version in self._versions],
+            flights,
+            list(self.under_way),
+            len(self._given_up),
+        )
+
     def look_again(self) -> None:
         """Tell where the requests are that their clients gave up and the engine has not ended."""
         for request_id in sorted(self._given_up):
