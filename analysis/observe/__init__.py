@@ -64,13 +64,15 @@ def observe(
         engine.listeners.append(recorder)
         with _memory(recorder, memory_every_s), checksummed(recorder, checksums):
             yield Recording(recorder)
-        if engine.probe is not None:
-            recorder.snapshot("asked", None, 1.0)
-        recorder.close()
+        recorder.finish()
     finally:
-        if recorder in engine.listeners:
-            engine.listeners.remove(recorder)
-        engine.unwatch()
+        # Also when the block raises: what had not ended must not look as if it had.
+        try:
+            recorder.close()
+        finally:
+            if recorder in engine.listeners:
+                engine.listeners.remove(recorder)
+            engine.unwatch()
 
 
 @contextmanager

@@ -36,6 +36,8 @@ SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
 _KINDS = ("K", "V")
 _UNKNOWN_TOKEN = -1
 _MOST_PENDING, _FORMER = 1000, 256
+_LEARNT = 64
+"""Pages that are read at a time when the checking begins; the engine waits no longer."""
 _SEED = 20261125
 _NAN = (0x7E00, 0xFE00, 0x7FC0, 0xFFC0)
 """NaN as arithmetic makes it, of float16 and bfloat16: written over itself it looks as before."""
@@ -71,17 +73,19 @@ def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
         yield
         return
     try:
-        recorder.checksums = mine = Checksums(probe, recorder, mode=mode)
+        mine = Checksums(probe, recorder, mode=mode)
     except EngineError as error:
         recorder.event("checksums", detail=json.dumps({"ended": str(error)}))
         yield
         return
-    recorder.event("checksums", detail=mine.coverage)
     try:
+        mine.open()
+        if recorder.checksums is mine:
+            recorder.event("checksums", detail=mine.coverage)
         yield
+    finally:
         if recorder.checksums is mine:
             recorder.read_all_bytes()
-    finally:
         recorder.checksums = None
         mine.close()
 
@@ -125,8 +129,8 @@ class Checksums:
     reads four pages, drawn from those that its rows use; with *whole* all pages are read when a
     flight starts and when it lands. Padding page 0 is never judged: padding rows write to it.
 
-    Its methods are called on the engine's own threads. Raises EngineError where the page table
-    cannot be read from here.
+    Nothing is read before `open`. Its other methods are called on the engine's own threads. Raises
+    EngineError where the page table cannot be read from here.
     """
 
     def __init__(self, probe: CacheProbe, recorder: Recorder, *, mode: str = "sampled") -> None:
@@ -138,14 +142,18 @@ class Checksums:
         """Pages that were read and compared."""
         self.slots_written = 0
         """Slots that were looked at when the flight that wrote them had landed."""
+        self.unchecked = 0
+        """Changes of a page that were not judged, for want of room to remember them."""
         self._offered = 0
         """Pages that landings could have read, of which each read one."""
         self._recorder, self._pool = recorder, probe.pool
         self._random = random.Random(_SEED)
         self._open(probe)
         shape = (self._count, self._stride)
-        self._digest = self._of_pages(slice(None))
-        self._known = np.ones(shape, dtype=bool)
+        layers, kinds, stride, shard = self._tables[0].shape[1:5]
+        heads = shard * len(self._tables)
+        self._digest = np.zeros((self._count, layers, kinds, stride, heads), dtype=np.uint64)
+        self._known = np.zeros(shape, dtype=bool)
         self._at = np.zeros(shape, dtype=np.int64)
         """When the state that a digest is of was first seen, by a clock of its own."""
         self._token = np.full(shape, _UNKNOWN_TOKEN, dtype=np.int64)
@@ -153,7 +161,8 @@ class Checksums:
         self._since = np.full(self._count, -1, dtype=np.int64)
         """The last flight that had begun when a page was last seen as it should be."""
         self._clock, self._last_begun = 1, -1
-        self._air = dict.fromkeys(recorder.under_way, -1)
+        self._air: dict[int, int] = {}
+        """Flights under way, each with the clock when it began, -1 if that was not seen."""
         self._pending: list[_Pending] = []
         self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
         """What slots held that changed, which may stand elsewhere now: pages exchanged."""
@@ -162,7 +171,30 @@ class Checksums:
         self._unsure.add(PADDING_PAGE)
         self._copied: dict[int, _Copy] = {}
         """By the page that became one."""
-        _watching[id(self._pool)] = self
+
+    def open(self) -> None:
+        """Have the recorder tell what the engine does, then learn what every page holds.
+
+        In this order: else what is written in between would be seen as a change by nobody.
+        """
+        with self.lock:
+            _watching[id(self._pool)] = self
+            self._recorder.checksums = self
+            self._air = dict.fromkeys(self._recorder.under_way, -1)
+        for first in range(0, self._count, _LEARNT):
+            with self.lock:
+                if self._tables:
+                    self._learn(slice(first, first + _LEARNT))
+
+    def _learn(self, pages: slice) -> None:
+        """Take what pages hold for right, but for what is known already."""
+        self._clock += 1
+        unknown = ~self._known[pages]
+        held = self._of_pages(pages)
+        self._digest[pages] = np.where(unknown[:, None, None, :, None], held, self._digest[pages])
+        self._at[pages] = np.where(unknown, self._clock, self._at[pages])
+        self._since[pages] = np.maximum(self._since[pages], self._last_begun)
+        self._known[pages] = True
 
     def _open(self, probe: CacheProbe) -> None:
         """Map the page tables."""
@@ -230,7 +262,7 @@ class Checksums:
         """Look at what a flight wrote, and at what it left alone."""
         with self.lock:
             begun = self._air.pop(flight, None)
-            if begun is None or not self._tables:
+            if not self._tables:
                 return
             self.flights += 1
             self._clock += 1
@@ -238,7 +270,8 @@ class Checksums:
                 wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
             except (KeyError, ValueError, IndexError):  # its arguments could not be read
                 wrote = None
-            if wrote is None or error is not None:
+            # Of one whose beginning was not told nobody knows what was read while it wrote.
+            if wrote is None or begun is None or error is not None:
                 self._distrust(request_ids, wrote)
                 self._settle(flight, frozenset())  # of unsure pages none is pending any more
                 return
@@ -300,6 +333,7 @@ class Checksums:
             "pages_offered": self._offered,
             "not_judged": sorted(self._unsure - {PADDING_PAGE}),
             "undecided": sorted({pending.page for pending in self._pending}),
+            "unchecked": self.unchecked,
         }
         return json.dumps(said)
 
@@ -341,6 +375,8 @@ class Checksums:
                 self._changed(pending)
             elif len(self._pending) < _MOST_PENDING:
                 self._pending.append(pending)
+            else:
+                self.unchecked += 1
 
     def _settle(self, flight: int, written: frozenset[int]) -> None:
         """Judge what waited for a flight that has landed, but for what that wrote."""

@@ -37,6 +37,10 @@ _IDS = FLIGHT_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
 """How long an automatic snapshot waits for a moment between two operations."""
 _SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
+_MOST_NAMED = 1000
+"""How many faults of the watching, and dropped flights, are kept in full; the rest is counted."""
+_NEAR = 64
+"""Among how many of the last events the one with the last place is."""
 _LOCKED = frozenset(
     ["acquire", "free", "create", "replace", "unlink", "reference", "leaf", "no_leaf", "duplicate"]
 )
@@ -91,7 +95,10 @@ class Recorder:
         self.under_way: dict[int, tuple[Any, ...]] = {}
         """Flights that have begun and not ended."""
         self.skipped: list[int] = []
-        """Places among the events that stay empty: reserved for nothing, or past the bound."""
+        """Places between kept events that stay empty: reserved for nothing, or of what was dropped.
+
+        At most two for each event that may be kept; beyond that the recording counts as full.
+        """
         self.look_inside = False
         """Whether flights and copies have the pages that they used looked into."""
         self.checksums: Checksums | None = None
@@ -100,10 +107,13 @@ class Recorder:
         """How many of the likeliest next tokens are noted for each row of a flight."""
         self.verifies = verifies
         """Whether arguments are compared with what they were filled with, and results followed."""
-        self.dropped = {"events": 0, "flights": 0, "snapshots": 0}
+        self.dropped = {"events": 0, "flights": 0, "snapshots": 0, "faults": 0}
         self.unkept: list[list[str]] = []
-        """The requests of each flight that was dropped."""
+        """The requests of each of the first flights that were dropped; `dropped` counts all."""
         self.faults: list[str] = []
+        """The first errors of the watching itself."""
+        self.closed = False
+        """Whether the recording has ended, and keeps nothing any more."""
         self._open: dict[int, tuple[int, str | None, str | None]] = {}
         """Places reserved and not filled yet: when (ns), for which request and operation."""
         self._given_up: set[str] = set()
@@ -179,7 +189,20 @@ class Recorder:
     def unused(self, place: tuple[int, int]) -> None:
         """Take note that nothing takes a place that was reserved."""
         if self._open.pop(place[0], None) is not None:
-            self.skipped.append(place[0])
+            self._skip(place[0])
+
+    def _skip(self, place: int) -> None:
+        """Have nobody wait for what comes at a place."""
+        if self.closed:
+            return
+        if self.dropped["events"] and place > max(
+            (row[0] for row in self.events[-_NEAR:]), default=-1
+        ):
+            return  # nothing is kept after it, so nothing waits
+        if len(self.skipped) < 2 * self.max_events:
+            self.skipped.append(place)
+        else:
+            self._overflow("events")
 
     def event(
         self,
@@ -202,12 +225,13 @@ class Recorder:
         """Keep an event; the thread, the operation and its request are added here."""
         if unknown:
             raise TypeError(f"An event has no field {', '.join(unknown)}.")
-        if place is not None and self._open.pop(place[0], None) is None:
+        if (place is not None and self._open.pop(place[0], None) is None) or self.closed:
             return  # the recording ended before
-        if len(self.events) >= self.max_events:
-            if place is not None:
-                self.skipped.append(place[0])
+        # Of what comes after a dropped one nothing could be made.
+        if len(self.events) >= self.max_events or self.dropped["events"]:
             self._overflow("events")
+            if place is not None:
+                self._skip(place[0])
             return
         here = self._here
         here.told += 1
@@ -274,7 +298,8 @@ class Recorder:
         seq, t_ns = self._place()
         flight = (next(self._flight_ids), phase, request_ids, seq, t_ns, self._here.name
                   or self._name())  # fmt: skip
-        self.under_way[flight[0]] = flight
+        if not self.closed:
+            self.under_way[flight[0]] = flight
         # Another thread may end the looking meanwhile.
         if (checksums := self.checksums) is not None:
             self._of_bytes(checksums.begins, flight[0])
@@ -294,11 +319,18 @@ class Recorder:
         if (checksums := self.checksums) is not None:
             self._of_bytes(checksums.ends, number, phase, request_ids, arrays, error)
         end_seq, ended_ns = self._place()
-        self.under_way.pop(number, None)
+        if self.under_way.pop(number, None) is None:
+            self._skip(end_seq)
+            return  # the recording ended meanwhile
+        if (opened := self.checksums) is not None and opened is not checksums:
+            # Opened meanwhile, it took the flight for one under way.
+            self._of_bytes(opened.ends, number, phase, request_ids, arrays, error)
         if len(self.flights) >= self.max_events:
-            self.skipped += (seq, end_seq)
             self._overflow("flights")
-            self.unkept.append(request_ids)
+            self._skip(seq)
+            self._skip(end_seq)
+            if len(self.unkept) < _MOST_NAMED:
+                self.unkept.append(request_ids)
             return
         shape, _ = arrays.get("seq_lens", ((None,), None))
         scores = arrays.get("scores")
@@ -353,6 +385,8 @@ class Recorder:
             consistent=consistent,
         )
         # Whoever has seen the event finds the snapshot, too.
+        if self.closed:
+            return snapshot
         if len(self.snapshots) < self.max_snapshots:
             self.snapshots.append(snapshot)
         else:
@@ -367,7 +401,7 @@ class Recorder:
         return snapshot
 
     def _automatic_snapshot(self, moment: str, request_id: str | None) -> None:
-        if self.automatic and self.engine.probe is not None:
+        if self.automatic and not self.closed and self.engine.probe is not None:
             try:
                 self.snapshot(moment, request_id, _SNAPSHOT_WAIT_S)
             except Exception as error:
@@ -420,13 +454,39 @@ class Recorder:
         """Whether the engine has still to end a request that its client gave up."""
         return bool(self._given_up)
 
+    @property
+    def activity(self) -> tuple[Any, ...]:
+        """What changes with every operation of the cache, every flight, and every given-up request.
+
+        It does so also when the recording is full.
+        """
+        flights = len(self.flights) + self.dropped["flights"]
+        return (
+            [version[0] for version in self._versions],
+            flights,
+            list(self.under_way),
+            len(self._given_up),
+        )
+
     def look_again(self) -> None:
         """Tell where the requests are that their clients gave up and the engine has not ended."""
         for request_id in sorted(self._given_up):
             self._waiting(request_id)
 
+    def finish(self) -> None:
+        """Look at all bytes and at the cache a last time, and end the recording."""
+        if self.closed:
+            return
+        self.read_all_bytes()
+        self.checksums = None
+        if self.engine.probe is not None:
+            self.snapshot("asked", None, 1.0)
+        self.close()
+
     def close(self) -> None:
-        """Tell what has not ended by now; whatever of it ends later is not recorded."""
+        """Tell what has not ended by now; whatever happens later is not recorded."""
+        if self.closed:
+            return
         self.look_again()
         for number in list(self.under_way):
             flight = self.under_way.pop(number, None)
@@ -437,6 +497,7 @@ class Recorder:
                 self.event("unlanded", place=(seq, t_ns), value=number, detail=said)
         for seq, (t_ns, owner, operation) in list(self._open.items()):
             self.event("unfinished", place=(seq, t_ns), request_id=owner, detail=operation)
+        self.closed = True
 
     def _waiting(self, request_id: str) -> None:
         """Tell where a request is that was given up, and what every thread does."""
@@ -486,15 +547,19 @@ class Recorder:
     def fault(self, error: Exception) -> None:
         """Keep an error of the watching itself as an event, and show the first few as warnings."""
         text = f"{type(error).__name__}: {error}"
-        self.faults.append(text)
         self.event("observer_error", detail=text)
+        if len(self.faults) >= _MOST_NAMED:
+            self._overflow("faults")
+            return
+        self.faults.append(text)
         if len(self.faults) <= _SHOWN_FAULTS:
             _warn(f"The engine could not be watched at one point: {text}")
 
     def _overflow(self, what: str) -> None:
         self.dropped[what] += 1
         if self.dropped[what] == 1:
-            bound = self.max_snapshots if what == "snapshots" else self.max_events
+            bounds = {"snapshots": self.max_snapshots, "faults": _MOST_NAMED}
+            bound = bounds.get(what, self.max_events)
             _warn(f"The recording is full: it keeps the first {bound} {what}, and counts the rest.")
 
 

@@ -17,6 +17,7 @@ from analysis.observe.recorder import (
     stack_in_words,
 )
 from analysis.snapshot import Snapshot
+from analysis.snapshot_change import counted
 from analysis.tables import TABLES, to_frame, to_table
 
 
@@ -83,10 +84,12 @@ class Recording:
     @property
     def overflow(self) -> str | None:
         """What was left out because the recording was full, in a sentence; None if nothing was."""
-        left_out = [f"{count} {name}" for name, count in self._recorder.dropped.items() if count]
+        left_out = {name: count for name, count in self._recorder.dropped.items() if count}
         if not left_out:
             return None
-        return f"The recording was full: {' and '.join(left_out)} were counted but not kept."
+        listed = " and ".join(counted(count, name[:-1]) for name, count in left_out.items())
+        were = "was" if sum(left_out.values()) == 1 else "were"
+        return f"The recording was full: {listed} {were} counted but not kept."
 
     def sizes(self) -> dict[str, int]:
         """Return how many rows each table has so far."""
@@ -111,7 +114,7 @@ class Recording:
 
     def __str__(self) -> str:
         sizes = self.sizes()
-        text = ", ".join(f"{number} {name}" for name, number in sizes.items())
+        text = ", ".join(counted(number, name[:-1]) for name, number in sizes.items())
         kinds = Counter(row[EVENT_FIELDS.index("kind")] for row in list(self._recorder.events))
         often = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
         return f"{text} ({often}). {self.overflow or ''}".strip()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.snapshot import CacheState, Node, Snapshot
@@ -114,6 +115,74 @@ class Replay:
                 yield node
 
 
+class _Tracked(Replay):
+    """A replay from an empty cache that knows after each event where a page is.
+
+    What an event changes is followed, however large the trie is by then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Snapshot(CacheState(0, (), {}, (Node(0, None, None, (), 0, False),))))
+        self.filed: Counter[int] = Counter()
+        """By page: nodes that have it and that are reached from the root."""
+        self.holders: Counter[int] = Counter()
+        """By page: requests that hold it."""
+        self.moved: set[int] = set()
+        """Pages of nodes that came to be reached, or ceased to be, in the last event."""
+        self._reached = {0}
+        self._children: dict[int, set[int]] = {}
+
+    def _one(self, event: Any) -> None:
+        self.moved = set()
+        match event.kind:
+            case "hold" | "drop":
+                before = set(self.held.get(event.request_id, ()))
+                super()._one(event)
+                after = self.held.get(event.request_id, set())
+                self.holders.update(after - before)
+                self.holders.subtract(before - after)
+            case "create":
+                self._forget(int(event.node))
+                super()._one(event)
+                node = self.nodes[int(event.node)]
+                assert node.parent is not None
+                self._children.setdefault(node.parent, set()).add(node.node)
+                if node.parent in self._reached:
+                    self._reach(node.node)
+            case "replace" | "unlink":
+                self._forget(int(event.node))
+                super()._one(event)
+            case _:
+                super()._one(event)
+
+    def _forget(self, number: int) -> None:
+        """Take a node off its parent, if there is such a node."""
+        node = self.nodes.get(number)
+        if node is not None and node.parent is not None:
+            self._children[node.parent].discard(number)
+            self._reach(number, -1)
+
+    def _reach(self, number: int, change: int = 1) -> None:
+        """Have a node and all below it be reached from the root, or not any more."""
+        waiting = [number]
+        while waiting:
+            number = waiting.pop()
+            if (number in self._reached) == (change > 0):
+                continue
+            self._reached ^= {number}
+            page = self.nodes[number].page
+            assert page is not None
+            self.filed[page] += change
+            self.moved.add(page)
+            waiting += self._children.get(number, ())
+
+    def state(self, page: int) -> str:
+        """Return *cached* or *leaked*, "" for a page that is neither."""
+        if self.filed[page] or page in self.duplicates:
+            return "cached"
+        return "" if self.holders[page] or page in self.free else "leaked"
+
+
 def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each time that a page was in the prefix cache, or leaked.
 
@@ -122,10 +191,9 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
     their first event. Between two operations a page may be nowhere for a moment: it is leaked if it
     still is when a request ends, or after the last event.
     """
-    replay = Replay(Snapshot(CacheState(0, (), {}, (Node(0, None, None, (), 0, False),))))
-    ended = np.sort(events.loc[events["kind"] == "done", "seq"].to_numpy(dtype=np.int64))
+    replay = _Tracked()
+    ended = sorted(map(int, events.loc[events["kind"] == "done", "seq"]))
     last = int(events["seq"].max()) if len(events) else 0
-    cached: set[int] = set()
     now: dict[int, tuple[str, int]] = {}
     rows: list[tuple[int, str, int, int]] = []
 
@@ -134,27 +202,21 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
         if was == state:
             return
         now[page] = (state, seq)
-        lasted = seq > last or np.searchsorted(ended, begin) < np.searchsorted(ended, seq)
-        if was and (was == "cached" or lasted):
+        if was == "leaked" and seq <= last:
+            was = was if bisect_left(ended, begin) < bisect_left(ended, seq) else ""
+        if was:
             rows.append((page, was, begin, min(seq, last)))
 
-    known: set[int] = set()
     changes = events[events["kind"].isin(REPLAYED)].sort_values("seq")
-    for event in changes.itertuples(index=False):
-        pages = event.pages if isinstance(event.pages, tuple) else ()
+    columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "detail"]
+    for event in changes[columns].itertuples(index=False):
+        pages: Any = event.pages if isinstance(event.pages, tuple) else ()
         if event.kind == "hold" or event.kind == "create":
             replay.free.difference_update(pages)  # in a recording that began later
         replay._one(event)
-        touched = set(pages)
-        if event.kind in ("create", "replace", "unlink", "duplicate", "acquire", "free"):
-            before, cached = cached, replay.cached()
-            touched |= before ^ cached
-        known |= touched
-        held = set().union(*replay.held.values())
-        for page in touched:
-            lost = not (page in cached or page in held or page in replay.free)
-            turn(page, "cached" if page in cached else "leaked" if lost else "", int(event.seq))  # type: ignore[arg-type]
-    for page in known:
+        for page in replay.moved.union(pages):
+            turn(page, replay.state(page), int(event.seq))  # type: ignore[arg-type]
+    for page in now:
         turn(page, "-", last + 1)
     return pd.DataFrame(rows, columns=["page", "state", "begin", "end"])
 

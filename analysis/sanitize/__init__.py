@@ -23,6 +23,7 @@ from analysis.sanitize.rules.liveness import REST_S
 
 __all__ = [
     "RULES", "Finding", "Findings", "Group", "Rule", "check_run", "check_tables", "sanitize",
+    "settle",
 ]  # fmt: skip
 
 _SETTLE_S, _SETTLED_S = 2.0, 0.1
@@ -94,25 +95,29 @@ def sanitize(
         with follower:
             with checksummed(recorder, checksums) if recording is None else nullcontext():
                 yield follower.checker.findings
-                _settle(engine, recorder)
+                settle(engine, recorder)
             if recording is None and engine.probe is not None:
                 recorder.look_again()
                 recorder.snapshot("asked", None, 1.0)
 
 
-def _settle(engine: Engine, recorder: Recorder) -> None:
-    """Wait until the engine has put away what it answered, so that it is at rest."""
-    begun = time.monotonic()
-    seen, since = -1, begun
+def settle(engine: Engine, recorder: Recorder) -> None:
+    """Wait until an observed engine is at rest: it has put away what it answered, and does nothing.
+
+    It is waited for up to 2 s; up to 10 s while it has to end a request that its client gave up, or
+    until it stands still with it for longer than any request waits for others.
+    """
+    begun = since = time.monotonic()
+    seen: tuple[Any, ...] = ()
     while engine.died is None:
-        now = time.monotonic()
+        now, activity = time.monotonic(), recorder.activity
         quiet_s = REST_S + _SETTLED_S if recorder.awaits else _SETTLED_S
-        count = len(recorder.events) + len(recorder.flights)
         if now - begun > (_GIVEN_UP_S if recorder.awaits else _SETTLE_S):
             return
-        if count != seen:
-            seen, since = count, now
-        elif now - since > quiet_s and (recorder.awaits or recorder.mark() is not None):
+        busy = recorder.mark() is None or recorder.under_way
+        if activity != seen:
+            seen, since = activity, now
+        elif now - since > quiet_s and (recorder.awaits or not busy):
             return
         time.sleep(0.005)
 

@@ -54,6 +54,8 @@ class Checker:
         self._listen()
         self._first = self._next = self.world.seq + 1
         self._gone_over = False
+        self._coverage: str | None = None
+        """How far the bytes of pages were checked, as it was told last."""
         self._faults = 0
         self._lost: set[int] = set()
         """Flights that were counted as unchecked."""
@@ -130,7 +132,7 @@ class Checker:
         for rule in self._rules if to_the_end else ():
             for finding in rule.finish(self.world):
                 self._add(rule, finding, None)
-        for remark in self.world.remarks:
+        for remark in [*self.world.remarks, *coverage_in_words(self._coverage)[1]]:
             self.findings.note(remark)
         return self.findings
 
@@ -174,9 +176,9 @@ class Checker:
         if event.kind == "snapshot":
             self._snapshot(event)
         elif event.kind == "checksums":
-            self.findings.bytes_checked, notes = coverage_in_words(event.detail)
-            for note in notes:
-                self.findings.note(note)
+            # What is not judged at the beginning may be later: only the last word counts.
+            self._coverage = event.detail
+            self.findings.bytes_checked, _ = coverage_in_words(event.detail)
 
     def _snapshot(self, event: Event) -> None:
         snapshot = self._snapshots.pop(event.seq, None)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.observe.recorder import stack_in_words
 from analysis.sanitize.unchecked import Unchecked
+from analysis.snapshot_change import counted
 from analysis.tables import to_frame
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class Findings:
     @property
     def summary(self) -> str:
         """What was checked and how much was found, in a sentence."""
-        checked = f"{self.flights} flights and {self.events} events checked"
+        checked = f"{counted(self.flights, 'flight')} and {counted(self.events, 'event')} checked"
         if self.unchecked:
             checked += f"; unchecked: {self.unchecked}"
         if not self:
@@ -257,8 +258,10 @@ class Findings:
             return f"No rule was broken{where} ({checked})."
         total = sum(group.count for group in self.groups)
         wrong = len(self.wrong_data)
-        causes = "1 cause" if len(self) == 1 else f"{len(self)} causes"
-        return f"{total} findings of {causes}, {wrong} of them with wrong data read ({checked})."
+        return (
+            f"{counted(total, 'finding')} of {counted(len(self), 'cause')}, {wrong} of them with"
+            f" wrong data read ({checked})."
+        )
 
     def __str__(self) -> str:
         lines = [self.summary]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from analysis.observe.recorder import FLIGHT_FIELDS, Recorder
 from analysis.sanitize.checker import Checker
 from analysis.sanitize.stream import event_of, flight_of
-from analysis.sanitize.world import Unread
+from analysis.sanitize.world import Event, Flight, Unread
 from analysis.snapshot import Snapshot
 
 _SLICE_S, _PAUSE_S = 0.0005, 0.1
@@ -35,6 +36,10 @@ class Follower:
         self.checker = Checker(first, stride, context=context)
         self._recorder = recorder
         self._taken = {"events": 0, "flights": 0, "snapshots": 0, "skipped": 0}
+        self._last = math.inf
+        """The last place that is looked at; what comes later belongs to nobody who waits for it."""
+        self._put_off: set[int] = set()
+        """Flights that were given up as not ended when the check did."""
         self._stuck_since: float | None = None
         self._stuck_at: int | None = None
         self._stop = threading.Event()
@@ -81,32 +86,50 @@ class Follower:
     def finish(self) -> None:
         """Check all that is left."""
         with self._checking:
-            self._take()
             recorder = self._recorder
-            full = bool(recorder.dropped["events"] or recorder.dropped["flights"])
+            last, under_way = _last_of(recorder), list(recorder.under_way.values())
+            self._last = max([last, *(flight[_BEGUN] for flight in under_way)])
+            self._take()
             # What is still in the air keeps nothing waiting any more.
-            for flight in list(recorder.under_way.values()):
-                self.checker.put(flight[_BEGUN], _unlanded(flight))
+            landed = {row[0] for row in recorder.flights[: self._taken["flights"]]}
+            for flight in under_way:
+                if flight[0] not in landed:
+                    self._put_off.add(flight[0])
+                    self.checker.put(flight[_BEGUN], _unlanded(flight))
             self._go_to_the_end()
+            full = bool(recorder.dropped["events"] or recorder.dropped["flights"])
             self.checker.finish(to_the_end=not full)
             self.checker.findings.waits = None
+            unchecked, reason = self.checker.findings.unchecked, "the recording was full"
             for request_ids in recorder.unkept:
-                self.checker.findings.unchecked.add("the recording was full", request_ids)
+                unchecked.add(reason, request_ids)
+            if nameless := recorder.dropped["flights"] - len(recorder.unkept):
+                unchecked.add(reason, count=nameless)
             if full:
                 self.checker.findings.note(
                     "The recording was full: what came later was not checked."
                 )
 
     def _go_to_the_end(self) -> None:
-        """Check all that is left; a place that is empty now will not be filled any more."""
+        """Check all that is left; a place that is still empty will not be filled any more."""
         self.checker.go()
         while self.checker.waits_for is not None:
+            if self._fills_gap():
+                continue
             self.checker.findings.note(
                 "An operation of the cache had not ended: what it changed is not known, and few"
                 " rules were asked of what came after it."
             )
             self.checker.go_over_gap()
             self.checker.go()
+
+    def _fills_gap(self) -> bool:
+        """Take all that the recorder has by now, and tell whether the check goes on with it.
+
+        What stands at an empty place may have come while rows of another kind were read.
+        """
+        self._take()
+        return self.checker.go() > 0
 
     def _take(self, most: int | None = None) -> None:
         """Take what the recorder has, of each kind at most so many rows."""
@@ -115,8 +138,8 @@ class Follower:
         for snapshot in self._new("snapshots", recorder.snapshots, None):
             checker.put_snapshot(snapshot)
         for event in events:
-            checker.put(event.seq, event)
-        flights = self._new("flights", recorder.flights, most)
+            self._put(event.seq, event)
+        flights, last = self._new("flights", recorder.flights, most), math.inf
         if recorder.dropped["events"]:
             # Between events that were dropped a flight means nothing.
             last = recorder.events[-1][0] if recorder.events else -1
@@ -125,10 +148,15 @@ class Follower:
             for row in late:
                 self.checker.findings.unchecked.add("the recording was full", row[_IDS])
         for row in flights:
-            checker.put(row[_SEQ], flight_of(row))
-            checker.put(row[_END_SEQ], None)
+            self._put(row[_SEQ], None if row[0] in self._put_off else flight_of(row))
+            if row[_END_SEQ] < last:
+                self._put(row[_END_SEQ], None)
         for seq in self._new("skipped", recorder.skipped, most):
-            checker.put(seq, None)
+            self._put(seq, None)
+
+    def _put(self, seq: int, item: Event | Flight | Unread | None) -> None:
+        if seq <= self._last:
+            self.checker.put(seq, item)
 
     def _new(self, name: str, rows: list[Any], most: int | None) -> list[Any]:
         start = self._taken[name]
@@ -154,7 +182,7 @@ class Follower:
                 f"The check waits for the end of {what}, at place {gap}: {self.checker.waiting}"
                 " later steps are kept until then."
             )
-        if self.checker.waiting > _MOST_WAITING:
+        if self.checker.waiting > _MOST_WAITING and not self._fills_gap():
             if flight is not None:
                 reason = "not ended while more waited for it than is kept"
                 self.checker.put(gap, Unread(flight[0], list(flight[2]), reason=reason))
@@ -164,6 +192,16 @@ class Follower:
                     " waited for it: from there on few rules were asked."
                 )
                 self.checker.go_over_gap()
+
+
+def _last_of(recorder: Recorder) -> int:
+    """Return the last place at which anything was recorded so far.
+
+    All before it was recorded, is under way, or is about to be told.
+    """
+    events = (row[0] for row in recorder.events)
+    flights = (row[_END_SEQ] for row in recorder.flights)
+    return max(itertools.chain(events, flights, recorder.skipped), default=-1)
 
 
 def _unlanded(flight: tuple[Any, ...]) -> Unread:

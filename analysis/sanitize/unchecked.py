@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from analysis.snapshot_change import counted
+
 _SHOWN = 6
 
 
@@ -40,9 +42,9 @@ class Unchecked:
             return "nothing"
         named = [f"{request} ({count})" for request, count in self.requests.most_common(_SHOWN)]
         if (more := len(self.requests) - _SHOWN) > 0:
-            named.append(f"{more} more requests")
+            named.append(counted(more, "more request"))
         reasons = [f"{reason} ({count})" for reason, count in self.reasons.most_common()]
-        number = f"{self.invocations} invocation{'' if self.invocations == 1 else 's'}"
+        number = counted(self.invocations, "invocation")
         return f"{number}{' of ' + ', '.join(named) if named else ''}: {'; '.join(reasons)}"
 
     def __repr__(self) -> str:

@@ -25,6 +25,7 @@ from analysis.workload import Request, Workload
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
+    from analysis.observe.recorder import Recorder
     from analysis.treat import Fault
 
 Spec = Mapping[str, Any]
@@ -64,9 +65,15 @@ def specification(
 def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     """Start an engine, ask it, close it; return the cell's facts, which are then on disk too.
 
+    Treatments end last. Before, an engine that is watched may finish what its clients gave up,
+    then the recording ends, then it is asked whether it still answers: what an engine does without
+    its treatments, if it is not at rest when they end, must not be found in an arm that has them.
+
     Raises EngineError if no engine can be started so.
     """
     from analysis.engine import Engine, EngineConfig
+    from analysis.sanitize import settle
+    from analysis.treat.faults import Struck
 
     requests = tuple(Request(**row) for row in spec["requests"])
     workload = Workload(spec["workload"], requests)
@@ -83,23 +90,27 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
-        with engine:
-            with _watched(engine, spec, directory), _treated(engine, spec) as faults:
-                engine.run(
-                    workload,
-                    concurrency=spec["concurrency"],
-                    timeout_s=spec["request_timeout_s"],
-                    on_result=keep,
-                    resubmit_s=spec["resubmit_s"],
-                )
-                if engine.died is not None:
-                    facts["death"] = engine.died.message
-                if faults:
-                    facts["struck"] = faults[0].struck and asdict(faults[0].struck)
-                facts["log"] = engine.log
-                facts["peak_rss_bytes"] = peak_rss_bytes()
-                _write(directory / FACTS, facts)
-            # Unwatched, so that no request is recorded that the workload does not have.
+        with (
+            engine,
+            _watched(engine, spec, directory) as recorder,
+            _treated(engine, spec) as faults,
+        ):
+            engine.run(
+                workload,
+                concurrency=spec["concurrency"],
+                timeout_s=spec["request_timeout_s"],
+                on_result=keep,
+                resubmit_s=spec["resubmit_s"],
+            )
+            _note(engine, faults, facts)
+            _write(directory / FACTS, facts)  # waiting may take until the cell's deadline
+            if recorder is not None:
+                settle(engine, recorder)
+                recorder.finish()
+                _note(engine, faults, facts)
+            for fault in faults:
+                fault.struck = fault.struck or Struck()  # what is asked now is not for it
+            # Not recorded, as the workload does not have this request.
             if engine.died is None and (silence := _silence(engine, spec, outcomes)):
                 facts["silence"] = silence
     facts["log"] = engine.log
@@ -107,6 +118,16 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     facts["duration_s"] = time.monotonic() - started
     _write(directory / FACTS, facts)
     return facts
+
+
+def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> None:
+    """Take down how the engine and the planted fault did so far."""
+    if engine.died is not None:
+        facts["death"] = engine.died.message
+    if faults:
+        facts["struck"] = faults[0].struck and asdict(faults[0].struck)
+    facts["log"] = engine.log
+    facts["peak_rss_bytes"] = peak_rss_bytes()
 
 
 def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
@@ -137,10 +158,13 @@ def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
 
 
 @contextmanager
-def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
-    """Record what the specification wants recorded, on disk from moment to moment."""
+def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder | None]:
+    """Record what the specification wants recorded, on disk from moment to moment.
+
+    Yields what records it, None if nothing does.
+    """
     if spec["observe"] == "nothing":
-        yield
+        yield None
         return
     from analysis.observe import observe
     from analysis.observe.spill import Spill
@@ -155,7 +179,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[None]:
     ) as recording:
         spill = Spill(recording, directory, spec["cell_id"])
         with spill:
-            yield
+            yield recording.recorder
     spill.write()  # with the last snapshot, which is taken when the watching ends
 
 

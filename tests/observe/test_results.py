@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.engine.adapters.verify import NO_TOKEN, Filled, changes, chosen_by
+from analysis.engine.hooks import Hooks
 from analysis.engine.scores import Scores
 
 NAMES = ("tokens", "seq_lens")
@@ -86,3 +88,45 @@ def test_whatever_is_read_differently_at_the_landing_is_told(before, content, la
         place = 2 * row + column
         assert (filled, read, when) == (content[place], landed[place], "landed")
         assert filled != read
+
+
+def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch):
+    from analysis.engine.adapters import allocations
+
+    told, faults, batcher = [], [], object()
+
+    class Item:
+        """A request's process of 3.1.0, which appends what it chose."""
+
+        client = SimpleNamespace(batcher=batcher)
+        gen_req = SimpleNamespace(rid="a")
+
+        def append_token(self, token):
+            self.tokens = [*getattr(self, "tokens", []), token]
+
+    def unreadable(logits):
+        if logits is None:
+            raise RuntimeError("planted")
+        return logits
+
+    monkeypatch.setattr(allocations, "sfnp", SimpleNamespace(argmax=lambda logits, *rest: 5))
+    monkeypatch.setattr(allocations, "GenerateItemProcess", Item)
+    monkeypatch.setattr(allocations, "raw", lambda logits: unreadable(logits.content))
+    watcher = SimpleNamespace(
+        verifies=True, fault=faults.append, event=lambda kind, **said: told.append((kind, said))
+    )
+    probe = object.__new__(allocations.AllocationProbe)
+    probe.service, probe.watcher = SimpleNamespace(batcher=batcher), watcher
+    probe._hook_choice(Hooks(watcher))
+    request, item = allocations.CURRENT_REQUEST.set("a"), Item()
+    try:
+        for content in (b"1", None, b"1"):
+            token = allocations.sfnp.argmax(SimpleNamespace(content=content))
+            item.append_token(token)
+    finally:
+        allocations.CURRENT_REQUEST.reset(request)
+    assert item.tokens == [5, 5, 5]
+    assert len(faults) == 1
+    assert [(kind, said.get("value")) for kind, said in told] == [
+        ("chosen", 5), ("chosen", None), ("chosen", 5)
+    ]  # fmt: skip

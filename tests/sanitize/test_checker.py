@@ -416,6 +416,88 @@ def test_an_operation_that_never_ends_leaves_the_rules_of_data():
     assert findings.notes
 
 
+class Growing(SimpleNamespace):
+    """A recorder that is told something more right after its events were read."""
+
+    late: list
+
+    def __getattribute__(self, name):
+        if name == "snapshots":  # they are read next
+            events, late = super().__getattribute__("events"), super().__getattribute__("late")
+            events += late
+            late.clear()
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("late", [item for item in WELL.items if isinstance(item[1], Event)][:-1])
+def test_an_event_that_comes_while_the_rest_is_read_leaves_no_gap(late):
+    told = recorder_of([item for item in WELL.items if item is not late], WELL.snapshots)
+    recorder = Growing(**vars(told), late=[recorder_row(late[1])])
+    follower = Follower(recorder, WELL.first, WELL.stride)
+    follower.finish()
+    assert follower.checker.findings.complete
+    assert what(follower.checker.findings) == what(WELL.check(close=False))
+
+
+@pytest.mark.parametrize("late", FLIGHTS)
+def test_a_flight_that_has_landed_by_the_time_that_it_is_read_is_checked(late):
+    # It was under way when that was looked at.
+    flight = dict(WELL.items)[late]
+    told = recorder_of(WELL.items, WELL.snapshots)
+    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
+    told.under_way = {flight.flight_id: row}
+    follower = Follower(told, WELL.first, WELL.stride)
+    follower.finish()
+    assert follower.checker.findings.complete
+    assert what(follower.checker.findings) == what(WELL.check(close=False))
+
+
+def test_what_is_told_after_the_check_began_to_end_makes_no_gap():
+    told = recorder_of(WELL.items, WELL.snapshots)
+    last = max(seq for seq, _ in WELL.items)
+    # Between them is a flight that began when it had been looked at what was under way.
+    fields = dict.fromkeys(EVENT_FIELDS) | {"seq": last + 5, "t_ns": 0, "kind": "memory"}
+    recorder = Growing(**vars(told), late=[tuple(fields.values())])
+    follower = Follower(recorder, WELL.first, WELL.stride)
+    follower.finish()
+    assert follower.checker.findings.complete
+
+
+def test_all_flights_of_a_full_recording_are_counted():
+    recorder = recorder_of(WELL.items, WELL.snapshots)
+    recorder.dropped["flights"], recorder.unkept = 5, [["a"], ["a", "b"]]
+    follower = Follower(recorder, WELL.first, WELL.stride)
+    follower.finish()
+    unchecked = follower.checker.findings.unchecked
+    assert unchecked.invocations == 5
+    assert dict(unchecked.requests) == {"a": 2, "b": 1}
+
+
+def coverage(**changes) -> str:
+    said = {"mode": "sampled", "flights": 0, "pages_read": 0, "slots_written": 0, "not_judged": [],
+            "pages_offered": 0, "undecided": []}  # fmt: skip
+    return json.dumps(said | changes)
+
+
+def test_only_the_last_word_on_the_bytes_of_pages_counts():
+    story = well()
+    story.event("checksums", detail=coverage(not_judged=[1, 2]))
+    story.event("checksums", detail=coverage(flights=3))
+    findings = story.check()
+    assert findings.complete, findings.notes
+    assert "after 3 flights" in findings.bytes_checked
+    story.event("checksums", detail=coverage(not_judged=[1]))
+    (note,) = story.check().notes
+    assert "(1 page)" in note
+
+
+def test_that_bytes_could_not_be_read_is_said():
+    story = well()
+    story.event("checksums", detail=coverage(not_judged=[1]))
+    story.event("checksums", detail=json.dumps({"ended": "it is too far"}))
+    assert story.check().notes == ["The bytes of pages were not checked: it is too far."]
+
+
 def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
     monkeypatch.setattr(live, "_MOST_WAITING", 5)
     flight = dict(WELL.items)[FLIGHTS[0]]

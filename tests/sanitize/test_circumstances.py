@@ -117,8 +117,8 @@ say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"
     assert given_back
     assert "timeout" in outcomes
     completion = [row for row in findings if row[0] == "completion"]
-    assert {row[1] for row in completion} == {"lock never released"}
-    assert "has had the lock of the pool for" in completion[0][3]
+    assert {row[1] for row in completion} == {"lock not released"}
+    assert "held the lock of the pool and had not released it after" in completion[0][3]
 
 
 def test_a_treatment_that_needs_a_lock_says_who_keeps_it(child: ChildRunner) -> None:

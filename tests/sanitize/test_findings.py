@@ -98,6 +98,16 @@ def test_nothing_found_is_said_plainly() -> None:
     assert "No rule was broken" in read(findings._repr_html_()).text
 
 
+def test_one_of_a_kind_is_said_in_the_singular() -> None:
+    findings = Findings()
+    findings.flights = findings.events = 1
+    finding = Finding("cause", "message", "r", severity=WRONG_DATA)
+    finding.rule = "rule"
+    findings.add(finding)
+    said = "1 finding of 1 cause, 1 of them with wrong data read (1 flight and 1 event checked)."
+    assert findings.summary == said
+
+
 def test_hostile_names_are_escaped() -> None:
     html = strayed(HOSTILE).check()._repr_html_()
     assert "script" not in read(html).tags

@@ -1106,6 +1106,42 @@ def a_request_of_which_nothing_is_known_but_that_no_flight_began(story):
     return given_up(story, "flying decode")
 
 
+def locked(story, *locks):
+    """Give a request up while threads had these locks for so many seconds."""
+    kept = [{"lock": name, "thread": f"{name}'s", "seconds": seconds} for name, seconds in locks]
+    ready(story, "a", A, 1, 2)
+    story.event("waiting", "a", detail=json.dumps({"where": "pending decode", "locks": kept}))
+    place = story.end("a", "timeout")
+    later(story, 2.0)
+    return place
+
+
+@breaks("completion", "lock not released")
+def a_lock_that_is_not_released(story):
+    return locked(story, ("pool", 1.7))
+
+
+@breaks("completion", "stuck batcher")
+def a_lock_held_no_longer_than_on_a_busy_machine(story):
+    return locked(story, ("pool", 0.6))
+
+
+def test_the_oldest_lock_is_named():
+    story = Story()
+    locked(story, ("references", 1.6), ("pool", 3.0), ("cache", 2.0))
+    text = story.check(close=False).group("completion", "lock not released").first.text
+    assert "thread pool's held the lock of the pool and had not released it after 3 s" in text
+
+
+@breaks("completion", "dead worker")
+def a_lock_of_a_worker_that_died(story):
+    begin(story, "b", B, 3, 4)
+    place = story.event("died", "a", detail="it raised IndexError.")
+    story.end("b", "error")
+    locked(story, ("pool", 3.0))
+    return place
+
+
 @breaks("completion", "stuck batcher")
 def a_request_that_starves_while_others_are_served(story):
     ready(story, "a", A, 1, 2)

@@ -151,12 +151,14 @@ class AllocationProbe(CacheProbe):
         """Tell from which logits each token that is appended to an answer was chosen."""
         argmax, append = sfnp.argmax, GenerateItemProcess.append_token
         fault = hooks.watcher.fault
-        read: dict[str, bytes] = {}
+        read: dict[str, bytes | None] = {}
+        """By request: the logits that its next token is chosen from; None if unknown."""
 
         def choosing(logits: Any, *args: Any, **named: Any) -> Any:
             request = CURRENT_REQUEST.get()
             if request is not None and hooks.watcher.verifies and logits is not None:
                 try:
+                    read[request] = None
                     read[request] = raw(logits)
                 except Exception as error:
                     fault(error)
@@ -166,9 +168,12 @@ class AllocationProbe(CacheProbe):
             try:
                 if process.client.batcher is self.service.batcher:
                     request = process.gen_req.rid
-                    logits = read.pop(request, None)
-                    if logits is not None:
-                        self.tell_chosen(request, logits, token)
+                    if request in read:
+                        logits = read.pop(request)
+                        if logits is None:
+                            self._tell("chosen", request_id=request)  # from which is not known
+                        else:
+                            self.tell_chosen(request, logits, token)
             except Exception as error:
                 fault(error)
             append(process, token)

@@ -35,7 +35,7 @@ CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=
 """The request that a task of the engine works for."""
 _SETTLE_S = 0.001
 _LONG_S = 0.5
-"""A lock of the cache is held for less than some milliseconds, unless it is not given back."""
+"""Locks of the cache are told that have been held for longer; most are for microseconds."""
 
 
 class NodeNumbers:

@@ -15,6 +15,7 @@ from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.shadow import NOBODY, NOTHING, PADDING, UNKNOWN, Ints
 from analysis.sanitize.world import PADDING_PAGE, Event, World
+from analysis.snapshot_change import counted
 
 _KEPT_PASSAGES = 64
 
@@ -233,24 +234,32 @@ def _is_news(passage: Passage | None, page: int, slot: int, world: World) -> boo
 
 def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
     """Say how far the bytes of pages were checked, and what of it was not."""
-    said = json.loads(detail or "{}")
+    if detail is None:
+        return "", []
+    said = json.loads(detail)
     if "ended" in said:
         return "", [f"The bytes of pages were not checked: {said['ended']}."]
     notes = []
     if said["not_judged"]:
         notes.append(
             "The bytes of pages that were in use when the watching began, or that a failed flight"
-            f" may have written, were not checked ({len(said['not_judged'])} pages)."
+            f" may have written, were not checked ({counted(len(said['not_judged']), 'page')})."
         )
     if said["undecided"]:
         notes.append(
-            f"Changed bytes of {len(said['undecided'])} pages could not be judged, as flights that"
-            " may have written them did not land."
+            f"Changed bytes of {counted(len(said['undecided']), 'page')} could not be judged, as"
+            " flights that may have written them did not land."
+        )
+    # Not told by runs that were recorded before it was counted.
+    if unchecked := said.get("unchecked", 0):
+        notes.append(
+            f"{counted(unchecked, 'change')} of a page {'was' if unchecked == 1 else 'were'} not"
+            " judged, as more waited for flights to land than are remembered."
         )
     flights, offered = said["flights"], said["pages_offered"]
     text = (
-        f"Bytes: {said['slots_written']} written slots read back after {flights} flights,"
-        f" {said['pages_read']} pages read again"
+        f"Bytes: {counted(said['slots_written'], 'written slot')} read back after"
+        f" {counted(flights, 'flight')}, {counted(said['pages_read'], 'page')} read again"
     )
     if said["mode"] == "whole":
         return f"{text} (all pages before and after each flight).", notes

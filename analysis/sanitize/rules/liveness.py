@@ -10,6 +10,7 @@ from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.stream import unlanded
 from analysis.sanitize.world import Event, World
+from analysis.snapshot_change import counted
 
 REST_S = 1.5
 """How long nothing must have happened to a request, and no flight begun, until it stands still.
@@ -122,11 +123,13 @@ class Completed(Rule):
         waiting = self._waiting.get(request)
         said = json.loads(waiting.detail or "{}") if waiting is not None else {}
         cause, what = self._why(str(said.get("where", "unknown")), world, request)
-        for kept in said.get("locks") or ():
-            cause = "lock never released"
+        # The oldest: who waits for it may have others. A dead worker keeps what it had.
+        kept = max(said.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
+        if kept is not None and kept["seconds"] >= REST_S and self._death is None:
+            cause = "lock not released"
             what = (
-                f"thread {kept['thread']} has had the lock of the {kept['lock']} for"
-                f" {kept['seconds']:g} s"
+                f"thread {kept['thread']} held the lock of the {kept['lock']} and had not released"
+                f" it after {kept['seconds']:g} s"
             )
         threads, self._threads = self._threads, {}
         stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
@@ -154,9 +157,10 @@ class Completed(Rule):
                 return "stuck batcher", "the scheduler waits for others of its group"
         sequence = world.last_of.get(request)
         flown = 0 if sequence is None else sequence.takeoffs
+        flights = counted(flown, "flight")
         if sequence is None or flown > len(sequence.answer):
-            return "lost wake-up", f"nothing is to be done for it, after {flown} flights"
-        return "stuck batcher", f"no flight was begun for its next step, after {flown} flights"
+            return "lost wake-up", f"nothing is to be done for it, after {flights}"
+        return "stuck batcher", f"no flight was begun for its next step, after {flights}"
 
     def finish(self, world: World) -> Iterator[Finding]:
         early = []
@@ -178,7 +182,7 @@ class Completed(Rule):
             yield Finding(
                 cause="dead worker" if self._death else "not ended",
                 message=f"{request} was still under way when the recording ended, after"
-                f" {sequence.takeoffs} flights.",
+                f" {counted(sequence.takeoffs, 'flight')}.",
                 request_id=request,
             )
 
@@ -220,7 +224,7 @@ class FlownTokens(Rule):
             yield Finding(
                 cause="token without a flight",
                 message=f"{event.request_id} got token {len(sequence.answer)} of its answer after"
-                f" {sequence.takeoffs} flights.",
+                f" {counted(sequence.takeoffs, 'flight')}.",
                 request_id=event.request_id,
                 severity=WRONG_DATA,
             )
@@ -230,9 +234,10 @@ class FlownTokens(Rule):
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
         if event.value and event.detail in ("ok", "wrong"):
             sequence = world.last_of.get(event.request_id or "")
-            flown = "" if sequence is None else f", after {sequence.takeoffs} flights"
+            flown = "" if sequence is None else f", after {counted(sequence.takeoffs, 'flight')}"
             yield Finding(
                 cause="completed early",
-                message=f"{event.request_id} was completed {event.value} tokens too early{flown}.",
+                message=f"{event.request_id} was completed"
+                f" {counted(event.value, 'token')} too early{flown}.",
                 request_id=event.request_id,
             )

@@ -13,6 +13,7 @@ from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.shadow import NOTHING, PADDING, Ints
 from analysis.sanitize.world import Sequence, World
+from analysis.snapshot_change import counted
 
 
 class OwnTokens(Rule):
@@ -63,7 +64,7 @@ class OwnPosition(Rule):
             if some_outside and len(outside := np.flatnonzero(passage.outside[row, :count])):
                 position, table = first + int(outside[0]), passage.flight.tables[row]
                 place = position // world.stride
-                where = f"outside of its block table of {len(table)} pages"
+                where = f"outside of its block table of {counted(len(table), 'page')}"
                 if place < len(table):
                     where = f"to page {int(table[place])}, {world.where(int(table[place]))}"
                 yield Finding(
@@ -230,8 +231,9 @@ def _length_words(
     world: World, passage: Passage, sequence: Sequence, lengths: tuple[int, int], slots: Ints
 ) -> str:
     return (
-        f"A {passage.flight.phase} of {sequence.request_id} attends to {lengths[0]} positions where"
-        f" its sequence has {lengths[1]}" + _what_lies_there(world, slots, sequence)
+        f"A {passage.flight.phase} of {sequence.request_id} attends to"
+        f" {counted(lengths[0], 'position')} where its sequence has {lengths[1]}"
+        + _what_lies_there(world, slots, sequence)
     )
 
 

@@ -9,6 +9,7 @@ from analysis.sanitize.findings import WRONG_DATA, Finding
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.world import Event, Sequence, World
+from analysis.snapshot_change import counted
 
 _REMEMBERED = 10_000
 """Rows of past invocations by which foreign logits are recognised."""
@@ -149,8 +150,9 @@ class WholeAnswer(Rule):
         whose = f", as that of {other} is" if other else ""
         yield Finding(
             cause=cause,
-            message=f"The answer of {sequence.request_id} has {len(delivered)} tokens where"
-            f" {len(chosen)} were chosen, and differs from them at token {place + 1}{whose}.",
+            message=f"The answer of {sequence.request_id} has {counted(len(delivered), 'token')},"
+            f" of {len(chosen)} that should be there, and differs from those at token"
+            f" {place + 1}{whose}.",
             request_id=sequence.request_id,
             other_request_id=other,
             severity=WRONG_DATA,
@@ -161,7 +163,8 @@ class WholeAnswer(Rule):
         if sequence is not None and sequence.answers:
             yield Finding(
                 cause="before its last token",
-                message=f"{sequence.request_id} was answered with {len(sequence.chosen)} tokens,"
+                message=f"{sequence.request_id} was answered with"
+                f" {counted(len(sequence.chosen), 'token')},"
                 " and another one was chosen for it afterwards.",
                 request_id=sequence.request_id,
                 severity=WRONG_DATA,

@@ -12,6 +12,7 @@ from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.shadow import PADDING, UNKNOWN
 from analysis.sanitize.world import PADDING_PAGE, World
+from analysis.snapshot_change import counted
 
 _NONE: frozenset[Any] = frozenset()
 _PADDING = frozenset([PADDING_PAGE])
@@ -61,7 +62,8 @@ class BlockTable(Rule):
                     yield Finding(
                         cause="too short",
                         message=f"The block table of {request} in a {flight.phase} has"
-                        f" {len(pages)} pages for {passage.lengths[row]} tokens.",
+                        f" {counted(len(pages), 'page')} for"
+                        f" {counted(passage.lengths[row], 'token')}.",
                         request_id=request,
                         severity=WRONG_DATA,
                     )
@@ -130,8 +132,8 @@ class TablePadding(Rule):
         return Finding(
             cause=_kind(world, page),
             message=f"The block table of {request} in a {passage.flight.phase} has page {page} at"
-            f" place {place}, beyond the {blocks} pages of its {length} tokens; the page is"
-            f" {_where(world, page)}.",
+            f" place {place}, beyond the {counted(blocks, 'page')} of its"
+            f" {counted(length, 'token')}; the page is {_where(world, page)}.",
             request_id=request,
             other_request_id=holders[0] if holders else None,
             page=page,

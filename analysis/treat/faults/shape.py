@@ -408,7 +408,7 @@ class LockKept(FlightFault):
 
     name = "fault:lock-kept"
     change = "The lock of the pool is taken on the engine's thread, once, and not released."
-    rule, cause = "completion", "lock never released"
+    rule, cause = "completion", "lock not released"
     control = False  # its cell would hang until its deadline
 
     def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:

@@ -1,0 +1,115 @@
+"""What is kept, and how much: when a recording is opened, full, broken off and closed."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import pytest
+from made_engine import MadeEngine, decode, events, recorder_of
+
+from analysis.observe import ObserverWarning, observe
+from analysis.observe.recorder import Recorder
+from analysis.observe.recording import Recording
+
+BOUND, NAMED = 20, 1000
+
+
+@pytest.fixture
+def full() -> Recorder:
+    """A recorder that keeps 20 events and as many flights, and was told 5000 of everything."""
+    recorder = recorder_of(MadeEngine(), max_events=BOUND)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ObserverWarning)
+        for number in range(5000):
+            recorder.flight_ends(recorder.flight_begins("decode", [f"r{number}"]), decode(1), None)
+            recorder.unused(recorder.reserve())
+            recorder.event("free", place=recorder.reserve(), pages=[1])
+            recorder.fault(ValueError("planted"))
+    return recorder
+
+
+def test_no_list_of_a_full_recording_grows_further(full: Recorder) -> None:
+    assert len(full.events) == len(full.flights) == BOUND
+    assert len(full.unkept) <= NAMED
+    assert len(full.skipped) <= 2 * BOUND
+    assert len(full.faults) <= NAMED
+    assert full.dropped["flights"] == 5000 - BOUND
+    assert full.dropped["faults"] == 5000 - len(full.faults)
+    assert not full._open
+    assert f"{5000 - BOUND} flights" in str(Recording(full).overflow)
+
+
+def test_nothing_is_missing_between_the_events_that_a_full_recording_has(full: Recorder) -> None:
+    last = max(row[0] for row in full.events)
+    taken = {row[0] for row in full.events} | {*full.skipped}
+    taken |= {place for row in full.flights for place in row[9:11]}
+    assert {*range(last + 1)} <= taken
+
+
+def test_one_thing_left_out_is_said_in_the_singular() -> None:
+    recorder = recorder_of(MadeEngine(), max_events=1)
+    recorder.event("free", pages=[1])
+    with pytest.warns(ObserverWarning):
+        recorder.event("free", pages=[2])
+    said = Recording(recorder)
+    assert said.overflow == "The recording was full: 1 event was counted but not kept."
+    assert str(said).startswith("1 event, 0 flights, 0 snapshots")
+
+
+def observed(engine: Any, raises: bool) -> Recording:
+    """Begin a flight and an operation that do not end, and leave the block."""
+    try:
+        with observe(engine, memory_every_s=0) as recording:
+            recording.recorder.flight_begins("decode", ["a"])
+            recording.recorder.reserve()
+            if raises:
+                raise KeyError
+    except KeyError:
+        pass
+    return recording
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_what_had_not_ended_is_told_also_when_the_block_raises(raises: bool) -> None:
+    engine = MadeEngine()
+    recorder = observed(engine, raises).recorder
+    assert len([*events(recorder, "unlanded")]) == 1
+    assert len([*events(recorder, "unfinished")]) == 1
+    assert engine.probe is None
+    assert not engine.listeners
+
+
+def test_the_engine_is_let_go_of_even_if_the_end_of_the_recording_fails(monkeypatch) -> None:
+    def broken(self: Recorder) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(Recorder, "close", broken)
+    engine = MadeEngine()
+    with pytest.raises(RuntimeError):
+        observed(engine, raises=True)
+    assert engine.probe is None
+    assert not engine.listeners
+
+
+def test_a_recording_that_was_closed_keeps_nothing_more() -> None:
+    recorder = recorder_of(MadeEngine(), snapshots=True)
+    place, begun = recorder.reserve(), recorder.flight_begins("decode", ["a"])
+    recorder.finish()
+    sizes = Recording(recorder).sizes()
+
+    def go_on() -> None:
+        recorder.event("free", pages=[1], place=place)
+        recorder.flight_ends(begun, decode(1), None)
+        recorder.flight_ends(recorder.flight_begins("decode", ["b"]), decode(1), None)
+        recorder.submitted("b", (1, 2))
+        recorder.snapshot("asked", None, 0.0)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    thread.join()
+    recorder.finish()
+    assert Recording(recorder).sizes() == sizes
+    assert not recorder.under_way
+    assert recorder.snapshots[-1].moment == "asked"

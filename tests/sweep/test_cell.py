@@ -1,0 +1,127 @@
+"""In which order a cell ends: what an engine does without its treatments is found in no arm."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from made_engine import MadeEngine, decode
+
+import analysis.engine
+import analysis.sanitize
+from analysis.engine.config import Completion
+from analysis.observe.spill import read_spilled
+from analysis.sweep import cell
+from analysis.treat.faults import FAULTS, Fault
+from analysis.workload import Request, Workload
+
+WORKLOAD = Workload("given up", (Request("r0", "1 2 3 "),))
+
+
+class Busy(MadeEngine):
+    """An engine that goes on with a request that its client gave up: for 5 flights, or for ever."""
+
+    device, log = "made up", ""
+
+    def __init__(self, flights: int | None) -> None:
+        super().__init__()
+        self.flights, self.flown = flights, 0
+        self.treated, self.over, self.asked = False, threading.Event(), []  # type: ignore[var-annotated]
+        self.worker = threading.Thread(target=self.work)
+
+    def __enter__(self) -> Busy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.worker.join()
+
+    def run(self, workload: Workload, *, on_result: Any, **options: Any) -> None:
+        recorder = self.probe.watcher
+        recorder.submitted("r0", (1, 2, 3))
+        recorder.done(Completion("r0", "", (), (), "", "timeout", None, 0.0, 1.0, None, ()))
+        on_result({"request_id": "r0", "outcome": "timeout"})
+        self.worker.start()
+
+    def work(self) -> None:
+        recorder = self.probe.watcher
+        while self.flown != self.flights and not self.over.is_set():
+            name = "treated" if self.treated else "untreated"
+            flight = recorder.flight_begins("decode", [name])
+            self.over.wait(0.02)
+            recorder.flight_ends(flight, decode(1), None)
+            self.flown += 1
+        recorder.late("r0", "ok")
+
+    def generate(self, *asked: Any, **options: Any) -> Any:
+        self.asked.append(self.treated)
+        if self.probe is not None:
+            self.probe.watcher.submitted("asked once more", (1,))
+        return SimpleNamespace(outcome="ok")
+
+
+@pytest.fixture
+def ended(monkeypatch, tmp_path):
+    """Run a cell with an engine that is made up; return it, its facts and what was recorded."""
+
+    def run(flights: int | None, fault: Fault | None = None) -> tuple[Busy, Any, Any]:
+        engine = Busy(flights)
+
+        @contextmanager
+        def treated(engine: Any, spec: Any) -> Iterator[list[Fault]]:
+            engine.treated = True
+            yield [fault] if fault else []
+            engine.treated = False
+            # Putting everything back takes a while, in which the engine goes on if it has to.
+            until = engine.flown + 3
+            while engine.worker.is_alive() and engine.flown < until:
+                engine.worker.join(0.01)
+
+        monkeypatch.setattr(analysis.engine, "Engine", lambda *asked, **options: engine)
+        monkeypatch.setattr(
+            analysis.engine, "EngineConfig", SimpleNamespace(from_json=lambda config: config)
+        )
+        monkeypatch.setattr(cell, "_treated", treated)
+        spec = cell.specification({}, WORKLOAD, 1, 1.0, observe="events", cell_id="c")
+        return engine, cell.ask(spec, tmp_path), read_spilled(Path(tmp_path))
+
+    return run
+
+
+def flown(recorded: Any) -> list[str]:
+    return [name for names in recorded["flights"]["request_ids"].to_pylist() for name in names]
+
+
+def kinds(recorded: Any) -> list[str]:
+    listed: list[str] = recorded["events"]["kind"].to_pylist()
+    return listed
+
+
+def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended) -> None:
+    _, _, recorded = ended(flights=5)
+    assert flown(recorded) == ["treated"] * 5
+    assert kinds(recorded).count("late") == 1
+    assert "unlanded" not in kinds(recorded)
+
+
+def test_what_an_engine_does_without_its_treatments_is_not_recorded(ended, monkeypatch) -> None:
+    monkeypatch.setattr(analysis.sanitize, "_GIVEN_UP_S", 0.1)
+    engine, _, recorded = ended(flights=None)
+    assert set(flown(recorded)) == {"treated"}
+    assert engine.flown > len(flown(recorded))
+    assert recorded["snapshots"]["moment"].to_pylist() == ["asked", "asked"]
+
+
+def test_whether_it_still_answers_is_asked_with_treatments_and_not_recorded(ended) -> None:
+    fault = FAULTS["fault:lost-completion"]()
+    engine, facts, recorded = ended(flights=5, fault=fault)
+    assert engine.asked == [True]
+    assert "asked once more" not in recorded["events"]["request_id"].to_pylist()
+    # Nor does a fault strike that request, which found nothing to strike in the workload.
+    assert facts["struck"] is None
+    assert not fault.may_strike("asked once more")
