@@ -22,12 +22,13 @@ from analysis.sanitize.world import Event, Flight
 from analysis.snapshot import CacheState, Snapshot
 
 BLOCKS, REQUESTS, PAGES, STRIDE = 20, 64, 4096, 16
-WAYS = ("unobserved", "observed", "sanitized")
+WAYS = ("unobserved", "observed", "plain", "sanitized")
 
 
 def block(engine: Engine, way: str, number: int) -> list[float]:
     watching = {
         "unobserved": lambda: contextlib.nullcontext(),
+        "plain": lambda: sanitize(engine, checksums=None),
         "observed": lambda: observe(engine, snapshots=False, memory_every_s=0),
         "sanitized": lambda: sanitize(engine),
     }[way]()

@@ -44,8 +44,8 @@ def observe(
     logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
     compared with what they were filled with, and results followed up to the token that is chosen
     (columns `result_tokens`, `result_digests` and `changed`, events `chosen`). `checksums`
-    (*sampled* or *whole*) reads the bytes of pages, and tells what changed that nothing wrote and
-    what was written and did not arrive; see `sanitize`.
+    (*sampled*, *landings* or *whole*) reads the bytes of pages, and tells what changed that nothing
+    wrote and what was written and did not arrive; see `sanitize`.
 
     Raises EngineError if the engine is not running or is observed already.
     """

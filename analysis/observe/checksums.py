@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 Digests = npt.NDArray[np.uint64]
 
-MODES = ("sampled", "whole")
+MODES = ("sampled", "landings", "whole")
+FOLLOWED = 32
+"""One page of so many is followed with *sampled*."""
 SAMPLED = 4
-"""Pages that are read when a flight lands, of those that its rows use."""
+"""Pages that are read when a flight lands with *landings*, of those that its rows use."""
 SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
 """Kinds of events that `Checksums.seen` is told of."""
 _KINDS = ("K", "V")
@@ -124,10 +126,11 @@ class _Copy:
 class Checksums:
     """Digests of all slots of one engine's page table, compared whenever a page is read again.
 
-    In either mode the slots that a flight wrote are read when it lands, and pages when they are
-    acquired, freed, found in the trie or let go of by a request. With *sampled* every landing also
-    reads four pages, drawn from those that its rows use; with *whole* all pages are read when a
-    flight starts and when it lands. Padding page 0 is never judged: padding rows write to it.
+    The slots that a flight wrote are read when it lands, and pages when they are acquired, freed,
+    found in the trie or let go of by a request. *sampled* does that with one page in 32, drawn by
+    chance, and leaves the others alone. *landings* does it with all pages, and every landing also
+    reads four, drawn from those that its rows use; with *whole* all pages are read when a flight
+    starts and when it lands. Padding page 0 is never judged: padding rows write to it.
 
     Nothing is read before `open`. Its other methods are called on the engine's own threads. Raises
     EngineError where the page table cannot be read from here.
@@ -154,6 +157,13 @@ class Checksums:
         heads = shard * len(self._tables)
         self._digest = np.zeros((self._count, layers, kinds, stride, heads), dtype=np.uint64)
         self._known = np.zeros(shape, dtype=bool)
+        self._all = list(range(self._count))
+        """The pages that are followed."""
+        if mode == "sampled" and self._count > 1:
+            pages = self._all[PADDING_PAGE + 1 :]
+            self._all = sorted(self._random.sample(pages, -(-len(pages) // FOLLOWED)))
+        self._follows = np.zeros(self._count, dtype=bool)
+        self._follows[self._all] = True
         self._at = np.zeros(shape, dtype=np.int64)
         """When the state that a digest is of was first seen, by a clock of its own."""
         self._token = np.full(shape, _UNKNOWN_TOKEN, dtype=np.int64)
@@ -181,12 +191,12 @@ class Checksums:
             _watching[id(self._pool)] = self
             self._recorder.checksums = self
             self._air = dict.fromkeys(self._recorder.under_way, -1)
-        for first in range(0, self._count, _LEARNT):
+        for first in range(0, len(self._all), _LEARNT):
             with self.lock:
                 if self._tables:
-                    self._learn(slice(first, first + _LEARNT))
+                    self._learn(self._all[first : first + _LEARNT])
 
-    def _learn(self, pages: slice) -> None:
+    def _learn(self, pages: Sequence[int]) -> None:
         """Take what pages hold for right, but for what is known already."""
         self._clock += 1
         unknown = ~self._known[pages]
@@ -246,7 +256,7 @@ class Checksums:
         """Take note that a flight is about to be called."""
         with self.lock:
             if self.mode == "whole":
-                self._look(self._all(), "start")
+                self._look(self._all, "start")
             self._clock += 1
             self._air[flight] = self._clock
             self._last_begun = max(self._last_begun, flight)
@@ -266,6 +276,9 @@ class Checksums:
                 return
             self.flights += 1
             self._clock += 1
+            idle = begun is not None and error is None and not self._pending and not self._copied
+            if idle and self.mode == "sampled" and self._spares(phase, arrays):
+                return
             try:
                 wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
             except (KeyError, ValueError, IndexError):  # its arguments could not be read
@@ -282,7 +295,9 @@ class Checksums:
             if self._copied:
                 self._look([*self._copied], "landing")
             if self.mode == "whole":
-                self._look(self._all(), "landing")
+                self._look(self._all, "landing")
+            elif self.mode == "sampled":
+                self._look(wrote.among(self._all), "landing")
             elif offered := wrote.pages_used():
                 self._offered += offered
                 chosen = self._random.sample(range(offered), min(SAMPLED, offered))
@@ -293,9 +308,11 @@ class Checksums:
         with self.lock:
             if not self._tables:
                 return
-            there = [page for page in dict.fromkeys(pages) if 0 <= page < self._count]
+            there = [p for p in dict.fromkeys(pages) if 0 <= p < self._count and self._follows[p]]
             if kind == "copy":
-                self._copy(*there[:2])
+                source, target = pages[:2]
+                if 0 <= source < self._count and target in there:
+                    self._copy(source, target)
                 return
             if kind == "acquire":
                 again = [page for page in there if page in self._unsure and page != PADDING_PAGE]
@@ -306,7 +323,7 @@ class Checksums:
     def rewritten(self, page: int) -> None:
         """Take note of what was just written to a page on purpose, outside of the model."""
         with self.lock:
-            if not self._tables or not 0 <= page < self._count:
+            if not self._tables or not 0 <= page < self._count or not self._follows[page]:
                 return
             self._clock += 1
             self._digest[page] = self._of_pages([page])[0]
@@ -320,13 +337,14 @@ class Checksums:
             if self._tables:
                 for copy in self._copied.values():
                     copy.done_after = -1
-                self._look(self._all(), "end")
+                self._look(self._all, "end")
 
     @property
     def coverage(self) -> str:
         """What was read, as a JSON object."""
         said: dict[str, Any] = {
             "mode": self.mode,
+            "followed": [len(self._all), self._count],
             "flights": self.flights,
             "pages_read": self.pages_read,
             "slots_written": self.slots_written,
@@ -337,14 +355,25 @@ class Checksums:
         }
         return json.dumps(said)
 
-    # -- what stays ------------------------------------------------------------------------
+    def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
+        """Tell, quickly, whether a flight surely wrote to no page that is followed."""
+        follows, count = self._follows, self._count
+        try:
+            (rows, blocks), tables = arrays["block_tables"]
+            if phase == "decode":
+                starts, stride = arrays["start_positions"][1], self._stride
+                places = (row * blocks + starts[row] // stride for row in range(rows))
+                tables = [tables[place] for place in places]
+        except (KeyError, ValueError, IndexError):
+            return False  # its arguments could not be read
+        return not any(follows[page] for page in tables if 0 <= page < count)
 
-    def _all(self) -> list[int]:
-        return list(range(self._count))
+    # -- what stays ------------------------------------------------------------------------
 
     def _look(self, pages: Sequence[int], moment: str, request_id: str | None = None) -> None:
         """Read pages and compare them with what they held."""
-        pages = [p for p in pages if p not in self._unsure and not self._is_settling(p)]
+        pages = [p for p in pages if self._follows[p] and p not in self._unsure
+                 and not self._is_settling(p)]  # fmt: skip
         if not pages:
             return
         self.pages_read += len(pages)
@@ -443,6 +472,7 @@ class Checksums:
 
     def _arrive(self, flight: int, request_ids: Sequence[str], wrote: Written, begun: int) -> None:
         """Read the slots that a flight wrote; tell of those where something did not arrive."""
+        wrote.only(self._follows)
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
         if not len(pages):
             return

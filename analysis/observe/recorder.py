@@ -45,8 +45,8 @@ _LOCKED = frozenset(
     ["acquire", "free", "create", "replace", "unlink", "reference", "leaf", "no_leaf", "duplicate"]
 )
 """Kinds of events that tell under which locks they happened: those that change what is shared."""
-_STACKLESS = frozenset(["chosen", "answered"])
-"""Kinds of events that happen at one place of the engine only."""
+_STACKLESS = frozenset(["chosen", "token", "first_token", "answered"])
+"""Kinds of events that happen at one place of the engine only, and at every token."""
 
 
 class ObserverWarning(UserWarning):

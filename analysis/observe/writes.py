@@ -89,6 +89,18 @@ class Written:
         """Numbers of the slots."""
         return frozenset((self.pages * self._stride + self.slots).tolist())
 
+    def only(self, pages: Mask) -> None:
+        """Leave out what was written to other pages than those marked, [pages]."""
+        kept = pages[self.pages]
+        self.rows, self.pages, self.slots = self.rows[kept], self.pages[kept], self.slots[kept]
+        self.tokens, self.real = self.tokens[kept], self.real[kept]
+
+    def among(self, pages: Sequence[int]) -> list[int]:
+        """Return those of `pages` that the requests' rows attend to or write."""
+        blocks, rows = self._blocks, range(self._real)
+        used = (self._tables[row * blocks : row * blocks + self._used(row)] for row in rows)
+        return sorted(set(pages).intersection(set().union(*used)))
+
     def pages_used(self) -> int:
         """Return how many pages the requests' rows attend to or write, row by row."""
         return sum(map(self._used, range(self._real)))

@@ -48,12 +48,14 @@ def sanitize(
     compares copied pages with their source; that costs more.
 
     `checksums` looks for bytes of pages that change although nothing writes them, and for written
-    ones that do not arrive, see `Checksums`. All that a flight wrote is read when it has landed.
-    *sampled* besides reads four pages a flight, drawn from those that its rows use: of N such pages
-    a wrong byte is found after N / 4 flights on average, at the latest when its page is freed,
-    acquired, found in the trie, let go of, or the block ends. *whole* reads all pages before and
-    after every flight, which takes longer; None reads none. `Findings.bytes_checked` says what was
-    read. Padding page 0 is not judged, nor a change that a flight under way writes over.
+    ones that do not arrive, see `Checksums`. *sampled* follows one page in 32, drawn by chance: a
+    wrong byte is in one of them with that probability, and is then found when the next flight that
+    writes to its page lands, or when the page is freed, acquired, found in the trie, let go of, or
+    the block ends. *landings* follows all pages, and reads four more a flight, drawn from those
+    that its rows use: of N such pages a wrong byte is found after N / 4 flights on average.
+    *whole* reads all pages before and after every flight; None reads none. Each costs more than the
+    one before it. `Findings.bytes_checked` says what was read. Padding page 0 is not judged, nor a
+    change that a flight under way writes over.
 
     The cache at rest is checked when the block ends. After `max_events` events or flights nothing
     more is checked, and it says so.

@@ -175,7 +175,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         stacks=spec["sanitize"],
         likeliest=_LIKELIEST,
         verifies=spec["sanitize"],
-        checksums="sampled" if spec["sanitize"] else None,
+        checksums="landings" if spec["sanitize"] else None,
     ) as recording:
         spill = Spill(recording, directory, spec["cell_id"])
         with spill:

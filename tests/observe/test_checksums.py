@@ -51,7 +51,7 @@ def test_what_is_written_while_the_checking_begins_is_no_change(monkeypatch, pag
         return digests
 
     monkeypatch.setattr(Checksums, "_of_pages", busy)
-    with checksummed(recorder, "sampled"):
+    with checksummed(recorder, "landings"):
         at_work.join()
         engine.table.content[5] += 1  # what nothing wrote is seen all the same
     assert changed(recorder) == {5}
@@ -60,7 +60,7 @@ def test_what_is_written_while_the_checking_begins_is_no_change(monkeypatch, pag
 def test_pages_of_a_flight_whose_beginning_was_not_told_are_not_judged() -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
-    with checksummed(recorder, "sampled"):
+    with checksummed(recorder, "landings"):
         assert recorder.checksums is not None
         engine.table.content[PAGE] += 1
         recorder.checksums.ends(0, "decode", ["a"], decode(PAGE), None)
@@ -72,7 +72,7 @@ def test_a_flight_that_lands_while_the_checking_begins_keeps_no_page_undecided(m
     engine = MadeEngine()
     recorder = recorder_of(engine)
     flight, place = recorder.flight_begins("decode", ["a"]), recorder._place
-    watched = checksummed(recorder, "sampled")
+    watched = checksummed(recorder, "landings")
 
     def opening() -> tuple[int, int]:
         # As another thread may do, between two steps of the landing.
@@ -92,7 +92,7 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
     monkeypatch.setattr(checksums, "_MOST_PENDING", 2)
     engine = MadeEngine()
     recorder = recorder_of(engine)
-    with checksummed(recorder, "sampled"):
+    with checksummed(recorder, "landings"):
         recorder.flight_begins("decode", ["a"])  # and may still be writing
         engine.table.content[4:8] += 1
         for page in range(4, 8):
@@ -106,7 +106,7 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
 
 def told(**changes: Any) -> tuple[str, list[str]]:
     said: dict[str, Any] = {
-        "mode": "sampled", "flights": 1, "pages_read": 1, "slots_written": 1, "pages_offered": 1,
+        "mode": "landings", "flights": 1, "pages_read": 1, "slots_written": 1, "pages_offered": 1,
         "not_judged": [], "undecided": [],
     }  # fmt: skip
     return coverage_in_words(json.dumps(said | changes))
@@ -125,10 +125,28 @@ def test_what_was_read_is_said_also_when_the_block_raises() -> None:
     recorder = recorder_of(engine)
 
     def broken_off() -> None:
-        with checksummed(recorder, "sampled"):
+        with checksummed(recorder, "landings"):
             fly(engine, recorder)
             raise KeyError
 
     with pytest.raises(KeyError):
         broken_off()
     assert coverage(recorder)["flights"] == 1
+
+
+def test_with_sampled_some_pages_are_followed_wholly_and_the_others_not_at_all() -> None:
+    engine = MadeEngine()
+    recorder = recorder_of(engine)
+    with checksummed(recorder, "sampled"):
+        checks = recorder.checksums
+        assert checks is not None
+        followed = checks._all
+        assert len(followed) == -(-(PAGES - 1) // checksums.FOLLOWED)
+        other = next(page for page in range(1, PAGES) if page not in followed)
+        for page in (followed[0], other, followed[0]):
+            fly(engine, recorder, page)
+        assert changed(recorder) == set()
+        engine.table.content[[followed[1], other]] += 1  # nothing wrote that
+    assert changed(recorder) == {followed[1]}
+    assert coverage(recorder)["flights"] == 3
+    assert coverage(recorder)["slots_written"] == 2

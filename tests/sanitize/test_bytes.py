@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from support import RELEASES, ROOT
 
+from analysis.observe.checksums import MODES
 from analysis.releases import python_of
 from analysis.treat.faults.bytes import BYTES_FAULTS
 
 _STRIKE = """
 import json, sys
 from analysis.engine import Engine, EngineConfig
+from analysis.observe import checksums
 from analysis.sanitize import sanitize
 from analysis.treat import FAULTS, treat
 from analysis.workload import make_workload
@@ -53,11 +55,20 @@ def strike(engine, number, name):
     }
 
 for number, name in enumerate(["nothing", *names]):
+    if name != "nothing":
+        checksums.FOLLOWED = 1
     # A new one each time: what an earlier one left in a page may be just what is written next.
     with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
         print("\\n" + json.dumps([name, strike(engine, number, name)]), flush=True)
 """
 
+# With *sampled* a fault must strike a page that is followed, so all are, but for a healthy engine.
+FAST = {
+    ("3.1.0", "none"): ["whole"],
+    ("3.1.0", "trie"): ["landings"],
+    ("3.9.0", "none"): ["sampled"],
+    ("3.9.0", "trie"): ["landings"],
+}
 SETTINGS = [(release, sharing) for release in RELEASES for sharing in ("none", "trie")]
 RUNS = [
     pytest.param(
@@ -66,10 +77,10 @@ RUNS = [
         mode,
         id=f"{release}-{sharing}-{mode}",
         # Every setting costs fifteen engines: half of them will do, but for the patient.
-        marks=[pytest.mark.slow] * ((mode == "whole") == (sharing == "trie")),
+        marks=[pytest.mark.slow] * (mode not in FAST[release, sharing]),
     )
     for release, sharing in SETTINGS
-    for mode in ("whole", "sampled")
+    for mode in MODES
 ]
 CASES = [
     pytest.param(*run.values, fault, id=f"{run.id}-{fault.name[6:]}", marks=run.marks)
@@ -144,7 +155,10 @@ def test_without_a_fault_no_byte_is_blamed(release: str, sharing: str, mode: str
     assert first["flights"] == 0
     assert last["mode"] == mode
     assert last["flights"] == len(case["landings"]) > 20
-    assert last["slots_written"] > 300
-    assert last["pages_read"] >= last["flights"]
+    if mode == "sampled":
+        assert last["followed"] == [3, 96]
+    else:
+        assert last["slots_written"] > 300
+        assert last["pages_read"] >= last["flights"]
     assert last["not_judged"] == last["undecided"] == []
     assert case["bytes_checked"].startswith(f"Bytes: {last['slots_written']} written slots")

@@ -263,6 +263,9 @@ def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
     )
     if said["mode"] == "whole":
         return f"{text} (all pages before and after each flight).", notes
+    if said["mode"] == "sampled" and "followed" in said:  # older runs followed all
+        followed, there = said["followed"]
+        return f"{text}, of {followed} of {there} pages, drawn by chance.", notes
     every = offered / (SAMPLED * flights) if flights else 0.0
     rate = f"; of the pages that a flight used 1 in {max(every, 1.0):.1f}" if flights else ""
     return f"{text}{rate} (and all at the latest when given up, taken, found or at the end).", notes
