@@ -98,11 +98,18 @@ def test_a_notebook_of_full_size_seldom_makes_a_false_claim(icc: float) -> None:
 @icc
 @size
 def test_evictions_without_an_effect_seldom_explain_anything(icc: float, size: int) -> None:
-    rng, runs = np.random.default_rng(0), 5 * size
-    for confounded in (True, False):
-        claimed = calibration.eviction_words(rng, icc, 1.0, runs, 2, confounded=confounded)
-        false = ["explain", "rarer", *([] if confounded else ["accompany"])]
-        assert at_most(calibration.any_of(claimed, *false), 0.05, runs)
+    rng, runs = np.random.default_rng(0), 4 * size
+    # A third of the engines of the plan: a sign-flip test of fewer is quicker.
+    claimed = calibration.eviction_words(rng, icc, 1.0, runs, 2)
+    assert at_most(calibration.any_of(claimed, "explain", "rarer"), 0.05, runs)
+
+
+@pytest.mark.slow
+@icc
+def test_where_nothing_goes_with_evictions_seldom_anything_is_claimed(icc: float) -> None:
+    rng, runs = np.random.default_rng(0), 40
+    claimed = calibration.eviction_words(rng, icc, 1.0, runs, 2, confounded=False)
+    assert at_most(calibration.any_of(claimed, "explain", "rarer", "accompany"), 0.05, runs)
 
 
 @pytest.mark.slow
