@@ -19,7 +19,7 @@ import pandas as pd
 from analysis.observe.derive import exposure
 from analysis.stats import CONFIGURATION, failure_rates, holm, per_cell, varying
 from analysis.stats_engines import Rate, engines_needed, permutation, rate, sign_flip
-from analysis.stats_exposure import changes
+from analysis.stats_exposure import acts_through, changes
 from analysis.stats_exposure import in_words as exposed_in_words
 from analysis.store import Run
 from analysis.tables import treated
@@ -94,11 +94,22 @@ class _Series:
     @property
     def ran(self) -> list[int]:
         """Those at which the engine worked on as many requests at once as it was offered."""
-        known = self.rates[self.rates["concurrency"].isin(self.levels)]
-        full = known["at_once"].isna() | (known["at_once"] >= known["concurrency"])
-        # Where requests follow each other so fast that none overlap, nothing was refused.
-        full |= known["rejected"] == 0
-        return [int(level) for level in known.loc[full, "concurrency"]]
+        return [n for n in self.levels if _ran(self._row(n)) == n]
+
+    def where(self, levels: Sequence[int], *more: str) -> str:
+        """Name the concurrencies that ran, then in brackets what was offered beyond, and more."""
+        rows = [self._row(level) for level in levels]
+        notes = [note for note in (_offered(rows), *more) if note]
+        return f"{_at(sorted({_ran(row) for row in rows}))} ({'; '.join(notes)})"
+
+    def left_out(self) -> str:
+        """Say what ran less than it was offered, and is in no test; "" if nothing did."""
+        rows = [self._row(level) for level in self.levels if level not in self.ran]
+        return _offered(rows)
+
+    def _row(self, level: int) -> dict[Any, Any]:
+        [row] = self.rates[self.rates["concurrency"] == level].to_dict("records")
+        return row
 
     def split(self, threshold: int) -> tuple[Rate, Rate]:
         """Return the rates below the threshold and from it on, of what the engine ran."""
@@ -165,8 +176,8 @@ def _paragraph(item: _Series, threshold: int, tests: _Tests) -> str:
         everything = item.side(item.levels)
         highest = max(row["high"] for row in rows)
         sentences.append(
-            f"No request failed at {_at(item.levels)} (0 of {everything.n}); at each of these "
-            f"concurrencies a true failure rate of up to {_percent(highest)} would still fit "
+            f"No request failed at {item.where(item.levels, f'0 of {everything.n}')}; at each of "
+            f"these concurrencies a true failure rate of up to {_percent(highest)} would still fit "
             f"({_interval(rows)})."
         )
     else:
@@ -174,19 +185,18 @@ def _paragraph(item: _Series, threshold: int, tests: _Tests) -> str:
         clean = [level for level in item.levels if level < first]
         if clean:
             side = item.side(clean)
-            sentences.append(
-                f"No request failed at {_at(clean)} (0 of {side.n}; "
-                f"95% interval up to {_percent(side.high)})."
-            )
+            counts = f"0 of {side.n}", f"95% interval up to {_percent(side.high)}"
+            sentences.append(f"No request failed at {item.where(clean, *counts)}.")
         seen = ", ".join(_one_rate(row) for row in rows if row["concurrency"] >= first)
         everywhere = all(row["failures"] == row["n"] - row["rejected"] for row in rows)
         if everywhere:
             sentences.append(f"Every request failed, at every concurrency: {seen}.")
         elif clean:
-            sentences.append(f"The first failures are at {first}: {seen}.")
+            sentences.append(f"The first failures are at {_level(failing[0])}: {seen}.")
         else:
             sentences.append(
-                f"Requests failed already at {first}, the lowest concurrency that was run: {seen}."
+                f"Requests failed already at {_level(failing[0])}, the lowest concurrency that was"
+                f" run: {seen}."
             )
         sentences.append(f"Intervals are {_interval(rows)}{_correlation(item)}.")
         if not everywhere:
@@ -197,7 +207,7 @@ def _paragraph(item: _Series, threshold: int, tests: _Tests) -> str:
 
 
 def _interval(rows: Sequence[Mapping[Any, Any]]) -> str:
-    few = [str(row["concurrency"]) for row in rows if not row["by_engine"]]
+    few = [_level(row) for row in rows if not row["by_engine"]]
     if not few:
         return "95%, over engines"
     if len(few) == len(rows):
@@ -219,10 +229,15 @@ def _test(item: _Series, threshold: int, tests: _Tests) -> str:
     """Say what the permutation test over engines allows."""
     low, high = item.split(threshold)
     if not low.n or not high.n:
-        side = "below" if not low.n else "from"
-        return f"No request was accepted {side} {threshold}, so the two sides cannot be compared."
+        side = f"below {threshold}" if not low.n else f"from {threshold} on"
+        what = f"no request was accepted {side}"
+        if any((level < threshold) == (not low.n) for level in item.levels):
+            what = f"{side} no engine ran as many requests at once as it was offered"
+        return f"{what[0].upper()}{what[1:]}, so the two sides cannot be compared."
     shares = f"{_percent(high.value)} against {_percent(low.value)}"
     engines = f"{high.engines} against {low.engines} engines"
+    if refused := item.left_out():
+        engines += f", without what refused requests ({refused})"
     if item.name not in tests.adjusted:
         return (
             f"Whether more fail at {threshold} or more than below is undecided ({shares};"
@@ -293,15 +308,15 @@ def _contrasts(run: Run, series: Sequence[_Series], threshold: int, tests: _Test
             f"{_percent(b / b_n)}, {b} of {b_n}, against {_percent(a / a_n)}, {a} of {a_n};"
             f" sign-flip test over {pairs} pairs of engines, {tests.words((one.name, other.name))}"
         ) if a_n and b_n else "nothing in common was accepted"  # fmt: skip
-        moved = _moved(run, both, name)
+        objection, moved = _moved(run, both, name)
         left = [n for n in one.levels if n in other.levels and n >= threshold and n not in levels]
         aside = ""
         if left:
-            aside = (
-                f" Left out is {_list([str(n) for n in left])}, where one of them refused requests."
-            )
-        if moved.startswith("exposure changed"):
-            text = f"{where}, whether {second} and {first} differ is undecided: {moved} ({shares})."
+            offers = _list([str(n) for n in left])
+            aside = f" Left out is where {offers} were offered and one of them ran fewer."
+        if objection:
+            text = f"{where}, whether {second} and {first} differ is undecided: {objection}"
+            text += f" ({shares}). {moved}"
         elif tests.adjusted.get((one.name, other.name), 1.0) >= _ALPHA:
             text = f"{where}, whether {second} and {first} differ is undecided ({shares})."
             if nets.sum():
@@ -312,17 +327,18 @@ def _contrasts(run: Run, series: Sequence[_Series], threshold: int, tests: _Test
         else:
             word = "more" if nets.sum() > 0 else "less"
             text = f"{where}, {second} failed {word} often than {first} ({shares}). {moved}"
-        words.append(text + aside)
+        words.append(text.rstrip() + aside)
     return words
 
 
-def _moved(run: Run, both: pd.DataFrame, name: str) -> str:
-    """Say whether what failed less often was also exposed to less; of recorded runs.
+def _moved(run: Run, both: pd.DataFrame, name: str) -> tuple[str, str]:
+    """Say what speaks against a difference, "" if nothing does; then the rest of the exposures.
 
-    What the setting itself is about, `name`, is no objection.
+    What failed less often may have been exposed to less; of recorded runs. What the setting itself
+    is about, `name`, is no objection.
     """
     if run.flights.empty or run.events.empty:
-        return "Exposure not recorded."
+        return "", "Exposure not recorded."
     met = exposure(run.cells, run.requests, run.flights, run.events)
     sides = []
     for column in ("cell_id", "cell_id_other"):
@@ -330,10 +346,11 @@ def _moved(run: Run, both: pd.DataFrame, name: str) -> str:
         sides.append(own.merge(met, on="cell_id"))
     if both["net"].sum() > 0:
         sides.reverse()  # from the one that failed more often to the other
-    found = changes(sides[0], sides[1], _PAIRED)
-    counted = [change for change in found if change.name not in _THROUGH.get(name, ())]
-    fell = [change.words for change in counted if change.fell]
-    return f"exposure changed ({'; '.join(fell)})" if fell else exposed_in_words(counted)
+    found, through = changes(sides[0], sides[1], _PAIRED), _THROUGH.get(name, ())
+    fell = [change.words for change in found if change.fell and change.name not in through]
+    if fell:
+        return f"exposure changed ({'; '.join(fell)})", acts_through(found, through)
+    return "", exposed_in_words(found, through)
 
 
 def _clause(item: _Series, threshold: int, tests: _Tests) -> str:
@@ -345,10 +362,10 @@ def _clause(item: _Series, threshold: int, tests: _Tests) -> str:
     rejected = int(item.rates["rejected"].sum())
     aside = f", {rejected} rejected" if rejected else ""
     if not everything.failures:
-        return f"no request failed at {_at(item.levels)} (0 of {everything.n}{aside})"
+        return f"no request failed at {item.where(item.levels, f'0 of {everything.n}{aside}')}"
     if everything.failures == everything.n:
         counts = f"{everything.failures} of {everything.n}{aside}"
-        return f"every request failed at {_at(item.levels)} ({counts})"
+        return f"every request failed at {item.where(item.levels, counts)}"
     low, high = item.split(threshold)
     if low.n and high.n:
         counts = (
@@ -356,28 +373,22 @@ def _clause(item: _Series, threshold: int, tests: _Tests) -> str:
             f"({low.failures} of {low.n}) and {_percent(high.value)} from {threshold} on "
             f"({high.failures} of {high.n}{aside}"
         )
+        if refused := item.left_out():
+            counts += f"; without what refused requests: {refused}"
         if item.name not in tests.adjusted:
             return f"{counts}: undecided, too few engines)"
         counts += f"; {tests.words(item.name)}"
         return f"{counts}: undecided)" if tests.adjusted[item.name] >= _ALPHA else f"{counts})"
-    return (
-        f"{_percent(everything.value)} of requests failed at {_at(item.levels)} "
-        f"({everything.failures} of {everything.n}{aside})"
-    )
+    counts = f"{everything.failures} of {everything.n}{aside}"
+    return f"{_percent(everything.value)} of requests failed at {item.where(item.levels, counts)}"
 
 
 def _rejections(item: _Series) -> str:
     rows = [row for row in item.rates.to_dict("records") if row["rejected"] and item.levels]
     if not rows:
         return ""
-    parts = [f"{row['rejected']} of {row['n']} at {row['concurrency']}" for row in rows]
-    text = f"Rejected, and not counted: {_list(parts)}."
-    less = [
-        f"{row['at_once']:.0f} when offered {row['concurrency']}"
-        for row in rows
-        if row["at_once"] < row["concurrency"]
-    ]
-    return f"{text} At most so many ran at once: {_list(less)}." if less else text
+    parts = [f"{row['rejected']} of {row['n']} when offered {row['concurrency']}" for row in rows]
+    return f"Rejected, and not counted: {_list(parts)}."
 
 
 def _ends(item: _Series) -> str:
@@ -386,10 +397,42 @@ def _ends(item: _Series) -> str:
 
 
 def _one_rate(row: dict[Any, Any]) -> str:
+    offered = f"offered {row['concurrency']}; " if _ran(row) < row["concurrency"] else ""
     return (
-        f"{_percent(row['rate'])} at {row['concurrency']} ({row['failures']} of "
+        f"{_percent(row['rate'])} at {_ran(row)} ({offered}{row['failures']} of "
         f"{row['n'] - row['rejected']}, {_percent(row['low'])} to {_percent(row['high'])})"
     )
+
+
+def ran_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """Say where engines ran fewer requests at once than they were offered; "" if nowhere."""
+    levels = per_cell(requests, cells).groupby("concurrency", as_index=False)
+    return _offered(levels.agg({"refused": "sum", "at_once": "max"}).to_dict("records"))
+
+
+def _ran(row: Mapping[Any, Any]) -> int:
+    """Return how many requests ran at once at most, of a row of `failure_rates`.
+
+    Where nothing was refused, so many as were offered, even if they followed each other so fast
+    that none overlapped.
+    """
+    less = row["refused"] and 0 < row["at_once"] < row["concurrency"]
+    return int(row["at_once"] if less else row["concurrency"])
+
+
+def _offered(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """Say what was offered and ran less, such as "offered 8 and 16: ran 4"; "" if nothing."""
+    offers: dict[int, list[str]] = {}
+    for row in rows:
+        if _ran(row) < row["concurrency"]:
+            offers.setdefault(_ran(row), []).append(str(row["concurrency"]))
+    return ", ".join(f"offered {_list(offered)}: ran {ran}" for ran, offered in offers.items())
+
+
+def _level(row: Mapping[Any, Any]) -> str:
+    """Name the concurrency of a row by what ran."""
+    ran = _ran(row)
+    return str(ran) if ran == row["concurrency"] else f"{ran} (offered {row['concurrency']})"
 
 
 def _at(levels: Sequence[int]) -> str:

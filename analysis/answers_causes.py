@@ -65,14 +65,9 @@ def _exposed(verdict: Verdict) -> str:
     """Say how the exposure of its arms compares, where the verdict did not say it already."""
     if verdict.exposures is None:
         return "Exposure not recorded."
-    through = [
-        change.words
-        for change in dict.fromkeys(verdict.exposures)
-        if change.name in verdict.hypothesis.through and (change.fell or change.rose)
-    ]
-    if through and verdict.word != "refuted" and not verdict.because:
-        return f"What it acts through changed with it ({'; '.join(through)})."
-    return "" if verdict.because else exposed_in_words(list(dict.fromkeys(verdict.exposures)))
+    if verdict.because:
+        return ""
+    return exposed_in_words(list(dict.fromkeys(verdict.exposures)), verdict.hypothesis.through)
 
 
 def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -101,9 +96,12 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
         source = f"upstream {known.upstream}" if known.upstream else "no upstream change is known"
         fix = f"The fix: {_lower(known.change)[:-1]} ({source})."
         if verdict.back is not None and not verdict.returns:
-            fix = f"That failures come back without it alone is not shown. {fix}"
+            fix = f"{_needless(verdict)} {fix}"
         if verdict.back is None:
-            fix = "It is a condition under which causes strike, or another way to mend one."
+            fix = (
+                "It is no fix: whether it ends a condition under which causes strike, or mends one"
+                " in another way, is not shown."
+            )
         lines.append(
             f"{number}. `{known.treatment}` ({verdict.word}): {known.statement}"
             f" {verdict_in_words(verdict)} {_share(verdict)} {fix}"
@@ -149,10 +147,16 @@ def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
         if not causes:
             clauses.append(f"{name}: no cause shown")
             continue
-        # A fix whose absence brings nothing back mends no cause that the others leave.
+        # Of a fix whose absence brings nothing back it is not known that it is needed.
         mended = [c.hypothesis.treatment for c in causes if c.returns]
         if not mended:
-            clauses.append(f"{name}: none is certain, {causes[0].hypothesis.treatment} helps")
+            helps = f"{name}: none is certain, {causes[0].hypothesis.treatment} helps"
+            if causes[0].spared:
+                helps += (
+                    f" (without it alone less than {MOST:.0%} of the failures come back: for the"
+                    " rest the other fixes do as well)"
+                )
+            clauses.append(helps)
             continue
         clauses.append(f"{name}: {_list(mended)}")
     return f"Causes, by what mends them: {'; '.join(clauses) or 'no scenario was tried'}."
@@ -186,6 +190,17 @@ def put_in_words(effect: Paired, treatment: str, others: int = 0) -> str:
     if effect.net > 0 and p_value < ALPHA:
         return f"It brings failures back: {both}."
     return f"Undecided whether it brings failures back: {both}."
+
+
+def _needless(verdict: Verdict) -> str:
+    """Say how far a fix is needed beside the others, of one whose absence brings nothing back."""
+    text = "That failures come back without it alone is not shown"
+    if not verdict.spared:
+        return f"{text}, nor that the other fixes do as well."
+    return (
+        f"{text}: less than {MOST:.0%} of them do (sign-flip test over engines, for all hypotheses"
+        " at once), so that for the rest the other fixes do as well."
+    )
 
 
 def _refused(without: Arm, everything: Arm) -> str:

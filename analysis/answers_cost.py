@@ -111,9 +111,9 @@ def _what_was_compared(group: pd.DataFrame, found: pd.DataFrame, among: int) -> 
     levels = _list([str(level) for level in sorted(set(group["concurrency"]))])
     text = (
         f"{arms} sets of treatments were compared with no treatment, in {len(group)} cells at"
-        f" concurrency {levels}, with {int(group['answered'].sum())} answers. Intervals are 95%,"
-        " over engines, each for itself; what is said to cost or to save is so by a sign-flip test"
-        f" over pairs of engines, adjusted for all {among} comparisons (Holm)."
+        f" {levels} requests offered at once, with {int(group['answered'].sum())} answers."
+        " Intervals are 95%, over engines, each for itself; what is said to cost or to save is so"
+        f" by a sign-flip test over pairs of engines, adjusted for all {among} comparisons (Holm)."
     )
     if left := int(found.loc[found["metric"] == _WHOLE, "left_out"].sum()):
         text += (

@@ -60,14 +60,16 @@ def with_cells(
 def per_cell(
     requests: pd.DataFrame, cells: pd.DataFrame, failures: Sequence[str] = FAILURES
 ) -> pd.DataFrame:
-    """Return the cells with what became of their requests: n, rejected, failures, taken.
+    """Return the cells with what became of their requests: n, rejected, failures, taken, refused.
 
+    `refused` are those that the engine refused at least once, also if it took them later.
     Then `at_once`, how many requests the engine worked on at once at most: where it refuses what is
     beyond its batch, less than the concurrency that it was offered (NaN if unknown). `taken` are
     the requests that count: without those rejected, unless `failures` has these too.
     """
     rejected = requests["outcome"] == "rejected"
     failed = requests["outcome"].isin(tuple(failures))
+    again = requests["refusals"].fillna(0) > 0 if "refusals" in requests else False
     counted = pd.DataFrame(
         {
             "cell_id": requests["cell_id"],
@@ -75,9 +77,10 @@ def per_cell(
             "rejected": rejected.astype(int),
             "failures": failed.astype(int),
             "taken": (failed | ~rejected).astype(int),
+            "refused": (rejected | again).astype(int),
         }
     )
-    counts = ["n", "rejected", "failures", "taken"]
+    counts = ["n", "rejected", "failures", "taken", "refused"]
     whole = cells.merge(counted.groupby("cell_id", as_index=False).sum(), on="cell_id", how="left")
     whole[counts] = whole[counts].fillna(0).astype(int)
     nothing = [to_frame(name, TABLES[name].empty_table()) for name in ("flights", "events")]
@@ -97,7 +100,8 @@ def failure_rates(
     its interval low to high (NaN if all were rejected), icc (of an engine's requests), by_engine
     (whether the interval rests on engines; with fewer than five it is by request only, and too
     narrow), rejected_share; cells, cells_failed (with at least one failure), cells_ended_badly
-    (status other than ok); and at_once, the most requests that an engine worked on at once.
+    (status other than ok); refused (requests, at least once, also if taken later); and at_once,
+    the most requests that an engine worked on at once.
     """
     by = list(by)
     counted = per_cell(requests, cells)
@@ -121,12 +125,13 @@ def failure_rates(
                 "cells": len(group),
                 "cells_failed": failed,
                 "cells_ended_badly": int((group["status"] != "ok").sum()),
+                "refused": int(group["refused"].sum()),
                 "at_once": group["at_once"].max(),
             }
         )
     order = [*by, "n", "rejected", "failures", "rate", "low", "high", "icc", "by_engine"]
     order += ["rejected_share", "cells", "cells_failed", "cells_ended_badly"]
-    return pd.DataFrame(rows, columns=[*order, "at_once"])
+    return pd.DataFrame(rows, columns=[*order, "refused", "at_once"])
 
 
 def outcome_counts(

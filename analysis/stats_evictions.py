@@ -1,4 +1,4 @@
-"""Failure against evictions: rates, a logistic fit, and the comparison at equal concurrency.
+"""Failure against evictions: rates, a logistic fit, and the comparison where the rest is equal.
 
 Evictions are pages evicted while a request was served, by whomever. Rejected requests, and requests
 whose evictions are not known, are left out of everything here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,11 @@ import pandas as pd
 from scipy import stats as scipy_stats
 from scipy.special import expit
 
-from analysis.stats import FAILURES, with_cells
+from analysis.stats import FAILURES, holm, varying, with_cells
 from analysis.stats_engines import FEWEST, rate, sign_flip
 
+ALPHA = 0.05
 _CELLS_FOR_ROBUST = 10
-_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -190,17 +190,29 @@ def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -
 EQUIVALENT = 1.5
 """The odds ratio below which, and above whose inverse, evictions make no difference that matters.
 """
+Word = Literal["explain", "rarer", "accompany", "undecided"]
+
+
+def configurations(cells: pd.DataFrame) -> list[str]:
+    """Return the columns of what is judged each for itself: release and prefix sharing (device)."""
+    return ["release", "prefix_sharing", *varying(cells, ["device"])]
+
+
+def strata_of(cells: pd.DataFrame) -> list[str]:
+    """Return the columns that are equal within a stratum: concurrency (pages, workload).
+
+    A small pool brings more evictions, and fails more for other reasons, too.
+    """
+    return ["concurrency", *varying(cells, ["page_count", "workload"])]
 
 
 @dataclass(frozen=True)
 class EvictionContrast:
-    """Failures with evictions against failures without, at equal concurrency and regardless of it.
+    """Failures with evictions against failures without, within strata and regardless of them.
 
-    `odds_ratio` is common to all strata (Mantel-Haenszel), `low` to `high` its interval over
-    engines, and `p_value` that of a sign-flip test on the engines' shares in it. The same of
-    `crude_odds_ratio` and `crude_p_value`, regardless of concurrency. NaN where the data hold no
-    comparison, or have fewer than five engines; the interval is NaN too where the odds ratio is 0
-    or infinite.
+    `odds_ratio` is common to all strata (Mantel-Haenszel), and `p_value` that of a sign-flip test
+    on the engines' shares in it. The same of `crude_odds_ratio` and `crude_p_value`, regardless of
+    strata. NaN where the data hold no comparison, or have fewer than five engines.
     """
 
     strata: pd.DataFrame
@@ -208,60 +220,112 @@ class EvictionContrast:
     informative, whether it has both kinds of requests and both kinds of ends, for only then it
     counts."""
     odds_ratio: float
-    low: float
-    high: float
     p_value: float
     engines: int
     """Engines in the informative strata."""
     crude_odds_ratio: float
     crude_p_value: float
+    middle: float = math.nan
+    """Logarithm of the odds ratio of which the interval is made; NaN without an interval."""
+    error: float = math.nan
+    """Its jackknife standard error over engines."""
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the interval of the odds ratio over engines; NaN if it is 0 or infinite."""
+        if math.isnan(self.error):
+            return math.nan, math.nan
+        reach = float(scipy_stats.t.ppf(0.5 + confidence / 2, self.engines - 1)) * self.error
+        return math.exp(self.middle - reach), math.exp(self.middle + reach)
+
+
+@dataclass(frozen=True)
+class EvictionVerdict:
+    """What the data say of the evictions of one configuration, among all that were asked."""
+
+    contrast: EvictionContrast
+    p_adjusted: float
+    """That evictions explain failures, or make them rarer: for all claims (Holm)."""
+    crude_p_adjusted: float
+    """That both go together at all: multiplied by the number of claims (Bonferroni)."""
+    claims: int
+    """Two for each configuration: that evictions explain failures, and that they accompany them."""
 
     @property
-    def differs(self) -> bool:
-        """Whether failing depends on evictions at equal concurrency, beyond chance."""
-        return self.p_value < _ALPHA
+    def confidence(self) -> float:
+        """Of the interval that must lie within EQUIVALENT: two tests at ALPHA / claims."""
+        return 1 - 2 * ALPHA / self.claims
 
     @property
     def equivalent(self) -> bool:
         """Whether the odds are bounded to differ by no more than a factor of EQUIVALENT."""
-        return self.low > 1 / EQUIVALENT and self.high < EQUIVALENT
+        low, high = self.contrast.interval(self.confidence)
+        return low > 1 / EQUIVALENT and high < EQUIVALENT
+
+    @property
+    def word(self) -> Word:
+        """What is claimed."""
+        if self.p_adjusted < ALPHA:
+            return "explain" if self.contrast.odds_ratio > 1 else "rarer"
+        together = self.contrast.crude_odds_ratio > 1 and self.crude_p_adjusted < ALPHA
+        return "accompany" if together and self.equivalent else "undecided"
 
 
-def evictions_at_equal_concurrency(
-    requests: pd.DataFrame,
-    cells: pd.DataFrame,
-    equal: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
-    confidence: float = 0.95,
-) -> EvictionContrast:
-    """Compare requests that met evictions with those that met none, within strata of `equal`.
+def judge_evictions(
+    contrasts: Sequence[EvictionContrast | None],
+) -> list[EvictionVerdict | None]:
+    """Return the verdicts on all configurations of a notebook, in their order; None stays None.
 
-    More concurrency brings more evictions and, for other reasons too, more failures. Within a
-    stratum it is equal, so what is left of the association there is not its doing. It need not be
-    the evictions' doing either: a request that takes longer, failing, meets more of them.
+    A configuration with a p value risks two claims. That evictions explain failures is tested by
+    Holm's method, with the other claims taken for never shown; that they merely accompany them
+    takes both of its parts, each with its level divided by the number of claims (Bonferroni). So
+    all claims together are false with at most ALPHA.
+    """
+    known = [c for c in contrasts if c is not None and not math.isnan(c.p_value)]
+    claims = 2 * max(1, len(known))
+    adjusted = iter(holm([*(c.p_value for c in known), *[1.0] * len(known)]))
+    found: list[EvictionVerdict | None] = []
+    for one in contrasts:
+        if one is None:
+            found.append(None)
+            continue
+        p_value = math.nan if math.isnan(one.p_value) else next(adjusted)
+        found.append(EvictionVerdict(one, p_value, min(1.0, claims * one.crude_p_value), claims))
+    return found
+
+
+def evictions_contrast(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionContrast | None:
+    """Compare, in one configuration, requests that met evictions with those that met none.
+
+    None where nothing is risked: no page was evicted, or no request failed. More concurrency (or
+    fewer pages) brings more evictions and, for other reasons too, more failures. Within a stratum
+    of `strata_of` these are equal, so what is left of the association there is not their doing. It
+    need not be the evictions' doing either: a request that takes longer, failing, meets more of
+    them.
 
     Requests of one engine share batches, evictions and fate, so that engines are what is tested and
     left out in turn. Sources: J. Zhang and D. D. Boos (1997), Biometrics 53:1185, for the engines'
     shares in the Mantel-Haenszel statistic; R. G. Miller (1974), Biometrika 61:1, for the interval
     (jackknife, Student's t).
     """
-    equal = list(equal)
+    equal = strata_of(cells)
     known = _met_evictions(requests, cells, equal)
     known = known.assign(met=known["evictions"] > 0)
+    if not known["met"].any() or not known["failed"].any():
+        return None
     strata = _strata(known, equal)
     keys = strata.loc[strata["informative"], equal]
     own = known.merge(keys, on=equal)
-    engines = own["cell_id"].nunique()
-    ratio, low, high = _odds(own, equal, confidence)
+    ratio, middle, error = _odds(own, equal)
     crude = known.assign(all=1)
     return EvictionContrast(
         strata,
         ratio,
-        low,
-        high,
         _by_engine(own, equal),
-        engines,
-        _odds(crude, ["all"], confidence)[0],
+        own["cell_id"].nunique(),
+        _odds(crude, ["all"])[0],
         _by_engine(crude, ["all"]),
+        middle,
+        error,
     )
 
 
@@ -278,8 +342,12 @@ def _strata(known: pd.DataFrame, equal: list[str]) -> pd.DataFrame:
     return frame.astype({"informative": bool})
 
 
-def _odds(known: pd.DataFrame, equal: list[str], confidence: float) -> tuple[float, float, float]:
-    """Return the common odds ratio of the strata, and its jackknife interval over engines."""
+def _odds(known: pd.DataFrame, equal: list[str]) -> tuple[float, float, float]:
+    """Return the common odds ratio of the strata, and what its interval is made of.
+
+    That is its logarithm with half a request more of each kind, and the jackknife standard error of
+    that over engines.
+    """
     if known.empty:
         return (math.nan,) * 3
     strata = known.groupby(equal, dropna=False).ngroup().to_numpy()
@@ -297,8 +365,7 @@ def _odds(known: pd.DataFrame, equal: list[str], confidence: float) -> tuple[flo
         logs = np.log(_mantel_haenszel(whole[None] - tables + 0.5))
         middle = float(np.log(_mantel_haenszel(whole[None] + 0.5))[0])
     error = math.sqrt((count - 1) / count * float(((logs - logs.mean()) ** 2).sum()))
-    reach = float(scipy_stats.t.ppf(0.5 + confidence / 2, count - 1)) * error
-    return ratio, math.exp(middle - reach), math.exp(middle + reach)
+    return ratio, middle, error
 
 
 def _mantel_haenszel(tables: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

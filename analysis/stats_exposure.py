@@ -83,10 +83,32 @@ def changes(first: pd.DataFrame, second: pd.DataFrame, on: Sequence[str]) -> lis
     return found
 
 
-def in_words(found: Sequence[Change]) -> str:
-    """Say how far arms were exposed alike, where nothing is objected against them."""
+def in_words(found: Sequence[Change], through: Sequence[str] = ()) -> str:
+    """Say how far arms were exposed alike, where nothing is objected against them.
+
+    `through` names the exposures by which what differs between the arms is known to act: that they
+    differ is no objection, and is said apart.
+    """
     if not found:
         return "Exposure not compared: too few engines."
+    rest = [change for change in found if change.name not in through]
+    return f"{acts_through(found, through)} {_compared(rest)}".strip()
+
+
+def acts_through(found: Sequence[Change], through: Sequence[str]) -> str:
+    """Say how the exposures changed through which something acts; "" if none was compared."""
+    acting = [change for change in found if change.name in through]
+    if moved := [change.words for change in acting if change.fell or change.rose]:
+        return f"What it acts through changed with it ({'; '.join(moved)})."
+    if acting:
+        shown = "; ".join(change.words for change in acting)
+        return f"What it acts through is not shown to have changed ({shown})."
+    return ""
+
+
+def _compared(found: Sequence[Change]) -> str:
+    if not found:
+        return "No other exposure was compared: it was not recorded by enough engines."
     moved = [change.words for change in found if change.fell or change.rose]
     if moved:
         return f"Exposure differed ({'; '.join(moved)})."

@@ -12,16 +12,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
 from analysis.causes import Arm, Asked, Verdict, judge
 from analysis.causes.hypotheses import HYPOTHESES
 from analysis.cost import ALL, UNTREATED, costs
 from analysis.cost.measures import METRICS, SETTING
 from analysis.stats_engines import gone, permutation, rate, sign_flip
-from analysis.stats_evictions import evictions_at_equal_concurrency
+from analysis.stats_evictions import EQUIVALENT, evictions_contrast, judge_evictions
 from analysis.stats_paired import Paired
 
 ICCS = (0.0, 0.1, 0.2)
@@ -231,46 +233,83 @@ def pair_wrong(rng: Rng, p: float, icc: float, engines: int, runs: int) -> float
     return apart / runs
 
 
-# Evictions at equal concurrency.
+# Evictions where concurrency and pool are equal.
+
+LEVELS, ROUNDS, REPEATS = (4, 8), (1, 3), 6
+POOLS = {256: 0.4, 64: 1.0, 40: 1.4}
+"""Pages of notebook 03, and by how much they change how often requests fail and meet evictions."""
+SHARING = ("none", "trie")
+"""Configurations that are judged together; requests of both meet evictions here."""
 
 
 def evictions(
-    rng: Rng, icc: float, effect: float, engines: int, *, accompany: bool = False
+    rng: Rng, icc: float, ratio: float, repeats: int = REPEATS, *, confounded: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return requests and cells; failing is likelier by `effect` for requests that met evictions.
+    """Return requests and cells of notebook 03; odds of failing are `ratio` times with evictions.
 
-    Concurrency brings more of both. What an engine's requests share, evictions and failures share
-    alike only within it.
+    That is what is true in every stratum, over its engines. Concurrency and a small pool bring more
+    failures and more evictions, unless not `confounded`. An engine's requests share how often they
+    fail, and how often they meet evictions.
     """
     cells, requests = [], []
-    for level, p, met in ((4, 0.15, 0.3), (8, 0.35, 0.6)):
-        for repeat in range(engines):
-            name = f"{level}-{repeat}"
-            cells.append({"cell_id": name, "concurrency": level})
-            own, press = p, met
-            if icc:
-                scale = (1 - icc) / icc
-                own = rng.beta(p * scale, (1 - p) * scale)
-                press = rng.beta(met * scale, (1 - met) * scale)
-            for _ in range(level * 3):
-                evicted = rng.random() < press
-                failed = rng.random() < min(1.0, own + effect * evicted)
-                requests.append((name, int(evicted), "wrong" if failed else "ok"))
-    frame = pd.DataFrame(cells).assign(release="r", prefix_sharing="trie")
-    columns = ["cell_id", "evictions_during", "outcome"]
-    return pd.DataFrame(requests, columns=columns), frame
+    for sharing, pages, level, each in product(SHARING, POOLS, LEVELS, ROUNDS):
+        more = POOLS[pages] * level / 8 if confounded else 0.5
+        fails, press = 0.35 * more, 0.6 * more
+        odds = ratio * fails / (1 - fails)
+        likelier = odds / (1 + odds)
+        # The same place among engines with evictions and without, so that both rates are exact.
+        place = rng.random(repeats)
+        without, within = (_rates(place, p, icc) for p in (fails, likelier))
+        pressed = _rates(rng.random(repeats), press, icc)
+        for repeat in range(repeats):
+            name, count = f"{sharing}-{pages}-{level}-{each}-{repeat}", level * each
+            cells.append((name, sharing, pages, level))
+            met = rng.random(count) < pressed[repeat]
+            failed = rng.random(count) < np.where(met, within[repeat], without[repeat])
+            requests.append(
+                pd.DataFrame(
+                    {"cell_id": name, "evictions_during": met.astype(int),
+                     "outcome": np.where(failed, "wrong", "ok")}
+                )
+            )  # fmt: skip
+    columns = ["cell_id", "prefix_sharing", "page_count", "concurrency"]
+    frame = pd.DataFrame(cells, columns=columns).assign(release="r", workload="shared_prefix")
+    return pd.concat(requests, ignore_index=True), frame
 
 
-def eviction_claims(
-    rng: Rng, icc: float, effect: float, engines: int, runs: int
-) -> tuple[float, float]:
-    """Return how often an effect, and how often mere company, is claimed."""
-    explain = company = 0
+def _rates(place: Counts, p: float, icc: float) -> Counts:
+    """Return the rates of engines at these quantiles of their beta distribution."""
+    if not icc:
+        return np.full(len(place), p)
+    scale = (1 - icc) / icc
+    return scipy_stats.beta.ppf(place, p * scale, (1 - p) * scale)
+
+
+def eviction_words(
+    rng: Rng,
+    icc: float,
+    ratio: float,
+    runs: int,
+    repeats: int = REPEATS,
+    *,
+    confounded: bool = True,
+) -> list[list[str]]:
+    """Return what is claimed of each configuration, for each simulated notebook."""
+    claimed = []
     for _ in range(runs):
-        found = evictions_at_equal_concurrency(*evictions(rng, icc, effect, engines))
-        explain += found.differs
-        company += found.equivalent
-    return explain / runs, company / runs
+        requests, cells = evictions(rng, icc, ratio, repeats, confounded=confounded)
+        contrasts = []
+        for sharing in SHARING:
+            own = cells[cells["prefix_sharing"] == sharing]
+            asked = requests[requests["cell_id"].isin(own["cell_id"])]
+            contrasts.append(evictions_contrast(asked, own))
+        claimed.append([found.word for found in judge_evictions(contrasts) if found is not None])
+    return claimed
+
+
+def any_of(claimed: Sequence[Sequence[str]], *words: str) -> float:
+    """Return the share of notebooks in which one of these words is claimed of something."""
+    return float(np.mean([any(word in words for word in found) for found in claimed]))
 
 
 # Costs.
@@ -354,16 +393,22 @@ def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) ->
             ):
                 add("verdicts on causes", plan, icc, what,
                     verdict_power(rng, truth, word, icc, engines, runs))  # fmt: skip
-        for name, engines in (("quick", 36),):
-            plan = f"{name}: {engines} engines at 4 and at 8"
-            few = max(10, runs // 5)
-            add("evictions", plan, icc, "false claims: they explain failures",
-                eviction_claims(rng, icc, 0.0, engines, few)[0])  # fmt: skip
-            add("evictions", plan, icc, "power: 30 points more fail with them",
-                eviction_claims(rng, icc, 0.3, engines, few)[0])  # fmt: skip
-            # 10 points more are odds of 1.5 to 1.9 times: too much to call it company.
-            add("evictions", plan, icc, "false claims: they merely accompany",
-                eviction_claims(rng, icc, 0.1, engines, few)[1])  # fmt: skip
+        few = max(10, runs // 5)
+        plan = "quick: 2 configurations of 3 pools, 36 engines at 4 and at 8"
+        found = eviction_words(rng, icc, 1.0, few)
+        add("evictions", plan, icc, "false claims in a notebook: they explain failures",
+            any_of(found, "explain", "rarer"))  # fmt: skip
+        add("evictions", plan, icc, "power: no effect at all: they merely accompany",
+            float(np.mean([word == "accompany" for words in found for word in words])))  # fmt: skip
+        found = eviction_words(rng, icc, 1.0, few, confounded=False)
+        add("evictions", plan, icc, "false claims in a notebook: nothing goes with evictions",
+            any_of(found, "explain", "rarer", "accompany"))  # fmt: skip
+        found = eviction_words(rng, icc, EQUIVALENT, few)
+        add("evictions", plan, icc, "false claims in a notebook: odds of 1.5 merely accompany",
+            any_of(found, "accompany"))  # fmt: skip
+        found = eviction_words(rng, icc, 4.0, few)
+        add("evictions", plan, icc, "power: odds of failing are 4 times with them: explain",
+            float(np.mean([word == "explain" for words in found for word in words])))  # fmt: skip
     few = max(10, runs // 5)
     for name, pairs, arms in (("quick", 12, 2), ("full", 80, 12)):
         plan = f"{name}: {arms} sets, {pairs} pairs of engines"

@@ -16,7 +16,8 @@ BEYOND = Found("own length", "beyond it", "wrong data", 12, 3, "r0001 reads posi
 def rung(level: int, accepted: int = 320, **changes: Any) -> Rung:
     """A clean rung, but for what is changed."""
     made = Rung(
-        level=level, needed=299, accepted=accepted, cells=10, controls=1, alarms=1,
+        level=level, needed=299, accepted=accepted, cells=10, workloads={"mixed": 10},
+        controls=1, alarms=1,
         peak_rss_bytes=(220 + level) * 2**20, pages_in_use=12 * level, page_count=512,
         seconds=33.0, run=f"rung-{level:02d}",
     )  # fmt: skip

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from synthetic import make_run, reported_pattern
 
 from analysis.answers import answer_in_a_sentence, answer_in_words
+from analysis.store import to_frame
 
 KEY = ("3.1.0", "none")
 
@@ -86,20 +89,77 @@ def test_failing_alone_and_less_often_under_load() -> None:
     assert "Requests failed less often at 4 or more than below" in words
 
 
-def make_words_of_refusals() -> str:
-    return answer_in_words(make_run({(*KEY, 8): {"ok": 16, "rejected": 16}}))
-
-
 def test_rejections_stand_apart() -> None:
     run = make_run({(*KEY, 4): {"ok": 48}, (*KEY, 8): {"ok": 48, "rejected": 48}})
     words = answer_in_words(run)
     assert "No request failed at 4 and 8 concurrent requests (0 of 96)" in words
-    assert "Rejected, and not counted: 48 of 96 at 8." in words
-    assert "At most so many ran at once: 4 when offered 8." in make_words_of_refusals()
+    assert "Rejected, and not counted: 48 of 96 when offered 8." in words
     assert "(0 of 96, 48 rejected)" in answer_in_a_sentence(run)
     refused = make_run({(*KEY, 8): {"rejected": 4}})
     assert "All 4 requests were rejected, so there is no failure rate." in answer_in_words(refused)
     assert answer_in_a_sentence(refused) == "No request was accepted."
+
+
+def test_what_ran_is_named_before_what_was_offered() -> None:
+    run = make_run({(*KEY, n): {"ok": 16, "rejected": 4 * n - 16} for n in (8, 16, 32)})
+    assert answer_in_a_sentence(run) == (
+        "No request failed at 4 concurrent requests"
+        " (offered 8, 16 and 32: ran 4; 0 of 48, 176 rejected)."
+    )
+    words = answer_in_words(run)
+    assert "No request failed at 4 concurrent requests (offered 8, 16 and 32: ran 4; 0 of" in words
+    assert "at 8" not in words
+    every = make_run({(*KEY, 8): {"wrong": 16, "rejected": 16}})
+    assert "Every request failed at 4 concurrent requests (offered 8: ran 4; 16 of 16" in (
+        answer_in_a_sentence(every)
+    )
+    assert "at every concurrency: 100% at 4 (offered 8; 16 of 16" in answer_in_words(every)
+
+
+def test_failures_where_less_ran_than_was_offered_are_named_and_tested_apart() -> None:
+    run = make_run(
+        {
+            (*KEY, 2): {"ok": 7, "wrong": 1},
+            (*KEY, 4): {"ok": 10, "wrong": 6},
+            (*KEY, 8): {"ok": 4, "wrong": 12, "rejected": 16},
+        }
+    )
+    words = answer_in_words(run)
+    assert "75% at 4 (offered 8; 12 of 16" in words
+    assert "against 4 engines, without what refused requests (offered 8: ran 4)" in words
+    sentence = answer_in_a_sentence(run)
+    assert "(6 of 16, 16 rejected; without what refused requests: offered 8: ran 4" in sentence
+    # Nothing of what was offered from 4 on ran in full: that is not to say that nothing was taken.
+    less = make_run({(*KEY, 2): {"ok": 8}, (*KEY, 8): {"ok": 12, "wrong": 4, "rejected": 16}})
+    words = answer_in_words(less)
+    assert "The first failures are at 4 (offered 8): 25% at 4 (offered 8; 4 of 16" in words
+    assert "From 4 on no engine ran as many requests at once as it was offered, so" in words
+
+
+def test_requests_that_were_sent_again_did_not_run_at_once_either() -> None:
+    run = make_run({(*KEY, 8): {"ok": 32}})
+    late = run.requests.groupby("cell_id").cumcount() >= 4
+    submitted = run.requests["submitted_s"].where(~late, 1000.0)
+    again = replace(run, requests=run.requests.assign(submitted_s=submitted, refusals=1 * late))
+    assert "at 4 concurrent requests (offered 8: ran 4; 0 of 32)" in answer_in_a_sentence(again)
+
+
+def test_exposures_through_which_a_setting_acts_are_reported() -> None:
+    run = make_run({(*KEY, 4): {"ok": 24}, ("3.1.0", "trie", 4): {"wrong": 24}}, cells=6)
+    flights, events = [], []
+    for cell, sharing in zip(run.cells["cell_id"], run.cells["prefix_sharing"], strict=True):
+        free = 200 if sharing == "none" else 50
+        flights.append({"flight_id": 0, "cell_id": cell, "phase": "decode", "rows": 4,
+                        "batch_size": 4, "request_ids": ["r0"], "seq": 1, "end_seq": 2,
+                        "t_s": 0.0, "duration_s": 0.01})  # fmt: skip
+        events.append({"seq": 0, "cell_id": cell, "t_ns": 0, "kind": "acquire", "free_pages": free})
+    recorded = replace(run, flights=to_frame("flights", flights), events=to_frame("events", events))
+    words = answer_in_words(recorded)
+    assert "prefix sharing trie failed more often than prefix sharing none" in words
+    assert (
+        "What it acts through changed with it (pages in use at once, at most: 206, then 56)."
+        in words
+    )
 
 
 def test_one_side_only_is_not_compared() -> None:

@@ -99,7 +99,7 @@ def test_the_progress_of_a_sweep_counts_neither_rejections_nor_planted_faults_as
 def test_every_answer_shows_rejections_apart(mixed: Run) -> None:
     requests = mixed.requests.assign(evictions_during=0)
     checked = [Checked("3.9.0", "none", (), cells=4, controls=1, alarms=1)]
-    assert "51 of 96 at 8" in answer_in_words(mixed)
+    assert "51 of 96 when offered 8" in answer_in_words(mixed)
     assert "51 rejected" in answer_in_a_sentence(mixed)
     assert "51 of 96 requests" in evictions_in_words(requests, mixed.cells)
     assert "51 rejected" in findings_in_words(mixed, checked)

@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis import answers_evictions
 from analysis.answers_evictions import evictions_in_words
 from analysis.stats_evictions import (
+    EvictionContrast,
+    EvictionVerdict,
     eviction_bins,
     eviction_fit,
     eviction_rates,
-    evictions_at_equal_concurrency,
+    evictions_contrast,
+    judge_evictions,
 )
 
 LEVELS = (2, 4, 8, 16)
@@ -41,13 +45,19 @@ def sweep(
                 evicted = evicts(level, rng)
                 wrong = rng.random() < fails(level, evicted)
                 requests.append(
-                    {"cell_id": cell_id, "evictions_during": evicted,
-                     "outcome": "wrong" if wrong else "ok"}
+                    {"cell_id": cell_id, "evictions_during": evicted, "submitted_s": 0.0,
+                     "latency_s": 1.0, "outcome": "wrong" if wrong else "ok"}
                 )  # fmt: skip
     frame = pd.DataFrame(cells).assign(
         release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64, workload="mixed"
     )
     return pd.DataFrame(requests), frame
+
+
+def judged(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionVerdict:
+    [verdict] = judge_evictions([evictions_contrast(requests, cells)])
+    assert verdict is not None
+    return verdict
 
 
 def more_with_concurrency(level: int, rng: np.random.Generator) -> int:
@@ -58,14 +68,14 @@ def test_evictions_that_cause_failures_are_found_out() -> None:
     requests, cells = sweep(
         more_with_concurrency, lambda level, evicted: 0.05 + 0.4 * (evicted > 0)
     )
-    contrast = evictions_at_equal_concurrency(requests, cells)
-    assert contrast.low > 2
-    assert contrast.p_value < 0.001
-    assert contrast.differs
-    assert not contrast.equivalent
+    verdict = judged(requests, cells)
+    assert verdict.contrast.interval()[0] > 2
+    assert verdict.contrast.p_value < 0.001
+    assert verdict.word == "explain"
+    assert not verdict.equivalent
     [fit] = eviction_fit(requests, cells)
     assert fit.low > 1
-    assert "Evictions explain failures beyond what concurrency does" in evictions_in_words(
+    assert "Evictions explain failures beyond what the settings do" in evictions_in_words(
         requests, cells
     )
 
@@ -75,12 +85,60 @@ def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         cells_each=40,
     )  # fmt: skip
-    contrast = evictions_at_equal_concurrency(requests, cells)
-    assert contrast.crude_p_value < 0.001
-    assert contrast.crude_odds_ratio > 1.5
-    assert contrast.low < 1 < contrast.high
-    assert contrast.equivalent
-    assert "merely accompany" in evictions_in_words(requests, cells)
+    verdict = judged(requests, cells)
+    assert verdict.contrast.crude_p_value < 0.001
+    assert verdict.contrast.crude_odds_ratio > 1.5
+    low, high = verdict.contrast.interval()
+    assert low < 1 < high
+    assert verdict.word == "accompany"
+    words = evictions_in_words(requests, cells)
+    assert "merely accompany" in words
+    assert "adjusted for 2 claims), but at equal concurrency (offered 2, 4, 8 and 16" in words
+    assert "(95% interval over engines" in words
+
+
+def contrast(p_value: float, crude: float, error: float) -> EvictionContrast:
+    strata = pd.DataFrame({"concurrency": [4], "without_failures": [3], "informative": [True]})
+    return EvictionContrast(strata, 1.1, p_value, 60, 2.0, crude, 0.0, error)
+
+
+def test_what_one_configuration_shows_is_not_shown_among_four() -> None:
+    # At 95% its interval reaches 1.43, at 98.75% 1.59; and 0.02 is not 0.05 / 8.
+    wide, unsure = contrast(0.5, 0.0001, 0.18), contrast(0.5, 0.02, 0.05)
+    explains = contrast(0.02, 0.0001, 0.3)
+    for one, word in ((wide, "accompany"), (unsure, "accompany"), (explains, "explain")):
+        assert [v.word for v in judge_evictions([one]) if v] == [word]
+        several = judge_evictions([one, None, *[contrast(0.9, 0.9, 1.0)] * 3])
+        assert several[1] is None
+        assert {v.claims for v in several if v} == {8}
+        assert {v.word for v in several if v} == {"undecided"}
+    # One of fewer than five engines risks no claim, and costs the others nothing.
+    few = contrast(math.nan, math.nan, math.nan)
+    assert [v.word for v in judge_evictions([wide, few]) if v] == ["accompany", "undecided"]
+
+
+def test_the_interval_that_is_printed_is_the_one_that_bears_the_claim() -> None:
+    cells = pd.DataFrame({"page_count": [64], "workload": ["mixed"]})
+    for verdict in judge_evictions([contrast(0.5, 0.0001, 0.1)] * 2):
+        assert verdict is not None
+        words = answers_evictions._verdict(verdict, cells)
+        assert "merely accompany" in words
+        assert "(97.5% interval over engines 0.79 to 1.3, sign-flip test over 60 engines" in words
+        assert words.count("adjusted for 4 claims") == 2
+
+
+def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
+    requests, cells = sweep(
+        lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
+        cells_each=24, seed=3,
+    )  # fmt: skip
+    assert "merely accompany failures" in evictions_in_words(requests, cells)
+    again = cells.assign(cell_id="again-" + cells["cell_id"], release="3.9.0")
+    both = (
+        pd.concat([requests, requests.assign(cell_id="again-" + requests["cell_id"])]),
+        pd.concat([cells, again]),
+    )
+    assert "merely accompany failures" not in evictions_in_words(*both)
 
 
 def test_a_small_pool_that_fails_for_other_reasons_is_no_effect_of_evictions() -> None:
@@ -99,7 +157,9 @@ def test_a_small_pool_that_fails_for_other_reasons_is_no_effect_of_evictions() -
             )
         )
     requests, cells = (pd.concat(part, ignore_index=True) for part in zip(*pools, strict=True))
-    assert evictions_at_equal_concurrency(requests, cells).low > 1.5
+    regardless = evictions_contrast(requests, cells.assign(page_count=64))
+    assert regardless is not None
+    assert regardless.interval()[0] > 1.5
     assert "Evictions explain failures" not in evictions_in_words(requests, cells)
 
 
@@ -118,9 +178,9 @@ def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         cells_each=3,
     )  # fmt: skip
-    contrast = evictions_at_equal_concurrency(requests, cells)
-    assert not contrast.differs
-    assert not contrast.equivalent
+    verdict = judged(requests, cells)
+    assert verdict.word == "undecided"
+    assert not verdict.equivalent
     words = evictions_in_words(requests, cells)
     assert "merely accompany them is undecided" in words
     assert "engines would decide it (80% power)" in words

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.observe.derive import EXPOSURES
-from analysis.stats_exposure import Change, changes
+from analysis.stats_exposure import Change, changes, in_words
 
 
 def arm(engines: int = 8, **values: float | list[float]) -> pd.DataFrame:
@@ -39,3 +39,23 @@ def test_a_change_below_a_fifth_and_one_of_few_engines_is_none() -> None:
     assert not of(arm(4, pages=10.0), arm(4, pages=1.0))
     never = of(arm(evictions=0.0), arm(evictions=0.0))
     assert not never["evictions"].rose
+
+
+def test_what_a_cause_acts_through_is_said_apart_from_what_differs() -> None:
+    noise = [4.0, 4.1, 3.9, 4.2, 3.8, 4.0, 4.1, 3.9]
+    first, second = (
+        arm(pages=noise, batch_rows=4.0),
+        arm(pages=[v / 4 for v in noise], batch_rows=4.0),
+    )
+    found = changes(first, second, ["repeat"])
+    words = in_words(found, ("pages",))
+    assert words.startswith(
+        "What it acts through changed with it (pages in use at once, at most: 4"
+    )
+    assert words.endswith("Exposed alike (within 20%).")
+    assert in_words(found).startswith("Exposure differed (pages")
+    # Eight engines recorded it: that nothing else was recorded is not for want of engines of these.
+    alone = in_words(changes(arm(pages=noise), arm(pages=noise), ["repeat"]), ("pages",))
+    assert "What it acts through is not shown to have changed (pages" in alone
+    assert "No other exposure was compared" in alone
+    assert in_words([], ("pages",)) == "Exposure not compared: too few engines."

@@ -182,6 +182,15 @@ class Verdict(Asked):
         return sign_flip(self.back.nets) * self.tests < ALPHA
 
     @property
+    def spared(self) -> bool:
+        """Whether less than MOST of the failures come back without it alone, beyond chance.
+
+        For all hypotheses at once. Only then the other fixes are known to do as well for the rest.
+        """
+        p_value, side = self.against_most()[1]
+        return self.back is not None and side < 0 and p_value * self.tests < ALPHA
+
+    @property
     def share(self) -> float:
         """The larger of the shares of the failures that go with it, and that come back without."""
         known = [self.gone().value]

@@ -121,5 +121,5 @@ def _tolerated(value: str) -> tuple[tuple[str, str], str]:
 def _say_step(step: Isolated | Rung) -> None:
     from analysis.validate import Rung
 
-    level = f"{step.level} at once" if isinstance(step, Rung) else "the cache alone"
+    level = step.name if isinstance(step, Rung) else "the cache alone"
     sys.stderr.write(f"{level}: {step.verdict}\n")

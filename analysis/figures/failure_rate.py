@@ -20,7 +20,7 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
     columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
     ran = per_cell(requests, cells)
     # An engine that refused nothing ran what it was offered, even where no two met.
-    less = (ran["rejected"] > 0) & ran["at_once"].notna() & (ran["at_once"] > 0)
+    less = (ran["refused"] > 0) & ran["at_once"].notna() & (ran["at_once"] > 0)
     offered = cells.set_index("cell_id")["concurrency"]
     at_once = offered.copy()
     at_once.loc[ran.loc[less, "cell_id"]] = ran.loc[less, "at_once"].to_numpy(dtype=int)

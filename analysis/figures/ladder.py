@@ -38,7 +38,9 @@ def ladder(climbed: Ladder) -> Figure:
     steps: list[Isolated | Rung | None] = [climbed.isolated] if climbed.isolated else []
     own = {rung.level: rung for rung in climbed.rungs}
     steps += [own.get(level) for level in levels]
-    names = ["cache alone"] * (climbed.isolated is not None) + [f"{n} at once" for n in levels]
+    names = ["cache alone"] * (climbed.isolated is not None) + [
+        own[n].name if n in own else f"{n} at once" for n in levels
+    ]
     figure = style.new_figure(9.0, 1.9 + 0.62 * len(steps))
     axes, words = figure.subplots(1, 2, width_ratios=[1.0, 1.05], sharey=True)
     for place, step in enumerate(steps):
@@ -56,7 +58,9 @@ def ladder(climbed: Ladder) -> Figure:
     axes.set_ylim(-0.6, len(steps) - 0.4)
     words.set_axis_off()
     sure = f"{100 * climbed.confidence:g}%"
-    label = f"one-sided upper bounds, {sure}\n(line: requests, if independent; square: engines)"
+    mixed = any(len(rung.workloads) > 1 for rung in climbed.rungs)
+    label = f"one-sided upper bounds, {sure}{', of the mix of workloads' if mixed else ''}"
+    label += "\n(line: requests, if independent; square: engines)"
     style.dress(axes, "", label, "")
     axes.grid(visible=False)
     _title(figure, f"{climbed.name}: {climbed.verdict}")

@@ -118,21 +118,25 @@ def exposure(
 
 
 def _admitted(own: pd.DataFrame, concurrency: int) -> dict[str, float]:
-    taken = own[own["outcome"] != "rejected"]
     if own.empty:
         return {"accepted": np.nan, "at_once": np.nan}
+    accepted = float((own["outcome"] != "rejected").mean())
+    at_once = max_at_once(own, concurrency)
+    return {"accepted": accepted, "at_once": np.nan if at_once is None else float(at_once)}
+
+
+def max_at_once(own: pd.DataFrame, concurrency: int) -> int | None:
+    """Return how many requests of one cell were under way at once, at most; None if unknown."""
+    taken = own[own["outcome"] != "rejected"]
     sent = taken["submitted_s"].to_numpy(dtype=float)
     known = ~np.isnan(sent)
-    if not len(taken) or not known.any():
-        return {"accepted": len(taken) / len(own), "at_once": np.nan if len(taken) else 0.0}
+    if not known.any():
+        return None if len(taken) or own.empty else 0
     took = taken["latency_s"].to_numpy(dtype=float)[known]
     starts, ends = np.sort(sent[known]), np.sort(sent[known] + np.nan_to_num(took, nan=np.inf))
     # As of each start: those that began by then less those that had ended.
     under_way = np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right")
-    return {
-        "accepted": len(taken) / len(own),
-        "at_once": float(min(concurrency, under_way.max())),
-    }
+    return min(concurrency, int(under_way.max()))
 
 
 def _batches(own: pd.DataFrame | None) -> dict[str, float]:

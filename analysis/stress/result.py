@@ -90,7 +90,9 @@ class Stress:
         for level, ending in self.endings.items():
             own = self.frame[self.frame["level"] == level]
             slopes = trends[trends["level"] == level].set_index("measure")
-            lines.append(f"- {level} at once: {_level(own, slopes, ending)}")
+            refused = own["rejected"].sum() + own["refusals"].sum()
+            offered = "offered " if refused else ""
+            lines.append(f"- {level} {offered}at once: {_level(own, slopes, ending)}")
         return "\n".join(lines)
 
 

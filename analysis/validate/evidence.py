@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.errors import RunError
+from analysis.observe.derive import max_at_once
 from analysis.sanitize.findings import WRONG_DATA, worst
 from analysis.sanitize.recorded import Control
 from analysis.stats import FAILURES
@@ -31,6 +32,7 @@ class Evidence:
     """What one fresh engine showed."""
 
     cell_id: str
+    workload: str
     control: bool
     alarmed: bool
     """Whether a control's fault was found for what it is."""
@@ -49,6 +51,8 @@ class Evidence:
     leaked: int
     peak_rss_bytes: int | None
     pages_in_use: int | None
+    at_once: int | None
+    """Requests that it worked on at once, at most."""
     page_count: int
     duration_s: float
     failed_requests: tuple[str, ...] = field(default=())
@@ -69,6 +73,8 @@ class Evidence:
 def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
     """Return what the tables of one cell, of those named in `READ`, say."""
     [cell] = tables["cells"].to_pylist()
+    times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
+    at_once = max_at_once(times, cell["concurrency"])
     requests = tables["requests"].select(["request_id", "outcome", "refusals", "submitted_s"])
     requests = requests.to_pylist()
     findings = tables["findings"].to_pylist() if "findings" in tables else []
@@ -82,6 +88,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
     control = Control.of(cell, findings) if is_control(cell["treatments"] or ()) else None
     return Evidence(
         cell_id=cell["cell_id"],
+        workload=cell["workload"],
         control=control is not None,
         alarmed=control is not None and control.alarmed,
         struck=control is not None and control.struck,
@@ -95,6 +102,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
         leaked=0 if badly else _leaked(tables),
         peak_rss_bytes=cell["peak_rss_bytes"],
         pages_in_use=_pages_in_use(tables, cell["page_count"]),
+        at_once=at_once,
         page_count=cell["page_count"],
         duration_s=cell["duration_s"],
         failed_requests=tuple(row["request_id"] for row in failed),
@@ -150,6 +158,8 @@ def rung_of(
         refusals=sum(item.refusals for item in own),
         cells=len(own),
         failed_cells=sum(item.broken for item in own),
+        workloads=Counter(item.workload for item in own),
+        at_once=max((item.at_once for item in own if item.at_once is not None), default=None),
         endings=tuple(item.ending for item in own if item.ending),
         findings=_grouped(own, "findings", {}),
         tolerated=_grouped(own, "tolerated", tolerated),

@@ -65,6 +65,10 @@ class Rung:
     """Fresh engines."""
     failed_cells: int = 0
     """Of these, how many had a failure, a finding or a leak, or did not end well."""
+    workloads: Mapping[str, int] = field(default_factory=dict)
+    """How many of these engines were asked which workload."""
+    at_once: int | None = None
+    """Requests that an engine worked on at once, at most; None if unknown."""
     endings: tuple[str, ...] = ()
     """How engines ended that did not end well."""
     findings: tuple[Found, ...] = ()
@@ -115,8 +119,24 @@ class Rung:
 
     @property
     def upper_of_engines(self) -> float:
-        """The same of engines with anything wrong, which are independent of each other."""
+        """The same of engines with anything wrong, which are independent of each other.
+
+        Where they were asked several workloads, of the mix of these: with no failure it bounds the
+        mean of the engines' rates, for none does better with unequal rates than with equal ones.
+        """
         return upper_bound(self.failed_cells, self.cells, self.confidence)
+
+    @property
+    def ran(self) -> int:
+        """Requests that ran at once: fewer than the level where the engine refused the others."""
+        refused = self.refusals or self.rejected
+        return min(self.level, self.at_once) if refused and self.at_once else self.level
+
+    @property
+    def name(self) -> str:
+        """What ran, and what was offered if that was more."""
+        offered = f" (offered {self.level})" if self.ran < self.level else ""
+        return f"{self.ran} at once{offered}"
 
 
 @dataclass(frozen=True)
@@ -213,8 +233,8 @@ class Ladder:
         """Return a row a rung that was begun or is to come: level 0 stands for the isolated ones.
 
         Columns: level, verdict ("not begun" for those to come), needed, accepted, failed, rejected,
-        refusals, upper (of the failure rate), findings and leaked (counts), cells, peak_rss_bytes,
-        pages_in_use, page_count, seconds.
+        refusals, at_once, upper (of the failure rate), findings and leaked (counts), cells,
+        peak_rss_bytes, pages_in_use, page_count, seconds.
         """
         rows: list[dict[str, Any]] = []
         if self.isolated is not None:
@@ -245,8 +265,9 @@ class Ladder:
 
 
 _COLUMNS = (
-    "level", "verdict", "needed", "accepted", "failed", "rejected", "refusals", "upper",
-    "findings", "leaked", "cells", "peak_rss_bytes", "pages_in_use", "page_count", "seconds",
+    "level", "verdict", "needed", "accepted", "failed", "rejected", "refusals", "at_once",
+    "upper", "findings", "leaked", "cells", "peak_rss_bytes", "pages_in_use", "page_count",
+    "seconds",
 )  # fmt: skip
 
 

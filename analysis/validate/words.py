@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analysis.stats_engines import FEWEST
 from analysis.validate.result import Found, Isolated, Ladder, Rung
 from analysis.workload import in_turn
 
@@ -11,27 +12,29 @@ _MIB = 2**20
 _SHOWN = 3
 _CAVEAT = (
     "Bounds are one-sided, with {} confidence. That of requests holds only if requests were"
-    " independent, which those that share batches are not; that of engines holds as it is."
+    " independent, which those that share batches are not; that of engines holds as it is{}."
 )
+_MIX = ", for the mix of workloads that the rung asked, and for none of them by itself"
 
 
 def in_words(ladder: Ladder) -> str:
     """Return what the ladder came to as Markdown: a verdict, then a line for every rung."""
     lines = [f"**{ladder.name}: {_verdict(ladder)}**", ""]
     if len(asked := in_turn(ladder.workload)) > 1:
-        lines += [f"Asked in turn, of one fresh engine each: {_list(list(asked))}.", ""]
+        lines += [f"Workloads, of which each fresh engine is asked one: {_list(list(asked))}.", ""]
     if ladder.isolated is not None:
         lines.append(f"- Cache operations by themselves: {isolated_in_words(ladder.isolated)}")
     else:
         lines.append("- Cache operations by themselves: not examined.")
-    lines += [f"- {rung.level} at once: {rung_in_words(rung)}" for rung in ladder.rungs]
+    lines += [f"- {rung.name}: {rung_in_words(rung)}" for rung in ladder.rungs]
     begun = {rung.level for rung in ladder.rungs}
     if rest := [str(level) for level in ladder.levels if level not in begun]:
         lines.append(f"- Not begun: {_list(rest)} at once.")
     if any(rung.accepted and not rung.failed_cells for rung in ladder.rungs):
-        lines += ["", _CAVEAT.format(_percent(ladder.confidence))]
+        mixed = any(len(rung.workloads) > 1 for rung in ladder.rungs)
+        lines += ["", _CAVEAT.format(_percent(ladder.confidence), _MIX if mixed else "")]
     if stopped := next((r for r in ladder.rungs if r.explanation), None):
-        lines += ["", f"Why it stopped at {stopped.level} at once:", "", stopped.explanation]
+        lines += ["", f"Why it stopped at {stopped.name}:", "", stopped.explanation]
     return "\n".join(lines)
 
 
@@ -58,7 +61,7 @@ def answer_in_a_sentence(
         text = f"of {len(singles)} single fixes {failed} failed and {len(held)} held"
         if held:
             named = [
-                f"{one.treatments[0]}, {one.prefix_sharing}, up to {one.levels[-1]} at once:"
+                f"{one.treatments[0]}, {one.prefix_sharing}, up to {one.rungs[-1].name}:"
                 f" {_bounds(one)}"
                 for one in held
             ]
@@ -71,9 +74,8 @@ def answer_in_a_sentence(
 
 def _short(ladder: Ladder) -> str:
     if ladder.verdict == "validated":
-        return f"is validated up to {ladder.levels[-1]} requests at once ({_bounds(ladder)})"
-    text = _verdict(ladder).partition(":")[0].rstrip(".")
-    return text if ladder.verdict == "failed" else f"is {text}"
+        return f"is validated up to {ladder.rungs[-1].name} ({_bounds(ladder)})"
+    return _ended(ladder) if ladder.verdict == "failed" else f"is {_ended(ladder)}"
 
 
 def _bounds(ladder: Ladder) -> str:
@@ -84,8 +86,20 @@ def _bounds(ladder: Ladder) -> str:
         f" {_percent(ladder.confidence)} confidence if requests were independent, and"
         f" {rung.failed_cells} of {rung.cells} engines, which are independent, bounds engines with"
         f" a failure at {_percent(rung.upper_of_engines)}"
-        + (", of all workloads together" if "+" in (ladder.workload or "") else "")
+        + (f", {_mix(rung)}" if len(rung.workloads) > 1 else "")
     )
+
+
+def _mix(rung: Rung) -> str:
+    """Say of what a rung's bounds hold, where its engines were asked several workloads."""
+    engines = [f"{count} {name}" for name, count in sorted(rung.workloads.items())]
+    text = f"in the mix of workloads that was asked (engines: {', '.join(engines)})"
+    few = [name for name, count in rung.workloads.items() if count < FEWEST]
+    if len(few) == len(rung.workloads):
+        return f"{text}; no workload by itself is bounded, by fewer than {FEWEST} engines each"
+    if few:
+        return f"{text}; {_list(sorted(few))} by itself is not bounded, by fewer than {FEWEST}"
+    return f"{text}, not in one by itself"
 
 
 def isolated_in_words(isolated: Isolated) -> str:
@@ -132,18 +146,26 @@ def rung_in_words(rung: Rung) -> str:
 
 
 def _verdict(ladder: Ladder) -> str:
+    if ladder.verdict == "validated":
+        highest = ladder.rungs[-1].name
+        return f"validated up to {highest}: on every rung {_bounds(ladder)}."
+    if ladder.verdict == "void":
+        return f"{_ended(ladder)}: the alarm did not sound when it should have."
+    return f"{_ended(ladder)}."
+
+
+def _ended(ladder: Ladder) -> str:
+    """Say where a ladder ended that is not validated, and how."""
     last = ladder.last
+    ended = ""
+    if ladder.verdict == "undecided" and ladder.out_of_time:
+        ended = " when its time was up"
+    if last is None:
+        return f"{ladder.verdict}, not begun{ended}"
     where = "in the cache's operations by themselves"
     if isinstance(last, Rung):
-        where = f"at {last.level} at once"
-    if ladder.verdict == "validated":
-        return f"validated up to {ladder.levels[-1]} at once: on every rung {_bounds(ladder)}."
-    if ladder.verdict == "failed":
-        return f"failed {where}."
-    if ladder.verdict == "void":
-        return f"void {where}: the alarm did not sound when it should have."
-    ended = " when its time was up" if ladder.out_of_time else ""
-    return f"undecided {where}{ended}." if last is not None else f"undecided, not begun{ended}."
+        where = f"at {last.name}"
+    return f"{ladder.verdict} {where}{ended}"
 
 
 def _requests(rung: Rung) -> str:
@@ -163,7 +185,8 @@ def _requests(rung: Rung) -> str:
         return f"{text}."
     return (
         f"{text}: at most {_percent(rung.upper)} of requests do if they are independent, and at"
-        f" most {_percent(rung.upper_of_engines)} of engines, which are."
+        f" most {_percent(rung.upper_of_engines)} of engines, which are"
+        + (f", {_mix(rung)}." if len(rung.workloads) > 1 else ".")
     )
 
 

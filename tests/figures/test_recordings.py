@@ -11,6 +11,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from analysis import figures
+from analysis.stats_evictions import evictions_contrast
 from analysis.tables import to_frame
 
 
@@ -160,12 +161,45 @@ def test_evictions_are_binned_with_intervals_and_fitted() -> None:
         evictions_during=evicted, outcome=np.where(failed, "wrong", "ok")
     )
     figure = figures.evictions(requests, cells)
-    [axes] = figure.axes
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels[0].startswith("0\nn = ")
-    assert sum(int(label.split("n = ")[1]) for label in labels) == 400
-    assert "odds of failing x 1." in axes.get_title(loc="left")
-    assert any(len(line.get_xdata()) > 20 for line in axes.lines)
+    for axes, level in zip(figure.axes, (4, 8), strict=True):
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert labels[0].startswith("0\nn = ")
+        assert sum(int(label.split("n = ")[1]) for label in labels) == 200
+        title = axes.get_title(loc="left")
+        assert title.startswith(f"offered {level} at once\n")
+        assert "odds of failing x 1." in title
+        assert any(len(line.get_xdata()) > 20 for line in axes.lines)
+
+
+def test_the_strata_of_the_evictions_figure_are_those_of_the_answer() -> None:
+    count = 24 * 40
+    cells = pd.DataFrame(
+        [(f"{sharing}-{pages}-{level}-{n}", "3.1.0", sharing, pages, "mixed", level)
+         for sharing in ("none", "trie") for pages in (64, 256) for level in (4, 8)
+         for n in range(6)],
+        columns=["cell_id", "release", "prefix_sharing", "page_count", "workload", "concurrency"],
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    ids = np.repeat(cells["cell_id"].to_numpy(), 20)
+    shared = np.char.startswith(ids.astype(str), "trie")
+    requests = pd.DataFrame(
+        {"cell_id": ids, "evictions_during": rng.integers(0, 4, count) * shared,
+         "outcome": np.where(rng.random(count) < 0.3, "wrong", "ok")}
+    )  # fmt: skip
+    figure = figures.evictions(requests, cells)
+    none, trie = figure.subfigs
+    # Where nothing was evicted there is nothing to compare.
+    assert none.axes == []
+    assert none.get_suptitle().endswith("prefix sharing none:\nno request met an eviction")
+    own = cells["prefix_sharing"] == "trie"
+    contrast = evictions_contrast(requests[shared], cells[own])
+    assert contrast is not None
+    titles = [axes.get_title(loc="left").split("\n")[0] for axes in trie.axes]
+    assert titles == [
+        f"offered {row.concurrency} at once, {row.page_count} pages"
+        for row in contrast.strata.sort_values(["page_count", "concurrency"]).itertuples()
+    ]
+    assert f"x {contrast.odds_ratio:.2f} with evictions, in all panels" in trie.get_suptitle()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from analysis.validate import (
     in_a_sentence,
     in_words,
     overview,
+    rung_in_words,
 )
 
 SHARES = st.floats(0.001, 0.5)
@@ -150,6 +151,47 @@ def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
     )
     assert "those that share batches are not" in text
     assert "Not begun" not in text
+
+
+MIX = {"mixed": 4, "growing": 3, "reported": 3}
+
+
+def test_a_bound_of_several_workloads_is_said_to_be_that_of_their_mix() -> None:
+    mixed = ladder(*[rung(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX))
+    asked = "in the mix of workloads that was asked (engines: 3 growing, 4 mixed, 3 reported)"
+    none = "no workload by itself is bounded, by fewer than 5 engines each"
+    text = in_words(mixed)
+    assert text.count(f"at most 26% of engines, which are, {asked}; {none}.") == 5
+    assert "for the mix of workloads that the rung asked, and for none of them by itself" in text
+    assert f"a failure at 26%, {asked}; {none}" in answer_in_a_sentence([mixed])
+    # One workload of which nothing is known but one engine is no ground for a bound of its own.
+    one = rung(2, workloads={"mixed": 9, "reported": 1})
+    words = rung_in_words(one)
+    assert "(engines: 9 mixed, 1 reported); reported by itself is not bounded" in words
+    enough = rung_in_words(rung(2, workloads={"mixed": 5, "reported": 5}))
+    assert "(engines: 5 mixed, 5 reported), not in one by itself" in enough
+    assert "mix" not in in_words(CLEAN)
+
+
+@given(st.lists(st.floats(0, 0.9), min_size=1, max_size=12))
+def test_a_bound_over_a_mix_holds_for_the_mean_of_its_rates(rates: list[float]) -> None:
+    # Nothing fails in any engine as likely as this, if each fails at the rate of its workload.
+    silence = math.prod(1 - rate for rate in rates)
+    if sum(rates) / len(rates) > upper_bound(0, len(rates), 0.95) + 1e-9:
+        assert silence < 0.05
+
+
+def test_a_rung_is_named_by_what_ran() -> None:
+    less = [rung(n, refusals=300, at_once=4) for n in (2, 4, 8, 16, 32)]
+    assert [one.name for one in less[1:4]] == [
+        "4 at once", "4 at once (offered 8)", "4 at once (offered 16)"
+    ]  # fmt: skip
+    # Requests that followed each other too fast to overlap were not refused.
+    assert rung(32, at_once=3).name == "32 at once"
+    text = in_words(ladder(*less))
+    assert "validated up to 4 at once (offered 32)" in text
+    assert "- 4 at once (offered 16): 320 requests accepted" in text
+    assert "validated up to 4 at once (offered 32) (" in answer_in_a_sentence([ladder(*less)])
 
 
 def test_the_words_explain_the_first_rung_that_failed() -> None:
