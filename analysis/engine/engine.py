@@ -370,9 +370,9 @@ class Engine:
 
     def unwatch(self) -> None:
         """Take the watcher off, so that the engine is as it was before."""
-        probe, self.probe = self.probe, None
-        if probe is not None:
-            probe.detach()
+        if (probe := self.probe) is not None:
+            probe.detach()  # first: until then an operation may ask for the probe
+            self.probe = None
 
     @contextlib.contextmanager
     def changed(self, what: str) -> Iterator[contextlib.ExitStack]:

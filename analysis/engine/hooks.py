@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Protocol
 
@@ -67,6 +68,91 @@ class Watcher(Protocol):
         """Take note of an error in the watching itself."""
 
 
+Wrap = Callable[[Any], Any]
+"""Makes what stands in an attribute's place of what stood there."""
+
+
+class _Wrapped:
+    """An attribute under wrappers that may be taken off in any order: engines share classes."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.before, self.base = vars(owner).get(name, _NOTHING), getattr(owner, name)
+        self.wraps: list[Wrap] = []
+        self.top: Any = None
+
+    def is_on_top(self) -> bool:
+        """Tell whether nobody else replaced the attribute since."""
+        return vars(self.owner).get(self.name, _NOTHING) is self.top
+
+    def renew(self) -> None:
+        """Build the wrappers anew over what was there first."""
+        if not self.wraps:
+            _put_back(self.owner, self.name, self.before)
+            return
+        self.top = self.base
+        for wrap in self.wraps:
+            self.top = wrap(self.top)
+        setattr(self.owner, self.name, self.top)
+
+
+_wrapping = threading.Lock()
+_wrapped: dict[tuple[int, str], list[_Wrapped]] = {}
+"""By an owner's id and an attribute's name; one over another where somebody else came between."""
+
+
+def _put_back(owner: Any, name: str, value: Any) -> None:
+    if value is _NOTHING:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
+    """Put `wrap(what is there)` in an attribute's place; return what takes it off again."""
+    key = id(owner), name
+    with _wrapping:
+        there = _wrapped.setdefault(key, [])
+        if not there or not there[-1].is_on_top():
+            there.append(_Wrapped(owner, name))
+        mine = there[-1]
+        mine.wraps.append(wrap)
+        mine.top = wrap(getattr(owner, name))
+        setattr(owner, name, mine.top)
+
+    def undo() -> None:
+        with _wrapping:
+            mine.wraps.remove(wrap)
+            _tidy(key)
+
+    return undo
+
+
+def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
+    """Set an attribute of an object or a class; return what puts it back as it was found."""
+    before = vars(owner).get(name, _NOTHING)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        with _wrapping:
+            _put_back(owner, name, before)
+            _tidy((id(owner), name))
+
+    return undo
+
+
+def _tidy(key: tuple[int, str]) -> None:
+    """Take off what is wanted no more, if nothing else lies over it."""
+    there = _wrapped.get(key, [])
+    while there and there[-1].is_on_top():
+        there[-1].renew()
+        if there[-1].wraps:
+            return
+        there.pop()
+    if not there:
+        _wrapped.pop(key, None)
+
+
 class Hooks:
     """Replaced attributes and items, put back in reverse order by `take_off`."""
 
@@ -76,16 +162,11 @@ class Hooks:
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute of an object or a class, to be put back as it was found."""
-        before = vars(owner).get(name, _NOTHING)
-        setattr(owner, name, value)
+        self._undo.append(replace_attribute(owner, name, value))
 
-        def undo() -> None:
-            if before is _NOTHING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-
-        self._undo.append(undo)
+    def wrap(self, owner: Any, name: str, wrap: Wrap) -> None:
+        """Put `wrap(what is there)` in an attribute's place, to be taken off in any order."""
+        self._undo.append(wrap_attribute(owner, name, wrap))
 
     def item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of a mapping, to be put back as it was found."""
@@ -114,7 +195,7 @@ class Hooks:
         request it is done, `before(*args)` may return what `after(state, result, error, *args)`
         gets. None of them can disturb the call: their errors end in the watcher.
         """
-        watcher, original = self.watcher, getattr(owner, name)
+        watcher = self.watcher
         begin, end, fault = watcher.begin, watcher.end, watcher.fault
 
         def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
@@ -126,33 +207,36 @@ class Hooks:
             end(error)
 
         # Many thousand times a second: nothing is called here that is not needed.
-        @functools.wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            ours, request, state = True, None, None
-            try:
-                if mine is not None:
-                    ours = mine(*args, **kwargs)
-                if ours and who is not None:
-                    request = who(*args, **kwargs)
-            except Exception as error:
-                fault(error)
-            if not ours:
-                return original(*args, **kwargs)
-            begin(operation, request)
-            if before is not None:
+        def wrap(original: Any) -> Any:
+            @functools.wraps(original)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                ours, request, state = True, None, None
                 try:
-                    state = before(*args, **kwargs)
+                    if mine is not None:
+                        ours = mine(*args, **kwargs)
+                    if ours and who is not None:
+                        request = who(*args, **kwargs)
                 except Exception as error:
                     fault(error)
-            try:
-                result = original(*args, **kwargs)
-            except BaseException as error:
-                landed(state, None, error, args, kwargs)
-                raise
-            landed(state, result, None, args, kwargs)
-            return result
+                if not ours:
+                    return original(*args, **kwargs)
+                begin(operation, request)
+                if before is not None:
+                    try:
+                        state = before(*args, **kwargs)
+                    except Exception as error:
+                        fault(error)
+                try:
+                    result = original(*args, **kwargs)
+                except BaseException as error:
+                    landed(state, None, error, args, kwargs)
+                    raise
+                landed(state, result, None, args, kwargs)
+                return result
 
-        self.attribute(owner, name, watched)
+            return watched
+
+        self.wrap(owner, name, wrap)
 
     def around_task(
         self,
@@ -167,25 +251,28 @@ class Hooks:
         `before` runs in the task's own context, so that a context variable that it sets is seen by
         all that the task does. `after(state, self)` also runs when the task fails.
         """
-        watcher, original = self.watcher, getattr(owner, name)
+        watcher = self.watcher
 
-        @functools.wraps(original)
-        async def watched(process: Any, *args: Any, **kwargs: Any) -> Any:
-            state = None
-            try:
-                state = before(process)
-            except Exception as error:
-                watcher.fault(error)
-            try:
-                return await original(process, *args, **kwargs)
-            finally:
-                if after is not None:
-                    try:
-                        after(state, process)
-                    except Exception as error:
-                        watcher.fault(error)
+        def wrap(original: Any) -> Any:
+            @functools.wraps(original)
+            async def watched(process: Any, *args: Any, **kwargs: Any) -> Any:
+                state = None
+                try:
+                    state = before(process)
+                except Exception as error:
+                    watcher.fault(error)
+                try:
+                    return await original(process, *args, **kwargs)
+                finally:
+                    if after is not None:
+                        try:
+                            after(state, process)
+                        except Exception as error:
+                            watcher.fault(error)
 
-        self.attribute(owner, name, watched)
+            return watched
+
+        self.wrap(owner, name, wrap)
 
     def take_off(self) -> None:
         """Put everything back; what cannot be put back does not keep the rest from it."""

@@ -166,8 +166,8 @@ class Recorder:
             here.marks.pop()
         if not here.operations and here.version is not None:
             here.version[0] += 1
-            if error is not None and self.automatic:
-                self.snapshot("failure", None, _SNAPSHOT_WAIT_S)
+            if error is not None:
+                self._automatic_snapshot("failure", None)
 
     def mark(self) -> tuple[int, ...] | None:
         """Return what stays equal until an operation begins; None while one is under way."""

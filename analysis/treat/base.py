@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from analysis.engine import hooks
 from analysis.errors import EngineError
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
 
-_NOTHING = object()
 _PATIENCE_S = 2.0
 
 
@@ -76,16 +76,7 @@ class Treatment(ABC):
 
 def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute of an object or a class, to be put back as it was found."""
-    before = vars(owner).get(name, _NOTHING)
-    setattr(owner, name, value)
-
-    def back() -> None:
-        if before is _NOTHING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-    undo.callback(back)
+    undo.callback(hooks.replace_attribute(owner, name, value))
 
 
 def take_pool_lock(pool: Any) -> bool:

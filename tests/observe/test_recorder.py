@@ -113,3 +113,13 @@ def test_a_recording_that_was_closed_keeps_nothing_more() -> None:
     assert Recording(recorder).sizes() == sizes
     assert not recorder.under_way
     assert recorder.snapshots[-1].moment == "asked"
+
+
+def test_an_operation_that_fails_while_the_watching_ends_fails_as_it_would_unwatched() -> None:
+    engine = MadeEngine()
+    recorder = recorder_of(engine)
+    recorder.automatic = True
+    recorder.begin("acquire", "a")
+    engine.probe = None  # as `unwatch` leaves it
+    recorder.end(MemoryError("no page"))
+    assert [row[5] for row in recorder.events][-1] == "failed"

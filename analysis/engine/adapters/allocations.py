@@ -105,6 +105,8 @@ class AllocationProbe(CacheProbe):
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
         def flying(process: Any) -> None:
+            if process.service is not self.service:
+                return  # another engine's
             self.takes_off(process)
             for request in process.exec_requests:
                 allocation = request.allocation
@@ -149,37 +151,41 @@ class AllocationProbe(CacheProbe):
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token that is appended to an answer was chosen."""
-        argmax, append = sfnp.argmax, GenerateItemProcess.append_token
         fault = hooks.watcher.fault
         read: dict[str, bytes | None] = {}
         """By request: the logits that its next token is chosen from; None if unknown."""
 
-        def choosing(logits: Any, *args: Any, **named: Any) -> Any:
-            request = CURRENT_REQUEST.get()
-            if request is not None and hooks.watcher.verifies and logits is not None:
-                try:
-                    read[request] = None
-                    read[request] = raw(logits)
-                except Exception as error:
-                    fault(error)
-            return argmax(logits, *args, **named)
+        def wrap_argmax(argmax: Any) -> Any:
+            def choosing(logits: Any, *args: Any, **named: Any) -> Any:
+                request = CURRENT_REQUEST.get()
+                if request is not None and hooks.watcher.verifies and logits is not None:
+                    try:
+                        read[request] = None
+                        read[request] = raw(logits)
+                    except Exception as error:
+                        fault(error)
+                return argmax(logits, *args, **named)
 
-        def appending(process: Any, token: int) -> None:
-            try:
-                if process.client.batcher is self.service.batcher:
+            return choosing
+
+        def wrap_append(append: Any) -> Any:
+            def appending(process: Any, token: int) -> None:
+                try:
                     request = process.gen_req.rid
-                    if request in read:
-                        logits = read.pop(request)
+                    logits = read.pop(request, b"")
+                    if process.client.batcher is self.service.batcher and logits != b"":
                         if logits is None:
                             self._tell("chosen", request_id=request)  # from which is not known
                         else:
                             self.tell_chosen(request, logits, token)
-            except Exception as error:
-                fault(error)
-            append(process, token)
+                except Exception as error:
+                    fault(error)
+                append(process, token)
 
-        hooks.attribute(sfnp, "argmax", choosing)
-        hooks.attribute(GenerateItemProcess, "append_token", appending)
+            return appending
+
+        hooks.wrap(sfnp, "argmax", wrap_argmax)
+        hooks.wrap(GenerateItemProcess, "append_token", wrap_append)
 
     def _hook_acquire(self, hooks: Hooks) -> None:
         def who(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:

@@ -496,19 +496,21 @@ class CacheProbe(ABC):
 
     def _hook_filling(self, hooks: Hooks) -> None:
         """Note what arguments are filled with, where the engine sends them to the device."""
-        kind = type(self.pool.page_tables[0])
-        fill, fault = kind.copy_to, hooks.watcher.fault
+        fault = hooks.watcher.fault
 
-        def filling(host: Any, device: Any) -> Any:
-            if FILLED.get() is not None:
-                try:
-                    note_filling(host, device)
-                except Exception as error:
-                    FILLED.set(None)
-                    fault(error)
-            return fill(host, device)
+        def wrap(fill: Any) -> Any:
+            def filling(host: Any, device: Any) -> Any:
+                if FILLED.get() is not None:
+                    try:
+                        note_filling(host, device)
+                    except Exception as error:
+                        FILLED.set(None)
+                        fault(error)
+                return fill(host, device)
 
-        hooks.attribute(kind, "copy_to", filling)
+            return filling
+
+        hooks.wrap(type(self.pool.page_tables[0]), "copy_to", wrap)
 
     def _hook_flights(self, hooks: Hooks) -> None:
         self._hook_filling(hooks)

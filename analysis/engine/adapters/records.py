@@ -129,7 +129,11 @@ class RecordProbe(CacheProbe):
 
         hooks.around(self.pool, "copy_page_index", "copy", after=copied)
 
+        ours = (self.service.prefill_functions, self.service.decode_functions)
+
         def flying(process: Any) -> None:
+            if not any(process._functions is functions for functions in ours):
+                return  # another engine's
             self.takes_off(process)
             if not hasattr(self.cache, "root"):
                 return
@@ -185,33 +189,37 @@ class RecordProbe(CacheProbe):
         self._in_the_air.setdefault(id(landing.arguments[0]), []).append(call)
 
     def _hook_landing(self, hooks: Hooks) -> None:
-        release = Allocation.release
+        def wrap(release: Any) -> Any:
+            def landing(allocation: Any) -> Any:
+                for _, landed in self._in_the_air.pop(id(allocation._device), ()):
+                    self.land(landed)
+                return release(allocation)
 
-        def landing(allocation: Any) -> Any:
-            for _, landed in self._in_the_air.pop(id(allocation._device), ()):
-                self.land(landed)
-            return release(allocation)
+            return landing
 
-        hooks.attribute(Allocation, "release", landing)
+        hooks.wrap(Allocation, "release", wrap)
         hooks.also(self._in_the_air.clear)
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token of an answer was chosen."""
-        step, watcher = TokenSelector.step, hooks.watcher
+        watcher = hooks.watcher
 
-        def stepping(selector: Any, logits: Any, indices: Any) -> Any:
-            chosen = step(selector, logits, indices)
-            request = CURRENT_REQUEST.get()
-            if request is not None and watcher.verifies and len(logits) == 1:
-                try:
-                    token = _chosen(selector, chosen[1]) if indices[0] is None else None
-                    self.tell_chosen(request, raw(logits[0]), token)
-                except Exception as error:
-                    watcher.fault(error)
-                    self._tell("chosen", request_id=request)  # which one is not known
-            return chosen
+        def wrap(step: Any) -> Any:
+            def stepping(selector: Any, logits: Any, indices: Any) -> Any:
+                chosen = step(selector, logits, indices)
+                request = CURRENT_REQUEST.get()
+                if request in self._live and watcher.verifies and len(logits) == 1:
+                    try:
+                        token = _chosen(selector, chosen[1]) if indices[0] is None else None
+                        self.tell_chosen(request, raw(logits[0]), token)
+                    except Exception as error:
+                        watcher.fault(error)
+                        self._tell("chosen", request_id=request)  # which one is not known
+                return chosen
 
-        hooks.attribute(TokenSelector, "step", stepping)
+            return stepping
+
+        hooks.wrap(TokenSelector, "step", wrap)
 
     def _hook_requests(self, hooks: Hooks) -> None:
         def started(decoder: Any) -> str | None:

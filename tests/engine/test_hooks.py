@@ -1,0 +1,102 @@
+"""Hooks come off in any order and leave what they found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ChildRunner
+
+from analysis.engine import hooks
+
+
+def around(mark: str) -> hooks.Wrap:
+    return lambda original: lambda self: [mark, *original(self)]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=20), st.booleans())
+def test_wrappers_are_those_that_were_not_taken_off_in_the_order_they_came(steps, own) -> None:
+    class Base:
+        def call(self) -> list[str]:
+            return ["original"]
+
+    class Kind(Base):
+        pass
+
+    owner: Any = Base if own else Kind
+    before = dict(vars(owner))
+    on: list[tuple[str, hooks.Undo]] = []
+    for number, (put, which) in enumerate(steps):
+        if put or not on:
+            on.append((str(number), hooks.wrap_attribute(owner, "call", around(str(number)))))
+        else:
+            on.pop(which % len(on))[1]()
+        assert owner().call() == [*(mark for mark, _ in reversed(on)), "original"]
+    for _, undo in on:
+        undo()
+    assert dict(vars(owner)) == before
+    assert not hooks._wrapped
+
+
+@given(st.permutations(range(4)))
+def test_what_somebody_else_put_between_stays_as_long_as_they_want(order) -> None:
+    class Kind:
+        def call(self) -> list[str]:
+            return ["original"]
+
+    original = Kind.call
+    undos = [hooks.wrap_attribute(Kind, "call", around(mark)) for mark in "ab"]
+    watched = Kind.call
+    undos.append(hooks.replace_attribute(Kind, "call", lambda self: ["c", *watched(self)]))
+    undos.append(hooks.wrap_attribute(Kind, "call", around("d")))
+    assert Kind().call() == ["d", "c", "b", "a", "original"]
+    for number in order:
+        undos[number]()
+        assert "original" in Kind().call()
+    if order.index(3) < order.index(2):  # whatever lies over a replacement goes before it
+        assert Kind.call is original
+
+
+def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        """
+        from analysis import observe
+
+        def kinds(engine):
+            service = engine.adapter.service
+            things = [type(service), type(service.page_cache), type(service.page_cache.page_pool)]
+            import shortfin.array as sfnp
+            from shortfin_apps.llm.components import generate
+            things += [sfnp, generate.GenerateItemProcess, type(service.page_cache.page_pool
+                                                              .page_tables[0])]
+            return [{name: id(value) for name, value in vars(thing).items() if callable(value)}
+                    for thing in things]
+
+        def told(recording):
+            return [sorted(set(recording.events["request_id"].dropna())),
+                    sorted({r for ids in recording.flights["request_ids"] for r in ids})]
+
+        pairs = []
+        with Engine() as one, Engine() as two:
+            before = kinds(one)
+            for first in (0, 1):
+                blocks = [observe(one), observe(two)]
+                recordings = [block.__enter__() for block in blocks]
+                one.submit("1 2 3 4 5 ", 4, 60, "a").result()
+                two.submit("1 2 3 4 5 ", 4, 60, "b").result()
+                blocks[first].__exit__(None, None, None)
+                other = (two, one)[first]
+                other.submit("1 2 3 4 5 ", 4, 60, "c").result()
+                blocks[1 - first].__exit__(None, None, None)
+                pairs.append([told(recording) for recording in recordings])
+            restored = kinds(one) == before
+        say([pairs, restored])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    (first, second), restored = done.said
+    assert first == [[["a"]] * 2, [["b", "c"]] * 2]
+    assert second == [[["a", "c"]] * 2, [["b"]] * 2]
+    assert restored
