@@ -279,6 +279,9 @@ def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, floa
 
 def _root(falling: Callable[[float], float]) -> float:
     """Return where a falling function is 0, infinite if that is nowhere within a million."""
+    # Where nothing failed: a root that is 0 to nine places would leave the true share out.
+    if falling(0.0) == 0:
+        return 0.0
     if falling(_FAR) > 0:
         return math.inf
     if falling(-_FAR) < 0:

@@ -345,12 +345,12 @@ def _pairs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
 def _shares(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
     for engines in (6, QUICK, FULL):
         held, true = min(
-            (share_coverage(rng, true, p, icc, engines, 4 * runs), true)
+            (share_coverage(rng, true, p, icc, engines, 2 * runs), true)
             for p in (0.1, 0.3, 0.6)
             for true in (0.0, 0.3, 0.5, 0.8, 0.97, 1.0)
         )
         what = f"coverage, worst at a share of {true:.0%}"
-        yield Row(f"{engines} engines of 32", what, held, 4 * runs)
+        yield Row(f"{engines} engines of 32", what, held, 2 * runs)
 
 
 def _verdicts(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
