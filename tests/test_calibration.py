@@ -109,7 +109,6 @@ NOTEBOOKS = [
     ("no cause at all", 0.2, REDUCED),
     ("every one exactly half", 0.2, REDUCED),
     ("rare failures, no cause", 0.2, REDUCED),
-    ("one cause, others nothing", 0.0, REDUCED),
     *[pytest.param(story, icc, WHOLE, marks=slow) for story in STORIES for icc in ICCS],
 ]
 
