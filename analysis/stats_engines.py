@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
@@ -43,35 +44,48 @@ def sign_flip(differences: Sequence[float] | npt.NDArray[np.generic]) -> float:
 
     Source: R. A. Fisher (1935), The Design of Experiments, section 21.
     """
-    values = np.abs(np.asarray(differences, dtype=float))
-    values = values[values > 0]
+    values = np.asarray(differences, dtype=float)
+    seen, values = abs(float(values.sum())), np.abs(values[values != 0])
     if not len(values):
         return 1.0
-    seen = abs(float(np.sum(np.asarray(differences, dtype=float))))
-    if np.array_equal(values, np.round(values)):
-        return _whole_sign_flip(values.astype(np.int64), round(seen))
+    if (values == np.rint(values)).all():
+        return _whole_sign_flip(values.astype(np.int64).tolist(), round(seen))
     tolerance = 1e-9 * float(values.sum())
+    sums = np.abs(np.einsum("ij,j->i", _signs(len(values)), values))
+    hits = int((sums >= seen - tolerance).sum())
     if len(values) <= _EXACT:
-        # The first sign may stand still: the others come in all ways, and sums are symmetric.
-        signs = 1 - 2 * ((np.arange(2 ** (len(values) - 1))[:, None] >> np.arange(len(values))) & 1)
-        return float(np.mean(np.abs(signs @ values) >= seen - tolerance))
-    rng = np.random.default_rng(0)
-    signs = 2 * rng.integers(0, 2, (_SIGNS, len(values))) - 1
-    hits = int((np.abs(signs @ values) >= seen - tolerance).sum())
+        return hits / len(sums)
     return (1 + hits) / (1 + _SIGNS)
 
 
-def _whole_sign_flip(sizes: npt.NDArray[np.int64], seen: int) -> float:
-    """Return the same for whole numbers, from the distribution of the sum of those of sign +."""
-    total = int(sizes.sum())
-    ways = np.zeros(total + 1)
-    ways[0] = 1.0
-    for size in sizes.tolist():
-        shifted = np.zeros_like(ways)
-        shifted[size:] = ways[: total + 1 - size]
-        ways = (ways + shifted) / 2
-    sums = np.abs(2 * np.arange(total + 1) - total)
-    return float(min(1.0, ways[sums >= seen].sum()))
+@lru_cache(maxsize=2)
+def _signs(count: int) -> Floats:
+    """Return patterns of so many signs, a row each: all, or 99,999 drawn."""
+    if count <= _EXACT:
+        # The last sign may stand still: the others come in all ways, and sums are symmetric.
+        minus = (np.arange(2 ** (count - 1))[:, None] >> np.arange(count)) & 1
+    else:
+        minus = np.random.default_rng(0).integers(0, 2, (_SIGNS, count))
+    return (1 - 2 * minus).astype(np.float64)
+
+
+def _whole_sign_flip(sizes: Sequence[int], seen: int) -> float:
+    """Return the same for whole numbers above 0, from how often each sum comes about.
+
+    The number `ways` consists of fields of `width` bits: field s counts the sign patterns in which
+    the numbers of sign + add up to s. None overflows, as there are 2^(width - 1) patterns.
+    """
+    if not seen:
+        return 1.0
+    width = len(sizes) + 1
+    ways = 1
+    for size in sizes:
+        ways += ways << size * width
+    # The sum of all is at least `seen` where that of sign + is at least this.
+    beyond = ways >> (sum(sizes) + seen) // 2 * width
+    # The remainder by 2^width - 1 is the sum of all fields, as that of digits is by 9.
+    patterns: int = 1 << len(sizes)
+    return 2 * (beyond % (2 * patterns - 1)) / patterns
 
 
 def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[bool]) -> float:
@@ -99,7 +113,9 @@ def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[
     effect = 1 + (n - 1) * (0.0 if math.isnan(together) else together)
     values = (x / n - share_of_all) / np.sqrt(share_of_all * (1 - share_of_all) * effect / n)
     total, rest = float(values.sum()), len(n) - count
-    sums = np.append(_relabellings(len(n), count) @ values, values[others].sum())
+    # Not by BLAS: its threads take several times as long as one.
+    relabelled = np.einsum("ij,j->i", _relabellings(len(n), count), values)
+    sums = np.append(relabelled, values[others].sum())
     apart = np.abs(sums / count - (total - sums) / rest)
     own = float(values[others].sum())
     seen = abs(own / count - (total - own) / rest)
@@ -189,15 +205,17 @@ def rate(failures: Sequence[int], sizes: Sequence[int], confidence: float = 0.95
         used = max(used, ASSUMED_ICC)
     m = float((n**2).sum()) / total
     tail = 0.5 + confidence / 2
-    few = float(scipy_stats.t.ppf(tail, total - 1) / scipy_stats.t.ppf(tail, k - 1)) ** 2
+    few = float(special.stdtrit(total - 1, tail) / special.stdtrit(k - 1, tail)) ** 2
     effect = 1 + (m - 1) * used
     # One request an engine: these are independent, whatever their number.
     effective = total if effect == 1 else min(total, total / effect * few)
     events = failed / total * effective
-    low = scipy_stats.beta.ppf(1 - tail, events, effective - events + 1) if events else 0.0
-    others = effective - events
-    high = scipy_stats.beta.ppf(tail, events + 1, others) if failed < total else 1.0
-    return Rate(*counts, float(low), float(high), together, used, True)
+    low, high, others = 0.0, 1.0, effective - events
+    if failed:
+        low = float(special.betaincinv(events, others + 1, 1 - tail))
+    if failed < total:
+        high = float(special.betaincinv(events + 1, others, tail))
+    return Rate(*counts, low, high, together, used, True)
 
 
 @dataclass(frozen=True)
@@ -261,6 +279,9 @@ def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, floa
 
 def _root(falling: Callable[[float], float]) -> float:
     """Return where a falling function is 0, infinite if that is nowhere within a million."""
+    # Where nothing failed: a root that is 0 to nine places would leave the true share out.
+    if falling(0.0) == 0:
+        return 0.0
     if falling(_FAR) > 0:
         return math.inf
     if falling(-_FAR) < 0:

@@ -138,10 +138,6 @@ class RunWriter:
         writer._sweep_leftovers()
         return writer
 
-    def finished(self) -> set[str]:
-        """Return the ids of the cells that are on disk."""
-        return {path.name for path in _cell_directories(self.path)}
-
     def write_cell(
         self,
         cell: Mapping[str, Any],

@@ -1,16 +1,17 @@
 """Calibration: every procedure that ends in a claim, on synthetic engines of known truth.
 
-    .venv/bin/python tests/calibration.py [SIZE]
+    .venv/bin/python tests/calibration.py [SIZE [PROCEDURE]]
 
 prints the table of docs/statistics.md as Markdown, from SIZE simulated notebooks a row (default
-400; the tests take fewer). Requests of an engine are correlated: each engine draws its own failure
-rate from a beta distribution of the intraclass correlation (ICC) that the row names.
+400), or the rows of procedures whose names begin with PROCEDURE. Requests of an engine are
+correlated: each engine draws its own failure rate from a beta distribution of the intraclass
+correlation (ICC) that the row names.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -35,25 +36,16 @@ Rng = np.random.Generator
 Counts = np.ndarray
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    procedure: str
-    plan: str
-    icc: float
-    quantity: str
-    """What was measured: false claims, coverage or power."""
-    value: float
-    runs: int
-
-
-def failures(rng: Rng, p: float, icc: float, requests: int, engines: int) -> Counts:
-    """Return how many requests of each engine fail, beta-binomially."""
-    if icc == 0 or p in (0.0, 1.0):
-        return rng.binomial(requests, p, engines)
-    scale = (1 - icc) / icc
-    return rng.binomial(requests, rng.beta(p * scale, (1 - p) * scale, engines))
+def failures(
+    rng: Rng, p: float | Sequence[float], icc: float, requests: int, engines: int
+) -> Counts:
+    """Return how many requests of each engine fail, beta-binomially: a row for each p."""
+    own = np.repeat(np.asarray(p, dtype=float)[..., None], engines, axis=-1)
+    varies = (own > 0) & (own < 1)
+    if icc:
+        scale = (1 - icc) / icc
+        own[varies] = rng.beta(own[varies] * scale, (1 - own[varies]) * scale)
+    return rng.binomial(requests, own)
 
 
 # Rates of one configuration.
@@ -74,22 +66,27 @@ GRIDS = {
     "full: 1, 2, 3 against 4 to 32; 16 engines each, twice": ((1, 2, 3), (4, 8, 16, 32), 16, 2),
     "reference: 1, 2 against 4 to 32; 8 engines each": ((1, 2), (4, 8, 16, 32), 8, 1),
 }
+CONFIGURATIONS = 2
+"""Without prefix sharing, and with the trie."""
 
 
 def between_concurrencies(
     rng: Rng, icc: float, grid: str, low: float, high: float, runs: int
 ) -> float:
-    """Return how often the test says that rates differ, of two configurations (Holm: p < 0.025)."""
+    """Return how often the test says that rates differ, in one of two configurations or in both."""
     below, above, engines, rounds = GRIDS[grid]
     told = 0
     for _ in range(runs):
-        failed, sizes, second = [], [], []
-        for levels, p, later in ((below, low, False), (above, high, True)):
-            for level in levels:
-                failed += failures(rng, p, icc, level * rounds, engines).tolist()
-                sizes += [level * rounds] * engines
-                second += [later] * engines
-        told += permutation(failed, sizes, second) < ALPHA / 2
+        p_values = []
+        for _ in range(CONFIGURATIONS):
+            failed, sizes, second = [], [], []
+            for levels, p, later in ((below, low, False), (above, high, True)):
+                for level in levels:
+                    failed += failures(rng, p, icc, level * rounds, engines).tolist()
+                    sizes += [level * rounds] * engines
+                    second += [later] * engines
+            p_values.append(permutation(failed, sizes, second))
+        told += min(p_values) < ALPHA / CONFIGURATIONS
     return told / runs
 
 
@@ -136,12 +133,12 @@ def notebook(
     for start in range(0, len(truths), 10):
         group = truths[start : start + 10]
 
-        def draw(p: float) -> Counts:
+        def draw(*p: float) -> Counts:
             return failures(rng, p, icc, requests, engines)
 
-        without, everything = draw(group[0].without), draw(group[0].everything)
-        for truth in group:
-            alone, all_but = draw(truth.alone), draw(truth.all_but)
+        without, everything = draw(group[0].without, group[0].everything)
+        every = draw(*(truth.alone for truth in group)), draw(*(truth.all_but for truth in group))
+        for alone, all_but in zip(*every, strict=True):
             measured.append(
                 Asked(
                     HYPOTHESES[0],
@@ -259,8 +256,8 @@ def evictions(
         likelier = odds / (1 + odds)
         # The same place among engines with evictions and without, so that both rates are exact.
         place = rng.random(repeats)
-        without, within = (_rates(place, p, icc) for p in (fails, likelier))
-        pressed = _rates(rng.random(repeats), press, icc)
+        without, within = (_shared(place, p, icc) for p in (fails, likelier))
+        pressed = _shared(rng.random(repeats), press, icc)
         for repeat in range(repeats):
             name, count = f"{sharing}-{pages}-{level}-{each}-{repeat}", level * each
             cells.append((name, sharing, pages, level))
@@ -277,7 +274,7 @@ def evictions(
     return pd.concat(requests, ignore_index=True), frame
 
 
-def _rates(place: Counts, p: float, icc: float) -> Counts:
+def _shared(place: Counts, p: float, icc: float) -> Counts:
     """Return the rates of engines at these quantiles of their beta distribution."""
     if not icc:
         return np.full(len(place), p)
@@ -343,98 +340,130 @@ def cost_claims(rng: Rng, factor: float, pairs: int, arms: int, runs: int) -> tu
     return wrong / runs, told / runs
 
 
-def table(runs: int, seed: int = 0, say: Callable[[Row], None] | None = None) -> list[Row]:
-    """Return all rows, each from so many simulated notebooks."""
-    rng, rows, many = np.random.default_rng(seed), [], 4 * runs
+# The table.
 
-    def add(procedure: str, plan: str, icc: float, quantity: str, value: float) -> None:
-        rows.append(Row(procedure, plan, icc, quantity, value, runs))
-        if say is not None:
-            say(rows[-1])
 
-    for icc in ICCS:
-        for engines, requests in ((6, 8), (8, 32), (14, 32), (24, 32)):
-            worst = min(
-                (rate_coverage(rng, icc, engines, requests, p, many), p)
-                for p in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
-            )
-            plan = f"{engines} engines of {requests} requests"
-            add("rate, 95% interval", plan, icc, f"coverage, worst at {worst[1]:.0%}", worst[0])
-        for grid in GRIDS:
-            worst = max(
-                (between_concurrencies(rng, icc, grid, p, p, many), p)
-                for p in (0.05, 0.1, 0.3, 0.5)
-            )
-            add("between concurrencies, permutation", grid, icc,
-                f"false claims, worst at {worst[1]:.0%}", 2 * worst[0])  # fmt: skip
-            found = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
-            add("between concurrencies, permutation", grid, icc, "power, 3% against 25%", found)
-        for engines in (6, QUICK, FULL):
-            worst = max((pair_wrong(rng, p, icc, engines, many), p) for p in (0.05, 0.3, 0.6))
-            add("two settings, one sign-flip test", f"{engines} engines", icc,
-                f"false claims, worst at {worst[1]:.0%}", worst[0])  # fmt: skip
-            low = min(
-                (share_coverage(rng, true, p, icc, engines, runs), true)
-                for p in (0.1, 0.3, 0.6)
-                for true in (0.0, 0.3, 0.5, 0.8, 0.97, 1.0)
-            )
-            add("share of the failures, 95% interval", f"{engines} engines of 32", icc,
-                f"coverage, worst at a share of {low[1]:.0%}", low[0])  # fmt: skip
-        for name, engines in (("quick", QUICK), ("full", FULL)):
-            plan = f"{name}: 51 hypotheses, {engines} engines of 32"
-            for story in STORIES:
-                add("verdicts on causes", plan, icc, f"false claims in a notebook: {story}",
-                    verdicts_wrong(rng, story, icc, engines, runs))  # fmt: skip
-            for truth, word, what in (
-                (CAUSE, "supported", "power: all of 30% failing is its matter: supported"),
-                (HALF, "effect", "power: half of 30% is its matter: an effect"),
-                (THIRD, "effect", "power: a third of 30% is its matter: an effect"),
-                (NOTHING, "refuted", "power: nothing is its matter: refuted"),
-            ):
-                add("verdicts on causes", plan, icc, what,
-                    verdict_power(rng, truth, word, icc, engines, runs))  # fmt: skip
-        few = max(10, runs // 5)
-        plan = "quick: 2 configurations of 3 pools, 36 engines at 4 and at 8"
-        found = eviction_words(rng, icc, 1.0, few)
-        add("evictions", plan, icc, "false claims in a notebook: they explain failures",
-            any_of(found, "explain", "rarer"))  # fmt: skip
-        add("evictions", plan, icc, "power: no effect at all: they merely accompany",
-            float(np.mean([word == "accompany" for words in found for word in words])))  # fmt: skip
-        found = eviction_words(rng, icc, 1.0, few, confounded=False)
-        add("evictions", plan, icc, "false claims in a notebook: nothing goes with evictions",
-            any_of(found, "explain", "rarer", "accompany"))  # fmt: skip
-        found = eviction_words(rng, icc, EQUIVALENT, few)
-        add("evictions", plan, icc, "false claims in a notebook: odds of 1.5 merely accompany",
-            any_of(found, "accompany"))  # fmt: skip
-        found = eviction_words(rng, icc, 4.0, few)
-        add("evictions", plan, icc, "power: odds of failing are 4 times with them: explain",
-            float(np.mean([word == "explain" for words in found for word in words])))  # fmt: skip
-    few = max(10, runs // 5)
-    for name, pairs, arms in (("quick", 12, 2), ("full", 80, 12)):
-        plan = f"{name}: {arms} sets, {pairs} pairs of engines"
-        add(
-            "costs",
-            plan,
-            0.0,
-            "false claims in a notebook",
-            cost_claims(rng, 1, pairs, arms, few)[0],
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    plan: str
+    quantity: str
+    """What was measured: false claims, coverage or power."""
+    value: float
+    runs: int
+    """Simulated notebooks that it was measured of."""
+
+
+def _rates(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    for engines, requests in ((6, 8), (8, 32), (QUICK, 32), (FULL, 32)):
+        held, p = min(
+            (rate_coverage(rng, icc, engines, requests, p, 4 * runs), p)
+            for p in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
         )
-        add("costs", plan, 0.0, "power: 10% slower", cost_claims(rng, 1.1, pairs, arms, few)[1])
-    return rows
+        plan = f"{engines} engines of {requests} requests"
+        yield Row(plan, f"coverage, worst at {p:.0%}", held, 4 * runs)
+
+
+def _concurrencies(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    for grid in GRIDS:
+        told, p = max(
+            (between_concurrencies(rng, icc, grid, p, p, runs), p) for p in (0.05, 0.1, 0.3, 0.5)
+        )
+        yield Row(grid, f"false claims in a notebook, worst at {p:.0%}", told, runs)
+        told = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
+        yield Row(grid, "power: 3% against 25%, in one of two or both", told, runs)
+
+
+def _pairs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    for engines in (6, QUICK, FULL):
+        told, p = max((pair_wrong(rng, p, icc, engines, 4 * runs), p) for p in (0.05, 0.3, 0.6))
+        yield Row(f"{engines} engines", f"false claims, worst at {p:.0%}", told, 4 * runs)
+
+
+def _shares(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    for engines in (6, QUICK, FULL):
+        held, true = min(
+            (share_coverage(rng, true, p, icc, engines, 2 * runs), true)
+            for p in (0.1, 0.3, 0.6)
+            for true in (0.0, 0.3, 0.5, 0.8, 0.97, 1.0)
+        )
+        what = f"coverage, worst at a share of {true:.0%}"
+        yield Row(f"{engines} engines of 32", what, held, 2 * runs)
+
+
+def _verdicts(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    for name, engines in (("quick", QUICK), ("full", FULL)):
+        plan = f"{name}: 51 hypotheses, {engines} engines of 32"
+        for story in STORIES:
+            wrong = verdicts_wrong(rng, story, icc, engines, runs)
+            yield Row(plan, f"false claims in a notebook: {story}", wrong, runs)
+        for truth, word, what in (
+            (CAUSE, "supported", "all of 30% failing is its matter: supported"),
+            (HALF, "effect", "half of 30% is its matter: an effect"),
+            (THIRD, "effect", "a third of 30% is its matter: an effect"),
+            (NOTHING, "refuted", "nothing is its matter: refuted"),
+        ):
+            found = verdict_power(rng, truth, word, icc, engines, runs)
+            yield Row(plan, f"power: {what}", found, runs)
+
+
+def _evictions(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    few = max(10, runs // 5)
+    plan = "quick: 2 configurations of 3 pools, 36 engines at 4 and at 8"
+    found = eviction_words(rng, icc, 1.0, few)
+    explained = any_of(found, "explain", "rarer")
+    yield Row(plan, "false claims in a notebook: they explain failures", explained, few)
+    accompanied = float(np.mean([word == "accompany" for words in found for word in words]))
+    yield Row(plan, "power: no effect at all: they merely accompany", accompanied, few)
+    found = eviction_words(rng, icc, 1.0, few, confounded=False)
+    wrong = any_of(found, "explain", "rarer", "accompany")
+    yield Row(plan, "false claims in a notebook: nothing goes with evictions", wrong, few)
+    wrong = any_of(eviction_words(rng, icc, EQUIVALENT, few), "accompany")
+    yield Row(plan, "false claims in a notebook: odds of 1.5 merely accompany", wrong, few)
+    found = eviction_words(rng, icc, 4.0, few)
+    explained = float(np.mean([word == "explain" for words in found for word in words]))
+    yield Row(plan, "power: odds of failing are 4 times with them: explain", explained, few)
+
+
+def _costs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
+    if icc:  # an engine is one measurement here
+        return
+    for name, pairs, arms, few in (("quick", 12, 2, runs), ("full", 80, 12, max(10, runs // 8))):
+        plan = f"{name}: {arms} sets, {pairs} pairs of engines"
+        wrong = cost_claims(rng, 1, pairs, arms, few)[0]
+        yield Row(plan, "false claims in a notebook", wrong, few)
+        yield Row(plan, "power: 10% slower", cost_claims(rng, 1.1, pairs, arms, few)[1], few)
+
+
+PROCEDURES: dict[str, Callable[[Rng, float, int], Iterator[Row]]] = {
+    "rate, 95% interval": _rates,
+    "between concurrencies, permutation": _concurrencies,
+    "two settings, one sign-flip test": _pairs,
+    "share of the failures, 95% interval": _shares,
+    "verdicts on causes": _verdicts,
+    "evictions": _evictions,
+    "costs": _costs,
+}
 
 
 def main() -> None:
     """Print the table as Markdown."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    sys.stdout.write("| procedure | plan | ICC | what | measured |\n|---|---|---|---|---|\n")
-
-    def say(row: Row) -> None:
-        sys.stdout.write(
-            f"| {row.procedure} | {row.plan} | {row.icc:g} | {row.quantity} | {row.value:.1%} |\n"
-        )
-        sys.stdout.flush()
-
-    table(runs, say=say)
+    only = sys.argv[2] if len(sys.argv) > 2 else ""
+    sys.stdout.write(
+        "| procedure | plan | ICC | what | measured | of |\n|---|---|---|---|---|---|\n"
+    )
+    for name, rows in PROCEDURES.items():
+        for icc in ICCS if name.startswith(only) else ():
+            # Of its own, so that a row is the same whichever others are asked for.
+            rng = np.random.default_rng([*name.encode(), round(100 * icc)])
+            for row in rows(rng, icc, runs):
+                sys.stdout.write(
+                    f"| {name} | {row.plan} | {icc:g} | {row.quantity} | {row.value:.1%}"
+                    f" | {row.runs} |\n"
+                )
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -106,6 +106,10 @@ def test_shares_carry_the_uncertainty_of_what_they_are_shares_of() -> None:
     assert little.value == much.value == 1
     assert little.low < much.low < 1
     assert much.high == 1
+    # Exactly, also where a root would be found to nine places only.
+    uneven = [19, 22, 3, 26, 15, 25, 20, 13, 24, 25, 14, 5]
+    uneven += [19, 6, 29, 23, 14, 29, 8, 11, 21, 21, 9, 22]
+    assert gone(rate(uneven, [32] * 24), _rate(0, 24)).high == 1
     half = share(_rate(12), _rate(2), _rate(20))
     assert half.value == pytest.approx(0.5)
     assert 0 < half.low < 0.5 < half.high < 1

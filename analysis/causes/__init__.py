@@ -2,7 +2,7 @@
 
 from analysis.causes.hypotheses import HYPOTHESES, Hypothesis, applicable, arms
 from analysis.causes.scenarios import Scenario, first_failure, judge_all, scenarios
-from analysis.causes.verdicts import Arm, Asked, Verdict, asked, judge, verdicts, whole_arm
+from analysis.causes.verdicts import Arm, Asked, Verdict, asked, judge, whole_arm
 
 __all__ = [
     "HYPOTHESES",
@@ -18,6 +18,5 @@ __all__ = [
     "judge",
     "judge_all",
     "scenarios",
-    "verdicts",
     "whole_arm",
 ]

@@ -87,7 +87,6 @@ class Scenario:
 
     def asked(self, run: Run) -> list[Asked]:
         """Return what its sweep measured of its hypotheses, to be judged with those of others."""
-        controls = controls_of(run.path)
         return asked(
             run.requests,
             run.cells,
@@ -96,7 +95,7 @@ class Scenario:
             self.failures,
             flights=run.flights,
             events=run.events,
-            silent=[control.arm for control in controls if control.silent],
+            controls=controls_of(run.path),
         )
 
 

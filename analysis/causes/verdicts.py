@@ -14,7 +14,7 @@ which the p values are multiplied by the number of hypotheses (Bonferroni).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
@@ -24,6 +24,7 @@ import pandas as pd
 from analysis.causes.hypotheses import Hypothesis, Names
 from analysis.observe.derive import exposure
 from analysis.sanitize.findings import WRONG_DATA
+from analysis.sanitize.recorded import Control
 from analysis.stats import FAILURES, holm
 from analysis.stats_engines import Rate, Share, engines_needed, gone, rate, share, sign_flip
 from analysis.stats_exposure import Change, changes
@@ -109,6 +110,8 @@ class Asked:
     """From the arms without its treatment to those with it; None if none was recorded."""
     silent: tuple[Names, ...] = ()
     """Those of its arms in which a planted fault was not found."""
+    idle: tuple[Names, ...] = ()
+    """Those of its arms in which no planted fault struck, or none was planted."""
 
     @property
     def nets(self) -> tuple[int, ...]:
@@ -166,8 +169,13 @@ class Verdict(Asked):
     """How many these are."""
     because: str = ""
     """If undecided for another reason than too few engines: which."""
-    needed: int | None = None
-    """If undecided for want of engines: about how many for each set of treatments would decide."""
+
+    @property
+    def needed(self) -> int | None:
+        """If undecided for want of engines: about how many for each set of treatments decide."""
+        if self.word != "undecided" or self.because:
+            return None
+        return _needed(self, self.tests)
 
     @property
     def has_effect(self) -> bool:
@@ -208,16 +216,20 @@ def asked(
     *,
     flights: pd.DataFrame | None = None,
     events: pd.DataFrame | None = None,
-    silent: Sequence[Names] = (),
+    controls: Iterable[Control] = (),
 ) -> list[Asked]:
     """Return what was measured of each hypothesis, in the cells of one release and way of sharing.
 
     The cells must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
     with "rejected" among them a refusal counts as well. `flights` and `events` are those tables of
-    the run, from which exposures are taken; `silent` names the arms whose control stayed silent.
+    the run, from which exposures are taken; `controls` are its controls: a hypothesis is undecided
+    if one of its arms has none that struck and was found.
     """
     release, sharing = _only(cells, "release"), _only(cells, "prefix_sharing")
     mending = fixes(release, sharing)
+    struck = [control for control in controls if control.struck]
+    controlled = {control.arm for control in struck}
+    silent = {control.arm for control in struck if control.silent}
     met = None
     if flights is not None and events is not None and len(flights) and len(events):
         met = exposure(cells, requests, flights, events).merge(
@@ -246,6 +258,8 @@ def asked(
             all_but = expand((f"all-but:{hypothesis.treatment}",), release, sharing)
             pairs.append((all_but, mending))
         effect, *back = (between(*names) for names in pairs)
+        # What is left with all fixes counts in every verdict.
+        own = list(dict.fromkeys([*(name for names in pairs for name in names), mending]))
         found.append(
             Asked(
                 hypothesis,
@@ -257,7 +271,8 @@ def asked(
                 back[0] if back else None,
                 between(hypothesis.beside, mending),
                 None if met is None else tuple(c for names in pairs for c in moved(*names)),
-                tuple(dict.fromkeys(n for names in pairs for n in names if n in silent)),
+                tuple(names for names in own if names in silent),
+                tuple(names for names in own if names not in controlled),
             )
         )
     return found
@@ -279,8 +294,8 @@ def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
     It has an effect if fewer fail with its treatment, beyond chance, engine by engine. Then it is
     supported if it accounts for more than MOST of the failures, beyond chance, in either question;
     else it contributes. Without an effect it is refuted if it accounts for less than MOST of them,
-    beyond chance, in both questions. It is undecided if an arm's control stayed silent, if the arms
-    were not exposed alike, or if there are too few engines.
+    beyond chance, in both questions. It is undecided if a planted fault was not found in one of its
+    arms or none struck there, if the arms were not exposed alike, or if there are too few engines.
     """
     sides = one.against_most()
     more = [_TIMES * p * tests < ALPHA and side > 0 for p, side in sides]
@@ -293,40 +308,29 @@ def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
     elif all(less):
         word = "refuted"
     because = _objection(one, word)
-    needed = None
     if because:
         word = "undecided"
-    elif word == "undecided":
-        needed = _needed(one, tests)
     measured = {item.name: getattr(one, item.name) for item in fields(Asked)}
-    return Verdict(**measured, word=word, p_adjusted=p_adjusted, tests=tests, because=because,
-                   needed=needed)  # fmt: skip
+    return Verdict(**measured, word=word, p_adjusted=p_adjusted, tests=tests, because=because)
 
 
 def _objection(one: Asked, word: Word) -> str:
     """Say why a verdict cannot stand whatever was counted; "" if nothing is against it."""
     if word == "undecided":
         return ""
-    if one.silent:
-        named = "; ".join(" + ".join(names) or "no treatment" for names in one.silent)
-        return f"a planted fault was not found in its arm ({named})"
+    for arms, what in (
+        (one.silent, "a planted fault was not found"),
+        (one.idle, "no planted fault struck"),
+    ):
+        if arms:
+            named = "; ".join(" + ".join(names) or "no treatment" for names in arms)
+            return f"{what} in its arm ({named})"
     for change in one.exposures or ():
         if change.name in one.hypothesis.through:
             continue
         if change.rose if word == "refuted" else change.fell:
             return f"exposure changed with it ({change.words})"
     return ""
-
-
-def verdicts(
-    requests: pd.DataFrame,
-    cells: pd.DataFrame,
-    findings: pd.DataFrame,
-    hypotheses: Sequence[Hypothesis],
-    failures: Sequence[str] = FAILURES,
-) -> list[Verdict]:
-    """Return a verdict on each hypothesis of one scenario that is asked by itself."""
-    return judge(asked(requests, cells, findings, hypotheses, failures))
 
 
 def whole_arm(run: Run) -> Arm:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import special
 from scipy import stats as scipy_stats
 
 from analysis.cost.arms import UNTREATED, rank
@@ -58,13 +59,13 @@ def costs(
     keys = [*SETTING] + (["concurrency"] if over == "each" else [])
     for key, group in measures.groupby(keys, dropna=False, sort=True):
         setting = dict(zip(keys, key, strict=True))
+        treatments = dict(zip(group["arm"], group["treatments"], strict=True))
+        arms = [arm for arm in sorted(treatments, key=rank) if arm != UNTREATED]
+        pairs = {arm: _pairs(group, arm, metrics) for arm in arms}
         for metric in metrics:
-            compared = [
-                {**setting, **_compared(group, arm, metric, confidence)}
-                for arm in sorted(set(group["arm"]), key=rank)
-                if arm != UNTREATED
-            ]
-            rows += compared
+            for arm in arms:
+                about = {**setting, "arm": arm, "treatments": treatments[arm]}
+                rows.append({**about, **_compared(pairs[arm], metric, confidence)})
     _judge(rows, {metric.name: metric for metric in metrics}, among)
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["concurrency"] = frame["concurrency"].astype("Int64")
@@ -98,25 +99,30 @@ def pairs_needed(
     return float(math.ceil((z * spread / distance) ** 2) + 2)
 
 
-def _compared(group: pd.DataFrame, arm: str, metric: Metric, confidence: float) -> dict[str, Any]:
+def _pairs(group: pd.DataFrame, arm: str, metrics: Sequence[Metric]) -> pd.DataFrame:
+    """Return the cells of an arm, each beside its untreated one (columns that end in `_plain`)."""
     beside = ["concurrency", "repeat"]
+    columns = [*beside, "comparable", *(metric.name for metric in metrics)]
     treated, plain = (group[group["arm"] == name] for name in (arm, UNTREATED))
-    columns = [*beside, "comparable", metric.name]
-    pairs = treated[columns].merge(plain[columns], on=beside, suffixes=("", "_plain"))
-    ours, theirs = (pairs[name].astype(float) for name in (metric.name, f"{metric.name}_plain"))
-    fit = pairs["comparable"] & pairs["comparable_plain"] & ours.notna() & theirs.notna()
+    return treated[columns].merge(plain[columns], on=beside, suffixes=("", "_plain"))
+
+
+def _compared(pairs: pd.DataFrame, metric: Metric, confidence: float) -> dict[str, Any]:
+    ours, theirs = (
+        pairs[name].to_numpy(dtype=float, na_value=math.nan)
+        for name in (metric.name, f"{metric.name}_plain")
+    )
+    fit = (pairs["comparable"] & pairs["comparable_plain"]).to_numpy(dtype=bool)
+    fit = fit & ~np.isnan(ours) & ~np.isnan(theirs)
     if metric.scale == "ratio":
         fit &= (ours > 0) & (theirs > 0)
-        changes = (ours[fit] / theirs[fit]).map(math.log)
+        changes = np.log(ours[fit] / theirs[fit])
     else:
         changes = (ours - theirs)[fit]
-    levels = pairs.loc[fit, "concurrency"].to_numpy()
-    found = _interval(changes.to_numpy(dtype=float), levels, confidence)
+    found = _interval(changes, pairs["concurrency"].to_numpy()[fit], confidence)
     if metric.scale == "ratio":
         found |= {name: math.exp(found[name]) for name in ("estimate", "low", "high")}
     return {
-        "arm": arm,
-        "treatments": treated["treatments"].iloc[0],
         "metric": metric.name,
         "pairs": int(fit.sum()),
         "left_out": int((~fit).sum()),
@@ -135,14 +141,18 @@ def _interval(
     if not len(changes):
         return dict.fromkeys(("estimate", "low", "high", "spread", "p_value"), math.nan)
     mean = float(changes.mean())
-    within = changes - pd.Series(changes).groupby(levels).transform("mean").to_numpy()
-    freedom = len(changes) - len(set(levels.tolist()))
+    strata = np.unique(levels)
+    freedom = len(changes) - len(strata)
     if freedom < _LEAST_FREEDOM:
         rest = dict.fromkeys(("low", "high", "spread", "p_value"), math.nan)
         return {"estimate": mean, **rest}
-    spread = math.sqrt(float((within**2).sum()) / freedom)
+    within = sum(
+        float(((changes[own] - changes[own].mean()) ** 2).sum())
+        for own in (levels == level for level in strata)
+    )
+    spread = math.sqrt(within / freedom)
     error = spread / math.sqrt(len(changes))
-    reach = error * float(scipy_stats.t.ppf(0.5 + confidence / 2, freedom))
+    reach = error * float(special.stdtrit(freedom, 0.5 + confidence / 2))
     p_value = sign_flip(changes)
     return {
         "estimate": mean, "low": mean - reach, "high": mean + reach, "spread": spread,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ class Plan:
     them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
     for all but one. `sanitize` has what was recorded of each cell checked (and events recorded),
     and adds a control for each set of treatments, release and way of sharing: a cell with these
-    treatments in which a known fault is planted, another one in each, in turn from all kinds.
+    treatments in which a known fault is planted, another one in each, in turn from all kinds, and
+    another cell where that found nothing to strike.
     Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
     included, `resubmit_s` for the pause after which a client sends a refused request again (None:
     never).
@@ -195,30 +196,34 @@ class Plan:
         except EngineError as error:
             raise PlanError(str(error)) from error
 
-    def cells(self) -> list[Cell]:
+    def cells(self, idle: Collection[str] = ()) -> list[Cell]:
         """Return every cell in the order in which it runs, repeats outermost.
 
         A sweep that is interrupted has then run all configurations about equally often. Cells that
         differ only in their treatments follow each other, in the order of the plan and, in every
-        second repeat, in reverse: what drifts meanwhile favours none. Controls come first.
+        second repeat, in reverse: what drifts meanwhile favours none. Controls come first. `idle`
+        names those whose fault found nothing to strike: a fault of another family is tried after
+        each, up to three for a set of treatments.
         """
-        return [*self._controls(), *self._cells()]
+        return [*self._controls(idle), *self._cells()]
 
-    def _controls(self) -> Iterator[Cell]:
+    def _controls(self, idle: Collection[str]) -> Iterator[Cell]:
         if not self.sanitize:
             return
-        from analysis.treat.faults import controls
+        from analysis.treat.faults import tried
 
         pages, concurrency = max(self.pages), max(self.concurrency)
         # Another seed or concurrency begins with another fault.
         first = self.seed + concurrency.bit_length()
         for release in self.releases:
             for sharing in self.prefix_sharing:
-                faults = controls(release, sharing)
                 for number, names in enumerate(self.treatments):
                     meant = _expanded(names, release, sharing)
-                    fault = faults[(first + number) % len(faults)]
-                    yield Cell(release, sharing, pages, concurrency, 0, (*meant, fault))
+                    for fault in tried(release, sharing, first + number):
+                        cell = Cell(release, sharing, pages, concurrency, 0, (*meant, fault))
+                        yield cell
+                        if cell.cell_id not in idle:
+                            break
 
     def _cells(self) -> Iterator[Cell]:
         for repeat in range(self.repeats):

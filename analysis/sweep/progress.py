@@ -49,6 +49,12 @@ class Progress:
         elif self._shown and count:
             self._line(f"{count} of {self._cells} cells are on disk already")
 
+    def added(self, count: int) -> None:
+        """Count cells that were not planned at first."""
+        self._cells += count
+        if self._bar is not None:
+            self._bar.total += count
+
     def running(self, running: Iterable[Cell], left: Iterable[Cell]) -> None:
         """Show what runs now, and how long all that is left may take; call it often."""
         if self._bar is None or time.monotonic() < self._next_s:

@@ -95,16 +95,17 @@ class _Sweep:
         self.stop = stop or (lambda: False)
         self.run_id = str(writer.manifest["run_id"])
         self.estimate = Estimate(plan, jobs)
-        finished = writer.finished()
-        cells = plan.cells()
-        self.left = [cell for cell in cells if cell.cell_id not in finished]
-        self.progress = Progress(len(cells), self.estimate, shown=progress)
+        finished = store.load_run_cells(writer.path)
+        self.idle = {name for name, row in finished.items() if _idle(row)}
+        self.cells = plan.cells(self.idle)
+        self.left = [cell for cell in self.cells if cell.cell_id not in finished]
+        self.progress = Progress(len(self.cells), self.estimate, shown=progress)
         self.prepared = Prepared({}, {}, 0)
 
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
         """Do what is left, and read the whole run back."""
         try:
-            self.progress.skipped(len(self.plan.cells()) - len(self.left))
+            self.progress.skipped(len(self.cells) - len(self.left))
             if self.left:
                 self.prepared = prepare(self.plan, self.progress.preparing)
                 self._note_prepared()
@@ -118,11 +119,11 @@ class _Sweep:
         return store.load_run(self.writer.path)
 
     def _in_processes(self, pythons: Mapping[str, Path]) -> None:
-        waiting, running = list(self.left), dict[Cell, CellProcess]()
+        running = dict[Cell, CellProcess]()
         try:
-            while (waiting or running) and not self.stop():
-                while waiting and len(running) < self.jobs:
-                    cell = waiting.pop(0)
+            while self.left and not self.stop():
+                waiting = [cell for cell in self.left if cell not in running]
+                for cell in waiting[: self.jobs - len(running)]:
                     running[cell] = CellProcess(
                         pythons[cell.release],
                         self._specification(cell),
@@ -141,9 +142,8 @@ class _Sweep:
                 process.kill()
 
     def _in_this_kernel(self) -> None:
-        for cell in list(self.left):
-            if self.stop():
-                break
+        while self.left and not self.stop():
+            cell = self.left[0]
             self.progress.running([cell], self.left)
             started = time.monotonic()
             ended = kernel.run_cell(self._specification(cell), self._work(cell))
@@ -191,11 +191,21 @@ class _Sweep:
         self.writer.write_cell(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(cell), ignore_errors=True)
         self.left.remove(cell)
+        if _idle(row):
+            self._try_another(cell)
         self.estimate.measured(cell, elapsed_s)
         counts = count_outcomes(requests)
         self.progress.finished(row, counts, self.left)
         if self.on_cell is not None:
             self.on_cell(row, counts)
+
+    def _try_another(self, control: Cell) -> None:
+        """Plan another control where this one's fault found nothing to strike, if there is one."""
+        self.idle.add(control.cell_id)
+        known, self.cells = set(self.cells), self.plan.cells(self.idle)
+        more = [cell for cell in self.cells if cell not in known]
+        self.left[:0] = more
+        self.progress.added(len(more))
 
     def _keep_logs(self, cell: Cell, ended: Ended) -> None:
         """Keep what the cell's process printed and dumped where the cell did not end well."""
@@ -214,6 +224,11 @@ class _Sweep:
             self.writer.path / "manifest.json", json.dumps(manifest, indent=2) + "\n"
         )
         self.writer.manifest = manifest
+
+
+def _idle(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row of `cells` is that of a control whose fault found nothing to strike."""
+    return bool(row["struck"] == "null")
 
 
 def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:

@@ -25,16 +25,17 @@ from analysis.causes import (
     Verdict,
     applicable,
     arms,
+    asked,
     first_failure,
     judge,
     judge_all,
     scenarios,
-    verdicts,
     whole_arm,
 )
-from analysis.causes.hypotheses import HYPOTHESES, SUSPECTS
+from analysis.causes.hypotheses import HYPOTHESES, SUSPECTS, Hypothesis, Names
 from analysis.errors import EngineError
-from analysis.sanitize.recorded import controls_of
+from analysis.sanitize.recorded import Control, controls_of
+from analysis.stats import FAILURES
 from analysis.stats_exposure import Change
 from analysis.store import to_frame
 from analysis.sweep import Plan
@@ -45,18 +46,18 @@ Truth = Callable[[Sequence[str]], float]
 """The true failure rate of a set of treatments."""
 
 
-def asked(
+def tried(
     truth: Truth,
     *,
     sharing: str = "trie",
     cells: int = 16,
     requests: int = 20,
-    tried: Sequence[str] = TRIED,
+    among: Sequence[str] = TRIED,
     outcome: str = "wrong",
     seed: int = 0,
 ) -> tuple[list[Verdict], dict[str, pd.DataFrame]]:
     rng = np.random.default_rng(seed)
-    hypotheses = applicable("3.1.0", sharing, tried)
+    hypotheses = applicable("3.1.0", sharing, among)
     cell_rows, request_rows, findings = [], [], []
     for number, names in enumerate(arms(hypotheses, "3.1.0", sharing)):
         rate = truth(names)
@@ -91,8 +92,25 @@ def asked(
         "cells": to_frame("cells", cell_rows),
         "findings": to_frame("findings", findings),
     }
-    found = verdicts(tables["requests"], tables["cells"], tables["findings"], hypotheses)
-    return found, tables
+    return judged(tables, hypotheses), tables
+
+
+def control(arm: Names, *, struck: bool = True, alarmed: bool = True) -> Control:
+    return Control("3.1.0", "trie", arm, "fault:wrong-page", struck, alarmed)
+
+
+def judged(
+    tables: dict[str, pd.DataFrame],
+    hypotheses: Sequence[Hypothesis],
+    failures: Sequence[str] = FAILURES,
+    controls: Sequence[Control] | None = None,
+) -> list[Verdict]:
+    """Return the verdicts on one scenario; without other controls, one in each arm was found."""
+    if controls is None:
+        sets = tables["cells"]["treatments"].map(tuple)
+        controls = [control(names) for names in dict.fromkeys(sets)]
+    frames = (tables[name] for name in ("requests", "cells", "findings"))
+    return judge(asked(*frames, hypotheses, failures, controls=controls))
 
 
 def words(found: Sequence[Verdict]) -> dict[str, str]:
@@ -118,7 +136,7 @@ def two_that_add_up(names: Sequence[str]) -> float:
 
 
 def test_a_true_cause_is_supported_and_what_is_none_refuted() -> None:
-    found, _ = asked(one_cause)
+    found, _ = tried(one_cause)
     assert words(found) == {
         "correct-seq-lens": "supported",
         "copy-tokens": "refuted",
@@ -135,7 +153,7 @@ def test_a_true_cause_is_supported_and_what_is_none_refuted() -> None:
 
 
 def test_causes_that_mask_each_other_show_when_each_is_put_back_alone() -> None:
-    found, _ = asked(two_that_mask_each_other)
+    found, _ = tried(two_that_mask_each_other)
     for verdict in (of(found, "correct-seq-lens"), of(found, "copy-tokens")):
         assert abs(verdict.effect.net) < 0.3 * verdict.without.failures
         assert verdict.back is not None
@@ -146,25 +164,25 @@ def test_causes_that_mask_each_other_show_when_each_is_put_back_alone() -> None:
 
 
 def test_the_larger_of_two_causes_is_named_first() -> None:
-    found, _ = asked(two_that_add_up)
+    found, _ = tried(two_that_add_up)
     assert [v.hypothesis.treatment for v in ranked(found)] == ["correct-seq-lens", "copy-tokens"]
     assert words(found)["copy-tokens"] == "contributes"
 
 
 def test_too_little_is_undecided_and_says_what_would_do() -> None:
-    found, _ = asked(one_cause, cells=3)
+    found, _ = tried(one_cause, cells=3)
     assert set(words(found).values()) == {"undecided"}
     cause = of(found, "correct-seq-lens")
     # Three engines can reach 0.25 whatever they show, and four hypotheses are asked.
     assert cause.p_value == pytest.approx(0.25)
     assert cause.needed is not None
     assert f"about {cause.needed} engines" in verdict_in_words(cause)
-    again, _ = asked(one_cause, cells=cause.needed)
+    again, _ = tried(one_cause, cells=cause.needed)
     assert words(again)["correct-seq-lens"] in ("supported", "contributes")
 
 
 def test_what_fails_with_all_fixes_is_credited_to_no_hypothesis() -> None:
-    found, _ = asked(lambda names: 0.3)
+    found, _ = tried(lambda names: 0.3)
     for verdict in found:
         if verdict.back is not None:
             assert abs(verdict.comes_back().value) < 0.35
@@ -173,7 +191,7 @@ def test_what_fails_with_all_fixes_is_credited_to_no_hypothesis() -> None:
 
 
 def test_hypotheses_of_other_scenarios_are_allowed_for() -> None:
-    found, _ = asked(one_cause)
+    found, _ = tried(one_cause)
     alone = of(found, "correct-seq-lens")
     together = judge([*found, *found, *found], others=2)
     assert together[0].tests == 14
@@ -185,12 +203,12 @@ def change(name: str, first: float, second: float, low: float, high: float) -> C
 
 
 def test_a_treatment_that_takes_the_occasion_away_has_shown_nothing() -> None:
-    found, _ = asked(one_cause)
+    found, _ = tried(one_cause)
     cause = of(found, "correct-seq-lens")
     fewer = change("batch_rows", 4.0, 1.0, -0.8, -0.7)
-    [judged] = judge([dataclasses.replace(cause, exposures=(fewer,))])
-    assert judged.word == "undecided"
-    assert "Undecided: exposure changed with it" in verdict_in_words(judged)
+    [verdict] = judge([dataclasses.replace(cause, exposures=(fewer,))])
+    assert verdict.word == "undecided"
+    assert "Undecided: exposure changed with it" in verdict_in_words(verdict)
     # More occasion to fail does not take a cause away, nor does what it acts through.
     more = change("batch_rows", 1.0, 4.0, 2.5, 3.5)
     assert judge([dataclasses.replace(cause, exposures=(more,))])[0].word == "supported"
@@ -202,18 +220,51 @@ def test_a_treatment_that_takes_the_occasion_away_has_shown_nothing() -> None:
     assert "Exposure not recorded." in verdict_in_words(cause)
 
 
-def test_a_silent_control_takes_the_word_from_its_arm() -> None:
-    found, _ = asked(one_cause)
-    cause = of(found, "correct-seq-lens")
-    [judged] = judge([dataclasses.replace(cause, silent=(("correct-seq-lens",),))])
-    assert judged.word == "undecided"
-    assert "a planted fault was not found in its arm (correct-seq-lens)" in (
-        verdict_in_words(judged)
-    )
+SILENT = control(("correct-seq-lens",), alarmed=False)
+IDLE = control(("correct-seq-lens",), struck=False, alarmed=False)
+FOUND = control(("correct-seq-lens",))
+
+
+@pytest.mark.parametrize(
+    ("controls", "because"),
+    [
+        ([FOUND, SILENT], "a planted fault was not found in its arm (correct-seq-lens)"),
+        ([IDLE, IDLE], "no planted fault struck in its arm (correct-seq-lens)"),
+        ([], "no planted fault struck in its arm (correct-seq-lens)"),
+        ([IDLE, FOUND], ""),
+    ],
+    ids=["silent", "idle", "none", "idle, then found"],
+)
+def test_an_arm_in_which_no_planted_fault_was_found_has_no_verdict(
+    controls: list[Control], because: str
+) -> None:
+    found, tables = tried(one_cause)
+    elsewhere = [
+        control(names)
+        for names in dict.fromkeys(tables["cells"]["treatments"].map(tuple))
+        if names != ("correct-seq-lens",)
+    ]
+    hypotheses = [verdict.hypothesis for verdict in found]
+    again = judged(tables, hypotheses, controls=[*elsewhere, *controls])
+    cause = of(again, "correct-seq-lens")
+    assert cause.because == because
+    assert because in verdict_in_words(cause)
+    assert cause.word == ("undecided" if because else "supported")
+    # The other hypotheses have other arms.
+    assert {**words(again), "correct-seq-lens": "supported"} == words(found)
+
+
+def test_the_arm_with_all_fixes_counts_for_what_is_no_fix_too() -> None:
+    found, tables = tried(one_cause)
+    every = fixes("3.1.0", "trie")
+    sets = dict.fromkeys(tables["cells"]["treatments"].map(tuple))
+    controls = [control(names) for names in sets if names != every]
+    again = judged(tables, [verdict.hypothesis for verdict in found], controls=controls)
+    assert set(words(again).values()) == {"undecided"}
 
 
 def test_without_failures_nothing_is_decided() -> None:
-    found, _ = asked(lambda names: 0.0)
+    found, _ = tried(lambda names: 0.0)
     assert set(words(found).values()) == {"undecided"}
     assert "No cause was shown" in causes_in_words("s", found)
 
@@ -222,17 +273,16 @@ def test_a_treatment_that_makes_it_worse_is_no_cause() -> None:
     def worse(names: Sequence[str]) -> float:
         return 0.9 if "lock-cache" in names else one_cause(names)
 
-    found, _ = asked(worse)
+    found, _ = tried(worse)
     assert words(found)["lock-cache"] == "refuted"
     assert "More failed with it" in verdict_in_words(of(found, "lock-cache"))
 
 
 def test_rejected_requests_count_only_if_asked_for() -> None:
-    _, tables = asked(one_cause, outcome="rejected")
+    _, tables = tried(one_cause, outcome="rejected")
     hypotheses = applicable("3.1.0", "trie", TRIED)
-    frames = tables["requests"], tables["cells"], tables["findings"]
-    assert verdicts(*frames, hypotheses)[0].without.failures == 0
-    counted = verdicts(*frames, hypotheses, failures=("wrong", "rejected"))
+    assert judged(tables, hypotheses)[0].without.failures == 0
+    counted = judged(tables, hypotheses, ("wrong", "rejected"))
     assert words(counted)["correct-seq-lens"] == "supported"
 
 
@@ -240,7 +290,7 @@ def test_a_fix_whose_absence_brings_nothing_back_is_no_headline() -> None:
     def either_mends(names: Sequence[str]) -> float:
         return 0.0 if {"correct-seq-lens", "copy-tokens"} & set(names) else 0.4
 
-    found, _ = asked(either_mends)
+    found, _ = tried(either_mends)
     assert words(found)["correct-seq-lens"] in ("supported", "contributes")
     said = answer_in_a_sentence({"a scenario": found})
     assert not any(verdict.returns for verdict in found)
@@ -268,7 +318,7 @@ def test_only_what_a_lock_or_a_single_worker_ends_is_a_race() -> None:
 
 
 def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
-    found, _ = asked(one_cause)
+    found, _ = tried(one_cause)
     scenarios = {"a scenario": found}
     said = causes_in_words("a scenario", found)
     assert "1. `correct-seq-lens` (supported)" in said

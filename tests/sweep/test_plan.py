@@ -13,6 +13,7 @@ from analysis.store import RunWriter
 from analysis.sweep import Plan, PlanError
 from analysis.tables import arm_of
 from analysis.treat import FAULTS, fixes
+from analysis.treat.faults import FAMILIES, TRIES
 
 
 def some(values, size=3):
@@ -52,7 +53,7 @@ def test_a_sanitized_plan_has_a_control_for_every_arm(plan, count):
     treatments = ((), ("lock-cache",), ("one-at-a-time",))[:count]
     plan = dataclasses.replace(plan, treatments=treatments)
     controls = [cell for cell in plan.cells() if cell.is_control]
-    wanted = count * len(plan.releases) * len(plan.prefix_sharing) if plan.sanitize else 0
+    wanted = wanted_arms(plan) if plan.sanitize else 0
     assert len(controls) == wanted
     assert plan.cells()[:wanted] == controls
     assert not plan.sanitize or plan.observe != "nothing"
@@ -80,6 +81,33 @@ def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
                 for name, fault in FAULTS.items()
                 if fault.control and fault.fits(release, sharing)
             }
+
+
+@given(plans)
+def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(plan):
+    plan = dataclasses.replace(plan, sanitize=True)
+    idle: set[str] = set()
+    tried: dict[tuple[str, str], list[str]] = {}
+    for number in range(1, TRIES + 1):
+        controls = [cell for cell in plan.cells(idle) if cell.is_control]
+        new = [cell for cell in controls if cell.cell_id not in idle]
+        assert len(controls) == number * len(new) == number * wanted_arms(plan)
+        for cell in new:
+            tried.setdefault((cell.release, cell.prefix_sharing), []).append(cell.treatments[-1])
+        # One that struck is enough.
+        [kept, *others] = new
+        assert kept in plan.cells(idle | {cell.cell_id for cell in others})
+        idle |= {cell.cell_id for cell in new}
+    assert [cell.cell_id for cell in plan.cells(idle) if cell.cell_id not in idle] == [
+        cell.cell_id for cell in plan.cells() if not cell.is_control
+    ]
+    for faults in tried.values():
+        families = [f for f in FAMILIES for name in faults if FAULTS[name] in f]
+        assert len(set(families)) == TRIES
+
+
+def wanted_arms(plan):
+    return len(plan.releases) * len(plan.prefix_sharing) * len(plan.treatments)
 
 
 @given(plans)

@@ -13,8 +13,14 @@ from support import ROOT
 from sweep_help import endless_workload, has_answered, sweep_and_signal, wait_for
 
 from analysis.errors import EngineError, RunError
+from analysis.sanitize.recorded import controls_of
 from analysis.store import OUTCOMES, load_run
 from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.sweep.prepare import Prepared
+from analysis.sweep.rows import Ended
+from analysis.tables import arm_of, is_control
+from analysis.treat.faults import TRIES
+from analysis.workload import Request, Workload
 
 FAST = Plan(releases=("3.1.0", "3.9.0"), concurrency=(4,), repeats=1, seed=1)
 
@@ -112,6 +118,55 @@ def test_two_sweeps_cannot_write_to_one_run(swept):
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="Another sweep"):
             run_sweep(FAST, out, progress=False)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
+    tmp_path, monkeypatch, interrupted
+):
+    planted = []
+
+    class Told:
+        """A cell that ends at once; no fault strikes, but for the third of the untreated arm."""
+
+        elapsed_s = 1.0
+
+        def __init__(self, python, spec, directory, timeout_s):
+            self.names = tuple(spec["treatments"])
+
+        def poll(self):
+            return True
+
+        def ended(self):
+            if not is_control(self.names):
+                return Ended([], 1.0)
+            arm = arm_of(self.names)
+            planted.append((arm, self.names[-1]))
+            strikes = not arm and len([one for one, _ in planted if not one]) == 3
+            return Ended([], 1.0, facts={"struck": {"page": 1} if strikes else None})
+
+        def kill(self):
+            pass
+
+    asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
+    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {"3.1.0": {}}, 0)
+    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Told)
+    monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
+    plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=2, sanitize=True,
+                treatments=((), ("lock-cache",)))  # fmt: skip
+    out = tmp_path / "run"
+    if interrupted:
+        begun = run_sweep(plan, out, progress=False, stop=lambda: len(planted) == 1)
+        assert len(begun.cells) == 0
+    run = run_sweep(plan, out, jobs=2, progress=False)
+    assert len(run.cells) == 4
+    controls = controls_of(out)
+    assert sorted((c.arm, c.fault) for c in controls) == sorted(planted)
+    assert [(c.arm, c.struck) for c in controls if c.arm] == [(("lock-cache",), False)] * TRIES
+    assert sorted(c.struck for c in controls if not c.arm) == [False, False, True]
+    assert len(set(planted)) == 6
+    run_sweep(plan, out, progress=False)
+    assert len(planted) == 6
 
 
 def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):

@@ -38,7 +38,7 @@ def test_cells_say_how_they_were_treated(old):
     assert set(run.cells["observed"]) == {"events"}
     whole = load_run(run.path, controls=True)
     controls = whole.cells["treatments"].map(lambda names: is_control(tuple(names)))
-    assert controls.sum() == 2
+    assert controls.sum() >= 2
     assert whole.cells.loc[controls.astype(bool), "struck"].notna().all()
 
 

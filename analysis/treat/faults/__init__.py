@@ -26,6 +26,8 @@ FAMILIES: tuple[tuple[type[Fault], ...], ...] = (
 )
 FAULTS: dict[str, type[Fault]] = {fault.name: fault for family in FAMILIES for fault in family}
 """By name, which begins with `fault:`."""
+TRIES = 3
+"""Faults that are planted in an arm, one engine each, until one finds something to strike."""
 
 
 def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
@@ -38,4 +40,17 @@ def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
     return tuple(name for turn in turns for name in turn if name is not None)
 
 
-__all__ = ["FAMILIES", "FAULTS", "Fault", "Struck", "controls"]
+def tried(release: str, prefix_sharing: str, number: int) -> tuple[str, ...]:
+    """Return the faults to try as an arm's control, in order, each of another family.
+
+    The first is the `number`-th of `controls`, counted on from the last to the first again.
+    """
+    faults = controls(release, prefix_sharing)
+    start = number % len(faults)
+    by_family: dict[tuple[type[Fault], ...], str] = {}
+    for name in (*faults[start:], *faults[:start]):
+        by_family.setdefault(next(f for f in FAMILIES if FAULTS[name] in f), name)
+    return tuple(by_family.values())[:TRIES]
+
+
+__all__ = ["FAMILIES", "FAULTS", "TRIES", "Fault", "Struck", "controls", "tried"]
