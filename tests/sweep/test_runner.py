@@ -127,13 +127,14 @@ def test_in_a_kernel_only_its_own_release_can_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
+def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorded(tmp_path):
     plan = Plan(
         releases=("3.9.0",),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
-        cell_timeout_s=15,
+        cell_timeout_s=20,
+        observe="events",
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
     (cell,) = run.cells.itertuples()
@@ -141,12 +142,14 @@ def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
     # Threads that run on while their stacks are dumped can make the dump itself crash, just before
     # the kill; the cell is hung all the same.
     assert cell.exit_signal in (signal.SIGKILL, signal.SIGSEGV)
-    assert "deadline of 15 s" in cell.status_detail
+    assert "deadline of 20 s" in cell.status_detail
     assert cell.status_detail.endswith(".")
     stacks = tmp_path / "run" / "logs" / cell.cell_id / "stacks.txt"
     assert "clients.py" in stacks.read_text()
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
     assert run.requests["text"][0] == "6 7 8"
+    assert (run.events["kind"] == "done").sum() == 1
+    assert len(run.flights) > 0
 
 
 def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):
