@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import RELEASES, ROOT, Child, ChildRunner
+from support import RELEASES, Child, ChildRunner, run_python
 
 from analysis.errors import ReleaseError
-from analysis.releases import python_of
 
 # No test fails for the time that it takes: machines are slow, and engines beside it busy.
 settings.register_profile("untimed", deadline=None)
@@ -31,22 +28,22 @@ def say(value):
 
 @pytest.fixture
 def child(tmp_path: Path) -> ChildRunner:
-    """Run Python source in a child of a release's environment, with Engine and `say` at hand."""
+    """Run Python source in a child of a release's environment, with Engine and `say` at hand.
 
-    def run(release: str, source: str, *, timeout_s: float = 120) -> Child:
+    `short_strobes=False` leaves 3.1.0's batcher its long waits, where a batch must be full.
+    """
+
+    def run(
+        release: str, source: str, *, timeout_s: float = 300, short_strobes: bool = True
+    ) -> Child:
+        said = tmp_path / "said.json"
+        source = _PRELUDE + textwrap.dedent(source)
         try:
-            python = python_of(release)
+            done = run_python(
+                release, source, str(said), timeout_s=timeout_s, short_strobes=short_strobes
+            )
         except ReleaseError as error:
             pytest.fail(f"{error} (`make test` does)")
-        said = tmp_path / "said.json"
-        done = subprocess.run(
-            [str(python), "-c", _PRELUDE + textwrap.dedent(source), str(said)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
         value = json.loads(said.read_text()) if said.exists() else None
         return Child(value, done.returncode, done.stdout, done.stderr)
 

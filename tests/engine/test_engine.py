@@ -86,6 +86,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
              "late_error": late.error, "died": died and died.traceback, "log": log,
              "again": again.text})
         """,
+        short_strobes=False,  # the four must be in one batch
     )
     assert done.returncode == 0, done.stderr
     assert "lost" in done.said["outcomes"]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import ROOT
+from support import CHILD_ENVIRONMENT, ROOT, SHORT_STROBES
 
 from analysis.releases import python_of
 
@@ -27,9 +25,6 @@ from analysis.observe import observe
 from analysis.observe.replay import Replay, differences
 
 release, sharing, pages = sys.argv[1], sys.argv[2], int(sys.argv[3])
-if release == "3.1.0":  # a batch that is not full waits for two strobes: do not wait long
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
 
 def check(recording):
     wrong = list(recording.faults)
@@ -83,13 +78,14 @@ workloads = st.lists(st.lists(requests, min_size=1, max_size=4), min_size=1, max
 
 @contextmanager
 def server(release: str, sharing: str, pages: int) -> Iterator[subprocess.Popen[str]]:
+    source = SHORT_STROBES * (release == "3.1.0") + SERVER
     process = subprocess.Popen(
-        [str(python_of(release)), "-c", textwrap.dedent(SERVER), release, sharing, str(pages)],
+        [str(python_of(release)), "-c", source, release, sharing, str(pages)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=CHILD_ENVIRONMENT,
     )
     try:
         with process:
