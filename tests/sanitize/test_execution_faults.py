@@ -19,7 +19,7 @@ from analysis.treat.faults.execution import EXECUTION_FAULTS
 alone = arguments
 
 def run(engine, name, timeout_s):
-    workload = make_workload("mixed", count=12, seed=3)
+    workload = make_workload("mixed", count=8, seed=3)
     fault = [name] if name.startswith("fault:") else []
     # Corrected for as long as the engine works on requests that were given up.
     with treat(engine, *base), sanitize(engine) as findings, treat(engine, *fault) as treated:

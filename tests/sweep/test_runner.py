@@ -13,8 +13,10 @@ from support import ROOT
 from sweep_help import endless_workload, has_answered, sweep_and_signal, wait_for
 
 from analysis.errors import EngineError, RunError
+from analysis.observe.spill import read_spilled
 from analysis.store import OUTCOMES, load_run
 from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.sweep.process import CellProcess
 
 FAST = Plan(releases=("3.1.0", "3.9.0"), concurrency=(4,), repeats=1, seed=1)
 
@@ -127,13 +129,24 @@ def test_in_a_kernel_only_its_own_release_can_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorded(tmp_path):
+def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorded(
+    tmp_path, monkeypatch
+):
+    elapsed_s = CellProcess.elapsed_s.fget
+
+    def late_once_recorded(cell):
+        """Add an hour as soon as the first answer is recorded, however long that takes."""
+        spilled = read_spilled(cell.directory)
+        recorded = "flights" in spilled and "done" in spilled["events"]["kind"].to_pylist()
+        return elapsed_s(cell) + 3600 * (recorded and has_answered(tmp_path / "run"))
+
+    monkeypatch.setattr(CellProcess, "elapsed_s", property(late_once_recorded))
     plan = Plan(
         releases=("3.9.0",),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
-        cell_timeout_s=20,
+        cell_timeout_s=300,
         observe="events",
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
@@ -142,7 +155,7 @@ def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorde
     # Threads that run on while their stacks are dumped can make the dump itself crash, just before
     # the kill; the cell is hung all the same.
     assert cell.exit_signal in (signal.SIGKILL, signal.SIGSEGV)
-    assert "deadline of 20 s" in cell.status_detail
+    assert "deadline of 300 s" in cell.status_detail
     assert cell.status_detail.endswith(".")
     stacks = tmp_path / "run" / "logs" / cell.cell_id / "stacks.txt"
     assert "clients.py" in stacks.read_text()
