@@ -8,13 +8,25 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import RELEASES, Child, ChildRunner, run_python
+from support import RELEASES, ROOT, Child, ChildRunner, run_python
 
 from analysis.errors import ReleaseError
 
 # No test fails for the time that it takes: machines are slow, and engines beside it busy.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+LONGEST = (
+    "sanitize/test_contents.py", "validate/test_climb.py", "sanitize/test_no_false_alarm.py",
+    "sanitize/test_faults_results.py", "sanitize/test_bytes.py", "sweep/test_runner.py",
+    "sweep/test_observed.py", "observe/test_conservation.py", "sanitize/test_faults.py",
+    "observe/test_observe.py", "isolate/test_examine.py", "test_report.py",
+    "sweep/test_sanitized.py", "sanitize/test_shape.py", "test_calibration.py",
+    "treat/test_scheduling.py", "sanitize/test_edges.py", "sanitize/test_circumstances.py",
+    "engine/test_engine.py", "treat/test_treat.py", "sanitize/test_execution_faults.py",
+    "test_experiments.py", "explain/test_recorded.py",
+)  # fmt: skip
+"""Files that take longest: they come first, so that none is left alone at the end."""
 
 _PRELUDE = """
 import json, os, sys
@@ -24,6 +36,12 @@ said = Path(sys.argv[1])
 def say(value):
     said.write_text(json.dumps(value))
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; among the others nothing changes."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture
