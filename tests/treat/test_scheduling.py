@@ -114,8 +114,9 @@ def test_what_finds_no_pages_waits_or_fails_by_itself(child: ChildRunner, releas
         child,
         release,
         """
+pages = 14 if RELEASE == "3.1.0" else 20  # so few that decodes find none either
 def outcomes(*names, timeout_s=60):
-    recording, answers, died = recorded(*names, pages=20, sharing="none", timeout_s=timeout_s)
+    recording, answers, died = recorded(*names, pages=pages, sharing="none", timeout_s=timeout_s)
     return [answers["outcome"].value_counts().to_dict(), died]
 leaks = [] if RELEASE == "3.1.0" else ["keep-decode-record"]
 one = "requeue-unboarded" if RELEASE == "3.1.0" else "survive-allocation-failure"
