@@ -37,7 +37,7 @@ report: setup ## Execute notebook 01 on both releases, publish HTML (NOTEBOOKS=a
 	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
 
 test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest, such as -n0 for one process)
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(if $(SLOW),,-m "not slow") $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow") $(ARGS)
 
 lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
 	@$(BIN)/cachelab lab $(if $(ARGS),-- $(ARGS))

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import RELEASES, ROOT, Child, ChildRunner
+from support import RELEASES, ROOT, Child, ChildRunner, run_python
 
 from analysis.errors import ReleaseError
-from analysis.releases import python_of
 
 # No test fails for the time that it takes: machines are slow, and engines beside it busy.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+LONGEST = (
+    "sanitize/test_contents.py", "validate/test_climb.py", "sanitize/test_no_false_alarm.py",
+    "sanitize/test_faults_results.py", "sanitize/test_bytes.py", "sweep/test_runner.py",
+    "sweep/test_observed.py", "observe/test_conservation.py", "sanitize/test_faults.py",
+    "causes/test_verdicts.py", "observe/test_observe.py", "isolate/test_examine.py",
+    "isolate/test_machine.py", "test_report.py", "model/test_compile.py", "model/test_verify.py",
+    "sweep/test_sanitized.py", "sanitize/test_shape.py", "test_calibration.py",
+    "treat/test_scheduling.py", "sanitize/test_edges.py", "sanitize/test_circumstances.py",
+    "engine/test_engine.py", "treat/test_treat.py", "sanitize/test_execution_faults.py",
+    "test_experiments.py", "explain/test_recorded.py",
+)  # fmt: skip
+"""Files that take longest: they come first, so that none is left alone at the end."""
 
 _PRELUDE = """
 import json, os, sys
@@ -29,24 +39,30 @@ def say(value):
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; among the others nothing changes."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture
 def child(tmp_path: Path) -> ChildRunner:
-    """Run Python source in a child of a release's environment, with Engine and `say` at hand."""
+    """Run Python source in a child of a release's environment, with Engine and `say` at hand.
 
-    def run(release: str, source: str, *, timeout_s: float = 120) -> Child:
+    `short_strobes=False` leaves 3.1.0's batcher its long waits, where a batch must be full.
+    """
+
+    def run(
+        release: str, source: str, *, timeout_s: float = 300, short_strobes: bool = True
+    ) -> Child:
+        said = tmp_path / "said.json"
+        source = _PRELUDE + textwrap.dedent(source)
         try:
-            python = python_of(release)
+            done = run_python(
+                release, source, str(said), timeout_s=timeout_s, short_strobes=short_strobes
+            )
         except ReleaseError as error:
             pytest.fail(f"{error} (`make test` does)")
-        said = tmp_path / "said.json"
-        done = subprocess.run(
-            [str(python), "-c", _PRELUDE + textwrap.dedent(source), str(said)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
         value = json.loads(said.read_text()) if said.exists() else None
         return Child(value, done.returncode, done.stdout, done.stderr)
 

@@ -1,14 +1,29 @@
-"""What several rooms' tests share, beside the fixtures in conftest.py."""
+"""What tests of several directories share, beside the fixtures in conftest.py."""
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.releases import python_of
+
 ROOT = Path(__file__).parent.parent
 RELEASES = ("3.1.0", "3.9.0")
+CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+SHORT_STROBES = """
+from shortfin_apps.llm.components.service import BatcherProcess
+BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
+"""
+"""Python source for 3.1.0: the batcher waits 4 ms for a batch to fill, not up to 250 ms."""
 
 
 @dataclass(frozen=True)
@@ -22,3 +37,52 @@ class Child:
 
 
 ChildRunner = Callable[..., Child]
+
+
+def run_python(
+    release: str, source: str, *arguments: str, timeout_s: float, short_strobes: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run Python source in a process of its own, of a release's environment, until it ends.
+
+    Raises ReleaseError without that environment, TimeoutExpired after `timeout_s`.
+    """
+    if release == "3.1.0" and short_strobes:
+        source = SHORT_STROBES + source
+    server = _fork_server(release)
+    assert server.stdin is not None
+    with tempfile.TemporaryDirectory(prefix="cachelab-test-") as directory:
+        files = [Path(directory, name) for name in ("stdout", "stderr")]
+        for file in files:
+            file.touch()
+        request = {"source": source, "arguments": arguments,
+                   "stdout": str(files[0]), "stderr": str(files[1])}  # fmt: skip
+        server.stdin.write(json.dumps(request).encode() + b"\n")
+        process = _answer(server, timeout_s)
+        status = None if process is None else _answer(server, timeout_s)
+        if process is not None and status is None:
+            os.kill(process, signal.SIGKILL)
+            _answer(server, timeout_s)
+        texts = [file.read_text(errors="replace") for file in files]
+    if status is None:
+        raise subprocess.TimeoutExpired(source, timeout_s, *texts)
+    return subprocess.CompletedProcess(source, status, *texts)
+
+
+@functools.cache
+def _fork_server(release: str) -> subprocess.Popen[bytes]:
+    """Return the process of a release from which all children are forked; it ends with this one."""
+    return subprocess.Popen(
+        [str(python_of(release)), str(Path(__file__).with_name("fork_server.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        cwd=ROOT,
+        env=CHILD_ENVIRONMENT,
+    )
+
+
+def _answer(server: subprocess.Popen[bytes], timeout_s: float) -> int | None:
+    """Return the number that a fork server sends next; None if none comes in time."""
+    assert server.stdout is not None
+    ready, _, _ = select.select([server.stdout], [], [], timeout_s)
+    return int(server.stdout.readline()) if ready else None

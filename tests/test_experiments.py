@@ -85,6 +85,7 @@ def test_crowding_the_trie_kills_3_1_and_nothing_else(child: ChildRunner, releas
             rounds = crowd(engine, rounds=20)
             say([rounds, engine.died.message if engine.died else None])
         """,
+        short_strobes=False,  # those of a round must be in one batch
     )
     assert done.returncode == 0, done.stderr
     rounds, death = done.said

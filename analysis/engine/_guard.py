@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+_LOOKS = 10
+"""Looks in a row at a process that runs without a beat, after which it is frozen."""
+
 
 def _state(pid: int) -> str:
     """Return the process state letter from /proc, empty once the process is gone."""
@@ -21,16 +24,20 @@ def _state(pid: int) -> str:
 
 def guard(pid: int, silence_s: float, dump: Path) -> None:
     """Wait for the beats of `pid` on stdin; dump and end it when they stop (runs in the helper)."""
+    silent = 0
     while True:
-        ready, _, _ = select.select([0], [], [], silence_s)
+        ready, _, _ = select.select([0], [], [], silence_s / _LOOKS)
         if ready:
             if not os.read(0, 4096):
                 return  # closed: the process stopped being watched, or ended
+            silent = 0
             continue
         state = _state(pid)
         if not state:
             return
-        if state in "Tt":  # stopped by a debugger or by job control is no freeze
+        # Stopped by a debugger or by job control is no freeze; once resumed it has to beat again.
+        silent = 0 if state in "Tt" else silent + 1
+        if silent < _LOOKS:
             continue
         sentence = (
             f"The process {pid} froze for {silence_s:g} s (no Python code could run, so the GIL was"

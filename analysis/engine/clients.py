@@ -111,6 +111,8 @@ def _ask(
     deadline, refusals = time.monotonic() + timeout_s, 0
     while True:
         asked = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
+        if stop.is_set():  # it may have come after all others were given up
+            engine.give_up([request.id])
         # The engine ends every request at its deadline; the margin only guards against itself.
         done = asked.result(timeout=timeout_s + 10)
         if done.outcome != "rejected" or resubmit_s is None:

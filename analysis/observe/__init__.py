@@ -58,21 +58,20 @@ def observe(
         likeliest=likeliest,
         verifies=verifies,
     )
-    engine.watch(recorder)
-    try:
-        recorder.begins_with(recorder.snapshot("asked", None, 1.0))
-        engine.listeners.append(recorder)
-        with _memory(recorder, memory_every_s), checksummed(recorder, checksums):
-            yield Recording(recorder)
-        recorder.finish()
-    finally:
-        # Also when the block raises: what had not ended must not look as if it had.
+    with engine.changed("observe") as undo:
+        engine.watch(recorder)
+        undo.callback(engine.unwatch)
         try:
-            recorder.close()
+            recorder.begins_with(recorder.snapshot("asked", None, 1.0))
+            engine.listeners.append(recorder)
+            with _memory(recorder, memory_every_s), checksummed(recorder, checksums):
+                yield Recording(recorder)
+            recorder.finish()
         finally:
+            # Also when the block raises: what had not ended must not look as if it had.
             if recorder in engine.listeners:
                 engine.listeners.remove(recorder)
-            engine.unwatch()
+            recorder.close()
 
 
 @contextmanager

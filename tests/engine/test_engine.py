@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
+import pytest
 from support import ChildRunner
+
+from analysis.engine import _guard
 
 
 def test_answers_the_reported_prompt_alone(child: ChildRunner, release: str) -> None:
@@ -82,6 +86,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
              "late_error": late.error, "died": died and died.traceback, "log": log,
              "again": again.text})
         """,
+        short_strobes=False,  # the four must be in one batch
     )
     assert done.returncode == 0, done.stderr
     assert "lost" in done.said["outcomes"]
@@ -144,20 +149,43 @@ def test_a_process_at_work_or_stopped_by_a_debugger_is_not_frozen(child: ChildRu
     done = child(
         "3.1.0",
         """
-        import os, signal, subprocess, tempfile
-        from analysis.engine.watchdog import Watchdog
+        import os, signal, subprocess, tempfile, time
+        from analysis.engine import watchdog
         dump = Path(tempfile.mkdtemp()) / "dump.txt"
-        watchdog = Watchdog(dump, silence_s=2)
-        watchdog.start()
-        subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+        watchdog.BEAT_S = 0.05
+        guard = watchdog.Watchdog(dump, silence_s=1)
+        guard.start()
+        subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {os.getpid()}"])
         os.kill(os.getpid(), signal.SIGSTOP)
-        total = sum(i * i for i in range(30_000_000))  # busy, but Python code
-        watchdog.stop()
-        say({"left": dump.exists(), "total": total})
+        end = time.monotonic() + 2
+        while time.monotonic() < end:  # busy, but Python code
+            sum(i * i for i in range(100_000))
+        guard.stop()
+        say({"left": dump.exists()})
         """,
     )
     assert done.returncode == 0, done.stderr
     assert done.said["left"] is False
+
+
+@pytest.mark.parametrize(("resumed_s", "beats_s", "killed"), [(3.9, 5.5, False), (3.9, 9.0, True)])
+def test_a_process_that_was_resumed_has_all_its_time_to_beat(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resumed_s: float, beats_s: float, killed: bool
+) -> None:
+    now, signals = [0.0], []
+
+    def wait(inputs: list[int], _: object, __: object, timeout_s: float) -> tuple[list[int], ...]:
+        now[0] += timeout_s
+        return (inputs if now[0] >= beats_s else []), [], []
+
+    monkeypatch.setattr(_guard.select, "select", wait)
+    monkeypatch.setattr(_guard, "_state", lambda pid: "T" if now[0] < resumed_s else "R")
+    monkeypatch.setattr(_guard.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(_guard.os, "read", lambda *_: b"")
+    monkeypatch.setattr(_guard.os, "write", lambda *_: 0)
+    monkeypatch.setattr(_guard.os, "kill", lambda pid, number: signals.append(number))
+    _guard.guard(os.getpid(), 2.0, tmp_path / "dump.txt")
+    assert signals == [signal.SIGUSR2, signal.SIGKILL] * killed
 
 
 def test_a_full_queue_rejects_with_its_reason(child: ChildRunner) -> None:
@@ -262,11 +290,14 @@ def test_what_the_engine_logs_in_python_is_kept_and_not_sprayed(child: ChildRunn
     done = child(
         "3.9.0",
         """
+        import time
         logs = []
         for _ in range(2):  # the second one too: the first must not leave a handler behind
             with Engine(EngineConfig(page_count=8)) as engine:
                 # Its answer enters a second page, and the engine then wants a block of eight.
-                engine.generate("100 101 102 ", 8, timeout_s=3)
+                asked = engine.submit("100 101 102 ", 8)
+                while "CacheAllocationFailure" not in engine.log and not asked.done():
+                    time.sleep(0.05)
                 logs.append("CacheAllocationFailure" in engine.log)
         say(logs)
         """,

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 from typing import Any
 
 import pytest
-from support import RELEASES, ROOT
+from support import CHILD_ENVIRONMENT, RELEASES, ROOT, run_python
 
 from analysis.isolate import RULES
 from analysis.releases import python_of
@@ -122,14 +121,7 @@ print(json.dumps(said))
 def said(request: pytest.FixtureRequest) -> Any:
     """What a child of each release found, with the release's name."""
     release = request.param
-    done = subprocess.run(
-        [str(python_of(release)), "-c", _SOURCE, release, json.dumps(CAUSES[release])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = run_python(release, _SOURCE, release, json.dumps(CAUSES[release]), timeout_s=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return {"release": release, **json.loads(done.stdout)}
 
@@ -214,7 +206,7 @@ def test_the_module_can_be_run() -> None:
         text=True,
         timeout=120,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=CHILD_ENVIRONMENT,
     )
     assert done.returncode == 4, done.stderr
     assert "breaks" in done.stdout

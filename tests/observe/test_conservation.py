@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import ROOT
+from support import CHILD_ENVIRONMENT, RELEASES, ROOT, SHORT_STROBES
 
 from analysis.releases import python_of
 
@@ -26,12 +23,7 @@ from analysis.engine import Engine, EngineConfig
 from analysis.observe import observe
 from analysis.observe.replay import Replay, differences
 
-release, sharing, pages = sys.argv[1], sys.argv[2], int(sys.argv[3])
-if release == "3.1.0":  # a batch that is not full waits for two strobes: do not wait long
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-
-def check(recording):
+def check(recording, pages):
     wrong = list(recording.faults)
     events, taken = recording.events, recording.taken
     replay = Replay(taken[0])
@@ -47,15 +39,17 @@ def check(recording):
         wrong.append("events have no order")
     return wrong
 
-engine, spent = None, False
+engine, setting, spent = None, None, False
 for line in sys.stdin:
-    if engine is None or spent:
+    sharing, pages, workload = json.loads(line)
+    if spent or setting != (sharing, pages):
         if engine is not None:
             engine.close()
+        setting = sharing, pages
         engine = Engine(EngineConfig(prefix_sharing=sharing, page_count=pages)).start()
     outcomes = []
     with observe(engine) as recording:
-        for asked in json.loads(line):
+        for asked in workload:
             futures = [engine.submit(prompt, tokens, timeout_s=2) for prompt, tokens in asked]
             outcomes += [future.result(timeout=30).outcome for future in futures]
     # One that leaked, or in which something hangs, has shown what it can: the next gets a new one.
@@ -63,7 +57,7 @@ for line in sys.stdin:
     spent = bool(engine.died) or leaked > pages // 3 or "timeout" in outcomes
     kinds = recording.events["kind"].value_counts().to_dict()
     inconsistent = sum(not snapshot.consistent for snapshot in recording.taken)
-    print(json.dumps({"wrong": check(recording), "outcomes": outcomes, "kinds": kinds,
+    print(json.dumps({"wrong": check(recording, pages), "outcomes": outcomes, "kinds": kinds,
                       "snapshots": len(recording.taken), "inconsistent": inconsistent}))
     sys.stdout.flush()
 if engine is not None:
@@ -81,15 +75,17 @@ requests = st.tuples(
 workloads = st.lists(st.lists(requests, min_size=1, max_size=4), min_size=1, max_size=3)
 
 
-@contextmanager
-def server(release: str, sharing: str, pages: int) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(scope="module", params=RELEASES)
+def server(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    release = request.param
+    source = SHORT_STROBES * (release == "3.1.0") + SERVER
     process = subprocess.Popen(
-        [str(python_of(release)), "-c", textwrap.dedent(SERVER), release, sharing, str(pages)],
+        [str(python_of(release)), "-c", source],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=CHILD_ENVIRONMENT,
     )
     try:
         with process:
@@ -104,7 +100,7 @@ def server(release: str, sharing: str, pages: int) -> Iterator[subprocess.Popen[
 @pytest.mark.parametrize("sharing", ["none", "trie"])
 @pytest.mark.parametrize("pages", [256, 24])
 def test_every_page_is_in_one_state_and_events_lead_from_snapshot_to_snapshot(
-    release: str, sharing: str, pages: int
+    server: subprocess.Popen[str], sharing: str, pages: int
 ) -> None:
     seen: Counter[str] = Counter()
 
@@ -114,17 +110,16 @@ def test_every_page_is_in_one_state_and_events_lead_from_snapshot_to_snapshot(
     )  # fmt: skip
     @given(workloads)
     def conserved(workload: list[list[tuple[str, int]]]) -> None:
-        print(json.dumps(workload), file=process.stdin, flush=True)
-        ready, _, _ = select.select([process.stdout], [], [], 120)
+        print(json.dumps([sharing, pages, workload]), file=server.stdin, flush=True)
+        ready, _, _ = select.select([server.stdout], [], [], 120)
         assert ready, "no answer within 120 s"
-        said = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+        said = json.loads(server.stdout.readline())  # type: ignore[union-attr]
         seen.update(said["kinds"])
         seen.update(snapshots=said["snapshots"], inconsistent=said["inconsistent"])
         seen.update(said["outcomes"])
         assert said["wrong"] == []
 
-    with server(release, sharing, pages) as process:
-        conserved()
+    conserved()
     assert seen["ok"] > 0
     assert seen["acquire"] > 0
     assert seen["hold"] > 0

@@ -83,7 +83,7 @@ def derived(events: list[Row], snapshots: list[Row], requests: list[Row]) -> pd.
 
 
 @given(recordings())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_it_tells_what_one_event_at_a_time_tells(made: tuple[list[Row], ...]) -> None:
     events, snapshots, requests = made
     told = derived(events, snapshots, requests)

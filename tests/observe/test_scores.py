@@ -93,11 +93,6 @@ def test_the_engine_answers_with_the_likeliest_token_of_each_flight(
         release,
         """
 from analysis.observe import observe
-try:  # batches that are not full wait less; only time is saved by it
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-except ImportError:
-    pass
 with Engine(EngineConfig(page_count=64)) as engine:
     with observe(engine, likeliest=4) as recording:
         asked = [engine.submit(p, 6, request_id=p) for p in ("1 2 3 ", "40 30 20 ", "b c d ")]

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import subprocess
 from typing import Any
 
 import pytest
-from support import RELEASES, ROOT
+from planted import reported
+from support import RELEASES
 
 from analysis.observe.checksums import MODES
-from analysis.releases import python_of
 from analysis.treat.faults.bytes import BYTES_FAULTS
 
 _STRIKE = """
-import json, sys
-from analysis.engine import Engine, EngineConfig
 from analysis.observe import checksums
-from analysis.sanitize import sanitize
-from analysis.treat import FAULTS, treat
-from analysis.workload import make_workload
-
-release, sharing, mode, *names = sys.argv[1:]
-base = []
-if release == "3.1.0":
-    base = ["correct-seq-lens", "zero-start-positions"]
-    # Batches that are not full wait less; only time is saved by it.
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
+sharing, mode, *names = arguments
+base = [name for name in base if name != "zero-page-tables"]
 RULES = ("unwritten bytes", "arrived writes")
 
 def strike(engine, number, name):
@@ -43,7 +29,7 @@ def strike(engine, number, name):
     struck = treated[name].struck if fault else None
     place = struck.seq if struck else 0
     return {
-        "struck": struck and vars(struck),
+        "struck": strike_of(fault and treated[name]),
         "findings": [row for row in findings.rows() if row["rule"] in RULES],
         "notes": findings.notes,
         "bytes_checked": findings.bytes_checked,
@@ -59,7 +45,7 @@ for number, name in enumerate(["nothing", *names]):
         checksums.FOLLOWED = 1
     # A new one each time: what an earlier one left in a page may be just what is written next.
     with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
-        print("\\n" + json.dumps([name, strike(engine, number, name)]), flush=True)
+        report(name, strike(engine, number, name))
 """
 
 # With *sampled* a fault must strike a page that is followed, so all are, but for a healthy engine.
@@ -91,27 +77,10 @@ CASES = [
 ]
 
 
-@functools.cache
-def planted(release: str, sharing: str, mode: str) -> dict[str, dict[str, Any]]:
-    """Plant every fault, one after the other, each while it is sanitized anew."""
-    own = [fault.name for fault in BYTES_FAULTS if fault.sharing in (None, sharing)]
-    done = subprocess.run(
-        [str(python_of(release)), "-c", _STRIKE, release, sharing, mode, *own],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    said = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
-    said["stderr"] = done.stderr[-3000:]
-    return said
-
-
 def case_of(release: str, sharing: str, mode: str, name: str) -> dict[str, Any]:
-    said = planted(release, sharing, mode)
-    assert name in said, said["stderr"]
-    return said[name]
+    """Return what was reported of a fault, planted while its engine is sanitized."""
+    own = [fault.name for fault in BYTES_FAULTS if fault.sharing in (None, sharing)]
+    return reported(name, _STRIKE, release, sharing, mode, *own)
 
 
 @pytest.mark.parametrize(("release", "sharing", "mode", "fault"), CASES)

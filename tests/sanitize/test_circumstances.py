@@ -10,11 +10,6 @@ from analysis.sanitize import sanitize
 from analysis.treat import fixes, treat
 from analysis.workload import make_workload
 
-if RELEASE == "3.1.0":
-    # Batches that are not full wait less; only time is saved by it.
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-
 def rows(findings):
     return [[f.rule, f.cause, f.severity, f.text] for f in findings]
 """
@@ -38,8 +33,11 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=96)) as engine:
     with treat(engine, *fixes(RELEASE, "trie")):
         prompts = [f"{n} 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 " for n in (1, 2, 3)]
         early = [engine.submit(prompt, 60, 30) for prompt in prompts]
-        time.sleep(0.3)  # they decode by then, with a reference each
-        under_way = sum(not future.done() for future in early)
+        def references():
+            return sum(node.ref_count for node in engine.cache.snapshot().nodes)
+        while references() < len(early) and not early[0].done():
+            time.sleep(0.01)
+        under_way = [references(), sum(not future.done() for future in early)]
         with sanitize(engine) as findings:
             late = engine.submit(prompts[0], 8, 30)
             outcomes = [future.result().outcome for future in [*early, late]]
@@ -47,7 +45,7 @@ say([under_way, outcomes, rows(findings)])
 """,
     )
     under_way, outcomes, findings = said
-    assert under_way, "They had ended before the watching began."
+    assert min(under_way) > 0, "They had ended before the watching began."
     assert set(outcomes) == {"ok"}
     assert "given back too often" not in {row[1] for row in findings}
 

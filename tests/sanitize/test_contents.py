@@ -53,7 +53,16 @@ def counts(frame):
 """
 
 
-@pytest.mark.parametrize(("batch_sizes", "at_once"), [((1,), False), ((4,), True)])
+@pytest.mark.parametrize(
+    ("release", "batch_sizes", "at_once"),
+    [
+        ("3.1.0", (4,), True),
+        ("3.9.0", (4,), True),
+        ("3.9.0", (1,), False),
+        # Compiles the model anew, only to say the same of another release.
+        pytest.param("3.1.0", (1,), False, marks=pytest.mark.slow),
+    ],
+)
 def test_healthy_requests_hold_what_is_right_to_the_bit(
     child: ChildRunner, release: str, batch_sizes: tuple[int, ...], at_once: bool
 ) -> None:

@@ -13,11 +13,6 @@ import random
 from analysis.sanitize import sanitize
 from analysis.treat import treat
 
-if {release!r} == "3.1.0":
-    # Batches that are not full wait less; only time is saved by it.
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-
 dice, CONTEXT = random.Random({seed}), {context}
 vocabulary = None
 

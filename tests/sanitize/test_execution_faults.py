@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import subprocess
 from typing import Any
 
 import pytest
-from support import RELEASES, ROOT
+from planted import reported
+from support import RELEASES
 
-from analysis.releases import python_of
 from analysis.treat.faults.execution import EXECUTION_FAULTS
 
 ENDS_ENGINE = ("fault:never-lands", "fault:dropped-by-batcher")
 """What leaves requests in the engine that nobody ends: each has an engine of its own."""
 
 _STRIKE = """
-import json, sys
-from analysis.engine import Engine, EngineConfig
-from analysis.sanitize import sanitize
-from analysis.treat import treat
 from analysis.treat.faults.execution import EXECUTION_FAULTS
-from analysis.workload import make_workload
 
-release, alone = sys.argv[1], sys.argv[2:]
-base = []
-if release == "3.1.0":
-    base = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
-    # Batches that are not full wait less; only time is saved by it.
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
+alone = arguments
 
 def run(engine, name, timeout_s):
-    workload = make_workload("mixed", count=12, seed=3)
+    workload = make_workload("mixed", count=8, seed=3)
     fault = [name] if name.startswith("fault:") else []
     # Corrected for as long as the engine works on requests that were given up.
     with treat(engine, *base), sanitize(engine) as findings, treat(engine, *fault) as treated:
         done = engine.run(workload, concurrency=4, timeout_s=timeout_s)
-    print("\\n" + json.dumps([name, {
-        "struck": fault and treated[name].struck and vars(treated[name].struck),
+    report(name, {
+        "struck": strike_of(fault and treated[name]),
         "outcomes": done["outcome"].value_counts().to_dict(),
         "findings": findings.rows(),
         "unchecked": findings.unchecked.requests,
         "notes": findings.notes,
         "summary": findings.summary,
-    }]), flush=True)
+    })
 
 own = [f.name for f in EXECUTION_FAULTS if release in (f.releases or [release])]
 with Engine(EngineConfig(page_count=512)) as engine:
@@ -68,26 +53,9 @@ AT_RISK = {("no leak", "given up and not freed"), ("at rest", "pages out of the 
 """What 3.9.0 breaks without a fault: every request's last page is given up and never freed."""
 
 
-@functools.cache
-def planted(release: str) -> dict[str, dict[str, Any]]:
-    """Plant every fault into a release's engine, and ask it with short deadlines."""
-    done = subprocess.run(
-        [str(python_of(release)), "-c", _STRIKE, release, *ENDS_ENGINE],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    said = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
-    said["stderr"] = done.stderr[-3000:]
-    return said
-
-
 def case_of(release: str, name: str) -> dict[str, Any]:
-    said = planted(release)
-    assert name in said, said["stderr"]
-    return said[name]
+    """Return what was reported of a fault, or of short deadlines."""
+    return reported(name, _STRIKE, release, *ENDS_ENGINE)
 
 
 @pytest.mark.parametrize(("release", "fault"), CASES)

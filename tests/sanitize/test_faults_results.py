@@ -5,16 +5,12 @@ All faults of a setting strike one engine, one after another, each only requests
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import subprocess
 from typing import Any
 
 import pytest
-from support import RELEASES, ROOT
+from planted import reported
+from support import RELEASES
 
-from analysis.releases import python_of
 from analysis.treat.faults import FAULTS
 from analysis.treat.faults.arguments import ARGUMENT_FAULTS
 from analysis.treat.faults.results import RESULT_FAULTS
@@ -25,20 +21,11 @@ OWN_RULES = {
 }  # fmt: skip
 
 _STRIKE = """
-import dataclasses, json, sys
-from analysis.engine import Engine, EngineConfig
-from analysis.observe import observe
-from analysis.sanitize import check_tables, sanitize
-from analysis.treat import FAULTS, treat
-from analysis.workload import Workload, make_workload
+import dataclasses
+from analysis.sanitize import check_tables
+from analysis.workload import Workload
 
-release, sharing, *names = sys.argv[1:]
-base = []
-if release == "3.1.0":
-    base = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
-    # Batches that are not full wait less; only time is saved by it.
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
+sharing, *names = arguments
 
 def ask(number, *treatments):
     kind = "mixed" if sharing == "none" else "shared_prefix"
@@ -56,13 +43,13 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=4096)) as engine:
             ask(0)
             for number, name in enumerate(names, 1):
                 treated = ask(number, f"{name}:{number:02d}-")
-                struck[name] = treated[name].struck and vars(treated[name].struck)
+                struck[name] = strike_of(treated[name])
 tables = {name: seen.table(name) for name in ("events", "flights", "snapshots")}
 again = check_tables(tables)
-print("\\n" + json.dumps({
+report("all", {
     "struck": struck, "findings": findings.rows(), "notes": findings.notes, "blind": findings.blind,
     "again": again.rows(), "faults": seen.faults,
-}, default=str))
+})
 """
 
 
@@ -78,20 +65,9 @@ CASES = [
 ]
 
 
-@functools.cache
 def planted(release: str, sharing: str) -> dict[str, Any]:
     """Plant every fault that fits into one engine, each beside requests of its own."""
-    done = subprocess.run(
-        [str(python_of(release)), "-c", _STRIKE, release, sharing, *faults_of(release, sharing)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    said = [line for line in done.stdout.splitlines() if line.startswith('{"struck"')]
-    assert said, done.stderr[-3000:]
-    return json.loads(said[-1])
+    return reported("all", _STRIKE, release, sharing, *faults_of(release, sharing))
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)

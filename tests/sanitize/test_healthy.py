@@ -221,10 +221,11 @@ seeds = st.integers(0, 2**32 - 1)
 @given(seeds, st.booleans(), st.integers(1, 7))
 @settings(max_examples=300, deadline=None)
 def test_a_correct_scheduler_is_not_blamed(seed, sharing, count):
-    findings = Scheduler(seed, sharing=sharing).run(count).check(close=False)
+    scheduler = Scheduler(seed, sharing=sharing)
+    findings = scheduler.run(count).check(close=False)
     assert not findings, str(findings)
     assert not findings.notes
-    assert findings.slots_read > 0 or count < 3
+    assert findings.slots_read > 0 or all(f.phase == "prefill" for f in scheduler.flights)
 
 
 def test_the_scheduler_does_what_it_is_for():

@@ -11,12 +11,6 @@ from analysis.sanitize import sanitize
 from analysis.treat import treat
 from analysis.workload import make_workload
 
-try:  # batches that are not full wait less; only time is saved by it
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-except ImportError:
-    pass
-
 def ask(engine, count=4, **options):
     return engine.run(make_workload("mixed", count=count, seed=3), concurrency=4, **options)
 """

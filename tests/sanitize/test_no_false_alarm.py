@@ -21,11 +21,6 @@ from analysis.sanitize import sanitize
 from analysis.treat import treat
 from analysis.workload import Workload
 
-if {release!r} == "3.1.0":
-    # Batches that are not full wait less; only time is saved by it.
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-
 found, outcomes, flights = [], {{}}, 0
 for file, concurrency in {workloads!r}:
     with Engine(EngineConfig(prefix_sharing={sharing!r}, page_count={pages})) as engine:

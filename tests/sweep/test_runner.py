@@ -13,10 +13,12 @@ from support import ROOT
 from sweep_help import endless_workload, has_answered, sweep_and_signal, wait_for
 
 from analysis.errors import EngineError, RunError
+from analysis.observe.spill import read_spilled
 from analysis.sanitize.recorded import controls_of
 from analysis.store import OUTCOMES, load_run
 from analysis.sweep import Plan, PlanError, run_sweep
 from analysis.sweep.prepare import Prepared
+from analysis.sweep.process import CellProcess
 from analysis.sweep.rows import Ended
 from analysis.tables import arm_of, is_control
 from analysis.treat.faults import TRIES
@@ -182,13 +184,25 @@ def test_in_a_kernel_only_its_own_release_can_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
+def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorded(
+    tmp_path, monkeypatch
+):
+    elapsed_s = CellProcess.elapsed_s.fget
+
+    def late_once_recorded(cell):
+        """Add an hour as soon as the first answer is recorded, however long that takes."""
+        spilled = read_spilled(cell.directory)
+        recorded = "flights" in spilled and "done" in spilled["events"]["kind"].to_pylist()
+        return elapsed_s(cell) + 3600 * (recorded and has_answered(tmp_path / "run"))
+
+    monkeypatch.setattr(CellProcess, "elapsed_s", property(late_once_recorded))
     plan = Plan(
         releases=("3.9.0",),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
-        cell_timeout_s=15,
+        cell_timeout_s=300,
+        observe="events",
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
     (cell,) = run.cells.itertuples()
@@ -196,12 +210,14 @@ def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished(tmp_path):
     # Threads that run on while their stacks are dumped can make the dump itself crash, just before
     # the kill; the cell is hung all the same.
     assert cell.exit_signal in (signal.SIGKILL, signal.SIGSEGV)
-    assert "deadline of 15 s" in cell.status_detail
+    assert "deadline of 300 s" in cell.status_detail
     assert cell.status_detail.endswith(".")
     stacks = tmp_path / "run" / "logs" / cell.cell_id / "stacks.txt"
     assert "clients.py" in stacks.read_text()
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
     assert run.requests["text"][0] == "6 7 8"
+    assert (run.events["kind"] == "done").sum() == 1
+    assert len(run.flights) > 0
 
 
 def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):

@@ -33,7 +33,7 @@ def test_blocks_that_end_out_of_order_say_so_and_leave_nothing(
             "observe": lambda engine: observe(engine),
             "sanitize": lambda engine: sanitize(engine),
         }
-        said = []
+        cases = []
         for first, second in [("treat", "other"), ("treat", "observe"), ("observe", "treat"),
                               ("sanitize", "treat"), ("treat", "sanitize")]:
             with Engine() as engine:
@@ -50,14 +50,14 @@ def test_blocks_that_end_out_of_order_say_so_and_leave_nothing(
                 text += engine.generate("1 2 3 4 5 ", 5).text
                 two.__exit__(None, None, None)
                 text += engine.generate("1 2 3 4 5 ", 5).text
-                said.append([first, second, complaint, text, hooks(engine) == before])
+                cases.append([first, second, complaint, text, hooks(engine) == before])
         with Engine() as engine:
             before, still = hooks(engine), treat(engine, "poison-freed-pages")
             still.__enter__()
             engine.close()
             still.__exit__(None, None, None)
-        said.append(engine.probe is None)
-        say(said)
+        cases.append(engine.probe is None)
+        say(cases)
         """,
     )
     assert done.returncode == 0, done.stderr

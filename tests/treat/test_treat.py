@@ -18,12 +18,6 @@ from analysis.treat import FAULTS, TREATMENTS, treat
 from analysis.treat.base import allocation_kinds, part
 from analysis.workload import make_workload
 
-try:  # batches that are not full wait less; only time is saved by it
-    from shortfin_apps.llm.components.service import BatcherProcess
-    BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-except ImportError:
-    pass
-
 def fingerprint(engine):
     # Every attribute of what treatments touch, by identity.
     service = engine.adapter.service
