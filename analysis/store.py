@@ -306,7 +306,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise RunError(
             f"{path} is no run, for it has no manifest.json: name a run's directory."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"{file} cannot be read ({error}): restore it, or run the sweep again."
         ) from error

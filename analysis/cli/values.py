@@ -43,6 +43,6 @@ def named(flag: str, values: Sequence[str]) -> dict[str, Any]:
             raise OptionError(f"`{flag}` takes NAME=VALUE, not {value!r}.")
         try:
             pairs[name.strip()] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             pairs[name.strip()] = text
     return pairs

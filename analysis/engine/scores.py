@@ -48,8 +48,13 @@ def copy_scores(
     arguments by name, each as its shape and flat values. Of a prefill the last token of each row
     counts, of a decode its only one.
     """
-    _, width, vocabulary = logits.shape
+    batch, width, vocabulary = logits.shape
     places = [0] * rows
+    if width == 1:  # at once: it comes with every token
+        with logits.map(read=True) as mapped:
+            whole = bytes(mapped)
+        size = len(whole) // batch
+        return Scores(tuple(whole[r * size : (r + 1) * size] for r in range(rows)), int(vocabulary))
     if phase == "prefill":
         lengths, starts = arrays["seq_lens"][1], arrays.get("start_positions", ((), [0] * rows))[1]
         places = [min(max(lengths[r] - starts[r], 1), width) - 1 for r in range(rows)]

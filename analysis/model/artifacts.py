@@ -236,7 +236,7 @@ def _json(path: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path} is missing; put the file that the exporter wrote beside the others."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}); restore the file.") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold one JSON object; restore the file.")

@@ -253,6 +253,19 @@ class Recorder:
         if pages and kind in SEEN and (checksums := self.checksums) is not None:
             self._of_bytes(checksums.seen, kind, pages, request_id or owner)
 
+    def at_token(self, kind: str, request_id: str, value: int | None, detail: str | None) -> None:
+        """Keep an event of a kind that comes with every token of every request: quick."""
+        here = self._here
+        events, full = self.events, self.dropped["events"]
+        if here.operations or full or self.closed or len(events) >= self.max_events:
+            self.event(kind, request_id=request_id, value=value, detail=detail)
+            return
+        events.append(
+            (next(self._seq), time.monotonic_ns() - self._started_ns, here.name or self._name(),
+             request_id, None, kind, None, None, None, None, None, None, None, None, value, detail,
+             None, None)
+        )  # fmt: skip
+
     def begins_with(self, first: Snapshot) -> None:
         """Take note of what requests held already when the recording began."""
         for request_id, pages in first.state.holdings.items():
@@ -418,7 +431,7 @@ class Recorder:
 
     def token(self, request_id: str, token: int | None, first: bool) -> None:
         """Note that a token arrived."""
-        self.event("first_token" if first else "token", request_id=request_id, value=token)
+        self.at_token("first_token" if first else "token", request_id, token, None)
 
     def answered(self, request_id: str, tokens: Sequence[int], count: int) -> None:
         """Note that the engine delivered an answer."""

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import releases
+from analysis.errors import RunError
 from analysis.oracle import reference_answers
 from analysis.store import Run
 from analysis.sweep.cell import specification
@@ -21,6 +22,9 @@ from analysis.sweep.rows import Ended, judged
 from analysis.workload import Request, Workload
 
 _TICK_S = 0.05
+_NEEDED = ("model", "device_ids", "hip_target", "serialise_flights", "request_timeout_s",
+           "max_new_tokens")  # fmt: skip
+"""What of a run's plan a request is asked again with."""
 _SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", "options"]
 
 
@@ -82,7 +86,7 @@ def ask_alone(
 def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
     """Return the prompts with the reference's tokens filled in where nothing else judges them."""
     cases = prompts.to_dict("records")
-    plan = run.manifest["plan"]
+    plan = _plan(run)
     for release in prompts["release"].unique():
         blank = [
             case
@@ -111,8 +115,20 @@ def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _plan(run: Run) -> dict[str, Any]:
+    plan = run.manifest.get("plan")
+    lacking = [name for name in _NEEDED if not isinstance(plan, dict) or name not in plan]
+    if lacking:
+        raise RunError(
+            f"The manifest of {run.path} does not say {lacking[0]!r} in its plan, so its prompts"
+            " cannot be asked again: restore it."
+        )
+    assert isinstance(plan, dict)
+    return plan
+
+
 def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
-    plan = run.manifest["plan"]
+    plan = _plan(run)
     config = {
         "model": plan["model"],
         "device": case["device"],
@@ -132,7 +148,7 @@ def _request(run: Run, case: dict[Any, Any]) -> Request:
     # A frame has NaN where nothing was expected.
     expected, reference = case["expected_text"], case["reference_tokens"]
     known = isinstance(reference, tuple) and reference
-    tokens = len(reference) if known else run.manifest["plan"]["max_new_tokens"]
+    tokens = len(reference) if known else _plan(run)["max_new_tokens"]
     return Request("alone", case["prompt"], tokens, expected if isinstance(expected, str) else None)
 
 

@@ -129,6 +129,9 @@ class Plan:
             if name == "treatments":
                 values = [tuple(names) for names in values]
             object.__setattr__(self, name, tuple(values))
+        for names in self.treatments:
+            if len(set(names)) != len(names):
+                raise PlanError(f"A set of `--treatments` names one twice: {'+'.join(names)}.")
         for release in self.releases:
             known.check_known(release)
             if release not in MODULES:

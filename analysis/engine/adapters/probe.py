@@ -492,7 +492,8 @@ class CacheProbe(ABC):
 
     def tell_chosen(self, request_id: str, logits: bytes, token: int | None) -> None:
         """Tell from which logits a request's next token was chosen, and which."""
-        self._tell("chosen", request_id=request_id, value=token, detail=f"{digest(logits):08x}")
+        assert self.watcher is not None
+        self.watcher.at_token("chosen", request_id, token, f"{digest(logits):08x}")
 
     def _hook_filling(self, hooks: Hooks) -> None:
         """Note what arguments are filled with, where the engine sends them to the device."""
