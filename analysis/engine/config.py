@@ -14,8 +14,8 @@ PREFIX_SHARING = ("none", "trie")
 DEVICES = ("auto", "local-task", "amdgpu")
 MAX_PAGES = 1_000_000
 """No release is known to index more pages; above it a page count is a typing error."""
-LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
-"""A week; above it a timeout is a typing error."""
+LONGEST_TIMEOUT_S = 30 * 24 * 3600.0
+"""30 days; above it a timeout is a typing error."""
 _HIP_TARGET = re.compile(r"gfx[1-9][0-9a-f]{2,4}(-[a-z0-9]+)*")
 
 
