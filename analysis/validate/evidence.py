@@ -158,7 +158,7 @@ def rung_of(
         refusals=sum(item.refusals for item in own),
         cells=len(own),
         failed_cells=sum(item.broken for item in own),
-        workloads=Counter(item.workload for item in own),
+        workloads=dict(Counter(item.workload for item in own)),
         at_once=max((item.at_once for item in own if item.at_once is not None), default=None),
         endings=tuple(item.ending for item in own if item.ending),
         findings=_grouped(own, "findings", {}),
