@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.engine.hooks import Changes
 from analysis.observe.recorder import Recorder
 from analysis.snapshot import CacheState
 
@@ -31,6 +32,7 @@ class MadeEngine:
     def __init__(self, holdings: dict[str, list[int]] | None = None) -> None:
         self.table, self.held = Table(), holdings or {}
         self.listeners: list[Any] = []
+        self.changes = Changes()
         self.died = self.adapter = None
         self.made = SimpleNamespace(
             watcher=None,

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.cache import Cache
 from analysis.engine.capture import StderrCapture
 from analysis.engine.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
-from analysis.engine.hooks import Watcher
+from analysis.engine.hooks import Changes, Watcher
 from analysis.engine.interrupts import uninterrupted
 from analysis.engine.watchdog import Watchdog
 from analysis.errors import EngineError, seconds, shown, whole_number
@@ -98,15 +98,6 @@ class _Waiting:
     """Answers that the engine delivered; errors and refusals are none."""
 
 
-@dataclass
-class _Block:
-    """A change of a running engine that lasts as long as a block of code."""
-
-    what: str
-    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    ended: bool = False
-
-
 class Engine:
     """A shortfin engine of the installed release, in this process.
 
@@ -153,7 +144,8 @@ class Engine:
         self._waiting: dict[str, _Waiting] = {}
         self._closing = threading.Event()
         self._undo: list[Callable[[], None]] = []
-        self._blocks: list[_Block] = []
+        self.changes = Changes()
+        """What `treat` and `observe` changed, and have to undo."""
         self._started = 0.0
         self._pid = os.getpid()
 
@@ -202,9 +194,7 @@ class Engine:
             return  # in a forked child there is nothing to stop: the threads stayed behind
         self._closing.set()
         with uninterrupted():
-            for block in self._blocks:
-                block.ended = True
-            self._undo_blocks()
+            self.changes.undo_all()
             self.unwatch()
             self._lose_all("The engine was closed before it answered.")
             adapter, self.adapter = self.adapter, None
@@ -373,33 +363,6 @@ class Engine:
         if (probe := self.probe) is not None:
             probe.detach()  # first: until then an operation may ask for the probe
             self.probe = None
-
-    @contextlib.contextmanager
-    def changed(self, what: str) -> Iterator[contextlib.ExitStack]:
-        """Yield a stack of what undoes a change of this engine; it is undone as the block ends.
-
-        Changes are undone in reverse order, whatever the order of the blocks' ends: one that ends
-        before another that began later stays until that one ends, too, and raises EngineError to
-        say so. Closing the engine undoes all.
-        """
-        block = _Block(what)
-        self._blocks.append(block)
-        try:
-            yield block.undo
-        finally:
-            block.ended = True
-            self._undo_blocks()
-            if block in self._blocks:
-                later = self._blocks[-1].what
-                raise EngineError(
-                    f"{what} was ended before {later}, which began later: it stays until that ends."
-                    " End blocks in reverse order."
-                )
-
-    def _undo_blocks(self) -> None:
-        while self._blocks and self._blocks[-1].ended:
-            with contextlib.suppress(Exception):
-                self._blocks.pop().undo.close()
 
     @property
     def log(self) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from analysis.engine.locks import Locks
+from analysis.errors import EngineError
 from analysis.snapshot import Snapshot
 
 Undo = Callable[[], None]
@@ -284,3 +287,48 @@ class Hooks:
                 self._undo.pop()()
             except Exception as error:
                 self.watcher.fault(error)
+
+
+@dataclass
+class _Block:
+    what: str
+    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    ended: bool = False
+
+
+class Changes:
+    """Changes of one live engine, each as long as a block of code; undone in reverse order.
+
+    A block that ends before another that began later stays until that one ends, too.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block] = []
+
+    @contextlib.contextmanager
+    def block(self, what: str) -> Iterator[contextlib.ExitStack]:
+        """Yield a stack of what undoes a change. Raises EngineError at an end out of order."""
+        block = _Block(what)
+        self._blocks.append(block)
+        try:
+            yield block.undo
+        finally:
+            block.ended = True
+            self._undo()
+            if block in self._blocks:
+                later = self._blocks[-1].what
+                raise EngineError(
+                    f"{what} was ended before {later}, which began later: it stays until that ends."
+                    " End blocks in reverse order."
+                )
+
+    def undo_all(self) -> None:
+        """Undo what blocks that have not ended changed: the engine ends."""
+        for block in self._blocks:
+            block.ended = True
+        self._undo()
+
+    def _undo(self) -> None:
+        while self._blocks and self._blocks[-1].ended:
+            with contextlib.suppress(Exception):
+                self._blocks.pop().undo.close()

@@ -58,7 +58,7 @@ def observe(
         likeliest=likeliest,
         verifies=verifies,
     )
-    with engine.changed("observe") as undo:
+    with engine.changes.block("observe") as undo:
         engine.watch(recorder)
         undo.callback(engine.unwatch)
         try:

@@ -107,17 +107,17 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
     """Change a running engine as long as the block lasts, and put everything back at its end.
 
     Where several change the same thing, they do so in the order in which they are named.
-    It may be observed already or be observed afterwards; end the blocks in reverse order, or see
-    `Engine.changed`. A name may have a parameter after a colon, such as `poison-freed-pages:nan`.
-    Raises EngineError for a name that is not known, that is given twice, or that does not apply to
-    this engine; then nothing is changed.
+    It may be observed already or be observed afterwards; end the blocks in reverse order. A name
+    may have a parameter after a colon, such as `poison-freed-pages:nan`. Raises EngineError for a
+    name that is not known, that is given twice, or that does not apply to this engine; then nothing
+    is changed. So it does at an end out of order (see `analysis.engine.hooks.Changes`).
     """
     treatments = check_names(names)
     if engine.adapter is None:
         raise EngineError("The engine is not running, so it cannot be treated.")
     for treatment in treatments:
         treatment.check(engine.release, engine.config.prefix_sharing)
-    with engine.changed(f"treat({', '.join(names)})") as undo:
+    with engine.changes.block(f"treat({', '.join(names)})") as undo:
         # What is applied last stands outermost and acts first: so the first named acts first.
         for treatment in reversed(treatments):
             treatment.apply(engine, undo)

@@ -21,6 +21,7 @@ from shortfin_apps.llm.components.kvcache import (
 from analysis.engine.adapters import installed_adapter
 from analysis.engine.adapters.probe import CacheProbe, NodeNumbers
 from analysis.engine.config import EngineConfig
+from analysis.engine.hooks import Changes
 
 _ELEMENTS = 8
 _names = itertools.count()
@@ -114,6 +115,7 @@ class BareEngine:
         self.release, self.config = system.release, config
         self.adapter = BareAdapter(cache, system.probe_class)
         self.probe: CacheProbe | None = None
+        self.changes = Changes()
         self.died = None
         self._clock = itertools.count()
 
