@@ -521,7 +521,9 @@ class Recorder:
             said: dict[str, Any] = {"where": "flying" if flights else where, "flights": flights}
             if self.engine.probe is not None and (kept := self.engine.probe.kept_locks()):
                 said["locks"] = kept
-            if not self._threads_told:
+            # A worker that died leaves its frames on a stack that others use by now: to read them
+            # can end the process.
+            if not self._threads_told and self.engine.died is None:
                 self._threads_told, said["threads"] = True, _threads()
             self.event("waiting", request_id=request_id, detail=json.dumps(said))
         except Exception as error:

@@ -280,7 +280,7 @@ def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
     assert "3" in sizes
     assert "/no/such/model" in model
     assert "empty" in empty
-    assert "at least 1" in none
+    assert "from 1 to 256, not 0" in none
     assert "token ids" in ids
     assert "not running" in closed
     assert "new Engine" in twice

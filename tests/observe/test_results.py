@@ -113,8 +113,9 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
     monkeypatch.setattr(allocations, "GenerateItemProcess", Item)
     monkeypatch.setattr(allocations, "raw", lambda logits: unreadable(logits.content))
     watcher = SimpleNamespace(
-        verifies=True, fault=faults.append, event=lambda kind, **said: told.append((kind, said))
-    )
+        verifies=True, fault=faults.append, event=lambda kind, **said: told.append((kind, said)),
+        at_token=lambda kind, request, value, detail: told.append((kind, {"value": value})),
+    )  # fmt: skip
     probe = object.__new__(allocations.AllocationProbe)
     probe.service, probe.watcher = SimpleNamespace(batcher=batcher), watcher
     probe._hook_choice(Hooks(watcher))

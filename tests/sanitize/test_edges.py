@@ -60,8 +60,7 @@ def cancelled(engine):
         names = [f"c{{pause_s}}-{{n}}" for n in range(4)]
         futures = [engine.submit(prompt(30 + n), 60, 60.0, r) for n, r in enumerate(names)]
         time.sleep(pause_s)
-        for name in names:
-            engine.adapter.cancel(name)
+        engine.give_up(names)
         done += [future.result(timeout=90) for future in futures]
     return done
 

@@ -22,7 +22,8 @@ def run(engine, name, timeout_s):
     workload = make_workload("mixed", count=8, seed=3)
     fault = [name] if name.startswith("fault:") else []
     # Corrected for as long as the engine works on requests that were given up.
-    with treat(engine, *base), sanitize(engine) as findings, treat(engine, *fault) as treated:
+    with (treat(engine, *base), sanitize(engine, checksums="landings") as findings,
+          treat(engine, *fault) as treated):
         done = engine.run(workload, concurrency=4, timeout_s=timeout_s)
     report(name, {
         "struck": strike_of(fault and treated[name]),
