@@ -87,11 +87,12 @@ def run_workload(
             thread.start()
         for thread in threads:
             thread.join()
-    finally:
+    except BaseException:
         # Whatever ends this early, as Ctrl-C does, ends the clients, too.
         stop.set()
         barrier.abort()
         engine.give_up(request.id for request in workload.requests)
+        raise
     if failures:
         raise failures[0]
 
