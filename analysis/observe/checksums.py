@@ -371,9 +371,8 @@ class Checksums:
     # -- what stays ------------------------------------------------------------------------
 
     def _look(self, pages: Sequence[int], moment: str, request_id: str | None = None) -> None:
-        """Read pages and compare them with what they held."""
-        pages = [p for p in pages if self._follows[p] and p not in self._unsure
-                 and not self._is_settling(p)]  # fmt: skip
+        """Read pages, of those that are followed, and compare them with what they held."""
+        pages = [p for p in pages if p not in self._unsure and not self._is_settling(p)]
         if not pages:
             return
         self.pages_read += len(pages)
@@ -472,7 +471,8 @@ class Checksums:
 
     def _arrive(self, flight: int, request_ids: Sequence[str], wrote: Written, begun: int) -> None:
         """Read the slots that a flight wrote; tell of those where something did not arrive."""
-        wrote.only(self._follows)
+        if self.mode == "sampled":
+            wrote.only(self._follows)
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
         if not len(pages):
             return
