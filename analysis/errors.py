@@ -32,29 +32,35 @@ class WorkloadError(CachelabError):
     """A workload cannot be read or made."""
 
 
-def whole_number(value: object, what: str, least: int, most: int) -> int:
-    """Return `value` as an int between two bounds. Raises EngineError that names `what`."""
+def whole_number(
+    value: object,
+    what: str,
+    least: int,
+    most: int,
+    error: type[CachelabError] = EngineError,
+) -> int:
+    """Return `value` as an int between two bounds. Raises `error` that names `what`."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise EngineError(
+        raise error(
             f"{what} must be a whole number from {least} to {most}, not {shown(value)}."
         ) from None
     if isinstance(value, bool) or not least <= number <= most:
-        raise EngineError(f"{what} must be from {least} to {most}, not {shown(value)}.")
+        raise error(f"{what} must be from {least} to {most}, not {shown(value)}.")
     return number
 
 
-def seconds(value: object, what: str, most: float) -> float:
-    """Return `value` as a float above 0, at most `most`. Raises EngineError that names `what`."""
+def seconds(
+    value: object, what: str, most: float, error: type[CachelabError] = EngineError
+) -> float:
+    """Return `value` as a float above 0, at most `most`. Raises `error` that names `what`."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= most or isinstance(value, str | bool):
-        raise EngineError(
-            f"{what} must be more than 0 and at most {most:g} seconds, not {shown(value)}."
-        )
+        raise error(f"{what} must be more than 0 and at most {most:g} seconds, not {shown(value)}.")
     return number
 
 

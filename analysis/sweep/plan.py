@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -143,15 +142,12 @@ class Plan:
             for value in values if isinstance(values, tuple) else [values]:
                 if name == "rounds" and value is None:
                     continue
-                _whole(name, value)
+                whole_number(value, f"`{_flag(name)}`", *_BOUNDS[name], error=PlanError)
         for name in ("request_timeout_s", "cell_timeout_s", "resubmit_s"):
             value = getattr(self, name)
             if name == "resubmit_s" and value is None:
                 continue
-            try:
-                seconds(value, f"`{_flag(name)}`", LONGEST_TIMEOUT_S)
-            except EngineError as error:
-                raise PlanError(str(error)) from None
+            seconds(value, f"`{_flag(name)}`", LONGEST_TIMEOUT_S, error=PlanError)
         self._check_size()
         if self.observe not in OBSERVED:
             raise PlanError(
@@ -168,8 +164,8 @@ class Plan:
                 " few: one would not be asked."
             )
         self._check_treatments()
-        for config in {json.dumps(self.engine_config(cell)): None for cell in self.cells()}:
-            EngineConfig.from_json(json.loads(config))
+        for cell in self.cells():
+            EngineConfig.from_json(self.engine_config(cell))
 
     def _check_size(self) -> None:
         """Refuse, before anything is made of it, what would not end or not fit."""
@@ -295,13 +291,6 @@ def _expanded(names: Sequence[str], release: str, sharing: str) -> tuple[str, ..
         return expand(names, release, sharing)
     except EngineError as error:
         raise PlanError(str(error)) from error
-
-
-def _whole(name: str, value: Any) -> None:
-    try:
-        whole_number(value, f"`{_flag(name)}`", *_BOUNDS[name])
-    except EngineError as error:
-        raise PlanError(str(error)) from None
 
 
 def _flag(name: str) -> str:
