@@ -207,4 +207,4 @@ def _last_of(recorder: Recorder) -> int:
 def _unlanded(flight: tuple[Any, ...]) -> Unread:
     _, phase, request_ids = flight[:3]
     reason = "not ended when the check did"
-    return Unread(flight[0], list(request_ids), phase, reason, done=False, landed=False)
+    return Unread(flight[0], list(request_ids), phase, reason, landed=False)

@@ -31,14 +31,16 @@ def flight_of(row: Sequence[Any]) -> Flight | Unread:
 
 
 def unlanded(event: Event) -> Unread:
-    """Return the flight that an event says had not ended when the recording did."""
+    """Return the flight that an event says had not ended when the recording did.
+
+    Its requests can only go on if it did its step: tokens may be there before it has ended.
+    """
     said = json.loads(event.detail or "{}")
     return Unread(
         event.value if event.value is not None else -1,
         list(said.get("requests", ())),
         str(said.get("phase", "")),
         "not ended when the recording did",
-        done=False,
         landed=False,
     )
 

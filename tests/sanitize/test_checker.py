@@ -518,6 +518,33 @@ def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
     )
 
 
+def one_token_in() -> Story:
+    story = Story()
+    story.submit("a", A)
+    story.allocate("a", 1, 2)
+    story.prefill("a")
+    story.token("a", 100)
+    return story
+
+
+def test_a_token_that_came_before_its_flight_had_ended_has_a_flight():
+    # On 3.1.0 a row's result is there while those of the rows behind it are still awaited.
+    live, recorded = one_token_in(), one_token_in()
+    flight = live.decode("a", lands=False)
+    said = json.dumps({"phase": "decode", "requests": ["a"]})
+    recorded.event("unlanded", value=flight.flight_id, detail=said)
+    for story in (live, recorded):
+        story.token("a", 101)
+    recorder = recorder_of([item for item in live.items if item[1] is not flight])
+    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
+    recorder.under_way = {flight.flight_id: row}
+    follower = Follower(recorder, live.first, live.stride)
+    follower.finish()
+    for findings in (follower.checker.findings, recorded.check(close=False)):
+        assert "flown tokens" not in {finding.rule for finding in findings}
+        assert findings.unchecked.requests == {"a": 1}
+
+
 def test_what_had_not_ended_is_known_from_the_tables_too():
     story = well()
     story.submit("c", A)
