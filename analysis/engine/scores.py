@@ -25,9 +25,14 @@ class Scores(NamedTuple):
     rows: tuple[bytes, ...]
     vocabulary: int
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes little room to keep it as it is."""
+        return self.vocabulary <= _SMALL
+
     def kept(self, count: int) -> Scores | Top:
         """Return itself if that takes little room, else its `count` likeliest tokens."""
-        if self.vocabulary <= _SMALL or not self.rows:
+        if self.is_small or not self.rows:
             return self
         tokens, logprobs = _order(self.array(), count)
         return Top(tokens.tolist(), logprobs.tolist())

@@ -164,6 +164,7 @@ class Checksums:
             self._all = sorted(self._random.sample(pages, -(-len(pages) // FOLLOWED)))
         self._follows = np.zeros(self._count, dtype=bool)
         self._follows[self._all] = True
+        self._followed = frozenset(self._all)
         self._at = np.zeros(shape, dtype=np.int64)
         """When the state that a digest is of was first seen, by a clock of its own."""
         self._token = np.full(shape, _UNKNOWN_TOKEN, dtype=np.int64)
@@ -305,10 +306,12 @@ class Checksums:
 
     def seen(self, kind: str, pages: Sequence[int], request_id: str | None) -> None:
         """Look at the pages of an event."""
+        if self._followed.isdisjoint(pages):
+            return
         with self.lock:
             if not self._tables:
                 return
-            there = [p for p in dict.fromkeys(pages) if 0 <= p < self._count and self._follows[p]]
+            there = [page for page in dict.fromkeys(pages) if page in self._followed]
             if kind == "copy":
                 source, target = pages[:2]
                 if 0 <= source < self._count and target in there:
@@ -323,7 +326,7 @@ class Checksums:
     def rewritten(self, page: int) -> None:
         """Take note of what was just written to a page on purpose, outside of the model."""
         with self.lock:
-            if not self._tables or not 0 <= page < self._count or not self._follows[page]:
+            if not self._tables or page not in self._followed:
                 return
             self._clock += 1
             self._digest[page] = self._of_pages([page])[0]
@@ -357,16 +360,14 @@ class Checksums:
 
     def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
         """Tell, quickly, whether a flight surely wrote to no page that is followed."""
-        follows, count = self._follows, self._count
         try:
             (rows, blocks), tables = arrays["block_tables"]
             if phase == "decode":
                 starts, stride = arrays["start_positions"][1], self._stride
-                places = (row * blocks + starts[row] // stride for row in range(rows))
-                tables = [tables[place] for place in places]
+                tables = [tables[row * blocks + starts[row] // stride] for row in range(rows)]
         except (KeyError, ValueError, IndexError):
             return False  # its arguments could not be read
-        return not any(follows[page] for page in tables if 0 <= page < count)
+        return self._followed.isdisjoint(tables)
 
     # -- what stays ------------------------------------------------------------------------
 

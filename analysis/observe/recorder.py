@@ -31,7 +31,7 @@ EVENT_FIELDS = (
 FLIGHT_FIELDS = (
     "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
     "start_positions", "block_tables", "seq", "end_seq", "thread", "t_s", "duration_s", "error",
-    "scores", "result_tokens", "result_digests", "changed",
+    "scores", "results", "changed",
 )  # fmt: skip
 _IDS = FLIGHT_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
@@ -348,13 +348,12 @@ class Recorder:
         shape, _ = arrays.get("seq_lens", ((None,), None))
         scores = arrays.get("scores")
         scores = scores and scores.kept(self.likeliest)
-        tokens, digests = arrays.get("results") or (None, None)
         self.flights.append(
             (number, phase, len(request_ids), shape[0], request_ids, arrays.get("tokens"),
              arrays.get("seq_lens"), arrays.get("start_positions"),
              arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error),
-             scores, tokens, digests, arrays.get("changed"))
+             scores, arrays.get("results"), arrays.get("changed"))
         )  # fmt: skip
 
     def last_flight_of(self, request_ids: list[str]) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.engine.adapters.verify import results_of
 from analysis.engine.scores import likeliest
 from analysis.observe.recorder import (
     EVENT_FIELDS,
@@ -150,6 +151,10 @@ def _columns(
         tops = likeliest(columns["scores"], likely)
         columns["top_tokens"] = [top and top.tokens for top in tops]
         columns["top_logprobs"] = [top and top.logprobs for top in tops]
+    if "results" in columns:
+        results = [results_of(noted) for noted in columns["results"]]
+        columns["result_tokens"] = [tokens for tokens, _ in results]
+        columns["result_digests"] = [digests for _, digests in results]
     arrays = []
     for field in TABLES[name]:
         if field.name == "cell_id":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from analysis.engine.adapters.verify import results_of
 from analysis.errors import RunError
 from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS
 from analysis.sanitize.shadow import Ints
@@ -27,7 +28,9 @@ def event_of(row: Sequence[Any]) -> Event:
 
 def flight_of(row: Sequence[Any]) -> Flight | Unread:
     """Return a flight of a recorder's row."""
-    return _flight(dict(zip(FLIGHT_FIELDS, row, strict=True)), _shaped)
+    fields = dict(zip(FLIGHT_FIELDS, row, strict=True))
+    fields["result_tokens"], fields["result_digests"] = results_of(fields["results"])
+    return _flight(fields, _shaped)
 
 
 def unlanded(event: Event) -> Unread:

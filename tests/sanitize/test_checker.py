@@ -293,6 +293,7 @@ def recorder_row(item: Event | Flight) -> tuple:
     shaped = {k: None if a is None else (a.shape, a.ravel().tolist()) for k, a in arrays.items()}
     fields = vars(item) | shaped | {"duration_s": 0.0, "error": None, "scores": None}
     fields |= {"rows": item.real, "batch_size": len(item.tokens)}
+    fields["results"] = item.result_tokens and (item.result_tokens, item.result_digests)
     return tuple(fields[name] for name in FLIGHT_FIELDS)
 
 

@@ -20,8 +20,8 @@ from analysis.engine.adapters.verify import (
     changes,
     chosen_by,
     digest,
+    mapped_of,
     note_filling,
-    raw,
 )
 from analysis.engine.hooks import Hooks, Watcher
 from analysis.engine.locks import Locks, WatchedLock, treatment_locks
@@ -546,7 +546,7 @@ class CacheProbe(ABC):
                 raise
             try:
                 if filled is not None:
-                    returned = [raw(array) for array in arguments]
+                    returned = [bytes(mapped_of(array, filled)) for array in arguments]
                 self.await_landing(Landing(flight, phase, arguments, results, filled, returned))
             except Exception as error:
                 watcher.fault(error)
@@ -573,7 +573,10 @@ class CacheProbe(ABC):
             self._look_inside(arguments, phase)
         try:
             names = self.argument_names(phase, len(arguments))
-            arrays = {n: values_of(array) for n, array in zip(names, arguments, strict=True)}
+            arrays = {
+                name: (tuple(array.shape), mapped_of(array, filled).items)
+                for name, array in zip(names, arguments, strict=True)
+            }
             if filled:
                 arrays["changed"] = changes(names, arguments, filled, returned, arrays)
             # More results than one: it chose among them on the device.
@@ -583,7 +586,8 @@ class CacheProbe(ABC):
                 if watcher.likeliest:
                     arrays["scores"] = scores
                 if watcher.verifies:
-                    arrays["results"] = chosen_by(scores)
+                    # Worked out when it is read, if that can be kept till then.
+                    arrays["results"] = scores if scores.is_small else chosen_by(scores)
         except Exception as fault:
             watcher.fault(fault)
         try:

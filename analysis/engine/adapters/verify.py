@@ -15,6 +15,8 @@ from analysis.engine.scores import Scores
 
 FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
 """By the id of a device array: what the invocation under way filled it with. None: not noted."""
+Chosen = tuple[list[int], list[int]]
+"""Of each row of a flight the token that a greedy selection makes, and the digest of its logits."""
 NO_TOKEN = -1
 """Stands for the token of a row whose logits have a NaN."""
 RETURNED, LANDED = "returned", "landed"
@@ -26,19 +28,27 @@ class Filled(NamedTuple):
 
     before: bytes
     content: bytes
+    mapped: Any = None
+    """The array, mapped for reading: once, as it is read three times."""
 
 
 def raw(array: Any) -> bytes:
     """Return the bytes of an array, read in place."""
-    with array.map(read=True) as mapped:
-        return bytes(mapped)
+    return bytes(array.map(read=True))
 
 
 def note_filling(host: Any, device: Any) -> None:
     """Note what an array on the device is about to be filled with, if an invocation notes that."""
     filled = FILLED.get()
     if filled is not None:
-        filled[id(device)] = Filled(raw(device), raw(host))
+        mapped = device.map(read=True)
+        filled[id(device)] = Filled(bytes(mapped), raw(host), mapped)
+
+
+def mapped_of(array: Any, filled: Mapping[int, Filled] | None) -> Any:
+    """Return an argument mapped for reading, as it was when it was filled if that was noted."""
+    note = filled.get(id(array)) if filled else None
+    return array.map(read=True) if note is None else note.mapped
 
 
 def note_edit(device: Any, values: npt.NDArray[np.int64]) -> None:
@@ -53,7 +63,14 @@ def digest(logits: bytes) -> int:
     return zlib.crc32(logits)
 
 
-def chosen_by(scores: Scores) -> tuple[list[int], list[int]]:
+def results_of(noted: Scores | Chosen | None) -> Chosen | tuple[None, None]:
+    """Return tokens and digests of what a flight noted of its results, None if it noted nothing."""
+    if isinstance(noted, Scores):
+        return chosen_by(noted)
+    return noted or (None, None)
+
+
+def chosen_by(scores: Scores) -> Chosen:
     """Return of each row the token that a greedy selection makes, and the digest of its logits.
 
     Of equally likely tokens the first is chosen; a row with a NaN has `NO_TOKEN`.
@@ -113,8 +130,10 @@ def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int
     order = list(filled)
     for other in order[order.index(array) :]:
         if other in read_then:
+            note = filled[other]
             before, due, read = (
-                np.frombuffer(part, dtype=np.int64) for part in (*filled[other], read_then[other])
+                np.frombuffer(part, dtype=np.int64)
+                for part in (note.before, note.content, read_then[other])
             )
             if ((due != before) & (read == due)).any():
                 return True
