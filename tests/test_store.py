@@ -22,6 +22,7 @@ from support import ROOT
 from synthetic import cell_row, make_old, request_row
 
 from analysis.errors import RunError
+from analysis.runs import verify_run
 from analysis.store import (
     TABLES,
     RunWriter,
@@ -356,6 +357,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_cells(tmp_path: Path) -> Non
             said = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
             writer.send_signal(signal.SIGKILL)
         run = load_run(tmp_path / "run")
+        assert verify_run(tmp_path / "run").troubles == ()
         assert set(said[1:]) <= set(run.cells["cell_id"])
         assert (run.requests.groupby("cell_id").size() == 50).all()
         assert run.requests["cell_id"].nunique() == len(run.cells)
