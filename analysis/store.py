@@ -113,15 +113,19 @@ class RunWriter:
         Raises RunError if the directory already holds something, or cannot be written.
         """
         path = Path(path)
+        held = RunError(
+            f"{path} already holds a run: resume it with its plan, or choose another place."
+        )
         if _is_run(path):
-            raise RunError(
-                f"{path} already holds a run: resume it with its plan, or choose another place."
-            )
+            raise held
         _refuse_foreign(path)
         whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
         try:
             (path / CELLS).mkdir(parents=True, exist_ok=True)
-            _write_manifest(path, whole)
+            with alone_in(path):
+                if _is_run(path):  # another process was faster; its cells name its manifest
+                    raise held
+                _write_manifest(path, whole)
         except OSError as error:
             raise RunError(
                 f"{path} cannot hold a run: {error}; choose a writable place."
@@ -452,7 +456,7 @@ def _refuse_foreign(path: Path) -> None:
     """Refuse a place that holds something else than what a killed `create` leaves."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: choose a directory for the run.")
-    ours = re.compile(r"cells|\.manifest\.json\..*")
+    ours = re.compile(r"cells|\.manifest\.json\..*|\.sweep\.lock")
     if path.is_dir() and any(not ours.fullmatch(name) for name in names_in(path)):
         raise RunError(
             f"{path} holds something that is no run: choose an empty or a new directory."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -211,8 +213,12 @@ def as_another_user(action: Callable[[], Any]) -> str:
         os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
+        in_time = select.select([pipe], [], [], 60)[0]
+        if not in_time:
+            os.kill(child, signal.SIGKILL)
         said = pipe.read().decode()
     os.waitpid(child, 0)
+    assert in_time
     return said
 
 
@@ -229,17 +235,12 @@ def test_what_another_user_may_not_read_is_said_to_be_theirs(
             break
         place.chmod(place.stat().st_mode | 0o055)
     (run / closed).chmod(mode)
-    said = as_another_user(lambda: files.contents(run / "cells" / "b" / "requests.parquet"))
-    readers: list[Callable[[], Any]] = [lambda: load_run(run)]
-    if closed in ("", "cells/b/requests.parquet"):
-        assert "belongs to root" in said
-    for action in readers:
-        said = as_another_user(action)
-        assert said.startswith("RunError:")
-        assert f"{run / closed} may not be read by you, for it belongs to root" in said
-        assert "chmod" in said
-        assert "delete" not in said
-        assert "damaged" not in said
+    said = as_another_user(lambda: load_run(run))
+    assert said.startswith("RunError:")
+    assert f"{run / closed} may not be read by you, for it belongs to root" in said
+    assert "chmod" in said
+    assert "delete" not in said
+    assert "damaged" not in said
 
 
 def test_a_file_of_ones_own_that_is_closed_is_said_to_be_so() -> None:
@@ -495,16 +496,16 @@ def test_what_a_manifest_need_not_say_is_no_trouble(run: Path, name: str, cachel
 
 
 @pytest.mark.parametrize(
-    ("table", "column"),
-    [("snapshots", "trie"), ("snapshots", "holders"), ("snapshots", "states")],
+    ("column", "value"),
+    [
+        *((c, v) for c in ("trie", "holders") for v in ("{", "[[1]]", "3", "[" * 100_000, None)),
+        ("states", None),
+    ],
 )
-@pytest.mark.parametrize("value", ["{", "[[1]]", "3", "[" * 100_000, None])
 def test_broken_values_of_snapshots_are_one_sentence(
-    run: Path, table: str, column: str, value: str | None, cachelab: Any
+    run: Path, column: str, value: str | None, cachelab: Any
 ) -> None:
-    if column == "states" and value is not None:
-        pytest.skip("any text is one")
-    rewrite(run / "cells" / "b" / f"{table}.parquet", lambda t: with_value(t, column, value))
+    rewrite(run / "cells" / "b" / "snapshots.parquet", lambda t: with_value(t, column, value))
     for command in ("check", "explain"):
         status, stdout, stderr = cachelab(command, run)
         assert (status, stdout, len(stderr.splitlines())) == (1, "", 1), (command, stderr)
@@ -591,7 +592,7 @@ KINDS = ("delete", "truncate", "flip", "rename", "hide", "copy", "directory", "f
     ),
     command=st.sampled_from(COMMANDS),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_never_gives_other_data_nor_a_traceback(
     made: Path,
     tmp_path: Path,

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from hypothesis import strategies as st
 from support import ROOT
 from synthetic import cell_row, make_old, request_row
 
+from analysis import store
 from analysis.errors import RunError
 from analysis.runs import verify_run
 from analysis.store import (
     TABLES,
     RunWriter,
+    alone_in,
     describe,
     load_run,
     load_run_cells,
@@ -267,6 +271,27 @@ def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
         RunWriter.resume(run, {**MANIFEST, "seed": 1})
     with pytest.raises(RunError, match="already holds a run"):
         RunWriter.create(run, MANIFEST)
+
+
+def test_of_two_that_begin_a_run_at_once_only_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cells").mkdir()
+    with alone_in(tmp_path), pytest.raises(RunError, match="Another sweep is writing"):
+        RunWriter.create(tmp_path, MANIFEST)
+    held = store.alone_in
+
+    @contextmanager
+    def late(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(store, "alone_in", held)
+        RunWriter.create(path, {**MANIFEST, "run_id": "first"})
+        with held(path):
+            yield
+
+    monkeypatch.setattr(store, "alone_in", late)
+    with pytest.raises(RunError, match="already holds a run"):
+        RunWriter.create(tmp_path, {**MANIFEST, "run_id": "second"})
+    assert load_run(tmp_path).manifest["run_id"] == "first"
 
 
 @pytest.mark.parametrize("start", [RunWriter.create, RunWriter.resume])
