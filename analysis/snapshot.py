@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from analysis.errors import RunError
+
 if TYPE_CHECKING:
     from analysis.snapshot_change import Change
 
@@ -242,7 +244,20 @@ class Snapshot:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Snapshot:
-        """Return the snapshot of a row of the table `snapshots`; the free list comes sorted."""
+        """Return the snapshot of a row of the table `snapshots`; the free list comes sorted.
+
+        Raises RunError if a value of the row is not what `to_row` makes.
+        """
+        try:
+            return cls._from_row(row)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise RunError(
+                f"The snapshot at event {row.get('seq')} of cell {row.get('cell_id')} cannot be"
+                f" read ({error}): restore the run, or record it again."
+            ) from error
+
+    @classmethod
+    def _from_row(cls, row: Mapping[str, Any]) -> Snapshot:
         import pandas as pd  # slow to import, and cells of a sweep do without
 
         states = np.frombuffer(row["states"].encode(), dtype=np.uint8)
@@ -253,7 +268,7 @@ class Snapshot:
         state = CacheState(
             page_count=len(states),
             free=[int(page) for page in np.flatnonzero(states == _LETTERS[FREE])],
-            holdings=json.loads(row["holders"]),
+            holdings={who: list(held) for who, held in json.loads(row["holders"]).items()},
             nodes=nodes,
             duplicates=tuple(row["duplicates"] or ()),
             misplaced=tuple(tuple(each) for each in row.get("misplaced") or ()),

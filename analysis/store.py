@@ -3,6 +3,11 @@
     RUN/manifest.json                    what was run, with what, on what, and how
     RUN/cells/CELL_ID/cells.parquet      one row
     RUN/cells/CELL_ID/requests.parquet   one row a request; further tables where they were recorded
+    RUN/cells/CELL_ID/checksums.json     of each of these tables
+
+What is read is held against its checksum: of a table, of its pages, and of the manifest, which has
+its own within. They lie where what they are of is written, so that no kill comes between the two.
+Runs of schema version 1 have none; `pack_run` gives them some.
 
 A cell appears whole or not at all: its tables are written into a hidden directory beside the
 others, which is then renamed. What was finished before a crash or a kill is therefore always
@@ -13,12 +18,16 @@ are declared once, in `analysis/tables.py`.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +35,16 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
-from analysis.errors import RunError
+from analysis.errors import RunError, shown
+from analysis.files import contents, names_in, to_disk, unreadable, write_atomically
 from analysis.manifest import new_manifest
+from analysis.store_parts import REQUIRED, Part, write_tables
 from analysis.tables import (
     CELL_STATUS,
+    LACKING,
     OUTCOMES,
+    SCHEMA_VERSION,
     TABLES,
     checked,
     describe,
@@ -48,6 +59,7 @@ __all__ = [
     "TABLES",
     "Run",
     "RunWriter",
+    "alone_in",
     "cell_tables",
     "describe",
     "join_runs",
@@ -55,18 +67,20 @@ __all__ = [
     "load_run_cells",
     "new_manifest",
     "pack_run",
+    "parts_of",
     "read_manifest",
     "to_frame",
     "to_table",
     "write_atomically",
 ]
 
-SCHEMA_VERSION = 1
 # What makes two manifests the same plan; versions and machines may differ between sittings.
 PLAN_KEYS = ("plan", "seed")
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
-_TEMPORARY = ".writing-"
-_REQUIRED = ("cells", "requests")
+TEMPORARY = ".writing-"
+MANIFEST, CELLS, LOGS, WORK, LOCK = "manifest.json", "cells", "logs", "work", ".sweep.lock"
+_DEEPEST = 50
+"""Levels of a manifest's values; more would not be written again."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class RunWriter:
         """Wrap a directory that already is a run; use `create` or `resume` instead."""
         self.path = path
         self.manifest = manifest
-        self._cells = path / "cells"
+        self._cells = path / CELLS
 
     @classmethod
     def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
@@ -99,15 +113,19 @@ class RunWriter:
         Raises RunError if the directory already holds something, or cannot be written.
         """
         path = Path(path)
+        held = RunError(
+            f"{path} already holds a run: resume it with its plan, or choose another place."
+        )
         if _is_run(path):
-            raise RunError(
-                f"{path} already holds a run: resume it with its plan, or choose another place."
-            )
+            raise held
         _refuse_foreign(path)
         whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
         try:
-            (path / "cells").mkdir(parents=True, exist_ok=True)
-            write_atomically(path / "manifest.json", json.dumps(whole, indent=2) + "\n")
+            (path / CELLS).mkdir(parents=True, exist_ok=True)
+            with alone_in(path):
+                if _is_run(path):  # another process was faster; its cells name its manifest
+                    raise held
+                _write_manifest(path, whole)
         except OSError as error:
             raise RunError(
                 f"{path} cannot hold a run: {error}; choose a writable place."
@@ -124,19 +142,33 @@ class RunWriter:
         path = Path(path)
         if not _is_run(path):
             return cls.create(path, manifest)
-        if _is_packed(path):
-            raise RunError(f"{path} is a packed run, which is finished: choose another place.")
         stored, wanted = read_manifest(path), _as_json(manifest)
+        if _is_packed(path, stored):
+            raise RunError(f"{path} is a packed run, which is finished: choose another place.")
+        if "run_id" in wanted and not isinstance(stored.get("run_id"), str):
+            raise RunError(
+                f"{path / MANIFEST} lacks the run's id, so it cannot be gone on with: restore it,"
+                " or choose another place."
+            )
         different = [key for key in PLAN_KEYS if stored.get(key) != wanted.get(key)]
         if different:
             raise RunError(
                 f"{path} is a run of another plan ({', '.join(different)} differ): "
                 "choose another place, or delete it."
             )
-        (path / "cells").mkdir(exist_ok=True)
+        try:
+            (path / CELLS).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path / CELLS} cannot be made: {error.strerror}.") from error
         writer = cls(path, stored)
         writer._sweep_leftovers()
         return writer
+
+    def note(self, **facts: Any) -> None:
+        """Write further facts into the manifest."""
+        manifest = {**self.manifest, **_as_json(facts)}
+        _write_manifest(self.path, manifest)
+        self.manifest = manifest
 
     def write_cell(
         self,
@@ -162,20 +194,18 @@ class RunWriter:
             if isinstance(content, pa.Table)
             else to_table(name, content)
             for name, content in rows.items()
-            if len(content) or name in _REQUIRED
+            if len(content) or name in REQUIRED
         }
         for name, table in tables.items():
             if any(value != cell_id for value in table["cell_id"].unique().to_pylist()):
                 raise RunError(f"A row of `{name}` belongs to another cell than {cell_id}.")
         target = self._cells / cell_id
-        temporary = self._cells / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary = self._cells / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             temporary.mkdir()
-            for name, table in tables.items():
-                pq.write_table(table, temporary / f"{name}.parquet", compression="zstd")
-                _to_disk(temporary / f"{name}.parquet")
+            write_tables(temporary, tables)
             os.replace(temporary, target)
-            _to_disk(self._cells)
+            to_disk(self._cells)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if target.exists():
@@ -187,25 +217,22 @@ class RunWriter:
 
     def _sweep_leftovers(self) -> None:
         """Remove what writers that are no longer alive left half-written."""
-        for path in self._cells.glob(f"{_TEMPORARY}*"):
-            owner = path.name.removeprefix(_TEMPORARY).split("-")[0]
+        for path in self._cells.glob(f"{TEMPORARY}*"):
+            owner = path.name.removeprefix(TEMPORARY).split("-")[0]
             if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def load_run(path: str | Path, *, controls: bool = False) -> Run:
-    """Read the run at `path`; each table in one pass over the files of all its cells.
+    """Read the run at `path`, and hold all of it against its checksums.
 
     Rows come in the order of cell ids. Cells in which a fault was planted are left out of every
     table unless `controls`. Raises RunError, with the file to look at, if `path` is no run or
-    something in it is missing or damaged.
+    something in it is missing, damaged, may not be read or is none of the run's.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    frames = {
-        name: to_frame(name, _read(files, TABLES[name]))
-        for name, files in _table_files(path).items()
-    }
+    frames = {name: to_frame(name, table) for name, table in _whole(path, manifest, TABLES).items()}
     if not controls:
         cells = frames["cells"]
         planted = cells["treatments"].map(lambda names: is_control(names or ()))
@@ -224,8 +251,7 @@ def load_run_cells(path: str | Path) -> dict[str, dict[str, Any]]:
     Raises RunError as `load_run` does.
     """
     path = Path(path)
-    read_manifest(path)
-    rows = _read(_table_files(path)["cells"], TABLES["cells"]).to_pylist()
+    rows = _whole(path, read_manifest(path), ("cells",))["cells"].to_pylist()
     return {row["cell_id"]: row for row in rows}
 
 
@@ -237,25 +263,40 @@ def cell_tables(
     One cell at a time is in memory. Raises RunError as `load_run` does.
     """
     path = Path(path)
-    if _is_packed(path):
-        whole = {n: _read(f, TABLES[n]) for n, f in _table_files(path).items() if n in names and f}
-        ids = _read([path / "cells.parquet"], TABLES["cells"])["cell_id"].to_pylist()
-        for cell_id in ids:
-            yield (
-                cell_id,
-                {
-                    name: part
-                    for name, table in whole.items()
-                    if (part := table.filter(pc.field("cell_id") == cell_id)).num_rows
-                },
-            )
+    manifest = read_manifest(path)
+    if _is_packed(path, manifest):
+        [part] = parts_of(path, manifest)
+        whole = part.read({"cells", *names})
+        for cell_id in whole["cells"]["cell_id"].to_pylist():
+            own = {
+                name: table.filter(pc.field("cell_id") == cell_id)
+                for name, table in whole.items()
+                if name in names
+            }
+            yield cell_id, {name: table for name, table in own.items() if table.num_rows}
         return
-    for directory in _cell_directories(path):
-        files = {name: directory / f"{name}.parquet" for name in names}
-        yield (
-            directory.name,
-            {name: _read([file], TABLES[name]) for name, file in files.items() if file.is_file()},
-        )
+    for part in parts_of(path, manifest):
+        yield part.directory.name, part.read(names)
+
+
+def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
+    """Return the directories of a run that hold tables: its cells', or its own if it is packed.
+
+    Whatever lies among the cells is returned; reading it says if it is none.
+    """
+    if _is_packed(path, manifest):
+        return [Part(path, manifest, packed=True)]
+    cells = path / CELLS
+    try:
+        names = sorted(name for name in names_in(cells) if not name.startswith("."))
+    except FileNotFoundError:
+        raise RunError(f"{cells} is missing: restore it, or resume the run.") from None
+    except NotADirectoryError:
+        raise RunError(
+            f"{cells} is no directory, though the run's cells belong there: move it elsewhere, then"
+            " restore the cells or resume the run."
+        ) from None
+    return [Part(cells / name, manifest) for name in names]
 
 
 def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -279,16 +320,14 @@ def pack_run(path: str | Path, out: str | Path) -> Path:
     """
     path, out = Path(path), Path(out)
     manifest = read_manifest(path)
-    if out.exists():
+    if os.path.lexists(out):
         raise RunError(f"{out} exists already: choose a new directory for the packed run.")
+    tables = _whole(path, manifest, TABLES)
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        for name, files in _table_files(path).items():
-            table = _read(files, TABLES[name])
-            if table.num_rows or name in _REQUIRED:
-                pq.write_table(table, temporary / f"{name}.parquet", compression="zstd")
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
+        _write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
         os.replace(temporary, out)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error}.") from error
@@ -299,100 +338,126 @@ def pack_run(path: str | Path, out: str | Path) -> Path:
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
-    file = Path(path) / "manifest.json"
+    file = Path(path) / MANIFEST
+    mend = "restore it, or run the sweep again"
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        text = contents(file)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is no run, for it has no manifest.json: name a run's directory."
+            f"{path} is no run, for it has no {MANIFEST}: name a run's directory."
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{file} cannot be read ({error}): restore it, or run the sweep again."
-        ) from error
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read ({error}): {mend}.") from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise RunError(f"{file} is no manifest of a run: restore it, or run the sweep again.")
-    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise RunError(f"{file} is no manifest of a run: {mend}.")
+    if _too_deep(manifest):
+        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
+    version = manifest["schema_version"]
+    if type(version) is not int or version not in LACKING:
         raise RunError(
-            f"{file} has schema version {manifest['schema_version']}, this package reads "
-            f"{SCHEMA_VERSION}: read it with the version of the package that wrote it."
+            f"{file} has schema version {shown(version)}, this package reads "
+            f"{' and '.join(map(str, LACKING))}: read it with the version of the package that"
+            " wrote it."
         )
+    stored = manifest.pop("checksum", None)
+    if stored != _digest(manifest) and not (stored is None and version == 1):
+        raise RunError(f"{file} is damaged, for it is not what its checksum says: {mend}.")
+    plan = manifest.get("plan")
+    if not isinstance(plan, dict | None):
+        raise RunError(f"{file} has {shown(plan)} for the run's plan: {mend}.")
+    if not isinstance(model := (plan or {}).get("model"), str | None):
+        raise RunError(f"{file} has {shown(model)} for the directory of a model: {mend}.")
     return manifest
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary name in its directory, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Hold the right to write to a run; the system lets go of it however this process ends.
+
+    Raises RunError if another process has it, or it cannot be had.
+    """
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        _to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        handle = open(path / LOCK, "w")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"{path} cannot be written to: {error.strerror}.") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"Another sweep is writing to {path}: wait for its end, or choose another place."
+            ) from None
+        yield
 
 
-def _read(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
-    """Read Parquet files as one table in the order given; columns that a file lacks are null."""
-    if not files:
-        return schema.empty_table()
+def is_written(path: Path) -> bool:
+    """Return whether a process holds the right to write to a run."""
     try:
-        return pads.dataset(
-            [str(file) for file in files], schema=schema, format="parquet"
-        ).to_table()
-    except (pa.ArrowException, OSError) as error:
-        # The message of one read over many files does not always name the bad one: find it.
-        for file in files:
-            try:
-                pads.dataset(str(file), schema=schema, format="parquet").to_table()
-            except (pa.ArrowException, OSError) as cause:
-                raise RunError(f"{file} is damaged: {_mend(file)}.") from cause
-        raise RunError(f"{files[0].parent.parent} cannot be read: {error}.") from error
-
-
-def _table_files(path: Path) -> dict[str, list[Path]]:
-    """Return the files of each table: one for each cell, or a single one if the run is packed."""
-    directories = [path] if _is_packed(path) else _cell_directories(path)
-    present = {directory: set(os.listdir(directory)) for directory in directories}
-    files: dict[str, list[Path]] = {name: [] for name in TABLES}
-    for name in TABLES:
-        for directory in directories:
-            file = directory / f"{name}.parquet"
-            if file.name in present[directory]:
-                files[name].append(file)
-            elif name in _REQUIRED:
-                raise RunError(f"{file} is missing: {_mend(file)}.")
-    return files
-
-
-def _mend(file: Path) -> str:
-    if _is_packed(file.parent):
-        return "restore the packed run"
-    return f"delete {file.parent} and resume the run"
-
-
-def _is_packed(path: Path) -> bool:
-    return _is_run(path) and (path / "cells.parquet").is_file()
-
-
-def _cell_directories(path: Path) -> list[Path]:
-    try:
-        entries: Iterable[os.DirEntry[str]] = list(os.scandir(path / "cells"))
+        handle = open(path / LOCK, "rb")  # noqa: SIM115
     except FileNotFoundError:
-        return []
-    return sorted(Path(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        return False
+    except OSError as error:
+        raise unreadable(path / LOCK, error) from error
+    with handle:
+        try:
+            # Shared and let go of at once, so that those who ask do not meet each other.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    whole = {**manifest, "checksum": _digest(manifest)}
+    write_atomically(path / MANIFEST, json.dumps(whole, indent=2) + "\n")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Return the checksum of a manifest without the one that it has."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _too_deep(value: Any, left: int = _DEEPEST) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not left or any(_too_deep(item, left - 1) for item in inner)
+
+
+def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
+    """Read tables of all cells, each as one table with the rows in the order of cell ids."""
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(lambda part: part.read(names), parts_of(path, manifest)))
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {
+        name: pa.concat_tables(tables) if tables else TABLES[name].empty_table()
+        for name, tables in found.items()
+    }
+
+
+def _is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
+    if "packed" in manifest or manifest["schema_version"] > 1:
+        return manifest.get("packed") is True
+    return _is_file(path / "cells.parquet")
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "manifest.json").is_file()
+    return _is_file(path / MANIFEST)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _refuse_foreign(path: Path) -> None:
     """Refuse a place that holds something else than what a killed `create` leaves."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: choose a directory for the run.")
-    ours = re.compile(r"cells|\.manifest\.json\..*")
-    if path.is_dir() and any(not ours.fullmatch(name) for name in os.listdir(path)):
+    ours = re.compile(r"cells|\.manifest\.json\..*|\.sweep\.lock")
+    if path.is_dir() and any(not ours.fullmatch(name) for name in names_in(path)):
         raise RunError(
             f"{path} holds something that is no run: choose an empty or a new directory."
         )
@@ -405,12 +470,3 @@ def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise RunError(f"The manifest cannot be written as JSON: {error}.") from error
     return plain
-
-
-def _to_disk(path: Path) -> None:
-    """Have a file or directory written out, so that no rename precedes its content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

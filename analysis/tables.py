@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from analysis.errors import RunError
+from analysis.errors import RunError, shown
 
 OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "lost")
 FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected"))
@@ -252,6 +253,23 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 
+LACKING: dict[int, dict[str, tuple[str, ...]]] = {
+    1: {
+        "cells": ("observed", "struck"),
+        "requests": ("refusals", "unchecked"),
+        "flights": (
+            "top_tokens", "top_logprobs", "result_tokens", "result_digests", "changed",
+        ),
+        "events": ("locks",),
+        "snapshots": ("allocated", "misplaced"),
+    },
+    2: {},
+}  # fmt: skip
+"""By schema version and table, the columns that a file may lack, as they were declared while that
+version was in use: they are read as null. Every other column must be there."""
+SCHEMA_VERSION = max(LACKING)
+"""The version of what is written. Since 2, everything in a run has its checksum."""
+
 _CHOICES = {
     ("requests", "outcome"): OUTCOMES,
     ("cells", "status"): CELL_STATUS,
@@ -369,6 +387,38 @@ def checked(name: str, table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(table.columns, schema=schema)
 
 
+def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
+    """Return a table that was read from a file of a schema version, with the declared schema.
+
+    Raises RunError for a column that is unknown or there twice, one that is missing and must not be
+    (`LACKING`), a value of another type, and whatever `to_table` refuses.
+    """
+    schema, names = TABLES[name], table.column_names
+    if strange := [
+        column for column in names if names.count(column) > 1 or column not in schema.names
+    ]:
+        raise RunError(
+            f"The table `{name}` has a column {shown(strange[0])}, which is not declared."
+        )
+    arrays = []
+    for field in schema:
+        if field.name in names:
+            array = table[field.name]
+        elif field.name in LACKING[version].get(name, ()):
+            array = pa.nulls(table.num_rows, field.type)
+        else:
+            raise RunError(f"The table `{name}` has no column {field.name}.")
+        try:
+            array = array if array.type == field.type else array.cast(field.type)
+        except pa.ArrowException as error:
+            raise RunError(
+                f"The column `{name}.{field.name}` is {array.type}, not {field.type}."
+            ) from error
+        _check(name, field, array)
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def _check(name: str, field: pa.Field, array: pa.Array | pa.ChunkedArray) -> None:
     """Refuse null where there must be a value, and a value that is none of the choices."""
     if array.null_count and not field.nullable:
@@ -378,6 +428,20 @@ def _check(name: str, field: pa.Field, array: pa.Array | pa.ChunkedArray) -> Non
         raise RunError(
             f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}."
         )
+
+
+@contextmanager
+def broken_json(what: str) -> Iterator[None]:
+    """Raise RunError, which names `what`, where a text column's value is not the JSON it should be.
+
+    Also to be put before a function.
+    """
+    try:
+        yield
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RunError(
+            f"{what} holds broken JSON ({error}): restore the run, or record it again."
+        ) from error
 
 
 def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.DataFrame:

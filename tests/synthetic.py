@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def make_run(
         requests=to_frame("requests", request_rows),
         **{name: to_frame(name, []) for name in ("flights", "events", "snapshots", "findings")},
     )
+
+
+def make_old(path: Path) -> Path:
+    """Make a run what schema version 1 was: without any checksum."""
+    for file in path.rglob("checksums.json"):
+        file.unlink()
+    manifest = json.loads((path / "manifest.json").read_text())
+    kept = {name: manifest[name] for name in manifest if name not in ("checksum", "packed")}
+    (path / "manifest.json").write_text(json.dumps({**kept, "schema_version": 1}))
+    return path
 
 
 def reported_pattern() -> Run:

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import ROOT
-from synthetic import cell_row, request_row
+from synthetic import cell_row, make_old, request_row
 
+from analysis import store
 from analysis.errors import RunError
+from analysis.runs import verify_run
 from analysis.store import (
     TABLES,
     RunWriter,
+    alone_in,
     describe,
     load_run,
     load_run_cells,
@@ -165,6 +170,7 @@ def test_a_run_of_before_there_were_recordings_still_loads(tmp_path: Path) -> No
     # Packed, and written when some of today's columns did not exist.
     reference = tmp_path / "reference"
     shutil.copytree(ROOT / "data" / "reference", reference)
+    make_old(reference)
     for name, later in (("cells", ["observed", "struck"]), ("requests", ["unchecked"])):
         table = pq.read_table(reference / f"{name}.parquet").drop_columns(later)
         pq.write_table(table, reference / f"{name}.parquet")
@@ -184,6 +190,7 @@ def test_flights_of_before_their_likeliest_tokens_were_noted_still_load(tmp_path
     assert load_run(tmp_path).flights["top_tokens"][0] == ((5, 3),)
     old = pq.read_table(file).drop_columns(["top_tokens", "top_logprobs"])
     pq.write_table(old, file)
+    make_old(tmp_path)
     flights = load_run(tmp_path).flights
     assert list(flights.columns) == TABLES["flights"].names
     assert flights["top_tokens"][0] is None
@@ -266,6 +273,27 @@ def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
         RunWriter.create(run, MANIFEST)
 
 
+def test_of_two_that_begin_a_run_at_once_only_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cells").mkdir()
+    with alone_in(tmp_path), pytest.raises(RunError, match="Another sweep is writing"):
+        RunWriter.create(tmp_path, MANIFEST)
+    held = store.alone_in
+
+    @contextmanager
+    def late(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(store, "alone_in", held)
+        RunWriter.create(path, {**MANIFEST, "run_id": "first"})
+        with held(path):
+            yield
+
+    monkeypatch.setattr(store, "alone_in", late)
+    with pytest.raises(RunError, match="already holds a run"):
+        RunWriter.create(tmp_path, {**MANIFEST, "run_id": "second"})
+    assert load_run(tmp_path).manifest["run_id"] == "first"
+
+
 @pytest.mark.parametrize("start", [RunWriter.create, RunWriter.resume])
 def test_a_foreign_directory_is_refused(tmp_path: Path, start: Any) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
@@ -303,21 +331,21 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", {"plan": 1, "seed": 0})
+    writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
     for name in ("a", "b"):
         writer.write_cell(cell_row(cell_id=name), [request_row(cell_id=name)])
     packed = pack_run(tmp_path / "run", tmp_path / "packed")
     assert sorted(file.name for file in packed.iterdir()) == [
-        "cells.parquet", "manifest.json", "requests.parquet",
+        "cells.parquet", "checksums.json", "manifest.json", "requests.parquet",
     ]  # fmt: skip
     whole, again = load_run(tmp_path / "run"), load_run(packed)
-    assert again.manifest == whole.manifest
+    assert again.manifest == {**whole.manifest, "packed": True}
     pd.testing.assert_frame_equal(again.cells, whole.cells)
     pd.testing.assert_frame_equal(again.requests, whole.requests)
     with pytest.raises(RunError, match="exists already"):
         pack_run(tmp_path / "run", packed)
     with pytest.raises(RunError, match="packed run"):
-        RunWriter.resume(packed, {"plan": 1, "seed": 0})
+        RunWriter.resume(packed, {"plan": {}, "seed": 0})
     file = packed / "requests.parquet"
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(RunError, match=r"requests\.parquet is damaged: restore the packed run"):
@@ -328,7 +356,7 @@ WRITER = """
 import sys
 from analysis.store import RunWriter
 from synthetic import cell_row, request_row
-writer = RunWriter.resume(sys.argv[1], {"plan": 1, "seed": 0})
+writer = RunWriter.resume(sys.argv[1], {"plan": {}, "seed": 0})
 print("ready", flush=True)
 for number in range(1000000):
     name = f"{number:06d}-{sys.argv[2]}"
@@ -354,10 +382,11 @@ def test_a_writer_killed_at_any_moment_leaves_whole_cells(tmp_path: Path) -> Non
             said = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
             writer.send_signal(signal.SIGKILL)
         run = load_run(tmp_path / "run")
+        assert verify_run(tmp_path / "run").troubles == ()
         assert set(said[1:]) <= set(run.cells["cell_id"])
         assert (run.requests.groupby("cell_id").size() == 50).all()
         assert run.requests["cell_id"].nunique() == len(run.cells)
-    RunWriter.resume(tmp_path / "run", {"plan": 1, "seed": 0})
+    RunWriter.resume(tmp_path / "run", {"plan": {}, "seed": 0})
     assert not list((tmp_path / "run" / "cells").glob(".*"))
 
 

@@ -8,7 +8,17 @@ import sys
 import typer
 from typer import TyperException
 
-from analysis.cli import check, explain, model, releases, report, sweep, treatments, validate
+from analysis.cli import (
+    check,
+    explain,
+    model,
+    releases,
+    report,
+    runs,
+    sweep,
+    treatments,
+    validate,
+)
 from analysis.errors import CachelabError
 
 app = typer.Typer(
@@ -31,6 +41,7 @@ app.command("chart")(report.chart)
 app.command("lab")(report.lab)
 app.add_typer(model.app, name="model")
 app.add_typer(releases.app, name="releases")
+app.add_typer(runs.app, name="runs")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from analysis.explain.journey import (
     moments_of,
 )
 from analysis.explain.pages import PageHistory, histories_of, pages_of
+from analysis.tables import broken_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +90,7 @@ class Explanation:
         return as_html(self)
 
 
+@broken_json("What was recorded of the run")
 def explain(
     run: Run, request_id: str, cell_id: str | None = None, *, reference: bool = True
 ) -> Explanation:

@@ -20,7 +20,7 @@ from analysis.sanitize.stream import tabled_events, tabled_flights
 from analysis.sanitize.unchecked import Unchecked
 from analysis.snapshot import Snapshot
 from analysis.store import cell_tables, load_run_cells, read_manifest
-from analysis.tables import FAULT, arm_of, is_control
+from analysis.tables import FAULT, arm_of, broken_json, is_control
 
 OnCell = Callable[[str, Findings | None], None]
 
@@ -169,6 +169,11 @@ class Control:
         [fault, *_] = [name for name in names if name.startswith(FAULT)]
         known = FAULTS.get(":".join(fault.split(":")[:2]))
         struck = json.loads(cell.get("struck") or "{}")
+        if not isinstance(struck, dict | None):
+            raise RunError(
+                f"What the fault of cell {cell['cell_id']} struck is no JSON object: restore the"
+                " run, or record it again."
+            )
         meant = None if known is None else known.alarm(cell["release"])
         alarmed = any(
             # A fault that this package no longer knows cannot be told for what it is.
@@ -201,7 +206,8 @@ def controls_of(path: str | Path) -> list[Control]:
         cell = cells[cell_id]
         if is_control(cell["treatments"] or ()):
             rows = tables["findings"].to_pylist() if "findings" in tables else []
-            found.append(Control.of(cell, rows))
+            with broken_json(f"What is known of {cell_id} in {path}"):
+                found.append(Control.of(cell, rows))
     return found
 
 
@@ -219,11 +225,12 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
     for cell_id, tables in cell_tables(path, ("requests", "events", "flights", "snapshots")):
         cell = cells[cell_id]
         names = tuple(cell["treatments"] or ())
-        findings = check_tables(tables, context=context)
-        if is_control(names):
-            rows = [] if findings is None else findings.rows(cell_id)
-            controls.append(Control.of(cell, rows))
-            continue
+        with broken_json(f"What was recorded of {cell_id} in {path}"):
+            findings = check_tables(tables, context=context)
+            if is_control(names):
+                rows = [] if findings is None else findings.rows(cell_id)
+                controls.append(Control.of(cell, rows))
+                continue
         if on_cell is not None:
             on_cell(cell_id, findings)
         key = cell["release"], cell["prefix_sharing"], names

@@ -19,6 +19,7 @@ from analysis.store import Run
 from analysis.sweep.cell import specification
 from analysis.sweep.process import CellProcess
 from analysis.sweep.rows import Ended, judged
+from analysis.tables import broken_json
 from analysis.workload import Request, Workload
 
 _TICK_S = 0.05
@@ -129,6 +130,12 @@ def _plan(run: Run) -> dict[str, Any]:
 
 def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
     plan = _plan(run)
+    with broken_json(f"The options of {case['cell_id']} in {run.path}"):
+        options = json.loads(case["options"])
+    if not isinstance(options, dict):
+        raise RunError(
+            f"The options of {case['cell_id']} in {run.path} are no JSON object: restore the run."
+        )
     config = {
         "model": plan["model"],
         "device": case["device"],
@@ -138,7 +145,7 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         "page_count": int(case["page_count"]),
         "batch_sizes": [int(size) for size in case["batch_sizes"]],
         "serialise_flights": plan["serialise_flights"],
-        "options": json.loads(case["options"]),
+        "options": options,
     }
     workload = Workload("alone", (_request(run, case),))
     return specification(config, workload, 1, plan["request_timeout_s"])

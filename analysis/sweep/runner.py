@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
 import shlex
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from analysis import releases, store
-from analysis.errors import RunError
 from analysis.observe.spill import read_lacking, read_spilled
 from analysis.sweep import kernel
 from analysis.sweep.cell import specification
@@ -40,7 +36,7 @@ OnCell = Callable[[Row, dict[str, int]], None]
 Runner = Literal["process", "kernel"]
 
 _TICK_S = 0.05
-_LOGS, _WORK, _LOCK = "logs", "work", ".sweep.lock"
+_LOGS, _WORK = store.LOGS, store.WORK
 
 
 def run_sweep(
@@ -74,7 +70,7 @@ def run_sweep(
     # A readable id that two runs on two machines do not share.
     manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
     writer = store.RunWriter.resume(out, manifest)
-    with _alone(writer.path):
+    with store.alone_in(writer.path):
         return _Sweep(plan, writer, on_cell, progress, jobs, stop).run(runner, pythons)
 
 
@@ -219,11 +215,7 @@ class _Sweep:
 
     def _note_prepared(self) -> None:
         """Write into the manifest how many prompts the model itself answers wrong."""
-        manifest = {**self.writer.manifest, "dropped_prompts": self.prepared.dropped}
-        store.write_atomically(
-            self.writer.path / "manifest.json", json.dumps(manifest, indent=2) + "\n"
-        )
-        self.writer.manifest = manifest
+        self.writer.note(dropped_prompts=self.prepared.dropped)
 
 
 def _idle(row: Mapping[str, Any]) -> bool:
@@ -241,16 +233,3 @@ def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:
                 ' plan that release alone, or use runner="process".'
             )
     return {release: releases.python_of(release) for release in plan.releases}
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the right to write to a run; the system lets go of it however this process ends."""
-    with open(path / _LOCK, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"Another sweep is writing to {path}: wait for its end, or choose another place."
-            ) from None
-        yield

@@ -1,0 +1,179 @@
+"""Runs as things on disk: listed, verified and removed by the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import ROOT
+from synthetic import cell_row, make_old, request_row
+
+from analysis.cli import main
+from analysis.store import RunWriter, alone_in, load_run, pack_run
+from analysis.sweep import Plan
+
+PLAN = Plan(releases=("3.1.0",), concurrency=(1, 2), repeats=2, pages=(64,))
+CacheLab = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cachelab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CacheLab:
+    """Run a command of `runs` here; return its exit status, stdout and stderr."""
+
+    def ask(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cachelab", "runs", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return ask
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of three of its plan's four cells, two requests each."""
+    path = tmp_path / "runs" / "deep" / "one"
+    manifest = {"plan": PLAN.as_dict(), "seed": 0, "created": "2026-01-02T03:04:05+00:00"}
+    writer = RunWriter.create(path, manifest)
+    for cell in PLAN.cells()[:3]:
+        name = cell.cell_id
+        requests = [request_row(cell_id=name, request_id=str(i)) for i in range(2)]
+        writer.write_cell(cell_row(cell_id=name), requests)
+    return path
+
+
+def test_a_list_says_what_was_asked_and_how_far_it_is(
+    run: Path, tmp_path: Path, cachelab: CacheLab
+) -> None:
+    status, stdout, stderr = cachelab("list", tmp_path / "runs")
+    assert (status, stderr) == (0, "")
+    first, second = stdout.splitlines()
+    assert first.startswith(f"{run}  3 of 4 cells, 6 requests, ")
+    assert first.endswith(" MB, 2026-01-02T03:04:05+00:00")
+    assert "3.1.0: mixed, none, pages 64, 1,2 at once, 2 repeats" in second
+    with alone_in(run):
+        assert "being written" in cachelab("list", tmp_path / "runs")[1]
+    assert "being written" not in cachelab("list", run)[1]  # a run itself
+    _, stdout, _ = cachelab("list", tmp_path / "runs", "--json")
+    row = json.loads(stdout)
+    assert (row["path"], row["finished"], row["planned"]) == (str(run), 3, 4)
+    assert row["size_bytes"] == sum(f.stat().st_size for f in run.rglob("*") if f.is_file())
+
+
+def test_a_list_names_what_cannot_be_read(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
+    (tmp_path / "runs" / "two").mkdir()
+    (tmp_path / "runs" / "two" / "manifest.json").write_text("{")
+    status, stdout, _ = cachelab("list", tmp_path / "runs")
+    assert status == 1
+    assert "3 of 4 cells" in stdout
+    assert "two/manifest.json cannot be read" in stdout
+    assert cachelab("list", tmp_path / "nowhere")[0] == 1
+    (tmp_path / "none").mkdir()
+    assert cachelab("list", tmp_path / "none")[:2] == (
+        0, f"There is no run in {tmp_path / 'none'}.\n",
+    )  # fmt: skip
+
+
+def test_what_is_whole_is_verified_with_status_0(run: Path, cachelab: CacheLab) -> None:
+    reference = ROOT / "data" / "reference"
+    status, stdout, stderr = cachelab("verify", run, reference)
+    assert (status, stderr) == (0, "")
+    first, second = stdout.splitlines()
+    assert first == (
+        f"{run}: 3 of 4 planned cells, 6 requests, 9 rows in 6 tables, all as they were written"
+    )
+    assert second.endswith("8064 requests, 8256 rows in 2 tables, all as they were written")
+    status, stdout, _ = cachelab("verify", make_old(run))
+    assert status == 0
+    assert "6 tables are of before there were checksums" in stdout
+
+
+def test_every_trouble_is_named(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
+    first, second, _ = sorted((run / "cells").iterdir())
+    content = bytearray((first / "requests.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (first / "requests.parquet").write_bytes(content)
+    (second / "requests.parquet").unlink()
+    (run / "cells" / "notes").mkdir()
+    status, stdout, _ = cachelab("verify", run, tmp_path / "nowhere")
+    assert status == 1
+    assert f"{run}: 1 of 4 planned cells, 2 requests" in stdout
+    assert f"{first}/requests.parquet is damaged" in stdout
+    assert f"{second}/requests.parquet is missing" in stdout
+    assert f"{run}/cells/notes is no cell of the run" in stdout
+    assert "nowhere is no run" in stdout
+    assert "as they were written" not in stdout
+    _, stdout, _ = cachelab("verify", run, "--json")
+    assert len(json.loads(stdout)["troubles"]) == 3
+
+
+def test_what_a_run_consists_of_is_removed_and_nothing_else(
+    run: Path, tmp_path: Path, cachelab: CacheLab
+) -> None:
+    cell = sorted((run / "cells").iterdir())[0]
+    for kept in ("mine.txt", "cells/mine.parquet", f"cells/{cell.name}/mine.parquet", "answer.json",
+                 "logs/notes.txt", f"logs/{cell.name}/mine.txt", "work.txt"):  # fmt: skip
+        (run / kept).parent.mkdir(parents=True, exist_ok=True)
+        (run / kept).write_text("mine")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "requests.parquet").write_text("mine")
+    (run / "cells" / "linked").symlink_to(elsewhere)
+    for own in ("cells/.writing-1-a/cells.parquet", f"logs/{cell.name}/stacks.txt",
+                f"logs/{cell.name}/watchdog-3.txt", "work/c/spec.json",
+                ".manifest.json.1-a"):  # fmt: skip
+        (run / own).parent.mkdir(parents=True, exist_ok=True)
+        (run / own).write_text("ours")
+    status, stdout, stderr = cachelab("rm", run, "--yes")
+    assert (status, stderr) == (0, "")
+    left = {str(p.relative_to(run)) for p in run.rglob("*") if not p.is_dir() or p.is_symlink()}
+    assert left == {
+        "mine.txt", "cells/mine.parquet", f"cells/{cell.name}/mine.parquet", "answer.json",
+        "logs/notes.txt", f"logs/{cell.name}/mine.txt", "work.txt", "cells/linked",
+    }  # fmt: skip
+    assert stdout.count("is none of the run's and was left") == 7
+    assert (elsewhere / "requests.parquet").read_text() == "mine"
+
+
+def test_a_run_of_nothing_else_is_gone(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
+    packed = pack_run(run, tmp_path / "runs" / "packed")
+    status, stdout, _ = cachelab("rm", packed, run, "--yes")
+    assert (status, stdout) == (0, f"{packed}: removed\n{run}: removed\n")
+    assert not packed.exists()
+    assert not run.exists()
+
+
+def test_what_must_not_be_removed_stays(
+    run: Path, tmp_path: Path, cachelab: CacheLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "cells").mkdir(parents=True)
+    (home / "cells" / "cells.parquet").write_text("mine")
+    for place in (home, tmp_path / "nowhere", run / "cells"):
+        status, stdout, stderr = cachelab("rm", run, place, "--yes")
+        assert (status, stdout) == (1, "")
+        assert f"{place} is no run" in stderr
+    with alone_in(run):
+        status, stdout, stderr = cachelab("rm", run, "--yes")
+    assert (status, stdout) == (1, "")
+    assert f"A sweep is writing to {run}" in stderr
+    status, _, stderr = cachelab("rm", run)
+    assert (status, stderr) == (1, "Nothing was removed: say that you mean it with `--yes`.\n")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for answer in ("n\n", "\n", ""):
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        assert cachelab("rm", run)[0] == 1
+    assert len(load_run(run).cells) == 3
+    assert (home / "cells" / "cells.parquet").read_text() == "mine"
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert cachelab("rm", run)[0] == 0
+    assert not os.path.lexists(run)
