@@ -102,6 +102,17 @@ def install(release: str) -> Path:
             f"No lock file for shortfin {release} is at hand (have: {have}): work from a checkout"
             " of the project and run `make lock RELEASES=" + release + "` there first."
         )
+    try:
+        return _make(release, root, lock)
+    except OSError as error:
+        place = error.filename or root / ".venvs"
+        raise ReleaseError(
+            f"The environment of shortfin {release} cannot be made, as {place} cannot be used"
+            f" ({error.strerror or error}): get the right to write there, or free its space."
+        ) from error
+
+
+def _make(release: str, root: Path, lock: Path) -> Path:
     if release == installed_release():
         register_kernel(release, Path(sys.executable))
         return Path(sys.executable)
