@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,9 @@ def _read_notebook(path: Path) -> Any:
     import nbformat
 
     try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(raw, dict) and "nbformat" in raw):  # nbformat takes it for an old one
+            raise ValueError("it is no JSON object with an `nbformat`")
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
         _declared_parameters(notebook)
