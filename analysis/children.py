@@ -6,7 +6,8 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from analysis.paths import repo_root
 
 _PR_SET_PDEATHSIG = 1
+_TICK_S = 0.05
 
 
 def environment() -> dict[str, str]:
@@ -56,6 +58,29 @@ def kill_group(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> Non
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout_s)
+
+
+def end_tree(
+    process: subprocess.Popen[bytes], timeout_s: float, hurry: Callable[[], bool] = lambda: False
+) -> None:
+    """Ask a child to end what it started and itself; kill what is left after `timeout_s`.
+
+    What it started may lead sessions of its own, as Jupyter's kernels do. `hurry` ends the wait.
+    """
+    import psutil
+
+    tree = []
+    with suppress(psutil.NoSuchProcess):
+        tree = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < deadline and not hurry():
+        time.sleep(_TICK_S)
+    for left in tree:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()  # not another process that got its number since
+    kill_group(process)
+    psutil.wait_procs(tree, timeout_s)
 
 
 def tail(path: Path, size: int = 20_000) -> str:

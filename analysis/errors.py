@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-import textwrap
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+_SHOWN = 60
 
 
 class CachelabError(Exception):
@@ -18,6 +23,10 @@ class EngineError(CachelabError):
 
 class ModelError(CachelabError):
     """A model directory, or something in it, cannot be used."""
+
+
+class PlaceError(CachelabError):
+    """A file or a directory cannot be written."""
 
 
 class ReleaseError(CachelabError):
@@ -38,16 +47,19 @@ def whole_number(
     least: int,
     most: int,
     error: type[CachelabError] = EngineError,
+    why: str = "",
 ) -> int:
-    """Return `value` as an int between two bounds. Raises `error` that names `what`."""
+    """Return `value` as an int between two bounds.
+
+    Raises `error` that names `what`, the bounds, and `why` there is an upper one.
+    """
+    bounds = f"from {least} to {most}" + (f", as {why}, and" if why else ",")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise error(
-            f"{what} must be a whole number from {least} to {most}, not {shown(value)}."
-        ) from None
+        raise error(f"{what} must be a whole number {bounds} not {shown(value)}.") from None
     if isinstance(value, bool) or not least <= number <= most:
-        raise error(f"{what} must be from {least} to {most}, not {shown(value)}.")
+        raise error(f"{what} must be {bounds} not {shown(value)}.")
     return number
 
 
@@ -64,6 +76,51 @@ def seconds(
     return number
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Make of an OSError a PlaceError that names `place`, and not a temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise PlaceError(f"{place} cannot be written: {reason}; choose another place.") from error
+
+
+def check_writable(directory: Path) -> None:
+    """Make a directory if it is missing. Raises PlaceError if files cannot be made in it."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"1")
+
+
 def shown(value: Any) -> str:
     """Return how a value that was given looks in a sentence: in one line, and short."""
-    return textwrap.shorten(repr(value), 60, placeholder="…")
+    if isinstance(value, str) and len(value) > _SHOWN:
+        value = value[: _SHOWN - 3] + "…"
+    try:
+        text = " ".join(printable(repr(value)).split())
+    except Exception:  # an int of too many digits, a value that refers to itself deeply
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return a text as a terminal may be given it: lines and tabs stay, what it obeys is escaped.
+
+    Request ids, prompts and file names can hold escape sequences, and what cannot be encoded.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8, which a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

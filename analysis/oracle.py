@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import children, paths, releases
+from analysis.engine.config import EngineConfig
 from analysis.errors import CachelabError, ModelError
 from analysis.workload import Request
 
@@ -84,8 +85,12 @@ def compile_for(
 ) -> None:
     """Compile the model for a release in its own environment, unless that is in the cache.
 
-    Raises ModelError if the compiler fails, ReleaseError if the release has no environment here.
+    Raises EngineError for settings with which no engine starts, ModelError if the compiler fails,
+    ReleaseError if the release has no environment here.
     """
+    # Refuses what no engine would take, also what the device here makes no use of.
+    EngineConfig(model=Path(model) if model else None, batch_sizes=tuple(batch_sizes),
+                 device=device, hip_target=hip_target)  # fmt: skip
     python = releases.python_of(release)
     for _ in _ask(python, release, _job(model, batch_sizes, device, hip_target, [])):
         pass

@@ -11,21 +11,24 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from analysis import children
 from analysis.errors import ReleaseError
 from analysis.paths import repo_root
 
 KNOWN = ("3.1.0", "3.2.0", "3.3.0", "3.4.0", "3.5.0", "3.6.0", "3.7.0", "3.8.0", "3.9.0")
 DEFAULT = "3.1.0"
 INSTALL_TIMEOUT_S = 1800
+_LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
 # Other releases run kernels and cells; JupyterLab, papermill and nbconvert run in the default one.
 _ONLY_IN_DEFAULT = ("jupyterlab", "nbconvert", "papermill")
 
@@ -102,6 +105,17 @@ def install(release: str) -> Path:
             f"No lock file for shortfin {release} is at hand (have: {have}): work from a checkout"
             " of the project and run `make lock RELEASES=" + release + "` there first."
         )
+    try:
+        return _make(release, root, lock)
+    except OSError as error:
+        place = error.filename or root / ".venvs"
+        raise ReleaseError(
+            f"The environment of shortfin {release} cannot be made, as {place} cannot be used"
+            f" ({error.strerror or error}): get the right to write there, or free its space."
+        ) from error
+
+
+def _make(release: str, root: Path, lock: Path) -> Path:
     if release == installed_release():
         register_kernel(release, Path(sys.executable))
         return Path(sys.executable)
@@ -173,12 +187,26 @@ def lock(releases: Sequence[str]) -> None:
 
 
 def start_lab(arguments: Sequence[str] = ()) -> int:
-    """Run JupyterLab on this machine's own address with its token on; return its exit status."""
+    """Run JupyterLab on this machine's own address with its token on; return its exit status.
+
+    Ctrl-C, SIGTERM and SIGHUP end it and its kernels in order, and the status is 128 and the
+    signal's number then. A second signal, or `_LAB_ENDS_S` seconds, end it at once.
+    """
     root = repo_root()
     directory = root if root else Path.cwd()
     command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1",
                f"--ServerApp.root_dir={directory}", *arguments]  # fmt: skip
-    return subprocess.call(command, cwd=directory)
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` wants it ignored
+            signal.signal(number, lambda number, _: caught.append(number))
+    # In a session of its own: the terminal's Ctrl-C comes here only, and Jupyter asks nothing.
+    lab = children.start(command, cwd=directory)
+    while not caught:
+        with suppress(subprocess.TimeoutExpired):
+            return lab.wait(_LAB_TICK_S)
+    children.end_tree(lab, _LAB_ENDS_S, hurry=lambda: len(caught) > 1)
+    return 128 + caught[0]
 
 
 def _candidates(release: str) -> Iterator[Path]:

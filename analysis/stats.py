@@ -30,6 +30,7 @@ __all__ = [
     "hit_rates",
     "holm",
     "latency_summary",
+    "least_rate",
     "outcome_counts",
     "per_cell",
     "requests_to_see",
@@ -45,7 +46,12 @@ def requests_to_see(rate: float, confidence: float = 0.95) -> int:
     """Return how many requests show a fault of this rate at least once with this probability."""
     if not 0 < rate < 1:
         raise ValueError(f"the rate must lie between 0 and 1, not {rate}")
-    return math.ceil(math.log(1 - confidence) / math.log(1 - rate))
+    return math.ceil(math.log1p(-confidence) / math.log1p(-rate))
+
+
+def least_rate(requests: int, confidence: float = 0.95) -> float:
+    """Return the least failure rate that so many requests show with this probability."""
+    return -math.expm1(math.log1p(-confidence) / requests)
 
 
 def with_cells(

@@ -7,7 +7,6 @@ a seed; the same seed gives the same prompts on every machine and release.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from analysis import prompts
-from analysis.errors import WorkloadError
+from analysis.errors import WorkloadError, is_encodable, shown
 
 REPORTED_PROMPT = "1 2 3 4 5 "
 REPORTED_ANSWER = "6 7 8"
@@ -34,10 +33,13 @@ _ROUND, _ROUND_S, _BUSY_TOKENS = (0.0, 0.4, 0.7, 1.2), 2.0, 80
 _SHARED_TOKENS = 2 * prompts.PAGE_TOKENS
 _LONG_ANSWER = 5 * prompts.PAGE_TOKENS
 """Tokens of an answer that is then continued: it fills pages of its own wherever it begins."""
+MAX_NEW_TOKENS, WHY_NEW_TOKENS = 16_384, "the reference decoder computes each of them"
+"""Most tokens of an answer; the context of a model may allow fewer."""
 LONGEST_ANSWER = max(_LONG_ANSWER, _BUSY_TOKENS)
 """Tokens of the longest answer that a workload asks for, however few are asked of it."""
 _COPIES = {"continued": 1, "identical_then_continued": 4}
 """How often a prompt is asked in a row: as often as a batch has rows, or once."""
+LATEST_ARRIVAL_S = 30 * 24 * 3600.0
 _SPARE_TALKS = 4
 """Talks beyond those needed, for talks that lack a request."""
 
@@ -77,8 +79,8 @@ class Workload:
         path = Path(path)
         try:
             lines = path.read_bytes().split(b"\n")
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+            reason = getattr(error, "strerror", None) or error
             raise WorkloadError(f"The workload {path} cannot be read: {reason}.") from None
         requests: list[Request] = []
         seen: dict[str, int] = {}
@@ -91,7 +93,7 @@ class Workload:
                 raise WorkloadError(f"{path}, line {number}: {error}.") from None
             if request.id in seen:
                 raise WorkloadError(
-                    f"{path}, line {number}: the id {request.id!r} is that of line"
+                    f"{path}, line {number}: the id {shown(request.id)} is that of line"
                     f" {seen[request.id]} too."
                 )
             seen[request.id] = number
@@ -123,18 +125,18 @@ def make_workload(name: str, *, count: int, seed: int, max_new_tokens: int = 15)
 
 def in_turn(name: str) -> tuple[str, ...]:
     """Return the workloads that `a+b+c` names; a file is one, whatever its name."""
-    return (name,) if Path(name).is_file() else tuple(name.split("+"))
+    return (name,) if os.path.isfile(name) else tuple(name.split("+"))
 
 
 def is_file(name: str) -> bool:
     """Return whether `name` means a JSON Lines file. Raises WorkloadError if it means nothing."""
     if name in BUILDERS:
         return False
-    if Path(name).is_file():
+    if os.path.isfile(name):  # False for a name that no file can have
         return True
     raise WorkloadError(
-        f"There is no workload {name!r}: give one of {', '.join(BUILDERS)}, or the path of a JSON"
-        " Lines file."
+        f"There is no workload {shown(name)}: give one of {', '.join(BUILDERS)}, or the path of a"
+        " JSON Lines file."
     )
 
 
@@ -409,18 +411,21 @@ def _parse(row: Any, default_id: str, default_tokens: int) -> Request:
         raise ValueError("it is not a JSON object")
     unknown = sorted(set(row) - set(Request.__dataclass_fields__))
     if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}")
+        raise ValueError(f"unknown field {shown(unknown[0])}")
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt:
         raise ValueError("`prompt` must be a text that is not empty")
     tokens = row.get("max_new_tokens", default_tokens)
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise ValueError(f"`max_new_tokens` must be a whole number from 1, not {tokens!r}")
+    if type(tokens) is not int or not 1 <= tokens <= MAX_NEW_TOKENS:
+        raise ValueError(
+            f"`max_new_tokens` must be a whole number from 1 to {MAX_NEW_TOKENS}, as"
+            f" {WHY_NEW_TOKENS}, and not {shown(tokens)}"
+        )
     arrival = row.get("arrival_s", 0.0)
-    if not isinstance(arrival, int | float) or isinstance(arrival, bool):
-        raise ValueError(f"`arrival_s` must be a number of seconds, not {arrival!r}")
-    if not (math.isfinite(arrival) and arrival >= 0):
-        raise ValueError(f"`arrival_s` must be 0 or more seconds, not {arrival!r}")
+    if type(arrival) not in (int, float) or not 0 <= arrival <= LATEST_ARRIVAL_S:
+        raise ValueError(
+            f"`arrival_s` must be from 0 to {LATEST_ARRIVAL_S:g} seconds, not {shown(arrival)}"
+        )
     name, expected, family = row.get("id", default_id), row.get("expected"), row.get("family", "")
     if not isinstance(name, str) or not name:
         raise ValueError("`id` must be a text that is not empty")
@@ -428,4 +433,11 @@ def _parse(row: Any, default_id: str, default_tokens: int) -> Request:
         raise ValueError("`expected` must be a text or null")
     if not isinstance(family, str):
         raise ValueError("`family` must be a text")
+    for field, text in (("prompt", prompt), ("id", name), ("expected", expected or ""),
+                        ("family", family)):  # fmt: skip
+        if not is_encodable(text):
+            raise ValueError(
+                f"`{field}` must be text that UTF-8 can encode, and {shown(text)} has a lone"
+                " surrogate"
+            )
     return Request(name, prompt, tokens, expected, float(arrival), family)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from support import RELEASES, ROOT, Child, ChildRunner, run_python
 
+from analysis.cli import main
 from analysis.errors import ReleaseError
 
 # No test fails for the time that it takes: machines are slow, and engines beside it busy.
@@ -65,6 +68,22 @@ def child(tmp_path: Path) -> ChildRunner:
             pytest.fail(f"{error} (`make test` does)")
         value = json.loads(said.read_text()) if said.exists() else None
         return Child(value, done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def cachelab(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line here; return its exit status, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cachelab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
 
     return run
 

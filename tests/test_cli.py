@@ -9,24 +9,15 @@ import sys
 
 import pytest
 from support import ROOT
+from synthetic import cell_row, request_row
 
-from analysis.cli import main
-from analysis.store import OUTCOMES, TABLES
+from analysis import releases, sweep
+from analysis.store import OUTCOMES, TABLES, RunWriter, load_run
 
 SWEEP = ("sweep", "--releases", "3.9.0")
-
-
-@pytest.fixture
-def cachelab(monkeypatch, capsys):
-    """Run the command line here; return its exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cachelab", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
+VALIDATE = ("validate", "--release", "3.9.0")
+LONG = "a" * 300
+"""No file can have this name."""
 
 
 def test_help_imports_nothing_heavy():
@@ -67,14 +58,52 @@ def test_help_imports_nothing_heavy():
         (*SWEEP, "--observe", "everything"),
         ("sweep",),
         ("releases", "install", "3.0.0"),
+        (*SWEEP, "--jobs", "0", "--dry-run"),
+        (*SWEEP, "--concurrency", "1000000", "--dry-run"),
+        (*SWEEP, "--rounds", str(10**12), "--dry-run"),
+        (*SWEEP, "--rounds", "9" * 5000, "--dry-run"),
+        (*SWEEP, "--repeats", "10000000", "--dry-run"),
+        (*SWEEP, "--pages", "1000000", "--dry-run"),
+        (*SWEEP, "--pages", "9" * 5000, "--dry-run"),
+        (*SWEEP, "--max-new-tokens", "50000", "--dry-run"),
+        (*SWEEP, "--max-new-tokens", "257"),
+        (*SWEEP, "--device-ids", "foo", "--dry-run"),
+        (*SWEEP, "--hip-target", "gfx000", "--dry-run"),
+        (*SWEEP, "--treatments", "lock-cache+lock-cache", "--dry-run"),
+        (*SWEEP, "--workload", LONG, "--dry-run"),
+        (*SWEEP, "--model", LONG),
+        (*SWEEP, "--option", f"a={'[' * 30}{']' * 30}", "--dry-run"),
+        (*SWEEP, "--request-timeout", "nan", "--dry-run"),
+        (*VALIDATE, "--rate", "1e-12"),
+        (*VALIDATE, "--rate", "1e-300"),
+        (*VALIDATE, "--rate", "nan"),
+        (*VALIDATE, "--confidence", "1"),
+        (*VALIDATE, "--time-budget", "nan"),
+        (*VALIDATE, "--time-budget", "-1"),
+        (*VALIDATE, "--isolated", "1e300"),
+        (*VALIDATE, "--jobs", "0"),
+        (*VALIDATE, "--tolerate", "own prefixes:cause=reason"),
+        (*VALIDATE, "--treatments", "lock-cache,lock-cache"),
+        (*VALIDATE, "--max-new-tokens", "257"),
+        ("report", "--notebooks", ""),
+        ("report", "--notebooks", LONG + ".ipynb"),
+        ("report", "--releases", ""),
+        ("model", "build", "--releases", ""),
+        ("model", "build", "--releases", "3.9.0", "--hip-target", "gfx000"),
+        ("model", "verify", "--model", LONG),
+        ("check", LONG),
+        ("explain", LONG, "r"),
+        ("chart", LONG),
     ],
+    ids=lambda bad: " ".join(bad)[:60],
 )
 def test_a_bad_value_is_one_sentence_before_anything_is_started(bad, cachelab, tmp_path):
-    out = ("--out", tmp_path / "run") if bad[0] == "sweep" else ()
+    out = ("--out", tmp_path / "run") if bad[0] in ("sweep", "validate", "report") else ()
     status, stdout, stderr = cachelab(*bad, *out)
     assert status in (1, 2)
     assert stdout == ""
     assert len(stderr.splitlines()) == 1
+    assert len(stderr) < 1200
     assert not (tmp_path / "run").exists()
 
 
@@ -117,3 +146,132 @@ def test_json_is_one_object_per_cell_and_nothing_else(tmp_path):
         assert set(row) == {*TABLES["cells"].names, *OUTCOMES}
         assert (row["status"], row["ok"]) == ("ok", 4)
     assert "[2/2]" in done.stderr
+
+
+BOUNDS = [
+    (("--concurrency", "1000000"), "from 1 to 4096, as each client is a thread"),
+    (("--pages", "1000000"), "from 1 to 131072, as all of them are allocated at once"),
+    (("--repeats", "10000000"), "from 1 to 100000, as each repeat is a fresh engine"),
+    (("--rounds", "10000000"), "from 1 to 1000000, as all prompts are kept in memory"),
+]
+
+
+@pytest.mark.parametrize(("option", "said"), BOUNDS)
+def test_a_bound_comes_with_its_reason(option, said, cachelab):
+    assert said in cachelab(*SWEEP, *option, "--dry-run")[2]
+
+
+def test_validate_says_the_least_rate_and_which_rules_there_are(cachelab):
+    assert "choose a `--rate` from 3e-05 on" in cachelab(*VALIDATE, "--rate", "1e-9")[2]
+    assert "own prefix, own result" in cachelab(*VALIDATE, "--tolerate", "x:y=z")[2]
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """Return a path below a file, where nobody can write, not even the superuser."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "out"
+
+
+@pytest.mark.parametrize("command", [SWEEP, VALIDATE, ("report",)])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
+    command, cachelab, unwritable
+):
+    for place in (unwritable, unwritable.parent.parent / LONG):
+        status, stdout, stderr = cachelab(*command, "--out", place)
+        assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
+        assert str(place) in stderr
+
+
+def test_a_chart_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
+    reference = ROOT / "data" / "reference"
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    (tmp_path / "directory.png").mkdir()
+    places = [tmp_path / "full.png", tmp_path / "directory.png", unwritable.with_suffix(".png"),
+              tmp_path / f"{LONG}.png", "/proc/chart.png"]  # fmt: skip
+    for place in places:
+        status, stdout, stderr = cachelab("chart", reference, "--out", place)
+        assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
+        assert str(place) in stderr
+    whole = tmp_path / "new" / "chart.png"
+    assert cachelab("chart", reference, "--out", whole)[:2] == (0, f"{whole}\n")
+    assert whole.read_bytes().startswith(b"\x89PNG")
+    assert list(whole.parent.iterdir()) == [whole]
+
+
+@pytest.mark.parametrize("text", [
+    "{}", "[]", "null", "hello", "[" * 100_000, '{"cells": []}',
+    '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}',
+    '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": 3}, "cells": []}',
+    '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"quick": 3}}, "cells": []}',
+    '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"minutes_quick": "3"}},'
+    ' "cells": []}',
+    '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code",'
+    ' "id": "a", "metadata": {"tags": ["parameters"]}, "source": "1 +", "outputs": [],'
+    ' "execution_count": null}]}',
+])  # fmt: skip
+def test_what_is_no_notebook_is_refused_in_a_sentence(text, cachelab, tmp_path):
+    (tmp_path / "bad.ipynb").write_text(text)
+    out = tmp_path / "out"
+    status, _, stderr = cachelab("report", "--notebooks", tmp_path / "bad.ipynb", "--out", out)
+    assert status == 1
+    assert len(stderr.splitlines()) == 1
+    assert "bad.ipynb is no notebook that can be read: " in stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ('{"prompt": "1 2 ", "max_new_tokens": 50000}', "as the reference decoder computes each"),
+    ('{"prompt": "1 2 ", "max_new_tokens": 300}', "from 1 to 256, the model's context"),
+    (json.dumps({"prompt": "1 " * 200}), "from 1 to 256, the model's context, tokens, not 401"),
+    ('{"prompt": "1 2 ", "id": "\\ud800"}', "lone surrogate"),
+    ('{"prompt": "\\ud800"}', "lone surrogate"),
+    ("[" * 100_000, "line 1"),
+])  # fmt: skip
+def test_a_workload_that_cannot_be_asked_is_refused_before_a_run_begins(
+    line, said, cachelab, tmp_path
+):
+    (tmp_path / "w.jsonl").write_text(line)
+    out = tmp_path / "run"
+    status, _, stderr = cachelab(*SWEEP, "--workload", tmp_path / "w.jsonl", "--out", out)
+    assert status == 1
+    assert len(stderr.splitlines()) == 1
+    assert said in stderr
+    assert not out.exists()
+
+
+def test_an_environment_that_cannot_be_written_is_a_sentence(cachelab, tmp_path, monkeypatch):
+    (tmp_path / "environments").mkdir()
+    (tmp_path / "environments" / "3.9.0.txt").write_text("")
+    (tmp_path / ".venvs").write_text("a file where the environments go")
+    monkeypatch.setattr(releases, "repo_root", lambda: tmp_path)
+    status, stdout, stderr = cachelab("releases", "install", "3.9.0")
+    assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
+    assert f"{tmp_path / '.venvs'} cannot be used" in stderr
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(cachelab, tmp_path):
+    path = os.fsdecode(b"run\x1b[31m\xff\r")
+    status, _, stderr = cachelab("check", path)
+    assert status == 1
+    assert r"run\x1b[31m\udcff\r is no run" in stderr
+    name = "r\x1b]0;title\x07\u202e"
+    writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
+    writer.write_cell(cell_row(), [request_row(request_id=name, outcome="wrong")])
+    _, stdout, stderr = cachelab("explain", writer.path, name, "--no-reference")
+    assert r"r\x1b]0;title\x07\u202e" in stdout
+    assert all(line.isprintable() for line in (stdout + stderr).splitlines())
+
+
+def test_the_last_line_counts_controls_that_did_not_end_well(cachelab, tmp_path, monkeypatch):
+    def swept(plan, place, **_):
+        writer = RunWriter.create(place, {"plan": {}, "seed": 0})
+        writer.write_cell(cell_row(), [request_row()])
+        control = {"cell_id": "k", "treatments": ["fault:wrong-page"], "status": "crashed"}
+        writer.write_cell(cell_row(**control), [request_row(cell_id="k", outcome="lost")])
+        return load_run(place)
+
+    monkeypatch.setattr(sweep, "run_sweep", swept)
+    status, stdout, _ = cachelab(*SWEEP, "--sanitize", "--out", tmp_path / "run")
+    assert status == 0
+    assert "1 cells (0 did not end well), 1 controls (1 did not end well), 0 of 1" in stdout

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import Any, TextIO
 
 import typer
-from typer import TyperException
+from typer import Abort, TyperException
 
 from analysis.cli import (
     check,
@@ -19,7 +21,7 @@ from analysis.cli import (
     treatments,
     validate,
 )
-from analysis.errors import CachelabError
+from analysis.errors import CachelabError, printable
 
 app = typer.Typer(
     name="cachelab",
@@ -49,6 +51,14 @@ def main() -> None:
 
     The exit status is 1 then, 2 for options that cannot be read, and 130 after Ctrl-C.
     """
+    with (
+        contextlib.redirect_stdout(_Printable(sys.stdout)),
+        contextlib.redirect_stderr(_Printable(sys.stderr)),
+    ):
+        _main()
+
+
+def _main() -> None:
     try:
         status = app(standalone_mode=False)
     except CachelabError as error:
@@ -57,6 +67,8 @@ def main() -> None:
     except TyperException as error:
         sys.stderr.write(f"{error.format_message()}\n")
         sys.exit(2)
+    except Abort:  # what Typer makes of Ctrl-C
+        sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has seen enough; what Python flushes at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,3 +78,21 @@ def main() -> None:
         sys.stderr.write(f"{place}: {error.strerror or error}.\n")
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+class _Printable:
+    """A stream that lets nothing through which a terminal would obey, whatever is printed.
+
+    Request ids, prompts and file names come from others. A progress bar's own writes begin with the
+    return to the line's start that it needs.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        bar = "\r" if text.startswith("\r") else ""
+        return self._stream.write(bar + printable(text[len(bar) :]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from analysis.errors import check_writable, writing
 
 if TYPE_CHECKING:
     from analysis.explain import Explanation
@@ -35,6 +38,8 @@ def explain(
     from analysis.explain import explain as explain_request
     from analysis.store import load_run
 
+    if out is not None:
+        check_writable(out)
     # A cell in which a fault was planted is explained only if it is named.
     told = explain_request(load_run(run, controls=cell is not None), request, cell,
                            reference=reference)  # fmt: skip
@@ -51,7 +56,6 @@ def explain(
 
 def _write(told: Explanation, out: Path) -> list[Path]:
     """Write the figure, and a page that has both and opens offline; return the files."""
-    from analysis.errors import RunError
     from analysis.explain.text import as_html
     from analysis.store import write_atomically
 
@@ -60,17 +64,16 @@ def _write(told: Explanation, out: Path) -> list[Path]:
     encoded = base64.b64encode(target.getvalue()).decode()
     alt = "Its flights, its pages and what came of it"
     picture = f'<img alt="{alt}" width="980" src="data:image/png;base64,{encoded}">'
+    title = html.escape(told.request_id)
     page = (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{told.request_id}</title>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
         f"<body style='font-family:sans-serif;margin:2em'>{as_html(told, picture)}</body></html>"
     )
     files: dict[Path, str | bytes] = {
         out / "explanation.png": target.getvalue(),
         out / "explanation.html": page,
     }
-    try:
+    with writing(out):
         for file, content in files.items():
             write_atomically(file, content)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error}; choose another place.") from error
     return list(files)

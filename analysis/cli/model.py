@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.values import numbers, texts
+from analysis.cli.values import numbers, some
 
 app = typer.Typer(help="The counting model: train, verify, build.", no_args_is_help=True)
 
@@ -47,7 +47,7 @@ def build(
     """Compile the model with each release's own compiler, and keep it in the cache."""
     from analysis.oracle import compile_for
 
-    for release in texts(releases):
+    for release in some("--releases", releases):
         compile_for(
             release,
             model=model,

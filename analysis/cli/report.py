@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from analysis.cli.values import named, texts
+from analysis.cli.values import OptionError, named, some
+from analysis.errors import writing
 
 
 def report(
@@ -29,8 +31,8 @@ def report(
     from analysis.report import find_notebooks, publish
 
     result = publish(
-        find_notebooks(texts(notebooks.replace(" ", ","))),
-        releases=texts(releases),
+        find_notebooks(some("--notebooks", notebooks.replace(" ", ","))),
+        releases=some("--releases", releases),
         out=out,
         full=full,
         parameters=named("--parameter", parameter or ()),
@@ -57,11 +59,19 @@ def chart(
     ),
 ) -> None:
     """Draw failure rate against concurrency, with 95% intervals, for the cells of some runs."""
+    import io
+
     from analysis.figures import failure_rate
-    from analysis.store import join_runs, load_run
+    from analysis.store import join_runs, load_run, write_atomically
 
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter("name a file that ends in .png, .svg or .pdf", param_hint="--out")
+    place = Path(os.path.realpath(out))
+    if os.path.lexists(place) and not place.is_file():
+        raise OptionError(f"`--out` {out} is no file that can be replaced: name another.")
     figure = failure_rate(*join_runs([load_run(path) for path in runs]))
-    figure.savefig(out, dpi=150, bbox_inches="tight")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=out.suffix[1:], dpi=150, bbox_inches="tight")
+    with writing(out):
+        write_atomically(place, picture.getvalue())
     typer.echo(out)

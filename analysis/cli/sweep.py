@@ -150,13 +150,16 @@ def _print_cell(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
 
 
 def _print_summary(run: Run) -> None:
-    from analysis.tables import count_requests
+    from analysis.store import load_run_cells
+    from analysis.tables import count_requests, is_control
 
     bad = int((run.cells["status"] != "ok").sum())
-    typer.echo(
-        f"{run.path}: {len(run.cells)} cells ({bad} did not end well),"
-        f" {count_requests(run.requests['outcome'])}"
-    )
+    words = f"{len(run.cells)} cells ({bad} did not end well)"
+    controls = [r for r in load_run_cells(run.path).values() if is_control(r["treatments"])]
+    if controls:  # the tables of a run that was read leave them out
+        bad = sum(row["status"] != "ok" for row in controls)
+        words += f", {len(controls)} controls ({bad} did not end well)"
+    typer.echo(f"{run.path}: {words}, {count_requests(run.requests['outcome'])}")
 
 
 def _print_unchecked(run: Run) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.errors import CachelabError
+from analysis.errors import CachelabError, shown
 
 
 class OptionError(CachelabError):
@@ -18,12 +18,21 @@ def texts(value: str) -> tuple[str, ...]:
     return tuple(part for part in (p.strip() for p in value.split(",")) if part)
 
 
+def some(flag: str, value: str) -> tuple[str, ...]:
+    """Return the parts of `a,b,c`. Raises OptionError if there is none."""
+    if not (parts := texts(value)):
+        raise OptionError(f"`{flag}` needs at least one value.")
+    return parts
+
+
 def numbers(flag: str, value: str) -> tuple[int, ...]:
     """Return the whole numbers of `1,2,4`."""
     try:
         return tuple(int(part) for part in texts(value))
     except ValueError:
-        raise OptionError(f"`{flag}` takes whole numbers such as 1,2,4, not {value!r}.") from None
+        raise OptionError(
+            f"`{flag}` takes whole numbers such as 1,2,4, not {shown(value)}."
+        ) from None
 
 
 def sets(value: str) -> tuple[tuple[str, ...], ...]:
@@ -40,9 +49,14 @@ def named(flag: str, values: Sequence[str]) -> dict[str, Any]:
     for value in values:
         name, separator, text = value.partition("=")
         if not name.strip() or not separator:
-            raise OptionError(f"`{flag}` takes NAME=VALUE, not {value!r}.")
+            raise OptionError(f"`{flag}` takes NAME=VALUE, not {shown(value)}.")
         try:
-            pairs[name.strip()] = json.loads(text)
+            pairs[name.strip()] = json.loads(text, parse_constant=_no_json)
         except (ValueError, RecursionError):
             pairs[name.strip()] = text
     return pairs
+
+
+def _no_json(name: str) -> None:
+    """Refuse NaN and Infinity, which are no JSON: a run's plan must equal itself."""
+    raise ValueError(name)

@@ -12,8 +12,11 @@ from analysis.errors import EngineError, shown, whole_number
 
 PREFIX_SHARING = ("none", "trie")
 DEVICES = ("auto", "local-task", "amdgpu")
-MAX_PAGES = 1_000_000
-"""No release is known to index more pages; above it a page count is a typing error."""
+MAX_PAGES, WHY_PAGES = 131_072, "all of them are allocated at once"
+"""Of 16 tokens each, 2 Mi tokens: some 4 GB with the counting model."""
+MAX_BATCH, WHY_BATCH = 1024, "each batch size is compiled"
+_DEEPEST = 16
+"""Levels of lists and tables in an option; JSON of many more cannot be written again."""
 LONGEST_TIMEOUT_S = 30 * 24 * 3600.0
 """30 days; above it a timeout is a typing error."""
 _HIP_TARGET = re.compile(r"gfx[1-9][0-9a-f]{2,4}(-[a-z0-9]+)*")
@@ -76,16 +79,22 @@ class EngineConfig:
             isinstance(name, str) for name in self.options
         ):
             raise EngineError(f"options must map names to values, not {shown(self.options)}.")
-        whole_number(self.page_count, "page_count, the number of pages,", 1, MAX_PAGES)
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise EngineError(
-                f"Batch sizes {list(self.batch_sizes)} are impossible: name at least one, each at"
-                " least 1."
-            )
+        for name, value in self.options.items():
+            if _is_deeper(value, _DEEPEST):
+                raise EngineError(
+                    f"The option {shown(name)} is nested more than {_DEEPEST} levels deep: give a"
+                    " flatter value."
+                )
+        whole_number(self.page_count, "page_count, the number of pages,", 1, MAX_PAGES,
+                     why=WHY_PAGES)  # fmt: skip
+        if not self.batch_sizes:
+            raise EngineError("Batch sizes are missing: name at least one.")
+        for size in self.batch_sizes:
+            whole_number(size, "A batch size", 1, MAX_BATCH, why=WHY_BATCH)
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise EngineError(
-                f"Batch sizes {list(self.batch_sizes)} must ascend without repeats, as the engine"
-                " picks the first that fits."
+                f"Batch sizes {shown(list(self.batch_sizes))} must ascend without repeats, as the"
+                " engine picks the first that fits."
             )
 
     @classmethod
@@ -106,6 +115,15 @@ class EngineConfig:
             "options": dict(self.options),
         }
         return values
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and tables are nested more than this deep."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        return False
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def explanation_figure(told: Explanation) -> Figure:
         draw_chances(axes["chances"], told)
     elif pool:
         draw_pool(axes["pool"], told, pool)
-    figure.suptitle(f"{told.request_id} of {told.cell_id}: {told.outcome}", x=0.01, ha="left",
-                    fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
+    figure.suptitle(style.words(f"{told.request_id} of {told.cell_id}: {told.outcome}"), x=0.01,
+                    ha="left", fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
         figure.legend(
             handles=_legend(told, lanes, bool(pages)),

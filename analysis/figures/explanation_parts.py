@@ -112,10 +112,10 @@ def draw_chances(axes: Axes, told: Explanation) -> None:
             if belief is None:
                 said = "not known" if place == 0 else ""
             elif value is None:
-                said = f"{text} ({kind}): below {percent(belief.at_most)}"
+                said = f"{style.words(text)} ({kind}): below {percent(belief.at_most)}"
             else:
                 axes.barh(at, value * 100, height=0.8, color=shade)
-                said = f"{text} ({kind}): {percent(value)}"
+                said = f"{style.words(text)} ({kind}): {percent(value)}"
             inside = value is not None and value > 0.7
             axes.text((value or 0) * 100 + (-1 if inside else 1), at, said, va="center",
                       ha="right" if inside else "left", fontsize=style.SMALL,
@@ -139,7 +139,7 @@ def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
     last, total = pool[-1], sum(getattr(pool[-1], state) for state in _ORDER)
     axes.axvline(told.begin, color=style.BLACK, linewidth=1.2, linestyle=":")
     right = told.begin > (places[0] + places[-1]) / 2
-    sent = f"{told.request_id} is sent in"
+    sent = style.words(f"{told.request_id} is sent in")
     axes.annotate(sent, (told.begin, total * 1.07), (-4 if right else 4, 0),
                   textcoords="offset points", ha="right" if right else "left", va="center",
                   fontsize=style.SMALL)  # fmt: skip

@@ -108,7 +108,7 @@ def _page(
     """Draw a page's strips from y on; return where the next page begins."""
     changed = page.before != page.after
     strips = [(page.before, "before"), (page.after, "after")] if changed else [(page.after, "")]
-    where = textwrap.shorten(page.where, 26, placeholder="…")
+    where = style.words(textwrap.shorten(page.where, 26, placeholder="…"))
     axes.text(-_LEFT + 0.15, y + 0.5, f"page {page.page}", va="center", fontsize=style.TEXT)
     axes.text(-_LEFT + 0.15, y + 1.05, where, va="center", fontsize=7.5, color=style.GREY)
     read = {slot for number, slot in scene.reads if number == page.page}
@@ -172,7 +172,9 @@ def _legend(scene: Scene, finding: Finding, colours: dict[str | None, str]) -> l
     kinds = {slot.kind for slot in slots}
     edge: dict[str, Any] = {"edgecolor": "#7A7A7A", "linewidth": 0.6}
     shown: list[Patch | Line2D] = [
-        Patch(facecolor=colour, label=f"written by {who or 'an unknown request'}", **edge)
+        Patch(
+            facecolor=colour, label=f"written by {style.words(who or 'an unknown request')}", **edge
+        )
         for who, colour in colours.items()
         if who in writers
     ]
@@ -183,7 +185,7 @@ def _legend(scene: Scene, finding: Finding, colours: dict[str | None, str]) -> l
     if kinds - {TOKEN_KIND, PADDING_KIND, NOTHING_KIND}:
         shown.append(Patch(facecolor=_UNKNOWN, label="not known", **edge))
     if scene.reads:
-        label = f"read for {finding.request_id}"
+        label = style.words(f"read for {finding.request_id}")
         shown.append(Line2D([], [], color="black", linewidth=2.2, label=label))
     if finding.slot is not None:
         shown.append(
@@ -202,7 +204,13 @@ def _write(figure: Figure, lines: Sequence[_Line], top: float) -> None:
     step = _STEP / figure.get_figheight()
     for number, (line, size, colour) in enumerate(lines):
         figure.text(
-            0.012, top - number * step, line, va="top", ha="left", fontsize=size, color=colour
+            0.012,
+            top - number * step,
+            style.words(line),
+            va="top",
+            ha="left",
+            fontsize=size,
+            color=colour,
         )
 
 

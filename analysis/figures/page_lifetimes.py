@@ -90,8 +90,9 @@ _PALE = (style.ORANGE, style.PURPLE)
 
 
 def short_name(request_id: str) -> str:
-    """Return a request's name, cut so that it fits into a legend."""
-    return request_id if len(request_id) <= 10 else request_id[:6] + "\N{HORIZONTAL ELLIPSIS}"
+    """Return a request's name as a figure shows it, cut so that it fits into a legend."""
+    cut = request_id if len(request_id) <= 10 else request_id[:6] + "\N{HORIZONTAL ELLIPSIS}"
+    return style.words(cut)
 
 
 def _busiest(held: pd.DataFrame) -> list[int]:

@@ -83,7 +83,8 @@ def page_map(
     for axes, one, name in zip(panels, shown, ("before", "after"), strict=False):
         dotted = () if count > SQUARES and one is snapshot else changed
         _Map(axes, one, columns, cell, everyone, dotted).draw()
-        axes.set_title(moment_of(one) or name * (len(shown) - 1), fontsize=style.SMALL, loc="left")
+        heading = style.words(moment_of(one)) or name * (len(shown) - 1)
+        axes.set_title(heading, fontsize=style.SMALL, loc="left")
     figure.suptitle(
         title or f"The pool of {count:,} {'page' if count == 1 else 'pages'}", fontsize=style.TITLE
     )
@@ -341,7 +342,7 @@ def _legend(shown: Sequence[Snapshot]) -> list[Artist]:
         return handles
     for owner in list(owners(shown).values())[: len(REQUEST_COLOURS)]:
         numbers = [len(set(s.state.holdings.get(owner.request_id, ()))) for s in shown]
-        text = f"{owner.letter}: {owner.name}, {_both(numbers)} pages"
+        text = f"{owner.letter}: {style.words(owner.name)}, {_both(numbers)} pages"
         handles.append(
             Patch(facecolor="white", edgecolor=owner.colour, linewidth=2,
                   label=text.replace(", 1 pages", ", 1 page"))

@@ -6,6 +6,7 @@ form of colour blindness. Figures are made without pyplot, so that nothing is gl
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
 from analysis.tables import treated
@@ -98,7 +100,7 @@ def dodge(index: int, count: int) -> float:
 
 def series_label(key: Mapping[str, Any]) -> str:
     """Return how a series is called in a legend, such as "shortfin 3.1.0, trie, 24 pages"."""
-    words = {
+    forms = {
         "release": "shortfin {}",
         "prefix_sharing": "prefix sharing {}",
         "page_count": "{} pages",
@@ -107,7 +109,9 @@ def series_label(key: Mapping[str, Any]) -> str:
         "treatments": "{}",
     }
     return ", ".join(
-        words.get(name, name + " {}").format(treated(value) if name == "treatments" else value)
+        forms.get(name, name + " {}").format(
+            treated(value) if name == "treatments" else words(str(value))
+        )
         for name, value in key.items()
     )
 
@@ -124,6 +128,25 @@ def rows_of(frame: pd.DataFrame, key: Mapping[str, Any]) -> pd.DataFrame:
     for name, value in key.items():
         mask &= frame[name] == value
     return frame[mask]
+
+
+def words(text: str) -> str:
+    """Return a text of others (a request's id, a file's name) for matplotlib to draw as it is.
+
+    A dollar sign does not begin mathematics then, what the font lacks or cannot be drawn is
+    escaped, and a label keeps its place in a legend.
+    """
+    shown = "".join(
+        c if ord(c) in _glyphs() and c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text
+    )
+    # A legend leaves out what begins with an underscore.
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def nothing_to_draw(message: str) -> Figure:

@@ -198,7 +198,7 @@ class _Panel:
         axes.set_xlim(0, width)
         axes.set_ylim(len(rows) * _ROW, -0.8 * _ROW)
         axes.axis("off")
-        axes.set_title(self.title, fontsize=style.SMALL, loc="left")
+        axes.set_title(style.words(self.title), fontsize=style.SMALL, loc="left")
         self._text(axes, 0.02, -0.35, "node", colour=style.GREY)
         self._text(axes, tree, -0.35, f"{'page':>5} {'refs':>5}  tokens", colour=style.GREY)
         if len(self.nodes) < 2:

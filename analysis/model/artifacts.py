@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +115,21 @@ def load_model(path: Path | None = None) -> ModelArtifacts:
         If anything is missing, corrupt or not as its checksum says; one sentence that says what.
 
     """
-    directory = (path if path is not None else shipped_model()).expanduser().resolve()
-    if not directory.is_dir():
+    directory = Path(os.path.realpath(os.path.expanduser(path or shipped_model())))
+    if not os.path.isdir(directory):
         raise ModelError(
             f"There is no model directory {directory}; give one that holds config.json."
         )
+    try:
+        return _load(directory)
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or directory} cannot be read ({error.strerror or error}); give a"
+            " model of files that can be read."
+        ) from error
+
+
+def _load(directory: Path) -> ModelArtifacts:
     digests = _verified(directory)
     config = _config(directory / "config.json")
     mlir = _only(directory, "mlir")

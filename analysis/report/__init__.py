@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from analysis.errors import RunError
+from analysis.errors import RunError, check_writable
 from analysis.paths import runs_dir
 from analysis.releases import check_known, installed_release, kernel_name
 from analysis.report import pages
@@ -89,14 +89,15 @@ def publish(
     which says so, with `ok` False. Progress goes to `screen` (standard error).
 
     Raises CachelabError, before anything runs, if a notebook, a kernel or a parameter does not
-    exist.
+    exist, or `out` cannot be written.
     """
     screen = screen or sys.stderr
-    out = Path(out).resolve()
+    out = Path(os.path.realpath(out))
     chosen = (
         [Path(path) for path in notebooks] if notebooks is not None else find_notebooks(["all"])
     )
     jobs = plan(chosen, releases, full, dict(parameters or {}), kernel_of or _kernel_name)
+    check_writable(out)
     done = []
     for number, job in enumerate(jobs, 1):
         _say(screen, f"[{number}/{len(jobs)}] {job.stem} on shortfin {job.release}{job.duration}")
@@ -229,9 +230,9 @@ def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
     path = out / _CATALOGUE
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entries = [e for e in entries if e["html"] != entry["html"] and (out / e["html"]).is_file()]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # not what we wrote
         entries = []
-    entries = [e for e in entries if e["html"] != entry["html"] and (out / e["html"]).is_file()]
     entries = sorted([*entries, dict(entry)], key=lambda e: (e["notebook"], e["release"]))
     write_atomically(path, json.dumps(entries, indent=2) + "\n")
     write_atomically(out / "index.html", pages.render_index(entries, _chart(out, entries)))

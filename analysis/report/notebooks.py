@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import CachelabError
+from analysis.engine.config import LONGEST_TIMEOUT_S
+from analysis.errors import CachelabError, seconds, shown
 from analysis.paths import repo_root
+
+_ABOUT = {"quick": dict, "full": dict, "question": str, "releases": list}
+"""What a notebook may say of itself in its metadata, and of which type."""
 
 
 class ReportError(CachelabError):
@@ -25,14 +31,14 @@ def find_notebooks(names: Sequence[str]) -> list[Path]:
     for name in names:
         if name == "all":
             matches = present
-        elif name.endswith(".ipynb") and Path(name).is_file():
+        elif name.endswith(".ipynb") and os.path.isfile(name):
             matches = [Path(name)]
         else:
             stem = Path(name).stem
             matches = [p for p in present if p.stem == stem or p.stem.split("_")[0] == stem]
         if not matches:
             known = ", ".join(path.stem for path in present) or "none"
-            raise ReportError(f"There is no notebook {name!r}: those in {home} are {known}.")
+            raise ReportError(f"There is no notebook {shown(name)}: those in {home} are {known}.")
         found += [path for path in matches if path not in found]
     return found
 
@@ -105,12 +111,31 @@ def _read_notebook(path: Path) -> Any:
     import nbformat
 
     try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(raw, dict) and "nbformat" in raw):  # nbformat takes it for an old one
+            raise ValueError("it is no JSON object with an `nbformat`")
         notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        _declared_parameters(notebook)
+        _check_about(notebook.metadata.get("cachelab", {}))
     except FileNotFoundError as error:
         raise ReportError(f"There is no notebook at {path}: name one that exists.") from error
-    except (OSError, ValueError, nbformat.validator.NotebookValidationError) as error:
-        raise ReportError(f"{path} is no notebook that can be read: {error}.") from error
+    except Exception as error:  # nbformat raises anything for what it did not expect
+        lines = str(error).strip().splitlines()
+        reason = lines[0].rstrip(".") if lines else type(error).__name__
+        raise ReportError(f"{path} is no notebook that can be read: {reason}.") from error
     return notebook
+
+
+def _check_about(about: Any) -> None:
+    """Check what a notebook says of itself under `cachelab`. Raises ValueError."""
+    if not isinstance(about, dict):
+        raise ValueError("its metadata 'cachelab' is no table")
+    wrong = [name for name, kind in _ABOUT.items() if not isinstance(about.get(name, kind()), kind)]
+    for name in ("minutes_quick", "minutes_full"):
+        seconds(60 * about.get(name, 1.0), f"`{name}`", LONGEST_TIMEOUT_S, ReportError)
+    if wrong:
+        raise ValueError(f"its metadata {wrong[0]!r} is not of type {_ABOUT[wrong[0]].__name__}")
 
 
 def _declared_parameters(notebook: Any) -> set[str]:

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from analysis import releases as known
+from analysis.engine import devices
 from analysis.engine.adapters import MODULES
-from analysis.engine.config import LONGEST_TIMEOUT_S, MAX_PAGES, EngineConfig
+from analysis.engine.config import (
+    LONGEST_TIMEOUT_S,
+    MAX_BATCH,
+    MAX_PAGES,
+    WHY_BATCH,
+    WHY_PAGES,
+    EngineConfig,
+)
 from analysis.errors import CachelabError, EngineError, seconds, whole_number
 from analysis.tables import is_control
-from analysis.workload import in_turn, is_file
+from analysis.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
@@ -22,15 +30,15 @@ _DEFAULT_ROUNDS = {"aba": 3}
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `cells` says it."""
 _BOUNDS = {
-    "pages": (1, MAX_PAGES),
-    "concurrency": (1, 4096),  # each client is a thread
-    "batch_sizes": (1, 1024),  # each is compiled
-    "repeats": (1, 100_000),
-    "max_new_tokens": (1, 100_000),  # the model's own context is shorter
-    "rounds": (1, 1_000_000),
-    "seed": (0, 2**63 - 1),
+    "pages": (1, MAX_PAGES, WHY_PAGES),
+    "concurrency": (1, 4096, "each client is a thread"),
+    "batch_sizes": (1, MAX_BATCH, WHY_BATCH),
+    "repeats": (1, 100_000, "each repeat is a fresh engine"),
+    "max_new_tokens": (1, MAX_NEW_TOKENS, WHY_NEW_TOKENS),
+    "rounds": (1, 1_000_000, "all prompts are kept in memory"),
+    "seed": (0, 2**63 - 1, "it is stored as an integer of 64 bits"),
 }
-"""The least and the most of each number; above it is a typing error, not a plan."""
+"""The least and the most of each number, and why there is a most."""
 _MOST_CELLS, _MOST_REQUESTS = 100_000, 1_000_000
 _LONGEST_TREATED = 120
 """Characters of a cell's id that name its treatments; a run's cells are directories."""
@@ -142,7 +150,8 @@ class Plan:
             for value in values if isinstance(values, tuple) else [values]:
                 if name == "rounds" and value is None:
                     continue
-                whole_number(value, f"`{_flag(name)}`", *_BOUNDS[name], error=PlanError)
+                least, most, why = _BOUNDS[name]
+                whole_number(value, f"`{_flag(name)}`", least, most, PlanError, why)
         for name in ("request_timeout_s", "cell_timeout_s", "resubmit_s"):
             value = getattr(self, name)
             if name == "resubmit_s" and value is None:
@@ -166,6 +175,8 @@ class Plan:
         self._check_treatments()
         for cell in self.cells():
             EngineConfig.from_json(self.engine_config(cell))
+        if self.device_ids:
+            devices.resolve(self.device, self.hip_target, self.device_ids)
 
     def _check_size(self) -> None:
         """Refuse, before anything is made of it, what would not end or not fit."""

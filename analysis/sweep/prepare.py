@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.errors import WorkloadError
+from analysis.errors import WorkloadError, shown
 from analysis.oracle import reference_answers
 from analysis.sweep.plan import Cell, Plan
 from analysis.workload import (
@@ -40,6 +40,32 @@ class Prepared:
     def workload(self, cell: Cell) -> Workload:
         """Return what this cell is asked: the same for every release, sharing and pool size."""
         return self.workloads[cell.concurrency, cell.repeat]
+
+
+def check_lengths(plan: Plan) -> None:
+    """Refuse, before anything is asked or written, what is longer than the model's context.
+
+    Raises WorkloadError or ModelError.
+    """
+    from analysis.model import ModelTokenizer, load_model
+
+    model = load_model(Path(plan.model) if plan.model else None)
+    context = model.config.max_seq_len
+    most = f"from 1 to {context}, the model's context,"
+    if plan.max_new_tokens > context:
+        raise WorkloadError(f"`--max-new-tokens` must be {most} not {plan.max_new_tokens}.")
+    if not any(map(is_file, plan.workloads)):
+        return
+    encode = ModelTokenizer(model).encode
+    asked = Workload.read(plan.workload, max_new_tokens=plan.max_new_tokens).requests
+    for request in asked:
+        name = f"{plan.workload}, request {shown(request.id)}"
+        if request.max_new_tokens > context:
+            raise WorkloadError(
+                f"{name}: `max_new_tokens` must be {most} not {request.max_new_tokens}."
+            )
+        if (tokens := len(encode(request.prompt))) > context:
+            raise WorkloadError(f"{name}: its prompt must have {most} tokens, not {tokens}.")
 
 
 def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:

@@ -18,7 +18,7 @@ from analysis.sweep import kernel
 from analysis.sweep.cell import specification
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Cell, Plan, PlanError
-from analysis.sweep.prepare import Prepared, prepare
+from analysis.sweep.prepare import Prepared, check_lengths, prepare
 from analysis.sweep.process import CellProcess
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import (
@@ -65,6 +65,7 @@ def run_sweep(
     if jobs < 1:
         raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
     pythons = _interpreters(plan, runner)
+    check_lengths(plan)
     command = command or shlex.join(sys.argv)
     manifest = store.new_manifest(command, plan.seed, plan=plan.as_dict())
     # A readable id that two runs on two machines do not share.

@@ -164,9 +164,11 @@ ALL, ALL_BUT = "all", "all-but:"
 def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str, ...]:
     """Return a set of names with `all` and `all-but:NAME` replaced by what they stand for.
 
-    Raises EngineError if NAME is not among the fixes of the release.
+    Raises EngineError if NAME is not among the fixes of the release, or a name is given twice.
     """
-    found: list[str] = []
+    names, found = tuple(names), []
+    if len(set(names)) != len(names):
+        raise EngineError(f"A set of treatments names one twice: {'+'.join(names)}.")
     everything = fixes(release, prefix_sharing)
     for name in names:
         if name.startswith(ALL_BUT):

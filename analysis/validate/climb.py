@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from analysis.engine.adapters import PACE_S
-from analysis.errors import CachelabError
+from analysis.engine.config import LONGEST_TIMEOUT_S
+from analysis.errors import CachelabError, check_writable, shown
 from analysis.releases import check_known
+from analysis.sanitize.rules import RULES
+from analysis.stats import least_rate
 from analysis.store import load_run, write_atomically
 from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
+from analysis.sweep.prepare import check_lengths
 from analysis.tables import FAULT
 from analysis.validate.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.validate.isolated import examine
@@ -38,6 +42,8 @@ _FEWEST_ENGINES = 6
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
 """Requests of a client: two at once may be slow, and a second one finds what a first one left."""
 _RESUBMIT_S, _FOREVER_S, _TIMEOUT_S = 0.05, 1e6, 60.0
+_MOST_NEEDED = 100_000
+"""Requests of a rung at most: more take days."""
 _PATIENCE = 4
 """Times what the pace of a free machine lets expect, before a cell or a request is given up."""
 _WAITING, _IDLE_JOBS = 10, 8
@@ -82,14 +88,28 @@ class Settings:
                 raise LadderError(
                     f"{name} plants a fault, so there is nothing to validate: name treatments."
                 )
-        if not (self.isolated_s >= 0 and math.isfinite(self.isolated_s)):
+        if not 0 <= self.isolated_s <= LONGEST_TIMEOUT_S:
             raise LadderError(
-                f"The isolated operations take 0 seconds or more, not {self.isolated_s}."
+                f"The isolated operations take from 0 to {LONGEST_TIMEOUT_S:.0f} seconds, not"
+                f" {self.isolated_s}."
             )
+        rules = sorted(rule.name for rule in RULES)
         for key, reason in self.tolerate.items():
+            if key[0] not in rules:
+                raise LadderError(
+                    f"There is no rule {shown(key[0])} to tolerate: there are {', '.join(rules)}."
+                )
             if not reason.strip():
                 raise LadderError(f"Say why {key[0]} ({key[1]}) is to be tolerated.")
-        self.ladder()
+        needed = self.ladder().needed
+        if needed > _MOST_NEEDED:
+            least = least_rate(_MOST_NEEDED, self.confidence)
+            raise LadderError(
+                f"A failure rate of {self.rate:g} takes {needed:.3g} requests without a failure on"
+                f" each rung to be ruled out with confidence {self.confidence:g}, and up to"
+                f" {_MOST_NEEDED:,} can be asked in a day or so: choose a `--rate` from"
+                f" {least:.2g} on."
+            )
 
     def ladder(self) -> Ladder:
         """Return the ladder before it is climbed."""
@@ -173,7 +193,10 @@ def validate(
     and `result.json`. Raises LadderError, PlanError, EngineError, ReleaseError, RunError or
     ModelError.
     """
+    if not budget_s >= 0:
+        raise LadderError(f"`--time-budget` must be 0 seconds or more, not {budget_s}.")
     plans = {level: settings.plan(level) for level in settings.levels}
+    check_lengths(plans[max(plans)])
     out, ends = Path(out), time.monotonic() + budget_s
     _claim(out, settings)
     ladder = settings.ladder()
@@ -289,9 +312,9 @@ def _claim(out: Path, settings: Settings) -> None:
         **asdict(settings),
         "tolerate": [[*key, reason] for key, reason in sorted(settings.tolerate.items())],
     }))  # fmt: skip
+    check_writable(out)
     file = out / _SETTINGS
     if not file.is_file():
-        out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise LadderError(f"{out} holds something else: choose a new or empty directory.")
         write_atomically(file, json.dumps(plain, indent=2) + "\n")

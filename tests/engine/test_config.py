@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from analysis.errors import EngineError
         ({"device": "cuda"}, "cuda"),
         ({"batch_sizes": ()}, "Batch sizes"),
         ({"batch_sizes": (4, 2)}, "ascend"),
-        ({"batch_sizes": (0,)}, "at least 1"),
+        ({"batch_sizes": (0,)}, "from 1 to 1024"),
+        ({"batch_sizes": (10**9,)}, "from 1 to 1024, as each batch size is compiled"),
+        ({"batch_sizes": (10**5000,)}, "not a value of type int"),
+        ({"options": {"a": json.loads("[" * 20 + "]" * 20)}}, "levels deep"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], word: str) -> None:

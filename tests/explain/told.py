@@ -41,43 +41,43 @@ def run_of(
     )
 
 
-def wrong_page() -> Run:
+def wrong_page(a: str = "a", b: str = "b") -> Run:
     """Return a run in which `a` is wrong, from its token 2 on, because it reads a page of `b`.
 
     `b` wrote page 3 in flight 0. In flight 2 `a`'s block table has that page for its own page 1,
     and in flight 3 again; only that one gives the first wrong token.
     """
     story = Story()
-    story.submit("b", B)
-    story.allocate("b", 3)
-    story.prefill("b")
-    story.token("b", 25)
-    story.submit("a", A)
-    story.allocate("a", 1, 2)
-    story.prefill("a")
-    story.token("a", 17)
-    story.allocate("b", 4)
-    story.hold("a", 3)
-    story.decode(Row("a", table=(3, 2)), "b")
-    story.token("a", 18)
-    story.token("b", 26)
-    story.decode(Row("a", table=(3, 2)), "b")
-    story.token("a", 33)
-    story.token("b", 27)
+    story.submit(b, B)
+    story.allocate(b, 3)
+    story.prefill(b)
+    story.token(b, 25)
+    story.submit(a, A)
+    story.allocate(a, 1, 2)
+    story.prefill(a)
+    story.token(a, 17)
+    story.allocate(b, 4)
+    story.hold(a, 3)
+    story.decode(Row(a, table=(3, 2)), b)
+    story.token(a, 18)
+    story.token(b, 26)
+    story.decode(Row(a, table=(3, 2)), b)
+    story.token(a, 33)
+    story.token(b, 27)
     story.close()
     tops = {3: [[(33, -0.5), (19, -1.5)], [(27, -0.1), (28, -3.0)]]}
     return run_of(
         story,
-        {"request_id": "a", "prompt_tokens": A, "outcome": "wrong", "first_divergence": 2,
+        {"request_id": a, "prompt_tokens": A, "outcome": "wrong", "first_divergence": 2,
          "reference_tokens": [17, 18, 19], "tokens": [17, 18, 33], "text": "x",
          "submitted_s": 0.006, "latency_s": 0.03},
-        {"request_id": "b", "prompt_tokens": B, "outcome": "ok", "submitted_s": 0.001,
+        {"request_id": b, "prompt_tokens": B, "outcome": "ok", "submitted_s": 0.001,
          "latency_s": 0.03},
         tops=tops,
     )  # fmt: skip
 
 
-def short_pool(outcome: str = "empty") -> Run:
+def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     """Return a run in which `c` finds 1 page free of 8 and wants 3, for `a` leaked 4 and `b` has 2.
 
     `a` leaks pages 1 to 4 in event 6. With the outcome `lost` a worker dies of it in the next
@@ -92,15 +92,15 @@ def short_pool(outcome: str = "empty") -> Run:
     story.done("a")
     story.submit("b", B)
     story.allocate("b", 5, 6)
-    story.submit("c", (31, 32, 33, 34, 35, 36, 37, 38, 39))
+    story.submit(c, (31, 32, 33, 34, 35, 36, 37, 38, 39))
     story.event("acquire", None, (7,), free_pages=1, operation="allocate")
-    with story.within("allocate", "c"):
-        story.event("shortage", "c", free_pages=1, detail="3 pages were wanted")
-        story.event("failed", "c", detail="CacheAllocationFailure: too few pages")
+    with story.within("allocate", c):
+        story.event("shortage", c, free_pages=1, detail="3 pages were wanted")
+        story.event("failed", c, detail="CacheAllocationFailure: too few pages")
     if outcome == "lost":
         story.event("died", detail="The engine's worker w died: TypeError: nothing to add")
-        story.event("waiting", "c", detail='{"where": "unknown", "flights": []}')
-    story.done("c", outcome)
+        story.event("waiting", c, detail='{"where": "unknown", "flights": []}')
+    story.done(c, outcome)
     story.done("b", "lost" if outcome == "lost" else "ok")
     log = (
         'Traceback (most recent call last):\n  File "/x/site-packages/shortfin_apps/llm/a.py", line'
@@ -111,7 +111,7 @@ def short_pool(outcome: str = "empty") -> Run:
         story,
         {"request_id": "a", "prompt_tokens": A},
         {"request_id": "b", "prompt_tokens": B, "outcome": "lost" if outcome == "lost" else "ok"},
-        {"request_id": "c", "outcome": outcome, **ended},
+        {"request_id": c, "outcome": outcome, **ended},
         status="engine_died" if outcome == "lost" else "ok",
         engine_log=log,
     )
