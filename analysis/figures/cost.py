@@ -63,9 +63,7 @@ def cost_curves(
     ]
     if others := [name for name in arms if name not in _NAMED]:
         handles.append(Line2D([], [], color=_OTHERS, label=f"each of {len(others)} fixes alone"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, handles, most=4)
     figure.suptitle(title or "Costs against concurrency", fontsize=style.TITLE + 1)
     return figure
 
@@ -141,9 +139,7 @@ def cost_ratios(
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
         for colour, marker, label in (_VERDICTS[name] for name in shown)
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, handles, most=4)
     pairs = sorted({*known["pairs"].astype(int)})
     count = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else f"{pairs[0]}"
     figure.suptitle(

@@ -43,14 +43,18 @@ def evictions(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = N
     keys = style.all_series(rates, columns)
     grids = [_grid(style.rows_of(rates, key), equal) for key in keys]
     wide = max([2, *(len(grid[0]) for grid in grids if grid)])
+    headings = [
+        f"{style.series_label(key)}:\n{_common(requests, style.rows_of(cells, key))}"
+        for key in keys
+    ]
+    if not any(grids):
+        return style.nothing_to_draw("\n".join(headings))
     heights = [_HEADING + _HEIGHT * len(grid) for grid in grids]
     figure = style.new_figure(_WIDTH * wide, sum(heights) + _HEADING)
     fits = eviction_fit(requests, cells, [*columns, *equal])
     parts = figure.subfigures(len(keys), 1, height_ratios=heights, squeeze=False)[:, 0]
     for number, (part, key, grid) in enumerate(zip(parts, keys, grids, strict=True)):
-        own = style.rows_of(cells, key)
-        heading = f"{style.series_label(key)}:\n{_common(requests, own)}"
-        part.suptitle(heading, fontsize=style.TEXT, fontweight="bold", x=0.01, ha="left")
+        part.suptitle(headings[number], fontsize=style.TEXT, fontweight="bold", x=0.01, ha="left")
         if not grid:
             continue
         strata = [stratum for row in grid for stratum in row]
@@ -68,7 +72,7 @@ def evictions(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = N
     how = "over engines"
     if not rates["by_engine"].all():
         how += "; by request only, too narrow, where few"
-    heading = title or f"Failed requests against evictions (95% intervals {how})"
+    heading = title or f"Failed requests against evictions\n(95% intervals {how})"
     figure.suptitle(heading, fontsize=style.TITLE, x=0.01, ha="left")
     return figure
 

@@ -75,13 +75,7 @@ def explanation_figure(told: Explanation) -> Figure:
     figure.suptitle(style.words(f"{told.request_id} of {told.cell_id}: {told.outcome}"), x=0.01,
                     ha="left", fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
-        figure.legend(
-            handles=_legend(told, lanes, bool(pages)),
-            loc="outside lower center",
-            ncols=4,
-            fontsize=style.SMALL,
-            frameon=False,
-        )
+        style.legend_below(figure, _legend(told, lanes, bool(pages)), most=4)
     return figure
 
 

@@ -32,7 +32,7 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
     drawn = rates[rates["rate"].notna()]
     if drawn.empty:
         return style.nothing_to_draw("No request was accepted: there is no failure rate to draw.")
-    figure = style.new_figure(7.6, 4.2)
+    figure = style.new_figure(7.6, 3.8 + 0.2 * len(style.all_series(drawn, columns)))
     axes = figure.add_subplot()
     series = style.all_series(drawn, columns)
     for index, key in enumerate(series):
@@ -61,9 +61,7 @@ def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None 
     if int(rates["rejected"].sum()):
         notes.append(f"{int(rates['rejected'].sum())} rejected requests are not counted")
     axes.set_xlabel(f"requests that ran at once ({'; '.join(notes)})", fontsize=style.TEXT)
-    figure.legend(
-        loc="outside lower center", ncols=min(2, len(series)), fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, most=2)
     return figure
 
 
@@ -78,7 +76,5 @@ def _offered(refused: pd.DataFrame) -> str:
 
 def _interval(rates: pd.DataFrame) -> str:
     if rates["by_engine"].all():
-        return "failed, of accepted (95% interval over engines)"
-    return (
-        "failed, of accepted (95%; by request only and\ntoo narrow where there are under 5 engines)"
-    )
+        return "failed, of accepted\n(95% interval over engines)"
+    return "failed, of accepted\n(95%; by request only and too\nnarrow where under 5 engines)"

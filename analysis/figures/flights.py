@@ -73,9 +73,7 @@ def flights(
         Patch(facecolor="#8C8C8C", label="decode"),
         Patch(facecolor="white", edgecolor="#BDBDBD", label="padding"),
     ]
-    figure.legend(
-        handles=legend, loc="outside lower center", ncols=7, fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, legend, most=7)
     return figure
 
 

@@ -35,16 +35,13 @@ def hit_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = No
         left,
         "Prompt tokens found cached",
         "concurrent requests",
-        f"share of prompt tokens (95% bootstrap over {over})",
+        f"share of prompt tokens\n(95% bootstrap over {over})",
     )
     if len(times):
         style.concurrency_axis(right, times["concurrency"], times["n"])
     right.set_ylim(bottom=0)
     style.dress(right, "Latency", "concurrent requests", "median, up to 95th percentile (s)")
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, right.get_legend_handles_labels()[0], most=2)
     figure.suptitle(title or "Prefix cache: hits and latency", fontsize=style.TITLE + 1)
     return figure
 

@@ -43,13 +43,7 @@ def interleaving(replay: Replay, rule: str | None = None) -> Figure:
     lanes, owners = figure.subplots(2, 1, sharex=True, height_ratios=ratio)
     _lanes(lanes, replay, names, colours, None if told is None else told[0])
     handles = _owners(owners, replay, colours, told)
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(4, len(handles)),
-        fontsize=style.SMALL,
-        frameon=False,
-    )
+    style.legend_below(figure, handles, most=4)
     what = f"shortfin {replay.release}, prefix sharing {replay.prefix_sharing}"
     lines = [f"{replay.scenario}: {what}"]
     if replay.treatments:

@@ -74,9 +74,7 @@ def latency(requests: pd.DataFrame, cells: pd.DataFrame) -> Figure:
             label="99th percentile",
         ),
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, handles, most=3)
     return figure
 
 

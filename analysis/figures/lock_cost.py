@@ -49,6 +49,6 @@ def lock_cost(costs: pd.DataFrame, title: str | None = None) -> Figure:
         axes.set_xlim(levels[0] / 1.45, levels[-1] * 1.45)
         axes.set_ylim(bottom=0)
         style.dress(axes, name, "threads that call at once", "time a call takes (us)")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=style.SMALL, frameon=False)
+    style.legend_below(figure, most=2)
     figure.suptitle(title or "What a lock adds to a call", fontsize=style.TITLE + 1)
     return figure

@@ -35,12 +35,14 @@ def outcomes(requests: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     levels = sorted(counts["concurrency"].unique())
     wide = min(2, len(series))
     high = math.ceil(len(series) / wide)
-    figure = style.new_figure(3.9 * wide if wide > 1 else 6.4, 2.9 * high + 0.9)
+    width = 3.9 if wide > 1 else 6.4
+    figure = style.new_figure(width * wide, 2.9 * high + 0.9)
     panels = figure.subplots(high, wide, sharey=True, squeeze=False).ravel()
     for axes, key in zip(panels, series, strict=False):
         rows = style.rows_of(counts, key).set_index("concurrency")
         _stack(axes, rows, levels)
-        style.dress(axes, style.series_label(key), "concurrent requests", "share of requests")
+        title = style.panel_title(key, width)
+        style.dress(axes, title, "concurrent requests", "share of requests")
         axes.label_outer(remove_inner_ticks=True)
         axes.set_xlabel("concurrent requests", fontsize=style.TEXT)
         axes.tick_params(labelbottom=True)
@@ -48,13 +50,7 @@ def outcomes(requests: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         axes.set_visible(False)
     figure.suptitle("Outcomes of all requests against concurrency", fontsize=style.TITLE + 1)
     seen = [kind for kind in STACK if counts[kind].sum()]
-    figure.legend(
-        handles=[_patch(kind) for kind in reversed(seen)],
-        loc="outside lower center",
-        ncols=min(4, len(seen)),
-        fontsize=style.SMALL,
-        frameon=False,
-    )
+    style.legend_below(figure, [_patch(kind) for kind in reversed(seen)], most=4)
     return figure
 
 

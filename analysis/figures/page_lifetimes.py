@@ -80,9 +80,7 @@ def page_lifetimes(
     ]
     if len(owners) > 12:
         legend.append(Patch(color="white", label=f"and {len(owners) - 12} more requests"))
-    figure.legend(
-        handles=legend, loc="outside lower center", ncols=7, fontsize=style.SMALL, frameon=False
-    )
+    style.legend_below(figure, legend, most=7)
     return figure
 
 

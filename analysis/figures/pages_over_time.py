@@ -46,7 +46,7 @@ def pages_over_time(
     axes.set_xlim(seconds[0], seconds[-1])
     _marks(axes, total, requests, events)
     style.dress(axes, title or "Pages over time", "time since the engine started (s)", "pages")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=style.SMALL, frameon=False)
+    style.legend_below(figure, most=4)
     return figure
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,34 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def panel_title(key: Mapping[str, Any], width: float) -> str:
+    """Return what a panel of this width in inches is called, in lines that fit over it."""
+    return textwrap.fill(series_label(key), int(width * 9))
+
+
+def legend_below(
+    figure: Figure, handles: Sequence[Any] | None = None, *, most: int, size: float = SMALL
+) -> None:
+    """Put a legend below the axes, in as many columns, up to `most`, as the figure is wide.
+
+    `handles` are all that have a label on the figure's axes, if none are given.
+    """
+    if handles is None:
+        handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
+    for columns in range(min(most, len(handles)), 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=size,
+            frameon=False,
+        )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()
 
 
 def concurrency_axis(axes: Axes, concurrency: pd.Series[Any], numbers: pd.Series[Any]) -> None:
@@ -151,7 +180,7 @@ def _glyphs() -> frozenset[int]:
 
 def nothing_to_draw(message: str) -> Figure:
     """Return a figure that says in words why it is empty."""
-    figure = new_figure(7.2, 1.2)
+    figure = new_figure(7.2, max(1.2, 0.25 * (message.count("\n") + 3)))
     figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=TEXT, color=GREY)
     return figure
 

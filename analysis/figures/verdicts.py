@@ -74,13 +74,7 @@ def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
         handles.append(
             Line2D([], [], color=style.BLACK, marker="|", markersize=13, linestyle="", label=name)
         )
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=len(handles),
-        fontsize=style.SMALL,
-        frameon=False,
-    )
+    style.legend_below(figure, handles, most=len(handles))
     figure.suptitle(title, fontsize=style.TITLE + 1, x=0.01, ha="left")
     return figure
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from synthetic import make_run, reported_pattern
 
 from analysis import figures
@@ -147,11 +150,35 @@ def test_nothing_is_said_in_words(draw: Callable[[pd.DataFrame, pd.DataFrame], F
     assert figure.texts[0].get_text().startswith("No request")
 
 
-@pytest.mark.parametrize("draw", ALL)
+def _is_heading(artist: Artist) -> bool:
+    """Tell whether something is the heading of a figure or a part of one, and says something."""
+    figure = artist.figure
+    return isinstance(artist, Text) and bool(artist.get_text()) and artist is figure._suptitle
+
+
+def many_pools() -> Run:
+    """Return a run whose engines have pools of several sizes, some of which refuse requests."""
+    kinds = {
+        ("3.9.0", sharing, level): {"ok": 12, "rejected": 12 * (level > 4)}
+        for sharing in ("none", "trie")
+        for level in (4, 8, 16)
+    }
+    runs = [make_run(kinds, page_count=pages) for pages in (40, 64, 256)]
+    for number, run in enumerate(runs):
+        run.cells["cell_id"] += f"-{number}"
+        run.requests["cell_id"] += f"-{number}"
+        run.requests[["evictions_during", "cached_tokens"]] = 0
+    cells = pd.concat([run.cells for run in runs], ignore_index=True)
+    requests = pd.concat([run.requests for run in runs], ignore_index=True)
+    return replace(runs[0], cells=cells, requests=requests)
+
+
+@pytest.mark.parametrize("made", [reported_pattern, many_pools])
+@pytest.mark.parametrize("draw", [*ALL, figures.hit_rate, figures.evictions])
 def test_nothing_is_clipped_and_no_texts_overlap(
-    draw: Callable[[pd.DataFrame, pd.DataFrame], Figure],
+    draw: Callable[[pd.DataFrame, pd.DataFrame], Figure], made: Callable[[], Run]
 ) -> None:
-    run = reported_pattern()
+    run = made()
     figure = draw(run.requests, run.cells)
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -159,7 +186,8 @@ def test_nothing_is_clipped_and_no_texts_overlap(
     boxes = []
     for axes in figure.axes:
         if axes.get_visible():
-            texts = [axes.xaxis.label, axes.yaxis.label]
+            titles = (axes.title, axes._left_title)  # type: ignore[attr-defined]
+            texts = [*titles, axes.xaxis.label, axes.yaxis.label]
             for axis in (axes.xaxis, axes.yaxis):
                 low, high = sorted(axis.get_view_interval())
                 # Ticks beyond the limits exist, but are not drawn.
@@ -168,6 +196,7 @@ def test_nothing_is_clipped_and_no_texts_overlap(
                 ]
             shown = [text for text in texts if text.get_text() and text.get_visible()]
             boxes += [text.get_window_extent(renderer) for text in shown]
+    boxes += [text.get_window_extent(renderer) for text in figure.findobj(_is_heading)]
     boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
     for box in boxes:
         assert box.x0 >= page.x0 - 1
