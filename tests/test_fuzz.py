@@ -249,7 +249,8 @@ def lines(draw: st.DrawFn) -> list[str]:
         if parameter.param_type_name == "option":
             line.append(draw(st.sampled_from([*parameter.opts, *parameter.secondary_opts])))
         if not getattr(parameter, "is_flag", False):
-            line.append(draw(ARGUMENTS | NUMERALS))
+            usual = st.just(str(parameter.default))
+            line.append(draw(ARGUMENTS | NUMERALS | usual | usual))
     if name == ("releases", "install"):
         line = [word for word in line if word not in KNOWN]
     return [*name, *line[:12], *HARMLESS.get(name, ())]
