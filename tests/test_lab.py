@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -32,7 +33,9 @@ def started(log: Path) -> str:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text()):
-            return found[0]
+            # The address is printed a moment before anybody listens there.
+            with contextlib.suppress(OSError), urllib.request.urlopen(found[0] + "api"):
+                return found[0]
         time.sleep(0.1)
     raise AssertionError(log.read_text())
 
@@ -69,6 +72,8 @@ def test_lab_ends_with_all_its_kernels(ending: str | signal.Signals, tmp_path: P
         assert left == []
         assert "Shut down this Jupyter server" not in log.read_text()
     finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree += psutil.Process(lab.pid).children(recursive=True)
         for process in tree:
             if process.is_running():
                 process.kill()

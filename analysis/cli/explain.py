@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.errors import check_writable, writing
+from analysis.errors import writing
 
 if TYPE_CHECKING:
     from analysis.explain import Explanation
@@ -38,8 +38,6 @@ def explain(
     from analysis.explain import explain as explain_request
     from analysis.store import load_run
 
-    if out is not None:
-        check_writable(out)
     # A cell in which a fault was planted is explained only if it is named.
     told = explain_request(load_run(run, controls=cell is not None), request, cell,
                            reference=reference)  # fmt: skip

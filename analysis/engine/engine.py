@@ -30,7 +30,7 @@ from analysis.engine.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, 
 from analysis.engine.hooks import Changes, Watcher
 from analysis.engine.interrupts import uninterrupted
 from analysis.engine.watchdog import Watchdog
-from analysis.errors import EngineError, seconds, shown, whole_number
+from analysis.errors import EngineError, is_encodable, seconds, shown, whole_number
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
 
 if TYPE_CHECKING:
@@ -241,7 +241,15 @@ class Engine:
         max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1, context)
         timeout_s = seconds(timeout_s, "timeout_s", LONGEST_TIMEOUT_S)
         if request_id is not None and not (isinstance(request_id, str) and request_id):
-            raise EngineError(f"A request's id is a text that is not empty, not {request_id!r}.")
+            raise EngineError(
+                f"A request's id is a text that is not empty, not {shown(request_id)}."
+            )
+        for what, given in (("prompt", prompt), ("id", request_id)):
+            if isinstance(given, str) and not is_encodable(given):
+                raise EngineError(
+                    f"A request's {what} must be text that UTF-8 can encode, and {shown(given)} has"
+                    " a lone surrogate."
+                )
         text = prompt if isinstance(prompt, str) else None
         ids = self._token_ids(prompt)
         if len(ids) > context:

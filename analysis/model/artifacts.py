@@ -240,7 +240,14 @@ def _config(path: Path) -> ModelConfig:
     )
 
 
+def _check_regular(path: Path) -> None:
+    """Refuse a directory, and what would be waited for, such as a pipe."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ModelError(f"{path} is no file that can be read; restore the file.")
+
+
 def _json(path: Path) -> dict[str, Any]:
+    _check_regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -261,12 +268,16 @@ def _only(directory: Path, suffix: str) -> Path | None:
         raise ModelError(
             f"{directory} holds more than one .{suffix} ({names}); leave only one there."
         )
-    if found and found[0].stat().st_size == 0:
+    if not found:
+        return None
+    _check_regular(found[0])
+    if found[0].stat().st_size == 0:
         raise ModelError(f"{found[0]} is empty; restore the file.")
-    return found[0] if found else None
+    return found[0]
 
 
 def _check_weights(path: Path) -> None:
+    _check_regular(path)
     magic = {".irpa": b"IRPA", ".gguf": b"GGUF"}[path.suffix]
     with path.open("rb") as file:
         if file.read(4) != magic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ from analysis.engine.config import (
     WHY_PAGES,
     EngineConfig,
 )
-from analysis.errors import CachelabError, EngineError, seconds, whole_number
+from analysis.errors import CachelabError, EngineError, seconds, shown, whole_number
 from analysis.tables import is_control
 from analysis.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
 
@@ -39,6 +40,11 @@ _BOUNDS = {
     "seed": (0, 2**63 - 1, "it is stored as an integer of 64 bits"),
 }
 """The least and the most of each number, and why there is a most."""
+_LISTS = ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments")
+_TYPES: dict[str, Any] = {
+    "workload": str, "observe": str, "sanitize": bool, "serialise_flights": bool,
+    "options": Mapping, "device_ids": list | tuple, "model": str | None,
+}  # fmt: skip
 _MOST_CELLS, _MOST_REQUESTS = 100_000, 1_000_000
 _LONGEST_TREATED = 120
 """Characters of a cell's id that name its treatments; a run's cells are directories."""
@@ -126,16 +132,31 @@ class Plan:
     def __post_init__(self) -> None:
         if self.sanitize and self.observe == "nothing":
             object.__setattr__(self, "observe", "events")
-        lists = ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments")
-        for name in lists:
+        for name, kinds in _TYPES.items():
+            if not isinstance(value := getattr(self, name), kinds):
+                raise PlanError(f"`{_flag(name)}` cannot be {shown(value)}.")
+        for name in _LISTS:
             values = getattr(self, name)
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise PlanError(f"`{_flag(name)}` needs at least one value.")
+            if name == "treatments":
+                values = [tuple(n) if isinstance(n, list | tuple) else (n,) for n in values]
+            if name not in _BOUNDS:
+                for part in itertools.chain(*values) if name == "treatments" else values:
+                    if not isinstance(part, str):
+                        raise PlanError(f"`{_flag(name)}` takes names, not {shown(part)}.")
+            object.__setattr__(self, name, tuple(values))
+        for name in _BOUNDS:
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else [values]:
+                if name == "rounds" and value is None:
+                    continue
+                least, most, why = _BOUNDS[name]
+                whole_number(value, f"`{_flag(name)}`", least, most, PlanError, why)
+        for name in _LISTS:
+            values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise PlanError(f"`{_flag(name)}` names a value twice: {_joined(values)}.")
-            if name == "treatments":
-                values = [tuple(names) for names in values]
-            object.__setattr__(self, name, tuple(values))
         for names in self.treatments:
             if len(set(names)) != len(names):
                 raise PlanError(f"A set of `--treatments` names one twice: {'+'.join(names)}.")
@@ -145,13 +166,6 @@ class Plan:
                 raise PlanError(
                     f"No adapter speaks to shortfin {release} yet: known are {_joined(MODULES)}."
                 )
-        for name in _BOUNDS:
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else [values]:
-                if name == "rounds" and value is None:
-                    continue
-                least, most, why = _BOUNDS[name]
-                whole_number(value, f"`{_flag(name)}`", least, most, PlanError, why)
         for name in ("request_timeout_s", "cell_timeout_s", "resubmit_s"):
             value = getattr(self, name)
             if name == "resubmit_s" and value is None:
@@ -160,7 +174,7 @@ class Plan:
         self._check_size()
         if self.observe not in OBSERVED:
             raise PlanError(
-                f"`--observe` must be one of {_joined(OBSERVED)}, not {self.observe!r}."
+                f"`--observe` must be one of {_joined(OBSERVED)}, not {shown(self.observe)}."
             )
         if any(map(is_file, self.workloads)):
             if self.rounds is not None:
