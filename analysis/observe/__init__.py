@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from analysis.engine.capture import ObserverWarning
 from analysis.engine.engine import Engine
 from analysis.observe.checksums import checksummed
-from analysis.observe.recorder import ObserverWarning, Recorder
+from analysis.observe.recorder import Recorder
 from analysis.observe.recording import Recording
 
 __all__ = ["ObserverWarning", "Recording", "observe"]
@@ -87,8 +88,11 @@ def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
 
     def sample() -> None:
         while True:
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-            recorder.event("memory", value=resident, detail=table)
+            try:
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+                recorder.event("memory", value=resident, detail=table)
+            except Exception as error:
+                recorder.fault(error)
             if stop.wait(every_s):
                 return
 

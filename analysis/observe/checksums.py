@@ -59,7 +59,7 @@ def writing(pool: Any, page: int) -> Iterator[None]:
         return
     with watched.lock:
         yield
-        watched.rewritten(page)
+        watched.recorder.of_bytes(watched.rewritten, page)
 
 
 @contextmanager
@@ -149,7 +149,7 @@ class Checksums:
         """Changes of a page that were not judged, for want of room to remember them."""
         self._offered = 0
         """Pages that landings could have read, of which each read one."""
-        self._recorder, self._pool = recorder, probe.pool
+        self.recorder, self._pool = recorder, probe.pool
         self._random = random.Random(_SEED)
         self._open(probe)
         shape = (self._count, self._stride)
@@ -189,8 +189,8 @@ class Checksums:
         """
         with self.lock:
             _watching[id(self._pool)] = self
-            self._recorder.checksums = self
-            self._air = dict.fromkeys(self._recorder.under_way, -1)
+            self.recorder.checksums = self
+            self._air = dict.fromkeys(self.recorder.under_way, -1)
         for first in range(0, len(self._all), _LEARNT):
             with self.lock:
                 if self._tables:
@@ -397,7 +397,7 @@ class Checksums:
             pending = _Pending(
                 page, np.flatnonzero(changed[row]).tolist(), held[row], self._at[page].copy(),
                 set(self._air), moment, int(self._since[page]), self._last_begun,
-                self._recorder.holders_of(page), request_id,
+                self.recorder.holders_of(page), request_id,
             )  # fmt: skip
             if not pending.flights:
                 self._changed(pending)
@@ -566,7 +566,7 @@ class Checksums:
     def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
         """Take note that a flight wrote nobody knows what; it may still be writing."""
         for request_id in request_ids:
-            self._unsure.update(self._recorder.held_by(request_id))
+            self._unsure.update(self.recorder.held_by(request_id))
         if wrote is not None:
             self._unsure.update(wrote.pages.tolist())
         self._pending = [p for p in self._pending if p.page not in self._unsure]
@@ -574,7 +574,7 @@ class Checksums:
     def _tell(
         self, kind: str, page: int, value: int, request_id: str | None, said: dict[str, Any]
     ) -> None:
-        self._recorder.event(
+        self.recorder.event(
             kind, request_id=request_id, pages=[page], value=value, detail=json.dumps(said)
         )
 

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from analysis.engine.cache import read_between
+from analysis.engine.capture import ObserverWarning
 from analysis.engine.config import Completion, EngineDeath
 from analysis.engine.engine import Engine
 from analysis.engine.locks import Locks
@@ -47,10 +48,6 @@ _LOCKED = frozenset(
 """Kinds of events that tell under which locks they happened: those that change what is shared."""
 _STACKLESS = frozenset(["chosen", "token", "first_token", "answered"])
 """Kinds of events that happen at one place of the engine only, and at every token."""
-
-
-class ObserverWarning(UserWarning):
-    """Something could not be watched, or there was too much of it."""
 
 
 class _Here(threading.local):
@@ -166,6 +163,8 @@ class Recorder:
             here.marks.pop()
         if not here.operations and here.version is not None:
             here.version[0] += 1
+            if self.locks is not None:
+                self.locks.end()
             if error is not None:
                 self._automatic_snapshot("failure", None)
 
@@ -251,7 +250,7 @@ class Recorder:
              detail, locks, stack)
         )  # fmt: skip
         if pages and kind in SEEN and (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.seen, kind, pages, request_id or owner)
+            self.of_bytes(checksums.seen, kind, pages, request_id or owner)
 
     def at_token(self, kind: str, request_id: str, value: int | None, detail: str | None) -> None:
         """Keep an event of a kind that comes with every token of every request: quick."""
@@ -315,7 +314,7 @@ class Recorder:
             self.under_way[flight[0]] = flight
         # Another thread may end the looking meanwhile.
         if (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.begins, flight[0])
+            self.of_bytes(checksums.begins, flight[0])
         return flight
 
     def flight_unseen(self) -> None:
@@ -330,14 +329,14 @@ class Recorder:
         if number not in self.under_way:
             return  # the recording ended before
         if (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.ends, number, phase, request_ids, arrays, error)
+            self.of_bytes(checksums.ends, number, phase, request_ids, arrays, error)
         end_seq, ended_ns = self._place()
         if self.under_way.pop(number, None) is None:
             self._skip(end_seq)
             return  # the recording ended meanwhile
         if (opened := self.checksums) is not None and opened is not checksums:
             # Opened meanwhile, it took the flight for one under way.
-            self._of_bytes(opened.ends, number, phase, request_ids, arrays, error)
+            self.of_bytes(opened.ends, number, phase, request_ids, arrays, error)
         if len(self.flights) >= self.max_events:
             self._overflow("flights")
             self._skip(seq)
@@ -536,7 +535,7 @@ class Recorder:
 
     # -- the bytes of pages ----------------------------------------------------------------
 
-    def _of_bytes(self, look: Callable[..., None], *args: Any) -> None:
+    def of_bytes(self, look: Callable[..., None], *args: Any) -> None:
         """Look at bytes; a mistake in it must not reach the engine, nor make a false alarm."""
         try:
             look(*args)
@@ -547,7 +546,7 @@ class Recorder:
     def read_all_bytes(self) -> None:
         """Read all pages once more, and tell how far their bytes were checked."""
         if (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.read_all)
+            self.of_bytes(checksums.read_all)
         if (checksums := self.checksums) is not None:
             self.event("checksums", detail=checksums.coverage)
 
@@ -561,14 +560,17 @@ class Recorder:
 
     def fault(self, error: Exception) -> None:
         """Keep an error of the watching itself as an event, and show the first few as warnings."""
-        text = f"{type(error).__name__}: {error}"
-        self.event("observer_error", detail=text)
-        if len(self.faults) >= _MOST_NAMED:
-            self._overflow("faults")
-            return
-        self.faults.append(text)
-        if len(self.faults) <= _SHOWN_FAULTS:
-            _warn(f"The engine could not be watched at one point: {text}")
+        try:
+            text = f"{type(error).__name__}: {error}"
+            if len(self.faults) >= _MOST_NAMED:
+                self._overflow("faults")
+            else:
+                self.faults.append(text)
+                if len(self.faults) <= _SHOWN_FAULTS:
+                    _warn(f"The engine could not be watched at one point: {text}")
+            self.event("observer_error", detail=text)
+        except Exception:  # as where memory is short; it must not reach the engine
+            self.dropped["faults"] += 1
 
     def _overflow(self, what: str) -> None:
         self.dropped[what] += 1

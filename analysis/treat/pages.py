@@ -192,7 +192,10 @@ def _once(pages: Iterable[Any]) -> list[Any]:
 def _tell(engine: Engine, kind: str, pages: list[int], detail: str | None = None) -> None:
     watcher = None if engine.probe is None else engine.probe.watcher
     if watcher is not None and pages:
-        watcher.event(kind, pages=pages, detail=detail)
+        try:
+            watcher.event(kind, pages=pages, detail=detail)
+        except Exception as error:
+            watcher.fault(error)
 
 
 def _pool(engine: Engine) -> Any:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_engine import MadeEngine, events, recorder_of
 from support import ChildRunner
 
 from analysis.engine import hooks
+from analysis.engine.locks import Locks, WatchedLock
+from analysis.observe import ObserverWarning
 
 
 def around(mark: str) -> hooks.Wrap:
@@ -100,3 +105,78 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
     assert first == [[["a"]] * 2, [["b", "c"]] * 2]
     assert second == [[["a", "c"]] * 2, [["b"]] * 2]
     assert restored
+
+
+class Watched:
+    def call(self) -> str:
+        return "original"
+
+
+def watched_by(watcher: Any, **asked: Any) -> hooks.Hooks:
+    kind = hooks.Hooks(watcher)
+    kind.around(Watched, "call", "call", **asked)
+    return kind
+
+
+def raising(*args: Any, **named: Any) -> Any:
+    raise MemoryError("planted")
+
+
+def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
+    recorder = recorder_of(MadeEngine())
+    on = watched_by(recorder, mine=raising, after=lambda *args: recorder.event("free", pages=[1]))
+    with pytest.warns(ObserverWarning, match="planted"):
+        assert Watched().call() == "original"
+    on.take_off()
+    assert [row[5] for row in recorder.events] == ["observer_error"]
+    on = watched_by(recorder, who=raising, after=lambda *args: recorder.event("free", pages=[1]))
+    with pytest.warns(ObserverWarning, match="planted"):
+        assert Watched().call() == "original"
+    on.take_off()
+    assert [*events(recorder, "free")], "an own call is told, for whomever it was done"
+    assert recorder.mark() is not None
+
+
+@pytest.mark.parametrize("failing", ["begin", "end", "event"])
+def test_no_error_of_a_watcher_reaches_the_call(failing: str, monkeypatch) -> None:
+    recorder = recorder_of(MadeEngine())
+    monkeypatch.setattr(recorder, failing, raising)
+    on = watched_by(recorder, after=lambda *args: recorder.event("free", pages=[1]))
+    with pytest.warns(ObserverWarning, match="planted"):
+        assert Watched().call() == "original"
+    on.take_off()
+
+
+def test_a_change_that_cannot_be_undone_is_told_and_keeps_no_other() -> None:
+    changes, undone = hooks.Changes(), []
+    blocks = [changes.block("a"), changes.block("b")]
+    for block, undo in zip(blocks, (lambda: undone.append("a"), raising), strict=True):
+        block.__enter__().callback(undo)
+    with pytest.warns(ObserverWarning, match="Undoing b failed: MemoryError"):
+        changes.undo_all()
+    assert undone == ["a"]
+
+
+def test_a_lock_is_had_and_given_back_whatever_the_watching_of_it_raises() -> None:
+    locks = Locks()
+    lock = WatchedLock(threading.Lock(), "pool", locks)
+    locks.took = raising  # type: ignore[method-assign]
+    with pytest.warns(ObserverWarning, match="planted"), lock:
+        assert lock.locked()
+    assert not lock.locked()
+
+
+def test_locks_taken_outside_of_watched_calls_are_not_remembered() -> None:
+    locks = Locks()
+    lock = WatchedLock(threading.Lock(), "pool", locks)
+    for _ in range(100):
+        with lock:
+            pass
+    mark = locks.begin(outermost=True)
+    with lock:
+        assert locks.names(mark) == ("pool",)
+    assert locks.names(mark) == ("pool",)
+    locks.end()
+    with lock:
+        pass
+    assert locks.taken == ["pool"]

@@ -83,8 +83,11 @@ class AllocationProbe(CacheProbe):
         submit = self.service.batcher.submit
 
         def submitted(item: Any) -> None:
-            if type(item) is InferenceExecRequest:
-                self._note_prompt(item)
+            try:
+                if type(item) is InferenceExecRequest:
+                    self._note_prompt(item)
+            except Exception as error:
+                hooks.watcher.fault(error)
             submit(item)
 
         hooks.attribute(self.service.batcher, "submit", submitted)
@@ -142,10 +145,9 @@ class AllocationProbe(CacheProbe):
 
         def ended(request: str | None, process: Any) -> None:
             if request is not None:
-                hooks.watcher.begin(None, request)
-                self._forget(request)
-                hooks.watcher.holds(request, ())
-                hooks.watcher.end(None)
+                with hooks.grouped(request):
+                    self._forget(request)
+                    hooks.watcher.holds(request, ())
 
         hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
 
@@ -157,13 +159,13 @@ class AllocationProbe(CacheProbe):
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:
-                request = CURRENT_REQUEST.get()
-                if request is not None and hooks.watcher.verifies and logits is not None:
-                    try:
+                try:
+                    request = CURRENT_REQUEST.get()
+                    if request is not None and hooks.watcher.verifies and logits is not None:
                         read[request] = None
                         read[request] = raw(logits)
-                    except Exception as error:
-                        fault(error)
+                except Exception as error:
+                    fault(error)
                 return argmax(logits, *args, **named)
 
             return choosing

@@ -538,7 +538,10 @@ class CacheProbe(ABC):
                 flight = watcher.flight_begins(phase, self.flight_requests(process))
             except Exception as error:
                 watcher.fault(error)
-                watcher.flight_unseen()
+                try:
+                    watcher.flight_unseen()
+                except Exception as another:
+                    watcher.fault(another)
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:

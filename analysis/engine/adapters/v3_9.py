@@ -33,6 +33,7 @@ from analysis.engine.adapters.base import (
 )
 from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.adapters.records import RecordProbe
+from analysis.engine.capture import tell_fault
 
 _DTYPES = {"attn_dtype", "kv_cache_dtype"}
 
@@ -228,9 +229,12 @@ class V39(Adapter):
         submit = batcher.submit
 
         def watched(exec_request: Any) -> Any:
-            call = self._calls.get(exec_request.rid)
-            if call is not None and exec_request.phase is InferencePhase.DECODE:
-                call.on_token(int(exec_request.input_token_ids[-1]))
+            try:
+                call = self._calls.get(exec_request.rid)
+                if call is not None and exec_request.phase is InferencePhase.DECODE:
+                    call.on_token(int(exec_request.input_token_ids[-1]))
+            except Exception as error:
+                tell_fault("Noting a token", error)
             return submit(exec_request)
 
         batcher.submit = watched
