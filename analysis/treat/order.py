@@ -88,6 +88,7 @@ class OneWorker(Treatment):
     hypothesis = "Requests on several threads get between each other's steps."
     change = "Each request's process, with all that it does to the cache, runs on one worker."
     releases = ("3.9.0",)
+    needs = "service.main_fiber_pool"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         assert engine.adapter is not None
@@ -113,6 +114,7 @@ class OneAtATime(Treatment):
     name = "one-at-a-time"
     hypothesis = "Requests that are under way at once disturb each other, in whatever way."
     change = "A request goes to the engine when the one before it has ended."
+    needs = "launch"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         adapter = engine.adapter
