@@ -115,8 +115,10 @@ class Recorder:
         """Places reserved and not filled yet: when (ns), for which request and operation."""
         self._given_up: set[str] = set()
         """Requests that their clients gave up, and that the engine has not ended."""
+        self._asked: set[str] = set()
+        """Requests that were sent in and are not told to have ended."""
         self._late: set[str] = set()
-        """Requests that the engine ended once more, or later than their clients."""
+        """Those of them that the engine ended, while their clients are giving them up."""
         self._seq = itertools.count()
         self._flight_ids = itertools.count()
         self._started_ns = time.monotonic_ns() - round(engine.clock_s() * 1e9)
@@ -424,6 +426,7 @@ class Recorder:
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
         """Note that a request is about to be sent in."""
         self._automatic_snapshot("before", request_id)
+        self._asked.add(request_id)
         self._late.discard(request_id)
         self._given_up.discard(request_id)
         self.event("submitted", request_id=request_id, detail=" ".join(map(str, prompt_tokens)))
@@ -444,6 +447,8 @@ class Recorder:
             if completion.request_id not in self._late:
                 self._given_up.add(completion.request_id)
             self._waiting(completion.request_id)
+        self._asked.discard(completion.request_id)
+        self._late.discard(completion.request_id)
         self.event(
             "done",
             request_id=completion.request_id,
@@ -457,7 +462,8 @@ class Recorder:
 
     def late(self, request_id: str, outcome: str) -> None:
         """Note that the engine ended a request that had an end already."""
-        self._late.add(request_id)
+        if request_id in self._asked:  # else its end was told before
+            self._late.add(request_id)
         self._given_up.discard(request_id)
         self.event("late", request_id=request_id, detail=outcome)
 

@@ -229,7 +229,11 @@ class PinOnLookup(Treatment):
             pinned.pop(id(cache_info), None)
             return release(cache_info)
 
-        undo.callback(lambda: [unpin(key) for key in list(pinned)])
+        def unpin_all() -> None:
+            for key in list(pinned):
+                unpin(key)
+
+        undo.callback(unpin_all)
         replace_attribute(undo, cache, "lookup", looked_up)
         replace_attribute(undo, cache, "allocate", allocated)
         replace_attribute(undo, cache, "release_pages", released)

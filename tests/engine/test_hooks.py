@@ -12,6 +12,7 @@ from made_engine import MadeEngine, events, recorder_of
 from support import ChildRunner
 
 from analysis.engine import hooks
+from analysis.engine.adapters.probe import NodeNumbers
 from analysis.engine.locks import Locks, WatchedLock
 from analysis.observe import ObserverWarning
 
@@ -68,6 +69,13 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
         release,
         """
         from analysis import observe
+        from analysis.sanitize import settle
+
+        def noted(engine):
+            # What its probe keeps of requests, when all have ended.
+            settle(engine, engine.probe.watcher)
+            return {name: len(value) for name, value in vars(engine.probe).items()
+                    if isinstance(value, (dict, list, set)) and name != "_locks"}
 
         def kinds(engine):
             service = engine.adapter.service
@@ -83,25 +91,28 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
             return [sorted(set(recording.events["request_id"].dropna())),
                     sorted({r for ids in recording.flights["request_ids"] for r in ids})]
 
-        pairs = []
-        with Engine() as one, Engine() as two:
+        pairs, left = [], []
+        trie = EngineConfig(prefix_sharing="trie")
+        with Engine(trie) as one, Engine(trie) as two:
             before = kinds(one)
             for first in (0, 1):
                 blocks = [observe(one), observe(two)]
                 recordings = [block.__enter__() for block in blocks]
                 one.submit("1 2 3 4 5 ", 4, 60, "a").result()
                 two.submit("1 2 3 4 5 ", 4, 60, "b").result()
+                left += [noted(one), noted(two)]
                 blocks[first].__exit__(None, None, None)
                 other = (two, one)[first]
                 other.submit("1 2 3 4 5 ", 4, 60, "c").result()
                 blocks[1 - first].__exit__(None, None, None)
                 pairs.append([told(recording) for recording in recordings])
             restored = kinds(one) == before
-        say([pairs, restored])
+        say([pairs, restored, left])
         """,
     )
     assert done.returncode == 0, done.stderr
-    (first, second), restored = done.said
+    (first, second), restored, left = done.said
+    assert all(len(noted) > 2 and not any(noted.values()) for noted in left), left
     assert first == [[["a"]] * 2, [["b", "c"]] * 2]
     assert second == [[["a", "c"]] * 2, [["b"]] * 2]
     assert restored
@@ -180,3 +191,23 @@ def test_locks_taken_outside_of_watched_calls_are_not_remembered() -> None:
     with lock:
         pass
     assert locks.taken == ["pool"]
+
+
+class Node:
+    def __init__(self) -> None:
+        self.ref_count = object()
+
+
+def test_numbers_of_nodes_that_are_gone_are_forgotten_and_not_given_again() -> None:
+    numbers, kept = NodeNumbers(), [Node() for _ in range(10)]
+    for node in kept:
+        numbers.of(node)
+    for _ in range(1000):
+        gone = Node()
+        assert numbers.counted_by(gone.ref_count) is None
+        last = numbers.of(gone)
+        assert numbers.counted_by(gone.ref_count) is gone
+    del gone
+    assert last == 1009
+    assert len(numbers._of_counts) == len(numbers._numbers) == len(kept)
+    assert [numbers.counted_by(node.ref_count) for node in kept] == kept

@@ -7,8 +7,10 @@ import warnings
 from typing import Any
 
 import pytest
+from growth import grown, kept
 from made_engine import MadeEngine, decode, events, recorder_of
 
+from analysis.engine.config import Completion
 from analysis.observe import ObserverWarning, observe
 from analysis.observe.recorder import Recorder
 from analysis.observe.recording import Recording
@@ -123,3 +125,33 @@ def test_an_operation_that_fails_while_the_watching_ends_fails_as_it_would_unwat
     engine.probe = None  # as `unwatch` leaves it
     recorder.end(MemoryError("no page"))
     assert [row[5] for row in recorder.events][-1] == "failed"
+
+
+def test_nothing_but_what_is_recorded_grows_with_the_requests_that_were() -> None:
+    recorder, sizes = recorder_of(MadeEngine(), max_events=20), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ObserverWarning)
+        for number in range(600):
+            request = f"r{number}"
+            recorder.submitted(request, (1, 2))
+            recorder.begin("acquire", request)
+            recorder.holds(request, [1])
+            recorder.end(None)
+            begun = recorder.flight_begins("decode", [request])
+            recorder.flight_ends(begun, decode(1), None)
+            if number % 2:
+                recorder.late(request, "ok")  # before it is told that the client gave it up
+            recorder.done(completion(request, "timeout" if number % 3 else "ok"))
+            recorder.late(request, "ok")
+            recorder.holds(request, ())
+            if number + 1 in (200, 600):
+                sizes.append(kept(recorder, without=("engine", "unkept")))
+    assert grown(*sizes) == {}
+    assert not recorder.awaits
+
+
+def completion(request: str, outcome: str) -> Completion:
+    return Completion(
+        request_id=request, prompt="", prompt_tokens=(1, 2), tokens=(), text="", outcome=outcome,
+        error=None, submitted_s=0.0, latency_s=0.0, ttft_s=None, token_s=(), missing_tokens=0,
+    )  # fmt: skip

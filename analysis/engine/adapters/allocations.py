@@ -48,6 +48,8 @@ class AllocationProbe(CacheProbe):
         # By identity; the objects are kept so that no identity comes twice.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
+        self._read: dict[str, bytes | None] = {}
+        """By request: the logits that its next token is chosen from; None if unknown."""
         self._in_the_air: dict[int, list[Landing]] = {}
         """By process: it may call the model more than once."""
 
@@ -74,6 +76,8 @@ class AllocationProbe(CacheProbe):
         self._prompts[id(request.input_token_ids)] = request.input_token_ids, request.rid
 
     def _forget(self, request_id: str) -> None:
+        super()._forget(request_id)
+        self._read.pop(request_id, None)
         for key in [k for k, n in list(self._allocations.items()) if n.request == request_id]:
             self._allocations.pop(key, None)
         for key in [k for k, (_, r) in list(self._prompts.items()) if r == request_id]:
@@ -153,9 +157,7 @@ class AllocationProbe(CacheProbe):
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token that is appended to an answer was chosen."""
-        fault = hooks.watcher.fault
-        read: dict[str, bytes | None] = {}
-        """By request: the logits that its next token is chosen from; None if unknown."""
+        fault, read = hooks.watcher.fault, self._read
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:

@@ -51,7 +51,9 @@ class NodeNumbers:
         number = self._numbers.get(node)
         if number is None:
             number = self._numbers.setdefault(node, next(self._next))
-            self._of_counts[id(node.ref_count)] = weakref.ref(node)
+            # An id comes again only when the node that had it is gone, and with it this.
+            key, counts = id(node.ref_count), self._of_counts
+            counts[key] = weakref.ref(node, lambda gone: _drop(counts, key, gone))
         return number
 
     def knows(self, node: Any) -> bool:
@@ -63,6 +65,11 @@ class NodeNumbers:
         reference = self._of_counts.get(id(ref_count))
         node = reference() if reference is not None else None
         return node if node is not None and node.ref_count is ref_count else None
+
+
+def _drop(counts: dict[int, weakref.ref[Any]], key: int, gone: weakref.ref[Any]) -> None:
+    if counts.get(key) is gone:
+        counts.pop(key, None)
 
 
 class WatchedSet(set[Any]):
@@ -126,7 +133,8 @@ class CacheProbe(ABC):
         self._hooks: Hooks | None = None
         self._thread = threading.local()
         self._locks: list[WatchedLock] = []
-        self._twice: set[tuple[Any, ...]] = set()
+        self._told: dict[str, set[tuple[Any, ...]]] = {}
+        """What is told once of each request under way."""
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
 
@@ -256,9 +264,19 @@ class CacheProbe(ABC):
         if len(set(pages)) == len(pages):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
-        if (request_id, *twice) not in self._twice:
-            self._twice.add((request_id, *twice))
+        if self._first(request_id, ("twice", *twice)):
             self._tell("twice", request_id=request_id, pages=twice)
+
+    def _first(self, request_id: str, what: tuple[Any, ...]) -> bool:
+        """Tell whether something was not told yet of a request."""
+        told = self._told.setdefault(request_id, set())
+        new = what not in told
+        told.add(what)
+        return new
+
+    def _forget(self, request_id: str) -> None:
+        """Forget all that was noted of a request, which has ended."""
+        self._told.pop(request_id, None)
 
     def _free_count(self) -> int:
         return len(self.pool.available_pages) + len(held_back.get(id(self.pool), list)())
@@ -448,8 +466,7 @@ class CacheProbe(ABC):
         if node is None or node.ref_count.count > 0 or node is self.cache.root:
             return
         number = self.numbers.of(node)
-        if ("unprotected", request_id, number) not in self._twice:
-            self._twice.add(("unprotected", request_id, number))
+        if self._first(request_id, ("unprotected", number)):
             page = node.page.index
             self._tell("unprotected", request_id=request_id, node=number, pages=[page])
 

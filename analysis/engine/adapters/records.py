@@ -108,6 +108,10 @@ class RecordProbe(CacheProbe):
                     if live.manager is None and _serves(manager, live.decoder):
                         live.manager = manager
 
+    def _forget(self, request_id: str) -> None:
+        super()._forget(request_id)
+        self._live.pop(request_id, None)
+
     def _is_running(self, decoder: Any) -> bool:
         records = list(decoder._allocated_cach_recs.values())
         return bool(records) and not any(record is None for record in records)
@@ -242,7 +246,7 @@ class RecordProbe(CacheProbe):
         def ended(request: str | None, decoder: Any) -> None:
             if request is not None:
                 with hooks.grouped(request):
-                    self._live.pop(request, None)
+                    self._forget(request)
                     hooks.watcher.holds(request, ())
 
         hooks.around_task(LlmDecoder, "run", before=started, after=ended)
@@ -280,7 +284,7 @@ class RecordProbe(CacheProbe):
                     self.tell_twice(request, indices(record.pages))
             hooks.watcher.holds(request, pages)
             if not pages and live.is_over and CURRENT_REQUEST.get() is None:
-                self._live.pop(request, None)  # nobody else tells its end
+                self._forget(request)  # nobody else tells its end
 
         def published(
             state: Any, result: Any, error: Any, decoder: Any, req: Any, *a: Any, **k: Any
