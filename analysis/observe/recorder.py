@@ -20,8 +20,10 @@ from analysis.engine.capture import ObserverWarning
 from analysis.engine.config import Completion, EngineDeath
 from analysis.engine.engine import Engine
 from analysis.engine.locks import Locks
+from analysis.engine.scores import Scores, Top
+from analysis.errors import whole_number
 from analysis.observe.checksums import SEEN, Checksums
-from analysis.snapshot import Snapshot
+from analysis.snapshot import CacheState, Snapshot
 
 # The order of a recorded event's fields, as columns of the table `events`.
 EVENT_FIELDS = (
@@ -40,6 +42,17 @@ _SNAPSHOT_WAIT_S = 0.02
 _SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
 _MOST_NAMED = 1000
 """How many faults of the watching, and dropped flights, are kept in full; the rest is counted."""
+_ARRAYS = frozenset(["tokens", "seq_lens", "start_positions", "block_tables"])
+MOST_BYTES = 1 << 30
+"""What a recording keeps beside the rows of its events unless told otherwise.
+
+500,000 events with the engine's frames take some 0.5 GiB, as many flights of the counting model
+0.3: what is larger, such as scores or the block tables of a large model, ends it earlier.
+"""
+_LONG = 128
+"""Details and lists of pages that are longer are counted for their bytes."""
+_WORD, _FRAME, _FLIGHT, _NODE, _NUMBERS = 8, 96, 600, 200, 72
+"""Bytes of an element, a frame, a flight, a node of a snapshot, and a token with its logarithm."""
 _NEAR = 64
 """Among how many of the last events the one with the last place is."""
 _LOCKED = frozenset(
@@ -81,11 +94,19 @@ class Recorder:
         max_snapshots: int,
         likeliest: int = 0,
         verifies: bool = False,
+        max_bytes: int = MOST_BYTES,
     ) -> None:
         self.engine = engine
         self.automatic = snapshots
         self.stacks = stacks
         self.max_events, self.max_snapshots = max_events, max_snapshots
+        self.max_bytes = whole_number(max_bytes, "max_bytes", 1, 1 << 50)
+        self.bytes = 0
+        """What is kept beside the rows of events takes about so much: arrays, frames, snapshots."""
+        self._room = max_events
+        """Rows of events that are kept; those that were there when the bytes were used up."""
+        self._last_flight = sys.maxsize
+        """The last flight that is kept: one that was under way then is, as its tokens may be."""
         self.events: list[tuple[Any, ...]] = []
         self.flights: list[tuple[Any, ...]] = []
         self.snapshots: list[Snapshot] = []
@@ -229,7 +250,7 @@ class Recorder:
         if (place is not None and self._open.pop(place[0], None) is None) or self.closed:
             return  # the recording ended before
         # Of what comes after a dropped one nothing could be made.
-        if len(self.events) >= self.max_events or self.dropped["events"]:
+        if len(self.events) >= self._room or self.dropped["events"]:
             self._overflow("events")
             if place is not None:
                 self._skip(place[0])
@@ -251,6 +272,8 @@ class Recorder:
              free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
              detail, locks, stack)
         )  # fmt: skip
+        if stack or (detail and len(detail) > _LONG) or (pages and len(pages) > _LONG):
+            self._weigh(_FRAME * len(stack or ()) + len(detail or ()) + _WORD * len(pages or ()))
         if pages and kind in SEEN and (checksums := self.checksums) is not None:
             self.of_bytes(checksums.seen, kind, pages, request_id or owner)
 
@@ -258,7 +281,7 @@ class Recorder:
         """Keep an event of a kind that comes with every token of every request: quick."""
         here = self._here
         events, full = self.events, self.dropped["events"]
-        if here.operations or full or self.closed or len(events) >= self.max_events:
+        if here.operations or full or self.closed or len(events) >= self._room:
             self.event(kind, request_id=request_id, value=value, detail=detail)
             return
         events.append(
@@ -339,7 +362,7 @@ class Recorder:
         if (opened := self.checksums) is not None and opened is not checksums:
             # Opened meanwhile, it took the flight for one under way.
             self.of_bytes(opened.ends, number, phase, request_ids, arrays, error)
-        if len(self.flights) >= self.max_events:
+        if len(self.flights) >= self.max_events or number > self._last_flight:
             self._overflow("flights")
             self._skip(seq)
             self._skip(end_seq)
@@ -357,6 +380,7 @@ class Recorder:
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error),
              scores, tokens, digests, arrays.get("changed"))
         )  # fmt: skip
+        self._weigh(_flight_bytes(arrays, scores))
 
     def last_flight_of(self, request_ids: list[str]) -> int | None:
         """Return the number of the last flight of just these requests, landed or not."""
@@ -401,8 +425,10 @@ class Recorder:
         # Whoever has seen the event finds the snapshot, too.
         if self.closed:
             return snapshot
-        if len(self.snapshots) < self.max_snapshots:
+        full = len(self.snapshots) >= self.max_snapshots or self.bytes > self.max_bytes
+        if not full or not self.snapshots:  # whoever follows it begins with the first
             self.snapshots.append(snapshot)
+            self._weigh(_snapshot_bytes(state))
         else:
             self._overflow("snapshots")
         self.event(
@@ -578,12 +604,43 @@ class Recorder:
         except Exception:  # as where memory is short; it must not reach the engine
             self.dropped["faults"] += 1
 
+    def _weigh(self, count: int) -> None:
+        """Count bytes that were kept; when there are too many, nothing more is kept from now on.
+
+        Two threads that count at once may lose one of the two; it is a bound, and no measure.
+        """
+        self.bytes += count
+        if self.bytes > self.max_bytes and self._last_flight == sys.maxsize:
+            self._last_flight = max([*self.under_way, -1])
+            self._room = min(self._room, len(self.events))
+
     def _overflow(self, what: str) -> None:
         self.dropped[what] += 1
         if self.dropped[what] == 1:
-            bounds = {"snapshots": self.max_snapshots, "faults": _MOST_NAMED}
-            bound = bounds.get(what, self.max_events)
-            _warn(f"The recording is full: it keeps the first {bound} {what}, and counts the rest.")
+            kept: list[Any] = self.faults if what == "faults" else getattr(self, what)
+            bound = len(kept)
+            why = f" for its {self.max_bytes} bytes" if self.bytes > self.max_bytes else ""
+            _warn(
+                f"The recording is full{why}: it keeps the first {bound} {what}, and counts the"
+                " rest."
+            )
+
+
+def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
+    """Return about how much a flight takes: its arrays, and its scores where they are kept."""
+    elements = sum(len(array[1]) for name, array in arrays.items() if name in _ARRAYS)
+    if isinstance(scores, Scores):
+        return _FLIGHT + _WORD * elements + sum(map(len, scores.rows))
+    likely = 0 if scores is None else sum(map(len, scores.tokens))
+    return _FLIGHT + _WORD * elements + _NUMBERS * likely + len(arrays.get("changed") or ())
+
+
+def _snapshot_bytes(state: CacheState) -> int:
+    """Return about how much a snapshot takes."""
+    pages = len(state.free) + sum(map(len, state.holdings.values())) + len(state.allocated or ())
+    return _WORD * (pages + sum(len(node.tokens) for node in state.nodes)) + _NODE * len(
+        state.nodes
+    )
 
 
 def _warn(message: str) -> None:

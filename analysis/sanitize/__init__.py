@@ -57,8 +57,8 @@ def sanitize(
     one before it. `Findings.bytes_checked` says what was read. Padding page 0 is not judged, nor a
     change that a flight under way writes over.
 
-    The cache at rest is checked when the block ends. After `max_events` events or flights nothing
-    more is checked, and it says so.
+    The cache at rest is checked when the block ends. After `max_events` events or flights, or more
+    bytes than a recording keeps (see `observe`), nothing more is checked, and it says so.
 
     Raises EngineError if the engine is not running.
     """
