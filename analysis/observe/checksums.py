@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from analysis.engine.elements import nans_in_words
 from analysis.errors import EngineError
 from analysis.observe.writes import PADDING_PAGE, Ints, Mask, Written
 
@@ -41,8 +42,6 @@ _MOST_PENDING, _FORMER = 1000, 256
 _LEARNT = 64
 """Pages that are read at a time when the checking begins; the engine waits no longer."""
 _SEED = 20261125
-_NAN = (0x7E00, 0xFE00, 0x7FC0, 0xFFC0)
-"""NaN as arithmetic makes it, of float16 and bfloat16: written over itself it looks as before."""
 _WEIGHTS = np.array([(2 * i + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 | 1 for i in range(64)],
                     dtype=np.uint64)  # fmt: skip
 
@@ -223,10 +222,11 @@ class Checksums:
             raise EngineError(f"the page table of this device cannot be mapped: {error}") from error
         width = self._tables[0].shape[-1]
         self._weights = np.resize(_WEIGHTS, width)
+        # Written over itself NaN looks as before.
         self._nan = np.array(
-            [(np.full(width, bits * 0x0001000100010001, np.uint64) * self._weights).sum()
-             for bits in _NAN]
-        )  # fmt: skip
+            [(np.full(width, word) * self._weights).sum() for word in nans_in_words(probe.dtype)],
+            dtype=np.uint64,
+        )
 
     def close(self) -> None:
         """Let go of the page tables."""

@@ -198,6 +198,16 @@ def cache_settings(setup: Setup) -> dict[str, Any]:
     }
 
 
+def type_of(name: str, known: Any) -> Any:
+    """Return the release's own type of that name. Raises EngineError if it has none."""
+    if not isinstance(found := getattr(known, name, None), type(known.float16)):
+        raise EngineError(
+            f"This release of shortfin has no type {name!r} for keys, values or scores: export the"
+            " model with float16, bfloat16 or float32."
+        )
+    return found
+
+
 def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
     """Return the names that `function` (or a dataclass) takes, but for those the adapter sets."""
     if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):

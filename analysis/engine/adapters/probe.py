@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis.engine import elements
 from analysis.engine.adapters.verify import (
     FILLED,
     Filled,
@@ -173,6 +174,7 @@ class CacheProbe(ABC):
 
         A flight that is under way may write to them meanwhile.
         """
+        elements.check(self.dtype)
         try:
             return {page: _content(self._elements(page)) for page in pages}
         except Exception as error:
@@ -188,14 +190,18 @@ class CacheProbe(ABC):
             for table in self.pool.page_tables
         )
 
+    @property
+    def dtype(self) -> str:
+        """The type of the keys and values in the page tables, by its name."""
+        return str(self.pool.page_tables[0].dtype)
+
+    def _bytes(self, page: int) -> bytes:
+        """Return a page's bytes, over all devices."""
+        return b"".join(raw(table.view(page)) for table in self.pool.page_tables)
+
     def _elements(self, page: int) -> Any:
-        parts = []
-        for table in self.pool.page_tables:
-            with table.view(page).map(read=True) as mapped:
-                # float16 comes as its bits.
-                parts.append(np.array(mapped.items, copy=True))
-        bits = np.concatenate(parts)
-        return bits.astype(np.uint16).view(np.float16) if bits.dtype.kind in "iu" else bits
+        """Return a page's elements. Raises EngineError for a type that cannot be read."""
+        return elements.decode(self._bytes(page), self.dtype)
 
     def _walk(
         self, root: Any, misfiled: list[int], misplaced: list[tuple[int, int, int]]
@@ -626,7 +632,8 @@ class CacheProbe(ABC):
                     if page in seen or not 0 <= page < len(self.pool.attn_page_entries):
                         continue
                     seen.add(page)
-                    bad = np.flatnonzero(~np.isfinite(self._slots(page)).all(axis=1))
+                    found = self._slots(self._elements(page))
+                    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
                     if len(bad):
                         self._tell(
                             "nonfinite", request_id=request_id, pages=[page], value=int(bad[0])
@@ -634,19 +641,20 @@ class CacheProbe(ABC):
         except Exception as error:
             watcher.fault(error)
 
-    def _slots(self, page: int) -> Any:
-        """Return the elements of each slot of a page, [slots, elements]."""
+    def _slots(self, page: Any) -> Any:
+        """Return the elements, or the bytes, of each slot of a page, [slots, elements]."""
         stride = int(self.cache.tokens_per_page)
-        elements = self._elements(page)
         halves = 2 * int(self.service.model_params.transformer_block_count)
         halves *= len(self.pool.page_tables)
-        return np.moveaxis(elements.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
+        return np.moveaxis(page.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
 
     def _copy_differs(self, source: int, target: int) -> int | None:
         """Return the first slot in which a copy is unlike its source, if that is looked at."""
         if self.watcher is None or not self.watcher.look_inside:
             return None
-        one, other = (self._slots(page).view(np.uint16) for page in (source, target))
+        one, other = (
+            self._slots(np.frombuffer(self._bytes(page), np.uint8)) for page in (source, target)
+        )
         unlike = np.flatnonzero((one != other).any(axis=1))
         return int(unlike[0]) if len(unlike) else None
 
@@ -667,14 +675,14 @@ def objects_of(*classes: type) -> list[Any]:
     return [thing for thing in gc.get_objects() if type(thing) in classes]
 
 
-def _content(elements: Any) -> PageContent:
+def _content(page: Any) -> PageContent:
     import hashlib
 
-    numbers = elements.astype(np.float64)
+    numbers = page.astype(np.float64)
     valid = numbers[~np.isnan(numbers)]
     return PageContent(
         mean=float(valid.mean()) if valid.size else float("nan"),
         maximum=float(np.abs(valid).max()) if valid.size else float("nan"),
         nan_count=int(numbers.size - valid.size),
-        digest=hashlib.sha256(elements.tobytes()).hexdigest()[:16],
+        digest=hashlib.sha256(page.tobytes()).hexdigest()[:16],
     )

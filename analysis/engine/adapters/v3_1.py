@@ -24,6 +24,7 @@ from analysis.engine.adapters.base import (
     model_settings,
     parameters_of,
     share_out,
+    type_of,
 )
 from analysis.engine.adapters.probe import CacheProbe
 
@@ -89,7 +90,7 @@ class V31(Adapter):
         })  # fmt: skip
         # This generation has one type for both; the page table takes it.
         dtype = str(options["model"].get("attn_dtype", model.kv_cache_dtype))
-        options["model"]["attn_dtype"] = getattr(sfnp, dtype)
+        options["model"]["attn_dtype"] = type_of(dtype, sfnp)
         self.sysman = SystemManager(
             device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
         )

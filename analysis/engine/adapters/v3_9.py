@@ -30,6 +30,7 @@ from analysis.engine.adapters.base import (
     model_settings,
     parameters_of,
     share_out,
+    type_of,
 )
 from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.adapters.records import RecordProbe
@@ -95,8 +96,8 @@ class V39(Adapter):
         })  # fmt: skip
         for share in (options["model"], options["cache"]):
             for name in _DTYPES & set(share):
-                share[name] = getattr(sfnp, str(share[name]))
-        options["cache"].setdefault("kv_cache_dtype", getattr(sfnp, model.kv_cache_dtype))
+                share[name] = type_of(str(share[name]), sfnp)
+        options["cache"].setdefault("kv_cache_dtype", type_of(model.kv_cache_dtype, sfnp))
         options["model"].setdefault("has_prefill_position", model.has_prefill_position)
         model_params = ModelParams(
             **model_settings(setup),
