@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.engine.adapters.probe import CacheProbe, NodeNumbers
+from analysis.engine.capture import tell_fault
 from analysis.engine.config import EngineConfig
 from analysis.errors import EngineError
 from analysis.model import ModelArtifacts
@@ -39,6 +40,12 @@ class Answer:
     """The answer's text where the engine's response carries that instead."""
     refused: bool = False
     error: str | None = None
+
+
+def unread(error: Exception) -> Answer:
+    """Return the answer of a request whose response could not be read, and tell of that."""
+    tell_fault("Reading an answer", error)
+    return Answer(error=f"Its answer could not be read: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from analysis.engine.adapters.base import (
     parameters_of,
     share_out,
     type_of,
+    unread,
 )
 from analysis.engine.adapters.probe import CacheProbe
+from analysis.engine.capture import tell_fault
 
 
 class _Ids:
@@ -44,7 +46,10 @@ class _Client(ClientGenerateBatchProcess):  # type: ignore[misc]
         return super().tokenize() if call.text is not None else [_Ids(call.token_ids)]
 
     def stream_results(self, gen_process: Any) -> None:
-        self.responder.call.on_token(gen_process.result_token_ids[-1])
+        try:
+            self.responder.call.on_token(gen_process.result_token_ids[-1])
+        except Exception as error:
+            tell_fault("Noting a token", error)
         super().stream_results(gen_process)
 
 
@@ -59,8 +64,11 @@ class _Responder:
 
     def send_response(self, response: bytes) -> None:
         self._answered.set()
-        text = response.removeprefix(b"data: ").removesuffix(b"\n\n").decode()
-        self.call.on_end(Answer(text=text))
+        try:
+            answer = Answer(text=response.removeprefix(b"data: ").removesuffix(b"\n\n").decode())
+        except Exception as error:
+            answer = unread(error)
+        self.call.on_end(answer)
 
     def ensure_response(self) -> None:
         if not self._answered.is_set():

@@ -31,6 +31,7 @@ from analysis.engine.adapters.base import (
     parameters_of,
     share_out,
     type_of,
+    unread,
 )
 from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.adapters.records import RecordProbe
@@ -49,10 +50,14 @@ class _Responder:
 
     def send_response(self, response: Any) -> None:
         self._answered.set()
-        beams = response or [[]]
-        # One prompt and one beam: a list of one list of numpy integers.
-        tokens = beams[0] if beams and isinstance(beams[0], list) else beams
-        self._end(Answer(tokens=tuple(int(token) for token in tokens)))
+        try:
+            beams = response or [[]]
+            # One prompt and one beam: a list of one list of numpy integers.
+            tokens = beams[0] if beams and isinstance(beams[0], list) else beams
+            answer = Answer(tokens=tuple(int(token) for token in tokens))
+        except Exception as error:
+            answer = unread(error)
+        self._end(answer)
 
     def send_error(self, error_message: str, code: Any, extra_fields: dict[str, Any]) -> None:
         self._answered.set()
