@@ -64,6 +64,10 @@ def follow(checker: Checker, story: Story, taken: int) -> int:
 
 def test_nothing_that_a_checker_keeps_grows_with_the_requests_that_were() -> None:
     story = Story()
+    story.submit("old", [9, 9, 9])
+    story.allocate("old", 5)
+    story.prefill("old")
+    story.end("old")
     checker, taken, sizes = story.checker(), 0, []
     for number in range(3 * _MANY):
         serve(story, number)
@@ -72,3 +76,7 @@ def test_nothing_that_a_checker_keeps_grows_with_the_requests_that_were() -> Non
             sizes.append(kept(checker))
     assert checker.findings.events == len([i for _, i in story.items if hasattr(i, "kind")])
     assert grown(*sizes) == {}
+    # Who wrote a slot long ago is still known by name, and no more of it.
+    world = checker.world
+    assert world.name(int(world.shadow.writer[5 * world.stride])) == "old"
+    assert "old" not in world.last_of
