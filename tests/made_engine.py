@@ -36,6 +36,7 @@ class MadeEngine:
         self.died = self.adapter = None
         self.made = SimpleNamespace(
             watcher=None,
+            dtype="float16",
             cache=SimpleNamespace(tokens_per_page=STRIDE),
             pool=SimpleNamespace(attn_page_entries=[None] * PAGES, page_tables=[self.table]),
             service=SimpleNamespace(

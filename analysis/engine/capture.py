@@ -16,6 +16,8 @@ import logging
 import os
 import sys
 import threading
+import traceback
+import warnings
 from pathlib import Path
 
 _lock = threading.Lock()
@@ -23,6 +25,23 @@ _live: list[StderrCapture] = []
 _saved_fd: int | None = None
 _saved_stream: object = None
 _engine_logger = logging.getLogger("shortfin_apps")
+
+
+class ObserverWarning(UserWarning):
+    """Something could not be watched, or there was too much of it."""
+
+
+def tell_fault(what: str, error: BaseException) -> None:
+    """Say in the engine's log and as a warning that `what` failed, which is this package's fault.
+
+    It never raises: on the engine's own threads nothing of it may reach the engine.
+    """
+    with contextlib.suppress(Exception):
+        trace = "".join(traceback.format_exception(error))
+        os.write(2, f"{what} failed, and the engine goes on: {trace}".encode(errors="replace"))
+    with contextlib.suppress(Exception):  # where warnings are errors, too
+        text = f"{what} failed: {type(error).__name__}: {error}"
+        warnings.warn(text, ObserverWarning, stacklevel=2)
 
 
 class _ToDescriptor(logging.Handler):

@@ -9,19 +9,24 @@ exceptions, on `sys.stderr`; while anyone listens it goes where the engine's oth
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from typing import Any
+
+from analysis.engine.capture import tell_fault
 
 Listener = Callable[[Any, BaseException | None, str], bool]
 """Called with the worker, the exception and its traceback as text; tells whether it is its own."""
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []
-_buried = False
+_buried: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The event loops of engines that died and were closed."""
 _originals: tuple[Any, Any] | None = None
 
 
@@ -38,34 +43,48 @@ def listen(listener: Listener) -> None:
         _listeners.append(listener)
 
 
-def unlisten(listener: Listener, *, buried: bool = False) -> None:
-    """Stop calling `listener`; the last one leaves shortfin as it was.
-
-    `buried`: its engine died. What is left of the workers of a closed engine complains at odd times
-    until the process ends; that is no news, so the handler then stays and keeps it quiet.
-    """
-    global _originals, _buried
+def unlisten(listener: Listener) -> None:
+    """Stop calling `listener`; the last one leaves shortfin as it was, if nothing is buried."""
+    global _originals
     with _lock:
-        _buried = _buried or buried
-        if listener not in _listeners:
-            return
-        _listeners.remove(listener)
-        if not _listeners and not _buried and _originals is not None:
+        if listener in _listeners:
+            _listeners.remove(listener)
+        if not _listeners and not len(_buried) and _originals is not None:
             from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
             PyWorkerEventLoop.call_exception_handler, sys.unraisablehook = _originals
             _originals = None
 
 
+def bury(owns: Callable[[Any], bool]) -> None:
+    """Have nothing said any more of the workers that an engine owns, which died and is closed.
+
+    What is left of them complains at odd times until the process ends; that is no news.
+    """
+    from _shortfin.asyncio_bridge import PyWorkerEventLoop
+
+    loops = [thing for thing in gc.get_objects() if type(thing) is PyWorkerEventLoop]
+    _buried.update(loop for loop in loops if owns(loop._worker))
+
+
 def _handler(original: Any) -> Any:
     def call_exception_handler(self: Any, context: dict[str, Any]) -> Any:
-        error = context.get("exception")
-        cause = error if isinstance(error, BaseException) else None
-        text = "".join(traceback.format_exception(cause)) if cause else str(context)
-        claimed = [listener(self._worker, cause, text) for listener in list(_listeners)]
-        if _buried and not any(claimed):
-            return None
-        return original(self, context)
+        claimed = False
+        try:
+            error = context.get("exception")
+            cause = error if isinstance(error, BaseException) else None
+            text = "".join(traceback.format_exception(cause)) if cause else str(context)
+            for listener in tuple(_listeners):
+                try:
+                    claimed = listener(self._worker, cause, text) or claimed
+                except Exception as mistake:
+                    tell_fault("A listener to the deaths of workers", mistake)
+        except Exception as mistake:
+            tell_fault("Reading how a worker died", mistake)
+        if claimed or self not in _buried:
+            return original(self, context)
+        with contextlib.suppress(Exception):  # raising is all that it does
+            original(self, context)
 
     return call_exception_handler
 

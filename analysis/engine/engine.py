@@ -25,7 +25,7 @@ from analysis.engine import deaths, devices
 from analysis.engine.adapters import Adapter, Answer, Call, Setup, installed_adapter
 from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.cache import Cache
-from analysis.engine.capture import StderrCapture
+from analysis.engine.capture import StderrCapture, tell_fault
 from analysis.engine.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
 from analysis.engine.hooks import Changes, Watcher
 from analysis.engine.interrupts import uninterrupted
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT_S = 5.0
 _WATCH_INTERVAL_S, _SILENT_LOOKS = 0.1, 3
+_LISTENING = "Listening to the engine"
+_SHOWN_FAULTS = 3
+"""How many errors of the watching are shown for each engine while no watcher counts them."""
 _numbers = itertools.count(1)
 
 
@@ -57,7 +60,10 @@ os.register_at_fork(after_in_child=_forget_the_parent)
 
 
 class Listener(Protocol):
-    """Who is told what becomes of requests, on whichever thread it happens; never may it raise."""
+    """Who is told what becomes of requests, on whichever thread it happens; never may it raise.
+
+    What it raises all the same is told as a fault, and reaches neither the engine nor the others.
+    """
 
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
         """Hear that a request is about to be sent in."""
@@ -134,6 +140,8 @@ class Engine:
         self.probe: CacheProbe | None = None
         """What watches the cache while the engine is observed."""
         self.listeners: list[Listener] = []
+        self.faults = 0
+        """Errors of listeners, and of what else of this package looks at the engine."""
         self._temporary = None if log_dir else tempfile.TemporaryDirectory(prefix="cachelab-")
         self.log_dir = log_dir or Path(self._temporary.name)  # type: ignore[union-attr]
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -147,6 +155,8 @@ class Engine:
         self.changes = Changes()
         """What `treat` and `observe` changed, and have to undo."""
         self._started = 0.0
+        self._silence = 0
+        """Looks in a row at which a process of the engine had ended without a word."""
         self._pid = os.getpid()
 
     # -- life ------------------------------------------------------------------------------
@@ -165,7 +175,7 @@ class Engine:
             self._watchdog.start()
             self._undo.append(self._watchdog.stop)
             deaths.listen(self._on_death)
-            self._undo.append(self._stop_listening)
+            self._undo.append(lambda: deaths.unlisten(self._on_death))
             self.adapter = self._adapter_class(
                 Setup(self.name, self.config, self.model, self.vmfb, self.device)
             )
@@ -198,6 +208,8 @@ class Engine:
             self.unwatch()
             self._lose_all("The engine was closed before it answered.")
             adapter, self.adapter = self.adapter, None
+            if adapter is not None and self.died is not None:
+                self._guarded("Burying the dead engine", deaths.bury, adapter.owns)
             if adapter is not None:
                 deadline = time.monotonic() + CLOSE_TIMEOUT_S - 1.0
                 _within(adapter.stop_service, min(1.5, deadline - time.monotonic()))
@@ -206,8 +218,7 @@ class Engine:
                 _within(adapter.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
                 adapter.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
             while self._undo:
-                with contextlib.suppress(Exception):
-                    self._undo.pop()()
+                self._guarded("Closing the engine", self._undo.pop())
             del adapter
             gc.collect()  # the engine's own objects hold each other: with them go its descriptors
 
@@ -266,6 +277,8 @@ class Engine:
             timeout_s=timeout_s,
             max_new_tokens=max_new_tokens,
         )
+        # Whoever waits cannot cancel it: only its end here completes it.
+        waiting.future.set_running_or_notify_cancel()
         with self._lock:
             adapter = self.adapter
             if not self._started or self._closing.is_set() or adapter is None:
@@ -380,7 +393,12 @@ class Engine:
     # -- ending requests -------------------------------------------------------------------
 
     def _answered(self, waiting: _Waiting, answer: Answer) -> None:
-        tokens = self._delivered(waiting, answer)
+        try:
+            tokens = self._delivered(waiting, answer)
+        except Exception as error:
+            self.fault("Reading an answer", error)
+            self._end(waiting, "error", f"Its answer could not be read: {_one_line(error)}")
+            return
         if answer.error is None and self._is_last(waiting):
             waiting.answers += 1
             self._tell(lambda one: one.answered(waiting.request_id, tokens, waiting.answers))
@@ -422,7 +440,7 @@ class Engine:
             prompt=waiting.prompt,
             prompt_tokens=waiting.prompt_tokens,
             tokens=tokens,
-            text=self.tokenizer.decode(tokens),
+            text=self._text(tokens),
             outcome=outcome,
             error=error,
             submitted_s=waiting.submitted - self._started,
@@ -434,6 +452,14 @@ class Engine:
         self._tell(lambda listener: listener.done(completion))
         waiting.future.set_result(completion)
 
+    def _text(self, tokens: Sequence[int]) -> str:
+        """Return tokens as text; nothing for what is no token, as the request has to end."""
+        try:
+            return self.tokenizer.decode(tokens)
+        except Exception as error:
+            self.fault("Reading an answer", error)
+            return ""
+
     def _missing(self, waiting: _Waiting) -> int:
         if waiting.tokens and waiting.tokens[-1] == self._eos:
             return 0
@@ -442,14 +468,35 @@ class Engine:
     def _note_token(self, waiting: _Waiting, token: int | None) -> None:
         waiting.token_s.append(time.monotonic())
         for listener in self.listeners:
-            listener.token(waiting.request_id, token, len(waiting.token_s) == 1)
+            try:
+                listener.token(waiting.request_id, token, len(waiting.token_s) == 1)
+            except Exception as error:
+                self.fault(_LISTENING, error)
         if token is not None:
             waiting.tokens.append(token)
 
     def _tell(self, what: Callable[[Listener], None]) -> None:
         for listener in tuple(self.listeners):
-            with contextlib.suppress(Exception):
-                what(listener)
+            self._guarded(_LISTENING, what, listener)
+
+    def _guarded(self, what: str, action: Callable[..., object], *args: Any) -> None:
+        """Do something of our own on whichever thread; that it failed must not reach the engine."""
+        try:
+            action(*args)
+        except Exception as error:
+            self.fault(what, error)
+
+    def fault(self, what: str, error: Exception) -> None:
+        """Say where a person sees it that something of this package failed; it never raises.
+
+        A watcher records it; without one the log and a warning say it, a few times.
+        """
+        self.faults += 1
+        watcher = None if self.probe is None else self.probe.watcher
+        if watcher is not None:
+            watcher.fault(error)
+        elif self.faults <= _SHOWN_FAULTS:
+            tell_fault(what, error)
 
     def _lose_all(self, reason: str) -> None:
         for waiting in list(self._waiting.values()):
@@ -464,12 +511,9 @@ class Engine:
             return False
         if self.died is not None:
             return True
-        what = _one_line(error) if error is not None else text.strip().splitlines()[-1]
+        what = _one_line(error) if error is not None else text.strip().rpartition("\n")[2]
         self._die(f"The engine's worker {worker} died: {what}", text)
         return True
-
-    def _stop_listening(self) -> None:
-        deaths.unlisten(self._on_death, buried=self.died is not None)
 
     def _die(self, message: str, text: str) -> None:
         self.died = death = EngineDeath(message, text, time.monotonic() - self._started)
@@ -477,28 +521,31 @@ class Engine:
 
     def _watch(self) -> None:
         """End what is past its deadline, or waits for an engine that died."""
-        silence = 0
         while not self._closing.wait(_WATCH_INTERVAL_S):
-            now = time.monotonic()
-            if self.died is None and (adapter := self.adapter) is not None:
-                with contextlib.suppress(Exception):
-                    silent = adapter.silent_death()
-                    # A worker that is about to say why it died comes before this.
-                    silence = silence + 1 if silent else 0
-                    if silent and silence > _SILENT_LOOKS:
-                        self._die(silent, self.log[-4000:])
-            if self.died is not None:
-                self._lose_all(self.died.message)
-                continue
-            for waiting in list(self._waiting.values()):
-                if now > waiting.deadline:
-                    adapter = self.adapter
-                    limit = f"No answer within {waiting.timeout_s:g} s."
-                    reason = "Its client gave it up." if waiting.given_up else limit
-                    self._end(waiting, "timeout", reason)
-                    if adapter is not None and waiting.call is not None:
-                        with contextlib.suppress(Exception):
-                            adapter.cancel(waiting.call)
+            self._guarded("The watch over the engine", self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self.died is None and (adapter := self.adapter) is not None:
+            self._guarded("Looking for a silent death", self._look_for_silence, adapter)
+        if self.died is not None:
+            self._lose_all(self.died.message)
+            return
+        for waiting in list(self._waiting.values()):
+            if now > waiting.deadline:
+                adapter = self.adapter
+                limit = f"No answer within {waiting.timeout_s:g} s."
+                reason = "Its client gave it up." if waiting.given_up else limit
+                self._end(waiting, "timeout", reason)
+                if adapter is not None and waiting.call is not None:
+                    self._guarded("Cancelling a request", adapter.cancel, waiting.call)
+
+    def _look_for_silence(self, adapter: Adapter) -> None:
+        silent = adapter.silent_death()
+        # A worker that is about to say why it died comes before this.
+        self._silence = self._silence + 1 if silent else 0
+        if silent and self._silence > _SILENT_LOOKS:
+            self._die(silent, self.log[-4000:])
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from analysis.engine.capture import tell_fault
 from analysis.engine.locks import Locks
 from analysis.errors import EngineError
 from analysis.snapshot import Snapshot
@@ -71,7 +72,7 @@ class Watcher(Protocol):
         """
 
     def fault(self, error: Exception) -> None:
-        """Take note of an error in the watching itself."""
+        """Take note of an error in the watching itself. It never raises."""
 
 
 Wrap = Callable[[Any], Any]
@@ -184,6 +185,15 @@ class Hooks:
         """Have this done when the hooks are taken off."""
         self._undo.append(undo)
 
+    @contextlib.contextmanager
+    def grouped(self, request: str | None) -> Iterator[None]:
+        """Have what is told in a block, on this thread, belong together."""
+        self.watcher.begin(None, request)
+        try:
+            yield
+        finally:
+            self.watcher.end(None)
+
     def around(
         self,
         owner: Any,
@@ -199,7 +209,8 @@ class Hooks:
 
         `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
         request it is done, `before(*args)` may return what `after(state, result, error, *args)`
-        gets. None of them can disturb the call: their errors end in the watcher.
+        gets. None of them can disturb the call: their errors end in the watcher. A call of which
+        `mine` cannot tell whose it is counts as another engine's.
         """
         watcher = self.watcher
         begin, end, fault = watcher.begin, watcher.end, watcher.fault
@@ -210,13 +221,16 @@ class Hooks:
                     after(state, result, error, *args, **kwargs)
                 except Exception as mistake:
                     fault(mistake)
-            end(error)
+            try:
+                end(error)
+            except Exception as mistake:
+                fault(mistake)
 
         # Many thousand times a second: nothing is called here that is not needed.
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
             def watched(*args: Any, **kwargs: Any) -> Any:
-                ours, request, state = True, None, None
+                ours, request, state = mine is None, None, None
                 try:
                     if mine is not None:
                         ours = mine(*args, **kwargs)
@@ -226,7 +240,11 @@ class Hooks:
                     fault(error)
                 if not ours:
                     return original(*args, **kwargs)
-                begin(operation, request)
+                try:
+                    begin(operation, request)
+                except Exception as error:
+                    fault(error)
+                    return original(*args, **kwargs)
                 if before is not None:
                     try:
                         state = before(*args, **kwargs)
@@ -330,5 +348,8 @@ class Changes:
 
     def _undo(self) -> None:
         while self._blocks and self._blocks[-1].ended:
-            with contextlib.suppress(Exception):
-                self._blocks.pop().undo.close()
+            block = self._blocks.pop()
+            try:
+                block.undo.close()
+            except Exception as error:
+                tell_fault(f"Undoing {block.what}", error)

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from analysis.engine.capture import tell_fault
+
 
 class Locks(threading.local):
     """What the thread that asks holds, and what it took since its outermost watched call began."""
@@ -14,12 +16,25 @@ class Locks(threading.local):
     def __init__(self) -> None:
         self.held: list[str] = []
         self.taken: list[str] = []
+        self.asked = False
+        """Whether a watched call is under way, so that it counts what is taken."""
 
     def begin(self, *, outermost: bool) -> int:
         """Begin a watched call on this thread; return its mark, for `names`."""
         if outermost:
             self.taken.clear()
+            self.asked = True
         return len(self.taken)
+
+    def end(self) -> None:
+        """End the outermost watched call on this thread."""
+        self.asked = False
+
+    def took(self, name: str) -> None:
+        """Take note that this thread has a lock."""
+        self.held.append(name)
+        if self.asked:
+            self.taken.append(name)
 
     def names(self, mark: int | None) -> tuple[str, ...]:
         """Return the locks under which what this thread just did was done.
@@ -48,12 +63,14 @@ class WatchedLock:
         got: bool = self.lock.acquire(blocking, timeout)
         if got:
             self._depth += 1
-            if self._depth == 1:
-                thread = threading.current_thread()
-                self.holder = threading.get_ident(), thread.name, time.monotonic()
-            if (locks := self.locks) is not None:
-                locks.held.append(self.name)
-                locks.taken.append(self.name)
+            try:
+                if self._depth == 1:
+                    thread = threading.current_thread()
+                    self.holder = threading.get_ident(), thread.name, time.monotonic()
+                if (locks := self.locks) is not None:
+                    locks.took(self.name)
+            except Exception as error:  # or the caller would not know that it has the lock
+                tell_fault("Noting who has a lock", error)
         return got
 
     def release(self) -> None:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analysis.engine.elements import decode
+
 _SMALL = 4096
 """Scores of a larger vocabulary are not kept as they are."""
 
@@ -24,6 +26,8 @@ class Scores(NamedTuple):
 
     rows: tuple[bytes, ...]
     vocabulary: int
+    dtype: str
+    """Their type, by its name."""
 
     @property
     def is_small(self) -> bool:
@@ -39,8 +43,7 @@ class Scores(NamedTuple):
 
     def array(self) -> npt.NDArray[np.float64]:
         """Return the scores, [rows, vocabulary]."""
-        wide = len(self.rows[0]) // self.vocabulary
-        flat = np.frombuffer(b"".join(self.rows), dtype=np.float32 if wide == 4 else np.float16)
+        flat = decode(b"".join(self.rows), self.dtype)
         return np.asarray(flat.reshape(-1, self.vocabulary), dtype=np.float64)
 
 
@@ -54,12 +57,13 @@ def copy_scores(
     counts, of a decode its only one.
     """
     batch, width, vocabulary = logits.shape
-    places = [0] * rows
+    places, dtype = [0] * rows, str(logits.dtype)
     if width == 1:  # at once: it comes with every token
         with logits.map(read=True) as mapped:
             whole = bytes(mapped)
         size = len(whole) // batch
-        return Scores(tuple(whole[r * size : (r + 1) * size] for r in range(rows)), int(vocabulary))
+        parts = tuple(whole[r * size : (r + 1) * size] for r in range(rows))
+        return Scores(parts, int(vocabulary), dtype)
     if phase == "prefill":
         lengths, starts = arrays["seq_lens"][1], arrays.get("start_positions", ((), [0] * rows))[1]
         places = [min(max(lengths[r] - starts[r], 1), width) - 1 for r in range(rows)]
@@ -67,7 +71,7 @@ def copy_scores(
     for row, place in enumerate(places):
         with logits.view(row, place).map(read=True) as mapped:
             copied.append(bytes(mapped))
-    return Scores(tuple(copied), int(vocabulary))
+    return Scores(tuple(copied), int(vocabulary), dtype)
 
 
 def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 from analysis.engine.adapters import installed_adapter
 from analysis.engine.config import PREFIX_SHARING
@@ -14,6 +16,9 @@ from analysis.isolate.result import REAL, Covered, Failure, Result
 from analysis.isolate.scenarios import SCENARIOS, IsolationError, Scenario, chosen
 from analysis.isolate.stage import Stage
 from analysis.treat import check_names
+
+if TYPE_CHECKING:
+    from analysis.engine.adapters.bare import BareAdapter
 
 _ELSEWHERE = frozenset(
     ["big-pool", "survive-allocation-failure", "requeue-unboarded", "zero-page-tables",
@@ -35,13 +40,20 @@ class Laboratory:
         self.release, _ = installed_adapter()
         self.kind: type[Actor] = actor_of(self.release)
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
-        for treatment in check_names(self.treatments):
+        asked = check_names(self.treatments)
+        for treatment in asked:
             treatment.check(self.release, prefix_sharing)
         from analysis.engine.adapters.bare import BareSystem
 
         self._system = BareSystem()
         try:
-            self.elsewhere = tuple(n for n in self.treatments if not self._acts_here(n))
+            with closing(self._open(next(iter(SCENARIOS.values())), ())) as bare:
+                adapter = bare.engine.adapter
+            self.elsewhere = tuple(
+                name
+                for name, treatment in zip(self.treatments, asked, strict=True)
+                if treatment.name in _ELSEWHERE or not _has(adapter, treatment.needs)
+            )
         except BaseException:
             self._system.close()
             raise
@@ -52,15 +64,6 @@ class Laboratory:
 
     def __exit__(self, *error: object) -> None:
         self._system.close()
-
-    def _acts_here(self, name: str) -> bool:
-        if name.partition(":")[0] in _ELSEWHERE:
-            return False
-        try:
-            self._open(next(iter(SCENARIOS.values())), (name,)).close()
-        except AttributeError:  # a cache by itself has not what it changes
-            return False
-        return True
 
     def _open(self, scenario: Scenario, treatments: Sequence[str]) -> Stage:
         return Stage(self._system, self.kind, scenario, self.prefix_sharing, treatments)
@@ -140,6 +143,16 @@ def leave_out(
         rest = [other for other in treatments if other != name]
         found[name] = examine(prefix_sharing, rest, workers=workers, budget_s=left)
     return found
+
+
+def _has(adapter: BareAdapter, path: str) -> bool:
+    """Tell whether there is such an attribute, by its dotted path."""
+    owner: Any = adapter
+    for name in path.split("."):
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True
 
 
 def _failures(lab: Laboratory, scenario: Scenario, explored: Exploration) -> Iterator[Failure]:

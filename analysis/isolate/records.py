@@ -57,7 +57,7 @@ class RecordActor(Actor):
         probe._live[self.name] = _Live(self.decoder)
 
     def take_leave(self, probe: Any) -> None:
-        probe._live.pop(self.name, None)
+        probe._forget(self.name)
 
     def _decoder(self) -> Any:
         # Its constructor wants a batcher, of which it uses only the cache.

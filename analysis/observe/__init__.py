@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from analysis.engine.capture import ObserverWarning
 from analysis.engine.engine import Engine
 from analysis.observe.checksums import checksummed
-from analysis.observe.recorder import ObserverWarning, Recorder
+from analysis.observe.recorder import MOST_BYTES, Recorder
 from analysis.observe.recording import Recording
 
 __all__ = ["ObserverWarning", "Recording", "observe"]
@@ -28,6 +29,7 @@ def observe(
     memory_every_s: float = 0.1,
     max_events: int = 500_000,
     max_snapshots: int = 5_000,
+    max_bytes: int = MOST_BYTES,
     likeliest: int = 0,
     verifies: bool = False,
     checksums: str | None = None,
@@ -39,7 +41,9 @@ def observe(
     without it only the first and the last are taken. `stacks` adds to every event the engine's
     own Python frames. Resident memory is read every `memory_every_s` seconds (0: never). At most
     `max_events` events, as many flights and `max_snapshots` snapshots are kept, the first ones;
-    `Recording.overflow` says what was left out. An event takes some 300 bytes. `likeliest` has
+    `Recording.overflow` says what was left out. An event takes some 300 bytes. What is kept beside
+    its rows (arrays and scores of flights, frames, snapshots) is counted, and the recording is full
+    as well when that takes more than `max_bytes`, by default 1 GiB. `likeliest` has
     every flight note so many of the likeliest next tokens of each request's row, with their
     logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
     compared with what they were filled with, and results followed up to the token that is chosen
@@ -55,6 +59,7 @@ def observe(
         stacks=stacks,
         max_events=max_events,
         max_snapshots=max_snapshots,
+        max_bytes=max_bytes,
         likeliest=likeliest,
         verifies=verifies,
     )
@@ -87,8 +92,11 @@ def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
 
     def sample() -> None:
         while True:
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-            recorder.event("memory", value=resident, detail=table)
+            try:
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+                recorder.event("memory", value=resident, detail=table)
+            except Exception as error:
+                recorder.fault(error)
             if stop.wait(every_s):
                 return
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from analysis.engine.elements import nans_in_words
 from analysis.errors import EngineError
 from analysis.observe.writes import PADDING_PAGE, Ints, Mask, Written
 
@@ -41,8 +42,6 @@ _MOST_PENDING, _FORMER = 1000, 256
 _LEARNT = 64
 """Pages that are read at a time when the checking begins; the engine waits no longer."""
 _SEED = 20261125
-_NAN = (0x7E00, 0xFE00, 0x7FC0, 0xFFC0)
-"""NaN as arithmetic makes it, of float16 and bfloat16: written over itself it looks as before."""
 _WEIGHTS = np.array([(2 * i + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 | 1 for i in range(64)],
                     dtype=np.uint64)  # fmt: skip
 
@@ -59,7 +58,7 @@ def writing(pool: Any, page: int) -> Iterator[None]:
         return
     with watched.lock:
         yield
-        watched.rewritten(page)
+        watched.recorder.of_bytes(watched.rewritten, page)
 
 
 @contextmanager
@@ -149,7 +148,7 @@ class Checksums:
         """Changes of a page that were not judged, for want of room to remember them."""
         self._offered = 0
         """Pages that landings could have read, of which each read one."""
-        self._recorder, self._pool = recorder, probe.pool
+        self.recorder, self._pool = recorder, probe.pool
         self._random = random.Random(_SEED)
         self._open(probe)
         shape = (self._count, self._stride)
@@ -190,8 +189,8 @@ class Checksums:
         """
         with self.lock:
             _watching[id(self._pool)] = self
-            self._recorder.checksums = self
-            self._air = dict.fromkeys(self._recorder.under_way, -1)
+            self.recorder.checksums = self
+            self._air = dict.fromkeys(self.recorder.under_way, -1)
         for first in range(0, len(self._all), _LEARNT):
             with self.lock:
                 if self._tables:
@@ -224,10 +223,11 @@ class Checksums:
             raise EngineError(f"the page table of this device cannot be mapped: {error}") from error
         width = self._tables[0].shape[-1]
         self._weights = np.resize(_WEIGHTS, width)
+        # Written over itself NaN looks as before.
         self._nan = np.array(
-            [(np.full(width, bits * 0x0001000100010001, np.uint64) * self._weights).sum()
-             for bits in _NAN]
-        )  # fmt: skip
+            [(np.full(width, word) * self._weights).sum() for word in nans_in_words(probe.dtype)],
+            dtype=np.uint64,
+        )
 
     def close(self) -> None:
         """Let go of the page tables."""
@@ -398,7 +398,7 @@ class Checksums:
             pending = _Pending(
                 page, np.flatnonzero(changed[row]).tolist(), held[row], self._at[page].copy(),
                 set(self._air), moment, int(self._since[page]), self._last_begun,
-                self._recorder.holders_of(page), request_id,
+                self.recorder.holders_of(page), request_id,
             )  # fmt: skip
             if not pending.flights:
                 self._changed(pending)
@@ -567,7 +567,7 @@ class Checksums:
     def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
         """Take note that a flight wrote nobody knows what; it may still be writing."""
         for request_id in request_ids:
-            self._unsure.update(self._recorder.held_by(request_id))
+            self._unsure.update(self.recorder.held_by(request_id))
         if wrote is not None:
             self._unsure.update(wrote.pages.tolist())
         self._pending = [p for p in self._pending if p.page not in self._unsure]
@@ -575,7 +575,7 @@ class Checksums:
     def _tell(
         self, kind: str, page: int, value: int, request_id: str | None, said: dict[str, Any]
     ) -> None:
-        self._recorder.event(
+        self.recorder.event(
             kind, request_id=request_id, pages=[page], value=value, detail=json.dumps(said)
         )
 

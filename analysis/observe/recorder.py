@@ -16,11 +16,14 @@ from types import CodeType, FrameType
 from typing import Any
 
 from analysis.engine.cache import read_between
+from analysis.engine.capture import ObserverWarning
 from analysis.engine.config import Completion, EngineDeath
 from analysis.engine.engine import Engine
 from analysis.engine.locks import Locks
+from analysis.engine.scores import Scores, Top
+from analysis.errors import whole_number
 from analysis.observe.checksums import SEEN, Checksums
-from analysis.snapshot import Snapshot
+from analysis.snapshot import CacheState, Snapshot
 
 # The order of a recorded event's fields, as columns of the table `events`.
 EVENT_FIELDS = (
@@ -39,6 +42,17 @@ _SNAPSHOT_WAIT_S = 0.02
 _SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
 _MOST_NAMED = 1000
 """How many faults of the watching, and dropped flights, are kept in full; the rest is counted."""
+_ARRAYS = frozenset(["tokens", "seq_lens", "start_positions", "block_tables"])
+MOST_BYTES = 1 << 30
+"""What a recording keeps beside the rows of its events unless told otherwise.
+
+500,000 events with the engine's frames take some 0.5 GiB, as many flights of the counting model
+0.3: what is larger, such as scores or the block tables of a large model, ends it earlier.
+"""
+_LONG = 128
+"""Details and lists of pages that are longer are counted for their bytes."""
+_WORD, _FRAME, _FLIGHT, _NODE, _NUMBERS = 8, 96, 600, 200, 72
+"""Bytes of an element, a frame, a flight, a node of a snapshot, and a token with its logarithm."""
 _NEAR = 64
 """Among how many of the last events the one with the last place is."""
 _LOCKED = frozenset(
@@ -47,10 +61,6 @@ _LOCKED = frozenset(
 """Kinds of events that tell under which locks they happened: those that change what is shared."""
 _STACKLESS = frozenset(["chosen", "token", "first_token", "answered"])
 """Kinds of events that happen at one place of the engine only, and at every token."""
-
-
-class ObserverWarning(UserWarning):
-    """Something could not be watched, or there was too much of it."""
 
 
 class _Here(threading.local):
@@ -84,11 +94,19 @@ class Recorder:
         max_snapshots: int,
         likeliest: int = 0,
         verifies: bool = False,
+        max_bytes: int = MOST_BYTES,
     ) -> None:
         self.engine = engine
         self.automatic = snapshots
         self.stacks = stacks
         self.max_events, self.max_snapshots = max_events, max_snapshots
+        self.max_bytes = whole_number(max_bytes, "max_bytes", 1, 1 << 50)
+        self.bytes = 0
+        """What is kept beside the rows of events takes about so much: arrays, frames, snapshots."""
+        self._room = max_events
+        """Rows of events that are kept; those that were there when the bytes were used up."""
+        self._last_flight = sys.maxsize
+        """The last flight that is kept: one that was under way then is, as its tokens may be."""
         self.events: list[tuple[Any, ...]] = []
         self.flights: list[tuple[Any, ...]] = []
         self.snapshots: list[Snapshot] = []
@@ -118,8 +136,10 @@ class Recorder:
         """Places reserved and not filled yet: when (ns), for which request and operation."""
         self._given_up: set[str] = set()
         """Requests that their clients gave up, and that the engine has not ended."""
+        self._asked: set[str] = set()
+        """Requests that were sent in and are not told to have ended."""
         self._late: set[str] = set()
-        """Requests that the engine ended once more, or later than their clients."""
+        """Those of them that the engine ended, while their clients are giving them up."""
         self._seq = itertools.count()
         self._flight_ids = itertools.count()
         self._started_ns = time.monotonic_ns() - round(engine.clock_s() * 1e9)
@@ -166,6 +186,8 @@ class Recorder:
             here.marks.pop()
         if not here.operations and here.version is not None:
             here.version[0] += 1
+            if self.locks is not None:
+                self.locks.end()
             if error is not None:
                 self._automatic_snapshot("failure", None)
 
@@ -228,7 +250,7 @@ class Recorder:
         if (place is not None and self._open.pop(place[0], None) is None) or self.closed:
             return  # the recording ended before
         # Of what comes after a dropped one nothing could be made.
-        if len(self.events) >= self.max_events or self.dropped["events"]:
+        if len(self.events) >= self._room or self.dropped["events"]:
             self._overflow("events")
             if place is not None:
                 self._skip(place[0])
@@ -250,14 +272,16 @@ class Recorder:
              free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
              detail, locks, stack)
         )  # fmt: skip
+        if stack or (detail and len(detail) > _LONG) or (pages and len(pages) > _LONG):
+            self._weigh(_FRAME * len(stack or ()) + len(detail or ()) + _WORD * len(pages or ()))
         if pages and kind in SEEN and (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.seen, kind, pages, request_id or owner)
+            self.of_bytes(checksums.seen, kind, pages, request_id or owner)
 
     def at_token(self, kind: str, request_id: str, value: int | None, detail: str | None) -> None:
         """Keep an event of a kind that comes with every token of every request: quick."""
         here = self._here
         events, full = self.events, self.dropped["events"]
-        if here.operations or full or self.closed or len(events) >= self.max_events:
+        if here.operations or full or self.closed or len(events) >= self._room:
             self.event(kind, request_id=request_id, value=value, detail=detail)
             return
         events.append(
@@ -315,7 +339,7 @@ class Recorder:
             self.under_way[flight[0]] = flight
         # Another thread may end the looking meanwhile.
         if (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.begins, flight[0])
+            self.of_bytes(checksums.begins, flight[0])
         return flight
 
     def flight_unseen(self) -> None:
@@ -330,15 +354,15 @@ class Recorder:
         if number not in self.under_way:
             return  # the recording ended before
         if (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.ends, number, phase, request_ids, arrays, error)
+            self.of_bytes(checksums.ends, number, phase, request_ids, arrays, error)
         end_seq, ended_ns = self._place()
         if self.under_way.pop(number, None) is None:
             self._skip(end_seq)
             return  # the recording ended meanwhile
         if (opened := self.checksums) is not None and opened is not checksums:
             # Opened meanwhile, it took the flight for one under way.
-            self._of_bytes(opened.ends, number, phase, request_ids, arrays, error)
-        if len(self.flights) >= self.max_events:
+            self.of_bytes(opened.ends, number, phase, request_ids, arrays, error)
+        if len(self.flights) >= self.max_events or number > self._last_flight:
             self._overflow("flights")
             self._skip(seq)
             self._skip(end_seq)
@@ -355,6 +379,7 @@ class Recorder:
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error),
              scores, arrays.get("results"), arrays.get("changed"))
         )  # fmt: skip
+        self._weigh(_flight_bytes(arrays, scores))
 
     def last_flight_of(self, request_ids: list[str]) -> int | None:
         """Return the number of the last flight of just these requests, landed or not."""
@@ -399,8 +424,10 @@ class Recorder:
         # Whoever has seen the event finds the snapshot, too.
         if self.closed:
             return snapshot
-        if len(self.snapshots) < self.max_snapshots:
+        full = len(self.snapshots) >= self.max_snapshots or self.bytes > self.max_bytes
+        if not full or not self.snapshots:  # whoever follows it begins with the first
             self.snapshots.append(snapshot)
+            self._weigh(_snapshot_bytes(state))
         else:
             self._overflow("snapshots")
         self.event(
@@ -424,6 +451,7 @@ class Recorder:
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
         """Note that a request is about to be sent in."""
         self._automatic_snapshot("before", request_id)
+        self._asked.add(request_id)
         self._late.discard(request_id)
         self._given_up.discard(request_id)
         self.event("submitted", request_id=request_id, detail=" ".join(map(str, prompt_tokens)))
@@ -444,6 +472,8 @@ class Recorder:
             if completion.request_id not in self._late:
                 self._given_up.add(completion.request_id)
             self._waiting(completion.request_id)
+        self._asked.discard(completion.request_id)
+        self._late.discard(completion.request_id)
         self.event(
             "done",
             request_id=completion.request_id,
@@ -457,7 +487,8 @@ class Recorder:
 
     def late(self, request_id: str, outcome: str) -> None:
         """Note that the engine ended a request that had an end already."""
-        self._late.add(request_id)
+        if request_id in self._asked:  # else its end was told before
+            self._late.add(request_id)
         self._given_up.discard(request_id)
         self.event("late", request_id=request_id, detail=outcome)
 
@@ -535,7 +566,7 @@ class Recorder:
 
     # -- the bytes of pages ----------------------------------------------------------------
 
-    def _of_bytes(self, look: Callable[..., None], *args: Any) -> None:
+    def of_bytes(self, look: Callable[..., None], *args: Any) -> None:
         """Look at bytes; a mistake in it must not reach the engine, nor make a false alarm."""
         try:
             look(*args)
@@ -546,7 +577,7 @@ class Recorder:
     def read_all_bytes(self) -> None:
         """Read all pages once more, and tell how far their bytes were checked."""
         if (checksums := self.checksums) is not None:
-            self._of_bytes(checksums.read_all)
+            self.of_bytes(checksums.read_all)
         if (checksums := self.checksums) is not None:
             self.event("checksums", detail=checksums.coverage)
 
@@ -560,21 +591,55 @@ class Recorder:
 
     def fault(self, error: Exception) -> None:
         """Keep an error of the watching itself as an event, and show the first few as warnings."""
-        text = f"{type(error).__name__}: {error}"
-        self.event("observer_error", detail=text)
-        if len(self.faults) >= _MOST_NAMED:
-            self._overflow("faults")
-            return
-        self.faults.append(text)
-        if len(self.faults) <= _SHOWN_FAULTS:
-            _warn(f"The engine could not be watched at one point: {text}")
+        try:
+            text = f"{type(error).__name__}: {error}"
+            if len(self.faults) >= _MOST_NAMED:
+                self._overflow("faults")
+            else:
+                self.faults.append(text)
+                if len(self.faults) <= _SHOWN_FAULTS:
+                    _warn(f"The engine could not be watched at one point: {text}")
+            self.event("observer_error", detail=text)
+        except Exception:  # as where memory is short; it must not reach the engine
+            self.dropped["faults"] += 1
+
+    def _weigh(self, count: int) -> None:
+        """Count bytes that were kept; when there are too many, nothing more is kept from now on.
+
+        Two threads that count at once may lose one of the two; it is a bound, and no measure.
+        """
+        self.bytes += count
+        if self.bytes > self.max_bytes and self._last_flight == sys.maxsize:
+            self._last_flight = max([*self.under_way, -1])
+            self._room = min(self._room, len(self.events))
 
     def _overflow(self, what: str) -> None:
         self.dropped[what] += 1
         if self.dropped[what] == 1:
-            bounds = {"snapshots": self.max_snapshots, "faults": _MOST_NAMED}
-            bound = bounds.get(what, self.max_events)
-            _warn(f"The recording is full: it keeps the first {bound} {what}, and counts the rest.")
+            kept: list[Any] = self.faults if what == "faults" else getattr(self, what)
+            bound = len(kept)
+            why = f" for its {self.max_bytes} bytes" if self.bytes > self.max_bytes else ""
+            _warn(
+                f"The recording is full{why}: it keeps the first {bound} {what}, and counts the"
+                " rest."
+            )
+
+
+def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
+    """Return about how much a flight takes: its arrays, and its scores where they are kept."""
+    elements = sum(len(array[1]) for name, array in arrays.items() if name in _ARRAYS)
+    if isinstance(scores, Scores):
+        return _FLIGHT + _WORD * elements + sum(map(len, scores.rows))
+    likely = 0 if scores is None else sum(map(len, scores.tokens))
+    return _FLIGHT + _WORD * elements + _NUMBERS * likely + len(arrays.get("changed") or ())
+
+
+def _snapshot_bytes(state: CacheState) -> int:
+    """Return about how much a snapshot takes."""
+    pages = len(state.free) + sum(map(len, state.holdings.values())) + len(state.allocated or ())
+    return _WORD * (pages + sum(len(node.tokens) for node in state.nodes)) + _NODE * len(
+        state.nodes
+    )
 
 
 def _warn(message: str) -> None:

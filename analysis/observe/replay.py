@@ -72,12 +72,19 @@ class Replay:
                 self.nodes[number] = Node(number, int(event.parent), pages[0], tokens, 0, False)
             case "replace" | "unlink":
                 self.nodes.pop(int(event.node), None)
+                self._forget_count(int(event.node))
             case "reference":
                 self._references[int(event.node)] = int(event.ref_count)
+                self._forget_count(int(event.node))
             case "leaf":
                 self._leaves.add(int(event.node))
             case "no_leaf":
                 self._leaves.discard(int(event.node))
+
+    def _forget_count(self, node: int) -> None:
+        """Keep no count of a node that is gone, unless somebody still refers to it."""
+        if node not in self.nodes and not self._references.get(node):
+            self._references.pop(node, None)
 
     def cached(self) -> set[int]:
         """Return the pages that the prefix cache has now, whoever else holds them."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.observe.recorder import ObserverWarning
+from analysis.engine.capture import ObserverWarning
 
 SPILLED = ("events", "flights", "snapshots")
 _FOLDER, _LACKING = "recorded", "lacking.json"

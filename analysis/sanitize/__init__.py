@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
+from analysis.engine import elements
 from analysis.engine.engine import Engine
 from analysis.errors import EngineError
 from analysis.observe import observe
@@ -57,10 +58,11 @@ def sanitize(
     one before it. `Findings.bytes_checked` says what was read. Padding page 0 is not judged, nor a
     change that a flight under way writes over.
 
-    The cache at rest is checked when the block ends. After `max_events` events or flights nothing
-    more is checked, and it says so.
+    The cache at rest is checked when the block ends. After `max_events` events or flights, or more
+    bytes than a recording keeps (see `observe`), nothing more is checked, and it says so.
 
-    Raises EngineError if the engine is not running.
+    Raises EngineError if the engine is not running, and with `contents` if its keys and values are
+    of a type that cannot be read.
     """
     probe = engine.probe
     watcher = None if probe is None else probe.watcher
@@ -85,6 +87,8 @@ def sanitize(
     ):
         recorder = watcher if recording is None else recording.recorder
         assert isinstance(recorder, Recorder)
+        if contents and engine.probe is not None:
+            elements.check(engine.probe.dtype)
         last.callback(setattr, recorder, "look_inside", recorder.look_inside)
         recorder.look_inside |= contents
         last.callback(setattr, recorder, "verifies", recorder.verifies)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import children, releases
+from analysis.engine import elements
 from analysis.errors import CachelabError, EngineError, ModelError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
         raise EngineError(f"Page {strange[0]} does not exist: the pool has pages 0 to {count - 1}.")
     shards = len(probe.pool.page_tables)
     shape = (shards, layers, kinds, stride, heads // shards, size)
+    elements.check(probe.dtype)
     try:
         read = [probe._elements(page).reshape(shape) for page in pages]
     except Exception as error:

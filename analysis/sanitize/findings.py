@@ -88,6 +88,7 @@ class Group:
     by_request: dict[str | None, Finding] = field(default_factory=dict)
     """The first of each request, in order."""
     counts: dict[str | None, int] = field(default_factory=dict)
+    """How often it was found for each of these requests."""
 
     @property
     def rule(self) -> str:
@@ -148,8 +149,10 @@ class Findings:
             group = self._groups[finding.rule, finding.cause] = Group(finding)
         group.count += 1
         request = finding.request_id
-        group.counts[request] = group.counts.get(request, 0) + 1
-        if request not in group.by_request and len(group.by_request) < _MEMBERS:
+        if request in group.by_request:
+            group.counts[request] += 1
+        elif len(group.by_request) < _MEMBERS:
+            group.counts[request] = 1
             finding.message = finding.text
             finding.stack = stack_in_words(finding.stack)
             finding.other_stack = stack_in_words(finding.other_stack)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from analysis.snapshot_change import counted
 
-_SHOWN = 6
+_SHOWN, _MOST_NAMED = 6, 100_000
 
 
 class Unchecked:
@@ -16,7 +16,7 @@ class Unchecked:
     def __init__(self) -> None:
         self.invocations = 0
         self.requests: Counter[str] = Counter()
-        """Unchecked invocations of each request."""
+        """Unchecked invocations of each request, the first 100,000 requests; all are counted."""
         self.reasons: Counter[str] = Counter()
         """Unchecked invocations by what kept them from being checked."""
 
@@ -25,7 +25,8 @@ class Unchecked:
         self.invocations += count
         self.reasons[reason] += count
         for request_id in request_ids:
-            self.requests[request_id] += count
+            if request_id in self.requests or len(self.requests) < _MOST_NAMED:
+                self.requests[request_id] += count
 
     def update(self, other: Unchecked, cell_id: str = "") -> None:
         """Add what was not checked of another engine; its requests are named with their cell."""

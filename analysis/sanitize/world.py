@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.observe.replay import Replay
 from analysis.sanitize.shadow import Hashes, Ints, Shadow, mix_one, prefix_hashes
@@ -18,6 +20,8 @@ PADDING_PAGE = 0
 """The page that rows and block tables are padded with, in every release of shortfin."""
 ENDED_WELL = ("ok", "wrong", "rejected")
 _ALL = 2**64 - 1
+_ENDED = 1000
+"""Requests that have ended and are still known in full: flights, tokens and releases come late."""
 
 
 class Event(NamedTuple):
@@ -204,11 +208,22 @@ class World(Replay):
         self.stride = stride
         in_use = sorted({*range(self.page_count)} - self.free)
         self.shadow = Shadow(self.page_count, stride, in_use)
-        self.sequences: list[Sequence] = []
+        self.written_by: list[NDArray[Any]] = [self.shadow.writer]
+        """Arrays of sequences' numbers: what has its number in one keeps its request's name."""
+        self._names: dict[int, str] = {}
+        """Requests by the numbers of their sequences, but for those that nothing has any more."""
+        self._sequences = itertools.count()
+        self._named = _ENDED
+        """With so many names those are sought that nothing has."""
+        self._ended: deque[Sequence] = deque()
+        """Sequences in `last_of` that have ended, in order."""
         self.under_way: dict[str, Sequence] = {}
         """Requests that were sent in and have not ended."""
         self.last_of: dict[str, Sequence] = {}
-        """The last sequence of every request that was ever seen."""
+        """The last sequence of every request that was seen, but for those that ended long ago.
+
+        One that holds pages, or that the engine has yet to end, is not forgotten.
+        """
         self.holders: dict[int, set[str]] = {}
         """Requests that hold a page."""
         for request_id, pages in self.held.items():
@@ -226,8 +241,6 @@ class World(Replay):
         """References that each request took and did not give back, by node."""
         self.owed: dict[int, _Owed] = {}
         """Pages in no free list, nobody's hands and not in the trie, by page."""
-        self.touched: dict[str | None, set[int]] = {}
-        """Nodes that the operation under way on each thread changed."""
         self.uncounted = 0
         """By how many pages the pool's free list is larger than what its operations made it."""
         self.pool_threads: set[str | None] = set()
@@ -260,8 +273,8 @@ class World(Replay):
         return self._leaves
 
     def name(self, number: int) -> str | None:
-        """Return the request that a sequence's number stands for."""
-        return self.sequences[number].request_id if number >= 0 else None
+        """Return the request that a sequence's number stands for, None if it is not known."""
+        return self._names.get(number)
 
     def where(self, page: int) -> str:
         """Say in whose hands a page is."""
@@ -306,11 +319,37 @@ class World(Replay):
         assert event.request_id is not None
         words = (event.detail or "").split()
         prompt = tuple(map(int, words)) if words and all(w.isdigit() for w in words) else None
-        sequence = Sequence(len(self.sequences), event.request_id, prompt)
-        self.sequences.append(sequence)
+        sequence = Sequence(next(self._sequences), event.request_id, prompt)
+        self._name(sequence)
+        self.last_of.pop(event.request_id, None)  # the last one comes last
         self.under_way[event.request_id] = self.last_of[event.request_id] = sequence
         self._late.discard(event.request_id)
         self.given_up.discard(event.request_id)
+
+    def _name(self, sequence: Sequence) -> None:
+        """Keep a sequence's name as long as its number is in an array."""
+        if len(self._names) >= self._named:
+            kept = set(np.concatenate([np.unique(numbers) for numbers in self.written_by]).tolist())
+            kept.update(known.number for known in self.last_of.values())
+            self._names = {n: name for n, name in self._names.items() if n in kept}
+            self._named = 2 * len(self._names) + _ENDED
+        self._names[sequence.number] = sequence.request_id
+
+    def _end(self, sequence: Sequence) -> None:
+        """Forget who ended long ago and has nothing any more."""
+        self._ended.append(sequence)
+        for _ in range(2):  # one more than comes, so that those who were not ready are come to
+            if len(self._ended) <= _ENDED:
+                return
+            old = self._ended.popleft()
+            request = old.request_id
+            if self.last_of.get(request) is not old:
+                continue  # its name was sent in again
+            if request in self.held or request in self.given_up:
+                self._ended.append(old)
+            else:
+                del self.last_of[request]
+                self.balance.pop(request, None)
 
     def _see_first_token(self, event: Event) -> None:
         sequence = self.last_of.get(event.request_id or "")
@@ -332,14 +371,18 @@ class World(Replay):
             sequence.answers += 1
 
     def _see_done(self, event: Event) -> None:
-        sequence = self.under_way.pop(event.request_id or "", None)
+        request = event.request_id or ""
+        sequence = self.under_way.pop(request, None)
+        if event.detail in ("timeout", "lost") and request not in self._late:
+            self.given_up.add(request)
+        self._late.discard(request)
         if sequence is not None:
             sequence.done = event.detail
-        if event.detail in ("timeout", "lost") and event.request_id not in self._late:
-            self.given_up.add(event.request_id or "")
+            self._end(sequence)
 
     def _see_late(self, event: Event) -> None:
-        self._late.add(event.request_id or "")
+        if event.request_id in self.under_way:  # only then its end is told afterwards
+            self._late.add(event.request_id)
         self.given_up.discard(event.request_id or "")
 
     def _see_acquire(self, event: Event) -> None:
@@ -384,7 +427,6 @@ class World(Replay):
         self.node_at[event.pages[0]] = event.node
         self.children[event.parent or 0] += 1
         self.owed.pop(event.pages[0], None)
-        self._touch(event, event.node, event.parent)
 
     def _see_replace(self, event: Event) -> None:
         self._leaves_trie(event)
@@ -396,12 +438,14 @@ class World(Replay):
         assert event.node is not None
         node = self.nodes.get(event.node)
         self._one(event)
-        self._touch(event, event.node)
+        if (nobodys := self.balance.get(None)) is not None:
+            nobodys.pop(event.node, None)  # there is no end of anybody at which it would go
         if node is None:
             return
         if node.parent is not None:
             self.children[node.parent] -= 1
-            self._touch(event, node.parent)
+            if self.children[node.parent] <= 0:
+                del self.children[node.parent]
         if node.page is not None and self.node_at.get(node.page) == event.node:
             del self.node_at[node.page]
             self._owe(node.page, event)
@@ -410,12 +454,15 @@ class World(Replay):
         self._one(event)
         assert event.node is not None
         change = (event.ref_count or 0) - (event.ref_before or 0)
-        self.balance.setdefault(event.request_id, Counter())[event.node] += change
+        balance = self.balance.setdefault(event.request_id, Counter())
+        balance[event.node] += change
+        if not balance[event.node]:
+            del balance[event.node]
+            if not balance:
+                del self.balance[event.request_id]
 
     def _see_leaf(self, event: Event) -> None:
         self._one(event)
-        assert event.node is not None
-        self._touch(event, event.node)
 
     _see_no_leaf = _see_leaf
 
@@ -427,10 +474,6 @@ class World(Replay):
         # One that was freed meanwhile may be another's already, who has yet to put it on its list.
         if self.is_lost(page) and page not in self.owed:
             self.owed[page] = _Owed(event.request_id, event)
-
-    def _touch(self, event: Event, *nodes: int | None) -> None:
-        touched = self.touched.setdefault(event.thread, set())
-        touched.update(node for node in nodes if node is not None)
 
     def lose(self, flight: Unread) -> None:
         """Take note that a flight wrote nobody knows what into its requests' pages.

@@ -37,6 +37,8 @@ class Treatment(ABC):
     """Releases a fault of which it mends; on others, and if none, it only tries a hypothesis."""
     takes: ClassVar[str | None] = None
     """What its parameter is; None if it takes none."""
+    needs: ClassVar[str] = "service.page_cache"
+    """What of an engine's adapter it changes: a cache by itself has no more than its cache."""
 
     page_count: int | None = None
     """Pages that the engine must be started with at least; None for any."""

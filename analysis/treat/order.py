@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import replace
@@ -88,6 +89,7 @@ class OneWorker(Treatment):
     hypothesis = "Requests on several threads get between each other's steps."
     change = "Each request's process, with all that it does to the cache, runs on one worker."
     releases = ("3.9.0",)
+    needs = "service.main_fiber_pool"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         assert engine.adapter is not None
@@ -113,6 +115,7 @@ class OneAtATime(Treatment):
     name = "one-at-a-time"
     hypothesis = "Requests that are under way at once disturb each other, in whatever way."
     change = "A request goes to the engine when the one before it has ended."
+    needs = "launch"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         adapter = engine.adapter
@@ -176,36 +179,61 @@ class PinOnLookup(Treatment):
 
     name = "pin-on-lookup"
     hypothesis = "Between lookup and allocation others evict what was found, and reuse its page."
-    change = "The node found is referred to from its lookup until its pages are allocated."
+    change = (
+        "The node found is referred to from its lookup until its pages are allocated, or what was"
+        " found is given back or dropped."
+    )
     releases = ("3.9.0",)
     sharing = "trie"
     fixes = ("3.9.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        lookup, allocate, lock = cache.lookup, cache.allocate, lock_for(engine, undo, self.name)
+        lookup, allocate, release = cache.lookup, cache.allocate, cache.release_pages
+        lock = lock_for(engine, undo, self.name)
         pinned: dict[int, tuple[Any, Any]] = {}
+        lost: deque[int] = deque()
+        """Of lookups that nobody has any more; their ends come at any moment, under any lock."""
 
         def unpin(key: int) -> None:
             _, node = pinned.pop(key, (None, None))
             if node is not None and not node.ref_count.is_empty():
                 node.ref_count.decrement()
 
+        def unpin_lost() -> None:
+            while lost:
+                unpin(lost.popleft())
+
         def looked_up(*args: Any, **named: Any) -> Any:
             with lock:  # nobody allocates, hence evicts, before the pin is in
                 found = lookup(*args, **named)
+                unpin_lost()
                 if found.last_cached_node is not cache.root:
                     found.last_cached_node.ref_count.increment()
-                    pinned[id(found)] = found, found.last_cached_node
+                    key = id(found)
+                    end = weakref.ref(found, lambda _: lost.append(key))
+                    pinned[key] = end, found.last_cached_node
                 return found
 
         def allocated(*args: Any, **named: Any) -> Any:
             info = named.get("cache_info", args[1] if len(args) > 1 else None)
             with lock:
+                unpin_lost()
                 try:
                     return allocate(*args, **named)
                 finally:
                     unpin(id(info))
 
+        def released(cache_info: Any) -> Any:
+            # Given back without an allocation: the reference that goes is the pin.
+            pinned.pop(id(cache_info), None)
+            return release(cache_info)
+
+        def unpin_all() -> None:
+            for key in list(pinned):
+                unpin(key)
+
+        undo.callback(unpin_all)
         replace_attribute(undo, cache, "lookup", looked_up)
         replace_attribute(undo, cache, "allocate", allocated)
+        replace_attribute(undo, cache, "release_pages", released)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.engine.elements import encode
 from analysis.errors import EngineError
 from analysis.observe.checksums import writing
 from analysis.sanitize.world import QUARANTINE
@@ -27,13 +28,9 @@ _PATTERNS = {"nan": float("nan"), "zero": 0.0}
 def fill_page(pool: Any, page: int, value: float) -> None:
     """Fill a page with a number, over all devices."""
     for table in pool.page_tables:
-        view = table.view(page)
-        with view.map(read=True) as mapped:
-            elements = mapped.items
-        # float16 goes as its bits.
-        integral = getattr(elements, "typecode", "H") in "HhIiLl"
-        with view.map(write=True) as mapped:
-            mapped.fill(int(np.float16(value).view(np.uint16)) if integral else value)
+        bits = encode(value, str(table.dtype))
+        with table.view(page).map(write=True) as mapped:
+            np.frombuffer(mapped, dtype=bits.dtype)[:] = bits
 
 
 def _fill(pool: Any, page: int, value: float) -> None:
@@ -47,7 +44,7 @@ def page_digest(pool: Any, page: int) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for table in pool.page_tables:
         with table.view(page).map(read=True) as mapped:
-            digest.update(bytes(mapped.items))
+            digest.update(bytes(mapped))
     return digest.digest()
 
 
@@ -192,7 +189,10 @@ def _once(pages: Iterable[Any]) -> list[Any]:
 def _tell(engine: Engine, kind: str, pages: list[int], detail: str | None = None) -> None:
     watcher = None if engine.probe is None else engine.probe.watcher
     if watcher is not None and pages:
-        watcher.event(kind, pages=pages, detail=detail)
+        try:
+            watcher.event(kind, pages=pages, detail=detail)
+        except Exception as error:
+            watcher.fault(error)
 
 
 def _pool(engine: Engine) -> Any:

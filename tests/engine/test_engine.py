@@ -69,7 +69,28 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
     done = child(
         "3.1.0",
         """
+        import time, warnings
+        from analysis.engine import deaths
+        from analysis.observe import ObserverWarning
+        from _shortfin.asyncio_bridge import PyWorkerEventLoop
+
+        class Loud:
+            def __getattr__(self, name):
+                def fail(*args):
+                    raise ValueError(f"planted in {name}")
+                return fail
+
+        class Quiet:
+            heard = set()
+            def __getattr__(self, name):
+                return lambda *args: self.heard.add(name)
+
+        shown = warnings.catch_warnings(record=True)
+        told = shown.__enter__()
+        warnings.simplefilter("always")
+        deaths.listen(Loud().death)  # before the engine does
         with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
+            engine.listeners += [Loud(), Quiet()]
             ended = []
             for first in range(100, 700, 10):
                 # Two full pages, the same for all: each publishes its own copy of them.
@@ -80,11 +101,24 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
                     break
             late = engine.generate(prompt)
             died, log = engine.died, engine.log
-        with Engine() as engine:
-            again = engine.generate("1 2 3 4 5 ", max_new_tokens=5)
+            deaths.unlisten(deaths._listeners[0])
+        faults = engine.faults
+        with Engine() as second:
+            again = second.generate("1 2 3 4 5 ", max_new_tokens=5)
+            second.adapter.service.batcher.board_flights = lambda: 1 / 0
+            later = second.generate("1 2 3 4 5 ", 5, timeout_s=30)
+        shown.__exit__(None, None, None)
+        try:  # as a worker of nobody's engine does, for which nobody listens any more
+            PyWorkerEventLoop("another").call_exception_handler({"exception": KeyError("foreign")})
+            foreign = "swallowed"
+        except RuntimeError as error:
+            foreign = str(error)
         say({"outcomes": sorted({c.outcome for c in ended}), "late": late.outcome,
              "late_error": late.error, "died": died and died.traceback, "log": log,
-             "again": again.text})
+             "again": again.text, "heard": sorted(Quiet.heard), "faults": faults,
+             "warned": [str(w.message) for w in told if w.category is ObserverWarning],
+             "later": [later.outcome, second.died and second.died.traceback, second.log],
+             "same": engine.died is died, "foreign": foreign})
         """,
         short_strobes=False,  # the four must be in one batch
     )
@@ -92,6 +126,20 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
     assert "lost" in done.said["outcomes"]
     assert "timeout" not in done.said["outcomes"]
     assert "KeyError" in done.said["died"]
+    # Listeners that raise keep nothing from the engine, from others, or from whoever looks.
+    assert {"submitted", "token", "answered", "done", "died"} <= set(done.said["heard"])
+    assert "Async exception on" in done.said["log"]
+    assert "planted in death" in done.said["log"]
+    assert "planted in submitted" in done.said["log"]
+    assert any("planted in submitted" in text for text in done.said["warned"])
+    assert len(done.said["warned"]) < 30 < done.said["faults"]
+    # A later engine's death is its own, and whoever comes after a dead one is not silenced.
+    outcome, traceback, log = done.said["later"]
+    assert outcome == "lost"
+    assert "ZeroDivisionError" in traceback
+    assert "Async exception on" in log
+    assert done.said["same"]
+    assert "foreign" in done.said["foreign"]
     assert done.said["late"] == "lost"
     assert "KeyError" in done.said["late_error"]
     assert "Unhandled exception" in done.said["log"]
@@ -113,6 +161,7 @@ def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) ->
                     functions[size] = never
             hung = engine.generate("1 2 3 4 5 ", timeout_s=2)
             waiting = engine.submit("1 2 3 4 5 ", timeout_s=600)
+            waiting.cancel()  # it is the engine's to end, and ends all the same
         lost = waiting.result(timeout=1)
         with Engine() as engine:
             again = engine.generate("1 2 3 4 5 ", max_new_tokens=5)

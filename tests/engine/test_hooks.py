@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_engine import MadeEngine, events, recorder_of
 from support import ChildRunner
 
 from analysis.engine import hooks
+from analysis.engine.adapters.probe import NodeNumbers
+from analysis.engine.locks import Locks, WatchedLock
+from analysis.observe import ObserverWarning
 
 
 def around(mark: str) -> hooks.Wrap:
@@ -63,6 +69,13 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
         release,
         """
         from analysis import observe
+        from analysis.sanitize import settle
+
+        def noted(engine):
+            # What its probe keeps of requests, when all have ended.
+            settle(engine, engine.probe.watcher)
+            return {name: len(value) for name, value in vars(engine.probe).items()
+                    if isinstance(value, (dict, list, set)) and name != "_locks"}
 
         def kinds(engine):
             service = engine.adapter.service
@@ -78,25 +91,132 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
             return [sorted(set(recording.events["request_id"].dropna())),
                     sorted({r for ids in recording.flights["request_ids"] for r in ids})]
 
-        pairs = []
-        with Engine() as one, Engine() as two:
+        pairs, left = [], []
+        trie = EngineConfig(prefix_sharing="trie")
+        with Engine(trie) as one, Engine(trie) as two:
             before = kinds(one)
             for first in (0, 1):
                 blocks = [observe(one), observe(two)]
                 recordings = [block.__enter__() for block in blocks]
                 one.submit("1 2 3 4 5 ", 4, 60, "a").result()
                 two.submit("1 2 3 4 5 ", 4, 60, "b").result()
+                left += [noted(one), noted(two)]
                 blocks[first].__exit__(None, None, None)
                 other = (two, one)[first]
                 other.submit("1 2 3 4 5 ", 4, 60, "c").result()
                 blocks[1 - first].__exit__(None, None, None)
                 pairs.append([told(recording) for recording in recordings])
             restored = kinds(one) == before
-        say([pairs, restored])
+        # What the engine answers may be anything: it must not come back to it as an error.
+        import importlib
+        from analysis.engine.adapters import Call
+        ended = []
+        call = Call("d", None, (1,), 1, lambda token: None, ended.append)
+        kind = importlib.import_module(one._adapter_class.__module__)._Responder
+        odd = kind(call) if one.release == "3.1.0" else kind(call, lambda call: None)
+        odd.send_response(b"\\xff" if one.release == "3.1.0" else [["no number"]])
+        say([pairs, restored, left, [answer.error for answer in ended]])
         """,
     )
     assert done.returncode == 0, done.stderr
-    (first, second), restored = done.said
+    (first, second), restored, left, (unread,) = done.said
+    assert "could not be read" in unread
+    assert all(len(noted) > 2 and not any(noted.values()) for noted in left), left
     assert first == [[["a"]] * 2, [["b", "c"]] * 2]
     assert second == [[["a", "c"]] * 2, [["b"]] * 2]
     assert restored
+
+
+class Watched:
+    def call(self) -> str:
+        return "original"
+
+
+def watched_by(watcher: Any, **asked: Any) -> hooks.Hooks:
+    kind = hooks.Hooks(watcher)
+    kind.around(Watched, "call", "call", **asked)
+    return kind
+
+
+def raising(*args: Any, **named: Any) -> Any:
+    raise MemoryError("planted")
+
+
+def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
+    recorder = recorder_of(MadeEngine())
+    on = watched_by(recorder, mine=raising, after=lambda *args: recorder.event("free", pages=[1]))
+    with pytest.warns(ObserverWarning, match="planted"):
+        assert Watched().call() == "original"
+    on.take_off()
+    assert [row[5] for row in recorder.events] == ["observer_error"]
+    on = watched_by(recorder, who=raising, after=lambda *args: recorder.event("free", pages=[1]))
+    with pytest.warns(ObserverWarning, match="planted"):
+        assert Watched().call() == "original"
+    on.take_off()
+    assert [*events(recorder, "free")], "an own call is told, for whomever it was done"
+    assert recorder.mark() is not None
+
+
+@pytest.mark.parametrize("failing", ["begin", "end", "event"])
+def test_no_error_of_a_watcher_reaches_the_call(failing: str, monkeypatch) -> None:
+    recorder = recorder_of(MadeEngine())
+    monkeypatch.setattr(recorder, failing, raising)
+    on = watched_by(recorder, after=lambda *args: recorder.event("free", pages=[1]))
+    with pytest.warns(ObserverWarning, match="planted"):
+        assert Watched().call() == "original"
+    on.take_off()
+
+
+def test_a_change_that_cannot_be_undone_is_told_and_keeps_no_other() -> None:
+    changes, undone = hooks.Changes(), []
+    blocks = [changes.block("a"), changes.block("b")]
+    for block, undo in zip(blocks, (lambda: undone.append("a"), raising), strict=True):
+        block.__enter__().callback(undo)
+    with pytest.warns(ObserverWarning, match="Undoing b failed: MemoryError"):
+        changes.undo_all()
+    assert undone == ["a"]
+
+
+def test_a_lock_is_had_and_given_back_whatever_the_watching_of_it_raises() -> None:
+    locks = Locks()
+    lock = WatchedLock(threading.Lock(), "pool", locks)
+    locks.took = raising  # type: ignore[method-assign]
+    with pytest.warns(ObserverWarning, match="planted"), lock:
+        assert lock.locked()
+    assert not lock.locked()
+
+
+def test_locks_taken_outside_of_watched_calls_are_not_remembered() -> None:
+    locks = Locks()
+    lock = WatchedLock(threading.Lock(), "pool", locks)
+    for _ in range(100):
+        with lock:
+            pass
+    mark = locks.begin(outermost=True)
+    with lock:
+        assert locks.names(mark) == ("pool",)
+    assert locks.names(mark) == ("pool",)
+    locks.end()
+    with lock:
+        pass
+    assert locks.taken == ["pool"]
+
+
+class Node:
+    def __init__(self) -> None:
+        self.ref_count = object()
+
+
+def test_numbers_of_nodes_that_are_gone_are_forgotten_and_not_given_again() -> None:
+    numbers, kept = NodeNumbers(), [Node() for _ in range(10)]
+    for node in kept:
+        numbers.of(node)
+    for _ in range(1000):
+        gone = Node()
+        assert numbers.counted_by(gone.ref_count) is None
+        last = numbers.of(gone)
+        assert numbers.counted_by(gone.ref_count) is gone
+    del gone
+    assert last == 1009
+    assert len(numbers._of_counts) == len(numbers._numbers) == len(kept)
+    assert [numbers.counted_by(node.ref_count) for node in kept] == kept

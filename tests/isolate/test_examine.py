@@ -113,6 +113,18 @@ for line in (["--scenario", "equal prompts", "--replay", said["found"][1][0] and
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(line)
     said["asked"].append([status, out.getvalue(), err.getvalue()])
+
+from analysis.treat import TREATMENTS
+said["elsewhere"] = []
+for name, kind in TREATMENTS.items():
+    if kind.fits(RELEASE, "trie"):
+        with Laboratory("trie", [name]) as lab:
+            said["elsewhere"] += lab.elsewhere
+TREATMENTS["reserve-padding-page"].apply = lambda self, engine, undo: engine.adapter.sevice
+try:
+    examine("trie", ["reserve-padding-page"], ["equal prompts"])
+except AttributeError as error:
+    said["misspelt"] = str(error)
 print(json.dumps(said))
 """
 
@@ -210,3 +222,12 @@ def test_the_module_can_be_run() -> None:
     )
     assert done.returncode == 4, done.stderr
     assert "breaks" in done.stdout
+
+
+def test_what_acts_elsewhere_is_what_lacks_its_object_and_no_error_of_ours(said: Any) -> None:
+    everywhere = {"big-pool", "survive-allocation-failure", "requeue-unboarded", "one-at-a-time",
+                  "zero-page-tables", "zero-on-acquire", "poison-freed-pages"}  # fmt: skip
+    of_release = {"3.1.0": {"correct-seq-lens", "zero-start-positions"},
+                  "3.9.0": {"one-worker", "undo-correct-seq-lens"}}  # fmt: skip
+    assert set(said["elsewhere"]) == everywhere | of_release[said["release"]]
+    assert "sevice" in said["misspelt"]

@@ -7,8 +7,12 @@ import warnings
 from typing import Any
 
 import pytest
+from growth import grown, kept
 from made_engine import MadeEngine, decode, events, recorder_of
 
+from analysis.engine.config import Completion
+from analysis.engine.scores import Scores
+from analysis.errors import EngineError
 from analysis.observe import ObserverWarning, observe
 from analysis.observe.recorder import Recorder
 from analysis.observe.recording import Recording
@@ -123,3 +127,86 @@ def test_an_operation_that_fails_while_the_watching_ends_fails_as_it_would_unwat
     engine.probe = None  # as `unwatch` leaves it
     recorder.end(MemoryError("no page"))
     assert [row[5] for row in recorder.events][-1] == "failed"
+
+
+def test_nothing_but_what_is_recorded_grows_with_the_requests_that_were() -> None:
+    recorder, sizes = recorder_of(MadeEngine(), max_events=20), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ObserverWarning)
+        for number in range(600):
+            request = f"r{number}"
+            recorder.submitted(request, (1, 2))
+            recorder.begin("acquire", request)
+            recorder.holds(request, [1])
+            recorder.end(None)
+            begun = recorder.flight_begins("decode", [request])
+            recorder.flight_ends(begun, decode(1), None)
+            if number % 2:
+                recorder.late(request, "ok")  # before it is told that the client gave it up
+            recorder.done(completion(request, "timeout" if number % 3 else "ok"))
+            recorder.late(request, "ok")
+            recorder.holds(request, ())
+            if number + 1 in (200, 600):
+                sizes.append(kept(recorder, without=("engine", "unkept")))
+    assert grown(*sizes) == {}
+    assert not recorder.awaits
+
+
+def completion(request: str, outcome: str) -> Completion:
+    return Completion(
+        request_id=request, prompt="", prompt_tokens=(1, 2), tokens=(), text="", outcome=outcome,
+        error=None, submitted_s=0.0, latency_s=0.0, ttft_s=None, token_s=(), missing_tokens=0,
+    )  # fmt: skip
+
+
+def wide(kind: str) -> dict[str, Any]:
+    """Return the arguments of a flight of which this is large: its block tables, or its scores."""
+    arrays = decode(1)
+    if kind == "block tables":
+        return arrays | {"block_tables": ((1, 1000), [1] * 1000)}
+    return arrays | {"scores": Scores((bytes(2 * 4096),), 4096, "float16")}
+
+
+@pytest.mark.parametrize("what", ["block tables", "scores", "details", "pages", "snapshots"])
+def test_a_recording_is_full_when_its_bytes_are_used_up(what: str, recwarn: Any) -> None:
+    recorder = recorder_of(MadeEngine(), max_bytes=100_000, max_snapshots=1000)
+    for number in range(500):
+        if what == "details":
+            recorder.submitted("a", [number] * 1000)
+        elif what == "pages":
+            recorder.event("evict", pages=[*range(1000)])
+        elif what == "snapshots":
+            recorder.snapshot("asked", None, 0.0)
+        else:
+            begun = recorder.flight_begins("decode", ["a"])
+            recorder.flight_ends(begun, wide(what), None)
+        recorder.at_token("token", "a", 1, None)
+    assert "full for its 100000 bytes" in str(recwarn.pop(ObserverWarning).message)
+    assert 100_000 < recorder.bytes < 110_000
+    assert len(recorder.events) + len(recorder.flights) < 200
+    assert recorder.dropped["events"]
+    assert "was full" in str(Recording(recorder).overflow)
+    assert recorder.snapshots or what != "snapshots"
+
+
+def test_what_was_under_way_when_the_bytes_were_used_up_is_kept_and_nothing_after_it(
+    recwarn: Any,
+) -> None:
+    recorder = recorder_of(MadeEngine(), max_bytes=5000)
+    first, second = (recorder.flight_begins("decode", [request]) for request in "ab")
+    recorder.event("submitted", detail="1 " * 5000)
+    recorder.at_token("token", "a", 1, None)
+    recorder.event("free", pages=[1])
+    recorder.flight_ends(first, decode(1), None)
+    recorder.flight_ends(recorder.flight_begins("decode", ["a"]), decode(1), None)
+    recorder.flight_ends(second, decode(1), None)
+    assert "full for its 5000 bytes" in str(recwarn.pop(ObserverWarning).message)
+    assert [row[5] for row in recorder.events] == ["submitted"]
+    assert [row[4] for row in recorder.flights] == [["a"], ["b"]]
+    assert recorder.unkept == [["a"]]
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, "much"])
+def test_bytes_that_are_no_number_of_them_are_refused(given: Any) -> None:
+    with pytest.raises(EngineError, match="max_bytes must be"):
+        recorder_of(MadeEngine(), max_bytes=given)

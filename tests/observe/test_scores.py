@@ -13,7 +13,7 @@ from analysis.engine.scores import Scores, Top, copy_scores, likeliest
 
 
 def scores_of(values: np.ndarray) -> Scores:
-    return Scores(tuple(row.tobytes() for row in values), values.shape[1])
+    return Scores(tuple(row.tobytes() for row in values), values.shape[1], str(values.dtype))
 
 
 FLIGHTS = st.lists(
@@ -42,7 +42,7 @@ def test_the_likeliest_come_first_and_the_whole_vocabulary_adds_up_to_one(flight
 def test_flights_without_scores_stay_without_and_half_precision_is_read():
     half = np.array([[1, 3, 2]], dtype=np.float16)
     known = Top([[5]], [[-0.5]])
-    empty = Scores((), 3)
+    empty = Scores((), 3, "float16")
     nothing, first, same, last = likeliest([None, scores_of(half), known, empty], 2)
     assert nothing is None
     assert first.tokens == [[1, 2]]
@@ -66,6 +66,10 @@ class _Array:
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.shape = values, values.shape
+
+    @property
+    def dtype(self) -> str:
+        return str(self.values.dtype)
 
     def view(self, row: int, place: int) -> _Array:
         return _Array(self.values[row, place])

@@ -120,14 +120,31 @@ def found(cache):
     # What a request finds must be evicted for it, or it waits.
     info = cache.publish_pages_for_tokens(cache.allocate(list(range(64)), cache.lookup([])))
     cache.release_pages(info)
+    info = cache.lookup(list(range(32)))  # of a request that ends here
+    node, counts = info.last_cached_node, [count(info.last_cached_node)]
+    del info
+    cache.lookup([])
+    counts.append(count(node))
+    info = cache.lookup(list(range(32)))
+    cache.release_pages(info)  # and one that gives back what it found
+    counts.append(count(node))
     other = cache.allocate(list(range(100, 148)), cache.lookup([]))  # 3 of 8 pages
     info = cache.lookup(list(range(32)))
     pinned = count(info.last_cached_node)
     try:
         pages = [page.index for page in cache.allocate(list(range(200, 264)), info).pages]
     except Exception as error:
-        return [pinned, type(error).__name__, count(info.last_cached_node)]
-    return [pinned, len(pages) - len(set(pages)), count(info.last_cached_node)]
+        return [pinned, type(error).__name__, count(info.last_cached_node), counts]
+    return [pinned, len(pages) - len(set(pages)), count(info.last_cached_node), counts]
+
+def untreated(*names):
+    with engine_with(8) as engine:
+        cache = engine.adapter.service.page_cache
+        with treat(engine, *names):
+            said = found(cache)
+            info = cache.lookup(list(range(32)))
+            said.append(count(info.last_cached_node))
+        return [*said, count(info.last_cached_node)]
 
 def held(what, *names, pages=64):
     with engine_with(pages) as engine, treat(engine, *names):
@@ -144,7 +161,7 @@ say({
     "aligned": [held(aligned), held(aligned, "register-once")],
     "equal": [held(equal), held(equal, "refer-to-published")],
     "taken again": [held(taken_again), held(taken_again, "delist-freed-pages")],
-    "found": [held(found, pages=8), held(found, "pin-on-lookup", pages=8)],
+    "found": [held(found, pages=8), untreated("pin-on-lookup")],
     "leaked": {s: [leaked(sharing=s), leaked("keep-decode-record", sharing=s),
                    leaked("free-unpublished-pages", sharing=s)] for s in ("none", "trie")},
 })
@@ -155,7 +172,10 @@ say({
     assert said["aligned"] == [[2, 1], [1, 0]]
     assert said["equal"] == [[True, 0, 0], [True, 1, 0]]
     assert said["taken again"] == [2, 1]
-    (unpinned, twice, _), (pinned, refused, left) = said["found"]
+    (unpinned, twice, _, never), (pinned, refused, left, counts, last, ended) = said["found"]
+    assert never == [0, 0, 0]
+    assert counts == [1, 0, 0]
+    assert (last, ended) == (1, 0)
     assert (unpinned, pinned) == (0, 1)
     assert twice > 0
     assert (refused, left) == ("CacheAllocationFailure", 0)

@@ -48,6 +48,8 @@ class AllocationProbe(CacheProbe):
         # By identity; the objects are kept so that no identity comes twice.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
+        self._read: dict[str, bytes | None] = {}
+        """By request: the logits that its next token is chosen from; None if unknown."""
         self._in_the_air: dict[int, list[Landing]] = {}
         """By process: it may call the model more than once."""
 
@@ -74,6 +76,8 @@ class AllocationProbe(CacheProbe):
         self._prompts[id(request.input_token_ids)] = request.input_token_ids, request.rid
 
     def _forget(self, request_id: str) -> None:
+        super()._forget(request_id)
+        self._read.pop(request_id, None)
         for key in [k for k, n in list(self._allocations.items()) if n.request == request_id]:
             self._allocations.pop(key, None)
         for key in [k for k, (_, r) in list(self._prompts.items()) if r == request_id]:
@@ -83,8 +87,11 @@ class AllocationProbe(CacheProbe):
         submit = self.service.batcher.submit
 
         def submitted(item: Any) -> None:
-            if type(item) is InferenceExecRequest:
-                self._note_prompt(item)
+            try:
+                if type(item) is InferenceExecRequest:
+                    self._note_prompt(item)
+            except Exception as error:
+                hooks.watcher.fault(error)
             submit(item)
 
         hooks.attribute(self.service.batcher, "submit", submitted)
@@ -142,28 +149,25 @@ class AllocationProbe(CacheProbe):
 
         def ended(request: str | None, process: Any) -> None:
             if request is not None:
-                hooks.watcher.begin(None, request)
-                self._forget(request)
-                hooks.watcher.holds(request, ())
-                hooks.watcher.end(None)
+                with hooks.grouped(request):
+                    self._forget(request)
+                    hooks.watcher.holds(request, ())
 
         hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token that is appended to an answer was chosen."""
-        fault = hooks.watcher.fault
-        read: dict[str, bytes | None] = {}
-        """By request: the logits that its next token is chosen from; None if unknown."""
+        fault, read = hooks.watcher.fault, self._read
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:
-                request = CURRENT_REQUEST.get()
-                if request is not None and hooks.watcher.verifies and logits is not None:
-                    try:
+                try:
+                    request = CURRENT_REQUEST.get()
+                    if request is not None and hooks.watcher.verifies and logits is not None:
                         read[request] = None
                         read[request] = raw(logits)
-                    except Exception as error:
-                        fault(error)
+                except Exception as error:
+                    fault(error)
                 return argmax(logits, *args, **named)
 
             return choosing

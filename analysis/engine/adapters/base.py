@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.engine.adapters.probe import CacheProbe, NodeNumbers
+from analysis.engine.capture import tell_fault
 from analysis.engine.config import EngineConfig
 from analysis.errors import EngineError
 from analysis.model import ModelArtifacts
@@ -39,6 +40,12 @@ class Answer:
     """The answer's text where the engine's response carries that instead."""
     refused: bool = False
     error: str | None = None
+
+
+def unread(error: Exception) -> Answer:
+    """Return the answer of a request whose response could not be read, and tell of that."""
+    tell_fault("Reading an answer", error)
+    return Answer(error=f"Its answer could not be read: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,16 @@ def cache_settings(setup: Setup) -> dict[str, Any]:
         "attention_head_count_kv": setup.model.config.attention_head_count_kv,
         "device_block_count": setup.config.page_count,
     }
+
+
+def type_of(name: str, known: Any) -> Any:
+    """Return the release's own type of that name. Raises EngineError if it has none."""
+    if not isinstance(found := getattr(known, name, None), type(known.float16)):
+        raise EngineError(
+            f"This release of shortfin has no type {name!r} for keys, values or scores: export the"
+            " model with float16, bfloat16 or float32."
+        )
+    return found
 
 
 def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis.engine import elements
 from analysis.engine.adapters.verify import (
     FILLED,
     Filled,
@@ -51,7 +52,9 @@ class NodeNumbers:
         number = self._numbers.get(node)
         if number is None:
             number = self._numbers.setdefault(node, next(self._next))
-            self._of_counts[id(node.ref_count)] = weakref.ref(node)
+            # An id comes again only when the node that had it is gone, and with it this.
+            key, counts = id(node.ref_count), self._of_counts
+            counts[key] = weakref.ref(node, lambda gone: _drop(counts, key, gone))
         return number
 
     def knows(self, node: Any) -> bool:
@@ -63,6 +66,11 @@ class NodeNumbers:
         reference = self._of_counts.get(id(ref_count))
         node = reference() if reference is not None else None
         return node if node is not None and node.ref_count is ref_count else None
+
+
+def _drop(counts: dict[int, weakref.ref[Any]], key: int, gone: weakref.ref[Any]) -> None:
+    if counts.get(key) is gone:
+        counts.pop(key, None)
 
 
 class WatchedSet(set[Any]):
@@ -126,7 +134,8 @@ class CacheProbe(ABC):
         self._hooks: Hooks | None = None
         self._thread = threading.local()
         self._locks: list[WatchedLock] = []
-        self._twice: set[tuple[Any, ...]] = set()
+        self._told: dict[str, set[tuple[Any, ...]]] = {}
+        """What is told once of each request under way."""
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
 
@@ -165,6 +174,7 @@ class CacheProbe(ABC):
 
         A flight that is under way may write to them meanwhile.
         """
+        elements.check(self.dtype)
         try:
             return {page: _content(self._elements(page)) for page in pages}
         except Exception as error:
@@ -180,14 +190,18 @@ class CacheProbe(ABC):
             for table in self.pool.page_tables
         )
 
+    @property
+    def dtype(self) -> str:
+        """The type of the keys and values in the page tables, by its name."""
+        return str(self.pool.page_tables[0].dtype)
+
+    def _bytes(self, page: int) -> bytes:
+        """Return a page's bytes, over all devices."""
+        return b"".join(raw(table.view(page)) for table in self.pool.page_tables)
+
     def _elements(self, page: int) -> Any:
-        parts = []
-        for table in self.pool.page_tables:
-            with table.view(page).map(read=True) as mapped:
-                # float16 comes as its bits.
-                parts.append(np.array(mapped.items, copy=True))
-        bits = np.concatenate(parts)
-        return bits.astype(np.uint16).view(np.float16) if bits.dtype.kind in "iu" else bits
+        """Return a page's elements. Raises EngineError for a type that cannot be read."""
+        return elements.decode(self._bytes(page), self.dtype)
 
     def _walk(
         self, root: Any, misfiled: list[int], misplaced: list[tuple[int, int, int]]
@@ -256,9 +270,19 @@ class CacheProbe(ABC):
         if len(set(pages)) == len(pages):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
-        if (request_id, *twice) not in self._twice:
-            self._twice.add((request_id, *twice))
+        if self._first(request_id, ("twice", *twice)):
             self._tell("twice", request_id=request_id, pages=twice)
+
+    def _first(self, request_id: str, what: tuple[Any, ...]) -> bool:
+        """Tell whether something was not told yet of a request."""
+        told = self._told.setdefault(request_id, set())
+        new = what not in told
+        told.add(what)
+        return new
+
+    def _forget(self, request_id: str) -> None:
+        """Forget all that was noted of a request, which has ended."""
+        self._told.pop(request_id, None)
 
     def _free_count(self) -> int:
         return len(self.pool.available_pages) + len(held_back.get(id(self.pool), list)())
@@ -448,8 +472,7 @@ class CacheProbe(ABC):
         if node is None or node.ref_count.count > 0 or node is self.cache.root:
             return
         number = self.numbers.of(node)
-        if ("unprotected", request_id, number) not in self._twice:
-            self._twice.add(("unprotected", request_id, number))
+        if self._first(request_id, ("unprotected", number)):
             page = node.page.index
             self._tell("unprotected", request_id=request_id, node=number, pages=[page])
 
@@ -538,7 +561,10 @@ class CacheProbe(ABC):
                 flight = watcher.flight_begins(phase, self.flight_requests(process))
             except Exception as error:
                 watcher.fault(error)
-                watcher.flight_unseen()
+                try:
+                    watcher.flight_unseen()
+                except Exception as another:
+                    watcher.fault(another)
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:
@@ -610,7 +636,8 @@ class CacheProbe(ABC):
                     if page in seen or not 0 <= page < len(self.pool.attn_page_entries):
                         continue
                     seen.add(page)
-                    bad = np.flatnonzero(~np.isfinite(self._slots(page)).all(axis=1))
+                    found = self._slots(self._elements(page))
+                    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
                     if len(bad):
                         self._tell(
                             "nonfinite", request_id=request_id, pages=[page], value=int(bad[0])
@@ -618,19 +645,20 @@ class CacheProbe(ABC):
         except Exception as error:
             watcher.fault(error)
 
-    def _slots(self, page: int) -> Any:
-        """Return the elements of each slot of a page, [slots, elements]."""
+    def _slots(self, page: Any) -> Any:
+        """Return the elements, or the bytes, of each slot of a page, [slots, elements]."""
         stride = int(self.cache.tokens_per_page)
-        elements = self._elements(page)
         halves = 2 * int(self.service.model_params.transformer_block_count)
         halves *= len(self.pool.page_tables)
-        return np.moveaxis(elements.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
+        return np.moveaxis(page.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
 
     def _copy_differs(self, source: int, target: int) -> int | None:
         """Return the first slot in which a copy is unlike its source, if that is looked at."""
         if self.watcher is None or not self.watcher.look_inside:
             return None
-        one, other = (self._slots(page).view(np.uint16) for page in (source, target))
+        one, other = (
+            self._slots(np.frombuffer(self._bytes(page), np.uint8)) for page in (source, target)
+        )
         unlike = np.flatnonzero((one != other).any(axis=1))
         return int(unlike[0]) if len(unlike) else None
 
@@ -651,14 +679,14 @@ def objects_of(*classes: type) -> list[Any]:
     return [thing for thing in gc.get_objects() if type(thing) in classes]
 
 
-def _content(elements: Any) -> PageContent:
+def _content(page: Any) -> PageContent:
     import hashlib
 
-    numbers = elements.astype(np.float64)
+    numbers = page.astype(np.float64)
     valid = numbers[~np.isnan(numbers)]
     return PageContent(
         mean=float(valid.mean()) if valid.size else float("nan"),
         maximum=float(np.abs(valid).max()) if valid.size else float("nan"),
         nan_count=int(numbers.size - valid.size),
-        digest=hashlib.sha256(elements.tobytes()).hexdigest()[:16],
+        digest=hashlib.sha256(page.tobytes()).hexdigest()[:16],
     )

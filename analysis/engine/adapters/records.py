@@ -108,6 +108,10 @@ class RecordProbe(CacheProbe):
                     if live.manager is None and _serves(manager, live.decoder):
                         live.manager = manager
 
+    def _forget(self, request_id: str) -> None:
+        super()._forget(request_id)
+        self._live.pop(request_id, None)
+
     def _is_running(self, decoder: Any) -> bool:
         records = list(decoder._allocated_cach_recs.values())
         return bool(records) and not any(record is None for record in records)
@@ -191,8 +195,11 @@ class RecordProbe(CacheProbe):
     def _hook_landing(self, hooks: Hooks) -> None:
         def wrap(release: Any) -> Any:
             def landing(allocation: Any) -> Any:
-                for _, landed in self._in_the_air.pop(id(allocation._device), ()):
-                    self.land(landed)
+                try:
+                    for _, landed in self._in_the_air.pop(id(allocation._device), ()):
+                        self.land(landed)
+                except Exception as error:
+                    hooks.watcher.fault(error)
                 return release(allocation)
 
             return landing
@@ -204,17 +211,23 @@ class RecordProbe(CacheProbe):
         """Tell from which logits each token of an answer was chosen."""
         watcher = hooks.watcher
 
+        def tell(selector: Any, request: str, logits: Any, index: Any, tokens: Any) -> None:
+            try:
+                token = _chosen(selector, tokens) if index is None else None
+                self.tell_chosen(request, raw(logits), token)
+            except Exception as error:
+                watcher.fault(error)
+                self._tell("chosen", request_id=request)  # which one is not known
+
         def wrap(step: Any) -> Any:
             def stepping(selector: Any, logits: Any, indices: Any) -> Any:
                 chosen = step(selector, logits, indices)
-                request = CURRENT_REQUEST.get()
-                if request in self._live and watcher.verifies and len(logits) == 1:
-                    try:
-                        token = _chosen(selector, chosen[1]) if indices[0] is None else None
-                        self.tell_chosen(request, raw(logits[0]), token)
-                    except Exception as error:
-                        watcher.fault(error)
-                        self._tell("chosen", request_id=request)  # which one is not known
+                try:
+                    request = CURRENT_REQUEST.get()
+                    if request in self._live and watcher.verifies and len(logits) == 1:
+                        tell(selector, request, logits[0], indices[0], chosen[1])
+                except Exception as error:
+                    watcher.fault(error)
                 return chosen
 
             return stepping
@@ -232,10 +245,9 @@ class RecordProbe(CacheProbe):
 
         def ended(request: str | None, decoder: Any) -> None:
             if request is not None:
-                hooks.watcher.begin(None, request)
-                self._live.pop(request, None)
-                hooks.watcher.holds(request, ())
-                hooks.watcher.end(None)
+                with hooks.grouped(request):
+                    self._forget(request)
+                    hooks.watcher.holds(request, ())
 
         hooks.around_task(LlmDecoder, "run", before=started, after=ended)
 
@@ -272,7 +284,7 @@ class RecordProbe(CacheProbe):
                     self.tell_twice(request, indices(record.pages))
             hooks.watcher.holds(request, pages)
             if not pages and live.is_over and CURRENT_REQUEST.get() is None:
-                self._live.pop(request, None)  # nobody else tells its end
+                self._forget(request)  # nobody else tells its end
 
         def published(
             state: Any, result: Any, error: Any, decoder: Any, req: Any, *a: Any, **k: Any

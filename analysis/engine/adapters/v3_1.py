@@ -24,8 +24,11 @@ from analysis.engine.adapters.base import (
     model_settings,
     parameters_of,
     share_out,
+    type_of,
+    unread,
 )
 from analysis.engine.adapters.probe import CacheProbe
+from analysis.engine.capture import tell_fault
 
 
 class _Ids:
@@ -43,7 +46,10 @@ class _Client(ClientGenerateBatchProcess):  # type: ignore[misc]
         return super().tokenize() if call.text is not None else [_Ids(call.token_ids)]
 
     def stream_results(self, gen_process: Any) -> None:
-        self.responder.call.on_token(gen_process.result_token_ids[-1])
+        try:
+            self.responder.call.on_token(gen_process.result_token_ids[-1])
+        except Exception as error:
+            tell_fault("Noting a token", error)
         super().stream_results(gen_process)
 
 
@@ -58,8 +64,11 @@ class _Responder:
 
     def send_response(self, response: bytes) -> None:
         self._answered.set()
-        text = response.removeprefix(b"data: ").removesuffix(b"\n\n").decode()
-        self.call.on_end(Answer(text=text))
+        try:
+            answer = Answer(text=response.removeprefix(b"data: ").removesuffix(b"\n\n").decode())
+        except Exception as error:
+            answer = unread(error)
+        self.call.on_end(answer)
 
     def ensure_response(self) -> None:
         if not self._answered.is_set():
@@ -89,7 +98,7 @@ class V31(Adapter):
         })  # fmt: skip
         # This generation has one type for both; the page table takes it.
         dtype = str(options["model"].get("attn_dtype", model.kv_cache_dtype))
-        options["model"]["attn_dtype"] = getattr(sfnp, dtype)
+        options["model"]["attn_dtype"] = type_of(dtype, sfnp)
         self.sysman = SystemManager(
             device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
         )

@@ -30,9 +30,12 @@ from analysis.engine.adapters.base import (
     model_settings,
     parameters_of,
     share_out,
+    type_of,
+    unread,
 )
 from analysis.engine.adapters.probe import CacheProbe
 from analysis.engine.adapters.records import RecordProbe
+from analysis.engine.capture import tell_fault
 
 _DTYPES = {"attn_dtype", "kv_cache_dtype"}
 
@@ -47,10 +50,14 @@ class _Responder:
 
     def send_response(self, response: Any) -> None:
         self._answered.set()
-        beams = response or [[]]
-        # One prompt and one beam: a list of one list of numpy integers.
-        tokens = beams[0] if beams and isinstance(beams[0], list) else beams
-        self._end(Answer(tokens=tuple(int(token) for token in tokens)))
+        try:
+            beams = response or [[]]
+            # One prompt and one beam: a list of one list of numpy integers.
+            tokens = beams[0] if beams and isinstance(beams[0], list) else beams
+            answer = Answer(tokens=tuple(int(token) for token in tokens))
+        except Exception as error:
+            answer = unread(error)
+        self._end(answer)
 
     def send_error(self, error_message: str, code: Any, extra_fields: dict[str, Any]) -> None:
         self._answered.set()
@@ -94,8 +101,8 @@ class V39(Adapter):
         })  # fmt: skip
         for share in (options["model"], options["cache"]):
             for name in _DTYPES & set(share):
-                share[name] = getattr(sfnp, str(share[name]))
-        options["cache"].setdefault("kv_cache_dtype", getattr(sfnp, model.kv_cache_dtype))
+                share[name] = type_of(str(share[name]), sfnp)
+        options["cache"].setdefault("kv_cache_dtype", type_of(model.kv_cache_dtype, sfnp))
         options["model"].setdefault("has_prefill_position", model.has_prefill_position)
         model_params = ModelParams(
             **model_settings(setup),
@@ -228,9 +235,12 @@ class V39(Adapter):
         submit = batcher.submit
 
         def watched(exec_request: Any) -> Any:
-            call = self._calls.get(exec_request.rid)
-            if call is not None and exec_request.phase is InferencePhase.DECODE:
-                call.on_token(int(exec_request.input_token_ids[-1]))
+            try:
+                call = self._calls.get(exec_request.rid)
+                if call is not None and exec_request.phase is InferencePhase.DECODE:
+                    call.on_token(int(exec_request.input_token_ids[-1]))
+            except Exception as error:
+                tell_fault("Noting a token", error)
             return submit(exec_request)
 
         batcher.submit = watched

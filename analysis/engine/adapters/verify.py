@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analysis.engine.elements import decode
 from analysis.engine.scores import Scores
 
 FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
@@ -77,8 +78,7 @@ def chosen_by(scores: Scores) -> Chosen:
     """
     if not scores.rows:
         return [], []
-    kind = np.float32 if len(scores.rows[0]) // scores.vocabulary == 4 else np.float16
-    logits = np.frombuffer(b"".join(scores.rows), dtype=kind).reshape(len(scores.rows), -1)
+    logits = decode(b"".join(scores.rows), scores.dtype).reshape(len(scores.rows), -1)
     tokens: list[int] = logits.argmax(axis=1).tolist()  # the place of a NaN, if there is one
     for row, token in enumerate(tokens):
         best = logits[row, token]

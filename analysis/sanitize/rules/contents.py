@@ -108,6 +108,7 @@ class UnwrittenBytes(Rule):
         if not len(self._flight):
             self._flight = np.full(world.page_count * world.stride, -1, dtype=np.int64)
             self._reader = np.full_like(self._flight, NOBODY)
+            world.written_by.append(self._reader)
 
     def on_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
         page, said = event.pages[0], json.loads(event.detail or "{}")

@@ -38,8 +38,9 @@ class Completed(Rule):
         self._given_up: dict[str, Event] = {}
         """The end of each request that its client gave up and the engine has not ended."""
         self._ended: set[str] = set()
+        """Requests that the engine ended before it was told that their clients gave them up."""
         self._moved_s: dict[str, float] = {}
-        """When something happened to a request last."""
+        """When something happened last to a request that is under way, or was given up."""
         self._begun_s = 0.0
         """When the last flight began."""
         self._now_s = 0.0
@@ -59,34 +60,42 @@ class Completed(Rule):
     def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
         self._begun_s = max(self._begun_s, passage.flight.t_s)
         for request in passage.flight.request_ids:
-            self._moves(request, passage.flight.t_s)
+            self._moves(world, request, passage.flight.t_s)
         return iter(())
 
-    def _moves(self, request: str | None, t_s: float) -> None:
+    def _moves(self, world: World, request: str | None, t_s: float) -> None:
         self._now_s = max(self._now_s, t_s)
-        if request is not None:
+        if request is not None and (request in world.under_way or request in self._given_up):
             self._moved_s[request] = max(t_s, self._moved_s.get(request, 0.0))
 
     def on_token(self, world: World, event: Event) -> Iterator[Finding]:
-        self._moves(event.request_id, event.t_ns / 1e9)
+        self._moves(world, event.request_id, event.t_ns / 1e9)
         return iter(())
 
     on_first_token = on_hold = on_drop = on_token
 
     def on_submitted(self, world: World, event: Event) -> Iterator[Finding]:
         # The same name may be sent in again, after a refusal.
-        self._given_up.pop(event.request_id or "", None)
-        self._ended.discard(event.request_id or "")
+        self._forget(event.request_id or "")
+        return self.on_snapshot(world, event)
+
+    def after_submitted(self, world: World, event: Event) -> Iterator[Finding]:
         return self.on_token(world, event)
+
+    def _forget(self, request: str) -> None:
+        """Forget what was noted of a request that the engine has ended."""
+        self._ended.discard(request)
+        for known in (self._given_up, self._moved_s, self._waiting):
+            known.pop(request, None)
 
     def on_unlanded(self, world: World, event: Event) -> Iterator[Finding]:
         self._begun_s = max(self._begun_s, event.t_ns / 1e9)
         for request in unlanded(event).request_ids:
-            self._moves(request, event.t_ns / 1e9)
+            self._moves(world, request, event.t_ns / 1e9)
         return iter(())
 
     def on_snapshot(self, world: World, event: Event) -> Iterator[Finding]:
-        self._moves(None, event.t_ns / 1e9)
+        self._moves(world, None, event.t_ns / 1e9)
         return iter(())
 
     on_memory = on_snapshot
@@ -95,28 +104,33 @@ class Completed(Rule):
         if event.request_id is not None:
             self._waiting[event.request_id] = event
             self._threads = json.loads(event.detail or "{}").get("threads") or self._threads
-        self._moves(None, event.t_ns / 1e9)
+        self._moves(world, None, event.t_ns / 1e9)
         return iter(())
 
     def on_late(self, world: World, event: Event) -> Iterator[Finding]:
-        self._ended.add(event.request_id or "")
-        self._given_up.pop(event.request_id or "", None)
+        self._forget(event.request_id or "")
+        if event.request_id in world.under_way:  # only then its end is told afterwards
+            self._ended.add(event.request_id)
         return self.on_token(world, event)
 
     def on_done(self, world: World, event: Event) -> Iterator[Finding]:
         request, outcome = event.request_id or "", event.detail
-        self._moves(None, event.t_ns / 1e9)
+        self._moves(world, None, event.t_ns / 1e9)
         if outcome in ("timeout", "lost"):
             if self._death is not None:
                 yield self._finding(world, event)
             elif request not in self._ended:
                 self._given_up[request] = event
+                # Of one that was under way before the watching began nothing else is known.
+                self._moved_s.setdefault(request, event.t_ns / 1e9)
         elif outcome == "empty":
             yield Finding(
                 cause="answered with nothing",
                 message=f"{request} was completed without a single token.",
                 request_id=request,
             )
+        if request not in self._given_up:
+            self._forget(request)
 
     def _finding(self, world: World, event: Event) -> Finding:
         request = event.request_id or ""

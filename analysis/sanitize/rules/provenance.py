@@ -12,7 +12,7 @@ from analysis.sanitize.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.shadow import NOTHING, PADDING, Ints
-from analysis.sanitize.world import Sequence, World
+from analysis.sanitize.world import Event, Sequence, World
 from analysis.snapshot_change import counted
 
 
@@ -132,6 +132,15 @@ class WithinContext(Rule):
                 f" {int(flown[row]) - 1}, where the model's context has {limit} positions.",
                 request_id=sequence.request_id,
             )
+
+    def after_done(self, world: World, event: Event) -> Iterator[Finding]:
+        if event.request_id not in world.given_up:
+            self._told.discard(event.request_id or "")
+        return iter(())
+
+    def after_late(self, world: World, event: Event) -> Iterator[Finding]:
+        self._told.discard(event.request_id or "")
+        return iter(())
 
 
 class OneWriter(Rule):

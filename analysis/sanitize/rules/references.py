@@ -10,6 +10,8 @@ from analysis.sanitize.rules.base import Rule
 from analysis.sanitize.world import ENDED_WELL, Event, World
 from analysis.snapshot import Node, Snapshot
 
+_NONE: Mapping[int, int] = {}
+
 
 class References(Rule):
     """A node has as many references as there are allocations that hold it."""
@@ -46,7 +48,7 @@ class References(Rule):
             count < before
             # One that was under way when the watching began took references that nobody saw.
             and request in world.last_of
-            and sum(world.balance[request].values()) < 0
+            and sum(world.balance.get(request, _NONE).values()) < 0
         ):
             yield self._finding(
                 world, event, "given back too often", f"loses a reference that {request} never took"
@@ -128,7 +130,8 @@ class Protected(Rule):
     def __init__(self) -> None:
         self._sure: set[str] = set()
         """Requests that were looked at since anything changed."""
-        self._told: set[tuple[str, int]] = set()
+        self._told: dict[str, set[int]] = {}
+        """Nodes that were told of, by the request under way."""
 
     def _change(self, world: World, event: Event) -> Iterator[Finding]:
         self._sure.clear()
@@ -148,6 +151,15 @@ class Protected(Rule):
             if cached and not _referred(world.nodes, world.references, cached[-1]):
                 yield from self._one(world.nodes[cached[-1]], request, passage.flight.phase)
 
+    def after_done(self, world: World, event: Event) -> Iterator[Finding]:
+        if event.request_id not in world.given_up:
+            self._told.pop(event.request_id or "", None)
+        return iter(())
+
+    def after_late(self, world: World, event: Event) -> Iterator[Finding]:
+        self._told.pop(event.request_id or "", None)
+        return iter(())
+
     def on_unprotected(self, world: World, event: Event) -> Iterator[Finding]:
         node = world.nodes.get(-1 if event.node is None else event.node)
         if node is not None and event.request_id is not None:
@@ -166,9 +178,10 @@ class Protected(Rule):
                     yield from self._one(node, request, None)
 
     def _one(self, node: Node, request: str, phase: str | None) -> Iterator[Finding]:
-        if (request, node.node) in self._told:
+        told = self._told.setdefault(request, set())
+        if node.node in told:
             return
-        self._told.add((request, node.node))
+        told.add(node.node)
         doing = f"A {phase} of {request} uses" if phase else f"{request} is under way and holds"
         yield Finding(
             cause="no reference",

@@ -36,6 +36,7 @@ class AtRest(Rule):
                 f" {'is' if len(lost) == 1 else 'are'} missing.",
                 page=new[0],
             )
+        self._referred.intersection_update(node.node for node in snapshot.nodes)
         for node in snapshot.nodes:
             if node.ref_count > 0 and node.parent is not None and node.node not in self._referred:
                 self._referred.add(node.node)

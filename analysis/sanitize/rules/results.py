@@ -172,7 +172,7 @@ class WholeAnswer(Rule):
 
     def _whose(self, world: World, tokens: list[int], own: Sequence) -> str | None:
         """Return another request that has just this answer."""
-        for other in reversed(world.sequences):
+        for other in reversed(world.last_of.values()):
             if other.request_id != own.request_id and other.chosen == tokens:
                 return other.request_id
         return None

@@ -135,6 +135,10 @@ class Parents(Rule):
             said = f"points to {where}, and is a child of node {above}"
             yield from self._one(world, node, right, said, None)
 
+    def after_unlink(self, world: World, event: Event) -> Iterator[Finding]:
+        self._told -= {(told, cause) for told, cause in self._told if told == event.node}
+        return iter(())
+
     def _one(
         self, world: World, node: int, right: bool, said: str, request: str | None
     ) -> Iterator[Finding]:
@@ -159,8 +163,26 @@ class Leaves(Rule):
     name = "leaves"
     sentence = "The set of leaves has exactly the nodes of the trie that have no children."
 
+    def __init__(self) -> None:
+        self._touched: dict[str | None, set[int]] = {}
+        """Nodes that the operation under way on each thread changed."""
+
+    def _touch(self, event: Event, *nodes: int | None) -> Iterator[Finding]:
+        touched = self._touched.setdefault(event.thread, set())
+        touched.update(node for node in nodes if node is not None)
+        return iter(())
+
+    def on_create(self, world: World, event: Event) -> Iterator[Finding]:
+        return self._touch(event, event.node, event.parent)
+
+    def on_unlink(self, world: World, event: Event) -> Iterator[Finding]:
+        node = world.nodes.get(-1 if event.node is None else event.node)
+        return self._touch(event, event.node, None if node is None else node.parent)
+
+    on_replace = on_leaf = on_no_leaf = on_unlink
+
     def after_operation(self, world: World, event: Event) -> Iterator[Finding]:
-        for number in sorted(world.touched.pop(event.thread, ())):
+        for number in sorted(self._touched.pop(event.thread, ())):
             yield from self._one(world, event, number)
 
     after_failed = after_operation

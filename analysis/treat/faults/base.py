@@ -48,6 +48,7 @@ class Fault(Treatment):
 
     hypothesis = "None: it shows that the sanitizer finds such a defect."
     takes = "the beginning of a request's id"
+    needs = "launch"
     rule: ClassVar[str]
     """The rule that it breaks."""
     cause: ClassVar[str]

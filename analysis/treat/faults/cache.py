@@ -105,6 +105,7 @@ class PaddingPageGiven(FlightFault):
 class _ReferenceFault(Fault):
     """A fault in giving back a reference."""
 
+    needs = "service.page_cache"
     sharing = "trie"
     releases = ("3.1.0",)
     times: int
