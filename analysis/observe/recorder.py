@@ -627,11 +627,14 @@ class Recorder:
 
 def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
     """Return about how much a flight takes: its arrays, and its scores where they are kept."""
-    elements = sum(len(array[1]) for name, array in arrays.items() if name in _ARRAYS)
-    if isinstance(scores, Scores):
-        return _FLIGHT + _WORD * elements + sum(map(len, scores.rows))
-    likely = 0 if scores is None else sum(map(len, scores.tokens))
-    return _FLIGHT + _WORD * elements + _NUMBERS * likely + len(arrays.get("changed") or ())
+    count = _FLIGHT + _WORD * sum(
+        len(array[1]) for name, array in arrays.items() if name in _ARRAYS
+    )
+    noted = arrays.get("results") if scores is None else scores
+    if isinstance(noted, Scores):
+        return count + sum(map(len, noted.rows))
+    likely = sum(map(len, scores.tokens)) if isinstance(scores, Top) else 0
+    return count + _NUMBERS * likely + len(arrays.get("changed") or ())
 
 
 def _snapshot_bytes(state: CacheState) -> int:

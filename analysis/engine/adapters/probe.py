@@ -23,6 +23,7 @@ from analysis.engine.adapters.verify import (
     digest,
     mapped_of,
     note_filling,
+    raw,
 )
 from analysis.engine.hooks import Hooks, Watcher
 from analysis.engine.locks import Locks, WatchedLock, treatment_locks
