@@ -80,6 +80,12 @@ class Progress:
                 f" {row['duration_s']:.1f} s · {self._left(left)}"
             )
 
+    def put_off(self, cell: Cell, why: str, pause_s: float | None) -> None:
+        """Tell of a cell that this machine could not run, and in how many seconds it is tried."""
+        again = "it is left out" if pause_s is None else f"it is tried again in {pause_s:g} s"
+        if self._shown:
+            self._line(f"{cell.cell_id} could not be run ({why}): {again}")
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
@@ -89,6 +95,9 @@ class Progress:
         return f"about {duration(self._estimate.total_s(left))} left"
 
     def _line(self, words: str) -> None:
+        if self._bar is not None:
+            self._bar.write(words, file=self._stream)
+            return
         self._stream.write(words + "\n")
         self._stream.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,10 +10,10 @@ import sys
 
 import psutil
 import pytest
-from support import ROOT
-from sweep_help import endless_workload, has_answered, sweep_and_signal, wait_for
+from support import ROOT, wait_for
+from sweep_help import endless_workload, has_answered, sweep_and_signal
 
-from analysis.errors import EngineError, RunError
+from analysis.errors import EngineError, MachineError, RunError
 from analysis.observe.spill import read_spilled
 from analysis.sanitize.recorded import controls_of
 from analysis.store import OUTCOMES, load_run
@@ -169,6 +170,73 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     assert len(set(planted)) == 6
     run_sweep(plan, out, progress=False)
     assert len(planted) == 6
+
+
+def test_a_cell_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
+    tmp_path, monkeypatch, capsys
+):
+    started, full = [], [True, True, True, False]
+
+    class Started(CellProcess):
+        """A cell of which some may write no file of more than 300 bytes, as on a full disk."""
+
+        def __init__(self, *asked):
+            super().__init__(*asked)
+            started.append(self.pid)
+            if full[len(started) - 1]:
+                psutil.Process(self.pid).rlimit(psutil.RLIMIT_FSIZE, (300, 300))
+
+    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Started)
+    monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.1)
+    # A row of `requests` is longer than that.
+    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, observe="events")
+    with pytest.raises(MachineError, match="1 of 1 cells could not be run") as raised:
+        run_sweep(plan, tmp_path / "run")
+    assert os.strerror(errno.ENOSPC) in str(raised.value)
+    assert len(started) == 2
+    assert "it is tried again in 0.1 s" in capsys.readouterr().err
+    assert load_run(tmp_path / "run").requests.empty
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    assert len(started) == 4
+    assert list(run.cells["status"]) == ["ok"]
+    assert list(run.requests["outcome"]) == ["ok"]
+
+
+class Short:
+    """Stands for cells that this machine cannot even start, but for the chosen ones."""
+
+    elapsed_s = 1.0
+
+    def __init__(self, python, spec, directory, timeout_s):
+        self.asked.append(spec["cell_id"])
+        if not spec["cell_id"].endswith(self.runs):
+            raise OSError(errno.EMFILE, "too many", str(directory))
+
+    def poll(self):
+        return True
+
+    def ended(self):
+        return Ended([], 1.0)
+
+    def kill(self):
+        pass
+
+
+@pytest.mark.parametrize(("runs", "tries"), [("r1", 9), ("none", 6)])
+def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
+    asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
+    prepared = Prepared({(1, r): asked for r in range(5)}, {"3.1.0": {}}, 0)
+    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Short)
+    monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
+    monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)
+    monkeypatch.setattr(Short, "asked", [], raising=False)
+    monkeypatch.setattr(Short, "runs", runs, raising=False)
+    plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=5)
+    # Three that could not be run in a row are enough.
+    with pytest.raises(MachineError, match=f"{5 - (runs == 'r1')} of 5 cells could not be run"):
+        run_sweep(plan, tmp_path / "run", progress=False)
+    assert len(Short.asked) == tries
+    assert list(load_run(tmp_path / "run").cells["repeat"]) == [1] * (runs == "r1")
 
 
 def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):
