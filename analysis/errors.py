@@ -39,7 +39,7 @@ class WorkloadError(CachelabError):
 
 
 _SHORT = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ETIMEDOUT}
     | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 )
 """What an OSError says where a machine has too little of something, perhaps for a moment only."""

@@ -194,6 +194,8 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         with spill:
             yield recording.recorder
     spill.write()  # with the last snapshot, which is taken when the watching ends
+    if isinstance(spill.failure, OSError):
+        raise spill.failure
 
 
 @contextmanager

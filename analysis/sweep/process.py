@@ -46,6 +46,7 @@ class CellProcess:
             )
         self._started = time.monotonic()
         self._elapsed_s: float | None = None
+        self._ended_ns: int | None = None
         self._expired = False
         self._peak_rss = 0
 
@@ -72,6 +73,7 @@ class CellProcess:
             self.kill()
         if self._elapsed_s is None:
             self._elapsed_s = time.monotonic() - self._started
+            self._ended_ns = time.monotonic_ns()
             children.kill_group(self._process)  # what it started itself must not stay behind
         return True
 
@@ -96,7 +98,7 @@ class CellProcess:
         facts["log"] = engine_log(self.directory, facts) + printed
         duration_s = facts.get("duration_s") or self.elapsed_s
         records = read_records(self.directory / RECORDS)
-        return Ended(records, duration_s, status, detail, exit_signal, facts)
+        return Ended(records, duration_s, status, detail, exit_signal, facts, self._ended_ns)
 
     def _not_run(self) -> str | None:
         """Return why the cell says nothing of the engine; None if it does."""

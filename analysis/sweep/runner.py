@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from analysis import releases, store
 from analysis.errors import MachineError, RunError, lacking
-from analysis.observe.spill import read_lacking, read_spilled
+from analysis.observe.spill import cut_of, read_lacking, read_spilled
 from analysis.sweep import kernel
 from analysis.sweep.cell import specification
 from analysis.sweep.estimate import Estimate
@@ -236,8 +236,9 @@ class _Sweep:
             detail = ended.detail.replace(str(self._work(cell)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
         # Read here, whoever ran the cell and however it ended: what is on disk by now is kept.
-        recorded = read_spilled(self._work(cell))
-        if missing := read_lacking(self._work(cell)):
+        recorded = read_spilled(self._work(cell), ended.ended_ns)
+        missing = " ".join(filter(None, [read_lacking(self._work(cell)), cut_of(recorded)]))
+        if missing:
             detail = f"{ended.detail} {missing}" if ended.detail else missing
             ended = dataclasses.replace(ended, detail=detail)
         workload = self.prepared.workload(cell)
