@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from analysis.errors import RunError
+from analysis.errors import RunError, shown
 from analysis.manifest import new_manifest
 from analysis.tables import (
     CELL_STATUS,
@@ -62,8 +62,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-# What makes two manifests the same plan; versions and machines may differ between sittings.
-PLAN_KEYS = ("plan", "seed")
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 _TEMPORARY = ".writing-"
 _REQUIRED = ("cells", "requests")
@@ -127,10 +125,9 @@ class RunWriter:
         if _is_packed(path):
             raise RunError(f"{path} is a packed run, which is finished: choose another place.")
         stored, wanted = read_manifest(path), _as_json(manifest)
-        different = [key for key in PLAN_KEYS if stored.get(key) != wanted.get(key)]
-        if different:
+        if different := differences(_planned(stored), _planned(wanted)):
             raise RunError(
-                f"{path} is a run of another plan ({', '.join(different)} differ): "
+                f"{path} is a run of another plan ({different}): "
                 "choose another place, or delete it."
             )
         (path / "cells").mkdir(exist_ok=True)
@@ -396,6 +393,22 @@ def _refuse_foreign(path: Path) -> None:
         raise RunError(
             f"{path} holds something that is no run: choose an empty or a new directory."
         )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in which values two plans differ, in words; "" if in none."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{n} there {_given(there, n)}, here {_given(here, n)}" for n in names)
+
+
+def _given(plan: Mapping[str, Any], name: str) -> str:
+    return shown(plan[name]) if plan.get(name) is not None else "not given"
+
+
+def _planned(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two manifests the same plan; versions and machines may differ."""
+    plan = manifest.get("plan")
+    return {**(plan if isinstance(plan, dict) else {"plan": plan}), "seed": manifest.get("seed")}
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from analysis import releases as known
 from analysis.engine.adapters import MODULES
 from analysis.engine.config import LONGEST_TIMEOUT_S, MAX_PAGES, EngineConfig
 from analysis.errors import CachelabError, EngineError, seconds, whole_number
+from analysis.paths import place_of
 from analysis.tables import is_control
 from analysis.workload import in_turn, is_file
 
@@ -268,6 +269,10 @@ class Plan:
         """Return the seed of a cell's prompts, the same for all that differs only otherwise."""
         name = f"{self.seed}/{self.workload_of(repeat)}/{concurrency}/{repeat}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+    def place(self, path: str | Path) -> Path:
+        """Return the place of its own for this plan's run: `path` with a digest of the plan."""
+        return place_of(Path(path), self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, by which a run is recognised when it is resumed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from analysis.sweep.estimate import Estimate
@@ -41,13 +42,16 @@ class Progress:
         elif self._shown and known in (0, wanted):
             self._line(words)
 
-    def skipped(self, count: int) -> None:
-        """Count cells that are on disk already."""
-        self._done += count
+    def begins(self, path: Path, done: int) -> None:
+        """Say where the run is, and whether it is new; count the cells that are on disk already."""
+        self._done += done
         if self._bar is not None:
-            self._bar.update(count)
-        elif self._shown and count:
-            self._line(f"{count} of {self._cells} cells are on disk already")
+            self._bar.update(done)
+        if self._shown and done:
+            self._line(f"{path}: {done} of {self._cells} cells are on disk already")
+        elif self._shown:
+            cells = "1 cell" if self._cells == 1 else f"{self._cells} cells"
+            self._line(f"{path}: a new run of {cells}")
 
     def added(self, count: int) -> None:
         """Count cells that were not planned at first."""

@@ -118,7 +118,7 @@ class _Sweep:
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
         """Do what is left, and read the whole run back."""
         try:
-            self.progress.skipped(len(self.cells) - len(self.left))
+            self.progress.begins(self.writer.path, len(self.cells) - len(self.left))
             if self.left:
                 self.prepared = prepare(self.plan, self.progress.preparing)
                 self._note_prepared()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -109,8 +110,22 @@ def test_what_is_missing_is_run_and_the_rest_is_kept(swept, tmp_path):
 
 def test_another_plan_is_refused_in_the_same_place(swept):
     out, _, _ = swept
-    with pytest.raises(RunError, match="another plan"):
+    with pytest.raises(RunError, match=r"another plan \(.*concurrency there \[4\], here \[1, 2,"):
         run_sweep(Plan(releases=("3.9.0",)), out, progress=False)
+
+
+def test_each_plan_has_a_place_of_its_own(tmp_path):
+    place = FAST.place(tmp_path / "sweep")
+    assert place.name.startswith("sweep-")
+    assert place == replace(FAST).place(str(tmp_path / "sweep"))
+    others = [replace(FAST, seed=2), replace(FAST, concurrency=(4, 8)), replace(FAST, rounds=2)]
+    assert len({place, *(plan.place(tmp_path / "sweep") for plan in others)}) == 4
+
+
+def test_it_is_said_that_a_run_is_gone_on_with(swept, capsys):
+    out, _, _ = swept
+    run_sweep(FAST, out)
+    assert capsys.readouterr().err == f"{out}: 2 of 2 cells are on disk already\n"
 
 
 def test_two_sweeps_cannot_write_to_one_run(swept):
@@ -194,7 +209,9 @@ def test_a_cell_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
         run_sweep(plan, tmp_path / "run")
     assert os.strerror(errno.ENOSPC) in str(raised.value)
     assert len(started) == 2
-    assert "it is tried again in 0.1 s" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path / 'run'}: a new run of 1 cell\n")
+    assert "it is tried again in 0.1 s" in said
     assert load_run(tmp_path / "run").requests.empty
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert len(started) == 4
