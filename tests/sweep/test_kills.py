@@ -22,7 +22,7 @@ from analysis.sanitize.recorded import check_run
 from analysis.store import Run, RunWriter, load_run, read_manifest
 from analysis.sweep import Plan
 
-_LONGEST_S = 8.0
+_LONGEST_S = 5.0
 """Within this time a sweep of one short request a cell has finished some."""
 
 
