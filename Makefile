@@ -26,10 +26,10 @@ empty :=
 space := $(empty) $(empty)
 RELEASE_LIST := $(subst $(space),$(comma),$(strip $(RELEASES)))
 
-.PHONY: help setup report test lab lint bench lock clean
+.PHONY: help setup report test test-hard lab lint bench lock clean
 
 help: ## List what there is to run
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: $(VENV)/.ready $(foreach r,$(RELEASES),.venvs/.ready-$(r)) ## Make the environments and compile the model (every target below does it)
 
@@ -37,7 +37,10 @@ report: setup ## Execute notebook 01 on both releases, publish HTML (NOTEBOOKS=a
 	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
 
 test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest, such as -n0 for one process)
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow") $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m $(if $(SLOW),"not hard","not slow and not hard") $(ARGS)
+
+test-hard: setup ## Run the tests that kill sweeps and start engines by the hundred, for half an hour (ARGS=...)
+	@$(BIN)/python -m pytest -m hard $(ARGS)
 
 lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
 	@$(BIN)/cachelab lab $(if $(ARGS),-- $(ARGS))

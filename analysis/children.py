@@ -1,14 +1,18 @@
-"""Child processes that never outlive their parent: environment, end and last words."""
+"""Child processes that never outlive their parent: environment, folder, end and last words."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,26 @@ _PR_SET_PDEATHSIG = 1
 _TICK_S = 0.05
 
 
+_UNTIL_WE_END = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def environment() -> dict[str, str]:
-    """Return the environment of a child: this checkout importable, the user's site-packages not."""
-    variables = {**os.environ, "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+    """Return the environment of a child: this checkout importable, the user's site-packages not.
+
+    Nor is anything of the working directory, where a folder may have the name of this package.
+    """
+    ours = {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    variables = {**os.environ, **ours}
     if root := repo_root():
         variables["PYTHONPATH"] = str(root)
+    elif paths := variables.get("PYTHONPATH"):
+        absolute = [path for path in paths.split(os.pathsep) if os.path.isabs(path)]
+        variables["PYTHONPATH"] = os.pathsep.join(absolute)
     return variables
 
 
@@ -38,6 +57,54 @@ def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[byte
         start_new_session=True,
         **output,
     )
+
+
+def until_we_end(program: str | Path, *arguments: str | Path) -> list[str]:
+    """Return the command for a program that is not ours, such that it ends when this thread does.
+
+    However this process ends: the kernel sees to it.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _UNTIL_WE_END, os.getpid(), program, *arguments]
+    return [str(part) for part in command]
+
+
+@contextmanager
+def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder for the block, and remove what killed processes left of this purpose.
+
+    It is `PURPOSE-...` in `directory`, by default that of temporary files. Its owner holds a lock
+    on it, which the system lets go of however the owner ends.
+    """
+    directory = directory or Path(tempfile.gettempdir())
+    for left in directory.glob(f"{purpose}-*"):
+        if (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    lock = None
+    while lock is None:  # before it is locked another process may take it for one left behind
+        path = Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=directory))
+        lock = _locked(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(path: Path) -> int | None:
+    """Lock a folder and return its descriptor; None if it is gone, or somebody else's."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None
 
 
 def die_with_parent(parent: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ class CachelabError(Exception):
 
 class EngineError(CachelabError):
     """The engine could not be started or asked as configured."""
+
+
+class MachineError(CachelabError):
+    """The machine lacked what a process of ours needs: disk, memory, descriptors, the package."""
 
 
 class ModelError(CachelabError):
@@ -39,6 +45,26 @@ class RunError(CachelabError):
 
 class WorkloadError(CachelabError):
     """A workload cannot be read or made."""
+
+
+_SHORT = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ETIMEDOUT}
+    | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+)
+"""What an OSError says where a machine has too little of something, perhaps for a moment only."""
+
+
+def lacking(error: BaseException) -> str | None:
+    """Return what the machine lacked where that is what an error comes from, else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return os.strerror(errno.ENOMEM)
+        if isinstance(cause, OSError) and cause.errno in _SHORT:
+            where = f": {cause.filename}" if cause.filename else ""
+            return f"{os.strerror(cause.errno)}{where}"
+        cause = cause.__cause__
+    return None
 
 
 def whole_number(

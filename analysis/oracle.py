@@ -16,7 +16,6 @@ import os
 import selectors
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -154,7 +153,7 @@ def _ask(
     python: Path, release: str, job: dict[str, Any]
 ) -> Iterator[tuple[Question, tuple[int, ...]]]:
     """Yield the answers of a child process as they come; kill it when they stop coming."""
-    with tempfile.TemporaryDirectory(prefix="cachelab-oracle-") as directory:
+    with children.scratch("cachelab-oracle") as directory:
         log = Path(directory, "log")
         spec = Path(directory, "job.json")
         spec.write_text(json.dumps(job))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -25,6 +29,15 @@ def cache_dir() -> Path:
     if root := repo_root():
         return root / "data" / "cache"
     return Path(platformdirs.user_cache_dir("cachelab"))
+
+
+def place_of(path: Path, identity: Mapping[str, Any]) -> Path:
+    """Return a place beside `path` of its own for what is done there: `NAME-<digest of that>`.
+
+    What is done with other settings is then never taken for it, and the same goes on where it was.
+    """
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+    return path.with_name(f"{path.name}-{digest.hexdigest()[:8]}")
 
 
 def runs_dir() -> Path:

@@ -140,7 +140,8 @@ def register_kernel(release: str, python: Path) -> Path:
     directory = Path(sys.prefix, "share", "jupyter", "kernels", kernel_name(release))
     directory.mkdir(parents=True, exist_ok=True)
     spec = {
-        "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        # -P: a folder beside the notebook must not take the place of a package of the same name.
+        "argv": [str(python), "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"shortfin {release}",
         "language": "python",
         # The user's own site-packages must not leak into an environment that is pinned.

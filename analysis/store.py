@@ -74,8 +74,6 @@ __all__ = [
     "write_atomically",
 ]
 
-# What makes two manifests the same plan; versions and machines may differ between sittings.
-PLAN_KEYS = ("plan", "seed")
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 TEMPORARY = ".writing-"
 MANIFEST, CELLS, LOGS, WORK, LOCK = "manifest.json", "cells", "logs", "work", ".sweep.lock"
@@ -150,10 +148,9 @@ class RunWriter:
                 f"{path / MANIFEST} lacks the run's id, so it cannot be gone on with: restore it,"
                 " or choose another place."
             )
-        different = [key for key in PLAN_KEYS if stored.get(key) != wanted.get(key)]
-        if different:
+        if different := differences(_planned(stored), _planned(wanted)):
             raise RunError(
-                f"{path} is a run of another plan ({', '.join(different)} differ): "
+                f"{path} is a run of another plan ({different}): "
                 "choose another place, or delete it."
             )
         try:
@@ -461,6 +458,22 @@ def _refuse_foreign(path: Path) -> None:
         raise RunError(
             f"{path} holds something that is no run: choose an empty or a new directory."
         )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in which values two plans differ, in words; "" if in none."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{n} there {_given(there, n)}, here {_given(here, n)}" for n in names)
+
+
+def _given(plan: Mapping[str, Any], name: str) -> str:
+    return shown(plan[name]) if plan.get(name) is not None else "not given"
+
+
+def _planned(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two manifests the same plan; versions and machines may differ."""
+    plan = manifest.get("plan")
+    return {**(plan if isinstance(plan, dict) else {"plan": plan}), "seed": manifest.get("seed")}
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:

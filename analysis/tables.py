@@ -55,6 +55,8 @@ EVENT_KINDS = {
     "late": "the engine ended a request that had an end already; detail says how",
     "unlanded": "a flight, numbered `value`, began here and had not ended when the recording did",
     "unfinished": "an operation of the cache was under way here when the recording ended",
+    "cut": "the recording ends here, up to `value` ns before its process; detail lists the requests"
+    " without an end in it",
     "waiting": "a request was given up; detail says where it was and what every thread did",
     "twice": "a request's list of pages has these more than once",
     "nonfinite": "a page that was flown holds NaN or infinity, first in the slot `value`",

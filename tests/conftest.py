@@ -22,7 +22,8 @@ settings.load_profile("untimed")
 LONGEST = (
     "sanitize/test_contents.py", "validate/test_climb.py", "sanitize/test_no_false_alarm.py",
     "sanitize/test_faults_results.py", "sanitize/test_bytes.py", "sweep/test_runner.py",
-    "sweep/test_observed.py", "observe/test_conservation.py", "sanitize/test_faults.py",
+    "sweep/test_observed.py", "sweep/test_kills.py", "observe/test_conservation.py",
+    "sanitize/test_faults.py",
     "causes/test_verdicts.py", "observe/test_observe.py", "isolate/test_examine.py",
     "isolate/test_machine.py", "test_report.py", "model/test_compile.py", "model/test_verify.py",
     "sweep/test_sanitized.py", "sanitize/test_shape.py", "test_calibration.py",

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
 """Python source for 3.1.0: the batcher waits 4 ms for a batch to fill, not up to 250 ms."""
 
 
+_DEADLINE_S = 120.0
+
+
 @dataclass(frozen=True)
 class Child:
     """A child process that ended: `said` is the JSON that it gave to `say`."""
@@ -37,6 +41,14 @@ class Child:
 
 
 ChildRunner = Callable[..., Child]
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition` holds; a deadline turns a bug into a failure."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {_DEADLINE_S:g} s for {what}"
+        time.sleep(0.05)
 
 
 def run_python(

@@ -82,8 +82,12 @@ class Scenario:
         )
 
     def try_all(self, out: Path, repeats: int, seed: int = 0, jobs: int = 2) -> Run:
-        """Run its sweep in child processes, `jobs` at a time, and return the run."""
-        return run_sweep(self.plan(repeats, seed), out, jobs=jobs)
+        """Run its sweep in child processes, `jobs` at a time, and return the run.
+
+        It lies beside `out`, in a place of its plan's own.
+        """
+        plan = self.plan(repeats, seed)
+        return run_sweep(plan, plan.place(out), jobs=jobs)
 
     def asked(self, run: Run) -> list[Asked]:
         """Return what its sweep measured of its hypotheses, to be judged with those of others."""

@@ -88,7 +88,9 @@ def sweep(
 
     Run again with the same options and the same --out, it goes on where it stopped.
     """
+    from analysis.errors import MachineError
     from analysis.paths import runs_dir
+    from analysis.store import load_run
     from analysis.sweep import Plan, run_sweep
 
     plan = Plan(
@@ -128,6 +130,10 @@ def sweep(
             f" with --out {place} to go on.\n"
         )
         raise typer.Exit(130) from None
+    except MachineError:
+        if not as_json:
+            _print_summary(load_run(place))
+        raise
     if not as_json:
         _print_summary(run)
         _print_unchecked(run)

@@ -78,7 +78,7 @@ def run_costs(
                     treatments=compared,
                     observe=observe,
                 )
-                place = home / f"{sharing}-{level}-{observe}"
+                place = plan.place(home / f"{sharing}-{level}-{observe}")
                 run = run_sweep(plan, place, progress=progress)
                 cells.append(run.cells)
                 if observe == "nothing":

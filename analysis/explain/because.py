@@ -210,6 +210,8 @@ def _standstill(case: Case, flown: Sequence[Flown], finding: Found | None) -> It
         yield from _short(case, short)
     elif (failed := failed_for(case, case.name, -1, until)) is not None:
         yield f"{failed[1]} failed for it in event {failed[0]}: {failed[2]}"
+    elif case.cut is not None:
+        yield "What went on with it last is not in the recording."
     elif flown and case.outcome in ("timeout", "lost", "empty"):
         yield from _left_behind(case, flown[-1], until)
     if case.outcome == "timeout":

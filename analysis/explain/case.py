@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.errors import RunError
+from analysis.observe.spill import cut_in_words, without_end
 from analysis.store import Run
 from analysis.tables import TABLES, to_frame, to_table
 
@@ -59,6 +60,14 @@ class Case:
             if tokens and tables and not any(flight["start_positions"] or ()):
                 return len(tokens[0]) // len(tables[0])
         return _STRIDE
+
+    @property
+    def cut(self) -> str | None:
+        """Where the recording ends that has no end of the request, in a sentence, if it was cut."""
+        for event in self.events[self.events["kind"] == "cut"].to_dict("records"):
+            if self.name in without_end(event["detail"]):
+                return cut_in_words(event["t_ns"], value_of(event["value"]), event["detail"])
+        return None
 
     def seq_of(self, kind: str) -> int | None:
         """Return the place of the request's first event of a kind, None if there is none."""

@@ -168,6 +168,8 @@ def _lacking(
             if had
             else "No reference answer was stored with it, so its first wrong token is unknown."
         )
+    if case.cut is not None:
+        said.append(case.cut)
     if case.cell["status_detail"] and case.cell["status"] == "ok":
         said.append(str(case.cell["status_detail"]))
     return (*said, *(divergence.lacking if divergence is not None else ()))

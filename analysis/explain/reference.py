@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +42,7 @@ def reference_probabilities(
         "answer": answer,
     }
     python = releases.python_of(release)
-    with tempfile.TemporaryDirectory(prefix="cachelab-reference-") as directory:
+    with children.scratch("cachelab-reference") as directory:
         spec, log = Path(directory, "job.json"), Path(directory, "log")
         spec.write_text(json.dumps(job))
         with log.open("wb") as stderr:

@@ -9,11 +9,11 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis import children
 from analysis.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts
 from analysis.paths import cache_dir as default_cache_dir
@@ -35,7 +35,8 @@ def compile_model(
     """Return a .vmfb of `model` for `target`, compiled now or found in the cache.
 
     A model that brings its own .vmfb is used as it is. Compiling takes about 8 s for a batch size,
-    in a child process with the installed iree-base-compiler.
+    in a child process with the installed iree-base-compiler. One in the cache that is not what the
+    compiler left there, by the checksum beside it, is compiled anew.
 
     Parameters
     ----------
@@ -70,12 +71,12 @@ def compile_model(
     directory = cache_dir if cache_dir is not None else default_cache_dir() / "vmfb"
     label = f"{target.removeprefix('hip:')}-bs{'_'.join(map(str, sizes))}"
     vmfb = directory / f"{label}-{cache_key(text, flags)}.vmfb"
-    if vmfb.is_file():
+    if _is_whole(vmfb):
         return vmfb
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory, vmfb.stem):
-            if not vmfb.is_file():
+            if not _is_whole(vmfb):
                 _compile(text, flags, vmfb, timeout_s)
     except OSError as error:
         raise ModelError(
@@ -159,27 +160,49 @@ def _sizes(model: ModelArtifacts, batch_sizes: Sequence[int] | None) -> tuple[in
 
 
 def _compile(text: str, flags: Sequence[str], vmfb: Path, timeout_s: float) -> None:
-    with tempfile.TemporaryDirectory(dir=vmfb.parent, prefix=".compiling-") as scratch:
-        source = Path(scratch) / "model.mlir"
-        made = Path(scratch) / "model.vmfb"
+    with children.scratch(".compiling", vmfb.parent) as scratch:
+        source, made, said = (scratch / name for name in ("model.mlir", "model.vmfb", "said"))
         source.write_text(text, encoding="utf-8")
-        command = [_compiler(), str(source), *flags, "-o", str(made)]
+        command = children.until_we_end(_compiler(), source, *flags, "-o", made)
+        with said.open("wb") as output:
+            compiler = children.start(command, stdout=output, stderr=output)
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=timeout_s
-            )
+            failed = compiler.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise ModelError(
                 f"Compiling the model took longer than {timeout_s:g} s and was stopped; allow more "
                 "time or ask for fewer batch sizes."
             ) from None
-        if done.returncode != 0 or not made.is_file():
-            last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_KEPT_LINES:])
+        finally:
+            children.kill_group(compiler)
+        if failed or not made.is_file():
+            last = "\n".join(children.tail(said).strip().splitlines()[-_KEPT_LINES:])
             raise ModelError(
                 f"iree-compile {_compiler_version()} failed on the model with exit status "
-                f"{done.returncode}; its last lines were:\n{last}"
+                f"{failed}; its last lines were:\n{last}"
             )
+        sealed = scratch / "model.sha256"
+        sealed.write_text(f"{_sha256(made)}\n")
         os.replace(made, vmfb)
+        os.replace(sealed, _seal(vmfb))
+
+
+def _seal(vmfb: Path) -> Path:
+    """Return the file beside a compiled model that has its checksum."""
+    return vmfb.with_suffix(".sha256")
+
+
+def _is_whole(vmfb: Path) -> bool:
+    """Tell whether a compiled model is there as the compiler left it."""
+    try:
+        return _seal(vmfb).read_text().strip() == _sha256(vmfb)
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -100,6 +102,32 @@ class Recording:
             "snapshots": len(self._recorder.snapshots),
         }
 
+    def standing(self, skipped: int = 0) -> dict[str, Any]:
+        """Return what is under way, as plain values, for whoever writes down what was recorded.
+
+        `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
+        recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,
+        name) and `flights` (seq, t_ns, number, detail); the places that stay empty, from the one
+        numbered `skipped` on.
+        """
+        recorder = self._recorder
+        # Whether it has ended first: then nothing comes any more.
+        ended = recorder.closed
+        unfinished = [[seq, *what] for seq, what in list(recorder._open.items())]
+        flights = [
+            [seq, t_ns, number, json.dumps({"phase": phase, "requests": ids})]
+            for number, phase, ids, seq, t_ns, _ in list(recorder.under_way.values())
+        ]
+        return {
+            "ended": ended,
+            "full": recorder.dropped["events"] > 0,
+            "began_ns": recorder._started_ns,
+            "t_ns": time.monotonic_ns() - recorder._started_ns,
+            "unfinished": unfinished,
+            "flights": flights,
+            "skipped": recorder.skipped[skipped:],
+        }
+
     def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
         """Return a table as of now from row `start` in order of recording, sorted by `seq`.
 
@@ -160,7 +188,10 @@ def _columns(
         if field.name == "cell_id":
             arrays.append(pa.repeat(cell_id, len(rows)))
         else:
-            values = columns.get(field.name) or [None] * len(rows)
+            values = columns.get(field.name) or ()
+            if all(value is None for value in values):  # as most are, and far quicker so
+                arrays.append(pa.nulls(len(rows), field.type))
+                continue
             if field.name == "stack":
                 values = [stack_in_words(frames) for frames in values]
             if field.name in _ARRAYS and name == "flights":

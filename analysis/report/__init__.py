@@ -120,7 +120,8 @@ def write_answer(run_dir: str | Path, answer: str, **more: Any) -> Path:
 def run_directory(notebook: str, run_dir: str = "") -> Path:
     """Return where a notebook records: `run_dir` if it was given one, else a place of its own.
 
-    Run by hand, a notebook uses the same place again, so that a sweep in it goes on where it was.
+    Run by hand, a notebook uses the same place again, so that a sweep in it goes on where it was;
+    each plan has a place of its own there (`Plan.place`), for parameters may be changed meanwhile.
     """
     path = Path(run_dir) if run_dir else runs_dir() / f"{notebook}-{installed_release() or 'none'}"
     path.mkdir(parents=True, exist_ok=True)

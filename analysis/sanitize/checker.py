@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from analysis.observe.spill import cut_in_words
 from analysis.sanitize.findings import Finding, Findings
 from analysis.sanitize.passage import Passage
 from analysis.sanitize.rules import RULES, Rule
@@ -162,6 +163,8 @@ class Checker:
                 "An operation of the cache had not ended when the recording did: what it changed"
                 " is not known, and few rules were asked of what came after it."
             )
+        elif event.kind == "cut":
+            self.findings.note(cut_in_words(event.t_ns, event.value, event.detail))
         elif event.kind == "observer_error" and self._faults < _SHOWN_FAULTS:
             self._faults += 1
             self.findings.note(f"Watching failed at one point: {event.detail}.")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -182,7 +181,7 @@ def _keep(key: _Key, tokens: tuple[int, ...], slots: Floats) -> None:
 
 def _ask(python: Path, release: str, job: dict[str, Any], timeout_s: float) -> list[Floats]:
     """Return what a child process answers to a job, one array a sequence."""
-    with tempfile.TemporaryDirectory(prefix="cachelab-contents-") as directory:
+    with children.scratch("cachelab-contents") as directory:
         spec, log, said = (Path(directory, name) for name in ("job.json", "log", "said.npz"))
         spec.write_text(json.dumps(job))
         with log.open("wb") as output:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import children
-from analysis.errors import EngineError
+from analysis.errors import EngineError, MachineError
 from analysis.releases import installed_release, python_of
 from analysis.stress.result import COLUMNS, Stress
 from analysis.sweep.plan import Cell, Plan
@@ -97,7 +96,7 @@ def _one(
         "resubmit_s": plan.resubmit_s,
         "workloads": [[vars(r) for r in prepared.workload(cell).requests] for cell in cells],
     }
-    with tempfile.TemporaryDirectory(prefix="cachelab-stress-") as place:
+    with children.scratch("cachelab-stress") as place:
         files = [Path(place, name) for name in ("spec.json", "lines.jsonl", "logs")]
         files[0].write_text(json.dumps(spec))
         output = Path(place, "output.txt")
@@ -120,6 +119,9 @@ def _one(
         said = children.tail(output, 4000).strip().splitlines()
     if refused := next((line["refused"] for line in lines if "refused" in line), None):
         raise EngineError(refused)
+    if process.returncode > 0 and not late and not any("begun" in line for line in lines):
+        last = said[-1].strip() if said else "it said nothing."
+        raise MachineError(f"The process of an engine under stress could not start one: {last}")
     ending = next((line["ending"] for line in lines if "ending" in line), None)
     if ending is None and late:
         ending = f"It did not end within {patience:g} s and was ended."

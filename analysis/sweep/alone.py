@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis import releases
-from analysis.errors import RunError
+from analysis import children, releases
+from analysis.errors import MachineError, RunError
 from analysis.oracle import reference_answers
 from analysis.store import Run
 from analysis.sweep.cell import specification
@@ -60,28 +57,34 @@ def ask_alone(
     waiting = list(prompts.to_dict("records"))
     running: list[tuple[dict[Any, Any], CellProcess]] = []
     rows: list[dict[str, Any]] = []
-    scratch = Path(tempfile.mkdtemp(prefix="cachelab-alone-"))
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                case = waiting.pop(0)
-                python = releases.python_of(case["release"])
-                directory = scratch / str(len(waiting))
-                process = CellProcess(python, _specification(run, case), directory, timeout_s)
-                running.append((case, process))
-            for case, process in [pair for pair in running if pair[1].poll()]:
-                running.remove((case, process))
-                rows.append(_row(run, case, process.ended()))
-                if on_answer is not None:
-                    on_answer(rows[-1])
-            time.sleep(_TICK_S)
-    finally:
-        for _, process in running:
-            process.kill()
-        shutil.rmtree(scratch, ignore_errors=True)
+    with children.scratch("cachelab-alone") as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    case = waiting.pop(0)
+                    python = releases.python_of(case["release"])
+                    directory = scratch / str(len(waiting))
+                    process = CellProcess(python, _specification(run, case), directory, timeout_s)
+                    running.append((case, process))
+                for case, process in [pair for pair in running if pair[1].poll()]:
+                    running.remove((case, process))
+                    rows.append(_row(run, case, _ended(process)))
+                    if on_answer is not None:
+                        on_answer(rows[-1])
+                time.sleep(_TICK_S)
+        finally:
+            for _, process in running:
+                process.kill()
     columns = ["release", "prefix_sharing", "page_count", "prompt", "expected_text", "text",
                "outcome", "detail"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
+
+
+def _ended(process: CellProcess) -> Ended:
+    try:
+        return process.ended()
+    except MachineError as error:  # the engine was not asked, which is no answer of its own
+        return Ended([], process.elapsed_s, "not run", str(error))
 
 
 def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,8 @@ specification there and leaves its requests, facts and stacks there.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import faulthandler
 import json
 import os
@@ -19,8 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import children
-from analysis.errors import CachelabError
-from analysis.sweep.process import FACTS, RECORDS, SPEC, STACKS, STACKS_SIGNAL, peak_rss_bytes
+from analysis.errors import CachelabError, lacking
+from analysis.sweep.process import (
+    FACTS,
+    NOT_RUN,
+    RECORDS,
+    SPEC,
+    STACKS,
+    STACKS_SIGNAL,
+    peak_rss_bytes,
+)
 from analysis.workload import Request, Workload
 
 if TYPE_CHECKING:
@@ -69,7 +79,8 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     then the recording ends, then it is asked whether it still answers: what an engine does without
     its treatments, if it is not at rest when they end, must not be found in an arm that has them.
 
-    Raises EngineError if no engine can be started so.
+    Raises EngineError if no engine can be started so, OSError if the disk does not take what the
+    cell has to leave there.
     """
     from analysis.engine import Engine, EngineConfig
     from analysis.sanitize import settle
@@ -84,7 +95,9 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
 
         def keep(row: Mapping[str, Any]) -> None:
             # One write of one whole line, in the moment the request ends: a kill loses nothing.
-            records.write(json.dumps(dict(row), default=_plain).encode() + b"\n")
+            line = json.dumps(dict(row), default=_plain).encode() + b"\n"
+            if records.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), records.name)
             outcomes.append(row["outcome"])
 
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
@@ -181,6 +194,8 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         with spill:
             yield recording.recorder
     spill.write()  # with the last snapshot, which is taken when the watching ends
+    if isinstance(spill.failure, OSError):
+        raise spill.failure
 
 
 @contextmanager
@@ -205,7 +220,33 @@ def _write(file: Path, facts: Mapping[str, Any]) -> None:
 
 
 def main(directory: Path) -> int:
-    """Run the cell that `directory` specifies."""
+    """Run the cell that `directory` specifies, and return the status to exit with.
+
+    NOT_RUN and the errno beyond it where it failed for what the machine lacks: that must reach the
+    parent also where the disk takes nothing more.
+    """
+    try:
+        return _run(directory)
+    except (CachelabError, OSError, MemoryError, ImportError) as error:
+        number = _number_of(error)
+        if number is None:
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.write(f"{type(error).__name__}: {error}\n")
+            sys.stdout.flush()
+        return NOT_RUN + number
+
+
+def _number_of(error: BaseException) -> int | None:
+    """Return the errno of an error of the machine, 0 for one without; None if it is no such."""
+    if isinstance(error, ImportError):
+        return 0
+    if isinstance(error, OSError):  # of the subclasses only those that the system raised
+        return error.errno
+    return errno.ENOMEM if isinstance(error, MemoryError) else 0
+
+
+def _run(directory: Path) -> int:
     spec = json.loads((directory / SPEC).read_bytes())
     children.die_with_parent(spec["parent"])
     # Both stay open to the end of the process: C code writes to them when no Python can run.
@@ -215,6 +256,8 @@ def main(directory: Path) -> int:
     try:
         ask(spec, directory)
     except CachelabError as error:
+        if lacking(error):
+            raise
         _write(directory / FACTS, {"refused": str(error)})
         return 1
     return 0
@@ -222,6 +265,7 @@ def main(directory: Path) -> int:
 
 if __name__ == "__main__":
     status = main(Path(sys.argv[1]))
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     # The engine is closed and everything is on disk; a native thread left over must not keep us.
     os._exit(status)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import children
+from analysis.errors import CachelabError, MachineError, lacking
 from analysis.sweep.cell import ask
 from analysis.sweep.process import (
     RECORDS,
@@ -31,13 +32,20 @@ def run_cell(spec: Mapping[str, Any], directory: Path) -> Ended:
     watchdog or by a signal of its own; run again, that cell is recorded as hung or crashed, with
     the requests that it had finished, and is not tried again. A process that was merely stopped
     leaves neither a dump nor a crash report, and its cell is run anew.
+
+    Raises MachineError if it could not be run for what this machine lacks.
     """
     if (told := _told_by(directory)) is not None:
         return told
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    with _crash_report(directory / _CRASH):
-        facts = ask(spec, directory)
+    try:
+        directory.mkdir(parents=True)
+        with _crash_report(directory / _CRASH):
+            facts = ask(spec, directory)
+    except (CachelabError, OSError, MemoryError) as error:
+        if lacked := lacking(error):
+            raise MachineError(lacked) from error
+        raise
     status, detail = own_verdict(facts)
     records = read_records(directory / RECORDS)
     return Ended(records, facts["duration_s"], status, detail, None, facts)

@@ -22,6 +22,7 @@ from analysis.engine.config import (
     EngineConfig,
 )
 from analysis.errors import CachelabError, EngineError, seconds, shown, whole_number
+from analysis.paths import place_of
 from analysis.tables import is_control
 from analysis.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
 
@@ -293,6 +294,10 @@ class Plan:
         """Return the seed of a cell's prompts, the same for all that differs only otherwise."""
         name = f"{self.seed}/{self.workload_of(repeat)}/{concurrency}/{repeat}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+    def place(self, path: str | Path) -> Path:
+        """Return the place of its own for this plan's run: `path` with a digest of the plan."""
+        return place_of(Path(path), self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, by which a run is recognised when it is resumed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import children
-from analysis.errors import EngineError
+from analysis.errors import EngineError, MachineError
 from analysis.sweep.rows import Ended, read_records
 
 STACKS_SIGNAL = signal.SIGUSR1
@@ -23,6 +23,8 @@ _STACKS_WAIT_S = 3.0
 # The names of what a cell's process leaves in its directory.
 SPEC, RECORDS, FACTS = "spec.json", "requests.jsonl", "facts.json"
 OUTPUT, STACKS = "output.txt", "stacks.txt"
+NOT_RUN = 100
+"""With this exit status, or up to an errno more, a cell says that the machine lacked something."""
 FROZEN, PRINTED = "watchdog-*.txt", "engine-*.log"
 """What an engine leaves in its log directory: the dump of a freeze, and what it printed."""
 
@@ -44,6 +46,7 @@ class CellProcess:
             )
         self._started = time.monotonic()
         self._elapsed_s: float | None = None
+        self._ended_ns: int | None = None
         self._expired = False
         self._peak_rss = 0
 
@@ -70,6 +73,7 @@ class CellProcess:
             self.kill()
         if self._elapsed_s is None:
             self._elapsed_s = time.monotonic() - self._started
+            self._ended_ns = time.monotonic_ns()
             children.kill_group(self._process)  # what it started itself must not stay behind
         return True
 
@@ -78,17 +82,38 @@ class CellProcess:
         children.kill_group(self._process)
 
     def ended(self) -> Ended:
-        """Return how the cell ended. Raises EngineError if it says that no engine can start so."""
+        """Return how the cell ended.
+
+        Raises EngineError if it says that no engine can start so, MachineError if it could not be
+        run for what this machine lacks, or did not come to where an engine is started.
+        """
         facts = read_facts(self.directory)
         if refused := facts.get("refused"):
             raise EngineError(refused)
+        if not_run := self._not_run():
+            raise MachineError(not_run)
         status, detail, exit_signal = self._verdict(facts)
         facts.setdefault("peak_rss_bytes", self._peak_rss or None)
         printed = children.tail(self.directory / OUTPUT)
         facts["log"] = engine_log(self.directory, facts) + printed
         duration_s = facts.get("duration_s") or self.elapsed_s
         records = read_records(self.directory / RECORDS)
-        return Ended(records, duration_s, status, detail, exit_signal, facts)
+        return Ended(records, duration_s, status, detail, exit_signal, facts, self._ended_ns)
+
+    def _not_run(self) -> str | None:
+        """Return why the cell says nothing of the engine; None if it does."""
+        code = self._process.returncode or 0
+        if code > NOT_RUN:
+            return os.strerror(code - NOT_RUN)
+        if code != NOT_RUN and (self.directory / STACKS).is_file():
+            return None
+        if self._expired:
+            return f"its process had not started the engine after {self.timeout_s:g} s"
+        said = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
+        if code < 0:
+            return f"its process was ended by {_signal_name(-code)} before it started the engine"
+        last = said[-1].strip() if said else "it said nothing"
+        return f"its process could not start the engine: {last}"
 
     def _verdict(self, facts: dict[str, Any]) -> tuple[str, str | None, int | None]:
         code = self._process.returncode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from analysis.sweep.estimate import Estimate
@@ -41,13 +42,16 @@ class Progress:
         elif self._shown and known in (0, wanted):
             self._line(words)
 
-    def skipped(self, count: int) -> None:
-        """Count cells that are on disk already."""
-        self._done += count
+    def begins(self, path: Path, done: int) -> None:
+        """Say where the run is, and whether it is new; count the cells that are on disk already."""
+        self._done += done
         if self._bar is not None:
-            self._bar.update(count)
-        elif self._shown and count:
-            self._line(f"{count} of {self._cells} cells are on disk already")
+            self._bar.update(done)
+        if self._shown and done:
+            self._line(f"{path}: {done} of {self._cells} cells are on disk already")
+        elif self._shown:
+            cells = "1 cell" if self._cells == 1 else f"{self._cells} cells"
+            self._line(f"{path}: a new run of {cells}")
 
     def added(self, count: int) -> None:
         """Count cells that were not planned at first."""
@@ -80,6 +84,12 @@ class Progress:
                 f" {row['duration_s']:.1f} s · {self._left(left)}"
             )
 
+    def put_off(self, cell: Cell, why: str, pause_s: float | None) -> None:
+        """Tell of a cell that this machine could not run, and in how many seconds it is tried."""
+        again = "it is left out" if pause_s is None else f"it is tried again in {pause_s:g} s"
+        if self._shown:
+            self._line(f"{cell.cell_id} could not be run ({why}): {again}")
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
@@ -89,6 +99,9 @@ class Progress:
         return f"about {duration(self._estimate.total_s(left))} left"
 
     def _line(self, words: str) -> None:
+        if self._bar is not None:
+            self._bar.write(words, file=self._stream)
+            return
         self._stream.write(words + "\n")
         self._stream.flush()
 

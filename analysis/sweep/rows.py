@@ -34,6 +34,8 @@ class Ended:
     exit_signal: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the cell said of itself: device, peak_rss_bytes, log."""
+    ended_ns: int | None = None
+    """When its process was seen to have ended, of the monotonic clock; None if not known."""
 
 
 def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:

@@ -8,12 +8,14 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from analysis import releases, store
-from analysis.observe.spill import read_lacking, read_spilled
+from analysis.errors import MachineError, RunError, lacking
+from analysis.observe.spill import cut_of, read_lacking, read_spilled
 from analysis.sweep import kernel
 from analysis.sweep.cell import specification
 from analysis.sweep.estimate import Estimate
@@ -36,6 +38,10 @@ OnCell = Callable[[Row, dict[str, int]], None]
 Runner = Literal["process", "kernel"]
 
 _TICK_S = 0.05
+_PAUSE_S = 10.0
+"""How long nothing is started after a cell that this machine could not run."""
+_TRIES, _MOST_IN_A_ROW = 2, 3
+"""How often a cell is tried, and after how many that could not be run the rest is not tried."""
 _LOGS, _WORK = store.LOGS, store.WORK
 
 
@@ -60,7 +66,12 @@ def run_sweep(
     errors end every child and leave a valid run; so does `stop`, which is asked again and again
     (in the kernel: before each cell), and then the run has the cells that were finished.
 
-    Raises PlanError, ReleaseError, WorkloadError, ModelError, EngineError or RunError.
+    A cell that this machine could not run (a full disk, too little memory, too many open files)
+    says nothing of the engine: it is not stored, and tried once more after a pause. MachineError
+    says at the end how many could not be run.
+
+    Raises PlanError, ReleaseError, WorkloadError, ModelError, EngineError, RunError or
+    MachineError.
     """
     if jobs < 1:
         raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
@@ -98,11 +109,15 @@ class _Sweep:
         self.left = [cell for cell in self.cells if cell.cell_id not in finished]
         self.progress = Progress(len(self.cells), self.estimate, shown=progress)
         self.prepared = Prepared({}, {}, 0)
+        self.failed: dict[Cell, list[str]] = {}
+        """What the machine lacked, at each try of a cell that was not run since."""
+        self.in_a_row = 0
+        self.not_before_s = 0.0
 
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
         """Do what is left, and read the whole run back."""
         try:
-            self.progress.skipped(len(self.cells) - len(self.left))
+            self.progress.begins(self.writer.path, len(self.cells) - len(self.left))
             if self.left:
                 self.prepared = prepare(self.plan, self.progress.preparing)
                 self._note_prepared()
@@ -113,6 +128,8 @@ class _Sweep:
             shutil.rmtree(self.writer.path / _WORK, ignore_errors=True)
         finally:
             self.progress.close()
+        if given_up := [cell for cell in self.failed if cell not in self.left]:
+            raise MachineError(self._not_run(given_up))
         return store.load_run(self.writer.path)
 
     def _in_processes(self, pythons: Mapping[str, Path]) -> None:
@@ -120,18 +137,19 @@ class _Sweep:
         try:
             while self.left and not self.stop():
                 waiting = [cell for cell in self.left if cell not in running]
-                for cell in waiting[: self.jobs - len(running)]:
-                    running[cell] = CellProcess(
-                        pythons[cell.release],
-                        self._specification(cell),
-                        self._work(cell),
-                        self.plan.cell_timeout_s,
-                    )
+                for cell in waiting[: self.jobs - len(running)] if self._may_start() else ():
+                    with self._put_off_if_it_must_be(cell):
+                        running[cell] = CellProcess(
+                            pythons[cell.release],
+                            self._specification(cell),
+                            self._work(cell),
+                            self.plan.cell_timeout_s,
+                        )
                 for cell, process in list(running.items()):
                     if process.poll():
-                        ended = process.ended()
                         del running[cell]
-                        self._finish(cell, ended, process.elapsed_s)
+                        with self._put_off_if_it_must_be(cell):
+                            self._finish(cell, process.ended(), process.elapsed_s)
                 self.progress.running(running, self.left)
                 time.sleep(_TICK_S)
         finally:
@@ -140,11 +158,58 @@ class _Sweep:
 
     def _in_this_kernel(self) -> None:
         while self.left and not self.stop():
+            if not self._may_start():
+                time.sleep(_TICK_S)
+                continue
             cell = self.left[0]
             self.progress.running([cell], self.left)
             started = time.monotonic()
-            ended = kernel.run_cell(self._specification(cell), self._work(cell))
-            self._finish(cell, ended, time.monotonic() - started)
+            with self._put_off_if_it_must_be(cell):
+                ended = kernel.run_cell(self._specification(cell), self._work(cell))
+                self._finish(cell, ended, time.monotonic() - started)
+
+    def _may_start(self) -> bool:
+        return time.monotonic() >= self.not_before_s
+
+    @contextmanager
+    def _put_off_if_it_must_be(self, cell: Cell) -> Iterator[None]:
+        """Put a cell off that the block cannot run or keep for what this machine lacks."""
+        try:
+            yield
+        except (MachineError, RunError, OSError, MemoryError) as error:
+            why = str(error) if isinstance(error, MachineError) else lacking(error)
+            if why is None:
+                raise
+            self._put_off(cell, why)
+        else:
+            if cell not in self.left:
+                self.failed.pop(cell, None)
+                self.in_a_row = 0
+
+    def _put_off(self, cell: Cell, why: str) -> None:
+        """Have a cell tried again after a pause; give it up if that was the last try."""
+        self.not_before_s = time.monotonic() + _PAUSE_S
+        whys = self.failed.setdefault(cell, [])
+        whys.append(why)
+        if len(whys) < _TRIES:
+            self.progress.put_off(cell, why, _PAUSE_S)
+            return
+        self.left.remove(cell)
+        self.in_a_row += 1
+        self.progress.put_off(cell, why, None)
+        if self.in_a_row >= _MOST_IN_A_ROW:
+            for other in self.left:
+                self.failed.setdefault(other, []).append("it was not tried any more")
+            self.left.clear()
+
+    def _not_run(self, cells: Sequence[Cell]) -> str:
+        first = cells[0]
+        return (
+            f"{len(cells)} of {len(self.cells)} cells could not be run for what this machine lacks,"
+            f" and are not in {self.writer.path}: {first.cell_id} ({self.failed[first][-1]})"
+            + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
+            + ". Mend that and run the same again: it runs those only."
+        )
 
     def _specification(self, cell: Cell) -> dict[str, Any]:
         return specification(
@@ -170,9 +235,10 @@ class _Sweep:
             detail = ended.detail.replace(str(self._work(cell)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
         # Read here, whoever ran the cell and however it ended: what is on disk by now is kept.
-        recorded = read_spilled(self._work(cell))
-        if lacking := read_lacking(self._work(cell)):
-            detail = f"{ended.detail} {lacking}" if ended.detail else lacking
+        recorded = read_spilled(self._work(cell), ended.ended_ns)
+        missing = " ".join(filter(None, [read_lacking(self._work(cell)), cut_of(recorded)]))
+        if missing:
+            detail = f"{ended.detail} {missing}" if ended.detail else missing
             ended = dataclasses.replace(ended, detail=detail)
         workload = self.prepared.workload(cell)
         requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 from analysis.engine.adapters import PACE_S
 from analysis.engine.config import LONGEST_TIMEOUT_S
 from analysis.errors import CachelabError, check_writable, shown
+from analysis.paths import place_of
 from analysis.releases import check_known
 from analysis.sanitize.rules import RULES
 from analysis.stats import least_rate
-from analysis.store import load_run, write_atomically
+from analysis.store import differences, load_run, write_atomically
 from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.prepare import check_lengths
@@ -110,6 +111,17 @@ class Settings:
                 f" {_MOST_NEEDED:,} can be asked in a day or so: choose a `--rate` from"
                 f" {least:.2g} on."
             )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, by which a ladder is recognised."""
+        tolerate = [[*key, reason] for key, reason in sorted(self.tolerate.items())]
+        plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "tolerate": tolerate}))
+        return plain
+
+    def place(self, path: str | Path) -> Path:
+        """Return the place of its own for this ladder: `path` with a digest of the settings."""
+        # An examination that had too little time may be given more.
+        return place_of(Path(path), {**self.as_dict(), "isolated_s": None})
 
     def ladder(self) -> Ladder:
         """Return the ladder before it is climbed."""
@@ -308,10 +320,7 @@ def _isolated(settings: Settings, out: Path, ends: float) -> Isolated:
 
 def _claim(out: Path, settings: Settings) -> None:
     """Take a directory for this ladder; LadderError if it is another's."""
-    plain: Mapping[str, Any] = json.loads(json.dumps({
-        **asdict(settings),
-        "tolerate": [[*key, reason] for key, reason in sorted(settings.tolerate.items())],
-    }))  # fmt: skip
+    plain = settings.as_dict()
     check_writable(out)
     file = out / _SETTINGS
     if not file.is_file():
@@ -321,11 +330,8 @@ def _claim(out: Path, settings: Settings) -> None:
         return
     stored = json.loads(file.read_text())
     # An examination that had too little time may be given more.
-    same = [name for name in plain if name != "isolated_s"]
-    if different := [name for name in same if stored.get(name) != plain[name]]:
-        raise LadderError(
-            f"{out} is another ladder ({', '.join(different)} differ): choose another place."
-        )
+    if different := differences({**stored, "isolated_s": settings.isolated_s}, plain):
+        raise LadderError(f"{out} is another ladder ({different}): choose another place.")
 
 
 def _tell(on_step: OnStep | None, step: Isolated | Rung | None) -> None:

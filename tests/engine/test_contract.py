@@ -137,6 +137,33 @@ def test_a_closed_engine_gives_its_descriptors_and_threads_back(
     assert last[1] <= threads
 
 
+@pytest.mark.hard
+def test_two_hundred_engines_in_one_process_with_as_many_open_files_as_usual(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+        outcomes, counts = [], []
+        for _ in range(200):
+            with Engine() as engine:
+                outcomes.append(engine.generate("1 2 3 4 5 ", 3).outcome)
+            counts.append([len(os.listdir("/proc/self/" + what)) for what in ("fd", "task")])
+        say([outcomes, counts])
+        """,
+        timeout_s=1800,
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes, counts = done.said
+    assert outcomes == ["ok"] * 200
+    (fds, threads), last = counts[0], counts[-1]
+    # shortfin itself keeps one open file of each engine's model.
+    assert last[0] <= fds + 199
+    assert last[1] <= threads
+
+
 def test_ctrl_c_ends_a_workload_and_the_engine_serves_on(child: ChildRunner, release: str) -> None:
     done = child(
         release,

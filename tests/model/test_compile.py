@@ -8,7 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
+from support import CHILD_ENVIRONMENT, wait_for
 
 from analysis.errors import ModelError
 from analysis.model import compile as compiling
@@ -130,7 +132,8 @@ def test_two_at_once_compile_once_and_leave_nothing_behind(copy, tmp_path, count
     assert len(set(made)) == 1
     assert made[0].read_text() == "compiled"
     assert counted.read_text() == "call\n"
-    assert [file for file in cache.iterdir() if not file.name.endswith(".lock")] == [made[0]]
+    left = {file for file in cache.iterdir() if not file.name.endswith(".lock")}
+    assert left == {made[0], made[0].with_suffix(".sha256")}
 
 
 def test_the_cache_is_where_the_environment_says(copy, tmp_path, counted, monkeypatch):
@@ -159,3 +162,49 @@ def test_the_package_imports_nothing_heavy():
         "assert not {'torch', 'iree', 'shortfin', 'tokenizers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ.copy())
+
+
+def test_a_cached_program_that_is_not_whole_is_compiled_anew(copy, tmp_path, counted):
+    model, cache = tiny(copy), tmp_path / "cache"
+    made = compile_model(model, batch_sizes=[1], cache_dir=cache)
+    for number, damage in enumerate(
+        (
+            lambda: made.write_text("comp"),
+            lambda: made.with_suffix(".sha256").unlink(),
+            lambda: made.unlink(),
+        )
+    ):
+        damage()
+        assert compile_model(model, batch_sizes=[1], cache_dir=cache) == made
+        assert made.read_text() == "compiled"
+        assert counted.read_text() == "call\n" * (number + 2)
+    compile_model(model, batch_sizes=[1], cache_dir=cache)
+    assert counted.read_text() == "call\n" * 4
+
+
+_COMPILE = """
+import sys
+from pathlib import Path
+from analysis.model import compile, compile_model, load_model
+compile._compiler = lambda: sys.argv[2]
+compile_model(load_model(Path(sys.argv[1])), batch_sizes=[1], cache_dir=Path(sys.argv[3]))
+"""
+
+
+def test_a_killed_build_leaves_no_compiler_and_its_folder_not_for_long(copy, tmp_path, counted):
+    tiny(copy)
+    said, cache = tmp_path / "compiler", tmp_path / "cache"
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!/bin/sh\necho $$ > {said}.tmp; mv {said}.tmp {said}\nexec sleep 1000\n")
+    slow.chmod(0o755)
+    build = subprocess.Popen(
+        [sys.executable, "-c", _COMPILE, str(copy), str(slow), str(cache)], env=CHILD_ENVIRONMENT
+    )
+    wait_for(said.is_file, "the compiler")
+    compiler = psutil.Process(int(said.read_text()))
+    build.kill()
+    build.wait(60)
+    wait_for(lambda: not compiler.is_running(), "the compiler's end")
+    assert list(cache.glob(".compiling-*"))
+    compile_model(load_model(copy), batch_sizes=[1], cache_dir=cache)
+    assert not list(cache.glob(".compiling-*"))

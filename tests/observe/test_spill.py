@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import errno
+import io
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import wait_for
 
 from analysis.observe import ObserverWarning
-from analysis.observe.spill import Spill, read_lacking, read_spilled
+from analysis.observe.spill import Spill, cut_of, read_lacking, read_spilled
 from analysis.tables import TABLES, to_table
 
 FLIGHT = {"phase": "decode", "rows": 1, "request_ids": ["r"], "tokens": [[1]]}
@@ -26,25 +28,42 @@ class Made:
     def __init__(self) -> None:
         self.rows: dict[str, list[int]] = {"events": [], "flights": [], "snapshots": []}
         self.overflow: str | None = None
+        self.ended = True
+        self.t_ns = 0
+        self.kinds: dict[int, tuple[str, str]] = {}
+        self.unfinished: list[list[Any]] = []
+        self.flights: list[list[Any]] = []
+        self.skipped: list[int] = []
 
     def sizes(self) -> dict[str, int]:
         return {name: len(rows) for name, rows in self.rows.items()}
 
+    def standing(self, skipped: int = 0) -> dict[str, Any]:
+        return {
+            "ended": self.ended,
+            "full": False,
+            "began_ns": 1_000,
+            "t_ns": self.t_ns,
+            "unfinished": self.unfinished,
+            "flights": self.flights,
+            "skipped": self.skipped[skipped:],
+        }
+
     def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
         own: dict[str, dict[str, Any]] = {
-            "events": {"t_ns": 0, "kind": "token"},
+            "events": {"t_ns": 0},
             "flights": {**FLIGHT, "flight_id": 0},
             "snapshots": {"moment": "asked"},
         }
-        seqs = sorted(self.rows[name][start:])
-        return to_table(name, [{"seq": s, "cell_id": cell_id, **own[name]} for s in seqs])
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        rows = []
+        for seq in sorted(self.rows[name][start:]):
+            row = {"seq": seq, "cell_id": cell_id, **own[name]}
+            if name == "events":
+                row["kind"], row["request_id"] = self.kinds.get(seq, ("token", "r"))
+            if name == "flights":
+                row["end_seq"] = seq + 1
+            rows.append(row)
+        return to_table(name, rows)
 
 
 def seqs(directory: Path) -> dict[str, list[int]]:
@@ -67,18 +86,16 @@ def test_every_row_is_written_once_in_the_end_in_order(tmp_path_factory, order, 
     table = read_spilled(directory)[name]
     assert table.schema.equals(TABLES[name])
     assert set(table["cell_id"].to_pylist()) == {"c"}
-    parts = {file.name for file in (directory / "recorded").iterdir()}
-    wrote = len(set(moments) | {11})
-    assert parts == {f"{name}-{part:05d}.parquet" for part in range(1, wrote + 1)}
+    assert {file.name for file in directory.iterdir()} == {"recorded"}
 
 
 def test_it_writes_while_the_block_lasts_and_at_its_end(tmp_path: Path) -> None:
     made = Made()
     made.rows["events"] = [0, 1]
     with Spill(made, tmp_path, "c", every_s=0.01):
-        wait_for(lambda: seqs(tmp_path) == {"events": [0, 1]})
+        wait_for(lambda: seqs(tmp_path) == {"events": [0, 1]}, "the events")
         made.rows["snapshots"] = [2]
-        wait_for(lambda: "snapshots" in seqs(tmp_path))
+        wait_for(lambda: "snapshots" in seqs(tmp_path), "the snapshots")
     with Spill(made, tmp_path / "other", "c", every_s=1000):
         made.rows["flights"] = [7]
     assert seqs(tmp_path / "other") == {"events": [0, 1], "flights": [7], "snapshots": [2]}
@@ -100,35 +117,40 @@ def test_an_error_within_the_block_is_the_block_s_own(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_warned_of_once_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Full(io.FileIO):
+        """A file on a disk that takes half of what it is given, and then nothing."""
+
+        def write(self, content: Any) -> int:
+            if len(content) < 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content[: len(content) // 2])
+
     made = Made()
     made.rows["events"] = [0]
-    write = pq.write_table
-
-    def full(table: pa.Table, where: Path, **_: Any) -> None:
-        Path(where).write_bytes(b"PAR1")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(pq, "write_table", full)
     spill = Spill(made, tmp_path, "c")
-    with pytest.warns(ObserverWarning, match="no space left"):
+    spill.write()
+    made.rows["events"] += [1]
+    before = (tmp_path / "recorded").read_bytes()
+    monkeypatch.setattr("builtins.open", lambda file, mode, buffering: Full(file, "r+b"))
+    with pytest.warns(ObserverWarning, match="No space left"):
         spill.write()
     spill.write()  # a second warning would be an error here
-    assert spill.error is not None
-    assert read_spilled(tmp_path) == {}
-    assert not list(tmp_path.glob("recorded/*.tmp"))
-    assert "no space left" in str(read_lacking(tmp_path))
-    monkeypatch.setattr(pq, "write_table", write)
-    made.rows["events"] += [1]
+    monkeypatch.undo()
+    assert isinstance(spill.failure, OSError)
+    assert (tmp_path / "recorded").read_bytes() == before
+    made.rows["events"] += [2]
     spill.write()
-    assert seqs(tmp_path) == {"events": [0, 1]}
+    assert spill.failure is None
+    assert seqs(tmp_path) == {"events": [0, 1, 2]}
+    assert read_lacking(tmp_path) is None  # for nothing is
 
 
 def test_where_warnings_are_errors_none_leaves_the_block(tmp_path: Path) -> None:
-    (tmp_path / "recorded").write_text("a file where the directory should be")
+    (tmp_path / "recorded").mkdir()  # where a file should be
     made = Made()
     made.rows["events"] = [0]
     with Spill(made, tmp_path, "c", every_s=0.01) as spill:
-        wait_for(lambda: spill.error)
+        wait_for(lambda: spill.failure, "an error")
         assert spill._thread.is_alive()
     assert read_spilled(tmp_path) == {}
 
@@ -153,22 +175,57 @@ def test_a_full_recording_says_so_beside_its_parts(tmp_path: Path) -> None:
     spill = Spill(made, tmp_path, "c")
     spill.write()
     assert read_lacking(tmp_path) is None
-    assert list(tmp_path.iterdir()) == []
+    assert read_spilled(tmp_path) == {}
     made.overflow = "The recording was full: 3 events were counted but not kept."
     spill.write()
     assert read_lacking(tmp_path) == made.overflow
 
 
-def test_files_that_were_not_finished_are_left_out(tmp_path: Path) -> None:
-    made = Made()
-    spill = Spill(made, tmp_path, "c")
-    for seq in (3, 1):
-        made.rows["events"].append(seq)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
+@settings(max_examples=40)
+def test_wherever_the_file_ends_what_was_whole_is_read(tmp_path_factory, sizes, data):
+    directory, made, ends = tmp_path_factory.mktemp("spill"), Made(), [0]
+    spill = Spill(made, directory, "c")
+    for size in sizes:
+        made.rows["events"] += range(len(made.rows["events"]), len(made.rows["events"]) + size)
         spill.write()
-    folder = tmp_path / "recorded"
-    whole = (folder / "events-00001.parquet").read_bytes()
-    (folder / "events-00003.tmp").write_bytes(whole)
-    (folder / "events-00004.parquet").write_bytes(whole[: len(whole) // 2])
-    (folder / "events-00005.parquet").write_bytes(b"")
-    assert seqs(tmp_path) == {"events": [1, 3]}
-    assert read_spilled(tmp_path / "nowhere") == {}
+        ends.append((directory / "recorded").stat().st_size)
+    cut = data.draw(st.integers(0, ends[-1]))
+    os.truncate(directory / "recorded", cut)
+    whole = sum(sizes[: sum(end <= cut for end in ends) - 1])
+    assert seqs(directory).get("events", []) == list(range(whole))
+    assert read_spilled(directory / "nowhere") == {}
+
+
+def test_a_recording_that_its_process_did_not_end_says_where_it_ends(tmp_path: Path) -> None:
+    made = Made()
+    made.ended = False
+    made.kinds = {0: ("submitted", "a"), 1: ("submitted", "b"), 6: ("done", "a")}
+    made.rows["events"] = [0, 1, 6]
+    made.rows["flights"] = [3]  # until 4
+    made.skipped = [2]
+    made.flights = [[5, 20, 1, json.dumps({"phase": "decode", "requests": ["b"]})]]
+    made.unfinished = [[7, 30, "b", "acquire"]]
+    made.t_ns = 40
+    spill = Spill(made, tmp_path, "c")
+    spill.write()
+    made.rows["events"] += [9]  # before it is one more, of which nothing is known
+    made.t_ns = 2_000_000_040
+    spill.write()
+    tables = read_spilled(tmp_path, ended_ns=1_000 + 40 + 7_000_000)
+    events = [row for row in tables["events"].to_pylist() if row["seq"] >= 5]
+    assert [(row["seq"], row["kind"]) for row in events] == [
+        (5, "unlanded"), (6, "done"), (7, "unfinished"), (8, "cut"),
+    ]  # fmt: skip
+    assert (events[0]["value"], events[0]["t_ns"]) == (1, 20)
+    assert (events[2]["request_id"], events[2]["detail"]) == ("b", "acquire")
+    assert (events[3]["t_ns"], events[3]["value"]) == (40, 7_000_000)
+    assert cut_of(tables) == (
+        "The recording ends at 0.000 s, at most 7 ms before its process did; 1 request has no end"
+        " in it, which says nothing of the engine."
+    )
+    made.rows["events"] += [5, 7, 8, 10]
+    made.flights, made.unfinished, made.ended = [], [], True
+    spill.write()
+    assert cut_of(read_spilled(tmp_path)) is None
+    assert seqs(tmp_path)["events"] == [0, 1, 5, 6, 7, 8, 9, 10]

@@ -1240,6 +1240,21 @@ def a_request_never_ended(story):
     ready(story, "a", A, 1, 2)
 
 
+@breaks("completion", "not ended", close=False)
+def a_request_that_stood_still_when_its_process_was_killed(story):
+    ready(story, "a", A, 1, 2)
+    story.event("cut", t_ns=3_600_000_000_000)
+
+
+def test_a_request_that_went_on_when_its_process_was_killed_is_not_held_against_the_engine():
+    story = Story()
+    ready(story, "a", A, 1, 2)
+    story.event("cut", value=7_000_000, detail='["a"]')
+    findings = story.check(close=False)
+    assert not findings.groups
+    assert any("at most 7 ms before its process did; 1 request has" in n for n in findings.notes)
+
+
 @silent
 def a_request_that_was_rejected(story):
     story.submit("a", A)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from support import wait_for
 
 from analysis.store import Run
 from analysis.sweep import Plan, run_sweep
-
-DEADLINE_S = 120.0
 
 
 def endless_workload(directory: Path) -> Path:
@@ -26,14 +24,6 @@ def endless_workload(directory: Path) -> Path:
     ]
     path.write_text("".join(json.dumps({**row, "max_new_tokens": 5}) + "\n" for row in rows))
     return path
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Wait until `condition` holds; a deadline turns a bug into a failure."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for {what}"
-        time.sleep(0.05)
 
 
 def has_answered(out: Path) -> bool:

@@ -72,7 +72,7 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     assert command(tmp_path / "run") == 1
     said = capsys.readouterr()
     assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be asked\n" in said.out
-    assert "could not be asked (The cell's process ended with status 1: No module" in said.err
+    assert "could not be asked (its process could not start the engine: No module" in said.err
 
 
 def command(run: Path) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from support import ChildRunner
 from sweep_help import endless_workload
 
+from analysis.errors import EngineError, MachineError
 from analysis.store import load_run
+from analysis.sweep import kernel
 
 _SWEEP = """
 from analysis.sweep import Plan, run_sweep
@@ -30,6 +34,17 @@ def test_cells_run_one_after_another_in_this_process(child: ChildRunner, release
     run = load_run(out)
     assert len(run.requests) == 8
     assert set(run.cells["release"]) == {release}
+
+
+def test_in_a_kernel_too_a_full_disk_is_no_failure(tmp_path, monkeypatch):
+    def full(spec, directory):
+        error = OSError(errno.ENOSPC, "No space left on device")
+        raise EngineError("The engine could not be started.") from error
+
+    monkeypatch.setattr(kernel, "ask", full)
+    with pytest.raises(MachineError, match="No space left"):
+        kernel.run_cell({}, tmp_path / "work")
+    assert kernel._told_by(tmp_path / "work") is None  # so that it is run anew
 
 
 _FREEZE = """

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
-from support import ROOT
-from sweep_help import endless_workload, has_answered, sweep_and_signal, wait_for
+from support import ROOT, wait_for
+from sweep_help import endless_workload, has_answered, sweep_and_signal
 
-from analysis.errors import EngineError, RunError
+from analysis.errors import EngineError, MachineError, RunError
 from analysis.observe.spill import read_spilled
 from analysis.sanitize.recorded import controls_of
 from analysis.store import OUTCOMES, load_run
@@ -108,8 +110,22 @@ def test_what_is_missing_is_run_and_the_rest_is_kept(swept, tmp_path):
 
 def test_another_plan_is_refused_in_the_same_place(swept):
     out, _, _ = swept
-    with pytest.raises(RunError, match="another plan"):
+    with pytest.raises(RunError, match=r"another plan \(.*concurrency there \[4\], here \[1, 2,"):
         run_sweep(Plan(releases=("3.9.0",)), out, progress=False)
+
+
+def test_each_plan_has_a_place_of_its_own(tmp_path):
+    place = FAST.place(tmp_path / "sweep")
+    assert place.name.startswith("sweep-")
+    assert place == replace(FAST).place(str(tmp_path / "sweep"))
+    others = [replace(FAST, seed=2), replace(FAST, concurrency=(4, 8)), replace(FAST, rounds=2)]
+    assert len({place, *(plan.place(tmp_path / "sweep") for plan in others)}) == 4
+
+
+def test_it_is_said_that_a_run_is_gone_on_with(swept, capsys):
+    out, _, _ = swept
+    run_sweep(FAST, out)
+    assert capsys.readouterr().err == f"{out}: 2 of 2 cells are on disk already\n"
 
 
 def test_two_sweeps_cannot_write_to_one_run(swept):
@@ -169,6 +185,75 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     assert len(set(planted)) == 6
     run_sweep(plan, out, progress=False)
     assert len(planted) == 6
+
+
+def test_a_cell_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
+    tmp_path, monkeypatch, capsys
+):
+    started, full = [], [True, True, True, False]
+
+    class Started(CellProcess):
+        """A cell of which some may write no file of more than 300 bytes, as on a full disk."""
+
+        def __init__(self, *asked):
+            super().__init__(*asked)
+            started.append(self.pid)
+            if full[len(started) - 1]:
+                psutil.Process(self.pid).rlimit(psutil.RLIMIT_FSIZE, (300, 300))
+
+    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Started)
+    monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.1)
+    # A row of `requests` is longer than that.
+    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, observe="events")
+    with pytest.raises(MachineError, match="1 of 1 cells could not be run") as raised:
+        run_sweep(plan, tmp_path / "run")
+    assert os.strerror(errno.ENOSPC) in str(raised.value)
+    assert len(started) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path / 'run'}: a new run of 1 cell\n")
+    assert "it is tried again in 0.1 s" in said
+    assert load_run(tmp_path / "run").requests.empty
+    run = run_sweep(plan, tmp_path / "run", progress=False)
+    assert len(started) == 4
+    assert list(run.cells["status"]) == ["ok"]
+    assert list(run.requests["outcome"]) == ["ok"]
+
+
+class Short:
+    """Stands for cells that this machine cannot even start, but for the chosen ones."""
+
+    elapsed_s = 1.0
+
+    def __init__(self, python, spec, directory, timeout_s):
+        self.asked.append(spec["cell_id"])
+        if not spec["cell_id"].endswith(self.runs):
+            raise OSError(errno.EMFILE, "too many", str(directory))
+
+    def poll(self):
+        return True
+
+    def ended(self):
+        return Ended([], 1.0)
+
+    def kill(self):
+        pass
+
+
+@pytest.mark.parametrize(("runs", "tries"), [("r1", 9), ("none", 6)])
+def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
+    asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
+    prepared = Prepared({(1, r): asked for r in range(5)}, {"3.1.0": {}}, 0)
+    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Short)
+    monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
+    monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)
+    monkeypatch.setattr(Short, "asked", [], raising=False)
+    monkeypatch.setattr(Short, "runs", runs, raising=False)
+    plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=5)
+    # Three that could not be run in a row are enough.
+    with pytest.raises(MachineError, match=f"{5 - (runs == 'r1')} of 5 cells could not be run"):
+        run_sweep(plan, tmp_path / "run", progress=False)
+    assert len(Short.asked) == tries
+    assert list(load_run(tmp_path / "run").cells["repeat"]) == [1] * (runs == "r1")
 
 
 def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):
@@ -253,8 +338,8 @@ def test_a_cell_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_cell_whose_process_is_killed_keeps_what_it_finished(tmp_path, number):
+def test_a_cell_whose_process_crashes_keeps_what_it_finished(tmp_path):
+    number = signal.SIGSEGV
     plan = Plan(
         releases=("3.9.0",), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))
     )

@@ -49,7 +49,7 @@ def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do
     again = validate(settings, tmp_path / "out", budget_s=60)
     assert again.rungs == ladder.rungs
     assert again.isolated == ladder.isolated
-    with pytest.raises(LadderError, match="another ladder \\(seed differ"):
+    with pytest.raises(LadderError, match=r"another ladder \(seed there 0, here"):
         validate(Settings(**{**vars(settings), "seed": 1}), tmp_path / "out")
 
 

@@ -44,6 +44,8 @@ class Completed(Rule):
         self._begun_s = 0.0
         """When the last flight began."""
         self._now_s = 0.0
+        self._cut = False
+        """Whether the recording ends before the engine had its time."""
         self._death: Event | None = None
         self._threads: dict[str, list[str]] = {}
         """What every thread did when the first request was given up; told once."""
@@ -106,6 +108,10 @@ class Completed(Rule):
             self._threads = json.loads(event.detail or "{}").get("threads") or self._threads
         self._moves(world, None, event.t_ns / 1e9)
         return iter(())
+
+    def on_cut(self, world: World, event: Event) -> Iterator[Finding]:
+        self._cut = True
+        return self.on_snapshot(world, event)
 
     def on_late(self, world: World, event: Event) -> Iterator[Finding]:
         self._forget(event.request_id or "")
@@ -176,12 +182,16 @@ class Completed(Rule):
             return "lost wake-up", f"nothing is to be done for it, after {flights}"
         return "stuck batcher", f"no flight was begun for its next step, after {flights}"
 
+    def _stands_still(self, request: str) -> bool:
+        """Tell whether a request had not gone on for so long that it would never have."""
+        still_s = self._now_s - self._moved_s.get(request, 0.0)
+        at_rest = still_s >= REST_S and self._now_s - self._begun_s >= REST_S
+        return at_rest or still_s >= STARVED_S
+
     def finish(self, world: World) -> Iterator[Finding]:
         early = []
         for request, event in sorted(self._given_up.items()):
-            still_s = self._now_s - self._moved_s.get(request, 0.0)
-            at_rest = still_s >= REST_S and self._now_s - self._begun_s >= REST_S
-            if self._death is not None or at_rest or still_s >= STARVED_S:
+            if self._death is not None or self._stands_still(request):
                 yield self._finding(world, event)
             else:
                 early.append(request)
@@ -193,6 +203,8 @@ class Completed(Rule):
             )
         for request in sorted(world.under_way):
             sequence = world.under_way[request]
+            if self._cut and self._death is None and not self._stands_still(request):
+                continue  # its process was ended, and nothing says that the engine had stopped
             yield Finding(
                 cause="dead worker" if self._death else "not ended",
                 message=f"{request} was still under way when the recording ended, after"
