@@ -51,8 +51,10 @@ class Watcher(Protocol):
     def event(self, kind: str, **fields: Any) -> None:
         """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
 
-    def at_token(self, kind: str, request_id: str, value: int | None, detail: str | None) -> None:
-        """Tell an event of a kind that comes with every token."""
+    def at_token(
+        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
+    ) -> None:
+        """Tell an event of a kind that comes with every token; bytes are logits."""
 
     def holds(self, request_id: str, pages: Iterable[int]) -> None:
         """Tell all pages that a request holds now."""

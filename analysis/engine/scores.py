@@ -24,10 +24,19 @@ class Top(NamedTuple):
 class Scores(NamedTuple):
     """The model's scores of the next token of each row that carries a request, as copied bytes."""
 
-    rows: tuple[bytes, ...]
+    data: bytes
+    """Of all rows, one after the other."""
+    number: int
+    """Of rows."""
     vocabulary: int
     dtype: str
     """Their type, by its name."""
+
+    @property
+    def rows(self) -> list[bytes]:
+        """The bytes of each row."""
+        size = len(self.data) // max(self.number, 1)
+        return [self.data[row * size : (row + 1) * size] for row in range(self.number)]
 
     @property
     def is_small(self) -> bool:
@@ -36,14 +45,14 @@ class Scores(NamedTuple):
 
     def kept(self, count: int) -> Scores | Top:
         """Return itself if that takes little room, else its `count` likeliest tokens."""
-        if self.is_small or not self.rows:
+        if self.is_small or not self.number:
             return self
         tokens, logprobs = _order(self.array(), count)
         return Top(tokens.tolist(), logprobs.tolist())
 
     def array(self) -> npt.NDArray[np.float64]:
         """Return the scores, [rows, vocabulary]."""
-        flat = decode(b"".join(self.rows), self.dtype)
+        flat = decode(self.data, self.dtype)
         return np.asarray(flat.reshape(-1, self.vocabulary), dtype=np.float64)
 
 
@@ -59,19 +68,15 @@ def copy_scores(
     batch, width, vocabulary = logits.shape
     places, dtype = [0] * rows, str(logits.dtype)
     if width == 1:  # at once: it comes with every token
-        with logits.map(read=True) as mapped:
-            whole = bytes(mapped)
-        size = len(whole) // batch
-        parts = tuple(whole[r * size : (r + 1) * size] for r in range(rows))
-        return Scores(parts, int(vocabulary), dtype)
+        whole = bytes(logits.map(read=True))
+        return Scores(whole[: len(whole) // batch * rows], rows, vocabulary, dtype)
     if phase == "prefill":
         lengths, starts = arrays["seq_lens"][1], arrays.get("start_positions", ((), [0] * rows))[1]
         places = [min(max(lengths[r] - starts[r], 1), width) - 1 for r in range(rows)]
     copied = []
     for row, place in enumerate(places):
-        with logits.view(row, place).map(read=True) as mapped:
-            copied.append(bytes(mapped))
-    return Scores(tuple(copied), int(vocabulary), dtype)
+        copied.append(bytes(logits.view(row, place).map(read=True)))
+    return Scores(b"".join(copied), rows, vocabulary, dtype)
 
 
 def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | None]:
@@ -79,7 +84,7 @@ def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | 
 
     The probabilities are normalised over the whole vocabulary, and their logarithms natural.
     """
-    scored = [flight for flight in flights if isinstance(flight, Scores) and flight.rows]
+    scored = [flight for flight in flights if isinstance(flight, Scores) and flight.number]
     tokens, logprobs = [], []
     if scored:
         # All at once: a call for each would take longer than all the rest of a table.
@@ -89,8 +94,8 @@ def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | 
     first = 0
     for flight in flights:
         if isinstance(flight, Scores):
-            last = first + len(flight.rows)
-            found.append(Top(tokens[first:last], logprobs[first:last]) if flight.rows else None)
+            last = first + flight.number
+            found.append(Top(tokens[first:last], logprobs[first:last]) if flight.number else None)
             first = last
         else:
             found.append(flight)

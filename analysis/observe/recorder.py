@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
+from analysis.engine.adapters.verify import detail_of
 from analysis.engine.cache import read_between
 from analysis.engine.capture import ObserverWarning
 from analysis.engine.config import Completion, EngineDeath
@@ -277,12 +278,14 @@ class Recorder:
         if pages and kind in SEEN and (checksums := self.checksums) is not None:
             self.of_bytes(checksums.seen, kind, pages, request_id or owner)
 
-    def at_token(self, kind: str, request_id: str, value: int | None, detail: str | None) -> None:
+    def at_token(
+        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
+    ) -> None:
         """Keep an event of a kind that comes with every token of every request: quick."""
         here = self._here
         events, full = self.events, self.dropped["events"]
         if here.operations or full or self.closed or len(events) >= self._room:
-            self.event(kind, request_id=request_id, value=value, detail=detail)
+            self.event(kind, request_id=request_id, value=value, detail=detail_of(detail))
             return
         events.append(
             (next(self._seq), time.monotonic_ns() - self._started_ns, here.name or self._name(),
@@ -632,7 +635,7 @@ def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
     )
     noted = arrays.get("results") if scores is None else scores
     if isinstance(noted, Scores):
-        return count + sum(map(len, noted.rows))
+        return count + len(noted.data)
     likely = sum(map(len, scores.tokens)) if isinstance(scores, Top) else 0
     return count + _NUMBERS * likely + len(arrays.get("changed") or ())
 
@@ -658,7 +661,8 @@ def _stack() -> tuple[tuple[CodeType, int], ...]:
     while frame is not None:
         code = frame.f_code
         if _is_engines(code):
-            frames.append((code, frame.f_lineno))
+            # Which line that is takes long to find.
+            frames.append((code, frame.f_lasti))
         frame = frame.f_back
     return tuple(frames)
 
@@ -672,10 +676,16 @@ def stack_in_words(frames: Sequence[tuple[CodeType, int]] | str | None) -> str |
     """Return frames of the engine, innermost last, a line each."""
     if frames is None or isinstance(frames, str):
         return frames
-    return "\n".join(_frame_in_words(code, line) for code, line in reversed(frames))
+    return "\n".join(_frame_in_words(code, _line(code, at)) for code, at in reversed(frames))
 
 
-def _frame_in_words(code: CodeType, line: int) -> str:
+def _line(code: CodeType, at: int) -> int | None:
+    """Return the line of an instruction."""
+    lines = (line for first, last, line in code.co_lines() if first <= at < last)
+    return next(lines, code.co_firstlineno)
+
+
+def _frame_in_words(code: CodeType, line: int | None) -> str:
     file = code.co_filename.rpartition("site-packages/")[2]
     return f"{file}:{line} in {code.co_qualname}"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from analysis.engine.adapters.verify import results_of
+from analysis.engine.adapters.verify import detail_of, results_of
 from analysis.engine.scores import likeliest
 from analysis.observe.recorder import (
     EVENT_FIELDS,
@@ -194,6 +194,8 @@ def _columns(
                 continue
             if field.name == "stack":
                 values = [stack_in_words(frames) for frames in values]
+            if field.name == "detail":
+                values = [detail_of(noted) for noted in values]
             if field.name in _ARRAYS and name == "flights":
                 values = [None if value is None else _nested(*value) for value in values]
             arrays.append(pa.array(values, type=field.type))

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.engine.adapters.verify import results_of
+from analysis.engine.adapters.verify import detail_of, results_of
 from analysis.errors import RunError
 from analysis.observe.recorder import EVENT_FIELDS, FLIGHT_FIELDS
 from analysis.sanitize.shadow import Ints
 from analysis.sanitize.world import Event, Flight, Unread
 
 _EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
-_PAGES = Event._fields.index("pages")
+_PAGES, _DETAIL = Event._fields.index("pages"), Event._fields.index("detail")
 
 
 def event_of(row: Sequence[Any]) -> Event:
     """Return an event of a recorder's row."""
     values: list[Any] = [None if place is None else row[place] for place in _EVENT]
     values[_PAGES] = tuple(values[_PAGES] or ())
+    values[_DETAIL] = detail_of(values[_DETAIL])
     return Event(*values)
 
 

@@ -164,7 +164,7 @@ def wide(kind: str) -> dict[str, Any]:
     arrays = decode(1)
     if kind == "block tables":
         return arrays | {"block_tables": ((1, 1000), [1] * 1000)}
-    return arrays | {"scores": Scores((bytes(2 * 4096),), 4096, "float16")}
+    return arrays | {"scores": Scores(bytes(2 * 4096), 1, 4096, "float16")}
 
 
 @pytest.mark.parametrize("what", ["block tables", "scores", "details", "pages", "snapshots"])

@@ -22,7 +22,7 @@ NAMES = ("tokens", "seq_lens")
 @given(st.lists(st.lists(st.sampled_from([-1.5, 0.0, 2.0, 7.0]), min_size=5, max_size=5)))
 def test_the_first_of_the_likeliest_is_chosen(kind, rows):
     logits = np.array(rows, dtype=kind)
-    scores = Scores(tuple(row.tobytes() for row in logits), 5, kind.__name__)
+    scores = Scores(logits.tobytes(), len(logits), 5, kind.__name__)
     tokens, digests = chosen_by(scores)
     assert tokens == [row.index(max(row)) for row in rows]
     assert len(digests) == len(rows)
@@ -31,7 +31,7 @@ def test_the_first_of_the_likeliest_is_chosen(kind, rows):
 
 def test_a_row_with_a_nan_has_no_token():
     logits = np.array([[1, np.nan, 3], [1, 2, 3]], dtype=np.float32)
-    scores = Scores(tuple(row.tobytes() for row in logits), 3, "float32")
+    scores = Scores(logits.tobytes(), len(logits), 3, "float32")
     assert chosen_by(scores)[0] == [NO_TOKEN, 2]
 
 

@@ -13,7 +13,7 @@ from analysis.engine.scores import Scores, Top, copy_scores, likeliest
 
 
 def scores_of(values: np.ndarray) -> Scores:
-    return Scores(tuple(row.tobytes() for row in values), values.shape[1], str(values.dtype))
+    return Scores(values.tobytes(), len(values), values.shape[1], str(values.dtype))
 
 
 FLIGHTS = st.lists(
@@ -42,7 +42,7 @@ def test_the_likeliest_come_first_and_the_whole_vocabulary_adds_up_to_one(flight
 def test_flights_without_scores_stay_without_and_half_precision_is_read():
     half = np.array([[1, 3, 2]], dtype=np.float16)
     known = Top([[5]], [[-0.5]])
-    empty = Scores((), 3, "float16")
+    empty = Scores(b"", 0, 3, "float16")
     nothing, first, same, last = likeliest([None, scores_of(half), known, empty], 2)
     assert nothing is None
     assert first.tokens == [[1, 2]]

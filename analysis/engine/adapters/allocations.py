@@ -157,7 +157,7 @@ class AllocationProbe(CacheProbe):
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token that is appended to an answer was chosen."""
-        fault, read = hooks.watcher.fault, self._read
+        fault, read, batcher = hooks.watcher.fault, self._read, self.service.batcher
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:
@@ -176,12 +176,11 @@ class AllocationProbe(CacheProbe):
             def appending(process: Any, token: int) -> None:
                 try:
                     request = process.gen_req.rid
-                    logits = read.pop(request, b"")
-                    if process.client.batcher is self.service.batcher and logits != b"":
-                        if logits is None:
-                            self._tell("chosen", request_id=request)  # from which is not known
-                        else:
+                    if request in read and process.client.batcher is batcher:
+                        if (logits := read.pop(request)) is not None:
                             self.tell_chosen(request, logits, token)
+                        else:
+                            self._tell("chosen", request_id=request)  # from which is not known
                 except Exception as error:
                     fault(error)
                 append(process, token)

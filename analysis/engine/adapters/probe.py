@@ -20,9 +20,9 @@ from analysis.engine.adapters.verify import (
     Filled,
     changes,
     chosen_by,
-    digest,
     mapped_of,
     note_filling,
+    noted_logits,
     raw,
 )
 from analysis.engine.hooks import Hooks, Watcher
@@ -517,7 +517,7 @@ class CacheProbe(ABC):
     def tell_chosen(self, request_id: str, logits: bytes, token: int | None) -> None:
         """Tell from which logits a request's next token was chosen, and which."""
         assert self.watcher is not None
-        self.watcher.at_token("chosen", request_id, token, f"{digest(logits):08x}")
+        self.watcher.at_token("chosen", request_id, token, noted_logits(logits))
 
     def _hook_filling(self, hooks: Hooks) -> None:
         """Note what arguments are filled with, where the engine sends them to the device."""

@@ -18,6 +18,8 @@ FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None
 """By the id of a device array: what the invocation under way filled it with. None: not noted."""
 Chosen = tuple[list[int], list[int]]
 """Of each row of a flight the token that a greedy selection makes, and the digest of its logits."""
+_FEW = 1024
+"""Bytes of logits that an event keeps as they are."""
 NO_TOKEN = -1
 """Stands for the token of a row whose logits have a NaN."""
 RETURNED, LANDED = "returned", "landed"
@@ -64,6 +66,19 @@ def digest(logits: bytes) -> int:
     return zlib.crc32(logits)
 
 
+def noted_logits(logits: bytes) -> str | bytes:
+    """Return what the event `chosen` notes of logits: themselves while they are few.
+
+    Their digest is worked out when the event is read then, and not while the engine waits.
+    """
+    return logits if len(logits) <= _FEW else f"{digest(logits):08x}"
+
+
+def detail_of(noted: str | bytes | None) -> str | None:
+    """Return an event's detail as it is read: of logits their digest."""
+    return f"{digest(noted):08x}" if isinstance(noted, bytes) else noted
+
+
 def results_of(noted: Scores | Chosen | None) -> Chosen | tuple[None, None]:
     """Return tokens and digests of what a flight noted of its results, None if it noted nothing."""
     if isinstance(noted, Scores):
@@ -76,9 +91,9 @@ def chosen_by(scores: Scores) -> Chosen:
 
     Of equally likely tokens the first is chosen; a row with a NaN has `NO_TOKEN`.
     """
-    if not scores.rows:
+    if not scores.number:
         return [], []
-    logits = decode(b"".join(scores.rows), scores.dtype).reshape(len(scores.rows), -1)
+    logits = decode(scores.data, scores.dtype).reshape(scores.number, -1)
     tokens: list[int] = logits.argmax(axis=1).tolist()  # the place of a NaN, if there is one
     for row, token in enumerate(tokens):
         best = logits[row, token]
