@@ -43,7 +43,8 @@ _SNAPSHOT_WAIT_S = 0.02
 _SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
 _MOST_NAMED = 1000
 """How many faults of the watching, and dropped flights, are kept in full; the rest is counted."""
-_ARRAYS = frozenset(["tokens", "seq_lens", "start_positions", "block_tables"])
+_ARRAYS = ("tokens", "block_tables")
+"""Arguments of a flight that may be large."""
 MOST_BYTES = 1 << 30
 """What a recording keeps beside the rows of its events unless told otherwise.
 
@@ -630,9 +631,10 @@ class Recorder:
 
 def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
     """Return about how much a flight takes: its arrays, and its scores where they are kept."""
-    count = _FLIGHT + _WORD * sum(
-        len(array[1]) for name, array in arrays.items() if name in _ARRAYS
-    )
+    count = _FLIGHT
+    for name in _ARRAYS:
+        if array := arrays.get(name):
+            count += _WORD * len(array[1])
     noted = arrays.get("results") if scores is None else scores
     if isinstance(noted, Scores):
         return count + len(noted.data)

@@ -109,6 +109,8 @@ class Landing(NamedTuple):
     flight: Any
     """What the watcher gave when it began; None if its beginning could not be told."""
     phase: str
+    rows: int
+    """Rows that carry a request."""
     arguments: Sequence[Any]
     """Those before the page tables."""
     results: Sequence[Any] = ()
@@ -556,10 +558,11 @@ class CacheProbe(ABC):
             process = CURRENT_FLIGHT.get()
             if process is None:  # it was boarded before the watching began
                 return await function(*args, fiber=fiber)
-            flight, filled, returned = None, FILLED.get(), []
+            flight, filled, returned, requests = None, FILLED.get(), [], []
             arguments = args[: len(args) - tables]
             try:
-                flight = watcher.flight_begins(phase, self.flight_requests(process))
+                requests = self.flight_requests(process)
+                flight = watcher.flight_begins(phase, requests)
             except Exception as error:
                 watcher.fault(error)
                 try:
@@ -569,12 +572,15 @@ class CacheProbe(ABC):
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:
-                self.land(Landing(flight, phase, arguments), error)
+                self.land(Landing(flight, phase, len(requests), arguments), error)
                 raise
             try:
                 if filled is not None:
                     returned = [bytes(mapped_of(array, filled)) for array in arguments]
-                self.await_landing(Landing(flight, phase, arguments, results, filled, returned))
+                rows = len(requests)
+                self.await_landing(
+                    Landing(flight, phase, rows, arguments, results, filled, returned)
+                )
             except Exception as error:
                 watcher.fault(error)
             return results
@@ -592,7 +598,7 @@ class CacheProbe(ABC):
         """Tell the end of a flight."""
         watcher = self.watcher
         assert watcher is not None
-        flight, phase, arguments, results, filled, returned = landing
+        flight, phase, rows, arguments, results, filled, returned = landing
         if flight is None:
             return  # its beginning could not be told
         arrays: dict[str, Any] = {}
@@ -608,7 +614,6 @@ class CacheProbe(ABC):
                 arrays["changed"] = changes(names, arguments, filled, returned, arrays)
             # More results than one: it chose among them on the device.
             if (watcher.likeliest or watcher.verifies) and len(results) == 1:
-                rows = len(self.flight_requests(CURRENT_FLIGHT.get()))
                 scores = copy_scores(results[0], phase, rows, arrays)
                 if watcher.likeliest:
                     arrays["scores"] = scores
