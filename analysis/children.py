@@ -77,13 +77,18 @@ def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
     """
     directory = directory or Path(tempfile.gettempdir())
     for left in directory.glob(f"{purpose}-*"):
-        if (lock := _locked(left)) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(lock)
+        with suppress(OSError):
+            if (lock := _locked(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
     lock = None
     while lock is None:  # before it is locked another process may take it for one left behind
         path = Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=directory))
-        lock = _locked(path)
+        try:
+            lock = _locked(path)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
     try:
         yield path
     finally:
@@ -92,19 +97,21 @@ def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
 
 
 def _locked(path: Path) -> int | None:
-    """Lock a folder and return its descriptor; None if it is gone, or somebody else's."""
+    """Lock a folder and return its descriptor; None if it is gone, or somebody else's.
+
+    Raises OSError where it is neither, and cannot be locked.
+    """
+    handle, mine = None, False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), os.stat(path)):
-            return handle
-    except OSError:
-        pass
-    os.close(handle)
-    return None
+        mine = os.path.samestat(os.fstat(handle), os.stat(path))
+        return handle if mine else None
+    except (FileNotFoundError, BlockingIOError):
+        return None
+    finally:
+        if handle is not None and not mine:
+            os.close(handle)
 
 
 def die_with_parent(parent: int) -> None:

@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,35 @@ _SHORT = frozenset(
 """What an OSError says where a machine has too little of something, perhaps for a moment only."""
 
 
-def lacking(error: BaseException) -> str | None:
-    """Return what the machine lacked where that is what an error comes from, else None."""
+def lack_behind(error: BaseException) -> OSError | None:
+    """Return what the system said where an error comes from a lack of this machine, else None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
-            return os.strerror(errno.ENOMEM)
+            return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        if isinstance(cause, RuntimeError) and str(cause) == "can't start new thread":
+            return OSError(errno.EAGAIN, "No more threads can be started")
         if isinstance(cause, OSError) and cause.errno in _SHORT:
-            where = f": {cause.filename}" if cause.filename else ""
-            return f"{os.strerror(cause.errno)}{where}"
+            return cause
         cause = cause.__cause__
     return None
+
+
+def lacking(error: BaseException) -> str | None:
+    """Return in words what the machine lacked where an error comes from that, else None."""
+    lack = lack_behind(error)
+    if lack is None:
+        return None
+    return f"{lack.strerror}: {lack.filename}" if lack.filename else str(lack.strerror)
+
+
+def is_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and mappings are nested more than this deep."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        return False
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in value)
 
 
 def whole_number(

@@ -195,8 +195,8 @@ def start_lab(arguments: Sequence[str] = ()) -> int:
     """
     root = repo_root()
     directory = root if root else Path.cwd()
-    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1",
-               f"--ServerApp.root_dir={directory}", *arguments]  # fmt: skip
+    command = children.until_we_end(sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1",
+                                    f"--ServerApp.root_dir={directory}", *arguments)  # fmt: skip
     caught: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` wants it ignored

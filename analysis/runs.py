@@ -19,6 +19,7 @@ from analysis.store import (
     MANIFEST,
     WORK,
     alone_in,
+    is_packed,
     is_written,
     parts_of,
     read_manifest,
@@ -79,7 +80,7 @@ def find_runs(directory: str | Path) -> list[Path]:
 def listed(path: str | Path) -> Listed:
     """Return what a list says of a run; its cells and requests are read and checked for that."""
     path = Path(path)
-    size = sum(file.lstat().st_size for file in _files_below(path))
+    size = sum(map(_size, _files_below(path)))
     try:
         manifest = read_manifest(path)
     except RunError as error:
@@ -110,6 +111,12 @@ def listed(path: str | Path) -> Listed:
         )
     except RunError as error:
         return replace(run, trouble=str(error))
+
+
+def check_is_run(path: str | Path) -> None:
+    """Raise RunError for what is no run; one that is damaged is."""
+    if not os.path.lexists(Path(path) / MANIFEST):
+        read_manifest(path)
 
 
 def verify_run(path: str | Path) -> Verified:
@@ -144,10 +151,10 @@ def remove_run(path: str | Path) -> list[Path]:
     Raises RunError, before anything is removed, if `path` is no run or a process writes to it.
     """
     path = Path(path).absolute()  # the directory one is in has no other name to remove it by
-    read_manifest(path)
+    packed = is_packed(path, read_manifest(path))
     with alone_in(path):
         try:
-            for place in _own(path):
+            for place in _own(path, packed=packed):
                 if place.is_dir() and not place.is_symlink():
                     shutil.rmtree(place)
                 else:
@@ -168,9 +175,17 @@ def remove_run(path: str | Path) -> list[Path]:
     return sorted(_files_below(path))
 
 
-def _own(path: Path) -> Iterator[Path]:
+def _size(file: Path) -> int:
+    """Return a file's bytes; 0 if it is gone, as a sweep may move it at any moment."""
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _own(path: Path, *, packed: bool) -> Iterator[Path]:
     """Yield what a run wrote at a place, but for its manifest and the directories of the rest."""
-    for directory in (path, *_cells(path)):
+    for directory in (*([path] if packed else []), *_cells(path)):
         yield from (directory / name for name in sorted(OURS) if (directory / name).is_file())
     yield from path.glob(_TEMPORARY[1])
     if not (path / CELLS).is_symlink():

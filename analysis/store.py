@@ -24,10 +24,11 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.errors import RunError, shown
+from analysis.errors import RunError, is_deeper, shown
 from analysis.files import contents, names_in, to_disk, unreadable, write_atomically
 from analysis.manifest import new_manifest
 from analysis.store_parts import REQUIRED, Part, write_tables
@@ -77,6 +78,7 @@ __all__ = [
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 TEMPORARY = ".writing-"
 MANIFEST, CELLS, LOGS, WORK, LOCK = "manifest.json", "cells", "logs", "work", ".sweep.lock"
+_LOOKS, _LOOK_S = 5, 0.05
 _DEEPEST = 50
 """Levels of a manifest's values; more would not be written again."""
 
@@ -141,7 +143,7 @@ class RunWriter:
         if not _is_run(path):
             return cls.create(path, manifest)
         stored, wanted = read_manifest(path), _as_json(manifest)
-        if _is_packed(path, stored):
+        if is_packed(path, stored):
             raise RunError(f"{path} is a packed run, which is finished: choose another place.")
         if "run_id" in wanted and not isinstance(stored.get("run_id"), str):
             raise RunError(
@@ -202,7 +204,6 @@ class RunWriter:
             temporary.mkdir()
             write_tables(temporary, tables)
             os.replace(temporary, target)
-            to_disk(self._cells)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if target.exists():
@@ -210,6 +211,8 @@ class RunWriter:
                     f"{target} is already there: a finished cell is never written again."
                 ) from error
             raise RunError(f"{target} cannot be written: {error}.") from error
+        with suppress(OSError):  # it is there, and written out with what comes next
+            to_disk(self._cells)
         return target
 
     def _sweep_leftovers(self) -> None:
@@ -261,7 +264,7 @@ def cell_tables(
     """
     path = Path(path)
     manifest = read_manifest(path)
-    if _is_packed(path, manifest):
+    if is_packed(path, manifest):
         [part] = parts_of(path, manifest)
         whole = part.read({"cells", *names})
         for cell_id in whole["cells"]["cell_id"].to_pylist():
@@ -281,7 +284,7 @@ def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
 
     Whatever lies among the cells is returned; reading it says if it is none.
     """
-    if _is_packed(path, manifest):
+    if is_packed(path, manifest):
         return [Part(path, manifest, packed=True)]
     cells = path / CELLS
     try:
@@ -349,7 +352,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise RunError(f"{file} cannot be read ({error}): {mend}.") from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
         raise RunError(f"{file} is no manifest of a run: {mend}.")
-    if _too_deep(manifest):
+    if is_deeper(manifest, _DEEPEST):
         raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
     version = manifest["schema_version"]
     if type(version) is not int or version not in LACKING:
@@ -380,12 +383,17 @@ def alone_in(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{path} cannot be written to: {error.strerror}.") from error
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"Another sweep is writing to {path}: wait for its end, or choose another place."
-            ) from None
+        for left in reversed(range(_LOOKS)):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise RunError(
+                        f"Another sweep is writing to {path}: wait for its end, or choose another"
+                        " place."
+                    ) from None
+                time.sleep(_LOOK_S)  # somebody may just be asking whether it is written
         yield
 
 
@@ -416,11 +424,6 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _too_deep(value: Any, left: int = _DEEPEST) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return not left or any(_too_deep(item, left - 1) for item in inner)
-
-
 def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
     """Read tables of all cells, each as one table with the rows in the order of cell ids."""
     with ThreadPoolExecutor() as pool:
@@ -432,7 +435,8 @@ def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> d
     }
 
 
-def _is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
+def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
+    """Tell whether all tables of a run lie at its place, each in one file."""
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
     return _is_file(path / "cells.parquet")

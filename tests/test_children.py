@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,10 +15,10 @@ from support import CHILD_ENVIRONMENT, wait_for
 
 import analysis
 from analysis import children
-from analysis.errors import MachineError
+from analysis.errors import EngineError, MachineError
 from analysis.releases import register_kernel
-from analysis.sweep.cell import specification
-from analysis.sweep.process import CellProcess
+from analysis.sweep.cell import _number_of, specification
+from analysis.sweep.process import STACKS, CellProcess
 from analysis.workload import Request, Workload
 
 ASKED = specification({}, Workload("w", (Request("r", "1 2 3 "),)), 1, 1.0)
@@ -93,3 +94,50 @@ def test_what_a_killed_process_left_is_removed_and_what_it_started_ends(tmp_path
         assert set(mine.iterdir()) == {ours, mine / "held-a-link"}
     assert tmp_path.is_dir()
     assert os.listdir(mine) == ["held-a-link"]
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(children.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="locks"), children.scratch("test", tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+        (MemoryError(), errno.ENOMEM),
+        (RuntimeError("can't start new thread"), errno.EAGAIN),
+        (ImportError("not this one"), 0),
+        (RuntimeError("a mistake of the engine"), None),
+    ],
+)
+def test_a_cell_says_what_the_machine_lacked_by_its_status(
+    error: BaseException, number: int | None
+) -> None:
+    wrapped = EngineError("It cannot be started.")
+    wrapped.__cause__ = error
+    assert _number_of(error) == number
+    if number:
+        assert _number_of(wrapped) == number
+
+
+@pytest.mark.parametrize(("status", "said"), [(128, "No space left"), (255, None), (1, None)])
+def test_only_what_is_an_error_of_the_system_is_read_from_a_status(
+    tmp_path: Path, status: int, said: str | None
+) -> None:
+    cell = CellProcess(Path("/bin/true"), ASKED, tmp_path / "work", 60)
+    wait_for(cell.poll, "the cell's end")
+    (cell.directory / STACKS).touch()  # it came to where an engine is started
+    cell._process.returncode = status
+    if said:
+        with pytest.raises(MachineError, match=said):
+            cell.ended()
+    else:
+        assert cell.ended().status == "crashed"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,12 +22,12 @@ from analysis.cli import main
 from analysis.figures import failure_rate
 from analysis.sanitize.recorded import Checked
 from analysis.stats import FAILURES, failure_rates
-from analysis.store import Run, load_run
+from analysis.store import Run, RunWriter, load_run
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import count_outcomes
-from analysis.tables import OUTCOMES, count_requests
+from analysis.tables import OUTCOMES, TABLES, count_requests
 
 KEY = ("3.9.0", "none", 8)
 MIXED = {"ok": 40, "wrong": 3, "timeout": 2, "rejected": 51}
@@ -55,14 +57,26 @@ def test_what_failed_means_is_said_once(mixed: Run) -> None:
     assert row["rate"] == counts.failed / counts.accepted
 
 
+def _written(run: Run, place: Path) -> Run:
+    """Return a run of one cell as it is read from disk."""
+    [cell], requests = (
+        pa.Table.from_pandas(frame, TABLES[name], preserve_index=False).to_pylist()
+        for name, frame in (("cells", run.cells), ("requests", run.requests))
+    )
+    RunWriter.create(place, {"plan": {}, "seed": 0}).write_cell(cell, requests)
+    return load_run(place)
+
+
 @pytest.fixture
 def sweep(monkeypatch, capsys, tmp_path, mixed):
     """Run `cachelab sweep` without its engines, with a run whose truth is known."""
 
     def run(**changes):
-        monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: make_run({KEY: changes}))
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        written = _written(make_run({KEY: changes}, cells=1), place)
+        monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: written)
         monkeypatch.setattr(
-            "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(tmp_path)]
+            "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(place)]
         )
         with pytest.raises(SystemExit):
             main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -93,20 +94,19 @@ def test_what_is_whole_is_verified_with_status_0(run: Path, cachelab: CacheLab) 
     assert "6 tables are of before there were checksums" in stdout
 
 
-def test_every_trouble_is_named(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
+def test_every_trouble_is_named(run: Path, cachelab: CacheLab) -> None:
     first, second, _ = sorted((run / "cells").iterdir())
     content = bytearray((first / "requests.parquet").read_bytes())
     content[len(content) // 2] ^= 1
     (first / "requests.parquet").write_bytes(content)
     (second / "requests.parquet").unlink()
     (run / "cells" / "notes").mkdir()
-    status, stdout, _ = cachelab("verify", run, tmp_path / "nowhere")
+    status, stdout, _ = cachelab("verify", run)
     assert status == 1
     assert f"{run}: 1 of 4 planned cells, 2 requests" in stdout
     assert f"{first}/requests.parquet is damaged" in stdout
     assert f"{second}/requests.parquet is missing" in stdout
     assert f"{run}/cells/notes is no cell of the run" in stdout
-    assert "nowhere is no run" in stdout
     assert "as they were written" not in stdout
     _, stdout, _ = cachelab("verify", run, "--json")
     assert len(json.loads(stdout)["troubles"]) == 3
@@ -116,8 +116,9 @@ def test_what_a_run_consists_of_is_removed_and_nothing_else(
     run: Path, tmp_path: Path, cachelab: CacheLab
 ) -> None:
     cell = sorted((run / "cells").iterdir())[0]
-    for kept in ("mine.txt", "cells/mine.parquet", f"cells/{cell.name}/mine.parquet", "answer.json",
-                 "logs/notes.txt", f"logs/{cell.name}/mine.txt", "work.txt"):  # fmt: skip
+    for kept in ("mine.txt", "findings.parquet", "cells/mine.parquet", "answer.json",
+                 f"cells/{cell.name}/mine.parquet", "logs/notes.txt",
+                 f"logs/{cell.name}/mine.txt", "work.txt"):  # fmt: skip
         (run / kept).parent.mkdir(parents=True, exist_ok=True)
         (run / kept).write_text("mine")
     elsewhere = tmp_path / "elsewhere"
@@ -133,10 +134,11 @@ def test_what_a_run_consists_of_is_removed_and_nothing_else(
     assert (status, stderr) == (0, "")
     left = {str(p.relative_to(run)) for p in run.rglob("*") if not p.is_dir() or p.is_symlink()}
     assert left == {
-        "mine.txt", "cells/mine.parquet", f"cells/{cell.name}/mine.parquet", "answer.json",
+        "mine.txt", "findings.parquet", "cells/mine.parquet", "answer.json",
+        f"cells/{cell.name}/mine.parquet",
         "logs/notes.txt", f"logs/{cell.name}/mine.txt", "work.txt", "cells/linked",
     }  # fmt: skip
-    assert stdout.count("is none of the run's and was left") == 7
+    assert stdout.count("is none of the run's and was left") == 8
     assert (elsewhere / "requests.parquet").read_text() == "mine"
 
 
@@ -177,3 +179,44 @@ def test_what_must_not_be_removed_stays(
     monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert cachelab("rm", run)[0] == 0
     assert not os.path.lexists(run)
+
+
+def test_files_that_a_sweep_moves_away_meanwhile_do_not_end_the_list(
+    run: Path, tmp_path: Path, cachelab: CacheLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def with_one_that_is_gone(top: Path) -> object:
+        return ((place, inner, [*files, "moved"]) for place, inner, files in walk(top))
+
+    monkeypatch.setattr("analysis.runs.os.walk", with_one_that_is_gone)
+    status, stdout, _ = cachelab("list", tmp_path / "runs")
+    assert status == 0
+    assert "3 of 4 cells" in stdout
+
+
+def test_to_ask_whether_a_run_is_written_is_not_to_write_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with alone_in(run):
+        pass
+    with open(run / ".sweep.lock") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        monkeypatch.setattr(
+            "analysis.store.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN)
+        )
+        with alone_in(run):
+            pass
+
+
+def test_a_stream_that_the_shell_closed_is_no_matter(
+    run: Path, cachelab: CacheLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cachelab("verify", run)[0] == 0
+
+
+def test_what_is_no_run_is_not_verified(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
+    status, stdout, stderr = cachelab("verify", run, tmp_path)
+    assert (status, stdout) == (1, "")
+    assert "is no run" in stderr

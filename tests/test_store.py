@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -421,3 +422,18 @@ def test_a_manifest_tells_what_a_run_was_made_with() -> None:
     assert manifest["machine"]["cores"] >= 1
     assert manifest["versions"]["pyarrow"] == pa.__version__
     json.dumps(manifest)
+
+
+def test_a_cell_whose_place_cannot_be_written_out_is_there_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter.create(tmp_path / "run", MANIFEST)
+    cells = tmp_path / "run" / "cells"
+
+    def fail(path: Path) -> None:
+        if path == cells:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("analysis.store.to_disk", fail)
+    writer.write_cell(cell_row(cell_id="one"), [])
+    assert [path.name for path in cells.iterdir()] == ["one"]

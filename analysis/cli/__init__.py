@@ -51,10 +51,11 @@ def main() -> None:
 
     The exit status is 1 then, 2 for options that cannot be read, and 130 after Ctrl-C.
     """
-    with (
-        contextlib.redirect_stdout(_Printable(sys.stdout)),
-        contextlib.redirect_stderr(_Printable(sys.stderr)),
-    ):
+    with contextlib.ExitStack() as shown:
+        if sys.stdout is not None:  # the shell can close either
+            shown.enter_context(contextlib.redirect_stdout(_Printable(sys.stdout)))
+        if sys.stderr is not None:
+            shown.enter_context(contextlib.redirect_stderr(_Printable(sys.stderr)))
         _main()
 
 

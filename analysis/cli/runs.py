@@ -61,8 +61,10 @@ def verify(
 
     The exit status is 0 if all is as it was written, 1 if something is not.
     """
-    from analysis.runs import verify_run
+    from analysis.runs import check_is_run, verify_run
 
+    for path in runs:  # all of them before the first is read
+        check_is_run(path)
     found = []
     for path in runs:
         found.append(verify_run(path))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from analysis.errors import EngineError, shown, whole_number
+from analysis.errors import EngineError, is_deeper, shown, whole_number
 
 PREFIX_SHARING = ("none", "trie")
 DEVICES = ("auto", "local-task", "amdgpu")
@@ -80,7 +80,7 @@ class EngineConfig:
         ):
             raise EngineError(f"options must map names to values, not {shown(self.options)}.")
         for name, value in self.options.items():
-            if _is_deeper(value, _DEEPEST):
+            if is_deeper(value, _DEEPEST):
                 raise EngineError(
                     f"The option {shown(name)} is nested more than {_DEEPEST} levels deep: give a"
                     " flatter value."
@@ -115,15 +115,6 @@ class EngineConfig:
             "options": dict(self.options),
         }
         return values
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Return whether lists and tables are nested more than this deep."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if not isinstance(value, list | tuple):
-        return False
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
 
 
 @dataclass(frozen=True)

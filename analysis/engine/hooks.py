@@ -69,7 +69,8 @@ class Watcher(Protocol):
         """End a flight; `arrays` are its arguments by name, each as its shape and flat values.
 
         Beside them are the `Scores` of its results as `scores`, where they were asked for, and
-        where `verifies` says so the tokens and digests of its rows as `results`, and as `changed`
+        where `verifies` says so, as `results`, the `Scores` or the tokens and digests that come of
+        them, and as `changed`
         which arguments were not read as they were filled.
         """
 

@@ -176,7 +176,7 @@ def write_checksums(directory: Path) -> None:
         for file in directory.iterdir()
         if file.suffix in {".json", ".mlir", ".vmfb", ".irpa", ".gguf"} and file.name != _CHECKSUMS
     )
-    files = {name: _sha256(directory / name) for name in names}
+    files = {name: sha256(directory / name) for name in names}
     text = json.dumps({"algorithm": "sha256", "files": files}, indent=2) + "\n"
     (directory / _CHECKSUMS).write_text(text, encoding="utf-8")
 
@@ -193,7 +193,7 @@ def _verified(directory: Path) -> dict[str, str]:
             raise ModelError(
                 f"{directory / name} is missing, though checksums.json lists it; restore the file."
             )
-        if _sha256(directory / name) != expected:
+        if sha256(directory / name) != expected:
             raise ModelError(
                 f"{directory / name} is not the file that checksums.json describes; restore it, or "
                 "delete checksums.json if the change was meant."
@@ -302,7 +302,7 @@ def _checksum(files: list[Path], digests: Mapping[str, str]) -> str:
 def _fingerprint(path: Path) -> str:
     size = path.stat().st_size
     if size < _SAMPLED_FROM:
-        return _sha256(path)
+        return sha256(path)
     # Hashing tens of gibibytes at every start would take longer than most runs.
     with path.open("rb") as file:
         ends = file.read(1 << 20)
@@ -311,6 +311,6 @@ def _fingerprint(path: Path) -> str:
     return hashlib.sha256(str(size).encode() + ends).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from analysis import children
 from analysis.errors import ModelError
-from analysis.model.artifacts import ModelArtifacts
+from analysis.model.artifacts import ModelArtifacts, sha256
 from analysis.paths import cache_dir as default_cache_dir
 
 __all__ = ["cache_key", "compile_model", "select_functions", "target_flags"]
@@ -182,7 +182,7 @@ def _compile(text: str, flags: Sequence[str], vmfb: Path, timeout_s: float) -> N
                 f"{failed}; its last lines were:\n{last}"
             )
         sealed = scratch / "model.sha256"
-        sealed.write_text(f"{_sha256(made)}\n")
+        sealed.write_text(f"{sha256(made)}\n")
         os.replace(made, vmfb)
         os.replace(sealed, _seal(vmfb))
 
@@ -195,14 +195,9 @@ def _seal(vmfb: Path) -> Path:
 def _is_whole(vmfb: Path) -> bool:
     """Tell whether a compiled model is there as the compiler left it."""
     try:
-        return _seal(vmfb).read_text().strip() == _sha256(vmfb)
+        return _seal(vmfb).read_text().strip() == sha256(vmfb)
     except (OSError, ValueError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager

@@ -636,8 +636,8 @@ def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
         if array := arrays.get(name):
             count += _WORD * len(array[1])
     noted = arrays.get("results") if scores is None else scores
-    if isinstance(noted, Scores):
-        return count + len(noted.data)
+    if isinstance(noted, Scores):  # once more with the tokens that were chosen from them
+        return count + len(noted.data) * (2 if "results" in arrays else 1)
     likely = sum(map(len, scores.tokens)) if isinstance(scores, Top) else 0
     return count + _NUMBERS * likely + len(arrays.get("changed") or ())
 
@@ -681,6 +681,7 @@ def stack_in_words(frames: Sequence[tuple[CodeType, int]] | str | None) -> str |
     return "\n".join(_frame_in_words(code, _line(code, at)) for code, at in reversed(frames))
 
 
+@functools.cache
 def _line(code: CodeType, at: int) -> int | None:
     """Return the line of an instruction."""
     lines = (line for first, last, line in code.co_lines() if first <= at < last)

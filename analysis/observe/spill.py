@@ -308,7 +308,7 @@ def _ticks(directory: Path) -> Iterator[tuple[list[tuple[int, bytes]], dict[str,
     """Yield what was written at once: rows as (table, batch), and the mark behind them."""
     try:
         content = memoryview((directory / _FILE).read_bytes())
-    except OSError:
+    except FileNotFoundError:
         return
     rows: list[tuple[int, bytes]] = []
     while len(content) >= _HEAD.size:

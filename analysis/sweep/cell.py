@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import children
-from analysis.errors import CachelabError, lacking
+from analysis.errors import CachelabError, lack_behind
 from analysis.sweep.process import (
     FACTS,
     NOT_RUN,
@@ -194,7 +194,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         with spill:
             yield recording.recorder
     spill.write()  # with the last snapshot, which is taken when the watching ends
-    if isinstance(spill.failure, OSError):
+    if isinstance(spill.failure, OSError | MemoryError):
         raise spill.failure
 
 
@@ -227,7 +227,7 @@ def main(directory: Path) -> int:
     """
     try:
         return _run(directory)
-    except (CachelabError, OSError, MemoryError, ImportError) as error:
+    except (CachelabError, OSError, MemoryError, ImportError, RuntimeError) as error:
         number = _number_of(error)
         if number is None:
             raise
@@ -241,9 +241,10 @@ def _number_of(error: BaseException) -> int | None:
     """Return the errno of an error of the machine, 0 for one without; None if it is no such."""
     if isinstance(error, ImportError):
         return 0
-    if isinstance(error, OSError):  # of the subclasses only those that the system raised
-        return error.errno
-    return errno.ENOMEM if isinstance(error, MemoryError) else 0
+    if (lack := lack_behind(error)) is not None:
+        return lack.errno
+    # Of the subclasses only those that the system raised have one.
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _run(directory: Path) -> int:
@@ -256,7 +257,7 @@ def _run(directory: Path) -> int:
     try:
         ask(spec, directory)
     except CachelabError as error:
-        if lacking(error):
+        if lack_behind(error) is not None:
             raise
         _write(directory / FACTS, {"refused": str(error)})
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -103,7 +104,7 @@ class CellProcess:
     def _not_run(self) -> str | None:
         """Return why the cell says nothing of the engine; None if it does."""
         code = self._process.returncode or 0
-        if code > NOT_RUN:
+        if code - NOT_RUN in errno.errorcode:
             return os.strerror(code - NOT_RUN)
         if code != NOT_RUN and (self.directory / STACKS).is_file():
             return None

@@ -76,7 +76,8 @@ def run_sweep(
     if jobs < 1:
         raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
     pythons = _interpreters(plan, runner)
-    check_lengths(plan)
+    if not (Path(out) / store.MANIFEST).exists():  # what is finished needs no model to be read
+        check_lengths(plan)
     command = command or shlex.join(sys.argv)
     manifest = store.new_manifest(command, plan.seed, plan=plan.as_dict())
     # A readable id that two runs on two machines do not share.
@@ -113,6 +114,8 @@ class _Sweep:
         """What the machine lacked, at each try of a cell that was not run since."""
         self.in_a_row = 0
         self.not_before_s = 0.0
+        self.untold: list[tuple[Row, dict[str, int]]] = []
+        """Cells that were kept and not told of yet."""
 
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
         """Do what is left, and read the whole run back."""
@@ -137,7 +140,9 @@ class _Sweep:
         try:
             while self.left and not self.stop():
                 waiting = [cell for cell in self.left if cell not in running]
-                for cell in waiting[: self.jobs - len(running)] if self._may_start() else ():
+                for cell in waiting[: self.jobs - len(running)]:
+                    if not self._may_start():
+                        break
                     with self._put_off_if_it_must_be(cell):
                         running[cell] = CellProcess(
                             pythons[cell.release],
@@ -150,6 +155,9 @@ class _Sweep:
                         del running[cell]
                         with self._put_off_if_it_must_be(cell):
                             self._finish(cell, process.ended(), process.elapsed_s)
+                        self._tell_finished()
+                if not running and self.in_a_row >= _MOST_IN_A_ROW:
+                    self._give_up_the_rest()
                 self.progress.running(running, self.left)
                 time.sleep(_TICK_S)
         finally:
@@ -158,6 +166,9 @@ class _Sweep:
 
     def _in_this_kernel(self) -> None:
         while self.left and not self.stop():
+            if self.in_a_row >= _MOST_IN_A_ROW:
+                self._give_up_the_rest()
+                break
             if not self._may_start():
                 time.sleep(_TICK_S)
                 continue
@@ -167,9 +178,10 @@ class _Sweep:
             with self._put_off_if_it_must_be(cell):
                 ended = kernel.run_cell(self._specification(cell), self._work(cell))
                 self._finish(cell, ended, time.monotonic() - started)
+            self._tell_finished()
 
     def _may_start(self) -> bool:
-        return time.monotonic() >= self.not_before_s
+        return self.in_a_row < _MOST_IN_A_ROW and time.monotonic() >= self.not_before_s
 
     @contextmanager
     def _put_off_if_it_must_be(self, cell: Cell) -> Iterator[None]:
@@ -178,7 +190,7 @@ class _Sweep:
             yield
         except (MachineError, RunError, OSError, MemoryError) as error:
             why = str(error) if isinstance(error, MachineError) else lacking(error)
-            if why is None:
+            if why is None or cell not in self.left:
                 raise
             self._put_off(cell, why)
         else:
@@ -197,10 +209,11 @@ class _Sweep:
         self.left.remove(cell)
         self.in_a_row += 1
         self.progress.put_off(cell, why, None)
-        if self.in_a_row >= _MOST_IN_A_ROW:
-            for other in self.left:
-                self.failed.setdefault(other, []).append("it was not tried any more")
-            self.left.clear()
+
+    def _give_up_the_rest(self) -> None:
+        for other in self.left:
+            self.failed.setdefault(other, []).append("it was not tried any more")
+        self.left.clear()
 
     def _not_run(self, cells: Sequence[Cell]) -> str:
         first = cells[0]
@@ -257,10 +270,15 @@ class _Sweep:
         if _idle(row):
             self._try_another(cell)
         self.estimate.measured(cell, elapsed_s)
-        counts = count_outcomes(requests)
-        self.progress.finished(row, counts, self.left)
-        if self.on_cell is not None:
-            self.on_cell(row, counts)
+        self.untold.append((row, count_outcomes(requests)))
+
+    def _tell_finished(self) -> None:
+        """Tell of cells that were kept since the last time; what goes wrong here harms none."""
+        while self.untold:
+            row, counts = self.untold.pop(0)
+            self.progress.finished(row, counts, self.left)
+            if self.on_cell is not None:
+                self.on_cell(row, counts)
 
     def _try_another(self, control: Cell) -> None:
         """Plan another control where this one's fault found nothing to strike, if there is one."""

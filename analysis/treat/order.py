@@ -226,7 +226,9 @@ class PinOnLookup(Treatment):
 
         def released(cache_info: Any) -> Any:
             # Given back without an allocation: the reference that goes is the pin.
-            pinned.pop(id(cache_info), None)
+            with lock:
+                unpin_lost()  # one of them may have had this id
+                pinned.pop(id(cache_info), None)
             return release(cache_info)
 
         def unpin_all() -> None:

@@ -202,8 +202,7 @@ def validate(
     undecided where it is; called again with the same settings and `out` it goes on there.
 
     `out` holds `ladder.json` (the settings), `isolated.json`, a run for each rung (`rung-02`, ...)
-    and `result.json`. Raises LadderError, PlanError, EngineError, ReleaseError, RunError or
-    ModelError.
+    and `result.json`. Raises LadderError, and what `run_sweep` does.
     """
     if not budget_s >= 0:
         raise LadderError(f"`--time-budget` must be 0 seconds or more, not {budget_s}.")

@@ -164,10 +164,12 @@ def wide(kind: str) -> dict[str, Any]:
     arrays = decode(1)
     if kind == "block tables":
         return arrays | {"block_tables": ((1, 1000), [1] * 1000)}
-    return arrays | {"scores": Scores(bytes(2 * 4096), 1, 4096, "float16")}
+    return arrays | {kind: Scores(bytes(2 * 4096), 1, 4096, "float16")}
 
 
-@pytest.mark.parametrize("what", ["block tables", "scores", "details", "pages", "snapshots"])
+@pytest.mark.parametrize(
+    "what", ["block tables", "scores", "results", "details", "pages", "snapshots"]
+)
 def test_a_recording_is_full_when_its_bytes_are_used_up(what: str, recwarn: Any) -> None:
     recorder = recorder_of(MadeEngine(), max_bytes=100_000, max_snapshots=1000)
     for number in range(500):

@@ -256,6 +256,21 @@ def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatc
     assert list(load_run(tmp_path / "run").cells["repeat"]) == [1] * (runs == "r1")
 
 
+def test_what_fails_while_a_kept_cell_is_told_of_does_not_undo_it(tmp_path, monkeypatch):
+    plan = replace(FAST, releases=("3.9.0",))
+    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Short)
+    monkeypatch.setattr(Short, "runs", "r0", raising=False)
+    monkeypatch.setattr(Short, "asked", [], raising=False)
+
+    def full(row, counts):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space"):
+        run_sweep(plan, tmp_path / "run", on_cell=full, progress=False)
+    assert len(Short.asked) == 1
+    assert len(load_run(tmp_path / "run").cells) == 1
+
+
 def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):
     plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, options={"no_such": 1})
     with pytest.raises(EngineError, match="no_such"):

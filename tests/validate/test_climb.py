@@ -110,7 +110,7 @@ def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
         ({"levels": (4, 4)}, LadderError, "ascending"),
         ({"treatments": ("fault:seq-len-short",)}, LadderError, "plants a fault"),
         ({"tolerate": {("no leak", "x"): " "}}, LadderError, "Say why"),
-        ({"isolated_s": -1}, LadderError, "0 seconds or more"),
+        ({"isolated_s": -1}, LadderError, "from 0 to"),
         ({"treatments": ("nonsense",)}, PlanError, "no treatment 'nonsense'"),
         ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
         ({"request_timeout_s": 0}, PlanError, "more than 0"),
