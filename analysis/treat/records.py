@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from analysis.treat.base import Treatment, cache_of, part, replace_attribute
@@ -127,13 +127,12 @@ class DelistFreedPages(Treatment):
 
     name = "delist-freed-pages"
     hypothesis = (
-        "A duplicate that is freed stays on the cache's list of pages in use. Taken again it stands"
-        " there twice, a decode that asks for it notes it twice, and what follows is cached under"
-        " other tokens than its own."
+        "A page that is freed (with the trie: a duplicate) stays on the cache's list of pages in"
+        " use. Taken again it stands there twice, a decode that asks for it notes it twice, and"
+        " with the trie what follows is cached under other tokens than its own."
     )
-    change = "Duplicates are taken off the list of pages in use before they are freed."
+    change = "Pages are taken off the list of pages in use before they are freed."
     releases = ("3.9.0",)
-    sharing = "trie"
     fixes = ("3.9.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
@@ -149,15 +148,17 @@ class DelistFreedPages(Treatment):
                 now.releases = False
 
         def freed(pages: Any) -> Any:
-            if not getattr(now, "releases", False):
+            # With the trie, pages that were published are off it already.
+            if hasattr(cache, "root") and not getattr(now, "releases", False):
                 return free(pages)
             # First the list, then the pool: once free, a page may be taken and listed again.
             mine = list(pages)
-            gone = {page.index for page in mine}
-            with cache._lock:
-                cache._allocated_pages[:] = [
-                    page for page in cache._allocated_pages if page.index not in gone
-                ]
+            # Without the trie there is no lock, so that pages are taken off one by one.
+            with getattr(cache, "_lock", nullcontext()):
+                for page in mine:
+                    with suppress(ValueError):
+                        while True:  # it may stand there more than once
+                            cache._allocated_pages.remove(page)
             return free(mine)
 
         replace_attribute(undo, cache, "release_pages", released)
