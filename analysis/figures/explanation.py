@@ -5,6 +5,7 @@ The axis of the upper two panels is the number of the event, so that waiting tak
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,9 @@ def explanation_figure(told: Explanation) -> Figure:
         draw_chances(axes["chances"], told)
     elif pool:
         draw_pool(axes["pool"], told, pool)
-    figure.suptitle(style.words(f"{told.request_id} of {told.cell_id}: {told.outcome}"), x=0.01,
-                    ha="left", fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
+    heading = style.words(f"{told.request_id} of {told.cell_id}: {told.outcome}")
+    figure.suptitle(textwrap.fill(heading, int(_WIDTH * 8.5)), x=0.01, ha="left",
+                    fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
         style.legend_below(figure, _legend(told, lanes, bool(pages)), most=4)
     return figure

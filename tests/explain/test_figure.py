@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from told import short_pool, wrong_page
@@ -40,6 +41,14 @@ def test_a_wrong_answer_has_lanes_pages_and_probabilities():
     [wide] = [bar.get_width() for bar in chances.patches if bar.get_width() > 50]
     assert wide == pytest.approx(60.65, abs=0.01)
     figure.savefig(io.BytesIO(), format="png")
+
+
+def test_the_heading_of_a_cell_with_many_treatments_is_not_cut_off():
+    found = explain(wrong_page(), "a", reference=False)
+    named = replace(found, cell_id=f"3.9.0-none-p256-c2-r0-{'-'.join(['keep-decode-record'] * 8)}")
+    figure = named.figure()
+    figure.canvas.draw()
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_without_a_wrong_token_the_pool_is_drawn():
