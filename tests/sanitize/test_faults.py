@@ -16,6 +16,7 @@ FAULTS = {fault.name: fault for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUES
 """Each of the other families is planted in a test of its own."""
 
 _STRIKE = """
+from dataclasses import replace
 sharing, *own = arguments
 
 def strike(name):
@@ -23,6 +24,9 @@ def strike(name):
     # With the trie it takes that a later request comes upon what was struck.
     kind, count = ("mixed", 8) if sharing == "none" else ("shared_prefix", 12)
     workload = make_workload(kind, count=count, seed=3)
+    if name == "fault:stale-prefix":  # of just these two prefixes: all are asked again
+        again = [replace(r, id=f"{r.id}-again") for r in workload.requests]
+        workload = replace(workload, requests=(*workload.requests, *again))
     rule = getattr(fault, "rule", None)
     names = [*base, *(["quarantine:4"] if rule == "written after free" else [])]
     contents = rule in ("finite contents", "whole copies", "written after free")
