@@ -44,7 +44,7 @@ def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
         (right, "All fixes but it", verdicts[0].everything, "with all fixes"),
     ):
         heading = f"{name}\n(dashed: {dashed}, {arm.failures} of {arm.n})"
-        style.dress(axes, heading, f"failed requests ({_interval(verdicts)})", "")
+        style.dress(axes, heading, f"failed requests\n({_interval(verdicts)})", "")
         _reference(axes, arm)
     for place, row in enumerate(rows):
         if isinstance(row, Verdict):
