@@ -17,6 +17,7 @@ from analysis.store import (
     LOCK,
     LOGS,
     MANIFEST,
+    TEMPORARY,
     WORK,
     alone_in,
     is_packed,
@@ -27,7 +28,7 @@ from analysis.store import (
 from analysis.store_parts import OURS
 from analysis.sweep.process import FROZEN, OUTPUT, PRINTED, STACKS
 
-_TEMPORARY = (".writing-*", f".{MANIFEST}.*")
+_TEMPORARY = (f"{TEMPORARY}*", f".{MANIFEST}.*")
 """What a killed writer leaves: in `cells`, and beside the manifest."""
 
 

@@ -72,7 +72,6 @@ __all__ = [
     "read_manifest",
     "to_frame",
     "to_table",
-    "write_atomically",
 ]
 
 _CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")

@@ -378,3 +378,17 @@ def _flight_row(flight: Flight, cell_id: str) -> dict[str, Any]:
         "result_digests": flight.result_digests,
         "changed": flight.changed,
     }
+
+
+def strayed(name: str = "a", other: str = "b") -> Story:
+    """Return a story in which a request reads another one's page."""
+    story = Story()
+    for request, first, pages in ((name, 11, (1, 2)), (other, 21, (3, 4))):
+        story.submit(request, range(first, first + 6))
+        story.allocate(request, *pages)
+        story.prefill(request)
+        story.token(request, 100)
+    story.decode(Row(name, table=(3, 2)), other)
+    story.token(name, 101)
+    story.token(other, 101)
+    return story

@@ -26,6 +26,7 @@ from synthetic import cell_row, make_old, request_row
 
 from analysis import store
 from analysis.errors import RunError
+from analysis.files import write_atomically
 from analysis.runs import verify_run
 from analysis.store import (
     TABLES,
@@ -38,7 +39,6 @@ from analysis.store import (
     pack_run,
     to_frame,
     to_table,
-    write_atomically,
 )
 
 MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}

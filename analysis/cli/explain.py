@@ -55,7 +55,7 @@ def explain(
 def _write(told: Explanation, out: Path) -> list[Path]:
     """Write the figure, and a page that has both and opens offline; return the files."""
     from analysis.explain.text import as_html
-    from analysis.store import write_atomically
+    from analysis.files import write_atomically
 
     target = io.BytesIO()
     told.figure().savefig(target, format="png", dpi=150)

@@ -62,7 +62,8 @@ def chart(
     import io
 
     from analysis.figures import failure_rate
-    from analysis.store import join_runs, load_run, write_atomically
+    from analysis.files import write_atomically
+    from analysis.store import join_runs, load_run
 
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter("name a file that ends in .png, .svg or .pdf", param_hint="--out")

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from analysis.errors import RunError, check_writable
+from analysis.files import write_atomically
 from analysis.paths import runs_dir
 from analysis.releases import check_known, installed_release, kernel_name
 from analysis.report import pages
 from analysis.report.execution import Execution, execute
 from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
-from analysis.store import join_runs, load_run, write_atomically
+from analysis.store import join_runs, load_run
 
 __all__ = [
     "PublishResult",

@@ -14,11 +14,12 @@ from typing import Any
 from analysis.engine.adapters import PACE_S
 from analysis.engine.config import LONGEST_TIMEOUT_S
 from analysis.errors import CachelabError, check_writable, shown
+from analysis.files import write_atomically
 from analysis.paths import place_of
 from analysis.releases import check_known
 from analysis.sanitize.rules import RULES
 from analysis.stats import least_rate
-from analysis.store import differences, load_run, write_atomically
+from analysis.store import differences, load_run
 from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.prepare import check_lengths

@@ -18,7 +18,7 @@ import pytest
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from story import Row, Story
+from story import strayed as strayed_story
 from synthetic import cell_row, request_row
 
 from analysis import figures
@@ -99,16 +99,7 @@ def strayed(tmp_path: Path) -> Any:
 
     def make(name: str) -> Path:
         other = name + "2"
-        story = Story()
-        for request, prompt, pages in ((name, (11, 12), (1, 2)), (other, (21, 22), (3, 4))):
-            story.submit(request, prompt)
-            story.allocate(request, *pages)
-            story.prefill(request)
-            story.token(request, 100)
-        story.decode(Row(name, table=(3, 2)), other)
-        story.token(name, 101)
-        story.token(other, 101)
-        story.close()
+        story = strayed_story(name, other).close()
         writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
         requests = [
             request_row(request_id=request, prompt_tokens=prompt, outcome="wrong", text=name,

@@ -28,13 +28,18 @@ MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
 FAULT = ["fault:seq-len-short"]
 
 
-def well() -> Story:
-    """Return a story of two requests that share a page, in which nothing is wrong."""
+def one_token_in() -> Story:
     story = Story()
     story.submit("a", A)
     story.allocate("a", 1, 2)
     story.prefill("a")
     story.token("a", 100)
+    return story
+
+
+def well() -> Story:
+    """Return a story of two requests that share a page, in which nothing is wrong."""
+    story = one_token_in()
     node = story.publish("a", A, [1])
     story.reference(node, +1, "a")
     story.submit("b", (*A[:4], 99))
@@ -517,15 +522,6 @@ def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
     assert findings.unchecked.requests["a"] == sum(
         "a" in item.request_ids for _, item in WELL.items if isinstance(item, Flight)
     )
-
-
-def one_token_in() -> Story:
-    story = Story()
-    story.submit("a", A)
-    story.allocate("a", 1, 2)
-    story.prefill("a")
-    story.token("a", 100)
-    return story
 
 
 def test_a_token_that_came_before_its_flight_had_ended_has_a_flight():

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from story import Row, Story
+from story import Row, Story, strayed
 from synthetic import cell_row, request_row
 
 from analysis import figures
@@ -28,22 +28,8 @@ from analysis.tables import to_frame
 from analysis.treat import FAULTS
 from analysis.validate.evidence import _grouped as grouped
 
-A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
+A = (11, 12, 13, 14, 15, 16)
 HOSTILE = "<script>alert('r')</script>"
-
-
-def strayed(name: str = "a", other: str = "b") -> Story:
-    """Return a story in which a request reads another one's page."""
-    story = Story()
-    for request, prompt, pages in ((name, A, (1, 2)), (other, B, (3, 4))):
-        story.submit(request, prompt)
-        story.allocate(request, *pages)
-        story.prefill(request)
-        story.token(request, 100)
-    story.decode(Row(name, table=(3, 2)), other)
-    story.token(name, 101)
-    story.token(other, 101)
-    return story
 
 
 def words(figure: Figure) -> str:

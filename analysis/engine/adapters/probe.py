@@ -607,8 +607,7 @@ class CacheProbe(ABC):
         try:
             names = self.argument_names(phase, len(arguments))
             arrays = {
-                name: (tuple(array.shape), mapped_of(array, filled).items)
-                for name, array in zip(names, arguments, strict=True)
+                name: values_of(array, filled) for name, array in zip(names, arguments, strict=True)
             }
             if filled:
                 arrays["changed"] = changes(names, arguments, filled, returned, arrays)
@@ -674,10 +673,11 @@ def indices(pages: Iterable[Any]) -> list[int]:
     return [page.index for page in pages]
 
 
-def values_of(array: Any) -> tuple[tuple[int, ...], Any]:
+def values_of(
+    array: Any, filled: Mapping[int, Filled] | None = None
+) -> tuple[tuple[int, ...], Any]:
     """Return the shape and a flat copy of a device array of integers, read in place."""
-    with array.map(read=True) as mapped:
-        return tuple(array.shape), mapped.items
+    return tuple(array.shape), mapped_of(array, filled).items
 
 
 def objects_of(*classes: type) -> list[Any]:
