@@ -62,12 +62,13 @@ def stress(frame: pd.DataFrame, title: str | None = None) -> Figure:
         "time since each level's engine was ready (s)",
         "pages",
     )
-    handles, labels = latency.get_legend_handles_labels()
+    handles, _ = latency.get_legend_handles_labels()
     if (frame["failed"] > 0).any():
-        handles.append(Line2D([], [], color=style.BLACK, marker="x", linestyle=""))
-        labels.append("a request failed")
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels),
-                  fontsize=style.SMALL, frameon=False)  # fmt: skip
+        failed = Line2D(
+            [], [], color=style.BLACK, marker="x", linestyle="", label="a request failed"
+        )
+        handles.append(failed)
+    style.legend_below(figure, handles, most=len(handles))
     lines = textwrap.wrap(title or "Under stress", _TITLE, break_on_hyphens=False)
     figure.suptitle("\n".join(lines), fontsize=style.TITLE + 1, x=0.01, ha="left")
     return figure

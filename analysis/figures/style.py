@@ -68,9 +68,7 @@ def panel_title(key: Mapping[str, Any], width: float) -> str:
     return textwrap.fill(series_label(key), int(width * 9))
 
 
-def legend_below(
-    figure: Figure, handles: Sequence[Any] | None = None, *, most: int, size: float = SMALL
-) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any] | None = None, *, most: int) -> None:
     """Put a legend below the axes, in as many columns, up to `most`, as the figure is wide.
 
     `handles` are all that have a label on the figure's axes, if none are given.
@@ -82,7 +80,7 @@ def legend_below(
             handles=handles,
             loc="outside lower center",
             ncols=columns,
-            fontsize=size,
+            fontsize=SMALL,
             frameon=False,
         )
         if legend.get_window_extent().width <= figure.bbox.width:
