@@ -55,7 +55,7 @@ bench: setup ## Measure what watching costs, side by side in one process
 	for r in $(filter-out 3.1.0,$(RELEASES)); do .venvs/$$r/bin/python benchmarks/bench_observe.py; done
 
 lock: $(VENV)/.ready ## Compile the lock files anew from pyproject.toml (RELEASES="...")
-	@$(BIN)/python -c 'import sys; from analysis.releases import lock; lock(sys.argv[1:])' $(RELEASES)
+	@$(BIN)/python -c 'import sys; from analysis.shortfin.environments import lock; lock(sys.argv[1:])' $(RELEASES)
 
 clean: ## Remove the environments and everything that can be made again (runs and reports stay)
 	rm -rf $(VENV) .venvs data/cache

@@ -10,28 +10,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.engine import Engine, EngineConfig
-    from analysis.explain import explain
-    from analysis.observe import observe
-    from analysis.sanitize import sanitize
-    from analysis.store import load_run
-    from analysis.treat import treat
+    from analysis.diagnosis import explain
+    from analysis.engine import Engine
+    from analysis.recording import observe
+    from analysis.runs.store import load_run
+    from analysis.sanitizer import sanitize
+    from analysis.shortfin.config import EngineConfig
+    from analysis.treatments import treat
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "EngineConfig", "explain", "load_run", "observe", "sanitize", "treat"]
 
 _HOMES = {
-    "Engine": "analysis.engine",
-    "EngineConfig": "analysis.engine",
-    "load_run": "analysis.store",
+    "Engine": "engine",
+    "EngineConfig": "shortfin.config",
+    "explain": "diagnosis",
+    "load_run": "runs.store",
+    "observe": "recording",
+    "sanitize": "sanitizer",
+    "treat": "treatments",
 }
-_ROOMS = ("explain", "observe", "sanitize", "treat")
-"""Rooms that can be called by their own name, for that is what each of them is for."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"{__name__}.{name}")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

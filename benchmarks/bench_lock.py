@@ -9,8 +9,8 @@ request.
 from __future__ import annotations
 
 from analysis import Engine, EngineConfig
-from analysis.cost import measure_lock
-from analysis.workload import make_workload
+from analysis.studies.cost import measure_lock
+from analysis.workloads.workload import make_workload
 
 BLOCKS, ROWS, PAGES = 40, 8, 4096
 

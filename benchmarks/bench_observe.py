@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from analysis import Engine, EngineConfig
-from analysis.observe import Recording, observe
+from analysis.recording import Recording, observe
 
 BLOCKS, WAVES, ROWS, TOKENS = 100, 2, 8, 15
 PROMPT = "10 20 30 40 "  # with its answer it stays within two pages

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from analysis.store import RunWriter, load_run
-from analysis.tables import TABLES, to_frame
+from analysis.runs.store import RunWriter, load_run
+from analysis.runs.tables import TABLES, to_frame
 
 ROWS, REPEATS = 1_000_000, 3
 KINDS = {

@@ -15,11 +15,11 @@ import numpy as np
 from bench_observe import PROMPT, ROWS, TOKENS
 
 from analysis import Engine, EngineConfig
-from analysis.observe import observe
-from analysis.sanitize import sanitize
-from analysis.sanitize.checker import Checker
-from analysis.sanitize.world import Event, Flight
-from analysis.snapshot import CacheState, Snapshot
+from analysis.recording import observe
+from analysis.sanitizer import sanitize
+from analysis.sanitizer.checker import Checker
+from analysis.sanitizer.world import Event, Flight
+from analysis.snapshots.snapshot import CacheState, Snapshot
 
 BLOCKS, REQUESTS, PAGES, STRIDE = 40, 64, 4096, 16
 WAYS = ("unobserved", "observed", "plain", "sanitized")

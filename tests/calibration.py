@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from analysis.causes import Arm, Asked, Verdict, judge
-from analysis.causes.hypotheses import HYPOTHESES
-from analysis.cost import ALL, UNTREATED, costs
-from analysis.cost.measures import METRICS, SETTING
-from analysis.stats_engines import gone, permutation, rate, sign_flip
-from analysis.stats_evictions import EQUIVALENT, evictions_contrast, judge_evictions
-from analysis.stats_paired import Paired
+from analysis.stats.clustered import gone, permutation, rate, sign_flip
+from analysis.stats.dose_response import EQUIVALENT, evictions_contrast, judge_evictions
+from analysis.stats.paired import Paired
+from analysis.studies.causes import Arm, Asked, Verdict, judge
+from analysis.studies.causes.hypotheses import HYPOTHESES
+from analysis.studies.cost import ALL, UNTREATED, costs
+from analysis.studies.cost.measures import METRICS, SETTING
 
 ICCS = (0.0, 0.1, 0.2)
 QUICK, FULL = 14, 24

@@ -13,23 +13,23 @@ from hypothesis import settings
 from support import RELEASES, ROOT, Child, ChildRunner, run_python
 
 from analysis.cli import main
-from analysis.errors import ReleaseError
+from analysis.core.errors import ReleaseError
 
 # No test fails for the time that it takes: machines are slow, and engines beside it busy.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 LONGEST = (
-    "sanitize/test_contents.py", "validate/test_climb.py", "sanitize/test_no_false_alarm.py",
-    "sanitize/test_faults_results.py", "sanitize/test_bytes.py", "sweep/test_runner.py",
-    "sweep/test_observed.py", "sweep/test_kills.py", "observe/test_conservation.py",
-    "sanitize/test_faults.py",
-    "causes/test_verdicts.py", "observe/test_observe.py", "isolate/test_examine.py",
-    "isolate/test_machine.py", "test_report.py", "model/test_compile.py", "model/test_verify.py",
-    "sweep/test_sanitized.py", "sanitize/test_shape.py", "test_calibration.py",
-    "treat/test_scheduling.py", "sanitize/test_edges.py", "sanitize/test_circumstances.py",
-    "engine/test_engine.py", "treat/test_treat.py", "sanitize/test_execution_faults.py",
-    "test_experiments.py", "explain/test_recorded.py",
+    "sanitizer/test_contents.py", "studies/validation/test_climb.py", "sanitizer/test_no_false_alarm.py",
+    "sanitizer/test_faults_results.py", "sanitizer/test_bytes.py", "sweep/test_runner.py",
+    "sweep/test_observed.py", "sweep/test_kills.py", "recording/test_conservation.py",
+    "sanitizer/test_faults.py",
+    "studies/causes/test_verdicts.py", "recording/test_observe.py", "interleavings/test_examine.py",
+    "interleavings/test_machine.py", "test_report.py", "model/test_compile.py", "model/test_verify.py",
+    "sweep/test_sanitized.py", "sanitizer/test_shape.py", "test_calibration.py",
+    "treatments/test_scheduling.py", "sanitizer/test_edges.py", "sanitizer/test_circumstances.py",
+    "engine/test_engine.py", "treatments/test_treat.py", "sanitizer/test_execution_faults.py",
+    "test_experiments.py", "diagnosis/test_recorded.py",
 )  # fmt: skip
 """Files that take longest: they come first, so that none is left alone at the end."""
 

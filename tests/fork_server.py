@@ -13,11 +13,11 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from analysis.engine.adapters import installed_adapter
+from analysis.shortfin import installed_adapter
 
 PRELOADED = (
-    "analysis.engine.clients", "analysis.observe", "analysis.sanitize", "analysis.treat",
-    "analysis.workload", "pandas",
+    "analysis.engine.clients", "analysis.recording", "analysis.sanitizer", "analysis.treatments",
+    "analysis.workloads.workload", "pandas",
 )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.engine.hooks import Changes
-from analysis.observe.recorder import Recorder
-from analysis.snapshot import CacheState
+from analysis.recording.recorder import Recorder
+from analysis.shortfin.hooks import Changes
+from analysis.snapshots.snapshot import CacheState
 
 PAGES, STRIDE = 200, 4
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.sanitize.checker import Checker
-from analysis.sanitize.findings import Findings
-from analysis.sanitize.world import PADDING_PAGE, Event, Flight, World
-from analysis.snapshot import CacheState, Node, Snapshot
+from analysis.sanitizer.checker import Checker
+from analysis.sanitizer.findings import Findings
+from analysis.sanitizer.world import PADDING_PAGE, Event, Flight, World
+from analysis.snapshots.snapshot import CacheState, Node, Snapshot
 
 ROOT = Node(0, None, None, (), 0, False)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.releases import python_of
+from analysis.shortfin.environments import python_of
 
 ROOT = Path(__file__).parent.parent
 RELEASES = ("3.1.0", "3.9.0")

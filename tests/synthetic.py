@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.store import Run, to_frame
+from analysis.runs.store import Run, to_frame
 
 
 def cell_row(**changes: Any) -> dict[str, Any]:

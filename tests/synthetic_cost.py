@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from synthetic import cell_row, request_row
 
-from analysis.cost import ALL
-from analysis.store import to_frame
-from analysis.treat import fixes
+from analysis.runs.store import to_frame
+from analysis.studies.cost import ALL
+from analysis.treatments import fixes
 
 MIB = 2**20
 TOKENS = 15

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from analysis.validate import Found, Isolated, Ladder, Rung
+from analysis.studies.validation import Found, Isolated, Ladder, Rung
 
 FIXES = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 ISOLATED = Isolated(True, 33_776, True, seconds=3.2)

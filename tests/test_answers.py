@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from synthetic import make_run, reported_pattern
 
-from analysis.answers import answer_in_a_sentence, answer_in_words
-from analysis.store import to_frame
+from analysis.runs.store import to_frame
+from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
 
 KEY = ("3.1.0", "none")
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from synthetic_cost import cost_run
 
-from analysis.answers_cost import answer_in_a_sentence, cost_in_words
-from analysis.cost import ALL, LockFigures, measure, watched
-from analysis.store import to_frame
+from analysis.runs.store import to_frame
+from analysis.studies.cost import ALL, LockFigures, measure, watched
+from analysis.studies.cost.words import answer_in_a_sentence, cost_in_words
 
 LOCK, FIX = "lock-cache", "copy-tokens"
 

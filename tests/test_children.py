@@ -14,12 +14,12 @@ import pytest
 from support import CHILD_ENVIRONMENT, wait_for
 
 import analysis
-from analysis import children
-from analysis.errors import EngineError, MachineError
-from analysis.releases import register_kernel
+from analysis.core import children
+from analysis.core.errors import EngineError, MachineError
+from analysis.shortfin.environments import register_kernel
 from analysis.sweep.cell import _number_of, specification
 from analysis.sweep.process import STACKS, CellProcess
-from analysis.workload import Request, Workload
+from analysis.workloads.workload import Request, Workload
 
 ASKED = specification({}, Workload("w", (Request("r", "1 2 3 "),)), 1, 1.0)
 
@@ -35,7 +35,10 @@ def shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("what", ["-m", "-c"])
 def test_a_child_does_not_import_from_the_working_directory(shadow: Path, what: str) -> None:
-    asked = {"-m": "analysis.treat.base", "-c": "import analysis; print(analysis.__file__)"}[what]
+    asked = {
+        "-m": "analysis.shortfin.treatment",
+        "-c": "import analysis; print(analysis.__file__)",
+    }[what]
     child = children.start([sys.executable, what, asked], stdout=subprocess.PIPE)
     said, _ = child.communicate(timeout=60)
     assert child.returncode == 0
@@ -62,7 +65,7 @@ def test_where_nothing_of_us_can_be_imported_that_is_not_the_engine_s_failure(
 _HOLD = """
 import sys, time
 from pathlib import Path
-from analysis import children
+from analysis.core import children
 with children.scratch("held", Path(sys.argv[1])) as folder:
     program = children.until_we_end("/bin/sleep", "1000")
     print(children.start(program).pid, flush=True)

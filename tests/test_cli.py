@@ -11,8 +11,9 @@ import pytest
 from support import ROOT
 from synthetic import cell_row, request_row
 
-from analysis import releases, sweep
-from analysis.store import OUTCOMES, TABLES, RunWriter, load_run
+from analysis import sweep
+from analysis.runs.store import OUTCOMES, TABLES, RunWriter, load_run
+from analysis.shortfin import environments as releases
 
 SWEEP = ("sweep", "--releases", "3.9.0")
 VALIDATE = ("validate", "--release", "3.9.0")

@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from support import ROOT
 from synthetic import make_run
 
-from analysis.answers import answer_in_a_sentence, answer_in_words
-from analysis.answers_causes import counted_in_words
-from analysis.answers_evictions import evictions_in_words
-from analysis.answers_findings import answer_in_a_sentence as findings_in_a_sentence
-from analysis.answers_findings import findings_in_words
-from analysis.causes import scenarios
 from analysis.cli import main
-from analysis.figures import failure_rate
-from analysis.sanitize.recorded import Checked
-from analysis.stats import FAILURES, failure_rates
-from analysis.store import Run, RunWriter, load_run
+from analysis.plots import failure_rate
+from analysis.runs.store import Run, RunWriter, load_run
+from analysis.runs.tables import OUTCOMES, TABLES, count_requests
+from analysis.sanitizer.recorded import Checked
+from analysis.stats.rates import FAILURES, failure_rates
+from analysis.studies.causes import scenarios
+from analysis.studies.causes.words import counted_in_words
+from analysis.studies.evictions.words import evictions_in_words
+from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
+from analysis.studies.first_error.words import findings_in_words
+from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import count_outcomes
-from analysis.tables import OUTCOMES, TABLES, count_requests
 
 KEY = ("3.9.0", "none", 8)
 MIXED = {"ok": 40, "wrong": 3, "timeout": 2, "rejected": 51}

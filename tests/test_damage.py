@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from story import Story
 from synthetic import cell_row, make_old, request_row
 
-from analysis import files
 from analysis.cli import main
-from analysis.errors import RunError
-from analysis.store import Run, RunWriter, cell_tables, load_run, pack_run
-from analysis.tables import LACKING, TABLES
+from analysis.core import files
+from analysis.core.errors import RunError
+from analysis.runs.store import Run, RunWriter, cell_tables, load_run, pack_run
+from analysis.runs.tables import LACKING, TABLES
 
 MANIFEST = {
     "plan": {"releases": ["3.1.0"], "concurrency": [1], "repeats": 3, "model": None},

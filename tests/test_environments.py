@@ -13,8 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from analysis import releases
-from analysis.errors import ReleaseError
+from analysis.core.errors import ReleaseError
+from analysis.shortfin import environments as releases
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -99,7 +99,8 @@ class Block:
         if name.split(".")[0] in ("shortfin", "_shortfin", "shortfin_apps", "iree", "torch"):
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
-import analysis, analysis.store, analysis.stats, analysis.figures, analysis.workload
+import analysis, analysis.runs.store, analysis.stats.rates, analysis.plots
+import analysis.workloads.workload
 import analysis.sweep, analysis.report, analysis.cli, analysis.model
 analysis.load_run
 """

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from support import ChildRunner
 
-from analysis.experiments import crossing_prompt, leak_in_words
 from analysis.model import ModelTokenizer, load_model
-from analysis.snapshot import STATES
+from analysis.snapshots.snapshot import STATES
+from analysis.studies.evictions.experiments import crossing_prompt, leak_in_words
 
 
 def rows(*values: tuple[int, int, int, int]) -> pd.DataFrame:
@@ -52,7 +52,7 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         """
-        from analysis.experiments import leak_in_words, use_up
+        from analysis.studies.evictions.experiments import leak_in_words, use_up
         found = {}
         for sharing in ("none", "trie"):
             with Engine(EngineConfig(prefix_sharing=sharing, page_count=64)) as engine:
@@ -80,7 +80,7 @@ def test_crowding_the_trie_kills_3_1_and_nothing_else(child: ChildRunner, releas
     done = child(
         release,
         """
-        from analysis.experiments import crowd
+        from analysis.studies.evictions.experiments import crowd
         with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
             rounds = crowd(engine, rounds=20)
             say([rounds, engine.died.message if engine.died else None])

@@ -24,13 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.cli import app, main
-from analysis.engine import EngineConfig, devices
-from analysis.errors import CachelabError, EngineError, ModelError, WorkloadError
+from analysis.core.errors import CachelabError, EngineError, ModelError, WorkloadError
+from analysis.engine import EngineConfig
 from analysis.model import ModelTokenizer, load_model
 from analysis.model.artifacts import shipped_model
-from analysis.releases import KNOWN
+from analysis.shortfin import devices
+from analysis.shortfin.environments import KNOWN
 from analysis.sweep import Plan
-from analysis.workload import Workload
+from analysis.workloads.workload import Workload
 
 LONGEST_SENTENCE = 2000
 
@@ -310,7 +311,7 @@ def test_an_engine_goes_on_after_whatever_it_was_asked(
         release,
         f"""
         import base64, pickle
-        from analysis.errors import EngineError
+        from analysis.core.errors import EngineError
         asked = pickle.loads(base64.b64decode("{data}"))
         refused, answered, healthy = [], 0, []
         with Engine(EngineConfig()) as engine:

@@ -14,11 +14,12 @@ import pytest
 from support import RELEASES
 from synthetic import reported_pattern
 
-from analysis import figures, report
-from analysis.answers import answer_in_a_sentence, answer_in_words
-from analysis.causes import scenarios
-from analysis.experiments import alone_in_words
-from analysis.stats_engines import engines_to_reach
+from analysis import plots as figures
+from analysis import report
+from analysis.stats.clustered import engines_to_reach
+from analysis.studies.causes import scenarios
+from analysis.studies.evictions.experiments import alone_in_words
+from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14

@@ -10,9 +10,9 @@ import sys
 import pytest
 from support import ROOT
 
-from analysis import oracle
-from analysis.errors import ModelError
-from analysis.workload import Request, make_workload
+from analysis.core.errors import ModelError
+from analysis.model import oracle
+from analysis.workloads.workload import Request, make_workload
 
 ASKED = (*make_workload("mixed", count=4, seed=3).requests, Request("r", "1 2 3 4 5 ", 5))
 
@@ -63,7 +63,7 @@ def test_a_line_cut_short_is_asked_again_and_the_others_are_not(kept):
 _FILL = """
 import sys
 from pathlib import Path
-from analysis.oracle import _append
+from analysis.model.oracle import _append
 for i in range(300):
     _append(Path(sys.argv[1]), (f"prompt {sys.argv[2]} {i}", 15), range(15))
 """

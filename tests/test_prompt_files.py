@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from support import ROOT
 
-from analysis.workload import Workload, make_workload
+from analysis.workloads.workload import Workload, make_workload
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.prompts import (
+from analysis.workloads.prompts import (
     ALPHABET,
     FAMILIES,
     LANES_FROM,
@@ -164,7 +164,7 @@ def test_a_shared_prefix_without_room_is_refused():
 
 def test_prompts_import_without_the_engine():
     code = (
-        "import sys, analysis.prompts, analysis.model\n"
+        "import sys, analysis.workloads.prompts, analysis.model\n"
         "heavy = {'torch', 'iree', 'shortfin', 'tokenizers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from support import ROOT
 
 from analysis import report
-from analysis.errors import CachelabError
+from analysis.core.errors import CachelabError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"
@@ -197,7 +197,8 @@ def test_what_notebooks_import_needs_neither_an_engine_nor_the_publishing_tools(
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({absent!r}.split()))
-import analysis.answers, analysis.figures, analysis.report, analysis.stats, analysis.store
+import analysis.studies.reproduce.words, analysis.plots, analysis.report
+import analysis.stats.rates, analysis.runs.store
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 

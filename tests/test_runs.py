@@ -15,7 +15,7 @@ from support import ROOT
 from synthetic import cell_row, make_old, request_row
 
 from analysis.cli import main
-from analysis.store import RunWriter, alone_in, load_run, pack_run
+from analysis.runs.store import RunWriter, alone_in, load_run, pack_run
 from analysis.sweep import Plan
 
 PLAN = Plan(releases=("3.1.0",), concurrency=(1, 2), repeats=2, pages=(64,))
@@ -189,7 +189,7 @@ def test_files_that_a_sweep_moves_away_meanwhile_do_not_end_the_list(
     def with_one_that_is_gone(top: Path) -> object:
         return ((place, inner, [*files, "moved"]) for place, inner, files in walk(top))
 
-    monkeypatch.setattr("analysis.runs.os.walk", with_one_that_is_gone)
+    monkeypatch.setattr("analysis.sweep.upkeep.os.walk", with_one_that_is_gone)
     status, stdout, _ = cachelab("list", tmp_path / "runs")
     assert status == 0
     assert "3 of 4 cells" in stdout
@@ -203,7 +203,7 @@ def test_to_ask_whether_a_run_is_written_is_not_to_write_it(
     with open(run / ".sweep.lock") as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
         monkeypatch.setattr(
-            "analysis.store.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN)
+            "analysis.runs.store.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN)
         )
         with alone_in(run):
             pass

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import CachelabError
-from analysis.snapshot import STATES, CacheState, Node, PageContent, Snapshot
-from analysis.snapshot_change import ranges, short_names
-from analysis.tables import to_frame
+from analysis.core.errors import CachelabError
+from analysis.runs.tables import to_frame
+from analysis.snapshots.change import ranges, short_names
+from analysis.snapshots.snapshot import STATES, CacheState, Node, PageContent, Snapshot
 
 ROOT = Node(0, None, None, (), 0, False)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_run, reported_pattern
 
-from analysis import stats
-from analysis.store import OUTCOMES
+from analysis.runs.store import OUTCOMES
+from analysis.stats import rates as stats
 
 
 def test_wilson_against_published_values() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.stats_engines import (
+from analysis.stats.clustered import (
     ASSUMED_ICC,
     Rate,
     engines_needed,
@@ -23,7 +23,7 @@ from analysis.stats_engines import (
     share,
     sign_flip,
 )
-from analysis.stats_exact import wilson
+from analysis.stats.exact import wilson
 
 whole = st.lists(st.integers(-20, 20), min_size=1, max_size=9)
 

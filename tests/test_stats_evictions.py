@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import answers_evictions
-from analysis.answers_evictions import evictions_in_words
-from analysis.stats_evictions import (
+from analysis.stats.dose_response import (
     EvictionContrast,
     EvictionVerdict,
     eviction_bins,
@@ -22,6 +20,8 @@ from analysis.stats_evictions import (
     evictions_contrast,
     judge_evictions,
 )
+from analysis.studies.evictions import words as answers_evictions
+from analysis.studies.evictions.words import evictions_in_words
 
 LEVELS = (2, 4, 8, 16)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.observe.derive import EXPOSURES
-from analysis.stats_exposure import Change, changes, in_words
+from analysis.runs.derive import EXPOSURES
+from analysis.stats.exposure import Change, changes, in_words
 
 
 def arm(engines: int = 8, **values: float | list[float]) -> pd.DataFrame:

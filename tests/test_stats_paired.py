@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import cell_row, request_row
 
-from analysis.stats_paired import pair, paired, spread, together
-from analysis.store import to_frame
+from analysis.runs.store import to_frame
+from analysis.stats.paired import pair, paired, spread, together
 
 
 def frame(*rows: tuple[int, bool, bool]) -> pd.DataFrame:

@@ -24,11 +24,10 @@ from hypothesis import strategies as st
 from support import ROOT
 from synthetic import cell_row, make_old, request_row
 
-from analysis import store
-from analysis.errors import RunError
-from analysis.files import write_atomically
-from analysis.runs import verify_run
-from analysis.store import (
+from analysis.core.errors import RunError
+from analysis.core.files import write_atomically
+from analysis.runs import store
+from analysis.runs.store import (
     TABLES,
     RunWriter,
     alone_in,
@@ -40,6 +39,7 @@ from analysis.store import (
     to_frame,
     to_table,
 )
+from analysis.sweep.upkeep import verify_run
 
 MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
 
@@ -355,7 +355,7 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from analysis.store import RunWriter
+from analysis.runs.store import RunWriter
 from synthetic import cell_row, request_row
 writer = RunWriter.resume(sys.argv[1], {"plan": {}, "seed": 0})
 print("ready", flush=True)
@@ -434,6 +434,6 @@ def test_a_cell_whose_place_cannot_be_written_out_is_there_all_the_same(
         if path == cells:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("analysis.store.to_disk", fail)
+    monkeypatch.setattr("analysis.runs.store.to_disk", fail)
     writer.write_cell(cell_row(cell_id="one"), [])
     assert [path.name for path in cells.iterdir()] == ["one"]

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import RELEASES
 
-from analysis import figures
-from analysis.errors import EngineError
-from analysis.stress import Stress, stress
-from analysis.stress.result import COLUMNS
+from analysis.core.errors import EngineError
+from analysis.studies.validation.soak import Stress, stress
+from analysis.studies.validation.soak.figure import stress_figure
+from analysis.studies.validation.soak.result import COLUMNS
 from analysis.sweep.plan import PlanError
 
 MIB = 2**20
@@ -109,7 +109,7 @@ def test_the_figure_has_a_line_for_each_level_and_a_cross_for_each_failure() -> 
         iterations(4, 10, lost=lambda i: 4 * i),
         iterations(8, 5, failed=lambda i: int(i == 3), latency_p50=float("nan")),
     )
-    figure = figures.stress(result.frame, result.name)
+    figure = stress_figure(result.frame, result.name)
     latency, memory, lost = figure.axes
     assert list(lost.lines[0].get_ydata()) == [4 * i for i in range(10)]
     assert len(memory.lines) == 2
@@ -118,7 +118,7 @@ def test_the_figure_has_a_line_for_each_level_and_a_cross_for_each_failure() -> 
     assert [t.get_text() for t in figure.legends[0].get_texts()] == [
         "4 at once", "8 at once", "a request failed"
     ]  # fmt: skip
-    assert "No iteration" in figures.stress(result.frame.iloc[:0]).texts[0].get_text()
+    assert "No iteration" in stress_figure(result.frame.iloc[:0]).texts[0].get_text()
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -14,15 +14,20 @@ from support import ROOT
 from synthetic import make_run
 from test_experiments import rows as rounds
 
-from analysis.answers_evictions import evictions_in_words
-from analysis.answers_findings import answer_in_a_sentence as findings_in_a_sentence
-from analysis.experiments import Step, alone_in_words, crowd_in_words, put_back_in_words
-from analysis.isolate.words import answer_in_a_sentence as isolation_in_a_sentence
-from analysis.sanitize.recorded import Checked
-from analysis.snapshot import CacheState, Snapshot
-from analysis.store import to_frame
-from analysis.stress.result import Stress
-from analysis.validate import answer_in_a_sentence as validation_in_a_sentence
+from analysis.runs.store import to_frame
+from analysis.sanitizer.recorded import Checked
+from analysis.snapshots.snapshot import CacheState, Snapshot
+from analysis.studies.evictions.experiments import (
+    Step,
+    alone_in_words,
+    crowd_in_words,
+    put_back_in_words,
+)
+from analysis.studies.evictions.words import evictions_in_words
+from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
+from analysis.studies.isolation.words import answer_in_a_sentence as isolation_in_a_sentence
+from analysis.studies.validation import answer_in_a_sentence as validation_in_a_sentence
+from analysis.studies.validation.soak.result import Stress
 
 MEASURED = {
     "01_reproduce": ("run", "alone", "asked_again"),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import WorkloadError
-from analysis.workload import (
+from analysis.core.errors import WorkloadError
+from analysis.workloads.workload import (
     BUILDERS,
     Request,
     Workload,

@@ -10,18 +10,8 @@ from typing import Any, TextIO
 import typer
 from typer import Abort, TyperException
 
-from analysis.cli import (
-    check,
-    explain,
-    model,
-    releases,
-    report,
-    runs,
-    sweep,
-    treatments,
-    validate,
-)
-from analysis.errors import CachelabError, printable
+from analysis.cli import check, explain, model, releases, report, runs, sweep, treatments, validate
+from analysis.core.errors import CachelabError, printable
 
 app = typer.Typer(
     name="cachelab",

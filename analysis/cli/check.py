@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from analysis.sanitize import Findings, Group
-    from analysis.sanitize.recorded import Checked
+    from analysis.sanitizer import Findings, Group
+    from analysis.sanitizer.recorded import Checked
 
 
 def check(
@@ -27,7 +27,7 @@ def check(
     there is nothing to check. What a control's fault broke is left
     out.
     """
-    from analysis.sanitize.recorded import check_run
+    from analysis.sanitizer.recorded import check_run
 
     settings = check_run(run, on_cell=_print_rows if as_json else None)
     if not as_json:
@@ -49,7 +49,7 @@ def _print_rows(cell_id: str, findings: Findings | None) -> None:
 
 
 def _words(checked: Checked) -> str:
-    from analysis.sanitize.findings import worst
+    from analysis.sanitizer.findings import worst
 
     if checked.controls:
         control = f"{checked.alarms} of {checked.controls} planted faults found"
@@ -83,7 +83,7 @@ def _words(checked: Checked) -> str:
 
 
 def _importance(item: tuple[tuple[str, str], list[tuple[str, Group]]]) -> tuple[bool, int]:
-    from analysis.sanitize.findings import WRONG_DATA
+    from analysis.sanitizer.findings import WRONG_DATA
 
     _, members = item
     return all(group.severity != WRONG_DATA for _, group in members), -len(members)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.errors import writing
+from analysis.core.errors import writing
 
 if TYPE_CHECKING:
-    from analysis.explain import Explanation
+    from analysis.diagnosis import Explanation
 
 
 def explain(
@@ -35,8 +35,8 @@ def explain(
     The exit status is 1 if there is no such run, cell or request, if several cells have one, or if
     nothing was recorded of its cell: then only what the answer itself tells is printed.
     """
-    from analysis.explain import explain as explain_request
-    from analysis.store import load_run
+    from analysis.diagnosis import explain as explain_request
+    from analysis.runs.store import load_run
 
     # A cell in which a fault was planted is explained only if it is named.
     told = explain_request(load_run(run, controls=cell is not None), request, cell,
@@ -54,8 +54,8 @@ def explain(
 
 def _write(told: Explanation, out: Path) -> list[Path]:
     """Write the figure, and a page that has both and opens offline; return the files."""
-    from analysis.explain.text import as_html
-    from analysis.files import write_atomically
+    from analysis.core.files import write_atomically
+    from analysis.diagnosis.text import as_html
 
     target = io.BytesIO()
     told.figure().savefig(target, format="png", dpi=150)

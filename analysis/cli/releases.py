@@ -12,7 +12,7 @@ app = typer.Typer(help="The shortfin releases and their environments.", no_args_
 @app.command("list")
 def list_() -> None:
     """List every known release, and the interpreter of its environment if it has one."""
-    from analysis.releases import status
+    from analysis.shortfin.environments import status
 
     for row in status():
         missing = "not installed" if row.locked else "no lock file"
@@ -22,8 +22,8 @@ def list_() -> None:
 @app.command()
 def install(releases: Annotated[list[str], typer.Argument(help="such as 3.9.0")]) -> None:
     """Make the environments of releases, and register their Jupyter kernels."""
-    from analysis.releases import check_known
-    from analysis.releases import install as make
+    from analysis.shortfin.environments import check_known
+    from analysis.shortfin.environments import install as make
 
     for release in releases:
         check_known(release)

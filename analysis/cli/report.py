@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from analysis.cli.values import OptionError, named, some
-from analysis.errors import writing
+from analysis.core.errors import writing
 
 
 def report(
@@ -47,7 +47,7 @@ def lab(
     ] = None,
 ) -> None:
     """Start JupyterLab on 127.0.0.1 with its token on, and a kernel for each release."""
-    from analysis.releases import start_lab
+    from analysis.shortfin.environments import start_lab
 
     raise typer.Exit(start_lab(arguments or ()))
 
@@ -61,9 +61,9 @@ def chart(
     """Draw failure rate against concurrency, with 95% intervals, for the cells of some runs."""
     import io
 
-    from analysis.figures import failure_rate
-    from analysis.files import write_atomically
-    from analysis.store import join_runs, load_run
+    from analysis.core.files import write_atomically
+    from analysis.plots import failure_rate
+    from analysis.runs.store import join_runs, load_run
 
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter("name a file that ends in .png, .svg or .pdf", param_hint="--out")

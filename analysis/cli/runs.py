@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from analysis.runs import Listed, Verified
+    from analysis.sweep.upkeep import Listed, Verified
 
 app = typer.Typer(help="The runs on disk: list, verify, remove.", no_args_is_help=True)
 
@@ -31,9 +31,9 @@ def list_(
 
     The exit status is 1 if one of them cannot be read.
     """
-    from analysis.errors import RunError
-    from analysis.paths import runs_dir
-    from analysis.runs import find_runs, listed
+    from analysis.core.errors import RunError
+    from analysis.core.paths import runs_dir
+    from analysis.sweep.upkeep import find_runs, listed
 
     place = directory or runs_dir()
     if directory is not None and not directory.is_dir():
@@ -61,7 +61,7 @@ def verify(
 
     The exit status is 0 if all is as it was written, 1 if something is not.
     """
-    from analysis.runs import check_is_run, verify_run
+    from analysis.sweep.upkeep import check_is_run, verify_run
 
     for path in runs:  # all of them before the first is read
         check_is_run(path)
@@ -82,9 +82,9 @@ def rm(
 
     A run that a process writes to stays.
     """
-    from analysis.errors import RunError
-    from analysis.runs import remove_run
-    from analysis.store import is_written, read_manifest
+    from analysis.core.errors import RunError
+    from analysis.runs.store import is_written, read_manifest
+    from analysis.sweep.upkeep import remove_run
 
     for path in runs:  # all of them before the first is removed
         read_manifest(path)

@@ -14,7 +14,7 @@ import typer
 from analysis.cli.values import named, numbers, sets, texts
 
 if TYPE_CHECKING:
-    from analysis.store import Run
+    from analysis.runs.store import Run
     from analysis.sweep import Plan
 
 
@@ -88,9 +88,9 @@ def sweep(
 
     Run again with the same options and the same --out, it goes on where it stopped.
     """
-    from analysis.errors import MachineError
-    from analysis.paths import runs_dir
-    from analysis.store import load_run
+    from analysis.core.errors import MachineError
+    from analysis.core.paths import runs_dir
+    from analysis.runs.store import load_run
     from analysis.sweep import Plan, run_sweep
 
     plan = Plan(
@@ -156,8 +156,8 @@ def _print_cell(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
 
 
 def _print_summary(run: Run) -> None:
-    from analysis.store import load_run_cells
-    from analysis.tables import count_requests, is_control
+    from analysis.runs.store import load_run_cells
+    from analysis.runs.tables import count_requests, is_control
 
     bad = int((run.cells["status"] != "ok").sum())
     words = f"{len(run.cells)} cells ({bad} did not end well)"
@@ -187,7 +187,7 @@ def alone(
     The exit status is 0 if every one is then answered right, 1 if one was not or could not be
     asked.
     """
-    from analysis.store import load_run
+    from analysis.runs.store import load_run
     from analysis.sweep.alone import ask_alone
 
     asked = ask_alone(
@@ -219,6 +219,6 @@ def pack(
     out: Annotated[Path, typer.Option(help="the new directory")],
 ) -> None:
     """Write a run anew with one file a table, for sharing."""
-    from analysis.store import pack_run
+    from analysis.runs.store import pack_run
 
     typer.echo(pack_run(run, out))

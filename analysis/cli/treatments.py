@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from analysis.errors import EngineError
+from analysis.core.errors import EngineError
 
 
 def treatments(
@@ -19,9 +19,9 @@ def treatments(
 
     An asterisk marks what mends a fault of the release: these are what `all` stands for.
     """
-    from analysis.engine.config import PREFIX_SHARING
-    from analysis.releases import check_known
-    from analysis.treat import FAULTS, TREATMENTS, fixes
+    from analysis.shortfin.config import PREFIX_SHARING
+    from analysis.shortfin.environments import check_known
+    from analysis.treatments import FAULTS, TREATMENTS, fixes
 
     if prefix_sharing not in PREFIX_SHARING:
         raise EngineError(f"`--prefix-sharing` is none or trie, not {prefix_sharing!r}.")

@@ -14,7 +14,7 @@ import typer
 from analysis.cli.values import OptionError, numbers, texts
 
 if TYPE_CHECKING:
-    from analysis.validate import Isolated, Rung
+    from analysis.studies.validation import Isolated, Rung
 
 
 def validate(
@@ -69,10 +69,10 @@ def validate(
     clean, 4 if one failed, 3 if one could not be decided or a planted fault was not found, and 1 or
     2 if nothing could be tried.
     """
-    from analysis.paths import runs_dir
-    from analysis.treat import expand
-    from analysis.validate import Settings, in_words
-    from analysis.validate import validate as climb
+    from analysis.core.paths import runs_dir
+    from analysis.studies.validation import Settings, in_words
+    from analysis.studies.validation import validate as climb
+    from analysis.treatments import expand
 
     named = () if treatments == "none" else texts(treatments)
     settings = Settings(
@@ -119,7 +119,7 @@ def _tolerated(value: str) -> tuple[tuple[str, str], str]:
 
 
 def _say_step(step: Isolated | Rung) -> None:
-    from analysis.validate import Rung
+    from analysis.studies.validation import Rung
 
     level = step.name if isinstance(step, Rung) else "the cache alone"
     sys.stderr.write(f"{level}: {step.verdict}\n")

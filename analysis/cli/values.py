@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.errors import CachelabError, shown
+from analysis.core.errors import CachelabError, shown
 
 
 class OptionError(CachelabError):

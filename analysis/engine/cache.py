@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import EngineError
-from analysis.snapshot import CacheState, Snapshot
+from analysis.core.errors import EngineError
+from analysis.snapshots.snapshot import CacheState, Snapshot
 
 if TYPE_CHECKING:
-    from analysis.engine.adapters.probe import CacheProbe
     from analysis.engine.engine import Engine
+    from analysis.shortfin.cache.probe import CacheProbe
 
 _PAUSE_S = 0.0001
 _SETTLE_S = 0.001

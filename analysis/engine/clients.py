@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import EngineError
-from analysis.workload import Answers, Request, Workload, judge
+from analysis.core.errors import EngineError
+from analysis.workloads.workload import Answers, Request, Workload, judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def run_workload(
     if failures:
         raise failures[0]
 
-    from analysis.tables import to_frame
+    from analysis.runs.tables import to_frame
 
     return to_frame("requests", [rows[request.id] for request in workload.requests])
 

@@ -21,23 +21,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from analysis.engine import deaths, devices
-from analysis.engine.adapters import Adapter, Answer, Call, Setup, installed_adapter
-from analysis.engine.adapters.probe import CacheProbe
+from analysis.core.errors import EngineError, is_encodable, seconds, shown, whole_number
+from analysis.core.interrupts import uninterrupted
 from analysis.engine.cache import Cache
-from analysis.engine.capture import StderrCapture, tell_fault
-from analysis.engine.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
-from analysis.engine.hooks import Changes, Watcher
-from analysis.engine.interrupts import uninterrupted
 from analysis.engine.watchdog import Watchdog
-from analysis.errors import EngineError, is_encodable, seconds, shown, whole_number
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
+from analysis.shortfin import Adapter, Answer, Call, Setup, devices, installed_adapter
+from analysis.shortfin import worker_crashes as deaths
+from analysis.shortfin.cache.probe import CacheProbe
+from analysis.shortfin.capture import StderrCapture, tell_fault
+from analysis.shortfin.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
+from analysis.shortfin.hooks import Changes, Watcher
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.engine.clients import OnResult
-    from analysis.workload import Answers, Workload
+    from analysis.workloads.workload import Answers, Workload
 
 CLOSE_TIMEOUT_S = 5.0
 _WATCH_INTERVAL_S, _SILENT_LOOKS = 0.1, 3

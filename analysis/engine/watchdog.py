@@ -17,8 +17,8 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from analysis.engine import capture
-from analysis.errors import EngineError, seconds
+from analysis.core.errors import EngineError, seconds
+from analysis.shortfin import capture
 
 BEAT_S = 1.0
 LONGEST_SILENCE_S = 24 * 3600.0

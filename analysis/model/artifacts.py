@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from analysis.errors import ModelError
-from analysis.paths import repo_root
+from analysis.core.errors import ModelError
+from analysis.core.paths import repo_root
 
 __all__ = ["ModelArtifacts", "ModelConfig", "load_model", "shipped_model", "write_checksums"]
 

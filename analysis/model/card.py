@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model.verify import (
     ACCURACY_NEEDED,
     NEW_TOKENS,
@@ -14,7 +14,7 @@ from analysis.model.verify import (
     Share,
     VerifyReport,
 )
-from analysis.prompts import LANES_FROM, PAGE_TOKENS
+from analysis.workloads.prompts import LANES_FROM, PAGE_TOKENS
 
 __all__ = ["write_model_card"]
 

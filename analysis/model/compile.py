@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis import children
-from analysis.errors import ModelError
+from analysis.core import children
+from analysis.core.errors import ModelError
+from analysis.core.paths import cache_dir as default_cache_dir
 from analysis.model.artifacts import ModelArtifacts, sha256
-from analysis.paths import cache_dir as default_cache_dir
 
 __all__ = ["cache_key", "compile_model", "select_functions", "target_flags"]
 

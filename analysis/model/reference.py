@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts
 
 __all__ = ["ReferenceDecoder", "ReferenceSequence"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts
 
 __all__ = ["ModelTokenizer"]

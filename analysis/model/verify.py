@@ -19,7 +19,7 @@ import numpy as np
 from analysis.model.artifacts import ModelArtifacts
 from analysis.model.reference import ReferenceDecoder, ReferenceSequence
 from analysis.model.tokenizer import ModelTokenizer
-from analysis.prompts import (
+from analysis.workloads.prompts import (
     FAMILIES,
     LANES_FROM,
     MAX_LENGTH,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.prompts import ALPHABET
+from analysis.workloads.prompts import ALPHABET
 
 __all__ = ["BOS", "EOS", "UNKNOWN", "VOCABULARY", "encode"]
 

@@ -21,14 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from analysis.errors import RunError, check_writable
-from analysis.files import write_atomically
-from analysis.paths import runs_dir
-from analysis.releases import check_known, installed_release, kernel_name
+from analysis.core.errors import RunError, check_writable
+from analysis.core.files import write_atomically
+from analysis.core.paths import runs_dir
 from analysis.report import pages
 from analysis.report.execution import Execution, execute
 from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
-from analysis.store import join_runs, load_run
+from analysis.runs.store import join_runs, load_run
+from analysis.shortfin.environments import check_known, installed_release, kernel_name
 
 __all__ = [
     "PublishResult",
@@ -253,7 +253,7 @@ def _chart(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
-    from analysis.figures import failure_rate, show
+    from analysis.plots import failure_rate, show
 
     runs = []
     for entry in entries:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.engine.config import LONGEST_TIMEOUT_S
-from analysis.errors import CachelabError, seconds, shown
-from analysis.paths import repo_root
+from analysis.core.errors import CachelabError, seconds, shown
+from analysis.core.paths import repo_root
+from analysis.shortfin.config import LONGEST_TIMEOUT_S
 
 _ABOUT = {"quick": dict, "full": dict, "question": str, "releases": list}
 """What a notebook may say of itself in its metadata, and of which type."""

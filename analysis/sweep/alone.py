@@ -9,15 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import children, releases
-from analysis.errors import MachineError, RunError
-from analysis.oracle import reference_answers
-from analysis.store import Run
+from analysis.core import children
+from analysis.core.errors import MachineError, RunError
+from analysis.model.oracle import reference_answers
+from analysis.runs.store import Run
+from analysis.runs.tables import broken_json
+from analysis.shortfin import environments as releases
 from analysis.sweep.cell import specification
 from analysis.sweep.process import CellProcess
 from analysis.sweep.rows import Ended, judged
-from analysis.tables import broken_json
-from analysis.workload import Request, Workload
+from analysis.workloads.workload import Request, Workload
 
 _TICK_S = 0.05
 _NEEDED = ("model", "device_ids", "hip_target", "serialise_flights", "request_timeout_s",

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import children
-from analysis.errors import CachelabError, lack_behind
+from analysis.core import children
+from analysis.core.errors import CachelabError, lack_behind
 from analysis.sweep.process import (
     FACTS,
     NOT_RUN,
@@ -31,12 +31,12 @@ from analysis.sweep.process import (
     STACKS_SIGNAL,
     peak_rss_bytes,
 )
-from analysis.workload import Request, Workload
+from analysis.workloads.workload import Request, Workload
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
-    from analysis.observe.recorder import Recorder
-    from analysis.treat import Fault
+    from analysis.recording.recorder import Recorder
+    from analysis.treatments import Fault
 
 Spec = Mapping[str, Any]
 _LIKELIEST = 8
@@ -83,8 +83,8 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     cell has to leave there.
     """
     from analysis.engine import Engine, EngineConfig
-    from analysis.sanitize import settle
-    from analysis.treat.faults import Struck
+    from analysis.sanitizer import settle
+    from analysis.treatments.faults import Struck
 
     requests = tuple(Request(**row) for row in spec["requests"])
     workload = Workload(spec["workload"], requests)
@@ -179,8 +179,8 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
     if spec["observe"] == "nothing":
         yield None
         return
-    from analysis.observe import observe
-    from analysis.observe.spill import Spill
+    from analysis.recording import observe
+    from analysis.recording.spill import Spill
 
     with observe(
         engine,
@@ -202,7 +202,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
 def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
     """Change the engine as the specification says, and yield the faults that are planted."""
     # Loaded for an untreated engine, too: else every treatment would seem to take 13 MiB.
-    from analysis.treat import Fault, treat
+    from analysis.treatments import Fault, treat
 
     with treat(engine, *spec["treatments"]) as treated:
         yield [treatment for treatment in treated.treatments if isinstance(treatment, Fault)]

@@ -49,7 +49,7 @@ class Estimate:
 
 
 def _pace(release: str) -> tuple[float, float, float, float]:
-    from analysis.engine import adapters
+    from analysis import shortfin as adapters
 
     paces: dict[str, tuple[float, float, float, float]] = getattr(adapters, "PACE_S", {})
     return paces.get(release, _PACE)

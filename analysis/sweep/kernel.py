@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analysis import children
-from analysis.errors import CachelabError, MachineError, lacking
+from analysis.core import children
+from analysis.core.errors import CachelabError, MachineError, lacking
 from analysis.sweep.cell import ask
 from analysis.sweep.process import (
     RECORDS,

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis import releases as known
-from analysis.engine import devices
-from analysis.engine.adapters import MODULES
-from analysis.engine.config import (
+from analysis.core.errors import CachelabError, EngineError, seconds, shown, whole_number
+from analysis.core.paths import place_of
+from analysis.runs.tables import is_control
+from analysis.shortfin import MODULES, devices
+from analysis.shortfin import environments as known
+from analysis.shortfin.config import (
     LONGEST_TIMEOUT_S,
     MAX_BATCH,
     MAX_PAGES,
@@ -21,10 +23,7 @@ from analysis.engine.config import (
     WHY_PAGES,
     EngineConfig,
 )
-from analysis.errors import CachelabError, EngineError, seconds, shown, whole_number
-from analysis.paths import place_of
-from analysis.tables import is_control
-from analysis.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
+from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
@@ -212,7 +211,7 @@ class Plan:
     def _check_treatments(self) -> None:
         if not any(self.treatments):
             return
-        from analysis.treat import check_names
+        from analysis.treatments import check_names
 
         try:
             for cell in self._cells():
@@ -235,7 +234,7 @@ class Plan:
     def _controls(self, idle: Collection[str]) -> Iterator[Cell]:
         if not self.sanitize:
             return
-        from analysis.treat.faults import tried
+        from analysis.treatments.faults import tried
 
         pages, concurrency = max(self.pages), max(self.concurrency)
         # Another seed or concurrency begins with another fault.
@@ -276,7 +275,7 @@ class Plan:
 
     def engine_config(self, cell: Cell) -> dict[str, Any]:
         """Return the settings of a cell's engine, as `EngineConfig.from_json` takes them."""
-        from analysis.treat import page_count
+        from analysis.treatments import page_count
 
         return {
             "model": str(Path(self.model).resolve()) if self.model else None,
@@ -315,7 +314,7 @@ class Plan:
 def _expanded(names: Sequence[str], release: str, sharing: str) -> tuple[str, ...]:
     if not names:
         return ()
-    from analysis.treat import expand
+    from analysis.treatments import expand
 
     try:
         return expand(names, release, sharing)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.errors import WorkloadError, shown
-from analysis.oracle import reference_answers
+from analysis.core.errors import WorkloadError, shown
+from analysis.model.oracle import reference_answers
 from analysis.sweep.plan import Cell, Plan
-from analysis.workload import (
+from analysis.workloads.workload import (
     Answers,
     Decode,
     Request,

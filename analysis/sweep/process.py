@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis import children
-from analysis.errors import EngineError, MachineError
+from analysis.core import children
+from analysis.core.errors import EngineError, MachineError
 from analysis.sweep.rows import Ended, read_records
 
 STACKS_SIGNAL = signal.SIGUSR1

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from analysis.runs.tables import RequestCounts, count_requests, is_control
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Cell
-from analysis.tables import RequestCounts, count_requests, is_control
 
 _REFRESH_S = 0.5
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.sweep.plan import OBSERVED, Cell, Plan
-from analysis.workload import Answers, Request, Workload, judge
+from analysis.workloads.workload import Answers, Request, Workload, judge
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,8 +88,8 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from analysis.observe.derive import DERIVED_FROM, request_columns
-    from analysis.tables import TABLES, to_frame
+    from analysis.runs.derive import DERIVED_FROM, request_columns
+    from analysis.runs.tables import TABLES, to_frame
 
     if "events" not in recorded:
         return
@@ -113,7 +113,7 @@ def finding_rows(
     The second is what it could not check, in words; None if it checked all. How many invocations
     of each request it could not check is filled into the `rows` of `requests`.
     """
-    from analysis.sanitize.recorded import check_tables, context_of
+    from analysis.sanitizer.recorded import check_tables, context_of
 
     findings = check_tables(recorded, context=context_of({"model": plan.model}))
     if findings is None:
@@ -125,7 +125,7 @@ def finding_rows(
 
 def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Return how many requests ended in which way, every outcome named."""
-    from analysis.store import OUTCOMES
+    from analysis.runs.store import OUTCOMES
 
     return {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
 

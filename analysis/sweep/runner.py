@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis import releases, store
-from analysis.errors import MachineError, RunError, lacking
-from analysis.observe.spill import cut_of, read_lacking, read_spilled
+from analysis.core.errors import MachineError, RunError, lacking
+from analysis.recording.spill import cut_of, read_lacking, read_spilled
+from analysis.runs import store
+from analysis.shortfin import environments as releases
 from analysis.sweep import kernel
 from analysis.sweep.cell import specification
 from analysis.sweep.estimate import Estimate

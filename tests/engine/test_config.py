@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.engine import EngineConfig, devices
-from analysis.engine.adapters import MODULES, adapter_of
-from analysis.errors import EngineError
+from analysis.core.errors import EngineError
+from analysis.engine import EngineConfig
+from analysis.shortfin import MODULES, adapter_of, devices
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import subprocess
 import pytest
 from support import CHILD_ENVIRONMENT, ROOT, ChildRunner
 
+from analysis.core.errors import EngineError
 from analysis.engine import EngineConfig
-from analysis.engine.devices import resolve
 from analysis.engine.watchdog import Watchdog
-from analysis.errors import EngineError
-from analysis.releases import python_of
+from analysis.shortfin.devices import resolve
+from analysis.shortfin.environments import python_of
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_cannot_be_asked_is_refused_and_the_engine_serves_on(
     done = child(
         release,
         """
-        from analysis.errors import CachelabError
+        from analysis.core.errors import CachelabError
         nan, inf = float("nan"), float("inf")
         fine = dict(prompt="1 2 3 4 5 ", max_new_tokens=3)
         wrong = [{"prompt": ""}, {"prompt": None}, {"prompt": 5}, {"prompt": []},
@@ -169,7 +169,7 @@ def test_ctrl_c_ends_a_workload_and_the_engine_serves_on(child: ChildRunner, rel
         release,
         """
         import signal, threading, time
-        from analysis.workload import Request, Workload
+        from analysis.workloads.workload import Request, Workload
         many = tuple(Request(f"r{n}", "1 2 3 4 5 ", 100) for n in range(4000))
         answered = []
         def interrupt(row):

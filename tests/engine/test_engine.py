@@ -70,8 +70,8 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         "3.1.0",
         """
         import time, warnings
-        from analysis.engine import deaths
-        from analysis.observe import ObserverWarning
+        from analysis.shortfin import worker_crashes as deaths
+        from analysis.recording import ObserverWarning
         from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
         class Loud:
@@ -297,7 +297,7 @@ def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
     done = child(
         release,
         """
-        from analysis.errors import CachelabError
+        from analysis.core.errors import CachelabError
         said_ = []
         def attempt(action):
             try:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from made_engine import MadeEngine, events, recorder_of
 from support import ChildRunner
 
-from analysis.engine import hooks
-from analysis.engine.adapters.probe import NodeNumbers
-from analysis.engine.locks import Locks, WatchedLock
-from analysis.observe import ObserverWarning
+from analysis.recording import ObserverWarning
+from analysis.shortfin import hooks
+from analysis.shortfin.cache.probe import NodeNumbers
+from analysis.shortfin.locks import Locks, WatchedLock
 
 
 def around(mark: str) -> hooks.Wrap:
@@ -69,7 +69,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
         release,
         """
         from analysis import observe
-        from analysis.sanitize import settle
+        from analysis.sanitizer import settle
 
         def noted(engine):
             # What its probe keeps of requests, when all have ended.
@@ -109,7 +109,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
             restored = kinds(one) == before
         # What the engine answers may be anything: it must not come back to it as an error.
         import importlib
-        from analysis.engine.adapters import Call
+        from analysis.shortfin import Call
         ended = []
         call = Call("d", None, (1,), 1, lambda token: None, ended.append)
         kind = importlib.import_module(one._adapter_class.__module__)._Responder

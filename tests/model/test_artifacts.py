@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from model_help import change_json
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model import ModelTokenizer, load_model
 from analysis.model.artifacts import shipped_model, write_checksums
 from analysis.model.vocabulary import VOCABULARY, encode

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from support import CHILD_ENVIRONMENT, wait_for
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model import compile as compiling
 from analysis.model import compile_model, load_model
 from analysis.model.compile import cache_key, select_functions, target_flags
@@ -185,7 +185,8 @@ def test_a_cached_program_that_is_not_whole_is_compiled_anew(copy, tmp_path, cou
 _COMPILE = """
 import sys
 from pathlib import Path
-from analysis.model import compile, compile_model, load_model
+from analysis.model import compile_model, load_model
+from analysis.model import compile
 compile._compiler = lambda: sys.argv[2]
 compile_model(load_model(Path(sys.argv[1])), batch_sizes=[1], cache_dir=Path(sys.argv[3]))
 """

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model import ModelTokenizer, ReferenceDecoder, load_model
-from analysis.prompts import draw, draw_many, reported
+from analysis.workloads.prompts import draw, draw_many, reported
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from support import wait_for
 
-from analysis.store import Run
+from analysis.runs.store import Run
 from analysis.sweep import Plan, run_sweep
 
 

@@ -10,11 +10,11 @@ import typer
 from synthetic import cell_row, request_row
 
 from analysis.cli.sweep import alone
-from analysis.oracle import reference_answers
-from analysis.store import RunWriter, load_run
+from analysis.model.oracle import reference_answers
+from analysis.runs.store import RunWriter, load_run
 from analysis.sweep import Plan
 from analysis.sweep.alone import ask_alone, wrong_prompts
-from analysis.workload import Request
+from analysis.workloads.workload import Request
 
 
 def _run(path: Path, prompts: list[tuple[str, str | None]], reference: Any = None) -> Any:
@@ -65,7 +65,7 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho No module named analysis >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr("analysis.releases.python_of", lambda release: broken)
+    monkeypatch.setattr("analysis.shortfin.environments.python_of", lambda release: broken)
     (row,) = ask_alone(run).to_dict("records")
     assert row["outcome"] is None
     assert "No module named analysis" in row["detail"]

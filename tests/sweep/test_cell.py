@@ -13,12 +13,12 @@ import pytest
 from made_engine import MadeEngine, decode
 
 import analysis.engine
-import analysis.sanitize
-from analysis.engine.config import Completion
-from analysis.observe.spill import read_spilled
+import analysis.sanitizer
+from analysis.recording.spill import read_spilled
+from analysis.shortfin.config import Completion
 from analysis.sweep import cell
-from analysis.treat.faults import FAULTS, Fault
-from analysis.workload import Request, Workload
+from analysis.treatments.faults import FAULTS, Fault
+from analysis.workloads.workload import Request, Workload
 
 WORKLOAD = Workload("given up", (Request("r0", "1 2 3 "),))
 
@@ -110,7 +110,7 @@ def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended
 
 
 def test_what_an_engine_does_without_its_treatments_is_not_recorded(ended, monkeypatch) -> None:
-    monkeypatch.setattr(analysis.sanitize, "_GIVEN_UP_S", 0.1)
+    monkeypatch.setattr(analysis.sanitizer, "_GIVEN_UP_S", 0.1)
     engine, _, recorded = ended(flights=None)
     assert set(flown(recorded)) == {"treated"}
     assert engine.flown > len(flown(recorded))

@@ -8,8 +8,8 @@ import pytest
 from support import ChildRunner
 from sweep_help import endless_workload
 
-from analysis.errors import EngineError, MachineError
-from analysis.store import load_run
+from analysis.core.errors import EngineError, MachineError
+from analysis.runs.store import load_run
 from analysis.sweep import kernel
 
 _SWEEP = """

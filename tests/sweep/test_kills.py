@@ -16,10 +16,10 @@ import pytest
 from support import RELEASES, ROOT, wait_for
 from sweep_help import has_answered, sweep_and_signal
 
-from analysis.explain import explain
-from analysis.observe.spill import without_end
-from analysis.sanitize.recorded import check_run
-from analysis.store import Run, RunWriter, load_run, read_manifest
+from analysis.diagnosis import explain
+from analysis.recording.spill import without_end
+from analysis.runs.store import Run, RunWriter, load_run, read_manifest
+from analysis.sanitizer.recorded import check_run
 from analysis.sweep import Plan
 
 _LONGEST_S = 5.0

@@ -10,8 +10,8 @@ import pytest
 from support import RELEASES, ChildRunner
 from sweep_help import endless_workload, sweep_and_signal
 
-from analysis.observe.spill import read_spilled
-from analysis.store import RunWriter, load_run
+from analysis.recording.spill import read_spilled
+from analysis.runs.store import RunWriter, load_run
 from analysis.sweep import Plan, run_sweep
 
 DERIVED = ["cached_tokens", "evictions_during", "pages_before", "pages_after"]
@@ -173,9 +173,9 @@ def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
 
 _KERNEL = """
 import functools, warnings
-import analysis.observe
+import analysis.recording
 from analysis.sweep import Plan, run_sweep
-analysis.observe.observe = functools.partial(analysis.observe.observe, max_events=40)
+analysis.recording.observe = functools.partial(analysis.recording.observe, max_events=40)
 warnings.simplefilter("ignore")
 run_sweep(
     Plan(releases=({release!r},), concurrency=(4,), repeats=1, observe="events"),

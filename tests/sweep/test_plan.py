@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.errors import CachelabError
-from analysis.store import RunWriter
+from analysis.core.errors import CachelabError
+from analysis.runs.store import RunWriter
+from analysis.runs.tables import arm_of
 from analysis.sweep import Plan, PlanError
-from analysis.tables import arm_of
-from analysis.treat import FAULTS, fixes
-from analysis.treat.faults import FAMILIES, TRIES
+from analysis.treatments import FAULTS, fixes
+from analysis.treatments.faults import FAMILIES, TRIES
 
 
 def some(values, size=3):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.store import CELL_STATUS, OUTCOMES, RunWriter, load_run
+from analysis.runs.store import CELL_STATUS, OUTCOMES, RunWriter, load_run
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.progress import duration
@@ -19,7 +19,7 @@ from analysis.sweep.rows import (
     read_records,
     request_rows,
 )
-from analysis.workload import Request, Workload
+from analysis.workloads.workload import Request, Workload
 
 PLAN = Plan(releases=("3.1.0",), concurrency=(3,), repeats=1)
 (CELL,) = PLAN.cells()

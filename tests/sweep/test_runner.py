@@ -14,17 +14,17 @@ import pytest
 from support import ROOT, wait_for
 from sweep_help import endless_workload, has_answered, sweep_and_signal
 
-from analysis.errors import EngineError, MachineError, RunError
-from analysis.observe.spill import read_spilled
-from analysis.sanitize.recorded import controls_of
-from analysis.store import OUTCOMES, load_run
+from analysis.core.errors import EngineError, MachineError, RunError
+from analysis.recording.spill import read_spilled
+from analysis.runs.store import OUTCOMES, load_run
+from analysis.runs.tables import arm_of, is_control
+from analysis.sanitizer.recorded import controls_of
 from analysis.sweep import Plan, PlanError, run_sweep
 from analysis.sweep.prepare import Prepared
 from analysis.sweep.process import CellProcess
 from analysis.sweep.rows import Ended
-from analysis.tables import arm_of, is_control
-from analysis.treat.faults import TRIES
-from analysis.workload import Request, Workload
+from analysis.treatments.faults import TRIES
+from analysis.workloads.workload import Request, Workload
 
 FAST = Plan(releases=("3.1.0", "3.9.0"), concurrency=(4,), repeats=1, seed=1)
 

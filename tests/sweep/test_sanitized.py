@@ -7,14 +7,14 @@ import json
 import pytest
 from support import RELEASES
 
-from analysis.sanitize import check_run
-from analysis.sanitize.findings import WRONG_DATA
-from analysis.sanitize.leads import leads
-from analysis.store import load_run
+from analysis.runs.store import load_run
+from analysis.runs.tables import arm_of, is_control
+from analysis.sanitizer import check_run
+from analysis.sanitizer.findings import WRONG_DATA
+from analysis.studies.first_error.leads import leads
 from analysis.sweep import Plan, run_sweep
 from analysis.sweep.plan import PlanError
-from analysis.tables import arm_of, is_control
-from analysis.treat.faults import TRIES
+from analysis.treatments.faults import TRIES
 
 CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.errors import ModelError
+from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts, load_model, write_checksums
 
 __all__ = ["train_model"]

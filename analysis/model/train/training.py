@@ -1,4 +1,4 @@
-"""Training on sequences from `analysis.prompts`: plain next-token prediction, seeded."""
+"""Training on sequences from `analysis.workloads.prompts`: plain next-token prediction, seeded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from analysis.model.train.architecture import Architecture, Decoder
 from analysis.model.vocabulary import VOCABULARY, encode
-from analysis.prompts import FAMILIES, LANES_FROM, MAX_LENGTH, Prompt, draw, draw_many
+from analysis.workloads.prompts import FAMILIES, LANES_FROM, MAX_LENGTH, Prompt, draw, draw_many
 
 __all__ = ["Course", "Trained", "heldout_accuracy", "train"]
 

@@ -1,0 +1,100 @@
+"""Files read and written whole; what cannot be read is told apart in a sentence."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import uuid
+from pathlib import Path
+
+from analysis.core.errors import RunError
+
+
+def contents(file: Path) -> bytes:
+    """Return what a regular file holds.
+
+    Raises FileNotFoundError, or RunError that says why it cannot be read: whose it is where that is
+    a matter of permission.
+    """
+    try:
+        # Not blocking, for a pipe in its place would wait for a writer.
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise RunError(
+                    f"{file} is no file, though one belongs there: move it elsewhere, then restore"
+                    " the file or measure it again."
+                )
+            with open(handle, "rb", closefd=False) as stream:
+                return stream.read()
+        finally:
+            os.close(handle)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def names_in(directory: Path) -> set[str]:
+    """Return the names in a directory. Raises as `contents` does, and NotADirectoryError."""
+    try:
+        return set(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise unreadable(directory, error) from error
+
+
+def unreadable(place: Path, error: OSError) -> RunError:
+    """Return the error that says why a file or directory cannot be read, and how to mend it."""
+    if not isinstance(error, PermissionError):
+        return RunError(f"{place} cannot be read: {error.strerror or error}.")
+    try:
+        while True:
+            try:
+                facts = os.stat(place)
+                break
+            except PermissionError:  # it lies in a directory that may not be entered
+                place = place.parent
+    except OSError as worse:
+        return RunError(f"{place} cannot be read: {worse.strerror or worse}.")
+    mode = stat.filemode(facts.st_mode)
+    if facts.st_uid == os.geteuid():
+        return RunError(
+            f"{place} may not be read by you, although it is yours ({mode}): allow it with"
+            f" `chmod -R u+rX {place}`."
+        )
+    owner = _user(facts.st_uid)
+    return RunError(
+        f"{place} may not be read by you, for it belongs to {owner} ({mode}): ask {owner} for"
+        f" `chmod -R a+rX {place}`, or for a copy."
+    )
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: to a temporary name in its directory, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Have a file or directory written out, so that no rename precedes its content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

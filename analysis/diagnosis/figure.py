@@ -1,0 +1,252 @@
+"""Why a request failed, in one figure: its way, its pages, and its first wrong token or the pool.
+
+The axis of the upper two panels is the number of the event, so that waiting takes no room.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from analysis.diagnosis.figure_parts import draw_chances, draw_pages, draw_pool
+from analysis.diagnosis.pages import CACHED, FREE, NOBODY
+from analysis.plots import style
+from analysis.plots.page_lifetimes import short_name
+from analysis.sanitizer.findings import WRONG_DATA
+
+if TYPE_CHECKING:
+    from analysis.diagnosis import Explanation
+
+OWN = style.BLUE
+FELLOWS = (*(c for c in style.REQUEST_COLOURS if c not in (OWN, style.BLACK)), style.BLACK)
+"""Colours of the request and of those who flew with it; vermillion is for what went wrong."""
+OTHERS = "#9A9A9A"
+_LEAST, _PAGES = 24, 14
+"""Least events that the axis spans, and most pages that are drawn."""
+_WIDTH, _STEP = 10.0, 0.6
+"""Inches; and the height of a mark's words, in lanes."""
+
+
+def explanation_figure(told: Explanation) -> Figure:
+    """Draw an explanation: who flew when, in whose hands its pages were, and what came of it.
+
+    Below, the probabilities of the first wrong token and the right one, as the engine and the
+    reference decoder have them; where there is no wrong token, the pages of the pool by state.
+    """
+    lanes = _lanes(told)
+    pages = [history for history in told.pages if history.stays][:_PAGES]
+    chances = told.divergence is not None and any((told.divergence.engine,
+                                                   told.divergence.reference))  # fmt: skip
+    pool = () if chances else told.pool
+    heights: dict[str, float] = {}
+    if told.case.recorded and (len(lanes) > 1 or told.flights or not pool):
+        heights["lanes"] = 0.9 + 0.34 * (len(lanes) + _STEP * len(marks_of(told)))
+    if pages:
+        heights["pages"] = 1.0 + 0.27 * len(pages)
+    if chances:
+        heights["chances"] = 1.7
+    elif pool:
+        heights["pool"] = 2.0
+    if not heights:
+        return style.nothing_to_draw("Nothing was recorded of this request's cell.")
+    figure = style.new_figure(_WIDTH, sum(heights.values()) + 1.1)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights.values()))
+    axes = {name: figure.add_subplot(grid[n]) for n, name in enumerate(heights)}
+    colours = colours_of(lanes)
+    shared = [axes[name] for name in ("lanes", "pages") if name in axes]
+    if "lanes" in axes:
+        _draw_lanes(axes["lanes"], told, lanes, colours)
+    if "pages" in axes:
+        marks = [seq for seq, _, _ in marks_of(told)]
+        draw_pages(axes["pages"], told, pages, lambda who: colours.get(who, OTHERS), marks)
+    for number, part in enumerate(shared):
+        _number_axis(part, told, last=number == len(shared) - 1)
+    if chances:
+        draw_chances(axes["chances"], told)
+    elif pool:
+        draw_pool(axes["pool"], told, pool)
+    heading = style.words(f"{told.request_id} of {told.cell_id}: {told.outcome}")
+    figure.suptitle(textwrap.fill(heading, int(_WIDTH * 8.5)), x=0.01, ha="left",
+                    fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
+    if shared:
+        style.legend_below(figure, _legend(told, lanes, bool(pages)), most=4)
+    return figure
+
+
+def colours_of(lanes: Sequence[str]) -> dict[str, str]:
+    """Return the colour of each request that has a lane, the explained one first."""
+    return dict(zip(lanes, (OWN, *FELLOWS), strict=False))
+
+
+def _lanes(told: Explanation) -> list[str]:
+    """Return the request, then those who flew with it, or failing that were under way with it."""
+    others = [fellow.request_id for fellow in told.fellows]
+    if not others:
+        events = told.case.events
+        sent = _first(told, "submitted")
+        ended = _first(told, "done")
+        names = dict.fromkeys(events["request_id"].dropna())
+        others = [
+            str(name)
+            for name in names
+            if name != told.request_id
+            and sent.get(name, told.end + 1) <= told.end
+            and ended.get(name, told.end) >= told.begin
+        ]
+    return [told.request_id, *others[: len(FELLOWS)]]
+
+
+def _first(told: Explanation, kind: str) -> dict[str, int]:
+    """Return the place of the first event of a kind for each request."""
+    events = told.case.events
+    rows = events[events["kind"] == kind].drop_duplicates("request_id")
+    return {str(r): int(s) for r, s in zip(rows["request_id"], rows["seq"], strict=True)}
+
+
+def _draw_lanes(
+    axes: Axes, told: Explanation, lanes: Sequence[str], colours: dict[str, str]
+) -> None:
+    low, high = bounds_of(told)
+    sent, ended = _first(told, "submitted"), _first(told, "done")
+    wide = (high - low) / 260
+    own = {flight.flight_id for flight in told.flights}
+    place = {name: number for number, name in enumerate(lanes)}
+    for name, y in place.items():
+        begin, end = sent.get(name, low), ended.get(name, high)
+        axes.broken_barh([(begin, max(end - begin, wide))], (y - 0.28, 0.56), color=colours[name],
+                         alpha=0.22, linewidth=0)  # fmt: skip
+    for flight in told.case.flights.to_dict("records"):
+        seq, end_seq = flight["seq"], flight["end_seq"]
+        for name in set(flight["request_ids"] or ()) & place.keys():
+            together = int(flight["flight_id"]) in own
+            axes.broken_barh(
+                [(float(seq), max(float(end_seq) - float(seq), wide))],
+                (place[name] - 0.28, 0.56),
+                facecolor=colours[name] if together else "none",
+                edgecolor="white" if together else colours[name],
+                linewidth=0.7,
+                hatch="//////" if flight["phase"] == "prefill" else None,
+            )
+    rows = told.case.requests.set_index("request_id")["outcome"].to_dict()
+    labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
+    axes.set_yticks(range(len(lanes)), labels)
+    marks = marks_of(told)
+    axes.set_ylim(len(lanes) - 0.4, -0.35 - _STEP * max(len(marks), 1))
+    for number, (seq, words, mark) in enumerate(marks):
+        height = -0.65 - _STEP * number  # each on a line of its own, for they may be close
+        axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
+        axes.plot([seq], [height], mark, color=style.VERMILLION, markersize=8, zorder=6)
+        right = seq > (low + high) / 2
+        axes.annotate(words, (seq, height), (-8 if right else 8, 0), textcoords="offset points",
+                      ha="right" if right else "left", va="center", fontsize=style.SMALL,
+                      color=style.VERMILLION, zorder=7,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+    _small_marks(axes, told, place)
+    flew = "Who flew with it" if told.fellows else "Who was under way with it"
+    style.dress(axes, flew, "", "request")
+    axes.grid(visible=False)
+
+
+def _small_marks(axes: Axes, told: Explanation, place: dict[str, int]) -> None:
+    """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
+    events = told.case.events
+    short = events[(events["kind"] == "shortage") & events["request_id"].isin(list(place))]
+    for seq, name in zip(short["seq"], short["request_id"], strict=True):
+        axes.plot([float(seq)], [place[name]], "s", color="white", markeredgecolor="black",
+                  markersize=6, zorder=6)  # fmt: skip
+    further = [f.seq for f in told.findings if f.severity == WRONG_DATA and f != told.finding]
+    for place_of_it in further:
+        if place_of_it is not None:
+            axes.plot([place_of_it], [0], "v", color="white", markeredgecolor=style.VERMILLION,
+                      markersize=7, zorder=6)  # fmt: skip
+
+
+def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
+    """Return what went wrong: place, words, marker; what stands at one place is said together."""
+    marks: dict[int, tuple[list[str], str]] = {}
+
+    def mark(seq: int | None, words: str, sign: str) -> None:
+        if seq is not None:
+            marks.setdefault(seq, ([], sign))[0].append(words)
+
+    finding, wrong, death = told.finding, told.divergence, told.death
+    if finding is not None:
+        mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
+    short = [moment.seq for moment in told.moments if moment.kind == "shortage"]
+    mark(short[-1] if short else None, "too few pages for it", "s")
+    if wrong is not None:
+        mark(wrong.seq, f"token {wrong.place} is wrong", "X")
+    if death is not None:
+        mark(death.seq, "worker died", "P")
+    low, high = bounds_of(told)
+    inside = [(float(seq), *both) for seq, both in sorted(marks.items()) if low <= seq <= high]
+    return [(seq, " and ".join(dict.fromkeys(words)), sign) for seq, words, sign in inside][:4]
+
+
+def bounds_of(told: Explanation) -> tuple[float, float]:
+    """Return the first and the last event that the axis spans."""
+    span = told.end - told.begin
+    before = max(0.03 * span, _LEAST - span, 4)
+    return told.begin - before, told.end + max(0.03 * span, 4)
+
+
+def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
+    low, high = bounds_of(told)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    if not last:
+        axes.tick_params(labelbottom=False)
+        return
+    seconds = _clock(told)
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high and tick >= 0]
+    axes.set_xticks(ticks, [f"{int(tick)}\n{seconds(tick):.3f} s" for tick in ticks])
+    axes.set_xlabel("number of the event, and its time since the engine started",
+                    fontsize=style.TEXT)  # fmt: skip
+
+
+def _clock(told: Explanation) -> Callable[[float], float]:
+    events, flights = told.case.events, told.case.flights
+    if len(events):
+        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
+    else:
+        known = flights["seq"].to_numpy(float), flights["t_s"].to_numpy(float)
+    return lambda seq: float(np.interp(seq, *known))
+
+
+def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D | Patch]:
+    grey, kinds = "#8C8C8C", told.case.events["kind"]
+    owners = {owner for history in told.pages for stay in history.stays for owner in stay.owners}
+    shown: list[Line2D | Patch] = []
+    if len(told.case.flights):
+        shown += [
+            Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
+            Patch(facecolor=grey, label="decode"),
+            Patch(facecolor="none", edgecolor=grey, label="a flight without it"),
+        ]
+    if pages and owners - {*colours_of(lanes), CACHED, NOBODY, FREE}:
+        shown.append(Patch(facecolor=OTHERS, label="another request's page"))
+    if pages and CACHED in owners:
+        label = "page cached, held by no request"
+        shown.append(Patch(facecolor=style.STATE_COLOURS["cached"], label=label))
+    if pages and NOBODY in owners:
+        shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
+    if pages and len(told.case.flights):
+        shown.append(Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"))
+    if (kinds == "shortage").any():
+        shown.append(_sign("s", "black", "too few pages"))
+    if any(f.severity == WRONG_DATA for f in told.findings if f != told.finding):
+        shown.append(_sign("v", style.VERMILLION, "further wrong data"))
+    return shown
+
+
+def _sign(marker: str, edge: str, label: str) -> Line2D:
+    return Line2D([], [], marker=marker, color="white", markeredgecolor=edge, markersize=7,
+                  linestyle="none", label=label)  # fmt: skip

@@ -1,0 +1,155 @@
+"""The lower panels of an explanation: pages by owner, probabilities, and the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+
+from analysis.diagnosis.layout import percent
+from analysis.diagnosis.pages import CACHED, FREE, NOBODY
+from analysis.plots import style
+from analysis.plots.style import STATE_COLOURS
+
+if TYPE_CHECKING:
+    from analysis.diagnosis import Explanation
+    from analysis.diagnosis.cache import Pool
+    from analysis.diagnosis.layout import percent
+from analysis.diagnosis.pages import PageHistory
+
+_ORDER = ("leaked", "live", "cached", "free")
+
+
+def draw_pages(
+    axes: Axes,
+    told: Explanation,
+    pages: Sequence[PageHistory],
+    colour: Callable[[str], str],
+    marks: Sequence[float],
+) -> None:
+    """Draw a lane for each page: a bar in its holder's colour, and below it lines for who wrote.
+
+    `marks` are the places of what went wrong.
+    """
+    low = told.begin - max(told.end, 1)
+    for y, history in enumerate(pages):
+        for stay in history.stays:
+            _stay(axes, y, stay.begin if stay.begin > 0 else low, stay.end, stay.owners, colour)
+        writers: dict[str, int] = {}
+        for entry in history.entries:
+            if entry.kind == "write":
+                who = entry.request_id or "padding"
+                level = writers.setdefault(who, len(writers))
+                height = y + 0.24 + 0.09 * min(level, 3)
+                shade = style.BLACK if who == "padding" else colour(who)
+                axes.plot([entry.seq - 0.3, max(entry.until, entry.seq) + 0.3], [height, height],
+                          color=shade, linewidth=2.2, solid_capstyle="butt")  # fmt: skip
+    labels = [str(history.page) for history in pages]
+    axes.set_yticks(range(len(pages)), labels)
+    page = None if told.finding is None else told.finding.page
+    for history, label in zip(pages, axes.get_yticklabels(), strict=True):
+        if history.page == page:
+            label.set_color(style.VERMILLION)
+            label.set_fontweight("bold")
+    axes.set_ylim(len(pages) - 0.4, -0.6)
+    for seq in marks:
+        axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
+    left_out = len(told.pages) - len(pages)
+    more = f" ({left_out} more not drawn)" if left_out > 0 else ""
+    style.dress(
+        axes,
+        f"In whose hands its pages were (no bar: in the pool), and who wrote to them{more}",
+        "",
+        "page",
+    )
+    axes.grid(visible=False)
+    axes.tick_params(axis="y", labelsize=8)
+
+
+def _stay(
+    axes: Axes,
+    y: int,
+    begin: float,
+    end: float,
+    owners: Sequence[str],
+    colour: Callable[[str], str],
+) -> None:
+    if owners[0] == FREE:
+        return
+    look: dict[str, Any] = {"linewidth": 0}
+    if owners[0] == CACHED:
+        parts = [{**look, "facecolor": STATE_COLOURS["cached"]}]
+    elif owners[0] == NOBODY:
+        parts = [{**look, "facecolor": STATE_COLOURS["leaked"]}]
+    else:
+        parts = [{**look, "facecolor": colour(owner)} for owner in owners[:4]]
+    height = 0.5 / len(parts)
+    for number, part in enumerate(parts):
+        axes.broken_barh([(begin, end - begin)], (y - 0.36 + number * height, height), **part)
+
+
+def draw_chances(axes: Axes, told: Explanation) -> None:
+    """Draw how probable the wrong token and the right one were for engine and reference."""
+    wrong = told.divergence
+    assert wrong is not None
+    flight = "" if wrong.flight_id is None else f"\nin flight {wrong.flight_id}"
+    labels: list[str] = []
+    y = 0.0
+    ticks = []
+    for name, belief in (
+        (f"the engine{flight}", wrong.engine),
+        ("the reference decoder,\nafter the same tokens", wrong.reference),
+    ):
+        ticks.append(y + 0.5)
+        labels.append(name)
+        bars = (
+            ("given", wrong.given_text, style.VERMILLION, None if belief is None else belief.given),
+            ("right", wrong.right_text, style.GREEN, None if belief is None else belief.right),
+        )
+        for place, (kind, text, shade, value) in enumerate(bars):
+            at = y + place
+            if belief is None:
+                said = "not known" if place == 0 else ""
+            elif value is None:
+                said = f"{style.words(text)} ({kind}): below {percent(belief.at_most)}"
+            else:
+                axes.barh(at, value * 100, height=0.8, color=shade)
+                said = f"{style.words(text)} ({kind}): {percent(value)}"
+            inside = value is not None and value > 0.7
+            axes.text((value or 0) * 100 + (-1 if inside else 1), at, said, va="center",
+                      ha="right" if inside else "left", fontsize=style.SMALL,
+                      color="white" if inside else "black")  # fmt: skip
+        y += 2.5
+    axes.set_yticks(ticks, labels)
+    axes.set_ylim(y - 0.9, -0.6)
+    axes.set_xlim(0, 100)
+    title = f"Token {wrong.place} of the answer: how probable each had it"
+    style.dress(axes, title, "probability (%)", "")
+    axes.grid(visible=False)
+    axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
+
+
+def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
+    """Draw how many pages were in which state, from the beginning to the request's end."""
+    places = [p.seq for p in pool]
+    counts = [[getattr(p, state) for p in pool] for state in _ORDER]
+    axes.stackplot(places, counts, step="post", colors=[STATE_COLOURS[s] for s in _ORDER],
+                   linewidth=0)  # fmt: skip
+    last, total = pool[-1], sum(getattr(pool[-1], state) for state in _ORDER)
+    axes.axvline(told.begin, color=style.BLACK, linewidth=1.2, linestyle=":")
+    right = told.begin > (places[0] + places[-1]) / 2
+    sent = style.words(f"{told.request_id} is sent in")
+    axes.annotate(sent, (told.begin, total * 1.07), (-4 if right else 4, 0),
+                  textcoords="offset points", ha="right" if right else "left", va="center",
+                  fontsize=style.SMALL)  # fmt: skip
+    axes.set_xlim(places[0], max(places[-1], places[0] + 1))
+    axes.set_ylim(0, total * 1.14)
+    handles = [
+        axes.fill_between([], [], [], color=STATE_COLOURS[state],
+                          label=f"{state}, at its end {getattr(last, state)}")
+        for state in reversed(_ORDER)
+    ]  # fmt: skip
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
+                fontsize=style.SMALL, frameon=False)  # fmt: skip
+    style.dress(axes, "The pool, from the beginning", "number of the event", "pages")

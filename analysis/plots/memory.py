@@ -1,0 +1,41 @@
+"""Resident memory of the engine's process, and its page table, over time."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.plots import style
+
+_MIB = 2**20
+
+
+def memory(events: pd.DataFrame, title: str | None = None) -> Figure:
+    """Draw resident memory and the bytes of the page table against time, from events `memory`."""
+    rows = events[events["kind"] == "memory"]
+    if rows.empty:
+        return style.nothing_to_draw("No memory was recorded.")
+    seconds = rows["t_ns"].astype(float) / 1e9
+    resident = rows["value"].astype(float) / _MIB
+    table = rows["detail"].astype(float) / _MIB
+    figure = style.new_figure(7.6, 3.4)
+    axes = figure.add_subplot()
+    for values, colour, name in (
+        (resident, style.BLUE, "resident"),
+        (table, style.ORANGE, "page table"),
+    ):
+        axes.plot(seconds, values, color=colour, linewidth=1.6, marker="." if len(rows) < 3 else "")
+        axes.annotate(
+            f"{name}: {values.iloc[-1]:,.1f} MiB",
+            (seconds.iloc[-1], values.iloc[-1]),
+            xytext=(-4, 5),
+            textcoords="offset points",
+            ha="right",
+            color=colour,
+            fontsize=style.SMALL,
+        )
+    axes.set_ylim(0, max(resident.max(), table.max()) * 1.15)
+    span = max(seconds.max() - seconds.min(), 0.1)
+    axes.set_xlim(seconds.min() - 0.02 * span, seconds.max() + 0.02 * span)
+    style.dress(axes, title or "Memory over time", "time since the engine started (s)", "MiB")
+    return figure

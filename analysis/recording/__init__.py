@@ -1,0 +1,106 @@
+"""What happens inside a live engine: flights, cache events, and snapshots of the cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.engine.engine import Engine
+from analysis.recording.checksums import checksummed
+from analysis.recording.recorder import MOST_BYTES, Recorder
+from analysis.recording.recording import Recording
+from analysis.shortfin.capture import ObserverWarning
+
+__all__ = ["ObserverWarning", "Recording", "observe"]
+
+
+@contextmanager
+def observe(
+    engine: Engine,
+    *,
+    snapshots: bool = True,
+    stacks: bool = False,
+    memory_every_s: float = 0.1,
+    max_events: int = 500_000,
+    max_snapshots: int = 5_000,
+    max_bytes: int = MOST_BYTES,
+    likeliest: int = 0,
+    verifies: bool = False,
+    checksums: str | None = None,
+) -> Iterator[Recording]:
+    """Watch a running engine as long as the block lasts, and yield what is recorded.
+
+    The engine's objects get hooks that only look, and lose them at the end: then every object is
+    as it was. `snapshots` takes one of the cache before and after every request and at failures;
+    without it only the first and the last are taken. `stacks` adds to every event the engine's
+    own Python frames. Resident memory is read every `memory_every_s` seconds (0: never). At most
+    `max_events` events, as many flights and `max_snapshots` snapshots are kept, the first ones;
+    `Recording.overflow` says what was left out. An event takes some 300 bytes. What is kept beside
+    its rows (arrays and scores of flights, frames, snapshots) is counted, and the recording is full
+    as well when that takes more than `max_bytes`, by default 1 GiB. `likeliest` has
+    every flight note so many of the likeliest next tokens of each request's row, with their
+    logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
+    compared with what they were filled with, and results followed up to the token that is chosen
+    (columns `result_tokens`, `result_digests` and `changed`, events `chosen`). `checksums`
+    (*sampled*, *landings* or *whole*) reads the bytes of pages, and tells what changed that nothing
+    wrote and what was written and did not arrive; see `sanitize`.
+
+    Raises EngineError if the engine is not running or is observed already.
+    """
+    recorder = Recorder(
+        engine,
+        snapshots=snapshots,
+        stacks=stacks,
+        max_events=max_events,
+        max_snapshots=max_snapshots,
+        max_bytes=max_bytes,
+        likeliest=likeliest,
+        verifies=verifies,
+    )
+    with engine.changes.block("observe") as undo:
+        engine.watch(recorder)
+        undo.callback(engine.unwatch)
+        try:
+            recorder.begins_with(recorder.snapshot("asked", None, 1.0))
+            engine.listeners.append(recorder)
+            with _memory(recorder, memory_every_s), checksummed(recorder, checksums):
+                yield Recording(recorder)
+            recorder.finish()
+        finally:
+            # Also when the block raises: what had not ended must not look as if it had.
+            if recorder in engine.listeners:
+                engine.listeners.remove(recorder)
+            recorder.close()
+
+
+@contextmanager
+def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
+    """Record the resident memory of the process from time to time."""
+    if not every_s:
+        yield
+        return
+    stop, page = threading.Event(), os.sysconf("SC_PAGE_SIZE")
+    probe = recorder.engine.probe
+    assert probe is not None
+    table = f"{probe.page_table_bytes}"
+
+    def sample() -> None:
+        while True:
+            try:
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+                recorder.event("memory", value=resident, detail=table)
+            except Exception as error:
+                recorder.fault(error)
+            if stop.wait(every_s):
+                return
+
+    thread = threading.Thread(target=sample, name="cachelab-memory", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)

@@ -1,0 +1,593 @@
+"""Checksums of the pages' bytes: what nothing wrote must stay, what was written must have arrived.
+
+The page table is mapped once and read in place. Of every slot a digest is kept for each layer, keys
+and values, and head. Flights are known from their start to their landing; a page is judged only
+when every flight that may have written to it meanwhile has landed, by what their arguments say.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.core.errors import EngineError
+from analysis.model.elements import nans_in_words
+from analysis.recording.writes import PADDING_PAGE, Ints, Mask, Written
+
+if TYPE_CHECKING:
+    from analysis.recording.recorder import Recorder
+    from analysis.shortfin.cache.probe import CacheProbe
+
+Digests = npt.NDArray[np.uint64]
+
+MODES = ("sampled", "landings", "whole")
+FOLLOWED = 32
+"""One page of so many is followed with *sampled*."""
+SAMPLED = 4
+"""Pages that are read when a flight lands with *landings*, of those that its rows use."""
+SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
+"""Kinds of events that `Checksums.seen` is told of."""
+_KINDS = ("K", "V")
+_UNKNOWN_TOKEN = -1
+_MOST_PENDING, _FORMER = 1000, 256
+_LEARNT = 64
+"""Pages that are read at a time when the checking begins; the engine waits no longer."""
+_SEED = 20261125
+_WEIGHTS = np.array([(2 * i + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 | 1 for i in range(64)],
+                    dtype=np.uint64)  # fmt: skip
+
+_watching: dict[int, Checksums] = {}
+"""By the id of a pool."""
+
+
+@contextmanager
+def writing(pool: Any, page: int) -> Iterator[None]:
+    """Write to a page outside of the model, on purpose: as a treatment does."""
+    watched = _watching.get(id(pool))
+    if watched is None:
+        yield
+        return
+    with watched.lock:
+        yield
+        watched.recorder.of_bytes(watched.rewritten, page)
+
+
+@contextmanager
+def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
+    """Look at the bytes of pages as long as the block lasts, unless that is done already.
+
+    Where they cannot be read, an event says so. Raises EngineError for an unknown mode.
+    """
+    if mode is not None and mode not in MODES:
+        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
+    probe = recorder.engine.probe
+    if mode is None or probe is None or recorder.checksums is not None:
+        yield
+        return
+    try:
+        mine = Checksums(probe, recorder, mode=mode)
+    except EngineError as error:
+        recorder.event("checksums", detail=json.dumps({"ended": str(error)}))
+        yield
+        return
+    try:
+        mine.open()
+        if recorder.checksums is mine:
+            recorder.event("checksums", detail=mine.coverage)
+        yield
+    finally:
+        if recorder.checksums is mine:
+            recorder.read_all_bytes()
+        recorder.checksums = None
+        mine.close()
+
+
+@dataclass
+class _Pending:
+    """A page that was read and looked changed while flights were under way."""
+
+    page: int
+    slots: list[int]
+    held: Digests
+    """Its digests as read, [layers, 2, stride, heads]."""
+    at: Ints
+    """Which state each slot was compared with, [stride]."""
+    flights: set[int]
+    moment: str
+    since: int
+    seen: int
+    """The last flight that had begun when it was read."""
+    holders: list[str]
+    """Requests that held it then."""
+    request_id: str | None
+
+
+@dataclass
+class _Copy:
+    """What a page was copied from."""
+
+    source: int
+    done_after: int
+    """The flight after whose landing the device has surely done it."""
+    flights: set[int]
+    """Flights under way then, which may have been writing to the source."""
+
+
+class Checksums:
+    """Digests of all slots of one engine's page table, compared whenever a page is read again.
+
+    The slots that a flight wrote are read when it lands, and pages when they are acquired, freed,
+    found in the trie or let go of by a request. *sampled* does that with one page in 32, drawn by
+    chance, and leaves the others alone. *landings* does it with all pages, and every landing also
+    reads four, drawn from those that its rows use; with *whole* all pages are read when a flight
+    starts and when it lands. Padding page 0 is never judged: padding rows write to it.
+
+    Nothing is read before `open`. Its other methods are called on the engine's own threads. Raises
+    EngineError where the page table cannot be read from here.
+    """
+
+    def __init__(self, probe: CacheProbe, recorder: Recorder, *, mode: str = "sampled") -> None:
+        self.mode = mode
+        self.lock = threading.RLock()
+        self.flights = 0
+        """Flights that landed."""
+        self.pages_read = 0
+        """Pages that were read and compared."""
+        self.slots_written = 0
+        """Slots that were looked at when the flight that wrote them had landed."""
+        self.unchecked = 0
+        """Changes of a page that were not judged, for want of room to remember them."""
+        self._offered = 0
+        """Pages that landings could have read, of which each read one."""
+        self.recorder, self._pool = recorder, probe.pool
+        self._random = random.Random(_SEED)
+        self._open(probe)
+        shape = (self._count, self._stride)
+        layers, kinds, stride, shard = self._tables[0].shape[1:5]
+        heads = shard * len(self._tables)
+        self._digest = np.zeros((self._count, layers, kinds, stride, heads), dtype=np.uint64)
+        self._known = np.zeros(shape, dtype=bool)
+        self._all = list(range(self._count))
+        """The pages that are followed."""
+        if mode == "sampled" and self._count > 1:
+            pages = self._all[PADDING_PAGE + 1 :]
+            self._all = sorted(self._random.sample(pages, -(-len(pages) // FOLLOWED)))
+        self._follows = np.zeros(self._count, dtype=bool)
+        self._follows[self._all] = True
+        self._followed = frozenset(self._all)
+        self._at = np.zeros(shape, dtype=np.int64)
+        """When the state that a digest is of was first seen, by a clock of its own."""
+        self._token = np.full(shape, _UNKNOWN_TOKEN, dtype=np.int64)
+        """The token that was written last."""
+        self._since = np.full(self._count, -1, dtype=np.int64)
+        """The last flight that had begun when a page was last seen as it should be."""
+        self._clock, self._last_begun = 1, -1
+        self._air: dict[int, int] = {}
+        """Flights under way, each with the clock when it began, -1 if that was not seen."""
+        self._pending: list[_Pending] = []
+        self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
+        """What slots held that changed, which may stand elsewhere now: pages exchanged."""
+        # Flights that were called before the hooks were there may write what nobody sees.
+        self._unsure = {page for pages in probe.holdings().values() for page in pages}
+        self._unsure.add(PADDING_PAGE)
+        self._copied: dict[int, _Copy] = {}
+        """By the page that became one."""
+
+    def open(self) -> None:
+        """Have the recorder tell what the engine does, then learn what every page holds.
+
+        In this order: else what is written in between would be seen as a change by nobody.
+        """
+        with self.lock:
+            _watching[id(self._pool)] = self
+            self.recorder.checksums = self
+            self._air = dict.fromkeys(self.recorder.under_way, -1)
+        for first in range(0, len(self._all), _LEARNT):
+            with self.lock:
+                if self._tables:
+                    self._learn(self._all[first : first + _LEARNT])
+
+    def _learn(self, pages: Sequence[int]) -> None:
+        """Take what pages hold for right, but for what is known already."""
+        self._clock += 1
+        unknown = ~self._known[pages]
+        held = self._of_pages(pages)
+        self._digest[pages] = np.where(unknown[:, None, None, :, None], held, self._digest[pages])
+        self._at[pages] = np.where(unknown, self._clock, self._at[pages])
+        self._since[pages] = np.maximum(self._since[pages], self._last_begun)
+        self._known[pages] = True
+
+    def _open(self, probe: CacheProbe) -> None:
+        """Map the page tables."""
+        self._stride = int(probe.cache.tokens_per_page)
+        self._count = len(probe.pool.attn_page_entries)
+        layers = int(probe.service.model_params.transformer_block_count)
+        heads = int(probe.service.model_params.paged_kv_cache.attention_head_count_kv)
+        tables = probe.pool.page_tables
+        shape = (self._count, layers, 2, self._stride, heads // len(tables), -1)
+        try:
+            # Kept: the arrays lie in what is mapped.
+            self._maps = [table.map(read=True) for table in tables]
+            flat = [np.asarray(memoryview(mapped)).reshape(-1) for mapped in self._maps]
+            self._tables = [array.view(np.uint8).reshape(shape).view(np.uint64) for array in flat]
+        except Exception as error:
+            raise EngineError(f"the page table of this device cannot be mapped: {error}") from error
+        width = self._tables[0].shape[-1]
+        self._weights = np.resize(_WEIGHTS, width)
+        # Written over itself NaN looks as before.
+        self._nan = np.array(
+            [(np.full(width, word) * self._weights).sum() for word in nans_in_words(probe.dtype)],
+            dtype=np.uint64,
+        )
+
+    def close(self) -> None:
+        """Let go of the page tables."""
+        with self.lock:
+            _watching.pop(id(self._pool), None)
+            self._tables, self._maps = [], []
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _of_pages(self, pages: Any) -> Digests:
+        """Return the digests of pages, [pages, layers, 2, stride, heads]."""
+        return self._digested([table[pages] for table in self._tables])
+
+    def _of_slots(self, pages: Ints, slots: Ints) -> Digests:
+        """Return the digests of slots, [slots, layers, 2, heads]."""
+        return self._digested([table[pages, :, :, slots] for table in self._tables])
+
+    def _digested(self, parts: Sequence[Digests]) -> Digests:
+        # Weights are odd, so that no single changed bit goes unseen. They are the same for every
+        # block, so that a block is known again in another place; one of zeros is 0.
+        sums = [np.einsum("...i,i->...", part, self._weights) for part in parts]
+        return sums[0] if len(sums) == 1 else np.concatenate(sums, axis=-1)
+
+    # -- what the engine does --------------------------------------------------------------
+
+    def begins(self, flight: int) -> None:
+        """Take note that a flight is about to be called."""
+        with self.lock:
+            if self.mode == "whole":
+                self._look(self._all, "start")
+            self._clock += 1
+            self._air[flight] = self._clock
+            self._last_begun = max(self._last_begun, flight)
+
+    def ends(
+        self,
+        flight: int,
+        phase: str,
+        request_ids: Sequence[str],
+        arrays: dict[str, Any],
+        error: BaseException | None,
+    ) -> None:
+        """Look at what a flight wrote, and at what it left alone."""
+        with self.lock:
+            begun = self._air.pop(flight, None)
+            if not self._tables:
+                return
+            self.flights += 1
+            self._clock += 1
+            idle = begun is not None and error is None and not self._pending and not self._copied
+            if idle and self.mode == "sampled" and self._spares(phase, arrays):
+                return
+            try:
+                wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
+            except (KeyError, ValueError, IndexError):  # its arguments could not be read
+                wrote = None
+            # Of one whose beginning was not told nobody knows what was read while it wrote.
+            if wrote is None or begun is None or error is not None:
+                self._distrust(request_ids, wrote)
+                self._settle(flight, frozenset())  # of unsure pages none is pending any more
+                return
+            if self._pending or self._copied:
+                self._settle(flight, wrote.flat)
+                self._uncertain_copies(flight, wrote.flat)
+            self._arrive(flight, request_ids, wrote, begun)
+            if self._copied:
+                self._look([*self._copied], "landing")
+            if self.mode == "whole":
+                self._look(self._all, "landing")
+            elif self.mode == "sampled":
+                self._look(wrote.among(self._all), "landing")
+            elif offered := wrote.pages_used():
+                self._offered += offered
+                chosen = self._random.sample(range(offered), min(SAMPLED, offered))
+                self._look([*{wrote.page_used(number) for number in chosen}], "landing")
+
+    def seen(self, kind: str, pages: Sequence[int], request_id: str | None) -> None:
+        """Look at the pages of an event."""
+        if self._followed.isdisjoint(pages):
+            return
+        with self.lock:
+            if not self._tables:
+                return
+            there = [page for page in dict.fromkeys(pages) if page in self._followed]
+            if kind == "copy":
+                source, target = pages[:2]
+                if 0 <= source < self._count and target in there:
+                    self._copy(source, target)
+                return
+            if kind == "acquire":
+                again = [page for page in there if page in self._unsure and page != PADDING_PAGE]
+                self._unsure.difference_update(again)
+                self._known[again] = False  # what was written unseen is learnt anew
+            self._look(there, kind, request_id)
+
+    def rewritten(self, page: int) -> None:
+        """Take note of what was just written to a page on purpose, outside of the model."""
+        with self.lock:
+            if not self._tables or page not in self._followed:
+                return
+            self._clock += 1
+            self._digest[page] = self._of_pages([page])[0]
+            self._known[page], self._at[page] = True, self._clock
+            self._token[page] = _UNKNOWN_TOKEN
+            self._copied.pop(page, None)
+
+    def read_all(self) -> None:
+        """Read every page: what changed unseen is told at the latest here."""
+        with self.lock:
+            if self._tables:
+                for copy in self._copied.values():
+                    copy.done_after = -1
+                self._look(self._all, "end")
+
+    @property
+    def coverage(self) -> str:
+        """What was read, as a JSON object."""
+        said: dict[str, Any] = {
+            "mode": self.mode,
+            "followed": [len(self._all), self._count],
+            "flights": self.flights,
+            "pages_read": self.pages_read,
+            "slots_written": self.slots_written,
+            "pages_offered": self._offered,
+            "not_judged": sorted(self._unsure - {PADDING_PAGE}),
+            "undecided": sorted({pending.page for pending in self._pending}),
+            "unchecked": self.unchecked,
+        }
+        return json.dumps(said)
+
+    def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
+        """Tell, quickly, whether a flight surely wrote to no page that is followed."""
+        try:
+            (rows, blocks), tables = arrays["block_tables"]
+            if phase == "decode":
+                starts, stride = arrays["start_positions"][1], self._stride
+                tables = [tables[row * blocks + starts[row] // stride] for row in range(rows)]
+        except (KeyError, ValueError, IndexError):
+            return False  # its arguments could not be read
+        return self._followed.isdisjoint(tables)
+
+    # -- what stays ------------------------------------------------------------------------
+
+    def _look(self, pages: Sequence[int], moment: str, request_id: str | None = None) -> None:
+        """Read pages, of those that are followed, and compare them with what they held."""
+        pages = [p for p in pages if p not in self._unsure and not self._is_settling(p)]
+        if not pages:
+            return
+        self.pages_read += len(pages)
+        held = self._of_pages(pages)
+        known = self._known[pages]
+        unlike, all_known = held != self._digest[pages], bool(known.all())
+        if all_known and not self._copied and not unlike.any():  # hot path
+            self._since[pages] = self._last_begun
+            return
+        changed = known & unlike.any(axis=(1, 2, 4))
+        self._since[pages] = np.where(changed.any(axis=1), self._since[pages], self._last_begun)
+        for page in self._copied.keys() & set(pages):
+            if not changed[pages.index(page)].any():
+                del self._copied[page]
+        if not all_known:
+            rows, slots = np.nonzero(~known)
+            at = np.asarray(pages)[rows]
+            self._digest[at, :, :, slots] = held[rows, :, :, slots]
+            self._known[at, slots], self._at[at, slots] = True, self._clock
+        for row in np.flatnonzero(changed.any(axis=1)).tolist():
+            page = pages[row]
+            pending = _Pending(
+                page, np.flatnonzero(changed[row]).tolist(), held[row], self._at[page].copy(),
+                set(self._air), moment, int(self._since[page]), self._last_begun,
+                self.recorder.holders_of(page), request_id,
+            )  # fmt: skip
+            if not pending.flights:
+                self._changed(pending)
+            elif len(self._pending) < _MOST_PENDING:
+                self._pending.append(pending)
+            else:
+                self.unchecked += 1
+
+    def _settle(self, flight: int, written: frozenset[int]) -> None:
+        """Judge what waited for a flight that has landed, but for what that wrote."""
+        left = []
+        for pending in self._pending:
+            if flight in pending.flights:
+                pending.flights.discard(flight)
+                first = pending.page * self._stride
+                pending.slots = [s for s in pending.slots if first + s not in written]
+            if pending.flights and pending.slots:
+                left.append(pending)
+            else:
+                self._changed(pending)
+        self._pending = left
+
+    def _changed(self, pending: _Pending) -> None:
+        """Tell of slots that changed, unless they were written or told of since."""
+        page, at = pending.page, self._at[pending.page]
+        slots = [s for s in pending.slots if self._known[page, s] and at[s] == pending.at[s]]
+        if not slots:
+            return
+        was, held = self._digest[page][:, :, slots], pending.held[:, :, slots]
+        parts = (was != held).any(axis=2)  # [layers, 2, heads]
+        said = {
+            "slots": slots,
+            "parts": _parts(parts),
+            "holds": self._origin(page, slots, was != held, held),
+            "moment": pending.moment,
+            "since_flight": pending.since,
+            "seen_flight": pending.seen,
+            "holders": pending.holders,
+            "copy_of": copy.source if (copy := self._copied.pop(page, None)) else None,
+        }
+        self._clock += 1
+        self._former.extend((page, s, was[:, :, i].copy()) for i, s in enumerate(slots))
+        self._digest[page][:, :, slots] = held
+        self._at[page, slots] = self._clock
+        self._token[page, slots] = _UNKNOWN_TOKEN
+        self._since[page] = self._last_begun
+        self._tell("bytes_changed", page, slots[0], pending.request_id, said)
+
+    def _origin(self, page: int, slots: Sequence[int], unlike: Mask, held: Digests) -> Any:
+        """Return what changed slots hold now: zeros, another slot (page, slot), or None."""
+        if not held[unlike].any():
+            return "zeros"
+        for place, slot in enumerate(slots):
+            changed, now = unlike[:, :, place], held[:, :, place]
+            if not now[changed].any():
+                continue
+            layer, kind, head = (axis[0] for axis in np.nonzero(changed))
+            pages, there = np.nonzero(
+                self._digest[:, layer, kind, :, head] == now[layer, kind, head]
+            )
+            known = [
+                (q, s, self._digest[q][:, :, s])
+                for q, s in zip(pages.tolist(), there.tolist(), strict=True)
+            ]
+            for q, s, digest in [*known, *self._former]:
+                if (q, s) != (page, slot) and (digest == now)[changed].all():
+                    return [q, s]
+        return None
+
+    # -- what arrives ----------------------------------------------------------------------
+
+    def _arrive(self, flight: int, request_ids: Sequence[str], wrote: Written, begun: int) -> None:
+        """Read the slots that a flight wrote; tell of those where something did not arrive."""
+        if self.mode == "sampled":
+            wrote.only(self._follows)
+        pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
+        if not len(pages):
+            return
+        held = self._of_slots(pages, slots)
+        same = held == self._digest[pages, :, :, slots]
+        self.slots_written += int(real.sum())
+        if same.any() or not held.all():  # else all is new, and nothing is missing
+            self._tell_lost(flight, request_ids, wrote, begun, held, same)
+        # What a padding token wrote is known only if it changed something.
+        if not real.all():
+            tokens = np.where(real | ~same.all(axis=(1, 2, 3)), tokens, _UNKNOWN_TOKEN)
+        self._token[pages, slots] = tokens
+        self._digest[pages, :, :, slots] = held
+        self._known[pages, slots], self._at[pages, slots] = True, self._clock
+        for page in self._copied.keys() & set(pages.tolist()):
+            del self._copied[page]
+
+    def _tell_lost(
+        self,
+        flight: int,
+        request_ids: Sequence[str],
+        wrote: Written,
+        begun: int,
+        held: Digests,
+        same: Mask,
+    ) -> None:
+        """Tell of written slots of which something is as before, or zeros."""
+        pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
+        judged = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
+        if self._unsure:
+            judged &= ~np.isin(pages, list(self._unsure))
+        before = self._token[pages, slots]
+        lost = self._lost(held, same, judged, before, tokens) | ((held == 0) & _aligned(real))
+        suspects = lost.any(axis=(1, 2, 3))
+        other = (before != tokens) & (before != _UNKNOWN_TOKEN) & judged
+        for page in dict.fromkeys(pages[suspects].tolist()):
+            here = np.flatnonzero(suspects & (pages == page))
+            said = {
+                int(slots[i]): {
+                    "all": bool(lost[i].all()),
+                    "parts": _parts(lost[i]),
+                    "zeros": bool((held[i][lost[i]] == 0).all()),
+                    "other_token": bool(other[i]),
+                }
+                for i in here.tolist()
+            }
+            request_id = request_ids[int(wrote.rows[here[0]])]
+            self._tell("bytes_kept", page, flight, request_id, {"slots": said})
+
+    def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
+        """Return which blocks still hold what they held, where a write should have changed them.
+
+        The first layer's values follow from the token, and its keys from the token and its
+        position: that they stay says nothing where the token may be the same. Nor does NaN.
+        """
+        kept = same & _aligned(judged) & ~np.isin(held, self._nan)
+        first = kept[:, 0]
+        keys, values = first[:, 0], first[:, 1]
+        whole_keys, whole_values = keys.all(axis=1), values.all(axis=1)
+        plain = (whole_keys | ~keys.any(axis=1)) & (whole_values | ~values.any(axis=1))
+        plain &= whole_values | ~whole_keys
+        plain &= (before == tokens) | (before == _UNKNOWN_TOKEN)
+        plain &= ~kept[:, 1:].any(axis=(1, 2, 3))
+        return kept & ~_aligned(plain)
+
+    # -- the rest --------------------------------------------------------------------------
+
+    def _copy(self, source: int, target: int) -> None:
+        """Take note that a page becomes another's copy; the device may do it later."""
+        self._clock += 1
+        self._at[target] = self._clock
+        self._known[target] = self._known[source] & (source not in self._unsure)
+        self._digest[target], self._token[target] = self._digest[source], self._token[source]
+        self._copied[target] = _Copy(source, self._last_begun + 1, set(self._air))
+
+    def _uncertain_copies(self, flight: int, written: frozenset[int]) -> None:
+        """Take back what copies should hold where a flight was just writing to their source."""
+        for target, copy in self._copied.items():
+            if flight in copy.flights:
+                first = copy.source * self._stride
+                slots = [s for s in range(self._stride) if first + s in written]
+                self._known[target, slots] = False
+
+    def _is_settling(self, page: int) -> bool:
+        """Tell whether a page is a copy that the device may not have made yet."""
+        if page not in self._copied:
+            return False
+        after = self._copied[page].done_after
+        return after > self._last_begun or any(number <= after for number in self._air)
+
+    def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
+        """Take note that a flight wrote nobody knows what; it may still be writing."""
+        for request_id in request_ids:
+            self._unsure.update(self.recorder.held_by(request_id))
+        if wrote is not None:
+            self._unsure.update(wrote.pages.tolist())
+        self._pending = [p for p in self._pending if p.page not in self._unsure]
+
+    def _tell(
+        self, kind: str, page: int, value: int, request_id: str | None, said: dict[str, Any]
+    ) -> None:
+        self.recorder.event(
+            kind, request_id=request_id, pages=[page], value=value, detail=json.dumps(said)
+        )
+
+
+def _aligned(mask: Mask) -> Mask:
+    """Return a mask of slots so that it fits their blocks, [slots, 1, 1, 1]."""
+    return mask[:, None, None, None]
+
+
+def _parts(blocks: Mask) -> list[list[Any]] | None:
+    """Return layer, K or V, and head of each marked block, None if all are marked."""
+    if blocks.all():
+        return None
+    found: Iterable[Any] = zip(*(axis.tolist() for axis in np.nonzero(blocks)), strict=True)
+    return [[layer, _KINDS[kind], head] for layer, kind, head in found]

@@ -1,0 +1,202 @@
+"""What was recorded of an engine, as frames like those of a run, and as tables to be written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from analysis.recording.recorder import (
+    EVENT_FIELDS,
+    FLIGHT_FIELDS,
+    Recorder,
+    stack_in_words,
+)
+from analysis.runs.tables import TABLES, to_frame, to_table
+from analysis.shortfin.scores import likeliest
+from analysis.shortfin.verify import detail_of, results_of
+from analysis.snapshots.change import counted
+from analysis.snapshots.snapshot import Snapshot
+
+
+class Recording:
+    """Flights, events and snapshots of one engine; they grow while it is observed."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    @property
+    def recorder(self) -> Recorder:
+        """What keeps it, for those who follow it while it grows."""
+        return self._recorder
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """What the cache did: a frame with the columns of the table `events`, in order."""
+        return to_frame("events", self.table("events"))
+
+    @property
+    def flights(self) -> pd.DataFrame:
+        """Calls of the compiled model that have ended: the table `flights`."""
+        return to_frame("flights", self.table("flights"))
+
+    @property
+    def snapshots(self) -> pd.DataFrame:
+        """The table `snapshots`."""
+        return to_frame("snapshots", self.table("snapshots"))
+
+    @property
+    def taken(self) -> list[Snapshot]:
+        """The snapshots themselves, in order."""
+        return sorted(self._recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
+
+    def before(self, request_id: str) -> Snapshot:
+        """Return the snapshot taken before a request was sent in; KeyError if there is none."""
+        return self._moment("before", request_id)
+
+    def after(self, request_id: str) -> Snapshot:
+        """Return the snapshot taken when a request had ended; KeyError if there is none."""
+        return self._moment("after", request_id)
+
+    def _moment(self, moment: str, request_id: str) -> Snapshot:
+        for snapshot in reversed(self._recorder.snapshots):
+            if (snapshot.moment, snapshot.request_id) == (moment, request_id):
+                return snapshot
+        raise KeyError(f"No snapshot was taken {moment} request {request_id!r}.")
+
+    @property
+    def failures(self) -> list[Snapshot]:
+        """The snapshots taken at the moment of a failure, in order."""
+        return [snapshot for snapshot in self.taken if snapshot.moment == "failure"]
+
+    @property
+    def flights_under_way(self) -> list[list[str]]:
+        """The requests of each flight that has begun and not ended."""
+        return [list(flight[2]) for flight in list(self._recorder.under_way.values())]
+
+    @property
+    def faults(self) -> list[str]:
+        """Errors of the watching itself; each is also an event `observer_error`."""
+        return list(self._recorder.faults)
+
+    @property
+    def overflow(self) -> str | None:
+        """What was left out because the recording was full, in a sentence; None if nothing was."""
+        left_out = {name: count for name, count in self._recorder.dropped.items() if count}
+        if not left_out:
+            return None
+        listed = " and ".join(counted(count, name[:-1]) for name, count in left_out.items())
+        were = "was" if sum(left_out.values()) == 1 else "were"
+        return f"The recording was full: {listed} {were} counted but not kept."
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many rows each table has so far."""
+        return {
+            "events": len(self._recorder.events),
+            "flights": len(self._recorder.flights),
+            "snapshots": len(self._recorder.snapshots),
+        }
+
+    def standing(self, skipped: int = 0) -> dict[str, Any]:
+        """Return what is under way, as plain values, for whoever writes down what was recorded.
+
+        `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
+        recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,
+        name) and `flights` (seq, t_ns, number, detail); the places that stay empty, from the one
+        numbered `skipped` on.
+        """
+        recorder = self._recorder
+        # Whether it has ended first: then nothing comes any more.
+        ended = recorder.closed
+        unfinished = [[seq, *what] for seq, what in list(recorder._open.items())]
+        flights = [
+            [seq, t_ns, number, json.dumps({"phase": phase, "requests": ids})]
+            for number, phase, ids, seq, t_ns, _ in list(recorder.under_way.values())
+        ]
+        return {
+            "ended": ended,
+            "full": recorder.dropped["events"] > 0,
+            "began_ns": recorder._started_ns,
+            "t_ns": time.monotonic_ns() - recorder._started_ns,
+            "unfinished": unfinished,
+            "flights": flights,
+            "skipped": recorder.skipped[skipped:],
+        }
+
+    def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+        """Return a table as of now from row `start` in order of recording, sorted by `seq`.
+
+        Rows that were recorded later than others may have come before them: sort several parts.
+        """
+        if name == "snapshots":
+            rows = [s.to_row(cell_id) for s in self._recorder.snapshots[start:]]
+            return to_table(name, sorted(rows, key=lambda row: row["seq"]))
+        if name == "events":
+            return _columns(name, EVENT_FIELDS, self._recorder.events[start:], cell_id)
+        flights = self._recorder.flights[start:]
+        return _columns(name, FLIGHT_FIELDS, flights, cell_id, self._recorder.likeliest)
+
+    def __str__(self) -> str:
+        sizes = self.sizes()
+        text = ", ".join(counted(number, name[:-1]) for name, number in sizes.items())
+        kinds = Counter(row[EVENT_FIELDS.index("kind")] for row in list(self._recorder.events))
+        often = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
+        return f"{text} ({often}). {self.overflow or ''}".strip()
+
+    def __repr__(self) -> str:
+        return f"<Recording: {self}>"
+
+    def _repr_html_(self) -> str:
+        from analysis.jupyter.cache_html import recording_html
+
+        return recording_html(self)
+
+
+_ARRAYS = ("tokens", "seq_lens", "start_positions", "block_tables")
+
+
+def _nested(shape: tuple[int, ...], flat: Any) -> list[Any]:
+    """Return an array of one or two dimensions as lists."""
+    if len(shape) == 1:
+        return list(flat)
+    rows, columns = shape
+    return [list(flat[row * columns : (row + 1) * columns]) for row in range(rows)]
+
+
+def _columns(
+    name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell_id: str, likely: int = 0
+) -> Any:
+    """Return rows as an Arrow table, column by column: fast, for there may be a million."""
+    rows = sorted(rows, key=lambda row: row[fields.index("seq")])
+    columns: dict[str, Sequence[Any]] = {}
+    columns = dict(zip(fields, zip(*rows, strict=True), strict=True)) if rows else columns
+    if likely and rows:
+        tops = likeliest(columns["scores"], likely)
+        columns["top_tokens"] = [top and top.tokens for top in tops]
+        columns["top_logprobs"] = [top and top.logprobs for top in tops]
+    if "results" in columns:
+        results = [results_of(noted) for noted in columns["results"]]
+        columns["result_tokens"] = [tokens for tokens, _ in results]
+        columns["result_digests"] = [digests for _, digests in results]
+    arrays = []
+    for field in TABLES[name]:
+        if field.name == "cell_id":
+            arrays.append(pa.repeat(cell_id, len(rows)))
+        else:
+            values = columns.get(field.name) or ()
+            if all(value is None for value in values):  # as most are, and far quicker so
+                arrays.append(pa.nulls(len(rows), field.type))
+                continue
+            if field.name == "stack":
+                values = [stack_in_words(frames) for frames in values]
+            if field.name == "detail":
+                values = [detail_of(noted) for noted in values]
+            if field.name in _ARRAYS and name == "flights":
+                values = [None if value is None else _nested(*value) for value in values]
+            arrays.append(pa.array(values, type=field.type))
+    return pa.Table.from_arrays(arrays, schema=TABLES[name])

@@ -1,0 +1,249 @@
+"""The cache as its events tell it: from one snapshot on, without looking at the engine."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from analysis.snapshots.snapshot import CacheState, Node, Snapshot
+
+REPLAYED = frozenset(
+    ["acquire", "free", "hold", "drop", "duplicate", "create", "replace", "unlink", "reference",
+     "leaf", "no_leaf"]
+)  # fmt: skip
+"""Kinds of events that change the state of the cache."""
+
+
+class Replay:
+    """Follows the cache from a snapshot through its events.
+
+    What it comes to must be what later snapshots show: the recording then has everything that
+    happened to a page or a node, in an order in which it can have happened.
+    """
+
+    def __init__(self, first: Snapshot) -> None:
+        self.page_count = first.page_count
+        self.seq = first.seq if first.seq is not None else -1
+        """Events up to this one are in it."""
+        self.free = set(first.state.free)
+        self.held = {request: set(pages) for request, pages in first.state.holdings.items()}
+        self.duplicates = set(first.state.duplicates)
+        self.nodes = {node.node: node for node in first.nodes}
+        self._references = {node.node: node.ref_count for node in first.nodes}
+        self._leaves = {node.node for node in first.nodes if node.leaf}
+
+    def apply(self, events: pd.DataFrame, until: int | None = None) -> Replay:
+        """Go through the events that were not yet applied, up to `until` (its `seq`) or the end."""
+        wanted = events[(events["seq"] > self.seq) & events["kind"].isin(REPLAYED)]
+        if until is not None:
+            wanted = wanted[wanted["seq"] <= until]
+            self.seq = max(self.seq, until)
+        columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "detail"]
+        for event in wanted.sort_values("seq")[columns].itertuples(index=False):
+            self._one(event)
+            self.seq = max(self.seq, int(event.seq))  # type: ignore[arg-type]
+        return self
+
+    def _one(self, event: Any) -> None:
+        pages = event.pages if isinstance(event.pages, tuple) else ()
+        match event.kind:
+            case "acquire":
+                self.free.difference_update(pages)
+                self.duplicates.difference_update(pages)
+            case "free":
+                self.free.update(pages)
+                self.duplicates.difference_update(pages)
+            case "hold":
+                self.held.setdefault(event.request_id, set()).update(pages)
+            case "drop":
+                held = self.held.get(event.request_id, set())
+                held.difference_update(pages)
+                if not held:
+                    self.held.pop(event.request_id, None)
+            case "duplicate":
+                self.duplicates.update(pages)
+            case "create":
+                tokens = tuple(map(int, event.detail.split()))
+                number = int(event.node)
+                self.nodes[number] = Node(number, int(event.parent), pages[0], tokens, 0, False)
+            case "replace" | "unlink":
+                self.nodes.pop(int(event.node), None)
+                self._forget_count(int(event.node))
+            case "reference":
+                self._references[int(event.node)] = int(event.ref_count)
+                self._forget_count(int(event.node))
+            case "leaf":
+                self._leaves.add(int(event.node))
+            case "no_leaf":
+                self._leaves.discard(int(event.node))
+
+    def _forget_count(self, node: int) -> None:
+        """Keep no count of a node that is gone, unless somebody still refers to it."""
+        if node not in self.nodes and not self._references.get(node):
+            self._references.pop(node, None)
+
+    def cached(self) -> set[int]:
+        """Return the pages that the prefix cache has now, whoever else holds them."""
+        return self.duplicates | {n.page for n in self._reachable() if n.page is not None}
+
+    def snapshot(self) -> Snapshot:
+        """Return the cache as it must be now; the free list is sorted."""
+        nodes = tuple(
+            Node(
+                node.node,
+                node.parent,
+                node.page,
+                node.tokens,
+                self._references.get(node.node, 0),
+                node.node in self._leaves,
+            )
+            for node in self._reachable()
+        )
+        state = CacheState(
+            page_count=self.page_count,
+            free=sorted(self.free),
+            holdings={request: sorted(pages) for request, pages in self.held.items()},
+            nodes=nodes,
+            duplicates=sorted(self.duplicates),
+        )
+        return Snapshot(state, moment="asked", seq=self.seq)
+
+    def _reachable(self) -> Iterable[Node]:
+        """Return the nodes whose ancestors all have their place in the trie, parents first."""
+        reached: set[int] = set()
+        for number in sorted(self.nodes):  # a child is always younger than its parent
+            node = self.nodes[number]
+            if node.parent is None or node.parent in reached:
+                reached.add(number)
+                yield node
+
+
+class _Tracked(Replay):
+    """A replay from an empty cache that knows after each event where a page is.
+
+    What an event changes is followed, however large the trie is by then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Snapshot(CacheState(0, (), {}, (Node(0, None, None, (), 0, False),))))
+        self.filed: Counter[int] = Counter()
+        """By page: nodes that have it and that are reached from the root."""
+        self.holders: Counter[int] = Counter()
+        """By page: requests that hold it."""
+        self.moved: set[int] = set()
+        """Pages of nodes that came to be reached, or ceased to be, in the last event."""
+        self._reached = {0}
+        self._children: dict[int, set[int]] = {}
+
+    def _one(self, event: Any) -> None:
+        self.moved = set()
+        match event.kind:
+            case "hold" | "drop":
+                before = set(self.held.get(event.request_id, ()))
+                super()._one(event)
+                after = self.held.get(event.request_id, set())
+                self.holders.update(after - before)
+                self.holders.subtract(before - after)
+            case "create":
+                self._forget(int(event.node))
+                super()._one(event)
+                node = self.nodes[int(event.node)]
+                assert node.parent is not None
+                self._children.setdefault(node.parent, set()).add(node.node)
+                if node.parent in self._reached:
+                    self._reach(node.node)
+            case "replace" | "unlink":
+                self._forget(int(event.node))
+                super()._one(event)
+            case _:
+                super()._one(event)
+
+    def _forget(self, number: int) -> None:
+        """Take a node off its parent, if there is such a node."""
+        node = self.nodes.get(number)
+        if node is not None and node.parent is not None:
+            self._children[node.parent].discard(number)
+            self._reach(number, -1)
+
+    def _reach(self, number: int, change: int = 1) -> None:
+        """Have a node and all below it be reached from the root, or not any more."""
+        waiting = [number]
+        while waiting:
+            number = waiting.pop()
+            if (number in self._reached) == (change > 0):
+                continue
+            self._reached ^= {number}
+            page = self.nodes[number].page
+            assert page is not None
+            self.filed[page] += change
+            self.moved.add(page)
+            waiting += self._children.get(number, ())
+
+    def state(self, page: int) -> str:
+        """Return *cached* or *leaked*, "" for a page that is neither."""
+        if self.filed[page] or page in self.duplicates:
+            return "cached"
+        return "" if self.holders[page] or page in self.free else "leaked"
+
+
+def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each time that a page was in the prefix cache, or leaked.
+
+    Columns: page, state (cached or leaked, as a snapshot has them), begin and end (places among
+    the events). A cached page may be held by requests as well. All pages count as free before
+    their first event. Between two operations a page may be nowhere for a moment: it is leaked if it
+    still is when a request ends, or after the last event.
+    """
+    replay = _Tracked()
+    ended = sorted(map(int, events.loc[events["kind"] == "done", "seq"]))
+    last = int(events["seq"].max()) if len(events) else 0
+    now: dict[int, tuple[str, int]] = {}
+    rows: list[tuple[int, str, int, int]] = []
+
+    def turn(page: int, state: str, seq: int) -> None:
+        was, begin = now.get(page, ("", 0))
+        if was == state:
+            return
+        now[page] = (state, seq)
+        if was == "leaked" and seq <= last:
+            was = was if bisect_left(ended, begin) < bisect_left(ended, seq) else ""
+        if was:
+            rows.append((page, was, begin, min(seq, last)))
+
+    changes = events[events["kind"].isin(REPLAYED)].sort_values("seq")
+    columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "detail"]
+    for event in changes[columns].itertuples(index=False):
+        pages: Any = event.pages if isinstance(event.pages, tuple) else ()
+        if event.kind == "hold" or event.kind == "create":
+            replay.free.difference_update(pages)  # in a recording that began later
+        replay._one(event)
+        for page in replay.moved.union(pages):
+            turn(page, replay.state(page), int(event.seq))  # type: ignore[arg-type]
+    for page in now:
+        turn(page, "-", last + 1)
+    return pd.DataFrame(rows, columns=["page", "state", "begin", "end"])
+
+
+def differences(told: Snapshot, seen: Snapshot) -> list[str]:
+    """Return in which respects two snapshots of the same moment differ, in words; [] if in none.
+
+    `told` comes from a replay, `seen` was read off the engine. Orders do not count.
+    """
+    found = []
+    pages = [p for p in range(seen.page_count) if told.states[p] != seen.states[p]]
+    if pages:
+        found.append(f"pages {pages} are told {told.states[pages]} and seen {seen.states[pages]}")
+    mine, theirs = ({page: set(r) for page, r in s.holders.items()} for s in (told, seen))
+    if mine != theirs:
+        found.append(f"holders are told {mine} and seen {theirs}")
+    if set(told.state.duplicates) != set(seen.state.duplicates):
+        found.append(f"duplicates: {told.state.duplicates} and {seen.state.duplicates}")
+    ours, others = ({node.node: node for node in s.nodes} for s in (told, seen))
+    for number in sorted(set(ours) | set(others)):
+        if ours.get(number) != others.get(number):
+            found.append(f"node {number}: {ours.get(number)} and {others.get(number)}")
+    return found

@@ -1,0 +1,324 @@
+"""A recording on disk while it grows, so that what was seen outlives the process that saw it.
+
+One file, `recorded`, to which frames are only ever added: rows of the tables as Arrow record
+batches, and after them a mark that says how far all is there. A process may end at any moment:
+what is behind the last whole mark is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import heapq
+import json
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.runs.tables import TABLES, to_table
+from analysis.shortfin.capture import ObserverWarning
+
+SPILLED = ("events", "flights", "snapshots")
+_FILE, _MARK = "recorded", len(SPILLED)
+_HEAD = struct.Struct("<BII")
+"""Before each frame: which table, or _MARK; its bytes as they are in memory, and as written."""
+_CODEC = "lz4"
+_PATIENCE_S = 20.0
+"""How long the end waits for rows that are being written."""
+
+
+class Source(Protocol):
+    """What can be spilled: a `Recording`."""
+
+    @property
+    def overflow(self) -> str | None:
+        """What was left out, in a sentence."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many rows each table has so far."""
+
+    def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+        """Return a table from row `start` on, in order of recording."""
+
+    def standing(self, skipped: int = 0) -> dict[str, Any]:
+        """Return what is under way, as plain values; see `Recording.standing`."""
+
+
+class Spill:
+    """Writes what a recording gained to `directory/recorded`, 20 times a second, on its own thread.
+
+    Nothing that goes wrong here reaches the engine or whoever asks it: the error is kept in
+    `failure`, the first one becomes a warning, and the same rows are tried again next time.
+    """
+
+    def __init__(
+        self, recording: Source, directory: Path, cell_id: str, every_s: float = 0.05
+    ) -> None:
+        """Wrap a recording; nothing is written before the block begins or `write` is called."""
+        self.failure: Exception | None = None
+        """Why not all is written of what was recorded; None if all is."""
+        self._recording, self._cell_id, self._every_s = recording, cell_id, every_s
+        self._path = directory / _FILE
+        self._size = 0
+        self._rows = dict.fromkeys(SPILLED, 0)
+        self._reach = _Reach()
+        self._warned = False
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cachelab-spill", daemon=True)
+
+    def __enter__(self) -> Spill:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=_PATIENCE_S)
+        self.write()
+
+    def write(self) -> None:
+        """Write what was recorded since the last time; also after the block, for what came last."""
+        if not self._writing.acquire(timeout=_PATIENCE_S):
+            self._failed(OSError(errno.ETIMEDOUT, "the disk takes too long"))
+            return
+        try:
+            self._write()
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self._writing.release()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self.write()
+
+    def _write(self) -> None:
+        # What is under way is asked for before and after the rows: what ends meanwhile is in one.
+        before = self._recording.standing(self._reach.skipped)
+        failure: Exception | None = None
+        tables: dict[str, pa.Table] = {}
+        sizes = self._recording.sizes()
+        for name in (name for name in SPILLED if sizes[name] > self._rows[name]):
+            try:
+                tables[name] = self._recording.table(name, self._cell_id, self._rows[name])
+            except Exception as error:
+                failure = error
+        after = self._recording.standing(self._reach.skipped)
+        reach = self._reach.after(tables, before, after)
+        said = [self._recording.overflow, None if failure is None else _in_words(failure)]
+        mark = {**reach.mark, "lacking": " ".join(filter(None, said)) or None}
+        frames = [_frames(name, table) for name, table in tables.items()]
+        self._append(b"".join([*frames, _frame(_MARK, json.dumps(mark).encode())]))
+        # Only now: rows that could not be written are tried again.
+        self._reach = reach
+        for name, table in tables.items():
+            self._rows[name] += table.num_rows
+        self.failure = None
+        if failure is not None:
+            self._failed(failure)
+
+    def _append(self, content: bytes) -> None:
+        """Add to the file all or nothing."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "r+b" if self._size else "wb", buffering=0) as file:
+            try:
+                file.seek(self._size)
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) or 0 :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._size)
+                raise
+        self._size += len(content)
+
+    def _failed(self, error: Exception) -> None:
+        self.failure = error
+        if not self._warned:
+            self._warned = True
+            # Where warnings are errors, this one must not end the thread or the block either.
+            with contextlib.suppress(ObserverWarning):
+                warnings.warn(_in_words(error), ObserverWarning, stacklevel=2)
+
+
+class _Reach:
+    """How far a recording is on disk whole: up to the first place of which nothing is known."""
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        """How many of the places that stay empty are counted in."""
+        self.mark: dict[str, Any] = {"t_ns": 0}
+        self._next = 0
+        self._early: list[int] = []
+        """Places behind the first that is not known, as a heap."""
+
+    def after(
+        self, tables: Mapping[str, pa.Table], before: dict[str, Any], after: dict[str, Any]
+    ) -> _Reach:
+        """Return how far it is with these rows, and with what was under way around them."""
+        reach = _Reach()
+        known = list(self._early)
+        for name, column in (("events", "seq"), ("flights", "seq"), ("flights", "end_seq")):
+            if name in tables:
+                known += tables[name][column].to_pylist()
+        known += after["skipped"]
+        reach.skipped = self.skipped + len(after["skipped"])
+        heapq.heapify(known)
+        unfinished = {row[0]: row for moment in (before, after) for row in moment["unfinished"]}
+        flights = {row[0]: row for moment in (before, after) for row in moment["flights"]}
+        under_way = {*unfinished, *flights}
+        place = self._next
+        while True:
+            while known and known[0] <= place:
+                place = max(place, heapq.heappop(known) + 1)
+            if place not in under_way:
+                break
+            place += 1
+        reach._next, reach._early = place, known
+        reach.mark = {
+            "ended": before["ended"],
+            "full": after["full"],
+            "began_ns": before["began_ns"],
+            # With a gap the moment of that is not known: it was not before the mark before.
+            "t_ns": self.mark["t_ns"] if known else before["t_ns"],
+            "to": place,
+            "unfinished": [row for seq, row in unfinished.items() if seq < place],
+            "flights": [row for seq, row in flights.items() if seq < place],
+        }
+        return reach
+
+
+def _in_words(error: Exception) -> str:
+    words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+    return f"What was recorded could not all be written ({words})."
+
+
+def _frames(name: str, table: pa.Table) -> bytes:
+    kind = SPILLED.index(name)
+    return b"".join(_frame(kind, batch.serialize()) for batch in table.to_batches())
+
+
+def _frame(kind: int, content: Any) -> bytes:
+    packed: bytes = pa.compress(content, codec=_CODEC, asbytes=True)
+    return _HEAD.pack(kind, len(content), len(packed)) + packed
+
+
+def read_spilled(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Table]:
+    """Return what a cell spilled into `directory`, by table, each sorted by `seq`.
+
+    Tables without rows are left out. Where the process ended before its recording did, events say
+    so: what was under way has not ended, and `cut` is where it ends; `ended_ns` is when the process
+    had ended, of the monotonic clock.
+    """
+    batches: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in range(_MARK)}
+    mark: dict[str, Any] | None = None
+    for rows, mark in _ticks(directory):  # noqa: B007  # the last mark counts
+        for kind, content in rows:
+            schema = TABLES[SPILLED[kind]]
+            batches[kind].append(pa.ipc.read_record_batch(pa.py_buffer(content), schema))
+    tables = {
+        SPILLED[kind]: pa.Table.from_batches(parts).combine_chunks().sort_by("seq")
+        for kind, parts in batches.items()
+        if parts
+    }
+    if mark is not None and tables and not mark["ended"] and not mark["full"]:
+        return _cut(tables, mark, ended_ns)
+    return tables
+
+
+def read_lacking(directory: Path) -> str | None:
+    """Return what is missing from what was spilled, in words; None if that is not known of any."""
+    said = None
+    for _, mark in _ticks(directory):
+        said = mark["lacking"]
+    return said
+
+
+def cut_of(tables: Mapping[str, pa.Table]) -> str | None:
+    """Return where a recording ends that its process did not live to end; None if it is whole."""
+    if "events" not in tables:
+        return None
+    for row in tables["events"].filter(pc.field("kind") == "cut").to_pylist():
+        return cut_in_words(row["t_ns"], row["value"], row["detail"])
+    return None
+
+
+def cut_in_words(t_ns: int, late_ns: int | None, detail: str | None) -> str:
+    """Say of an event `cut` where the recording ends, and how many requests have no end in it."""
+    late = "" if late_ns is None else f"at most {late_ns / 1e6:.0f} ms "
+    said = f"The recording ends at {t_ns / 1e9:.3f} s, {late}before its process did"
+    if not (number := len(without_end(detail))):
+        return f"{said}."
+    have = "1 request has" if number == 1 else f"{number} requests have"
+    return f"{said}; {have} no end in it, which says nothing of the engine."
+
+
+def without_end(detail: str | None) -> list[str]:
+    """Return the requests that an event `cut` says to have no end in the recording."""
+    return [str(request) for request in json.loads(detail or "[]")]
+
+
+def _cut(
+    tables: dict[str, pa.Table], mark: Mapping[str, Any], ended_ns: int | None
+) -> dict[str, pa.Table]:
+    """Return the tables up to where all is known, with events for what had not ended there."""
+    place, t_ns = mark["to"], mark["t_ns"]
+    kept = {name: table.filter(pc.field("seq") < place) for name, table in tables.items()}
+    cell_id = next(iter(tables.values()))["cell_id"][0].as_py()
+    landed = set(kept["flights"]["seq"].to_pylist()) if "flights" in kept else set()
+    happened = set(kept["events"]["seq"].to_pylist()) if "events" in kept else set()
+    rows = [
+        {"seq": seq, "t_ns": at, "kind": "unfinished", "request_id": owner, "detail": operation}
+        for seq, at, owner, operation in mark["unfinished"]
+        if seq not in happened
+    ]
+    rows += [
+        {"seq": seq, "t_ns": at, "kind": "unlanded", "value": number, "detail": detail}
+        for seq, at, number, detail in mark["flights"]
+        if seq not in landed
+    ]
+    late_ns = None if ended_ns is None else max(0, ended_ns - mark["began_ns"] - t_ns)
+    events = kept.get("events", TABLES["events"].empty_table())
+    open_ = json.dumps(_without_end(events))
+    rows.append({"seq": place, "t_ns": t_ns, "kind": "cut", "value": late_ns, "detail": open_})
+    more = to_table("events", [{**row, "cell_id": cell_id} for row in rows])
+    kept["events"] = pa.concat_tables([events, more]).sort_by("seq")
+    return {name: table for name, table in kept.items() if table.num_rows}
+
+
+def _without_end(events: pa.Table) -> list[str]:
+    ends = events.filter(pc.is_in(events["kind"], pa.array(["submitted", "done"])))
+    last = dict(zip(ends["request_id"].to_pylist(), ends["kind"].to_pylist(), strict=True))
+    return sorted(request for request, kind in last.items() if request and kind == "submitted")
+
+
+def _ticks(directory: Path) -> Iterator[tuple[list[tuple[int, bytes]], dict[str, Any]]]:
+    """Yield what was written at once: rows as (table, batch), and the mark behind them."""
+    try:
+        content = memoryview((directory / _FILE).read_bytes())
+    except FileNotFoundError:
+        return
+    rows: list[tuple[int, bytes]] = []
+    while len(content) >= _HEAD.size:
+        kind, size, packed = _HEAD.unpack_from(content)
+        frame, content = content[_HEAD.size :][:packed], content[_HEAD.size + packed :]
+        if len(frame) < packed:
+            return
+        unpacked = pa.decompress(frame, decompressed_size=size, codec=_CODEC, asbytes=True)
+        if kind == _MARK:
+            yield rows, json.loads(unpacked)
+            rows = []
+        else:
+            rows.append((kind, unpacked))

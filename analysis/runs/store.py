@@ -1,0 +1,488 @@
+"""A run on disk: `manifest.json`, and one directory of Parquet tables for every finished cell.
+
+    RUN/manifest.json                    what was run, with what, on what, and how
+    RUN/cells/CELL_ID/cells.parquet      one row
+    RUN/cells/CELL_ID/requests.parquet   one row a request; further tables where they were recorded
+    RUN/cells/CELL_ID/checksums.json     of each of these tables
+
+What is read is held against its checksum: of a table, of its pages, and of the manifest, which has
+its own within. They lie where what they are of is written, so that no kill comes between the two.
+Runs of schema version 1 have none; `pack_run` gives them some.
+
+A cell appears whole or not at all: its tables are written into a hidden directory beside the
+others, which is then renamed. What was finished before a crash or a kill is therefore always
+readable, and a sweep that starts again on the same directory goes on where the last one stopped.
+`pack_run` writes a run anew with one file a table beside the manifest, for sharing. The columns
+are declared once, in `analysis/tables.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.core.errors import RunError, is_deeper, shown
+from analysis.core.files import contents, names_in, to_disk, unreadable, write_atomically
+from analysis.runs.manifest import new_manifest
+from analysis.runs.parts import REQUIRED, Part, write_tables
+from analysis.runs.tables import (
+    CELL_STATUS,
+    LACKING,
+    OUTCOMES,
+    SCHEMA_VERSION,
+    TABLES,
+    checked,
+    describe,
+    is_control,
+    to_frame,
+    to_table,
+)
+
+__all__ = [
+    "CELL_STATUS",
+    "OUTCOMES",
+    "TABLES",
+    "Run",
+    "RunWriter",
+    "alone_in",
+    "cell_tables",
+    "describe",
+    "join_runs",
+    "load_run",
+    "load_run_cells",
+    "new_manifest",
+    "pack_run",
+    "parts_of",
+    "read_manifest",
+    "to_frame",
+    "to_table",
+]
+
+_CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
+TEMPORARY = ".writing-"
+MANIFEST, CELLS, LOGS, WORK, LOCK = "manifest.json", "cells", "logs", "work", ".sweep.lock"
+_LOOKS, _LOOK_S = 5, 0.05
+_DEEPEST = 50
+"""Levels of a manifest's values; more would not be written again."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back: each table a frame with the declared columns, also where it has no rows."""
+
+    path: Path
+    manifest: dict[str, Any]
+    cells: pd.DataFrame
+    requests: pd.DataFrame
+    flights: pd.DataFrame
+    events: pd.DataFrame
+    snapshots: pd.DataFrame
+    findings: pd.DataFrame
+
+
+class RunWriter:
+    """Writes one run, cell by cell; safe to kill at any moment."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        """Wrap a directory that already is a run; use `create` or `resume` instead."""
+        self.path = path
+        self.manifest = manifest
+        self._cells = path / CELLS
+
+    @classmethod
+    def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
+        """Start a run in a directory that is new or empty.
+
+        Raises RunError if the directory already holds something, or cannot be written.
+        """
+        path = Path(path)
+        held = RunError(
+            f"{path} already holds a run: resume it with its plan, or choose another place."
+        )
+        if _is_run(path):
+            raise held
+        _refuse_foreign(path)
+        whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
+        try:
+            (path / CELLS).mkdir(parents=True, exist_ok=True)
+            with alone_in(path):
+                if _is_run(path):  # another process was faster; its cells name its manifest
+                    raise held
+                _write_manifest(path, whole)
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot hold a run: {error}; choose a writable place."
+            ) from error
+        return cls(path, whole)
+
+    @classmethod
+    def resume(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
+        """Go on with the run at `path`, or start it there if there is nothing yet.
+
+        The stored manifest is kept. Raises RunError if `path` holds something that is no run, or a
+        run whose `plan` or `seed` is not that of `manifest`.
+        """
+        path = Path(path)
+        if not _is_run(path):
+            return cls.create(path, manifest)
+        stored, wanted = read_manifest(path), _as_json(manifest)
+        if is_packed(path, stored):
+            raise RunError(f"{path} is a packed run, which is finished: choose another place.")
+        if "run_id" in wanted and not isinstance(stored.get("run_id"), str):
+            raise RunError(
+                f"{path / MANIFEST} lacks the run's id, so it cannot be gone on with: restore it,"
+                " or choose another place."
+            )
+        if different := differences(_planned(stored), _planned(wanted)):
+            raise RunError(
+                f"{path} is a run of another plan ({different}): "
+                "choose another place, or delete it."
+            )
+        try:
+            (path / CELLS).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path / CELLS} cannot be made: {error.strerror}.") from error
+        writer = cls(path, stored)
+        writer._sweep_leftovers()
+        return writer
+
+    def note(self, **facts: Any) -> None:
+        """Write further facts into the manifest."""
+        manifest = {**self.manifest, **_as_json(facts)}
+        _write_manifest(self.path, manifest)
+        self.manifest = manifest
+
+    def write_cell(
+        self,
+        cell: Mapping[str, Any],
+        requests: Sequence[Mapping[str, Any]],
+        **other_tables: Sequence[Mapping[str, Any]] | pa.Table,
+    ) -> Path:
+        """Write all tables of one cell at once and return its directory.
+
+        `cell` is its row of `cells`; `other_tables` are rows or Arrow tables by table name, of
+        which the empty ones are left out. Raises RunError for an unknown table or column, a value
+        of a wrong type, a row of another cell, or a cell that is already there.
+        """
+        cell_id = str(cell.get("cell_id", ""))
+        if not _CELL_ID.fullmatch(cell_id):
+            raise RunError(
+                f"The cell id {cell_id!r} cannot name a directory: use letters, digits and ._+=,-"
+            )
+        rows = {"cells": [cell], "requests": requests, **other_tables}
+        # Convert first: nothing touches the disk unless every row fits its schema.
+        tables = {
+            name: checked(name, content)
+            if isinstance(content, pa.Table)
+            else to_table(name, content)
+            for name, content in rows.items()
+            if len(content) or name in REQUIRED
+        }
+        for name, table in tables.items():
+            if any(value != cell_id for value in table["cell_id"].unique().to_pylist()):
+                raise RunError(f"A row of `{name}` belongs to another cell than {cell_id}.")
+        target = self._cells / cell_id
+        temporary = self._cells / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            temporary.mkdir()
+            write_tables(temporary, tables)
+            os.replace(temporary, target)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if target.exists():
+                raise RunError(
+                    f"{target} is already there: a finished cell is never written again."
+                ) from error
+            raise RunError(f"{target} cannot be written: {error}.") from error
+        with suppress(OSError):  # it is there, and written out with what comes next
+            to_disk(self._cells)
+        return target
+
+    def _sweep_leftovers(self) -> None:
+        """Remove what writers that are no longer alive left half-written."""
+        for path in self._cells.glob(f"{TEMPORARY}*"):
+            owner = path.name.removeprefix(TEMPORARY).split("-")[0]
+            if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def load_run(path: str | Path, *, controls: bool = False) -> Run:
+    """Read the run at `path`, and hold all of it against its checksums.
+
+    Rows come in the order of cell ids. Cells in which a fault was planted are left out of every
+    table unless `controls`. Raises RunError, with the file to look at, if `path` is no run or
+    something in it is missing, damaged, may not be read or is none of the run's.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    frames = {name: to_frame(name, table) for name, table in _whole(path, manifest, TABLES).items()}
+    if not controls:
+        cells = frames["cells"]
+        planted = cells["treatments"].map(lambda names: is_control(names or ()))
+        if planted.any():
+            ids = set(cells.loc[planted.astype(bool), "cell_id"])
+            frames = {
+                name: frame[~frame["cell_id"].isin(ids)].reset_index(drop=True)
+                for name, frame in frames.items()
+            }
+    return Run(path=path, manifest=manifest, **frames)
+
+
+def load_run_cells(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of `cells` of the run at `path` by cell id, without its other tables.
+
+    Raises RunError as `load_run` does.
+    """
+    path = Path(path)
+    rows = _whole(path, read_manifest(path), ("cells",))["cells"].to_pylist()
+    return {row["cell_id"]: row for row in rows}
+
+
+def cell_tables(
+    path: str | Path, names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, pa.Table]]]:
+    """Yield the id of each cell of the run at `path` with those of its tables that it has.
+
+    One cell at a time is in memory. Raises RunError as `load_run` does.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if is_packed(path, manifest):
+        [part] = parts_of(path, manifest)
+        whole = part.read({"cells", *names})
+        for cell_id in whole["cells"]["cell_id"].to_pylist():
+            own = {
+                name: table.filter(pc.field("cell_id") == cell_id)
+                for name, table in whole.items()
+                if name in names
+            }
+            yield cell_id, {name: table for name, table in own.items() if table.num_rows}
+        return
+    for part in parts_of(path, manifest):
+        yield part.directory.name, part.read(names)
+
+
+def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
+    """Return the directories of a run that hold tables: its cells', or its own if it is packed.
+
+    Whatever lies among the cells is returned; reading it says if it is none.
+    """
+    if is_packed(path, manifest):
+        return [Part(path, manifest, packed=True)]
+    cells = path / CELLS
+    try:
+        names = sorted(name for name in names_in(cells) if not name.startswith("."))
+    except FileNotFoundError:
+        raise RunError(f"{cells} is missing: restore it, or resume the run.") from None
+    except NotADirectoryError:
+        raise RunError(
+            f"{cells} is no directory, though the run's cells belong there: move it elsewhere, then"
+            " restore the cells or resume the run."
+        ) from None
+    return [Part(cells / name, manifest) for name in names]
+
+
+def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the requests and the cells of several runs together, for figures that compare them.
+
+    A cell's id is unique within its run only, so that of the run goes before it.
+    """
+    joined = []
+    for name in ("requests", "cells"):
+        frames = [getattr(run, name) for run in runs]
+        frames = [f.assign(cell_id=f"{n}/" + f["cell_id"]) for n, f in enumerate(frames)]
+        joined.append(pd.concat(frames, ignore_index=True))
+    return joined[0], joined[1]
+
+
+def pack_run(path: str | Path, out: str | Path) -> Path:
+    """Write the run at `path` to the new directory `out` with one file a table, for sharing.
+
+    `load_run` reads it as it reads any; it cannot be gone on with. Raises RunError if `path` cannot
+    be read, or `out` exists already or cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    manifest = read_manifest(path)
+    if os.path.lexists(out):
+        raise RunError(f"{out} exists already: choose a new directory for the packed run.")
+    tables = _whole(path, manifest, TABLES)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
+        _write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
+        os.replace(temporary, out)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
+    file = Path(path) / MANIFEST
+    mend = "restore it, or run the sweep again"
+    try:
+        text = contents(file)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} is no run, for it has no {MANIFEST}: name a run's directory."
+        ) from error
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read ({error}): {mend}.") from error
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise RunError(f"{file} is no manifest of a run: {mend}.")
+    if is_deeper(manifest, _DEEPEST):
+        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
+    version = manifest["schema_version"]
+    if type(version) is not int or version not in LACKING:
+        raise RunError(
+            f"{file} has schema version {shown(version)}, this package reads "
+            f"{' and '.join(map(str, LACKING))}: read it with the version of the package that"
+            " wrote it."
+        )
+    stored = manifest.pop("checksum", None)
+    if stored != _digest(manifest) and not (stored is None and version == 1):
+        raise RunError(f"{file} is damaged, for it is not what its checksum says: {mend}.")
+    plan = manifest.get("plan")
+    if not isinstance(plan, dict | None):
+        raise RunError(f"{file} has {shown(plan)} for the run's plan: {mend}.")
+    if not isinstance(model := (plan or {}).get("model"), str | None):
+        raise RunError(f"{file} has {shown(model)} for the directory of a model: {mend}.")
+    return manifest
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Hold the right to write to a run; the system lets go of it however this process ends.
+
+    Raises RunError if another process has it, or it cannot be had.
+    """
+    try:
+        handle = open(path / LOCK, "w")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"{path} cannot be written to: {error.strerror}.") from error
+    with handle:
+        for left in reversed(range(_LOOKS)):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise RunError(
+                        f"Another sweep is writing to {path}: wait for its end, or choose another"
+                        " place."
+                    ) from None
+                time.sleep(_LOOK_S)  # somebody may just be asking whether it is written
+        yield
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a process holds the right to write to a run."""
+    try:
+        handle = open(path / LOCK, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unreadable(path / LOCK, error) from error
+    with handle:
+        try:
+            # Shared and let go of at once, so that those who ask do not meet each other.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    whole = {**manifest, "checksum": _digest(manifest)}
+    write_atomically(path / MANIFEST, json.dumps(whole, indent=2) + "\n")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Return the checksum of a manifest without the one that it has."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
+    """Read tables of all cells, each as one table with the rows in the order of cell ids."""
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(lambda part: part.read(names), parts_of(path, manifest)))
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {
+        name: pa.concat_tables(tables) if tables else TABLES[name].empty_table()
+        for name, tables in found.items()
+    }
+
+
+def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
+    """Tell whether all tables of a run lie at its place, each in one file."""
+    if "packed" in manifest or manifest["schema_version"] > 1:
+        return manifest.get("packed") is True
+    return _is_file(path / "cells.parquet")
+
+
+def _is_run(path: Path) -> bool:
+    return _is_file(path / MANIFEST)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse a place that holds something else than what a killed `create` leaves."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: choose a directory for the run.")
+    ours = re.compile(r"cells|\.manifest\.json\..*|\.sweep\.lock")
+    if path.is_dir() and any(not ours.fullmatch(name) for name in names_in(path)):
+        raise RunError(
+            f"{path} holds something that is no run: choose an empty or a new directory."
+        )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in which values two plans differ, in words; "" if in none."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{n} there {_given(there, n)}, here {_given(here, n)}" for n in names)
+
+
+def _given(plan: Mapping[str, Any], name: str) -> str:
+    return shown(plan[name]) if plan.get(name) is not None else "not given"
+
+
+def _planned(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two manifests the same plan; versions and machines may differ."""
+    plan = manifest.get("plan")
+    return {**(plan if isinstance(plan, dict) else {"plan": plan}), "seed": manifest.get("seed")}
+
+
+def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest as it will be read back, so that tuples compare equal to lists."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(manifest), default=str))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The manifest cannot be written as JSON: {error}.") from error
+    return plain

@@ -1,0 +1,508 @@
+"""Corruption or mere numerics? What slots of a live cache hold, and what they should hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.core import children
+from analysis.core.errors import CachelabError, EngineError, ModelError
+from analysis.model import elements
+from analysis.shortfin import environments as releases
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.engine.engine import Engine
+    from analysis.model import ModelArtifacts
+    from analysis.recording.recording import Recording
+
+Floats = NDArray[Any]
+Row = tuple[int, Sequence[int], Sequence[int]]
+"""A request: tokens of its prompt, all tokens whose slots were written, its pages in order."""
+
+VERDICTS = (
+    "equal", "numerics", "empty", "not finite", "other", "other context", "damaged", "unknown data",
+)  # fmt: skip
+"""What a slot can be found to hold, see `compare`."""
+NUMERICS = 16.0
+"""Most units in the last place by which honest arithmetic may differ.
+
+A unit is that of the largest element of a layer's keys, or values, of the slot: of small elements,
+sums that cancelled, the units are far finer than the error (legitimate ones differ by up to 10,772
+of their own). Measured with the counting model, on the CPU, 64 to 80 tokens a sequence:
+
+* Healthy engines against the reference of their release: 0, every bit the same. 3.9.0, prompts and
+  decoded tokens, and 3.1.0, prompts, with one request at a time and four at once, batch sizes 1, 4,
+  and 1 and 4 (1602 slots of prompts and 456 decoded ones in each of ten settings).
+* The same tokens prefilled in one piece instead of decoded: 2. Decoded from the second on: 3.
+* 3.1.0 against 3.9.0: 1.
+* A slot of the same token at the same position behind another context: never less than 257; of
+  another token at the same position: never less than 1419. One head of one layer above the first
+  may come as near as 1.1 there, but not one in 2160 was the same to the bit.
+"""
+REFERENCE_TIMEOUT_S = 300.0
+_KEPT_BYTES = 256 << 20
+_CHUNK = 512
+_NEAREST = 4
+
+
+def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
+    """Return what pages of a live engine hold, [pages, layers, 2 (K, V), 16, kv heads, head dim].
+
+    A flight that is under way may write to them meanwhile. Raises EngineError if the engine is not
+    running, a page does not exist, or the device's memory cannot be read from here.
+    """
+    probe = engine.probe or (engine.adapter.probe() if engine.adapter is not None else None)
+    if probe is None:
+        raise EngineError("The engine is not running, so its pages cannot be read.")
+    layers, kinds, stride, heads, size = engine.model.config.page_shape
+    count = len(probe.pool.attn_page_entries)
+    if strange := [page for page in pages if not 0 <= page < count]:
+        raise EngineError(f"Page {strange[0]} does not exist: the pool has pages 0 to {count - 1}.")
+    shards = len(probe.pool.page_tables)
+    shape = (shards, layers, kinds, stride, heads // shards, size)
+    elements.check(probe.dtype)
+    try:
+        read = [probe._elements(page).reshape(shape) for page in pages]
+    except Exception as error:
+        raise EngineError(
+            f"The page table of this device cannot be read from here: {error}"
+        ) from error
+    # Devices share out the heads.
+    whole = [np.moveaxis(page, 0, 3).reshape(layers, kinds, stride, heads, size) for page in read]
+    return np.array(whole) if whole else np.zeros((0, *shape[1:4], heads, size), np.float16)
+
+
+def written(recording: Recording) -> dict[str, Row]:
+    """Return, by request, what its flights wrote, as `compare` wants it.
+
+    Tokens are what the device got, up to the first position that no flight wrote.
+    """
+    prompts: dict[str, int] = {}
+    tokens: dict[str, dict[int, int]] = {}
+    pages: dict[str, Sequence[int]] = {}
+    flights = recording.flights
+    flights = flights[flights["error"].isna()]
+    for flight in flights.to_dict("records"):
+        if flight["block_tables"] is None or flight["request_ids"] is None:
+            continue
+        starts = flight["start_positions"]
+        for row, request in enumerate(flight["request_ids"]):
+            start = 0 if starts is None else starts[row]
+            given = flight["tokens"][row]
+            if flight["phase"] == "prefill":
+                given = given[: flight["seq_lens"][row] - start]
+                prompts[request] = start + len(given)
+            tokens.setdefault(request, {}).update(enumerate(given, start))
+            pages[request] = flight["block_tables"][row]
+    rows: dict[str, Row] = {}
+    for request, at in tokens.items():
+        length = next((p for p in range(len(at)) if p not in at), len(at))
+        prompt = min(prompts.get(request, length), length)
+        if length:
+            rows[request] = (prompt, tuple(at[p] for p in range(length)), tuple(pages[request]))
+    return rows
+
+
+# -- what they should hold -----------------------------------------------------------------
+
+_Key = tuple[str, str, tuple[int, ...], tuple[int, ...]]
+_kept: OrderedDict[_Key, tuple[tuple[int, ...], Floats]] = OrderedDict()
+_kept_lock = threading.Lock()
+
+
+def reference_slots(
+    model: ModelArtifacts,
+    sequences: Mapping[str, tuple[int, Sequence[int]]],
+    *,
+    release: str | None = None,
+    batch_sizes: Sequence[int] = (4,),
+    timeout_s: float = REFERENCE_TIMEOUT_S,
+) -> dict[str, Floats]:
+    """Return keys and values as the reference decoder has them, [tokens, layers, 2, heads, dim].
+
+    Of each sequence the first `prompt` tokens are prefilled and the others decoded one by one, as
+    an engine does. The decoder runs in a child process of the release's environment (by default of
+    the installed one), on the model compiled for the CPU. What it said is kept in memory, and used
+    again for sequences that begin alike. Raises ModelError if it fails or takes more than
+    `timeout_s` seconds, ReleaseError if the release has no environment here.
+    """
+    release = release or releases.installed_release() or releases.DEFAULT
+    wanted: dict[str, tuple[_Key, tuple[int, ...]]] = {}
+    for name, (prompt, given) in sequences.items():
+        tokens = tuple(int(token) for token in given)
+        if not 0 < prompt <= len(tokens):
+            raise ModelError(
+                f"A prompt of {prompt} tokens is no part of the {len(tokens)} of {name!r}: name 1"
+                " or more of them."
+            )
+        wanted[name] = (model.checksum, release, tuple(batch_sizes), tokens[:prompt]), tokens
+    found = {name: _recall(*asked) for name, asked in wanted.items()}
+    if missing := [name for name, slots in found.items() if slots is None]:
+        job = {
+            "parent": os.getpid(),
+            "model": os.fspath(model.directory),
+            "batch_sizes": list(batch_sizes),
+            "sequences": [[len(wanted[name][0][-1]), wanted[name][1]] for name in missing],
+        }
+        answers = _ask(releases.python_of(release), release, job, timeout_s)
+        for name, slots in zip(missing, answers, strict=True):
+            found[name] = slots
+            _keep(*wanted[name], slots)
+    return {name: slots for name, slots in found.items() if slots is not None}
+
+
+def _recall(key: _Key, tokens: tuple[int, ...]) -> Floats | None:
+    with _kept_lock:
+        known = _kept.get(key)
+        if known is None or known[0][: len(tokens)] != tokens:
+            return None
+        _kept.move_to_end(key)
+        return known[1][: len(tokens)]
+
+
+def _keep(key: _Key, tokens: tuple[int, ...], slots: Floats) -> None:
+    with _kept_lock:
+        _kept[key] = tokens, slots
+        _kept.move_to_end(key)
+        while sum(kept.nbytes for _, kept in _kept.values()) > _KEPT_BYTES and len(_kept) > 1:
+            _kept.popitem(last=False)
+
+
+def _ask(python: Path, release: str, job: dict[str, Any], timeout_s: float) -> list[Floats]:
+    """Return what a child process answers to a job, one array a sequence."""
+    with children.scratch("cachelab-contents") as directory:
+        spec, log, said = (Path(directory, name) for name in ("job.json", "log", "said.npz"))
+        spec.write_text(json.dumps(job))
+        with log.open("wb") as output:
+            child = children.start([python, "-c", _CHILD, spec, said], stdout=output, stderr=output)
+        try:
+            failed = child.wait(timeout_s) != 0
+        except subprocess.TimeoutExpired:
+            raise ModelError(
+                f"The reference decoder of shortfin {release} was not done after {timeout_s:g} s"
+                " and was ended: give it more time, or fewer sequences."
+            ) from None
+        finally:
+            children.kill_group(child)
+        if failed:
+            lines = children.tail(log, 4000).strip().splitlines() or ["it said nothing."]
+            raise ModelError(f"The reference decoder of shortfin {release} failed: {lines[-1]}")
+        with np.load(said) as arrays:
+            return [arrays[f"{number}"] for number in range(len(job["sequences"]))]
+
+
+_CHILD = (
+    "import sys; from analysis.sanitizer.contents import _child; sys.exit(_child(*sys.argv[1:]))"
+)
+
+
+def _child(spec: str, said: str) -> int:
+    """Compute the sequences of a job file (runs in the child)."""
+    job = json.loads(Path(spec).read_text())
+    children.die_with_parent(job["parent"])
+    from analysis.model import ReferenceDecoder, compile_model, load_model
+
+    try:
+        model = load_model(Path(job["model"]))
+        vmfb = compile_model(model, batch_sizes=tuple(job["batch_sizes"]), target="llvm-cpu")
+        decoder, arrays = ReferenceDecoder(model, vmfb), {}
+        for number, (prompt, tokens) in enumerate(job["sequences"]):
+            sequence = decoder.start(tokens[:prompt], capacity=len(tokens))
+            for token in tokens[prompt:]:
+                sequence.step(token)
+            arrays[f"{number}"] = sequence.keys_values()
+        np.savez(said, allow_pickle=False, **arrays)
+    except CachelabError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # the parent reads the last line
+        return 1
+    return 0
+
+
+# -- comparing -----------------------------------------------------------------------------
+
+
+def compare(
+    engine: Engine,
+    sequences: Mapping[str, Row],
+    *,
+    others: Mapping[str, tuple[int, Sequence[int]]] | None = None,
+    timeout_s: float = REFERENCE_TIMEOUT_S,
+) -> pd.DataFrame:
+    """Return what every slot of some requests holds now, against the reference decoder.
+
+    Read it while the pages are theirs, or after they ended and before their pages are taken again.
+
+    Parameters
+    ----------
+    engine
+        A live engine; flights that are under way may write meanwhile.
+    sequences
+        By request: how many tokens its prompt has, all tokens whose keys and values were written
+        (not the last one of the answer, which is never fed back), its pages in order. `written`
+        makes it of a recording.
+    others
+        More requests whose data may have strayed in: prompt length and tokens.
+    timeout_s
+        Longest wait for the reference decoder, in seconds.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a slot: ``request_id``, ``position``, ``decoded`` (not of the prompt), ``page``,
+        ``slot``, ``difference`` (largest, absolute), ``ulps`` (largest, see `NUMERICS`),
+        ``first_layer`` (the first that differs by more than numerics, None if none does),
+        ``verdict``, ``damage`` (of a damaged one: what of it is wrong, in words), and for verdicts
+        *other* and *damaged* ``other_request_id`` and ``other_position``, where it is known whose
+        bytes these are.
+
+        Verdicts: *equal*, to the bit; *numerics*, within `NUMERICS`; *empty*, all zeros; *not
+        finite*, NaN or infinity anywhere; *other*, what belongs at another place, of whichever
+        request; *other context*, the right token at the right position (the first layer says so, as
+        it sees nothing else), computed while something wrong was attended to, now or earlier;
+        *damaged*, the right token with wrong parts in layers above, which no context explains: what
+        is computed from a wrong part is right to the bit, or a layer is that of another token;
+        *unknown data*. A wrong last layer of unknown origin counts as another context.
+
+    Notes
+    -----
+    On 3.1.0 every decoded slot is of *other context*, even of one request alone: its seq_lens are
+    too long, so slots that nobody wrote are read (456 of 456, by up to 3462 units).
+
+    Raises
+    ------
+    EngineError
+        If pages cannot be read, or are too few for the tokens.
+    ModelError
+        If the reference decoder fails.
+
+    """
+    asked = {name: (prompt, tokens) for name, (prompt, tokens, _) in sequences.items()}
+    right = reference_slots(
+        engine.model,
+        {**(others or {}), **asked},
+        release=engine.release,
+        batch_sizes=engine.config.batch_sizes,
+        timeout_s=timeout_s,
+    )
+    stride = engine.model.config.block_seq_stride
+    places = [_places(name, row, stride) for name, row in sequences.items()]
+    where = np.concatenate([np.zeros((0, 3), np.int64), *places])
+    owners = np.repeat(np.array(list(sequences), dtype=object), [len(rows) for rows in places])
+    pages, which = np.unique(where[:, 1], return_inverse=True)
+    held = np.moveaxis(read_pages(engine, pages.tolist()), 3, 1)[which, where[:, 2]]
+    should = np.concatenate([held[:0], *(right[name] for name in sequences)])
+
+    difference, parts = _distance(held, should)
+    ulps = parts.max(axis=(1, 2), initial=0.0)
+    beyond = parts.max(axis=2, initial=0.0) > NUMERICS  # [slots, layers]
+    finite = np.isfinite(held).all(axis=(1, 2, 3, 4))
+    zero = (held == 0).all(axis=(1, 2, 3, 4))
+    own_token = finite & ~beyond[:, 0]
+    verdict = np.select(
+        [~finite, ulps == 0, ulps <= NUMERICS, zero, own_token],
+        ["not finite", "equal", "numerics", "empty", "other context"],
+        "unknown data",
+    ).astype(object)
+
+    # Whose is it? What any request should hold anywhere, and what slots that kept their own token
+    # really hold: on 3.1.0 these two are not the same.
+    names = list(right)
+    lengths = [len(right[name]) for name in names]
+    known = np.concatenate([held[:0], *(right[name] for name in names), held[own_token]])
+    known_of = np.concatenate([np.repeat(np.array(names, object), lengths), owners[own_token]])
+    known_at = np.concatenate([*(np.arange(n) for n in lengths), where[own_token, 0]])
+    other_request = np.full(len(where), None, dtype=object)
+    other_position = np.full(len(where), -1, dtype=np.int64)
+    for kind, count in (("other context", sum(lengths)), ("unknown data", len(known))):
+        strange = np.flatnonzero(verdict == kind)
+        nearest, apart = _nearest(held[strange], known[:count])
+        # With the right token, only all layers can tell it from another's. A strange token is told
+        # by layer 0: those above may have been computed from what was wrong already.
+        layers = apart if kind == "other context" else apart[:, :1]
+        chosen = layers.max(axis=(1, 2), initial=0.0) <= NUMERICS
+        rows, found = strange[chosen], nearest[chosen]
+        verdict[rows] = "other"
+        other_request[rows], other_position[rows] = known_of[found], known_at[found]
+    # A context that differs changes all parts of its layer and of those above, if by little.
+    blocks = (held.view(np.uint16) != should.view(np.uint16)).any(axis=4)
+    damage = np.full(len(where), None, dtype=object)
+    for at in np.flatnonzero(verdict == "other context"):
+        first = int(beyond[at].argmax())
+        proved = not blocks[at, first:].all()
+        excluded = known_at == where[at, 0]
+        # Behind another context, others of the same token at the same position may be alike.
+        excluded &= (
+            known_of == owners[at] if proved else (known[:, 0] == held[at, 0]).all(axis=(1, 2, 3))
+        )
+        source = _foreign_layer(held[at], beyond[at], known, excluded)
+        if source is None and not proved:
+            continue
+        verdict[at], damage[at] = "damaged", _wrong_parts(blocks[at])
+        if source is not None:
+            other_request[at], other_position[at] = known_of[source], known_at[source]
+    import pandas as pd  # slow to import
+
+    return pd.DataFrame(
+        {
+            "request_id": owners,
+            "position": where[:, 0],
+            "decoded": where[:, 0] >= np.array([asked[name][0] for name in owners], np.int64),
+            "page": where[:, 1],
+            "slot": where[:, 2],
+            "difference": difference,
+            "ulps": ulps,
+            "first_layer": pd.Series(
+                np.where(beyond.any(axis=1), beyond.argmax(axis=1), np.nan)
+            ).astype("Int64"),
+            "verdict": verdict,
+            "damage": damage,
+            "other_request_id": other_request,
+            "other_position": pd.Series(
+                np.where(other_position >= 0, other_position, np.nan)
+            ).astype("Int64"),
+        }
+    )
+
+
+def masked_nonfinite(engine: Engine, pages: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Return slots that hold NaN or infinity where a row of this length masks them.
+
+    These are (page, slot) beyond the first `length` tokens of the row's pages, and anywhere in the
+    padding page 0. A mask that is added as -inf hides no NaN (NaN - inf = NaN), and one that
+    multiplies a value by a weight of 0 hides neither (0 x inf = NaN).
+    """
+    stride = engine.model.config.block_seq_stride
+    row = np.array(pages, dtype=np.int64)
+    places = np.stack([np.repeat(row, stride), np.tile(np.arange(stride), len(row))], axis=1)
+    padding = np.stack([np.zeros(stride, np.int64), np.arange(stride)], axis=1)
+    masked = places[length:]
+    places = np.concatenate([padding, masked[masked[:, 0] != 0]])
+    needed, which = np.unique(places[:, 0], return_inverse=True)
+    slots = np.moveaxis(read_pages(engine, needed.tolist()), 3, 1)[which, places[:, 1]]
+    bad = places[~np.isfinite(slots).all(axis=(1, 2, 3, 4))]
+    return list(dict.fromkeys((int(page), int(slot)) for page, slot in bad))
+
+
+def _places(name: str, row: Row, stride: int) -> NDArray[np.int64]:
+    """Return position, page and slot of each token of a request, [tokens, 3]."""
+    _, tokens, pages = row
+    positions = np.arange(len(tokens))
+    if len(tokens) > len(pages) * stride:
+        raise EngineError(
+            f"{len(pages)} pages of {stride} slots cannot hold the {len(tokens)} tokens of"
+            f" {name!r}: name all of its pages."
+        )
+    return np.stack(
+        [positions, np.array(pages, dtype=np.int64)[positions // stride], positions % stride],
+        axis=1,
+    )
+
+
+def _distance(held: Floats, should: Floats) -> tuple[Floats, Floats]:
+    """Return the largest absolute difference [slots], and that in units [slots, layers, 2].
+
+    Not finite ones are infinitely far away.
+    """
+    largest = np.abs(should).max(axis=(3, 4), initial=0)
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(held.astype(np.float64) - should.astype(np.float64))
+        apart = gaps.max(axis=(3, 4), initial=0)
+        apart[~np.isfinite(apart)] = np.inf
+        units = apart / np.spacing(largest).astype(np.float64)
+    return apart.max(axis=(1, 2), initial=0.0), units
+
+
+def _foreign_layer(
+    held: Floats, beyond: NDArray[np.bool_], known: Floats, excluded: NDArray[np.bool_]
+) -> int | None:
+    """Return which known slot a wrong layer of a slot comes from, None if from none."""
+    for layer in np.flatnonzero(beyond).tolist():
+        alike = (known[:, layer] == held[layer]).all(axis=(1, 2, 3)) & ~excluded
+        if alike.any():
+            return int(np.flatnonzero(alike)[0])
+    return None
+
+
+def _wrong_parts(unlike: NDArray[np.bool_]) -> str:
+    """Say which layers, halves and heads of a slot differ, [layers, 2, heads]."""
+    words = []
+    for layer in np.flatnonzero(unlike.any(axis=(1, 2))).tolist():
+        for kind, name in enumerate(("K", "V")):
+            heads = np.flatnonzero(unlike[layer, kind])
+            if unlike[layer].all():
+                continue
+            if len(heads) == unlike.shape[2]:
+                words.append(f"{name} of layer {layer}")
+            elif len(heads):
+                words.append(f"{name} of layer {layer}, head {', '.join(map(str, heads))}")
+        if unlike[layer].all():
+            words.append(f"layer {layer}")
+    return "; ".join(words)
+
+
+def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return, for each slot, the nearest known one and its distances in units [slots, layers, 2].
+
+    Of equally near ones the first is taken.
+    """
+    shape = held.shape[:3]
+    if not len(held) or not len(known):
+        return np.zeros(shape[0], np.int64), np.full(shape, np.inf)
+    flat = known.reshape(len(known), -1).astype(np.float32)
+    lengths = np.einsum("ij,ij->i", flat, flat)
+    nearest, distances = [], []
+    count = min(_NEAREST, len(known)) - 1
+    for start in range(0, len(held), _CHUNK):
+        some = held[start : start + _CHUNK]
+        # The product is fast, and rounds: the few that it finds are compared exactly.
+        rough = lengths - 2 * some.reshape(len(some), -1).astype(np.float32) @ flat.T
+        few = np.sort(np.argpartition(rough, count, axis=1)[:, : count + 1], axis=1)
+        exact = np.stack(
+            [_distance(some, known[few[:, k]])[1] for k in range(few.shape[1])], axis=1
+        )
+        best = exact.max(axis=(2, 3)).argmin(axis=1)
+        rows = np.arange(len(some))
+        nearest.append(few[rows, best])
+        distances.append(exact[rows, best])
+    return np.concatenate(nearest), np.concatenate(distances)
+
+
+def in_words(slots: pd.DataFrame) -> str:
+    """Say what slots were found to hold, in sentences; `slots` is what `compare` returns."""
+    if slots.empty:
+        return "No slot was compared."
+    counts = slots["verdict"].value_counts()
+    right = int(counts.get("equal", 0) + counts.get("numerics", 0))
+    exact = int(counts.get("equal", 0))
+    text = f"{right} of {len(slots)} slots hold what the reference decoder has in their place"
+    text += f" ({'all of them' if exact == right else exact} to the bit)."
+    strange = slots[slots["verdict"] == "other"]
+    if len(strange):
+        first = strange.iloc[0]
+        text += (
+            f" {len(strange)} hold the bytes of another token: slot {first['slot']} of page"
+            f" {first['page']}, for position {first['position']} of {first['request_id']}, has"
+            f" position {first['other_position']} of {first['other_request_id']}."
+        )
+    for verdict, what in (
+        ("damaged", "hold the right token with parts that are not its own, in layers above"),
+        ("other context", "hold the right token, computed while something wrong was attended to"),
+        ("empty", "hold zeros"),
+        ("not finite", "hold NaN or infinity"),
+        ("unknown data", "hold what no compared request has anywhere"),
+    ):
+        if count := int(counts.get(verdict, 0)):
+            text += f" {count} {what}."
+    return text

@@ -1,0 +1,315 @@
+"""One flight as the compiled model does it: first its writes, then its reads, all rows at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.sanitizer.shadow import (
+    NOBODY,
+    NOTHING,
+    PADDING,
+    UNKNOWN,
+    Hashes,
+    Ints,
+    mix_one,
+    prefix_hashes,
+)
+from analysis.sanitizer.world import Flight, Sequence, World
+
+_ALL = 2**64 - 1
+OUTSIDE = -1
+"""A slot that lies outside of the row's block table, or on a page that does not exist."""
+
+
+class Passage:
+    """A flight going through the shadow.
+
+    Making one takes note of all that the flight writes; its arrays are what the rules look at.
+    Rows beyond `flight.real` are padding. It costs as much as the flight has slots, however large
+    the pool is.
+    """
+
+    def __init__(self, world: World, flight: Flight) -> None:
+        self.world, self.flight = world, flight
+        real = flight.real
+        rows, width = flight.tokens.shape
+        self.first: Ints = np.zeros(rows, np.int64) if flight.starts is None else flight.starts
+        """First position that each row writes, [rows]."""
+        self.sequences: list[Sequence | None] = [
+            None if (s := world.last_of.get(r)) is None or s.lost else s for r in flight.request_ids
+        ]
+        """Of each real row; None where nothing is known of it."""
+        self._resume()
+        self.twin_of = _twins(flight, self.first)
+        """For each real row the first one of the same request and arguments, itself if alone."""
+        self.repeats = [
+            s is not None and (self.twin_of[row] != row or self._again(row, s))
+            for row, s in enumerate(self.sequences)
+        ]
+        """Whether each real row makes a step once more that was made before."""
+        self._leave_beams_out()
+        prefills = flight.phase == "prefill"
+        self.made_by = [
+            -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_flight
+            for s in self.sequences
+        ]
+        """The flight of the last step of each real row's sequence, or of its last prefill."""
+        self.due_first = [
+            -1 if s is None else int(self.first[row]) if again else _next(s, flight)
+            for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
+        ]
+        """Where each real row's sequence stands."""
+        self.due_tokens = [
+            None if s is None else _due_tokens(s, flight, row, again)
+            for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
+        ]
+        """The tokens that it is to go on with, where they are known."""
+        positions = self.first[:, None] + np.arange(width)
+        if flight.phase == "decode":
+            self.tokens_of = np.ones(rows, dtype=np.int64)
+        else:
+            self.tokens_of = np.clip(flight.seq_lens - self.first, 0, width)
+        """Tokens of each row that are no padding, as it flew, [rows]."""
+        self.tokens_of[real:] = 0
+        self.write_slots = self._slots(positions)
+        """[rows, width]"""
+        self.wrong_tokens: list[int | None] = [
+            self._wrong_token(row, due) for row, due in enumerate(self.due_tokens)
+        ]
+        """First position at which a real row flew with a token that is not its own, or none."""
+        self.write_content = self._contents(positions)
+        written = self.write_slots >= 0
+        self.before = np.where(written, world.shadow.content[self.write_slots], UNKNOWN)
+        """What stood in the slots before, [rows, width]."""
+        self.writer_before = np.where(written, world.shadow.writer[self.write_slots], NOBODY)
+        self.outside = ~written
+        """Where nothing is written, for want of a page, [rows, width]."""
+        self.position_before = np.where(written, world.shadow.position[self.write_slots], -1)
+        self._write(positions, written)
+        self._advance()
+        self._read()
+
+        shadow = world.shadow
+        held = shadow.content[self.read_slots]
+        strange = (held != self.expected) & (held != UNKNOWN)
+        known = np.array([s is not None for s in self.sequences], dtype=bool)[:, None]
+        own = self.reads & ~self.beyond & known
+        self.wrong = own & strange
+        """Slots that a row attends to and that hold something else than its own prefix."""
+        self.inherited = own & ~strange & shadow.tainted[self.read_slots]
+        """Slots that hold the row's own prefix, but computed from wrong data."""
+        if flight.phase == "decode" and self.inherited.size:
+            # What it has just written itself is not an inheritance.
+            self.inherited &= self.read_slots != self.write_slots[:real, :1]
+        self._taint()
+
+    def _resume(self) -> None:
+        """Give a sequence that begins behind a cached prefix the tokens of that prefix."""
+        for row, sequence in enumerate(self.sequences if self.flight.phase == "prefill" else ()):
+            first = int(self.first[row])
+            if sequence is not None and sequence.prompt and sequence.length < first:
+                sequence.restart(np.array(sequence.prompt[:first], dtype=np.int64), 0)
+
+    def _again(self, row: int, sequence: Sequence) -> bool:
+        """Tell whether a row makes the last step of its sequence once more.
+
+        A decode does so if it flies the token that was flown last, and no other was chosen since;
+        a prefill if it starts where the last one did.
+        """
+        flight, first = self.flight, int(self.first[row])
+        if flight.phase == "prefill":
+            return sequence.prefilled is not None and first == sequence.prefilled[0]
+        if first != sequence.length - 1 or not sequence.takeoffs:
+            return False
+        # Where a further row of the request makes its next step, this one is late.
+        if sequence.chose_next and flight.request_ids.count(sequence.request_id) == 1:
+            return False
+        if sequence.prompt is not None and first < len(sequence.prompt):
+            return False
+        flown = sequence.hash_before(first) + mix_one(int(flight.tokens[row, 0]), first) & _ALL
+        return flown == sequence.last
+
+    def _leave_beams_out(self) -> None:
+        """Follow no request that has several rows for its next step: beams share its name."""
+        ids = self.flight.request_ids
+        if len(set(ids)) == len(ids):
+            return
+        steps = Counter(r for r, again in zip(ids, self.repeats, strict=True) if not again)
+        for row, request_id in enumerate(ids):
+            sequence = self.sequences[row]
+            if sequence is not None and steps[request_id] > 1:
+                sequence.lost = True
+                self.sequences[row], self.repeats[row] = None, False
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _slots(self, positions: Ints) -> Ints:
+        """Return the slot of each position through each row's own block table."""
+        tables, stride = self.flight.tables, self.world.stride
+        blocks = positions // stride
+        inside = (blocks >= 0) & (blocks < tables.shape[1])
+        rows = np.arange(len(tables))[:, None]
+        pages = tables[rows, blocks if inside.all() else blocks.clip(0, tables.shape[1] - 1)]
+        inside &= (pages >= 0) & (pages < self.world.page_count)
+        slots: Ints = np.where(inside, pages * stride + positions % stride, OUTSIDE)
+        return slots
+
+    def _contents(self, positions: Ints) -> Hashes:
+        """Return what each row writes: prefixes of what it flew with, or padding."""
+        flight = self.flight
+        contents = np.full(self.write_slots.shape, PADDING, dtype=np.uint64)
+        for row, sequence in enumerate(self.sequences):
+            count, first = int(self.tokens_of[row]), int(self.first[row])
+            if sequence is None:
+                contents[row] = UNKNOWN
+            elif flight.phase == "decode":
+                token = mix_one(int(flight.tokens[row, 0]), first)
+                contents[row, 0] = sequence.hash_before(first) + token & _ALL
+            else:
+                tokens = flight.tokens[row, :count]
+                contents[row, :count] = prefix_hashes(tokens, first, sequence.hash_before(first))
+        return contents
+
+    def _write(self, positions: Ints, written: npt.NDArray[np.bool_]) -> None:
+        shadow, real = self.world.shadow, self.flight.real
+        writers = np.full(len(positions), NOBODY, dtype=np.int32)
+        writers[:real] = [NOBODY if s is None else s.number for s in self.sequences]
+        slots = self.write_slots[written]
+        shadow.content[slots] = self.write_content[written]
+        shadow.writer[slots] = np.broadcast_to(writers[:, None], positions.shape)[written]
+        shadow.position[slots] = positions[written]
+        shadow.flight[slots] = self.flight.flight_id
+        shadow.tainted[slots] = False
+
+    def _wrong_token(self, row: int, due: Ints | None) -> int | None:
+        if due is None:
+            return None
+        if self.flight.phase == "decode":
+            same = int(due[0]) == int(self.flight.tokens[row, 0])
+            return None if same else int(self.first[row])
+        flown = self.flight.tokens[row, : int(self.tokens_of[row])]
+        # A length that is too short is told by a rule of its own.
+        due = due[: max(0, int(self.flight.seq_lens[row]) - int(self.first[row]))]
+        both = min(len(due), len(flown))
+        unlike = np.flatnonzero(due[:both] != flown[:both])
+        if not len(unlike) and len(flown) >= len(due):
+            return None
+        return int(self.first[row]) + (int(unlike[0]) if len(unlike) else both)
+
+    def _advance(self) -> None:
+        """Move each sequence on as it should be, whatever was flown."""
+        for row, sequence in enumerate(self.sequences):
+            if sequence is None:
+                continue
+            if self.repeats[row]:
+                sequence.result = self.flight.result(row) if sequence.is_whole else None
+                continue
+            due, first = self.due_tokens[row], self.due_first[row]
+            flown = self.flight.tokens[row, : int(self.tokens_of[row])]
+            if self.flight.phase == "decode":
+                sequence.append(int(due[0] if due is not None else flown[0]))
+            else:
+                sequence.restart(flown if due is None else due, first)
+            sequence.step(self.flight.phase, first, self.flight.flight_id)
+            if sequence.is_whole:
+                sequence.result = self.flight.result(row)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        flight, stride, real = self.flight, self.world.stride, self.flight.real
+        size = flight.tables.shape[1] * stride
+        lengths = flight.seq_lens[:real] if flight.phase == "decode" else self.first[:real]
+        width = int(min(max(lengths, default=0), size)) if (lengths > 0).any() else 0
+        positions = np.arange(width)
+        self.reads = positions[None, :] < lengths[:, None]
+        """Which slots each real row attends to through the cache, [real, width]."""
+        self.read_slots = self._slots(np.broadcast_to(positions, (len(flight.tables), width)))[
+            :real
+        ]
+        self.reads &= self.read_slots >= 0
+        self.expected = np.full((real, width), NOTHING, dtype=np.uint64)
+        """The hash that each slot should hold."""
+        self.lengths = [0 if s is None else s.length for s in self.sequences]
+        """Own length of each real row, this flight's tokens included."""
+        for row, sequence in enumerate(self.sequences):
+            if sequence is not None:
+                if self.repeats[row]:
+                    past = flight.phase == "prefill" and sequence.prefilled
+                    self.lengths[row] = past[1] if past else int(self.first[row]) + 1
+                count = min(width, self.lengths[row])
+                self.expected[row, :count] = sequence.hashes[:count]
+        own = np.array(self.lengths, dtype=np.int64)
+        self.beyond = self.reads & (positions[None, :] >= own[:, None])
+        """Slots past the row's own length that it attends to all the same."""
+        self.beyond[[row for row, s in enumerate(self.sequences) if s is None]] = False
+
+    def _taint(self) -> None:
+        """Mark what rows wrote that had read something wrong."""
+        real = self.flight.real
+        bad = self.wrong.any(axis=1) | self.inherited.any(axis=1) | self.beyond.any(axis=1)
+        for row, sequence in enumerate(self.sequences):
+            if sequence is not None and (
+                self.wrong_tokens[row] is not None or self.has_wrong_place(row)
+            ):
+                bad[row] = True
+        slots = self.write_slots[:real][bad]
+        self.world.shadow.tainted[slots[slots >= 0]] = True
+
+    # -- what the rules ask ----------------------------------------------------------------
+
+    def has_wrong_place(self, row: int) -> bool:
+        """Tell whether a row flew from another position than where its sequence stands."""
+        return self.due_first[row] >= 0 and int(self.first[row]) != self.due_first[row]
+
+    def known_rows(self) -> list[tuple[int, Sequence]]:
+        """Return the real rows of which something is known."""
+        return [(row, s) for row, s in enumerate(self.sequences) if s is not None]
+
+    def pages_of(self, row: int) -> tuple[int, ...]:
+        """Return the part of a row's block table that its own length needs."""
+        blocks = -(-self.lengths[row] // self.world.stride)
+        return tuple(self.flight.tables[row, :blocks].tolist())
+
+
+def _twins(flight: Flight, starts: Ints) -> list[int]:
+    """Return for each real row the first one that has the same request and arguments."""
+    ids = flight.request_ids
+    twins = list(range(len(ids)))
+    if len(set(ids)) == len(ids):
+        return twins
+    for row, request_id in enumerate(ids):
+        for other in range(row):
+            if ids[other] == request_id and all(
+                np.array_equal(values[row], values[other])
+                for values in (flight.tokens, flight.seq_lens, starts, flight.tables)
+            ):
+                twins[row] = other
+                break
+    return twins
+
+
+def _next(sequence: Sequence, flight: Flight) -> int:
+    """Return the position that a sequence has come to."""
+    if flight.phase == "decode":
+        return sequence.length
+    return 0 if flight.starts is None else sequence.length
+
+
+def _due_tokens(sequence: Sequence, flight: Flight, row: int, again: bool) -> Ints | None:
+    """Return the tokens that a sequence is to go on with, or to repeat."""
+    if sequence.prompt is None:
+        return None
+    if flight.phase == "prefill":
+        prompt = np.array(sequence.prompt, dtype=np.int64)
+        if flight.starts is None:
+            return prompt
+        return prompt[int(flight.starts[row]) : int(flight.seq_lens[row])]
+    if again:
+        return None  # it is the one that was flown: that is how a repetition is known
+    place = sequence.length - len(sequence.prompt)
+    token = sequence.answer[place] if 0 <= place < len(sequence.answer) else None
+    return None if token is None else np.array([token], dtype=np.int64)

@@ -1,0 +1,318 @@
+"""The sanitizer over what a run recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.core.errors import CachelabError, RunError
+from analysis.model import load_model
+from analysis.runs.store import cell_tables, load_run_cells, read_manifest
+from analysis.runs.tables import FAULT, arm_of, broken_json, is_control
+from analysis.sanitizer.blind import blind_spots
+from analysis.sanitizer.checker import Checker
+from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group
+from analysis.sanitizer.stream import tabled_events, tabled_flights
+from analysis.sanitizer.unchecked import Unchecked
+from analysis.snapshots.snapshot import Snapshot
+
+OnCell = Callable[[str, Findings | None], None]
+
+_STRIDE = 16
+"""Tokens of a page where no flight shows it."""
+
+
+@dataclass
+class Checked:
+    """What was found in all cells of one setting."""
+
+    release: str
+    prefix_sharing: str
+    treatments: tuple[str, ...]
+    cells: int = 0
+    unobserved: int = 0
+    """Cells of which nothing was recorded."""
+    flights: int = 0
+    events: int = 0
+    controls: int = 0
+    """Engines with these treatments in which a fault was planted, and struck."""
+    alarms: int = 0
+    """Of these, in how many it was found for what it is."""
+    idle: int = 0
+    """Engines in which the planted fault found nothing to strike: these say nothing."""
+    planted: list[str] = field(default_factory=list)
+    """The faults of all of them."""
+    groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
+    """By rule and cause: the cell and what it found there."""
+    notes: list[str] = field(default_factory=list)
+    unchecked: Unchecked = field(default_factory=Unchecked)
+    """Invocations that could not be checked, over all cells; requests as cell/request."""
+    unchecked_wrong: list[str] = field(default_factory=list)
+    """Requests with unchecked invocations whose answers were wrong, as cell/request."""
+    cell_ids: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The setting in words."""
+        return " ".join([self.release, self.prefix_sharing, *self.treatments])
+
+    @property
+    def blind(self) -> list[str]:
+        """What cannot be seen on this release, in sentences that begin with the rule."""
+        return blind_spots(self.release)
+
+    @property
+    def void(self) -> bool:
+        """Whether a control stayed silent, so that silence elsewhere means nothing."""
+        return self.alarms < self.controls
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was recorded was checked, by every rule, in every cell."""
+        return not (self.unchecked or self.notes or self.unobserved)
+
+    @property
+    def not_checked(self) -> list[str]:
+        """What was not checked, in sentences; [] if all was."""
+        said = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
+        if self.unchecked_wrong:
+            said.append(f"Of these requests, wrong were: {', '.join(self.unchecked_wrong)}.")
+        if self.unobserved:
+            said.append(f"{self.unobserved} of {self.cells} cells: nothing was recorded of them.")
+        return [*said, *self.notes]
+
+    @property
+    def wrong_data(self) -> list[tuple[str, str]]:
+        """Rules and causes of which wrong data was read in some cell."""
+        return [
+            key
+            for key, members in self.groups.items()
+            if any(group.severity == WRONG_DATA for _, group in members)
+        ]
+
+    def lead(self, among: Collection[str] | None = None) -> tuple[str, Finding] | None:
+        """Return the first finding, with its cell: of wrong data if any was read, else of any.
+
+        Of several cells (if `among` is given, of these) the one that comes first counts.
+        """
+        leads = [
+            (cell, group.first)
+            for members in self.groups.values()
+            for cell, group in members
+            if among is None or cell in among
+        ]
+        cells = self.cell_ids
+        return min(
+            leads,
+            key=lambda lead: (
+                lead[1].severity != WRONG_DATA,
+                cells.index(lead[0]),
+                -1 if lead[1].seq is None else lead[1].seq,
+            ),
+            default=None,
+        )
+
+    def add(self, cell_id: str, findings: Findings) -> None:
+        """Add what was found in a cell."""
+        self.cell_ids.append(cell_id)
+        self.flights += findings.flights
+        self.events += findings.events
+        for group in findings.groups:
+            self.groups.setdefault((group.rule, group.cause), []).append((cell_id, group))
+        self.unchecked.update(findings.unchecked, cell_id)
+        for note in findings.notes:
+            if note not in self.notes:
+                self.notes.append(note)
+
+    def add_wrong(self, cell_id: str, findings: Findings, requests: pa.Table) -> None:
+        """Add the requests of a cell that were answered wrong and not checked to the end."""
+        wrong = requests.filter(pc.field("outcome") == "wrong")["request_id"].to_pylist()
+        unchecked = findings.unchecked.requests
+        self.unchecked_wrong += [f"{cell_id}/{request}" for request in wrong if unchecked[request]]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One engine in which a fault was planted, beside the treatments of its arm."""
+
+    release: str
+    prefix_sharing: str
+    arm: tuple[str, ...]
+    fault: str
+    struck: bool
+    """Whether the fault found what to strike, as far as it is known."""
+    alarmed: bool
+    """Whether it was found, for what it is."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether the sanitizer missed it, so that its silence in this arm means nothing."""
+        return self.struck and not self.alarmed
+
+    @classmethod
+    def of(cls, cell: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
+        """Return the control that a row of `cells` is, from the rows of its findings.
+
+        The alarm counts only if it names a request or the page that the fault struck, for an
+        untreated engine may break the same rule by itself. In runs that did not keep what was
+        struck, any finding of that rule and cause counts.
+        """
+        from analysis.treatments.faults import FAULTS  # treatments need the sanitizer's rules
+
+        names = tuple(cell["treatments"] or ())
+        [fault, *_] = [name for name in names if name.startswith(FAULT)]
+        known = FAULTS.get(":".join(fault.split(":")[:2]))
+        struck = json.loads(cell.get("struck") or "{}")
+        if not isinstance(struck, dict | None):
+            raise RunError(
+                f"What the fault of cell {cell['cell_id']} struck is no JSON object: restore the"
+                " run, or record it again."
+            )
+        meant = None if known is None else known.alarm(cell["release"])
+        alarmed = any(
+            # A fault that this package no longer knows cannot be told for what it is.
+            meant in (None, (row["rule"], row["cause"])) and _names(row, struck or {})
+            for row in findings
+        )
+        return cls(cell["release"], cell["prefix_sharing"], arm_of(names), fault,
+                   struck is not None, alarmed)  # fmt: skip
+
+
+def _names(row: Mapping[str, Any], struck: Mapping[str, Any]) -> bool:
+    """Tell whether a finding names a request or the page that a fault struck, if it says any."""
+    requests = {struck.get("request_id"), struck.get("other_request_id")} - {None}
+    page = struck.get("page")
+    if not requests and page is None:
+        return True
+    return bool(requests & {row["request_id"], row["other_request_id"]}) or (
+        page is not None and row["page"] == page
+    )
+
+
+def controls_of(path: str | Path) -> list[Control]:
+    """Return the controls of a sanitized run, by the findings that it holds.
+
+    Raises RunError if `path` is no run or something in it is damaged.
+    """
+    found = []
+    cells = load_run_cells(path)
+    for cell_id, tables in cell_tables(path, ("findings",)):
+        cell = cells[cell_id]
+        if is_control(cell["treatments"] or ()):
+            rows = tables["findings"].to_pylist() if "findings" in tables else []
+            with broken_json(f"What is known of {cell_id} in {path}"):
+                found.append(Control.of(cell, rows))
+    return found
+
+
+def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
+    """Check every cell of a run and return what was found in each setting.
+
+    `on_cell` is told each cell's id and findings, None where the cell was not observed; controls
+    are left out. Raises RunError if `path` is no run, something in it is damaged, or none of its
+    cells was observed.
+    """
+    cells = load_run_cells(path)
+    context = context_of(read_manifest(path).get("plan"))
+    settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
+    controls: list[Control] = []
+    for cell_id, tables in cell_tables(path, ("requests", "events", "flights", "snapshots")):
+        cell = cells[cell_id]
+        names = tuple(cell["treatments"] or ())
+        with broken_json(f"What was recorded of {cell_id} in {path}"):
+            findings = check_tables(tables, context=context)
+            if is_control(names):
+                rows = [] if findings is None else findings.rows(cell_id)
+                controls.append(Control.of(cell, rows))
+                continue
+        if on_cell is not None:
+            on_cell(cell_id, findings)
+        key = cell["release"], cell["prefix_sharing"], names
+        checked = settings.setdefault(key, Checked(*key))
+        checked.cells += 1
+        if findings is None:
+            checked.unobserved += 1
+        else:
+            checked.add(cell_id, findings)
+            checked.add_wrong(cell_id, findings, tables["requests"])
+    for control in controls:
+        own = settings.get((control.release, control.prefix_sharing, control.arm))
+        if own is not None:
+            own.planted.append(control.fault)
+            own.controls += control.struck
+            own.alarms += control.struck and control.alarmed
+            own.idle += not control.struck
+    if not settings:
+        raise RunError(f"{path} has no cell but controls, so there is nothing to check.")
+    if all(checked.unobserved == checked.cells for checked in settings.values()):
+        raise RunError(
+            f"Nothing was recorded in the cells of {path}: sweep with --sanitize or --observe."
+        )
+    return list(settings.values())
+
+
+def context_of(plan: Any) -> int | None:
+    """Return how many positions the model of a run's plan was made for; None if it is not here."""
+    model = plan.get("model") if isinstance(plan, dict) else None
+    try:
+        return load_model(Path(model) if model else None).config.max_seq_len
+    except CachelabError:
+        return None
+
+
+def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) -> Findings | None:
+    """Check what was recorded of one cell, by the names of its tables; None if nothing was.
+
+    `context` is how many positions the model was made for; None if that is not known.
+    """
+    if "snapshots" not in tables or "events" not in tables or not tables["snapshots"].num_rows:
+        return None
+    rows = tables["snapshots"].sort_by("seq").to_pylist()
+    snapshots = [Snapshot.from_row(row) for row in rows]
+    if snapshots[0].seq is None:
+        raise RunError("The snapshots have no place among the events: record the run again.")
+    flights = tables.get("flights")
+    last = pc.max(tables["events"]["seq"]).as_py() or 0
+    checker = Checker(snapshots[0], _stride(snapshots, flights), context=context)
+    for snapshot in snapshots[1:]:
+        checker.put_snapshot(snapshot)
+    for event in tabled_events(tables["events"]):
+        checker.put(event.seq, event)
+    unchecked = checker.findings.unchecked
+    full, numbers = False, set()
+    for seq, end_seq, flight in tabled_flights(flights) if flights is not None else ():
+        numbers.add(flight.flight_id)
+        # Once a recording is full it has flights still, and no events between them.
+        full |= seq > last
+        if seq < last:
+            checker.put(seq, flight)
+            checker.put(end_seq, None)
+        else:
+            unchecked.add("the recording was full", flight.request_ids)
+    numbers.update(tables["events"].filter(pc.field("kind") == "unlanded")["value"].to_pylist())
+    if missing := max(numbers, default=-1) + 1 - len(numbers):
+        unchecked.add("nothing was recorded of their end", count=missing)
+    findings = checker.finish(to_the_end=not full)
+    if full:
+        findings.note("The recording was full: what came later was not checked.")
+    return findings
+
+
+def _stride(snapshots: Sequence[Snapshot], flights: pa.Table | None) -> int:
+    """Return the tokens of a page: the most that a cached one, or one of a prefill, was seen with.
+
+    A cached page may be one that was published before it was full, and a prefill's block table may
+    be wider than its tokens need.
+    """
+    seen = [len(node.tokens or ()) for snapshot in snapshots for node in snapshot.nodes]
+    if flights is not None:
+        for row in flights.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
+            if row["tokens"] and row["block_tables"] and not any(row["start_positions"] or ()):
+                seen.append(len(row["tokens"][0]) // len(row["block_tables"][0]))
+    return max(seen, default=0) or _STRIDE

@@ -1,0 +1,325 @@
+"""What the pages really hold, where somebody looked."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.recording.checksums import SAMPLED
+from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
+from analysis.sanitizer.passage import Passage
+from analysis.sanitizer.rules.base import Rule
+from analysis.sanitizer.shadow import NOBODY, NOTHING, PADDING, UNKNOWN, Ints
+from analysis.sanitizer.world import PADDING_PAGE, Event, World
+from analysis.snapshots.change import counted
+
+_KEPT_PASSAGES = 64
+
+
+class FiniteContents(Rule):
+    """A masked slot is multiplied by nothing, unless it holds NaN or infinity."""
+
+    name = "finite contents"
+    sentence = "No slot of a page that is flown holds NaN or infinity, not even a masked one."
+    bears_gaps = True
+
+    def on_nonfinite(self, world: World, event: Event) -> Iterator[Finding]:
+        page = event.pages[0]
+        cause = "the padding page" if page == PADDING_PAGE else "a page that it does not hold"
+        if page in world.held.get(event.request_id or "", ()):
+            cause = "a request's page"
+        yield Finding(
+            cause=cause,
+            message=f"Slot {event.value} of page {page}, which {event.request_id} flew with, holds"
+            " NaN or infinity; a mask that is added does not hide it.",
+            request_id=event.request_id,
+            page=page,
+            slot=event.value,
+            severity=WRONG_DATA,
+        )
+
+
+class WholeCopies(Rule):
+    """A copied page is the page."""
+
+    name = "whole copies"
+    sentence = "A page that was copied holds the same bytes as its source."
+    bears_gaps = True
+
+    def after_copy(self, world: World, event: Event) -> Iterator[Finding]:
+        # `value` is the first slot that differs, looked at only on request.
+        if event.value is not None:
+            source, target = event.pages[:2]
+            yield Finding(
+                cause="short copy",
+                message=f"Page {target} was copied from page {source} but for slot {event.value}.",
+                request_id=event.request_id,
+                page=target,
+                slot=event.value,
+                severity=WRONG_DATA,
+            )
+
+
+class WrittenAfterFree(Rule):
+    """Nobody writes to a page that was freed."""
+
+    name = "written after free"
+    sentence = "A page that comes back from quarantine is as it was when it was freed."
+    bears_gaps = True
+
+    def on_written_after_free(self, world: World, event: Event) -> Iterator[Finding]:
+        for page in event.pages:
+            there = 0 <= page < world.page_count
+            writer = world.name(int(world.shadow.writer[page * world.stride])) if there else None
+            yield Finding(
+                cause="written",
+                message=f"Page {page} was written after it was freed"
+                + (f"; the last write to it that was seen is by {writer}." if writer else "."),
+                request_id=event.request_id,
+                other_request_id=writer,
+                page=page,
+            )
+
+
+class UnwrittenBytes(Rule):
+    """Bytes change by being written, and not otherwise."""
+
+    name = "unwritten bytes"
+    sentence = "A slot that nothing wrote holds the bytes that it held before."
+    bears_gaps = True
+
+    def __init__(self) -> None:
+        self._flight: Ints = np.zeros(0, dtype=np.int64)
+        """By slot: the last flight that attended to it, and the sequence for which it did."""
+        self._reader: Ints = self._flight
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._begin(world)
+        for row, sequence in passage.known_rows():
+            slots = passage.read_slots[row][passage.reads[row]]
+            self._flight[slots], self._reader[slots] = passage.flight.flight_id, sequence.number
+        return iter(())
+
+    def _begin(self, world: World) -> None:
+        if not len(self._flight):
+            self._flight = np.full(world.page_count * world.stride, -1, dtype=np.int64)
+            self._reader = np.full_like(self._flight, NOBODY)
+            world.written_by.append(self._reader)
+
+    def on_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
+        page, said = event.pages[0], json.loads(event.detail or "{}")
+        slots, since = said["slots"], said["since_flight"]
+        places = [page * world.stride + slot for slot in slots]
+        readers = self._readers(world, places, said)
+        moment = said["moment"]
+        free = moment == "acquire" or (page in world.free and moment not in ("free", "drop"))
+        holds, copy_of = said["holds"], said["copy_of"]
+        if copy_of is not None:
+            cause = "not all of a copied page"
+        elif free and not readers:
+            cause = "of a free page"
+        else:
+            cause = "another slot's bytes" if isinstance(holds, list) else "changed"
+        writer = None
+        if isinstance(holds, list):
+            writer = world.name(int(world.shadow.writer[holds[0] * world.stride + holds[1]]))
+        message = (
+            f"{_slots(slots).capitalize()} of page {page} changed{_of(said['parts'])}, and nothing"
+            f" wrote {_them(slots)}; seen when {_MOMENTS[moment]}"
+            + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
+            + _now(holds, writer)
+            + (f". Last seen right after flight {since} began" if since >= 0 else "")
+            + (
+                f"; {' and '.join(readers)} read {_them(slots)} since or will"
+                if readers
+                else "; no request is known to have read it since"
+            )
+            + "."
+        )
+        suffering: list[str | None] = [*readers] or [event.request_id]
+        for suffers in suffering:
+            yield Finding(
+                cause=cause,
+                message=message,
+                request_id=suffers,
+                other_request_id=writer if writer != suffers else None,
+                page=page,
+                slot=slots[0],
+                severity=WRONG_DATA if readers else AT_RISK,
+            )
+
+    def after_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
+        """Have what is computed from them from now on be known for tainted."""
+        first = event.pages[0] * world.stride
+        slots = [first + slot for slot in json.loads(event.detail or "{}")["slots"]]
+        world.shadow.tainted[slots] = True
+        yield from ()
+
+    def _readers(self, world: World, places: Sequence[int], said: dict[str, Any]) -> list[str]:
+        """Return the requests that read such slots meanwhile, or would have read them next."""
+        since, seen = said["since_flight"], said["seen_flight"]
+        found: dict[str, None] = {}
+        self._begin(world)
+        for place in places:
+            flight, number = int(self._flight[place]), int(self._reader[place])
+            if since < flight <= seen and (name := world.name(number)) is not None:
+                found[name] = None
+            for name in said["holders"]:
+                sequence = world.under_way.get(name)
+                position = int(world.shadow.position[place])
+                # What was written since it was read says nothing of what was there.
+                if world.shadow.flight[place] > seen or (
+                    sequence is not None
+                    and 0 <= position < sequence.length
+                    and int(world.shadow.content[place]) == int(sequence.hashes[position])
+                ):
+                    found[name] = None
+        return sorted(found)
+
+
+class ArrivedWrites(Rule):
+    """A flight writes each token's key and value, in every layer and for every head."""
+
+    name = "arrived writes"
+    sentence = "When a flight has landed, all of each token's key and value is in its slot."
+
+    def __init__(self) -> None:
+        self._passages: OrderedDict[int, Passage] = OrderedDict()
+
+    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._passages[passage.flight.flight_id] = passage
+        if len(self._passages) > _KEPT_PASSAGES:
+            self._passages.popitem(last=False)
+        yield from ()
+
+    def on_bytes_kept(self, world: World, event: Event) -> Iterator[Finding]:
+        page, passage = event.pages[0], self._passages.get(event.value or 0)
+        slots: dict[str, Any] = json.loads(event.detail or "{}")["slots"]
+        lost = [
+            int(slot)
+            for slot, said in slots.items()
+            if said["zeros"] or said["other_token"] or _is_news(passage, page, int(slot), world)
+        ]
+        if not lost:
+            return
+        first = slots[str(lost[0])]
+        what = "zeros" if first["zeros"] else "what was there before"
+        world.shadow.tainted[[page * world.stride + slot for slot in lost]] = True
+        yield Finding(
+            cause="nothing arrived" if first["all"] else "a part is missing",
+            message=f"Flight {event.value} wrote {_slots(lost)} of page {page} for"
+            f" {event.request_id}, and{_of(first['parts'])} {_they(lost)} {what}.",
+            request_id=event.request_id,
+            page=page,
+            slot=lost[0],
+            severity=WRONG_DATA,
+        )
+
+
+def _is_news(passage: Passage | None, page: int, slot: int, world: World) -> bool:
+    """Tell whether a flight wrote a slot with something else than what it held."""
+    if passage is None:
+        return False
+    where = passage.write_slots[: passage.flight.real] == page * world.stride + slot
+    before = passage.before[: passage.flight.real][where]
+    content = passage.write_content[: passage.flight.real][where]
+    # What was never written since the watching began may hold the same from before.
+    strange = (UNKNOWN, PADDING, NOTHING)
+    unknown = np.isin(before, strange) | np.isin(content, strange)
+    return bool(len(before) and (before != content).all() and not unknown.any())
+
+
+def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
+    """Say how far the bytes of pages were checked, and what of it was not."""
+    if detail is None:
+        return "", []
+    said = json.loads(detail)
+    if "ended" in said:
+        return "", [f"The bytes of pages were not checked: {said['ended']}."]
+    notes = []
+    if said["not_judged"]:
+        notes.append(
+            "The bytes of pages that were in use when the watching began, or that a failed flight"
+            f" may have written, were not checked ({counted(len(said['not_judged']), 'page')})."
+        )
+    if said["undecided"]:
+        notes.append(
+            f"Changed bytes of {counted(len(said['undecided']), 'page')} could not be judged, as"
+            " flights that may have written them did not land."
+        )
+    # Not told by runs that were recorded before it was counted.
+    if unchecked := said.get("unchecked", 0):
+        notes.append(
+            f"{counted(unchecked, 'change')} of a page {'was' if unchecked == 1 else 'were'} not"
+            " judged, as more waited for flights to land than are remembered."
+        )
+    flights, offered = said["flights"], said["pages_offered"]
+    text = (
+        f"Bytes: {counted(said['slots_written'], 'written slot')} read back after"
+        f" {counted(flights, 'flight')}, {counted(said['pages_read'], 'page')} read again"
+    )
+    if said["mode"] == "whole":
+        return f"{text} (all pages before and after each flight).", notes
+    if said["mode"] == "sampled" and "followed" in said:  # older runs followed all
+        followed, there = said["followed"]
+        return f"{text}, of {followed} of {there} pages, drawn by chance.", notes
+    every = offered / (SAMPLED * flights) if flights else 0.0
+    rate = f"; of the pages that a flight used 1 in {max(every, 1.0):.1f}" if flights else ""
+    return f"{text}{rate} (and all at the latest when given up, taken, found or at the end).", notes
+
+
+_MOMENTS = {
+    "start": "the next flight started",
+    "landing": "a flight landed",
+    "acquire": "it was taken from the pool",
+    "free": "it was freed",
+    "drop": "a request let go of it",
+    "match": "it was found in the trie",
+    "end": "the watching ended",
+}
+
+
+def _slots(slots: Sequence[int]) -> str:
+    if len(slots) == 1:
+        return f"slot {slots[0]}"
+    return f"{len(slots)} slots (the first is {slots[0]})"
+
+
+def _them(slots: Sequence[int]) -> str:
+    return "it" if len(slots) == 1 else "them"
+
+
+def _they(slots: Sequence[int]) -> str:
+    return "it holds" if len(slots) == 1 else "they hold"
+
+
+def _of(parts: Sequence[Sequence[Any]] | None) -> str:
+    """Say which layers and heads, if not all."""
+    if parts is None:
+        return ""
+    layers = sorted({layer for layer, _, _ in parts})
+    kinds = sorted({kind for _, kind, _ in parts})
+    heads = sorted({head for _, _, head in parts})
+    if len(parts) != len(layers) * len(kinds) * len(heads):
+        return f" in {len(parts)} of its blocks (the first is {parts[0]})"
+    return (
+        f" in {'layer' if len(layers) == 1 else 'layers'} {_listed(layers)}"
+        f" ({' and '.join(kinds)}, {'head' if len(heads) == 1 else 'heads'} {_listed(heads)})"
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _now(holds: Any, writer: str | None) -> str:
+    if holds is None:
+        return ""
+    if holds == "zeros":
+        return "; zeros are there now"
+    whose = f" of {writer}" if writer else ""
+    return f"; the bytes of slot {holds[1]} of page {holds[0]}{whose} are there now"

@@ -1,0 +1,109 @@
+"""Turns what was recorded, live or on disk, into what the checker takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.core.errors import RunError
+from analysis.recording.recorder import EVENT_FIELDS, FLIGHT_FIELDS
+from analysis.sanitizer.shadow import Ints
+from analysis.sanitizer.world import Event, Flight, Unread
+from analysis.shortfin.verify import detail_of, results_of
+
+_EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
+_PAGES, _DETAIL = Event._fields.index("pages"), Event._fields.index("detail")
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """Return an event of a recorder's row."""
+    values: list[Any] = [None if place is None else row[place] for place in _EVENT]
+    values[_PAGES] = tuple(values[_PAGES] or ())
+    values[_DETAIL] = detail_of(values[_DETAIL])
+    return Event(*values)
+
+
+def flight_of(row: Sequence[Any]) -> Flight | Unread:
+    """Return a flight of a recorder's row."""
+    fields = dict(zip(FLIGHT_FIELDS, row, strict=True))
+    fields["result_tokens"], fields["result_digests"] = results_of(fields["results"])
+    return _flight(fields, _shaped)
+
+
+def unlanded(event: Event) -> Unread:
+    """Return the flight that an event says had not ended when the recording did.
+
+    Its requests can only go on if it did its step: tokens may be there before it has ended.
+    """
+    said = json.loads(event.detail or "{}")
+    return Unread(
+        event.value if event.value is not None else -1,
+        list(said.get("requests", ())),
+        str(said.get("phase", "")),
+        "not ended when the recording did",
+        landed=False,
+    )
+
+
+def tabled_events(table: pa.Table) -> Iterator[Event]:
+    """Yield the events of a table `events`, in its order."""
+    columns = [
+        table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+        for name in Event._fields
+    ]
+    columns[_PAGES] = [tuple(pages or ()) for pages in columns[_PAGES]]
+    for values in zip(*columns, strict=True):
+        yield Event(*values)
+
+
+def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | Unread]]:
+    """Yield seq, end_seq and flight for each row of a table `flights`.
+
+    Raises RunError if a flight has no place among the events, or no requests.
+    """
+    for row in table.to_pylist():
+        if any(row[name] is None for name in ("seq", "end_seq", "request_ids")):
+            raise RunError(
+                f"Flight {row['flight_id']} has no place among the events or no requests: record"
+                " the run again."
+            )
+        yield row["seq"], row["end_seq"], _flight(row, _nested)
+
+
+def _flight(f: dict[str, Any], array: Any) -> Flight | Unread:
+    if f.get("error") is not None:
+        # Of a call that failed the arrays may still be what the call before it left in them.
+        reason = "the call raised an error"
+        return Unread(f["flight_id"], list(f["request_ids"]), f["phase"], reason, done=False)
+    if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
+        return Unread(f["flight_id"], list(f["request_ids"]), f["phase"])
+    starts = f["start_positions"]
+    return Flight(
+        flight_id=f["flight_id"],
+        phase=f["phase"],
+        request_ids=list(f["request_ids"]),
+        tokens=array(f["tokens"]),
+        seq_lens=array(f["seq_lens"]),
+        starts=None if starts is None else array(starts),
+        tables=array(f["block_tables"]),
+        seq=f["seq"],
+        end_seq=f["end_seq"],
+        thread=f["thread"],
+        t_s=f["t_s"],
+        result_tokens=f.get("result_tokens"),
+        result_digests=f.get("result_digests"),
+        changed=f.get("changed"),
+    )
+
+
+def _shaped(value: tuple[tuple[int, ...], Any]) -> Ints:
+    shape, flat = value
+    return np.asarray(flat, dtype=np.int64).reshape(shape)
+
+
+def _nested(value: Any) -> Ints:
+    return np.array(value, dtype=np.int64)

@@ -1,0 +1,254 @@
+"""The cache of 3.1: a request holds an allocation object, which extends, publishes and releases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import shortfin.array as sfnp
+from shortfin_apps.llm.components import service as components
+from shortfin_apps.llm.components.generate import GenerateItemProcess
+from shortfin_apps.llm.components.kvcache.base_attention_cache import (
+    BasePagedAttentionCacheAllocation,
+)
+from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
+    TriePagedAttentionCacheAllocation,
+)
+from shortfin_apps.llm.components.messages import InferenceExecRequest
+
+from analysis.shortfin.cache.probe import (
+    CURRENT_FLIGHT,
+    CURRENT_REQUEST,
+    CacheProbe,
+    Landing,
+    indices,
+    objects_of,
+)
+from analysis.shortfin.hooks import Hooks
+from analysis.shortfin.verify import raw
+
+_ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAllocation)
+
+
+@dataclass(slots=True)
+class _Noted:
+    """An allocation, the request that it was made for, and its number of pages when last seen."""
+
+    allocation: Any
+    request: str
+    count: int = -1
+
+
+class AllocationProbe(CacheProbe):
+    """Knows which request an allocation, or the list of its tokens, belongs to."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # By identity; the objects are kept so that no identity comes twice.
+        self._allocations: dict[int, _Noted] = {}
+        self._prompts: dict[int, tuple[Any, str]] = {}
+        self._read: dict[str, bytes | None] = {}
+        """By request: the logits that its next token is chosen from; None if unknown."""
+        self._in_the_air: dict[int, list[Landing]] = {}
+        """By process: it may call the model more than once."""
+
+    def holdings(self) -> dict[str, list[int]]:
+        held: dict[str, dict[int, None]] = {}
+        for note in list(self._allocations.values()):
+            if not note.allocation._is_released:
+                pages = dict.fromkeys(indices(note.allocation.pages))
+                held.setdefault(note.request, {}).update(pages)
+        return {request: list(pages) for request, pages in held.items()}
+
+    def find_requests(self) -> None:
+        for request in objects_of(InferenceExecRequest):
+            self._note_prompt(request)
+            if request.allocation is not None and self._is_ours(request.allocation):
+                note = _Noted(request.allocation, request.rid)
+                self._allocations[id(request.allocation)] = note
+
+    def _is_ours(self, allocation: Any) -> bool:
+        cache = getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
+        return cache is self.cache
+
+    def _note_prompt(self, request: Any) -> None:
+        self._prompts[id(request.input_token_ids)] = request.input_token_ids, request.rid
+
+    def _forget(self, request_id: str) -> None:
+        super()._forget(request_id)
+        self._read.pop(request_id, None)
+        for key in [k for k, n in list(self._allocations.items()) if n.request == request_id]:
+            self._allocations.pop(key, None)
+        for key in [k for k, (_, r) in list(self._prompts.items()) if r == request_id]:
+            self._prompts.pop(key, None)
+
+    def hook(self, hooks: Hooks) -> None:
+        submit = self.service.batcher.submit
+
+        def submitted(item: Any) -> None:
+            try:
+                if type(item) is InferenceExecRequest:
+                    self._note_prompt(item)
+            except Exception as error:
+                hooks.watcher.fault(error)
+            submit(item)
+
+        hooks.attribute(self.service.batcher, "submit", submitted)
+        self._hook_requests(hooks)
+        self._hook_choice(hooks)
+        self._hook_acquire(hooks)
+        for kind in _ALLOCATIONS:
+            self._hook_allocation(hooks, kind)
+        if hasattr(self.cache, "root"):
+            self._hook_match(hooks, "_match")
+            self._hook_evict(hooks, "_evict_pages")
+
+        def copied(state: Any, page: Any, error: Any, source: Any) -> None:
+            if page is not None:
+                pages = indices([source, page])
+                self._tell("copy", pages=pages, value=self._copy_differs(*pages))
+
+        hooks.around(self.pool, "copy_page", "copy", after=copied)
+
+        def flying(process: Any) -> None:
+            if process.service is not self.service:
+                return  # another engine's
+            self.takes_off(process)
+            for request in process.exec_requests:
+                allocation = request.allocation
+                note = self._allocations.get(id(allocation))
+                if note is not None and len(allocation._pages) != note.count >= 0:
+                    note.count = len(allocation._pages)
+                    self._held(note.request)  # no operation did it
+                if note is not None:
+                    node = getattr(allocation, "last_cached_node", None)
+                    self.tell_unprotected(note.request, node)
+
+        def landed(state: Any, process: Any) -> None:
+            for flown in self._in_the_air.pop(id(process), ()):
+                self.land(flown)
+
+        hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
+        hooks.also(self._in_the_air.clear)
+
+    def await_landing(self, landing: Landing) -> None:
+        # Its process ends when every row's logits are on the host.
+        self._in_the_air.setdefault(id(CURRENT_FLIGHT.get()), []).append(landing)
+
+    def flight_requests(self, process: Any) -> list[str]:
+        return [request.rid for request in process.exec_requests]
+
+    def _hook_requests(self, hooks: Hooks) -> None:
+        def started(process: Any) -> str | None:
+            if process.client.batcher is not self.service.batcher:
+                return None
+            request: str = process.gen_req.rid
+            CURRENT_REQUEST.set(request)
+            return request
+
+        def ended(request: str | None, process: Any) -> None:
+            if request is not None:
+                with hooks.grouped(request):
+                    self._forget(request)
+                    hooks.watcher.holds(request, ())
+
+        hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
+
+    def _hook_choice(self, hooks: Hooks) -> None:
+        """Tell from which logits each token that is appended to an answer was chosen."""
+        fault, read, batcher = hooks.watcher.fault, self._read, self.service.batcher
+
+        def wrap_argmax(argmax: Any) -> Any:
+            def choosing(logits: Any, *args: Any, **named: Any) -> Any:
+                try:
+                    request = CURRENT_REQUEST.get()
+                    if request is not None and hooks.watcher.verifies and logits is not None:
+                        read[request] = None
+                        read[request] = raw(logits)
+                except Exception as error:
+                    fault(error)
+                return argmax(logits, *args, **named)
+
+            return choosing
+
+        def wrap_append(append: Any) -> Any:
+            def appending(process: Any, token: int) -> None:
+                try:
+                    request = process.gen_req.rid
+                    if request in read and process.client.batcher is batcher:
+                        if (logits := read.pop(request)) is not None:
+                            self.tell_chosen(request, logits, token)
+                        else:
+                            self._tell("chosen", request_id=request)  # from which is not known
+                except Exception as error:
+                    fault(error)
+                append(process, token)
+
+            return appending
+
+        hooks.wrap(sfnp, "argmax", wrap_argmax)
+        hooks.wrap(GenerateItemProcess, "append_token", wrap_append)
+
+    def _hook_acquire(self, hooks: Hooks) -> None:
+        def who(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:
+            _, request = self._prompts.get(id(tokens), (None, None))
+            return request
+
+        def acquired(state: Any, allocation: Any, error: Any, tokens: Any, **named: Any) -> None:
+            request = who(tokens)
+            if allocation is not None and request is not None:
+                note = _Noted(allocation, request, len(allocation._pages))
+                self._allocations[id(allocation)] = note
+                self._held(request)
+
+        hooks.around(self.cache, "acquire_pages_for_tokens", "acquire", who=who, after=acquired)
+
+    def _hook_allocation(self, hooks: Hooks, kind: type) -> None:
+        notes = self._allocations
+
+        def mine(allocation: Any, *rest: Any, **named: Any) -> bool:
+            return id(allocation) in notes or self._is_ours(allocation)
+
+        stride = self.cache.tokens_per_page
+
+        def grows(allocation: Any, tokens: Any, *, extra_token_slots: int = 0) -> bool:
+            # Asked for every token of every request; nothing happens while its pages suffice.
+            room = len(allocation._pages) * stride
+            return len(tokens) + extra_token_slots > room and mine(allocation)
+
+        def who(allocation: Any, *rest: Any, **named: Any) -> str | None:
+            note = notes.get(id(allocation))
+            return None if note is None else note.request
+
+        def done(state: Any, result: Any, error: Any, allocation: Any, *_: Any, **__: Any) -> None:
+            note = notes.get(id(allocation))
+            released, count = allocation._is_released, len(allocation._pages)
+            if note is None or (count == note.count and not released):
+                return
+            note.count = count
+            if released:
+                notes.pop(id(allocation), None)
+            self._held(note.request)
+
+        for name, operation in (
+            ("extend_allocation", "extend"),
+            ("publish_pages_for_tokens", "publish"),
+            ("release_pages", "release"),
+        ):
+            plain = kind is BasePagedAttentionCacheAllocation
+            if plain and operation == "publish":
+                continue  # it does nothing, for every token of every request
+            ours = grows if plain and operation == "extend" else mine
+            hooks.around(kind, name, operation, mine=ours, who=who, after=done)
+
+    def _held(self, request: str) -> None:
+        """Tell what a request holds now."""
+        assert self.watcher is not None
+        pages: dict[int, None] = {}
+        for note in list(self._allocations.values()):
+            if note.request == request and not note.allocation._is_released:
+                own = indices(note.allocation.pages)
+                self.tell_twice(request, own)
+                pages.update(dict.fromkeys(own))
+        self.watcher.holds(request, pages)

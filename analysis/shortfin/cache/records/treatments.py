@@ -1,0 +1,165 @@
+"""Treatments of what 3.9 notes of the pages in use, and what its requests refer to."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from analysis.shortfin.treatment import Treatment, cache_of, part, replace_attribute
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
+
+class KeepDecodeRecord(Treatment):
+    """A request's record of its pages has all of them."""
+
+    name = "keep-decode-record"
+    hypothesis = (
+        "The first pages that decoding takes are not noted: one leaks, and what is cached"
+        " afterwards stands under other tokens than its own."
+    )
+    change = "What the cache returns for a decode's allocation replaces the request's record."
+    releases = ("3.9.0",)
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        manager, cache = part(engine, "decoder.decoder").PageManager, cache_of(engine)
+        allocate, ask, last = manager.allocate, cache.allocate, threading.local()
+
+        def kept(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
+            if self._page_cache is not cache:
+                return allocate(self, req, allocated_cache_recs, *args, **named)
+            last.answer = None
+            result = allocate(self, req, allocated_cache_recs, *args, **named)
+            if last.answer is not None:
+                allocated_cache_recs[req.instance_id] = last.answer
+            return result
+
+        def asked(*args: Any, **named: Any) -> Any:
+            last.answer = ask(*args, **named)
+            return last.answer
+
+        replace_attribute(undo, manager, "allocate", kept)
+        replace_attribute(undo, cache, "allocate", asked)
+
+
+class RegisterOnce(Treatment):
+    """A request holds one reference, however often it takes pages."""
+
+    name = "register-once"
+    hypothesis = "Requests whose prompt fills its last page count twice, and end once."
+    change = "Only a request's first allocation adds a reference to the node that it goes on from."
+    releases = ("3.9.0",)
+    sharing = "trie"
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
+        register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
+
+        def mark(info: Any) -> Any:
+            setattr(info, held, True)  # what a request keeps from now on says that it has one
+            return info
+
+        def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
+            now.holds = hasattr(cache_info, held)
+            try:
+                return mark(allocate(tokens, cache_info, *args, **named))
+            finally:
+                now.holds = False
+
+        def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+            answer = publish(cache_info, *args, **named)
+            return mark(answer) if hasattr(cache_info, held) else answer
+
+        def registered(node: Any) -> Any:
+            if not getattr(now, "holds", False):
+                return register(node)
+
+        replace_attribute(undo, cache, "allocate", allocated)
+        replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+        replace_attribute(undo, kind, "register_allocation", registered)
+
+
+class ReferToPublished(Treatment):
+    """A request refers to the node whose pages it uses, whoever published it."""
+
+    name = "refer-to-published"
+    hypothesis = (
+        "A request that finds its pages published by another goes on with that one's, and its own"
+        " reference does not protect them."
+    )
+    change = "At a publication the request's reference moves to the deepest node that it matches."
+    releases = ("3.9.0",)
+    sharing = "trie"
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
+
+        def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+            now.info = cache_info
+            try:
+                return publish(cache_info, *args, **named)
+            finally:
+                now.info = None
+
+        def matched(tokens: Any) -> Any:
+            node, pages = match(tokens)
+            info = getattr(now, "info", None)
+            if info is not None and node is not info.last_cached_node and pages:
+                node.ref_count.increment()  # under the cache's own lock, before it looks on
+                if not info.last_cached_node.ref_count.is_empty():
+                    info.last_cached_node.ref_count.decrement()
+                info.last_cached_node = node
+            return node, pages
+
+        replace_attribute(undo, cache, "match", matched)
+        replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+
+
+class DelistFreedPages(Treatment):
+    """The cache's list of pages in use does not name pages that were freed."""
+
+    name = "delist-freed-pages"
+    hypothesis = (
+        "A page that is freed (with the trie: a duplicate) stays on the cache's list of pages in"
+        " use. Taken again it stands there twice, a decode that asks for it notes it twice, and"
+        " with the trie what follows is cached under other tokens than its own."
+    )
+    change = "Pages are taken off the list of pages in use before they are freed."
+    releases = ("3.9.0",)
+    fixes = ("3.9.0",)
+
+    def apply(self, engine: Engine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        pool, release, now = cache.page_pool, cache.release_pages, threading.local()
+        free = pool.free_pages
+
+        def released(*args: Any, **named: Any) -> Any:
+            now.releases = True
+            try:
+                return release(*args, **named)
+            finally:
+                now.releases = False
+
+        def freed(pages: Any) -> Any:
+            # With the trie, pages that were published are off it already.
+            if hasattr(cache, "root") and not getattr(now, "releases", False):
+                return free(pages)
+            # First the list, then the pool: once free, a page may be taken and listed again.
+            mine = list(pages)
+            # Without the trie there is no lock, so that pages are taken off one by one.
+            with getattr(cache, "_lock", nullcontext()):
+                for page in mine:
+                    with suppress(ValueError):
+                        while True:  # it may stand there more than once
+                            cache._allocated_pages.remove(page)
+            return free(mine)
+
+        replace_attribute(undo, cache, "release_pages", released)
+        replace_attribute(undo, pool, "free_pages", freed)

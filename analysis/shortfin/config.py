@@ -1,0 +1,155 @@
+"""What an engine is started with, and what it answers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from analysis.core.errors import EngineError, is_deeper, shown, whole_number
+
+PREFIX_SHARING = ("none", "trie")
+DEVICES = ("auto", "local-task", "amdgpu")
+MAX_PAGES, WHY_PAGES = 131_072, "all of them are allocated at once"
+"""Of 16 tokens each, 2 Mi tokens: some 4 GB with the counting model."""
+MAX_BATCH, WHY_BATCH = 1024, "each batch size is compiled"
+_DEEPEST = 16
+"""Levels of lists and tables in an option; JSON of many more cannot be written again."""
+LONGEST_TIMEOUT_S = 30 * 24 * 3600.0
+"""30 days; above it a timeout is a typing error."""
+_HIP_TARGET = re.compile(r"gfx[1-9][0-9a-f]{2,4}(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How an engine is started.
+
+    `options` are passed by name to whatever the release offers beyond these (its server and model
+    parameters, its system manager). Raises EngineError for values that no release could take.
+    """
+
+    model: Path | None = None
+    """Directory of a model; None is the counting model that ships."""
+    device: str = "auto"
+    """`auto` is `amdgpu` where a HIP device is found, else `local-task` (the CPU)."""
+    device_ids: tuple[str, ...] = ()
+    hip_target: str | None = None
+    """The gfx target to compile for on `amdgpu`; None asks the machine."""
+    prefix_sharing: str = "none"
+    page_count: int = 256
+    """Pages in the pool, 16 tokens each with the counting model."""
+    batch_sizes: tuple[int, ...] = (4,)
+    """Compiled batch sizes, for prefill and decode alike: unequal ones freeze 3.5 to 3.9."""
+    serialise_flights: bool = False
+    """One flight at a time on each fiber: keeps 3.3 to 3.9 from freezing, and shows in the data."""
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            if not isinstance(self.model, str | os.PathLike):
+                raise EngineError(f"model must be a directory's path, not {shown(self.model)}.")
+            object.__setattr__(self, "model", Path(self.model))
+        for name, of_what in (("device_ids", str), ("batch_sizes", int)):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise EngineError(f"{name} must be a list of values, not {shown(values)}.")
+            values = tuple(values)
+            if not all(isinstance(v, of_what) and not isinstance(v, bool) for v in values):
+                kind = "texts" if of_what is str else "whole numbers"
+                raise EngineError(f"{name} must hold {kind} only, not {shown(list(values))}.")
+            object.__setattr__(self, name, values)
+        if self.prefix_sharing not in PREFIX_SHARING:
+            raise EngineError(
+                f"prefix_sharing {shown(self.prefix_sharing)} is unknown: choose none or trie."
+            )
+        if self.device not in DEVICES:
+            raise EngineError(
+                f"Device {shown(self.device)} is unknown: choose {', '.join(DEVICES)}, and name"
+                " particular devices with device_ids."
+            )
+        if self.hip_target is not None and not (
+            isinstance(self.hip_target, str) and _HIP_TARGET.fullmatch(self.hip_target)
+        ):
+            raise EngineError(
+                f"hip_target {shown(self.hip_target)} is no GPU target: give one such as gfx942."
+            )
+        if not isinstance(self.options, Mapping) or not all(
+            isinstance(name, str) for name in self.options
+        ):
+            raise EngineError(f"options must map names to values, not {shown(self.options)}.")
+        for name, value in self.options.items():
+            if is_deeper(value, _DEEPEST):
+                raise EngineError(
+                    f"The option {shown(name)} is nested more than {_DEEPEST} levels deep: give a"
+                    " flatter value."
+                )
+        whole_number(self.page_count, "page_count, the number of pages,", 1, MAX_PAGES,
+                     why=WHY_PAGES)  # fmt: skip
+        if not self.batch_sizes:
+            raise EngineError("Batch sizes are missing: name at least one.")
+        for size in self.batch_sizes:
+            whole_number(size, "A batch size", 1, MAX_BATCH, why=WHY_BATCH)
+        if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
+            raise EngineError(
+                f"Batch sizes {shown(list(self.batch_sizes))} must ascend without repeats, as the"
+                " engine picks the first that fits."
+            )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> EngineConfig:
+        """Make a config from the JSON object that `to_json` gave."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise EngineError(f"An engine has no setting {unknown[0]!r}: it has {sorted(known)}.")
+        return cls(**data)  # type: ignore[arg-type]  # __post_init__ makes lists tuples again
+
+    def to_json(self) -> dict[str, object]:
+        """Return the settings as plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {
+            "model": str(self.model) if self.model else None,
+            "device_ids": list(self.device_ids),
+            "batch_sizes": list(self.batch_sizes),
+            "options": dict(self.options),
+        }
+        return values
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One request as it ended.
+
+    `outcome` is ok (completed with tokens, right or not: the oracles judge that), empty (completed
+    without), rejected (refused by the engine), error, timeout, or lost (the engine died).
+    """
+
+    request_id: str
+    prompt: str
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """What the engine answered up to its end or the deadline; on timeout or loss, what was seen."""
+    text: str
+    outcome: str
+    error: str | None
+    submitted_s: float
+    """Seconds since the engine started."""
+    latency_s: float
+    """Submission to the end."""
+    ttft_s: float | None
+    """Submission to the first token (time to first token), None if none was seen."""
+    token_s: tuple[float, ...]
+    """Submission to each token that was seen to arrive."""
+    missing_tokens: int = 0
+    """How many of the wanted tokens it lacks, though the model did not end it."""
+
+
+@dataclass(frozen=True)
+class EngineDeath:
+    """The first worker of an engine that died, and how."""
+
+    message: str
+    traceback: str
+    died_s: float
+    """Seconds since the engine started."""

@@ -1,0 +1,257 @@
+"""The shortfin releases: which are known, and where their environments and Jupyter kernels are.
+
+An engine lives in the process that asks it, and each release needs the IREE compiler and runtime of
+its own version, so every release has an environment of its own. The default one is `.venv` at the
+root of the checkout; the others lie under `.venvs/` and are kernels of the default one's Jupyter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from analysis.core import children
+from analysis.core.errors import ReleaseError
+from analysis.core.paths import repo_root
+
+KNOWN = ("3.1.0", "3.2.0", "3.3.0", "3.4.0", "3.5.0", "3.6.0", "3.7.0", "3.8.0", "3.9.0")
+DEFAULT = "3.1.0"
+INSTALL_TIMEOUT_S = 1800
+_LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
+# Other releases run kernels and cells; JupyterLab, papermill and nbconvert run in the default one.
+_ONLY_IN_DEFAULT = ("jupyterlab", "nbconvert", "papermill")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One release on this machine: `python` is None while it has no environment here."""
+
+    release: str
+    python: Path | None
+    locked: bool
+    """A lock file for it ships in environments/."""
+
+
+def installed_release() -> str | None:
+    """Return the shortfin release that this very interpreter would start, None without one."""
+    try:
+        return metadata.version("shortfin")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_known(release: str) -> str:
+    """Return `release` if it is one of the nine, else raise a ReleaseError that lists them."""
+    if release not in KNOWN:
+        raise ReleaseError(
+            f"shortfin {release!r} is not a known release: choose among {', '.join(KNOWN)}."
+        )
+    return release
+
+
+def kernel_name(release: str) -> str:
+    """Return the name of the Jupyter kernel in which `release` runs."""
+    return f"shortfin-{release}"
+
+
+def python_of(release: str) -> Path:
+    """Return the interpreter whose environment holds `release`.
+
+    Raises ReleaseError if the release is unknown or has no environment here.
+    """
+    check_known(release)
+    for python in _candidates(release):
+        if python.is_file():
+            return python
+    raise ReleaseError(
+        f"shortfin {release} has no environment here: "
+        f"make one with `cachelab releases install {release}`."
+    )
+
+
+def status() -> list[Environment]:
+    """Return every known release, oldest first, with its environment if it has one."""
+    rows = []
+    for release in KNOWN:
+        python = next((p for p in _candidates(release) if p.is_file()), None)
+        rows.append(Environment(release, python, _lock_file(release) is not None))
+    return rows
+
+
+def install(release: str) -> Path:
+    """Make the environment of `release` from its lock, register its kernel, return its python.
+
+    The environment appears under its final name only when it is complete. One that is there and was
+    made from the same lock is left alone. Raises ReleaseError when it cannot be made.
+    """
+    check_known(release)
+    check_platform()
+    lock = _lock_file(release)
+    root = repo_root()
+    if root is None or lock is None:
+        have = ", ".join(r.release for r in status() if r.locked) or "none"
+        raise ReleaseError(
+            f"No lock file for shortfin {release} is at hand (have: {have}): work from a checkout"
+            " of the project and run `make lock RELEASES=" + release + "` there first."
+        )
+    try:
+        return _make(release, root, lock)
+    except OSError as error:
+        place = error.filename or root / ".venvs"
+        raise ReleaseError(
+            f"The environment of shortfin {release} cannot be made, as {place} cannot be used"
+            f" ({error.strerror or error}): get the right to write there, or free its space."
+        ) from error
+
+
+def _make(release: str, root: Path, lock: Path) -> Path:
+    if release == installed_release():
+        register_kernel(release, Path(sys.executable))
+        return Path(sys.executable)
+    home = root / ".venvs" / release
+    stamp = home / "cachelab.lock"
+    if not (stamp.is_file() and stamp.read_bytes() == lock.read_bytes()):
+        with _exclusively(home):
+            _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(home))
+            _uv("pip", "install", "--quiet", "--python", str(home / "bin" / "python"),
+                "--require-hashes", "-r", str(lock))  # fmt: skip
+            # The package itself is not built: a path file makes the checkout importable.
+            site = sysconfig.get_path("purelib", "venv", {"base": str(home)})
+            Path(site, "cachelab.pth").write_text(f"{root}\n")
+            shutil.copyfile(lock, stamp)
+    python = home / "bin" / "python"
+    register_kernel(release, python)
+    return python
+
+
+def register_kernel(release: str, python: Path) -> Path:
+    """Write the kernel spec of `release` under this interpreter's own prefix, and return it."""
+    directory = Path(sys.prefix, "share", "jupyter", "kernels", kernel_name(release))
+    directory.mkdir(parents=True, exist_ok=True)
+    spec = {
+        # -P: a folder beside the notebook must not take the place of a package of the same name.
+        "argv": [str(python), "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": f"shortfin {release}",
+        "language": "python",
+        # The user's own site-packages must not leak into an environment that is pinned.
+        "env": {"PYTHONNOUSERSITE": "1"},
+        "metadata": {"debugger": True},
+    }
+    temporary = directory / f".kernel.json.{os.getpid()}"
+    temporary.write_text(json.dumps(spec, indent=1))
+    temporary.replace(directory / "kernel.json")
+    return directory
+
+
+def check_platform() -> None:
+    """Raise a ReleaseError where shortfin has no wheels: it has them for x86-64 Linux only."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise ReleaseError(
+            f"shortfin has wheels for x86-64 Linux only, and this is {platform.machine()}"
+            f" {platform.system()}: work on an x86-64 Linux machine."
+        )
+
+
+def lock(releases: Sequence[str]) -> None:
+    """Compile environments/<release>.txt from pyproject.toml: hashes, no index address."""
+    root = repo_root()
+    if root is None:
+        raise ReleaseError("Lock files are made in a checkout of the project: run this there.")
+    for release in releases:
+        check_known(release)
+        pins = [f"{name}=={release}" for name in
+                ("shortfin", "iree-base-compiler", "iree-base-runtime")]  # fmt: skip
+        arguments = ["--group", "dev"]
+        if release != DEFAULT:
+            pins += [f"{name}; python_version < '3'" for name in _ONLY_IN_DEFAULT]
+            arguments = []
+        overrides = root / "environments" / f".overrides-{release}.txt"
+        overrides.write_text("\n".join(pins) + "\n")
+        try:
+            _uv("pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header",
+                "--no-annotate", "--python-version", "3.11", "--overrides", str(overrides),
+                *arguments, str(root / "pyproject.toml"),
+                "-o", str(root / "environments" / f"{release}.txt"), cwd=root)  # fmt: skip
+        finally:
+            overrides.unlink()
+
+
+def start_lab(arguments: Sequence[str] = ()) -> int:
+    """Run JupyterLab on this machine's own address with its token on; return its exit status.
+
+    Ctrl-C, SIGTERM and SIGHUP end it and its kernels in order, and the status is 128 and the
+    signal's number then. A second signal, or `_LAB_ENDS_S` seconds, end it at once.
+    """
+    root = repo_root()
+    directory = root if root else Path.cwd()
+    command = children.until_we_end(sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1",
+                                    f"--ServerApp.root_dir={directory}", *arguments)  # fmt: skip
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` wants it ignored
+            signal.signal(number, lambda number, _: caught.append(number))
+    # In a session of its own: the terminal's Ctrl-C comes here only, and Jupyter asks nothing.
+    lab = children.start(command, cwd=directory)
+    while not caught:
+        with suppress(subprocess.TimeoutExpired):
+            return lab.wait(_LAB_TICK_S)
+    children.end_tree(lab, _LAB_ENDS_S, hurry=lambda: len(caught) > 1)
+    return 128 + caught[0]
+
+
+def _candidates(release: str) -> Iterator[Path]:
+    if release == installed_release():
+        yield Path(sys.executable)
+    root = repo_root()
+    if root is not None:
+        if release == DEFAULT:
+            yield root / ".venv" / "bin" / "python"
+        yield root / ".venvs" / release / "bin" / "python"
+
+
+def _lock_file(release: str) -> Path | None:
+    root = repo_root()
+    path = root / "environments" / f"{release}.txt" if root else None
+    return path if path is not None and path.is_file() else None
+
+
+def _uv(*arguments: str, cwd: Path | None = None) -> None:
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath]))
+    if uv is None:
+        raise ReleaseError("`uv` is missing from this environment: run `make setup` first.")
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    environment.pop("VIRTUAL_ENV", None)
+    try:
+        subprocess.run([uv, *arguments], check=True, cwd=cwd, env=environment,
+                       stderr=subprocess.PIPE, text=True, timeout=INSTALL_TIMEOUT_S)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ReleaseError(
+            f"`uv {arguments[0]}` did not end within {INSTALL_TIMEOUT_S} s: check the network and"
+            " run the same command again."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split())[-600:]
+        raise ReleaseError(f"`uv {' '.join(arguments[:2])}` failed: {reason}") from None
+
+
+@contextmanager
+def _exclusively(home: Path) -> Iterator[None]:
+    """Hold the right to build `home`; a build that fails leaves nothing that looks complete."""
+    import fcntl
+
+    home.parent.mkdir(exist_ok=True)
+    with open(home.parent / f".{home.name}.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        (home / "cachelab.lock").unlink(missing_ok=True)
+        yield

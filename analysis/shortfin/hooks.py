@@ -1,0 +1,358 @@
+"""Hooks on live objects: attached, called around the engine's own code, and taken off again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from analysis.core.errors import EngineError
+from analysis.shortfin.capture import tell_fault
+from analysis.shortfin.locks import Locks
+from analysis.snapshots.snapshot import Snapshot
+
+Undo = Callable[[], None]
+_NOTHING = object()
+
+
+class Watcher(Protocol):
+    """Who is told what the engine does. Its methods are called on the engine's own threads."""
+
+    locks: Locks | None
+    """Set by the probe: under which locks something is done."""
+    look_inside: bool
+    """Whether pages are to be looked into."""
+    likeliest: int
+    """How many of the likeliest next tokens are noted for each row of a flight."""
+    verifies: bool
+    """Whether arguments are compared with what they were filled with, and results followed."""
+
+    def begin(self, operation: str | None, request_id: str | None) -> None:
+        """Begin an operation of the cache on this thread; nameless ones only group others."""
+
+    def end(self, error: BaseException | None) -> None:
+        """End the operation that was begun last on this thread."""
+
+    def mark(self) -> Any:
+        """Return what stays equal until an operation begins; None while one is under way."""
+
+    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
+        """Take a snapshot of the cache between two operations, and keep it."""
+
+    def reserve(self) -> tuple[int, int]:
+        """Return a place among the events and the time, for an event that is told later."""
+
+    def unused(self, place: tuple[int, int]) -> None:
+        """Tell that nothing takes a place that was reserved."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
+
+    def at_token(
+        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
+    ) -> None:
+        """Tell an event of a kind that comes with every token; bytes are logits."""
+
+    def holds(self, request_id: str, pages: Iterable[int]) -> None:
+        """Tell all pages that a request holds now."""
+
+    def flight_begins(self, phase: str, request_ids: list[str]) -> Any:
+        """Begin a flight; the result is given to `flight_ends`."""
+
+    def flight_unseen(self) -> None:
+        """Tell that a flight is called whose beginning could not be told."""
+
+    def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
+        """End a flight; `arrays` are its arguments by name, each as its shape and flat values.
+
+        Beside them are the `Scores` of its results as `scores`, where they were asked for, and
+        where `verifies` says so, as `results`, the `Scores` or the tokens and digests that come of
+        them, and as `changed`
+        which arguments were not read as they were filled.
+        """
+
+    def fault(self, error: Exception) -> None:
+        """Take note of an error in the watching itself. It never raises."""
+
+
+Wrap = Callable[[Any], Any]
+"""Makes what stands in an attribute's place of what stood there."""
+
+
+class _Wrapped:
+    """An attribute under wrappers that may be taken off in any order: engines share classes."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.before, self.base = vars(owner).get(name, _NOTHING), getattr(owner, name)
+        self.wraps: list[Wrap] = []
+        self.top: Any = None
+
+    def is_on_top(self) -> bool:
+        """Tell whether nobody else replaced the attribute since."""
+        return vars(self.owner).get(self.name, _NOTHING) is self.top
+
+    def renew(self) -> None:
+        """Build the wrappers anew over what was there first."""
+        if not self.wraps:
+            _put_back(self.owner, self.name, self.before)
+            return
+        self.top = self.base
+        for wrap in self.wraps:
+            self.top = wrap(self.top)
+        setattr(self.owner, self.name, self.top)
+
+
+_wrapping = threading.Lock()
+_wrapped: dict[tuple[int, str], list[_Wrapped]] = {}
+"""By an owner's id and an attribute's name; one over another where somebody else came between."""
+
+
+def _put_back(owner: Any, name: str, value: Any) -> None:
+    if value is _NOTHING:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
+    """Put `wrap(what is there)` in an attribute's place; return what takes it off again."""
+    key = id(owner), name
+    with _wrapping:
+        there = _wrapped.setdefault(key, [])
+        if not there or not there[-1].is_on_top():
+            there.append(_Wrapped(owner, name))
+        mine = there[-1]
+        mine.wraps.append(wrap)
+        mine.top = wrap(getattr(owner, name))
+        setattr(owner, name, mine.top)
+
+    def undo() -> None:
+        with _wrapping:
+            mine.wraps.remove(wrap)
+            _tidy(key)
+
+    return undo
+
+
+def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
+    """Set an attribute of an object or a class; return what puts it back as it was found."""
+    before = vars(owner).get(name, _NOTHING)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        with _wrapping:
+            _put_back(owner, name, before)
+            _tidy((id(owner), name))
+
+    return undo
+
+
+def _tidy(key: tuple[int, str]) -> None:
+    """Take off what is wanted no more, if nothing else lies over it."""
+    there = _wrapped.get(key, [])
+    while there and there[-1].is_on_top():
+        there[-1].renew()
+        if there[-1].wraps:
+            return
+        there.pop()
+    if not there:
+        _wrapped.pop(key, None)
+
+
+class Hooks:
+    """Replaced attributes and items, put back in reverse order by `take_off`."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self._undo: list[Undo] = []
+
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of an object or a class, to be put back as it was found."""
+        self._undo.append(replace_attribute(owner, name, value))
+
+    def wrap(self, owner: Any, name: str, wrap: Wrap) -> None:
+        """Put `wrap(what is there)` in an attribute's place, to be taken off in any order."""
+        self._undo.append(wrap_attribute(owner, name, wrap))
+
+    def item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+        """Set an item of a mapping, to be put back as it was found."""
+        before = mapping[key]
+        mapping[key] = value
+        self._undo.append(lambda: mapping.__setitem__(key, before))
+
+    def also(self, undo: Undo) -> None:
+        """Have this done when the hooks are taken off."""
+        self._undo.append(undo)
+
+    @contextlib.contextmanager
+    def grouped(self, request: str | None) -> Iterator[None]:
+        """Have what is told in a block, on this thread, belong together."""
+        self.watcher.begin(None, request)
+        try:
+            yield
+        finally:
+            self.watcher.end(None)
+
+    def around(
+        self,
+        owner: Any,
+        name: str,
+        operation: str | None = None,
+        *,
+        mine: Callable[..., bool] | None = None,
+        who: Callable[..., str | None] | None = None,
+        before: Callable[..., Any] | None = None,
+        after: Callable[..., None] | None = None,
+    ) -> None:
+        """Watch a method; it is part of one operation of the cache, named or not.
+
+        `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
+        request it is done, `before(*args)` may return what `after(state, result, error, *args)`
+        gets. None of them can disturb the call: their errors end in the watcher. A call of which
+        `mine` cannot tell whose it is counts as another engine's.
+        """
+        watcher = self.watcher
+        begin, end, fault = watcher.begin, watcher.end, watcher.fault
+
+        def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
+            if after is not None:
+                try:
+                    after(state, result, error, *args, **kwargs)
+                except Exception as mistake:
+                    fault(mistake)
+            try:
+                end(error)
+            except Exception as mistake:
+                fault(mistake)
+
+        # Many thousand times a second: nothing is called here that is not needed.
+        def wrap(original: Any) -> Any:
+            @functools.wraps(original)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                ours, request, state = mine is None, None, None
+                try:
+                    if mine is not None:
+                        ours = mine(*args, **kwargs)
+                    if ours and who is not None:
+                        request = who(*args, **kwargs)
+                except Exception as error:
+                    fault(error)
+                if not ours:
+                    return original(*args, **kwargs)
+                try:
+                    begin(operation, request)
+                except Exception as error:
+                    fault(error)
+                    return original(*args, **kwargs)
+                if before is not None:
+                    try:
+                        state = before(*args, **kwargs)
+                    except Exception as error:
+                        fault(error)
+                try:
+                    result = original(*args, **kwargs)
+                except BaseException as error:
+                    landed(state, None, error, args, kwargs)
+                    raise
+                landed(state, result, None, args, kwargs)
+                return result
+
+            return watched
+
+        self.wrap(owner, name, wrap)
+
+    def around_task(
+        self,
+        owner: type,
+        name: str,
+        *,
+        before: Callable[..., Any],
+        after: Callable[..., None] | None = None,
+    ) -> None:
+        """Watch a coroutine method of a class: `before(self)` when it starts, `after` at its end.
+
+        `before` runs in the task's own context, so that a context variable that it sets is seen by
+        all that the task does. `after(state, self)` also runs when the task fails.
+        """
+        watcher = self.watcher
+
+        def wrap(original: Any) -> Any:
+            @functools.wraps(original)
+            async def watched(process: Any, *args: Any, **kwargs: Any) -> Any:
+                state = None
+                try:
+                    state = before(process)
+                except Exception as error:
+                    watcher.fault(error)
+                try:
+                    return await original(process, *args, **kwargs)
+                finally:
+                    if after is not None:
+                        try:
+                            after(state, process)
+                        except Exception as error:
+                            watcher.fault(error)
+
+            return watched
+
+        self.wrap(owner, name, wrap)
+
+    def take_off(self) -> None:
+        """Put everything back; what cannot be put back does not keep the rest from it."""
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except Exception as error:
+                self.watcher.fault(error)
+
+
+@dataclass
+class _Block:
+    what: str
+    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    ended: bool = False
+
+
+class Changes:
+    """Changes of one live engine, each as long as a block of code; undone in reverse order.
+
+    A block that ends before another that began later stays until that one ends, too.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[_Block] = []
+
+    @contextlib.contextmanager
+    def block(self, what: str) -> Iterator[contextlib.ExitStack]:
+        """Yield a stack of what undoes a change. Raises EngineError at an end out of order."""
+        block = _Block(what)
+        self._blocks.append(block)
+        try:
+            yield block.undo
+        finally:
+            block.ended = True
+            self._undo()
+            if block in self._blocks:
+                later = self._blocks[-1].what
+                raise EngineError(
+                    f"{what} was ended before {later}, which began later: it stays until that ends."
+                    " End blocks in reverse order."
+                )
+
+    def undo_all(self) -> None:
+        """Undo what blocks that have not ended changed: the engine ends."""
+        for block in self._blocks:
+            block.ended = True
+        self._undo()
+
+    def _undo(self) -> None:
+        while self._blocks and self._blocks[-1].ended:
+            block = self._blocks.pop()
+            try:
+                block.undo.close()
+            except Exception as error:
+                tell_fault(f"Undoing {block.what}", error)

@@ -1,0 +1,111 @@
+"""What a flight's own results say of the next tokens; put into order only when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.model.elements import decode
+
+_SMALL = 4096
+"""Scores of a larger vocabulary are not kept as they are."""
+
+
+class Top(NamedTuple):
+    """The likeliest next tokens of each row of a flight, and the logarithms of probabilities."""
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+
+
+class Scores(NamedTuple):
+    """The model's scores of the next token of each row that carries a request, as copied bytes."""
+
+    data: bytes
+    """Of all rows, one after the other."""
+    number: int
+    """Of rows."""
+    vocabulary: int
+    dtype: str
+    """Their type, by its name."""
+
+    @property
+    def rows(self) -> list[bytes]:
+        """The bytes of each row."""
+        size = len(self.data) // max(self.number, 1)
+        return [self.data[row * size : (row + 1) * size] for row in range(self.number)]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes little room to keep it as it is."""
+        return self.vocabulary <= _SMALL
+
+    def kept(self, count: int) -> Scores | Top:
+        """Return itself if that takes little room, else its `count` likeliest tokens."""
+        if self.is_small or not self.number:
+            return self
+        tokens, logprobs = _order(self.array(), count)
+        return Top(tokens.tolist(), logprobs.tolist())
+
+    def array(self) -> npt.NDArray[np.float64]:
+        """Return the scores, [rows, vocabulary]."""
+        flat = decode(self.data, self.dtype)
+        return np.asarray(flat.reshape(-1, self.vocabulary), dtype=np.float64)
+
+
+def copy_scores(
+    logits: Any, phase: str, rows: int, arrays: Mapping[str, tuple[tuple[int, ...], Any]]
+) -> Scores:
+    """Copy what the engine chooses next tokens by, of a flight that the device is done with.
+
+    `logits` are its results on the device, [batch, tokens, vocabulary], read in place; `arrays` its
+    arguments by name, each as its shape and flat values. Of a prefill the last token of each row
+    counts, of a decode its only one.
+    """
+    batch, width, vocabulary = logits.shape
+    places, dtype = [0] * rows, str(logits.dtype)
+    if width == 1:  # at once: it comes with every token
+        whole = bytes(logits.map(read=True))
+        return Scores(whole[: len(whole) // batch * rows], rows, vocabulary, dtype)
+    if phase == "prefill":
+        lengths, starts = arrays["seq_lens"][1], arrays.get("start_positions", ((), [0] * rows))[1]
+        places = [min(max(lengths[r] - starts[r], 1), width) - 1 for r in range(rows)]
+    copied = []
+    for row, place in enumerate(places):
+        copied.append(bytes(logits.view(row, place).map(read=True)))
+    return Scores(b"".join(copied), rows, vocabulary, dtype)
+
+
+def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | None]:
+    """Return the `count` likeliest tokens of each row of each flight; None where nothing is known.
+
+    The probabilities are normalised over the whole vocabulary, and their logarithms natural.
+    """
+    scored = [flight for flight in flights if isinstance(flight, Scores) and flight.number]
+    tokens, logprobs = [], []
+    if scored:
+        # All at once: a call for each would take longer than all the rest of a table.
+        arrays = _order(np.concatenate([scores.array() for scores in scored]), count)
+        tokens, logprobs = (array.tolist() for array in arrays)
+    found: list[Top | None] = []
+    first = 0
+    for flight in flights:
+        if isinstance(flight, Scores):
+            last = first + flight.number
+            found.append(Top(tokens[first:last], logprobs[first:last]) if flight.number else None)
+            first = last
+        else:
+            found.append(flight)
+    return found
+
+
+def _order(scores: npt.NDArray[np.float64], count: int) -> tuple[npt.NDArray[Any], ...]:
+    """Return tokens and logarithms of their probabilities, [rows, count]; the likeliest first."""
+    logs = scores - scores.max(axis=1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    # Stable, so that of equally likely tokens the first one leads, as in an argmax.
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return order, np.take_along_axis(logs, order, axis=1)

@@ -1,0 +1,124 @@
+"""The cache of the installed release by itself: a real pool, and no service, model or batcher."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from contextlib import ExitStack
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any
+
+import shortfin.array as sfnp
+from shortfin import host
+from shortfin_apps.llm.components import messages, service
+from shortfin_apps.llm.components.kvcache import (
+    base_attention_cache,
+    page_pool,
+    trie_attention_cache,
+)
+
+from analysis.shortfin import installed_adapter
+from analysis.shortfin.cache.probe import CacheProbe, NodeNumbers
+from analysis.shortfin.config import EngineConfig
+from analysis.shortfin.hooks import Changes
+
+_ELEMENTS = 8
+_names = itertools.count()
+
+
+class BareSystem:
+    """shortfin's CPU system with one worker, on which pools are made. Close it at the end.
+
+    While it is open, nodes are as old as the order in which they were used says: the cache's clock
+    counts, so that what is evicted does not depend on the time of day. Requests carry no future,
+    which could be made on a worker only, and which nobody waits for here. An engine cannot be at
+    work in the same process meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.release, adapter_class = installed_adapter()
+        self.probe_class = adapter_class.__new__(adapter_class)._probe_class()
+        self._undo = ExitStack()
+        self._system: Any = host.CPUSystemBuilder().create_system()
+        self._undo.callback(self._system.shutdown)
+        worker = self._system.create_worker(f"bare-{next(_names)}")
+        self._fiber: Any = self._system.create_fiber(worker)  # kept: devices do not keep theirs
+        self._tables: dict[int, list[Any]] = {}
+        self._clock = itertools.count(1)
+        clock = SimpleNamespace(monotonic=lambda: float(next(self._clock)))
+        self._replace(trie_attention_cache, "time", clock)
+        self._replace(messages, "sf", SimpleNamespace(VoidFuture=SimpleNamespace))
+        # Without a handler on the root logger, the pool's root-level calls install one of theirs.
+        handler = logging.NullHandler()
+        logging.getLogger().addHandler(handler)
+        self._undo.callback(logging.getLogger().removeHandler, handler)
+        logger = logging.getLogger("shortfin_apps")  # an allocation that fails is no news here
+        self._undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+
+    def _replace(self, owner: Any, name: str, value: Any) -> None:
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+    def close(self) -> None:
+        """Stop the system's worker and put the clock and the loggers back."""
+        self._tables.clear()
+        self._fiber = None
+        self._undo.close()
+
+    def cache(self, prefix_sharing: str, page_count: int, tokens_per_page: int) -> Any:
+        """Return a new cache of the release's own class, over a new pool."""
+        settings: dict[str, Any] = {}
+        for field in fields(page_pool.PagePoolConfig):
+            if field.name.endswith("elements_per_device"):
+                settings[field.name] = [_ELEMENTS]
+            elif field.name.endswith("elements"):
+                settings[field.name] = _ELEMENTS
+        config = page_pool.PagePoolConfig(
+            dtype=sfnp.float16, alloc_page_count=page_count, **settings
+        )
+        if page_count not in self._tables:
+            # A device gives out only so many; nothing is computed here, so pools may share them.
+            made = page_pool.PagePool(devices=[self._fiber.device(0)], config=config)
+            self._tables[page_count] = made.page_tables
+        pool = page_pool.PagePool(devices=[], config=config)
+        pool.page_tables = self._tables[page_count]
+        kind = (
+            base_attention_cache.BasePagedAttentionCache
+            if prefix_sharing == "none"
+            else trie_attention_cache.TriePagedAttentionCache
+        )
+        return kind(page_pool=pool, tokens_per_page=tokens_per_page)
+
+
+class BareAdapter:
+    """What an engine's adapter is to those who only ask for its cache."""
+
+    def __init__(self, cache: Any, probe_class: type[CacheProbe]) -> None:
+        kind = getattr(service, "LlmGenerateService", None) or service.GenerateService
+        self.service: Any = kind.__new__(kind)  # never set up: it only leads to its cache
+        self.service.page_cache = cache
+        self.service.prefill_functions, self.service.decode_functions = {}, {}
+        self.service.batcher = SimpleNamespace(submit=lambda item: None)
+        self._probe_class, self._numbers = probe_class, NodeNumbers()
+
+    def probe(self) -> CacheProbe:
+        """Return what reads the cache, and watches it once attached."""
+        return self._probe_class(self.service, self._numbers)
+
+
+class BareEngine:
+    """What an engine is to treatments and watchers that only ask for its cache."""
+
+    def __init__(self, system: BareSystem, cache: Any, config: EngineConfig) -> None:
+        self.release, self.config = system.release, config
+        self.adapter = BareAdapter(cache, system.probe_class)
+        self.probe: CacheProbe | None = None
+        self.changes = Changes()
+        self.died = None
+        self._clock = itertools.count()
+
+    def clock_s(self) -> float:
+        """Return a time that grows with every call, as nothing takes time here."""
+        return next(self._clock) / 1e6

@@ -1,0 +1,155 @@
+"""What a call of the model was filled with, what it read, and what came of it, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.model.elements import decode
+from analysis.shortfin.scores import Scores
+
+FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
+"""By the id of a device array: what the invocation under way filled it with. None: not noted."""
+Chosen = tuple[list[int], list[int]]
+"""Of each row of a flight the token that a greedy selection makes, and the digest of its logits."""
+_FEW = 1024
+"""Bytes of logits that an event keeps as they are."""
+NO_TOKEN = -1
+"""Stands for the token of a row whose logits have a NaN."""
+RETURNED, LANDED = "returned", "landed"
+"""When an argument was read again: when the call had returned, and when its results were there."""
+
+
+class Filled(NamedTuple):
+    """What a device array held before it was filled, and what it was filled with."""
+
+    before: bytes
+    content: bytes
+    mapped: Any = None
+    """The array, mapped for reading: once, as it is read three times."""
+
+
+def raw(array: Any) -> bytes:
+    """Return the bytes of an array, read in place."""
+    return bytes(array.map(read=True))
+
+
+def note_filling(host: Any, device: Any) -> None:
+    """Note what an array on the device is about to be filled with, if an invocation notes that."""
+    filled = FILLED.get()
+    if filled is not None:
+        mapped = device.map(read=True)
+        filled[id(device)] = Filled(bytes(mapped), raw(host), mapped)
+
+
+def mapped_of(array: Any, filled: Mapping[int, Filled] | None) -> Any:
+    """Return an argument mapped for reading, as it was when it was filled if that was noted."""
+    note = filled.get(id(array)) if filled else None
+    return array.map(read=True) if note is None else note.mapped
+
+
+def note_edit(device: Any, values: npt.NDArray[np.int64]) -> None:
+    """Note that a treatment changed an argument on purpose: from now on it is filled so."""
+    filled = FILLED.get()
+    if filled is not None and (note := filled.get(id(device))) is not None:
+        filled[id(device)] = note._replace(content=values.astype(np.int64).tobytes())
+
+
+def digest(logits: bytes) -> int:
+    """Return a short digest of one row's logits."""
+    return zlib.crc32(logits)
+
+
+def noted_logits(logits: bytes) -> str | bytes:
+    """Return what the event `chosen` notes of logits: themselves while they are few.
+
+    Their digest is worked out when the event is read then, and not while the engine waits.
+    """
+    return logits if len(logits) <= _FEW else f"{digest(logits):08x}"
+
+
+def detail_of(noted: str | bytes | None) -> str | None:
+    """Return an event's detail as it is read: of logits their digest."""
+    return f"{digest(noted):08x}" if isinstance(noted, bytes) else noted
+
+
+def results_of(noted: Scores | Chosen | None) -> Chosen | tuple[None, None]:
+    """Return tokens and digests of what a flight noted of its results, None if it noted nothing."""
+    if isinstance(noted, Scores):
+        return chosen_by(noted)
+    return noted or (None, None)
+
+
+def chosen_by(scores: Scores) -> Chosen:
+    """Return of each row the token that a greedy selection makes, and the digest of its logits.
+
+    Of equally likely tokens the first is chosen; a row with a NaN has `NO_TOKEN`.
+    """
+    if not scores.number:
+        return [], []
+    logits = decode(scores.data, scores.dtype).reshape(scores.number, -1)
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # the place of a NaN, if there is one
+    for row, token in enumerate(tokens):
+        best = logits[row, token]
+        if best != best:
+            tokens[row] = NO_TOKEN
+    return tokens, [digest(row) for row in scores.rows]
+
+
+def changes(
+    names: Sequence[str],
+    arguments: Sequence[Any],
+    filled: Mapping[int, Filled],
+    returned: Sequence[bytes],
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]],
+) -> str | None:
+    """Compare arguments with what they were filled with; return what differs, None if nothing does.
+
+    `returned` are their bytes when the call had returned, `arrays` their values when it had landed.
+    The result is a JSON list of [argument, row, column, filled, read, when], the first place of
+    each row of each argument.
+    """
+    found: dict[tuple[str, int], list[Any]] = {}
+    read_then = dict(zip(map(id, arguments), returned, strict=False))
+    for name, array in zip(names, arguments, strict=True):
+        note, then = filled.get(id(array)), read_then.get(id(array))
+        shape, values = arrays[name]
+        if note is None or then is None or note.content == then == values.tobytes():
+            continue
+        due, before = (np.frombuffer(part, dtype=np.int64) for part in (note.content, note.before))
+        for when, read in (
+            (RETURNED, np.frombuffer(then, dtype=np.int64)),
+            (LANDED, np.asarray(values, dtype=np.int64)),
+        ):
+            differs = read != due
+            if when == RETURNED and not _is_through(id(array), filled, read_then):
+                differs &= read != before
+            for at in np.flatnonzero(differs).tolist():
+                row, column = divmod(at, shape[1]) if len(shape) > 1 else (at, 0)
+                entry = [name, row, column, int(due[at]), int(read[at]), when]
+                found.setdefault((name, row), entry)
+    return json.dumps(list(found.values())) if found else None
+
+
+def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
+    """Tell whether the transfer to an array was over when the call had returned.
+
+    It was if something new had come with it, or with one that began later.
+    """
+    order = list(filled)
+    for other in order[order.index(array) :]:
+        if other in read_then:
+            note = filled[other]
+            before, due, read = (
+                np.frombuffer(part, dtype=np.int64)
+                for part in (note.before, note.content, read_then[other])
+            )
+            if ((due != before) & (read == due)).any():
+                return True
+    return False

@@ -1,0 +1,101 @@
+"""Every exception that ends a shortfin worker passes one place: this listens there.
+
+The native loop of a worker hands an uncaught exception to the event loop's exception handler and
+then aborts; nothing else in the process hears of it. Listening leaves that as it is. What the
+handler raises back into native code cannot propagate and is shown by Python's hook for such
+exceptions, on `sys.stderr`; while anyone listens it goes where the engine's other last words go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from analysis.shortfin.capture import tell_fault
+
+Listener = Callable[[Any, BaseException | None, str], bool]
+"""Called with the worker, the exception and its traceback as text; tells whether it is its own."""
+
+_lock = threading.Lock()
+_listeners: list[Listener] = []
+_buried: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The event loops of engines that died and were closed."""
+_originals: tuple[Any, Any] | None = None
+
+
+def listen(listener: Listener) -> None:
+    """Have `listener` called, on the dying worker's thread, before the worker ends."""
+    global _originals
+    from _shortfin.asyncio_bridge import PyWorkerEventLoop
+
+    with _lock:
+        if _originals is None:
+            _originals = PyWorkerEventLoop.call_exception_handler, sys.unraisablehook
+            PyWorkerEventLoop.call_exception_handler = _handler(_originals[0])
+            sys.unraisablehook = _hook(_originals[1])
+        _listeners.append(listener)
+
+
+def unlisten(listener: Listener) -> None:
+    """Stop calling `listener`; the last one leaves shortfin as it was, if nothing is buried."""
+    global _originals
+    with _lock:
+        if listener in _listeners:
+            _listeners.remove(listener)
+        if not _listeners and not len(_buried) and _originals is not None:
+            from _shortfin.asyncio_bridge import PyWorkerEventLoop
+
+            PyWorkerEventLoop.call_exception_handler, sys.unraisablehook = _originals
+            _originals = None
+
+
+def bury(owns: Callable[[Any], bool]) -> None:
+    """Have nothing said any more of the workers that an engine owns, which died and is closed.
+
+    What is left of them complains at odd times until the process ends; that is no news.
+    """
+    from _shortfin.asyncio_bridge import PyWorkerEventLoop
+
+    loops = [thing for thing in gc.get_objects() if type(thing) is PyWorkerEventLoop]
+    _buried.update(loop for loop in loops if owns(loop._worker))
+
+
+def _handler(original: Any) -> Any:
+    def call_exception_handler(self: Any, context: dict[str, Any]) -> Any:
+        claimed = False
+        try:
+            error = context.get("exception")
+            cause = error if isinstance(error, BaseException) else None
+            text = "".join(traceback.format_exception(cause)) if cause else str(context)
+            for listener in tuple(_listeners):
+                try:
+                    claimed = listener(self._worker, cause, text) or claimed
+                except Exception as mistake:
+                    tell_fault("A listener to the deaths of workers", mistake)
+        except Exception as mistake:
+            tell_fault("Reading how a worker died", mistake)
+        if claimed or self not in _buried:
+            return original(self, context)
+        with contextlib.suppress(Exception):  # raising is all that it does
+            original(self, context)
+
+    return call_exception_handler
+
+
+def _hook(original: Any) -> Any:
+    def unraisablehook(unraisable: Any) -> None:
+        if getattr(unraisable.object, "__name__", "") != "call_exception_handler":
+            original(unraisable)
+            return
+        lines = traceback.format_exception(unraisable.exc_value)
+        with contextlib.suppress(OSError):
+            os.write(2, "".join(lines).encode())
+
+    return unraisablehook

@@ -1,0 +1,473 @@
+"""What changed between two snapshots of the cache, and both in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.core.errors import CachelabError
+from analysis.snapshots.snapshot import STATES, Node, Snapshot
+
+_MOST_PARTS = 8
+_NAME_LENGTH = 14
+
+
+class SnapshotError(CachelabError, ValueError):
+    """Snapshots cannot be compared or drawn as asked."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Change:
+    """What changed from `before` to `after`; `str(change)` says it in sentences.
+
+    False where nothing changed. Nodes are told apart by their numbers, so both snapshots must be
+    of the same engine.
+    """
+
+    before: Snapshot
+    after: Snapshot
+    moved: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    """Pages by the state that they left and the one they went to."""
+    gained: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Pages that each request came to hold."""
+    lost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Pages that each request ceased to hold."""
+    created: tuple[Node, ...] = ()
+    """Nodes that are new in the trie."""
+    gone: tuple[Node, ...] = ()
+    """Nodes that are in the trie no more, as they were."""
+    altered: tuple[tuple[Node, Node], ...] = ()
+    """Nodes that have another page, other tokens or another parent: as they were, and are."""
+    references: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """References to a node before and after, where they differ and it was there at both times."""
+    leaves_gained: tuple[int, ...] = ()
+    """Nodes that came into the engine's set of leaves, new ones among them."""
+    leaves_lost: tuple[int, ...] = ()
+    """Nodes that left it, those that are gone among them."""
+    duplicates_gained: tuple[int, ...] = ()
+    """Pages that were set aside to be freed."""
+    duplicates_lost: tuple[int, ...] = ()
+    rewritten: tuple[int, ...] = ()
+    """Pages with other contents, among those whose contents both snapshots have."""
+    conflicts: tuple[str, ...] = ()
+    """Conflicts that are new."""
+
+    @property
+    def leaked(self) -> tuple[int, ...]:
+        """Pages that leaked in between, in ascending order."""
+        return self._to("leaked")
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """Pages that left the pool, whatever became of them, in ascending order."""
+        return _sorted(p for (old, _), pages in self.moved.items() if old == "free" for p in pages)
+
+    @property
+    def returned(self) -> tuple[int, ...]:
+        """Pages that came back to the pool, in ascending order."""
+        return self._to("free")
+
+    @property
+    def changed_pages(self) -> tuple[int, ...]:
+        """Pages with another state, other holders, another node or other contents."""
+        nodes = [*self.created, *self.gone, *(node for pair in self.altered for node in pair)]
+        groups = [
+            *self.moved.values(),
+            *self.gained.values(),
+            *self.lost.values(),
+            tuple(node.page for node in nodes if node.page is not None),
+            self.duplicates_gained,
+            self.duplicates_lost,
+            self.rewritten,
+        ]
+        return _sorted({page for pages in groups for page in pages})
+
+    def apply(self, states: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return the states (of shape [page_count]) that follow from those before.
+
+        Raises SnapshotError if `states` are not those that this change starts from.
+        """
+        result = states.copy()
+        for (old, new), pages in self.moved.items():
+            places = np.asarray(pages)
+            if places.max() >= len(states) or (states[places] != STATES.index(old)).any():
+                raise SnapshotError(f"Pages {ranges(pages)} are not all {old}, as they were.")
+            result[places] = STATES.index(new)
+        return result
+
+    def sentences(self) -> list[str]:
+        """Return what changed, a sentence each; none where nothing did."""
+        return _Telling(self).all()
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in _PARTS)
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences()) or "Nothing changed."
+
+    def __repr__(self) -> str:
+        return f"<Change: {self}>"
+
+    def _repr_markdown_(self) -> str:
+        escaped = [
+            "".join("\\" + c if c in "\\`*_[]<>&#|~$" else c for c in sentence)
+            for sentence in self.sentences()
+        ]
+        return "\n".join(f"- {sentence}" for sentence in escaped) or "Nothing changed."
+
+    def _repr_html_(self) -> str:
+        from analysis.jupyter.cache_html import change_html
+
+        return change_html(self)
+
+    def _to(self, state: str) -> tuple[int, ...]:
+        return _sorted(p for (_, new), pages in self.moved.items() if new == state for p in pages)
+
+
+_PARTS = (
+    "moved", "gained", "lost", "created", "gone", "altered", "references", "leaves_gained",
+    "leaves_lost", "duplicates_gained", "duplicates_lost", "rewritten", "conflicts",
+)  # fmt: skip
+
+
+def change_between(before: Snapshot, after: Snapshot) -> Change:
+    """Return what changed; `after - before` is the same.
+
+    Raises SnapshotError if the two are of pools of different sizes.
+    """
+    same_pool(before, after)
+    old = {node.node: node for node in before.nodes}
+    new = {node.node: node for node in after.nodes}
+    both = [(node, new[node.node]) for node in before.nodes if node.node in new]
+    old_leaves = {node.node for node in before.nodes if node.leaf}
+    new_leaves = {node.node for node in after.nodes if node.leaf}
+    old_aside, new_aside = set(before.state.duplicates), set(after.state.duplicates)
+    known = set(before.conflicts)
+    return Change(
+        before=before,
+        after=after,
+        moved=_moved(before.states, after.states),
+        gained=_more(before.state.holdings, after.state.holdings),
+        lost=_more(after.state.holdings, before.state.holdings),
+        created=tuple(node for node in after.nodes if node.node not in old),
+        gone=tuple(node for node in before.nodes if node.node not in new),
+        altered=tuple((a, b) for a, b in both if _identity(a) != _identity(b)),
+        references={
+            a.node: (a.ref_count, b.ref_count) for a, b in both if a.ref_count != b.ref_count
+        },
+        leaves_gained=_sorted(new_leaves - old_leaves),
+        leaves_lost=_sorted(old_leaves - new_leaves),
+        duplicates_gained=_sorted(new_aside - old_aside),
+        duplicates_lost=_sorted(old_aside - new_aside),
+        rewritten=_sorted(
+            page
+            for page, content in after.contents.items()
+            if page in before.contents and before.contents[page].digest != content.digest
+        ),
+        conflicts=tuple(sentence for sentence in after.conflicts if sentence not in known),
+    )
+
+
+def same_pool(before: Snapshot, after: Snapshot) -> None:
+    """Raise SnapshotError unless both snapshots are of pools of the same size."""
+    if before.page_count != after.page_count:
+        raise SnapshotError(
+            f"These snapshots are of different pools, of {before.page_count} and "
+            f"{after.page_count} pages, so there is no telling what changed."
+        )
+
+
+def describe_snapshot(snapshot: Snapshot) -> str:
+    """Return a snapshot in one to three sentences."""
+    counts = snapshot.counts
+    holding = sum(bool(pages) for pages in snapshot.state.holdings.values())
+    by = f" (held by {counted(holding, 'request')})" if counts["live"] else ""
+    text = (
+        f"{counted(snapshot.page_count, 'page')}: {counts['free']} free, {counts['live']} live"
+        f"{by}, {counts['cached']} cached, {counts['leaked']} leaked"
+    )
+    if snapshot.nodes:
+        leaves = sum(node.leaf for node in snapshot.nodes)
+        text += f"; {counted(len(snapshot.nodes) - 1, 'node')} in the trie, {leaves} as leaves"
+    text += "."
+    if not snapshot.consistent:
+        text += " It was taken during an operation of the cache, so it may contradict itself."
+    if snapshot.conflicts:
+        named = " ".join(snapshot.conflicts[:2])
+        more = len(snapshot.conflicts) - 2
+        text += f" In conflict: {named}" + (f" And {more} more." if more > 0 else "")
+    return text
+
+
+# -- words ---------------------------------------------------------------------------------
+
+
+def ranges(numbers: Iterable[int], most: int = _MOST_PARTS) -> str:
+    """Return numbers as text, such as "3-5 and 9"; past `most` ranges, how many more there are."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    parts = [f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:most]]
+    return listed(parts, sum(b - a + 1 for a, b in runs[most:]))
+
+
+def listed(parts: Sequence[str], more: int = 0) -> str:
+    """Return parts as "a, b and c", or "a, b and 7 more"."""
+    parts = [*parts, f"{more} more"] if more else list(parts)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def cut(parts: Sequence[str], most: int = _MOST_PARTS) -> str:
+    """Return at most so many parts as a list in words, and how many more there are."""
+    return listed(parts[:most], max(0, len(parts) - most))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return such as "1 page" or "3 pages"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def short_names(request_ids: Iterable[str]) -> dict[str, str]:
+    """Return a name for each request: its id, or eight characters of one longer than fourteen.
+
+    They are its first or its last ones, whichever differ between the requests.
+    """
+    ids = list(dict.fromkeys(request_ids))
+    names = {name: name for name in ids}
+    cuts: list[Callable[[str], str]] = [lambda n: n[:8], lambda n: n[-8:]]
+    for shorten in cuts:
+        short = {n: n if len(n) <= _NAME_LENGTH else shorten(n) for n in ids}
+        if len(set(short.values())) == len(ids):
+            return short
+    return names
+
+
+class _Telling:
+    """Puts a change into sentences."""
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.before, self.after = change.before, change.after
+        self.names = short_names([*self.before.state.holdings, *self.after.state.holdings])
+
+    def all(self) -> list[str]:
+        if not self.change:
+            return []
+        return [
+            *self._pages(),
+            *self._holdings(),
+            *self._trie(),
+            *self._other(),
+            *self._counts(),
+            *self._leaks(),
+            *self._warnings(),
+        ]
+
+    def _pages(self) -> list[str]:
+        """Return where pages went, leaks excepted."""
+        now, then = self.after.holders, self.before.holders
+        ways = [
+            ("free", "live", "was taken from the pool", "were taken from the pool", now, "held by"),
+            ("free", "cached", "went from the pool into the prefix cache", "", None, ""),
+            ("cached", "live", "of the prefix cache is in use again",
+             "of the prefix cache are in use again", now, "held by"),
+            ("live", "cached", "is left to the prefix cache", "are left to the prefix cache", then,
+             "given up by"),
+            ("live", "free", "went back to the pool", "", then, "given up by"),
+            ("cached", "free", "went from the prefix cache back to the pool", "", None, ""),
+            ("leaked", "free", "that had leaked went back to the pool", "", None, ""),
+            ("leaked", "live", "that had leaked is in use again",
+             "that had leaked are in use again", now, "held by"),
+            ("leaked", "cached", "that had leaked is in the prefix cache again",
+             "that had leaked are in the prefix cache again", None, ""),
+        ]  # fmt: skip
+        found = []
+        for old, new, one, many, holders, verb in ways:
+            if pages := self.change.moved.get((old, new)):
+                words = many if many and len(pages) > 1 else one
+                where = self._by_holder(pages, holders, verb) if holders else ranges(pages)
+                found.append(f"{counted(len(pages), 'page')} {words}: {where}.")
+        return found
+
+    def _holdings(self) -> list[str]:
+        """Return who came to hold or gave up pages that stayed in their state."""
+        moved = {page for pages in self.change.moved.values() for page in pages}
+        found = []
+        ways = (
+            (self.change.gained, "came to hold", self.before.holders, "shared with"),
+            (self.change.lost, "gave up", self.after.holders, "still held by"),
+        )
+        for requests, verb, others, relation in ways:
+            told = [
+                (request, kept)
+                for request, pages in requests.items()
+                if (kept := [page for page in pages if page not in moved])
+            ]
+            for request, pages in told[:_MOST_PARTS]:
+                rest = {page: tuple(h for h in others.get(page, ()) if h != request)
+                        for page in pages}  # fmt: skip
+                where = self._by_holder(pages, rest, relation)
+                number = counted(len(pages), "page")
+                found.append(f"{self.names[request]} {verb} {number}: {where}.")
+            if len(told) > _MOST_PARTS:
+                found.append(f"{len(told) - _MOST_PARTS} more requests {verb} such pages.")
+        return found
+
+    def _trie(self) -> list[str]:
+        change, found = self.change, []
+        for nodes, one, many in (
+            (change.created, "is new in the trie", "are new in the trie"),
+            (change.gone, "is gone from the trie", "are gone from the trie"),
+        ):
+            if nodes:
+                verb = one if len(nodes) == 1 else many
+                pages = [node.page for node in nodes if node.page is not None]
+                on = f" ({_pages(pages)})" if pages else ""
+                number = counted(len(nodes), "node")
+                found.append(f"{number} {verb}: {ranges(node.node for node in nodes)}{on}.")
+        if change.altered:
+            parts = [f"node {a.node}{_altered(a, b)}" for a, b in change.altered]
+            found.append(f"Nodes changed: {cut(parts)}.")
+        if change.references:
+            parts = [f"node {n} {a} -> {b}" for n, (a, b) in change.references.items()]
+            found.append(f"References: {cut(parts)}.")
+        if change.leaves_gained:
+            found.append(f"Became leaves: {_nodes(change.leaves_gained)}.")
+        if change.leaves_lost:
+            found.append(f"No longer leaves: {_nodes(change.leaves_lost)}.")
+        return found
+
+    def _other(self) -> list[str]:
+        change, found = self.change, []
+        if pages := change.duplicates_gained:
+            verb = "was" if len(pages) == 1 else "were"
+            number = counted(len(pages), "duplicate page")
+            found.append(f"{number} {verb} set aside to be freed: {ranges(pages)}.")
+        if pages := change.duplicates_lost:
+            verb = "is" if len(pages) == 1 else "are"
+            number = counted(len(pages), "duplicate page")
+            found.append(f"{number} {verb} no longer set aside: {ranges(pages)}.")
+        if pages := change.rewritten:
+            verb = "holds" if len(pages) == 1 else "hold"
+            found.append(f"{counted(len(pages), 'page')} {verb} other contents: {ranges(pages)}.")
+        return found
+
+    def _counts(self) -> list[str]:
+        a, b = self.before.counts, self.after.counts
+        used, now = a["live"] + a["cached"], b["live"] + b["cached"]
+        parts = [
+            f"{name}: {old} -> {new}"
+            for name, old, new in (
+                ("Pages in use", used, now),
+                ("free pages", a["free"], b["free"]),
+            )
+            if old != new
+        ]
+        text = ", ".join(parts)
+        return [f"{text[0].upper()}{text[1:]}."] if parts else []
+
+    def _leaks(self) -> list[str]:
+        """Return which pages leaked, and where they had been last."""
+        pages = self.change.leaked
+        if not pages:
+            return []
+        then = self.before.holders
+        held = tuple(page for page in pages if page in then)
+        if len(held) == len(pages):
+            where = self._by_holder(pages, then, "last held by")
+        else:
+            moved = self.change.moved
+            groups = (
+                ("held by requests", moved.get(("live", "leaked"), ())),
+                ("in the pool", moved.get(("free", "leaked"), ())),
+                ("cached", moved.get(("cached", "leaked"), ())),
+            )
+            parts = [f"{ranges(group)} ({words} before)" for words, group in groups if group]
+            where = listed(parts)
+        total = self.after.counts["leaked"]
+        tail = f", {total} in all" if total > len(pages) else ""
+        return [f"{counted(len(pages), 'page')} leaked: {where}{tail}."]
+
+    def _warnings(self) -> list[str]:
+        found = []
+        if conflicts := self.change.conflicts:
+            more = len(conflicts) - _MOST_PARTS
+            found += [f"Conflict: {sentence}" for sentence in conflicts[:_MOST_PARTS]]
+            found += [f"And {more} more conflicts."] if more > 0 else []
+        if not (self.before.consistent and self.after.consistent):
+            which = [
+                name
+                for name, taken in (("first", self.before), ("second", self.after))
+                if not taken.consistent
+            ]
+            found.append(
+                f"The {listed(which)} snapshot was taken during an operation of the cache."
+            )
+        return found
+
+    def _by_holder(
+        self, pages: Iterable[int], holders: Mapping[int, Sequence[str]], verb: str
+    ) -> str:
+        """Return pages as ranges, grouped by the requests that hold or held them."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for page in pages:
+            groups.setdefault(tuple(holders.get(page, ())), []).append(page)
+        parts = [
+            ranges(group) + (f" {verb} {cut([self.names[r] for r in who], 4)}" if who else "")
+            for who, group in list(groups.items())[:_MOST_PARTS]
+        ]
+        if len(parts) == 1:
+            return parts[0].replace(f" {verb}", f", {verb}", 1)
+        more = sum(len(group) for group in list(groups.values())[_MOST_PARTS:])
+        return "; ".join(parts) + (f"; and {more} more" if more else "")
+
+
+def _moved(
+    old: npt.NDArray[np.uint8], new: npt.NDArray[np.uint8]
+) -> dict[tuple[str, str], tuple[int, ...]]:
+    changed = np.flatnonzero(old != new)
+    ways = old[changed].astype(int) * len(STATES) + new[changed]
+    return {
+        (STATES[way // len(STATES)], STATES[way % len(STATES)]): tuple(
+            changed[ways == way].tolist()
+        )
+        for way in np.unique(ways).tolist()
+    }
+
+
+def _more(
+    less: Mapping[str, Sequence[int]], more: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    found = {r: _sorted(set(pages) - set(less.get(r, ()))) for r, pages in more.items()}
+    return {request: pages for request, pages in found.items() if pages}
+
+
+def _identity(node: Node) -> tuple[object, ...]:
+    return node.parent, node.page, node.tokens
+
+
+def _altered(a: Node, b: Node) -> str:
+    words = [
+        f" {name} {old} -> {new}"
+        for name, old, new in (("page", a.page, b.page), ("parent", a.parent, b.parent))
+        if old != new
+    ]
+    return "".join([*words, " other tokens" if a.tokens != b.tokens else ""])
+
+
+def _nodes(numbers: Sequence[int]) -> str:
+    return f"{'node' if len(numbers) == 1 else 'nodes'} {ranges(numbers)}"
+
+
+def _pages(numbers: Sequence[int]) -> str:
+    return f"{'page' if len(numbers) == 1 else 'pages'} {ranges(numbers)}"
+
+
+def _sorted(numbers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(numbers))

@@ -1,0 +1,325 @@
+"""Tests and intervals whose unit is the engine: one trial, with all requests that it was asked.
+
+Requests of one engine share batches and accidents, so they are not independent; engines are. Each
+procedure here was calibrated on synthetic engines of known truth (docs/statistics.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+from scipy import stats as scipy_stats
+from scipy.optimize import brentq
+
+from analysis.stats.exact import wilson
+
+FEWEST = 5
+"""Engines below which an interval is by request only."""
+_EXACT = 16
+"""Real-valued differences up to which all signs are enumerated."""
+_DRAWS = 9_999
+"""Relabellings drawn where there are too many to enumerate; the smallest p is then 0.0001."""
+_SIGNS = 99_999
+ASSUMED_ICC = 0.2
+"""Assumed at least, as long as fewer than 8 engines failed somewhere, or stayed right somewhere."""
+_INFORMATIVE = 8
+_FAR = 1e6
+
+Floats = npt.NDArray[np.float64]
+
+
+def sign_flip(differences: Sequence[float] | npt.NDArray[np.generic]) -> float:
+    """Return the two-sided p value of the exact sign-flip test that differences are about 0.
+
+    One difference for each pair of engines. If two settings do alike, each difference is as likely
+    to have the opposite sign. Whole numbers are tested exactly, however many; real ones up to 16
+    pairs, then by 99,999 random sign patterns. The smallest p with k pairs that differ is 2^(1-k).
+
+    Source: R. A. Fisher (1935), The Design of Experiments, section 21.
+    """
+    values = np.asarray(differences, dtype=float)
+    seen, values = abs(float(values.sum())), np.abs(values[values != 0])
+    if not len(values):
+        return 1.0
+    if (values == np.rint(values)).all():
+        return _whole_sign_flip(values.astype(np.int64).tolist(), round(seen))
+    tolerance = 1e-9 * float(values.sum())
+    sums = np.abs(np.einsum("ij,j->i", _signs(len(values)), values))
+    hits = int((sums >= seen - tolerance).sum())
+    if len(values) <= _EXACT:
+        return hits / len(sums)
+    return (1 + hits) / (1 + _SIGNS)
+
+
+@lru_cache(maxsize=2)
+def _signs(count: int) -> Floats:
+    """Return patterns of so many signs, a row each: all, or 99,999 drawn."""
+    if count <= _EXACT:
+        # The last sign may stand still: the others come in all ways, and sums are symmetric.
+        minus = (np.arange(2 ** (count - 1))[:, None] >> np.arange(count)) & 1
+    else:
+        minus = np.random.default_rng(0).integers(0, 2, (_SIGNS, count))
+    return (1 - 2 * minus).astype(np.float64)
+
+
+def _whole_sign_flip(sizes: Sequence[int], seen: int) -> float:
+    """Return the same for whole numbers above 0, from how often each sum comes about.
+
+    The number `ways` consists of fields of `width` bits: field s counts the sign patterns in which
+    the numbers of sign + add up to s. None overflows, as there are 2^(width - 1) patterns.
+    """
+    if not seen:
+        return 1.0
+    width = len(sizes) + 1
+    ways = 1
+    for size in sizes:
+        ways += ways << size * width
+    # The sum of all is at least `seen` where that of sign + is at least this.
+    beyond = ways >> (sum(sizes) + seen) // 2 * width
+    # The remainder by 2^width - 1 is the sum of all fields, as that of digits is by 9.
+    patterns: int = 1 << len(sizes)
+    return 2 * (beyond % (2 * patterns - 1)) / patterns
+
+
+def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[bool]) -> float:
+    """Return the two-sided p value of a permutation test that two groups of engines do alike.
+
+    `failures` of `sizes` requests failed in each engine, and `second` says which group it is of.
+    What is permuted is each engine's share of failures, less the share of all and in units of the
+    spread that so many requests have: an engine asked one request scatters more than one asked
+    eight, and with raw shares that alone would look like a difference. All relabellings are
+    enumerated up to 9,999, else so many are drawn. 1 where all or none failed, NaN where a group
+    has fewer than two engines.
+
+    Source: B. Efron and R. J. Tibshirani (1993), An Introduction to the Bootstrap, chapter 15; the
+    spread is that of the beta-binomial distribution.
+    """
+    x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
+    x, others, n = x[n > 0], np.asarray(second, dtype=bool)[n > 0], n[n > 0]
+    count = int(others.sum())
+    if min(count, len(n) - count) < 2:
+        return math.nan
+    share_of_all = x.sum() / n.sum()
+    if share_of_all in (0, 1):
+        return 1.0
+    together = icc(x.tolist(), n.tolist())
+    effect = 1 + (n - 1) * (0.0 if math.isnan(together) else together)
+    values = (x / n - share_of_all) / np.sqrt(share_of_all * (1 - share_of_all) * effect / n)
+    total, rest = float(values.sum()), len(n) - count
+    # Not by BLAS: its threads take several times as long as one.
+    relabelled = np.einsum("ij,j->i", _relabellings(len(n), count), values)
+    sums = np.append(relabelled, values[others].sum())
+    apart = np.abs(sums / count - (total - sums) / rest)
+    own = float(values[others].sum())
+    seen = abs(own / count - (total - own) / rest)
+    hits = int((apart[:-1] >= seen - 1e-9).sum())
+    if math.comb(len(n), count) <= _DRAWS:
+        return hits / (len(apart) - 1)
+    return (hits + 1) / len(apart)
+
+
+@lru_cache(maxsize=4)
+def _relabellings(engines: int, count: int) -> Floats:
+    """Return ways to choose so many engines, a row of zeros and ones each: all, or 9,999 drawn."""
+    if math.comb(engines, count) <= _DRAWS:
+        chosen = np.array(list(combinations(range(engines), count)))
+    else:
+        drawn = np.random.default_rng(0).random((_DRAWS, engines))
+        chosen = np.argpartition(drawn, count - 1, axis=1)[:, :count]
+    masks = np.zeros((len(chosen), engines))
+    np.put_along_axis(masks, chosen, 1.0, axis=1)
+    return masks
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of requests, with an interval that allows for what requests of an engine share."""
+
+    failures: int
+    n: int
+    engines: int
+    low: float
+    high: float
+    icc: float
+    """Intraclass correlation of an engine's requests, estimated; NaN where it cannot be."""
+    icc_used: float
+    """The one that the interval goes by: at least ASSUMED_ICC where few engines tell of it."""
+    by_engine: bool
+    """Whether the interval carries the design effect; else it is by request, and too narrow."""
+
+    @property
+    def value(self) -> float:
+        """The share, NaN if there was no request."""
+        return self.failures / self.n if self.n else math.nan
+
+
+def icc(failures: Sequence[int], sizes: Sequence[int]) -> float:
+    """Return the intraclass correlation of failures, by analysis of variance; NaN if unknown.
+
+    `failures` of `sizes` requests failed in each engine. At least 0. Not known with one engine, one
+    request an engine, no failure or nothing else.
+
+    Source: M. S. Ridout, C. G. B. Demetrio and D. Firth (1999), Biometrics 55:137.
+    """
+    x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
+    x, n = x[n > 0], n[n > 0]
+    k, total = len(n), float(n.sum())
+    if k < 2 or total <= k or x.sum() in (0, total):
+        return math.nan
+    rate = x.sum() / total
+    between = float((n * (x / n - rate) ** 2).sum()) / (k - 1)
+    within = float((x * (1 - x / n)).sum()) / (total - k)
+    size = (total - float((n**2).sum()) / total) / (k - 1)
+    spread = between + (size - 1) * within
+    return max(0.0, (between - within) / spread) if spread > 0 else 0.0
+
+
+def rate(failures: Sequence[int], sizes: Sequence[int], confidence: float = 0.95) -> Rate:
+    """Return the share of requests that failed, from each engine's failures and requests.
+
+    With five engines or more the interval is that of Clopper and Pearson on the effective number of
+    requests, n / (1 + (m - 1) ICC), made smaller by the quotient of t quantiles for so few engines
+    (E. L. Korn and B. I. Graubard 1998, Survey Methodology 24:193). An ICC of few failures is too
+    often estimated as 0, so that at least ASSUMED_ICC is taken then. With fewer engines it is
+    Wilson's on the requests, which takes them for independent and is too narrow.
+    """
+    x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
+    x, n = x[n > 0], n[n > 0]
+    k, total, failed = len(n), float(n.sum()), float(x.sum())
+    together = icc(x.tolist(), n.tolist())
+    counts = int(failed), int(total), k
+    if not total:
+        return Rate(*counts, math.nan, math.nan, together, math.nan, False)
+    if k < FEWEST:
+        low, high = wilson(int(failed), int(total), confidence)
+        return Rate(*counts, low, high, together, 0.0, False)
+    used = 0.0 if math.isnan(together) else together
+    if min((x > 0).sum(), (x < n).sum()) < _INFORMATIVE:
+        used = max(used, ASSUMED_ICC)
+    m = float((n**2).sum()) / total
+    tail = 0.5 + confidence / 2
+    few = float(special.stdtrit(total - 1, tail) / special.stdtrit(k - 1, tail)) ** 2
+    effect = 1 + (m - 1) * used
+    # One request an engine: these are independent, whatever their number.
+    effective = total if effect == 1 else min(total, total / effect * few)
+    events = failed / total * effective
+    low, high, others = 0.0, 1.0, effective - events
+    if failed:
+        low = float(special.betaincinv(events, others + 1, 1 - tail))
+    if failed < total:
+        high = float(special.betaincinv(events + 1, others, tail))
+    return Rate(*counts, low, high, together, used, True)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A net number of failures as a share of others, both uncertain: value, low, high."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+def share(minuend: Rate, subtrahend: Rate | None, whole: Rate) -> Share:
+    """Return (minuend - subtrahend) / whole of failure rates, with its interval over engines.
+
+    The intervals of the rates are recovered into one of their difference, and that with the whole's
+    into one of the quotient, so that the uncertainty of the denominator is carried, and skewed
+    rates near 0 stay skewed. Engines asked the same are taken for independent, which makes it a
+    little too wide. NaN where nothing of the whole failed; no interval if one of the rates rests
+    on fewer than five engines.
+
+    Source: A. Donner and G. Y. Zou (2012), Statistical Methods in Medical Research 21:347 (MOVER).
+    """
+    if not whole.failures or not minuend.n or (subtrahend is not None and not subtrahend.n):
+        return Share()
+    parts = [minuend, *([] if subtrahend is None else [subtrahend])]
+    net = minuend.value - (0.0 if subtrahend is None else subtrahend.value)
+    value = net / whole.value
+    if not all(part.by_engine for part in (*parts, whole)):
+        return Share(value)
+    below, above = minuend.value - minuend.low, minuend.high - minuend.value
+    if subtrahend is not None:
+        below = math.hypot(below, subtrahend.high - subtrahend.value)
+        above = math.hypot(above, subtrahend.value - subtrahend.low)
+    return Share(value, *_quotient((net, below, above), whole))
+
+
+def gone(first: Rate, second: Rate) -> Share:
+    """Return the share of the first rate's failures that the second does not have: 1 - their ratio.
+
+    As `share`, of which the whole is the minuend here.
+    """
+    left = share(second, None, first)
+    return Share(1 - left.value, 1 - left.high, min(1.0, 1 - left.low))
+
+
+def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, float]:
+    """Return where the interval of net - R * whole leaves 0, for R from below and from above."""
+    value, below, above = net
+    down, up = whole.value - whole.low, whole.high - whole.value
+
+    def lower(ratio: float) -> float:
+        aside = ratio * (up if ratio >= 0 else down)
+        return value - ratio * whole.value - math.hypot(below, aside)
+
+    def upper(ratio: float) -> float:
+        aside = ratio * (down if ratio >= 0 else up)
+        return value - ratio * whole.value + math.hypot(above, aside)
+
+    return _root(lower), _root(upper)
+
+
+def _root(falling: Callable[[float], float]) -> float:
+    """Return where a falling function is 0, infinite if that is nowhere within a million."""
+    # Where nothing failed: a root that is 0 to nine places would leave the true share out.
+    if falling(0.0) == 0:
+        return 0.0
+    if falling(_FAR) > 0:
+        return math.inf
+    if falling(-_FAR) < 0:
+        return -math.inf
+    return float(brentq(falling, -_FAR, _FAR, xtol=1e-9))
+
+
+def relative_change(first: Sequence[float], second: Sequence[float]) -> Share:
+    """Return (sum(second) - sum(first)) / sum(first) over pairs of engines, with a 95% interval.
+
+    For measured amounts, not for counts of rare events: Student's t on what is left of each pair
+    when the common quotient is taken away (W. G. Cochran 1977, Sampling Techniques, section 6).
+    """
+    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    total, k = float(one.sum()), len(one)
+    if not total > 0 or k < 2:
+        return Share()
+    value = float(other.sum()) / total - 1
+    left = other - (1 + value) * one
+    error = math.sqrt(float((left**2).sum()) * k / (k - 1)) / total
+    reach = float(scipy_stats.t.ppf(0.975, k - 1)) * error
+    return Share(value, value - reach, value + reach)
+
+
+def engines_to_reach(tests: int, alpha: float = 0.05) -> int:
+    """Return the fewest engines with which a sign-flip test among so many can be significant."""
+    return math.ceil(1 + math.log2(max(1, tests) / alpha))
+
+
+def engines_needed(
+    mean: float, spread: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Return about how many pairs of engines a sign-flip test among so many takes, at this power.
+
+    `mean` and `spread` are those of the engines' differences, by the normal approximation, and at
+    least what the test can reach. Raises ValueError for a mean of 0.
+    """
+    if not mean:
+        raise ValueError("a difference of 0 cannot be shown with any number of engines")
+    z = scipy_stats.norm.ppf(1 - alpha / max(1, tests) / 2) + scipy_stats.norm.ppf(power)
+    return max(engines_to_reach(tests, alpha), math.ceil((z * spread / abs(mean)) ** 2) + 2)

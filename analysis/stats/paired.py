@@ -1,0 +1,141 @@
+"""Two settings asked the same: how many failures go, by engines, and how many engines it takes.
+
+A pair is one request, asked with the same prompt at the same place of the same sequence in two
+engines that differ in one respect only. Requests of an engine share batches and accidents, so that
+pairs of engines are what is tested and what intervals rest on, never pairs of requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.stats.clustered import sign_flip
+from analysis.stats.rates import FAILURES, with_cells
+
+ENGINE = ["concurrency", "repeat"]
+"""What a pair of engines agrees in."""
+_KEY = [*ENGINE, "request_id"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The same requests in two settings, engine by engine."""
+
+    engines: tuple[tuple[int, int], ...]
+    """Concurrency and repeat of each pair of engines; all tuples below have one value for each."""
+    sizes: tuple[int, ...]
+    """Requests asked in both."""
+    firsts: tuple[int, ...]
+    """Of these, how many failed in the first setting."""
+    seconds: tuple[int, ...]
+    only_first: int
+    only_second: int
+    first_rejected: int
+    second_rejected: int
+
+    @property
+    def pairs(self) -> int:
+        """Requests asked in both settings."""
+        return sum(self.sizes)
+
+    @property
+    def first_failed(self) -> int:
+        """Requests that failed in the first setting."""
+        return sum(self.firsts)
+
+    @property
+    def second_failed(self) -> int:
+        """Requests that failed in the second setting."""
+        return sum(self.seconds)
+
+    @property
+    def nets(self) -> tuple[int, ...]:
+        """How many failures fewer the second setting has, for each pair of engines."""
+        return tuple(a - b for a, b in zip(self.firsts, self.seconds, strict=True))
+
+    @property
+    def net(self) -> int:
+        """How many failures fewer the second setting has."""
+        return sum(self.nets)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of the exact sign-flip test on the engines' net differences."""
+        return sign_flip(self.nets)
+
+
+def pair(
+    requests: pd.DataFrame,
+    cells: pd.DataFrame,
+    first: Sequence[str],
+    second: Sequence[str],
+    failures: Sequence[str] = FAILURES,
+) -> pd.DataFrame:
+    """Return one row for each request that was sent in both settings, by their treatments.
+
+    Columns: concurrency, repeat, request_id, first and second (whether it failed there),
+    first_rejected and second_rejected. Everything else must be alike in the two: give the tables of
+    one scenario. A rejected request has not failed, unless `failures` counts it; compare how many
+    were rejected before you believe that fewer failed.
+    """
+    joined = with_cells(requests, cells, ["concurrency", "repeat", "treatments"])
+    names = joined["treatments"].map(lambda value: tuple(value or ()))
+    sides = []
+    for name, wanted in (("first", tuple(first)), ("second", tuple(second))):
+        mine = joined[names == wanted] if len(joined) else joined
+        columns = {
+            name: mine["outcome"].isin(tuple(failures)),
+            f"{name}_rejected": mine["outcome"] == "rejected",
+        }
+        sides.append(mine[_KEY].assign(**columns))
+    return sides[0].merge(sides[1], on=_KEY, validate="one_to_one")
+
+
+def paired(pairs: pd.DataFrame) -> Paired:
+    """Return what `pair` gave, counted for each pair of engines."""
+    columns = ["first", "second", "first_rejected", "second_rejected"]
+    counted = pairs[columns].astype(int).assign(n=1)
+    by_engine = counted.groupby([pairs[name] for name in ENGINE]).sum()
+    first, second = pairs["first"].to_numpy(bool), pairs["second"].to_numpy(bool)
+    return Paired(
+        tuple((int(a), int(b)) for a, b in by_engine.index),
+        _whole(by_engine["n"]),
+        _whole(by_engine["first"]),
+        _whole(by_engine["second"]),
+        int((first & ~second).sum()),
+        int((~first & second).sum()),
+        int(pairs["first_rejected"].sum()),
+        int(pairs["second_rejected"].sum()),
+    )
+
+
+def together(*questions: Paired | None) -> tuple[int, ...]:
+    """Return the engines' net differences of several questions about one treatment, added up.
+
+    If the treatment does nothing, the sums of engines asked the same are as likely to have either
+    sign; one test answers all questions then.
+    """
+    sums: dict[tuple[int, int], int] = {}
+    for question in questions:
+        if question is not None:
+            for engine, net in zip(question.engines, question.nets, strict=True):
+                sums[engine] = sums.get(engine, 0) + net
+    return tuple(sums[engine] for engine in sorted(sums))
+
+
+def spread(nets: Sequence[float], failures: float) -> float:
+    """Return the standard deviation of engines' net differences, at least that of chance.
+
+    `failures` is the mean number of failures of an engine: as many as that scatter by its root.
+    """
+    own = float(np.std(nets, ddof=1)) if len(nets) > 1 else 0.0
+    return max(own, math.sqrt(max(failures, 1.0)))
+
+
+def _whole(column: pd.Series) -> tuple[int, ...]:
+    return tuple(int(value) for value in column)

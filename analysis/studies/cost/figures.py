@@ -1,0 +1,182 @@
+"""What treatments cost: every kind of cost against concurrency, and compared with no treatment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy import stats as scipy_stats
+
+from analysis.plots import style
+from analysis.studies.cost import ALL, METRICS, UNTREATED, WATCHED, Metric
+from analysis.studies.cost.arms import LOCK, rank
+
+_MIB = 2**20
+_NAMED = {
+    UNTREATED: (style.BLACK, "o"),
+    LOCK: (style.BLUE, "s"),
+    ALL: (style.VERMILLION, "^"),
+}
+_OTHERS = "#B5B5B5"
+_SHOWN = {"s": (1e3, "ms"), "bytes": (1 / _MIB, "MiB"), "share": (100.0, "%")}
+_VERDICTS = {
+    "costs": (style.VERMILLION, "s", "costs more than no treatment"),
+    "saves": (style.GREEN, "D", "costs less"),
+    "no difference shown": (style.BLUE, "o", "no difference shown"),
+    "too few cells to tell": (style.GREY, "x", "too few cells to tell"),
+}
+
+
+def cost_curves(
+    measures: pd.DataFrame, watched: pd.DataFrame | None = None, title: str = ""
+) -> Figure:
+    """Draw every kind of cost against concurrency, a line for each arm of one setting.
+
+    `measures` and `watched` are what `studies.cost.measure` and `watched` return. Points are
+    geometric means over cells in which nothing was lost (means, for shares), with 95% t intervals
+    where there are at least 3. Untreated, lock and all fixes are named, single fixes thin and grey.
+    """
+    panels = [(metric, measures) for metric in METRICS]
+    if watched is not None and watched["hit_rate"].notna().any():
+        panels.append((WATCHED[0], watched))
+    whole = measures[measures["comparable"]]
+    if whole.empty:
+        return style.nothing_to_draw("In no cell was every request answered: nothing to compare.")
+    figure = style.new_figure(10.0, 6.4)
+    grid = figure.subplots(2, 3).ravel()
+    for axes, (metric, frame) in zip(grid, panels, strict=False):
+        _curves(axes, metric, frame[frame["comparable"] & frame[metric.name].notna()])
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    arms = sorted(set(measures["arm"]), key=rank)
+    handles = [
+        Line2D([], [], color=colour, marker=marker, label=name)
+        for name, (colour, marker) in _NAMED.items()
+        if name in arms
+    ]
+    if others := [name for name in arms if name not in _NAMED]:
+        handles.append(Line2D([], [], color=_OTHERS, label=f"each of {len(others)} fixes alone"))
+    style.legend_below(figure, handles, most=4)
+    figure.suptitle(title or "Costs against concurrency", fontsize=style.TITLE + 1)
+    return figure
+
+
+def _curves(axes: Axes, metric: Metric, frame: pd.DataFrame) -> None:
+    factor, unit = _SHOWN.get(metric.unit, (1.0, metric.unit))
+    arms = sorted(dict.fromkeys(frame["arm"]), key=lambda arm: arm in _NAMED)
+    named = [arm for arm in _NAMED if arm in arms]
+    levels, numbers = [], []
+    for arm in arms:
+        colour, marker = _NAMED.get(arm, (_OTHERS, ""))
+        rows = []
+        for level, group in frame[frame["arm"] == arm].groupby("concurrency"):
+            values = group[metric.name].to_numpy(dtype=float)
+            rows.append((float(str(level)), *_mean(values, metric)))
+            levels.append(int(str(level)))
+            numbers.append(len(group))
+        x, middle, low, high = (np.array(column) for column in zip(*rows, strict=True))
+        aside = style.dodge(named.index(arm), len(named)) if arm in named else 1.0
+        axes.errorbar(
+            x * aside,
+            middle * factor,
+            yerr=[(middle - low) * factor, (high - middle) * factor] if arm in named else None,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=1.4 if arm in named else 0.9,
+            elinewidth=1.2,
+            capsize=2.5,
+        )
+    style.dress(axes, metric.title, "concurrent requests", unit)
+    if levels:
+        style.concurrency_axis(axes, pd.Series(levels), pd.Series(numbers))
+        axes.set_xlabel("concurrent requests (n: cells)", fontsize=style.TEXT)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+
+
+def _mean(values: npt.NDArray[np.float64], metric: Metric) -> tuple[float, float, float]:
+    """Return the mean of some cells with its 95% t interval; no width for fewer than 3 cells."""
+    geometric = metric.scale == "ratio"
+    values = np.log(values) if geometric else values
+    mean, reach = float(values.mean()), 0.0
+    if len(values) > 2:
+        error = float(values.std(ddof=1)) / math.sqrt(len(values))
+        reach = error * float(scipy_stats.t.ppf(0.975, len(values) - 1))
+    if geometric:
+        return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
+    return mean, max(0.0, mean - reach), min(1.0, mean + reach)  # a share
+
+
+def cost_ratios(
+    costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *WATCHED), title: str = ""
+) -> Figure:
+    """Draw what each arm of one setting has more or less of than the untreated engine.
+
+    `costs` is what `studies.cost.costs` returns, over all concurrencies; that of watched cells may
+    be appended. A panel for each metric, a row for each arm; bars are 95% intervals, each for
+    itself; colour and marker are the verdict, which minds how many arms were compared.
+    """
+    known = costs[costs["estimate"].notna()]
+    metrics = [metric for metric in metrics if (known["metric"] == metric.name).any()]
+    arms = list(dict.fromkeys(known["arm"]))
+    if not metrics:
+        return style.nothing_to_draw("No two cells could be compared.")
+    figure = style.new_figure(1.9 + 1.55 * len(metrics), 2.0 + 0.3 * len(arms))
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        _forest(axes, known[known["metric"] == metric.name], metric, arms)
+    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    shown = [name for name in _VERDICTS if name in set(known["verdict"])]
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
+        for colour, marker, label in (_VERDICTS[name] for name in shown)
+    ]
+    style.legend_below(figure, handles, most=4)
+    pairs = sorted({*known["pairs"].astype(int)})
+    count = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else f"{pairs[0]}"
+    figure.suptitle(
+        f"{title or 'Compared with no treatment'} ({count} pairs of engines)",
+        fontsize=style.TITLE + 1,
+    )
+    return figure
+
+
+def _forest(axes: Axes, rows: pd.DataFrame, metric: Metric, arms: list[str]) -> None:
+    ratio = metric.scale == "ratio"
+    base = 1.0 if ratio else 0.0
+    axes.axvline(0, color=style.GREY, linewidth=1)
+    reach = 0.0
+    for row in rows.to_dict("records"):
+        colour, marker, _ = _VERDICTS[str(row["verdict"])]
+        middle, low, high = (100 * (row[name] - base) for name in ("estimate", "low", "high"))
+        place = arms.index(row["arm"])
+        if not math.isnan(low):
+            axes.hlines(place, low, high, color=colour, linewidth=2)
+        axes.plot([middle], [place], color=colour, marker=marker, markersize=6)
+        reach = max(reach, *(abs(v) for v in (middle, low, high) if not math.isnan(v)))
+    reach = max(1.12 * reach, 1.0)
+    axes.set_xlim(-reach, reach)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=2, symmetric=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    unit = "change (%)" if ratio else "change (% points)"
+    style.dress(axes, "", "", "")
+    axes.set_title(_wrapped(metric.title), fontsize=style.TEXT)
+    axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(
+        f"{unit}\n({'less' if metric.more == 'worse' else 'more'} is better)", fontsize=style.SMALL
+    )
+
+
+def _wrapped(title: str) -> str:
+    words = title.split()
+    half = (len(words) + 1) // 2
+    return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"

@@ -1,0 +1,96 @@
+"""What examining the cache by itself found, as tables for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis.plots.tables import HtmlTable
+
+if TYPE_CHECKING:
+    from analysis.interleavings import Result
+
+
+def isolation_table(untreated: Sequence[Result], treated: Sequence[Result]) -> HtmlTable:
+    """Show, for each scenario, how many of its interleavings fail, without and with treatments.
+
+    Both have a result for each prefix sharing, in the same order.
+    """
+    rows = []
+    for before, after in zip(untreated, treated, strict=True):
+        mended = {row["scenario"]: row for row in after.table()}
+        for row in before.table():
+            rows.append(
+                {
+                    "prefix sharing": before.prefix_sharing,
+                    "scenario": row["scenario"],
+                    "workers": row["workers"],
+                    "interleavings": row["interleavings"],
+                    "failing": _failing(row),
+                    "failing with the fixes": _failing(mended[row["scenario"]]),
+                    "broken in any order": row["breaks"],
+                    "broken only interleaved": row["breaks by interleaving"],
+                }
+            )
+    return _table(pd.DataFrame(rows))
+
+
+def broken_rules_table(results: Sequence[Result]) -> HtmlTable:
+    """Show the shortest schedule that breaks each rule, what it takes, and where it can happen."""
+    rows = [
+        {
+            "prefix sharing": result.prefix_sharing,
+            "rule": failure.rule,
+            "how it is broken": failure.message,
+            "schedule": str(failure.schedule),
+            "of scenario": failure.scenario,
+            "takes": failure.needs,
+            "happens": failure.happens,
+        }
+        for result in results
+        for failure in result.shortest()
+    ]
+    if not rows:
+        return HtmlTable(pd.DataFrame(), "<p>No rule was broken.</p>")
+    return _table(pd.DataFrame(rows))
+
+
+def left_out_table(results: Mapping[str, Result]) -> HtmlTable:
+    """Show what comes back when each of the fixes is left out alone."""
+    rows = []
+    for name, result in results.items():
+        rules = list(dict.fromkeys(failure.rule for failure in result.shortest()))
+        shortest = min(result.failures, key=lambda f: len(f.schedule), default=None)
+        rows.append(
+            {
+                "left out": name,
+                "comes back": ", ".join(rules) or "nothing that shows here",
+                "shortest schedule": "" if shortest is None else str(shortest.schedule),
+                "scenario": "" if shortest is None else shortest.scenario,
+            }
+        )
+    return _table(pd.DataFrame(rows))
+
+
+def _failing(row: dict[str, Any]) -> int | str:
+    return int(row["failing"]) if row["complete"] else "not all covered"
+
+
+def _table(frame: pd.DataFrame) -> HtmlTable:
+    header = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
+    body = "".join(
+        f"<tr>{''.join(_cell(name, value) for name, value in row.items())}</tr>"
+        for row in frame.to_dict("records")
+    )
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    return HtmlTable(frame, table)
+
+
+def _cell(name: Any, value: Any) -> str:
+    if isinstance(value, int):
+        return f'<td style="text-align: right">{value:,}</td>'
+    text = escape(str(value))
+    return f"<td><code>{text}</code></td>" if "schedule" in str(name) else f"<td>{text}</td>"

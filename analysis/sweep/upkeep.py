@@ -1,0 +1,259 @@
+"""Runs as things on disk: which there are, whether they are whole, and how they are removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.core.errors import CachelabError, RunError
+from analysis.runs.parts import OURS
+from analysis.runs.store import (
+    CELLS,
+    LOCK,
+    LOGS,
+    MANIFEST,
+    TEMPORARY,
+    WORK,
+    alone_in,
+    is_packed,
+    is_written,
+    parts_of,
+    read_manifest,
+)
+from analysis.sweep.process import FROZEN, OUTPUT, PRINTED, STACKS
+
+_TEMPORARY = (f"{TEMPORARY}*", f".{MANIFEST}.*")
+"""What a killed writer leaves: in `cells`, and beside the manifest."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run in a list; what its manifest or tables do not say is None."""
+
+    path: Path
+    releases: tuple[str, ...] = ()
+    plan: str = ""
+    """Its plan in short."""
+    finished: int | None = None
+    planned: int | None = None
+    """Cells, that is engines."""
+    requests: int | None = None
+    size_bytes: int = 0
+    created: str | None = None
+    written: bool = False
+    """Whether a process is writing to it."""
+    trouble: str | None = None
+    """Why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What came of reading everything in a run."""
+
+    path: Path
+    cells: int = 0
+    planned: int | None = None
+    requests: int = 0
+    tables: int = 0
+    rows: int = 0
+    without_checksums: int = 0
+    """Tables that were written before there were checksums: read, and like what is declared."""
+    troubles: tuple[str, ...] = ()
+    """What is wrong, a sentence each."""
+
+
+def find_runs(directory: str | Path) -> list[Path]:
+    """Return the runs at and below a directory, sorted; none within another run."""
+    found = []
+    for path, inner, files in os.walk(directory):
+        if MANIFEST in files or MANIFEST in inner:
+            found.append(Path(path))
+            inner.clear()
+    return sorted(found)
+
+
+def listed(path: str | Path) -> Listed:
+    """Return what a list says of a run; its cells and requests are read and checked for that."""
+    path = Path(path)
+    size = sum(map(_size, _files_below(path)))
+    try:
+        manifest = read_manifest(path)
+    except RunError as error:
+        return Listed(path, size_bytes=size, trouble=str(error))
+    plan = manifest.get("plan") or {}
+    created = manifest.get("created")
+    run = Listed(
+        path,
+        releases=tuple(map(str, _list(plan.get("releases")))),
+        plan=_in_short(plan),
+        size_bytes=size,
+        created=None if created is None else str(created),
+    )
+    finished = requests = 0
+    idle = set()
+    try:
+        for part in parts_of(path, manifest):
+            tables = part.read(("cells", "requests"))
+            finished += tables["cells"].num_rows
+            requests += tables["requests"].num_rows
+            idle |= _idle(tables["cells"])
+        return replace(
+            run,
+            finished=finished,
+            planned=_planned(plan, idle),
+            requests=requests,
+            written=is_written(path),
+        )
+    except RunError as error:
+        return replace(run, trouble=str(error))
+
+
+def check_is_run(path: str | Path) -> None:
+    """Raise RunError for what is no run; one that is damaged is."""
+    if not os.path.lexists(Path(path) / MANIFEST):
+        read_manifest(path)
+
+
+def verify_run(path: str | Path) -> Verified:
+    """Read everything in a run and return how much it is and each thing that is wrong."""
+    path = Path(path)
+    try:
+        manifest = read_manifest(path)
+        parts = parts_of(path, manifest)
+    except RunError as error:
+        return Verified(path, troubles=(str(error),))
+    cells = requests = tables = rows = without = 0
+    idle, troubles = set(), []
+    for part in parts:
+        try:
+            read, has_checksums = part.verify()
+        except RunError as error:
+            troubles.append(str(error))
+            continue
+        cells += read["cells"].num_rows
+        requests += read["requests"].num_rows
+        tables += len(read)
+        rows += sum(table.num_rows for table in read.values())
+        without += 0 if has_checksums else len(read)
+        idle |= _idle(read["cells"])
+    planned = _planned(manifest.get("plan") or {}, idle)
+    return Verified(path, cells, planned, requests, tables, rows, without, tuple(troubles))
+
+
+def remove_run(path: str | Path) -> list[Path]:
+    """Remove what a run consists of, and return what else lies there, which is left.
+
+    Raises RunError, before anything is removed, if `path` is no run or a process writes to it.
+    """
+    path = Path(path).absolute()  # the directory one is in has no other name to remove it by
+    packed = is_packed(path, read_manifest(path))
+    with alone_in(path):
+        try:
+            for place in _own(path, packed=packed):
+                if place.is_dir() and not place.is_symlink():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink()
+            directories = [*_cells(path), *_inner(path / LOGS), path / CELLS, path / LOGS]
+            for directory in directories:
+                if directory.is_dir() and not directory.is_symlink() and not os.listdir(directory):
+                    directory.rmdir()
+            # Last: what was removed in part is a run still, which can be removed again.
+            (path / MANIFEST).unlink()
+            (path / LOCK).unlink()
+            if not os.listdir(path) and not path.is_symlink():
+                path.rmdir()
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or path} cannot be removed: {error.strerror}."
+            ) from error
+    return sorted(_files_below(path))
+
+
+def _size(file: Path) -> int:
+    """Return a file's bytes; 0 if it is gone, as a sweep may move it at any moment."""
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _own(path: Path, *, packed: bool) -> Iterator[Path]:
+    """Yield what a run wrote at a place, but for its manifest and the directories of the rest."""
+    for directory in (*([path] if packed else []), *_cells(path)):
+        yield from (directory / name for name in sorted(OURS) if (directory / name).is_file())
+    yield from path.glob(_TEMPORARY[1])
+    if not (path / CELLS).is_symlink():
+        yield from (path / CELLS).glob(_TEMPORARY[0])
+    for directory in _inner(path / LOGS):
+        for pattern in (OUTPUT, STACKS, FROZEN, PRINTED):
+            yield from directory.glob(pattern)
+    if (path / WORK).is_dir():
+        yield path / WORK
+
+
+def _cells(path: Path) -> list[Path]:
+    return [place for place in _inner(path / CELLS) if not place.name.startswith(".")]
+
+
+def _inner(directory: Path) -> list[Path]:
+    """Return the directories in a directory; none if that or they lie elsewhere, behind a link."""
+    if directory.is_symlink() or not directory.is_dir():
+        return []
+    return sorted(p for p in directory.iterdir() if p.is_dir() and not p.is_symlink())
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    for directory, _, files in os.walk(path):
+        yield from (Path(directory, name) for name in files)
+
+
+def _idle(cells: pa.Table) -> set[str]:
+    """Return the ids of the controls whose fault found nothing to strike."""
+    pairs = zip(cells["cell_id"].to_pylist(), cells["struck"].to_pylist(), strict=True)
+    return {cell_id for cell_id, struck in pairs if struck == "null"}
+
+
+def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:
+    """Return how many cells a plan has; None if it cannot be told here."""
+    from analysis.sweep.plan import Plan
+
+    names = {field.name for field in fields(Plan)}
+    try:
+        values = {name: _frozen(value) for name, value in plan.items() if name in names}
+        return len(Plan(**values).cells(idle))
+    except (CachelabError, TypeError, ValueError, AttributeError):
+        return None  # of another version of the package, or of a model that is not here
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _in_short(plan: Mapping[str, Any]) -> str:
+    """Return what a plan varies and asks, in a few words."""
+
+    def joined(name: str) -> str:
+        return ",".join(map(str, _list(plan.get(name))))
+
+    arms = _list(plan.get("treatments"))
+    words = [
+        str(plan.get("workload") or ""),
+        joined("prefix_sharing"),
+        f"pages {joined('pages')}" if plan.get("pages") else "",
+        f"{joined('concurrency')} at once" if plan.get("concurrency") else "",
+        f"{plan['repeats']} repeats" if plan.get("repeats") else "",
+        f"{len(arms)} sets of treatments" if any(arms) else "",
+        "sanitized" if plan.get("sanitize") else str(plan.get("observe") or ""),
+    ]
+    return ", ".join(word for word in words if word)

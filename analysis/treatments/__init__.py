@@ -1,0 +1,187 @@
+"""Treatments: named, reversible changes to a live engine, each a candidate cause or fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.core.errors import EngineError, shown
+from analysis.shortfin.cache.allocations.treatments import (
+    CopyTokens,
+    GiveBackReference,
+    ReuseExistingNode,
+    TrueLeaves,
+)
+from analysis.shortfin.cache.records.treatments import (
+    DelistFreedPages,
+    KeepDecodeRecord,
+    ReferToPublished,
+    RegisterOnce,
+)
+from analysis.shortfin.treatment import Treatment
+from analysis.treatments.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
+from analysis.treatments.failures import RequeueUnboarded, SurviveAllocationFailure
+from analysis.treatments.faults import FAULTS, Fault
+from analysis.treatments.order import LockCache, OneAtATime, OneWorker, PinOnLookup, ShortStrobes
+from analysis.treatments.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
+from analysis.treatments.pool import BigPool, ReservePaddingPage
+from analysis.treatments.unpublished import FreeUnpublishedPages
+
+if TYPE_CHECKING:
+    from analysis.engine import Engine
+
+TREATMENTS: dict[str, type[Treatment]] = {
+    treatment.name: treatment
+    for treatment in (
+        CorrectSeqLens,
+        ZeroStartPositions,
+        ZeroPageTables,
+        ZeroOnAcquire,
+        CopyTokens,
+        KeepDecodeRecord,
+        DelistFreedPages,
+        RegisterOnce,
+        ReferToPublished,
+        ReuseExistingNode,
+        TrueLeaves,
+        GiveBackReference,
+        FreeUnpublishedPages,
+        ReservePaddingPage,
+        BigPool,
+        LockCache,
+        OneWorker,
+        OneAtATime,
+        ShortStrobes,
+        PinOnLookup,
+        RequeueUnboarded,
+        SurviveAllocationFailure,
+        PoisonFreedPages,
+        Quarantine,
+        UndoCorrectSeqLens,
+    )
+}
+"""By name, candidates for a cause or its mending; faults stand in `analysis.treatments.faults`."""
+
+__all__ = [
+    "FAULTS",
+    "TREATMENTS",
+    "Fault",
+    "Treated",
+    "Treatment",
+    "applies",
+    "check_names",
+    "expand",
+    "fixes",
+    "page_count",
+    "treat",
+]
+
+
+@dataclass(frozen=True)
+class Treated:
+    """What was applied to an engine, in order."""
+
+    treatments: tuple[Treatment, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names as they were given."""
+        return tuple(
+            t.name if t.parameter is None else f"{t.name}:{t.parameter}" for t in self.treatments
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the treatment of this name."""
+        for treatment in self.treatments:
+            if treatment.name == name:
+                return treatment
+        raise KeyError(name)
+
+
+@contextmanager
+def treat(engine: Engine, *names: str) -> Iterator[Treated]:
+    """Change a running engine as long as the block lasts, and put everything back at its end.
+
+    Where several change the same thing, they do so in the order in which they are named.
+    It may be observed already or be observed afterwards; end the blocks in reverse order. A name
+    may have a parameter after a colon, such as `poison-freed-pages:nan`. Raises EngineError for a
+    name that is not known, that is given twice, or that does not apply to this engine; then nothing
+    is changed. So it does at an end out of order (see `analysis.shortfin.hooks.Changes`).
+    """
+    treatments = check_names(names)
+    if engine.adapter is None:
+        raise EngineError("The engine is not running, so it cannot be treated.")
+    for treatment in treatments:
+        treatment.check(engine.release, engine.config.prefix_sharing)
+    with engine.changes.block(f"treat({', '.join(names)})") as undo:
+        # What is applied last stands outermost and acts first: so the first named acts first.
+        for treatment in reversed(treatments):
+            treatment.apply(engine, undo)
+        yield Treated(treatments)
+
+
+def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
+    """Return the treatments that are meant; EngineError for a name not known, or given twice."""
+    found: list[Treatment] = []
+    known = {**TREATMENTS, **FAULTS}
+    for name in names:
+        if not isinstance(name, str):
+            raise EngineError(f"A treatment is given by its name, not as {shown(name)}.")
+        prefix = "fault:" if name.startswith("fault:") else ""
+        stem, colon, parameter = name.removeprefix(prefix).partition(":")
+        kind = known.get(prefix + stem)
+        if kind is None:
+            offered = FAULTS if prefix else TREATMENTS
+            raise EngineError(f"There is no treatment {name!r}: there are {', '.join(offered)}.")
+        if any(type(treatment) is kind for treatment in found):
+            raise EngineError(f"The treatment {prefix + stem} is named twice: once is enough.")
+        found.append(kind(parameter if colon else None))
+    return tuple(found)
+
+
+def applies(names: Iterable[str], release: str) -> bool:
+    """Tell whether all these treatments apply to a release; EngineError for an unknown name."""
+    return all(t.releases is None or release in t.releases for t in check_names(names))
+
+
+def fixes(release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return all that mends a fault of a release, in the order in which it is applied."""
+    return tuple(
+        name
+        for name, kind in TREATMENTS.items()
+        if release in kind.fixes and kind.fits(release, prefix_sharing)
+    )
+
+
+ALL, ALL_BUT = "all", "all-but:"
+"""Instead of a set of treatments: everything that mends a fault; the same without one of them."""
+
+
+def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return a set of names with `all` and `all-but:NAME` replaced by what they stand for.
+
+    Raises EngineError if NAME is not among the fixes of the release, or a name is given twice.
+    """
+    names, found = tuple(names), []
+    if len(set(names)) != len(names):
+        raise EngineError(f"A set of treatments names one twice: {'+'.join(names)}.")
+    everything = fixes(release, prefix_sharing)
+    for name in names:
+        if name.startswith(ALL_BUT):
+            left_out = name.removeprefix(ALL_BUT)
+            if left_out not in everything:
+                raise EngineError(
+                    f"{left_out!r} is no fix of shortfin {release} with prefix sharing"
+                    f" {prefix_sharing}: those are {', '.join(everything)}."
+                )
+            found += [fix for fix in everything if fix != left_out]
+        else:
+            found += everything if name == ALL else (name,)
+    return tuple(dict.fromkeys(found))
+
+
+def page_count(names: Iterable[str], pages: int) -> int:
+    """Return how many pages an engine must be started with, if `pages` are wanted otherwise."""
+    return max([pages, *(t.page_count or 0 for t in check_names(names))])

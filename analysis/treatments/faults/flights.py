@@ -1,0 +1,219 @@
+"""Faults in the arguments of a flight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.treatments.faults.base import FlightFault, Struck, another, own_block
+from analysis.treatments.flights import Boarded
+
+
+class WrongPage(FlightFault):
+    """A row reads another request's page."""
+
+    name = "fault:wrong-page"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "The first page of one row's block table is another request's, once."
+    rule, cause = "own prefix", "another request's data"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        other = another(flight, row)
+        if other is None:
+            return None
+        tables = flight.arrays["block_tables"]
+        if tables[row, 0] == tables[other, 0]:
+            return None
+        tables[row, 0] = tables[other, 0]
+        ids = flight.request_ids
+        return Struck(ids[row], ids[other], int(tables[row, 0]))
+
+
+class SwappedTables(FlightFault):
+    """Two rows have each other's pages."""
+
+    name = "fault:swapped-tables"
+    change = "Two rows of one flight have each other's block tables, once."
+    rule, cause = "block table", "a page of others"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        other = another(flight, row)
+        if other is None:
+            return None
+        tables = flight.arrays["block_tables"]
+        tables[[row, other]] = tables[[other, row]]
+        ids = flight.request_ids
+        return Struck(ids[row], ids[other], int(tables[row, 0]))
+
+
+class StalePage(FlightFault):
+    """A row reads a page that an earlier request left behind."""
+
+    name = "fault:stale-page"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "The first page of one row's block table is a free one that was used before, once."
+    rule, cause = "own prefix", "a freed page's old data"
+
+    def __init__(self, parameter: str | None = None) -> None:
+        super().__init__(parameter)
+        self._seen: dict[int, str] = {}
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, ids = flight.arrays["block_tables"], flight.request_ids
+        free = {page.index for page in probe.pool.available_pages}
+        for page, owner in self._seen.items():
+            if page in free and owner not in ids:
+                tables[row, 0] = page
+                return Struck(ids[row], owner, page)
+        for place, owner in enumerate(ids):
+            self._seen[int(tables[place, 0])] = owner
+        return None
+
+
+class SeqLenLong(FlightFault):
+    """A row attends to one slot more than it has."""
+
+    name = "fault:seq-len-long"
+    change = "One row's length is one too long, once."
+    rule, cause = "own length", "beyond it"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        flight.arrays["seq_lens"][row] = flight.arrays["start_positions"][row] + 2
+        return Struck(flight.request_ids[row])
+
+
+class SeqLenShort(FlightFault):
+    """A row does not attend to its own last token."""
+
+    name = "fault:seq-len-short"
+    change = "One row's length is one too short, once."
+    rule, cause = "own length", "short of it"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        flight.arrays["seq_lens"][row] = flight.arrays["start_positions"][row]
+        return Struck(flight.request_ids[row])
+
+
+class StartPositionEarly(FlightFault):
+    """A row overwrites its last token."""
+
+    name = "fault:start-position-early"
+    change = "One row starts one position too early, once."
+    rule, cause = "own position", "too early"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        flight.arrays["start_positions"][row] -= 1
+        return Struck(flight.request_ids[row])
+
+
+class StartPositionLate(FlightFault):
+    """A row leaves a gap."""
+
+    name = "fault:start-position-late"
+    change = "One row starts one position too late, once."
+    rule, cause = "own position", "too late"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        starts = flight.arrays["start_positions"]
+        if (int(starts[row]) + 1) // probe.cache.tokens_per_page >= flight.arrays[
+            "block_tables"
+        ].shape[1]:
+            return None
+        starts[row] += 1
+        return Struck(flight.request_ids[row])
+
+
+class WrongToken(FlightFault):
+    """A row is prefilled with a token that is not its own."""
+
+    name = "fault:wrong-token"
+    change = "One token of one row's prompt is another, once."
+    phase, after = "prefill", 0
+    rule, cause = "own tokens", "another token"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tokens = flight.arrays["tokens"]
+        tokens[row, 1] = tokens[row, 1] + 1 if tokens[row, 1] < 5 else tokens[row, 1] - 1
+        return Struck(flight.request_ids[row])
+
+
+class PaddingPageInTable(FlightFault):
+    """A row has the padding page for one of its own."""
+
+    name = "fault:padding-page-in-table"
+    change = "The first page of one row's block table is page 0, once."
+    rule, cause = "block table", "the padding page"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tables = flight.arrays["block_tables"]
+        if tables[row, 0] == 0:
+            return None
+        tables[row, 0] = 0
+        return Struck(flight.request_ids[row], None, 0)
+
+
+class PaddingWritesPage(FlightFault):
+    """Padding is written over a request's data."""
+
+    name = "fault:padding-writes-page"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "A padding row's block table has a request's page, once."
+    rule, cause = "shared pages", "by padding"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tables = flight.arrays["block_tables"]
+        if flight.real >= len(tables):
+            return None
+        tables[flight.real, 0] = tables[row, 0]
+        return Struck(flight.request_ids[row], None, int(tables[row, 0]))
+
+
+class MisplacedWrite(FlightFault):
+    """A row's new key and value go where they are never read again."""
+
+    name = "fault:misplaced-write"
+    change = "One row writes into its own first page instead of its last, once."
+    rule, cause = "block table", "one page twice"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, block = flight.arrays["block_tables"], own_block(flight, row, probe)
+        if block == 0:
+            return None
+        tables[row, block] = tables[row, 0]
+        return Struck(flight.request_ids[row], None, int(tables[row, 0]))
+
+
+class DroppedWrite(FlightFault):
+    """A decode step does not happen, and nobody notices."""
+
+    name = "fault:dropped-write"
+    change = "One decode is not made; the results of the last one are given again."
+    rule, cause = "flown tokens", "token without a flight"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        flight.skip = True
+        return Struck(flight.request_ids[row])
+
+
+class SharedPageWrite(FlightFault):
+    """A row writes into a page of the trie."""
+
+    name = "fault:shared-page-write"
+    change = "The page that one row writes to is one that the trie serves to others, once."
+    sharing = "trie"
+    rule, cause = "shared pages", "by a row"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, block = flight.arrays["block_tables"], own_block(flight, row, probe)
+        own = set(tables[row].tolist())
+        for node in probe.read().nodes:
+            if node.page is not None and node.page not in own:
+                tables[row, block] = node.page
+                return Struck(flight.request_ids[row], None, node.page)
+        return None
+
+
+FLIGHT_FAULTS = (
+    WrongPage, SwappedTables, StalePage, SeqLenLong, SeqLenShort, StartPositionEarly,
+    StartPositionLate, WrongToken, PaddingPageInTable, PaddingWritesPage, MisplacedWrite,
+    DroppedWrite, SharedPageWrite,
+)  # fmt: skip

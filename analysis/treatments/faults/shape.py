@@ -1,0 +1,424 @@
+"""Faults in what a mask hides, in the trie's own pointers, and in a cache's notes of its pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.shortfin.cache.probe import indices
+from analysis.treatments.faults.base import FlightFault, Struck, another
+from analysis.treatments.flights import Boarded
+
+# -- the table beyond the length ---------------------------------------------------------------
+
+
+def _place_beyond(flight: Boarded, row: int, probe: Any) -> int | None:
+    """Return the first place of a row's table that its length does not need, None if there is none.
+
+    One that holds padding, so that nothing of the request's is overwritten.
+    """
+    table = flight.arrays["block_tables"][row]
+    stride = int(probe.cache.tokens_per_page)
+    start = flight.arrays.get("start_positions")
+    decode = flight.phase == "decode" and start is not None
+    length = int(start[row]) + 1 if decode else int(flight.arrays["seq_lens"][row])  # type: ignore[index]
+    blocks = -(-length // stride)
+    return next((place for place in range(blocks, len(table)) if table[place] == 0), None)
+
+
+def _anothers(flight: Boarded, row: int, probe: Any) -> tuple[str, int] | None:
+    """Return a request in another row and a page that it alone holds."""
+    other = another(flight, row)
+    if other is None:
+        return None
+    held = probe.holdings()
+    mine = set(held.get(flight.request_ids[row], ()))
+    name = flight.request_ids[other]
+    pages = [p for p in held.get(name, ()) if p not in mine and p != 0]
+    sharers = [r for r, theirs in held.items() if r != name and set(theirs) & set(pages[-1:])]
+    return (name, pages[-1]) if pages and not sharers else None
+
+
+class FreePageBeyond(FlightFault):
+    """A row's table names a free page where its mask hides it."""
+
+    name = "fault:free-page-beyond"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "Beyond one decode row's length its block table has a free page, once."
+    rule, cause = "table padding", "a free page"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        place, free = _place_beyond(flight, row, probe), indices(probe.pool.available_pages)
+        if place is None or not free[1:]:
+            return None
+        flight.arrays["block_tables"][row, place] = free[1]
+        return Struck(flight.request_ids[row], None, free[1])
+
+
+class FreePageBeyondPrompt(FreePageBeyond):
+    """The same in a prefill, where padding is written there."""
+
+    name = "fault:free-page-beyond-prompt"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "Beyond one prompt's length its block table has a free page, once."
+    rule, cause = "table padding", "a free page"
+    phase, after = "prefill", 0
+
+
+class OthersPageBeyond(FlightFault):
+    """A row's table names another request's page where its mask hides it."""
+
+    name = "fault:others-page-beyond"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "Beyond one decode row's length its block table has another request's page, once."
+    rule, cause = "table padding", "a page of others"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        place, found = _place_beyond(flight, row, probe), _anothers(flight, row, probe)
+        if place is None or found is None:
+            return None
+        other, page = found
+        flight.arrays["block_tables"][row, place] = page
+        return Struck(flight.request_ids[row], other, page)
+
+
+class OthersPageBeyondPrompt(OthersPageBeyond):
+    """The same in a prefill, where padding is written there."""
+
+    name = "fault:others-page-beyond-prompt"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "Beyond one prompt's length its block table has another request's page, once."
+    rule, cause = "table padding", "a page of others"
+    phase, after = "prefill", 0
+
+
+class StaleRestOfTable(FlightFault):
+    """A row's table ends as the one before it in the same row did."""
+
+    name = "fault:stale-rest-of-table"
+    change = "Beyond one row's length its block table is left as a freed request had it, once."
+    sharing = "none"  # with a trie such pages are cached, and free later if at all
+    rule, cause = "table padding", "a free page"
+
+    def __init__(self, parameter: str | None = None) -> None:
+        super().__init__(parameter)
+        self._before: dict[int, tuple[str, list[int]]] = {}
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        free = set(indices(probe.pool.available_pages)) - {0}
+        place = _place_beyond(flight, row, probe)
+        for owner, pages in self._before.values():
+            stale = [page for page in pages if page in free]
+            if place is not None and stale and owner not in flight.request_ids:
+                flight.arrays["block_tables"][row, place] = stale[0]
+                return Struck(flight.request_ids[row], None, stale[0])
+        for number, owner in enumerate(flight.request_ids):
+            table = flight.arrays["block_tables"][number].tolist()
+            self._before[hash(owner)] = owner, table
+        return None
+
+
+class NoSuchPageBeyond(FlightFault):
+    """A row's table names a page that the pool has not."""
+
+    name = "fault:no-such-page-beyond"
+    change = "Beyond one decode row's length its block table has a page past the pool, once."
+    rule, cause = "table padding", "no such page"
+    control = False  # an engine whose lengths are too long dies of it
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        place, page = _place_beyond(flight, row, probe), len(probe.pool.attn_page_entries)
+        if place is None:
+            return None
+        flight.arrays["block_tables"][row, place] = page
+        return Struck(flight.request_ids[row], None, page)
+
+
+class PageInPaddingRow(FlightFault):
+    """A padding row names a request's page where it neither reads nor writes."""
+
+    name = "fault:page-in-padding-row"
+    change = "The last place of a padding row's block table has a request's page, once."
+    rule, cause = "table padding", "in a padding row"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, request = flight.arrays["block_tables"], flight.request_ids[row]
+        pages = probe.holdings().get(request, [])
+        own = [p for p in pages if p and not any(
+            p in held for r, held in probe.holdings().items() if r != request)]  # fmt: skip
+        if flight.real >= len(tables) or tables.shape[1] < 2 or not own:
+            return None
+        tables[flight.real, -1] = own[0]
+        return Struck(request, None, own[0])
+
+
+# -- the trie's own pointers -------------------------------------------------------------------
+
+
+def _nodes(probe: Any) -> list[Any]:
+    """Return the nodes of the trie but its root, those near it first."""
+    found = list(probe.cache.root.children.values())
+    for node in found:
+        found += node.children.values()
+    return found
+
+
+def _is_below(node: Any, above: Any) -> bool:
+    """Tell whether a node is another one, or hangs on it."""
+    while node is not None and node is not above:
+        node = node.parent
+    return node is above
+
+
+class _NodeFault(FlightFault):
+    sharing = "trie"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        """Damage a node that this row's request uses, so that its end comes upon it."""
+        mine = set(probe.holdings().get(flight.request_ids[row], ()))
+        nodes = _nodes(probe)
+        for node in nodes:
+            if node.page.index in mine:
+                other = next((n for n in nodes if not _is_below(n, node)), None)
+                return None if other is None else self.damage(probe, node, other)
+        return None
+
+    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+        """Damage a node; `other` is neither it nor below it."""
+        raise NotImplementedError
+
+
+class ParentElsewhere(_NodeFault):
+    """A node points to another parent than the one that has it as a child."""
+
+    name = "fault:parent-elsewhere"
+    change = "A node's parent pointer is set to another node of the trie, once."
+    rule, cause = "parents", "wrong parent pointer"
+
+    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+        node.parent = other
+        return Struck(None, None, node.page.index)
+
+
+class ParentLost(_NodeFault):
+    """A node that has its place in the trie points to no parent."""
+
+    name = "fault:parent-lost"
+    change = "A node's parent pointer is set to nothing, once, while it stays in its place."
+    rule, cause = "parents", "wrong parent pointer"
+
+    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+        node.parent = None
+        return Struck(None, None, node.page.index)
+
+
+class ChildElsewhere(_NodeFault):
+    """A node is filed under another parent than it points to."""
+
+    name = "fault:child-elsewhere"
+    change = "A node is moved among another node's children, once, and its pointer is left."
+    rule, cause = "parents", "another's child"
+
+    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+        del node.parent.children[node.tokens]
+        other.children[node.tokens] = node
+        return Struck(None, None, node.page.index)
+
+
+class ChildTwice(_NodeFault):
+    """Two nodes have one as their child."""
+
+    name = "fault:child-twice"
+    change = "A node is put among another node's children too, once."
+    rule, cause = "parents", "another's child"
+
+    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+        other.children[node.tokens] = node
+        return Struck(None, None, node.page.index)
+
+
+def _last_node(flight: Boarded, row: int, probe: Any) -> Any:
+    """Return the node that a row's request refers to, None if it has none or it is the root."""
+    request = flight.request_ids[row]
+    if hasattr(probe, "_live"):
+        live = probe._live.get(request)
+        known = [] if live is None else list(live.decoder._allocated_cach_recs.values())
+        node = next((record.last_cached_node for record in known if record is not None), None)
+    else:
+        allocation = flight.process.exec_requests[row].allocation
+        node = getattr(allocation, "last_cached_node", None)
+    return None if node is probe.cache.root else node
+
+
+class ReferenceTaken(FlightFault):
+    """A request goes on while nothing keeps its cached pages from eviction."""
+
+    name = "fault:reference-taken"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "The only reference to a node that a decode of one request uses is given back, once."
+    sharing = "trie"
+    rule, cause = "protected", "no reference"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        node = _last_node(flight, row, probe)
+        if node is None or node.ref_count.count != 1 or node.children:
+            return None
+        self.take(node)
+        return Struck(flight.request_ids[row], None, node.page.index)
+
+    def take(self, node: Any) -> None:
+        """Give the reference back by the engine's own method."""
+        node.ref_count.decrement()
+
+
+class ReferenceTakenQuietly(ReferenceTaken):
+    """The same where no operation does it, so that only the engine's own count tells."""
+
+    name = "fault:reference-taken-quietly"
+    control = False  # it needs a circumstance that a sweep may not have
+    change = "The only reference to a node that one request uses is set to none, once."
+    rule, cause = "protected", "no reference"
+
+    def take(self, node: Any) -> None:
+        node.ref_count.count = 0
+
+
+# -- a cache's notes of its pages --------------------------------------------------------------
+
+
+class EntryLost(FlightFault):
+    """The cache's list of allocated pages lacks one that a request holds."""
+
+    name = "fault:entry-lost"
+    change = "A page that a request has in stock is taken off the cache's list, once."
+    releases = ("3.9.0",)
+    rule, cause = "allocation lists", "a held page missing"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        request = flight.request_ids[row]
+        live = probe._live.get(request)
+        stock = [] if live is None or live.manager is None else live.manager._free_pages
+        entries = [e for e in probe.cache._allocated_pages if e.index in stock[-1:]]
+        if len(entries) != 1:
+            return None
+        probe.cache._allocated_pages.remove(entries[0])
+        return Struck(request, None, entries[0].index)
+
+
+class _ListFault(FlightFault):
+    releases = ("3.9.0",)
+    sharing = "trie"
+
+
+class EntryStale(_ListFault):
+    """The cache's list of allocated pages has one that is free."""
+
+    name = "fault:entry-stale"
+    change = "A free page is put on the cache's list of allocated pages, once."
+    rule, cause = "allocation lists", "listed and free"
+    control = False  # a sweep takes too few snapshots to see it
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        entry = probe.pool.available_pages[0]
+        probe.cache._allocated_pages.append(entry)
+        return Struck(None, None, entry.index)
+
+
+class EntryTwice(_ListFault):
+    """The cache's list of allocated pages has one twice."""
+
+    name = "fault:entry-twice"
+    change = "A page on the cache's list of allocated pages is put there again, once."
+    rule, cause = "allocation lists", "listed twice"
+    control = False  # a sweep takes too few snapshots to see it
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        held = set(probe.holdings().get(flight.request_ids[row], ()))
+        for entry in probe.cache._allocated_pages:
+            if entry.index in held:
+                probe.cache._allocated_pages.append(entry)
+                return Struck(flight.request_ids[row], None, entry.index)
+        return None
+
+
+class EntryCached(_ListFault):
+    """The cache's list of allocated pages has one that the trie serves."""
+
+    name = "fault:entry-cached"
+    change = "A page of the trie is put on the cache's list of allocated pages, once."
+    rule, cause = "allocation lists", "listed and cached"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        held = {page for pages in probe.holdings().values() for page in pages}
+        idle = [node.page for node in _nodes(probe) if node.page.index not in held]
+        if not idle:
+            return None
+        probe.cache._allocated_pages.append(idle[0])
+        return Struck(None, None, idle[0].index)
+
+
+class FreePageAside(_ListFault):
+    """A free page is to be freed as a duplicate."""
+
+    name = "fault:free-page-aside"
+    change = "A free page is put among the duplicates that are freed next, once."
+    rule, cause = "one state", "freed twice"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        entry = probe.pool.available_pages[0]
+        probe.cache._duplicated_pages.append(entry)
+        return Struck(None, None, entry.index)
+
+
+class AllocationHasFreePage(FlightFault):
+    """A request's own list of pages has one that is free."""
+
+    name = "fault:allocation-has-free-page"
+    change = "A free page is put at the end of one request's list of pages, once."
+    releases = ("3.1.0",)
+    rule, cause = "one state", "held while free"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        allocation = flight.process.exec_requests[row].allocation
+        entry = probe.pool.available_pages[0]
+        allocation._pages = type(allocation._pages)([*allocation._pages, entry])
+        return Struck(flight.request_ids[row], None, entry.index)
+
+
+class AllocationLosesPage(FlightFault):
+    """A request's own list of pages lacks its last one, so it takes another in its place."""
+
+    name = "fault:allocation-loses-page"
+    change = "The last page of one request's list of pages is taken off it, once."
+    releases = ("3.1.0",)
+    rule, cause = "own prefix", "nothing"
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        allocation = flight.process.exec_requests[row].allocation
+        if (int(flight.arrays["start_positions"][row]) + 1) % probe.cache.tokens_per_page < 4:
+            return None  # it would lose a page that has hardly anything in it
+        allocation._pages = allocation._pages[:-1]
+        return Struck(flight.request_ids[row])
+
+
+# -- locks -------------------------------------------------------------------------------------
+
+
+class LockKept(FlightFault):
+    """A thread of the engine takes the pool's lock and does not give it back."""
+
+    name = "fault:lock-kept"
+    change = "The lock of the pool is taken on the engine's thread, once, and not released."
+    rule, cause = "completion", "lock not released"
+    control = False  # its cell would hang until its deadline
+
+    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+        probe.pool._lock.acquire(timeout=1.0)
+        return Struck()
+
+
+SHAPE_FAULTS = (
+    FreePageBeyond, FreePageBeyondPrompt, OthersPageBeyond, OthersPageBeyondPrompt,
+    StaleRestOfTable, NoSuchPageBeyond, PageInPaddingRow, ParentElsewhere, ParentLost,
+    ChildElsewhere, ChildTwice, ReferenceTaken, ReferenceTakenQuietly, EntryLost, EntryStale,
+    EntryTwice, EntryCached, FreePageAside, AllocationHasFreePage, AllocationLosesPage, LockKept,
+)  # fmt: skip

@@ -1,0 +1,324 @@
+"""Explanations of failures whose truth is known: what is named, and what is said to be missing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from story import Row, Story
+from told import A, B, run_of, short_pool, wrong_page
+
+from analysis import explain
+from analysis.core.errors import RunError
+from analysis.diagnosis.cache import cache_at
+from analysis.diagnosis.case import case_of
+from analysis.diagnosis.pages import CACHED, FREE, NOBODY, histories_of
+from analysis.snapshots.snapshot import STATES
+
+
+def told(run, request_id, **options):
+    return explain(run, request_id, reference=False, **options)
+
+
+# -- a wrong answer ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    return told(wrong_page(), "a")
+
+
+def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
+    finding = wrong.finding
+    assert (finding.rule, finding.cause) == ("own prefix", "another request's data")
+    assert (finding.page, finding.slot, finding.flight_id) == (3, 0, 2)
+    assert finding.other_request_id == "b"
+    assert [f.rule for f in wrong.findings] == ["own prefix", "sound origin"]
+
+
+def test_the_reasons_name_token_flight_page_and_other_request(wrong):
+    said = " ".join(wrong.because)
+    assert "Token 2 of its answer, chosen in flight 3" in said
+    assert "1 flight of its own earlier (flight 2" in said
+    assert "slot 0 of page 3, which holds position 0 of b" in said
+    assert "Page 3 was then held by b and a" in said
+    assert "b wrote positions 0 to 3 (flight 0)" in said
+
+
+def test_flights_tell_rows_lengths_and_who_else_was_there(wrong):
+    assert [(f.flight_id, f.phase, f.place, f.length) for f in wrong.flights] == [
+        (1, "prefill", 0, 6), (2, "decode", 1, 7), (3, "decode", 2, 8),
+    ]  # fmt: skip
+    assert [row.request_id for row in wrong.flights[1].rows] == ["a", "b"]
+    assert wrong.flights[1].mine.table == (3, 2)
+    [fellow] = wrong.fellows
+    assert (fellow.request_id, fellow.outcome, fellow.flights, fellow.pages) == ("b", "ok", 2, (3,))
+
+
+def test_what_the_engine_itself_computed_is_told_beside_the_tokens(wrong):
+    token = wrong.divergence
+    assert (token.place, token.given, token.right, token.flight_id) == (2, 33, 19, 3)
+    assert token.engine.given == pytest.approx(0.6065, abs=1e-4)
+    assert token.engine.right == pytest.approx(0.2231, abs=1e-4)
+    assert token.engine.best == 33
+    assert token.reference is None
+    assert token.lacking == ()
+
+
+def test_pages_have_their_histories_the_one_found_first(wrong):
+    assert [history.page for history in wrong.pages] == [3, 1, 2]
+    words = [entry.words for entry in wrong.pages[0].entries]
+    assert words == [
+        "b took it from the pool",
+        "b wrote positions 0 to 3 (flight 0)",
+        "a held it from then on",
+        "a held it no longer",
+        "b gave it back to the pool",
+    ]
+    owners = [stay.owners for stay in wrong.pages[0].stays]
+    assert owners == [(FREE,), ("b",), ("b", "a"), ("b",), (FREE,)]
+
+
+def test_the_cache_before_and_after_is_replayed(wrong):
+    before, after = wrong.caches.before, wrong.caches.after
+    assert before.state.holdings == {"b": [3]}
+    assert after.state.holdings == {"b": [3, 4]}
+    assert "Replayed" in wrong.caches.how
+
+
+def test_as_text_and_html_it_says_the_same(wrong):
+    text, html = str(wrong), wrong._repr_html_()
+    for words in (*wrong.because, "Fellow travellers", "60.7%", "First wrong token"):
+        assert words in text
+    for words in ("another request&#x27;s data", "60.7%", "<table", "Fellow travellers"):
+        assert words in html
+    assert "<script" not in html
+    assert "a of c: wrong" in text.splitlines()[0]
+
+
+def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
+    story = Story()
+    story.submit("a", A)
+    story.allocate("a", 0, 2)  # page 0 is that of padding: at risk
+    story.prefill("a")
+    story.token("a", 17)
+    story.decode(Row("a", seq_len=13))
+    story.token("a", 30)
+    story.close()
+    wrong = {"outcome": "wrong", "first_divergence": 1, "reference_tokens": [17, 18],
+             "tokens": [17, 30]}  # fmt: skip
+    found = told(run_of(story, {"request_id": "a", **wrong}), "a")
+    assert found.findings[0].rule == "padding page"
+    assert (found.finding.rule, found.finding.cause) == ("own length", "beyond it")
+    assert found.flights[1].mine.seq_len == 13
+    assert found.flights[1].length == 7
+    assert "13 (7)" in str(found)
+    assert "In that very flight (flight 1" in " ".join(found.because)
+
+
+# -- a pool that was too small -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", ["empty", "timeout", "error"])
+def test_a_short_pool_is_told_with_who_leaked(outcome):
+    found = told(short_pool(outcome), "c")
+    said = " ".join(found.because)
+    assert "3 pages were wanted and 1 was free" in said
+    assert "2 were held by requests" in said
+    assert "5 leaked" in said
+    assert "Page 1 of a was given up" in said
+    assert found.death is None
+    pool = found.pool
+    assert (pool[-1].leaked, pool[-1].live, pool[-1].free) == (5, 2, 1)
+    assert "It was in no flight that landed." in found.lacking
+
+
+def test_a_death_is_told_with_its_frame_and_the_operation_that_failed_before_it():
+    found = told(short_pool("lost"), "c")
+    said = " ".join(found.because)
+    assert found.death.culprits == ("c",)
+    assert "shortfin_apps/llm/a.py:7 in run" in said
+    assert "/x/site-packages" not in str(found)
+    assert "TypeError: nothing to add" in said
+    assert "3 pages were wanted" in said
+    other = told(short_pool("lost"), "b")
+    assert "operations had failed for c" in " ".join(other.because)
+
+
+def test_one_that_waited_for_a_fellow_traveller_is_told_so():
+    story = Story()
+    for request, prompt, page in (("a", A[:3], 1), ("b", B[:3], 2)):
+        story.submit(request, prompt)
+        story.allocate(request, page)
+    story.prefill("a", "b")
+    story.token("a", 14)
+    story.token("b", 24)
+    story.decode("a", "b")
+    with story.within("allocate", "b"):
+        story.event("shortage", "b", free_pages=0, detail="8 pages were wanted")
+        story.event("failed", "b", detail="CacheAllocationFailure: too few")
+    story.end("b", "empty")
+    story.event("waiting", "a", detail='{"where": "flying decode", "flights": []}')
+    story.done("a", "timeout")
+    run = run_of(
+        story,
+        {"request_id": "a", "outcome": "timeout", "prompt_tokens": A[:3], "latency_s": 6.0},
+        {"request_id": "b", "outcome": "empty", "prompt_tokens": B[:3]},
+    )
+    said = " ".join(told(run, "a").because)
+    assert "its last flight, 1, which it shared with b, allocate failed for b" in said
+    assert "8 pages were wanted, 0 were free" in said
+    assert "“flying decode”" in said
+
+
+def test_of_a_cell_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():
+    story = Story()
+    story.submit("a", A)
+    story.allocate("a", 1, 2)
+    story.prefill("a", lands=False)
+    run = run_of(
+        story,
+        {"request_id": "a", "outcome": "timeout", "tokens": None, "text": None, "ttft_s": None,
+         "latency_s": None, "submitted_s": None, "reference_tokens": None,
+         "error": "The cell ended before this request was answered."},
+        status="hung",
+        status_detail="No Python ran for 10 s, so the process was ended.",
+        engine_log=None,
+    )  # fmt: skip
+    found = told(run, "a")
+    assert "No Python ran for 10 s" in found.because[0]
+    assert found.death.seq is None
+    assert found.end == run.events["seq"].max()
+    found.figure()
+
+
+def test_a_refused_one_is_told_who_was_in_its_way():
+    story = Story()
+    story.submit("a", A)
+    story.done("a", "timeout")
+    story.submit("b", B)
+    story.submit("c", B)
+    story.done("c", "rejected")
+    story.done("b", "ok")
+    run = run_of(
+        story,
+        {"request_id": "a", "outcome": "timeout"},
+        {"request_id": "b"},
+        {"request_id": "c", "outcome": "rejected", "error": "QUEUE_FULL: come back later"},
+    )
+    found = told(run, "c")
+    assert "QUEUE_FULL: come back later" in found.what
+    assert "1 other had not ended: b." in found.because[0]
+    assert "a had been given up before it" in found.because[1]
+
+
+# -- what is missing is said -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (("events", "snapshots"), "No events were recorded"),
+        (("snapshots",), "No snapshot was recorded"),
+        (("flights",), "No flight was recorded"),
+        (("events", "flights", "snapshots"), "Nothing was recorded of this cell"),
+    ],
+)
+def test_what_was_not_recorded_is_said(without, said):
+    run = wrong_page()
+    whole = {name: getattr(run, name) for name in ("events", "flights", "snapshots")}
+    run = type(run)(**{**vars(run), **{name: whole[name].iloc[:0] for name in without}})
+    found = told(run, "a")
+    assert any(said in sentence for sentence in found.lacking)
+    assert said in str(found)
+    assert found.divergence.given == 33
+    found.figure()
+
+
+def test_runs_from_before_probabilities_were_recorded_say_so():
+    run = wrong_page()
+    run = type(run)(
+        **{**vars(run), "flights": run.flights.assign(top_tokens=None, top_logprobs=None)}
+    )
+    found = told(run, "a")
+    assert found.divergence.engine is None
+    assert "only the reference decoder's are shown" in " ".join(found.lacking)
+
+
+def test_right_answers_are_no_failures_and_broken_rules_on_them_are_told():
+    found = told(wrong_page(), "b")
+    assert "did not fail" in found.what
+    assert found.because == ()
+    story = Story()
+    story.submit("a", A)
+    story.allocate("a", 0, 2)
+    story.prefill("a")
+    story.token("a", 17)
+    story.close()
+    [said] = told(run_of(story, {"request_id": "a"}), "a").because
+    assert "Yet a rule was broken" in said
+    assert "page 0" in said
+
+
+def test_strange_names_and_names_of_several_cells_are_refused_in_one_sentence():
+    run = wrong_page()
+    with pytest.raises(RunError, match=r"no request 'z': it has a, b\."):
+        told(run, "z")
+    with pytest.raises(RunError, match=r"no cell 'd': it has c\."):
+        told(run, "a", cell_id="d")
+    double = {
+        name: type(frame)(frame).assign(cell_id="d")
+        for name, frame in vars(run).items()
+        if hasattr(frame, "assign")
+    }
+    import pandas as pd
+
+    joined = {name: pd.concat([getattr(run, name), frame]) for name, frame in double.items()}
+    both = type(run)(**{**vars(run), **joined})
+    with pytest.raises(RunError, match=r"2 cells .* name the cell: c \(wrong\), d \(wrong\)\."):
+        told(both, "a")
+    assert told(both, "a", cell_id="d").finding.page == 3
+
+
+# -- whose a page is, at every step ------------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["take", "give", "leak", "publish"]), st.integers(1, 7)), max_size=14
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(STEPS)
+def test_pages_are_in_the_hands_that_a_replay_finds_them_in(steps):
+    story = Story()
+    owner: dict[int, str] = {}
+    for number, (step, page) in enumerate(steps):
+        if step == "take" and page in story.world.free:
+            owner[page] = f"r{number}"
+            story.allocate(owner[page], page)
+        elif step == "publish" and page in owner:
+            if not any(node.page == page for node in story.world.nodes.values()):
+                story.publish(owner[page], (number,) * 4, [page])
+        elif step in ("give", "leak") and page in owner:
+            request = owner.pop(page)
+            story.drop(request, page)
+            if step == "give" and not any(n.page == page for n in story.world.nodes.values()):
+                story.free(request, page)
+    run = run_of(story, {"request_id": "r"})
+    case = case_of(run, "r")
+    histories = histories_of(case, range(1, 8))
+    for history in histories:
+        places = [(stay.begin, stay.end) for stay in history.stays]
+        assert places[0][0] == 0
+        assert all(end == begin for (_, end), (begin, _) in pairwise(places))
+    handover = set(case.events.loc[case.events["kind"].isin(["acquire", "drop"]), "seq"])
+    for seq in set(case.events["seq"]) - handover:
+        snapshot = cache_at(case, int(seq))
+        for history in histories:
+            [stay, *_] = [s for s in reversed(history.stays) if s.begin <= seq]
+            state = STATES[snapshot.states[history.page]]
+            named = {FREE: "free", CACHED: "cached", NOBODY: "leaked"}
+            assert named.get(stay.owners[0], "live") == state
+            assert state != "live" or stay.owners == snapshot.holders[history.page]

@@ -1,0 +1,91 @@
+"""Explanations of what a real engine did: 3.1.0 with the trie, swept and sanitized."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from analysis import explain
+from analysis.cli import main
+from analysis.sanitizer.findings import WRONG_DATA
+from analysis.sweep import Plan, run_sweep
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A cell that answers wrong, and one whose pool is so small that its worker dies."""
+    plan = Plan(releases=("3.1.0",), prefix_sharing=("trie",), pages=(256, 24), concurrency=(8,),
+                repeats=1, request_timeout_s=10.0, sanitize=True)  # fmt: skip
+    return run_sweep(plan, tmp_path_factory.mktemp("swept") / "run", jobs=2, progress=False)
+
+
+def of_outcome(run, outcome):
+    found = run.requests[run.requests["outcome"] == outcome]
+    assert len(found), run.requests["outcome"].value_counts()
+    return found.iloc[0]
+
+
+def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swept):
+    row = of_outcome(swept, "wrong")
+    told = explain(swept, row["request_id"], row["cell_id"])
+    token = told.divergence
+    assert token.engine.best == token.given == row["tokens"][token.place]
+    assert token.reference.best == token.right == row["reference_tokens"][token.place]
+    assert token.engine.given > (token.engine.right or 0)
+    assert token.reference.right > token.reference.given
+    assert token.lacking == ()
+    assert told.finding.severity == WRONG_DATA
+    assert told.finding.seq < token.seq
+    assert told.finding.message in " ".join(told.because)
+    # As the engine flew: a prefill, then a decode for each further token.
+    assert [f.place for f in told.flights] == list(range(len(told.flights)))
+    assert told.flights[token.place].flight_id == token.flight_id
+    assert told.flights[token.place].top[0][0] == token.given
+    assert told.fellows
+    held = set(told.flights[0].mine.table[: -(-told.flights[0].length // 16)])
+    assert held <= {history.page for history in told.pages}
+
+
+def test_a_lost_request_is_told_how_the_worker_died(swept):
+    row = of_outcome(swept, "lost")
+    told = explain(swept, row["request_id"], row["cell_id"])
+    said = " ".join(told.because)
+    assert "died" in said
+    assert told.death.frame.startswith("shortfin_apps/")
+    assert told.death.culprits
+    assert "pages were wanted" in said
+    assert told.death.culprits[-1] in said
+
+
+def test_the_command_prints_the_text_and_writes_figure_and_page(
+    swept, tmp_path, monkeypatch, capsys
+):
+    row = of_outcome(swept, "wrong")
+
+    def cachelab(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cachelab", "explain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    asked = swept.path, row["request_id"]
+    status, out, err = cachelab(
+        *asked, "--cell", row["cell_id"], "--out", tmp_path, "--no-reference"
+    )
+    assert (status, err) == (0, "")
+    assert "First wrong token" in out
+    assert (tmp_path / "explanation.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "explanation.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "Fellow travellers" in page
+    for wrong, said in (
+        ((*asked,), "name the cell"),
+        ((swept.path, "r9999"), "no request 'r9999'"),
+        ((*asked, "--cell", "absent"), "no cell 'absent'"),
+        ((tmp_path, "r0000"), "is no run"),
+    ):
+        status, out, err = cachelab(*wrong)
+        assert (status, out) == (1, "")
+        assert len(err.splitlines()) == 1
+        assert said in err

@@ -1,0 +1,89 @@
+"""Threads that take turns: a planted race is found, and a lock that is waited for stops nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.interleavings.turns import Stuck, TurnLock, Turns, plans
+
+
+class Counter:
+    """Counts; two threads that do lose a count if they change between its reading and writing."""
+
+    def __init__(self, lock: TurnLock | None = None) -> None:
+        self.count, self.lock = 0, lock
+
+    def on_two_lines(self) -> None:
+        seen = self.count
+        self.count = seen + 1
+
+    def on_one_line(self) -> None:
+        self.count += 1
+
+    def locked(self) -> None:
+        assert self.lock is not None
+        with self.lock:
+            seen = self.count
+            self.count = seen + 1
+
+
+def results(method: str, *, instructions: bool = False, preemptions: int = 1) -> set[int]:
+    turns: Turns | None = None
+
+    def once(plan: tuple[int, ...]) -> tuple[int, int]:
+        nonlocal turns
+        counter = Counter(TurnLock(lambda: turns))
+        turns = Turns([__file__], plan, instructions=instructions)
+        assert turns.run([getattr(counter, method)] * 2) == [None, None]
+        return counter.count, turns.places
+
+    _, places = once(())
+    assert places >= 2
+    return {once(plan)[0] for plan in plans(places, preemptions)}
+
+
+def test_a_planted_race_is_found() -> None:
+    assert results("on_two_lines") == {1, 2}
+
+
+def test_one_within_a_line_needs_instructions() -> None:
+    assert results("on_one_line") == {2}
+    assert results("on_one_line", instructions=True) == {1, 2}
+
+
+@pytest.mark.parametrize("preemptions", [1, 2])
+def test_a_lock_keeps_it_from_happening(preemptions: int) -> None:
+    assert results("locked", preemptions=preemptions) == {2}
+
+
+def test_every_run_is_the_same() -> None:
+    assert [results("on_two_lines") for _ in range(3)] == [{1, 2}] * 3
+
+
+def test_two_that_wait_for_each_other_are_told() -> None:
+    now: list[Turns] = []
+    one, other = TurnLock(lambda: now[-1]), TurnLock(lambda: now[-1])
+
+    def first() -> None:
+        one.acquire()
+        with other:
+            one.release()
+
+    def second() -> None:
+        other.acquire()
+        with one:
+            other.release()
+
+    stuck = 0
+    for plan in plans(8, 1):
+        now.append(Turns([__file__], plan))
+        try:
+            now[-1].run([first, second])
+        except Stuck:
+            stuck += 1
+    assert stuck
+
+
+def test_plans_are_all_there_are() -> None:
+    assert list(plans(2, 1)) == [(), (1,), (2,)]
+    assert len(list(plans(10, 2))) == 1 + 10 + sum(10 - n for n in range(1, 11))

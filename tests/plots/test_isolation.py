@@ -1,0 +1,129 @@
+"""What is drawn and told of an examination, from results of known truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from matplotlib.patches import Rectangle
+
+from analysis.interleavings import Broken, Covered, Failure, Replay, Result, Schedule, Step
+from analysis.interleavings.replay import Moment
+from analysis.interleavings.result import REAL
+from analysis.studies.isolation import figures as interleaving
+from analysis.studies.isolation import table as isolation_table
+from analysis.studies.isolation.table import broken_rules_table, left_out_table
+from analysis.studies.isolation.words import answer_in_a_sentence, answer_in_words
+
+_BROKEN = Broken("one owner", "Page 1 is used by A and B, and is not cached.", "A", (1,))
+_REPLAY = Replay(
+    "9.9.9",
+    "trie",
+    "a story",
+    ("lock-cache",),
+    (("free",), ("free",), ("lost",)),
+    (
+        Moment(Step("A", "take"), (("free",), ("A",), ("lost",)), ()),
+        Moment(Step("B", "take"), (("cached", "B"), ("A", "B"), ("lost",)), (_BROKEN,)),
+    ),
+)
+
+
+def texts(figure: Any) -> list[str]:
+    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    found += [axes.get_title(loc="left") for axes in figure.axes]
+    return [*found, figure.get_suptitle()]
+
+
+def test_a_schedule_is_drawn_with_its_failing_step_and_page() -> None:
+    figure = interleaving(_REPLAY)
+    said = texts(figure)
+    assert said.count("take") == 2
+    assert any("After step 2, “one owner” is broken." in text for text in said)
+    assert any("a story: shortfin 9.9.9" in text and "lock-cache" in text for text in said)
+    assert "A B" in said  # in two hands
+    marked = [
+        patch
+        for axes in figure.axes
+        for patch in axes.patches
+        if isinstance(patch, Rectangle) and patch.get_linewidth() > 2
+    ]
+    assert len(marked) == 2  # the step, and the page
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"in the hands of A", "in the hands of B", "free", "leaked"} <= set(labels)
+
+
+def test_an_unbroken_or_empty_schedule_is_drawn_too() -> None:
+    clean = replace(_REPLAY, moments=_REPLAY.moments[:1])
+    assert "No rule is broken." in texts(interleaving(clean))
+    empty = interleaving(replace(_REPLAY, moments=()))
+    assert "nothing to draw" in empty.texts[0].get_text()
+
+
+def test_a_replay_is_told_line_by_line() -> None:
+    assert str(_REPLAY).splitlines() == [
+        "A.take       page 1: A",
+        "B.take       page 0: cached and B; page 1: A and B",
+        "    one owner: Page 1 is used by A and B, and is not cached.",
+    ]
+    assert _REPLAY.failing == 1
+
+
+def failure(rule: str, *, sequential: bool, schedule: str = "A.take B.take") -> Failure:
+    return Failure("a story", Schedule.parse(schedule), rule, "It is.", REAL, sequential, 3)
+
+
+def result(*failures: Failure, complete: bool = True, treatments: tuple[str, ...] = ()) -> Result:
+    covered = Covered("a story", 2, 20, 10, 100, 3 if failures else 0, complete)
+    return Result("9.9.9", "trie", treatments, (), "one thread", list(failures), [covered])
+
+
+_FAILING = result(
+    failure("room", sequential=True),
+    failure("once", sequential=False),
+    failure("once", sequential=False, schedule="A.take B.take A.go"),
+)
+_CLEAN = result(treatments=("lock-cache",))
+
+
+def test_a_result_is_told_in_words() -> None:
+    assert not _FAILING.ok
+    assert _CLEAN.ok
+    assert "In all 20 interleavings of 1 scenarios" in _CLEAN.words
+    assert "breaks 2 rules: whatever the order, room; only interleaved, once." in _FAILING.words
+    assert [f.rule for f in _FAILING.shortest()] == ["once", "room"]
+    some = result(complete=False)
+    assert not some.complete
+    assert some.interleavings == 0
+    assert "that there was time for" in some.words
+    assert _FAILING.as_json()["failures"][0]["schedule"] == "A.take B.take"
+
+
+def test_the_answer_follows_from_the_results() -> None:
+    assert answer_in_a_sentence([_FAILING], [_CLEAN]) == (
+        "The cache of shortfin 9.9.9 by itself: with the trie 2 rules are broken, in 3 of 20"
+        " interleavings; with all fixes applied, every rule holds in all 20 interleavings."
+    )
+    assert "the fixes leave broken: once, room" in answer_in_a_sentence([_FAILING], [_FAILING])
+    unsure = answer_in_a_sentence([_FAILING], [result(complete=False)])
+    assert "but not all was covered" in unsure
+    words = answer_in_words([_FAILING], [_CLEAN], {"a fix": _FAILING, "another": _CLEAN})
+    assert "*room* need no concurrency" in words
+    assert "Only when requests are under way at once *once* fail" in words
+    assert "each of *a fix* brings a failure back" in words
+    assert "Nothing is seen here without *another*" in words
+
+
+def test_tables_have_what_was_found() -> None:
+    table = isolation_table([_FAILING], [_CLEAN])
+    (row,) = table.frame.to_dict("records")
+    assert (row["interleavings"], row["failing"], row["failing with the fixes"]) == (20, 3, 0)
+    assert row["broken in any order"] == "room"
+    (row,) = isolation_table([result(complete=False)], [_CLEAN]).frame.to_dict("records")
+    assert row["failing"] == "not all covered"
+    rules = broken_rules_table([_FAILING])
+    assert list(rules.frame["takes"]) == ["interleaving", "any order"]
+    assert "<code>A.take B.take</code>" in rules._repr_html_()
+    assert len(broken_rules_table([_CLEAN])) == 0
+    back = left_out_table({"a fix": _FAILING, "another": _CLEAN})
+    assert list(back.frame["comes back"]) == ["once, room", "nothing that shows here"]

@@ -1,0 +1,118 @@
+"""One colour for one state of a page, everywhere, and none that colour blindness confuses."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from itertools import combinations
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+from support import ROOT
+
+from analysis import plots as figures
+from analysis.plots.style import REQUEST_COLOURS, STATE_COLOURS
+from analysis.recording.replay import Replay, cached_or_leaked
+from analysis.runs.tables import to_frame
+from analysis.snapshots.snapshot import STATES, CacheState, Node, Snapshot
+
+# G. M. Machado, M. M. Oliveira, L. A. F. Fernandes (2009): no red, green or blue receptors.
+SEEN = {
+    "all": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+FAINT = 20.0
+"""A distance in CIELAB that areas beside each other cannot be confused at; 2.3 can just be seen."""
+
+
+def lab(colour: str, seen: object) -> np.ndarray:
+    """Return a colour as CIELAB (D65), as it is seen by those who lack a receptor."""
+    linear = np.array([((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92
+                       for c in to_rgb(colour)])  # fmt: skip
+    linear = np.clip(np.asarray(seen) @ linear, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.asarray(to_xyz) @ linear / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_no_two_states_look_alike(seen: str) -> None:
+    colours = {state: lab(colour, SEEN[seen]) for state, colour in STATE_COLOURS.items()}
+    assert set(colours) == set(STATES)
+    for one, other in combinations(STATES, 2):
+        assert np.linalg.norm(colours[one] - colours[other]) > FAINT, (one, other)
+
+
+def test_no_request_has_the_colour_of_a_state() -> None:
+    schedule = module("interleaving")
+    assert not set(REQUEST_COLOURS) & set(STATE_COLOURS.values())
+    fellows = module("explanation").FELLOWS
+    assert not set(fellows) & set(STATE_COLOURS.values())
+    assert len(set(fellows)) == len(fellows) >= 7
+    assert not set(schedule._COLOURS) & set(schedule._PLAIN.values())
+
+
+def test_there_is_one_palette_of_states() -> None:
+    for name in ("page_map", "pages_over_time", "cache_html", "explanation_parts"):
+        assert module(name).STATE_COLOURS is STATE_COLOURS
+    tree, schedule = module("trie"), module("interleaving")
+    assert (STATE_COLOURS["live"], STATE_COLOURS["cached"]) == (tree.IN_USE, tree.UNUSED)
+    assert schedule._PLAIN["cached"] == STATE_COLOURS["cached"]
+    assert schedule._PLAIN["lost"] == STATE_COLOURS["leaked"]
+    defined = [
+        file.name
+        for file in sorted((ROOT / "analysis" / "figures").glob("*.py"))
+        if re.search(r"^\w*STATE_COLOURS\w* = ", file.read_text(), re.MULTILINE)
+    ]
+    assert defined == ["style.py"]
+
+
+def module(name: str) -> ModuleType:
+    """Return a module of the figures; the package has functions of the same names."""
+    return importlib.import_module(f"analysis.plots.{name}")
+
+
+def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
+    return {"seq": seq, "cell_id": "c", "t_ns": seq, "kind": kind, **fields}
+
+
+REPLACED = [
+    event(1, "acquire", request_id="a", pages=[1, 2]),
+    event(2, "hold", request_id="a", pages=[1, 2]),
+    event(3, "create", node=1, parent=0, pages=[1], detail="7 8"),
+    event(4, "create", node=2, parent=1, pages=[2], detail="9 9"),
+    event(5, "acquire", request_id="b", pages=[3]),
+    event(6, "hold", request_id="b", pages=[3]),
+    # The child of a node that lost its place is not found any more either, though nobody says so.
+    event(7, "replace", node=1, parent=0, pages=[1]),
+    event(8, "create", node=3, parent=0, pages=[3], detail="7 8"),
+    event(9, "drop", request_id="a", pages=[1, 2]),
+    event(10, "done", request_id="a"),
+    event(11, "drop", request_id="b", pages=[3]),
+    event(12, "done", request_id="b"),
+    event(13, "free", pages=[2]),
+    event(14, "memory", value=1),
+]
+
+
+def test_a_lane_shows_as_leaked_what_the_page_map_shows_so() -> None:
+    events = to_frame("events", REPLACED)
+    root = Node(0, None, None, (), 0, False)
+    start = Snapshot(CacheState(4, [0, 1, 2, 3], {}, (root,)), seq=0)
+    for until in (4, 8, 10, 12, 14):
+        there = events[events["seq"] <= until]
+        mapped = Replay(start).apply(there).snapshot()
+        spans = cached_or_leaked(there)
+        last = spans[spans["end"] == until].set_index("page")["state"]
+        leaked = set(last[last == "leaked"].index)
+        assert leaked == set(mapped.pages("leaked")), until
+        cached = {page for page in last[last == "cached"].index if page not in mapped.holders}
+        assert cached == set(mapped.pages("cached")), until
+    colours = {to_hex(bar.get_facecolor()[0]).upper()
+               for bar in figures.page_lifetimes(events).axes[0].collections}  # fmt: skip
+    assert {STATE_COLOURS["leaked"], STATE_COLOURS["cached"]} <= colours

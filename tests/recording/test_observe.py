@@ -1,0 +1,427 @@
+"""Watching a live engine: what is seen, that nothing is changed, and that all of it comes off."""
+
+from __future__ import annotations
+
+import pytest
+from support import ChildRunner
+
+PRELUDE = """
+from collections import Counter
+from analysis.recording import observe
+import warnings
+sharing = {sharing!r}
+PROMPTS = ["1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 ", "10 20 30 40 50 60 70 80 90 100 110 ",
+           "3 6 9 12 15 18 21 24 27 30 33 36 39 ", "2 4 6 8 10 12 14 16 18 20 22 24 26 28 "]
+def ask(engine, tokens=20):
+    return [f.result().tokens for f in [engine.submit(p, tokens) for p in PROMPTS]]
+"""
+
+
+@pytest.mark.parametrize("sharing", ["none", "trie"])
+def test_every_object_is_as_it_was_afterwards(
+    child: ChildRunner, release: str, sharing: str
+) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing=sharing)
+        + """
+import gc, types
+from shortfin_apps.llm import components
+def classes():
+    kinds = [k for k in gc.get_objects() if isinstance(k, type)
+             and str(getattr(k, "__module__", "")).startswith("shortfin")]
+    # A class's members by identity, but for what CPython itself rebuilds.
+    return {(k.__module__, k.__qualname__, id(k)): {n: id(v) for n, v in vars(k).items()
+            if n not in ("__abstractmethods__", "_abc_impl", "__doc__")} for k in kinds}
+def objects(engine):
+    service, cache = engine.adapter.service, engine.adapter.service.page_cache
+    seen = [service, cache, cache.page_pool, getattr(service, "batcher", None),
+            getattr(service, "unified_batcher", None)]
+    # 3.1's batcher counts its own idle strobes, watched or not.
+    return [sorted((n, id(v)) for n, v in vars(o).items() if n != "strobes")
+            for o in seen if o is not None]
+def functions(engine):
+    service = engine.adapter.service
+    return [(b, id(f)) for d in (service.prefill_functions, service.decode_functions)
+            for b, f in d.items()]
+with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+    leaves = getattr(engine.adapter.service.page_cache, "leaves", None)
+    before = classes(), objects(engine), functions(engine)
+    with observe(engine) as recording:
+        during = classes(), objects(engine), functions(engine)
+    idle = classes(), objects(engine), functions(engine)
+    with observe(engine):
+        ask(engine)
+    after = classes(), functions(engine)
+    kept = getattr(engine.adapter.service.page_cache, "leaves", None)
+    say({"hooked": [a != b for a, b in zip(before, during)],
+         "same": [a == b for a, b in zip(before, idle)],
+         "after": [before[0] == after[0], before[2] == after[1]],
+         "leaves": kept is leaves and (leaves is None or type(leaves) is set),
+         "filled": leaves is None or len(leaves) > 0,
+         "listeners": len(engine.listeners), "probe": engine.probe is None,
+         "faults": recording.faults})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == {
+        "hooked": [True, True, True],
+        "same": [True, True, True],
+        "after": [True, True],
+        "leaves": True,
+        "filled": True,
+        "listeners": 0,
+        "probe": True,
+        "faults": [],
+    }
+
+
+@pytest.mark.parametrize("sharing", ["none", "trie"])
+def test_an_observed_engine_answers_the_same(
+    child: ChildRunner, release: str, sharing: str
+) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing=sharing)
+        + """
+answers = []
+for watched in (False, True):
+    with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+        # One after another: then the order of the engine's calls is the same both times.
+        if watched:
+            with observe(engine, stacks=True) as recording:
+                answers.append([engine.generate(p, 6).tokens for p in PROMPTS[:2]])
+        else:
+            answers.append([engine.generate(p, 6).tokens for p in PROMPTS[:2]])
+stacks = recording.events.dropna(subset=["stack"])["stack"]
+say({"same": answers[0] == answers[1], "tokens": [len(t) for t in answers[0]],
+     "stacks": Counter("kvcache" in s for s in stacks)[True], "faults": recording.faults})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said["same"]
+    assert done.said["tokens"] == [6, 6]
+    assert done.said["stacks"] > 0
+    assert done.said["faults"] == []
+
+
+def test_flights_are_what_the_device_got(child: ChildRunner, release: str) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing="none")
+        + """
+with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+    with observe(engine) as recording:
+        futures = [engine.submit(p, 6, request_id=f"r{n}") for n, p in enumerate(PROMPTS[:3])]
+        ended = {f.result().request_id: f.result() for f in futures}
+    frame = recording.flights
+    prefills, decodes = frame[frame["phase"] == "prefill"], frame[frame["phase"] == "decode"]
+    rows = []
+    for flight in prefills.itertuples():
+        for n, request in enumerate(flight.request_ids):
+            prompt = ended[request].prompt_tokens
+            rows.append([list(flight.tokens[n][:len(prompt)]) == list(prompt),
+                         flight.seq_lens[n] == len(prompt)])
+    steps = Counter()
+    right = []
+    for flight in decodes.itertuples():
+        for n, request in enumerate(flight.request_ids):
+            done_, step = ended[request], steps[request]
+            steps[request] += 1
+            right.append([flight.tokens[n] == (done_.tokens[step],),
+                          flight.start_positions[n] == len(done_.prompt_tokens) + step])
+    say({"prefill_rows": len(rows), "prefills": all(map(all, rows)),
+         "decodes": all(map(all, right)),
+         "decode_rows": dict(steps), "batch": sorted({int(n) for n in frame["batch_size"]}),
+         "padded": int((frame["batch_size"] - frame["rows"]).max()),
+         "ordered": bool((frame["seq"] < frame["end_seq"]).all()),
+         "times": bool((frame["duration_s"] > 0).all()), "faults": recording.faults,
+         "under_way": recording.flights_under_way})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["prefill_rows"] == 3
+    assert said["prefills"]
+    assert said["decodes"]
+    assert said["decode_rows"] == {"r0": 5, "r1": 5, "r2": 5}
+    assert said["batch"] == [4]
+    assert said["padded"] >= 1
+    assert said["ordered"]
+    assert said["times"]
+    assert said["faults"] == []
+    assert said["under_way"] == []
+
+
+@pytest.mark.parametrize("sharing", ["none", "trie"])
+def test_rows_and_page_events_carry_the_right_request_with_32_at_once(
+    child: ChildRunner, release: str, sharing: str
+) -> None:
+    # Independent of what the hooks say: a prompt's tokens name its request, and the pages that are
+    # flown with them are that request's. What a later release refuses is sent in again.
+    done = child(
+        release,
+        PRELUDE.format(sharing=sharing)
+        + """
+with Engine(EngineConfig(prefix_sharing=sharing, page_count=512)) as engine:
+    prompts = {f"r{n}": f"{n + 2} {2 * n + 4} {3 * n + 6} {n + 11} {n + 12} {n + 13} "
+               for n in range(32)}
+    with observe(engine, snapshots=False) as recording:
+        ended, tries = {}, 0
+        while len(ended) < 32 and tries < 60:
+            tries += 1
+            left = [(r, p) for r, p in prompts.items() if r not in ended]
+            futures = [engine.submit(p, 12, request_id=r) for r, p in left]
+            answers = [f.result() for f in futures]
+            ended |= {a.request_id: a for a in answers if a.outcome != "rejected"}
+    by_prompt = {tuple(e.prompt_tokens): r for r, e in ended.items()}
+    flights, events = recording.flights, recording.events
+    rows, first_pages = [], {}
+    for flight in flights[flights["phase"] == "prefill"].itertuples():
+        for n, request in enumerate(flight.request_ids):
+            tokens = flight.tokens[n][:flight.seq_lens[n]]
+            rows.append(by_prompt.get(tuple(tokens)) == request)
+            first_pages[request] = flight.block_tables[n][0]
+    steps = Counter()
+    for flight in flights[flights["phase"] == "decode"].itertuples():
+        for n, request in enumerate(flight.request_ids):
+            answer, step = ended[request], steps[request]
+            steps[request] += 1
+            rows.append(flight.tokens[n] == (answer.tokens[step],)
+                        and flight.start_positions[n] == len(answer.prompt_tokens) + step)
+    pages = events[events["kind"].isin(["acquire", "free", "hold", "drop"])]
+    held = events[events["kind"] == "hold"]
+    right = [first_pages.get(r) in p or step > 0 for r, p, step in
+             zip(held["request_id"], held["pages"], held.groupby("request_id").cumcount())]
+    acquired = events[events["kind"] == "acquire"]
+    owner = {}
+    agree = []
+    for e in events[events["kind"].isin(["acquire", "hold"])].itertuples():
+        if e.kind == "acquire":
+            owner.update({p: e.request_id for p in e.pages})
+        else:
+            agree += [owner.get(p, e.request_id) == e.request_id for p in e.pages]
+    say({"outcomes": Counter(e.outcome for e in ended.values()), "rows": len(rows),
+         "rows_right": sum(rows), "page_events": len(pages),
+         "named": int(pages["request_id"].isin(list(prompts)).sum()),
+         "holds": len(right), "holds_right": sum(right), "agree": sum(agree), "pages": len(agree),
+         "requests": held["request_id"].nunique(), "faults": recording.faults})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["outcomes"] == {"ok": 32}
+    assert said["rows"] >= 32 * 11
+    assert said["rows_right"] == said["rows"]
+    assert said["page_events"] >= 64
+    assert said["named"] >= 0.99 * said["page_events"]
+    assert said["holds_right"] == said["holds"] > 0
+    assert said["agree"] == said["pages"] > 0
+    assert said["requests"] == 32
+    assert said["faults"] == []
+
+
+def test_an_error_of_the_watching_never_reaches_the_engine(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing="trie")
+        + """
+from analysis.shortfin.cache import probe
+def broken(*args):
+    raise RuntimeError("planted")
+with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+    alone = ask(engine, 6)
+with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with observe(engine) as recording:
+            probe.indices, probe.values_of, kept = broken, broken, (probe.indices, probe.values_of)
+            watched = ask(engine, 6)
+            probe.indices, probe.values_of = kept
+    say({"answered": [len(t) for t in watched], "died": bool(engine.died),
+         "shown": [str(w.message) for w in shown],
+         "events": int((recording.events["kind"] == "observer_error").sum()),
+         "faults": len(recording.faults)})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["answered"] == [6, 6, 6, 6]
+    assert not said["died"]
+    assert said["events"] == said["faults"] > 0
+    assert 1 <= len(said["shown"]) <= 3
+    assert "planted" in said["shown"][0]
+
+
+@pytest.mark.parametrize("sharing", ["none", "trie"])
+def test_an_engine_at_work_can_be_observed_from_now_on(
+    child: ChildRunner, release: str, sharing: str
+) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing=sharing)
+        + """
+import time
+from analysis.recording.replay import Replay, differences
+with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
+    wrong, held, faults, rounds = [], 0, [], 0
+    for turn in range(6):
+        futures = [engine.submit(p, 40) for p in PROMPTS]
+        time.sleep(0.04 + 0.02 * turn)
+        with observe(engine) as recording:
+            held += len(recording.taken[0].holders)
+            outcomes = [f.result().outcome for f in futures]
+        faults += recording.faults
+        replay = Replay(recording.taken[0])
+        for seen in recording.taken[1:]:
+            if seen.consistent:
+                rounds += 1
+                wrong += differences(replay.apply(recording.events, seen.seq).snapshot(), seen)
+    say({"wrong": wrong[:5], "held": held, "faults": faults, "rounds": rounds})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said["wrong"] == []
+    assert done.said["faults"] == []
+    assert done.said["rounds"] > 6
+    assert done.said["held"] > 0
+
+
+@pytest.mark.parametrize("first", ["", "import analysis.recording.replay"])
+def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
+    done = child(
+        "3.9.0",
+        f"""
+        {first or "pass"}
+        from analysis import observe
+        import analysis
+        from analysis.recording import observe as function, Recording
+        with Engine() as engine:
+            with observe(engine, snapshots=False) as recording:
+                engine.generate("1 2 3 ", 2)
+            same = analysis.recording is observe
+            say([isinstance(recording, Recording), len(recording.flights), same])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.said == [True, 2, True]
+
+
+def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
+    done = child(
+        "3.1.0",
+        PRELUDE.format(sharing="none")
+        + """
+with Engine(EngineConfig()) as engine:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with observe(engine, max_events=30, max_snapshots=3) as recording:
+            ask(engine, 8)
+    say({"sizes": recording.sizes(), "overflow": recording.overflow,
+         "shown": [str(w.message) for w in shown], "text": str(recording)})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["sizes"]["events"] == 30
+    assert said["sizes"]["snapshots"] == 3
+    assert "full" in said["overflow"]
+    assert said["overflow"] in said["text"]
+    assert sum("recording is full" in text for text in said["shown"]) == 2
+
+
+def test_the_death_of_the_engine_is_caught_in_the_act(child: ChildRunner) -> None:
+    done = child(
+        "3.1.0",
+        PRELUDE.format(sharing="trie")
+        + """
+with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
+    with observe(engine) as recording:
+        for first in range(100, 700, 10):
+            # Two full pages, the same for all: each publishes its own copy of them.
+            prompt = " ".join(str(first + n) for n in range(9))[:32]
+            for future in [engine.submit(prompt, 5, timeout_s=30) for _ in range(4)]:
+                future.result()
+            if engine.died:
+                break
+    events = recording.events
+    died = events[events["kind"] == "died"]
+    failed = events[events["kind"] == "failed"]
+    moments = [s.moment for s in recording.failures]
+    orphaned = events[events["kind"] == "replace"]
+    say({"died": len(died), "failed": list(failed["detail"]),
+         "operation": list(failed["operation"]),
+         "detail": list(died["detail"]),
+         "order": bool(failed["seq"].iloc[0] < died["seq"].iloc[0]),
+         "before_it": bool(orphaned["seq"].iloc[0] < failed["seq"].iloc[0]),
+         "failures": len(moments), "nodes": max(len(s.nodes) for s in recording.failures),
+         "faults": recording.faults})
+""",
+        short_strobes=False,  # the four must be in one batch
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["died"] == 1
+    assert len(said["failed"]) == 1
+    assert "KeyError" in said["failed"][0]
+    assert "KeyError" in said["detail"][0]
+    assert said["operation"] == ["acquire"]
+    assert said["order"]
+    assert said["before_it"]
+    assert said["failures"] >= 2
+    assert said["nodes"] > 1
+    assert said["faults"] == []
+
+
+def test_a_snapshot_needs_no_observer_and_counts_what_pages_hold(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        PRELUDE.format(sharing="trie")
+        + """
+from analysis.core.errors import EngineError
+with Engine(EngineConfig(prefix_sharing=sharing, page_count=64)) as engine:
+    empty = engine.cache.snapshot()
+    asked = engine.submit(PROMPTS[0], 20)
+    during = []
+    while not asked.done():
+        snapshot = engine.cache.snapshot()
+        if snapshot.counts["live"]:
+            during.append(snapshot)
+    after = engine.cache.snapshot(contents=True)
+    with observe(engine) as recording:
+        engine.cache.snapshot()
+        twice = None
+        try:
+            with observe(engine): pass
+        except EngineError as error:
+            twice = str(error)
+try:
+    engine.cache.snapshot()
+except EngineError as error:
+    closed = str(error)
+page, content = next(iter(after.contents.items()))
+say({"empty": empty.counts, "live": len(during), "holders": list(during[-1].holders.values())[0],
+     "id": asked.result().request_id, "after": after.counts, "contents": len(after.contents),
+     "nan": content.nan_count, "maximum": content.maximum, "digest": content.digest,
+     "again": engine.cache is not None, "twice": twice, "closed": closed,
+     "asked": [s.moment for s in recording.taken]})
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.said
+    assert said["empty"] == {"free": 64, "live": 0, "cached": 0, "leaked": 0}
+    assert said["live"] > 0
+    assert said["holders"] == [said["id"]]
+    assert said["after"]["live"] == 0
+    assert said["after"]["cached"] > 0
+    assert said["contents"] == 64 - said["after"]["free"]
+    assert said["nan"] == 0
+    assert said["maximum"] > 0
+    assert len(said["digest"]) == 16
+    assert "observed already" in said["twice"]
+    assert "not running" in said["closed"]
+    assert said["asked"] == ["asked", "asked", "asked"]

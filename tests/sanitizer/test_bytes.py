@@ -1,0 +1,133 @@
+"""Bytes: damage and lost writes are found unasked, when it was promised; healthy runs have none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from planted import reported
+from support import RELEASES
+
+from analysis.recording.checksums import MODES
+from analysis.treatments.faults.bytes import BYTES_FAULTS
+
+_STRIKE = """
+from analysis.recording import checksums
+sharing, mode, *names = arguments
+base = [name for name in base if name != "zero-page-tables"]
+RULES = ("unwritten bytes", "arrived writes")
+
+def strike(engine, number, name):
+    fault = FAULTS.get(name)
+    kind = "mixed" if sharing == "none" else "shared_prefix"
+    workload = make_workload(kind, count=8, seed=number)
+    with sanitize(engine, checksums=mode) as findings:
+        with treat(engine, *base, *([name] if fault else [])) as treated:
+            engine.run(workload, concurrency=4, timeout_s=20.0)
+        recorder = engine.probe.watcher
+    struck = treated[name].struck if fault else None
+    place = struck.seq if struck else 0
+    return {
+        "struck": strike_of(fault and treated[name]),
+        "findings": [row for row in findings.rows() if row["rule"] in RULES],
+        "notes": findings.notes,
+        "bytes_checked": findings.bytes_checked,
+        "coverage": [e[15] for e in recorder.events if e[5] == "checksums"],
+        "landings": [f[10] for f in recorder.flights if f[10] > place],
+        "starts": [f[9] for f in recorder.flights if f[9] > place],
+        "given_up": [e[0] for e in recorder.events if struck and e[0] > place
+                     and e[5] in ("free", "drop") and struck.page in (e[6] or ())],
+    }
+
+for number, name in enumerate(["nothing", *names]):
+    if name != "nothing":
+        checksums.FOLLOWED = 1
+    # A new one each time: what an earlier one left in a page may be just what is written next.
+    with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
+        report(name, strike(engine, number, name))
+"""
+
+# With *sampled* a fault must strike a page that is followed, so all are, but for a healthy engine.
+FAST = {
+    ("3.1.0", "none"): ["whole"],
+    ("3.1.0", "trie"): ["landings"],
+    ("3.9.0", "none"): ["sampled"],
+    ("3.9.0", "trie"): ["landings"],
+}
+SETTINGS = [(release, sharing) for release in RELEASES for sharing in ("none", "trie")]
+RUNS = [
+    pytest.param(
+        release,
+        sharing,
+        mode,
+        id=f"{release}-{sharing}-{mode}",
+        # Every setting costs fifteen engines: half of them will do, but for the patient.
+        marks=[pytest.mark.slow] * (mode not in FAST[release, sharing]),
+    )
+    for release, sharing in SETTINGS
+    for mode in MODES
+]
+CASES = [
+    pytest.param(*run.values, fault, id=f"{run.id}-{fault.name[6:]}", marks=run.marks)
+    for run in RUNS
+    for sharing in [run.values[1]]
+    for fault in BYTES_FAULTS
+    if fault.sharing in (None, sharing)
+]
+
+
+def case_of(release: str, sharing: str, mode: str, name: str) -> dict[str, Any]:
+    """Return what was reported of a fault, planted while its engine is sanitized."""
+    own = [fault.name for fault in BYTES_FAULTS if fault.sharing in (None, sharing)]
+    return reported(name, _STRIKE, release, sharing, mode, *own)
+
+
+@pytest.mark.parametrize(("release", "sharing", "mode", "fault"), CASES)
+def test_damage_is_found_in_the_stated_time(
+    release: str, sharing: str, mode: str, fault: Any
+) -> None:
+    case = case_of(release, sharing, mode, fault.name)
+    struck = case["struck"]
+    assert struck is not None, "It found nothing to strike."
+    found = [
+        row for row in case["findings"] if (row["rule"], row["cause"]) == (fault.rule, fault.cause)
+    ]
+    found = [row for row in found if row["page"] == struck["page"]]
+    assert found, case["findings"]
+    asked, other = struck["request_id"], struck["other_request_id"]
+    assert asked is None or asked in {row["request_id"] for row in found}
+    assert other is None or other in {row["other_request_id"] for row in found}
+    first = min(row["seq"] for row in found)
+    assert first > struck["seq"]
+    assert not [row for row in case["findings"] if row["seq"] < struck["seq"]]
+    started = sum(seq < first for seq in case["starts"])
+    if fault.rule == "arrived writes":
+        # In either mode, when the very flight lands.
+        assert {row["severity"] for row in found} == {"wrong data"}
+        assert f"Flight {struck['flight_id']} wrote" in found[0]["message"]
+    elif mode == "whole" or fault.name == "fault:copied-without-layer":
+        # At the next start or landing, or when those have landed that were under way then.
+        assert started <= 1 + 4
+    else:
+        # At the latest when its page is given up or, if that is never, at the end.
+        assert first <= min((seq for seq in case["given_up"]), default=first) + 20
+    if fault.name == "fault:flipped-bit-free":
+        assert {row["severity"] for row in found} == {"at risk"}
+
+
+@pytest.mark.parametrize(("release", "sharing", "mode"), RUNS)
+def test_without_a_fault_no_byte_is_blamed(release: str, sharing: str, mode: str) -> None:
+    case = case_of(release, sharing, mode, "nothing")
+    assert case["findings"] == []
+    first, last = map(json.loads, case["coverage"])
+    assert first["flights"] == 0
+    assert last["mode"] == mode
+    assert last["flights"] == len(case["landings"]) > 20
+    if mode == "sampled":
+        assert last["followed"] == [3, 96]
+    else:
+        assert last["slots_written"] > 300
+        assert last["pages_read"] >= last["flights"]
+    assert last["not_judged"] == last["undecided"] == []
+    assert case["bytes_checked"].startswith(f"Bytes: {last['slots_written']} written slots")

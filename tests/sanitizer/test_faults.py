@@ -1,0 +1,130 @@
+"""No miss: every planted fault is found in a live engine, where it struck and for what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from planted import names_struck, reported
+from support import RELEASES
+
+from analysis.treatments.faults.cache import CACHE_FAULTS
+from analysis.treatments.faults.flights import FLIGHT_FAULTS
+from analysis.treatments.faults.requests import REQUEST_FAULTS
+
+FAULTS = {fault.name: fault for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
+"""Each of the other families is planted in a test of its own."""
+
+_STRIKE = """
+from dataclasses import replace
+sharing, *own = arguments
+
+def strike(name):
+    fault = FAULTS.get(name)
+    # With the trie it takes that a later request comes upon what was struck.
+    kind, count = ("mixed", 8) if sharing == "none" else ("shared_prefix", 12)
+    workload = make_workload(kind, count=count, seed=3)
+    if name == "fault:stale-prefix":  # of just these two prefixes: all are asked again
+        again = [replace(r, id=f"{r.id}-again") for r in workload.requests]
+        workload = replace(workload, requests=(*workload.requests, *again))
+    rule = getattr(fault, "rule", None)
+    names = [*base, *(["quarantine:4"] if rule == "written after free" else [])]
+    contents = rule in ("finite contents", "whole copies", "written after free")
+    with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
+        with sanitize(engine, contents=contents) as findings:
+            with treat(engine, *names, *([name] if fault else [])) as treated:
+                engine.run(workload, 4, timeout_s=5.0 if rule == "completion" else 60.0)
+            recorder = engine.probe.watcher
+    return {
+        "struck": strike_of(fault and treated[name]),
+        "findings": findings.rows(),
+        "notes": findings.notes,
+        "events": [[e[0], e[5], e[6]] for e in recorder.events],
+    }
+
+for name in ["nothing", *own]:
+    report(name, strike(name))
+"""
+
+FIRST = {
+    "fault:handed-out-twice": "acquire",
+    "fault:padding-page-given": "acquire",
+    "fault:nan-in-padding-page": "nonfinite",
+    "fault:written-after-free": "written_after_free",
+    "fault:copied-short": "copy",
+    "fault:free-while-used": "free",
+    "fault:double-free": "free",
+    "fault:missing-leaf": "no_leaf",
+    "fault:evict-referenced": "unlink",
+}
+"""Kind of the first event with the struck page after the strike, at which it must be found."""
+
+CASES = [
+    pytest.param(release, fault.sharing or "none", name, id=f"{release}-{name[6:]}")
+    for release in RELEASES
+    for name, fault in FAULTS.items()
+    if release in (fault.releases or [release])
+]
+
+
+def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
+    """Return what was reported of a fault; all of a setting are planted in one process."""
+    own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
+    own = [n for n in own if release in (FAULTS[n].releases or [release])]
+    return reported(name, _STRIKE, release, sharing, *own)
+
+
+@pytest.mark.parametrize(("release", "sharing", "name"), CASES)
+def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str) -> None:
+    case, fault = case_of(release, sharing, name), FAULTS[name]
+    struck = case["struck"]
+    assert struck is not None, "It found nothing to strike."
+    assert not case["notes"]
+    meant = fault.alarm(release)
+    found = [row for row in case["findings"] if (row["rule"], row["cause"]) == meant]
+    found = [row for row in found if names_struck(row, struck)]
+    assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
+    first = found[0]
+    assert first["message"].endswith(".")
+    flight = struck["flight_id"]
+    if first["flight_id"] is not None:
+        assert first["flight_id"] == flight
+    if name in FIRST:
+        assert first["seq"] == _first_event(case["events"], FIRST[name], struck)
+
+
+@pytest.mark.parametrize(("release", "sharing", "name"), CASES)
+def test_no_wrong_data_is_told_before_a_fault(release: str, sharing: str, name: str) -> None:
+    case = case_of(release, sharing, name)
+    assert case["struck"] is not None
+    wrong = [row["seq"] for row in case["findings"] if row["severity"] == "wrong data"]
+    assert min(wrong, default=10**9) > (case["struck"]["seq"] or 0)
+
+
+@pytest.mark.parametrize("sharing", ["none", "trie"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_without_a_fault_no_wrong_data_is_told(release: str, sharing: str) -> None:
+    case = case_of(release, sharing, "nothing")
+    assert not [row for row in case["findings"] if row["severity"] == "wrong data"]
+    known = {(row["rule"], row["cause"]) for row in case["findings"]}
+    meant = {
+        (fault.rule, fault.cause)
+        for fault in FAULTS.values()
+        if release in (fault.releases or [release]) and (fault.sharing or "none") == sharing
+    }
+    assert not known & meant
+
+
+def test_there_are_faults_enough_and_each_says_what_it_breaks() -> None:
+    assert len(FAULTS) >= 20
+    assert len({fault.rule for fault in FAULTS.values()}) >= 15
+
+
+def _first_event(events: list[Any], kind: str, struck: dict[str, Any]) -> int:
+    """Return the first event of a kind after a strike that has its page, if it has any."""
+    same = (
+        seq
+        for seq, told, pages in events
+        if seq > struck["seq"] and told == kind and (pages is None or struck["page"] in pages)
+    )
+    return next(same)

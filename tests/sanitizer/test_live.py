@@ -1,0 +1,92 @@
+"""The sanitizer around real engines: whatever becomes of the block, of the engine, of others."""
+
+from __future__ import annotations
+
+from support import ChildRunner
+
+_ASK = """
+from analysis.core.errors import EngineError
+from analysis.recording import observe
+from analysis.sanitizer import sanitize
+from analysis.treatments import treat
+from analysis.workloads.workload import make_workload
+
+def ask(engine, count=4, **options):
+    return engine.run(make_workload("mixed", count=count, seed=3), concurrency=4, **options)
+"""
+
+
+def test_findings_outlive_an_error_and_an_observer_sees_the_same(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        _ASK
+        + """
+engine = Engine(EngineConfig(page_count=256))
+try:
+    with sanitize(engine):
+        pass
+except EngineError as error:
+    stopped = str(error)
+with engine:
+    fault = "fault:seq-len-short"
+    try:
+        with sanitize(engine) as findings, treat(engine, fault):
+            ask(engine)
+            raise KeyError
+    except KeyError:
+        after_error = findings.group("own length", "short of it") is not None
+    with observe(engine) as recording:
+        with sanitize(engine) as within, treat(engine, fault):
+            ask(engine)
+        seen = within.group("own length", "short of it") is not None
+        ask(engine)
+        flights = len(recording.flights)
+    with sanitize(engine) as idle:
+        pass
+    say([stopped, after_error, seen, within.flights, flights, idle.flights,
+         engine.probe is None, recording.faults])
+""",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    stopped, after_error, seen, checked, flights, idle, detached, faults = done.said
+    assert "not running" in stopped
+    assert after_error
+    assert seen
+    assert 0 < checked < flights
+    assert idle == 0
+    assert detached
+    assert faults == []
+
+
+def test_what_requests_wait_for_is_told_when_nobody_answers_them(child: ChildRunner) -> None:
+    done = child(
+        "3.1.0",
+        _ASK
+        + """
+with Engine(EngineConfig(page_count=256)) as engine:
+    with sanitize(engine) as findings, treat(engine, "fault:lost-completion"):
+        ask(engine, timeout_s=3)
+    lost = findings.group("completion", "lost wake-up")
+# An engine whose batcher takes requests and boards none.
+with Engine(EngineConfig(page_count=256)) as engine:
+    batcher = engine.adapter.service.batcher
+    batcher.board_flights, before = (lambda: None), batcher.board_flights
+    with sanitize(engine) as stuck_findings:
+        ask(engine, timeout_s=2)
+    batcher.board_flights = before
+    stuck = stuck_findings.group("completion", "stuck batcher")
+say([lost and [lost.count, lost.first.text], stuck and
+     [stuck.count, stuck.first.text, len((stuck.first.other_stack or "").splitlines())]])
+""",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lost, stuck = done.said
+    assert lost is not None
+    assert lost[0] == 1
+    assert "nothing is to be done for it" in lost[1]
+    assert stuck is not None
+    assert stuck[0] == 4
+    assert "waits to be boarded for a prefill" in stuck[1]
+    assert stuck[2] > 3  # a line for every thread

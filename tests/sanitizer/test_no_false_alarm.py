@@ -1,0 +1,117 @@
+"""Where answers are right, nobody is said to read wrong data; and what is found is really there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import ChildRunner
+
+from analysis.model import ModelTokenizer, load_model
+from analysis.model.oracle import reference_answers
+from analysis.workloads.workload import Workload, candidates, select
+
+CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
+CONCURRENCY = (1, 2, 4, 8)
+PAGES = 4096
+
+_SERVE = """
+from analysis.sanitizer import sanitize
+from analysis.treatments import treat
+from analysis.workloads.workload import Workload
+
+found, outcomes, flights = [], {{}}, 0
+for file, concurrency in {workloads!r}:
+    with Engine(EngineConfig(prefix_sharing={sharing!r}, page_count={pages})) as engine:
+        with sanitize(engine, max_events=10**7) as findings, treat(engine, *{names!r}):
+            done = engine.run(Workload.read(file), concurrency=concurrency)
+        leaked = engine.cache.snapshot().counts["leaked"]
+    for outcome, count in done["outcome"].value_counts().items():
+        outcomes[outcome] = outcomes.get(outcome, 0) + int(count)
+    flights += findings.flights
+    assert not findings.notes, findings.notes
+    found += [[g.severity, g.rule, g.cause, g.count, leaked, file, concurrency, g.first.text]
+              for g in findings.groups]
+say([found, outcomes, flights])
+"""
+
+REAL = {
+    ("3.1.0", "none"): set(),
+    # Every request's last page, which is not full, is given up and never freed.
+    ("3.9.0", "none"): {
+        ("no leak", "given up and not freed"), ("at rest", "pages out of the pool"),
+    },
+    # Besides, references are taken by `lookup` and `allocate`, and given back once, and not under
+    # the lock under which they are taken.
+    ("3.9.0", "trie"): {
+        ("no leak", "given up and not freed"), ("at rest", "pages out of the pool"),
+        ("references", "not given back"), ("at rest", "references"),
+        ("common lock", "the references"),
+    },
+}  # fmt: skip
+"""What is broken although all answers are right: rule and cause."""
+SOMETIMES = {
+    # What was freed as a duplicate stays on the cache's list, where two publish the same; and who
+    # finds its pages published goes on with those, and with a reference to none of them.
+    ("3.9.0", "trie"): {
+        ("allocation lists", "listed and free"), ("allocation lists", "listed twice"),
+        ("allocation lists", "listed and cached"), ("protected", "no reference"),
+    },
+}  # fmt: skip
+"""The same where it takes that requests coincide."""
+
+
+def right_ones(name: str, release: str, count: int, seed: int) -> list[Workload]:
+    """Return a workload for each concurrency, of prompts that the model alone answers right."""
+    total = count * len(CONCURRENCY)
+    offered = candidates(name, count=total, seed=seed)
+    answers = reference_answers(offered, release=release)
+    chosen, _ = select(offered, total, [answers], ModelTokenizer(load_model()).decode)
+    parts = [chosen[i : i + count] for i in range(0, total, count)]
+    return [
+        Workload(name, tuple(replace(r, id=f"r{i:04d}") for i, r in enumerate(part)))
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize(
+    "each", [pytest.param(16, id="128"), pytest.param(250, id="2000", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    ("release", "sharing", "names"),
+    [("3.1.0", "none", CORRECTED), ("3.9.0", "none", ()), ("3.9.0", "trie", ())],
+)
+def test_no_wrong_data_is_told_where_answers_are_right(
+    child: ChildRunner,
+    tmp_path: Path,
+    release: str,
+    sharing: str,
+    names: tuple[str, ...],
+    each: int,
+) -> None:
+    workloads = []
+    for name in ("mixed", "shared_prefix"):
+        made = right_ones(name, release, each, seed=1)
+        for concurrency, workload in zip(CONCURRENCY, made, strict=True):
+            file = tmp_path / f"{name}-{concurrency}.jsonl"
+            workload.write(file)
+            workloads.append((str(file), concurrency))
+    source = _SERVE.format(
+        release=release, sharing=sharing, names=names, pages=PAGES, workloads=workloads
+    )
+    done = child(release, source, timeout_s=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, outcomes, flights = done.said
+    # 3.9.0 refuses what is too much at once.
+    assert outcomes.keys() <= {"ok", "rejected"}, outcomes
+    assert sum(outcomes.values()) == 8 * each
+    assert outcomes["ok"] >= 6 * each
+    assert flights > 6 * each
+    wrong = [group for group in found if group[0] != "at risk"]
+    assert not wrong, wrong
+    risks = {tuple(group[1:3]) for group in found}
+    assert risks - SOMETIMES.get((release, sharing), set()) == REAL[release, sharing], found
+    for _, rule, cause, count, leaked, *_ in found:
+        if (rule, cause) == ("no leak", "given up and not freed"):
+            assert count == leaked

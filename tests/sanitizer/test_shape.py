@@ -1,0 +1,127 @@
+"""Faults beyond a table's length, in the trie's pointers and in the cache's lists are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from planted import names_struck, reported
+from support import RELEASES
+
+from analysis.treatments.faults.shape import SHAPE_FAULTS
+
+_STRIKE = """
+sharing, *names = arguments
+# Without the release's own faults, so that each finding is of the planted one.
+base = fixes(release, sharing)
+
+def strike(name):
+    fault = FAULTS.get(name)
+    workload = make_workload("mixed", count=8, seed=3)
+    with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
+        # With a snapshot before and after every request.
+        with observe(engine, memory_every_s=0) as recording:
+            names = [*base, *([name] if fault else [])]
+            with sanitize(engine) as findings, treat(engine, *names) as treated:
+                engine.run(workload, concurrency=4, timeout_s=60.0)
+        recorder = recording.recorder
+    return {
+        "struck": strike_of(fault and treated[name]),
+        "findings": findings.rows(),
+        "notes": findings.notes,
+        "events": [[e[0], e[5], e[6]] for e in recorder.events],
+        "snapshots": [s.seq for s in recorder.snapshots if s.consistent],
+    }
+
+for name in ["nothing", *names]:
+    report(name, strike(name))
+"""
+
+AT_FLIGHT = ("table padding", "protected")
+"""Rules that a fault is found under at the very flight that it struck."""
+SEEN_BY = {
+    # No operation tells that these changed: what comes upon it next does.
+    "fault:reference-taken-quietly": "unprotected",
+    "fault:allocation-has-free-page": "hold",
+    "fault:free-page-aside": "free",
+    "fault:entry-lost": "unlisted",
+}
+"""Kind of event that a fault shows in, if no snapshot comes before it; else `detached`."""
+ALSO = {"fault:entry-twice": ("allocation lists", "listed and cached")}
+"""What else a fault may be found as: published meanwhile, one of two entries is left."""
+PLANTED = [fault for fault in SHAPE_FAULTS if fault.name != "fault:lock-kept"]
+SHARINGS = ("none", "trie")
+
+CASES = [
+    pytest.param(release, sharing, fault, id=f"{release}-{sharing}-{fault.name[6:]}")
+    for release in RELEASES
+    for sharing in SHARINGS
+    for fault in PLANTED
+    if fault.fits(release, sharing)
+]
+
+
+def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
+    """Return what was reported of a fault; each has an engine of its own, all in one process."""
+    names = [fault.name for fault in PLANTED if fault.fits(release, sharing)]
+    return reported(name, _STRIKE, release, sharing, *names)
+
+
+@pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
+def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, fault: Any) -> None:
+    case = case_of(release, sharing, fault.name)
+    struck = case["struck"]
+    assert struck is not None, "It found nothing to strike."
+    assert not case["notes"]
+    found = [
+        row
+        for row in case["findings"]
+        if (row["rule"], row["cause"]) == (fault.rule, fault.cause) and names_struck(row, struck)
+    ] or [
+        # What is published is no request's any more.
+        row
+        for row in case["findings"]
+        if (row["rule"], row["cause"]) == ALSO.get(fault.name) and row["page"] == struck["page"]
+    ]
+    assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
+    first = found[0]
+    assert first["message"].endswith(".")
+    if fault.name == "fault:allocation-loses-page":
+        # What it has instead is seen when the next decode reads it.
+        assert first["flight_id"] > struck["flight_id"]
+    elif fault.rule in AT_FLIGHT and fault.name not in SEEN_BY:
+        assert first["flight_id"] == struck["flight_id"]
+    else:
+        assert first["seq"] == _next_look(case, fault, struck)
+
+
+@pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
+def test_nothing_is_told_of_it_before(release: str, sharing: str, fault: Any) -> None:
+    case = case_of(release, sharing, fault.name)
+    assert case["struck"] is not None
+    early = [row for row in case["findings"] if row["seq"] < case["struck"]["seq"]]
+    assert not [row for row in early if row["severity"] == "wrong data"]
+    assert (fault.rule, fault.cause) not in {(row["rule"], row["cause"]) for row in early}
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_without_a_fault_none_of_it_is_told(release: str, sharing: str) -> None:
+    case = case_of(release, sharing, "nothing")
+    assert not [row for row in case["findings"] if row["severity"] == "wrong data"]
+    known = {(row["rule"], row["cause"]) for row in case["findings"]}
+    meant = {(fault.rule, fault.cause) for fault in PLANTED if fault.fits(release, sharing)}
+    assert not known & meant
+
+
+def _next_look(case: dict[str, Any], fault: Any, struck: dict[str, Any]) -> int:
+    """Return the first place after a strike at which somebody came upon what it did."""
+    kind = SEEN_BY.get(fault.name, "detached")
+    seen = [
+        seq
+        for seq, told, pages in case["events"]
+        if seq > struck["seq"] and told == kind and struck["page"] in pages
+    ]
+    if fault.rule != "one state":
+        seen += [seq for seq in case["snapshots"] if seq > struck["seq"]]
+    return min(seen)

@@ -1,0 +1,277 @@
+"""Verdicts, words and frames of ladders whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_ladders import (
+    ALL,
+    ALONE,
+    BEYOND,
+    CLEAN,
+    FAILED,
+    ISOLATED,
+    LEAKS,
+    TOO_FEW,
+    VOID,
+    ladder,
+    rung,
+)
+
+from analysis.stats.exact import upper_bound
+from analysis.stats.rates import requests_to_see
+from analysis.studies.validation import (
+    Found,
+    Isolated,
+    Ladder,
+    LadderError,
+    answer_in_a_sentence,
+    in_a_sentence,
+    in_words,
+    overview,
+    rung_in_words,
+)
+
+SHARES = st.floats(0.001, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "status"),
+    [
+        ("clean", "validated", 0),
+        ("failed", "failed", 4),
+        ("too few", "undecided", 3),
+        ("leaks", "failed", 4),
+        ("void", "void", 3),
+        ("alone", "failed", 4),
+    ],
+)
+def test_a_ladder_comes_to_what_its_rungs_came_to(name: str, verdict: str, status: int) -> None:
+    assert (ALL[name].verdict, ALL[name].exit_status) == (verdict, status)
+
+
+def test_a_ladder_is_validated_only_if_every_rung_was_climbed() -> None:
+    assert ladder(*CLEAN.rungs[:-1]).verdict == "undecided"
+    assert ladder(isolated=None).verdict == "undecided"
+    assert replace(CLEAN, isolated=None).verdict == "validated"
+    assert replace(CLEAN, isolated=Isolated(None, problem="It died.")).verdict == "undecided"
+    partly = replace(CLEAN, isolated=replace(ISOLATED, complete=False))
+    assert partly.verdict == "undecided"
+    assert "not all there are" in in_words(partly)
+    assert "The rest takes more time." in in_words(partly)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"failures": {"wrong": 1}},
+        {"failures": {"lost": 1}},
+        {"findings": (BEYOND,)},
+        {"leaked": 1},
+        {"endings": ("The engine died.",)},
+    ],
+)
+def test_one_thing_wrong_fails_a_rung_whether_or_not_the_alarm_was_tried(change: dict) -> None:
+    assert rung(2).verdict == "clean"
+    assert rung(2, **change).verdict == "failed"
+    assert rung(2, alarms=0, **change).verdict == "failed"
+    assert rung(2, accepted=3, controls=0, alarms=0, **change).verdict == "failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({"accepted": 298}, "undecided"),
+        ({"accepted": 299}, "clean"),
+        ({"rejected": 5000, "accepted": 298}, "undecided"),
+        ({"refusals": 5000}, "clean"),
+        ({"alarms": 0}, "void"),
+        ({"controls": 0, "alarms": 0}, "undecided"),
+        ({"unchecked": ("The recording was full.",)}, "undecided"),
+        ({"tolerated": (replace(BEYOND, reason="it is a trial"),)}, "clean"),
+    ],
+)
+def test_silence_counts_only_with_an_alarm_that_works_and_enough_requests(
+    change: dict, verdict: str
+) -> None:
+    assert rung(2, **change).verdict == verdict
+
+
+@given(rate=SHARES, confidence=st.floats(0.5, 0.999))
+def test_as_many_requests_as_are_needed_bring_the_bound_to_the_rate(
+    rate: float, confidence: float
+) -> None:
+    needed = requests_to_see(rate, confidence)
+    assert upper_bound(0, needed, confidence) <= rate * (1 + 1e-9)
+    if needed > 1:
+        assert upper_bound(0, needed - 1, confidence) > rate
+
+
+@given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))
+def test_the_bound_lies_above_the_rate_and_grows_with_failures(n, data, confidence) -> None:
+    k = data.draw(st.integers(0, n))
+    bound = upper_bound(k, n, confidence)
+    assert k / n <= bound <= 1
+    if k:
+        assert upper_bound(k - 1, n, confidence) < bound
+        # P(at most k of n) at the bound is what the confidence leaves.
+        if k < n:
+            tail = sum(math.comb(n, i) * bound**i * (1 - bound) ** (n - i) for i in range(k + 1))
+            assert tail == pytest.approx(1 - confidence, rel=1e-6)
+
+
+def test_a_bound_of_nothing_is_no_bound_and_of_the_impossible_an_error() -> None:
+    assert upper_bound(0, 0, 0.95) == 1
+    with pytest.raises(ValueError, match="k must lie between"):
+        upper_bound(3, 2, 0.95)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"confidence": 1.0}, {"rate": 0.0}, {"levels": ()}, {"levels": (4, 2)}, {"levels": (0, 2)}],
+)
+def test_a_ladder_that_makes_no_sense_is_refused(change: dict) -> None:
+    with pytest.raises(LadderError):
+        replace(CLEAN, **change)
+
+
+def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
+    text = in_words(CLEAN)
+    assert "validated up to 32 at once" in text
+    assert "a failure rate above 1% would have shown with 95% confidence" in text
+    assert "33,776 interleavings, which are all there are" in text
+    assert text.count("320 requests accepted by 10 fresh engines, none failed") == 5
+    assert (
+        "at most 0.93% of requests do if they are independent, and at most 26% of engines" in text
+    )
+    assert "those that share batches are not" in text
+    assert "Not begun" not in text
+
+
+MIX = {"mixed": 4, "growing": 3, "reported": 3}
+
+
+def test_a_bound_of_several_workloads_is_said_to_be_that_of_their_mix() -> None:
+    mixed = ladder(*[rung(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX))
+    asked = "in the mix of workloads that was asked (engines: 3 growing, 4 mixed, 3 reported)"
+    none = "no workload by itself is bounded, by fewer than 5 engines each"
+    text = in_words(mixed)
+    assert text.count(f"at most 26% of engines, which are, {asked}; {none}.") == 5
+    assert "for the mix of workloads that the rung asked, and for none of them by itself" in text
+    assert f"a failure at 26%, {asked}; {none}" in answer_in_a_sentence([mixed])
+    # One workload of which nothing is known but one engine is no ground for a bound of its own.
+    one = rung(2, workloads={"mixed": 9, "reported": 1})
+    words = rung_in_words(one)
+    assert "(engines: 9 mixed, 1 reported); reported by itself is not bounded" in words
+    enough = rung_in_words(rung(2, workloads={"mixed": 5, "reported": 5}))
+    assert "(engines: 5 mixed, 5 reported), not in one by itself" in enough
+    assert "mix" not in in_words(CLEAN)
+
+
+@given(st.lists(st.floats(0, 0.9), min_size=1, max_size=12))
+def test_a_bound_over_a_mix_holds_for_the_mean_of_its_rates(rates: list[float]) -> None:
+    # Nothing fails in any engine as likely as this, if each fails at the rate of its workload.
+    silence = math.prod(1 - rate for rate in rates)
+    if sum(rates) / len(rates) > upper_bound(0, len(rates), 0.95) + 1e-9:
+        assert silence < 0.05
+
+
+def test_a_rung_is_named_by_what_ran() -> None:
+    less = [rung(n, refusals=300, at_once=4) for n in (2, 4, 8, 16, 32)]
+    assert [one.name for one in less[1:4]] == [
+        "4 at once", "4 at once (offered 8)", "4 at once (offered 16)"
+    ]  # fmt: skip
+    # Requests that followed each other too fast to overlap were not refused.
+    assert rung(32, at_once=3).name == "32 at once"
+    text = in_words(ladder(*less))
+    assert "validated up to 4 at once (offered 32)" in text
+    assert "- 4 at once (offered 16): 320 requests accepted" in text
+    assert "validated up to 4 at once (offered 32) (" in answer_in_a_sentence([ladder(*less)])
+
+
+def test_the_words_explain_the_first_rung_that_failed() -> None:
+    text = in_words(FAILED)
+    assert "failed at 8 at once" in text
+    assert "8 failed (7 wrong and 1 timeout)" in text
+    assert "own length (beyond it), wrong data in 12 requests." in text
+    assert "Not begun: 16 and 32 at once." in text
+    assert text.endswith("r0003 read what r0002 had written.")
+    assert in_a_sentence(FAILED).endswith("failed at 8 at once.")
+
+
+def test_the_words_of_what_proves_nothing_say_why() -> None:
+    text = in_words(TOO_FEW)
+    assert "undecided at 4 at once when its time was up" in text
+    assert "109 were never taken and count for nothing" in text
+    assert "takes 299 accepted requests" in text
+    assert "of 1 planted faults 0 were found, so silence means nothing" in in_words(VOID)
+    assert "32 pages are neither free nor cached" in in_words(LEAKS)
+    assert "No rule was broken" not in in_words(LEAKS)
+    assert "equal prompts: B gets no pages." in in_words(ALONE)
+    assert "failed in the cache's operations by themselves" in in_words(ALONE)
+    nothing = ladder(isolated=Isolated(None, problem="It died."))
+    assert "undecided" in in_words(nothing)
+    assert "It died." in in_words(nothing)
+    bare = in_words(ladder(rung(2, 0, cells=0, controls=0, alarms=0)))
+    assert "No request was accepted by 0 fresh engines." in bare
+    assert "silence means nothing yet" in bare
+    mild = rung(2, tolerated=(Found("common lock", "x", "at risk", 3, 1, "m", "a trial"),))
+    assert "Tolerated: common lock (x), for a trial." in in_words(ladder(mild))
+
+
+def test_the_frame_has_a_row_for_every_rung_also_for_those_to_come() -> None:
+    frame = FAILED.frame()
+    assert list(frame["level"]) == [0, 2, 4, 8, 16, 32]
+    assert list(frame["verdict"]) == ["clean"] * 3 + ["failed"] + ["not begun"] * 2
+    assert frame["failed"].tolist()[1:4] == [0, 0, 8]
+    assert frame["upper"].iloc[1] == pytest.approx(upper_bound(0, 320, 0.95))
+    assert frame["needed"].tolist()[1:] == [299] * 5
+    assert list(replace(FAILED, isolated=None).frame()["level"]) == [2, 4, 8, 16, 32]
+
+
+def test_the_overview_has_a_row_for_each_ladder() -> None:
+    rows = overview(list(ALL.values()))
+    assert rows["verdict"].tolist() == [one.verdict for one in ALL.values()]
+    assert rows["reached"].fillna(-1).tolist() == [32, 4, 2, 0, 0, -1]
+    assert rows["stopped_at"].fillna(-1).tolist() == [-1, 8, 4, 2, 2, 0]
+    assert overview([]).empty
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_a_ladder_is_plain_values_for_programs(name: str) -> None:
+    plain = json.loads(json.dumps(ALL[name].as_dict()))
+    assert plain["verdict"] == ALL[name].verdict
+    assert [row["verdict"] for row in plain["rungs"]] == [r.verdict for r in ALL[name].rungs]
+    assert plain["isolated"]["verdict"] == ALL[name].isolated.verdict
+
+
+def test_defaults_are_those_of_the_report() -> None:
+    plain = Ladder("3.1.0", "none", ())
+    assert plain.levels == (2, 4, 8, 16, 32)
+    assert plain.needed == 299
+    assert "no treatment" in plain.name
+    assert ISOLATED.verdict == "clean"
+
+
+def test_the_answer_names_what_held_and_what_did_not() -> None:
+    whole = [CLEAN, replace(FAILED, prefix_sharing="trie")]
+    alone = replace(CLEAN, treatments=("correct-seq-lens",))
+    answer = answer_in_a_sentence(whole, [alone, LEAKS, LEAKS, TOO_FEW])
+    assert answer.startswith("With all 3 fixes at once, prefix sharing none is validated up to 32 ")
+    assert "a failure rate above 1% would have shown with 95% confidence" in answer
+    assert "prefix sharing trie failed at 8 at once;" in answer
+    assert "of 4 single fixes 2 failed and 1 held (correct-seq-lens, none, up to 32" in answer
+    # Never the bound by requests without that by engines in the same sentence.
+    assert (
+        answer.count("0 of 10 engines, which are independent, bounds engines with a failure") == 2
+    )
+    assert answer.count("at 26%)") == 2
+    assert "none is undecided at 4 at once when its time was up." in answer_in_a_sentence([TOO_FEW])
+    assert "is void at 2 at once." in answer_in_a_sentence([VOID])
+    assert "failed in the cache's operations by themselves" in answer_in_a_sentence([ALONE])
+    assert answer_in_a_sentence([]) == "No ladder was climbed."
