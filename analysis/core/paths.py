@@ -14,7 +14,7 @@ import platformdirs
 
 def repo_root() -> Path | None:
     """Return the checkout that this package runs from, None when installed from a wheel."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     is_checkout = (root / "pyproject.toml").is_file() and (root / "environments").is_dir()
     return root if is_checkout else None
 

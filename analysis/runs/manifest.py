@@ -36,7 +36,7 @@ def new_manifest(command: str | Sequence[str], seed: int | None, **extra: Any) -
         "seed": seed,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "git": git_state(Path(__file__).resolve().parent.parent),
+        "git": git_state(Path(__file__).resolve().parents[2]),
         "machine": machine(),
         **extra,
     }

@@ -45,7 +45,7 @@ def adapter_of(release: str) -> type[Adapter]:
             f"No adapter speaks to shortfin {release}: known are {', '.join(MODULES)}."
         )
     with _home_elsewhere(), uninterrupted():
-        adapter: type[Adapter] = import_module(f"analysis.shortfin.{module}").ADAPTER
+        adapter: type[Adapter] = import_module(f"analysis.shortfin.service.{module}").ADAPTER
     return adapter
 
 

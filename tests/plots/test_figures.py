@@ -20,6 +20,7 @@ from analysis.plots import style
 from analysis.plots.outcomes import STACK
 from analysis.runs.store import OUTCOMES, Run
 from analysis.stats.rates import wilson
+from analysis.studies.evictions.figures import evictions_figure
 
 ALL = [figures.failure_rate, figures.outcomes, figures.latency]
 LEVELS = [1, 2, 4, 8]
@@ -174,7 +175,7 @@ def many_pools() -> Run:
 
 
 @pytest.mark.parametrize("made", [reported_pattern, many_pools])
-@pytest.mark.parametrize("draw", [*ALL, figures.hit_rate, figures.evictions])
+@pytest.mark.parametrize("draw", [*ALL, figures.hit_rate, evictions_figure])
 def test_nothing_is_clipped_and_no_texts_overlap(
     draw: Callable[[pd.DataFrame, pd.DataFrame], Figure], made: Callable[[], Run]
 ) -> None:

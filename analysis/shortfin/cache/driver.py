@@ -103,5 +103,5 @@ def actor_of(release: str | None) -> type[Actor]:
             f"Nobody knows how the cache of shortfin {release} is called: known are"
             f" {', '.join(_MODULES)}."
         )
-    kind: type[Actor] = import_module(f"analysis.interleavings.{module}").ACTOR
+    kind: type[Actor] = import_module(f"analysis.shortfin.cache.{module}.driver").ACTOR
     return kind
