@@ -1,7 +1,7 @@
 """What observing costs a request: alternating blocks in one process, on one engine, 8 at once.
 
-Each block asks 8 requests at once and then another 8, unobserved, with events and flights, and with
-automatic snapshots too, in an order that rotates. The figures are ratios of median and 99th
+Each block asks 8 requests at once and then another 8, unobserved, with events and invocations, and
+with automatic snapshots too, in an order that rotates. The figures are ratios of median and 99th
 percentile latencies to the unobserved ones, with 95% bootstrap intervals over the blocks.
 """
 
@@ -18,7 +18,7 @@ from analysis.recording import Recording, observe
 
 BLOCKS, WAVES, ROWS, TOKENS = 100, 2, 8, 15
 PROMPT = "10 20 30 40 "  # with its answer it stays within two pages
-WAYS = ("unobserved", "events and flights", "with snapshots")
+WAYS = ("unobserved", "events and invocations", "with snapshots")
 
 
 def block(engine: Engine, way: str, number: int) -> tuple[list[float], Recording | None]:

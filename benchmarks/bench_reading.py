@@ -17,8 +17,8 @@ KINDS = {
     "token": 0.3, "hold": 0.12, "acquire": 0.12, "free": 0.1, "drop": 0.1, "operation": 0.1,
     "reference": 0.08, "match": 0.04, "create": 0.03, "evict": 0.01,
 }  # fmt: skip
-CELL = {
-    "run_id": "bench", "cell_id": "c", "release": "3.1.0", "device": "local-task",
+TRIAL = {
+    "run_id": "bench", "trial_id": "c", "release": "3.1.0", "device": "local-task",
     "prefix_sharing": "trie", "page_count": 256, "batch_sizes": [4], "concurrency": 32,
     "repeat": 0, "workload": "made up", "treatments": [], "options": "{}", "status": "ok",
     "duration_s": 1.0,
@@ -45,7 +45,7 @@ def events(rows: int, seed: int = 0) -> pa.Table:
     shares = np.array(list(KINDS.values()))
     columns = {
         "seq": pa.array(np.arange(rows)),
-        "cell_id": pa.repeat("c", rows),
+        "trial_id": pa.repeat("c", rows),
         "t_ns": pa.array(np.cumsum(rng.integers(1_000, 50_000, rows))),
         "thread": pa.array(texts([f"worker-{n}" for n in range(4)])),
         "request_id": some(texts([f"r{n:05d}" for n in range(2_000)]), 0.95),
@@ -79,8 +79,8 @@ def main() -> None:
     measure("to_frame, from memory", lambda: to_frame("events", table))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "run"
-        RunWriter.create(path, {"plan": None, "seed": 0}).write_cell(CELL, [], events=table)
-        size = (path / "cells" / "c" / "events.parquet").stat().st_size
+        RunWriter.create(path, {"plan": None, "seed": 0}).write_trial(TRIAL, [], events=table)
+        size = (path / "trials" / "c" / "events.parquet").stat().st_size
         measure(f"load_run, from {size / 1e6:.0f} MB on disk", lambda: load_run(path).events)
 
 

@@ -1,9 +1,10 @@
 """What the sanitizer costs a request: alternating blocks in one process, on one engine, 8 at once.
 
-Each block asks 64 requests, 8 at once, with 4,096 pages: alone, observed (events and flights), and
-sanitized. The figures are medians, over the turns, of ratios of a block's median latency to that of
-the unobserved block of its turn, with 95% bootstrap intervals. Then the check itself, without an
-engine: microseconds a flight against the slots that it reads and the size of the pool.
+Each block asks 64 requests, 8 at once, with 4,096 pages: alone, observed (events and invocations),
+and sanitized. The figures are medians, over the turns, of ratios of a block's median latency to
+that of the unobserved block of its turn, with 95% bootstrap intervals. Then the check itself,
+without an engine: microseconds an invocation against the slots that it reads and the size of the
+pool.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from analysis import Engine, EngineConfig
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.sanitizer.checker import Checker
-from analysis.sanitizer.world import Event, Flight
+from analysis.sanitizer.world import Event, Invocation
 from analysis.snapshots.snapshot import CacheState, Snapshot
 
 BLOCKS, REQUESTS, PAGES, STRIDE = 40, 64, 4096, 16
@@ -40,7 +41,7 @@ def block(engine: Engine, way: str, number: int) -> list[float]:
             assert all(one.outcome == "ok" for one in done), {one.outcome for one in done}
             latencies += [one.latency_s for one in done]
     if way == "sanitized":
-        assert seen.flights >= REQUESTS // ROWS * TOKENS, seen.flights
+        assert seen.invocations >= REQUESTS // ROWS * TOKENS, seen.invocations
     return latencies
 
 
@@ -52,9 +53,9 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> str:
     return f"{np.median(ratios):.3f} ({low:.3f} to {high:.3f})"
 
 
-def flight_cost(page_count: int, length: int, flights: int = 300) -> float:
+def invocation_cost(page_count: int, length: int, invocations: int = 300) -> float:
     """Microseconds that a healthy decode of 8 rows of `length` tokens takes to check."""
-    blocks = -(-(length + flights) // STRIDE)
+    blocks = -(-(length + invocations) // STRIDE)
     free = list(range(page_count))
     checker = Checker(Snapshot(CacheState(page_count, free, {}), seq=0), STRIDE)
     ids = [f"r{row}" for row in range(ROWS)]
@@ -68,10 +69,12 @@ def flight_cost(page_count: int, length: int, flights: int = 300) -> float:
         checker.put(seq, row._replace(detail=detail))
         seq += 1
 
-    def flight(phase: str, tokens: np.ndarray, lengths: int, starts: np.ndarray | None) -> None:
+    def invocation(phase: str, tokens: np.ndarray, lengths: int, starts: np.ndarray | None) -> None:
         nonlocal seq
         seq_lens = np.full(ROWS, lengths)
-        begun = Flight(seq, phase, ids, tokens, seq_lens, starts, tables, seq, seq + 1, "t", 0.0)
+        begun = Invocation(
+            seq, phase, ids, tokens, seq_lens, starts, tables, seq, seq + 1, "t", 0.0
+        )
         checker.put(seq, begun)
         checker.put(seq + 1, None)
         seq += 2
@@ -82,16 +85,16 @@ def flight_cost(page_count: int, length: int, flights: int = 300) -> float:
         event("hold", name, tuple(tables[row].tolist()))
     prompt = np.zeros((ROWS, blocks * STRIDE), dtype=np.int64)
     prompt[:, :length] = 7
-    flight("prefill", prompt, length, None)
+    invocation("prefill", prompt, length, None)
     checker.go()
-    for step in range(flights):
-        flight("decode", np.full((ROWS, 1), 7), length + step + 1, np.full(ROWS, length + step))
+    for step in range(invocations):
+        invocation("decode", np.full((ROWS, 1), 7), length + step + 1, np.full(ROWS, length + step))
     started = time.perf_counter()
     checker.go()
     seconds = time.perf_counter() - started
     assert not checker.findings, str(checker.findings)
-    assert checker.findings.flights == flights + 1
-    return 1e6 * seconds / flights
+    assert checker.findings.invocations == invocations + 1
+    return 1e6 * seconds / invocations
 
 
 def main() -> None:
@@ -112,7 +115,7 @@ def main() -> None:
     for way in WAYS[1:]:
         print(f"  {way}: median x {ratio(arrays[way], base)}")
     for page_count, length in ((4096, 50), (4096, 500), (4096, 5_000), (100_000, 500)):
-        cost = flight_cost(page_count, length)
+        cost = invocation_cost(page_count, length)
         print(f"  {cost:.0f} us a decode of {ROWS} rows of {length} tokens, {page_count} pages")
 
 

@@ -248,7 +248,7 @@ def evictions(
     failures and more evictions, unless not `confounded`. An engine's requests share how often they
     fail, and how often they meet evictions.
     """
-    cells, requests = [], []
+    trials, requests = [], []
     for sharing, pages, level, each in product(SHARING, POOLS, LEVELS, ROUNDS):
         more = POOLS[pages] * level / 8 if confounded else 0.5
         fails, press = 0.35 * more, 0.6 * more
@@ -260,17 +260,17 @@ def evictions(
         pressed = _shared(rng.random(repeats), press, icc)
         for repeat in range(repeats):
             name, count = f"{sharing}-{pages}-{level}-{each}-{repeat}", level * each
-            cells.append((name, sharing, pages, level))
+            trials.append((name, sharing, pages, level))
             met = rng.random(count) < pressed[repeat]
             failed = rng.random(count) < np.where(met, within[repeat], without[repeat])
             requests.append(
                 pd.DataFrame(
-                    {"cell_id": name, "evictions_during": met.astype(int),
+                    {"trial_id": name, "evictions_during": met.astype(int),
                      "outcome": np.where(failed, "wrong", "ok")}
                 )
             )  # fmt: skip
-    columns = ["cell_id", "prefix_sharing", "page_count", "concurrency"]
-    frame = pd.DataFrame(cells, columns=columns).assign(release="r", workload="shared_prefix")
+    columns = ["trial_id", "prefix_sharing", "page_count", "concurrency"]
+    frame = pd.DataFrame(trials, columns=columns).assign(release="r", workload="shared_prefix")
     return pd.concat(requests, ignore_index=True), frame
 
 
@@ -294,11 +294,11 @@ def eviction_words(
     """Return what is claimed of each configuration, for each simulated notebook."""
     claimed = []
     for _ in range(runs):
-        requests, cells = evictions(rng, icc, ratio, repeats, confounded=confounded)
+        requests, trials = evictions(rng, icc, ratio, repeats, confounded=confounded)
         contrasts = []
         for sharing in SHARING:
-            own = cells[cells["prefix_sharing"] == sharing]
-            asked = requests[requests["cell_id"].isin(own["cell_id"])]
+            own = trials[trials["prefix_sharing"] == sharing]
+            asked = requests[requests["trial_id"].isin(own["trial_id"])]
             contrasts.append(evictions_contrast(asked, own))
         claimed.append([found.word for found in judge_evictions(contrasts) if found is not None])
     return claimed

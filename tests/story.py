@@ -1,7 +1,8 @@
-"""A way to write streams of events and flights, so that a test states only what is wrong in them.
+"""A way to write streams of events and invocations, so that a test states only what is wrong in
+them.
 
-Everything is right by default: a flight has its requests' own tokens, positions, lengths and pages,
-a pool counts what it has, and whoever is still under way at the end is ended properly.
+Everything is right by default: an invocation has its requests' own tokens, positions, lengths and
+pages, a pool counts what it has, and whoever is still under way at the end is ended properly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from analysis.sanitizer.checker import Checker
 from analysis.sanitizer.findings import Findings
-from analysis.sanitizer.world import PADDING_PAGE, Event, Flight, World
+from analysis.sanitizer.world import PADDING_PAGE, Event, Invocation, World
 from analysis.snapshots.snapshot import CacheState, Node, Snapshot
 
 ROOT = Node(0, None, None, (), 0, False)
@@ -23,7 +24,7 @@ ROOT = Node(0, None, None, (), 0, False)
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a flight; what is None is as it should be. Without a request it is padding."""
+    """A row of an invocation; what is None is as it should be. Without a request it is padding."""
 
     request_id: str | None
     tokens: Sequence[int] | None = None
@@ -33,7 +34,7 @@ class Row:
 
 
 class Story:
-    """A stream under way; every method that tells something returns its place or its flight."""
+    """A stream under way; every method that tells something returns its place or its invocation."""
 
     def __init__(
         self,
@@ -53,8 +54,8 @@ class Story:
         self.stride, self.context = stride, context
         self.first = Snapshot(state, seq=0, t_s=0.0)
         self.world = World(self.first, stride)
-        """The cache as told so far; flights do not go through it."""
-        self.items: list[tuple[int, Event | Flight | None]] = []
+        """The cache as told so far; invocations do not go through it."""
+        self.items: list[tuple[int, Event | Invocation | None]] = []
         self.snapshots: list[Snapshot] = []
         self.prompts: dict[str, tuple[int, ...]] = {}
         self.answers: dict[str, list[int]] = {}
@@ -62,9 +63,9 @@ class Story:
         """Pages of each request in the order of its block table."""
         self.lengths: dict[str, int] = {}
         self.results: dict[str, int] = {}
-        """Digest of the logits of each request's last flight, where there are any."""
+        """Digest of the logits of each request's last invocation, where there are any."""
         self.thread, self.operation_name = "w0", None
-        self._seq, self._flights, self._nodes = 0, 0, max(node.node for node in nodes)
+        self._seq, self._invocations, self._nodes = 0, 0, max(node.node for node in nodes)
 
     def _place(self) -> int:
         self._seq += 1
@@ -109,7 +110,7 @@ class Story:
         return seq
 
     def chosen(self, request: str, token: int | None, digest: int | None = None) -> int:
-        """Choose a token, from logits of its last flight if no other digest is given."""
+        """Choose a token, from logits of its last invocation if no other digest is given."""
         own = self.results.get(request, 0) if digest is None else digest
         return self.event("chosen", request, value=token, detail=f"{own:08x}")
 
@@ -205,9 +206,9 @@ class Story:
             self.free(None, page)
         return seq
 
-    # -- flights ---------------------------------------------------------------------------
+    # -- invocations ---------------------------------------------------------------------------
 
-    def prefill(self, *rows: str | Row | None, lands: bool = True) -> Flight:
+    def prefill(self, *rows: str | Row | None, lands: bool = True) -> Invocation:
         """Fly prompts, in chunks if any row has a start; None is a padding row."""
         told = [_row(row) for row in rows]
         chunked = any(row.start is not None for row in told)
@@ -232,7 +233,7 @@ class Story:
             table = self.pages[request][: -(-(start + len(tokens)) // self.stride)]
         return Row(request, tokens, start, length, table)
 
-    def decode(self, *rows: str | Row | None, blocks: int = 0, lands: bool = True) -> Flight:
+    def decode(self, *rows: str | Row | None, blocks: int = 0, lands: bool = True) -> Invocation:
         """Fly one token of each row; block tables are padded, to at least `blocks`."""
         whole = [self._decode_row(_row(row)) for row in rows]
         return self._fly("decode", whole, 1, starts=True, lands=lands, blocks=blocks)
@@ -255,11 +256,11 @@ class Story:
 
     def _fly(
         self, phase: str, rows: list[Row], width: int, *, starts: bool, lands: bool, blocks: int = 0
-    ) -> Flight:
+    ) -> Invocation:
         blocks = max(blocks, 1, *(len(row.table) for row in rows))
         seq = self._place()
-        flight = Flight(
-            flight_id=self._flights,
+        invocation = Invocation(
+            invocation_id=self._invocations,
             phase=phase,
             request_ids=[row.request_id for row in rows if row.request_id is not None],
             tokens=np.array([_padded(row.tokens, width, 0) for row in rows], dtype=np.int64),
@@ -271,24 +272,26 @@ class Story:
             thread=self.thread,
             t_s=seq / 1000,
         )
-        assert not any(row.request_id for row in rows[flight.real :]), "padding comes last"
-        self._flights += 1
-        self.items.append((seq, flight))
+        assert not any(row.request_id for row in rows[invocation.real :]), "padding comes last"
+        self._invocations += 1
+        self.items.append((seq, invocation))
         if lands:
-            self.land(flight)
-        return flight
+            self.land(invocation)
+        return invocation
 
-    def land(self, flight: Flight) -> None:
-        """End a flight that was begun with `lands=False`."""
-        flight.end_seq = self._place()
-        self.items.append((flight.end_seq, None))
+    def land(self, invocation: Invocation) -> None:
+        """End an invocation that was begun with `lands=False`."""
+        invocation.end_seq = self._place()
+        self.items.append((invocation.end_seq, None))
 
-    def results_of(self, flight: Flight, *tokens: int) -> Flight:
-        """Give a flight results, by which these tokens are the likeliest."""
-        flight.result_tokens = list(tokens)
-        flight.result_digests = [1000 * flight.flight_id + row for row in range(flight.real)]
-        self.results |= dict(zip(flight.request_ids, flight.result_digests, strict=True))
-        return flight
+    def results_of(self, invocation: Invocation, *tokens: int) -> Invocation:
+        """Give an invocation results, by which these tokens are the likeliest."""
+        invocation.result_tokens = list(tokens)
+        invocation.result_digests = [
+            1000 * invocation.invocation_id + row for row in range(invocation.real)
+        ]
+        self.results |= dict(zip(invocation.request_ids, invocation.result_digests, strict=True))
+        return invocation
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -337,16 +340,16 @@ class Story:
             checker.put_snapshot(snapshot)
         return checker
 
-    def tables(self, cell_id: str = "c") -> dict[str, list[dict[str, Any]]]:
+    def tables(self, trial_id: str = "c") -> dict[str, list[dict[str, Any]]]:
         """Return it as rows of the tables of a run."""
-        events, flights = [], []
+        events, invocations = [], []
         for _, item in self.items:
             if isinstance(item, Event):
-                events.append({**item._asdict(), "cell_id": cell_id, "pages": list(item.pages)})
+                events.append({**item._asdict(), "trial_id": trial_id, "pages": list(item.pages)})
             elif item is not None:
-                flights.append(_flight_row(item, cell_id))
-        snapshots = [snapshot.to_row(cell_id) for snapshot in (self.first, *self.snapshots)]
-        return {"events": events, "flights": flights, "snapshots": snapshots}
+                invocations.append(_invocation_row(item, trial_id))
+        snapshots = [snapshot.to_row(trial_id) for snapshot in (self.first, *self.snapshots)]
+        return {"events": events, "invocations": invocations, "snapshots": snapshots}
 
 
 def _row(row: str | Row | None) -> Row:
@@ -357,26 +360,26 @@ def _padded(values: Sequence[int], width: int, filler: int) -> list[int]:
     return [*values, *[filler] * (width - len(values))]
 
 
-def _flight_row(flight: Flight, cell_id: str) -> dict[str, Any]:
+def _invocation_row(invocation: Invocation, trial_id: str) -> dict[str, Any]:
     return {
-        "flight_id": flight.flight_id,
-        "cell_id": cell_id,
-        "phase": flight.phase,
-        "rows": flight.real,
-        "batch_size": len(flight.tokens),
-        "request_ids": flight.request_ids,
-        "tokens": flight.tokens.tolist(),
-        "seq_lens": flight.seq_lens.tolist(),
-        "start_positions": None if flight.starts is None else flight.starts.tolist(),
-        "block_tables": flight.tables.tolist(),
-        "seq": flight.seq,
-        "end_seq": flight.end_seq,
-        "thread": flight.thread,
-        "t_s": flight.t_s,
-        "duration_s": (flight.end_seq - flight.seq) / 1000,
-        "result_tokens": flight.result_tokens,
-        "result_digests": flight.result_digests,
-        "changed": flight.changed,
+        "invocation_id": invocation.invocation_id,
+        "trial_id": trial_id,
+        "phase": invocation.phase,
+        "rows": invocation.real,
+        "batch_size": len(invocation.tokens),
+        "request_ids": invocation.request_ids,
+        "tokens": invocation.tokens.tolist(),
+        "seq_lens": invocation.seq_lens.tolist(),
+        "start_positions": None if invocation.starts is None else invocation.starts.tolist(),
+        "block_tables": invocation.tables.tolist(),
+        "seq": invocation.seq,
+        "end_seq": invocation.end_seq,
+        "thread": invocation.thread,
+        "t_s": invocation.t_s,
+        "duration_s": (invocation.end_seq - invocation.seq) / 1000,
+        "result_tokens": invocation.result_tokens,
+        "result_digests": invocation.result_digests,
+        "changed": invocation.changed,
     }
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from analysis.runs.store import Run, to_frame
 
 
-def cell_row(**changes: Any) -> dict[str, Any]:
+def trial_row(**changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run_id": "synthetic",
-        "cell_id": "c",
+        "trial_id": "c",
         "release": "3.1.0",
         "device": "local-task",
         "prefix_sharing": "none",
@@ -36,7 +36,7 @@ def cell_row(**changes: Any) -> dict[str, Any]:
 def request_row(**changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
         "request_id": "r",
-        "cell_id": "c",
+        "trial_id": "c",
         "client": 0,
         "position": 0,
         "family": "up",
@@ -56,25 +56,25 @@ def request_row(**changes: Any) -> dict[str, Any]:
 def make_run(
     outcomes: Mapping[tuple[str, str, int], Mapping[str, int]],
     *,
-    cells: int = 4,
+    trials: int = 4,
     status: Mapping[tuple[str, str, int], str] | None = None,
     spread: bool = True,
     **columns: Any,
 ) -> Run:
     """Return a run: (release, prefix sharing, concurrency) -> how many requests ended how.
 
-    The requests of a configuration are dealt out to `cells` cells in turn; `spread=False` puts all
-    that is not ok into as few of them as possible.
+    The requests of a configuration are dealt out to `trials` trials in turn; `spread=False` puts
+    all that is not ok into as few of them as possible.
     """
     rng = np.random.default_rng(0)
-    cell_rows, request_rows = [], []
+    trial_rows, request_rows = [], []
     for (release, prefix, level), kinds in outcomes.items():
-        names = [f"{release}-{prefix}-{level}-{repeat}" for repeat in range(cells)]
+        names = [f"{release}-{prefix}-{level}-{repeat}" for repeat in range(trials)]
         for repeat, name in enumerate(names):
             bad = (status or {}).get((release, prefix, level)) if repeat == 0 else None
-            cell_rows.append(
-                cell_row(
-                    cell_id=name,
+            trial_rows.append(
+                trial_row(
+                    trial_id=name,
                     release=release,
                     prefix_sharing=prefix,
                     concurrency=level,
@@ -85,14 +85,14 @@ def make_run(
                 )
             )
         flat = [kind for kind, number in kinds.items() for _ in range(number)]
-        per_cell = -(-len(flat) // cells) if flat else 1
+        per_trial = -(-len(flat) // trials) if flat else 1
         for index, kind in enumerate(flat):
-            name = names[index % cells if spread else index // per_cell]
+            name = names[index % trials if spread else index // per_trial]
             done = kind in ("ok", "wrong")
             ttft = float(rng.lognormal(-2.0, 0.4)) * level**0.5
             request_rows.append(
                 request_row(
-                    cell_id=name,
+                    trial_id=name,
                     request_id=f"r{index}",
                     family=("up", "down", "recall")[index % 3],
                     prompt=f"{index} {index + 1} {index + 2} ",
@@ -107,9 +107,9 @@ def make_run(
     return Run(
         path=Path("synthetic"),
         manifest={},
-        cells=to_frame("cells", cell_rows),
+        trials=to_frame("trials", trial_rows),
         requests=to_frame("requests", request_rows),
-        **{name: to_frame(name, []) for name in ("flights", "events", "snapshots", "findings")},
+        **{name: to_frame(name, []) for name in ("invocations", "events", "snapshots", "findings")},
     )
 
 

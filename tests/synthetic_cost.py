@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.runs.store import to_frame
 from analysis.studies.cost import ALL
@@ -37,15 +37,15 @@ def cost_run(
     memory: Mapping[str, float] | None = None,
     hits: Mapping[str, int] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return requests and cells: an arm's requests take `factors[arm]` times the untreated ones'.
+    """Return requests and trials: an arm's requests take `factors[arm]` times the untreated ones'.
 
-    `noise` is the standard deviation of the logarithm of a whole cell's pace; `memory` has a factor
-    for resident memory, `hits` the cached tokens of 30, and `outcomes` the outcomes of the last
-    requests of every client in cells of an arm and repeat. Each client sends two requests, the
-    first of which is slow.
+    `noise` is the standard deviation of the logarithm of a whole trial's pace; `memory` has a
+    factor for resident memory, `hits` the cached tokens of 30, and `outcomes` the outcomes of the
+    last requests of every client in trials of an arm and repeat. Each client sends two requests,
+    the first of which is slow.
     """
     rng = np.random.default_rng(seed)
-    cells: list[dict[str, Any]] = []
+    trials: list[dict[str, Any]] = []
     requests: list[dict[str, Any]] = []
     for repeat in range(repeats):
         for level in concurrency:
@@ -54,9 +54,9 @@ def cost_run(
                 pace = factor * level**0.3 * float(np.exp(rng.normal(0, noise)))
                 names = treatments_of(arm, release, sharing)
                 rss = 200 * MIB * (memory or {}).get(arm, 1.0)
-                cells.append(
-                    cell_row(
-                        cell_id=name,
+                trials.append(
+                    trial_row(
+                        trial_id=name,
                         release=release,
                         prefix_sharing=sharing,
                         concurrency=level,
@@ -73,7 +73,7 @@ def cost_run(
                         slow = 5.0 if position == 0 else 1.0
                         requests.append(
                             request_row(
-                                cell_id=name,
+                                trial_id=name,
                                 request_id=f"{name}-{client}-{position}",
                                 client=client,
                                 position=position,
@@ -88,4 +88,4 @@ def cost_run(
                                 cached_tokens=None if hits is None else hits[arm],
                             )
                         )
-    return to_frame("requests", requests), to_frame("cells", cells)
+    return to_frame("requests", requests), to_frame("trials", trials)

@@ -16,7 +16,7 @@ BEYOND = Found("own length", "beyond it", "wrong data", 12, 3, "r0001 reads posi
 def rung(level: int, accepted: int = 320, **changes: Any) -> Rung:
     """A clean rung, but for what is changed."""
     made = Rung(
-        level=level, needed=299, accepted=accepted, cells=10, workloads={"mixed": 10},
+        level=level, needed=299, accepted=accepted, trials=10, workloads={"mixed": 10},
         controls=1, alarms=1,
         peak_rss_bytes=(220 + level) * 2**20, pages_in_use=12 * level, page_count=512,
         seconds=33.0, run=f"rung-{level:02d}",
@@ -32,11 +32,11 @@ def ladder(*rungs: Rung, isolated: Isolated | None = ISOLATED, **changes: Any) -
 CLEAN = ladder(*map(rung, (2, 4, 8, 16, 32)))
 FAILED = ladder(
     rung(2), rung(4),
-    rung(8, 32, failures={"wrong": 7, "timeout": 1}, findings=(BEYOND,), cells=1, failed_cells=1,
+    rung(8, 32, failures={"wrong": 7, "timeout": 1}, findings=(BEYOND,), trials=1, failed_trials=1,
          failing=("c", "r0003"), explanation="r0003 read what r0002 had written."),
 )  # fmt: skip
 TOO_FEW = ladder(rung(2), rung(4, 211, rejected=109, refusals=3000), out_of_time=True)
-LEAKS = ladder(rung(2, 32, leaked=32, cells=1, failed_cells=1, controls=0, alarms=0))
+LEAKS = ladder(rung(2, 32, leaked=32, trials=1, failed_trials=1, controls=0, alarms=0))
 VOID = ladder(rung(2, alarms=0))
 ALONE = ladder(
     isolated=Isolated(False, 5372, False, ("equal prompts: B gets no pages.",), 2, "", 6)

@@ -38,7 +38,7 @@ def test_failing_from_four_on() -> None:
 def test_a_constant_rate_is_no_matter_of_concurrency() -> None:
     # At a rate of 20% something fails in most engines that are asked much, and in few of others.
     run = make_run(
-        {(*KEY, 1): {"ok": 8, "wrong": 2}, (*KEY, 32): {"ok": 256, "wrong": 64}}, cells=10
+        {(*KEY, 1): {"ok": 8, "wrong": 2}, (*KEY, 32): {"ok": 256, "wrong": 64}}, trials=10
     )
     assert "more than below is undecided (20% against 20%" in answer_in_words(run)
 
@@ -74,7 +74,7 @@ def test_too_little_data_is_said_to_be_too_little() -> None:
 
 
 def test_few_engines_are_not_many_requests() -> None:
-    run = make_run({(*KEY, 1): {"ok": 30}, (*KEY, 4): {"ok": 15, "wrong": 15}}, cells=2)
+    run = make_run({(*KEY, 1): {"ok": 30}, (*KEY, 4): {"ok": 15, "wrong": 15}}, trials=2)
     words = answer_in_words(run)
     assert "more often" not in words
     assert "is undecided (50% against 0%; permutation test over 2 against 2 engines" in words
@@ -82,7 +82,7 @@ def test_few_engines_are_not_many_requests() -> None:
 
 def test_failing_alone_and_less_often_under_load() -> None:
     run = make_run(
-        {(*KEY, 1): {"ok": 10, "wrong": 30}, (*KEY, 4): {"ok": 38, "wrong": 2}}, cells=10
+        {(*KEY, 1): {"ok": 10, "wrong": 30}, (*KEY, 4): {"ok": 38, "wrong": 2}}, trials=10
     )
     words = answer_in_words(run)
     assert "Requests failed already at 1, the lowest concurrency that was run" in words
@@ -138,22 +138,26 @@ def test_failures_where_less_ran_than_was_offered_are_named_and_tested_apart() -
 
 def test_requests_that_were_sent_again_did_not_run_at_once_either() -> None:
     run = make_run({(*KEY, 8): {"ok": 32}})
-    late = run.requests.groupby("cell_id").cumcount() >= 4
+    late = run.requests.groupby("trial_id").cumcount() >= 4
     submitted = run.requests["submitted_s"].where(~late, 1000.0)
     again = replace(run, requests=run.requests.assign(submitted_s=submitted, refusals=1 * late))
     assert "at 4 concurrent requests (offered 8: ran 4; 0 of 32)" in answer_in_a_sentence(again)
 
 
 def test_exposures_through_which_a_setting_acts_are_reported() -> None:
-    run = make_run({(*KEY, 4): {"ok": 24}, ("3.1.0", "trie", 4): {"wrong": 24}}, cells=6)
-    flights, events = [], []
-    for cell, sharing in zip(run.cells["cell_id"], run.cells["prefix_sharing"], strict=True):
+    run = make_run({(*KEY, 4): {"ok": 24}, ("3.1.0", "trie", 4): {"wrong": 24}}, trials=6)
+    invocations, events = [], []
+    for trial, sharing in zip(run.trials["trial_id"], run.trials["prefix_sharing"], strict=True):
         free = 200 if sharing == "none" else 50
-        flights.append({"flight_id": 0, "cell_id": cell, "phase": "decode", "rows": 4,
+        invocations.append({"invocation_id": 0, "trial_id": trial, "phase": "decode", "rows": 4,
                         "batch_size": 4, "request_ids": ["r0"], "seq": 1, "end_seq": 2,
                         "t_s": 0.0, "duration_s": 0.01})  # fmt: skip
-        events.append({"seq": 0, "cell_id": cell, "t_ns": 0, "kind": "acquire", "free_pages": free})
-    recorded = replace(run, flights=to_frame("flights", flights), events=to_frame("events", events))
+        events.append(
+            {"seq": 0, "trial_id": trial, "t_ns": 0, "kind": "acquire", "free_pages": free}
+        )
+    recorded = replace(
+        run, invocations=to_frame("invocations", invocations), events=to_frame("events", events)
+    )
     words = answer_in_words(recorded)
     assert "prefix sharing trie failed more often than prefix sharing none" in words
     assert (
@@ -179,7 +183,7 @@ def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_res
     assert "shortfin 3.9.0 failed less often than shortfin 3.1.0 (0%, 0 of" in words
     assert "Exposure not recorded." in words
     assert words.count("adjusted for 4 tests (Holm)") == 4
-    assert "1 of 16 cells did not end well." in words
+    assert "1 of 16 trials did not end well." in words
     sentence = answer_in_a_sentence(reported_pattern())
     assert sentence.startswith("shortfin 3.1.0, prefix sharing none: 0% of requests failed")
     same_release = make_run({(*KEY, 4): {"ok": 9}, ("3.1.0", "trie", 4): {"ok": 9}})
@@ -190,9 +194,9 @@ def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_res
 
 
 def test_a_run_without_anything() -> None:
-    assert answer_in_words(make_run({})) == "The run holds no cells, so there is nothing to say."
-    assert answer_in_a_sentence(make_run({})) == "The run holds no cells."
-    crashed = make_run({(*KEY, 1): {}}, cells=2, status={(*KEY, 1): "crashed"})
-    assert "No request was recorded, so there is no failure rate. 1 of 2 cells" in answer_in_words(
+    assert answer_in_words(make_run({})) == "The run holds no trials, so there is nothing to say."
+    assert answer_in_a_sentence(make_run({})) == "The run holds no trials."
+    crashed = make_run({(*KEY, 1): {}}, trials=2, status={(*KEY, 1): "crashed"})
+    assert "No request was recorded, so there is no failure rate. 1 of 2 trials" in answer_in_words(
         crashed
     )

@@ -57,9 +57,9 @@ def test_what_is_not_settled_is_called_so_with_what_would_settle_it() -> None:
 
 
 @pytest.mark.parametrize("factors", [{LOCK: 1.0, ALL: 1.3}, {LOCK: 1.0}])
-def test_too_few_cells_allow_no_advice(factors: dict[str, float]) -> None:
+def test_too_few_trials_allow_no_advice(factors: dict[str, float]) -> None:
     data = measures(factors, repeats=1)
-    assert "too few cells to tell" in answer_in_a_sentence(data)
+    assert "too few trials to tell" in answer_in_a_sentence(data)
     assert "more than" not in answer_in_a_sentence(data)
     assert "costs" not in cost_in_words(data).replace("cost or to save", "")
 
@@ -76,11 +76,11 @@ def test_what_was_left_out_wrong_or_refused_is_said() -> None:
 
 def test_memory_and_hits_are_told() -> None:
     run = {"untreated": 1.0, LOCK: 1.0, ALL: 1.0}
-    requests, cells = cost_run(
+    requests, trials = cost_run(
         run, memory={ALL: 1.25}, hits={"untreated": 12, LOCK: 12, ALL: 9}
     )  # fmt: skip
-    seen = watched(requests, cells, to_frame("events", []))
-    words = cost_in_words(measure(requests, cells), seen)
+    seen = watched(requests, trials, to_frame("events", []))
+    words = cost_in_words(measure(requests, trials), seen)
     assert "Resident memory, as a multiple of untreated: all fixes 1.250 (1.250 to 1.250)." in words
     assert "changes by -10.0 percentage points (-10.0 to -10.0), more than chance" in words
 
@@ -114,5 +114,5 @@ def test_settings_are_told_apart() -> None:
 
 def test_nothing_measured_is_said() -> None:
     nothing = measures({ALL: 1.0}).head(0)
-    assert cost_in_words(nothing) == "No cell was measured, so there is nothing to say."
-    assert answer_in_a_sentence(nothing) == "No cell was measured."
+    assert cost_in_words(nothing) == "No trial was measured, so there is nothing to say."
+    assert answer_in_a_sentence(nothing) == "No trial was measured."

@@ -17,8 +17,8 @@ import analysis
 from analysis.core import children
 from analysis.core.errors import EngineError, MachineError
 from analysis.shortfin.environments import register_kernel
-from analysis.sweep.cell import _number_of, specification
-from analysis.sweep.process import STACKS, CellProcess
+from analysis.sweep.process import STACKS, TrialProcess
+from analysis.sweep.trial import _number_of, specification
 from analysis.workloads.workload import Request, Workload
 
 ASKED = specification({}, Workload("w", (Request("r", "1 2 3 "),)), 1, 1.0)
@@ -56,10 +56,10 @@ def test_where_nothing_of_us_can_be_imported_that_is_not_the_engine_s_failure(
 ) -> None:
     environment = {**children.environment(), "PYTHONPATH": str(shadow)}
     monkeypatch.setattr(children, "environment", lambda: environment)
-    cell = CellProcess(Path(sys.executable), ASKED, shadow / "work", 60)
-    wait_for(cell.poll, "the cell's end")
+    trial = TrialProcess(Path(sys.executable), ASKED, shadow / "work", 60)
+    wait_for(trial.poll, "the trial's end")
     with pytest.raises(MachineError, match="could not start the engine: not this one"):
-        cell.ended()
+        trial.ended()
 
 
 _HOLD = """
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_locked_is_an_error_and_leaves_none(
         (RuntimeError("a mistake of the engine"), None),
     ],
 )
-def test_a_cell_says_what_the_machine_lacked_by_its_status(
+def test_a_trial_says_what_the_machine_lacked_by_its_status(
     error: BaseException, number: int | None
 ) -> None:
     wrapped = EngineError("It cannot be started.")
@@ -135,12 +135,12 @@ def test_a_cell_says_what_the_machine_lacked_by_its_status(
 def test_only_what_is_an_error_of_the_system_is_read_from_a_status(
     tmp_path: Path, status: int, said: str | None
 ) -> None:
-    cell = CellProcess(Path("/bin/true"), ASKED, tmp_path / "work", 60)
-    wait_for(cell.poll, "the cell's end")
-    (cell.directory / STACKS).touch()  # it came to where an engine is started
-    cell._process.returncode = status
+    trial = TrialProcess(Path("/bin/true"), ASKED, tmp_path / "work", 60)
+    wait_for(trial.poll, "the trial's end")
+    (trial.directory / STACKS).touch()  # it came to where an engine is started
+    trial._process.returncode = status
     if said:
         with pytest.raises(MachineError, match=said):
-            cell.ended()
+            trial.ended()
     else:
-        assert cell.ended().status == "crashed"
+        assert trial.ended().status == "crashed"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from support import ROOT
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis import sweep
 from analysis.runs.store import OUTCOMES, TABLES, RunWriter, load_run
@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy():
         (*SWEEP, "--repeats", "few"),
         (*SWEEP, "--jobs", "0"),
         (*SWEEP, "--option", "nothing"),
-        (*SWEEP, "--cell-timeout", "0"),
+        (*SWEEP, "--trial-timeout", "0"),
         (*SWEEP, "--observe", "everything"),
         ("sweep",),
         ("releases", "install", "3.0.0"),
@@ -125,11 +125,11 @@ def test_a_dry_run_prints_the_grid_and_starts_nothing(cachelab, tmp_path):
     assert status == 0
     lines = stdout.splitlines()
     assert len(lines) == 2 * 2 * 2 * 6 * 8 + 1
-    assert lines[-1].startswith("384 cells, 2 at a time")
+    assert lines[-1].startswith("384 trials, 2 at a time")
     assert not (tmp_path / "run").exists()
 
 
-def test_json_is_one_object_per_cell_and_nothing_else(tmp_path):
+def test_json_is_one_object_per_trial_and_nothing_else(tmp_path):
     # In a process of its own, so that nothing below Python can write to stdout unseen either.
     options = ["--concurrency", "4", "--repeats", "2", "--workload", "reported", "--json"]
     start = [sys.executable, "-c", "from analysis.cli import main; main()"]
@@ -144,7 +144,7 @@ def test_json_is_one_object_per_cell_and_nothing_else(tmp_path):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 2
     for row in rows:
-        assert set(row) == {*TABLES["cells"].names, *OUTCOMES}
+        assert set(row) == {*TABLES["trials"].names, *OUTCOMES}
         assert (row["status"], row["ok"]) == ("ok", 4)
     assert "[2/2]" in done.stderr
 
@@ -201,12 +201,12 @@ def test_a_chart_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
 
 
 @pytest.mark.parametrize("text", [
-    "{}", "[]", "null", "hello", "[" * 100_000, '{"cells": []}',
+    "{}", "[]", "null", "hello", "[" * 100_000, '{"trials": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": 3}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"quick": 3}}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"minutes_quick": "3"}},'
-    ' "cells": []}',
+    ' "trials": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code",'
     ' "id": "a", "metadata": {"tags": ["parameters"]}, "source": "1 +", "outputs": [],'
     ' "execution_count": null}]}',
@@ -258,7 +258,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(cachelab, tmp_path):
     assert r"run\x1b[31m\udcff\r is no run" in stderr
     name = "r\x1b]0;title\x07\u202e"
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
-    writer.write_cell(cell_row(), [request_row(request_id=name, outcome="wrong")])
+    writer.write_trial(trial_row(), [request_row(request_id=name, outcome="wrong")])
     _, stdout, stderr = cachelab("explain", writer.path, name, "--no-reference")
     assert r"r\x1b]0;title\x07\u202e" in stdout
     assert all(line.isprintable() for line in (stdout + stderr).splitlines())
@@ -267,12 +267,12 @@ def test_nothing_that_a_terminal_obeys_is_printed(cachelab, tmp_path):
 def test_the_last_line_counts_controls_that_did_not_end_well(cachelab, tmp_path, monkeypatch):
     def swept(plan, place, **_):
         writer = RunWriter.create(place, {"plan": {}, "seed": 0})
-        writer.write_cell(cell_row(), [request_row()])
-        control = {"cell_id": "k", "treatments": ["fault:wrong-page"], "status": "crashed"}
-        writer.write_cell(cell_row(**control), [request_row(cell_id="k", outcome="lost")])
+        writer.write_trial(trial_row(), [request_row()])
+        control = {"trial_id": "k", "treatments": ["fault:wrong-page"], "status": "crashed"}
+        writer.write_trial(trial_row(**control), [request_row(trial_id="k", outcome="lost")])
         return load_run(place)
 
     monkeypatch.setattr(sweep, "run_sweep", swept)
     status, stdout, _ = cachelab(*SWEEP, "--sanitize", "--out", tmp_path / "run")
     assert status == 0
-    assert "1 cells (0 did not end well), 1 controls (1 did not end well), 0 of 1" in stdout
+    assert "1 trials (0 did not end well), 1 controls (1 did not end well), 0 of 1" in stdout

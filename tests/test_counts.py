@@ -50,7 +50,7 @@ def test_every_outcome_is_right_failed_or_rejected(outcomes: list[str]) -> None:
 
 def test_what_failed_means_is_said_once(mixed: Run) -> None:
     assert set(FAILURES) == set(OUTCOMES) - {"ok", "rejected"}
-    (row,) = failure_rates(mixed.requests, mixed.cells).to_dict("records")
+    (row,) = failure_rates(mixed.requests, mixed.trials).to_dict("records")
     counts = count_requests(mixed.requests["outcome"])
     assert (row["failures"], row["n"], row["rejected"]) == (5, 96, 51)
     assert (counts.failed, counts.asked, counts.rejected) == (5, 96, 51)
@@ -58,12 +58,12 @@ def test_what_failed_means_is_said_once(mixed: Run) -> None:
 
 
 def _written(run: Run, place: Path) -> Run:
-    """Return a run of one cell as it is read from disk."""
-    [cell], requests = (
+    """Return a run of one trial as it is read from disk."""
+    [trial], requests = (
         pa.Table.from_pandas(frame, TABLES[name], preserve_index=False).to_pylist()
-        for name, frame in (("cells", run.cells), ("requests", run.requests))
+        for name, frame in (("trials", run.trials), ("requests", run.requests))
     )
-    RunWriter.create(place, {"plan": {}, "seed": 0}).write_cell(cell, requests)
+    RunWriter.create(place, {"plan": {}, "seed": 0}).write_trial(trial, requests)
     return load_run(place)
 
 
@@ -73,7 +73,7 @@ def sweep(monkeypatch, capsys, tmp_path, mixed):
 
     def run(**changes):
         place = tmp_path / str(len(list(tmp_path.iterdir())))
-        written = _written(make_run({KEY: changes}, cells=1), place)
+        written = _written(make_run({KEY: changes}, trials=1), place)
         monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: written)
         monkeypatch.setattr(
             "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(place)]
@@ -105,23 +105,23 @@ def test_the_progress_of_a_sweep_counts_neither_rejections_nor_planted_faults_as
     progress.finished({"treatments": []}, counts, ())
     planted = count_outcomes([{"outcome": "wrong"}] * 7)
     progress.finished({"treatments": ["fault:seq-len-short"]}, planted, ())
-    progress.running(plan.cells(), plan.cells())
+    progress.running(plan.trials(), plan.trials())
     progress.close()
     assert "5 of 45 accepted requests failed, 51 rejected" in screen.getvalue()
 
 
 def test_every_answer_shows_rejections_apart(mixed: Run) -> None:
     requests = mixed.requests.assign(evictions_during=0)
-    checked = [Checked("3.9.0", "none", (), cells=4, controls=1, alarms=1)]
+    checked = [Checked("3.9.0", "none", (), trials=4, controls=1, alarms=1)]
     assert "51 of 96 when offered 8" in answer_in_words(mixed)
     assert "51 rejected" in answer_in_a_sentence(mixed)
-    assert "51 of 96 requests" in evictions_in_words(requests, mixed.cells)
+    assert "51 of 96 requests" in evictions_in_words(requests, mixed.trials)
     assert "51 rejected" in findings_in_words(mixed, checked)
     assert "51 rejected" in findings_in_a_sentence(mixed, checked)
 
 
 def test_the_chart_says_what_its_rate_is_a_share_of(mixed: Run) -> None:
-    (axes,) = failure_rate(mixed.requests, mixed.cells).axes
+    (axes,) = failure_rate(mixed.requests, mixed.trials).axes
     assert "accepted" in axes.get_ylabel()
     assert "51 rejected" in axes.get_xlabel()
     (line,) = axes.containers[0].lines[:1]
@@ -130,15 +130,15 @@ def test_the_chart_says_what_its_rate_is_a_share_of(mixed: Run) -> None:
 
 def test_the_table_in_the_readme_is_what_the_shipped_run_says() -> None:
     run = load_run(ROOT / "data" / "reference")
-    rows = failure_rates(run.requests, run.cells)
+    rows = failure_rates(run.requests, run.trials)
     levels = sorted(int(level) for level in rows["concurrency"].unique())
     table = [f"| | {' | '.join(map(str, levels))} |", "|---" * (len(levels) + 1) + "|"]
     for (release, sharing), own in rows.groupby(["release", "prefix_sharing"]):
-        cells = []
+        trials = []
         for row in own.sort_values("concurrency").to_dict("records"):
             aside = f" ({row['rejected']} rejected)" if row["rejected"] else ""
-            cells.append(f"{row['failures']} of {row['n'] - row['rejected']}{aside}")
-        table.append(f"| {release}, {sharing} | {' | '.join(cells)} |")
+            trials.append(f"{row['failures']} of {row['n'] - row['rejected']}{aside}")
+        table.append(f"| {release}, {sharing} | {' | '.join(trials)} |")
     assert "\n".join(table) + "\n" in (ROOT / "README.md").read_text()
 
 

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from story import Story
-from synthetic import cell_row, make_old, request_row
+from synthetic import make_old, request_row, trial_row
 
 from analysis.cli import main
 from analysis.core import files
 from analysis.core.errors import RunError
-from analysis.runs.store import Run, RunWriter, cell_tables, load_run, pack_run
+from analysis.runs.store import Run, RunWriter, load_run, pack_run, trial_tables
 from analysis.runs.tables import LACKING, TABLES
 
 MANIFEST = {
@@ -55,16 +55,16 @@ def story() -> Story:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three cells that were recorded."""
+    """A run of three trials that were recorded."""
     path = tmp_path_factory.mktemp("made") / "run"
     writer = RunWriter.create(path, MANIFEST)
     for place, name in enumerate(IDS):
         requests = [
-            request_row(cell_id=name, request_id=each, outcome="wrong" if each == "a" else "ok",
+            request_row(trial_id=name, request_id=each, outcome="wrong" if each == "a" else "ok",
                         prompt_tokens=A if each == "a" else B, first_divergence=None)
             for each in ("a", "b")
         ]  # fmt: skip
-        writer.write_cell(cell_row(cell_id=name, repeat=place), requests, **story().tables(name))
+        writer.write_trial(trial_row(trial_id=name, repeat=place), requests, **story().tables(name))
     return path
 
 
@@ -86,7 +86,7 @@ def cachelab(
         arguments = {
             "chart": ("chart", run, "--out", out / "chart.png"),
             "check": ("check", run),
-            "explain": ("explain", run, "a", "--cell", "b", "--no-reference"),
+            "explain": ("explain", run, "a", "--trial", "b", "--no-reference"),
             "pack": ("pack", run, "--out", out / "packed"),
             "list": ("runs", "list", run),
             "verify": ("runs", "verify", run),
@@ -109,20 +109,20 @@ def same(one: Run, other: Run) -> bool:
     )
 
 
-def one_cell(made: Path, place: Path) -> Path:
-    """Copy the run with its first cell only, which is read faster."""
+def one_trial(made: Path, place: Path) -> Path:
+    """Copy the run with its first trial only, which is read faster."""
     shutil.copytree(made, place)
     for name in IDS[1:]:
-        shutil.rmtree(place / "cells" / name)
+        shutil.rmtree(place / "trials" / name)
     return place
 
 
 # -- altered bits ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["cells", "packed"])
+@pytest.mark.parametrize("packed", [False, True], ids=["trials", "packed"])
 def test_no_altered_bit_gives_other_data(made: Path, tmp_path: Path, packed: bool) -> None:
-    run = one_cell(made, tmp_path / "run")
+    run = one_trial(made, tmp_path / "run")
     run = pack_run(run, tmp_path / "packed") if packed else run
     whole = read(run)
     silent = []
@@ -144,8 +144,8 @@ def test_no_altered_bit_gives_other_data(made: Path, tmp_path: Path, packed: boo
 def test_an_altered_bit_of_a_run_without_checksums_is_no_other_outcome(
     made: Path, tmp_path: Path
 ) -> None:
-    run = make_old(one_cell(made, tmp_path / "run"))
-    file = run / "cells" / "a" / "requests.parquet"
+    run = make_old(one_trial(made, tmp_path / "run"))
+    file = run / "trials" / "a" / "requests.parquet"
     content, refused = file.read_bytes(), 0
     for place in range(0, len(content) * 8, len(content) * 8 // 199):
         altered = bytearray(content)
@@ -176,11 +176,11 @@ def test_a_run_begun_without_checksums_goes_on_with_them(made: Path, tmp_path: P
     old = make_old(Path(shutil.copytree(made, tmp_path / "run")))
     writer = RunWriter.resume(old, MANIFEST)
     writer.note(dropped_prompts=3)
-    writer.write_cell(cell_row(cell_id="d"), [request_row(cell_id="d")])
+    writer.write_trial(trial_row(trial_id="d"), [request_row(trial_id="d")])
     run = load_run(old)
-    assert list(run.cells["cell_id"]) == [*IDS, "d"]
+    assert list(run.trials["trial_id"]) == [*IDS, "d"]
     assert run.manifest["dropped_prompts"] == 3
-    file = old / "cells" / "d" / "requests.parquet"
+    file = old / "trials" / "d" / "requests.parquet"
     flip(file, 1000)
     with pytest.raises(RunError, match="is damaged"):
         load_run(old)
@@ -224,8 +224,8 @@ def as_another_user(action: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize(
     ("closed", "mode"),
-    [("manifest.json", 0o600), ("cells", 0o700), ("cells/b", 0o700),
-     ("cells/b/requests.parquet", 0o600), ("cells/b/checksums.json", 0o600), ("", 0o700)],
+    [("manifest.json", 0o600), ("trials", 0o700), ("trials/b", 0o700),
+     ("trials/b/requests.parquet", 0o600), ("trials/b/checksums.json", 0o600), ("", 0o700)],
 )  # fmt: skip
 def test_what_another_user_may_not_read_is_said_to_be_theirs(
     run: Path, closed: str, mode: int
@@ -253,7 +253,7 @@ def test_a_file_of_ones_own_that_is_closed_is_said_to_be_so() -> None:
 def test_what_is_none_of_the_runs_is_never_to_be_deleted(
     run: Path, what: str, cachelab: Any
 ) -> None:
-    place = run / "cells" / "notes"
+    place = run / "trials" / "notes"
     if what == "file":
         place.write_text("mine")
     else:
@@ -264,19 +264,19 @@ def test_what_is_none_of_the_runs_is_never_to_be_deleted(
         status, stdout, stderr = cachelab(command, run)
         said = stdout + stderr
         assert status == 1, command
-        assert f"{place} is no cell of the run" in said
+        assert f"{place} is no trial of the run" in said
         assert "move it out of" in said
         assert "delete" not in said
         assert "damaged" not in said
     # A hidden one is an editor's or a file manager's.
-    place.rename(run / "cells" / ".notes")
-    assert len(load_run(run).cells) == 3
+    place.rename(run / "trials" / ".notes")
+    assert len(load_run(run).trials) == 3
 
 
-def test_a_file_of_anothers_in_a_damaged_cell_is_to_be_kept(run: Path) -> None:
-    directory = run / "cells" / "b"
+def test_a_file_of_anothers_in_a_damaged_trial_is_to_be_kept(run: Path) -> None:
+    directory = run / "trials" / "b"
     (directory / "thesis.txt").write_text("years of work")
-    assert len(load_run(run).cells) == 3
+    assert len(load_run(run).trials) == 3
     flip(directory / "requests.parquet", 500)
     with pytest.raises(
         RunError, match=rf"damaged: move {directory}/thesis\.txt elsewhere, delete {directory} and"
@@ -285,19 +285,19 @@ def test_a_file_of_anothers_in_a_damaged_cell_is_to_be_kept(run: Path) -> None:
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Path) -> None:
-    for name in ("cells/b/requests.parquet", "manifest.json"):
+    for name in ("trials/b/requests.parquet", "manifest.json"):
         (run / name).unlink()
         os.mkfifo(run / name)
         with pytest.raises(RunError, match="is no file, though one belongs there"):
             load_run(run)
 
 
-# -- cells that are there twice, or are another's ----------------------------------------------
+# -- trials that are there twice, or are another's ----------------------------------------------
 
 
 def rewrite(file: Path, change: Callable[[Any], Any]) -> None:
     """Change a table and its checksum, as one who knows of it might."""
-    make_old(file.parent.parent.parent if file.parent.parent.name == "cells" else file.parent)
+    make_old(file.parent.parent.parent if file.parent.parent.name == "trials" else file.parent)
     pq.write_table(change(pq.read_table(file)), file)
 
 
@@ -307,16 +307,16 @@ def doubled(table: Any) -> Any:
     return pa.concat_tables([table, table])
 
 
-def copied_cell(run: Path) -> None:
-    shutil.copytree(run / "cells" / "a", run / "cells" / "d")
+def copied_trial(run: Path) -> None:
+    shutil.copytree(run / "trials" / "a", run / "trials" / "d")
 
 
-def renamed_cell(run: Path) -> None:
-    (run / "cells" / "a").rename(run / "cells" / "d")
+def renamed_trial(run: Path) -> None:
+    (run / "trials" / "a").rename(run / "trials" / "d")
 
 
 def copied_table(run: Path) -> None:
-    shutil.copyfile(run / "cells/a/requests.parquet", run / "cells/b/requests.parquet")
+    shutil.copyfile(run / "trials/a/requests.parquet", run / "trials/b/requests.parquet")
 
 
 def copied_into_old(run: Path) -> None:
@@ -325,11 +325,11 @@ def copied_into_old(run: Path) -> None:
 
 
 def second_row(run: Path) -> None:
-    rewrite(run / "cells" / "a" / "cells.parquet", doubled)
+    rewrite(run / "trials" / "a" / "trials.parquet", doubled)
 
 
 def no_row(run: Path) -> None:
-    rewrite(run / "cells" / "a" / "cells.parquet", lambda table: table[:0])
+    rewrite(run / "trials" / "a" / "trials.parquet", lambda table: table[:0])
 
 
 def packed_twice(run: Path) -> None:
@@ -337,30 +337,30 @@ def packed_twice(run: Path) -> None:
     shutil.rmtree(run)
     packed.rename(run)
     # An old packed run is known by its tables.
-    rewrite(run / "cells.parquet", doubled)
+    rewrite(run / "trials.parquet", doubled)
 
 
 def strange_request(run: Path) -> None:
     packed = pack_run(run, run.with_name("packed"))
     shutil.rmtree(run)
     packed.rename(run)
-    rewrite(run / "cells.parquet", lambda table: table[:2])
+    rewrite(run / "trials.parquet", lambda table: table[:2])
 
 
 def another_runs(run: Path) -> None:
-    shutil.rmtree(run / "cells" / "a")
+    shutil.rmtree(run / "trials" / "a")
     manifest = {**MANIFEST, "run_id": "elsewhere"}
     writer = RunWriter.create(run.with_name("other"), manifest)
-    row = cell_row(cell_id="a", run_id="elsewhere")
-    writer.write_cell(row, [request_row(cell_id="a")]).rename(run / "cells" / "a")
+    row = trial_row(trial_id="a", run_id="elsewhere")
+    writer.write_trial(row, [request_row(trial_id="a")]).rename(run / "trials" / "a")
 
 
-COPIES = (copied_cell, renamed_cell, copied_table, copied_into_old, second_row, no_row,
+COPIES = (copied_trial, renamed_trial, copied_table, copied_into_old, second_row, no_row,
           packed_twice, strange_request, another_runs)  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", COPIES)
-def test_a_cell_is_never_counted_twice_nor_as_another(
+def test_a_trial_is_never_counted_twice_nor_as_another(
     run: Path, damage: Callable[[Path], None], cachelab: Any
 ) -> None:
     damage(run)
@@ -371,8 +371,8 @@ def test_a_cell_is_never_counted_twice_nor_as_another(
         assert command in ("list", "verify") or (stdout, len(stderr.splitlines())) == ("", 1)
     with pytest.raises(RunError):
         load_run(run)
-    with pytest.raises(RunError):  # what reads cell by cell
-        list(cell_tables(run, ["cells", "requests"]))
+    with pytest.raises(RunError):  # what reads trial by trial
+        list(trial_tables(run, ["trials", "requests"]))
 
 
 # -- columns -----------------------------------------------------------------------------------
@@ -381,18 +381,18 @@ def test_a_cell_is_never_counted_twice_nor_as_another(
 @pytest.mark.parametrize("name", TABLES)
 def test_only_columns_that_came_later_may_be_missing(run: Path, name: str, tmp_path: Path) -> None:
     make_old(run)
-    file = run / "cells" / "a" / f"{name}.parquet"
+    file = run / "trials" / "a" / f"{name}.parquet"
     if not file.exists():
         pq.write_table(TABLES[name].empty_table(), file)
     table = pq.read_table(file)
     for column in TABLES[name].names:
         pq.write_table(table.drop_columns([column]), file)
         if column in LACKING[1].get(name, ()):
-            assert len(load_run(run).cells) == 3
+            assert len(load_run(run).trials) == 3
         else:
             with pytest.raises(RunError, match=f"`{name}` has no column {column}; delete"):
                 load_run(run)
-    pq.write_table(table.append_column("colour", table["cell_id"]), file)
+    pq.write_table(table.append_column("colour", table["trial_id"]), file)
     with pytest.raises(RunError, match="column 'colour', which is not declared"):
         load_run(run)
     assert set(LACKING[1].get(name, ())) <= set(TABLES[name].names)
@@ -421,13 +421,13 @@ def nested(levels: int) -> Callable[[Path], None]:
     return damage
 
 
-def cells_a_file(run: Path) -> None:
-    shutil.rmtree(run / "cells")
-    (run / "cells").write_text("mine")
+def trials_a_file(run: Path) -> None:
+    shutil.rmtree(run / "trials")
+    (run / "trials").write_text("mine")
 
 
-def no_cells(run: Path) -> None:
-    shutil.rmtree(run / "cells")
+def no_trials(run: Path) -> None:
+    shutil.rmtree(run / "trials")
 
 
 def manifest_a_directory(run: Path) -> None:
@@ -436,15 +436,15 @@ def manifest_a_directory(run: Path) -> None:
 
 
 def no_checksums(run: Path) -> None:
-    (run / "cells" / "b" / "checksums.json").unlink()
+    (run / "trials" / "b" / "checksums.json").unlink()
 
 
 def broken_checksums(run: Path) -> None:
-    (run / "cells" / "b" / "checksums.json").write_text('{"files": [1]}')
+    (run / "trials" / "b" / "checksums.json").write_text('{"files": [1]}')
 
 
 def another_table(run: Path) -> None:
-    shutil.copyfile(run / "cells/b/cells.parquet", run / "cells/b/findings.parquet")
+    shutil.copyfile(run / "trials/b/trials.parquet", run / "trials/b/findings.parquet")
 
 
 REFUSED: dict[str, Callable[[Path], None]] = {
@@ -458,7 +458,7 @@ REFUSED: dict[str, Callable[[Path], None]] = {
     "plan a list": with_manifest(lambda m: {**m, "plan": [1]}),
     "model a number": with_manifest(lambda m: {**m, "plan": {"model": 3}}),
     **{f"{levels} deep": nested(levels) for levels in (60, 400, 900, 5_000, 200_000)},
-    **{f.__name__: f for f in (cells_a_file, no_cells, manifest_a_directory, no_checksums,
+    **{f.__name__: f for f in (trials_a_file, no_trials, manifest_a_directory, no_checksums,
                                broken_checksums, another_table)},
 }  # fmt: skip
 READ: dict[str, Callable[[Path], None]] = {
@@ -505,7 +505,7 @@ def test_what_a_manifest_need_not_say_is_no_trouble(run: Path, name: str, cachel
 def test_broken_values_of_snapshots_are_one_sentence(
     run: Path, column: str, value: str | None, cachelab: Any
 ) -> None:
-    rewrite(run / "cells" / "b" / "snapshots.parquet", lambda t: with_value(t, column, value))
+    rewrite(run / "trials" / "b" / "snapshots.parquet", lambda t: with_value(t, column, value))
     for command in ("check", "explain"):
         status, stdout, stderr = cachelab(command, run)
         assert (status, stdout, len(stderr.splitlines())) == (1, "", 1), (command, stderr)
@@ -528,10 +528,10 @@ def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cache
         table = with_value(table, "struck", value)
         return with_value(table, "treatments", ["fault:seq-len-short"])
 
-    rewrite(run / "cells" / "a" / "cells.parquet", change)
+    rewrite(run / "trials" / "a" / "trials.parquet", change)
     status, stdout, stderr = cachelab("check", run)
     assert (status, stdout, len(stderr.splitlines())) == (1, "", 1), stderr
-    needed = {"device_ids": [], "hip_target": None, "serialise_flights": False,
+    needed = {"device_ids": [], "hip_target": None, "serialise_invocations": False,
               "request_timeout_s": 1.0, "max_new_tokens": 4, "batch_sizes": [4], "model": None,
               "device": "local-task"}  # fmt: skip
     loaded = load_run(run, controls=True)
@@ -548,12 +548,12 @@ def files_of(run: Path) -> list[Path]:
 
 
 def damaged(run: Path, kind: str, number: int, other: int) -> bool:
-    """Do one damage; return whether whole cells may be gone, as in a run that is not finished."""
-    places = [*files_of(run), *sorted((run / "cells").glob("*"))] if run.is_dir() else []
+    """Do one damage; return whether whole trials may be gone, as in a run that is not finished."""
+    places = [*files_of(run), *sorted((run / "trials").glob("*"))] if run.is_dir() else []
     if not places:
         return False
     place, target = places[number % len(places)], places[other % len(places)]
-    whole_cell = place.is_dir()
+    whole_trial = place.is_dir()
     if kind == "delete":
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     elif kind == "truncate" and place.is_file():
@@ -577,14 +577,14 @@ def damaged(run: Path, kind: str, number: int, other: int) -> bool:
     elif kind == "socket" and place.is_file():
         place.unlink()
         place.symlink_to(place)  # a link to itself
-    return whole_cell and kind in ("delete", "hide", "rename")
+    return whole_trial and kind in ("delete", "hide", "rename")
 
 
 KINDS = ("delete", "truncate", "flip", "rename", "hide", "copy", "directory", "file", "socket")
 
 
 @given(
-    layout=st.sampled_from(("cells", "packed", "old")),
+    layout=st.sampled_from(("trials", "packed", "old")),
     done=st.lists(
         st.tuples(st.sampled_from(KINDS), st.integers(0, 10_000), st.integers(0, 100_000)),
         min_size=1,
@@ -623,13 +623,13 @@ def test_damage_never_gives_other_data_nor_a_traceback(
     if layout == "old":  # other data cannot be told
         assert "Traceback" not in "".join(cachelab(command, run)[1:])
         return
-    cells = set(now.cells["cell_id"])
-    assert cells == set(IDS) or partial
+    trials = set(now.trials["trial_id"])
+    assert trials == set(IDS) or partial
     assert now.manifest == whole.manifest
     for name in TABLES:
         frame = getattr(whole, name)
-        expected = frame[frame["cell_id"].isin(cells)].reset_index(drop=True)
+        expected = frame[frame["trial_id"].isin(trials)].reset_index(drop=True)
         pd.testing.assert_frame_equal(getattr(now, name), expected)
     status, stdout, stderr = cachelab(command, run)
     assert "Traceback" not in stdout + stderr
-    assert status == (4 if command == "check" else 0) or len(cells) < 3
+    assert status == (4 if command == "check" else 0) or len(trials) < 3

@@ -90,7 +90,7 @@ def test_a_page_opens_offline_and_the_index_gives_its_answer(tmp_path: Path) -> 
     assert index.count("It is 2.") == 2
     assert 'href="small-3.9.0.html"' in index
     assert "ran to its end" in index
-    assert "cell 2 of 4, A small question" in screen.getvalue()
+    assert "trial 2 of 4, A small question" in screen.getvalue()
     assert "seen 2" in screen.getvalue()
     assert str(result.index) in screen.getvalue()
 
@@ -103,7 +103,7 @@ def test_full_parameters_and_overrides(tmp_path: Path) -> None:
     assert result.index.read_text().count("small-3.1.0.html") == 1
 
 
-def test_a_cell_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
+def test_a_trial_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
     notebook = write_notebook(
         tmp_path / "bad.ipynb",
         "print('before')",
@@ -114,12 +114,12 @@ def test_a_cell_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
     assert not result.ok
     page = result.pages[0].html.read_text()
     assert "before" in page
-    assert "This cell stopped with ValueError:</strong> no &lt;such&gt; page" in page
+    assert "This trial stopped with ValueError:</strong> no &lt;such&gt; page" in page
     assert "Traceback" in page
     assert "papermill" not in page.lower()
-    assert "A cell stopped with ValueError: no &lt;such&gt; page" in result.index.read_text()
+    assert "A trial stopped with ValueError: no &lt;such&gt; page" in result.index.read_text()
     executed = nbformat.read(tmp_path / "out/notebooks/bad-3.1.0.ipynb", as_version=4)
-    assert executed.cells[-1].outputs == []
+    assert executed.trials[-1].outputs == []
 
 
 FRAGILE = """
@@ -142,7 +142,7 @@ def test_a_kernel_that_dies_once_is_started_again(tmp_path: Path) -> None:
     assert result.ok
     page = result.pages[0].html.read_text()
     assert "resumed" in page
-    assert "The kernel died while it ran cell 2 of 3" in page
+    assert "The kernel died while it ran trial 2 of 3" in page
     dump = re.search(r'href="(runs/[^"]*kernel-death-1.txt)"', page)
     assert dump
     assert (tmp_path / "out" / dump[1]).read_text() == "stacks of all threads"
@@ -158,7 +158,7 @@ def test_a_kernel_that_dies_twice_is_a_page_that_says_so(tmp_path: Path) -> None
     assert "the kernel died twice" in result.index.read_text()
 
 
-def test_a_cell_past_its_deadline_is_stopped(
+def test_a_trial_past_its_deadline_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "_FLOOR_S", 2)
@@ -166,7 +166,7 @@ def test_a_cell_past_its_deadline_is_stopped(
     notebook = write_notebook(tmp_path / "slow.ipynb", "import time; time.sleep(600)")
     result = publish(notebook)
     assert not result.ok
-    assert "A cell did not end within 2 s" in result.pages[0].html.read_text()
+    assert "A trial did not end within 2 s" in result.pages[0].html.read_text()
 
 
 def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path) -> None:
@@ -204,8 +204,8 @@ import analysis.stats.rates, analysis.runs.store
 
 
 def test_an_answer_is_written_whole(tmp_path: Path) -> None:
-    path = report.write_answer(tmp_path, "Yes.", cells=3)
-    assert json.loads(path.read_text()) == {"answer": "Yes.", "cells": 3}
+    path = report.write_answer(tmp_path, "Yes.", trials=3)
+    assert json.loads(path.read_text()) == {"answer": "Yes.", "trials": 3}
     assert list(tmp_path.iterdir()) == [path]
 
 

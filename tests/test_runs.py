@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from synthetic import cell_row, make_old, request_row
+from synthetic import make_old, request_row, trial_row
 
 from analysis.cli import main
 from analysis.runs.store import RunWriter, alone_in, load_run, pack_run
@@ -37,14 +37,14 @@ def cachelab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of three of its plan's four cells, two requests each."""
+    """A run of three of its plan's four trials, two requests each."""
     path = tmp_path / "runs" / "deep" / "one"
     manifest = {"plan": PLAN.as_dict(), "seed": 0, "created": "2026-01-02T03:04:05+00:00"}
     writer = RunWriter.create(path, manifest)
-    for cell in PLAN.cells()[:3]:
-        name = cell.cell_id
-        requests = [request_row(cell_id=name, request_id=str(i)) for i in range(2)]
-        writer.write_cell(cell_row(cell_id=name), requests)
+    for trial in PLAN.trials()[:3]:
+        name = trial.trial_id
+        requests = [request_row(trial_id=name, request_id=str(i)) for i in range(2)]
+        writer.write_trial(trial_row(trial_id=name), requests)
     return path
 
 
@@ -54,7 +54,7 @@ def test_a_list_says_what_was_asked_and_how_far_it_is(
     status, stdout, stderr = cachelab("list", tmp_path / "runs")
     assert (status, stderr) == (0, "")
     first, second = stdout.splitlines()
-    assert first.startswith(f"{run}  3 of 4 cells, 6 requests, ")
+    assert first.startswith(f"{run}  3 of 4 trials, 6 requests, ")
     assert first.endswith(" MB, 2026-01-02T03:04:05+00:00")
     assert "3.1.0: mixed, none, pages 64, 1,2 at once, 2 repeats" in second
     with alone_in(run):
@@ -71,7 +71,7 @@ def test_a_list_names_what_cannot_be_read(run: Path, tmp_path: Path, cachelab: C
     (tmp_path / "runs" / "two" / "manifest.json").write_text("{")
     status, stdout, _ = cachelab("list", tmp_path / "runs")
     assert status == 1
-    assert "3 of 4 cells" in stdout
+    assert "3 of 4 trials" in stdout
     assert "two/manifest.json cannot be read" in stdout
     assert cachelab("list", tmp_path / "nowhere")[0] == 1
     (tmp_path / "none").mkdir()
@@ -86,7 +86,7 @@ def test_what_is_whole_is_verified_with_status_0(run: Path, cachelab: CacheLab) 
     assert (status, stderr) == (0, "")
     first, second = stdout.splitlines()
     assert first == (
-        f"{run}: 3 of 4 planned cells, 6 requests, 9 rows in 6 tables, all as they were written"
+        f"{run}: 3 of 4 planned trials, 6 requests, 9 rows in 6 tables, all as they were written"
     )
     assert second.endswith("8064 requests, 8256 rows in 2 tables, all as they were written")
     status, stdout, _ = cachelab("verify", make_old(run))
@@ -95,18 +95,18 @@ def test_what_is_whole_is_verified_with_status_0(run: Path, cachelab: CacheLab) 
 
 
 def test_every_trouble_is_named(run: Path, cachelab: CacheLab) -> None:
-    first, second, _ = sorted((run / "cells").iterdir())
+    first, second, _ = sorted((run / "trials").iterdir())
     content = bytearray((first / "requests.parquet").read_bytes())
     content[len(content) // 2] ^= 1
     (first / "requests.parquet").write_bytes(content)
     (second / "requests.parquet").unlink()
-    (run / "cells" / "notes").mkdir()
+    (run / "trials" / "notes").mkdir()
     status, stdout, _ = cachelab("verify", run)
     assert status == 1
-    assert f"{run}: 1 of 4 planned cells, 2 requests" in stdout
+    assert f"{run}: 1 of 4 planned trials, 2 requests" in stdout
     assert f"{first}/requests.parquet is damaged" in stdout
     assert f"{second}/requests.parquet is missing" in stdout
-    assert f"{run}/cells/notes is no cell of the run" in stdout
+    assert f"{run}/trials/notes is no trial of the run" in stdout
     assert "as they were written" not in stdout
     _, stdout, _ = cachelab("verify", run, "--json")
     assert len(json.loads(stdout)["troubles"]) == 3
@@ -115,18 +115,18 @@ def test_every_trouble_is_named(run: Path, cachelab: CacheLab) -> None:
 def test_what_a_run_consists_of_is_removed_and_nothing_else(
     run: Path, tmp_path: Path, cachelab: CacheLab
 ) -> None:
-    cell = sorted((run / "cells").iterdir())[0]
-    for kept in ("mine.txt", "findings.parquet", "cells/mine.parquet", "answer.json",
-                 f"cells/{cell.name}/mine.parquet", "logs/notes.txt",
-                 f"logs/{cell.name}/mine.txt", "work.txt"):  # fmt: skip
+    trial = sorted((run / "trials").iterdir())[0]
+    for kept in ("mine.txt", "findings.parquet", "trials/mine.parquet", "answer.json",
+                 f"trials/{trial.name}/mine.parquet", "logs/notes.txt",
+                 f"logs/{trial.name}/mine.txt", "work.txt"):  # fmt: skip
         (run / kept).parent.mkdir(parents=True, exist_ok=True)
         (run / kept).write_text("mine")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "requests.parquet").write_text("mine")
-    (run / "cells" / "linked").symlink_to(elsewhere)
-    for own in ("cells/.writing-1-a/cells.parquet", f"logs/{cell.name}/stacks.txt",
-                f"logs/{cell.name}/watchdog-3.txt", "work/c/spec.json",
+    (run / "trials" / "linked").symlink_to(elsewhere)
+    for own in ("trials/.writing-1-a/trials.parquet", f"logs/{trial.name}/stacks.txt",
+                f"logs/{trial.name}/watchdog-3.txt", "work/c/spec.json",
                 ".manifest.json.1-a"):  # fmt: skip
         (run / own).parent.mkdir(parents=True, exist_ok=True)
         (run / own).write_text("ours")
@@ -134,9 +134,9 @@ def test_what_a_run_consists_of_is_removed_and_nothing_else(
     assert (status, stderr) == (0, "")
     left = {str(p.relative_to(run)) for p in run.rglob("*") if not p.is_dir() or p.is_symlink()}
     assert left == {
-        "mine.txt", "findings.parquet", "cells/mine.parquet", "answer.json",
-        f"cells/{cell.name}/mine.parquet",
-        "logs/notes.txt", f"logs/{cell.name}/mine.txt", "work.txt", "cells/linked",
+        "mine.txt", "findings.parquet", "trials/mine.parquet", "answer.json",
+        f"trials/{trial.name}/mine.parquet",
+        "logs/notes.txt", f"logs/{trial.name}/mine.txt", "work.txt", "trials/linked",
     }  # fmt: skip
     assert stdout.count("is none of the run's and was left") == 8
     assert (elsewhere / "requests.parquet").read_text() == "mine"
@@ -154,9 +154,9 @@ def test_what_must_not_be_removed_stays(
     run: Path, tmp_path: Path, cachelab: CacheLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
-    (home / "cells").mkdir(parents=True)
-    (home / "cells" / "cells.parquet").write_text("mine")
-    for place in (home, tmp_path / "nowhere", run / "cells"):
+    (home / "trials").mkdir(parents=True)
+    (home / "trials" / "trials.parquet").write_text("mine")
+    for place in (home, tmp_path / "nowhere", run / "trials"):
         status, stdout, stderr = cachelab("rm", run, place, "--yes")
         assert (status, stdout) == (1, "")
         assert f"{place} is no run" in stderr
@@ -174,8 +174,8 @@ def test_what_must_not_be_removed_stays(
     for answer in ("n\n", "\n", ""):
         monkeypatch.setattr(sys, "stdin", Terminal(answer))
         assert cachelab("rm", run)[0] == 1
-    assert len(load_run(run).cells) == 3
-    assert (home / "cells" / "cells.parquet").read_text() == "mine"
+    assert len(load_run(run).trials) == 3
+    assert (home / "trials" / "trials.parquet").read_text() == "mine"
     monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert cachelab("rm", run)[0] == 0
     assert not os.path.lexists(run)
@@ -192,7 +192,7 @@ def test_files_that_a_sweep_moves_away_meanwhile_do_not_end_the_list(
     monkeypatch.setattr("analysis.sweep.upkeep.os.walk", with_one_that_is_gone)
     status, stdout, _ = cachelab("list", tmp_path / "runs")
     assert status == 0
-    assert "3 of 4 cells" in stdout
+    assert "3 of 4 trials" in stdout
 
 
 def test_to_ask_whether_a_run_is_written_is_not_to_write_it(

@@ -108,7 +108,7 @@ def test_conflicts_name_page_and_place() -> None:
 @given(states(stray=False))
 def test_a_row_gives_the_snapshot_back(state: CacheState) -> None:
     one = Snapshot(state, "after", "a", 3, 0.5, consistent=False)
-    [row] = to_frame("snapshots", [one.to_row("cell")]).to_dict("records")
+    [row] = to_frame("snapshots", [one.to_row("trial")]).to_dict("records")
     back = Snapshot.from_row({str(name): value for name, value in row.items()})
     assert np.array_equal(back.states, one.states)
     assert (back.holders, back.nodes, back.counts) == (one.holders, one.nodes, one.counts)

@@ -51,7 +51,7 @@ def test_how_many_requests_a_question_needs() -> None:
 
 def test_failure_rates_of_a_known_run() -> None:
     run = reported_pattern()
-    rates = stats.failure_rates(run.requests, run.cells)
+    rates = stats.failure_rates(run.requests, run.trials)
     assert len(rates) == 12
     rates = rates.set_index(["release", "prefix_sharing", "concurrency"])
     row = rates.loc[("3.1.0", "none", 8)]
@@ -60,19 +60,19 @@ def test_failure_rates_of_a_known_run() -> None:
     # Four engines are too few: the interval is by request, and says so.
     assert (row["low"], row["high"]) == pytest.approx(stats.wilson(36, 96))
     assert not row["by_engine"]
-    assert (row["cells"], row["cells_failed"]) == (4, 4)
+    assert (row["trials"], row["trials_failed"]) == (4, 4)
     row = rates.loc[("3.9.0", "none", 8)]
     assert (row["n"], row["failures"], row["rejected"], row["rate"]) == (96, 0, 48, 0.0)
     assert row["high"] == pytest.approx(stats.wilson(0, 48)[1])
     assert row["rejected_share"] == 0.5
-    assert rates.loc[("3.1.0", "trie", 8), "cells_ended_badly"] == 1
+    assert rates.loc[("3.1.0", "trie", 8), "trials_ended_badly"] == 1
 
 
 def test_engines_that_fail_as_a_whole_widen_the_interval_of_a_rate() -> None:
     alike = {("3.1.0", "none", 8): {"wrong": 40, "ok": 120}}
-    spread, clumped = (make_run(alike, cells=10, spread=how) for how in (True, False))
-    [mixed] = stats.failure_rates(spread.requests, spread.cells).to_dict("records")
-    [whole] = stats.failure_rates(clumped.requests, clumped.cells).to_dict("records")
+    spread, clumped = (make_run(alike, trials=10, spread=how) for how in (True, False))
+    [mixed] = stats.failure_rates(spread.requests, spread.trials).to_dict("records")
+    [whole] = stats.failure_rates(clumped.requests, clumped.trials).to_dict("records")
     assert mixed["rate"] == whole["rate"] == 0.25
     assert whole["icc"] > 0.8
     assert mixed["icc"] == 0
@@ -81,21 +81,21 @@ def test_engines_that_fail_as_a_whole_widen_the_interval_of_a_rate() -> None:
 
 
 def test_where_requests_are_refused_it_is_said_how_many_ran_at_once() -> None:
-    run = make_run({("3.9.0", "none", 8): {"ok": 20, "rejected": 20}}, cells=5)
-    [row] = stats.failure_rates(run.requests, run.cells).to_dict("records")
+    run = make_run({("3.9.0", "none", 8): {"ok": 20, "rejected": 20}}, trials=5)
+    [row] = stats.failure_rates(run.requests, run.trials).to_dict("records")
     assert (row["at_once"], row["rejected"]) == (4, 20)
 
 
-def test_cells_are_counted_apart_from_requests() -> None:
-    run = make_run({("3.1.0", "none", 4): {"wrong": 4, "ok": 12}}, cells=4, spread=False)
-    [row] = stats.failure_rates(run.requests, run.cells).to_dict("records")
-    assert (row["failures"], row["cells_failed"], row["cells"]) == (4, 1, 4)
+def test_trials_are_counted_apart_from_requests() -> None:
+    run = make_run({("3.1.0", "none", 4): {"wrong": 4, "ok": 12}}, trials=4, spread=False)
+    [row] = stats.failure_rates(run.requests, run.trials).to_dict("records")
+    assert (row["failures"], row["trials_failed"], row["trials"]) == (4, 1, 4)
 
 
-def test_cells_without_requests_and_rejections_only() -> None:
-    run = make_run({("3.1.0", "none", 1): {}, ("3.9.0", "none", 8): {"rejected": 8}}, cells=2)
-    empty, refused = stats.failure_rates(run.requests, run.cells).to_dict("records")
-    assert (empty["n"], empty["cells"]) == (0, 2)
+def test_trials_without_requests_and_rejections_only() -> None:
+    run = make_run({("3.1.0", "none", 1): {}, ("3.9.0", "none", 8): {"rejected": 8}}, trials=2)
+    empty, refused = stats.failure_rates(run.requests, run.trials).to_dict("records")
+    assert (empty["n"], empty["trials"]) == (0, 2)
     assert math.isnan(empty["rate"])
     assert (refused["n"], refused["rejected"], refused["rejected_share"]) == (8, 8, 1.0)
     assert math.isnan(refused["low"])
@@ -107,31 +107,31 @@ def test_cells_without_requests_and_rejections_only() -> None:
     st.dictionaries(st.sampled_from(OUTCOMES), st.integers(0, 6)),
 )
 def test_every_request_is_counted_once(first: dict[str, int], second: dict[str, int]) -> None:
-    run = make_run({("3.1.0", "none", 1): first, ("3.1.0", "none", 2): second}, cells=3)
-    rates = stats.failure_rates(run.requests, run.cells)
+    run = make_run({("3.1.0", "none", 1): first, ("3.1.0", "none", 2): second}, trials=3)
+    rates = stats.failure_rates(run.requests, run.trials)
     total = sum(first.values()) + sum(second.values())
     assert rates["n"].sum() == total
     ok = first.get("ok", 0) + second.get("ok", 0)
     assert rates["failures"].sum() + rates["rejected"].sum() + ok == total
     if total:
-        counts = stats.outcome_counts(run.requests, run.cells)
+        counts = stats.outcome_counts(run.requests, run.trials)
         assert counts[list(OUTCOMES)].to_numpy().sum() == total
 
 
 def test_latency_is_that_of_completed_requests() -> None:
     run = make_run({("3.1.0", "none", 4): {"ok": 10, "wrong": 10, "timeout": 5, "rejected": 5}})
-    [row] = stats.latency_summary(run.requests, run.cells).to_dict("records")
+    [row] = stats.latency_summary(run.requests, run.trials).to_dict("records")
     done = run.requests[run.requests["outcome"].isin(["ok", "wrong"])]["latency_s"]
     assert row["n"] == 20
     assert row["p50"] == pytest.approx(done.median())
     assert row["p50"] <= row["p95"] <= row["p99"] <= done.max()
-    nothing = stats.latency_summary(run.requests[:0], run.cells)
+    nothing = stats.latency_summary(run.requests[:0], run.trials)
     assert nothing.empty
     assert "p99" in nothing
 
 
-def test_what_varies_between_cells() -> None:
-    cells = reported_pattern().cells
-    assert stats.varying(cells) == ["release", "prefix_sharing"]
-    assert stats.varying(cells[:1]) == []
-    assert isinstance(cells, pd.DataFrame)
+def test_what_varies_between_trials() -> None:
+    trials = reported_pattern().trials
+    assert stats.varying(trials) == ["release", "prefix_sharing"]
+    assert stats.varying(trials[:1]) == []
+    assert isinstance(trials, pd.DataFrame)

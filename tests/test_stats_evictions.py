@@ -30,32 +30,32 @@ def sweep(
     evicts: Callable[[int, np.random.Generator], int],
     fails: Callable[[int, int], float],
     *,
-    cells_each: int = 20,
+    trials_each: int = 20,
     each: int = 12,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells at several concurrencies: evictions drawn by level, failures by level and evictions."""
+    """Trials at several concurrencies: evictions drawn by level, failures by level and evictions."""
     rng = np.random.default_rng(seed)
-    cells, requests = [], []
+    trials, requests = [], []
     for level in LEVELS:
-        for repeat in range(cells_each):
-            cell_id = f"c{level}-{repeat}"
-            cells.append({"cell_id": cell_id, "concurrency": level})
+        for repeat in range(trials_each):
+            trial_id = f"c{level}-{repeat}"
+            trials.append({"trial_id": trial_id, "concurrency": level})
             for _ in range(each):
                 evicted = evicts(level, rng)
                 wrong = rng.random() < fails(level, evicted)
                 requests.append(
-                    {"cell_id": cell_id, "evictions_during": evicted, "submitted_s": 0.0,
+                    {"trial_id": trial_id, "evictions_during": evicted, "submitted_s": 0.0,
                      "latency_s": 1.0, "outcome": "wrong" if wrong else "ok"}
                 )  # fmt: skip
-    frame = pd.DataFrame(cells).assign(
+    frame = pd.DataFrame(trials).assign(
         release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64, workload="mixed"
     )
     return pd.DataFrame(requests), frame
 
 
-def judged(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionVerdict:
-    [verdict] = judge_evictions([evictions_contrast(requests, cells)])
+def judged(requests: pd.DataFrame, trials: pd.DataFrame) -> EvictionVerdict:
+    [verdict] = judge_evictions([evictions_contrast(requests, trials)])
     assert verdict is not None
     return verdict
 
@@ -65,33 +65,33 @@ def more_with_concurrency(level: int, rng: np.random.Generator) -> int:
 
 
 def test_evictions_that_cause_failures_are_found_out() -> None:
-    requests, cells = sweep(
+    requests, trials = sweep(
         more_with_concurrency, lambda level, evicted: 0.05 + 0.4 * (evicted > 0)
     )
-    verdict = judged(requests, cells)
+    verdict = judged(requests, trials)
     assert verdict.contrast.interval()[0] > 2
     assert verdict.contrast.p_value < 0.001
     assert verdict.word == "explain"
     assert not verdict.equivalent
-    [fit] = eviction_fit(requests, cells)
+    [fit] = eviction_fit(requests, trials)
     assert fit.low > 1
     assert "Evictions explain failures beyond what the settings do" in evictions_in_words(
-        requests, cells
+        requests, trials
     )
 
 
 def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
-    requests, cells = sweep(
+    requests, trials = sweep(
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
-        cells_each=40,
+        trials_each=40,
     )  # fmt: skip
-    verdict = judged(requests, cells)
+    verdict = judged(requests, trials)
     assert verdict.contrast.crude_p_value < 0.001
     assert verdict.contrast.crude_odds_ratio > 1.5
     low, high = verdict.contrast.interval()
     assert low < 1 < high
     assert verdict.word == "accompany"
-    words = evictions_in_words(requests, cells)
+    words = evictions_in_words(requests, trials)
     assert "merely accompany" in words
     assert "adjusted for 2 claims), but at equal concurrency (offered 2, 4, 8 and 16" in words
     assert "(95% interval over engines" in words
@@ -118,25 +118,25 @@ def test_what_one_configuration_shows_is_not_shown_among_four() -> None:
 
 
 def test_the_interval_that_is_printed_is_the_one_that_bears_the_claim() -> None:
-    cells = pd.DataFrame({"page_count": [64], "workload": ["mixed"]})
+    trials = pd.DataFrame({"page_count": [64], "workload": ["mixed"]})
     for verdict in judge_evictions([contrast(0.5, 0.0001, 0.1)] * 2):
         assert verdict is not None
-        words = answers_evictions._verdict(verdict, cells)
+        words = answers_evictions._verdict(verdict, trials)
         assert "merely accompany" in words
         assert "(97.5% interval over engines 0.79 to 1.3, sign-flip test over 60 engines" in words
         assert words.count("adjusted for 4 claims") == 2
 
 
 def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
-    requests, cells = sweep(
+    requests, trials = sweep(
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
-        cells_each=24, seed=3,
+        trials_each=24, seed=3,
     )  # fmt: skip
-    assert "merely accompany failures" in evictions_in_words(requests, cells)
-    again = cells.assign(cell_id="again-" + cells["cell_id"], release="3.9.0")
+    assert "merely accompany failures" in evictions_in_words(requests, trials)
+    again = trials.assign(trial_id="again-" + trials["trial_id"], release="3.9.0")
     both = (
-        pd.concat([requests, requests.assign(cell_id="again-" + requests["cell_id"])]),
-        pd.concat([cells, again]),
+        pd.concat([requests, requests.assign(trial_id="again-" + requests["trial_id"])]),
+        pd.concat([trials, again]),
     )
     assert "merely accompany failures" not in evictions_in_words(*both)
 
@@ -144,7 +144,7 @@ def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
 def test_a_small_pool_that_fails_for_other_reasons_is_no_effect_of_evictions() -> None:
     pools = []
     for pages, often, fails in ((256, 0.05, 0.1), (40, 0.7, 0.5)):
-        requests, cells = sweep(
+        requests, trials = sweep(
             lambda level, rng, often=often: int(rng.random() < often),
             lambda level, evicted, fails=fails: fails,
             seed=pages,
@@ -152,48 +152,48 @@ def test_a_small_pool_that_fails_for_other_reasons_is_no_effect_of_evictions() -
         ids = f"p{pages}-"
         pools.append(
             (
-                requests.assign(cell_id=ids + requests["cell_id"]),
-                cells.assign(cell_id=ids + cells["cell_id"], page_count=pages),
+                requests.assign(trial_id=ids + requests["trial_id"]),
+                trials.assign(trial_id=ids + trials["trial_id"], page_count=pages),
             )
         )
-    requests, cells = (pd.concat(part, ignore_index=True) for part in zip(*pools, strict=True))
-    regardless = evictions_contrast(requests, cells.assign(page_count=64))
+    requests, trials = (pd.concat(part, ignore_index=True) for part in zip(*pools, strict=True))
+    regardless = evictions_contrast(requests, trials.assign(page_count=64))
     assert regardless is not None
     assert regardless.interval()[0] > 1.5
-    assert "Evictions explain failures" not in evictions_in_words(requests, cells)
+    assert "Evictions explain failures" not in evictions_in_words(requests, trials)
 
 
 def test_too_little_data_gets_no_verdict() -> None:
-    requests, cells = sweep(
+    requests, trials = sweep(
         more_with_concurrency,
         lambda level, evicted: 0.1 + 0.2 * (evicted > 0),
-        cells_each=1,
+        trials_each=1,
         each=4,
     )
-    assert "is undecided" in evictions_in_words(requests, cells)
+    assert "is undecided" in evictions_in_words(requests, trials)
 
 
 def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
-    requests, cells = sweep(
+    requests, trials = sweep(
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
-        cells_each=3,
+        trials_each=3,
     )  # fmt: skip
-    verdict = judged(requests, cells)
+    verdict = judged(requests, trials)
     assert verdict.word == "undecided"
     assert not verdict.equivalent
-    words = evictions_in_words(requests, cells)
+    words = evictions_in_words(requests, trials)
     assert "merely accompany them is undecided" in words
     assert "engines would decide it (80% power)" in words
 
 
 def test_no_evictions_and_no_failures_are_said_as_they_are() -> None:
-    none, cells = sweep(lambda level, rng: 0, lambda level, evicted: 0.3, cells_each=2)
-    assert "No page was evicted" in evictions_in_words(none, cells)
-    assert "explain none" in evictions_in_words(none, cells)
-    fine, cells = sweep(more_with_concurrency, lambda level, evicted: 0.0, cells_each=2)
-    assert "No request failed" in evictions_in_words(fine, cells)
+    none, trials = sweep(lambda level, rng: 0, lambda level, evicted: 0.3, trials_each=2)
+    assert "No page was evicted" in evictions_in_words(none, trials)
+    assert "explain none" in evictions_in_words(none, trials)
+    fine, trials = sweep(more_with_concurrency, lambda level, evicted: 0.0, trials_each=2)
+    assert "No request failed" in evictions_in_words(fine, trials)
     rejected = fine.assign(outcome="rejected")
-    assert "No request was accepted" in evictions_in_words(rejected, cells)
+    assert "No request was accepted" in evictions_in_words(rejected, trials)
 
 
 @pytest.mark.parametrize(
@@ -208,24 +208,24 @@ def test_no_evictions_and_no_failures_are_said_as_they_are() -> None:
     ],
 )
 def test_no_fit_where_there_is_none(evicted: list[int], failed: list[bool], note: str) -> None:
-    cells = pd.DataFrame({"cell_id": ["c"], "release": ["r"], "prefix_sharing": ["trie"]})
+    trials = pd.DataFrame({"trial_id": ["c"], "release": ["r"], "prefix_sharing": ["trie"]})
     requests = pd.DataFrame(
-        {"cell_id": "c", "evictions_during": evicted,
+        {"trial_id": "c", "evictions_during": evicted,
          "outcome": ["wrong" if one else "ok" for one in failed]}
     )  # fmt: skip
-    [fit] = eviction_fit(requests, cells)
+    [fit] = eviction_fit(requests, trials)
     assert note in fit.note
     assert math.isnan(fit.odds_ratio)
 
 
 def test_the_fit_recovers_the_slope_it_was_drawn_with() -> None:
     slope, base = 0.3, -1.5
-    requests, cells = sweep(
+    requests, trials = sweep(
         lambda level, rng: int(rng.integers(0, 10)),
         lambda level, evicted: 1 / (1 + math.exp(-(base + slope * evicted))),
-        cells_each=40,
+        trials_each=40,
     )
-    [fit] = eviction_fit(requests, cells)
+    [fit] = eviction_fit(requests, trials)
     assert fit.low < math.exp(slope) < fit.high
     assert fit.clustered
     middle, low, high = fit.curve([0, 5])
@@ -245,9 +245,9 @@ def test_every_number_has_one_bin(numbers: list[int]) -> None:
 
 
 def test_rates_count_every_accepted_request_once() -> None:
-    requests, cells = sweep(more_with_concurrency, lambda level, evicted: 0.3, cells_each=3)
+    requests, trials = sweep(more_with_concurrency, lambda level, evicted: 0.3, trials_each=3)
     requests.loc[:9, "outcome"] = "rejected"
-    rates = eviction_rates(requests, cells)
+    rates = eviction_rates(requests, trials)
     assert rates["n"].sum() == len(requests) - 10
     assert rates["failures"].sum() == (requests["outcome"] == "wrong").sum()
     assert ((rates["low"] <= rates["rate"]) & (rates["rate"] <= rates["high"])).all()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.runs.store import to_frame
 from analysis.stats.paired import pair, paired, spread, together
@@ -15,9 +15,9 @@ from analysis.stats.paired import pair, paired, spread, together
 def frame(*rows: tuple[int, bool, bool]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"concurrency": 4, "repeat": cell, "request_id": str(i), "first": a, "second": b,
+            {"concurrency": 4, "repeat": trial, "request_id": str(i), "first": a, "second": b,
              "first_rejected": False, "second_rejected": False}
-            for i, (cell, a, b) in enumerate(rows)
+            for i, (trial, a, b) in enumerate(rows)
         ]
     )  # fmt: skip
 
@@ -32,21 +32,21 @@ def test_what_is_counted_adds_up(rows: list[tuple[int, bool, bool]]) -> None:
     assert result.first_failed - result.second_failed == result.net == sum(result.nets)
     assert result.only_first - result.only_second == result.net
     assert result.only_first + result.only_second <= result.pairs
-    assert len(result.engines) == len({cell for cell, *_ in rows})
+    assert len(result.engines) == len({trial for trial, *_ in rows})
 
 
 def test_engines_count_and_not_their_requests() -> None:
     # Two of three engines hang early and fail all that follows; the third is no different.
-    hung = paired(frame(*[(cell, cell != 1, False) for cell in range(3) for _ in range(20)]))
+    hung = paired(frame(*[(trial, trial != 1, False) for trial in range(3) for _ in range(20)]))
     assert hung.net == 40
     assert hung.p_value == pytest.approx(0.5)
-    alike = [(cell, i % 2 == 0, False) for cell in range(3) for i in range(20)]
+    alike = [(trial, i % 2 == 0, False) for trial in range(3) for i in range(20)]
     # All agree to the last request: three engines still allow no more than this.
     assert paired(frame(*alike)).p_value == pytest.approx(0.25)
     assert paired(frame(*alike[:20])).p_value == 1.0
-    six = [(cell, i % 2 == 0, False) for cell in range(6) for i in range(20)]
+    six = [(trial, i % 2 == 0, False) for trial in range(6) for i in range(20)]
     assert paired(frame(*six)).p_value == pytest.approx(2**-5)
-    backwards = paired(frame(*[(cell, b, a) for cell, a, b in six]))
+    backwards = paired(frame(*[(trial, b, a) for trial, a, b in six]))
     assert backwards.p_value == pytest.approx(2**-5)
     assert backwards.net < 0
 
@@ -64,19 +64,19 @@ def test_the_spread_of_engines_is_at_least_that_of_chance() -> None:
 
 
 def test_pairs_are_the_same_request_in_both_settings() -> None:
-    cells = [
-        cell_row(cell_id="a", repeat=0, concurrency=4),
-        cell_row(cell_id="b", repeat=0, concurrency=4, treatments=["x"]),
-        cell_row(cell_id="c", repeat=1, concurrency=4),
+    trials = [
+        trial_row(trial_id="a", repeat=0, concurrency=4),
+        trial_row(trial_id="b", repeat=0, concurrency=4, treatments=["x"]),
+        trial_row(trial_id="c", repeat=1, concurrency=4),
     ]
     requests = [
-        request_row(cell_id="a", request_id="r0", outcome="wrong"),
-        request_row(cell_id="a", request_id="r1", outcome="rejected"),
-        request_row(cell_id="b", request_id="r0", outcome="ok"),
-        request_row(cell_id="b", request_id="r1", outcome="ok"),
-        request_row(cell_id="c", request_id="r0", outcome="wrong"),
+        request_row(trial_id="a", request_id="r0", outcome="wrong"),
+        request_row(trial_id="a", request_id="r1", outcome="rejected"),
+        request_row(trial_id="b", request_id="r0", outcome="ok"),
+        request_row(trial_id="b", request_id="r1", outcome="ok"),
+        request_row(trial_id="c", request_id="r0", outcome="wrong"),
     ]
-    tables = to_frame("requests", requests), to_frame("cells", cells)
+    tables = to_frame("requests", requests), to_frame("trials", trials)
     found = pair(*tables, (), ("x",))
     columns = ["request_id", "first", "second", "first_rejected"]
     # A refused request is an outcome: it stays, and has not failed.

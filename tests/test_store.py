@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import ROOT
-from synthetic import cell_row, make_old, request_row
+from synthetic import make_old, request_row, trial_row
 
 from analysis.core.errors import RunError
 from analysis.core.files import write_atomically
@@ -33,7 +33,7 @@ from analysis.runs.store import (
     alone_in,
     describe,
     load_run,
-    load_run_cells,
+    load_run_trials,
     new_manifest,
     pack_run,
     to_frame,
@@ -60,7 +60,7 @@ CHOICES = {
     ("requests", "outcome"): ["ok", "wrong", "lost"],
     ("events", "kind"): ["acquire", "evict", "done"],
     ("snapshots", "moment"): ["before", "asked"],
-    ("cells", "status"): ["ok", "hung"],
+    ("trials", "status"): ["ok", "hung"],
 }
 
 
@@ -94,10 +94,10 @@ def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def test_what_is_written_comes_back(tmp_path: Path, data: st.DataObject) -> None:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     writer = RunWriter.create(tmp_path / "run", MANIFEST)
-    written = {name: data.draw(rows_of(name, {"cell_id": "c"}), name) for name in TABLES}
-    written["cells"] = [cell_row(status_detail=data.draw(st.none() | st.text()))]
-    others = {n: rows for n, rows in written.items() if n not in ("cells", "requests")}
-    writer.write_cell(written["cells"][0], written["requests"], **others)
+    written = {name: data.draw(rows_of(name, {"trial_id": "c"}), name) for name in TABLES}
+    written["trials"] = [trial_row(status_detail=data.draw(st.none() | st.text()))]
+    others = {n: rows for n, rows in written.items() if n not in ("trials", "requests")}
+    writer.write_trial(written["trials"][0], written["requests"], **others)
     run = load_run(tmp_path / "run")
     for name, rows in written.items():
         frame = getattr(run, name)
@@ -112,7 +112,7 @@ def test_what_is_written_comes_back(tmp_path: Path, data: st.DataObject) -> None
 def test_a_frame_gives_back_the_rows_of_its_table_however_it_is_cut(
     name: str, data: st.DataObject
 ) -> None:
-    rows = data.draw(rows_of(name, {"cell_id": "c"}))
+    rows = data.draw(rows_of(name, {"trial_id": "c"}))
     table = to_table(name, rows)
     cut = data.draw(st.integers(0, len(rows)))
     pieces = pa.concat_tables([table[:cut], table[cut:]])
@@ -126,24 +126,24 @@ def test_a_frame_gives_back_the_rows_of_its_table_however_it_is_cut(
 
 
 def test_lists_of_one_length_stay_tuples() -> None:
-    row = {"seq": 0, "cell_id": "c", "t_ns": 0, "kind": "free", "pages": [1, 2]}
+    row = {"seq": 0, "trial_id": "c", "t_ns": 0, "kind": "free", "pages": [1, 2]}
     frame = to_frame("events", [row, {**row, "seq": 1, "pages": [3, 4]}])
     assert list(frame["pages"]) == [(1, 2), (3, 4)]
     assert to_frame("events", [{**row, "pages": []}])["pages"][0] == ()
 
 
 def event_table(**changes: Any) -> pa.Table:
-    row = {"seq": 0, "cell_id": "c", "t_ns": 0, "kind": "free", "pages": [1, 2]}
+    row = {"seq": 0, "trial_id": "c", "t_ns": 0, "kind": "free", "pages": [1, 2]}
     return to_table("events", [{**row, **changes}])
 
 
 def test_arrow_tables_are_written_as_rows_are(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
     bare = event_table().replace_schema_metadata(None)
-    none = TABLES["flights"].empty_table()
-    target = writer.write_cell(cell_row(), [request_row()], events=bare, flights=none)
+    none = TABLES["invocations"].empty_table()
+    target = writer.write_trial(trial_row(), [request_row()], events=bare, invocations=none)
     assert plain(load_run(tmp_path).events) == event_table().to_pylist()
-    assert not (target / "flights.parquet").exists()
+    assert not (target / "invocations.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_arrow_tables_are_written_as_rows_are(tmp_path: Path) -> None:
         (event_table().append_column("x", pa.array([1])), "has the column x where nothing"),
         (event_table().rename_columns(["colour", *TABLES["events"].names[1:]]), "colour where seq"),
         (event_table().set_column(0, "seq", pa.array([0], pa.int8())), "is int8, not int64"),
-        (event_table(cell_id="other"), "belongs to another cell"),
+        (event_table(trial_id="other"), "belongs to another trial"),
         (event_table().set_column(6, "kind", pa.array(["dance"])), "one of submitted"),
         (event_table().set_column(0, "seq", pa.array([None], pa.int64())), "seq` is empty"),
     ],
@@ -163,8 +163,8 @@ def test_an_arrow_table_that_does_not_fit_writes_nothing(
 ) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
     with pytest.raises(RunError, match=message):
-        writer.write_cell(cell_row(), [request_row()], events=table)
-    assert list((tmp_path / "cells").iterdir()) == []
+        writer.write_trial(trial_row(), [request_row()], events=table)
+    assert list((tmp_path / "trials").iterdir()) == []
 
 
 def test_a_run_of_before_there_were_recordings_still_loads(tmp_path: Path) -> None:
@@ -172,42 +172,48 @@ def test_a_run_of_before_there_were_recordings_still_loads(tmp_path: Path) -> No
     reference = tmp_path / "reference"
     shutil.copytree(ROOT / "data" / "reference", reference)
     make_old(reference)
-    for name, later in (("cells", ["observed", "struck"]), ("requests", ["unchecked"])):
+    for name, later in (("trials", ["observed", "struck"]), ("requests", ["unchecked"])):
         table = pq.read_table(reference / f"{name}.parquet").drop_columns(later)
         pq.write_table(table, reference / f"{name}.parquet")
     run = load_run(reference)
-    assert list(run.cells.columns) == TABLES["cells"].names
-    assert run.cells["observed"].isna().all()
+    assert list(run.trials.columns) == TABLES["trials"].names
+    assert run.trials["observed"].isna().all()
     assert len(run.requests) == pq.read_metadata(reference / "requests.parquet").num_rows
     assert all(isinstance(tokens, tuple) for tokens in run.requests["prompt_tokens"])
     assert run.events.empty
     assert list(run.events.columns) == TABLES["events"].names
 
 
-def test_flights_of_before_their_likeliest_tokens_were_noted_still_load(tmp_path: Path) -> None:
+def test_invocations_of_before_their_likeliest_tokens_were_noted_still_load(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
-    row = {"flight_id": 0, "cell_id": "c", "phase": "decode", "rows": 1, "top_tokens": [[5, 3]]}
-    file = writer.write_cell(cell_row(), [], flights=[row]) / "flights.parquet"
-    assert load_run(tmp_path).flights["top_tokens"][0] == ((5, 3),)
+    row = {
+        "invocation_id": 0,
+        "trial_id": "c",
+        "phase": "decode",
+        "rows": 1,
+        "top_tokens": [[5, 3]],
+    }
+    file = writer.write_trial(trial_row(), [], invocations=[row]) / "invocations.parquet"
+    assert load_run(tmp_path).invocations["top_tokens"][0] == ((5, 3),)
     old = pq.read_table(file).drop_columns(["top_tokens", "top_logprobs"])
     pq.write_table(old, file)
     make_old(tmp_path)
-    flights = load_run(tmp_path).flights
-    assert list(flights.columns) == TABLES["flights"].names
-    assert flights["top_tokens"][0] is None
-    assert flights["flight_id"][0] == 0
+    invocations = load_run(tmp_path).invocations
+    assert list(invocations.columns) == TABLES["invocations"].names
+    assert invocations["top_tokens"][0] is None
+    assert invocations["invocation_id"][0] == 0
 
 
-def test_many_cells_come_back_in_the_order_of_their_ids(tmp_path: Path) -> None:
+def test_many_trials_come_back_in_the_order_of_their_ids(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
     for name in ("b", "a", "c"):
-        requests = [request_row(cell_id=name, request_id=str(i)) for i in range(3)]
-        writer.write_cell(cell_row(cell_id=name), requests)
+        requests = [request_row(trial_id=name, request_id=str(i)) for i in range(3)]
+        writer.write_trial(trial_row(trial_id=name), requests)
     run = load_run(tmp_path)
-    assert list(run.cells["cell_id"]) == ["a", "b", "c"]
-    assert list(run.requests["cell_id"]) == [name for name in "abc" for _ in range(3)]
+    assert list(run.trials["trial_id"]) == ["a", "b", "c"]
+    assert list(run.requests["trial_id"]) == [name for name in "abc" for _ in range(3)]
     assert run.manifest["plan"] == {"releases": ["3.1.0"]}
-    assert run.flights.empty
+    assert run.invocations.empty
     assert list(run.findings.columns) == TABLES["findings"].names
 
 
@@ -219,42 +225,42 @@ def test_types_of_a_frame_do_not_depend_on_its_rows() -> None:
         assert frame["tokens"].dtype == object
 
 
-def test_a_cell_without_requests_is_a_cell(tmp_path: Path) -> None:
+def test_a_trial_without_requests_is_a_trial(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
-    writer.write_cell(cell_row(status="crashed", status_detail="It crashed.", exit_signal=11), [])
+    writer.write_trial(trial_row(status="crashed", status_detail="It crashed.", exit_signal=11), [])
     run = load_run(tmp_path)
     assert run.requests.empty
-    assert run.cells["exit_signal"][0] == 11
+    assert run.trials["exit_signal"][0] == 11
 
 
 @pytest.mark.parametrize(
-    ("cell", "requests", "message"),
+    ("trial", "requests", "message"),
     [
-        ({"status": "fine"}, [], "`cells.status` is one of ok, engine_died"),
-        ({"colour": 1}, [], "`cells` has no column colour"),
-        ({"release": None}, [], "`cells.release` is empty"),
-        ({"concurrency": "four"}, [], "`cells.concurrency` is no int64"),
-        ({"cell_id": "../up"}, [], "cannot name a directory"),
-        ({}, [request_row(cell_id="other")], "belongs to another cell"),
+        ({"status": "fine"}, [], "`trials.status` is one of ok, engine_died"),
+        ({"colour": 1}, [], "`trials` has no column colour"),
+        ({"release": None}, [], "`trials.release` is empty"),
+        ({"concurrency": "four"}, [], "`trials.concurrency` is no int64"),
+        ({"trial_id": "../up"}, [], "cannot name a directory"),
+        ({}, [request_row(trial_id="other")], "belongs to another trial"),
         ({}, [request_row(outcome="great")], "`requests.outcome` is one of"),
     ],
 )
 def test_rows_that_do_not_fit_write_nothing(
-    tmp_path: Path, cell: dict[str, Any], requests: list[dict[str, Any]], message: str
+    tmp_path: Path, trial: dict[str, Any], requests: list[dict[str, Any]], message: str
 ) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
     with pytest.raises(RunError, match=message):
-        writer.write_cell(cell_row(**cell), requests)
-    assert list((tmp_path / "cells").iterdir()) == []
+        writer.write_trial(trial_row(**trial), requests)
+    assert list((tmp_path / "trials").iterdir()) == []
 
 
-def test_a_finished_cell_is_never_written_again(tmp_path: Path) -> None:
+def test_a_finished_trial_is_never_written_again(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
-    writer.write_cell(cell_row(), [request_row()])
+    writer.write_trial(trial_row(), [request_row()])
     with pytest.raises(RunError, match="already there"):
-        writer.write_cell(cell_row(), [])
+        writer.write_trial(trial_row(), [])
     assert len(load_run(tmp_path).requests) == 1
-    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["c"]
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["c"]
 
 
 def test_an_unknown_table_is_refused() -> None:
@@ -264,9 +270,9 @@ def test_an_unknown_table_is_refused() -> None:
 
 def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    RunWriter.resume(run, MANIFEST).write_cell(cell_row(), [])
+    RunWriter.resume(run, MANIFEST).write_trial(trial_row(), [])
     again = RunWriter.resume(run, {**MANIFEST, "command": "typed differently"})
-    assert set(load_run_cells(run)) == {"c"}
+    assert set(load_run_trials(run)) == {"c"}
     assert again.manifest["command"] == "test"
     with pytest.raises(RunError, match="another plan"):
         RunWriter.resume(run, {**MANIFEST, "seed": 1})
@@ -277,7 +283,7 @@ def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
 def test_of_two_that_begin_a_run_at_once_only_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cells").mkdir()
+    (tmp_path / "trials").mkdir()
     with alone_in(tmp_path), pytest.raises(RunError, match="Another sweep is writing"):
         RunWriter.create(tmp_path, MANIFEST)
     held = store.alone_in
@@ -319,29 +325,29 @@ def test_what_is_no_run_is_said_in_one_sentence(tmp_path: Path) -> None:
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, MANIFEST)
     for name in ("a", "b"):
-        writer.write_cell(cell_row(cell_id=name), [request_row(cell_id=name)])
-    file = tmp_path / "cells" / "b" / "requests.parquet"
+        writer.write_trial(trial_row(trial_id=name), [request_row(trial_id=name)])
+    file = tmp_path / "trials" / "b" / "requests.parquet"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(
-        RunError, match=r"cells/b/requests\.parquet is damaged: delete .*cells/b and"
+        RunError, match=r"trials/b/requests\.parquet is damaged: delete .*trials/b and"
     ):
         load_run(tmp_path)
     file.unlink()
-    with pytest.raises(RunError, match=r"cells/b/requests\.parquet is missing"):
+    with pytest.raises(RunError, match=r"trials/b/requests\.parquet is missing"):
         load_run(tmp_path)
 
 
 def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
     for name in ("a", "b"):
-        writer.write_cell(cell_row(cell_id=name), [request_row(cell_id=name)])
+        writer.write_trial(trial_row(trial_id=name), [request_row(trial_id=name)])
     packed = pack_run(tmp_path / "run", tmp_path / "packed")
     assert sorted(file.name for file in packed.iterdir()) == [
-        "cells.parquet", "checksums.json", "manifest.json", "requests.parquet",
+        "trials.parquet", "checksums.json", "manifest.json", "requests.parquet",
     ]  # fmt: skip
     whole, again = load_run(tmp_path / "run"), load_run(packed)
     assert again.manifest == {**whole.manifest, "packed": True}
-    pd.testing.assert_frame_equal(again.cells, whole.cells)
+    pd.testing.assert_frame_equal(again.trials, whole.trials)
     pd.testing.assert_frame_equal(again.requests, whole.requests)
     with pytest.raises(RunError, match="exists already"):
         pack_run(tmp_path / "run", packed)
@@ -356,18 +362,18 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from analysis.runs.store import RunWriter
-from synthetic import cell_row, request_row
+from synthetic import trial_row, request_row
 writer = RunWriter.resume(sys.argv[1], {"plan": {}, "seed": 0})
 print("ready", flush=True)
 for number in range(1000000):
     name = f"{number:06d}-{sys.argv[2]}"
-    requests = [request_row(cell_id=name, request_id=str(i)) for i in range(50)]
-    writer.write_cell(cell_row(cell_id=name), requests)
+    requests = [request_row(trial_id=name, request_id=str(i)) for i in range(50)]
+    writer.write_trial(trial_row(trial_id=name), requests)
     print(name, flush=True)
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_whole_cells(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_whole_trials(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
     for sitting in range(2):
@@ -379,16 +385,17 @@ def test_a_writer_killed_at_any_moment_leaves_whole_cells(tmp_path: Path) -> Non
         )
         assert writer.stdout
         with writer:
-            # After a number of cells that has nothing to do with where in a cell the kill arrives.
+            # After a number of trials that has nothing to do with where in a trial the kill
+            # arrives.
             said = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
             writer.send_signal(signal.SIGKILL)
         run = load_run(tmp_path / "run")
         assert verify_run(tmp_path / "run").troubles == ()
-        assert set(said[1:]) <= set(run.cells["cell_id"])
-        assert (run.requests.groupby("cell_id").size() == 50).all()
-        assert run.requests["cell_id"].nunique() == len(run.cells)
+        assert set(said[1:]) <= set(run.trials["trial_id"])
+        assert (run.requests.groupby("trial_id").size() == 50).all()
+        assert run.requests["trial_id"].nunique() == len(run.trials)
     RunWriter.resume(tmp_path / "run", {"plan": {}, "seed": 0})
-    assert not list((tmp_path / "run" / "cells").glob(".*"))
+    assert not list((tmp_path / "run" / "trials").glob(".*"))
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
@@ -424,16 +431,16 @@ def test_a_manifest_tells_what_a_run_was_made_with() -> None:
     json.dumps(manifest)
 
 
-def test_a_cell_whose_place_cannot_be_written_out_is_there_all_the_same(
+def test_a_trial_whose_place_cannot_be_written_out_is_there_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter.create(tmp_path / "run", MANIFEST)
-    cells = tmp_path / "run" / "cells"
+    trials = tmp_path / "run" / "trials"
 
     def fail(path: Path) -> None:
-        if path == cells:
+        if path == trials:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("analysis.runs.store.to_disk", fail)
-    writer.write_cell(cell_row(cell_id="one"), [])
-    assert [path.name for path in cells.iterdir()] == ["one"]
+    writer.write_trial(trial_row(trial_id="one"), [])
+    assert [path.name for path in trials.iterdir()] == ["one"]

@@ -99,7 +99,7 @@ def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> No
 
 
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
-    events = [{"seq": n, "cell_id": "c", "t_ns": n, "kind": "done", "detail": how}
+    events = [{"seq": n, "trial_id": "c", "t_ns": n, "kind": "done", "detail": how}
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
     text = crowd_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
@@ -114,8 +114,8 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
     assert "Of 2 answers" in text
     assert "1 were right" in text
     run = make_run({("3.1.0", "none", 4): {"ok": 8, "wrong": 4}})
-    untreated = Checked("3.1.0", "none", (), cells=4)
-    nothing = Checked("3.1.0", "none", ("correct-seq-lens",), cells=4)
+    untreated = Checked("3.1.0", "none", (), trials=4)
+    nothing = Checked("3.1.0", "none", ("correct-seq-lens",), trials=4)
     said = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
     assert "of 12 requests read wrong data and 4 answered wrong" in said
     assert "with correct-seq-lens: 0 of 0 requests" in said
@@ -142,5 +142,5 @@ def test_what_failed_under_stress_and_with_a_fix_left_out_is_in_the_sentence() -
 
 def test_rejections_are_named_where_evictions_are_judged() -> None:
     run = make_run({("3.9.0", "none", 4): {"ok": 4, "rejected": 4}})
-    text = evictions_in_words(run.requests.assign(evictions_during=0), run.cells)
+    text = evictions_in_words(run.requests.assign(evictions_during=0), run.trials)
     assert "Rejected, and not counted: 4 of 8 requests (offered 4: ran 1)." in text

@@ -20,7 +20,7 @@ def check(
         bool, typer.Option("--json", help="one JSON object per finding on stdout")
     ] = False,
 ) -> None:
-    """Check what a run recorded, flight by flight and event by event.
+    """Check what a run recorded, invocation by invocation and event by event.
 
     The exit status is 0 if no rule was broken and all was checked, 4 if a rule was broken, 3 if
     a control stayed silent or something could not be checked, so that it is undecided, and 1 if
@@ -29,7 +29,7 @@ def check(
     """
     from analysis.sanitizer.recorded import check_run
 
-    settings = check_run(run, on_cell=_print_rows if as_json else None)
+    settings = check_run(run, on_trial=_print_rows if as_json else None)
     if not as_json:
         for number, checked in enumerate(settings):
             typer.echo(("\n" if number else "") + _words(checked))
@@ -43,8 +43,8 @@ def check(
         raise typer.Exit(3)
 
 
-def _print_rows(cell_id: str, findings: Findings | None) -> None:
-    for row in [] if findings is None else findings.rows(cell_id):
+def _print_rows(trial_id: str, findings: Findings | None) -> None:
+    for row in [] if findings is None else findings.rows(trial_id):
         sys.stdout.write(json.dumps(row) + "\n")
 
 
@@ -59,22 +59,22 @@ def _words(checked: Checked) -> str:
     else:
         control = "no fault was planted as a control"
     lines = [
-        f"{checked.name}: {checked.cells - checked.unobserved} of {checked.cells} cells checked,"
-        f" {checked.flights} flights, {checked.events} events; {control}"
+        f"{checked.name}: {checked.trials - checked.unobserved} of {checked.trials} trials checked,"
+        f" {checked.invocations} invocations, {checked.events} events; {control}"
     ]
     if not checked.groups:
         where = "" if checked.complete else " in what was checked"
         lines.append(f"  No rule was broken{where}.")
     for (rule, cause), members in sorted(checked.groups.items(), key=_importance):
-        cell_id, lead = members[0]
+        trial_id, lead = members[0]
         count = sum(group.count for _, group in members)
         requests = sum(len(group.by_request) for _, group in members)
         severity = worst(group.severity for _, group in members)
         lines += [
             f"  {severity}: {rule} ({cause}), {count} times in {requests} requests of"
-            f" {len(members)} cells",
+            f" {len(members)} trials",
             f"    {lead.first.text}",
-            f"    in {cell_id}, {lead.first.at}",
+            f"    in {trial_id}, {lead.first.at}",
             *(f"      {line}" for line in (lead.first.stack or "").splitlines()[-3:]),
         ]
     lines += [f"  not checked: {note}" for note in checked.not_checked]

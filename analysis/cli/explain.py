@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def explain(
     run: Annotated[Path, typer.Argument(help="a run's directory, swept with --sanitize/--observe")],
     request: Annotated[str, typer.Argument(help="a request's id, such as r0003")],
-    cell: Annotated[
-        str | None, typer.Option(help="its cell, where several have a request of that name")
+    trial: Annotated[
+        str | None, typer.Option(help="its trial, where several have a request of that name")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="where to write explanation.png and explanation.html")
@@ -30,23 +30,24 @@ def explain(
         bool, typer.Option(help="ask the reference decoder how probable the wrong token was")
     ] = True,
 ) -> None:
-    """Explain why a request of a run failed: its flights, pages, first finding and wrong token.
+    """Explain why a request of a run failed: its invocations, pages, first finding and wrong token.
 
-    The exit status is 1 if there is no such run, cell or request, if several cells have one, or if
-    nothing was recorded of its cell: then only what the answer itself tells is printed.
+    The exit status is 1 if there is no such run, trial or request, if several trials have one, or
+    if nothing was recorded of its trial: then only what the answer itself tells is printed.
     """
     from analysis.diagnosis import explain as explain_request
     from analysis.runs.store import load_run
 
-    # A cell in which a fault was planted is explained only if it is named.
-    told = explain_request(load_run(run, controls=cell is not None), request, cell,
+    # A trial in which a fault was planted is explained only if it is named.
+    told = explain_request(load_run(run, controls=trial is not None), request, trial,
                            reference=reference)  # fmt: skip
     typer.echo(str(told))
     if out is not None:
         typer.echo("\n" + "\n".join(str(file) for file in _write(told, out)))
     if not told.case.recorded:
         sys.stderr.write(
-            f"Nothing was recorded of {told.cell_id}, so its inside cannot be explained: sweep with"
+            f"Nothing was recorded of {told.trial_id}, so its inside cannot be explained: sweep"
+            " with"
             " --sanitize or --observe.\n"
         )
         raise typer.Exit(1)
@@ -60,7 +61,7 @@ def _write(told: Explanation, out: Path) -> list[Path]:
     target = io.BytesIO()
     told.figure().savefig(target, format="png", dpi=150)
     encoded = base64.b64encode(target.getvalue()).decode()
-    alt = "Its flights, its pages and what came of it"
+    alt = "Its invocations, its pages and what came of it"
     picture = f'<img alt="{alt}" width="980" src="data:image/png;base64,{encoded}">'
     title = html.escape(told.request_id)
     page = (

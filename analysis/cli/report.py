@@ -58,7 +58,7 @@ def chart(
         "failure_rate.png"
     ),
 ) -> None:
-    """Draw failure rate against concurrency, with 95% intervals, for the cells of some runs."""
+    """Draw failure rate against concurrency, with 95% intervals, for the trials of some runs."""
     import io
 
     from analysis.core.files import write_atomically

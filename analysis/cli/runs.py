@@ -115,7 +115,7 @@ def _words(run: Listed) -> str:
     if run.trouble is not None:
         return f"{run.path}  {size}\n  {run.trouble}"
     parts = [
-        f"{run.finished} of {'?' if run.planned is None else run.planned} cells",
+        f"{run.finished} of {'?' if run.planned is None else run.planned} trials",
         f"{run.requests} requests",
         size,
         run.created or "when is not known",
@@ -130,7 +130,7 @@ def _words(run: Listed) -> str:
 def _said(run: Verified) -> str:
     planned = "" if run.planned is None else f" of {run.planned} planned"
     lines = [
-        f"{run.path}: {run.cells}{planned} cells, {run.requests} requests,"
+        f"{run.path}: {run.trials}{planned} trials, {run.requests} requests,"
         f" {run.rows} rows in {run.tables} tables"
     ]
     if run.without_checksums:

@@ -1,4 +1,4 @@
-"""`cachelab sweep`: a grid of cells, each a fresh engine in a process of its own."""
+"""`cachelab sweep`: a grid of trials, each a fresh engine in a process of its own."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def sweep(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, passed to the engine; repeatable")
     ] = None,
-    serialise_flights: Annotated[
-        bool, typer.Option("--serialise-flights", help="one flight at a time on each fiber")
+    serialise_invocations: Annotated[
+        bool, typer.Option("--serialise-invocations", help="one invocation at a time on each fiber")
     ] = False,
     observe: Annotated[
         str, typer.Option(help="nothing, events or snapshots (and events): what to record")
@@ -68,17 +68,17 @@ def sweep(
     ] = "none",
     sanitize: Annotated[
         bool,
-        typer.Option("--sanitize", help="check every flight and event; adds a control cell"),
+        typer.Option("--sanitize", help="check every invocation and event; adds a control trial"),
     ] = False,
     request_timeout: Annotated[float, typer.Option(help="seconds for one answer")] = 60.0,
-    cell_timeout: Annotated[float, typer.Option(help="seconds for one cell")] = 120.0,
+    trial_timeout: Annotated[float, typer.Option(help="seconds for one trial")] = 120.0,
     resubmit: Annotated[
         float | None,
         typer.Option(help="seconds after which a refused request is sent again [default: never]"),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="cells at the same time")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="trials at the same time")] = 1,
     as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON object per finished cell on stdout")
+        bool, typer.Option("--json", help="one JSON object per finished trial on stdout")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the grid and an estimate, run nothing")
@@ -109,9 +109,9 @@ def sweep(
         hip_target=hip_target,
         model=str(model) if model else None,
         options=named("--option", option or ()),
-        serialise_flights=serialise_flights,
+        serialise_invocations=serialise_invocations,
         request_timeout_s=request_timeout,
-        cell_timeout_s=cell_timeout,
+        trial_timeout_s=trial_timeout,
         resubmit_s=resubmit,
         observe=observe,
         treatments=sets(treatments),
@@ -122,11 +122,11 @@ def sweep(
         return
     place = out or runs_dir() / f"{datetime.now():%Y-%m-%d-%H%M%S}"
     try:
-        run = run_sweep(plan, place, jobs=jobs, on_cell=_print_cell if as_json else None)
+        run = run_sweep(plan, place, jobs=jobs, on_trial=_print_trial if as_json else None)
     except KeyboardInterrupt:
-        done = len(list((place / "cells").glob("[!.]*")))
+        done = len(list((place / "trials").glob("[!.]*")))
         sys.stderr.write(
-            f"\nStopped with {done} of {len(plan.cells())} cells in {place}: run the same command"
+            f"\nStopped with {done} of {len(plan.trials())} trials in {place}: run the same command"
             f" with --out {place} to go on.\n"
         )
         raise typer.Exit(130) from None
@@ -143,25 +143,25 @@ def _print_grid(plan: Plan, jobs: int) -> None:
     from analysis.sweep.estimate import Estimate
     from analysis.sweep.progress import duration
 
-    estimate, cells = Estimate(plan, jobs), plan.cells()
-    for cell in cells:
-        typer.echo(f"{cell.cell_id}  about {duration(estimate.cell_s(cell))}")
-    total = duration(estimate.total_s(cells))
-    typer.echo(f"{len(cells)} cells, {jobs} at a time: about {total}")
+    estimate, trials = Estimate(plan, jobs), plan.trials()
+    for trial in trials:
+        typer.echo(f"{trial.trial_id}  about {duration(estimate.trial_s(trial))}")
+    total = duration(estimate.total_s(trials))
+    typer.echo(f"{len(trials)} trials, {jobs} at a time: about {total}")
 
 
-def _print_cell(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def _print_trial(row: Mapping[str, Any], counts: Mapping[str, int]) -> None:
     sys.stdout.write(json.dumps({**row, **counts}) + "\n")
     sys.stdout.flush()
 
 
 def _print_summary(run: Run) -> None:
-    from analysis.runs.store import load_run_cells
+    from analysis.runs.store import load_run_trials
     from analysis.runs.tables import count_requests, is_control
 
-    bad = int((run.cells["status"] != "ok").sum())
-    words = f"{len(run.cells)} cells ({bad} did not end well)"
-    controls = [r for r in load_run_cells(run.path).values() if is_control(r["treatments"])]
+    bad = int((run.trials["status"] != "ok").sum())
+    words = f"{len(run.trials)} trials ({bad} did not end well)"
+    controls = [r for r in load_run_trials(run.path).values() if is_control(r["treatments"])]
     if controls:  # the tables of a run that was read leave them out
         bad = sum(row["status"] != "ok" for row in controls)
         words += f", {len(controls)} controls ({bad} did not end well)"
@@ -169,10 +169,10 @@ def _print_summary(run: Run) -> None:
 
 
 def _print_unchecked(run: Run) -> None:
-    """Say of which cells not everything was recorded or checked."""
-    lacking = run.cells[(run.cells["status"] == "ok") & run.cells["status_detail"].notna()]
-    for cell_id, said in zip(lacking["cell_id"], lacking["status_detail"], strict=True):
-        typer.echo(f"  not all of {cell_id} was checked: {said}")
+    """Say of which trials not everything was recorded or checked."""
+    lacking = run.trials[(run.trials["status"] == "ok") & run.trials["status_detail"].notna()]
+    for trial_id, said in zip(lacking["trial_id"], lacking["status_detail"], strict=True):
+        typer.echo(f"  not all of {trial_id} was checked: {said}")
 
 
 def alone(

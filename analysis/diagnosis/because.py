@@ -65,7 +65,7 @@ def because(
     if case.outcome == "ok":
         return () if finding is None else tuple(_all_the_same(finding))
     if not case.recorded:
-        return ("Nothing was recorded of its cell, so what went on inside is unknown.",)
+        return ("Nothing was recorded of its trial, so what went on inside is unknown.",)
     sentences: list[str] = []
     if case.outcome == "wrong":
         sentences += _wrong(flown, findings, finding, divergence, histories)
@@ -96,7 +96,11 @@ def _wrong(
     histories: Sequence[PageHistory],
 ) -> Iterator[str]:
     if divergence is not None:
-        where = "" if divergence.flight_id is None else f", chosen in flight {divergence.flight_id}"
+        where = (
+            ""
+            if divergence.invocation_id is None
+            else f", chosen in invocation {divergence.invocation_id}"
+        )
         yield (
             f"Token {divergence.place} of its answer{where}, is the first wrong one:"
             f" {divergence.given_text} where {divergence.right_text} is right."
@@ -142,12 +146,15 @@ def _further(findings: Sequence[Found], first: Found, divergence: Divergence | N
 
 
 def _how_early(flown: Sequence[Flown], finding: Found, divergence: Divergence | None) -> str:
-    if divergence is None or divergence.flight_id is None or finding.flight_id is None:
+    if divergence is None or divergence.invocation_id is None or finding.invocation_id is None:
         return f"The first finding on it, at {finding.at}:"
-    between = sum(finding.flight_id <= flight.flight_id < divergence.flight_id for flight in flown)
+    between = sum(
+        finding.invocation_id <= invocation.invocation_id < divergence.invocation_id
+        for invocation in flown
+    )
     if between <= 0:
-        return f"In that very flight ({finding.at}):"
-    return f"{_many(between, 'flight')} of its own earlier ({finding.at}):"
+        return f"In that very invocation ({finding.at}):"
+    return f"{_many(between, 'invocation')} of its own earlier ({finding.at}):"
 
 
 def _whose(finding: Found, histories: Sequence[PageHistory]) -> str | None:
@@ -261,14 +268,14 @@ def _left_behind(case: Case, last: Flown, until: int) -> Iterator[str]:
             if short is not None:
                 what = f"{short.wanted}, {_were(short.free or 0)} free{_of(short)}"
             yield (
-                f"After its last flight, {last.flight_id}, which it shared with {other},"
+                f"After its last invocation, {last.invocation_id}, which it shared with {other},"
                 f" {operation} failed for {other} (event {seq}: {what}), and {case.name} never"
                 " flew again."
             )
             if short is not None and (short.counts or {}).get("leaked"):
                 yield from list(_short(case, short))[1:]
             return
-    yield f"Its last flight was {last.flight_id}, a {last.phase}; it never flew again."
+    yield f"Its last invocation was {last.invocation_id}, a {last.phase}; it never flew again."
 
 
 def _waiting(case: Case) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The request that is to be explained, with what was recorded of its cell."""
+"""The request that is to be explained, with what was recorded of its trial."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from analysis.runs.tables import TABLES, to_frame, to_table
 
 _NAMED = 8
 _STRIDE = 16
-"""Tokens of a page where no flight shows it."""
+"""Tokens of a page where no invocation shows it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One request of one cell; every frame is of that cell alone, in the order of its events."""
+    """One request of one trial; every frame is of that trial alone, in the order of its events."""
 
     run: Run
-    cell: Mapping[str, Any]
-    """The cell's row of `cells`; what is missing is None."""
+    trial: Mapping[str, Any]
+    """The trial's row of `trials`; what is missing is None."""
     request: Mapping[str, Any]
     """Its row of `requests`; what is missing is None."""
     requests: pd.DataFrame
-    flights: pd.DataFrame
+    invocations: pd.DataFrame
     events: pd.DataFrame
     snapshots: pd.DataFrame
     findings: pd.DataFrame
@@ -48,16 +48,16 @@ class Case:
 
     @property
     def recorded(self) -> bool:
-        """Whether anything was recorded of its cell."""
-        return len(self.events) > 0 or len(self.flights) > 0
+        """Whether anything was recorded of its trial."""
+        return len(self.events) > 0 or len(self.invocations) > 0
 
     @cached_property
     def stride(self) -> int:
         """Tokens of a page."""
-        prefills = self.flights[self.flights["phase"] == "prefill"].head(20)
-        for flight in prefills.to_dict("records"):
-            tokens, tables = flight["tokens"], flight["block_tables"]
-            if tokens and tables and not any(flight["start_positions"] or ()):
+        prefills = self.invocations[self.invocations["phase"] == "prefill"].head(20)
+        for invocation in prefills.to_dict("records"):
+            tokens, tables = invocation["tokens"], invocation["block_tables"]
+            if tokens and tables and not any(invocation["start_positions"] or ()):
                 return len(tokens[0]) // len(tables[0])
         return _STRIDE
 
@@ -77,20 +77,20 @@ class Case:
         return None if found.empty else int(found["seq"].iloc[0])
 
 
-def case_of(run: Run, request_id: str, cell_id: str | None = None) -> Case:
-    """Return a request of a run. `cell_id` says of which cell where several have one of that name.
+def case_of(run: Run, request_id: str, trial_id: str | None = None) -> Case:
+    """Return a request of a run; `trial_id` chooses among trials with a request of that name.
 
     What the sanitizer finds is asked now if nobody has. Raises RunError, which names what there is,
-    if there is no such cell or request, or if several cells have one.
+    if there is no such trial or request, or if several trials have one.
     """
-    row = _row(run, request_id, cell_id)
-    cell_id = str(row["cell_id"])
-    own = {name: _of_cell(getattr(run, name), cell_id) for name in TABLES if name != "cells"}
+    row = _row(run, request_id, trial_id)
+    trial_id = str(row["trial_id"])
+    own = {name: _of_trial(getattr(run, name), trial_id) for name in TABLES if name != "trials"}
     plan = run.manifest.get("plan") or {}
     if own["findings"].empty and not own["snapshots"].empty and not plan.get("sanitize"):
-        own["findings"] = _findings(own, cell_id)
-    cell = run.cells[run.cells["cell_id"] == cell_id].iloc[0]
-    return Case(run=run, cell=plain(cell), request=plain(row), **own)
+        own["findings"] = _findings(own, trial_id)
+    trial = run.trials[run.trials["trial_id"] == trial_id].iloc[0]
+    return Case(run=run, trial=plain(trial), request=plain(row), **own)
 
 
 def plain(row: pd.Series[Any]) -> dict[str, Any]:
@@ -105,22 +105,22 @@ def value_of(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _row(run: Run, request_id: str, cell_id: str | None) -> pd.Series[Any]:
-    requests, cells = run.requests, list(run.cells["cell_id"])
-    if cell_id is not None:
-        if cell_id not in cells:
-            raise RunError(f"{run.path} has no cell {cell_id!r}: it has {_listed(cells)}.")
-        requests = requests[requests["cell_id"] == cell_id]
+def _row(run: Run, request_id: str, trial_id: str | None) -> pd.Series[Any]:
+    requests, trials = run.requests, list(run.trials["trial_id"])
+    if trial_id is not None:
+        if trial_id not in trials:
+            raise RunError(f"{run.path} has no trial {trial_id!r}: it has {_listed(trials)}.")
+        requests = requests[requests["trial_id"] == trial_id]
     found = requests[requests["request_id"] == request_id]
     if found.empty:
-        where = f"cell {cell_id} of {run.path}" if cell_id else str(run.path)
+        where = f"trial {trial_id} of {run.path}" if trial_id else str(run.path)
         names = _listed(sorted(requests["request_id"].unique()))
         raise RunError(f"{where} has no request {request_id!r}: it has {names or 'none'}.")
     if len(found) > 1:
         found = found.sort_values("outcome", key=lambda kinds: kinds == "ok", kind="stable")
-        among = [f"{row.cell_id} ({row.outcome})" for row in found.itertuples()]
+        among = [f"{row.trial_id} ({row.outcome})" for row in found.itertuples()]
         raise RunError(
-            f"{len(found)} cells of {run.path} have a request {request_id!r}, so name the cell:"
+            f"{len(found)} trials of {run.path} have a request {request_id!r}, so name the trial:"
             f" {_listed(among)}."
         )
     return found.iloc[0]
@@ -131,18 +131,18 @@ def _listed(names: list[str]) -> str:
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
-def _of_cell(frame: pd.DataFrame, cell_id: str) -> pd.DataFrame:
-    own = frame[frame["cell_id"] == cell_id]
+def _of_trial(frame: pd.DataFrame, trial_id: str) -> pd.DataFrame:
+    own = frame[frame["trial_id"] == trial_id]
     if "seq" in own.columns:
         own = own.sort_values("seq", kind="stable")
     return own.reset_index(drop=True)
 
 
-def _findings(frames: Mapping[str, pd.DataFrame], cell_id: str) -> pd.DataFrame:
+def _findings(frames: Mapping[str, pd.DataFrame], trial_id: str) -> pd.DataFrame:
     from analysis.sanitizer.recorded import check_tables
 
     recorded: dict[str, pa.Table] = {}
-    for name in ("events", "flights", "snapshots"):
+    for name in ("events", "invocations", "snapshots"):
         rows = [
             {str(key): value_of(value) for key, value in row.items()}
             for row in frames[name].to_dict("records")
@@ -150,4 +150,4 @@ def _findings(frames: Mapping[str, pd.DataFrame], cell_id: str) -> pd.DataFrame:
         if rows:
             recorded[name] = to_table(name, rows)
     findings = check_tables(recorded)
-    return to_frame("findings", [] if findings is None else findings.rows(cell_id))
+    return to_frame("findings", [] if findings is None else findings.rows(trial_id))

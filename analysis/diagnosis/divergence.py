@@ -40,13 +40,13 @@ class Divergence:
     """The reference decoder's; None: it gave no more."""
     given_text: str
     right_text: str
-    flight_id: int | None
-    """The flight that gave it; None where it was not recorded."""
+    invocation_id: int | None
+    """The invocation that gave it; None where it was not recorded."""
     seq: int | None
-    """The place among the events where it arrived, else where that flight began."""
+    """The place among the events where it arrived, else where that invocation began."""
     t_s: float | None
     engine: Belief | None
-    """What the engine itself computed in that flight."""
+    """What the engine itself computed in that invocation."""
     reference: Belief | None
     """What the reference decoder gives after the same right tokens."""
     lacking: tuple[str, ...] = ()
@@ -65,12 +65,12 @@ def divergence_of(
     if place is None:
         return None
     given, right = _at(got, place), _at(wanted, place)
-    flight = next((f for f in reversed(flown) if f.place == place), None)
+    invocation = next((f for f in reversed(flown) if f.place == place), None)
     seq, seconds = _arrival(case, place)
     lacking: list[str] = []
-    engine = _engine(flight, given, right)
+    engine = _engine(invocation, given, right)
     if engine is None:
-        lacking.append(_why_not(case, flight, given))
+        lacking.append(_why_not(case, invocation, given))
     theirs, why = None, ""
     if reference:
         theirs, why = _reference(case, tuple(wanted[:place]), given, right)
@@ -83,9 +83,9 @@ def divergence_of(
         right=right,
         given_text=names.get(given, "nothing"),
         right_text=names.get(right, "nothing"),
-        flight_id=None if flight is None else flight.flight_id,
-        seq=seq if seq is not None else None if flight is None else flight.seq,
-        t_s=seconds if seconds is not None else None if flight is None else flight.landed_s,
+        invocation_id=None if invocation is None else invocation.invocation_id,
+        seq=seq if seq is not None else None if invocation is None else invocation.seq,
+        t_s=seconds if seconds is not None else None if invocation is None else invocation.landed_s,
         engine=engine,
         reference=theirs,
         lacking=tuple(lacking),
@@ -119,27 +119,28 @@ def token_names(model: str | None) -> _Names:
     return _Names({n: f"“{text}”" for n, text in texts.items() if text})
 
 
-def _engine(flight: Flown | None, given: int | None, right: int | None) -> Belief | None:
-    if flight is None or not flight.top:
+def _engine(invocation: Flown | None, given: int | None, right: int | None) -> Belief | None:
+    if invocation is None or not invocation.top:
         return None
-    known = {token: math.exp(log) for token, log in flight.top}
+    known = {token: math.exp(log) for token, log in invocation.top}
     return Belief(
         given=known.get(given) if given is not None else None,
         right=known.get(right) if right is not None else None,
         at_most=min(known.values()),
-        best=flight.top[0][0],
+        best=invocation.top[0][0],
     )
 
 
-def _why_not(case: Case, flight: Flown | None, given: int | None) -> str:
+def _why_not(case: Case, invocation: Flown | None, given: int | None) -> str:
     if given is None:
         return "The engine gave no token there, so it has no probability to show."
-    if case.flights.empty:
-        return "No flights were recorded, so what the engine itself computed is unknown."
-    if flight is None:
-        return "The flight that gave the token was not recorded."
+    if case.invocations.empty:
+        return "No invocations were recorded, so what the engine itself computed is unknown."
+    if invocation is None:
+        return "The invocation that gave the token was not recorded."
     return (
-        "The engine's own probabilities were not recorded with its flights, so only the reference"
+        "The engine's own probabilities were not recorded with its invocations, so only the"
+        " reference"
         " decoder's are shown."
     )
 
@@ -151,12 +152,12 @@ def _reference(
 
     try:
         found = reference_probabilities(
-            str(case.cell["release"]),
+            str(case.trial["release"]),
             str(case.request["prompt"]),
             tuple(case.request["prompt_tokens"]) if case.request["prompt_tokens"] else None,
             prefix,
             model=_model(case),
-            batch_sizes=tuple(case.cell["batch_sizes"] or (4,)),
+            batch_sizes=tuple(case.trial["batch_sizes"] or (4,)),
         )
     except CachelabError as error:
         return None, f"The reference decoder could not be asked: {error}"

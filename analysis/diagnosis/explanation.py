@@ -16,7 +16,7 @@ from analysis.diagnosis.journey import (
     Flown,
     Moment,
     fellows_of,
-    flights_of,
+    invocations_of,
     moments_of,
 )
 from analysis.diagnosis.pages import PageHistory, histories_of, pages_of
@@ -33,7 +33,7 @@ class Explanation:
     """Why one request of a run failed; `str` and Jupyter show it as text, `figure` draws it."""
 
     request_id: str
-    cell_id: str
+    trial_id: str
     outcome: str
     what: str
     """How it ended, in a sentence."""
@@ -41,10 +41,10 @@ class Explanation:
     """Why, in sentences, as far as what was recorded tells it."""
     request: Mapping[str, Any]
     """Its row of the table `requests`; what is missing is None."""
-    cell: Mapping[str, Any]
-    """Its cell's row of `cells`."""
+    trial: Mapping[str, Any]
+    """Its trial's row of `trials`."""
     moments: tuple[Moment, ...]
-    flights: tuple[Flown, ...]
+    invocations: tuple[Flown, ...]
     fellows: tuple[Fellow, ...]
     finding: Found | None
     """The first finding of wrong data on it; failing that, the first one at risk."""
@@ -92,17 +92,17 @@ class Explanation:
 
 @broken_json("What was recorded of the run")
 def explain(
-    run: Run, request_id: str, cell_id: str | None = None, *, reference: bool = True
+    run: Run, request_id: str, trial_id: str | None = None, *, reference: bool = True
 ) -> Explanation:
     """Explain why a request of a run failed, from what was recorded of it.
 
-    `cell_id` says of which cell, where several have a request of that name. `reference` asks the
+    `trial_id` says of which trial, where several have a request of that name. `reference` asks the
     reference decoder what it gives for the first wrong token, in a child process of the release.
     What was not recorded is said to be missing. Raises RunError if there is no such request or
-    cell, or more than one.
+    trial, or more than one.
     """
-    case = case_of(run, request_id, cell_id)
-    flown = flights_of(case)
+    case = case_of(run, request_id, trial_id)
+    flown = invocations_of(case)
     finding, findings = first_finding(case), findings_of(case)
     death = death_of(case)
     histories = histories_of(
@@ -113,14 +113,14 @@ def explain(
     begin, end = _span(case, flown)
     return Explanation(
         request_id=case.name,
-        cell_id=str(case.cell["cell_id"]),
+        trial_id=str(case.trial["trial_id"]),
         outcome=case.outcome,
         what=what_of(case, divergence),
         because=because(case, flown, findings, finding, divergence, death, histories),
         request=case.request,
-        cell=case.cell,
+        trial=case.trial,
         moments=moments_of(case, flown),
-        flights=flown,
+        invocations=flown,
         fellows=fellows_of(case, flown),
         finding=finding,
         findings=findings,
@@ -149,16 +149,16 @@ def _lacking(
     said = []
     if not case.recorded:
         said.append(
-            "Nothing was recorded of this cell: sweep with --sanitize or --observe to see inside."
+            "Nothing was recorded of this trial: sweep with --sanitize or --observe to see inside."
         )
     elif case.events.empty:
         said.append("No events were recorded, so there is no history of its pages.")
     elif case.seq_of("submitted") is None:
         said.append("The recording does not have its beginning.")
-    if case.recorded and case.flights.empty:
-        said.append("No flight was recorded in its cell.")
+    if case.recorded and case.invocations.empty:
+        said.append("No invocation was recorded in its trial.")
     elif case.recorded and not flown:
-        said.append("It was in no flight that landed.")
+        said.append("It was in no invocation that landed.")
     if case.recorded and (caches.before is None or caches.after is None):
         said.append(caches.how)
     if case.outcome == "wrong" and divergence is None:
@@ -170,6 +170,6 @@ def _lacking(
         )
     if case.cut is not None:
         said.append(case.cut)
-    if case.cell["status_detail"] and case.cell["status"] == "ok":
-        said.append(str(case.cell["status_detail"]))
+    if case.trial["status_detail"] and case.trial["status"] == "ok":
+        said.append(str(case.trial["status_detail"]))
     return (*said, *(divergence.lacking if divergence is not None else ()))

@@ -47,7 +47,7 @@ def explanation_figure(told: Explanation) -> Figure:
                                                    told.divergence.reference))  # fmt: skip
     pool = () if chances else told.pool
     heights: dict[str, float] = {}
-    if told.case.recorded and (len(lanes) > 1 or told.flights or not pool):
+    if told.case.recorded and (len(lanes) > 1 or told.invocations or not pool):
         heights["lanes"] = 0.9 + 0.34 * (len(lanes) + _STEP * len(marks_of(told)))
     if pages:
         heights["pages"] = 1.0 + 0.27 * len(pages)
@@ -56,7 +56,7 @@ def explanation_figure(told: Explanation) -> Figure:
     elif pool:
         heights["pool"] = 2.0
     if not heights:
-        return style.nothing_to_draw("Nothing was recorded of this request's cell.")
+        return style.nothing_to_draw("Nothing was recorded of this request's trial.")
     figure = style.new_figure(_WIDTH, sum(heights.values()) + 1.1)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights.values()))
     axes = {name: figure.add_subplot(grid[n]) for n, name in enumerate(heights)}
@@ -73,7 +73,7 @@ def explanation_figure(told: Explanation) -> Figure:
         draw_chances(axes["chances"], told)
     elif pool:
         draw_pool(axes["pool"], told, pool)
-    heading = style.words(f"{told.request_id} of {told.cell_id}: {told.outcome}")
+    heading = style.words(f"{told.request_id} of {told.trial_id}: {told.outcome}")
     figure.suptitle(textwrap.fill(heading, int(_WIDTH * 8.5)), x=0.01, ha="left",
                     fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
@@ -117,23 +117,23 @@ def _draw_lanes(
     low, high = bounds_of(told)
     sent, ended = _first(told, "submitted"), _first(told, "done")
     wide = (high - low) / 260
-    own = {flight.flight_id for flight in told.flights}
+    own = {invocation.invocation_id for invocation in told.invocations}
     place = {name: number for number, name in enumerate(lanes)}
     for name, y in place.items():
         begin, end = sent.get(name, low), ended.get(name, high)
         axes.broken_barh([(begin, max(end - begin, wide))], (y - 0.28, 0.56), color=colours[name],
                          alpha=0.22, linewidth=0)  # fmt: skip
-    for flight in told.case.flights.to_dict("records"):
-        seq, end_seq = flight["seq"], flight["end_seq"]
-        for name in set(flight["request_ids"] or ()) & place.keys():
-            together = int(flight["flight_id"]) in own
+    for invocation in told.case.invocations.to_dict("records"):
+        seq, end_seq = invocation["seq"], invocation["end_seq"]
+        for name in set(invocation["request_ids"] or ()) & place.keys():
+            together = int(invocation["invocation_id"]) in own
             axes.broken_barh(
                 [(float(seq), max(float(end_seq) - float(seq), wide))],
                 (place[name] - 0.28, 0.56),
                 facecolor=colours[name] if together else "none",
                 edgecolor="white" if together else colours[name],
                 linewidth=0.7,
-                hatch="//////" if flight["phase"] == "prefill" else None,
+                hatch="//////" if invocation["phase"] == "prefill" else None,
             )
     rows = told.case.requests.set_index("request_id")["outcome"].to_dict()
     labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
@@ -213,11 +213,11 @@ def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
 
 
 def _clock(told: Explanation) -> Callable[[float], float]:
-    events, flights = told.case.events, told.case.flights
+    events, invocations = told.case.events, told.case.invocations
     if len(events):
         known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
     else:
-        known = flights["seq"].to_numpy(float), flights["t_s"].to_numpy(float)
+        known = invocations["seq"].to_numpy(float), invocations["t_s"].to_numpy(float)
     return lambda seq: float(np.interp(seq, *known))
 
 
@@ -225,11 +225,11 @@ def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D
     grey, kinds = "#8C8C8C", told.case.events["kind"]
     owners = {owner for history in told.pages for stay in history.stays for owner in stay.owners}
     shown: list[Line2D | Patch] = []
-    if len(told.case.flights):
+    if len(told.case.invocations):
         shown += [
             Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
             Patch(facecolor=grey, label="decode"),
-            Patch(facecolor="none", edgecolor=grey, label="a flight without it"),
+            Patch(facecolor="none", edgecolor=grey, label="an invocation without it"),
         ]
     if pages and owners - {*colours_of(lanes), CACHED, NOBODY, FREE}:
         shown.append(Patch(facecolor=OTHERS, label="another request's page"))
@@ -238,7 +238,7 @@ def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D
         shown.append(Patch(facecolor=style.STATE_COLOURS["cached"], label=label))
     if pages and NOBODY in owners:
         shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
-    if pages and len(told.case.flights):
+    if pages and len(told.case.invocations):
         shown.append(Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"))
     if (kinds == "shortage").any():
         shown.append(_sign("s", "black", "too few pages"))

@@ -93,12 +93,12 @@ def draw_chances(axes: Axes, told: Explanation) -> None:
     """Draw how probable the wrong token and the right one were for engine and reference."""
     wrong = told.divergence
     assert wrong is not None
-    flight = "" if wrong.flight_id is None else f"\nin flight {wrong.flight_id}"
+    invocation = "" if wrong.invocation_id is None else f"\nin invocation {wrong.invocation_id}"
     labels: list[str] = []
     y = 0.0
     ticks = []
     for name, belief in (
-        (f"the engine{flight}", wrong.engine),
+        (f"the engine{invocation}", wrong.engine),
         ("the reference decoder,\nafter the same tokens", wrong.reference),
     ):
         ticks.append(y + 0.5)

@@ -31,7 +31,7 @@ class Found:
     """What it leads to, in a sentence; "" where nothing is known."""
     seq: int | None
     t_s: float | None
-    flight_id: int | None
+    invocation_id: int | None
     page: int | None
     slot: int | None
     request_id: str | None
@@ -43,7 +43,7 @@ class Found:
     @property
     def at(self) -> str:
         """At which step, in words."""
-        parts = [] if self.flight_id is None else [f"flight {self.flight_id}"]
+        parts = [] if self.invocation_id is None else [f"invocation {self.invocation_id}"]
         parts += [] if self.seq is None else [f"event {self.seq}"]
         parts += [] if self.t_s is None else [f"{self.t_s:.3f} s"]
         return ", ".join(parts)
@@ -154,14 +154,14 @@ def failed_for(case: Case, request_id: str, since: int, until: int) -> tuple[int
 
 
 def death_of(case: Case) -> Death | None:
-    """Return how the engine of the cell died; None if it did not."""
+    """Return how the engine of the trial died; None if it did not."""
     died = case.events[case.events["kind"] == "died"]
-    if died.empty and case.cell["status"] == "ok":
+    if died.empty and case.trial["status"] == "ok":
         return None
     if died.empty:
-        message = case.cell["status_detail"] or f"The cell ended as {case.cell['status']}."
+        message = case.trial["status_detail"] or f"The trial ended as {case.trial['status']}."
         # What hung was raised nowhere, whatever traceback came before it.
-        frame = None if case.cell["status"] == "hung" else last_frame(case)
+        frame = None if case.trial["status"] == "hung" else last_frame(case)
         return Death(one_line(message, 600), None, None, frame, (), None)
     event = died.iloc[0]
     seq = int(event["seq"])
@@ -183,10 +183,10 @@ def death_of(case: Case) -> Death | None:
 
 
 def last_frame(case: Case) -> str | None:
-    """Return the innermost frame of the engine in the last traceback of the cell's log."""
+    """Return the innermost frame of the engine in the last traceback of the trial's log."""
     frames = [
         match
-        for match in _FRAME.finditer(case.cell["engine_log"] or "")
+        for match in _FRAME.finditer(case.trial["engine_log"] or "")
         if "shortfin" in match["file"]
     ]
     # The bridge to native code shows last; who raised it is the application's own.
@@ -208,7 +208,7 @@ def _found(row: pd.Series[Any]) -> Found:
         **{
             name: value_of(row[name])
             for name in (
-                "seq", "t_s", "flight_id", "page", "slot", "request_id", "other_request_id",
+                "seq", "t_s", "invocation_id", "page", "slot", "request_id", "other_request_id",
                 "count", "stack",
             )
         },

@@ -1,4 +1,4 @@
-"""A request's way through the engine: its flights, who shared them, and its moments in order."""
+"""A request's way through the engine: its invocations, who shared them, its moments in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis.diagnosis.case import Case, value_of
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a flight, as the device got it."""
+    """A row of an invocation, as the device got it."""
 
     row: int
     request_id: str | None
@@ -28,9 +28,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Flown:
-    """A flight of the request."""
+    """An invocation of the request."""
 
-    flight_id: int
+    invocation_id: int
     phase: str
     t_s: float | None
     landed_s: float | None
@@ -65,10 +65,10 @@ class Fellow:
 
     request_id: str
     outcome: str | None
-    flights: int
-    """How many flights they shared."""
+    invocations: int
+    """How many invocations they shared."""
     pages: tuple[int, ...]
-    """Pages that the block tables of both had in one flight, within their own lengths."""
+    """Pages that the block tables of both had in one invocation, within their own lengths."""
     submitted_s: float | None
     ended_s: float | None
 
@@ -83,25 +83,25 @@ class Moment:
     words: str
 
 
-def flights_of(case: Case) -> tuple[Flown, ...]:
-    """Return the request's flights in order; none where they were not recorded."""
+def invocations_of(case: Case) -> tuple[Flown, ...]:
+    """Return the request's invocations in order; none where they were not recorded."""
     prompt = len(case.request["prompt_tokens"] or ()) or _prompt_length(case)
     flown: list[Flown] = []
-    for flight in case.flights.to_dict("records"):
-        requests = flight["request_ids"] or ()
+    for invocation in case.invocations.to_dict("records"):
+        requests = invocation["request_ids"] or ()
         if case.name in requests:
-            flown.append(_flown(flight, requests, case.name, prompt, _given(flown)))
+            flown.append(_flown(invocation, requests, case.name, prompt, _given(flown)))
     return tuple(flown)
 
 
 def fellows_of(case: Case, flown: Sequence[Flown]) -> tuple[Fellow, ...]:
-    """Return the requests that shared flights with it, those that did most often first."""
+    """Return the requests that shared invocations with it, those that did most often first."""
     together: dict[str, int] = {}
     pages: dict[str, set[int]] = {}
-    for flight in flown:
-        mine = set(_used(flight.mine, case.stride))
-        for row in flight.rows:
-            if row.request_id and row is not flight.mine:
+    for invocation in flown:
+        mine = set(_used(invocation.mine, case.stride))
+        for row in invocation.rows:
+            if row.request_id and row is not invocation.mine:
                 together[row.request_id] = together.get(row.request_id, 0) + 1
                 common = mine & set(_used(row, case.stride))
                 pages.setdefault(row.request_id, set()).update(common)
@@ -125,7 +125,7 @@ def span_of(case: Case, request_id: str) -> tuple[float | None, float | None]:
 
 
 def moments_of(case: Case, flown: Sequence[Flown]) -> tuple[Moment, ...]:
-    """Return what happened to the request but for its ordinary flights and tokens, in order."""
+    """Return what happened to the request but for its ordinary invocations and tokens, in order."""
     moments = []
     events = case.events
     own = events[(events["request_id"] == case.name) | (events["kind"] == "died")]
@@ -133,13 +133,13 @@ def moments_of(case: Case, flown: Sequence[Flown]) -> tuple[Moment, ...]:
         if words := _words(event, case):
             seconds = float(event["t_ns"]) / 1e9
             moments.append(Moment(seconds, int(event["seq"]), str(event["kind"]), words))
-    for flight in flown:
-        if flight.phase == "prefill" or flight is flown[-1] or flight.error:
-            with_whom = f" with {listed(flight.others)}" if flight.others else ", alone"
-            last = ", its last" if flight is flown[-1] and len(flown) > 1 else ""
-            words = f"flight {flight.flight_id}{last}: a {flight.phase}{with_whom}"
-            words += f", which failed: {flight.error}" if flight.error else ""
-            moments.append(Moment(flight.t_s, flight.seq, "flight", words))
+    for invocation in flown:
+        if invocation.phase == "prefill" or invocation is flown[-1] or invocation.error:
+            with_whom = f" with {listed(invocation.others)}" if invocation.others else ", alone"
+            last = ", its last" if invocation is flown[-1] and len(flown) > 1 else ""
+            words = f"invocation {invocation.invocation_id}{last}: a {invocation.phase}{with_whom}"
+            words += f", which failed: {invocation.error}" if invocation.error else ""
+            moments.append(Moment(invocation.t_s, invocation.seq, "invocation", words))
     if not moments:
         moments = _from_the_answer(case)
     return tuple(sorted(moments, key=lambda m: (m.seq if m.seq is not None else -1, m.t_s or 0)))
@@ -159,10 +159,10 @@ def pages_in_words(pages: Sequence[int]) -> str:
 
 
 def _flown(
-    flight: dict[Any, Any], requests: Sequence[str], name: str, prompt: int | None, given: int
+    invocation: dict[Any, Any], requests: Sequence[str], name: str, prompt: int | None, given: int
 ) -> Flown:
-    seq_lens, starts = flight["seq_lens"] or (), flight["start_positions"] or ()
-    tables, tokens = flight["block_tables"] or (), flight["tokens"] or ()
+    seq_lens, starts = invocation["seq_lens"] or (), invocation["start_positions"] or ()
+    tables, tokens = invocation["block_tables"] or (), invocation["tokens"] or ()
     count = max(len(requests), len(seq_lens))
     rows = tuple(
         Row(
@@ -176,28 +176,30 @@ def _flown(
         for row in range(count)
     )
     own = requests.index(name)
-    begun, duration = value_of(flight["t_s"]), value_of(flight["duration_s"])
-    top_tokens, top_logs = (_at(flight[n] or (), own) or () for n in ("top_tokens", "top_logprobs"))
-    chunk = flight["phase"] == "prefill"
+    begun, duration = value_of(invocation["t_s"]), value_of(invocation["duration_s"])
+    top_tokens, top_logs = (
+        _at(invocation[n] or (), own) or () for n in ("top_tokens", "top_logprobs")
+    )
+    chunk = invocation["phase"] == "prefill"
     length = prompt if chunk else None if prompt is None else prompt + given
     return Flown(
-        flight_id=int(flight["flight_id"]),
-        phase=str(flight["phase"]),
+        invocation_id=int(invocation["invocation_id"]),
+        phase=str(invocation["phase"]),
         t_s=begun,
         landed_s=None if begun is None or duration is None else begun + duration,
-        seq=value_of(flight["seq"]),
-        end_seq=value_of(flight["end_seq"]),
+        seq=value_of(invocation["seq"]),
+        end_seq=value_of(invocation["end_seq"]),
         rows=rows,
         own=own,
         length=length,
         place=0 if chunk else given,
         top=tuple(zip(top_tokens, top_logs, strict=True)),
-        error=value_of(flight["error"]),
+        error=value_of(invocation["error"]),
     )
 
 
 def _given(flown: Sequence[Flown]) -> int:
-    """Return how many tokens of the answer these flights gave: a prefill the first one."""
+    """Return how many tokens of the answer these invocations gave: a prefill the first one."""
     return sum(f.phase == "decode" for f in flown) + any(f.phase == "prefill" for f in flown)
 
 

@@ -42,17 +42,17 @@ def plain_table(table: Table) -> list[str]:
     widths = [max(len(row[n]) for row in rows) for n in range(len(table.columns))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(("  " + "  ".join(cells)).rstrip())
+        trials = [trial.ljust(width) for trial, width in zip(row, widths, strict=True)]
+        lines.append(("  " + "  ".join(trials)).rstrip())
     return lines
 
 
 def html_table(table: Table) -> str:
     """Return a table as HTML."""
 
-    def line(cells: Sequence[str], tag: str) -> str:
+    def line(trials: Sequence[str], tag: str) -> str:
         style = "text-align:left;padding:1px 10px 1px 0;vertical-align:top"
-        inner = "".join(f'<{tag} style="{style}">{escape(cell)}</{tag}>' for cell in cells)
+        inner = "".join(f'<{tag} style="{style}">{escape(trial)}</{tag}>' for trial in trials)
         return f"<tr>{inner}</tr>"
 
     body = "".join(line(row, "td") for row in table.rows)

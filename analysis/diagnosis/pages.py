@@ -62,7 +62,7 @@ class Stay:
 
 @dataclass(frozen=True)
 class PageHistory:
-    """All that happened to one page while its cell was recorded."""
+    """All that happened to one page while its trial was recorded."""
 
     page: int
     entries: tuple[Entry, ...]
@@ -80,7 +80,7 @@ class PageHistory:
 class _Write:
     seq: int
     t_s: float | None
-    flight_id: int
+    invocation_id: int
     who: str
     request_id: str | None
     first: int
@@ -90,9 +90,9 @@ class _Write:
 def pages_of(case: Case, flown: Sequence[Flown], also: Iterable[int | None] = ()) -> list[int]:
     """Return the pages of a request: those `also` named, then those it flew with or held."""
     pages = [page for page in also if page is not None]
-    for flight in flown:
-        own = flight.length or flight.mine.seq_len or 0
-        pages += flight.mine.table[: -(-own // case.stride)]
+    for invocation in flown:
+        own = invocation.length or invocation.mine.seq_len or 0
+        pages += invocation.mine.table[: -(-own // case.stride)]
     held = case.events[(case.events["kind"] == "hold") & (case.events["request_id"] == case.name)]
     for more in held["pages"]:
         pages += more or ()
@@ -104,8 +104,8 @@ def histories_of(case: Case, pages: Sequence[int]) -> tuple[PageHistory, ...]:
     wanted = set(pages)
     events = _events_by_page(case, wanted)
     written: dict[int, list[_Write]] = {page: [] for page in pages}
-    for flight in case.flights.to_dict("records"):
-        for page, write in _writes(flight, case.stride):
+    for invocation in case.invocations.to_dict("records"):
+        for page, write in _writes(invocation, case.stride):
             if page in wanted:
                 written[page].append(write)
     first = first_snapshot(case)
@@ -154,19 +154,23 @@ def _told(events: Sequence[_Event], page: int) -> list[Entry]:
     return entries
 
 
-def _writes(flight: dict[Any, Any], stride: int) -> Iterable[tuple[int, _Write]]:
-    """Yield each page that a flight wrote, with what it wrote: also padding."""
-    tables, tokens = flight["block_tables"], flight["tokens"]
-    if not tables or not tokens or value_of(flight["seq"]) is None:
+def _writes(invocation: dict[Any, Any], stride: int) -> Iterable[tuple[int, _Write]]:
+    """Yield each page that an invocation wrote, with what it wrote: also padding."""
+    tables, tokens = invocation["block_tables"], invocation["tokens"]
+    if not tables or not tokens or value_of(invocation["seq"]) is None:
         return
-    requests, starts = flight["request_ids"] or (), flight["start_positions"]
-    seq, t_s, number = int(flight["seq"]), value_of(flight["t_s"]), int(flight["flight_id"])
-    prefill = flight["phase"] == "prefill"
+    requests, starts = invocation["request_ids"] or (), invocation["start_positions"]
+    seq, t_s, number = (
+        int(invocation["seq"]),
+        value_of(invocation["t_s"]),
+        int(invocation["invocation_id"]),
+    )
+    prefill = invocation["phase"] == "prefill"
     for row, table in enumerate(tables):
         request = requests[row] if row < len(requests) else None
         start = int(starts[row]) if starts else 0
         width = len(tokens[row])
-        own = min(width, max(int(flight["seq_lens"][row]) - start, 0)) if prefill else width
+        own = min(width, max(int(invocation["seq_lens"][row]) - start, 0)) if prefill else width
         for block in range(start // stride, (start + width - 1) // stride + 1):
             if block >= len(table):
                 break
@@ -198,8 +202,12 @@ def _merged(told: list[Entry], written: list[_Write]) -> tuple[Entry, ...]:
 
 def _entry(who: str, writes: list[_Write]) -> Entry:
     first, last = min(w.first for w in writes), max(w.last for w in writes)
-    flights = list(dict.fromkeys(w.flight_id for w in writes))
-    when = f"flights {flights[0]} to {flights[-1]}" if len(flights) > 1 else f"flight {flights[0]}"
+    invocations = list(dict.fromkeys(w.invocation_id for w in writes))
+    when = (
+        f"invocations {invocations[0]} to {invocations[-1]}"
+        if len(invocations) > 1
+        else f"invocation {invocations[0]}"
+    )
     what = f"positions {first} to {last}" if last > first else f"position {first}"
     words = f"{who} wrote {what} ({when})"
     request = writes[0].request_id

@@ -12,7 +12,7 @@ from analysis.diagnosis.layout import Section, Table, html_table, percent, plain
 if TYPE_CHECKING:
     from analysis.diagnosis.explanation import Explanation
 
-_FLIGHTS, _ENTRIES, _PAGES, _FELLOWS, _MOMENTS = 40, 14, 12, 12, 40
+_INVOCATIONS, _ENTRIES, _PAGES, _FELLOWS, _MOMENTS = 40, 14, 12, 12, 40
 """Most rows of a kind that are shown."""
 _STACK = 5
 
@@ -25,7 +25,7 @@ def sections_of(told: Explanation) -> list[Section]:
         _finding(told),
         _further(told),
         _token(told),
-        _flights(told),
+        _invocations(told),
         _meeting(told),
         _fellows(told),
         _pages(told),
@@ -61,7 +61,7 @@ def as_html(told: Explanation, picture: str = "") -> str:
 
 
 def _title(told: Explanation) -> str:
-    return f"{told.request_id} of {told.cell_id}: {told.outcome}"
+    return f"{told.request_id} of {told.trial_id}: {told.outcome}"
 
 
 def _moments(told: Explanation) -> Section:
@@ -107,11 +107,11 @@ def _further(told: Explanation) -> Section:
     """Return what else was found on the request, in order."""
     first = told.finding
     rows = tuple(
-        (_whole(f.seq), _whole(f.flight_id), f.severity, f"{f.rule} ({f.cause})", f.message)
+        (_whole(f.seq), _whole(f.invocation_id), f.severity, f"{f.rule} ({f.cause})", f.message)
         for f in told.findings
         if first is None or (f.rule, f.cause) != (first.rule, first.cause)
     )
-    columns = ("event", "flight", "severity", "rule", "what was found")
+    columns = ("event", "invocation", "severity", "rule", "what was found")
     return Section("Found on it, too", (), Table(columns, rows) if rows else None)
 
 
@@ -119,11 +119,11 @@ def _token(told: Explanation) -> Section:
     wrong = told.divergence
     if wrong is None:
         return Section("First wrong token")
-    flight = "" if wrong.flight_id is None else f" in flight {wrong.flight_id}"
+    invocation = "" if wrong.invocation_id is None else f" in invocation {wrong.invocation_id}"
     rows = [
         (who, _chance(belief, "given"), _chance(belief, "right"))
         for who, belief in (
-            (f"the engine{flight}", wrong.engine),
+            (f"the engine{invocation}", wrong.engine),
             ("the reference decoder", wrong.reference),
         )
         if belief is not None
@@ -143,38 +143,38 @@ def _chance(belief: Belief, which: str) -> str:
     return percent(value)
 
 
-def _flights(told: Explanation) -> Section:
+def _invocations(told: Explanation) -> Section:
     answer = told.request["tokens"] or ()
     wanted = told.request["reference_tokens"] or ()
     rows = []
-    for flight in told.flights[:_FLIGHTS]:
-        mine, place = flight.mine, flight.place
+    for invocation in told.invocations[:_INVOCATIONS]:
+        mine, place = invocation.mine, invocation.place
         given = right = None
         if place is not None:
             given = answer[place] if place < len(answer) else None
             right = wanted[place] if place < len(wanted) else None
         rows.append(
             (
-                str(flight.flight_id),
-                _seconds(flight.t_s),
-                flight.phase,
-                f"{flight.own} of {len(flight.rows)}",
-                listed(flight.others) or "nobody",
+                str(invocation.invocation_id),
+                _seconds(invocation.t_s),
+                invocation.phase,
+                f"{invocation.own} of {len(invocation.rows)}",
+                listed(invocation.others) or "nobody",
                 _whole(mine.start),
-                _marked(mine.seq_len, flight.length),
+                _marked(mine.seq_len, invocation.length),
                 " ".join(map(str, mine.table)),
                 "" if given is None else token_name(told.case, given),
                 "" if right is None or right == given else token_name(told.case, right),
             )
         )
     if not rows:
-        return Section("Flights")
-    left_out = len(told.flights) - _FLIGHTS
+        return Section("Invocations")
+    left_out = len(told.invocations) - _INVOCATIONS
     sentences = ["A length in brackets is the request's own, where it was told another one."]
-    sentences += [f"{left_out} later flights are left out."] if left_out > 0 else []
-    columns = ("flight", "s", "phase", "row", "with", "start", "length", "block table", "gave",
+    sentences += [f"{left_out} later invocations are left out."] if left_out > 0 else []
+    columns = ("invocation", "s", "phase", "row", "with", "start", "length", "block table", "gave",
                "right")  # fmt: skip
-    return Section("Flights", tuple(sentences), Table(columns, tuple(rows)))
+    return Section("Invocations", tuple(sentences), Table(columns, tuple(rows)))
 
 
 def _marked(seq_len: int | None, own: int | None) -> str:
@@ -184,28 +184,28 @@ def _marked(seq_len: int | None, own: int | None) -> str:
 
 
 def _meeting(told: Explanation) -> Section:
-    """Return all rows of the flight that matters most: that of the finding, or the wrong token."""
-    flight = _flight_of_interest(told)
-    if flight is None:
+    """Return all rows of the invocation of the finding, or of the wrong token."""
+    invocation = _invocation_of_interest(told)
+    if invocation is None:
         return Section("")
-    rows = tuple(_row(row, flight) for row in flight.rows)
+    rows = tuple(_row(row, invocation) for row in invocation.rows)
     columns = ("row", "request", "tokens", "start", "length", "block table")
-    title = f"Flight {flight.flight_id}, a {flight.phase}, as the device got it"
+    title = f"Invocation {invocation.invocation_id}, a {invocation.phase}, as the device got it"
     return Section(title, (), Table(columns, rows))
 
 
-def _flight_of_interest(told: Explanation) -> Flown | None:
-    wanted = [told.finding.flight_id] if told.finding is not None else []
-    wanted += [told.divergence.flight_id] if told.divergence is not None else []
+def _invocation_of_interest(told: Explanation) -> Flown | None:
+    wanted = [told.finding.invocation_id] if told.finding is not None else []
+    wanted += [told.divergence.invocation_id] if told.divergence is not None else []
     for number in wanted:
-        for flight in told.flights:
-            if flight.flight_id == number:
-                return flight
-    return told.flights[-1] if told.flights else None
+        for invocation in told.invocations:
+            if invocation.invocation_id == number:
+                return invocation
+    return told.invocations[-1] if told.invocations else None
 
 
-def _row(row: Row, flight: Flown) -> tuple[str, ...]:
-    length = flight.length if row is flight.mine else None
+def _row(row: Row, invocation: Flown) -> tuple[str, ...]:
+    length = invocation.length if row is invocation.mine else None
     return (
         str(row.row),
         row.request_id or "padding",
@@ -218,14 +218,14 @@ def _row(row: Row, flight: Flown) -> tuple[str, ...]:
 
 def _fellows(told: Explanation) -> Section:
     rows = tuple(
-        (f.request_id, f.outcome or "unknown", str(f.flights), listed(f.pages, 12) or "none")
+        (f.request_id, f.outcome or "unknown", str(f.invocations), listed(f.pages, 12) or "none")
         for f in told.fellows[:_FELLOWS]
     )
     if not rows:
         return Section("")
     left_out = len(told.fellows) - _FELLOWS
-    note = (f"{left_out} more shared fewer flights.",) if left_out > 0 else ()
-    columns = ("request", "outcome", "flights together", "pages in both block tables")
+    note = (f"{left_out} more shared fewer invocations.",) if left_out > 0 else ()
+    columns = ("request", "outcome", "invocations together", "pages in both block tables")
     return Section("Fellow travellers", note, Table(columns, rows))
 
 

@@ -126,7 +126,7 @@ def _ask(
     outcome, divergence = judge(done.tokens, done.text, done.outcome, request, reference)
     return {
         "request_id": request.id,
-        "cell_id": "",
+        "trial_id": "",
         "family": request.family,
         "prompt": request.prompt,
         "prompt_tokens": list(done.prompt_tokens),

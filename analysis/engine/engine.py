@@ -180,8 +180,8 @@ class Engine:
                 Setup(self.name, self.config, self.model, self.vmfb, self.device)
             )
             self.adapter.start()
-            if self.config.serialise_flights:
-                self._undo.append(self.adapter.serialise_flights())
+            if self.config.serialise_invocations:
+                self._undo.append(self.adapter.serialise_invocations())
         except BaseException as error:
             said = self._capture.text()
             self.close()

@@ -1,7 +1,7 @@
 """A second opinion on a schedule: the sanitizer's, with its own shadow of the pages and its rules.
 
-It watches the cache by the very hooks by which it watches a live engine. Flights are told to it as
-the engine would have flown them, one request each.
+It watches the cache by the very hooks by which it watches a live engine. Invocations are told to it
+as the engine would have flown them, one request each.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class _Watched:
         if decode:
             arrays["start_positions"] = ((1,), [start])
             recorder.token(name, tokens[-1], first=False)
-        flight = recorder.flight_begins("decode" if decode else "prefill", [name])
-        recorder.flight_ends(flight, arrays, None)
+        invocation = recorder.invocation_begins("decode" if decode else "prefill", [name])
+        recorder.invocation_ends(invocation, arrays, None)
 
 
 def _completion(actor: Actor) -> Completion:

@@ -61,7 +61,7 @@ class Stage:
         self.flown: dict[str, int] = {}
         """By request, how many of its tokens were flown."""
         self.listener: Callable[[str, list[int], list[int], int], None] | None = None
-        """Told of flights: the request, all its tokens, its block table, the first position."""
+        """Told of invocations: the request, all its tokens, its block table, the first position."""
         self.published: set[int] = set()
         """Pages that were in the trie since they were last free."""
         self.over = False
@@ -82,7 +82,7 @@ class Stage:
 
     def add(self, request: Request) -> Actor:
         """Let one more request come."""
-        actor = self.kind(request, self.cache, self._flight(request.name))
+        actor = self.kind(request, self.cache, self._invocation(request.name))
         self.actors[request.name] = actor
         self.look()
         return actor
@@ -108,9 +108,9 @@ class Stage:
 
         self.pool.acquire_free_pages, self.pool.free_pages = acquired, freed
 
-    # -- flights ---------------------------------------------------------------------------
+    # -- invocations ---------------------------------------------------------------------------
 
-    def _flight(self, name: str) -> Any:
+    def _invocation(self, name: str) -> Any:
         def fly(tokens: list[int], table: list[int], start: int) -> None:
             self.flown[name] = len(tokens)
             if self.listener is not None:

@@ -1,8 +1,8 @@
 """One function a figure: each takes frames of a run and returns a matplotlib Figure, or a table."""
 
 from analysis.plots.failure_rate import failure_rate
-from analysis.plots.flights import flights
 from analysis.plots.hit_rate import hit_rate
+from analysis.plots.invocations import invocations
 from analysis.plots.latency import latency
 from analysis.plots.memory import memory
 from analysis.plots.outcomes import outcomes
@@ -14,7 +14,7 @@ from analysis.plots.tables import (
     HtmlTable,
     asked_again,
     facts,
-    failed_cells,
+    failed_trials,
     rates_table,
     wrong_answers,
 )
@@ -24,10 +24,10 @@ __all__ = [
     "HtmlTable",
     "asked_again",
     "facts",
-    "failed_cells",
+    "failed_trials",
     "failure_rate",
-    "flights",
     "hit_rate",
+    "invocations",
     "latency",
     "memory",
     "outcomes",

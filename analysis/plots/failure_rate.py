@@ -6,26 +6,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots import style
-from analysis.stats.rates import CONFIGURATION, failure_rates, per_cell, varying
+from analysis.stats.rates import CONFIGURATION, failure_rates, per_trial, varying
 
 
-def failure_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = None) -> Figure:
+def failure_rate(requests: pd.DataFrame, trials: pd.DataFrame, title: str | None = None) -> Figure:
     """Draw the share of requests that failed against concurrency, with 95% intervals over engines.
 
-    One line for each release and prefix sharing, and for whatever else differs between the cells.
+    One line for each release and prefix sharing, and for whatever else differs between the trials.
     Points stand at the concurrency that the engine ran: one that refuses requests works on fewer at
     once than it is offered, and all that it was offered beyond that is one point; the legend has
     the offered concurrencies. Rejected requests are left out of the rate; the label says so.
     """
-    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
-    ran = per_cell(requests, cells)
+    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(trials, CONFIGURATION)]))
+    ran = per_trial(requests, trials)
     # An engine that refused nothing ran what it was offered, even where no two met.
     less = (ran["refused"] > 0) & ran["at_once"].notna() & (ran["at_once"] > 0)
-    offered = cells.set_index("cell_id")["concurrency"]
+    offered = trials.set_index("trial_id")["concurrency"]
     at_once = offered.copy()
-    at_once.loc[ran.loc[less, "cell_id"]] = ran.loc[less, "at_once"].to_numpy(dtype=int)
-    admitted = cells.assign(concurrency=at_once.to_numpy())
-    beyond = cells.assign(ran=at_once.to_numpy())
+    at_once.loc[ran.loc[less, "trial_id"]] = ran.loc[less, "at_once"].to_numpy(dtype=int)
+    admitted = trials.assign(concurrency=at_once.to_numpy())
+    beyond = trials.assign(ran=at_once.to_numpy())
     beyond = beyond[beyond["ran"] < beyond["concurrency"]]
     rates = failure_rates(requests, admitted, [*columns, "concurrency"])
     # Where none was accepted there is no rate.

@@ -10,16 +10,16 @@ from analysis.plots import style
 from analysis.stats.rates import CONFIGURATION, hit_rates, latency_summary, varying
 
 
-def hit_rate(requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = None) -> Figure:
+def hit_rate(requests: pd.DataFrame, trials: pd.DataFrame, title: str | None = None) -> Figure:
     """Draw the share of prompt tokens found cached, and the median latency, side by side.
 
-    The share has a 95% bootstrap interval over cells, or over requests where there are fewer than 5
-    cells; latency has bars from its median to its 95th percentile, over completed requests.
+    The share has a 95% bootstrap interval over trials, or over requests where there are fewer than
+    5 trials; latency has bars from its median to its 95th percentile, over completed requests.
     """
-    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
+    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(trials, CONFIGURATION)]))
     by = [*columns, "concurrency"]
-    hits = hit_rates(requests, cells, by)
-    times = latency_summary(requests, cells, by)
+    hits = hit_rates(requests, trials, by)
+    times = latency_summary(requests, trials, by)
     if hits.empty:
         return style.nothing_to_draw("No request looked anything up in a prefix cache.")
     figure = style.new_figure(9.6, 4.6)

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.plots import style
-from analysis.stats.rates import CONFIGURATION, latency_summary, varying, with_cells
+from analysis.stats.rates import CONFIGURATION, latency_summary, varying, with_trials
 
 _PANELS = (
     ("latency_s", "Whole answer", "latency (s)"),
@@ -18,24 +18,24 @@ _PANELS = (
 _POINTS = 400
 
 
-def latency(requests: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def latency(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw latency and time to first token of completed requests, in seconds, over concurrency.
 
     The marker is the median, the bar reaches up to the 95th percentile, the short line is the 99th;
     faint dots are single requests. The axis is logarithmic.
     """
-    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
+    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(trials, CONFIGURATION)]))
     by = [*columns, "concurrency"]
-    whole = latency_summary(requests, cells, by)
+    whole = latency_summary(requests, trials, by)
     if whole.empty:
         return style.nothing_to_draw("No request completed: there is no latency to draw.")
     series = style.all_series(whole, columns)
-    joined = with_cells(requests, cells, by)
+    joined = with_trials(requests, trials, by)
     joined = joined[joined["outcome"].isin(("ok", "wrong"))]
     figure = style.new_figure(8.6, 4.2)
     panels = figure.subplots(1, 2)
     for axes, (column, title, label) in zip(panels, _PANELS, strict=True):
-        summary = latency_summary(requests, cells, by, column=column)
+        summary = latency_summary(requests, trials, by, column=column)
         style.dress(axes, title, "concurrent requests", label)
         if summary.empty:
             axes.set(xticks=[], yticks=[])

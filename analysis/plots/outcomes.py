@@ -22,13 +22,13 @@ _WORDS = {
 _HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
 
 
-def outcomes(requests: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw the share of each outcome as stacked bars over concurrency, one panel a configuration.
 
     Numbers in the bars are requests; outcomes that never occurred have neither bar nor legend.
     """
-    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(cells, CONFIGURATION)]))
-    counts = outcome_counts(requests, cells, [*columns, "concurrency"])
+    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(trials, CONFIGURATION)]))
+    counts = outcome_counts(requests, trials, [*columns, "concurrency"])
     if counts.empty:
         return style.nothing_to_draw("No request was recorded: there are no outcomes to draw.")
     series = style.all_series(counts, columns)

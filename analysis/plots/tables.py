@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.stats.rates import failure_rates, with_cells
+from analysis.stats.rates import failure_rates, with_trials
 
 _PROMPT_END = 60
 _WRONG_COLUMNS = [
@@ -37,16 +37,18 @@ class HtmlTable:
         return len(self.frame)
 
 
-def wrong_answers(requests: pd.DataFrame, cells: pd.DataFrame, count: int = 3) -> HtmlTable:
+def wrong_answers(requests: pd.DataFrame, trials: pd.DataFrame, count: int = 3) -> HtmlTable:
     """Show wrong answers beside the right ones, the first difference marked.
 
     Those at the lowest concurrency come first, each prompt and, as long as there are others, each
     family once. `frame` has prompt, right and answered (text, or token ids as text where the
     workload knows no text), and differs_at: the first character (or token) that differs, from 0.
     """
-    joined = with_cells(requests, cells, ["release", "prefix_sharing", "page_count", "concurrency"])
+    joined = with_trials(
+        requests, trials, ["release", "prefix_sharing", "page_count", "concurrency"]
+    )
     wrong = joined[joined["outcome"] == "wrong"].sort_values(
-        ["concurrency", "release", "prefix_sharing", "cell_id", "request_id"], kind="stable"
+        ["concurrency", "release", "prefix_sharing", "trial_id", "request_id"], kind="stable"
     )
     wrong = wrong.drop_duplicates("prompt")
     # The first of each family, then the second of each, and so on.
@@ -174,14 +176,14 @@ def facts(values: Mapping[str, object]) -> HtmlTable:
     return HtmlTable(frame, f"<table>{body}</table>")
 
 
-def failed_cells(cells: pd.DataFrame) -> HtmlTable:
-    """Show the cells that did not end well, each with its one sentence."""
-    names = ["cell_id", "release", "prefix_sharing", "page_count", "concurrency", "repeat"]
+def failed_trials(trials: pd.DataFrame) -> HtmlTable:
+    """Show the trials that did not end well, each with its one sentence."""
+    names = ["trial_id", "release", "prefix_sharing", "page_count", "concurrency", "repeat"]
     names += ["status", "status_detail"]
-    frame = cells.loc[cells["status"] != "ok", names].reset_index(drop=True)
+    frame = trials.loc[trials["status"] != "ok", names].reset_index(drop=True)
     if frame.empty:
-        return HtmlTable(frame, f"<p>All {len(cells)} cells ended well.</p>")
-    shown = frame.drop(columns="cell_id")
+        return HtmlTable(frame, f"<p>All {len(trials)} trials ended well.</p>")
+    shown = frame.drop(columns="trial_id")
     shown["status"] = shown["status"].str.replace("_", " ")
     shown["status_detail"] = shown["status_detail"].fillna("nothing more is known")
     shown = shown.rename(columns={"page_count": "pages", "status_detail": "what happened"})
@@ -190,11 +192,11 @@ def failed_cells(cells: pd.DataFrame) -> HtmlTable:
 
 def rates_table(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
 ) -> HtmlTable:
     """Show failure rates with intervals over engines; `frame` is `failure_rates`."""
-    frame = failure_rates(requests, cells, by)
+    frame = failure_rates(requests, trials, by)
     shown = frame[list(by)].copy()
     shown["requests"] = frame["n"]
     shown["rejected"] = frame["rejected"]
@@ -209,8 +211,8 @@ def rates_table(
     ]
     shown["intraclass correlation"] = ["-" if pd.isna(v) else f"{v:.2f}" for v in frame["icc"]]
     shown["engines with a failure"] = [
-        f"{failed} of {cells}"
-        for failed, cells in zip(frame["cells_failed"], frame["cells"], strict=True)
+        f"{failed} of {trials}"
+        for failed, trials in zip(frame["trials_failed"], frame["trials"], strict=True)
     ]
     shown["ran at once"] = ["-" if pd.isna(v) else f"{v:.0f}" for v in frame["at_once"]]
     return HtmlTable(frame, _plain_html(shown))

@@ -1,4 +1,4 @@
-"""What happens inside a live engine: flights, cache events, and snapshots of the cache."""
+"""What happens inside a live engine: invocations, cache events, and snapshots of the cache."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def observe(
     as it was. `snapshots` takes one of the cache before and after every request and at failures;
     without it only the first and the last are taken. `stacks` adds to every event the engine's
     own Python frames. Resident memory is read every `memory_every_s` seconds (0: never). At most
-    `max_events` events, as many flights and `max_snapshots` snapshots are kept, the first ones;
+    `max_events` events, as many invocations and `max_snapshots` snapshots are kept, the first ones;
     `Recording.overflow` says what was left out. An event takes some 300 bytes. What is kept beside
-    its rows (arrays and scores of flights, frames, snapshots) is counted, and the recording is full
-    as well when that takes more than `max_bytes`, by default 1 GiB. `likeliest` has
-    every flight note so many of the likeliest next tokens of each request's row, with their
+    its rows (arrays and scores of invocations, frames, snapshots) is counted, and the recording is
+    full as well when that takes more than `max_bytes`, by default 1 GiB. `likeliest` has every
+    invocation note so many of the likeliest next tokens of each request's row, with their
     logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
     compared with what they were filled with, and results followed up to the token that is chosen
     (columns `result_tokens`, `result_digests` and `changed`, events `chosen`). `checksums`

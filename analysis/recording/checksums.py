@@ -1,8 +1,8 @@
 """Checksums of the pages' bytes: what nothing wrote must stay, what was written must have arrived.
 
 The page table is mapped once and read in place. Of every slot a digest is kept for each layer, keys
-and values, and head. Flights are known from their start to their landing; a page is judged only
-when every flight that may have written to it meanwhile has landed, by what their arguments say.
+and values, and head. Invocations are known from their start to their landing; a page is judged only
+when every invocation that may have written to it meanwhile has landed, by what their arguments say.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODES = ("sampled", "landings", "whole")
 FOLLOWED = 32
 """One page of so many is followed with *sampled*."""
 SAMPLED = 4
-"""Pages that are read when a flight lands with *landings*, of those that its rows use."""
+"""Pages that are read when an invocation lands with *landings*, of those that its rows use."""
 SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
 """Kinds of events that `Checksums.seen` is told of."""
 _KINDS = ("K", "V")
@@ -93,7 +93,7 @@ def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
 
 @dataclass
 class _Pending:
-    """A page that was read and looked changed while flights were under way."""
+    """A page that was read and looked changed while invocations were under way."""
 
     page: int
     slots: list[int]
@@ -101,11 +101,11 @@ class _Pending:
     """Its digests as read, [layers, 2, stride, heads]."""
     at: Ints
     """Which state each slot was compared with, [stride]."""
-    flights: set[int]
+    invocations: set[int]
     moment: str
     since: int
     seen: int
-    """The last flight that had begun when it was read."""
+    """The last invocation that had begun when it was read."""
     holders: list[str]
     """Requests that held it then."""
     request_id: str | None
@@ -117,19 +117,20 @@ class _Copy:
 
     source: int
     done_after: int
-    """The flight after whose landing the device has surely done it."""
-    flights: set[int]
-    """Flights under way then, which may have been writing to the source."""
+    """The invocation after whose landing the device has surely done it."""
+    invocations: set[int]
+    """Invocations under way then, which may have been writing to the source."""
 
 
 class Checksums:
     """Digests of all slots of one engine's page table, compared whenever a page is read again.
 
-    The slots that a flight wrote are read when it lands, and pages when they are acquired, freed,
-    found in the trie or let go of by a request. *sampled* does that with one page in 32, drawn by
-    chance, and leaves the others alone. *landings* does it with all pages, and every landing also
-    reads four, drawn from those that its rows use; with *whole* all pages are read when a flight
-    starts and when it lands. Padding page 0 is never judged: padding rows write to it.
+    The slots that an invocation wrote are read when it lands, and pages when they are acquired,
+    freed, found in the trie or let go of by a request. *sampled* does that with one page in 32,
+    drawn by chance, and leaves the others alone. *landings* does it with all pages, and every
+    landing also reads four, drawn from those that its rows use; with *whole* all pages are read
+    when an invocation starts and when it lands. Padding page 0 is never judged: padding rows write
+    to it.
 
     Nothing is read before `open`. Its other methods are called on the engine's own threads. Raises
     EngineError where the page table cannot be read from here.
@@ -138,12 +139,12 @@ class Checksums:
     def __init__(self, probe: CacheProbe, recorder: Recorder, *, mode: str = "sampled") -> None:
         self.mode = mode
         self.lock = threading.RLock()
-        self.flights = 0
-        """Flights that landed."""
+        self.invocations = 0
+        """Invocations that landed."""
         self.pages_read = 0
         """Pages that were read and compared."""
         self.slots_written = 0
-        """Slots that were looked at when the flight that wrote them had landed."""
+        """Slots that were looked at when the invocation that wrote them had landed."""
         self.unchecked = 0
         """Changes of a page that were not judged, for want of room to remember them."""
         self._offered = 0
@@ -169,14 +170,14 @@ class Checksums:
         self._token = np.full(shape, _UNKNOWN_TOKEN, dtype=np.int64)
         """The token that was written last."""
         self._since = np.full(self._count, -1, dtype=np.int64)
-        """The last flight that had begun when a page was last seen as it should be."""
+        """The last invocation that had begun when a page was last seen as it should be."""
         self._clock, self._last_begun = 1, -1
         self._air: dict[int, int] = {}
-        """Flights under way, each with the clock when it began, -1 if that was not seen."""
+        """Invocations under way, each with the clock when it began, -1 if that was not seen."""
         self._pending: list[_Pending] = []
         self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
         """What slots held that changed, which may stand elsewhere now: pages exchanged."""
-        # Flights that were called before the hooks were there may write what nobody sees.
+        # Invocations that were called before the hooks were there may write what nobody sees.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
         self._unsure.add(PADDING_PAGE)
         self._copied: dict[int, _Copy] = {}
@@ -253,29 +254,29 @@ class Checksums:
 
     # -- what the engine does --------------------------------------------------------------
 
-    def begins(self, flight: int) -> None:
-        """Take note that a flight is about to be called."""
+    def begins(self, invocation: int) -> None:
+        """Take note that an invocation is about to be called."""
         with self.lock:
             if self.mode == "whole":
                 self._look(self._all, "start")
             self._clock += 1
-            self._air[flight] = self._clock
-            self._last_begun = max(self._last_begun, flight)
+            self._air[invocation] = self._clock
+            self._last_begun = max(self._last_begun, invocation)
 
     def ends(
         self,
-        flight: int,
+        invocation: int,
         phase: str,
         request_ids: Sequence[str],
         arrays: dict[str, Any],
         error: BaseException | None,
     ) -> None:
-        """Look at what a flight wrote, and at what it left alone."""
+        """Look at what an invocation wrote, and at what it left alone."""
         with self.lock:
-            begun = self._air.pop(flight, None)
+            begun = self._air.pop(invocation, None)
             if not self._tables:
                 return
-            self.flights += 1
+            self.invocations += 1
             self._clock += 1
             idle = begun is not None and error is None and not self._pending and not self._copied
             if idle and self.mode == "sampled" and self._spares(phase, arrays):
@@ -287,12 +288,12 @@ class Checksums:
             # Of one whose beginning was not told nobody knows what was read while it wrote.
             if wrote is None or begun is None or error is not None:
                 self._distrust(request_ids, wrote)
-                self._settle(flight, frozenset())  # of unsure pages none is pending any more
+                self._settle(invocation, frozenset())  # of unsure pages none is pending any more
                 return
             if self._pending or self._copied:
-                self._settle(flight, wrote.flat)
-                self._uncertain_copies(flight, wrote.flat)
-            self._arrive(flight, request_ids, wrote, begun)
+                self._settle(invocation, wrote.flat)
+                self._uncertain_copies(invocation, wrote.flat)
+            self._arrive(invocation, request_ids, wrote, begun)
             if self._copied:
                 self._look([*self._copied], "landing")
             if self.mode == "whole":
@@ -348,7 +349,7 @@ class Checksums:
         said: dict[str, Any] = {
             "mode": self.mode,
             "followed": [len(self._all), self._count],
-            "flights": self.flights,
+            "invocations": self.invocations,
             "pages_read": self.pages_read,
             "slots_written": self.slots_written,
             "pages_offered": self._offered,
@@ -359,7 +360,7 @@ class Checksums:
         return json.dumps(said)
 
     def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
-        """Tell, quickly, whether a flight surely wrote to no page that is followed."""
+        """Tell, quickly, whether an invocation surely wrote to no page that is followed."""
         try:
             (rows, blocks), tables = arrays["block_tables"]
             if phase == "decode":
@@ -400,22 +401,22 @@ class Checksums:
                 set(self._air), moment, int(self._since[page]), self._last_begun,
                 self.recorder.holders_of(page), request_id,
             )  # fmt: skip
-            if not pending.flights:
+            if not pending.invocations:
                 self._changed(pending)
             elif len(self._pending) < _MOST_PENDING:
                 self._pending.append(pending)
             else:
                 self.unchecked += 1
 
-    def _settle(self, flight: int, written: frozenset[int]) -> None:
-        """Judge what waited for a flight that has landed, but for what that wrote."""
+    def _settle(self, invocation: int, written: frozenset[int]) -> None:
+        """Judge what waited for an invocation that has landed, but for what that wrote."""
         left = []
         for pending in self._pending:
-            if flight in pending.flights:
-                pending.flights.discard(flight)
+            if invocation in pending.invocations:
+                pending.invocations.discard(invocation)
                 first = pending.page * self._stride
                 pending.slots = [s for s in pending.slots if first + s not in written]
-            if pending.flights and pending.slots:
+            if pending.invocations and pending.slots:
                 left.append(pending)
             else:
                 self._changed(pending)
@@ -434,8 +435,8 @@ class Checksums:
             "parts": _parts(parts),
             "holds": self._origin(page, slots, was != held, held),
             "moment": pending.moment,
-            "since_flight": pending.since,
-            "seen_flight": pending.seen,
+            "since_invocation": pending.since,
+            "seen_invocation": pending.seen,
             "holders": pending.holders,
             "copy_of": copy.source if (copy := self._copied.pop(page, None)) else None,
         }
@@ -470,8 +471,10 @@ class Checksums:
 
     # -- what arrives ----------------------------------------------------------------------
 
-    def _arrive(self, flight: int, request_ids: Sequence[str], wrote: Written, begun: int) -> None:
-        """Read the slots that a flight wrote; tell of those where something did not arrive."""
+    def _arrive(
+        self, invocation: int, request_ids: Sequence[str], wrote: Written, begun: int
+    ) -> None:
+        """Read the slots that an invocation wrote; tell of those where something did not arrive."""
         if self.mode == "sampled":
             wrote.only(self._follows)
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
@@ -481,7 +484,7 @@ class Checksums:
         same = held == self._digest[pages, :, :, slots]
         self.slots_written += int(real.sum())
         if same.any() or not held.all():  # else all is new, and nothing is missing
-            self._tell_lost(flight, request_ids, wrote, begun, held, same)
+            self._tell_lost(invocation, request_ids, wrote, begun, held, same)
         # What a padding token wrote is known only if it changed something.
         if not real.all():
             tokens = np.where(real | ~same.all(axis=(1, 2, 3)), tokens, _UNKNOWN_TOKEN)
@@ -493,7 +496,7 @@ class Checksums:
 
     def _tell_lost(
         self,
-        flight: int,
+        invocation: int,
         request_ids: Sequence[str],
         wrote: Written,
         begun: int,
@@ -521,7 +524,7 @@ class Checksums:
                 for i in here.tolist()
             }
             request_id = request_ids[int(wrote.rows[here[0]])]
-            self._tell("bytes_kept", page, flight, request_id, {"slots": said})
+            self._tell("bytes_kept", page, invocation, request_id, {"slots": said})
 
     def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
         """Return which blocks still hold what they held, where a write should have changed them.
@@ -549,10 +552,10 @@ class Checksums:
         self._digest[target], self._token[target] = self._digest[source], self._token[source]
         self._copied[target] = _Copy(source, self._last_begun + 1, set(self._air))
 
-    def _uncertain_copies(self, flight: int, written: frozenset[int]) -> None:
-        """Take back what copies should hold where a flight was just writing to their source."""
+    def _uncertain_copies(self, invocation: int, written: frozenset[int]) -> None:
+        """Take back what copies should hold where an invocation was writing to their source."""
         for target, copy in self._copied.items():
-            if flight in copy.flights:
+            if invocation in copy.invocations:
                 first = copy.source * self._stride
                 slots = [s for s in range(self._stride) if first + s in written]
                 self._known[target, slots] = False
@@ -565,7 +568,7 @@ class Checksums:
         return after > self._last_begun or any(number <= after for number in self._air)
 
     def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
-        """Take note that a flight wrote nobody knows what; it may still be writing."""
+        """Take note that an invocation wrote nobody knows what; it may still be writing."""
         for request_id in request_ids:
             self._unsure.update(self.recorder.held_by(request_id))
         if wrote is not None:

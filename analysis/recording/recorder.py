@@ -32,29 +32,32 @@ EVENT_FIELDS = (
     "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "detail", "locks",
     "stack",
 )  # fmt: skip
-FLIGHT_FIELDS = (
-    "flight_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
+INVOCATION_FIELDS = (
+    "invocation_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
     "start_positions", "block_tables", "seq", "end_seq", "thread", "t_s", "duration_s", "error",
     "scores", "results", "changed",
 )  # fmt: skip
-_IDS = FLIGHT_FIELDS.index("request_ids")
+_IDS = INVOCATION_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
 """How long an automatic snapshot waits for a moment between two operations."""
 _SHOWN_FAULTS, _SHOWN_FRAMES = 3, 12
 _MOST_NAMED = 1000
-"""How many faults of the watching, and dropped flights, are kept in full; the rest is counted."""
+"""How many faults of the watching, and dropped invocations, are kept in full; the rest is counted.
+"""
 _ARRAYS = ("tokens", "block_tables")
-"""Arguments of a flight that may be large."""
+"""Arguments of an invocation that may be large."""
 MOST_BYTES = 1 << 30
 """What a recording keeps beside the rows of its events unless told otherwise.
 
-500,000 events with the engine's frames take some 0.5 GiB, as many flights of the counting model
+500,000 events with the engine's frames take some 0.5 GiB, as many invocations of the counting model
 0.3: what is larger, such as scores or the block tables of a large model, ends it earlier.
 """
 _LONG = 128
 """Details and lists of pages that are longer are counted for their bytes."""
-_WORD, _FRAME, _FLIGHT, _NODE, _NUMBERS = 8, 96, 600, 200, 72
-"""Bytes of an element, a frame, a flight, a node of a snapshot, and a token with its logarithm."""
+_WORD, _FRAME, _INVOCATION, _NODE, _NUMBERS = 8, 96, 600, 200, 72
+"""Bytes of an element, a frame, an invocation, a node of a snapshot, and a token with its
+logarithm.
+"""
 _NEAR = 64
 """Among how many of the last events the one with the last place is."""
 _LOCKED = frozenset(
@@ -107,29 +110,30 @@ class Recorder:
         """What is kept beside the rows of events takes about so much: arrays, frames, snapshots."""
         self._room = max_events
         """Rows of events that are kept; those that were there when the bytes were used up."""
-        self._last_flight = sys.maxsize
-        """The last flight that is kept: one that was under way then is, as its tokens may be."""
+        self._last_invocation = sys.maxsize
+        """The last invocation that is kept: one that was under way then is, as its tokens may be.
+        """
         self.events: list[tuple[Any, ...]] = []
-        self.flights: list[tuple[Any, ...]] = []
+        self.invocations: list[tuple[Any, ...]] = []
         self.snapshots: list[Snapshot] = []
         self.under_way: dict[int, tuple[Any, ...]] = {}
-        """Flights that have begun and not ended."""
+        """Invocations that have begun and not ended."""
         self.skipped: list[int] = []
         """Places between kept events that stay empty: reserved for nothing, or of what was dropped.
 
         At most two for each event that may be kept; beyond that the recording counts as full.
         """
         self.look_inside = False
-        """Whether flights and copies have the pages that they used looked into."""
+        """Whether invocations and copies have the pages that they used looked into."""
         self.checksums: Checksums | None = None
         """What looks at the bytes of pages, while somebody wants it."""
         self.likeliest = likeliest
-        """How many of the likeliest next tokens are noted for each row of a flight."""
+        """How many of the likeliest next tokens are noted for each row of an invocation."""
         self.verifies = verifies
         """Whether arguments are compared with what they were filled with, and results followed."""
-        self.dropped = {"events": 0, "flights": 0, "snapshots": 0, "faults": 0}
+        self.dropped = {"events": 0, "invocations": 0, "snapshots": 0, "faults": 0}
         self.unkept: list[list[str]] = []
-        """The requests of each of the first flights that were dropped; `dropped` counts all."""
+        """The requests of each of the first invocations that were dropped; `dropped` counts all."""
         self.faults: list[str] = []
         """The first errors of the watching itself."""
         self.closed = False
@@ -143,7 +147,7 @@ class Recorder:
         self._late: set[str] = set()
         """Those of them that the engine ended, while their clients are giving them up."""
         self._seq = itertools.count()
-        self._flight_ids = itertools.count()
+        self._invocation_ids = itertools.count()
         self._started_ns = time.monotonic_ns() - round(engine.clock_s() * 1e9)
         self._here = _Here()
         self._versions: list[list[int]] = []
@@ -332,29 +336,29 @@ class Recorder:
         self._here.name = name
         return name
 
-    # -- flights ---------------------------------------------------------------------------
+    # -- invocations ---------------------------------------------------------------------------
 
-    def flight_begins(self, phase: str, request_ids: list[str]) -> tuple[Any, ...]:
-        """Note the beginning of a flight and return it for `flight_ends`."""
+    def invocation_begins(self, phase: str, request_ids: list[str]) -> tuple[Any, ...]:
+        """Note the beginning of an invocation and return it for `invocation_ends`."""
         seq, t_ns = self._place()
-        flight = (next(self._flight_ids), phase, request_ids, seq, t_ns, self._here.name
+        invocation = (next(self._invocation_ids), phase, request_ids, seq, t_ns, self._here.name
                   or self._name())  # fmt: skip
         if not self.closed:
-            self.under_way[flight[0]] = flight
+            self.under_way[invocation[0]] = invocation
         # Another thread may end the looking meanwhile.
         if (checksums := self.checksums) is not None:
-            self.of_bytes(checksums.begins, flight[0])
-        return flight
+            self.of_bytes(checksums.begins, invocation[0])
+        return invocation
 
-    def flight_unseen(self) -> None:
-        """Take note that a flight is called which could not be told: it writes unseen."""
-        self._no_more_checksums("a flight could not be told")
+    def invocation_unseen(self) -> None:
+        """Take note that an invocation is called which could not be told: it writes unseen."""
+        self._no_more_checksums("an invocation could not be told")
 
-    def flight_ends(
-        self, flight: tuple[Any, ...], arrays: dict[str, Any], error: BaseException | None
+    def invocation_ends(
+        self, invocation: tuple[Any, ...], arrays: dict[str, Any], error: BaseException | None
     ) -> None:
-        """Keep a flight with the arguments that the device got."""
-        number, phase, request_ids, seq, begun_ns, thread = flight
+        """Keep an invocation with the arguments that the device got."""
+        number, phase, request_ids, seq, begun_ns, thread = invocation
         if number not in self.under_way:
             return  # the recording ended before
         if (checksums := self.checksums) is not None:
@@ -364,10 +368,10 @@ class Recorder:
             self._skip(end_seq)
             return  # the recording ended meanwhile
         if (opened := self.checksums) is not None and opened is not checksums:
-            # Opened meanwhile, it took the flight for one under way.
+            # Opened meanwhile, it took the invocation for one under way.
             self.of_bytes(opened.ends, number, phase, request_ids, arrays, error)
-        if len(self.flights) >= self.max_events or number > self._last_flight:
-            self._overflow("flights")
+        if len(self.invocations) >= self.max_events or number > self._last_invocation:
+            self._overflow("invocations")
             self._skip(seq)
             self._skip(end_seq)
             if len(self.unkept) < _MOST_NAMED:
@@ -376,20 +380,22 @@ class Recorder:
         shape, _ = arrays.get("seq_lens", ((None,), None))
         scores = arrays.get("scores")
         scores = scores and scores.kept(self.likeliest)
-        self.flights.append(
+        self.invocations.append(
             (number, phase, len(request_ids), shape[0], request_ids, arrays.get("tokens"),
              arrays.get("seq_lens"), arrays.get("start_positions"),
              arrays.get("block_tables"), seq, end_seq, thread, begun_ns / 1e9,
              (ended_ns - begun_ns) / 1e9, None if error is None else repr(error),
              scores, arrays.get("results"), arrays.get("changed"))
         )  # fmt: skip
-        self._weigh(_flight_bytes(arrays, scores))
+        self._weigh(_invocation_bytes(arrays, scores))
 
-    def last_flight_of(self, request_ids: list[str]) -> int | None:
-        """Return the number of the last flight of just these requests, landed or not."""
-        landed = ((f[0], f[_IDS]) for f in reversed(self.flights))
+    def last_invocation_of(self, request_ids: list[str]) -> int | None:
+        """Return the number of the last invocation of just these requests, landed or not."""
+        landed = ((f[0], f[_IDS]) for f in reversed(self.invocations))
         last = next((number for number, ids in landed if ids == request_ids), -1)
-        begun = [n for n, flight in list(self.under_way.items()) if flight[2] == request_ids]
+        begun = [
+            n for n, invocation in list(self.under_way.items()) if invocation[2] == request_ids
+        ]
         number = max([last, *begun])
         return None if number < 0 else number
 
@@ -503,14 +509,14 @@ class Recorder:
 
     @property
     def activity(self) -> tuple[Any, ...]:
-        """What changes with every operation of the cache, every flight, and every given-up request.
+        """What changes with every cache operation, invocation, and given-up request.
 
         It does so also when the recording is full.
         """
-        flights = len(self.flights) + self.dropped["flights"]
+        invocations = len(self.invocations) + self.dropped["invocations"]
         return (
             [version[0] for version in self._versions],
-            flights,
+            invocations,
             list(self.under_way),
             len(self._given_up),
         )
@@ -536,9 +542,9 @@ class Recorder:
             return
         self.look_again()
         for number in list(self.under_way):
-            flight = self.under_way.pop(number, None)
-            if flight is not None:
-                _, phase, request_ids, seq, t_ns, _ = flight
+            invocation = self.under_way.pop(number, None)
+            if invocation is not None:
+                _, phase, request_ids, seq, t_ns, _ = invocation
                 self._open[seq] = t_ns, None, None
                 said = json.dumps({"phase": phase, "requests": request_ids})
                 self.event("unlanded", place=(seq, t_ns), value=number, detail=said)
@@ -551,8 +557,11 @@ class Recorder:
         adapter = self.engine.adapter
         try:
             where = "unknown" if adapter is None else adapter.whereabouts(request_id)
-            flights = [f[0] for f in list(self.under_way.values()) if request_id in f[2]]
-            said: dict[str, Any] = {"where": "flying" if flights else where, "flights": flights}
+            invocations = [f[0] for f in list(self.under_way.values()) if request_id in f[2]]
+            said: dict[str, Any] = {
+                "where": "flying" if invocations else where,
+                "invocations": invocations,
+            }
             if self.engine.probe is not None and (kept := self.engine.probe.kept_locks()):
                 said["locks"] = kept
             # A worker that died leaves its frames on a stack that others use by now: to read them
@@ -613,8 +622,8 @@ class Recorder:
         Two threads that count at once may lose one of the two; it is a bound, and no measure.
         """
         self.bytes += count
-        if self.bytes > self.max_bytes and self._last_flight == sys.maxsize:
-            self._last_flight = max([*self.under_way, -1])
+        if self.bytes > self.max_bytes and self._last_invocation == sys.maxsize:
+            self._last_invocation = max([*self.under_way, -1])
             self._room = min(self._room, len(self.events))
 
     def _overflow(self, what: str) -> None:
@@ -629,9 +638,9 @@ class Recorder:
             )
 
 
-def _flight_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
-    """Return about how much a flight takes: its arrays, and its scores where they are kept."""
-    count = _FLIGHT
+def _invocation_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> int:
+    """Return about how much an invocation takes: its arrays, and its scores where they are kept."""
+    count = _INVOCATION
     for name in _ARRAYS:
         if array := arrays.get(name):
             count += _WORD * len(array[1])

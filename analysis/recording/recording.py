@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from analysis.recording.recorder import (
     EVENT_FIELDS,
-    FLIGHT_FIELDS,
+    INVOCATION_FIELDS,
     Recorder,
     stack_in_words,
 )
@@ -25,7 +25,7 @@ from analysis.snapshots.snapshot import Snapshot
 
 
 class Recording:
-    """Flights, events and snapshots of one engine; they grow while it is observed."""
+    """Invocations, events and snapshots of one engine; they grow while it is observed."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -41,9 +41,9 @@ class Recording:
         return to_frame("events", self.table("events"))
 
     @property
-    def flights(self) -> pd.DataFrame:
-        """Calls of the compiled model that have ended: the table `flights`."""
-        return to_frame("flights", self.table("flights"))
+    def invocations(self) -> pd.DataFrame:
+        """Calls of the compiled model that have ended: the table `invocations`."""
+        return to_frame("invocations", self.table("invocations"))
 
     @property
     def snapshots(self) -> pd.DataFrame:
@@ -75,9 +75,9 @@ class Recording:
         return [snapshot for snapshot in self.taken if snapshot.moment == "failure"]
 
     @property
-    def flights_under_way(self) -> list[list[str]]:
-        """The requests of each flight that has begun and not ended."""
-        return [list(flight[2]) for flight in list(self._recorder.under_way.values())]
+    def invocations_under_way(self) -> list[list[str]]:
+        """The requests of each invocation that has begun and not ended."""
+        return [list(invocation[2]) for invocation in list(self._recorder.under_way.values())]
 
     @property
     def faults(self) -> list[str]:
@@ -98,7 +98,7 @@ class Recording:
         """Return how many rows each table has so far."""
         return {
             "events": len(self._recorder.events),
-            "flights": len(self._recorder.flights),
+            "invocations": len(self._recorder.invocations),
             "snapshots": len(self._recorder.snapshots),
         }
 
@@ -107,14 +107,14 @@ class Recording:
 
         `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
         recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,
-        name) and `flights` (seq, t_ns, number, detail); the places that stay empty, from the one
-        numbered `skipped` on.
+        name) and `invocations` (seq, t_ns, number, detail); the places that stay empty, from the
+        one numbered `skipped` on.
         """
         recorder = self._recorder
         # Whether it has ended first: then nothing comes any more.
         ended = recorder.closed
         unfinished = [[seq, *what] for seq, what in list(recorder._open.items())]
-        flights = [
+        invocations = [
             [seq, t_ns, number, json.dumps({"phase": phase, "requests": ids})]
             for number, phase, ids, seq, t_ns, _ in list(recorder.under_way.values())
         ]
@@ -124,22 +124,22 @@ class Recording:
             "began_ns": recorder._started_ns,
             "t_ns": time.monotonic_ns() - recorder._started_ns,
             "unfinished": unfinished,
-            "flights": flights,
+            "invocations": invocations,
             "skipped": recorder.skipped[skipped:],
         }
 
-    def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+    def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
         """Return a table as of now from row `start` in order of recording, sorted by `seq`.
 
         Rows that were recorded later than others may have come before them: sort several parts.
         """
         if name == "snapshots":
-            rows = [s.to_row(cell_id) for s in self._recorder.snapshots[start:]]
+            rows = [s.to_row(trial_id) for s in self._recorder.snapshots[start:]]
             return to_table(name, sorted(rows, key=lambda row: row["seq"]))
         if name == "events":
-            return _columns(name, EVENT_FIELDS, self._recorder.events[start:], cell_id)
-        flights = self._recorder.flights[start:]
-        return _columns(name, FLIGHT_FIELDS, flights, cell_id, self._recorder.likeliest)
+            return _columns(name, EVENT_FIELDS, self._recorder.events[start:], trial_id)
+        invocations = self._recorder.invocations[start:]
+        return _columns(name, INVOCATION_FIELDS, invocations, trial_id, self._recorder.likeliest)
 
     def __str__(self) -> str:
         sizes = self.sizes()
@@ -169,7 +169,7 @@ def _nested(shape: tuple[int, ...], flat: Any) -> list[Any]:
 
 
 def _columns(
-    name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], cell_id: str, likely: int = 0
+    name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], trial_id: str, likely: int = 0
 ) -> Any:
     """Return rows as an Arrow table, column by column: fast, for there may be a million."""
     rows = sorted(rows, key=lambda row: row[fields.index("seq")])
@@ -185,8 +185,8 @@ def _columns(
         columns["result_digests"] = [digests for _, digests in results]
     arrays = []
     for field in TABLES[name]:
-        if field.name == "cell_id":
-            arrays.append(pa.repeat(cell_id, len(rows)))
+        if field.name == "trial_id":
+            arrays.append(pa.repeat(trial_id, len(rows)))
         else:
             values = columns.get(field.name) or ()
             if all(value is None for value in values):  # as most are, and far quicker so
@@ -196,7 +196,7 @@ def _columns(
                 values = [stack_in_words(frames) for frames in values]
             if field.name == "detail":
                 values = [detail_of(noted) for noted in values]
-            if field.name in _ARRAYS and name == "flights":
+            if field.name in _ARRAYS and name == "invocations":
                 values = [None if value is None else _nested(*value) for value in values]
             arrays.append(pa.array(values, type=field.type))
     return pa.Table.from_arrays(arrays, schema=TABLES[name])

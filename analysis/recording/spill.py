@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from analysis.runs.tables import TABLES, to_table
 from analysis.shortfin.capture import ObserverWarning
 
-SPILLED = ("events", "flights", "snapshots")
+SPILLED = ("events", "invocations", "snapshots")
 _FILE, _MARK = "recorded", len(SPILLED)
 _HEAD = struct.Struct("<BII")
 """Before each frame: which table, or _MARK; its bytes as they are in memory, and as written."""
@@ -44,7 +44,7 @@ class Source(Protocol):
     def sizes(self) -> dict[str, int]:
         """Return how many rows each table has so far."""
 
-    def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+    def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
         """Return a table from row `start` on, in order of recording."""
 
     def standing(self, skipped: int = 0) -> dict[str, Any]:
@@ -59,12 +59,12 @@ class Spill:
     """
 
     def __init__(
-        self, recording: Source, directory: Path, cell_id: str, every_s: float = 0.05
+        self, recording: Source, directory: Path, trial_id: str, every_s: float = 0.05
     ) -> None:
         """Wrap a recording; nothing is written before the block begins or `write` is called."""
         self.failure: Exception | None = None
         """Why not all is written of what was recorded; None if all is."""
-        self._recording, self._cell_id, self._every_s = recording, cell_id, every_s
+        self._recording, self._trial_id, self._every_s = recording, trial_id, every_s
         self._path = directory / _FILE
         self._size = 0
         self._rows = dict.fromkeys(SPILLED, 0)
@@ -112,7 +112,7 @@ class Spill:
         sizes = self._recording.sizes()
         for name in (name for name in SPILLED if sizes[name] > self._rows[name]):
             try:
-                tables[name] = self._recording.table(name, self._cell_id, self._rows[name])
+                tables[name] = self._recording.table(name, self._trial_id, self._rows[name])
             except Exception as error:
                 failure = error
         after = self._recording.standing(self._reach.skipped)
@@ -170,15 +170,15 @@ class _Reach:
         """Return how far it is with these rows, and with what was under way around them."""
         reach = _Reach()
         known = list(self._early)
-        for name, column in (("events", "seq"), ("flights", "seq"), ("flights", "end_seq")):
+        for name, column in (("events", "seq"), ("invocations", "seq"), ("invocations", "end_seq")):
             if name in tables:
                 known += tables[name][column].to_pylist()
         known += after["skipped"]
         reach.skipped = self.skipped + len(after["skipped"])
         heapq.heapify(known)
         unfinished = {row[0]: row for moment in (before, after) for row in moment["unfinished"]}
-        flights = {row[0]: row for moment in (before, after) for row in moment["flights"]}
-        under_way = {*unfinished, *flights}
+        invocations = {row[0]: row for moment in (before, after) for row in moment["invocations"]}
+        under_way = {*unfinished, *invocations}
         place = self._next
         while True:
             while known and known[0] <= place:
@@ -195,7 +195,7 @@ class _Reach:
             "t_ns": self.mark["t_ns"] if known else before["t_ns"],
             "to": place,
             "unfinished": [row for seq, row in unfinished.items() if seq < place],
-            "flights": [row for seq, row in flights.items() if seq < place],
+            "invocations": [row for seq, row in invocations.items() if seq < place],
         }
         return reach
 
@@ -216,7 +216,7 @@ def _frame(kind: int, content: Any) -> bytes:
 
 
 def read_spilled(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Table]:
-    """Return what a cell spilled into `directory`, by table, each sorted by `seq`.
+    """Return what a trial spilled into `directory`, by table, each sorted by `seq`.
 
     Tables without rows are left out. Where the process ended before its recording did, events say
     so: what was under way has not ended, and `cut` is where it ends; `ended_ns` is when the process
@@ -276,8 +276,8 @@ def _cut(
     """Return the tables up to where all is known, with events for what had not ended there."""
     place, t_ns = mark["to"], mark["t_ns"]
     kept = {name: table.filter(pc.field("seq") < place) for name, table in tables.items()}
-    cell_id = next(iter(tables.values()))["cell_id"][0].as_py()
-    landed = set(kept["flights"]["seq"].to_pylist()) if "flights" in kept else set()
+    trial_id = next(iter(tables.values()))["trial_id"][0].as_py()
+    landed = set(kept["invocations"]["seq"].to_pylist()) if "invocations" in kept else set()
     happened = set(kept["events"]["seq"].to_pylist()) if "events" in kept else set()
     rows = [
         {"seq": seq, "t_ns": at, "kind": "unfinished", "request_id": owner, "detail": operation}
@@ -286,14 +286,14 @@ def _cut(
     ]
     rows += [
         {"seq": seq, "t_ns": at, "kind": "unlanded", "value": number, "detail": detail}
-        for seq, at, number, detail in mark["flights"]
+        for seq, at, number, detail in mark["invocations"]
         if seq not in landed
     ]
     late_ns = None if ended_ns is None else max(0, ended_ns - mark["began_ns"] - t_ns)
     events = kept.get("events", TABLES["events"].empty_table())
     open_ = json.dumps(_without_end(events))
     rows.append({"seq": place, "t_ns": t_ns, "kind": "cut", "value": late_ns, "detail": open_})
-    more = to_table("events", [{**row, "cell_id": cell_id} for row in rows])
+    more = to_table("events", [{**row, "trial_id": trial_id} for row in rows])
     kept["events"] = pa.concat_tables([events, more]).sort_by("seq")
     return {name: table for name, table in kept.items() if table.num_rows}
 

@@ -1,4 +1,4 @@
-"""Which slots a flight writes, by the arguments that the device got."""
+"""Which slots an invocation writes, by the arguments that the device got."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PADDING_PAGE = 0
 
 
 class Written:
-    """The slots that a flight wrote, of every row, but for padding page 0; one entry a slot."""
+    """The slots that an invocation wrote, of every row, without padding page 0; one entry each."""
 
     rows: Ints
     pages: Ints

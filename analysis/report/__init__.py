@@ -44,7 +44,7 @@ _CATALOGUE = "report.json"
 _PARTS = "parts.json"
 """Beside what a notebook recorded: when each part of its report began, and what it took (s)."""
 _INJECTED = ("release", "run_dir")
-# A cell may take this many times what the notebook says that it takes, at least the floor.
+# A trial may take this many times what the notebook says that it takes, at least the floor.
 _PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
 
 
@@ -86,7 +86,7 @@ def publish(
 
     `notebooks` None means all of them, `releases` None those that a notebook names itself. `full`
     chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override both.
-    A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page,
+    A trial that raises, a kernel that dies twice or a trial past its deadline still gives a page,
     which says so, with `ok` False. Progress goes to `screen` (standard error).
 
     Raises CachelabError, before anything runs, if a notebook, a kernel or a parameter does not
@@ -262,8 +262,8 @@ def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
                 runs.append(load_run(path.parent))
             except RunError:  # its page says what became of it
                 continue
-    runs = [run for run in runs if len(run.cells)]
-    if len({release for run in runs for release in run.cells["release"]}) < 2:
+    runs = [run for run in runs if len(run.trials)]
+    if len({release for run in runs for release in run.trials["release"]}) < 2:
         return None
     return bytes(show(failure_rate(*join_runs(runs)), alt="").data)
 

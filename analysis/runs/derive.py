@@ -8,7 +8,7 @@ import pandas as pd
 DERIVED_FROM = ("submitted", "match", "evict", "done")
 """The kinds of events that are looked at; others may be left out."""
 _LOOKUPS = ("acquire", "lookup")
-_KEY = ["cell_id", "request_id"]
+_KEY = ["trial_id", "request_id"]
 
 
 def request_columns(
@@ -20,7 +20,7 @@ def request_columns(
     `evictions_during`: pages that were evicted, for whomever, between its `submitted` and its
     `done`; up to the end of the events where it was never done, null where it was not seen to be
     submitted. `pages_before` and `pages_after`: pages out of the pool in the snapshots before and
-    after it. The frames are those of the tables of the same names, of any number of cells.
+    after it. The frames are those of the tables of the same names, of any number of trials.
     """
     events = events.sort_values("seq", kind="stable")
     snapshots = snapshots.sort_values("seq", kind="stable")
@@ -34,7 +34,7 @@ def request_columns(
 
 
 def _of_each(requests: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Return the value of each request, looked up by its cell and its id."""
+    """Return the value of each request, looked up by its trial and its id."""
     keys = pd.MultiIndex.from_frame(requests[_KEY])
     return pd.Series(values.reindex(keys).array, index=requests.index, dtype="Int64")
 
@@ -57,10 +57,10 @@ def _evictions(events: pd.DataFrame, requests: pd.DataFrame) -> pd.Series:
     ends = ends.where(ends > starts)  # one that was refused is not done with what it is sent again
     evicted = events[events["kind"] == "evict"]
     found = pd.Series(pd.NA, index=requests.index, dtype="Int64")
-    for cell_id, places in requests.groupby("cell_id").indices.items():
-        own = evicted[evicted["cell_id"] == cell_id]
+    for trial_id, places in requests.groupby("trial_id").indices.items():
+        own = evicted[evicted["trial_id"] == trial_id]
         pages = [len(pages) if isinstance(pages, tuple) else 0 for pages in own["pages"]]
-        # up_to[i]: pages in the first i eviction events of this cell.
+        # up_to[i]: pages in the first i eviction events of this trial.
         up_to = np.concatenate([[0], np.cumsum(pages, dtype=np.int64)])
         seqs = own["seq"].to_numpy(dtype=np.int64)
         start, end = starts.iloc[places], ends.iloc[places]
@@ -92,29 +92,30 @@ EXPOSURES = {
 
 
 def exposure(
-    cells: pd.DataFrame, requests: pd.DataFrame, flights: pd.DataFrame, events: pd.DataFrame
+    trials: pd.DataFrame, requests: pd.DataFrame, invocations: pd.DataFrame, events: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return a row for each cell: its cell_id, and a column for each of EXPOSURES.
+    """Return a row for each trial: its trial_id, and a column for each of EXPOSURES.
 
-    NaN where it was not recorded: all but `accepted` and `at_once` take the tables `flights` and
-    `events`. A request of which it is not known how long it took counts as under way to the end.
+    NaN where it was not recorded: all but `accepted` and `at_once` take the tables `invocations`
+    and `events`. A request of which it is not known how long it took counts as under way to the
+    end.
     """
-    asked = dict(tuple(requests.groupby("cell_id")))
-    flown = dict(tuple(flights.groupby("cell_id")))
-    told = dict(tuple(events.groupby("cell_id")))
+    asked = dict(tuple(requests.groupby("trial_id")))
+    flown = dict(tuple(invocations.groupby("trial_id")))
+    told = dict(tuple(events.groupby("trial_id")))
     rows = []
-    for cell in cells.to_dict("records"):
-        name = cell["cell_id"]
+    for trial in trials.to_dict("records"):
+        name = trial["trial_id"]
         own = asked.get(name, requests.iloc[:0])
         rows.append(
             {
-                "cell_id": name,
-                **_admitted(own, int(cell["concurrency"])),
+                "trial_id": name,
+                **_admitted(own, int(trial["concurrency"])),
                 **_batches(flown.get(name)),
-                **_cache(told.get(name), own, cell.get("page_count")),
+                **_cache(told.get(name), own, trial.get("page_count")),
             }
         )
-    return pd.DataFrame(rows, columns=["cell_id", *EXPOSURES])
+    return pd.DataFrame(rows, columns=["trial_id", *EXPOSURES])
 
 
 def _admitted(own: pd.DataFrame, concurrency: int) -> dict[str, float]:
@@ -126,7 +127,7 @@ def _admitted(own: pd.DataFrame, concurrency: int) -> dict[str, float]:
 
 
 def max_at_once(own: pd.DataFrame, concurrency: int) -> int | None:
-    """Return how many requests of one cell were under way at once, at most; None if unknown."""
+    """Return how many requests of one trial were under way at once, at most; None if unknown."""
     taken = own[own["outcome"] != "rejected"]
     sent = taken["submitted_s"].to_numpy(dtype=float)
     known = ~np.isnan(sent)

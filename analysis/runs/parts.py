@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from analysis.core.errors import RunError
 from analysis.core.files import contents, names_in, to_disk
-from analysis.runs.tables import TABLES, as_declared
+from analysis.runs.tables import TABLES, as_declared, former_name
 
-REQUIRED = ("cells", "requests")
+REQUIRED = ("trials", "requests")
 CHECKSUMS = "checksums.json"
 OURS = frozenset({CHECKSUMS, *(f"{name}.parquet" for name in TABLES)})
 """The names of the files that such a directory consists of."""
@@ -44,7 +44,7 @@ def write_tables(directory: Path, tables: Mapping[str, pa.Table]) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """A directory of tables: a cell's, or that of a packed run."""
+    """A directory of tables: a trial's, or that of a packed run."""
 
     directory: Path
     manifest: Mapping[str, Any]
@@ -65,18 +65,25 @@ class Part:
 
     def file(self, name: str) -> Path:
         """Return where a table lies."""
-        return self.directory / f"{name}.parquet"
+        return self.directory / f"{self._stem(name)}.parquet"
+
+    def _stem(self, name: str) -> str:
+        return former_name(name, self.manifest["schema_version"])
+
+    def _ours(self) -> set[str]:
+        """Return the names of the files that such a directory consists of."""
+        return {CHECKSUMS, *(self.file(name).name for name in TABLES)}
 
     def _read(
         self, names: Collection[str], present: Collection[str], sums: Mapping[str, str] | None
     ) -> dict[str, pa.Table]:
-        due = {*names, "cells"} if self.packed else names
+        due = {*names, "trials"} if self.packed else names
         tables = {
             name: self._table(name, None if sums is None else sums[name])
             for name in TABLES
             if name in due and name in present
         }
-        self._check_cells(tables)
+        self._check_trials(tables)
         return {name: table for name, table in tables.items() if name in names}
 
     def _listed(self) -> tuple[set[str], dict[str, str] | None]:
@@ -85,17 +92,17 @@ class Part:
             there = names_in(self.directory)
         except NotADirectoryError:
             raise RunError(
-                f"{self.directory} is no cell of the run but a file: move it out of"
+                f"{self.directory} is no trial of the run but a file: move it out of"
                 f" {self.directory.parent}."
             ) from None
         except FileNotFoundError:
             raise RunError(f"{self.directory} is gone: restore it, or try again.") from None
-        if not self.packed and not there & OURS:
+        if not self.packed and not there & self._ours():
             raise RunError(
-                f"{self.directory} is no cell of the run, for it has none of a cell's files: move"
+                f"{self.directory} is no trial of the run, for it has none of a trial's files: move"
                 f" it out of {self.directory.parent}."
             )
-        present = {name for name in TABLES if f"{name}.parquet" in there}
+        present = {name for name in TABLES if self.file(name).name in there}
         sums = self._checksums()
         for name in TABLES:
             if name not in present and (name in REQUIRED or name in (sums or ())):
@@ -112,7 +119,8 @@ class Part:
         file = self.directory / CHECKSUMS
         try:
             listed = json.loads(contents(file))["files"]
-            return {name.removesuffix(".parquet"): str(digest) for name, digest in listed.items()}
+            now = {self.file(name).name: name for name in TABLES}
+            return {now.get(name, name): str(digest) for name, digest in listed.items()}
         except FileNotFoundError:
             if self.manifest["schema_version"] == 1:
                 return None
@@ -143,31 +151,31 @@ class Part:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise RunError(damaged) from error
 
-    def _check_cells(self, tables: Mapping[str, pa.Table]) -> None:
-        """Refuse rows that are not of this cell, and a cell that is there twice.
+    def _check_trials(self, tables: Mapping[str, pa.Table]) -> None:
+        """Refuse rows that are not of this trial, and a trial that is there twice.
 
-        A copied file or directory has rows of the cell that it was copied from.
+        A copied file or directory has rows of the trial that it was copied from.
         """
         known = {self.directory.name}
-        cells = tables.get("cells")
-        if cells is not None:
-            ids = cells["cell_id"].to_pylist()
+        trials = tables.get("trials")
+        if trials is not None:
+            ids = trials["trial_id"].to_pylist()
             if self.packed:
                 known = set(ids)
-            again = [cell_id for cell_id, number in Counter(ids).items() if number > 1]
+            again = [trial_id for trial_id, number in Counter(ids).items() if number > 1]
             if again or not (self.packed or ids):
-                what = f"the cell {again[0]} twice" if again else "no cell"
-                raise RunError(f"{self.file('cells')} has {what}: {self._mend()}.")
+                what = f"the trial {again[0]} twice" if again else "no trial"
+                raise RunError(f"{self.file('trials')} has {what}: {self._mend()}.")
             run_id = self.manifest.get("run_id")
-            if run_id is not None and (strange := {*cells["run_id"].to_pylist()} - {run_id}):
+            if run_id is not None and (strange := {*trials["run_id"].to_pylist()} - {run_id}):
                 raise RunError(
-                    f"{self.file('cells')} is of the run {min(strange)}, not of {run_id}:"
+                    f"{self.file('trials')} is of the run {min(strange)}, not of {run_id}:"
                     f" {self._mend(copied=True)}."
                 )
         for name, table in tables.items():
-            if strange := {*table["cell_id"].unique().to_pylist()} - known:
+            if strange := {*table["trial_id"].unique().to_pylist()} - known:
                 raise RunError(
-                    f"{self.file(name)} has rows of the cell {min(strange)}, which do not belong"
+                    f"{self.file(name)} has rows of the trial {min(strange)}, which do not belong"
                     f" there: {self._mend(copied=True)}."
                 )
 
@@ -176,7 +184,7 @@ class Part:
         if self.packed:
             return "restore the packed run"
         try:
-            foreign = sorted(names_in(self.directory) - OURS)
+            foreign = sorted(names_in(self.directory) - self._ours())
         except (OSError, RunError):
             foreign = []
         moved = f"move {self.directory / foreign[0]} elsewhere, " if foreign else ""

@@ -1,15 +1,15 @@
-"""A run on disk: `manifest.json`, and one directory of Parquet tables for every finished cell.
+"""A run on disk: `manifest.json`, and one directory of Parquet tables for every finished trial.
 
     RUN/manifest.json                    what was run, with what, on what, and how
-    RUN/cells/CELL_ID/cells.parquet      one row
-    RUN/cells/CELL_ID/requests.parquet   one row a request; further tables where they were recorded
-    RUN/cells/CELL_ID/checksums.json     of each of these tables
+    RUN/trials/TRIAL_ID/trials.parquet      one row
+    RUN/trials/TRIAL_ID/requests.parquet   one row a request; further tables where they were
+    recorded RUN/trials/TRIAL_ID/checksums.json     of each of these tables
 
 What is read is held against its checksum: of a table, of its pages, and of the manifest, which has
 its own within. They lie where what they are of is written, so that no kill comes between the two.
 Runs of schema version 1 have none; `pack_run` gives them some.
 
-A cell appears whole or not at all: its tables are written into a hidden directory beside the
+A trial appears whole or not at all: its tables are written into a hidden directory beside the
 others, which is then renamed. What was finished before a crash or a kill is therefore always
 readable, and a sweep that starts again on the same directory goes on where the last one stopped.
 `pack_run` writes a run anew with one file a table beside the manifest, for sharing. The columns
@@ -42,41 +42,42 @@ from analysis.core.files import contents, names_in, to_disk, unreadable, write_a
 from analysis.runs.manifest import new_manifest
 from analysis.runs.parts import REQUIRED, Part, write_tables
 from analysis.runs.tables import (
-    CELL_STATUS,
     LACKING,
     OUTCOMES,
     SCHEMA_VERSION,
     TABLES,
+    TRIAL_STATUS,
     checked,
     describe,
+    former_name,
     is_control,
     to_frame,
     to_table,
 )
 
 __all__ = [
-    "CELL_STATUS",
     "OUTCOMES",
     "TABLES",
+    "TRIAL_STATUS",
     "Run",
     "RunWriter",
     "alone_in",
-    "cell_tables",
     "describe",
     "join_runs",
     "load_run",
-    "load_run_cells",
+    "load_run_trials",
     "new_manifest",
     "pack_run",
     "parts_of",
     "read_manifest",
     "to_frame",
     "to_table",
+    "trial_tables",
 ]
 
-_CELL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
+_TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 TEMPORARY = ".writing-"
-MANIFEST, CELLS, LOGS, WORK, LOCK = "manifest.json", "cells", "logs", "work", ".sweep.lock"
+MANIFEST, TRIALS, LOGS, WORK, LOCK = "manifest.json", "trials", "logs", "work", ".sweep.lock"
 _LOOKS, _LOOK_S = 5, 0.05
 _DEEPEST = 50
 """Levels of a manifest's values; more would not be written again."""
@@ -88,22 +89,22 @@ class Run:
 
     path: Path
     manifest: dict[str, Any]
-    cells: pd.DataFrame
+    trials: pd.DataFrame
     requests: pd.DataFrame
-    flights: pd.DataFrame
+    invocations: pd.DataFrame
     events: pd.DataFrame
     snapshots: pd.DataFrame
     findings: pd.DataFrame
 
 
 class RunWriter:
-    """Writes one run, cell by cell; safe to kill at any moment."""
+    """Writes one run, trial by trial; safe to kill at any moment."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         """Wrap a directory that already is a run; use `create` or `resume` instead."""
         self.path = path
         self.manifest = manifest
-        self._cells = path / CELLS
+        self._trials = path / TRIALS
 
     @classmethod
     def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
@@ -120,9 +121,9 @@ class RunWriter:
         _refuse_foreign(path)
         whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
         try:
-            (path / CELLS).mkdir(parents=True, exist_ok=True)
+            (path / TRIALS).mkdir(parents=True, exist_ok=True)
             with alone_in(path):
-                if _is_run(path):  # another process was faster; its cells name its manifest
+                if _is_run(path):  # another process was faster; its trials name its manifest
                     raise held
                 _write_manifest(path, whole)
         except OSError as error:
@@ -144,6 +145,11 @@ class RunWriter:
         stored, wanted = read_manifest(path), _as_json(manifest)
         if is_packed(path, stored):
             raise RunError(f"{path} is a packed run, which is finished: choose another place.")
+        if former_name(TRIALS, stored["schema_version"]) != TRIALS:
+            raise RunError(
+                f"{path} is a run of an earlier version, which can only be read: choose another"
+                " place."
+            )
         if "run_id" in wanted and not isinstance(stored.get("run_id"), str):
             raise RunError(
                 f"{path / MANIFEST} lacks the run's id, so it cannot be gone on with: restore it,"
@@ -155,9 +161,9 @@ class RunWriter:
                 "choose another place, or delete it."
             )
         try:
-            (path / CELLS).mkdir(exist_ok=True)
+            (path / TRIALS).mkdir(exist_ok=True)
         except OSError as error:
-            raise RunError(f"{path / CELLS} cannot be made: {error.strerror}.") from error
+            raise RunError(f"{path / TRIALS} cannot be made: {error.strerror}.") from error
         writer = cls(path, stored)
         writer._sweep_leftovers()
         return writer
@@ -168,24 +174,24 @@ class RunWriter:
         _write_manifest(self.path, manifest)
         self.manifest = manifest
 
-    def write_cell(
+    def write_trial(
         self,
-        cell: Mapping[str, Any],
+        trial: Mapping[str, Any],
         requests: Sequence[Mapping[str, Any]],
         **other_tables: Sequence[Mapping[str, Any]] | pa.Table,
     ) -> Path:
-        """Write all tables of one cell at once and return its directory.
+        """Write all tables of one trial at once and return its directory.
 
-        `cell` is its row of `cells`; `other_tables` are rows or Arrow tables by table name, of
+        `trial` is its row of `trials`; `other_tables` are rows or Arrow tables by table name, of
         which the empty ones are left out. Raises RunError for an unknown table or column, a value
-        of a wrong type, a row of another cell, or a cell that is already there.
+        of a wrong type, a row of another trial, or a trial that is already there.
         """
-        cell_id = str(cell.get("cell_id", ""))
-        if not _CELL_ID.fullmatch(cell_id):
+        trial_id = str(trial.get("trial_id", ""))
+        if not _TRIAL_ID.fullmatch(trial_id):
             raise RunError(
-                f"The cell id {cell_id!r} cannot name a directory: use letters, digits and ._+=,-"
+                f"The trial id {trial_id!r} cannot name a directory: use letters, digits and ._+=,-"
             )
-        rows = {"cells": [cell], "requests": requests, **other_tables}
+        rows = {"trials": [trial], "requests": requests, **other_tables}
         # Convert first: nothing touches the disk unless every row fits its schema.
         tables = {
             name: checked(name, content)
@@ -195,10 +201,10 @@ class RunWriter:
             if len(content) or name in REQUIRED
         }
         for name, table in tables.items():
-            if any(value != cell_id for value in table["cell_id"].unique().to_pylist()):
-                raise RunError(f"A row of `{name}` belongs to another cell than {cell_id}.")
-        target = self._cells / cell_id
-        temporary = self._cells / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            if any(value != trial_id for value in table["trial_id"].unique().to_pylist()):
+                raise RunError(f"A row of `{name}` belongs to another trial than {trial_id}.")
+        target = self._trials / trial_id
+        temporary = self._trials / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             temporary.mkdir()
             write_tables(temporary, tables)
@@ -207,16 +213,16 @@ class RunWriter:
             shutil.rmtree(temporary, ignore_errors=True)
             if target.exists():
                 raise RunError(
-                    f"{target} is already there: a finished cell is never written again."
+                    f"{target} is already there: a finished trial is never written again."
                 ) from error
             raise RunError(f"{target} cannot be written: {error}.") from error
         with suppress(OSError):  # it is there, and written out with what comes next
-            to_disk(self._cells)
+            to_disk(self._trials)
         return target
 
     def _sweep_leftovers(self) -> None:
         """Remove what writers that are no longer alive left half-written."""
-        for path in self._cells.glob(f"{TEMPORARY}*"):
+        for path in self._trials.glob(f"{TEMPORARY}*"):
             owner = path.name.removeprefix(TEMPORARY).split("-")[0]
             if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
                 shutil.rmtree(path, ignore_errors=True)
@@ -225,7 +231,7 @@ class RunWriter:
 def load_run(path: str | Path, *, controls: bool = False) -> Run:
     """Read the run at `path`, and hold all of it against its checksums.
 
-    Rows come in the order of cell ids. Cells in which a fault was planted are left out of every
+    Rows come in the order of trial ids. Trials in which a fault was planted are left out of every
     table unless `controls`. Raises RunError, with the file to look at, if `path` is no run or
     something in it is missing, damaged, may not be read or is none of the run's.
     """
@@ -233,80 +239,81 @@ def load_run(path: str | Path, *, controls: bool = False) -> Run:
     manifest = read_manifest(path)
     frames = {name: to_frame(name, table) for name, table in _whole(path, manifest, TABLES).items()}
     if not controls:
-        cells = frames["cells"]
-        planted = cells["treatments"].map(lambda names: is_control(names or ()))
+        trials = frames["trials"]
+        planted = trials["treatments"].map(lambda names: is_control(names or ()))
         if planted.any():
-            ids = set(cells.loc[planted.astype(bool), "cell_id"])
+            ids = set(trials.loc[planted.astype(bool), "trial_id"])
             frames = {
-                name: frame[~frame["cell_id"].isin(ids)].reset_index(drop=True)
+                name: frame[~frame["trial_id"].isin(ids)].reset_index(drop=True)
                 for name, frame in frames.items()
             }
     return Run(path=path, manifest=manifest, **frames)
 
 
-def load_run_cells(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of `cells` of the run at `path` by cell id, without its other tables.
+def load_run_trials(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of `trials` of the run at `path` by trial id, without its other tables.
 
     Raises RunError as `load_run` does.
     """
     path = Path(path)
-    rows = _whole(path, read_manifest(path), ("cells",))["cells"].to_pylist()
-    return {row["cell_id"]: row for row in rows}
+    rows = _whole(path, read_manifest(path), ("trials",))["trials"].to_pylist()
+    return {row["trial_id"]: row for row in rows}
 
 
-def cell_tables(
+def trial_tables(
     path: str | Path, names: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, pa.Table]]]:
-    """Yield the id of each cell of the run at `path` with those of its tables that it has.
+    """Yield the id of each trial of the run at `path` with those of its tables that it has.
 
-    One cell at a time is in memory. Raises RunError as `load_run` does.
+    One trial at a time is in memory. Raises RunError as `load_run` does.
     """
     path = Path(path)
     manifest = read_manifest(path)
     if is_packed(path, manifest):
         [part] = parts_of(path, manifest)
-        whole = part.read({"cells", *names})
-        for cell_id in whole["cells"]["cell_id"].to_pylist():
+        whole = part.read({"trials", *names})
+        for trial_id in whole["trials"]["trial_id"].to_pylist():
             own = {
-                name: table.filter(pc.field("cell_id") == cell_id)
+                name: table.filter(pc.field("trial_id") == trial_id)
                 for name, table in whole.items()
                 if name in names
             }
-            yield cell_id, {name: table for name, table in own.items() if table.num_rows}
+            yield trial_id, {name: table for name, table in own.items() if table.num_rows}
         return
     for part in parts_of(path, manifest):
         yield part.directory.name, part.read(names)
 
 
 def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
-    """Return the directories of a run that hold tables: its cells', or its own if it is packed.
+    """Return the directories of a run that hold tables: its trials', or its own if it is packed.
 
-    Whatever lies among the cells is returned; reading it says if it is none.
+    Whatever lies among the trials is returned; reading it says if it is none.
     """
     if is_packed(path, manifest):
         return [Part(path, manifest, packed=True)]
-    cells = path / CELLS
+    trials = path / former_name(TRIALS, manifest["schema_version"])
     try:
-        names = sorted(name for name in names_in(cells) if not name.startswith("."))
+        names = sorted(name for name in names_in(trials) if not name.startswith("."))
     except FileNotFoundError:
-        raise RunError(f"{cells} is missing: restore it, or resume the run.") from None
+        raise RunError(f"{trials} is missing: restore it, or resume the run.") from None
     except NotADirectoryError:
         raise RunError(
-            f"{cells} is no directory, though the run's cells belong there: move it elsewhere, then"
-            " restore the cells or resume the run."
+            f"{trials} is no directory, though the run's trials belong there: move it elsewhere,"
+            " then"
+            " restore the trials or resume the run."
         ) from None
-    return [Part(cells / name, manifest) for name in names]
+    return [Part(trials / name, manifest) for name in names]
 
 
 def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the requests and the cells of several runs together, for figures that compare them.
+    """Return the requests and the trials of several runs together, for figures that compare them.
 
-    A cell's id is unique within its run only, so that of the run goes before it.
+    A trial's id is unique within its run only, so that of the run goes before it.
     """
     joined = []
-    for name in ("requests", "cells"):
+    for name in ("requests", "trials"):
         frames = [getattr(run, name) for run in runs]
-        frames = [f.assign(cell_id=f"{n}/" + f["cell_id"]) for n, f in enumerate(frames)]
+        frames = [f.assign(trial_id=f"{n}/" + f["trial_id"]) for n, f in enumerate(frames)]
         joined.append(pd.concat(frames, ignore_index=True))
     return joined[0], joined[1]
 
@@ -424,7 +431,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
-    """Read tables of all cells, each as one table with the rows in the order of cell ids."""
+    """Read tables of all trials, each as one table with the rows in the order of trial ids."""
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(lambda part: part.read(names), parts_of(path, manifest)))
     found = {name: [part[name] for part in parts if name in part] for name in names}
@@ -438,7 +445,7 @@ def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
     """Tell whether all tables of a run lie at its place, each in one file."""
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
-    return _is_file(path / "cells.parquet")
+    return _is_file(path / f"{former_name(TRIALS, 1)}.parquet")
 
 
 def _is_run(path: Path) -> bool:
@@ -456,7 +463,7 @@ def _refuse_foreign(path: Path) -> None:
     """Refuse a place that holds something else than what a killed `create` leaves."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: choose a directory for the run.")
-    ours = re.compile(r"cells|\.manifest\.json\..*|\.sweep\.lock")
+    ours = re.compile(r"trials|\.manifest\.json\..*|\.sweep\.lock")
     if path.is_dir() and any(not ours.fullmatch(name) for name in names_in(path)):
         raise RunError(
             f"{path} holds something that is no run: choose an empty or a new directory."

@@ -21,7 +21,7 @@ from analysis.core.errors import RunError, shown
 OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "lost")
 FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected"))
 """The outcomes of failed requests, everywhere: every outcome but `ok` and `rejected`."""
-CELL_STATUS = ("ok", "engine_died", "hung", "crashed")
+TRIAL_STATUS = ("ok", "engine_died", "hung", "crashed")
 
 EVENT_KINDS = {
     "submitted": "a request was sent in",
@@ -53,7 +53,7 @@ EVENT_KINDS = {
     "memory": "resident memory of the process was read",
     "died": "a worker of the engine died; detail says how",
     "late": "the engine ended a request that had an end already; detail says how",
-    "unlanded": "a flight, numbered `value`, began here and had not ended when the recording did",
+    "unlanded": "invocation `value` began here and had not ended when the recording did",
     "unfinished": "an operation of the cache was under way here when the recording ended",
     "cut": "the recording ends here, up to `value` ns before its process; detail lists the requests"
     " without an end in it",
@@ -62,7 +62,7 @@ EVENT_KINDS = {
     "nonfinite": "a page that was flown holds NaN or infinity, first in the slot `value`",
     "checksums": "the bytes of pages are checked from here on, or no more; detail says how far",
     "bytes_changed": "slots of a page hold other bytes, and nothing wrote them; detail says which",
-    "bytes_kept": "slots hold what they held before the flight `value` wrote them, or zeros",
+    "bytes_kept": "slots hold what they held before the invocation `value` wrote them, or zeros",
     "written_after_free": "a page that comes out of quarantine was written since it was freed",
     "snapshot": "a snapshot was taken",
     "observer_error": "watching failed at this point; detail says how",
@@ -85,13 +85,13 @@ def _maybe(name: str, kind: pa.DataType, doc: str, unit: str = "") -> pa.Field:
     return _column(name, kind, doc, unit, null=True)
 
 
-_CELL_ID = _column("cell_id", _TEXT, "the cell that this row belongs to")
+_TRIAL_ID = _column("trial_id", _TEXT, "the trial that this row belongs to")
 
 TABLES: dict[str, pa.Schema] = {
-    "cells": pa.schema(
+    "trials": pa.schema(
         [
-            _column("run_id", _TEXT, "the run that this cell belongs to"),
-            _column("cell_id", _TEXT, "one configuration and repeat; unique within a run"),
+            _column("run_id", _TEXT, "the run that this trial belongs to"),
+            _column("trial_id", _TEXT, "one configuration and repeat; unique within a run"),
             _column("release", _TEXT, "version of shortfin, such as 3.1.0"),
             _column("device", _TEXT, "where the engine ran: local-task or amdgpu"),
             _column("prefix_sharing", _TEXT, "algorithm of the prefix cache: none or trie"),
@@ -105,18 +105,18 @@ TABLES: dict[str, pa.Schema] = {
             _column("treatments", _TEXTS, "names of the changes made to the live engine"),
             _column("options", _TEXT, "further engine options, as a JSON object"),
             _maybe("seed", _INT, "seed of the prompts"),
-            _column("status", _TEXT, f"how the cell ended: {', '.join(CELL_STATUS)}"),
+            _column("status", _TEXT, f"how the trial ended: {', '.join(TRIAL_STATUS)}"),
             _maybe(
                 "status_detail",
                 _TEXT,
-                "on a cell that did not end well, or was not all recorded or checked",
+                "on a trial that did not end well, or was not all recorded or checked",
             ),
-            _maybe("exit_signal", _INT, "the signal that ended the cell's process"),
+            _maybe("exit_signal", _INT, "the signal that ended the trial's process"),
             _column(
-                "duration_s", _REAL, "from the start of the engine to the end of the cell", "s"
+                "duration_s", _REAL, "from the start of the engine to the end of the trial", "s"
             ),
             _maybe(
-                "peak_rss_bytes", _INT, "largest resident memory of the cell's process", "bytes"
+                "peak_rss_bytes", _INT, "largest resident memory of the trial's process", "bytes"
             ),
             _maybe("engine_log", _TEXT, "what the engine printed"),
             _maybe("observed", _TEXT, "what was watched: nothing, events, or events and snapshots"),
@@ -127,8 +127,8 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "requests": pa.schema(
         [
-            _column("request_id", _TEXT, "unique within its cell"),
-            _CELL_ID,
+            _column("request_id", _TEXT, "unique within its trial"),
+            _TRIAL_ID,
             _maybe("client", _INT, "which client thread sent it, from 0"),
             _maybe("position", _INT, "its place in its client's sequence, from 0"),
             _maybe("family", _TEXT, "kind of prompt within the workload"),
@@ -154,10 +154,10 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("unchecked", _INT, "calls of the model for it that no rule could be asked of"),
         ]
     ),
-    "flights": pa.schema(
+    "invocations": pa.schema(
         [
-            _column("flight_id", _INT, "number of this call of the compiled model, from 0"),
-            _CELL_ID,
+            _column("invocation_id", _INT, "number of this call of the compiled model, from 0"),
+            _TRIAL_ID,
             _column("phase", _TEXT, "prefill or decode"),
             _column("rows", _INT, "rows that carry a request; the rest is padding", "rows"),
             _maybe("batch_size", _INT, "rows altogether, as the model was called", "rows"),
@@ -183,8 +183,8 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "events": pa.schema(
         [
-            _column("seq", _INT, "order of events within a cell"),
-            _CELL_ID,
+            _column("seq", _INT, "order of events within a trial"),
+            _TRIAL_ID,
             _column("t_ns", _INT, "when, since the engine started", "ns"),
             _maybe("thread", _TEXT, "worker that did it"),
             _maybe("request_id", _TEXT, "request that it was done for"),
@@ -207,7 +207,7 @@ TABLES: dict[str, pa.Schema] = {
     "snapshots": pa.schema(
         [
             _maybe("request_id", _TEXT, "request around which it was taken"),
-            _CELL_ID,
+            _TRIAL_ID,
             _column("moment", _TEXT, f"one of {', '.join(MOMENTS)}"),
             _maybe("seq", _INT, "its place among the events"),
             _maybe("t_s", _REAL, "when, since the engine started", "s"),
@@ -234,8 +234,8 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "findings": pa.schema(
         [
-            _column("finding_id", _TEXT, "unique within its cell"),
-            _CELL_ID,
+            _column("finding_id", _TEXT, "unique within its trial"),
+            _TRIAL_ID,
             _column("rule", _TEXT, "name of the broken rule"),
             _maybe("cause", _TEXT, "in which way it was broken"),
             _maybe("severity", _TEXT, "wrong data read, or only a rule at risk"),
@@ -246,7 +246,7 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("other_request_id", _TEXT, "request whose data it met"),
             _maybe("page", _INT, "page concerned"),
             _maybe("slot", _INT, "slot within the page"),
-            _maybe("flight_id", _INT, "call of the model in which it was seen"),
+            _maybe("invocation_id", _INT, "call of the model in which it was seen"),
             _column("message", _TEXT, "what happened, in one sentence"),
             _maybe("thread", _TEXT, "worker that did it"),
             _maybe("stack", _TEXT, "where in the engine's code"),
@@ -257,24 +257,40 @@ TABLES: dict[str, pa.Schema] = {
 
 LACKING: dict[int, dict[str, tuple[str, ...]]] = {
     1: {
-        "cells": ("observed", "struck"),
+        "trials": ("observed", "struck"),
         "requests": ("refusals", "unchecked"),
-        "flights": (
+        "invocations": (
             "top_tokens", "top_logprobs", "result_tokens", "result_digests", "changed",
         ),
         "events": ("locks",),
         "snapshots": ("allocated", "misplaced"),
     },
     2: {},
+    3: {},
 }  # fmt: skip
 """By schema version and table, the columns that a file may lack, as they were declared while that
 version was in use: they are read as null. Every other column must be there."""
 SCHEMA_VERSION = max(LACKING)
-"""The version of what is written. Since 2, everything in a run has its checksum."""
+"""The version of what is written. Since 2, everything in a run has its checksum; since 3, tables
+and columns have the names of `TABLES`, and not those of `FORMER`.
+"""
+FORMER = {
+    "trials": "cells",
+    "trial_id": "cell_id",
+    "invocations": "flights",
+    "invocation_id": "flight_id",
+}
+"""What tables and columns were called up to schema version 2."""
+
+
+def former_name(name: str, version: int) -> str:
+    """Return what a table or column is called in files of a schema version."""
+    return FORMER.get(name, name) if version < 3 else name
+
 
 _CHOICES = {
     ("requests", "outcome"): OUTCOMES,
-    ("cells", "status"): CELL_STATUS,
+    ("trials", "status"): TRIAL_STATUS,
     ("events", "kind"): tuple(EVENT_KINDS),
     ("snapshots", "moment"): MOMENTS,
 }
@@ -313,12 +329,12 @@ def count_requests(outcomes: Mapping[str, int] | Iterable[str]) -> RequestCounts
 
 
 def is_control(treatments: Iterable[str]) -> bool:
-    """Tell whether a cell with these treatments is a control, in which a fault was planted."""
+    """Tell whether a trial with these treatments is a control, in which a fault was planted."""
     return any(name.startswith(FAULT) for name in treatments)
 
 
 def arm_of(treatments: Iterable[str] | None) -> tuple[str, ...]:
-    """Return a cell's treatments without a planted fault: the arm whose control it may be."""
+    """Return a trial's treatments without a planted fault: the arm whose control it may be."""
     return tuple(name for name in treatments or () if not name.startswith(FAULT))
 
 
@@ -395,6 +411,8 @@ def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
     Raises RunError for a column that is unknown or there twice, one that is missing and must not be
     (`LACKING`), a value of another type, and whatever `to_table` refuses.
     """
+    now = {former_name(field.name, version): field.name for field in TABLES[name]}
+    table = table.rename_columns([now.get(column, column) for column in table.column_names])
     schema, names = TABLES[name], table.column_names
     if strange := [
         column for column in names if names.count(column) > 1 or column not in schema.names

@@ -43,21 +43,21 @@ def sanitize(
 
     The engine is observed for it (see `observe`), unless it is already: then that recording is
     followed from its beginning. `stacks` adds the engine's own frames to findings. `contents` also
-    looks into the pages that each flight used, when it has landed, for NaN and infinity, and
+    looks into the pages that each invocation used, when it has landed, for NaN and infinity, and
     compares copied pages with their source; that costs more.
 
     `checksums` looks for bytes of pages that change although nothing writes them, and for written
     ones that do not arrive, see `Checksums`. *sampled* follows one page in 32, drawn by chance: a
-    wrong byte is in one of them with that probability, and is then found when the next flight that
-    writes to its page lands, or when the page is freed, acquired, found in the trie, let go of, or
-    the block ends. *landings* follows all pages, and reads four more a flight, drawn from those
-    that its rows use: of N such pages a wrong byte is found after N / 4 flights on average.
-    *whole* reads all pages before and after every flight; None reads none. Each costs more than the
-    one before it. `Findings.bytes_checked` says what was read. Padding page 0 is not judged, nor a
-    change that a flight under way writes over.
+    wrong byte is in one of them with that probability, and is then found when the next invocation
+    that writes to its page lands, or when the page is freed, acquired, found in the trie, let go
+    of, or the block ends. *landings* follows all pages, and reads four more an invocation, drawn
+    from those that its rows use: of N such pages a wrong byte is found after N / 4 invocations on
+    average. *whole* reads all pages before and after every invocation; None reads none. Each costs
+    more than the one before it. `Findings.bytes_checked` says what was read. Padding page 0 is not
+    judged, nor a change that an invocation under way writes over.
 
-    The cache at rest is checked when the block ends. After `max_events` events or flights, or more
-    bytes than a recording keeps (see `observe`), nothing more is checked, and it says so.
+    The cache at rest is checked when the block ends. After `max_events` events or invocations, or
+    more bytes than a recording keeps (see `observe`), nothing more is checked, and it says so.
 
     Raises EngineError if the engine is not running, and with `contents` if its keys and values are
     of a type that cannot be read.

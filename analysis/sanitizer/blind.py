@@ -7,7 +7,8 @@ _UNDONE = (
     " the landing and looks like a transfer still under way."
 )
 _BYTES = (
-    "Page 0 is not judged, nor pages in use when the watching began, nor a change that a flight"
+    "Page 0 is not judged, nor pages in use when the watching began, nor a change that an"
+    " invocation"
     " under way writes over."
 )
 _BETWEEN = "Between two snapshots a pointer is checked only where a lookup passes it."

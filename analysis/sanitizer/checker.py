@@ -1,4 +1,4 @@
-"""Leads the stream of events and flights of one engine past the rules, in order."""
+"""Leads the stream of events and invocations of one engine past the rules, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.sanitizer.rules.contents import coverage_in_words
 from analysis.sanitizer.rules.tables import SharedPages
 from analysis.sanitizer.scene import scene_of
 from analysis.sanitizer.stream import unlanded
-from analysis.sanitizer.world import Event, Flight, Unread, World
+from analysis.sanitizer.world import Event, Invocation, Unread, World
 from analysis.snapshots.snapshot import Snapshot
 
 Ask = Callable[[World, Event], Iterable[Finding]]
@@ -33,11 +33,11 @@ _LATE = "known too late, when more waited for it than is kept"
 
 
 class Checker:
-    """Takes events, flights and snapshots in any order and checks them in that of their `seq`.
+    """Takes events, invocations and snapshots in any order and checks them in that of their `seq`.
 
-    Every place in the sequence belongs to an event, to a flight's start, or to its end. A flight
-    is checked where it started, since its arguments are what they were then; it can be only once
-    they are known, so what comes after waits for it.
+    Every place in the sequence belongs to an event, to an invocation's start, or to its end. An
+    invocation is checked where it started, since its arguments are what they were then; it can be
+    only once they are known, so what comes after waits for it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Checker:
         """How far the bytes of pages were checked, as it was told last."""
         self._faults = 0
         self._lost: set[int] = set()
-        """Flights that were counted as unchecked."""
+        """Invocations that were counted as unchecked."""
         self._waiting: list[tuple[int, Any]] = []
         self._snapshots: dict[int, Snapshot] = {}
 
@@ -76,12 +76,12 @@ class Checker:
 
     # -- the stream ------------------------------------------------------------------------
 
-    def put(self, seq: int, item: Event | Flight | Unread | None) -> None:
-        """Take an item for its place; None for one that stays empty or is a flight's end."""
+    def put(self, seq: int, item: Event | Invocation | Unread | None) -> None:
+        """Take an item for its place; None for one that stays empty or is an invocation's end."""
         if seq >= self._next:
             heapq.heappush(self._waiting, (seq, _Item(item)))
-        elif seq >= self._first and isinstance(item, Flight | Unread):
-            self._lose(Unread(item.flight_id, item.request_ids, reason=_LATE))
+        elif seq >= self._first and isinstance(item, Invocation | Unread):
+            self._lose(Unread(item.invocation_id, item.request_ids, reason=_LATE))
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot, to be compared when its event comes; before that event is put."""
@@ -139,20 +139,20 @@ class Checker:
 
     # -- checking --------------------------------------------------------------------------
 
-    def _check(self, item: Event | Flight | Unread | None) -> None:
+    def _check(self, item: Event | Invocation | Unread | None) -> None:
         if isinstance(item, Event):
             self._event(item)
         elif isinstance(item, Unread):
             self._lose(item)
         elif item is not None:
-            self._flight(item)
+            self._invocation(item)
 
-    def _lose(self, flight: Unread) -> None:
-        if flight.flight_id in self._lost:
+    def _lose(self, invocation: Unread) -> None:
+        if invocation.invocation_id in self._lost:
             return
-        self._lost.add(flight.flight_id)
-        self.world.lose(flight)
-        self.findings.unchecked.add(flight.reason, flight.request_ids)
+        self._lost.add(invocation.invocation_id)
+        self.world.lose(invocation)
+        self.findings.unchecked.add(invocation.reason, invocation.request_ids)
 
     def _event(self, event: Event) -> None:
         if event.kind == "unlanded":
@@ -198,42 +198,45 @@ class Checker:
             for finding in rule.rest(self.world, snapshot):
                 self._add(rule, finding, event)
 
-    def _flight(self, flight: Flight) -> None:
-        self.world.flights_begun = flight.flight_id
-        if flight.phase == "prefill" and flight.starts is not None:
+    def _invocation(self, invocation: Invocation) -> None:
+        self.world.invocations_begun = invocation.invocation_id
+        if invocation.phase == "prefill" and invocation.starts is not None:
             self.world.has_starts = True
-        passage = Passage(self.world, flight)
-        self.world.seq = flight.seq
-        self.findings.flights += 1
+        passage = Passage(self.world, invocation)
+        self.world.seq = invocation.seq
+        self.findings.invocations += 1
         self.findings.slots_read += int(passage.reads.sum())
         for rule in self._rules:
-            for finding in rule.flight(self.world, passage):
-                self._add(rule, finding, flight, passage)
+            for finding in rule.invocation(self.world, passage):
+                self._add(rule, finding, invocation, passage)
             if isinstance(rule, SharedPages):
                 self.findings.rewritten = rule.rewritten
         self._count_unchecked(passage)
 
     def _count_unchecked(self, passage: Passage) -> None:
-        flight, lost = passage.flight, [row for row, s in enumerate(passage.sequences) if s is None]
+        invocation, lost = (
+            passage.invocation,
+            [row for row, s in enumerate(passage.sequences) if s is None],
+        )
         if lost:
-            requests = [flight.request_ids[row] for row in lost]
+            requests = [invocation.request_ids[row] for row in lost]
             known = [self.world.last_of.get(request) for request in requests]
             beams = len(set(requests)) < len(requests)
             reason = _BEAMS if beams else _BEFORE if None in known else _LOST
             self.findings.unchecked.add(reason, set(requests))
         elif self._gone_over:
-            self.findings.unchecked.add(_PART, set(flight.request_ids))
+            self.findings.unchecked.add(_PART, set(invocation.request_ids))
 
     def _add(
         self,
         rule: Rule,
         finding: Finding,
-        at: Event | Flight | None,
+        at: Event | Invocation | None,
         passage: Passage | None = None,
     ) -> None:
         finding.rule, finding.sentence = rule.name, rule.sentence
-        if isinstance(at, Flight):
-            finding.seq, finding.flight_id, finding.t_s = at.seq, at.flight_id, at.t_s
+        if isinstance(at, Invocation):
+            finding.seq, finding.invocation_id, finding.t_s = at.seq, at.invocation_id, at.t_s
             finding.thread, finding.operation = at.thread, at.phase
         elif at is not None:
             finding.seq, finding.t_s, finding.thread = at.seq, at.t_ns / 1e9, at.thread
@@ -247,7 +250,7 @@ class _Item:
 
     __slots__ = ("value",)
 
-    def __init__(self, value: Event | Flight | Unread | None) -> None:
+    def __init__(self, value: Event | Invocation | Unread | None) -> None:
         self.value = value
 
     def __lt__(self, other: object) -> bool:

@@ -60,8 +60,8 @@ _NEAREST = 4
 def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
     """Return what pages of a live engine hold, [pages, layers, 2 (K, V), 16, kv heads, head dim].
 
-    A flight that is under way may write to them meanwhile. Raises EngineError if the engine is not
-    running, a page does not exist, or the device's memory cannot be read from here.
+    An invocation that is under way may write to them meanwhile. Raises EngineError if the engine is
+    not running, a page does not exist, or the device's memory cannot be read from here.
     """
     probe = engine.probe or (engine.adapter.probe() if engine.adapter is not None else None)
     if probe is None:
@@ -85,27 +85,27 @@ def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
 
 
 def written(recording: Recording) -> dict[str, Row]:
-    """Return, by request, what its flights wrote, as `compare` wants it.
+    """Return, by request, what its invocations wrote, as `compare` wants it.
 
-    Tokens are what the device got, up to the first position that no flight wrote.
+    Tokens are what the device got, up to the first position that no invocation wrote.
     """
     prompts: dict[str, int] = {}
     tokens: dict[str, dict[int, int]] = {}
     pages: dict[str, Sequence[int]] = {}
-    flights = recording.flights
-    flights = flights[flights["error"].isna()]
-    for flight in flights.to_dict("records"):
-        if flight["block_tables"] is None or flight["request_ids"] is None:
+    invocations = recording.invocations
+    invocations = invocations[invocations["error"].isna()]
+    for invocation in invocations.to_dict("records"):
+        if invocation["block_tables"] is None or invocation["request_ids"] is None:
             continue
-        starts = flight["start_positions"]
-        for row, request in enumerate(flight["request_ids"]):
+        starts = invocation["start_positions"]
+        for row, request in enumerate(invocation["request_ids"]):
             start = 0 if starts is None else starts[row]
-            given = flight["tokens"][row]
-            if flight["phase"] == "prefill":
-                given = given[: flight["seq_lens"][row] - start]
+            given = invocation["tokens"][row]
+            if invocation["phase"] == "prefill":
+                given = given[: invocation["seq_lens"][row] - start]
                 prompts[request] = start + len(given)
             tokens.setdefault(request, {}).update(enumerate(given, start))
-            pages[request] = flight["block_tables"][row]
+            pages[request] = invocation["block_tables"][row]
     rows: dict[str, Row] = {}
     for request, at in tokens.items():
         length = next((p for p in range(len(at)) if p not in at), len(at))
@@ -247,7 +247,7 @@ def compare(
     Parameters
     ----------
     engine
-        A live engine; flights that are under way may write meanwhile.
+        A live engine; invocations that are under way may write meanwhile.
     sequences
         By request: how many tokens its prompt has, all tokens whose keys and values were written
         (not the last one of the answer, which is never fed back), its pages in order. `written`

@@ -49,7 +49,7 @@ class Finding:
     """What must always hold."""
     seq: int | None = None
     """Its place among the events."""
-    flight_id: int | None = None
+    invocation_id: int | None = None
     operation: str | None = None
     t_s: float | None = None
     """Seconds since the engine started."""
@@ -69,7 +69,7 @@ class Finding:
     @property
     def at(self) -> str:
         """At which step, in words."""
-        parts = [] if self.flight_id is None else [f"flight {self.flight_id}"]
+        parts = [] if self.invocation_id is None else [f"invocation {self.invocation_id}"]
         parts += [] if self.seq is None else [f"event {self.seq}"]
         parts += [] if self.t_s is None else [f"{self.t_s:.3f} s"]
         return ", ".join(parts)
@@ -130,12 +130,12 @@ class Findings:
         """Invocations that could not be checked, or only in part."""
         self.waits: str | None = None
         """What the live check waits for at this moment, in a sentence."""
-        self.flights = 0
-        """Flights that were checked."""
+        self.invocations = 0
+        """Invocations that were checked."""
         self.events = 0
         """Events that were checked."""
         self.slots_read = 0
-        """Slots read by real rows of those flights."""
+        """Slots read by real rows of those invocations."""
         self.rewritten = 0
         """Slots of shared pages that were written again with what they held."""
 
@@ -217,7 +217,7 @@ class Findings:
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def rows(self, cell_id: str = "") -> list[dict[str, Any]]:
+    def rows(self, trial_id: str = "") -> list[dict[str, Any]]:
         """Return rows of the table `findings`: the first of each cause for each request."""
         rows = []
         for group in self.groups:
@@ -225,7 +225,7 @@ class Findings:
                 rows.append(
                     {
                         "finding_id": "",
-                        "cell_id": cell_id,
+                        "trial_id": trial_id,
                         "rule": finding.rule,
                         "cause": finding.cause,
                         "severity": finding.severity,
@@ -235,7 +235,7 @@ class Findings:
                         "other_request_id": finding.other_request_id,
                         "page": finding.page,
                         "slot": finding.slot,
-                        "flight_id": finding.flight_id,
+                        "invocation_id": finding.invocation_id,
                         "count": group.counts[request],
                         "message": finding.text,
                         "thread": finding.thread,
@@ -246,14 +246,16 @@ class Findings:
         rows.sort(key=lambda row: row["seq"] if row["seq"] is not None else -1)
         return [{**row, "finding_id": f"{i:04d}"} for i, row in enumerate(rows)]
 
-    def frame(self, cell_id: str = "") -> pd.DataFrame:
+    def frame(self, trial_id: str = "") -> pd.DataFrame:
         """Return the table `findings`."""
-        return to_frame("findings", self.rows(cell_id))
+        return to_frame("findings", self.rows(trial_id))
 
     @property
     def summary(self) -> str:
         """What was checked and how much was found, in a sentence."""
-        checked = f"{counted(self.flights, 'flight')} and {counted(self.events, 'event')} checked"
+        checked = (
+            f"{counted(self.invocations, 'invocation')} and {counted(self.events, 'event')} checked"
+        )
         if self.unchecked:
             checked += f"; unchecked: {self.unchecked}"
         if not self:

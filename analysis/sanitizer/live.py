@@ -9,22 +9,22 @@ import time
 from types import TracebackType
 from typing import Any
 
-from analysis.recording.recorder import FLIGHT_FIELDS, Recorder
+from analysis.recording.recorder import INVOCATION_FIELDS, Recorder
 from analysis.sanitizer.checker import Checker
-from analysis.sanitizer.stream import event_of, flight_of
-from analysis.sanitizer.world import Event, Flight, Unread
+from analysis.sanitizer.stream import event_of, invocation_of
+from analysis.sanitizer.world import Event, Invocation, Unread
 from analysis.snapshots.snapshot import Snapshot
 
 _SLICE_S, _PAUSE_S = 0.0005, 0.1
 """The checker's turn, and the engine's; a turn ends with the item that is under way."""
 _ROWS = 100
 _PATIENCE_S = 5.0
-"""After how long it is said what the rest waits for: a flight, or a thread that is held up."""
+"""After how long it is said what the rest waits for: an invocation, or a thread that is held up."""
 _MOST_WAITING = 200_000
 """Items that are kept for one that does not come; they take some 100 MB."""
 _BEGUN = 3
-"""Where a flight under way keeps its place among the events."""
-_SEQ, _END_SEQ, _IDS = (FLIGHT_FIELDS.index(name) for name in ("seq", "end_seq", "request_ids"))
+"""Where an invocation under way keeps its place among the events."""
+_SEQ, _END_SEQ, _IDS = (INVOCATION_FIELDS.index(name) for name in ("seq", "end_seq", "request_ids"))
 
 
 class Follower:
@@ -35,11 +35,11 @@ class Follower:
     ) -> None:
         self.checker = Checker(first, stride, context=context)
         self._recorder = recorder
-        self._taken = {"events": 0, "flights": 0, "snapshots": 0, "skipped": 0}
+        self._taken = {"events": 0, "invocations": 0, "snapshots": 0, "skipped": 0}
         self._last = math.inf
         """The last place that is looked at; what comes later belongs to nobody who waits for it."""
         self._put_off: set[int] = set()
-        """Flights that were given up as not ended when the check did."""
+        """Invocations that were given up as not ended when the check did."""
         self._stuck_since: float | None = None
         self._stuck_at: int | None = None
         self._stop = threading.Event()
@@ -88,22 +88,22 @@ class Follower:
         with self._checking:
             recorder = self._recorder
             last, under_way = _last_of(recorder), list(recorder.under_way.values())
-            self._last = max([last, *(flight[_BEGUN] for flight in under_way)])
+            self._last = max([last, *(invocation[_BEGUN] for invocation in under_way)])
             self._take()
             # What is still in the air keeps nothing waiting any more.
-            landed = {row[0] for row in recorder.flights[: self._taken["flights"]]}
-            for flight in under_way:
-                if flight[0] not in landed:
-                    self._put_off.add(flight[0])
-                    self.checker.put(flight[_BEGUN], _unlanded(flight))
+            landed = {row[0] for row in recorder.invocations[: self._taken["invocations"]]}
+            for invocation in under_way:
+                if invocation[0] not in landed:
+                    self._put_off.add(invocation[0])
+                    self.checker.put(invocation[_BEGUN], _unlanded(invocation))
             self._go_to_the_end()
-            full = bool(recorder.dropped["events"] or recorder.dropped["flights"])
+            full = bool(recorder.dropped["events"] or recorder.dropped["invocations"])
             self.checker.finish(to_the_end=not full)
             self.checker.findings.waits = None
             unchecked, reason = self.checker.findings.unchecked, "the recording was full"
             for request_ids in recorder.unkept:
                 unchecked.add(reason, request_ids)
-            if nameless := recorder.dropped["flights"] - len(recorder.unkept):
+            if nameless := recorder.dropped["invocations"] - len(recorder.unkept):
                 unchecked.add(reason, count=nameless)
             if full:
                 self.checker.findings.note(
@@ -139,22 +139,22 @@ class Follower:
             checker.put_snapshot(snapshot)
         for event in events:
             self._put(event.seq, event)
-        flights, last = self._new("flights", recorder.flights, most), math.inf
+        invocations, last = self._new("invocations", recorder.invocations, most), math.inf
         if recorder.dropped["events"]:
-            # Between events that were dropped a flight means nothing.
+            # Between events that were dropped an invocation means nothing.
             last = recorder.events[-1][0] if recorder.events else -1
-            late = [row for row in flights if row[_SEQ] >= last]
-            flights = [row for row in flights if row[_SEQ] < last]
+            late = [row for row in invocations if row[_SEQ] >= last]
+            invocations = [row for row in invocations if row[_SEQ] < last]
             for row in late:
                 self.checker.findings.unchecked.add("the recording was full", row[_IDS])
-        for row in flights:
-            self._put(row[_SEQ], None if row[0] in self._put_off else flight_of(row))
+        for row in invocations:
+            self._put(row[_SEQ], None if row[0] in self._put_off else invocation_of(row))
             if row[_END_SEQ] < last:
                 self._put(row[_END_SEQ], None)
         for seq in self._new("skipped", recorder.skipped, most):
             self._put(seq, None)
 
-    def _put(self, seq: int, item: Event | Flight | Unread | None) -> None:
+    def _put(self, seq: int, item: Event | Invocation | Unread | None) -> None:
         if seq <= self._last:
             self.checker.put(seq, item)
 
@@ -173,19 +173,21 @@ class Follower:
         if gap is None or done or gap != self._stuck_at:
             self._stuck_at, self._stuck_since, findings.waits = gap, now, None
             return
-        flight = next(
+        invocation = next(
             (f for f in list(self._recorder.under_way.values()) if f[_BEGUN] == gap), None
         )
         if self._stuck_since is not None and now - self._stuck_since > _PATIENCE_S:
-            what = "an operation of the cache" if flight is None else f"flight {flight[0]}"
+            what = (
+                "an operation of the cache" if invocation is None else f"invocation {invocation[0]}"
+            )
             findings.waits = (
                 f"The check waits for the end of {what}, at place {gap}: {self.checker.waiting}"
                 " later steps are kept until then."
             )
         if self.checker.waiting > _MOST_WAITING and not self._fills_gap():
-            if flight is not None:
+            if invocation is not None:
                 reason = "not ended while more waited for it than is kept"
-                self.checker.put(gap, Unread(flight[0], list(flight[2]), reason=reason))
+                self.checker.put(gap, Unread(invocation[0], list(invocation[2]), reason=reason))
             else:
                 findings.note(
                     f"Place {gap} of the recording was not filled while {_MOST_WAITING} steps"
@@ -200,11 +202,11 @@ def _last_of(recorder: Recorder) -> int:
     All before it was recorded, is under way, or is about to be told.
     """
     events = (row[0] for row in recorder.events)
-    flights = (row[_END_SEQ] for row in recorder.flights)
-    return max(itertools.chain(events, flights, recorder.skipped), default=-1)
+    invocations = (row[_END_SEQ] for row in recorder.invocations)
+    return max(itertools.chain(events, invocations, recorder.skipped), default=-1)
 
 
-def _unlanded(flight: tuple[Any, ...]) -> Unread:
-    _, phase, request_ids = flight[:3]
+def _unlanded(invocation: tuple[Any, ...]) -> Unread:
+    _, phase, request_ids = invocation[:3]
     reason = "not ended when the check did"
-    return Unread(flight[0], list(request_ids), phase, reason, landed=False)
+    return Unread(invocation[0], list(request_ids), phase, reason, landed=False)

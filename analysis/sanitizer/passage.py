@@ -1,4 +1,4 @@
-"""One flight as the compiled model does it: first its writes, then its reads, all rows at once."""
+"""One invocation as the compiled model executes it: all rows' writes, then their reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.sanitizer.shadow import (
     mix_one,
     prefix_hashes,
 )
-from analysis.sanitizer.world import Flight, Sequence, World
+from analysis.sanitizer.world import Invocation, Sequence, World
 
 _ALL = 2**64 - 1
 OUTSIDE = -1
@@ -25,25 +25,28 @@ OUTSIDE = -1
 
 
 class Passage:
-    """A flight going through the shadow.
+    """An invocation going through the shadow.
 
-    Making one takes note of all that the flight writes; its arrays are what the rules look at.
-    Rows beyond `flight.real` are padding. It costs as much as the flight has slots, however large
-    the pool is.
+    Making one takes note of all that the invocation writes; its arrays are what the rules look at.
+    Rows beyond `invocation.real` are padding. It costs as much as the invocation has slots, however
+    large the pool is.
     """
 
-    def __init__(self, world: World, flight: Flight) -> None:
-        self.world, self.flight = world, flight
-        real = flight.real
-        rows, width = flight.tokens.shape
-        self.first: Ints = np.zeros(rows, np.int64) if flight.starts is None else flight.starts
+    def __init__(self, world: World, invocation: Invocation) -> None:
+        self.world, self.invocation = world, invocation
+        real = invocation.real
+        rows, width = invocation.tokens.shape
+        self.first: Ints = (
+            np.zeros(rows, np.int64) if invocation.starts is None else invocation.starts
+        )
         """First position that each row writes, [rows]."""
         self.sequences: list[Sequence | None] = [
-            None if (s := world.last_of.get(r)) is None or s.lost else s for r in flight.request_ids
+            None if (s := world.last_of.get(r)) is None or s.lost else s
+            for r in invocation.request_ids
         ]
         """Of each real row; None where nothing is known of it."""
         self._resume()
-        self.twin_of = _twins(flight, self.first)
+        self.twin_of = _twins(invocation, self.first)
         """For each real row the first one of the same request and arguments, itself if alone."""
         self.repeats = [
             s is not None and (self.twin_of[row] != row or self._again(row, s))
@@ -51,27 +54,27 @@ class Passage:
         ]
         """Whether each real row makes a step once more that was made before."""
         self._leave_beams_out()
-        prefills = flight.phase == "prefill"
+        prefills = invocation.phase == "prefill"
         self.made_by = [
-            -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_flight
+            -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_invocation
             for s in self.sequences
         ]
-        """The flight of the last step of each real row's sequence, or of its last prefill."""
+        """The invocation of the last step of each real row's sequence, or of its last prefill."""
         self.due_first = [
-            -1 if s is None else int(self.first[row]) if again else _next(s, flight)
+            -1 if s is None else int(self.first[row]) if again else _next(s, invocation)
             for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
         ]
         """Where each real row's sequence stands."""
         self.due_tokens = [
-            None if s is None else _due_tokens(s, flight, row, again)
+            None if s is None else _due_tokens(s, invocation, row, again)
             for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
         ]
         """The tokens that it is to go on with, where they are known."""
         positions = self.first[:, None] + np.arange(width)
-        if flight.phase == "decode":
+        if invocation.phase == "decode":
             self.tokens_of = np.ones(rows, dtype=np.int64)
         else:
-            self.tokens_of = np.clip(flight.seq_lens - self.first, 0, width)
+            self.tokens_of = np.clip(invocation.seq_lens - self.first, 0, width)
         """Tokens of each row that are no padding, as it flew, [rows]."""
         self.tokens_of[real:] = 0
         self.write_slots = self._slots(positions)
@@ -101,14 +104,16 @@ class Passage:
         """Slots that a row attends to and that hold something else than its own prefix."""
         self.inherited = own & ~strange & shadow.tainted[self.read_slots]
         """Slots that hold the row's own prefix, but computed from wrong data."""
-        if flight.phase == "decode" and self.inherited.size:
+        if invocation.phase == "decode" and self.inherited.size:
             # What it has just written itself is not an inheritance.
             self.inherited &= self.read_slots != self.write_slots[:real, :1]
         self._taint()
 
     def _resume(self) -> None:
         """Give a sequence that begins behind a cached prefix the tokens of that prefix."""
-        for row, sequence in enumerate(self.sequences if self.flight.phase == "prefill" else ()):
+        for row, sequence in enumerate(
+            self.sequences if self.invocation.phase == "prefill" else ()
+        ):
             first = int(self.first[row])
             if sequence is not None and sequence.prompt and sequence.length < first:
                 sequence.restart(np.array(sequence.prompt[:first], dtype=np.int64), 0)
@@ -119,22 +124,22 @@ class Passage:
         A decode does so if it flies the token that was flown last, and no other was chosen since;
         a prefill if it starts where the last one did.
         """
-        flight, first = self.flight, int(self.first[row])
-        if flight.phase == "prefill":
+        invocation, first = self.invocation, int(self.first[row])
+        if invocation.phase == "prefill":
             return sequence.prefilled is not None and first == sequence.prefilled[0]
         if first != sequence.length - 1 or not sequence.takeoffs:
             return False
         # Where a further row of the request makes its next step, this one is late.
-        if sequence.chose_next and flight.request_ids.count(sequence.request_id) == 1:
+        if sequence.chose_next and invocation.request_ids.count(sequence.request_id) == 1:
             return False
         if sequence.prompt is not None and first < len(sequence.prompt):
             return False
-        flown = sequence.hash_before(first) + mix_one(int(flight.tokens[row, 0]), first) & _ALL
+        flown = sequence.hash_before(first) + mix_one(int(invocation.tokens[row, 0]), first) & _ALL
         return flown == sequence.last
 
     def _leave_beams_out(self) -> None:
         """Follow no request that has several rows for its next step: beams share its name."""
-        ids = self.flight.request_ids
+        ids = self.invocation.request_ids
         if len(set(ids)) == len(ids):
             return
         steps = Counter(r for r, again in zip(ids, self.repeats, strict=True) if not again)
@@ -148,7 +153,7 @@ class Passage:
 
     def _slots(self, positions: Ints) -> Ints:
         """Return the slot of each position through each row's own block table."""
-        tables, stride = self.flight.tables, self.world.stride
+        tables, stride = self.invocation.tables, self.world.stride
         blocks = positions // stride
         inside = (blocks >= 0) & (blocks < tables.shape[1])
         rows = np.arange(len(tables))[:, None]
@@ -159,40 +164,40 @@ class Passage:
 
     def _contents(self, positions: Ints) -> Hashes:
         """Return what each row writes: prefixes of what it flew with, or padding."""
-        flight = self.flight
+        invocation = self.invocation
         contents = np.full(self.write_slots.shape, PADDING, dtype=np.uint64)
         for row, sequence in enumerate(self.sequences):
             count, first = int(self.tokens_of[row]), int(self.first[row])
             if sequence is None:
                 contents[row] = UNKNOWN
-            elif flight.phase == "decode":
-                token = mix_one(int(flight.tokens[row, 0]), first)
+            elif invocation.phase == "decode":
+                token = mix_one(int(invocation.tokens[row, 0]), first)
                 contents[row, 0] = sequence.hash_before(first) + token & _ALL
             else:
-                tokens = flight.tokens[row, :count]
+                tokens = invocation.tokens[row, :count]
                 contents[row, :count] = prefix_hashes(tokens, first, sequence.hash_before(first))
         return contents
 
     def _write(self, positions: Ints, written: npt.NDArray[np.bool_]) -> None:
-        shadow, real = self.world.shadow, self.flight.real
+        shadow, real = self.world.shadow, self.invocation.real
         writers = np.full(len(positions), NOBODY, dtype=np.int32)
         writers[:real] = [NOBODY if s is None else s.number for s in self.sequences]
         slots = self.write_slots[written]
         shadow.content[slots] = self.write_content[written]
         shadow.writer[slots] = np.broadcast_to(writers[:, None], positions.shape)[written]
         shadow.position[slots] = positions[written]
-        shadow.flight[slots] = self.flight.flight_id
+        shadow.invocation[slots] = self.invocation.invocation_id
         shadow.tainted[slots] = False
 
     def _wrong_token(self, row: int, due: Ints | None) -> int | None:
         if due is None:
             return None
-        if self.flight.phase == "decode":
-            same = int(due[0]) == int(self.flight.tokens[row, 0])
+        if self.invocation.phase == "decode":
+            same = int(due[0]) == int(self.invocation.tokens[row, 0])
             return None if same else int(self.first[row])
-        flown = self.flight.tokens[row, : int(self.tokens_of[row])]
+        flown = self.invocation.tokens[row, : int(self.tokens_of[row])]
         # A length that is too short is told by a rule of its own.
-        due = due[: max(0, int(self.flight.seq_lens[row]) - int(self.first[row]))]
+        due = due[: max(0, int(self.invocation.seq_lens[row]) - int(self.first[row]))]
         both = min(len(due), len(flown))
         unlike = np.flatnonzero(due[:both] != flown[:both])
         if not len(unlike) and len(flown) >= len(due):
@@ -205,40 +210,40 @@ class Passage:
             if sequence is None:
                 continue
             if self.repeats[row]:
-                sequence.result = self.flight.result(row) if sequence.is_whole else None
+                sequence.result = self.invocation.result(row) if sequence.is_whole else None
                 continue
             due, first = self.due_tokens[row], self.due_first[row]
-            flown = self.flight.tokens[row, : int(self.tokens_of[row])]
-            if self.flight.phase == "decode":
+            flown = self.invocation.tokens[row, : int(self.tokens_of[row])]
+            if self.invocation.phase == "decode":
                 sequence.append(int(due[0] if due is not None else flown[0]))
             else:
                 sequence.restart(flown if due is None else due, first)
-            sequence.step(self.flight.phase, first, self.flight.flight_id)
+            sequence.step(self.invocation.phase, first, self.invocation.invocation_id)
             if sequence.is_whole:
-                sequence.result = self.flight.result(row)
+                sequence.result = self.invocation.result(row)
 
     # -- reading ---------------------------------------------------------------------------
 
     def _read(self) -> None:
-        flight, stride, real = self.flight, self.world.stride, self.flight.real
-        size = flight.tables.shape[1] * stride
-        lengths = flight.seq_lens[:real] if flight.phase == "decode" else self.first[:real]
+        invocation, stride, real = self.invocation, self.world.stride, self.invocation.real
+        size = invocation.tables.shape[1] * stride
+        lengths = invocation.seq_lens[:real] if invocation.phase == "decode" else self.first[:real]
         width = int(min(max(lengths, default=0), size)) if (lengths > 0).any() else 0
         positions = np.arange(width)
         self.reads = positions[None, :] < lengths[:, None]
         """Which slots each real row attends to through the cache, [real, width]."""
-        self.read_slots = self._slots(np.broadcast_to(positions, (len(flight.tables), width)))[
+        self.read_slots = self._slots(np.broadcast_to(positions, (len(invocation.tables), width)))[
             :real
         ]
         self.reads &= self.read_slots >= 0
         self.expected = np.full((real, width), NOTHING, dtype=np.uint64)
         """The hash that each slot should hold."""
         self.lengths = [0 if s is None else s.length for s in self.sequences]
-        """Own length of each real row, this flight's tokens included."""
+        """Own length of each real row, this invocation's tokens included."""
         for row, sequence in enumerate(self.sequences):
             if sequence is not None:
                 if self.repeats[row]:
-                    past = flight.phase == "prefill" and sequence.prefilled
+                    past = invocation.phase == "prefill" and sequence.prefilled
                     self.lengths[row] = past[1] if past else int(self.first[row]) + 1
                 count = min(width, self.lengths[row])
                 self.expected[row, :count] = sequence.hashes[:count]
@@ -249,7 +254,7 @@ class Passage:
 
     def _taint(self) -> None:
         """Mark what rows wrote that had read something wrong."""
-        real = self.flight.real
+        real = self.invocation.real
         bad = self.wrong.any(axis=1) | self.inherited.any(axis=1) | self.beyond.any(axis=1)
         for row, sequence in enumerate(self.sequences):
             if sequence is not None and (
@@ -272,12 +277,12 @@ class Passage:
     def pages_of(self, row: int) -> tuple[int, ...]:
         """Return the part of a row's block table that its own length needs."""
         blocks = -(-self.lengths[row] // self.world.stride)
-        return tuple(self.flight.tables[row, :blocks].tolist())
+        return tuple(self.invocation.tables[row, :blocks].tolist())
 
 
-def _twins(flight: Flight, starts: Ints) -> list[int]:
+def _twins(invocation: Invocation, starts: Ints) -> list[int]:
     """Return for each real row the first one that has the same request and arguments."""
-    ids = flight.request_ids
+    ids = invocation.request_ids
     twins = list(range(len(ids)))
     if len(set(ids)) == len(ids):
         return twins
@@ -285,29 +290,29 @@ def _twins(flight: Flight, starts: Ints) -> list[int]:
         for other in range(row):
             if ids[other] == request_id and all(
                 np.array_equal(values[row], values[other])
-                for values in (flight.tokens, flight.seq_lens, starts, flight.tables)
+                for values in (invocation.tokens, invocation.seq_lens, starts, invocation.tables)
             ):
                 twins[row] = other
                 break
     return twins
 
 
-def _next(sequence: Sequence, flight: Flight) -> int:
+def _next(sequence: Sequence, invocation: Invocation) -> int:
     """Return the position that a sequence has come to."""
-    if flight.phase == "decode":
+    if invocation.phase == "decode":
         return sequence.length
-    return 0 if flight.starts is None else sequence.length
+    return 0 if invocation.starts is None else sequence.length
 
 
-def _due_tokens(sequence: Sequence, flight: Flight, row: int, again: bool) -> Ints | None:
+def _due_tokens(sequence: Sequence, invocation: Invocation, row: int, again: bool) -> Ints | None:
     """Return the tokens that a sequence is to go on with, or to repeat."""
     if sequence.prompt is None:
         return None
-    if flight.phase == "prefill":
+    if invocation.phase == "prefill":
         prompt = np.array(sequence.prompt, dtype=np.int64)
-        if flight.starts is None:
+        if invocation.starts is None:
             return prompt
-        return prompt[int(flight.starts[row]) : int(flight.seq_lens[row])]
+        return prompt[int(invocation.starts[row]) : int(invocation.seq_lens[row])]
     if again:
         return None  # it is the one that was flown: that is how a repetition is known
     place = sequence.length - len(sequence.prompt)

@@ -13,32 +13,32 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import CachelabError, RunError
 from analysis.model import load_model
-from analysis.runs.store import cell_tables, load_run_cells, read_manifest
+from analysis.runs.store import load_run_trials, read_manifest, trial_tables
 from analysis.runs.tables import FAULT, arm_of, broken_json, is_control
 from analysis.sanitizer.blind import blind_spots
 from analysis.sanitizer.checker import Checker
 from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group
-from analysis.sanitizer.stream import tabled_events, tabled_flights
+from analysis.sanitizer.stream import tabled_events, tabled_invocations
 from analysis.sanitizer.unchecked import Unchecked
 from analysis.snapshots.snapshot import Snapshot
 
-OnCell = Callable[[str, Findings | None], None]
+OnTrial = Callable[[str, Findings | None], None]
 
 _STRIDE = 16
-"""Tokens of a page where no flight shows it."""
+"""Tokens of a page where no invocation shows it."""
 
 
 @dataclass
 class Checked:
-    """What was found in all cells of one setting."""
+    """What was found in all trials of one setting."""
 
     release: str
     prefix_sharing: str
     treatments: tuple[str, ...]
-    cells: int = 0
+    trials: int = 0
     unobserved: int = 0
-    """Cells of which nothing was recorded."""
-    flights: int = 0
+    """Trials of which nothing was recorded."""
+    invocations: int = 0
     events: int = 0
     controls: int = 0
     """Engines with these treatments in which a fault was planted, and struck."""
@@ -49,13 +49,13 @@ class Checked:
     planted: list[str] = field(default_factory=list)
     """The faults of all of them."""
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
-    """By rule and cause: the cell and what it found there."""
+    """By rule and cause: the trial and what it found there."""
     notes: list[str] = field(default_factory=list)
     unchecked: Unchecked = field(default_factory=Unchecked)
-    """Invocations that could not be checked, over all cells; requests as cell/request."""
+    """Invocations that could not be checked, over all trials; requests as trial/request."""
     unchecked_wrong: list[str] = field(default_factory=list)
-    """Requests with unchecked invocations whose answers were wrong, as cell/request."""
-    cell_ids: list[str] = field(default_factory=list)
+    """Requests with unchecked invocations whose answers were wrong, as trial/request."""
+    trial_ids: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -74,7 +74,7 @@ class Checked:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was recorded was checked, by every rule, in every cell."""
+        """Whether all that was recorded was checked, by every rule, in every trial."""
         return not (self.unchecked or self.notes or self.unobserved)
 
     @property
@@ -84,12 +84,12 @@ class Checked:
         if self.unchecked_wrong:
             said.append(f"Of these requests, wrong were: {', '.join(self.unchecked_wrong)}.")
         if self.unobserved:
-            said.append(f"{self.unobserved} of {self.cells} cells: nothing was recorded of them.")
+            said.append(f"{self.unobserved} of {self.trials} trials: nothing was recorded of them.")
         return [*said, *self.notes]
 
     @property
     def wrong_data(self) -> list[tuple[str, str]]:
-        """Rules and causes of which wrong data was read in some cell."""
+        """Rules and causes of which wrong data was read in some trial."""
         return [
             key
             for key, members in self.groups.items()
@@ -97,44 +97,44 @@ class Checked:
         ]
 
     def lead(self, among: Collection[str] | None = None) -> tuple[str, Finding] | None:
-        """Return the first finding, with its cell: of wrong data if any was read, else of any.
+        """Return the first finding, with its trial: of wrong data if any was read, else of any.
 
-        Of several cells (if `among` is given, of these) the one that comes first counts.
+        Of several trials (if `among` is given, of these) the one that comes first counts.
         """
         leads = [
-            (cell, group.first)
+            (trial, group.first)
             for members in self.groups.values()
-            for cell, group in members
-            if among is None or cell in among
+            for trial, group in members
+            if among is None or trial in among
         ]
-        cells = self.cell_ids
+        trials = self.trial_ids
         return min(
             leads,
             key=lambda lead: (
                 lead[1].severity != WRONG_DATA,
-                cells.index(lead[0]),
+                trials.index(lead[0]),
                 -1 if lead[1].seq is None else lead[1].seq,
             ),
             default=None,
         )
 
-    def add(self, cell_id: str, findings: Findings) -> None:
-        """Add what was found in a cell."""
-        self.cell_ids.append(cell_id)
-        self.flights += findings.flights
+    def add(self, trial_id: str, findings: Findings) -> None:
+        """Add what was found in a trial."""
+        self.trial_ids.append(trial_id)
+        self.invocations += findings.invocations
         self.events += findings.events
         for group in findings.groups:
-            self.groups.setdefault((group.rule, group.cause), []).append((cell_id, group))
-        self.unchecked.update(findings.unchecked, cell_id)
+            self.groups.setdefault((group.rule, group.cause), []).append((trial_id, group))
+        self.unchecked.update(findings.unchecked, trial_id)
         for note in findings.notes:
             if note not in self.notes:
                 self.notes.append(note)
 
-    def add_wrong(self, cell_id: str, findings: Findings, requests: pa.Table) -> None:
-        """Add the requests of a cell that were answered wrong and not checked to the end."""
+    def add_wrong(self, trial_id: str, findings: Findings, requests: pa.Table) -> None:
+        """Add the requests of a trial that were answered wrong and not checked to the end."""
         wrong = requests.filter(pc.field("outcome") == "wrong")["request_id"].to_pylist()
         unchecked = findings.unchecked.requests
-        self.unchecked_wrong += [f"{cell_id}/{request}" for request in wrong if unchecked[request]]
+        self.unchecked_wrong += [f"{trial_id}/{request}" for request in wrong if unchecked[request]]
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class Control:
         return self.struck and not self.alarmed
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
-        """Return the control that a row of `cells` is, from the rows of its findings.
+    def of(cls, trial: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
+        """Return the control that a row of `trials` is, from the rows of its findings.
 
         The alarm counts only if it names a request or the page that the fault struck, for an
         untreated engine may break the same rule by itself. In runs that did not keep what was
@@ -165,22 +165,22 @@ class Control:
         """
         from analysis.treatments.faults import FAULTS  # treatments need the sanitizer's rules
 
-        names = tuple(cell["treatments"] or ())
+        names = tuple(trial["treatments"] or ())
         [fault, *_] = [name for name in names if name.startswith(FAULT)]
         known = FAULTS.get(":".join(fault.split(":")[:2]))
-        struck = json.loads(cell.get("struck") or "{}")
+        struck = json.loads(trial.get("struck") or "{}")
         if not isinstance(struck, dict | None):
             raise RunError(
-                f"What the fault of cell {cell['cell_id']} struck is no JSON object: restore the"
+                f"What the fault of trial {trial['trial_id']} struck is no JSON object: restore the"
                 " run, or record it again."
             )
-        meant = None if known is None else known.alarm(cell["release"])
+        meant = None if known is None else known.alarm(trial["release"])
         alarmed = any(
             # A fault that this package no longer knows cannot be told for what it is.
             meant in (None, (row["rule"], row["cause"])) and _names(row, struck or {})
             for row in findings
         )
-        return cls(cell["release"], cell["prefix_sharing"], arm_of(names), fault,
+        return cls(trial["release"], trial["prefix_sharing"], arm_of(names), fault,
                    struck is not None, alarmed)  # fmt: skip
 
 
@@ -201,46 +201,46 @@ def controls_of(path: str | Path) -> list[Control]:
     Raises RunError if `path` is no run or something in it is damaged.
     """
     found = []
-    cells = load_run_cells(path)
-    for cell_id, tables in cell_tables(path, ("findings",)):
-        cell = cells[cell_id]
-        if is_control(cell["treatments"] or ()):
+    trials = load_run_trials(path)
+    for trial_id, tables in trial_tables(path, ("findings",)):
+        trial = trials[trial_id]
+        if is_control(trial["treatments"] or ()):
             rows = tables["findings"].to_pylist() if "findings" in tables else []
-            with broken_json(f"What is known of {cell_id} in {path}"):
-                found.append(Control.of(cell, rows))
+            with broken_json(f"What is known of {trial_id} in {path}"):
+                found.append(Control.of(trial, rows))
     return found
 
 
-def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
-    """Check every cell of a run and return what was found in each setting.
+def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked]:
+    """Check every trial of a run and return what was found in each setting.
 
-    `on_cell` is told each cell's id and findings, None where the cell was not observed; controls
+    `on_trial` is told each trial's id and findings, None where the trial was not observed; controls
     are left out. Raises RunError if `path` is no run, something in it is damaged, or none of its
-    cells was observed.
+    trials was observed.
     """
-    cells = load_run_cells(path)
+    trials = load_run_trials(path)
     context = context_of(read_manifest(path).get("plan"))
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
     controls: list[Control] = []
-    for cell_id, tables in cell_tables(path, ("requests", "events", "flights", "snapshots")):
-        cell = cells[cell_id]
-        names = tuple(cell["treatments"] or ())
-        with broken_json(f"What was recorded of {cell_id} in {path}"):
+    for trial_id, tables in trial_tables(path, ("requests", "events", "invocations", "snapshots")):
+        trial = trials[trial_id]
+        names = tuple(trial["treatments"] or ())
+        with broken_json(f"What was recorded of {trial_id} in {path}"):
             findings = check_tables(tables, context=context)
             if is_control(names):
-                rows = [] if findings is None else findings.rows(cell_id)
-                controls.append(Control.of(cell, rows))
+                rows = [] if findings is None else findings.rows(trial_id)
+                controls.append(Control.of(trial, rows))
                 continue
-        if on_cell is not None:
-            on_cell(cell_id, findings)
-        key = cell["release"], cell["prefix_sharing"], names
+        if on_trial is not None:
+            on_trial(trial_id, findings)
+        key = trial["release"], trial["prefix_sharing"], names
         checked = settings.setdefault(key, Checked(*key))
-        checked.cells += 1
+        checked.trials += 1
         if findings is None:
             checked.unobserved += 1
         else:
-            checked.add(cell_id, findings)
-            checked.add_wrong(cell_id, findings, tables["requests"])
+            checked.add(trial_id, findings)
+            checked.add_wrong(trial_id, findings, tables["requests"])
     for control in controls:
         own = settings.get((control.release, control.prefix_sharing, control.arm))
         if own is not None:
@@ -249,10 +249,10 @@ def check_run(path: str | Path, on_cell: OnCell | None = None) -> list[Checked]:
             own.alarms += control.struck and control.alarmed
             own.idle += not control.struck
     if not settings:
-        raise RunError(f"{path} has no cell but controls, so there is nothing to check.")
-    if all(checked.unobserved == checked.cells for checked in settings.values()):
+        raise RunError(f"{path} has no trial but controls, so there is nothing to check.")
+    if all(checked.unobserved == checked.trials for checked in settings.values()):
         raise RunError(
-            f"Nothing was recorded in the cells of {path}: sweep with --sanitize or --observe."
+            f"Nothing was recorded in the trials of {path}: sweep with --sanitize or --observe."
         )
     return list(settings.values())
 
@@ -267,7 +267,7 @@ def context_of(plan: Any) -> int | None:
 
 
 def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) -> Findings | None:
-    """Check what was recorded of one cell, by the names of its tables; None if nothing was.
+    """Check what was recorded of one trial, by the names of its tables; None if nothing was.
 
     `context` is how many positions the model was made for; None if that is not known.
     """
@@ -277,24 +277,26 @@ def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) 
     snapshots = [Snapshot.from_row(row) for row in rows]
     if snapshots[0].seq is None:
         raise RunError("The snapshots have no place among the events: record the run again.")
-    flights = tables.get("flights")
+    invocations = tables.get("invocations")
     last = pc.max(tables["events"]["seq"]).as_py() or 0
-    checker = Checker(snapshots[0], _stride(snapshots, flights), context=context)
+    checker = Checker(snapshots[0], _stride(snapshots, invocations), context=context)
     for snapshot in snapshots[1:]:
         checker.put_snapshot(snapshot)
     for event in tabled_events(tables["events"]):
         checker.put(event.seq, event)
     unchecked = checker.findings.unchecked
     full, numbers = False, set()
-    for seq, end_seq, flight in tabled_flights(flights) if flights is not None else ():
-        numbers.add(flight.flight_id)
-        # Once a recording is full it has flights still, and no events between them.
+    for seq, end_seq, invocation in (
+        tabled_invocations(invocations) if invocations is not None else ()
+    ):
+        numbers.add(invocation.invocation_id)
+        # Once a recording is full it has invocations still, and no events between them.
         full |= seq > last
         if seq < last:
-            checker.put(seq, flight)
+            checker.put(seq, invocation)
             checker.put(end_seq, None)
         else:
-            unchecked.add("the recording was full", flight.request_ids)
+            unchecked.add("the recording was full", invocation.request_ids)
     numbers.update(tables["events"].filter(pc.field("kind") == "unlanded")["value"].to_pylist())
     if missing := max(numbers, default=-1) + 1 - len(numbers):
         unchecked.add("nothing was recorded of their end", count=missing)
@@ -304,15 +306,15 @@ def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) 
     return findings
 
 
-def _stride(snapshots: Sequence[Snapshot], flights: pa.Table | None) -> int:
+def _stride(snapshots: Sequence[Snapshot], invocations: pa.Table | None) -> int:
     """Return the tokens of a page: the most that a cached one, or one of a prefill, was seen with.
 
     A cached page may be one that was published before it was full, and a prefill's block table may
     be wider than its tokens need.
     """
     seen = [len(node.tokens or ()) for snapshot in snapshots for node in snapshot.nodes]
-    if flights is not None:
-        for row in flights.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
+    if invocations is not None:
+        for row in invocations.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
             if row["tokens"] and row["block_tables"] and not any(row["start_positions"] or ()):
                 seen.append(len(row["tokens"][0]) // len(row["block_tables"][0]))
     return max(seen, default=0) or _STRIDE

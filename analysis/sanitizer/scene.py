@@ -45,17 +45,17 @@ class Scene:
 
     pages: tuple[PageScene, ...]
     tables: dict[str, tuple[int, ...]]
-    """Pages of each request involved: its block table in the flight, or those that it held."""
+    """Pages of each request involved: its block table in the invocation, or those that it held."""
     lengths: dict[str, int]
     """Own length of each, in tokens."""
     reads: tuple[tuple[int, int], ...] = ()
-    """Slots (page, slot) that the suffering request's row attended to in the flight."""
+    """Slots (page, slot) that the suffering request's row attended to in the invocation."""
 
 
 def scene_of(world: World, finding: Finding, passage: Passage | None) -> Scene:
     """Return the scene of a finding just made; it is a copy and does not change any more.
 
-    One that is of no page and no flight has none to show.
+    One that is of no page and no invocation has none to show.
     """
     if finding.page is None and passage is None:
         return Scene((), {}, {})
@@ -68,10 +68,10 @@ def scene_of(world: World, finding: Finding, passage: Passage | None) -> Scene:
         if (sequence := world.last_of.get(request)) is not None:
             lengths[request] = sequence.length
     if passage is not None:
-        for row, request in enumerate(passage.flight.request_ids):
+        for row, request in enumerate(passage.invocation.request_ids):
             if request in tables and passage.sequences[row] is not None:
                 blocks = max(len(passage.pages_of(row)), _blocks_read(passage, row))
-                tables[request] = tuple(passage.flight.tables[row, :blocks].tolist())
+                tables[request] = tuple(passage.invocation.tables[row, :blocks].tolist())
                 if request == finding.request_id:
                     slots = passage.read_slots[row][passage.reads[row]].tolist()
                     reads = tuple((s // world.stride, s % world.stride) for s in slots)

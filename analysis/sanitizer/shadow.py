@@ -34,12 +34,12 @@ class Shadow:
         """The number of the sequence that wrote it last."""
         self.position = np.full(slots, -1, dtype=np.int32)
         """As which position of that sequence."""
-        self.flight = np.full(slots, -1, dtype=np.int32)
-        """In which flight."""
+        self.invocation = np.full(slots, -1, dtype=np.int32)
+        """In which invocation."""
         self.tainted = np.zeros(slots, dtype=bool)
         """Whether it was computed from wrong data."""
         self.freed_after = np.full(page_count, -1, dtype=np.int64)
-        """The last flight that had begun when the page was last freed."""
+        """The last invocation that had begun when the page was last freed."""
         for page in unknown_pages:
             self.forget(page)
 
@@ -48,7 +48,7 @@ class Shadow:
         if not (0 <= source < self.page_count and 0 <= target < self.page_count):
             return
         a, b = (slice(p * self.stride, (p + 1) * self.stride) for p in (source, target))
-        for array in (self.content, self.writer, self.position, self.flight, self.tainted):
+        for array in (self.content, self.writer, self.position, self.invocation, self.tainted):
             array[b] = array[a]
 
     def forget(self, page: int) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.core.errors import RunError
-from analysis.recording.recorder import EVENT_FIELDS, FLIGHT_FIELDS
+from analysis.recording.recorder import EVENT_FIELDS, INVOCATION_FIELDS
 from analysis.sanitizer.shadow import Ints
-from analysis.sanitizer.world import Event, Flight, Unread
+from analysis.sanitizer.world import Event, Invocation, Unread
 from analysis.shortfin.verify import detail_of, results_of
 
 _EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
@@ -27,15 +27,15 @@ def event_of(row: Sequence[Any]) -> Event:
     return Event(*values)
 
 
-def flight_of(row: Sequence[Any]) -> Flight | Unread:
-    """Return a flight of a recorder's row."""
-    fields = dict(zip(FLIGHT_FIELDS, row, strict=True))
+def invocation_of(row: Sequence[Any]) -> Invocation | Unread:
+    """Return an invocation of a recorder's row."""
+    fields = dict(zip(INVOCATION_FIELDS, row, strict=True))
     fields["result_tokens"], fields["result_digests"] = results_of(fields["results"])
-    return _flight(fields, _shaped)
+    return _invocation(fields, _shaped)
 
 
 def unlanded(event: Event) -> Unread:
-    """Return the flight that an event says had not ended when the recording did.
+    """Return the invocation that an event says had not ended when the recording did.
 
     Its requests can only go on if it did its step: tokens may be there before it has ended.
     """
@@ -60,30 +60,31 @@ def tabled_events(table: pa.Table) -> Iterator[Event]:
         yield Event(*values)
 
 
-def tabled_flights(table: pa.Table) -> Iterator[tuple[int, int, Flight | Unread]]:
-    """Yield seq, end_seq and flight for each row of a table `flights`.
+def tabled_invocations(table: pa.Table) -> Iterator[tuple[int, int, Invocation | Unread]]:
+    """Yield seq, end_seq and invocation for each row of a table `invocations`.
 
-    Raises RunError if a flight has no place among the events, or no requests.
+    Raises RunError if an invocation has no place among the events, or no requests.
     """
     for row in table.to_pylist():
         if any(row[name] is None for name in ("seq", "end_seq", "request_ids")):
             raise RunError(
-                f"Flight {row['flight_id']} has no place among the events or no requests: record"
+                f"Invocation {row['invocation_id']} has no place among the events or no requests:"
+                " record"
                 " the run again."
             )
-        yield row["seq"], row["end_seq"], _flight(row, _nested)
+        yield row["seq"], row["end_seq"], _invocation(row, _nested)
 
 
-def _flight(f: dict[str, Any], array: Any) -> Flight | Unread:
+def _invocation(f: dict[str, Any], array: Any) -> Invocation | Unread:
     if f.get("error") is not None:
         # Of a call that failed the arrays may still be what the call before it left in them.
         reason = "the call raised an error"
-        return Unread(f["flight_id"], list(f["request_ids"]), f["phase"], reason, done=False)
+        return Unread(f["invocation_id"], list(f["request_ids"]), f["phase"], reason, done=False)
     if any(f[name] is None for name in ("tokens", "seq_lens", "block_tables")):
-        return Unread(f["flight_id"], list(f["request_ids"]), f["phase"])
+        return Unread(f["invocation_id"], list(f["request_ids"]), f["phase"])
     starts = f["start_positions"]
-    return Flight(
-        flight_id=f["flight_id"],
+    return Invocation(
+        invocation_id=f["invocation_id"],
         phase=f["phase"],
         request_ids=list(f["request_ids"]),
         tokens=array(f["tokens"]),

@@ -28,11 +28,11 @@ class Unchecked:
             if request_id in self.requests or len(self.requests) < _MOST_NAMED:
                 self.requests[request_id] += count
 
-    def update(self, other: Unchecked, cell_id: str = "") -> None:
-        """Add what was not checked of another engine; its requests are named with their cell."""
+    def update(self, other: Unchecked, trial_id: str = "") -> None:
+        """Add what was not checked of another engine; its requests are named with their trial."""
         self.invocations += other.invocations
         self.reasons.update(other.reasons)
-        prefix = f"{cell_id}/" if cell_id else ""
+        prefix = f"{trial_id}/" if trial_id else ""
         self.requests.update({f"{prefix}{r}": count for r, count in other.requests.items()})
 
     def __bool__(self) -> bool:

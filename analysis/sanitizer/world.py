@@ -21,7 +21,8 @@ PADDING_PAGE = 0
 ENDED_WELL = ("ok", "wrong", "rejected")
 _ALL = 2**64 - 1
 _ENDED = 1000
-"""Requests that have ended and are still known in full: flights, tokens and releases come late."""
+"""Requests that have ended and are still known in full: invocations, tokens and releases come late.
+"""
 
 
 class Event(NamedTuple):
@@ -46,10 +47,10 @@ class Event(NamedTuple):
 
 
 @dataclass(eq=False)
-class Flight:
+class Invocation:
     """A call of the compiled model, with its arguments as the device got them."""
 
-    flight_id: int
+    invocation_id: int
     phase: str
     request_ids: list[str]
     tokens: Ints
@@ -75,7 +76,7 @@ class Flight:
         """Return what came of a real row; None if it was not noted."""
         if not self.result_tokens or not self.result_digests:
             return None
-        return Result(self.flight_id, self.result_digests[row], self.result_tokens[row])
+        return Result(self.invocation_id, self.result_digests[row], self.result_tokens[row])
 
     @property
     def real(self) -> int:
@@ -87,7 +88,7 @@ class Flight:
 class Result:
     """What an invocation gave one of its rows."""
 
-    flight_id: int
+    invocation_id: int
     digest: int
     """Of its logits."""
     token: int
@@ -100,7 +101,7 @@ class Result:
 class Unread:
     """A call of the compiled model that failed or has not ended, or with arguments unknown."""
 
-    flight_id: int
+    invocation_id: int
     request_ids: list[str]
     phase: str = ""
     reason: str = "its arguments could not be read"
@@ -129,13 +130,13 @@ class Sequence:
         self.result: Result | None = None
         """What the last invocation gave that a token may come from."""
         self.takeoffs = 0
-        """Flights that a token of the answer may come from."""
+        """Invocations that a token of the answer may come from."""
         self.lost = False
-        """Whether a flight of it could not be read, so that nothing more is known of it."""
+        """Whether an invocation of it could not be read, so that nothing more is known of it."""
         self.prefilled: tuple[int, int, int] | None = None
-        """First position of its last prefill, the one after its last, and its flight."""
-        self.last_flight = -1
-        """The flight of its last step."""
+        """First position of its last prefill, the one after its last, and its invocation."""
+        self.last_invocation = -1
+        """The invocation of its last step."""
         self.done: str | None = None
         """How it ended, None while it is under way."""
         self._hashes: Hashes = np.zeros(64, dtype=np.uint64)
@@ -169,11 +170,11 @@ class Sequence:
         """Whether the token is chosen that its next decode goes on with."""
         return self.prompt is None or len(self.answer) > self.length - len(self.prompt)
 
-    def step(self, phase: str, first: int, flight_id: int) -> None:
-        """Take note of the flight by which it came to its length."""
-        self.last_flight = flight_id
+    def step(self, phase: str, first: int, invocation_id: int) -> None:
+        """Take note of the invocation by which it came to its length."""
+        self.last_invocation = invocation_id
         if phase == "prefill":
-            self.prefilled = first, self.length, flight_id
+            self.prefilled = first, self.length, invocation_id
         self.takeoffs += self.is_whole
 
     @property
@@ -201,7 +202,7 @@ class _Owed:
 
 
 class World(Replay):
-    """The state of one engine as its events and flights tell it, event by event."""
+    """The state of one engine as its events and invocations tell it, event by event."""
 
     def __init__(self, first: Snapshot, stride: int) -> None:
         super().__init__(first)
@@ -248,10 +249,10 @@ class World(Replay):
         """Pages that were given up, and that a treatment holds back."""
         self.context: int | None = None
         """Positions that the model was made for; None if that is not known."""
-        self.flights_begun = -1
-        """The last flight that began."""
+        self.invocations_begun = -1
+        """The last invocation that began."""
         self.unlanded: set[str] = set()
-        """Requests of flights that had not ended when the recording did."""
+        """Requests of invocations that had not ended when the recording did."""
         self._late: set[str] = set()
         self.given_up: set[str] = set()
         """Requests that their clients gave up, and that the engine has not ended."""
@@ -399,7 +400,7 @@ class World(Replay):
             self.owed.pop(page, None)
             self.resting.discard(page)
             if 0 <= page < self.page_count:
-                self.shadow.freed_after[page] = self.flights_begun
+                self.shadow.freed_after[page] = self.invocations_begun
 
     def _see_hold(self, event: Event) -> None:
         self._one(event)
@@ -475,31 +476,31 @@ class World(Replay):
         if self.is_lost(page) and page not in self.owed:
             self.owed[page] = _Owed(event.request_id, event)
 
-    def lose(self, flight: Unread) -> None:
-        """Take note that a flight wrote nobody knows what into its requests' pages.
+    def lose(self, invocation: Unread) -> None:
+        """Take note that an invocation wrote nobody knows what into its requests' pages.
 
         Its requests go on as if it had done its step, where it is known which that was.
         """
-        self.flights_begun = flight.flight_id
-        if not flight.landed:
-            self.unlanded.update(flight.request_ids)
+        self.invocations_begun = invocation.invocation_id
+        if not invocation.landed:
+            self.unlanded.update(invocation.request_ids)
         self.shadow.forget(PADDING_PAGE)
-        for request_id in flight.request_ids:
+        for request_id in invocation.request_ids:
             for page in self.held.get(request_id, ()):
                 self.shadow.forget(page)
             sequence = self.last_of.get(request_id)
             if sequence is None:
                 continue
             sequence.result = None  # its logits are not known
-            if not flight.done:
+            if not invocation.done:
                 continue
             first, prompt = sequence.length, sequence.prompt
             place = first - len(prompt or ())
-            if flight.phase == "prefill" and prompt and not self.has_starts:
+            if invocation.phase == "prefill" and prompt and not self.has_starts:
                 sequence.restart(np.array(prompt, dtype=np.int64), 0)
                 first = 0
             elif (
-                flight.phase == "decode"
+                invocation.phase == "decode"
                 and prompt
                 and 0 <= place < len(sequence.answer)
                 and (token := sequence.answer[place]) is not None
@@ -508,4 +509,4 @@ class World(Replay):
             else:
                 sequence.lost = True
                 continue
-            sequence.step(flight.phase, first, flight.flight_id)
+            sequence.step(invocation.phase, first, invocation.invocation_id)

@@ -29,8 +29,8 @@ MODULES = {"3.1.0": "v3_1", "3.9.0": "v3_9"}
 PACE_S = {"3.1.0": (0.7, 0.5, 0.01, 0.005), "3.9.0": (0.14, 0.005, 0.03, 0.006)}
 """Seconds to the first token and to each further one, in a batch with room and in a full one.
 
-Up to 3.2 a batch that is not full waits for two strobes of 0.25 s before every flight; measured on
-two cores with the counting model, for estimates only.
+Up to 3.2 a batch that is not full waits for two strobes of 0.25 s before every invocation; measured
+on two cores with the counting model, for estimates only.
 """
 
 

@@ -42,8 +42,10 @@ class EngineConfig:
     """Pages in the pool, 16 tokens each with the counting model."""
     batch_sizes: tuple[int, ...] = (4,)
     """Compiled batch sizes, for prefill and decode alike: unequal ones freeze 3.5 to 3.9."""
-    serialise_flights: bool = False
-    """One flight at a time on each fiber: keeps 3.3 to 3.9 from freezing, and shows in the data."""
+    serialise_invocations: bool = False
+    """One invocation at a time on each fiber: keeps 3.3 to 3.9 from freezing, and shows in the
+    data.
+    """
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

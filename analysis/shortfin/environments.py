@@ -29,7 +29,7 @@ KNOWN = ("3.1.0", "3.2.0", "3.3.0", "3.4.0", "3.5.0", "3.6.0", "3.7.0", "3.8.0",
 DEFAULT = "3.1.0"
 INSTALL_TIMEOUT_S = 1800
 _LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
-# Other releases run kernels and cells; JupyterLab, papermill and nbconvert run in the default one.
+# Other releases run kernels and trials; JupyterLab, papermill and nbconvert run in the default one.
 _ONLY_IN_DEFAULT = ("jupyterlab", "nbconvert", "papermill")
 
 

@@ -26,7 +26,7 @@ class Watcher(Protocol):
     look_inside: bool
     """Whether pages are to be looked into."""
     likeliest: int
-    """How many of the likeliest next tokens are noted for each row of a flight."""
+    """How many of the likeliest next tokens are noted for each row of an invocation."""
     verifies: bool
     """Whether arguments are compared with what they were filled with, and results followed."""
 
@@ -59,14 +59,16 @@ class Watcher(Protocol):
     def holds(self, request_id: str, pages: Iterable[int]) -> None:
         """Tell all pages that a request holds now."""
 
-    def flight_begins(self, phase: str, request_ids: list[str]) -> Any:
-        """Begin a flight; the result is given to `flight_ends`."""
+    def invocation_begins(self, phase: str, request_ids: list[str]) -> Any:
+        """Begin an invocation; the result is given to `invocation_ends`."""
 
-    def flight_unseen(self) -> None:
-        """Tell that a flight is called whose beginning could not be told."""
+    def invocation_unseen(self) -> None:
+        """Tell that an invocation is called whose beginning could not be told."""
 
-    def flight_ends(self, flight: Any, arrays: dict[str, Any], error: BaseException | None) -> None:
-        """End a flight; `arrays` are its arguments by name, each as its shape and flat values.
+    def invocation_ends(
+        self, invocation: Any, arrays: dict[str, Any], error: BaseException | None
+    ) -> None:
+        """End an invocation; `arrays` are its arguments by name, each as its shape and flat values.
 
         Beside them are the `Scores` of its results as `scores`, where they were asked for, and
         where `verifies` says so, as `results`, the `Scores` or the tokens and digests that come of

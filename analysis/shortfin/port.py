@@ -155,14 +155,15 @@ class Adapter(ABC):
     def _probe_class(self) -> type[CacheProbe]:
         """Return the generation's way to read and watch the cache."""
 
-    def serialise_flights(self) -> Callable[[], None]:
-        """Let one flight at a time run on each fiber; return what undoes it.
+    def serialise_invocations(self) -> Callable[[], None]:
+        """Let one invocation at a time run on each fiber; return what undoes it.
 
-        Flights take a lock that belongs to their fiber's own loop, before they touch the device.
+        Invocations take a lock that belongs to their fiber's own loop, before they touch the
+        device.
         """
         import asyncio
 
-        flight, original = self._flight_class(), self._flight_class().run
+        invocation, original = self._invocation_class(), self._invocation_class().run
         locks: dict[int, asyncio.Lock] = {}
 
         async def run(process: Any) -> None:
@@ -170,16 +171,16 @@ class Adapter(ABC):
             async with lock:
                 await original(process)
 
-        flight.run = run
+        invocation.run = run
 
         def undo() -> None:
-            flight.run = original
+            invocation.run = original
 
         return undo
 
     @abstractmethod
-    def _flight_class(self) -> Any:
-        """Return the class whose `run` is one flight."""
+    def _invocation_class(self) -> Any:
+        """Return the class whose `run` is one invocation."""
 
 
 def model_settings(setup: Setup) -> dict[str, Any]:

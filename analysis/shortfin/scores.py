@@ -1,4 +1,4 @@
-"""What a flight's own results say of the next tokens; put into order only when they are read."""
+"""What an invocation's own results say of the next tokens; sorted only when they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SMALL = 4096
 
 
 class Top(NamedTuple):
-    """The likeliest next tokens of each row of a flight, and the logarithms of probabilities."""
+    """The likeliest next tokens of each row of an invocation, with their log-probabilities."""
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
 def copy_scores(
     logits: Any, phase: str, rows: int, arrays: Mapping[str, tuple[tuple[int, ...], Any]]
 ) -> Scores:
-    """Copy what the engine chooses next tokens by, of a flight that the device is done with.
+    """Copy what the engine chooses next tokens by, of an invocation that the device is done with.
 
     `logits` are its results on the device, [batch, tokens, vocabulary], read in place; `arrays` its
     arguments by name, each as its shape and flat values. Of a prefill the last token of each row
@@ -79,12 +79,16 @@ def copy_scores(
     return Scores(b"".join(copied), rows, vocabulary, dtype)
 
 
-def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | None]:
-    """Return the `count` likeliest tokens of each row of each flight; None where nothing is known.
+def likeliest(invocations: Sequence[Scores | Top | None], count: int) -> list[Top | None]:
+    """Return the `count` likeliest tokens of each row of each invocation; None where unknown.
 
     The probabilities are normalised over the whole vocabulary, and their logarithms natural.
     """
-    scored = [flight for flight in flights if isinstance(flight, Scores) and flight.number]
+    scored = [
+        invocation
+        for invocation in invocations
+        if isinstance(invocation, Scores) and invocation.number
+    ]
     tokens, logprobs = [], []
     if scored:
         # All at once: a call for each would take longer than all the rest of a table.
@@ -92,13 +96,15 @@ def likeliest(flights: Sequence[Scores | Top | None], count: int) -> list[Top | 
         tokens, logprobs = (array.tolist() for array in arrays)
     found: list[Top | None] = []
     first = 0
-    for flight in flights:
-        if isinstance(flight, Scores):
-            last = first + flight.number
-            found.append(Top(tokens[first:last], logprobs[first:last]) if flight.number else None)
+    for invocation in invocations:
+        if isinstance(invocation, Scores):
+            last = first + invocation.number
+            found.append(
+                Top(tokens[first:last], logprobs[first:last]) if invocation.number else None
+            )
             first = last
         else:
-            found.append(flight)
+            found.append(invocation)
     return found
 
 

@@ -17,7 +17,9 @@ from analysis.shortfin.scores import Scores
 FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
 """By the id of a device array: what the invocation under way filled it with. None: not noted."""
 Chosen = tuple[list[int], list[int]]
-"""Of each row of a flight the token that a greedy selection makes, and the digest of its logits."""
+"""Of each row of an invocation the token that a greedy selection makes, and the digest of its
+logits.
+"""
 _FEW = 1024
 """Bytes of logits that an event keeps as they are."""
 NO_TOKEN = -1
@@ -80,7 +82,7 @@ def detail_of(noted: str | bytes | None) -> str | None:
 
 
 def results_of(noted: Scores | Chosen | None) -> Chosen | tuple[None, None]:
-    """Return tokens and digests of what a flight noted of its results, None if it noted nothing."""
+    """Return tokens and digests of the results of an invocation, None if it noted none."""
     if isinstance(noted, Scores):
         return chosen_by(noted)
     return noted or (None, None)

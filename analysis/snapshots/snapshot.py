@@ -218,13 +218,13 @@ class Snapshot:
 
         return snapshot_html(self)
 
-    def to_row(self, cell_id: str = "") -> dict[str, Any]:
+    def to_row(self, trial_id: str = "") -> dict[str, Any]:
         """Return its row of the table `snapshots`; contents of pages are not kept there."""
         leaves = sum(n.leaf for n in self.nodes)
         trie = [[n.node, n.parent, n.page, list(n.tokens), n.ref_count, n.leaf] for n in self.nodes]
         return {
             "request_id": self.request_id,
-            "cell_id": cell_id,
+            "trial_id": trial_id,
             "moment": self.moment,
             "seq": self.seq,
             "t_s": self.t_s,
@@ -252,13 +252,13 @@ class Snapshot:
             return cls._from_row(row)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise RunError(
-                f"The snapshot at event {row.get('seq')} of cell {row.get('cell_id')} cannot be"
+                f"The snapshot at event {row.get('seq')} of trial {row.get('trial_id')} cannot be"
                 f" read ({error}): restore the run, or record it again."
             ) from error
 
     @classmethod
     def _from_row(cls, row: Mapping[str, Any]) -> Snapshot:
-        import pandas as pd  # slow to import, and cells of a sweep do without
+        import pandas as pd  # slow to import, and trials of a sweep do without
 
         states = np.frombuffer(row["states"].encode(), dtype=np.uint8)
         nodes = tuple(

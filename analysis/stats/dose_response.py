@@ -18,10 +18,10 @@ from scipy import stats as scipy_stats
 from scipy.special import expit
 
 from analysis.stats.clustered import FEWEST, rate, sign_flip
-from analysis.stats.rates import FAILURES, holm, varying, with_cells
+from analysis.stats.rates import FAILURES, holm, varying, with_trials
 
 ALPHA = 0.05
-_CELLS_FOR_ROBUST = 10
+_TRIALS_FOR_ROBUST = 10
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EvictionFit:
     high: float = math.nan
     p_value: float = math.nan
     clustered: bool = False
-    """Whether the intervals allow for requests of one cell sharing their fate."""
+    """Whether the intervals allow for requests of one trial sharing their fate."""
     _params: tuple[float, float] = (math.nan, math.nan)
     _covariance: tuple[tuple[float, float], ...] = ((math.nan,) * 2,) * 2
     _reach: float = math.nan
@@ -59,10 +59,10 @@ class EvictionFit:
 
 
 def _met_evictions(
-    requests: pd.DataFrame, cells: pd.DataFrame, columns: Sequence[str]
+    requests: pd.DataFrame, trials: pd.DataFrame, columns: Sequence[str]
 ) -> pd.DataFrame:
     """Return accepted requests of known evictions, with columns `evictions` and `failed`."""
-    joined = with_cells(requests, cells, list(columns))
+    joined = with_trials(requests, trials, list(columns))
     known = joined["evictions_during"].notna() & (joined["outcome"] != "rejected")
     joined = joined[known]
     return joined.assign(
@@ -90,7 +90,7 @@ def eviction_bins(evictions: Sequence[int], most: int = 6) -> list[tuple[int, in
 
 def eviction_rates(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing"),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def eviction_rates(
     left out. The bins are those of `eviction_bins` over all of them.
     """
     by = list(by)
-    known = _met_evictions(requests, cells, by)
+    known = _met_evictions(requests, trials, by)
     bins = eviction_bins(known["evictions"].tolist())
     rows = []
     for key, group in known.groupby(by, dropna=False, sort=True):
@@ -110,8 +110,8 @@ def eviction_rates(
             within = group[group["evictions"].between(first, last)]
             if within.empty:
                 continue
-            of_cells = within.groupby("cell_id")["failed"].agg(["sum", "size"])
-            found = rate(of_cells["sum"].tolist(), of_cells["size"].tolist(), confidence)
+            of_trials = within.groupby("trial_id")["failed"].agg(["sum", "size"])
+            found = rate(of_trials["sum"].tolist(), of_trials["size"].tolist(), confidence)
             row = {**dict(zip(by, key, strict=True)), "first": first, "last": last, "n": found.n}
             row |= {"failures": found.failures, "rate": found.value, "low": found.low}
             rows.append({**row, "high": found.high, "by_engine": found.by_engine})
@@ -121,21 +121,21 @@ def eviction_rates(
 
 def eviction_fit(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing"),
     confidence: float = 0.95,
 ) -> list[EvictionFit]:
     """Fit a logistic regression of failure on `evictions_during` to every group of `by`, sorted.
 
-    Rejected requests, and those whose evictions are not known, are left out. With 10 or more cells
-    the covariance is robust to requests of one cell sharing their fate (Liang and Zeger 1986), with
-    fewer it takes them as independent and the intervals are somewhat too narrow. There is no fit
-    where all requests failed, or none, or all met equally many evictions, or some number of
+    Rejected requests, and those whose evictions are not known, are left out. With 10 or more trials
+    the covariance is robust to requests of one trial sharing their fate (Liang and Zeger 1986),
+    with fewer it takes them as independent and the intervals are somewhat too narrow. There is no
+    fit where all requests failed, or none, or all met equally many evictions, or some number of
     evictions separates failed requests from the others, for then the estimate is infinite (Albert
     and Anderson 1984).
     """
     by = list(by)
-    known = _met_evictions(requests, cells, by)
+    known = _met_evictions(requests, trials, by)
     return [
         _eviction_fit(dict(zip(by, key, strict=True)), group, confidence)
         for key, group in known.groupby(by, dropna=False, sort=True)
@@ -153,9 +153,9 @@ def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame, confidence: float
     # Scaled, since a slope per page is tiny where there are many.
     scale = evictions.max()
     model = sm.GLM(failed.astype(float), sm.add_constant(evictions / scale), sm.families.Binomial())
-    cells = pd.factorize(group["cell_id"])[0]
-    clustered = int(cells.max()) + 1 >= _CELLS_FOR_ROBUST
-    how = {"cov_type": "cluster", "cov_kwds": {"groups": cells}} if clustered else {}
+    trials = pd.factorize(group["trial_id"])[0]
+    clustered = int(trials.max()) + 1 >= _TRIALS_FOR_ROBUST
+    how = {"cov_type": "cluster", "cov_kwds": {"groups": trials}} if clustered else {}
     result = model.fit(**how)
     unscale = np.array([1.0, 1.0 / scale])
     params = result.params * unscale
@@ -193,17 +193,17 @@ EQUIVALENT = 1.5
 Word = Literal["explain", "rarer", "accompany", "undecided"]
 
 
-def configurations(cells: pd.DataFrame) -> list[str]:
+def configurations(trials: pd.DataFrame) -> list[str]:
     """Return the columns of what is judged each for itself: release and prefix sharing (device)."""
-    return ["release", "prefix_sharing", *varying(cells, ["device"])]
+    return ["release", "prefix_sharing", *varying(trials, ["device"])]
 
 
-def strata_of(cells: pd.DataFrame) -> list[str]:
+def strata_of(trials: pd.DataFrame) -> list[str]:
     """Return the columns that are equal within a stratum: concurrency (pages, workload).
 
     A small pool brings more evictions, and fails more for other reasons, too.
     """
-    return ["concurrency", *varying(cells, ["page_count", "workload"])]
+    return ["concurrency", *varying(trials, ["page_count", "workload"])]
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def judge_evictions(
     return found
 
 
-def evictions_contrast(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionContrast | None:
+def evictions_contrast(requests: pd.DataFrame, trials: pd.DataFrame) -> EvictionContrast | None:
     """Compare, in one configuration, requests that met evictions with those that met none.
 
     None where nothing is risked: no page was evicted, or no request failed. More concurrency (or
@@ -307,8 +307,8 @@ def evictions_contrast(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionC
     shares in the Mantel-Haenszel statistic; R. G. Miller (1974), Biometrika 61:1, for the interval
     (jackknife, Student's t).
     """
-    equal = strata_of(cells)
-    known = _met_evictions(requests, cells, equal)
+    equal = strata_of(trials)
+    known = _met_evictions(requests, trials, equal)
     known = known.assign(met=known["evictions"] > 0)
     if not known["met"].any() or not known["failed"].any():
         return None
@@ -321,7 +321,7 @@ def evictions_contrast(requests: pd.DataFrame, cells: pd.DataFrame) -> EvictionC
         strata,
         ratio,
         _by_engine(own, equal),
-        own["cell_id"].nunique(),
+        own["trial_id"].nunique(),
         _odds(crude, ["all"])[0],
         _by_engine(crude, ["all"]),
         middle,
@@ -351,7 +351,7 @@ def _odds(known: pd.DataFrame, equal: list[str]) -> tuple[float, float, float]:
     if known.empty:
         return (math.nan,) * 3
     strata = known.groupby(equal, dropna=False).ngroup().to_numpy()
-    engines = pd.factorize(known["cell_id"])[0]
+    engines = pd.factorize(known["trial_id"])[0]
     met, failed = known["met"].to_numpy(bool), known["failed"].to_numpy(bool)
     count = int(engines.max()) + 1
     tables = np.zeros((count, int(strata.max()) + 1, 2, 2))
@@ -383,9 +383,9 @@ def _by_engine(known: pd.DataFrame, equal: list[str]) -> float:
 
     NaN for fewer than five engines.
     """
-    if known["cell_id"].nunique() < FEWEST:
+    if known["trial_id"].nunique() < FEWEST:
         return math.nan
     means = known.groupby(equal, dropna=False)[["met", "failed"]].transform("mean")
     apart = known[["met", "failed"]].astype(float) - means
-    shares = (apart["met"] * apart["failed"]).groupby(known["cell_id"]).sum()
+    shares = (apart["met"] * apart["failed"]).groupby(known["trial_id"]).sum()
     return sign_flip(shares.to_numpy(dtype=float))

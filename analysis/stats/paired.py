@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats.clustered import sign_flip
-from analysis.stats.rates import FAILURES, with_cells
+from analysis.stats.rates import FAILURES, with_trials
 
 ENGINE = ["concurrency", "repeat"]
 """What a pair of engines agrees in."""
@@ -71,7 +71,7 @@ class Paired:
 
 def pair(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     first: Sequence[str],
     second: Sequence[str],
     failures: Sequence[str] = FAILURES,
@@ -83,7 +83,7 @@ def pair(
     one scenario. A rejected request has not failed, unless `failures` counts it; compare how many
     were rejected before you believe that fewer failed.
     """
-    joined = with_cells(requests, cells, ["concurrency", "repeat", "treatments"])
+    joined = with_trials(requests, trials, ["concurrency", "repeat", "treatments"])
     names = joined["treatments"].map(lambda value: tuple(value or ()))
     sides = []
     for name, wanted in (("first", tuple(first)), ("second", tuple(second))):

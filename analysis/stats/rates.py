@@ -4,8 +4,8 @@ A failed request is one that the engine took and did not answer right: wrong, em
 or lost. A rejected request was refused before it was worked on; it counts neither for nor against
 the engine's answers, so rates are failures / (requests - rejected), and rejections are shown apart.
 
-Requests of one cell share batches, and with them their fate; cells are independent, since each has
-a fresh engine in a fresh process. So intervals rest on cells (`analysis.stats.clustered`).
+Requests of one trial share batches, and with them their fate; trials are independent, since each
+has a fresh engine in a fresh process. So intervals rest on trials (`analysis.stats.clustered`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = [
     "latency_summary",
     "least_rate",
     "outcome_counts",
-    "per_cell",
+    "per_trial",
     "requests_to_see",
     "varying",
     "wilson",
-    "with_cells",
+    "with_trials",
 ]
 
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
@@ -54,19 +54,19 @@ def least_rate(requests: int, confidence: float = 0.95) -> float:
     return -math.expm1(math.log1p(-confidence) / requests)
 
 
-def with_cells(
-    requests: pd.DataFrame, cells: pd.DataFrame, columns: Sequence[str] | None = None
+def with_trials(
+    requests: pd.DataFrame, trials: pd.DataFrame, columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Return requests with the columns of their cell beside them (all, or those named)."""
-    missing = [name for name in columns or cells.columns if name not in requests.columns]
-    beside = cells[list(dict.fromkeys(["cell_id", *missing]))]
-    return requests.merge(beside, on="cell_id", how="left", validate="many_to_one")
+    """Return requests with the columns of their trial beside them (all, or those named)."""
+    missing = [name for name in columns or trials.columns if name not in requests.columns]
+    beside = trials[list(dict.fromkeys(["trial_id", *missing]))]
+    return requests.merge(beside, on="trial_id", how="left", validate="many_to_one")
 
 
-def per_cell(
-    requests: pd.DataFrame, cells: pd.DataFrame, failures: Sequence[str] = FAILURES
+def per_trial(
+    requests: pd.DataFrame, trials: pd.DataFrame, failures: Sequence[str] = FAILURES
 ) -> pd.DataFrame:
-    """Return the cells with what became of their requests: n, rejected, failures, taken, refused.
+    """Return the trials with what became of their requests: n, rejected, failures, taken, refused.
 
     `refused` are those that the engine refused at least once, also if it took them later.
     Then `at_once`, how many requests the engine worked on at once at most: where it refuses what is
@@ -78,7 +78,7 @@ def per_cell(
     again = requests["refusals"].fillna(0) > 0 if "refusals" in requests else False
     counted = pd.DataFrame(
         {
-            "cell_id": requests["cell_id"],
+            "trial_id": requests["trial_id"],
             "n": 1,
             "rejected": rejected.astype(int),
             "failures": failed.astype(int),
@@ -87,30 +87,32 @@ def per_cell(
         }
     )
     counts = ["n", "rejected", "failures", "taken", "refused"]
-    whole = cells.merge(counted.groupby("cell_id", as_index=False).sum(), on="cell_id", how="left")
+    whole = trials.merge(
+        counted.groupby("trial_id", as_index=False).sum(), on="trial_id", how="left"
+    )
     whole[counts] = whole[counts].fillna(0).astype(int)
-    nothing = [to_frame(name, TABLES[name].empty_table()) for name in ("flights", "events")]
-    met = exposure(cells, requests, *nothing)
-    return whole.merge(met[["cell_id", "at_once"]], on="cell_id", validate="one_to_one")
+    nothing = [to_frame(name, TABLES[name].empty_table()) for name in ("invocations", "events")]
+    met = exposure(trials, requests, *nothing)
+    return whole.merge(met[["trial_id", "at_once"]], on="trial_id", validate="one_to_one")
 
 
 def failure_rates(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Return one row for every group of cells that agree in the columns `by`, in sorted order.
+    """Return one row for every group of trials that agree in the columns `by`, in sorted order.
 
     Columns: those of `by`; n (requests), rejected, failures, rate = failures / (n - rejected) with
     its interval low to high (NaN if all were rejected), icc (of an engine's requests), by_engine
     (whether the interval rests on engines; with fewer than five it is by request only, and too
-    narrow), rejected_share; cells, cells_failed (with at least one failure), cells_ended_badly
+    narrow), rejected_share; trials, trials_failed (with at least one failure), trials_ended_badly
     (status other than ok); refused (requests, at least once, also if taken later); and at_once,
     the most requests that an engine worked on at once.
     """
     by = list(by)
-    counted = per_cell(requests, cells)
+    counted = per_trial(requests, trials)
     rows = []
     for key, group in counted.groupby(by, dropna=False, sort=True):
         found = rate(group["failures"].tolist(), group["taken"].tolist(), confidence)
@@ -128,25 +130,25 @@ def failure_rates(
                 "icc": found.icc,
                 "by_engine": found.by_engine,
                 "rejected_share": rejected / total if total else math.nan,
-                "cells": len(group),
-                "cells_failed": failed,
-                "cells_ended_badly": int((group["status"] != "ok").sum()),
+                "trials": len(group),
+                "trials_failed": failed,
+                "trials_ended_badly": int((group["status"] != "ok").sum()),
                 "refused": int(group["refused"].sum()),
                 "at_once": group["at_once"].max(),
             }
         )
     order = [*by, "n", "rejected", "failures", "rate", "low", "high", "icc", "by_engine"]
-    order += ["rejected_share", "cells", "cells_failed", "cells_ended_badly"]
+    order += ["rejected_share", "trials", "trials_failed", "trials_ended_badly"]
     return pd.DataFrame(rows, columns=[*order, "refused", "at_once"])
 
 
 def outcome_counts(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
 ) -> pd.DataFrame:
     """Return how many requests ended in each outcome: one row a group, one column an outcome."""
-    joined = with_cells(requests, cells, list(by))
+    joined = with_trials(requests, trials, list(by))
     counts = joined.groupby([*by, "outcome"], dropna=False).size().unstack("outcome", fill_value=0)
     return (
         counts.reindex(columns=list(OUTCOMES), fill_value=0).rename_axis(columns=None).reset_index()
@@ -155,7 +157,7 @@ def outcome_counts(
 
 def latency_summary(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
     column: str = "latency_s",
     quantiles: Sequence[float] = (0.5, 0.95, 0.99),
@@ -165,7 +167,7 @@ def latency_summary(
     Completed are ok and wrong ones: a wrong answer took its time like a right one, while the time
     of a rejection or a timeout says nothing about how fast the engine answers.
     """
-    joined = with_cells(requests, cells, list(by))
+    joined = with_trials(requests, trials, list(by))
     done = joined[joined["outcome"].isin(("ok", "wrong")) & joined[column].notna()]
     rows = []
     for key, group in done.groupby(list(by), dropna=False, sort=True):
@@ -177,14 +179,14 @@ def latency_summary(
     return pd.DataFrame(rows, columns=[*by, "n", *[f"p{100 * q:g}" for q in quantiles]])
 
 
-def varying(cells: pd.DataFrame, columns: Sequence[str] = CONFIGURATION) -> list[str]:
-    """Return those columns, of the ones there are, in which the cells differ from each other."""
-    return [name for name in columns if name in cells and cells[name].nunique(dropna=False) > 1]
+def varying(trials: pd.DataFrame, columns: Sequence[str] = CONFIGURATION) -> list[str]:
+    """Return those columns, of the ones there are, in which the trials differ from each other."""
+    return [name for name in columns if name in trials and trials[name].nunique(dropna=False) > 1]
 
 
 def hit_rates(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -192,13 +194,13 @@ def hit_rates(
 ) -> pd.DataFrame:
     """Return the share of prompt tokens that were found in the prefix cache, for groups of `by`.
 
-    Columns: those of `by`; n (requests), cells, prompt_tokens, cached_tokens, rate and its
-    percentile bootstrap interval low to high, and `over`: what was drawn anew, `cells` where every
+    Columns: those of `by`; n (requests), trials, prompt_tokens, cached_tokens, rate and its
+    percentile bootstrap interval low to high, and `over`: what was drawn anew, `trials` where every
     group has at least 5 (they are independent), else `requests`. Rejected requests, and those of
     which either number is unknown, are left out.
     """
     by = list(by)
-    joined = with_cells(requests, cells, by)
+    joined = with_trials(requests, trials, by)
     known = joined["cached_tokens"].notna() & joined["prompt_tokens"].notna()
     joined = joined[known & (joined["outcome"] != "rejected")]
     joined = joined.assign(
@@ -206,20 +208,20 @@ def hit_rates(
         found=joined["cached_tokens"].astype(float),
     )
     groups = [(key, g) for key, g in joined.groupby(by, dropna=False) if g["asked"].sum()]
-    over = "cells" if all(g["cell_id"].nunique() >= 5 for _, g in groups) else "requests"
+    over = "trials" if all(g["trial_id"].nunique() >= 5 for _, g in groups) else "requests"
     rng = np.random.default_rng(seed)
     rows = []
     for key, group in groups:
         pairs = group[["found", "asked"]]
-        if over == "cells":
-            pairs = pairs.groupby(group["cell_id"]).sum()
+        if over == "trials":
+            pairs = pairs.groupby(group["trial_id"]).sum()
         low, high = _bootstrap_ratio(pairs.to_numpy(), confidence, resamples, rng)
         asked, found = int(group["asked"].sum()), int(group["found"].sum())
         row = {**dict(zip(by, key, strict=True)), "n": len(group)}
-        row |= {"cells": group["cell_id"].nunique(), "prompt_tokens": asked}
+        row |= {"trials": group["trial_id"].nunique(), "prompt_tokens": asked}
         row |= {"cached_tokens": found, "rate": found / asked, "low": low, "high": high}
         rows.append(row | {"over": over})
-    names = ["n", "cells", "prompt_tokens", "cached_tokens", "rate", "low", "high", "over"]
+    names = ["n", "trials", "prompt_tokens", "cached_tokens", "rate", "low", "high", "over"]
     return pd.DataFrame(rows, columns=[*by, *names])
 
 

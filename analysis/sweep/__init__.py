@@ -1,6 +1,6 @@
-"""A grid of cells, each a fresh engine; progress, resume, and a row for whatever happens.
+"""A grid of trials, each a fresh engine; progress, resume, and a row for whatever happens.
 
-Names are loaded when first used, so that a cell's child process does not load the parent's side.
+Names are loaded when first used, so that a trial's child process does not load the parent's side.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.sweep.plan import Cell, Plan, PlanError
+    from analysis.sweep.plan import Plan, PlanError, Trial
     from analysis.sweep.runner import run_sweep
 
-__all__ = ["Cell", "Plan", "PlanError", "run_sweep"]
+__all__ = ["Plan", "PlanError", "Trial", "run_sweep"]
 
-_HOMES = {"Cell": "plan", "Plan": "plan", "PlanError": "plan", "run_sweep": "runner"}
+_HOMES = {"Trial": "plan", "Plan": "plan", "PlanError": "plan", "run_sweep": "runner"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,22 +15,22 @@ from analysis.model.oracle import reference_answers
 from analysis.runs.store import Run
 from analysis.runs.tables import broken_json
 from analysis.shortfin import environments as releases
-from analysis.sweep.cell import specification
-from analysis.sweep.process import CellProcess
+from analysis.sweep.process import TrialProcess
 from analysis.sweep.rows import Ended, judged
+from analysis.sweep.trial import specification
 from analysis.workloads.workload import Request, Workload
 
 _TICK_S = 0.05
-_NEEDED = ("model", "device_ids", "hip_target", "serialise_flights", "request_timeout_s",
+_NEEDED = ("model", "device_ids", "hip_target", "serialise_invocations", "request_timeout_s",
            "max_new_tokens")  # fmt: skip
 """What of a run's plan a request is asked again with."""
 _SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", "options"]
 
 
 def wrong_prompts(run: Run) -> pd.DataFrame:
-    """Return the distinct prompts that a run saw answered wrong, with their cells' settings."""
+    """Return the distinct prompts that a run saw answered wrong, with their trials' settings."""
     wrong = run.requests[run.requests["outcome"] == "wrong"]
-    joined = wrong.merge(run.cells[["cell_id", *_SETTING]], on="cell_id")
+    joined = wrong.merge(run.trials[["trial_id", *_SETTING]], on="trial_id")
     return joined.drop_duplicates(["prompt", "release", "prefix_sharing", "page_count"])
 
 
@@ -47,7 +47,7 @@ def ask_alone(
     `prefix_sharing` asks all of them with that algorithm instead of the one they were asked with.
     Returns a row a prompt: its settings, `prompt`, `expected_text`, `text` (what it was answered
     alone), `outcome` (judged as in the sweep; None where it could not be asked), and `detail` if
-    the cell did not end well. An answer of which the run holds neither the expected text nor the
+    the trial did not end well. An answer of which the run holds neither the expected text nor the
     reference's tokens is judged by the reference decoder, which is asked for them. Raises
     ReleaseError, ModelError or EngineError if an engine or the decoder cannot be had.
     """
@@ -56,7 +56,7 @@ def ask_alone(
         prompts = prompts.assign(prefix_sharing=prefix_sharing)
         prompts = prompts.drop_duplicates(["prompt", "release", "page_count"])
     waiting = list(prompts.to_dict("records"))
-    running: list[tuple[dict[Any, Any], CellProcess]] = []
+    running: list[tuple[dict[Any, Any], TrialProcess]] = []
     rows: list[dict[str, Any]] = []
     with children.scratch("cachelab-alone") as scratch:
         try:
@@ -65,7 +65,7 @@ def ask_alone(
                     case = waiting.pop(0)
                     python = releases.python_of(case["release"])
                     directory = scratch / str(len(waiting))
-                    process = CellProcess(python, _specification(run, case), directory, timeout_s)
+                    process = TrialProcess(python, _specification(run, case), directory, timeout_s)
                     running.append((case, process))
                 for case, process in [pair for pair in running if pair[1].poll()]:
                     running.remove((case, process))
@@ -81,7 +81,7 @@ def ask_alone(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _ended(process: CellProcess) -> Ended:
+def _ended(process: TrialProcess) -> Ended:
     try:
         return process.ended()
     except MachineError as error:  # the engine was not asked, which is no answer of its own
@@ -134,11 +134,11 @@ def _plan(run: Run) -> dict[str, Any]:
 
 def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
     plan = _plan(run)
-    with broken_json(f"The options of {case['cell_id']} in {run.path}"):
+    with broken_json(f"The options of {case['trial_id']} in {run.path}"):
         options = json.loads(case["options"])
     if not isinstance(options, dict):
         raise RunError(
-            f"The options of {case['cell_id']} in {run.path} are no JSON object: restore the run."
+            f"The options of {case['trial_id']} in {run.path} are no JSON object: restore the run."
         )
     config = {
         "model": plan["model"],
@@ -148,7 +148,7 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         "prefix_sharing": case["prefix_sharing"],
         "page_count": int(case["page_count"]),
         "batch_sizes": [int(size) for size in case["batch_sizes"]],
-        "serialise_flights": plan["serialise_flights"],
+        "serialise_invocations": plan["serialise_invocations"],
         "options": options,
     }
     workload = Workload("alone", (_request(run, case),))

@@ -1,4 +1,4 @@
-"""Cells in this very process, for notebooks; a freeze that ended the process is told afterwards."""
+"""Trials in this very process, for notebooks; a freeze that ended it is reported afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 from analysis.core import children
 from analysis.core.errors import CachelabError, MachineError, lacking
-from analysis.sweep.cell import ask
 from analysis.sweep.process import (
     RECORDS,
     engine_log,
@@ -21,17 +20,18 @@ from analysis.sweep.process import (
     read_facts,
 )
 from analysis.sweep.rows import Ended, read_records
+from analysis.sweep.trial import ask
 
 _CRASH = "crash.txt"
 
 
-def run_cell(spec: Mapping[str, Any], directory: Path) -> Ended:
-    """Run one cell here, or tell how it ended if it ended the process that ran it before.
+def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
+    """Run one trial here, or tell how it ended if it ended the process that ran it before.
 
-    The directory of a cell that is in progress stays when its process is ended by the engine's
-    watchdog or by a signal of its own; run again, that cell is recorded as hung or crashed, with
+    The directory of a trial that is in progress stays when its process is ended by the engine's
+    watchdog or by a signal of its own; run again, that trial is recorded as hung or crashed, with
     the requests that it had finished, and is not tried again. A process that was merely stopped
-    leaves neither a dump nor a crash report, and its cell is run anew.
+    leaves neither a dump nor a crash report, and its trial is run anew.
 
     Raises MachineError if it could not be run for what this machine lacks.
     """
@@ -52,7 +52,7 @@ def run_cell(spec: Mapping[str, Any], directory: Path) -> Ended:
 
 
 def _told_by(directory: Path) -> Ended | None:
-    """Return how the cell of a directory left behind ended, None if it must be run anew."""
+    """Return how the trial of a directory left behind ended, None if it must be run anew."""
     crash = children.tail(directory / _CRASH, 1_000_000).strip()
     frozen = freeze_sentence(directory)
     if not crash and frozen is None:
@@ -63,13 +63,13 @@ def _told_by(directory: Path) -> Ended | None:
     duration_s = max((r["submitted_s"] + r["latency_s"] for r in records), default=0.0)
     if frozen is not None:
         return Ended(records, duration_s, "hung", frozen, None, facts)
-    detail = f"The process that ran this cell crashed: {crash.splitlines()[0]}."
+    detail = f"The process that ran this trial crashed: {crash.splitlines()[0]}."
     return Ended(records, duration_s, "crashed", detail, None, facts)
 
 
 @contextmanager
 def _crash_report(file: Path) -> Iterator[None]:
-    """Have a fatal signal of this process leave its stacks in `file` as long as the cell runs."""
+    """Have a fatal signal of this process leave its stacks in `file` as long as the trial runs."""
     was_enabled = faulthandler.is_enabled()
     with file.open("wb") as report:
         faulthandler.enable(file=report)

@@ -1,4 +1,4 @@
-"""A sweep's plan: which cells there are, in which order, and what each of them is asked."""
+"""A sweep's plan: which trials there are, in which order, and what each of them is asked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DEFAULT_ROUNDS = {"aba": 3}
 """Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
-"""What a plan can have watched, and how the table `cells` says it."""
+"""What a plan can have watched, and how the table `trials` says it."""
 _BOUNDS = {
     "pages": (1, MAX_PAGES, WHY_PAGES),
     "concurrency": (1, 4096, "each client is a thread"),
@@ -42,12 +42,12 @@ _BOUNDS = {
 """The least and the most of each number, and why there is a most."""
 _LISTS = ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments")
 _TYPES: dict[str, Any] = {
-    "workload": str, "observe": str, "sanitize": bool, "serialise_flights": bool,
+    "workload": str, "observe": str, "sanitize": bool, "serialise_invocations": bool,
     "options": Mapping, "device_ids": list | tuple, "model": str | None,
 }  # fmt: skip
-_MOST_CELLS, _MOST_REQUESTS = 100_000, 1_000_000
+_MOST_TRIALS, _MOST_REQUESTS = 100_000, 1_000_000
 _LONGEST_TREATED = 120
-"""Characters of a cell's id that name its treatments; a run's cells are directories."""
+"""Characters of a trial's id that name its treatments; a run's trials are directories."""
 
 
 class PlanError(CachelabError):
@@ -55,7 +55,7 @@ class PlanError(CachelabError):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One fresh engine, asked one workload: a configuration and a repeat of it."""
 
     release: str
@@ -67,7 +67,7 @@ class Cell:
     """Names of the changes made to the live engine."""
 
     @property
-    def cell_id(self) -> str:
+    def trial_id(self) -> str:
         """The same for the same configuration in every run; it can name a directory.
 
         Where there are too many treatments to name, it has their number and a digest of them.
@@ -89,21 +89,21 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A grid of cells. Raises PlanError at once if a value makes no sense.
+    """A grid of trials. Raises PlanError at once if a value makes no sense.
 
     `rounds` is how many requests each client sends, one after another; None means one, or three
     for `aba`; a workload file is always sent whole. `workload` may name several, `mixed+growing`:
     the repeats then ask them in turn. `options` go to the engine by name. `observe` is what is
-    recorded of the engine: nothing, events (with flights), or snapshots beside them.
+    recorded of the engine: nothing, events (with invocations), or snapshots beside them.
     `treatments` are sets of changes to the live engine; every configuration is run with each of
     them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
-    for all but one. `sanitize` has what was recorded of each cell checked (and events recorded),
-    and adds a control for each set of treatments, release and way of sharing: a cell with these
+    for all but one. `sanitize` has what was recorded of each trial checked (and events recorded),
+    and adds a control for each set of treatments, release and way of sharing: a trial with these
     treatments in which a known fault is planted, another one in each, in turn from all kinds, and
-    another cell where that found nothing to strike.
-    Times are in seconds: `request_timeout_s` for one answer, `cell_timeout_s` for a cell, its start
-    included, `resubmit_s` for the pause after which a client sends a refused request again (None:
-    never).
+    another trial where that found nothing to strike.
+    Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial, its
+    start included, `resubmit_s` for the pause after which a client sends a refused request again
+    (None: never).
     """
 
     releases: tuple[str, ...]
@@ -120,10 +120,10 @@ class Plan:
     device_ids: tuple[str, ...] = ()
     hip_target: str | None = None
     model: str | None = None
-    serialise_flights: bool = False
+    serialise_invocations: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     request_timeout_s: float = 60.0
-    cell_timeout_s: float = 120.0
+    trial_timeout_s: float = 120.0
     resubmit_s: float | None = None
     observe: str = "nothing"
     treatments: tuple[tuple[str, ...], ...] = ((),)
@@ -166,7 +166,7 @@ class Plan:
                 raise PlanError(
                     f"No adapter speaks to shortfin {release} yet: known are {_joined(MODULES)}."
                 )
-        for name in ("request_timeout_s", "cell_timeout_s", "resubmit_s"):
+        for name in ("request_timeout_s", "trial_timeout_s", "resubmit_s"):
             value = getattr(self, name)
             if name == "resubmit_s" and value is None:
                 continue
@@ -187,24 +187,24 @@ class Plan:
                 " few: one would not be asked."
             )
         self._check_treatments()
-        for cell in self.cells():
-            EngineConfig.from_json(self.engine_config(cell))
+        for trial in self.trials():
+            EngineConfig.from_json(self.engine_config(trial))
         if self.device_ids:
             devices.resolve(self.device, self.hip_target, self.device_ids)
 
     def _check_size(self) -> None:
         """Refuse, before anything is made of it, what would not end or not fit."""
         axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments)
-        cells = math.prod(map(len, axes)) * self.repeats
-        if cells > _MOST_CELLS:
+        trials = math.prod(map(len, axes)) * self.repeats
+        if trials > _MOST_TRIALS:
             raise PlanError(
-                f"This is a plan of {cells:,} cells, each an engine of its own: a run takes up to"
-                f" {_MOST_CELLS:,}, so leave values or `--repeats` out."
+                f"This is a plan of {trials:,} trials, each an engine of its own: a run takes up to"
+                f" {_MOST_TRIALS:,}, so leave values or `--repeats` out."
             )
         requests = self.request_count(max(self.concurrency))
         if requests > _MOST_REQUESTS:
             raise PlanError(
-                f"A cell would ask {requests:,} requests, and its prompts are kept in memory: it"
+                f"A trial would ask {requests:,} requests, and its prompts are kept in memory: it"
                 f" takes up to {_MOST_REQUESTS:,}, so choose fewer `--rounds`."
             )
 
@@ -214,24 +214,24 @@ class Plan:
         from analysis.treatments import check_names
 
         try:
-            for cell in self._cells():
-                for treatment in check_names(cell.treatments):
-                    treatment.check(cell.release, cell.prefix_sharing)
+            for trial in self._trials():
+                for treatment in check_names(trial.treatments):
+                    treatment.check(trial.release, trial.prefix_sharing)
         except EngineError as error:
             raise PlanError(str(error)) from error
 
-    def cells(self, idle: Collection[str] = ()) -> list[Cell]:
-        """Return every cell in the order in which it runs, repeats outermost.
+    def trials(self, idle: Collection[str] = ()) -> list[Trial]:
+        """Return every trial in the order in which it runs, repeats outermost.
 
-        A sweep that is interrupted has then run all configurations about equally often. Cells that
+        A sweep that is interrupted has then run all configurations about equally often. Trials that
         differ only in their treatments follow each other, in the order of the plan and, in every
         second repeat, in reverse: what drifts meanwhile favours none. Controls come first. `idle`
         names those whose fault found nothing to strike: a fault of another family is tried after
         each, up to three for a set of treatments.
         """
-        return [*self._controls(idle), *self._cells()]
+        return [*self._controls(idle), *self._trials()]
 
-    def _controls(self, idle: Collection[str]) -> Iterator[Cell]:
+    def _controls(self, idle: Collection[str]) -> Iterator[Trial]:
         if not self.sanitize:
             return
         from analysis.treatments.faults import tried
@@ -244,12 +244,12 @@ class Plan:
                 for number, names in enumerate(self.treatments):
                     meant = _expanded(names, release, sharing)
                     for fault in tried(release, sharing, first + number):
-                        cell = Cell(release, sharing, pages, concurrency, 0, (*meant, fault))
-                        yield cell
-                        if cell.cell_id not in idle:
+                        trial = Trial(release, sharing, pages, concurrency, 0, (*meant, fault))
+                        yield trial
+                        if trial.trial_id not in idle:
                             break
 
-    def _cells(self) -> Iterator[Cell]:
+    def _trials(self) -> Iterator[Trial]:
         for repeat in range(self.repeats):
             for concurrency in self.concurrency:
                 for release in self.releases:
@@ -257,7 +257,7 @@ class Plan:
                         for pages in self.pages:
                             for names in self.treatments[:: -1 if repeat % 2 else 1]:
                                 meant = _expanded(names, release, sharing)
-                                yield Cell(release, sharing, pages, concurrency, repeat, meant)
+                                yield Trial(release, sharing, pages, concurrency, repeat, meant)
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -269,12 +269,12 @@ class Plan:
         return self.workloads[repeat % len(self.workloads)]
 
     def request_count(self, concurrency: int) -> int:
-        """Return how many requests a cell of this concurrency sends (not for a workload file)."""
+        """Return how many requests a trial of this concurrency sends (not for a workload file)."""
         rounds = self.rounds or max(_DEFAULT_ROUNDS.get(name, 1) for name in self.workloads)
         return concurrency * rounds
 
-    def engine_config(self, cell: Cell) -> dict[str, Any]:
-        """Return the settings of a cell's engine, as `EngineConfig.from_json` takes them."""
+    def engine_config(self, trial: Trial) -> dict[str, Any]:
+        """Return the settings of a trial's engine, as `EngineConfig.from_json` takes them."""
         from analysis.treatments import page_count
 
         return {
@@ -282,15 +282,15 @@ class Plan:
             "device": self.device,
             "device_ids": list(self.device_ids),
             "hip_target": self.hip_target,
-            "prefix_sharing": cell.prefix_sharing,
-            "page_count": page_count(cell.treatments, cell.page_count),
+            "prefix_sharing": trial.prefix_sharing,
+            "page_count": page_count(trial.treatments, trial.page_count),
             "batch_sizes": list(self.batch_sizes),
-            "serialise_flights": self.serialise_flights,
+            "serialise_invocations": self.serialise_invocations,
             "options": dict(self.options),
         }
 
     def prompt_seed(self, concurrency: int, repeat: int) -> int:
-        """Return the seed of a cell's prompts, the same for all that differs only otherwise."""
+        """Return the seed of a trial's prompts, the same for all that differs only otherwise."""
         name = f"{self.seed}/{self.workload_of(repeat)}/{concurrency}/{repeat}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 

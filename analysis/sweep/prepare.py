@@ -1,4 +1,4 @@
-"""What a sweep asks, settled before its first cell: prompts that the model itself answers right."""
+"""The prompts of a sweep, settled before its first trial: the model alone answers them right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.core.errors import WorkloadError, shown
 from analysis.model.oracle import reference_answers
-from analysis.sweep.plan import Cell, Plan
+from analysis.sweep.plan import Plan, Trial
 from analysis.workloads.workload import (
     Answers,
     Decode,
@@ -37,9 +37,9 @@ class Prepared:
     dropped: int
     """Prompts that the model itself answers wrong, and that are therefore not asked."""
 
-    def workload(self, cell: Cell) -> Workload:
-        """Return what this cell is asked: the same for every release, sharing and pool size."""
-        return self.workloads[cell.concurrency, cell.repeat]
+    def workload(self, trial: Trial) -> Workload:
+        """Return what this trial is asked: the same for every release, sharing and pool size."""
+        return self.workloads[trial.concurrency, trial.repeat]
 
 
 def check_lengths(plan: Plan) -> None:

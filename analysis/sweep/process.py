@@ -1,4 +1,4 @@
-"""One cell in a process of its own: started, watched, ended at its deadline, and read back."""
+"""One trial in a process of its own: started, watched, ended at its deadline, and read back."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from analysis.sweep.rows import Ended, read_records
 STACKS_SIGNAL = signal.SIGUSR1
 _STACKS_WAIT_S = 3.0
 
-# The names of what a cell's process leaves in its directory.
+# The names of what a trial's process leaves in its directory.
 SPEC, RECORDS, FACTS = "spec.json", "requests.jsonl", "facts.json"
 OUTPUT, STACKS = "output.txt", "stacks.txt"
 NOT_RUN = 100
-"""With this exit status, or up to an errno more, a cell says that the machine lacked something."""
+"""With this exit status, or up to an errno more, a trial says that the machine lacked something."""
 FROZEN, PRINTED = "watchdog-*.txt", "engine-*.log"
 """What an engine leaves in its log directory: the dump of a freeze, and what it printed."""
 
 
-class CellProcess:
-    """A running cell: `poll` it until it has ended, then read `ended`; `kill` ends it."""
+class TrialProcess:
+    """A running trial: `poll` it until it has ended, then read `ended`; `kill` ends it."""
 
     def __init__(self, python: Path, spec: dict[str, Any], directory: Path, timeout_s: float):
         shutil.rmtree(directory, ignore_errors=True)
@@ -41,7 +41,7 @@ class CellProcess:
         (directory / SPEC).write_text(json.dumps({**spec, "parent": os.getpid()}))
         with (directory / OUTPUT).open("wb") as output:
             self._process = children.start(
-                [python, "-m", "analysis.sweep.cell", directory],
+                [python, "-m", "analysis.sweep.trial", directory],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -64,7 +64,7 @@ class CellProcess:
         return time.monotonic() - self._started
 
     def poll(self) -> bool:
-        """Return whether the cell has ended; ends it itself when its deadline has passed."""
+        """Return whether the trial has ended; ends it itself when its deadline has passed."""
         self._peak_rss = max(self._peak_rss, peak_rss_bytes(self.pid) or 0)
         if self._process.poll() is None:
             if self.elapsed_s < self.timeout_s:
@@ -79,11 +79,11 @@ class CellProcess:
         return True
 
     def kill(self) -> None:
-        """End the cell's process and everything that it started."""
+        """End the trial's process and everything that it started."""
         children.kill_group(self._process)
 
     def ended(self) -> Ended:
-        """Return how the cell ended.
+        """Return how the trial ended.
 
         Raises EngineError if it says that no engine can start so, MachineError if it could not be
         run for what this machine lacks, or did not come to where an engine is started.
@@ -102,7 +102,7 @@ class CellProcess:
         return Ended(records, duration_s, status, detail, exit_signal, facts, self._ended_ns)
 
     def _not_run(self) -> str | None:
-        """Return why the cell says nothing of the engine; None if it does."""
+        """Return why the trial says nothing of the engine; None if it does."""
         code = self._process.returncode or 0
         if code - NOT_RUN in errno.errorcode:
             return os.strerror(code - NOT_RUN)
@@ -125,15 +125,15 @@ class CellProcess:
             return "hung", frozen, exit_signal
         if exit_signal is not None:
             name = _signal_name(exit_signal)
-            return "crashed", f"The cell's process was ended by {name}.", exit_signal
+            return "crashed", f"The trial's process was ended by {name}.", exit_signal
         if code != 0 or "duration_s" not in facts:
             said = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
             last = said[-1].strip() if said else "it said nothing"
-            return "crashed", f"The cell's process ended with status {code}: {last}", None
+            return "crashed", f"The trial's process ended with status {code}: {last}", None
         return *own_verdict(facts), None
 
     def _late(self) -> str:
-        late = f"The cell passed its deadline of {self.timeout_s:g} s and was ended"
+        late = f"The trial passed its deadline of {self.timeout_s:g} s and was ended"
         if children.tail(self.directory / STACKS, 1):
             return f"{late}; every thread's stack is in logs/{self.directory.name}/{STACKS}."
         return f"{late}; it left no stacks."
@@ -169,7 +169,7 @@ def peak_rss_bytes(pid: int | str = "self") -> int | None:
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """Return what a cell said of itself, {} if it came to no such point."""
+    """Return what a trial said of itself, {} if it came to no such point."""
     try:
         facts: dict[str, Any] = json.loads((directory / FACTS).read_bytes())
     except (OSError, ValueError):
@@ -178,7 +178,7 @@ def read_facts(directory: Path) -> dict[str, Any]:
 
 
 def own_verdict(facts: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the status of a cell whose process came to its end, and a sentence if not well."""
+    """Return the status of a trial whose process came to its end, and a sentence if not well."""
     if death := facts.get("death"):
         return "engine_died", death
     if silence := facts.get("silence"):
@@ -187,7 +187,7 @@ def own_verdict(facts: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def freeze_sentence(directory: Path) -> str | None:
-    """Return the watchdog's sentence if the cell's process froze with the GIL held."""
+    """Return the watchdog's sentence if the trial's process froze with the GIL held."""
     for dump in sorted(directory.glob(FROZEN)):
         for line in children.tail(dump, 1_000_000).splitlines():
             if line.strip():

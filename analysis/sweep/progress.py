@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a bar on a terminal, one line per cell elsewhere."""
+"""What a sweep shows while it runs: a bar on a terminal, one line per trial elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from analysis.runs.tables import RequestCounts, count_requests, is_control
 from analysis.sweep.estimate import Estimate
-from analysis.sweep.plan import Cell
+from analysis.sweep.plan import Trial
 
 _REFRESH_S = 0.5
 
@@ -19,10 +19,10 @@ class Progress:
     """Shows what runs, how far it is, the failures so far and the time left, on stderr."""
 
     def __init__(
-        self, cells: int, estimate: Estimate, *, shown: bool = True, stream: TextIO | None = None
+        self, trials: int, estimate: Estimate, *, shown: bool = True, stream: TextIO | None = None
     ) -> None:
         self._stream = stream or sys.stderr
-        self._cells, self._estimate = cells, estimate
+        self._trials, self._estimate = trials, estimate
         self._done = 0
         self._requests = RequestCounts()
         self._bar: Any = None
@@ -31,8 +31,8 @@ class Progress:
         if shown and self._stream.isatty():
             from tqdm import tqdm
 
-            form = "{desc} {n_fmt}/{total_fmt} cells |{bar}| {elapsed}{postfix}"
-            self._bar = tqdm(total=cells, file=self._stream, bar_format=form, desc="sweep")
+            form = "{desc} {n_fmt}/{total_fmt} trials |{bar}| {elapsed}{postfix}"
+            self._bar = tqdm(total=trials, file=self._stream, bar_format=form, desc="sweep")
 
     def preparing(self, release: str, known: int, wanted: int) -> None:
         """Show how far the model has been asked alone on a release."""
@@ -43,35 +43,35 @@ class Progress:
             self._line(words)
 
     def begins(self, path: Path, done: int) -> None:
-        """Say where the run is, and whether it is new; count the cells that are on disk already."""
+        """Say where the run is and whether it is new; count the trials already on disk."""
         self._done += done
         if self._bar is not None:
             self._bar.update(done)
         if self._shown and done:
-            self._line(f"{path}: {done} of {self._cells} cells are on disk already")
+            self._line(f"{path}: {done} of {self._trials} trials are on disk already")
         elif self._shown:
-            cells = "1 cell" if self._cells == 1 else f"{self._cells} cells"
-            self._line(f"{path}: a new run of {cells}")
+            trials = "1 trial" if self._trials == 1 else f"{self._trials} trials"
+            self._line(f"{path}: a new run of {trials}")
 
     def added(self, count: int) -> None:
-        """Count cells that were not planned at first."""
-        self._cells += count
+        """Count trials that were not planned at first."""
+        self._trials += count
         if self._bar is not None:
             self._bar.total += count
 
-    def running(self, running: Iterable[Cell], left: Iterable[Cell]) -> None:
+    def running(self, running: Iterable[Trial], left: Iterable[Trial]) -> None:
         """Show what runs now, and how long all that is left may take; call it often."""
         if self._bar is None or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + _REFRESH_S
-        names = ", ".join(cell.cell_id for cell in running)
+        names = ", ".join(trial.trial_id for trial in running)
         words = (names, str(self._requests), self._left(left))
         self._bar.set_postfix_str(" · ".join(word for word in words if word))
 
     def finished(
-        self, row: Mapping[str, Any], counts: Mapping[str, int], left: Iterable[Cell]
+        self, row: Mapping[str, Any], counts: Mapping[str, int], left: Iterable[Trial]
     ) -> None:
-        """Count a cell that has ended."""
+        """Count a trial that has ended."""
         self._done += 1
         if not is_control(row["treatments"]):  # what fails there fails by a planted fault
             self._requests += count_requests(counts)
@@ -80,22 +80,22 @@ class Progress:
         elif self._shown:
             kinds = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
             self._line(
-                f"[{self._done}/{self._cells}] {row['cell_id']}: {row['status']}, {kinds},"
+                f"[{self._done}/{self._trials}] {row['trial_id']}: {row['status']}, {kinds},"
                 f" {row['duration_s']:.1f} s · {self._left(left)}"
             )
 
-    def put_off(self, cell: Cell, why: str, pause_s: float | None) -> None:
-        """Tell of a cell that this machine could not run, and in how many seconds it is tried."""
+    def put_off(self, trial: Trial, why: str, pause_s: float | None) -> None:
+        """Tell of a trial that this machine could not run, and in how many seconds it is tried."""
         again = "it is left out" if pause_s is None else f"it is tried again in {pause_s:g} s"
         if self._shown:
-            self._line(f"{cell.cell_id} could not be run ({why}): {again}")
+            self._line(f"{trial.trial_id} could not be run ({why}): {again}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.close()
 
-    def _left(self, left: Iterable[Cell]) -> str:
+    def _left(self, left: Iterable[Trial]) -> str:
         return f"about {duration(self._estimate.total_s(left))} left"
 
     def _line(self, words: str) -> None:

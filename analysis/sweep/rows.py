@@ -1,4 +1,4 @@
-"""From what a cell's process left behind to the rows of the tables `cells` and `requests`."""
+"""From what a trial's process left behind to the rows of the tables `trials` and `requests`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.sweep.plan import OBSERVED, Cell, Plan
+from analysis.sweep.plan import OBSERVED, Plan, Trial
 from analysis.workloads.workload import Answers, Request, Workload, judge
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ANSWER = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a cell ended, whoever ran it."""
+    """How a trial ended, whoever ran it."""
 
     records: Sequence[Mapping[str, Any]]
     """The finished requests, as rows of `requests` without what the oracles add."""
@@ -33,27 +33,27 @@ class Ended:
     detail: str | None = None
     exit_signal: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the cell said of itself: device, peak_rss_bytes, log."""
+    """What the trial said of itself: device, peak_rss_bytes, log."""
     ended_ns: int | None = None
     """When its process was seen to have ended, of the monotonic clock; None if not known."""
 
 
-def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
-    """Return the row of `cells`."""
+def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
+    """Return the row of `trials`."""
     return {
         "run_id": run_id,
-        "cell_id": cell.cell_id,
-        "release": cell.release,
+        "trial_id": trial.trial_id,
+        "release": trial.release,
         "device": ended.facts.get("device") or plan.device,
-        "prefix_sharing": cell.prefix_sharing,
-        "page_count": plan.engine_config(cell)["page_count"],
+        "prefix_sharing": trial.prefix_sharing,
+        "page_count": plan.engine_config(trial)["page_count"],
         "batch_sizes": list(plan.batch_sizes),
-        "concurrency": cell.concurrency,
-        "repeat": cell.repeat,
-        "workload": plan.workload_of(cell.repeat),
-        "treatments": list(cell.treatments),
+        "concurrency": trial.concurrency,
+        "repeat": trial.repeat,
+        "workload": plan.workload_of(trial.repeat),
+        "treatments": list(trial.treatments),
         "options": json.dumps(dict(plan.options), sort_keys=True),
-        "seed": plan.prompt_seed(cell.concurrency, cell.repeat),
+        "seed": plan.prompt_seed(trial.concurrency, trial.repeat),
         "status": ended.status,
         "status_detail": ended.detail,
         "exit_signal": ended.exit_signal,
@@ -66,10 +66,10 @@ def cell_row(run_id: str, plan: Plan, cell: Cell, ended: Ended) -> Row:
     }
 
 
-def request_rows(cell: Cell, workload: Workload, answers: Answers, ended: Ended) -> list[Row]:
+def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ended) -> list[Row]:
     """Return one row for every request of the workload, in its order, judged by both oracles.
 
-    A request that the cell did not finish has the outcome `timeout` where the cell hung, else
+    A request that the trial did not finish has the outcome `timeout` where the trial hung, else
     `lost`.
     """
     finished = {record["request_id"]: record for record in ended.records}
@@ -77,14 +77,14 @@ def request_rows(cell: Cell, workload: Workload, answers: Answers, ended: Ended)
     for number, request in enumerate(workload.requests):
         record = finished.get(request.id) or _unfinished(ended)
         # Request i belongs to client i modulo the concurrency, as the engine's clients have it.
-        position, client = divmod(number, cell.concurrency)
-        row = _row(cell, request, answers, record)
+        position, client = divmod(number, trial.concurrency)
+        row = _row(trial, request, answers, record)
         rows.append({**row, "client": client, "position": position})
     return rows
 
 
 def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
-    """Fill in the columns of `requests` that only what was recorded of their cell can tell."""
+    """Fill in the columns of `requests` that only what was recorded of their trial can tell."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -106,9 +106,9 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
 
 
 def finding_rows(
-    plan: Plan, cell: Cell, rows: Sequence[Row], recorded: Mapping[str, pa.Table]
+    plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table]
 ) -> tuple[list[Row], str | None]:
-    """Return what the sanitizer finds in what was recorded of a cell, as rows of `findings`.
+    """Return what the sanitizer finds in what was recorded of a trial, as rows of `findings`.
 
     The second is what it could not check, in words; None if it checked all. How many invocations
     of each request it could not check is filled into the `rows` of `requests`.
@@ -120,7 +120,7 @@ def finding_rows(
         return [], None
     for row in rows:
         row["unchecked"] = findings.unchecked.requests[row["request_id"]]
-    return findings.rows(cell.cell_id), " ".join(findings.not_checked) or None
+    return findings.rows(trial.trial_id), " ".join(findings.not_checked) or None
 
 
 def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -131,7 +131,7 @@ def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """Return the finished requests that a cell's process wrote, without a last line cut short."""
+    """Return the finished requests that a trial's process wrote, without a last line cut short."""
     records = []
     if file.is_file():
         for line in file.read_bytes().split(b"\n"):
@@ -145,21 +145,21 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 def judged(
     record: Mapping[str, Any], request: Request, reference: Sequence[int] | None
 ) -> tuple[str, int | None]:
-    """Return the outcome of a cell's record after both oracles, and its first divergence.
+    """Return the outcome of a trial's record after both oracles, and its first divergence.
 
-    Whoever ran the cell may have judged by the expected text already: both oracles decide here.
+    Whoever ran the trial may have judged by the expected text already: both oracles decide here.
     """
     own = "ok" if record["outcome"] == "wrong" else record["outcome"]
     return judge(record.get("tokens") or (), record.get("text") or "", own, request, reference)
 
 
-def _row(cell: Cell, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:
+def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:
     reference = answers.get((request.prompt, request.max_new_tokens))
     outcome, divergence = judged(record, request, reference)
     return {
         **{name: record.get(name) for name in _ANSWER},
         "request_id": request.id,
-        "cell_id": cell.cell_id,
+        "trial_id": trial.trial_id,
         "family": request.family,
         "prompt": request.prompt,
         "expected_text": request.expected,
@@ -172,5 +172,5 @@ def _row(cell: Cell, request: Request, answers: Answers, record: Mapping[str, An
 def _unfinished(ended: Ended) -> dict[str, Any]:
     return {
         "outcome": "timeout" if ended.status == "hung" else "lost",
-        "error": "The cell ended before this request was answered.",
+        "error": "The trial ended before this request was answered.",
     }

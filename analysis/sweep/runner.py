@@ -18,31 +18,31 @@ from analysis.recording.spill import cut_of, read_lacking, read_spilled
 from analysis.runs import store
 from analysis.shortfin import environments as releases
 from analysis.sweep import kernel
-from analysis.sweep.cell import specification
 from analysis.sweep.estimate import Estimate
-from analysis.sweep.plan import Cell, Plan, PlanError
+from analysis.sweep.plan import Plan, PlanError, Trial
 from analysis.sweep.prepare import Prepared, check_lengths, prepare
-from analysis.sweep.process import CellProcess
+from analysis.sweep.process import TrialProcess
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import (
     Ended,
     Row,
     add_observed,
-    cell_row,
     count_outcomes,
     finding_rows,
     request_rows,
+    trial_row,
 )
+from analysis.sweep.trial import specification
 
-OnCell = Callable[[Row, dict[str, int]], None]
-"""Called with a finished cell's row of `cells` and a count under each outcome's name."""
+OnTrial = Callable[[Row, dict[str, int]], None]
+"""Called with a finished trial's row of `trials` and a count under each outcome's name."""
 Runner = Literal["process", "kernel"]
 
 _TICK_S = 0.05
 _PAUSE_S = 10.0
-"""How long nothing is started after a cell that this machine could not run."""
+"""How long nothing is started after a trial that this machine could not run."""
 _TRIES, _MOST_IN_A_ROW = 2, 3
-"""How often a cell is tried, and after how many that could not be run the rest is not tried."""
+"""How often a trial is tried, and after how many that could not be run the rest is not tried."""
 _LOGS, _WORK = store.LOGS, store.WORK
 
 
@@ -52,22 +52,22 @@ def run_sweep(
     *,
     runner: Runner = "process",
     jobs: int = 1,
-    on_cell: OnCell | None = None,
+    on_trial: OnTrial | None = None,
     progress: bool = True,
     command: str | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> store.Run:
-    """Run a plan's cells, each on a fresh engine, and return the run read back from disk.
+    """Run a plan's trials, each on a fresh engine, and return the run read back from disk.
 
-    `process`: each cell in a child process of its release's environment, `jobs` at a time; a cell
-    that crashes, freezes or passes its deadline becomes a row that says so. `kernel`: one cell
+    `process`: each trial in a child process of its release's environment, `jobs` at a time; a trial
+    that crashes, freezes or passes its deadline becomes a row that says so. `kernel`: one trial
     after another in this very process, for notebooks; the plan may then name only the release that
-    is installed here, and a cell ends only by its requests' deadlines or the engine's watchdog.
+    is installed here, and a trial ends only by its requests' deadlines or the engine's watchdog.
     Called again with the same plan and `out`, it does what is left. Ctrl-C and
     errors end every child and leave a valid run; so does `stop`, which is asked again and again
-    (in the kernel: before each cell), and then the run has the cells that were finished.
+    (in the kernel: before each trial), and then the run has the trials that were finished.
 
-    A cell that this machine could not run (a full disk, too little memory, too many open files)
+    A trial that this machine could not run (a full disk, too little memory, too many open files)
     says nothing of the engine: it is not stored, and tried once more after a pause. MachineError
     says at the end how many could not be run.
 
@@ -85,7 +85,7 @@ def run_sweep(
     manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
     writer = store.RunWriter.resume(out, manifest)
     with store.alone_in(writer.path):
-        return _Sweep(plan, writer, on_cell, progress, jobs, stop).run(runner, pythons)
+        return _Sweep(plan, writer, on_trial, progress, jobs, stop).run(runner, pythons)
 
 
 class _Sweep:
@@ -95,33 +95,33 @@ class _Sweep:
         self,
         plan: Plan,
         writer: store.RunWriter,
-        on_cell: OnCell | None,
+        on_trial: OnTrial | None,
         progress: bool,
         jobs: int,
         stop: Callable[[], bool] | None,
     ) -> None:
         self.plan, self.writer, self.jobs = plan, writer, jobs
-        self.on_cell = on_cell
+        self.on_trial = on_trial
         self.stop = stop or (lambda: False)
         self.run_id = str(writer.manifest["run_id"])
         self.estimate = Estimate(plan, jobs)
-        finished = store.load_run_cells(writer.path)
+        finished = store.load_run_trials(writer.path)
         self.idle = {name for name, row in finished.items() if _idle(row)}
-        self.cells = plan.cells(self.idle)
-        self.left = [cell for cell in self.cells if cell.cell_id not in finished]
-        self.progress = Progress(len(self.cells), self.estimate, shown=progress)
+        self.trials = plan.trials(self.idle)
+        self.left = [trial for trial in self.trials if trial.trial_id not in finished]
+        self.progress = Progress(len(self.trials), self.estimate, shown=progress)
         self.prepared = Prepared({}, {}, 0)
-        self.failed: dict[Cell, list[str]] = {}
-        """What the machine lacked, at each try of a cell that was not run since."""
+        self.failed: dict[Trial, list[str]] = {}
+        """What the machine lacked, at each try of a trial that was not run since."""
         self.in_a_row = 0
         self.not_before_s = 0.0
         self.untold: list[tuple[Row, dict[str, int]]] = []
-        """Cells that were kept and not told of yet."""
+        """Trials that were kept and not told of yet."""
 
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
         """Do what is left, and read the whole run back."""
         try:
-            self.progress.begins(self.writer.path, len(self.cells) - len(self.left))
+            self.progress.begins(self.writer.path, len(self.trials) - len(self.left))
             if self.left:
                 self.prepared = prepare(self.plan, self.progress.preparing)
                 self._note_prepared()
@@ -132,30 +132,30 @@ class _Sweep:
             shutil.rmtree(self.writer.path / _WORK, ignore_errors=True)
         finally:
             self.progress.close()
-        if given_up := [cell for cell in self.failed if cell not in self.left]:
+        if given_up := [trial for trial in self.failed if trial not in self.left]:
             raise MachineError(self._not_run(given_up))
         return store.load_run(self.writer.path)
 
     def _in_processes(self, pythons: Mapping[str, Path]) -> None:
-        running = dict[Cell, CellProcess]()
+        running = dict[Trial, TrialProcess]()
         try:
             while self.left and not self.stop():
-                waiting = [cell for cell in self.left if cell not in running]
-                for cell in waiting[: self.jobs - len(running)]:
+                waiting = [trial for trial in self.left if trial not in running]
+                for trial in waiting[: self.jobs - len(running)]:
                     if not self._may_start():
                         break
-                    with self._put_off_if_it_must_be(cell):
-                        running[cell] = CellProcess(
-                            pythons[cell.release],
-                            self._specification(cell),
-                            self._work(cell),
-                            self.plan.cell_timeout_s,
+                    with self._put_off_if_it_must_be(trial):
+                        running[trial] = TrialProcess(
+                            pythons[trial.release],
+                            self._specification(trial),
+                            self._work(trial),
+                            self.plan.trial_timeout_s,
                         )
-                for cell, process in list(running.items()):
+                for trial, process in list(running.items()):
                     if process.poll():
-                        del running[cell]
-                        with self._put_off_if_it_must_be(cell):
-                            self._finish(cell, process.ended(), process.elapsed_s)
+                        del running[trial]
+                        with self._put_off_if_it_must_be(trial):
+                            self._finish(trial, process.ended(), process.elapsed_s)
                         self._tell_finished()
                 if not running and self.in_a_row >= _MOST_IN_A_ROW:
                     self._give_up_the_rest()
@@ -173,129 +173,130 @@ class _Sweep:
             if not self._may_start():
                 time.sleep(_TICK_S)
                 continue
-            cell = self.left[0]
-            self.progress.running([cell], self.left)
+            trial = self.left[0]
+            self.progress.running([trial], self.left)
             started = time.monotonic()
-            with self._put_off_if_it_must_be(cell):
-                ended = kernel.run_cell(self._specification(cell), self._work(cell))
-                self._finish(cell, ended, time.monotonic() - started)
+            with self._put_off_if_it_must_be(trial):
+                ended = kernel.run_trial(self._specification(trial), self._work(trial))
+                self._finish(trial, ended, time.monotonic() - started)
             self._tell_finished()
 
     def _may_start(self) -> bool:
         return self.in_a_row < _MOST_IN_A_ROW and time.monotonic() >= self.not_before_s
 
     @contextmanager
-    def _put_off_if_it_must_be(self, cell: Cell) -> Iterator[None]:
-        """Put a cell off that the block cannot run or keep for what this machine lacks."""
+    def _put_off_if_it_must_be(self, trial: Trial) -> Iterator[None]:
+        """Put a trial off that the block cannot run or keep for what this machine lacks."""
         try:
             yield
         except (MachineError, RunError, OSError, MemoryError) as error:
             why = str(error) if isinstance(error, MachineError) else lacking(error)
-            if why is None or cell not in self.left:
+            if why is None or trial not in self.left:
                 raise
-            self._put_off(cell, why)
+            self._put_off(trial, why)
         else:
-            if cell not in self.left:
-                self.failed.pop(cell, None)
+            if trial not in self.left:
+                self.failed.pop(trial, None)
                 self.in_a_row = 0
 
-    def _put_off(self, cell: Cell, why: str) -> None:
-        """Have a cell tried again after a pause; give it up if that was the last try."""
+    def _put_off(self, trial: Trial, why: str) -> None:
+        """Have a trial tried again after a pause; give it up if that was the last try."""
         self.not_before_s = time.monotonic() + _PAUSE_S
-        whys = self.failed.setdefault(cell, [])
+        whys = self.failed.setdefault(trial, [])
         whys.append(why)
         if len(whys) < _TRIES:
-            self.progress.put_off(cell, why, _PAUSE_S)
+            self.progress.put_off(trial, why, _PAUSE_S)
             return
-        self.left.remove(cell)
+        self.left.remove(trial)
         self.in_a_row += 1
-        self.progress.put_off(cell, why, None)
+        self.progress.put_off(trial, why, None)
 
     def _give_up_the_rest(self) -> None:
         for other in self.left:
             self.failed.setdefault(other, []).append("it was not tried any more")
         self.left.clear()
 
-    def _not_run(self, cells: Sequence[Cell]) -> str:
-        first = cells[0]
+    def _not_run(self, trials: Sequence[Trial]) -> str:
+        first = trials[0]
         return (
-            f"{len(cells)} of {len(self.cells)} cells could not be run for what this machine lacks,"
-            f" and are not in {self.writer.path}: {first.cell_id} ({self.failed[first][-1]})"
-            + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
+            f"{len(trials)} of {len(self.trials)} trials could not be run for what this machine"
+            " lacks,"
+            f" and are not in {self.writer.path}: {first.trial_id} ({self.failed[first][-1]})"
+            + (f" and {len(trials) - 1} more" if len(trials) > 1 else "")
             + ". Mend that and run the same again: it runs those only."
         )
 
-    def _specification(self, cell: Cell) -> dict[str, Any]:
+    def _specification(self, trial: Trial) -> dict[str, Any]:
         return specification(
-            self.plan.engine_config(cell),
-            self.prepared.workload(cell),
-            cell.concurrency,
+            self.plan.engine_config(trial),
+            self.prepared.workload(trial),
+            trial.concurrency,
             self.plan.request_timeout_s,
             observe=self.plan.observe,
             sanitize=self.plan.sanitize,
-            treatments=cell.treatments,
+            treatments=trial.treatments,
             resubmit_s=self.plan.resubmit_s,
-            cell_id=cell.cell_id,
+            trial_id=trial.trial_id,
         )
 
-    def _work(self, cell: Cell) -> Path:
-        return self.writer.path.resolve() / _WORK / cell.cell_id
+    def _work(self, trial: Trial) -> Path:
+        return self.writer.path.resolve() / _WORK / trial.trial_id
 
-    def _finish(self, cell: Cell, ended: Ended, elapsed_s: float) -> None:
-        """Keep a cell that has ended: its logs first, then its tables, which make it finished."""
-        self._keep_logs(cell, ended)
+    def _finish(self, trial: Trial, ended: Ended, elapsed_s: float) -> None:
+        """Keep a trial that has ended: its logs first, then its tables, which make it finished."""
+        self._keep_logs(trial, ended)
         if ended.detail is not None:  # the logs were moved: say where they are now
-            kept = self.writer.path / _LOGS / cell.cell_id
-            detail = ended.detail.replace(str(self._work(cell)), str(kept))
+            kept = self.writer.path / _LOGS / trial.trial_id
+            detail = ended.detail.replace(str(self._work(trial)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
-        # Read here, whoever ran the cell and however it ended: what is on disk by now is kept.
-        recorded = read_spilled(self._work(cell), ended.ended_ns)
-        missing = " ".join(filter(None, [read_lacking(self._work(cell)), cut_of(recorded)]))
+        # Read here, whoever ran the trial and however it ended: what is on disk by now is kept.
+        recorded = read_spilled(self._work(trial), ended.ended_ns)
+        missing = " ".join(filter(None, [read_lacking(self._work(trial)), cut_of(recorded)]))
         if missing:
             detail = f"{ended.detail} {missing}" if ended.detail else missing
             ended = dataclasses.replace(ended, detail=detail)
-        workload = self.prepared.workload(cell)
-        requests = request_rows(cell, workload, self.prepared.answers[cell.release], ended)
+        workload = self.prepared.workload(trial)
+        requests = request_rows(trial, workload, self.prepared.answers[trial.release], ended)
         add_observed(requests, recorded)
         findings: list[dict[str, Any]] = []
         unchecked = None
         if self.plan.sanitize:
-            findings, unchecked = finding_rows(self.plan, cell, requests, recorded)
+            findings, unchecked = finding_rows(self.plan, trial, requests, recorded)
         if unchecked is not None and ended.status == "ok":
             detail = f"{ended.detail} {unchecked}" if ended.detail else unchecked
             ended = dataclasses.replace(ended, detail=detail)
-        row = cell_row(self.run_id, self.plan, cell, ended)
-        self.writer.write_cell(row, requests, **recorded, findings=findings)
-        shutil.rmtree(self._work(cell), ignore_errors=True)
-        self.left.remove(cell)
+        row = trial_row(self.run_id, self.plan, trial, ended)
+        self.writer.write_trial(row, requests, **recorded, findings=findings)
+        shutil.rmtree(self._work(trial), ignore_errors=True)
+        self.left.remove(trial)
         if _idle(row):
-            self._try_another(cell)
-        self.estimate.measured(cell, elapsed_s)
+            self._try_another(trial)
+        self.estimate.measured(trial, elapsed_s)
         self.untold.append((row, count_outcomes(requests)))
 
     def _tell_finished(self) -> None:
-        """Tell of cells that were kept since the last time; what goes wrong here harms none."""
+        """Tell of trials that were kept since the last time; what goes wrong here harms none."""
         while self.untold:
             row, counts = self.untold.pop(0)
             self.progress.finished(row, counts, self.left)
-            if self.on_cell is not None:
-                self.on_cell(row, counts)
+            if self.on_trial is not None:
+                self.on_trial(row, counts)
 
-    def _try_another(self, control: Cell) -> None:
+    def _try_another(self, control: Trial) -> None:
         """Plan another control where this one's fault found nothing to strike, if there is one."""
-        self.idle.add(control.cell_id)
-        known, self.cells = set(self.cells), self.plan.cells(self.idle)
-        more = [cell for cell in self.cells if cell not in known]
+        self.idle.add(control.trial_id)
+        known, self.trials = set(self.trials), self.plan.trials(self.idle)
+        more = [trial for trial in self.trials if trial not in known]
         self.left[:0] = more
         self.progress.added(len(more))
 
-    def _keep_logs(self, cell: Cell, ended: Ended) -> None:
-        """Keep what the cell's process printed and dumped where the cell did not end well."""
+    def _keep_logs(self, trial: Trial, ended: Ended) -> None:
+        """Keep what the trial's process printed and dumped where the trial did not end well."""
         if ended.status == "ok":
             return
-        logs = self.writer.path / _LOGS / cell.cell_id
+        logs = self.writer.path / _LOGS / trial.trial_id
         logs.mkdir(parents=True, exist_ok=True)
-        for file in self._work(cell).glob("*"):
+        for file in self._work(trial).glob("*"):
             if file.suffix in (".txt", ".log"):
                 shutil.copyfile(file, logs / file.name)
 
@@ -305,7 +306,7 @@ class _Sweep:
 
 
 def _idle(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row of `cells` is that of a control whose fault found nothing to strike."""
+    """Tell whether a row of `trials` is that of a control whose fault found nothing to strike."""
     return bool(row["struck"] == "null")
 
 

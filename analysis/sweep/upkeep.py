@@ -14,11 +14,11 @@ import pyarrow as pa
 from analysis.core.errors import CachelabError, RunError
 from analysis.runs.parts import OURS
 from analysis.runs.store import (
-    CELLS,
     LOCK,
     LOGS,
     MANIFEST,
     TEMPORARY,
+    TRIALS,
     WORK,
     alone_in,
     is_packed,
@@ -29,7 +29,7 @@ from analysis.runs.store import (
 from analysis.sweep.process import FROZEN, OUTPUT, PRINTED, STACKS
 
 _TEMPORARY = (f"{TEMPORARY}*", f".{MANIFEST}.*")
-"""What a killed writer leaves: in `cells`, and beside the manifest."""
+"""What a killed writer leaves: in `trials`, and beside the manifest."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Listed:
     """Its plan in short."""
     finished: int | None = None
     planned: int | None = None
-    """Cells, that is engines."""
+    """Trials, that is engines."""
     requests: int | None = None
     size_bytes: int = 0
     created: str | None = None
@@ -57,7 +57,7 @@ class Verified:
     """What came of reading everything in a run."""
 
     path: Path
-    cells: int = 0
+    trials: int = 0
     planned: int | None = None
     requests: int = 0
     tables: int = 0
@@ -79,7 +79,7 @@ def find_runs(directory: str | Path) -> list[Path]:
 
 
 def listed(path: str | Path) -> Listed:
-    """Return what a list says of a run; its cells and requests are read and checked for that."""
+    """Return what a list says of a run; its trials and requests are read and checked for that."""
     path = Path(path)
     size = sum(map(_size, _files_below(path)))
     try:
@@ -99,10 +99,10 @@ def listed(path: str | Path) -> Listed:
     idle = set()
     try:
         for part in parts_of(path, manifest):
-            tables = part.read(("cells", "requests"))
-            finished += tables["cells"].num_rows
+            tables = part.read(("trials", "requests"))
+            finished += tables["trials"].num_rows
             requests += tables["requests"].num_rows
-            idle |= _idle(tables["cells"])
+            idle |= _idle(tables["trials"])
         return replace(
             run,
             finished=finished,
@@ -128,7 +128,7 @@ def verify_run(path: str | Path) -> Verified:
         parts = parts_of(path, manifest)
     except RunError as error:
         return Verified(path, troubles=(str(error),))
-    cells = requests = tables = rows = without = 0
+    trials = requests = tables = rows = without = 0
     idle, troubles = set(), []
     for part in parts:
         try:
@@ -136,14 +136,14 @@ def verify_run(path: str | Path) -> Verified:
         except RunError as error:
             troubles.append(str(error))
             continue
-        cells += read["cells"].num_rows
+        trials += read["trials"].num_rows
         requests += read["requests"].num_rows
         tables += len(read)
         rows += sum(table.num_rows for table in read.values())
         without += 0 if has_checksums else len(read)
-        idle |= _idle(read["cells"])
+        idle |= _idle(read["trials"])
     planned = _planned(manifest.get("plan") or {}, idle)
-    return Verified(path, cells, planned, requests, tables, rows, without, tuple(troubles))
+    return Verified(path, trials, planned, requests, tables, rows, without, tuple(troubles))
 
 
 def remove_run(path: str | Path) -> list[Path]:
@@ -160,7 +160,7 @@ def remove_run(path: str | Path) -> list[Path]:
                     shutil.rmtree(place)
                 else:
                     place.unlink()
-            directories = [*_cells(path), *_inner(path / LOGS), path / CELLS, path / LOGS]
+            directories = [*_trials(path), *_inner(path / LOGS), path / TRIALS, path / LOGS]
             for directory in directories:
                 if directory.is_dir() and not directory.is_symlink() and not os.listdir(directory):
                     directory.rmdir()
@@ -186,11 +186,11 @@ def _size(file: Path) -> int:
 
 def _own(path: Path, *, packed: bool) -> Iterator[Path]:
     """Yield what a run wrote at a place, but for its manifest and the directories of the rest."""
-    for directory in (*([path] if packed else []), *_cells(path)):
+    for directory in (*([path] if packed else []), *_trials(path)):
         yield from (directory / name for name in sorted(OURS) if (directory / name).is_file())
     yield from path.glob(_TEMPORARY[1])
-    if not (path / CELLS).is_symlink():
-        yield from (path / CELLS).glob(_TEMPORARY[0])
+    if not (path / TRIALS).is_symlink():
+        yield from (path / TRIALS).glob(_TEMPORARY[0])
     for directory in _inner(path / LOGS):
         for pattern in (OUTPUT, STACKS, FROZEN, PRINTED):
             yield from directory.glob(pattern)
@@ -198,8 +198,8 @@ def _own(path: Path, *, packed: bool) -> Iterator[Path]:
         yield path / WORK
 
 
-def _cells(path: Path) -> list[Path]:
-    return [place for place in _inner(path / CELLS) if not place.name.startswith(".")]
+def _trials(path: Path) -> list[Path]:
+    return [place for place in _inner(path / TRIALS) if not place.name.startswith(".")]
 
 
 def _inner(directory: Path) -> list[Path]:
@@ -214,20 +214,20 @@ def _files_below(path: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in files)
 
 
-def _idle(cells: pa.Table) -> set[str]:
+def _idle(trials: pa.Table) -> set[str]:
     """Return the ids of the controls whose fault found nothing to strike."""
-    pairs = zip(cells["cell_id"].to_pylist(), cells["struck"].to_pylist(), strict=True)
-    return {cell_id for cell_id, struck in pairs if struck == "null"}
+    pairs = zip(trials["trial_id"].to_pylist(), trials["struck"].to_pylist(), strict=True)
+    return {trial_id for trial_id, struck in pairs if struck == "null"}
 
 
 def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:
-    """Return how many cells a plan has; None if it cannot be told here."""
+    """Return how many trials a plan has; None if it cannot be told here."""
     from analysis.sweep.plan import Plan
 
     names = {field.name for field in fields(Plan)}
     try:
         values = {name: _frozen(value) for name, value in plan.items() if name in names}
-        return len(Plan(**values).cells(idle))
+        return len(Plan(**values).trials(idle))
     except (CachelabError, TypeError, ValueError, AttributeError):
         return None  # of another version of the package, or of a model that is not here
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from analysis.shortfin.treatment import Treatment
-from analysis.treatments.flights import Boarded, edit_flights
+from analysis.treatments.invocations import Boarded, edit_invocations
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -21,15 +21,15 @@ class CorrectSeqLens(Treatment):
     upstream = "#873"
     releases = ("3.1.0",)
     fixes = ("3.1.0",)
-    needs = "_flight_class"
+    needs = "_invocation_class"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        def edit(flight: Boarded) -> None:
-            if flight.phase == "decode":
-                starts = flight.arrays["start_positions"]
-                flight.arrays["seq_lens"][: flight.real] = starts[: flight.real] + 1
+        def edit(invocation: Boarded) -> None:
+            if invocation.phase == "decode":
+                starts = invocation.arrays["start_positions"]
+                invocation.arrays["seq_lens"][: invocation.real] = starts[: invocation.real] + 1
 
-        edit_flights(engine, undo, edit)
+        edit_invocations(engine, undo, edit)
 
 
 class UndoCorrectSeqLens(Treatment):
@@ -40,15 +40,15 @@ class UndoCorrectSeqLens(Treatment):
     change = "The length of each decode's row is its start position plus that of its history."
     upstream = "the reverse of #873"
     releases = ("3.9.0",)
-    needs = "_flight_class"
+    needs = "_invocation_class"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        def edit(flight: Boarded) -> None:
-            if flight.phase == "decode":
-                starts = flight.arrays["start_positions"]
-                flight.arrays["seq_lens"][: flight.real] = 2 * starts[: flight.real] + 1
+        def edit(invocation: Boarded) -> None:
+            if invocation.phase == "decode":
+                starts = invocation.arrays["start_positions"]
+                invocation.arrays["seq_lens"][: invocation.real] = 2 * starts[: invocation.real] + 1
 
-        edit_flights(engine, undo, edit)
+        edit_invocations(engine, undo, edit)
 
 
 class ZeroStartPositions(Treatment):
@@ -60,11 +60,11 @@ class ZeroStartPositions(Treatment):
     upstream = "#826"
     releases = ("3.1.0",)
     fixes = ("3.1.0",)
-    needs = "_flight_class"
+    needs = "_invocation_class"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        def edit(flight: Boarded) -> None:
-            if flight.phase == "decode":
-                flight.arrays["start_positions"][flight.real :] = 0
+        def edit(invocation: Boarded) -> None:
+            if invocation.phase == "decode":
+                invocation.arrays["start_positions"][invocation.real :] = 0
 
-        edit_flights(engine, undo, edit)
+        edit_invocations(engine, undo, edit)

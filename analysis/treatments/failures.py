@@ -34,7 +34,7 @@ class RequeueUnboarded(Treatment):
 
 
 def _keep_pending(undo: ExitStack, batcher: Any) -> None:
-    decodes, flights = batcher.board_decodes, batcher.board_flights
+    decodes, invocations = batcher.board_decodes, batcher.board_invocations
     left: set[Any] = set()
 
     def board_decodes(*args: Any) -> Any:
@@ -43,15 +43,15 @@ def _keep_pending(undo: ExitStack, batcher: Any) -> None:
         batcher.pending_prefills.clear()
         return decodes(*args)
 
-    def board_flights() -> Any:
+    def board_invocations() -> Any:
         try:
-            return flights()
+            return invocations()
         finally:
             batcher.pending_prefills.update(left)
             left.clear()
 
     replace_attribute(undo, batcher, "board_decodes", board_decodes)
-    replace_attribute(undo, batcher, "board_flights", board_flights)
+    replace_attribute(undo, batcher, "board_invocations", board_invocations)
 
 
 def _try_again(engine: Engine, undo: ExitStack, cache: Any) -> None:

@@ -33,33 +33,38 @@ def wrong():
 def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
     finding = wrong.finding
     assert (finding.rule, finding.cause) == ("own prefix", "another request's data")
-    assert (finding.page, finding.slot, finding.flight_id) == (3, 0, 2)
+    assert (finding.page, finding.slot, finding.invocation_id) == (3, 0, 2)
     assert finding.other_request_id == "b"
     assert [f.rule for f in wrong.findings] == ["own prefix", "sound origin"]
 
 
-def test_the_reasons_name_token_flight_page_and_other_request(wrong):
+def test_the_reasons_name_token_invocation_page_and_other_request(wrong):
     said = " ".join(wrong.because)
-    assert "Token 2 of its answer, chosen in flight 3" in said
-    assert "1 flight of its own earlier (flight 2" in said
+    assert "Token 2 of its answer, chosen in invocation 3" in said
+    assert "1 invocation of its own earlier (invocation 2" in said
     assert "slot 0 of page 3, which holds position 0 of b" in said
     assert "Page 3 was then held by b and a" in said
-    assert "b wrote positions 0 to 3 (flight 0)" in said
+    assert "b wrote positions 0 to 3 (invocation 0)" in said
 
 
-def test_flights_tell_rows_lengths_and_who_else_was_there(wrong):
-    assert [(f.flight_id, f.phase, f.place, f.length) for f in wrong.flights] == [
+def test_invocations_tell_rows_lengths_and_who_else_was_there(wrong):
+    assert [(f.invocation_id, f.phase, f.place, f.length) for f in wrong.invocations] == [
         (1, "prefill", 0, 6), (2, "decode", 1, 7), (3, "decode", 2, 8),
     ]  # fmt: skip
-    assert [row.request_id for row in wrong.flights[1].rows] == ["a", "b"]
-    assert wrong.flights[1].mine.table == (3, 2)
+    assert [row.request_id for row in wrong.invocations[1].rows] == ["a", "b"]
+    assert wrong.invocations[1].mine.table == (3, 2)
     [fellow] = wrong.fellows
-    assert (fellow.request_id, fellow.outcome, fellow.flights, fellow.pages) == ("b", "ok", 2, (3,))
+    assert (fellow.request_id, fellow.outcome, fellow.invocations, fellow.pages) == (
+        "b",
+        "ok",
+        2,
+        (3,),
+    )
 
 
 def test_what_the_engine_itself_computed_is_told_beside_the_tokens(wrong):
     token = wrong.divergence
-    assert (token.place, token.given, token.right, token.flight_id) == (2, 33, 19, 3)
+    assert (token.place, token.given, token.right, token.invocation_id) == (2, 33, 19, 3)
     assert token.engine.given == pytest.approx(0.6065, abs=1e-4)
     assert token.engine.right == pytest.approx(0.2231, abs=1e-4)
     assert token.engine.best == 33
@@ -72,7 +77,7 @@ def test_pages_have_their_histories_the_one_found_first(wrong):
     words = [entry.words for entry in wrong.pages[0].entries]
     assert words == [
         "b took it from the pool",
-        "b wrote positions 0 to 3 (flight 0)",
+        "b wrote positions 0 to 3 (invocation 0)",
         "a held it from then on",
         "a held it no longer",
         "b gave it back to the pool",
@@ -112,10 +117,10 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
     found = told(run_of(story, {"request_id": "a", **wrong}), "a")
     assert found.findings[0].rule == "padding page"
     assert (found.finding.rule, found.finding.cause) == ("own length", "beyond it")
-    assert found.flights[1].mine.seq_len == 13
-    assert found.flights[1].length == 7
+    assert found.invocations[1].mine.seq_len == 13
+    assert found.invocations[1].length == 7
     assert "13 (7)" in str(found)
-    assert "In that very flight (flight 1" in " ".join(found.because)
+    assert "In that very invocation (invocation 1" in " ".join(found.because)
 
 
 # -- a pool that was too small -----------------------------------------------------------------
@@ -132,7 +137,7 @@ def test_a_short_pool_is_told_with_who_leaked(outcome):
     assert found.death is None
     pool = found.pool
     assert (pool[-1].leaked, pool[-1].live, pool[-1].free) == (5, 2, 1)
-    assert "It was in no flight that landed." in found.lacking
+    assert "It was in no invocation that landed." in found.lacking
 
 
 def test_a_death_is_told_with_its_frame_and_the_operation_that_failed_before_it():
@@ -160,7 +165,7 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
         story.event("shortage", "b", free_pages=0, detail="8 pages were wanted")
         story.event("failed", "b", detail="CacheAllocationFailure: too few")
     story.end("b", "empty")
-    story.event("waiting", "a", detail='{"where": "flying decode", "flights": []}')
+    story.event("waiting", "a", detail='{"where": "flying decode", "invocations": []}')
     story.done("a", "timeout")
     run = run_of(
         story,
@@ -168,12 +173,12 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
         {"request_id": "b", "outcome": "empty", "prompt_tokens": B[:3]},
     )
     said = " ".join(told(run, "a").because)
-    assert "its last flight, 1, which it shared with b, allocate failed for b" in said
+    assert "its last invocation, 1, which it shared with b, allocate failed for b" in said
     assert "8 pages were wanted, 0 were free" in said
     assert "“flying decode”" in said
 
 
-def test_of_a_cell_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():
+def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():
     story = Story()
     story.submit("a", A)
     story.allocate("a", 1, 2)
@@ -182,7 +187,7 @@ def test_of_a_cell_that_hung_its_own_words_are_told_and_that_the_end_is_not_reco
         story,
         {"request_id": "a", "outcome": "timeout", "tokens": None, "text": None, "ttft_s": None,
          "latency_s": None, "submitted_s": None, "reference_tokens": None,
-         "error": "The cell ended before this request was answered."},
+         "error": "The trial ended before this request was answered."},
         status="hung",
         status_detail="No Python ran for 10 s, so the process was ended.",
         engine_log=None,
@@ -222,13 +227,13 @@ def test_a_refused_one_is_told_who_was_in_its_way():
     [
         (("events", "snapshots"), "No events were recorded"),
         (("snapshots",), "No snapshot was recorded"),
-        (("flights",), "No flight was recorded"),
-        (("events", "flights", "snapshots"), "Nothing was recorded of this cell"),
+        (("invocations",), "No invocation was recorded"),
+        (("events", "invocations", "snapshots"), "Nothing was recorded of this trial"),
     ],
 )
 def test_what_was_not_recorded_is_said(without, said):
     run = wrong_page()
-    whole = {name: getattr(run, name) for name in ("events", "flights", "snapshots")}
+    whole = {name: getattr(run, name) for name in ("events", "invocations", "snapshots")}
     run = type(run)(**{**vars(run), **{name: whole[name].iloc[:0] for name in without}})
     found = told(run, "a")
     assert any(said in sentence for sentence in found.lacking)
@@ -240,7 +245,7 @@ def test_what_was_not_recorded_is_said(without, said):
 def test_runs_from_before_probabilities_were_recorded_say_so():
     run = wrong_page()
     run = type(run)(
-        **{**vars(run), "flights": run.flights.assign(top_tokens=None, top_logprobs=None)}
+        **{**vars(run), "invocations": run.invocations.assign(top_tokens=None, top_logprobs=None)}
     )
     found = told(run, "a")
     assert found.divergence.engine is None
@@ -262,14 +267,14 @@ def test_right_answers_are_no_failures_and_broken_rules_on_them_are_told():
     assert "page 0" in said
 
 
-def test_strange_names_and_names_of_several_cells_are_refused_in_one_sentence():
+def test_strange_names_and_names_of_several_trials_are_refused_in_one_sentence():
     run = wrong_page()
     with pytest.raises(RunError, match=r"no request 'z': it has a, b\."):
         told(run, "z")
-    with pytest.raises(RunError, match=r"no cell 'd': it has c\."):
-        told(run, "a", cell_id="d")
+    with pytest.raises(RunError, match=r"no trial 'd': it has c\."):
+        told(run, "a", trial_id="d")
     double = {
-        name: type(frame)(frame).assign(cell_id="d")
+        name: type(frame)(frame).assign(trial_id="d")
         for name, frame in vars(run).items()
         if hasattr(frame, "assign")
     }
@@ -277,9 +282,9 @@ def test_strange_names_and_names_of_several_cells_are_refused_in_one_sentence():
 
     joined = {name: pd.concat([getattr(run, name), frame]) for name, frame in double.items()}
     both = type(run)(**{**vars(run), **joined})
-    with pytest.raises(RunError, match=r"2 cells .* name the cell: c \(wrong\), d \(wrong\)\."):
+    with pytest.raises(RunError, match=r"2 trials .* name the trial: c \(wrong\), d \(wrong\)\."):
         told(both, "a")
-    assert told(both, "a", cell_id="d").finding.page == 3
+    assert told(both, "a", trial_id="d").finding.page == 3
 
 
 # -- whose a page is, at every step ------------------------------------------------------------

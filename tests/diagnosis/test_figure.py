@@ -43,9 +43,9 @@ def test_a_wrong_answer_has_lanes_pages_and_probabilities():
     figure.savefig(io.BytesIO(), format="png")
 
 
-def test_the_heading_of_a_cell_with_many_treatments_is_not_cut_off():
+def test_the_heading_of_a_trial_with_many_treatments_is_not_cut_off():
     found = explain(wrong_page(), "a", reference=False)
-    named = replace(found, cell_id=f"3.9.0-none-p256-c2-r0-{'-'.join(['keep-decode-record'] * 8)}")
+    named = replace(found, trial_id=f"3.9.0-none-p256-c2-r0-{'-'.join(['keep-decode-record'] * 8)}")
     figure = named.figure()
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
@@ -66,6 +66,6 @@ def test_without_a_wrong_token_the_pool_is_drawn():
 
 def test_where_nothing_was_recorded_it_says_so():
     run = short_pool()
-    empty = {name: getattr(run, name).iloc[:0] for name in ("events", "flights", "snapshots")}
+    empty = {name: getattr(run, name).iloc[:0] for name in ("events", "invocations", "snapshots")}
     figure = explain(type(run)(**{**vars(run), **empty}), "c", reference=False).figure()
     assert "Nothing was recorded" in figure.texts[0].get_text()

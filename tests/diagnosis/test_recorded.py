@@ -14,7 +14,7 @@ from analysis.sweep import Plan, run_sweep
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A cell that answers wrong, and one whose pool is so small that its worker dies."""
+    """A trial that answers wrong, and one whose pool is so small that its worker dies."""
     plan = Plan(releases=("3.1.0",), prefix_sharing=("trie",), pages=(256, 24), concurrency=(8,),
                 repeats=1, request_timeout_s=10.0, sanitize=True)  # fmt: skip
     return run_sweep(plan, tmp_path_factory.mktemp("swept") / "run", jobs=2, progress=False)
@@ -28,7 +28,7 @@ def of_outcome(run, outcome):
 
 def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swept):
     row = of_outcome(swept, "wrong")
-    told = explain(swept, row["request_id"], row["cell_id"])
+    told = explain(swept, row["request_id"], row["trial_id"])
     token = told.divergence
     assert token.engine.best == token.given == row["tokens"][token.place]
     assert token.reference.best == token.right == row["reference_tokens"][token.place]
@@ -39,17 +39,17 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
     assert told.finding.seq < token.seq
     assert told.finding.message in " ".join(told.because)
     # As the engine flew: a prefill, then a decode for each further token.
-    assert [f.place for f in told.flights] == list(range(len(told.flights)))
-    assert told.flights[token.place].flight_id == token.flight_id
-    assert told.flights[token.place].top[0][0] == token.given
+    assert [f.place for f in told.invocations] == list(range(len(told.invocations)))
+    assert told.invocations[token.place].invocation_id == token.invocation_id
+    assert told.invocations[token.place].top[0][0] == token.given
     assert told.fellows
-    held = set(told.flights[0].mine.table[: -(-told.flights[0].length // 16)])
+    held = set(told.invocations[0].mine.table[: -(-told.invocations[0].length // 16)])
     assert held <= {history.page for history in told.pages}
 
 
 def test_a_lost_request_is_told_how_the_worker_died(swept):
     row = of_outcome(swept, "lost")
-    told = explain(swept, row["request_id"], row["cell_id"])
+    told = explain(swept, row["request_id"], row["trial_id"])
     said = " ".join(told.because)
     assert "died" in said
     assert told.death.frame.startswith("shortfin_apps/")
@@ -71,7 +71,7 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
 
     asked = swept.path, row["request_id"]
     status, out, err = cachelab(
-        *asked, "--cell", row["cell_id"], "--out", tmp_path, "--no-reference"
+        *asked, "--trial", row["trial_id"], "--out", tmp_path, "--no-reference"
     )
     assert (status, err) == (0, "")
     assert "First wrong token" in out
@@ -80,9 +80,9 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
     assert "data:image/png;base64," in page
     assert "Fellow travellers" in page
     for wrong, said in (
-        ((*asked,), "name the cell"),
+        ((*asked,), "name the trial"),
         ((swept.path, "r9999"), "no request 'r9999'"),
-        ((*asked, "--cell", "absent"), "no cell 'absent'"),
+        ((*asked, "--trial", "absent"), "no trial 'absent'"),
         ((tmp_path, "r0000"), "is no run"),
     ):
         status, out, err = cachelab(*wrong)

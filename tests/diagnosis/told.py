@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from story import Row, Story
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.runs.store import Run, to_frame
 
@@ -18,23 +18,24 @@ def run_of(
     *requests: dict[str, Any],
     tops: dict[int, list[list[tuple[int, float]]]] | None = None,
     without: tuple[str, ...] = (),
-    **cell: Any,
+    **trial: Any,
 ) -> Run:
-    """Return a story as a run of one cell; `tops` are the likeliest tokens of each flight's rows.
+    """Return a story as a run of one trial; `tops` are the likeliest tokens of each invocation's
+    rows.
 
     Tables named by `without` are left out.
     """
     tables = story.tables()
-    for flight in tables["flights"]:
-        rows = (tops or {}).get(flight["flight_id"])
+    for invocation in tables["invocations"]:
+        rows = (tops or {}).get(invocation["invocation_id"])
         if rows:
-            flight["top_tokens"] = [[token for token, _ in row] for row in rows]
-            flight["top_logprobs"] = [[log for _, log in row] for row in rows]
+            invocation["top_tokens"] = [[token for token, _ in row] for row in rows]
+            invocation["top_logprobs"] = [[log for _, log in row] for row in rows]
     tables = {name: [] if name in without else rows for name, rows in tables.items()}
     return Run(
         path=Path("told"),
         manifest={},
-        cells=to_frame("cells", [cell_row(**cell)]),
+        trials=to_frame("trials", [trial_row(**trial)]),
         requests=to_frame("requests", [request_row(**request) for request in requests]),
         findings=to_frame("findings", []),
         **{name: to_frame(name, rows) for name, rows in tables.items()},
@@ -44,8 +45,8 @@ def run_of(
 def wrong_page(a: str = "a", b: str = "b") -> Run:
     """Return a run in which `a` is wrong, from its token 2 on, because it reads a page of `b`.
 
-    `b` wrote page 3 in flight 0. In flight 2 `a`'s block table has that page for its own page 1,
-    and in flight 3 again; only that one gives the first wrong token.
+    `b` wrote page 3 in invocation 0. In invocation 2 `a`'s block table has that page for its own
+    page 1, and in invocation 3 again; only that one gives the first wrong token.
     """
     story = Story()
     story.submit(b, B)
@@ -99,7 +100,7 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
         story.event("failed", c, detail="CacheAllocationFailure: too few pages")
     if outcome == "lost":
         story.event("died", detail="The engine's worker w died: TypeError: nothing to add")
-        story.event("waiting", c, detail='{"where": "unknown", "flights": []}')
+        story.event("waiting", c, detail='{"where": "unknown", "invocations": []}')
     story.done(c, outcome)
     story.done("b", "lost" if outcome == "lost" else "ok")
     log = (

@@ -105,7 +105,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         faults = engine.faults
         with Engine() as second:
             again = second.generate("1 2 3 4 5 ", max_new_tokens=5)
-            second.adapter.service.batcher.board_flights = lambda: 1 / 0
+            second.adapter.service.batcher.board_invocations = lambda: 1 / 0
             later = second.generate("1 2 3 4 5 ", 5, timeout_s=30)
         shown.__exit__(None, None, None)
         try:  # as a worker of nobody's engine does, for which nobody listens any more
@@ -253,23 +253,23 @@ def test_a_full_queue_rejects_with_its_reason(child: ChildRunner) -> None:
     assert {outcome for outcome, _ in done.said} <= {"ok", "rejected"}
 
 
-def test_flights_are_serialised_on_request(child: ChildRunner, release: str) -> None:
+def test_invocations_are_serialised_on_request(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         """
-        config = EngineConfig(serialise_flights=True)
+        config = EngineConfig(serialise_invocations=True)
         with Engine(config) as engine:
-            flight = engine.adapter._flight_class()
-            inside = flight.run.__qualname__
+            invocation = engine.adapter._invocation_class()
+            inside = invocation.run.__qualname__
             texts = [f.result().text for f in
                      [engine.submit("1 2 3 4 5 ", max_new_tokens=5) for _ in range(4)]]
-        say({"texts": texts, "inside": inside, "after": flight.run.__qualname__})
+        say({"texts": texts, "inside": inside, "after": invocation.run.__qualname__})
         """,
     )
     assert done.returncode == 0, done.stderr
     assert done.said["texts"] == ["6 7 8"] * 4
-    assert "serialise_flights" in done.said["inside"]
-    assert "serialise_flights" not in done.said["after"]
+    assert "serialise_invocations" in done.said["inside"]
+    assert "serialise_invocations" not in done.said["after"]
 
 
 def test_what_cxx_prints_is_kept_and_what_python_prints_is_shown(

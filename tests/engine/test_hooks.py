@@ -89,7 +89,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
 
         def told(recording):
             return [sorted(set(recording.events["request_id"].dropna())),
-                    sorted({r for ids in recording.flights["request_ids"] for r in ids})]
+                    sorted({r for ids in recording.invocations["request_ids"] for r in ids})]
 
         pairs, left = [], []
         trie = EngineConfig(prefix_sharing="trie")

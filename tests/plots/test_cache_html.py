@@ -164,7 +164,7 @@ def recording(taken: list[Snapshot], faults: list[str] | None = None) -> Any:
 
 class FakeRecording(SimpleNamespace):
     def __str__(self) -> str:
-        return "3 events, 1 flights, 2 snapshots (acquire 3)."
+        return "3 events, 1 invocations, 2 snapshots (acquire 3)."
 
 
 def test_a_recording_shows_its_last_snapshot_and_what_went_wrong() -> None:

@@ -20,8 +20,8 @@ FACTORS = {"untreated": 1.0, "true-leaves": 1.0, ALL: 1.2, LOCK: 1.0, "copy-toke
 
 def both(**options: object) -> tuple[pd.DataFrame, pd.DataFrame]:
     hits = {"untreated": 12, LOCK: 12, ALL: 9, "copy-tokens": 12, "true-leaves": 12}
-    requests, cells = cost_run(FACTORS, hits=hits, **options)  # type: ignore[arg-type]
-    return measure(requests, cells), watched(requests, cells, to_frame("events", []))
+    requests, trials = cost_run(FACTORS, hits=hits, **options)  # type: ignore[arg-type]
+    return measure(requests, trials), watched(requests, trials, to_frame("events", []))
 
 
 def legend(figure: Figure) -> list[str]:
@@ -46,7 +46,7 @@ def test_curves_have_a_panel_for_each_cost_and_a_line_for_each_arm() -> None:
     assert all(low < high for (_, low), (_, high) in bars.get_segments())
 
 
-def test_curves_without_a_cache_or_without_a_whole_cell() -> None:
+def test_curves_without_a_cache_or_without_a_whole_trial() -> None:
     measures, _ = both()
     assert len(cost_curves(measures).axes) == 6
     assert not cost_curves(measures).axes[5].axison
@@ -72,13 +72,13 @@ def test_ratios_have_a_row_for_each_arm_in_order() -> None:
     assert legend(figure) == ["costs more than no treatment", "no difference shown"]
 
 
-def test_ratios_of_too_few_cells_have_no_interval() -> None:
+def test_ratios_of_too_few_trials_have_no_interval() -> None:
     measures, _ = both(repeats=1)
     figure = cost_ratios(costs(measures))
-    assert legend(figure) == ["too few cells to tell"]
+    assert legend(figure) == ["too few trials to tell"]
     assert not figure.axes[0].collections
     empty = cost_ratios(costs(measures[measures["arm"] == "untreated"]))
-    assert "No two cells" in empty.texts[0].get_text()
+    assert "No two trials" in empty.texts[0].get_text()
 
 
 def test_the_table_says_what_is_shown() -> None:
@@ -92,7 +92,7 @@ def test_the_table_says_what_is_shown() -> None:
     assert "-10.0 (-10.0 to -10.0) costs" in markup
     assert "<td>0 (0 to 0)</td>" in markup
     few = cost_table(costs(both(repeats=1)[0]))._repr_html_()
-    assert "(too few cells)" in few
+    assert "(too few trials)" in few
     assert len(cost_table(found.head(0))) == 0
 
 

@@ -41,7 +41,7 @@ def one(**changes: object) -> Run:
 
 def test_failure_rate_draws_rates_with_their_intervals() -> None:
     run = reported_pattern()
-    figure = figures.failure_rate(run.requests, run.cells)
+    figure = figures.failure_rate(run.requests, run.trials)
     [axes] = figure.axes
     assert len(axes.containers) == 3
     line, _, [bars] = axes.containers[0].lines
@@ -69,17 +69,17 @@ def test_failure_rate_draws_rates_with_their_intervals() -> None:
 
 def test_failure_rate_leaves_out_what_was_never_accepted() -> None:
     run = make_run({("3.9.0", "none", 4): {"ok": 8}, ("3.9.0", "none", 8): {"rejected": 8}})
-    [axes] = figures.failure_rate(run.requests, run.cells).axes
+    [axes] = figures.failure_rate(run.requests, run.trials).axes
     assert list(axes.get_xticks()) == [4]
 
 
-def test_series_differ_by_whatever_differs_between_cells() -> None:
+def test_series_differ_by_whatever_differs_between_trials() -> None:
     small, large = one(page_count=24), one(page_count=256)
-    large.cells["cell_id"] += "-large"
-    large.requests["cell_id"] += "-large"
-    cells = pd.concat([small.cells, large.cells], ignore_index=True)
+    large.trials["trial_id"] += "-large"
+    large.requests["trial_id"] += "-large"
+    trials = pd.concat([small.trials, large.trials], ignore_index=True)
     requests = pd.concat([small.requests, large.requests], ignore_index=True)
-    assert [text.split(", ")[-1] for text in legend(figures.failure_rate(requests, cells))] == [
+    assert [text.split(", ")[-1] for text in legend(figures.failure_rate(requests, trials))] == [
         "24 pages",
         "256 pages",
     ]
@@ -87,7 +87,7 @@ def test_series_differ_by_whatever_differs_between_cells() -> None:
 
 def test_outcomes_stack_to_the_whole() -> None:
     run = reported_pattern()
-    figure = figures.outcomes(run.requests, run.cells)
+    figure = figures.outcomes(run.requests, run.trials)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert len(panels) == 3
     for axes in panels:
@@ -105,13 +105,13 @@ def test_outcomes_stack_to_the_whole() -> None:
 
 def test_outcomes_that_never_occurred_are_not_in_the_legend() -> None:
     run = one()
-    assert legend(figures.outcomes(run.requests, run.cells)) == ["ok", "wrong"]
+    assert legend(figures.outcomes(run.requests, run.trials)) == ["ok", "wrong"]
 
 
 def test_a_missing_level_is_said_to_be_missing() -> None:
     kinds = {("3.1.0", "none", 1): {"ok": 4}, ("3.1.0", "trie", 1): {"ok": 4}}
     run = make_run({**kinds, ("3.1.0", "none", 4): {"ok": 4}})
-    panels = figures.outcomes(run.requests, run.cells).axes
+    panels = figures.outcomes(run.requests, run.trials).axes
     assert labels(panels[1]) == ["1\nn = 4", "4\nnot run"]
 
 
@@ -122,9 +122,9 @@ def test_every_outcome_has_a_place_and_a_look_of_its_own() -> None:
 
 def test_latency_draws_the_median_and_the_tail() -> None:
     run = one()
-    figure = figures.latency(run.requests, run.cells)
+    figure = figures.latency(run.requests, run.trials)
     whole, first = figure.axes
-    joined = run.requests.merge(run.cells[["cell_id", "concurrency"]], on="cell_id")
+    joined = run.requests.merge(run.trials[["trial_id", "concurrency"]], on="trial_id")
     for axes, column in ((whole, "latency_s"), (first, "ttft_s")):
         groups = joined.groupby("concurrency")[column]
         tail, median = axes.lines
@@ -139,14 +139,14 @@ def test_latency_draws_the_median_and_the_tail() -> None:
 
 def test_latency_without_first_tokens_says_so() -> None:
     run = one()
-    figure = figures.latency(run.requests.assign(ttft_s=float("nan")), run.cells)
+    figure = figures.latency(run.requests.assign(ttft_s=float("nan")), run.trials)
     assert [text.get_text() for text in figure.axes[1].texts] == ["not recorded"]
 
 
 @pytest.mark.parametrize("draw", ALL)
 def test_nothing_is_said_in_words(draw: Callable[[pd.DataFrame, pd.DataFrame], Figure]) -> None:
     run = make_run({})
-    figure = draw(run.requests, run.cells)
+    figure = draw(run.requests, run.trials)
     assert not figure.axes
     assert figure.texts[0].get_text().startswith("No request")
 
@@ -166,12 +166,12 @@ def many_pools() -> Run:
     }
     runs = [make_run(kinds, page_count=pages) for pages in (40, 64, 256)]
     for number, run in enumerate(runs):
-        run.cells["cell_id"] += f"-{number}"
-        run.requests["cell_id"] += f"-{number}"
+        run.trials["trial_id"] += f"-{number}"
+        run.requests["trial_id"] += f"-{number}"
         run.requests[["evictions_during", "cached_tokens"]] = 0
-    cells = pd.concat([run.cells for run in runs], ignore_index=True)
+    trials = pd.concat([run.trials for run in runs], ignore_index=True)
     requests = pd.concat([run.requests for run in runs], ignore_index=True)
-    return replace(runs[0], cells=cells, requests=requests)
+    return replace(runs[0], trials=trials, requests=requests)
 
 
 @pytest.mark.parametrize("made", [reported_pattern, many_pools])
@@ -180,7 +180,7 @@ def test_nothing_is_clipped_and_no_texts_overlap(
     draw: Callable[[pd.DataFrame, pd.DataFrame], Figure], made: Callable[[], Run]
 ) -> None:
     run = made()
-    figure = draw(run.requests, run.cells)
+    figure = draw(run.requests, run.trials)
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     page = figure.bbox
@@ -212,7 +212,7 @@ def test_nothing_is_clipped_and_no_texts_overlap(
 
 def test_a_figure_is_shown_as_an_image_with_words() -> None:
     run = one()
-    image = figures.show(figures.failure_rate(run.requests, run.cells), alt="a chart")
+    image = figures.show(figures.failure_rate(run.requests, run.trials), alt="a chart")
     assert image.data.startswith(b"\x89PNG")
     assert io.BytesIO(image.data).getbuffer().nbytes > 5000
     assert image.alt == "a chart"

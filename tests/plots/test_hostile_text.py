@@ -19,7 +19,7 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from story import strayed as strayed_story
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis import plots as figures
 from analysis.diagnosis import explain
@@ -52,14 +52,14 @@ def drawn(figure: Figure) -> str:
 def events(name: str) -> pd.DataFrame:
     rows = [("hold", name), ("drop", name), ("hold", name)]
     return to_frame("events", [
-        {"seq": seq, "cell_id": "c", "t_ns": seq, "kind": kind, "request_id": who, "pages": [3]}
+        {"seq": seq, "trial_id": "c", "t_ns": seq, "kind": kind, "request_id": who, "pages": [3]}
         for seq, (kind, who) in enumerate(rows, 1)
     ])  # fmt: skip
 
 
-def flights(name: str) -> pd.DataFrame:
-    return to_frame("flights", [{
-        "flight_id": 0, "cell_id": "c", "phase": "decode", "rows": 1, "batch_size": 4,
+def invocations(name: str) -> pd.DataFrame:
+    return to_frame("invocations", [{
+        "invocation_id": 0, "trial_id": "c", "phase": "decode", "rows": 1, "batch_size": 4,
         "request_ids": [name], "seq": 1, "end_seq": 2, "t_s": 0.0, "duration_s": 0.1,
     }])  # fmt: skip
 
@@ -71,14 +71,14 @@ def snapshot(name: str) -> Snapshot:
 
 def series(name: str) -> Figure:
     """Draw failure rates of two workloads; a workload file has a name of its user's choice."""
-    cells = [cell_row(cell_id=f"c{n}", workload=w) for n, w in enumerate(("mixed", name))]
-    requests = [request_row(cell_id=f"c{n}", request_id="r") for n in range(2)]
-    return figures.failure_rate(to_frame("requests", requests), to_frame("cells", cells))
+    trials = [trial_row(trial_id=f"c{n}", workload=w) for n, w in enumerate(("mixed", name))]
+    requests = [request_row(trial_id=f"c{n}", request_id="r") for n in range(2)]
+    return figures.failure_rate(to_frame("requests", requests), to_frame("trials", trials))
 
 
 DRAW: dict[str, Any] = {
     "page_lifetimes": lambda name: figures.page_lifetimes(events(name)),
-    "flights": lambda name: figures.flights(flights(name)),
+    "invocations": lambda name: figures.invocations(invocations(name)),
     "page_map": lambda name: figures.page_map(snapshot(name)),
     "trie": lambda name: figures.trie(snapshot("r"), decode=lambda ids: name),
     "tries": lambda name: figures.tries(snapshot(name), snapshot(name), decode=lambda ids: name),
@@ -107,7 +107,7 @@ def strayed(tmp_path: Path) -> Any:
                         prompt=name, expected_text=name, first_divergence=1)
             for request, prompt in ((name, (11, 12)), (other, (21, 22)))
         ]  # fmt: skip
-        writer.write_cell(cell_row(), requests, **story.tables())
+        writer.write_trial(trial_row(), requests, **story.tables())
         return writer.path
 
     return make
@@ -124,6 +124,6 @@ def test_explanations_findings_and_tables_show_an_id_as_it_is(name: str, strayed
     assert leading
     for finding in leading:
         drawn(finding_figure(finding))
-    wrong = figures.wrong_answers(run.requests, run.cells)
+    wrong = figures.wrong_answers(run.requests, run.trials)
     for page in (told._repr_html_(), wrong._repr_html_()):
         assert html.escape(name) in page

@@ -78,7 +78,7 @@ def module(name: str) -> ModuleType:
 
 
 def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"seq": seq, "cell_id": "c", "t_ns": seq, "kind": kind, **fields}
+    return {"seq": seq, "trial_id": "c", "t_ns": seq, "kind": kind, **fields}
 
 
 REPLACED = [

@@ -17,12 +17,12 @@ from analysis.studies.evictions.figures import evictions_figure
 
 
 def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"seq": seq, "cell_id": "c", "t_ns": seq * 10_000_000, "kind": kind, **fields}
+    return {"seq": seq, "trial_id": "c", "t_ns": seq * 10_000_000, "kind": kind, **fields}
 
 
-def flight(number: int, phase: str, requests: list[str], begin: float) -> dict[str, Any]:
+def invocation(number: int, phase: str, requests: list[str], begin: float) -> dict[str, Any]:
     return {
-        "flight_id": number, "cell_id": "c", "phase": phase, "rows": len(requests),
+        "invocation_id": number, "trial_id": "c", "phase": phase, "rows": len(requests),
         "batch_size": 4, "request_ids": requests, "seq": number, "end_seq": number,
         "t_s": begin, "duration_s": 0.01,
     }  # fmt: skip
@@ -30,7 +30,7 @@ def flight(number: int, phase: str, requests: list[str], begin: float) -> dict[s
 
 def snapshot(seq: int, free: int, live: int, cached: int, leaked: int) -> dict[str, Any]:
     return {
-        "cell_id": "c", "moment": "asked", "seq": seq, "t_s": seq / 100, "page_count": 10,
+        "trial_id": "c", "moment": "asked", "seq": seq, "t_s": seq / 100, "page_count": 10,
         "free": free, "live": live, "cached": cached, "leaked": leaked,
     }  # fmt: skip
 
@@ -82,18 +82,18 @@ def test_page_lifetimes_says_what_it_leaves_out() -> None:
     assert "12 further pages" in text_of(figure)
 
 
-FLIGHTS = to_frame(
-    "flights",
+INVOCATIONS = to_frame(
+    "invocations",
     [
-        flight(0, "prefill", ["a", "b"], 0.00),
-        flight(1, "decode", ["a", "b"], 0.02),
-        flight(2, "decode", ["b"], 0.04),
+        invocation(0, "prefill", ["a", "b"], 0.00),
+        invocation(1, "decode", ["a", "b"], 0.02),
+        invocation(2, "decode", ["b"], 0.04),
     ],
 )
 
 
-def test_flights_draws_every_row_and_tells_prefill_and_padding_apart() -> None:
-    figure = figures.flights(FLIGHTS)
+def test_invocations_draws_every_row_and_tells_prefill_and_padding_apart() -> None:
+    figure = figures.invocations(INVOCATIONS)
     [axes] = figure.axes
     bars = [c for c in axes.collections if isinstance(c, PolyCollection)]
     assert len(bars) == 12
@@ -105,12 +105,12 @@ def test_flights_draws_every_row_and_tells_prefill_and_padding_apart() -> None:
     assert "time" in axes.get_xlabel()
 
 
-def test_flights_are_numbered_where_waiting_or_overlap_would_hide_them() -> None:
-    waits = FLIGHTS.assign(t_s=[0.0, 5.0, 10.0])
-    overlap = FLIGHTS.assign(t_s=[0.0, 0.005, 0.01])
+def test_invocations_are_numbered_where_waiting_or_overlap_would_hide_them() -> None:
+    waits = INVOCATIONS.assign(t_s=[0.0, 5.0, 10.0])
+    overlap = INVOCATIONS.assign(t_s=[0.0, 0.005, 0.01])
     for frame in (waits, overlap):
-        assert "number of the flight" in figures.flights(frame).axes[0].get_xlabel()
-    assert "time" in figures.flights(waits, x="time").axes[0].get_xlabel()
+        assert "number of the invocation" in figures.invocations(frame).axes[0].get_xlabel()
+    assert "time" in figures.invocations(waits, x="time").axes[0].get_xlabel()
 
 
 def test_pages_over_time_stacks_the_states_and_marks_what_happened() -> None:
@@ -140,28 +140,28 @@ def test_memory_is_in_mebibytes() -> None:
     assert "resident: 310.0 MiB" in [text.get_text() for text in axes.texts]
 
 
-def cells_and_requests(**columns: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+def trials_and_requests(**columns: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     count = len(columns["evictions_during"])
-    cells = pd.DataFrame(
-        {"cell_id": [f"c{n}" for n in range(4)], "release": "3.1.0", "device": "local-task",
+    trials = pd.DataFrame(
+        {"trial_id": [f"c{n}" for n in range(4)], "release": "3.1.0", "device": "local-task",
          "prefix_sharing": "trie", "page_count": 64, "workload": "mixed",
          "concurrency": [4, 4, 8, 8]}
     )  # fmt: skip
     requests = pd.DataFrame(
-        {"cell_id": [f"c{n % 4}" for n in range(count)], "latency_s": 0.1,
+        {"trial_id": [f"c{n % 4}" for n in range(count)], "latency_s": 0.1,
          "prompt_tokens": [(1,) * 10] * count, **columns}
     )  # fmt: skip
-    return requests, cells
+    return requests, trials
 
 
 def test_evictions_are_binned_with_intervals_and_fitted() -> None:
     rng = np.random.default_rng(0)
     evicted = rng.integers(0, 12, 400)
     failed = rng.random(400) < 0.1 + 0.06 * evicted
-    requests, cells = cells_and_requests(
+    requests, trials = trials_and_requests(
         evictions_during=evicted, outcome=np.where(failed, "wrong", "ok")
     )
-    figure = evictions_figure(requests, cells)
+    figure = evictions_figure(requests, trials)
     for axes, level in zip(figure.axes, (4, 8), strict=True):
         labels = [label.get_text() for label in axes.get_xticklabels()]
         assert labels[0].startswith("0\nn = ")
@@ -174,26 +174,26 @@ def test_evictions_are_binned_with_intervals_and_fitted() -> None:
 
 def test_the_strata_of_the_evictions_figure_are_those_of_the_answer() -> None:
     count = 24 * 40
-    cells = pd.DataFrame(
+    trials = pd.DataFrame(
         [(f"{sharing}-{pages}-{level}-{n}", "3.1.0", sharing, pages, "mixed", level)
          for sharing in ("none", "trie") for pages in (64, 256) for level in (4, 8)
          for n in range(6)],
-        columns=["cell_id", "release", "prefix_sharing", "page_count", "workload", "concurrency"],
+        columns=["trial_id", "release", "prefix_sharing", "page_count", "workload", "concurrency"],
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    ids = np.repeat(cells["cell_id"].to_numpy(), 20)
+    ids = np.repeat(trials["trial_id"].to_numpy(), 20)
     shared = np.char.startswith(ids.astype(str), "trie")
     requests = pd.DataFrame(
-        {"cell_id": ids, "evictions_during": rng.integers(0, 4, count) * shared,
+        {"trial_id": ids, "evictions_during": rng.integers(0, 4, count) * shared,
          "outcome": np.where(rng.random(count) < 0.3, "wrong", "ok")}
     )  # fmt: skip
-    figure = evictions_figure(requests, cells)
+    figure = evictions_figure(requests, trials)
     none, trie = figure.subfigs
     # Where nothing was evicted there is nothing to compare.
     assert none.axes == []
     assert none.get_suptitle().endswith("prefix sharing none:\nno request met an eviction")
-    own = cells["prefix_sharing"] == "trie"
-    contrast = evictions_contrast(requests[shared], cells[own])
+    own = trials["prefix_sharing"] == "trie"
+    contrast = evictions_contrast(requests[shared], trials[own])
     assert contrast is not None
     titles = [axes.get_title(loc="left").split("\n")[0] for axes in trie.axes]
     assert titles == [
@@ -208,17 +208,17 @@ def test_the_strata_of_the_evictions_figure_are_those_of_the_answer() -> None:
     [(["ok"] * 8, "no request failed"), (["wrong"] * 8, "every request failed")],
 )
 def test_evictions_without_a_fit_say_why(outcomes: list[str], note: str) -> None:
-    requests, cells = cells_and_requests(evictions_during=[0, 1] * 4, outcome=outcomes)
-    figure = evictions_figure(requests, cells)
+    requests, trials = trials_and_requests(evictions_during=[0, 1] * 4, outcome=outcomes)
+    figure = evictions_figure(requests, trials)
     assert note in figure.axes[0].get_title(loc="left")
     assert not any(len(line.get_xdata()) > 20 for line in figure.axes[0].lines)
 
 
 def test_hit_rate_is_the_share_of_prompt_tokens() -> None:
-    requests, cells = cells_and_requests(
+    requests, trials = trials_and_requests(
         evictions_during=[0] * 8, outcome=["ok"] * 8, cached_tokens=[5, 5, 2, 2] * 2
     )
-    figure = figures.hit_rate(requests, cells)
+    figure = figures.hit_rate(requests, trials)
     hits, latency = figure.axes
     line = hits.containers[0].lines[0]
     assert list(line.get_ydata()) == [0.5, 0.2]
@@ -228,12 +228,12 @@ def test_hit_rate_is_the_share_of_prompt_tokens() -> None:
 
 @pytest.mark.parametrize("draw", [
     lambda: figures.page_lifetimes(to_frame("events", [])),
-    lambda: figures.flights(to_frame("flights", [])),
+    lambda: figures.invocations(to_frame("invocations", [])),
     lambda: figures.pages_over_time(to_frame("snapshots", [])),
     lambda: figures.memory(to_frame("events", [])),
-    lambda: evictions_figure(*cells_and_requests(evictions_during=[pd.NA], outcome=["ok"])),
+    lambda: evictions_figure(*trials_and_requests(evictions_during=[pd.NA], outcome=["ok"])),
     lambda: figures.hit_rate(
-        *cells_and_requests(evictions_during=[0], outcome=["ok"], cached_tokens=[pd.NA])
+        *trials_and_requests(evictions_during=[0], outcome=["ok"], cached_tokens=[pd.NA])
     ),
 ])  # fmt: skip
 def test_where_there_is_nothing_it_says_so(draw: Any) -> None:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synthetic import cell_row, make_run, reported_pattern, request_row
+from synthetic import make_run, reported_pattern, request_row, trial_row
 
-from analysis.plots import asked_again, facts, failed_cells, rates_table, wrong_answers
+from analysis.plots import asked_again, facts, failed_trials, rates_table, wrong_answers
 from analysis.runs.store import Run, to_frame
 
 
 def run_of(*requests: dict[str, object]) -> Run:
-    empty = {name: to_frame(name, []) for name in ("flights", "events", "snapshots", "findings")}
+    empty = {
+        name: to_frame(name, []) for name in ("invocations", "events", "snapshots", "findings")
+    }
     rows = [request_row(request_id=str(i), outcome="wrong", **r) for i, r in enumerate(requests)]
-    cells, frame = to_frame("cells", [cell_row()]), to_frame("requests", rows)
-    return Run(Path("x"), {}, cells=cells, requests=frame, **empty)
+    trials, frame = to_frame("trials", [trial_row()]), to_frame("requests", rows)
+    return Run(Path("x"), {}, trials=trials, requests=frame, **empty)
 
 
 def test_the_first_difference_is_marked_in_both_answers() -> None:
     run = run_of({"text": "6 7 8 1 1 1", "expected_text": "6 7 8 9 10", "tokens": list(range(11))})
-    table = wrong_answers(run.requests, run.cells)
+    table = wrong_answers(run.requests, run.trials)
     assert list(table.frame["differs_at"]) == [6]
     markup = table._repr_html_()
     assert "<code>6 7 8 <mark>9 10</mark></code>" in markup
@@ -28,13 +30,13 @@ def test_the_first_difference_is_marked_in_both_answers() -> None:
 
 def test_an_answer_cut_off_by_its_length_is_compared_with_as_much() -> None:
     run = run_of({"text": "6 7 9", "expected_text": "6 7 8 9 10 11", "tokens": [1] * 5})
-    [row] = wrong_answers(run.requests, run.cells).frame.to_dict("records")
+    [row] = wrong_answers(run.requests, run.trials).frame.to_dict("records")
     assert (row["right"], row["answered"], row["differs_at"]) == ("6 7 8", "6 7 9", 4)
 
 
 def test_an_answer_that_ends_too_early_misses_something() -> None:
     run = run_of({"text": "6", "expected_text": "6 7", "tokens": [1, 2, 3]})
-    assert "<code>6<mark>∅</mark></code>" in wrong_answers(run.requests, run.cells)._repr_html_()
+    assert "<code>6<mark>∅</mark></code>" in wrong_answers(run.requests, run.trials)._repr_html_()
 
 
 def test_token_ids_tell_apart_what_text_cannot() -> None:
@@ -48,7 +50,7 @@ def test_token_ids_tell_apart_what_text_cannot() -> None:
             "prompt": "b",
         },
     )
-    frame = wrong_answers(run.requests, run.cells).frame
+    frame = wrong_answers(run.requests, run.trials).frame
     assert list(frame["right"]) == ["3 4", "5 4"]
     assert list(frame["answered"]) == ["3 9", "5 9"]
     assert list(frame["differs_at"]) == [1, 1]
@@ -56,23 +58,23 @@ def test_token_ids_tell_apart_what_text_cannot() -> None:
 
 def test_a_wrong_answer_without_anything_recorded_is_still_a_row() -> None:
     run = run_of({"text": None, "expected_text": None, "tokens": None, "reference_tokens": None})
-    assert len(wrong_answers(run.requests, run.cells)) == 1
+    assert len(wrong_answers(run.requests, run.trials)) == 1
 
 
 def test_wrong_answers_come_from_the_lowest_concurrency_and_several_families() -> None:
     run = reported_pattern()
-    table = wrong_answers(run.requests, run.cells)
+    table = wrong_answers(run.requests, run.trials)
     assert len(table) == 3
     assert list(table.frame["concurrency"]) == [2, 2, 2]
     assert table.frame["family"].nunique() == 3
     assert table.frame["prompt"].nunique() == 3
-    again = wrong_answers(run.requests.sample(frac=1, random_state=1), run.cells)
+    again = wrong_answers(run.requests.sample(frac=1, random_state=1), run.trials)
     assert again.frame.equals(table.frame)
 
 
 def test_what_users_wrote_cannot_become_markup() -> None:
     run = run_of({"prompt": "<script>'\"", "text": "<b>", "expected_text": "<i>"})
-    markup = wrong_answers(run.requests, run.cells)._repr_html_()
+    markup = wrong_answers(run.requests, run.trials)._repr_html_()
     assert "<script" not in markup
     assert "<b>" not in markup
     assert "<script" not in facts({"<script>": "<script>"})._repr_html_()
@@ -80,14 +82,14 @@ def test_what_users_wrote_cannot_become_markup() -> None:
 
 def test_no_wrong_answers_are_good_news() -> None:
     run = make_run({("3.1.0", "none", 1): {"ok": 4}})
-    table = wrong_answers(run.requests, run.cells)
+    table = wrong_answers(run.requests, run.trials)
     assert "No answer was wrong" in table._repr_html_()
     assert "nothing to ask again" in asked_again(table.frame, [])._repr_html_()
 
 
 def test_asked_again_is_judged_by_the_reference_first() -> None:
     run = run_of({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "reference_tokens": None})
-    frame = wrong_answers(run.requests, run.cells).frame
+    frame = wrong_answers(run.requests, run.trials).frame
     answers = [
         ("a", "trie", "6 7 8 9", [6, 7, 8, 9]),
         ("b", "trie", "6 7 8 9", [6, 7]),
@@ -107,7 +109,7 @@ def test_a_right_answer_is_right_however_much_longer_it_is_than_what_was_expecte
         {"prompt": "cut", "expected_text": "6 7 8 9 10", "reference_tokens": None},
         {"prompt": "unknown", "expected_text": None, "reference_tokens": None},
     )
-    frame = wrong_answers(run.requests, run.cells, count=4).frame
+    frame = wrong_answers(run.requests, run.trials, count=4).frame
     answers = [
         ("long", "none", "6 7 8 9", [6, 7, 8, 9]),
         ("short", "none", "6 7", [6, 7]),
@@ -119,19 +121,19 @@ def test_a_right_answer_is_right_however_much_longer_it_is_than_what_was_expecte
     assert "the right answer is not known" in table._repr_html_()
 
 
-def test_cells_that_did_not_end_well_say_why() -> None:
+def test_trials_that_did_not_end_well_say_why() -> None:
     run = reported_pattern()
-    table = failed_cells(run.cells)
-    assert list(table.frame["cell_id"]) == ["3.1.0-trie-8-0"]
+    table = failed_trials(run.trials)
+    assert list(table.frame["trial_id"]) == ["3.1.0-trie-8-0"]
     assert "engine died" in table._repr_html_()
     assert "The engine engine_died in a test." in table._repr_html_()
-    good = failed_cells(run.cells[run.cells["status"] == "ok"])
-    assert "All 47 cells ended well." in good._repr_html_()
+    good = failed_trials(run.trials[run.trials["status"] == "ok"])
+    assert "All 47 trials ended well." in good._repr_html_()
 
 
 def test_rates_are_shown_with_what_their_intervals_rest_on() -> None:
     run = reported_pattern()
-    table = rates_table(run.requests, run.cells)
+    table = rates_table(run.requests, run.trials)
     assert len(table) == 12
     assert "25% (15% to 39%)" in table._repr_html_()
     assert "4 of 4" in table._repr_html_()

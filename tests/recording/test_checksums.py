@@ -19,9 +19,9 @@ PAGE = 3
 
 def fly(engine: MadeEngine, recorder: Recorder, page: int = PAGE) -> None:
     """Have a decode write a slot of a page."""
-    flight = recorder.flight_begins("decode", ["a"])
+    invocation = recorder.invocation_begins("decode", ["a"])
     engine.table.content[page, ..., 0, :, :] += 1
-    recorder.flight_ends(flight, decode(page), None)
+    recorder.invocation_ends(invocation, decode(page), None)
 
 
 def changed(recorder: Recorder) -> set[int]:
@@ -57,7 +57,7 @@ def test_what_is_written_while_the_checking_begins_is_no_change(monkeypatch, pag
     assert changed(recorder) == {5}
 
 
-def test_pages_of_a_flight_whose_beginning_was_not_told_are_not_judged() -> None:
+def test_pages_of_an_invocation_whose_beginning_was_not_told_are_not_judged() -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
     with checksummed(recorder, "landings"):
@@ -68,10 +68,12 @@ def test_pages_of_a_flight_whose_beginning_was_not_told_are_not_judged() -> None
     assert coverage(recorder)["not_judged"] == [PAGE]
 
 
-def test_a_flight_that_lands_while_the_checking_begins_keeps_no_page_undecided(monkeypatch) -> None:
+def test_an_invocation_that_lands_while_the_checking_begins_keeps_no_page_undecided(
+    monkeypatch,
+) -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
-    flight, place = recorder.flight_begins("decode", ["a"]), recorder._place
+    invocation, place = recorder.invocation_begins("decode", ["a"]), recorder._place
     watched = checksummed(recorder, "landings")
 
     def opening() -> tuple[int, int]:
@@ -81,7 +83,7 @@ def test_a_flight_that_lands_while_the_checking_begins_keeps_no_page_undecided(m
         return place()
 
     monkeypatch.setattr(recorder, "_place", opening)
-    recorder.flight_ends(flight, decode(PAGE), None)
+    recorder.invocation_ends(invocation, decode(PAGE), None)
     engine.table.content[5] += 1
     watched.__exit__(None, None, None)
     assert changed(recorder) == {5}
@@ -93,7 +95,7 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
     engine = MadeEngine()
     recorder = recorder_of(engine)
     with checksummed(recorder, "landings"):
-        recorder.flight_begins("decode", ["a"])  # and may still be writing
+        recorder.invocation_begins("decode", ["a"])  # and may still be writing
         engine.table.content[4:8] += 1
         for page in range(4, 8):
             recorder.event("match", pages=[page])
@@ -106,15 +108,15 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
 
 def told(**changes: Any) -> tuple[str, list[str]]:
     said: dict[str, Any] = {
-        "mode": "landings", "flights": 1, "pages_read": 1, "slots_written": 1, "pages_offered": 1,
-        "not_judged": [], "undecided": [],
+        "mode": "landings", "invocations": 1, "pages_read": 1, "slots_written": 1,
+        "pages_offered": 1, "not_judged": [], "undecided": [],
     }  # fmt: skip
     return coverage_in_words(json.dumps(said | changes))
 
 
 def test_one_page_is_said_in_the_singular() -> None:
     text, notes = told(not_judged=[3], undecided=[4])
-    assert "1 written slot read back after 1 flight, 1 page read again" in text
+    assert "1 written slot read back after 1 invocation, 1 page read again" in text
     assert "(1 page)" in notes[0]
     assert "of 1 page could" in notes[1]
     assert told()[1] == []
@@ -131,7 +133,7 @@ def test_what_was_read_is_said_also_when_the_block_raises() -> None:
 
     with pytest.raises(KeyError):
         broken_off()
-    assert coverage(recorder)["flights"] == 1
+    assert coverage(recorder)["invocations"] == 1
 
 
 def test_with_sampled_some_pages_are_followed_wholly_and_the_others_not_at_all() -> None:
@@ -148,5 +150,5 @@ def test_with_sampled_some_pages_are_followed_wholly_and_the_others_not_at_all()
         assert changed(recorder) == set()
         engine.table.content[[followed[1], other]] += 1  # nothing wrote that
     assert changed(recorder) == {followed[1]}
-    assert coverage(recorder)["flights"] == 3
+    assert coverage(recorder)["invocations"] == 3
     assert coverage(recorder)["slots_written"] == 2

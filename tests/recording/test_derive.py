@@ -7,23 +7,23 @@ from typing import Any
 import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.runs.derive import DERIVED_FROM, EXPOSURES, exposure, request_columns
 from analysis.runs.tables import to_frame
 
 Row = dict[str, Any]
 COLUMNS = ["cached_tokens", "evictions_during", "pages_before", "pages_after"]
-cells = st.sampled_from(["a", "b"])
+trials = st.sampled_from(["a", "b"])
 ids = st.sampled_from(["r0", "r1", "r2"])
 
 
 @st.composite
 def recordings(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
-    """Events, snapshots and requests of up to two cells, in any order, as seqs from one counter."""
+    """Events, snapshots and requests of up to two trials, in any order, as seqs from one counter."""
     event = st.fixed_dictionaries(
         {
-            "cell_id": cells,
+            "trial_id": trials,
             "request_id": st.none() | ids,
             "kind": st.sampled_from([*DERIVED_FROM, "evict", "match", "acquire"]),
             "operation": st.sampled_from([None, "acquire", "lookup", "publish"]),
@@ -34,7 +34,7 @@ def recordings(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
     )
     snapshot = st.fixed_dictionaries(
         {
-            "cell_id": cells,
+            "trial_id": trials,
             "request_id": st.none() | ids,
             "moment": st.sampled_from(["before", "after", "failure", "asked"]),
             "page_count": st.just(24),
@@ -45,13 +45,13 @@ def recordings(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
     places = draw(st.permutations(range(len(events) + len(snapshots))))
     for row, place in zip([*events, *snapshots], places, strict=True):
         row["seq"] = place
-    keys = draw(st.lists(st.tuples(cells, ids), unique=True, max_size=6))
-    return events, snapshots, [request_row(cell_id=c, request_id=r) for c, r in keys]
+    keys = draw(st.lists(st.tuples(trials, ids), unique=True, max_size=6))
+    return events, snapshots, [request_row(trial_id=c, request_id=r) for c, r in keys]
 
 
 def naive(events: list[Row], snapshots: list[Row], request: Row) -> list[int | None]:
     def mine(row: Row) -> bool:
-        return all(row[key] == request[key] for key in ("cell_id", "request_id"))
+        return all(row[key] == request[key] for key in ("trial_id", "request_id"))
 
     cached = start = before = after = None
     evictions, done = 0, False
@@ -64,7 +64,7 @@ def naive(events: list[Row], snapshots: list[Row], request: Row) -> list[int | N
             start, evictions, done = event["seq"], 0, False
         elif mine(event) and kind == "done":
             done = True
-        elif kind == "evict" and event["cell_id"] == request["cell_id"]:
+        elif kind == "evict" and event["trial_id"] == request["trial_id"]:
             under_way = start is not None and not done
             evictions += len(event["pages"] or ()) if under_way else 0
     for snapshot in sorted(snapshots, key=lambda row: row["seq"]):
@@ -97,7 +97,7 @@ def test_it_tells_what_one_event_at_a_time_tells(made: tuple[list[Row], ...]) ->
 def test_the_index_of_the_requests_is_kept() -> None:
     requests = to_frame("requests", [request_row(request_id=f"r{n}") for n in range(3)])
     shuffled = requests.set_index(pd.Index([7, 7, 3]))
-    events = [{"seq": n, "cell_id": "c", "t_ns": 0, "kind": kind, "request_id": request,
+    events = [{"seq": n, "trial_id": "c", "t_ns": 0, "kind": kind, "request_id": request,
                "pages": pages} for n, (kind, request, pages) in enumerate(
         [("submitted", "r0", None), ("evict", "r9", [4]), ("submitted", "r1", None),
          ("evict", None, [5, 6]), ("done", "r0", None), ("evict", "r1", [1])])]  # fmt: skip
@@ -114,16 +114,16 @@ def test_nothing_recorded_is_nothing_known() -> None:
 
 
 def met(
-    requests: list[Row], flights: list[Row] | None = None, events: list[Row] | None = None
+    requests: list[Row], invocations: list[Row] | None = None, events: list[Row] | None = None
 ) -> Row:
-    cells = to_frame("cells", [cell_row(concurrency=4, page_count=24)])
+    trials = to_frame("trials", [trial_row(concurrency=4, page_count=24)])
     frame = exposure(
-        cells,
+        trials,
         to_frame("requests", requests),
-        to_frame("flights", flights or []),
+        to_frame("invocations", invocations or []),
         to_frame("events", events or []),
     )
-    assert list(frame.columns) == ["cell_id", *EXPOSURES]
+    assert list(frame.columns) == ["trial_id", *EXPOSURES]
     [row] = frame.to_dict("records")
     return row
 
@@ -146,17 +146,17 @@ def test_an_engine_that_refuses_requests_ran_fewer_at_once_than_it_was_offered()
 
 
 def test_what_batches_and_pages_an_engine_met() -> None:
-    def flight(number: int, rows: int, seq: int, end: int) -> Row:
-        return {"flight_id": number, "cell_id": "c", "phase": "decode", "rows": rows, "seq": seq,
+    def invocation(number: int, rows: int, seq: int, end: int) -> Row:
+        return {"invocation_id": number, "trial_id": "c", "phase": "decode", "rows": rows, "seq": seq,
                 "end_seq": end}  # fmt: skip
 
     def event(seq: int, **more: Any) -> Row:
-        return {"seq": seq, "cell_id": "c", "t_ns": 0, **more}
+        return {"seq": seq, "trial_id": "c", "t_ns": 0, **more}
 
     row = met(
         [request_row(request_id="a", prompt_tokens=[1] * 8, cached_tokens=4),
          request_row(request_id="b", prompt_tokens=[1] * 8, cached_tokens=0)],
-        [flight(0, 4, 1, 5), flight(1, 2, 4, 8), flight(2, 3, 9, 12)],
+        [invocation(0, 4, 1, 5), invocation(1, 2, 4, 8), invocation(2, 3, 9, 12)],
         [event(2, kind="evict", pages=[1, 2, 3], free_pages=10),
          event(3, kind="acquire", pages=[1], free_pages=7)],
     )  # fmt: skip

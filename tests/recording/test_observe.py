@@ -105,7 +105,7 @@ say({"same": answers[0] == answers[1], "tokens": [len(t) for t in answers[0]],
     assert done.said["faults"] == []
 
 
-def test_flights_are_what_the_device_got(child: ChildRunner, release: str) -> None:
+def test_invocations_are_what_the_device_got(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         PRELUDE.format(sharing="none")
@@ -114,29 +114,29 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
     with observe(engine) as recording:
         futures = [engine.submit(p, 6, request_id=f"r{n}") for n, p in enumerate(PROMPTS[:3])]
         ended = {f.result().request_id: f.result() for f in futures}
-    frame = recording.flights
+    frame = recording.invocations
     prefills, decodes = frame[frame["phase"] == "prefill"], frame[frame["phase"] == "decode"]
     rows = []
-    for flight in prefills.itertuples():
-        for n, request in enumerate(flight.request_ids):
+    for invocation in prefills.itertuples():
+        for n, request in enumerate(invocation.request_ids):
             prompt = ended[request].prompt_tokens
-            rows.append([list(flight.tokens[n][:len(prompt)]) == list(prompt),
-                         flight.seq_lens[n] == len(prompt)])
+            rows.append([list(invocation.tokens[n][:len(prompt)]) == list(prompt),
+                         invocation.seq_lens[n] == len(prompt)])
     steps = Counter()
     right = []
-    for flight in decodes.itertuples():
-        for n, request in enumerate(flight.request_ids):
+    for invocation in decodes.itertuples():
+        for n, request in enumerate(invocation.request_ids):
             done_, step = ended[request], steps[request]
             steps[request] += 1
-            right.append([flight.tokens[n] == (done_.tokens[step],),
-                          flight.start_positions[n] == len(done_.prompt_tokens) + step])
+            right.append([invocation.tokens[n] == (done_.tokens[step],),
+                          invocation.start_positions[n] == len(done_.prompt_tokens) + step])
     say({"prefill_rows": len(rows), "prefills": all(map(all, rows)),
          "decodes": all(map(all, right)),
          "decode_rows": dict(steps), "batch": sorted({int(n) for n in frame["batch_size"]}),
          "padded": int((frame["batch_size"] - frame["rows"]).max()),
          "ordered": bool((frame["seq"] < frame["end_seq"]).all()),
          "times": bool((frame["duration_s"] > 0).all()), "faults": recording.faults,
-         "under_way": recording.flights_under_way})
+         "under_way": recording.invocations_under_way})
 """,
     )
     assert done.returncode == 0, done.stderr
@@ -175,20 +175,20 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=512)) as engine:
             answers = [f.result() for f in futures]
             ended |= {a.request_id: a for a in answers if a.outcome != "rejected"}
     by_prompt = {tuple(e.prompt_tokens): r for r, e in ended.items()}
-    flights, events = recording.flights, recording.events
+    invocations, events = recording.invocations, recording.events
     rows, first_pages = [], {}
-    for flight in flights[flights["phase"] == "prefill"].itertuples():
-        for n, request in enumerate(flight.request_ids):
-            tokens = flight.tokens[n][:flight.seq_lens[n]]
+    for invocation in invocations[invocations["phase"] == "prefill"].itertuples():
+        for n, request in enumerate(invocation.request_ids):
+            tokens = invocation.tokens[n][:invocation.seq_lens[n]]
             rows.append(by_prompt.get(tuple(tokens)) == request)
-            first_pages[request] = flight.block_tables[n][0]
+            first_pages[request] = invocation.block_tables[n][0]
     steps = Counter()
-    for flight in flights[flights["phase"] == "decode"].itertuples():
-        for n, request in enumerate(flight.request_ids):
+    for invocation in invocations[invocations["phase"] == "decode"].itertuples():
+        for n, request in enumerate(invocation.request_ids):
             answer, step = ended[request], steps[request]
             steps[request] += 1
-            rows.append(flight.tokens[n] == (answer.tokens[step],)
-                        and flight.start_positions[n] == len(answer.prompt_tokens) + step)
+            rows.append(invocation.tokens[n] == (answer.tokens[step],)
+                        and invocation.start_positions[n] == len(answer.prompt_tokens) + step)
     pages = events[events["kind"].isin(["acquire", "free", "hold", "drop"])]
     held = events[events["kind"] == "hold"]
     right = [first_pages.get(r) in p or step > 0 for r, p, step in
@@ -302,7 +302,7 @@ def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
             with observe(engine, snapshots=False) as recording:
                 engine.generate("1 2 3 ", 2)
             same = analysis.recording is observe
-            say([isinstance(recording, Recording), len(recording.flights), same])
+            say([isinstance(recording, Recording), len(recording.invocations), same])
         """,
     )
     assert done.returncode == 0, done.stderr

@@ -22,12 +22,14 @@ BOUND, NAMED = 20, 1000
 
 @pytest.fixture
 def full() -> Recorder:
-    """A recorder that keeps 20 events and as many flights, and was told 5000 of everything."""
+    """A recorder that keeps 20 events and as many invocations, and was told 5000 of everything."""
     recorder = recorder_of(MadeEngine(), max_events=BOUND)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ObserverWarning)
         for number in range(5000):
-            recorder.flight_ends(recorder.flight_begins("decode", [f"r{number}"]), decode(1), None)
+            recorder.invocation_ends(
+                recorder.invocation_begins("decode", [f"r{number}"]), decode(1), None
+            )
             recorder.unused(recorder.reserve())
             recorder.event("free", place=recorder.reserve(), pages=[1])
             recorder.fault(ValueError("planted"))
@@ -35,20 +37,20 @@ def full() -> Recorder:
 
 
 def test_no_list_of_a_full_recording_grows_further(full: Recorder) -> None:
-    assert len(full.events) == len(full.flights) == BOUND
+    assert len(full.events) == len(full.invocations) == BOUND
     assert len(full.unkept) <= NAMED
     assert len(full.skipped) <= 2 * BOUND
     assert len(full.faults) <= NAMED
-    assert full.dropped["flights"] == 5000 - BOUND
+    assert full.dropped["invocations"] == 5000 - BOUND
     assert full.dropped["faults"] == 5000 - len(full.faults)
     assert not full._open
-    assert f"{5000 - BOUND} flights" in str(Recording(full).overflow)
+    assert f"{5000 - BOUND} invocations" in str(Recording(full).overflow)
 
 
 def test_nothing_is_missing_between_the_events_that_a_full_recording_has(full: Recorder) -> None:
     last = max(row[0] for row in full.events)
     taken = {row[0] for row in full.events} | {*full.skipped}
-    taken |= {place for row in full.flights for place in row[9:11]}
+    taken |= {place for row in full.invocations for place in row[9:11]}
     assert {*range(last + 1)} <= taken
 
 
@@ -59,14 +61,14 @@ def test_one_thing_left_out_is_said_in_the_singular() -> None:
         recorder.event("free", pages=[2])
     said = Recording(recorder)
     assert said.overflow == "The recording was full: 1 event was counted but not kept."
-    assert str(said).startswith("1 event, 0 flights, 0 snapshots")
+    assert str(said).startswith("1 event, 0 invocations, 0 snapshots")
 
 
 def observed(engine: Any, raises: bool) -> Recording:
-    """Begin a flight and an operation that do not end, and leave the block."""
+    """Begin an invocation and an operation that do not end, and leave the block."""
     try:
         with observe(engine, memory_every_s=0) as recording:
-            recording.recorder.flight_begins("decode", ["a"])
+            recording.recorder.invocation_begins("decode", ["a"])
             recording.recorder.reserve()
             if raises:
                 raise KeyError
@@ -99,14 +101,14 @@ def test_the_engine_is_let_go_of_even_if_the_end_of_the_recording_fails(monkeypa
 
 def test_a_recording_that_was_closed_keeps_nothing_more() -> None:
     recorder = recorder_of(MadeEngine(), snapshots=True)
-    place, begun = recorder.reserve(), recorder.flight_begins("decode", ["a"])
+    place, begun = recorder.reserve(), recorder.invocation_begins("decode", ["a"])
     recorder.finish()
     sizes = Recording(recorder).sizes()
 
     def go_on() -> None:
         recorder.event("free", pages=[1], place=place)
-        recorder.flight_ends(begun, decode(1), None)
-        recorder.flight_ends(recorder.flight_begins("decode", ["b"]), decode(1), None)
+        recorder.invocation_ends(begun, decode(1), None)
+        recorder.invocation_ends(recorder.invocation_begins("decode", ["b"]), decode(1), None)
         recorder.submitted("b", (1, 2))
         recorder.snapshot("asked", None, 0.0)
 
@@ -139,8 +141,8 @@ def test_nothing_but_what_is_recorded_grows_with_the_requests_that_were() -> Non
             recorder.begin("acquire", request)
             recorder.holds(request, [1])
             recorder.end(None)
-            begun = recorder.flight_begins("decode", [request])
-            recorder.flight_ends(begun, decode(1), None)
+            begun = recorder.invocation_begins("decode", [request])
+            recorder.invocation_ends(begun, decode(1), None)
             if number % 2:
                 recorder.late(request, "ok")  # before it is told that the client gave it up
             recorder.done(completion(request, "timeout" if number % 3 else "ok"))
@@ -160,7 +162,9 @@ def completion(request: str, outcome: str) -> Completion:
 
 
 def wide(kind: str) -> dict[str, Any]:
-    """Return the arguments of a flight of which this is large: its block tables, or its scores."""
+    """Return the arguments of an invocation of which this is large: its block tables, or its
+    scores.
+    """
     arrays = decode(1)
     if kind == "block tables":
         return arrays | {"block_tables": ((1, 1000), [1] * 1000)}
@@ -180,12 +184,12 @@ def test_a_recording_is_full_when_its_bytes_are_used_up(what: str, recwarn: Any)
         elif what == "snapshots":
             recorder.snapshot("asked", None, 0.0)
         else:
-            begun = recorder.flight_begins("decode", ["a"])
-            recorder.flight_ends(begun, wide(what), None)
+            begun = recorder.invocation_begins("decode", ["a"])
+            recorder.invocation_ends(begun, wide(what), None)
         recorder.at_token("token", "a", 1, None)
     assert "full for its 100000 bytes" in str(recwarn.pop(ObserverWarning).message)
     assert 100_000 < recorder.bytes < 110_000
-    assert len(recorder.events) + len(recorder.flights) < 200
+    assert len(recorder.events) + len(recorder.invocations) < 200
     assert recorder.dropped["events"]
     assert "was full" in str(Recording(recorder).overflow)
     assert recorder.snapshots or what != "snapshots"
@@ -195,16 +199,16 @@ def test_what_was_under_way_when_the_bytes_were_used_up_is_kept_and_nothing_afte
     recwarn: Any,
 ) -> None:
     recorder = recorder_of(MadeEngine(), max_bytes=5000)
-    first, second = (recorder.flight_begins("decode", [request]) for request in "ab")
+    first, second = (recorder.invocation_begins("decode", [request]) for request in "ab")
     recorder.event("submitted", detail="1 " * 5000)
     recorder.at_token("token", "a", 1, None)
     recorder.event("free", pages=[1])
-    recorder.flight_ends(first, decode(1), None)
-    recorder.flight_ends(recorder.flight_begins("decode", ["a"]), decode(1), None)
-    recorder.flight_ends(second, decode(1), None)
+    recorder.invocation_ends(first, decode(1), None)
+    recorder.invocation_ends(recorder.invocation_begins("decode", ["a"]), decode(1), None)
+    recorder.invocation_ends(second, decode(1), None)
     assert "full for its 5000 bytes" in str(recwarn.pop(ObserverWarning).message)
     assert [row[5] for row in recorder.events] == ["submitted"]
-    assert [row[4] for row in recorder.flights] == [["a"], ["b"]]
+    assert [row[4] for row in recorder.invocations] == [["a"], ["b"]]
     assert recorder.unkept == [["a"]]
 
 

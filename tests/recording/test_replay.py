@@ -33,7 +33,7 @@ def events_of(told: list[tuple[str, int, int, str]]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     nodes = 0
     for kind, page, number, request in told:
-        row: dict[str, Any] = {"seq": len(rows) + 1, "cell_id": "c", "t_ns": 0, "kind": kind}
+        row: dict[str, Any] = {"seq": len(rows) + 1, "trial_id": "c", "t_ns": 0, "kind": kind}
         if kind == "create":
             nodes += 1
             row |= {"node": nodes, "parent": number % nodes, "pages": [page], "detail": "1 2"}

@@ -1,4 +1,6 @@
-"""The likeliest next tokens of a flight: in order, normalised, and those that the engine chose."""
+"""The likeliest next tokens of an invocation: in order, normalised, and those that the engine
+chose.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ def scores_of(values: np.ndarray) -> Scores:
     return Scores(values.tobytes(), len(values), values.shape[1], str(values.dtype))
 
 
-FLIGHTS = st.lists(
+INVOCATIONS = st.lists(
     arrays.arrays(
         np.float32,
         st.tuples(st.integers(1, 4), st.just(12)),
@@ -27,19 +29,19 @@ FLIGHTS = st.lists(
 )
 
 
-@given(FLIGHTS, st.integers(1, 12))
-def test_the_likeliest_come_first_and_the_whole_vocabulary_adds_up_to_one(flights, count):
-    whole = likeliest([scores_of(flight) for flight in flights], 12)
-    some = likeliest([scores_of(flight) for flight in flights], count)
-    for flight, every, few in zip(flights, whole, some, strict=True):
+@given(INVOCATIONS, st.integers(1, 12))
+def test_the_likeliest_come_first_and_the_whole_vocabulary_adds_up_to_one(invocations, count):
+    whole = likeliest([scores_of(invocation) for invocation in invocations], 12)
+    some = likeliest([scores_of(invocation) for invocation in invocations], count)
+    for invocation, every, few in zip(invocations, whole, some, strict=True):
         assert np.exp(every.logprobs).sum(axis=1) == pytest.approx(1)
         assert (np.diff(every.logprobs, axis=1) <= 0).all()
-        assert [row[0] for row in every.tokens] == flight.argmax(axis=1).tolist()
+        assert [row[0] for row in every.tokens] == invocation.argmax(axis=1).tolist()
         assert few.tokens == [row[:count] for row in every.tokens]
         assert few.logprobs == [row[:count] for row in every.logprobs]
 
 
-def test_flights_without_scores_stay_without_and_half_precision_is_read():
+def test_invocations_without_scores_stay_without_and_half_precision_is_read():
     half = np.array([[1, 3, 2]], dtype=np.float16)
     known = Top([[5]], [[-0.5]])
     empty = Scores(b"", 0, 3, "float16")
@@ -90,7 +92,7 @@ def test_of_a_prefill_the_last_token_of_each_row_counts():
     assert decode.array().tolist() == values[:, 0].tolist()
 
 
-def test_the_engine_answers_with_the_likeliest_token_of_each_flight(
+def test_the_engine_answers_with_the_likeliest_token_of_each_invocation(
     child: ChildRunner, release: str
 ) -> None:
     done = child(
@@ -104,19 +106,19 @@ with Engine(EngineConfig(page_count=64)) as engine:
     with observe(engine) as plain:
         engine.submit("1 2 3 ", 4).result()
 best = {prompt: [] for prompt in answers}
-for flight in recording.flights.sort_values("seq").itertuples():
-    for row, request in enumerate(flight.request_ids):
-        best[request].append(flight.top_tokens[row][0])
-sizes = recording.flights["top_logprobs"].map(lambda rows: [len(row) for row in rows])
+for invocation in recording.invocations.sort_values("seq").itertuples():
+    for row, request in enumerate(invocation.request_ids):
+        best[request].append(invocation.top_tokens[row][0])
+sizes = recording.invocations["top_logprobs"].map(lambda rows: [len(row) for row in rows])
 say([answers, best, [size for sizes in sizes for size in sizes], recording.faults,
-     plain.flights["top_tokens"].notna().sum().item(), len(plain.flights)])
+     plain.invocations["top_tokens"].notna().sum().item(), len(plain.invocations)])
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    answers, best, sizes, faults, plain, flights = done.said
+    answers, best, sizes, faults, plain, invocations = done.said
     assert faults == []
     assert all(len(tokens) == 6 for tokens in answers.values())
     for prompt, tokens in answers.items():
         assert best[prompt][:6] == tokens
     assert set(sizes) == {4}
-    assert plain == 0 < flights
+    assert plain == 0 < invocations

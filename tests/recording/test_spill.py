@@ -19,20 +19,20 @@ from analysis.recording import ObserverWarning
 from analysis.recording.spill import Spill, cut_of, read_lacking, read_spilled
 from analysis.runs.tables import TABLES, to_table
 
-FLIGHT = {"phase": "decode", "rows": 1, "request_ids": ["r"], "tokens": [[1]]}
+INVOCATION = {"phase": "decode", "rows": 1, "request_ids": ["r"], "tokens": [[1]]}
 
 
 class Made:
-    """A recording that is made up: events and flights by their `seq`, in order of recording."""
+    """A recording that is made up: events and invocations by their `seq`, in order of recording."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[int]] = {"events": [], "flights": [], "snapshots": []}
+        self.rows: dict[str, list[int]] = {"events": [], "invocations": [], "snapshots": []}
         self.overflow: str | None = None
         self.ended = True
         self.t_ns = 0
         self.kinds: dict[int, tuple[str, str]] = {}
         self.unfinished: list[list[Any]] = []
-        self.flights: list[list[Any]] = []
+        self.invocations: list[list[Any]] = []
         self.skipped: list[int] = []
 
     def sizes(self) -> dict[str, int]:
@@ -45,22 +45,22 @@ class Made:
             "began_ns": 1_000,
             "t_ns": self.t_ns,
             "unfinished": self.unfinished,
-            "flights": self.flights,
+            "invocations": self.invocations,
             "skipped": self.skipped[skipped:],
         }
 
-    def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+    def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
         own: dict[str, dict[str, Any]] = {
             "events": {"t_ns": 0},
-            "flights": {**FLIGHT, "flight_id": 0},
+            "invocations": {**INVOCATION, "invocation_id": 0},
             "snapshots": {"moment": "asked"},
         }
         rows = []
         for seq in sorted(self.rows[name][start:]):
-            row = {"seq": seq, "cell_id": cell_id, **own[name]}
+            row = {"seq": seq, "trial_id": trial_id, **own[name]}
             if name == "events":
                 row["kind"], row["request_id"] = self.kinds.get(seq, ("token", "r"))
-            if name == "flights":
+            if name == "invocations":
                 row["end_seq"] = seq + 1
             rows.append(row)
         return to_table(name, rows)
@@ -71,7 +71,9 @@ def seqs(directory: Path) -> dict[str, list[int]]:
 
 
 @given(
-    st.permutations(range(12)), st.lists(st.integers(0, 11)), st.sampled_from(["flights", "events"])
+    st.permutations(range(12)),
+    st.lists(st.integers(0, 11)),
+    st.sampled_from(["invocations", "events"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_every_row_is_written_once_in_the_end_in_order(tmp_path_factory, order, moments, name):
@@ -85,7 +87,7 @@ def test_every_row_is_written_once_in_the_end_in_order(tmp_path_factory, order, 
     assert seqs(directory) == {name: sorted(order)}
     table = read_spilled(directory)[name]
     assert table.schema.equals(TABLES[name])
-    assert set(table["cell_id"].to_pylist()) == {"c"}
+    assert set(table["trial_id"].to_pylist()) == {"c"}
     assert {file.name for file in directory.iterdir()} == {"recorded"}
 
 
@@ -97,8 +99,8 @@ def test_it_writes_while_the_block_lasts_and_at_its_end(tmp_path: Path) -> None:
         made.rows["snapshots"] = [2]
         wait_for(lambda: "snapshots" in seqs(tmp_path), "the snapshots")
     with Spill(made, tmp_path / "other", "c", every_s=1000):
-        made.rows["flights"] = [7]
-    assert seqs(tmp_path / "other") == {"events": [0, 1], "flights": [7], "snapshots": [2]}
+        made.rows["invocations"] = [7]
+    assert seqs(tmp_path / "other") == {"events": [0, 1], "invocations": [7], "snapshots": [2]}
 
 
 def test_an_error_within_the_block_is_the_block_s_own(tmp_path: Path) -> None:
@@ -158,16 +160,16 @@ def test_where_warnings_are_errors_none_leaves_the_block(tmp_path: Path) -> None
 
 def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> None:
     class Broken(Made):
-        def table(self, name: str, cell_id: str = "", start: int = 0) -> pa.Table:
+        def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
             if name == "events":
                 raise RuntimeError("boom")
-            return super().table(name, cell_id, start)
+            return super().table(name, trial_id, start)
 
     made = Broken()
-    made.rows = {"events": [0], "flights": [1], "snapshots": []}
+    made.rows = {"events": [0], "invocations": [1], "snapshots": []}
     with Spill(made, tmp_path, "c", every_s=1000):
         pass
-    assert seqs(tmp_path) == {"flights": [1]}  # the other tables come all the same
+    assert seqs(tmp_path) == {"invocations": [1]}  # the other tables come all the same
     assert "boom" in str(read_lacking(tmp_path))
 
 
@@ -203,9 +205,9 @@ def test_a_recording_that_its_process_did_not_end_says_where_it_ends(tmp_path: P
     made.ended = False
     made.kinds = {0: ("submitted", "a"), 1: ("submitted", "b"), 6: ("done", "a")}
     made.rows["events"] = [0, 1, 6]
-    made.rows["flights"] = [3]  # until 4
+    made.rows["invocations"] = [3]  # until 4
     made.skipped = [2]
-    made.flights = [[5, 20, 1, json.dumps({"phase": "decode", "requests": ["b"]})]]
+    made.invocations = [[5, 20, 1, json.dumps({"phase": "decode", "requests": ["b"]})]]
     made.unfinished = [[7, 30, "b", "acquire"]]
     made.t_ns = 40
     spill = Spill(made, tmp_path, "c")
@@ -226,7 +228,7 @@ def test_a_recording_that_its_process_did_not_end_says_where_it_ends(tmp_path: P
         " in it, which says nothing of the engine."
     )
     made.rows["events"] += [5, 7, 8, 10]
-    made.flights, made.unfinished, made.ended = [], [], True
+    made.invocations, made.unfinished, made.ended = [], [], True
     spill.write()
     assert cut_of(read_spilled(tmp_path)) is None
     assert seqs(tmp_path)["events"] == [0, 1, 5, 6, 7, 8, 9, 10]

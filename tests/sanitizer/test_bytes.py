@@ -34,8 +34,8 @@ def strike(engine, number, name):
         "notes": findings.notes,
         "bytes_checked": findings.bytes_checked,
         "coverage": [e[15] for e in recorder.events if e[5] == "checksums"],
-        "landings": [f[10] for f in recorder.flights if f[10] > place],
-        "starts": [f[9] for f in recorder.flights if f[9] > place],
+        "landings": [f[10] for f in recorder.invocations if f[10] > place],
+        "starts": [f[9] for f in recorder.invocations if f[9] > place],
         "given_up": [e[0] for e in recorder.events if struck and e[0] > place
                      and e[5] in ("free", "drop") and struck.page in (e[6] or ())],
     }
@@ -103,9 +103,9 @@ def test_damage_is_found_in_the_stated_time(
     assert not [row for row in case["findings"] if row["seq"] < struck["seq"]]
     started = sum(seq < first for seq in case["starts"])
     if fault.rule == "arrived writes":
-        # In either mode, when the very flight lands.
+        # In either mode, when the very invocation lands.
         assert {row["severity"] for row in found} == {"wrong data"}
-        assert f"Flight {struck['flight_id']} wrote" in found[0]["message"]
+        assert f"Invocation {struck['invocation_id']} wrote" in found[0]["message"]
     elif mode == "whole" or fault.name == "fault:copied-without-layer":
         # At the next start or landing, or when those have landed that were under way then.
         assert started <= 1 + 4
@@ -121,13 +121,13 @@ def test_without_a_fault_no_byte_is_blamed(release: str, sharing: str, mode: str
     case = case_of(release, sharing, mode, "nothing")
     assert case["findings"] == []
     first, last = map(json.loads, case["coverage"])
-    assert first["flights"] == 0
+    assert first["invocations"] == 0
     assert last["mode"] == mode
-    assert last["flights"] == len(case["landings"]) > 20
+    assert last["invocations"] == len(case["landings"]) > 20
     if mode == "sampled":
         assert last["followed"] == [3, 96]
     else:
         assert last["slots_written"] > 300
-        assert last["pages_read"] >= last["flights"]
+        assert last["pages_read"] >= last["invocations"]
     assert last["not_judged"] == last["undecided"] == []
     assert case["bytes_checked"].startswith(f"Bytes: {last['slots_written']} written slots")

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from story import Row, Story
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.cli import main
 from analysis.core.errors import RunError
-from analysis.recording.recorder import EVENT_FIELDS, FLIGHT_FIELDS
-from analysis.runs.store import RunWriter, cell_tables, load_run, pack_run
+from analysis.recording.recorder import EVENT_FIELDS, INVOCATION_FIELDS
+from analysis.runs.store import RunWriter, load_run, pack_run, trial_tables
 from analysis.runs.tables import to_table
 from analysis.sanitizer import check_run, check_tables, live
 from analysis.sanitizer.live import Follower
-from analysis.sanitizer.stream import event_of, flight_of
-from analysis.sanitizer.world import Event, Flight, Unread
+from analysis.sanitizer.stream import event_of, invocation_of
+from analysis.sanitizer.world import Event, Invocation, Unread
 
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26, 27, 28)
 MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
@@ -46,9 +46,9 @@ def well() -> Story:
     story.match("b", 1, node=node)
     story.hold("b", 1)
     story.allocate("b", 3)
-    flight = story.decode("a", None, lands=False)
+    invocation = story.decode("a", None, lands=False)
     story.prefill("b")
-    story.land(flight)
+    story.land(invocation)
     story.token("a", 101)
     story.token("b", 102)
     story.decode("a", "b")
@@ -58,7 +58,7 @@ def well() -> Story:
 
 
 def ill() -> Story:
-    """Return a story in which much is wrong, in flights, events, a snapshot and at the end."""
+    """Return a story in which much is wrong, in invocations, events, a snapshot and at the end."""
     story = Story()
     story.submit("b", B)
     story.allocate("b", 5, 6, 7)
@@ -86,7 +86,7 @@ def ill() -> Story:
 def what(findings) -> tuple:
     """Return all that findings say, to compare them."""
     scenes = [finding.scene for finding in findings]
-    counts = findings.events, findings.flights, findings.slots_read, findings.rewritten
+    counts = findings.events, findings.invocations, findings.slots_read, findings.rewritten
     return findings.rows("c"), scenes, counts, findings.notes
 
 
@@ -151,20 +151,20 @@ def test_nothing_past_a_gap_is_checked_until_it_is_filled(missing):
 
 def test_a_gap_that_nobody_fills_is_gone_over():
     checker = WELL.checker()
-    flight = next(place for place, item in WELL.items if isinstance(item, Flight))
+    invocation = next(place for place, item in WELL.items if isinstance(item, Invocation))
     for seq, item in WELL.items:
-        if seq != flight:
+        if seq != invocation:
             checker.put(seq, item)
     checker.go()
-    assert checker.waits_for == flight
+    assert checker.waits_for == invocation
     checker.go_over_gap()
     checker.go()
     assert checker.waits_for is None
     # What it left out comes too late then, and is not checked out of its order.
-    count = checker.findings.flights
-    checker.put(flight, dict(WELL.items)[flight])
+    count = checker.findings.invocations
+    checker.put(invocation, dict(WELL.items)[invocation])
     checker.go()
-    assert checker.findings.flights == count
+    assert checker.findings.invocations == count
 
 
 def test_going_over_no_gap_changes_nothing():
@@ -201,15 +201,15 @@ def test_an_inconsistent_snapshot_is_not_compared():
     assert not story.check()
 
 
-FLIGHTS = [seq for seq, item in WELL.items if isinstance(item, Flight)]
+INVOCATIONS = [seq for seq, item in WELL.items if isinstance(item, Invocation)]
 
 
-@pytest.mark.parametrize("unread", FLIGHTS)
-def test_a_flight_that_could_not_be_read_is_nobodys_fault(unread):
+@pytest.mark.parametrize("unread", INVOCATIONS)
+def test_an_invocation_that_could_not_be_read_is_nobodys_fault(unread):
     checker = WELL.checker()
     for seq, item in WELL.items:
         if seq == unread:
-            item = Unread(item.flight_id, item.request_ids)
+            item = Unread(item.invocation_id, item.request_ids)
         checker.put(seq, item)
     findings = checker.finish()
     assert not findings, str(findings)
@@ -218,24 +218,24 @@ def test_a_flight_that_could_not_be_read_is_nobodys_fault(unread):
     assert str(findings.unchecked) in findings.summary
 
 
-@given(st.sets(st.sampled_from(FLIGHTS)), st.booleans())
+@given(st.sets(st.sampled_from(INVOCATIONS)), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_flights_that_are_not_known_are_counted_and_blamed_on_nobody(unread, phases):
+def test_invocations_that_are_not_known_are_counted_and_blamed_on_nobody(unread, phases):
     checker = WELL.checker()
     for seq, item in WELL.items:
         if seq in unread:
-            item = Unread(item.flight_id, item.request_ids, item.phase if phases else "")
+            item = Unread(item.invocation_id, item.request_ids, item.phase if phases else "")
         checker.put(seq, item)
     findings = checker.finish()
     assert not findings, str(findings)
     assert findings.complete == (not unread)
-    assert findings.flights + len(unread) == len(FLIGHTS)
+    assert findings.invocations + len(unread) == len(INVOCATIONS)
     counted = findings.unchecked.invocations
     # Where the phase is known it is known how each request went on, and only these are unchecked.
     assert counted == len(unread) if phases else counted >= len(unread)
 
 
-def test_what_is_known_again_after_an_unread_flight_is_checked():
+def test_what_is_known_again_after_an_unread_invocation_is_checked():
     story = well()
     story.submit("c", B)
     story.allocate("c", 2, 4)
@@ -244,8 +244,8 @@ def test_what_is_known_again_after_an_unread_flight_is_checked():
     wrong = story.decode(Row("c", table=(5, 4)))
     checker = story.checker()
     for seq, item in story.items:
-        checker.put(seq, Unread(0, item.request_ids) if seq == FLIGHTS[0] else item)
-    assert checker.finish().first_wrong_data.flight_id == wrong.flight_id
+        checker.put(seq, Unread(0, item.request_ids) if seq == INVOCATIONS[0] else item)
+    assert checker.finish().first_wrong_data.invocation_id == wrong.invocation_id
 
 
 def test_after_a_gap_only_what_bears_it_is_checked():
@@ -257,7 +257,7 @@ def test_after_a_gap_only_what_bears_it_is_checked():
     rules = {finding.rule for finding in findings}
     assert {"finite contents", "completion", "own length"} <= rules
     assert not rules & {"one state", "no leak", "at rest", "accounts", "references"}
-    assert findings.unchecked.invocations == findings.flights
+    assert findings.unchecked.invocations == findings.invocations
 
 
 def test_a_snapshot_is_found_when_its_event_is():
@@ -273,8 +273,8 @@ def test_a_snapshot_is_found_when_its_event_is():
             self.snapshots = story.snapshots
             return [recorder_row(item) for _, item in story.items]
 
-    nothing = {"events": 0, "flights": 0, "snapshots": 0}
-    late = Late(flights=[], skipped=[], dropped=nothing, faults=[], under_way={}, unkept=[])
+    nothing = {"events": 0, "invocations": 0, "snapshots": 0}
+    late = Late(invocations=[], skipped=[], dropped=nothing, faults=[], under_way={}, unkept=[])
     follower = Follower(late, story.first, story.stride)
     follower.step()
     assert follower.checker.findings
@@ -283,7 +283,7 @@ def test_a_snapshot_is_found_when_its_event_is():
 # -- as the recorder has it, and as tables -----------------------------------------------------
 
 
-def recorder_row(item: Event | Flight) -> tuple:
+def recorder_row(item: Event | Invocation) -> tuple:
     """Return an item as the recorder keeps it."""
     if isinstance(item, Event):
         fields = item._asdict() | {"tokens_hit": None, "tokens_missed": None}
@@ -299,7 +299,7 @@ def recorder_row(item: Event | Flight) -> tuple:
     fields = vars(item) | shaped | {"duration_s": 0.0, "error": None, "scores": None}
     fields |= {"rows": item.real, "batch_size": len(item.tokens)}
     fields["results"] = item.result_tokens and (item.result_tokens, item.result_digests)
-    return tuple(fields[name] for name in FLIGHT_FIELDS)
+    return tuple(fields[name] for name in INVOCATION_FIELDS)
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
@@ -309,7 +309,7 @@ def test_rows_of_the_recorder_say_the_same(story):
         if isinstance(item, Event):
             checker.put(seq, event_of(recorder_row(item)))
         elif item is not None:
-            checker.put(seq, flight_of(recorder_row(item)))
+            checker.put(seq, invocation_of(recorder_row(item)))
         else:
             checker.put(seq, None)
     assert what(checker.finish()) == what(story.check(close=False))
@@ -319,10 +319,10 @@ def followed(story: Story, items, dropped: int = 0):
     """Return what a follower finds of a recorder that has these items of a story."""
     recorder = SimpleNamespace(
         events=[recorder_row(item) for _, item in items if isinstance(item, Event)],
-        flights=[recorder_row(item) for _, item in items if isinstance(item, Flight)],
+        invocations=[recorder_row(item) for _, item in items if isinstance(item, Invocation)],
         snapshots=story.snapshots,
         skipped=[],
-        dropped={"events": dropped, "flights": 0, "snapshots": 0},
+        dropped={"events": dropped, "invocations": 0, "snapshots": 0},
         faults=[],
         under_way={},
         unkept=[],
@@ -342,12 +342,12 @@ def test_a_follower_of_the_recorder_says_the_same(story):
 def recorder_of(items, snapshots=()) -> SimpleNamespace:
     """Return what a follower takes for a recorder, with these items of a story."""
     recorder = SimpleNamespace(
-        events=[], flights=[], snapshots=list(snapshots), skipped=[], faults=[], under_way={},
-        unkept=[], dropped={"events": 0, "flights": 0, "snapshots": 0},
+        events=[], invocations=[], snapshots=list(snapshots), skipped=[], faults=[], under_way={},
+        unkept=[], dropped={"events": 0, "invocations": 0, "snapshots": 0},
     )  # fmt: skip
     for _, item in items:
         if item is not None:
-            rows = recorder.events if isinstance(item, Event) else recorder.flights
+            rows = recorder.events if isinstance(item, Event) else recorder.invocations
             rows.append(recorder_row(item))
     return recorder
 
@@ -362,13 +362,13 @@ def stalled(follower: Follower, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
-@pytest.mark.parametrize("kind", [Event, Flight])
+@pytest.mark.parametrize("kind", [Event, Invocation])
 def test_what_fills_a_gap_late_is_checked_in_its_order(story, kind, monkeypatch):
     for missing in [item for item in story.items if isinstance(item[1], kind)][:-1]:
         recorder = recorder_of([i for i in story.items if i is not missing], story.snapshots)
-        if kind is Flight:
-            number, flight = missing[1].flight_id, missing[1]
-            row = (number, flight.phase, flight.request_ids, flight.seq, 0, None)
+        if kind is Invocation:
+            number, invocation = missing[1].invocation_id, missing[1]
+            row = (number, invocation.phase, invocation.request_ids, invocation.seq, 0, None)
             recorder.under_way = {number: row}
         follower = Follower(recorder, story.first, story.stride)
         stalled(follower, monkeypatch)
@@ -377,7 +377,7 @@ def test_what_fills_a_gap_late_is_checked_in_its_order(story, kind, monkeypatch)
         assert not findings.complete
         assert all(finding.seq < missing[0] for finding in findings)
         recorder.under_way = {}
-        late = recorder.events if kind is Event else recorder.flights
+        late = recorder.events if kind is Event else recorder.invocations
         late.append(recorder_row(missing[1]))
         while follower.step():
             pass
@@ -387,19 +387,26 @@ def test_what_fills_a_gap_late_is_checked_in_its_order(story, kind, monkeypatch)
         assert what(findings) == what(story.check(close=False))
 
 
-def test_a_flight_that_never_lands_is_counted_and_leaves_the_rest_checked(monkeypatch):
-    *items, last = (item for item in WELL.items if isinstance(item[1], Flight))
-    flight = last[1]
-    recorder = recorder_of([i for i in WELL.items if i[1] is not flight], WELL.snapshots)
-    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
-    recorder.under_way = {flight.flight_id: row}
+def test_an_invocation_that_never_lands_is_counted_and_leaves_the_rest_checked(monkeypatch):
+    *items, last = (item for item in WELL.items if isinstance(item[1], Invocation))
+    invocation = last[1]
+    recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
+    row = (
+        invocation.invocation_id,
+        invocation.phase,
+        invocation.request_ids,
+        invocation.seq,
+        0,
+        None,
+    )
+    recorder.under_way = {invocation.invocation_id: row}
     follower = Follower(recorder, WELL.first, WELL.stride)
     stalled(follower, monkeypatch)
     follower.finish()
     findings = follower.checker.findings
-    assert findings.flights == len(items)
+    assert findings.invocations == len(items)
     assert findings.unchecked.invocations == 1
-    assert set(findings.unchecked.requests) == set(flight.request_ids)
+    assert set(findings.unchecked.requests) == set(invocation.request_ids)
     assert not findings, str(findings)
     assert "No rule was broken in what was checked" in str(findings)
     assert "unchecked: 1 invocation of" in str(findings)
@@ -417,7 +424,7 @@ def test_an_operation_that_never_ends_leaves_the_rules_of_data():
     follower = Follower(recorder, story.first, story.stride)
     follower.finish()
     findings = follower.checker.findings
-    assert findings.first_wrong_data.flight_id == wrong.flight_id
+    assert findings.first_wrong_data.invocation_id == wrong.invocation_id
     assert findings.unchecked.invocations == 1
     assert findings.notes
 
@@ -445,13 +452,20 @@ def test_an_event_that_comes_while_the_rest_is_read_leaves_no_gap(late):
     assert what(follower.checker.findings) == what(WELL.check(close=False))
 
 
-@pytest.mark.parametrize("late", FLIGHTS)
-def test_a_flight_that_has_landed_by_the_time_that_it_is_read_is_checked(late):
+@pytest.mark.parametrize("late", INVOCATIONS)
+def test_an_invocation_that_has_landed_by_the_time_that_it_is_read_is_checked(late):
     # It was under way when that was looked at.
-    flight = dict(WELL.items)[late]
+    invocation = dict(WELL.items)[late]
     told = recorder_of(WELL.items, WELL.snapshots)
-    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
-    told.under_way = {flight.flight_id: row}
+    row = (
+        invocation.invocation_id,
+        invocation.phase,
+        invocation.request_ids,
+        invocation.seq,
+        0,
+        None,
+    )
+    told.under_way = {invocation.invocation_id: row}
     follower = Follower(told, WELL.first, WELL.stride)
     follower.finish()
     assert follower.checker.findings.complete
@@ -461,7 +475,7 @@ def test_a_flight_that_has_landed_by_the_time_that_it_is_read_is_checked(late):
 def test_what_is_told_after_the_check_began_to_end_makes_no_gap():
     told = recorder_of(WELL.items, WELL.snapshots)
     last = max(seq for seq, _ in WELL.items)
-    # Between them is a flight that began when it had been looked at what was under way.
+    # Between them is an invocation that began when it had been looked at what was under way.
     fields = dict.fromkeys(EVENT_FIELDS) | {"seq": last + 5, "t_ns": 0, "kind": "memory"}
     recorder = Growing(**vars(told), late=[tuple(fields.values())])
     follower = Follower(recorder, WELL.first, WELL.stride)
@@ -469,9 +483,9 @@ def test_what_is_told_after_the_check_began_to_end_makes_no_gap():
     assert follower.checker.findings.complete
 
 
-def test_all_flights_of_a_full_recording_are_counted():
+def test_all_invocations_of_a_full_recording_are_counted():
     recorder = recorder_of(WELL.items, WELL.snapshots)
-    recorder.dropped["flights"], recorder.unkept = 5, [["a"], ["a", "b"]]
+    recorder.dropped["invocations"], recorder.unkept = 5, [["a"], ["a", "b"]]
     follower = Follower(recorder, WELL.first, WELL.stride)
     follower.finish()
     unchecked = follower.checker.findings.unchecked
@@ -480,7 +494,7 @@ def test_all_flights_of_a_full_recording_are_counted():
 
 
 def coverage(**changes) -> str:
-    said = {"mode": "sampled", "flights": 0, "pages_read": 0, "slots_written": 0, "not_judged": [],
+    said = {"mode": "sampled", "invocations": 0, "pages_read": 0, "slots_written": 0, "not_judged": [],
             "pages_offered": 0, "undecided": []}  # fmt: skip
     return json.dumps(said | changes)
 
@@ -488,10 +502,10 @@ def coverage(**changes) -> str:
 def test_only_the_last_word_on_the_bytes_of_pages_counts():
     story = well()
     story.event("checksums", detail=coverage(not_judged=[1, 2]))
-    story.event("checksums", detail=coverage(flights=3))
+    story.event("checksums", detail=coverage(invocations=3))
     findings = story.check()
     assert findings.complete, findings.notes
-    assert "after 3 flights" in findings.bytes_checked
+    assert "after 3 invocations" in findings.bytes_checked
     story.event("checksums", detail=coverage(not_judged=[1]))
     (note,) = story.check().notes
     assert "(1 page)" in note
@@ -506,35 +520,49 @@ def test_that_bytes_could_not_be_read_is_said():
 
 def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
     monkeypatch.setattr(live, "_MOST_WAITING", 5)
-    flight = dict(WELL.items)[FLIGHTS[0]]
-    recorder = recorder_of([i for i in WELL.items if i[1] is not flight], WELL.snapshots)
-    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
-    recorder.under_way = {flight.flight_id: row}
+    invocation = dict(WELL.items)[INVOCATIONS[0]]
+    recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
+    row = (
+        invocation.invocation_id,
+        invocation.phase,
+        invocation.request_ids,
+        invocation.seq,
+        0,
+        None,
+    )
+    recorder.under_way = {invocation.invocation_id: row}
     follower = Follower(recorder, WELL.first, WELL.stride)
     for _ in range(len(WELL.items)):
         follower.step()
     # It lands after all: too late to be checked, and it is counted once.
     recorder.under_way = {}
-    recorder.flights.append(recorder_row(flight))
+    recorder.invocations.append(recorder_row(invocation))
     follower.finish()
     findings = follower.checker.findings
     assert not findings, str(findings)
     assert findings.unchecked.requests["a"] == sum(
-        "a" in item.request_ids for _, item in WELL.items if isinstance(item, Flight)
+        "a" in item.request_ids for _, item in WELL.items if isinstance(item, Invocation)
     )
 
 
-def test_a_token_that_came_before_its_flight_had_ended_has_a_flight():
+def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
     # On 3.1.0 a row's result is there while those of the rows behind it are still awaited.
     live, recorded = one_token_in(), one_token_in()
-    flight = live.decode("a", lands=False)
+    invocation = live.decode("a", lands=False)
     said = json.dumps({"phase": "decode", "requests": ["a"]})
-    recorded.event("unlanded", value=flight.flight_id, detail=said)
+    recorded.event("unlanded", value=invocation.invocation_id, detail=said)
     for story in (live, recorded):
         story.token("a", 101)
-    recorder = recorder_of([item for item in live.items if item[1] is not flight])
-    row = (flight.flight_id, flight.phase, flight.request_ids, flight.seq, 0, None)
-    recorder.under_way = {flight.flight_id: row}
+    recorder = recorder_of([item for item in live.items if item[1] is not invocation])
+    row = (
+        invocation.invocation_id,
+        invocation.phase,
+        invocation.request_ids,
+        invocation.seq,
+        0,
+        None,
+    )
+    recorder.under_way = {invocation.invocation_id: row}
     follower = Follower(recorder, live.first, live.stride)
     follower.finish()
     for findings in (follower.checker.findings, recorded.check(close=False)):
@@ -546,7 +574,7 @@ def test_what_had_not_ended_is_known_from_the_tables_too():
     story = well()
     story.submit("c", A)
     said = json.dumps({"phase": "prefill", "requests": ["c"]})
-    number = max(i.flight_id for _, i in story.items if isinstance(i, Flight)) + 1
+    number = max(i.invocation_id for _, i in story.items if isinstance(i, Invocation)) + 1
     story.event("unlanded", value=number, detail=said)
     findings = check_tables(arrow(story))
     assert findings.unchecked.invocations == 1
@@ -556,29 +584,29 @@ def test_what_had_not_ended_is_known_from_the_tables_too():
     assert findings.notes
 
 
-@pytest.mark.parametrize("last", range(FLIGHTS[1] + 1, FLIGHTS[-1], 2))
+@pytest.mark.parametrize("last", range(INVOCATIONS[1] + 1, INVOCATIONS[-1], 2))
 def test_nothing_is_blamed_after_the_recording_was_full(last):
-    # Events that were dropped have no place, flights still have one.
-    kept = [(seq, item) for seq, item in WELL.items if seq <= last or isinstance(item, Flight)]
+    # Events that were dropped have no place, invocations still have one.
+    kept = [(seq, item) for seq, item in WELL.items if seq <= last or isinstance(item, Invocation)]
     findings = followed(WELL, kept, dropped=len(WELL.items) - len(kept))
     assert findings.notes
     assert not findings, str(findings)
 
 
-def test_a_flight_whose_arguments_could_not_be_read_keeps_its_requests():
-    flight = next(item for _, item in WELL.items if isinstance(item, Flight))
-    fields = dict(zip(FLIGHT_FIELDS, recorder_row(flight), strict=True))
+def test_an_invocation_whose_arguments_could_not_be_read_keeps_its_requests():
+    invocation = next(item for _, item in WELL.items if isinstance(item, Invocation))
+    fields = dict(zip(INVOCATION_FIELDS, recorder_row(invocation), strict=True))
     for name in ("tokens", "seq_lens", "block_tables"):
-        unread = flight_of(tuple((fields | {name: None}).values()))
+        unread = invocation_of(tuple((fields | {name: None}).values()))
         assert isinstance(unread, Unread)
-        assert unread.request_ids == flight.request_ids
-    same = flight_of(tuple(fields.values()))
-    assert np.array_equal(same.tokens, flight.tokens)
-    assert same.seq == flight.seq
+        assert unread.request_ids == invocation.request_ids
+    same = invocation_of(tuple(fields.values()))
+    assert np.array_equal(same.tokens, invocation.tokens)
+    assert same.seq == invocation.seq
 
 
-def arrow(story: Story, cell_id: str = "c"):
-    return {name: to_table(name, rows) for name, rows in story.tables(cell_id).items()}
+def arrow(story: Story, trial_id: str = "c"):
+    return {name: to_table(name, rows) for name, rows in story.tables(trial_id).items()}
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
@@ -602,9 +630,9 @@ def test_snapshots_without_a_place_are_an_error():
 
 
 @pytest.mark.parametrize("lacking", ["seq", "end_seq", "request_ids"])
-def test_flights_without_a_place_or_requests_are_an_error(lacking):
+def test_invocations_without_a_place_or_requests_are_an_error(lacking):
     rows = WELL.tables()
-    for row in rows["flights"]:
+    for row in rows["invocations"]:
         row[lacking] = None
     with pytest.raises(RunError, match="no place among the events or no requests"):
         check_tables({name: to_table(name, table) for name, table in rows.items()})
@@ -612,9 +640,9 @@ def test_flights_without_a_place_or_requests_are_an_error(lacking):
 
 def test_events_alone_are_checked_too():
     tables = arrow(WELL)
-    del tables["flights"]
+    del tables["invocations"]
     findings = check_tables(tables)
-    assert findings.flights == 0
+    assert findings.invocations == 0
     assert findings.events == sum(isinstance(item, Event) for _, item in WELL.items)
 
 
@@ -654,55 +682,55 @@ def test_conflicts_are_told_of_a_recorded_snapshot(changes, cause):
 
 @pytest.fixture
 def write_run(tmp_path):
-    """Write a run: cell id -> its story (None if nothing was recorded) and changes of its row."""
+    """Write a run: trial id -> its story (None if nothing was recorded) and changes of its row."""
 
-    def write(**cells):
+    def write(**trials):
         writer = RunWriter.create(tmp_path / "run", MANIFEST)
-        for cell_id, (story, changes) in cells.items():
-            tables = {} if story is None else story.tables(cell_id)
-            writer.write_cell(
-                cell_row(cell_id=cell_id, **changes), [request_row(cell_id=cell_id)], **tables
+        for trial_id, (story, changes) in trials.items():
+            tables = {} if story is None else story.tables(trial_id)
+            writer.write_trial(
+                trial_row(trial_id=trial_id, **changes), [request_row(trial_id=trial_id)], **tables
             )
         return tmp_path / "run"
 
     return write
 
 
-def found(story: Story, cell_id: str) -> list:
-    return story.check(close=False).rows(cell_id)
+def found(story: Story, trial_id: str) -> list:
+    return story.check(close=False).rows(trial_id)
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["cells", "packed"])
+@pytest.mark.parametrize("packed", [False, True], ids=["trials", "packed"])
 def test_a_run_says_what_the_stream_said(write_run, tmp_path, packed):
     run = write_run(c1=(ILL, {}), c2=(WELL, {}), c3=(ILL, {"release": "3.9.0"}), c4=(None, {}))
     if packed:
         run = pack_run(run, tmp_path / "packed")
     said = {}
     settings = check_run(
-        run, on_cell=lambda cell, f: said.update({cell: None if f is None else f.rows(cell)})
+        run, on_trial=lambda trial, f: said.update({trial: None if f is None else f.rows(trial)})
     )
     assert said == {"c1": found(ILL, "c1"), "c2": [], "c3": found(ILL, "c3"), "c4": None}
     old, new = settings
     assert (old.name, new.name) == ("3.1.0 none", "3.9.0 none")
-    assert (old.cells, old.unobserved, new.cells, new.unobserved) == (3, 1, 1, 0)
+    assert (old.trials, old.unobserved, new.trials, new.unobserved) == (3, 1, 1, 0)
     ill, well_ = ILL.check(close=False), WELL.check(close=False)
     assert old.events == ill.events + well_.events
-    assert old.flights == ill.flights + well_.flights
-    assert new.flights == ill.flights
+    assert old.invocations == ill.invocations + well_.invocations
+    assert new.invocations == ill.invocations
     assert list(new.groups) == [(group.rule, group.cause) for group in ill.groups]
     for members in old.groups.values():
-        assert [cell for cell, _ in members] == ["c1"]
+        assert [trial for trial, _ in members] == ["c1"]
     assert [old.void, new.void] == [False, False]  # no control was asked for
 
 
-def test_control_cells_are_left_out_of_a_run_unless_asked_for(write_run):
+def test_control_trials_are_left_out_of_a_run_unless_asked_for(write_run):
     run = write_run(c=(WELL, {}), control=(length_short(), {"treatments": FAULT}))
     whole, plain = load_run(run, controls=True), load_run(run)
-    for name in ("cells", "requests", "events", "flights", "snapshots"):
-        assert set(getattr(whole, name)["cell_id"]) == {"c", "control"}
-        assert set(getattr(plain, name)["cell_id"]) == {"c"}
+    for name in ("trials", "requests", "events", "invocations", "snapshots"):
+        assert set(getattr(whole, name)["trial_id"]) == {"c", "control"}
+        assert set(getattr(plain, name)["trial_id"]) == {"c"}
         assert list(getattr(plain, name).index) == list(range(len(getattr(plain, name))))
-    assert {cell for cell, _ in cell_tables(run, ["events"])} == {"c", "control"}
+    assert {trial for trial, _ in trial_tables(run, ["events"])} == {"c", "control"}
 
 
 @pytest.mark.parametrize(
@@ -718,7 +746,7 @@ def test_a_run_is_void_whose_control_stays_silent(write_run, control, alarms):
     plain, treated, trie = check_run(run)
     assert (plain.controls, plain.alarms, plain.void) == (1, alarms, not alarms)
     assert not plain.groups  # what a planted fault broke is no finding
-    assert plain.cells == 1
+    assert plain.trials == 1
     # A control is one of its own treatments only: these may blind the sanitizer.
     for other in (treated, trie):
         assert (other.controls, other.void) == (0, False)
@@ -785,7 +813,7 @@ CONTROL = (length_short(), {"treatments": FAULT})
 def test_a_clean_run_exits_with_0(write_run, cachelab):
     status, stdout, stderr = cachelab("check", write_run(c=(WELL, {}), control=CONTROL))
     assert (status, stderr) == (0, "")
-    assert "3.1.0 none: 1 of 1 cells checked" in stdout
+    assert "3.1.0 none: 1 of 1 trials checked" in stdout
     assert "1 of 1 planted faults found" in stdout
     assert "No rule was broken." in stdout
 
@@ -794,12 +822,12 @@ def test_what_was_not_checked_is_undecided_and_exits_with_3(tmp_path, cachelab):
     story = well()
     story.submit("c", A)
     said = json.dumps({"phase": "prefill", "requests": ["c"]})
-    number = max(i.flight_id for _, i in story.items if isinstance(i, Flight)) + 1
+    number = max(i.invocation_id for _, i in story.items if isinstance(i, Invocation)) + 1
     story.event("unlanded", value=number, detail=said)
     story.done("c")
     writer = RunWriter.create(tmp_path / "run", MANIFEST)
-    requests = [request_row(cell_id="one", request_id="c", outcome="wrong")]
-    writer.write_cell(cell_row(cell_id="one"), requests, **story.tables("one"))
+    requests = [request_row(trial_id="one", request_id="c", outcome="wrong")]
+    writer.write_trial(trial_row(trial_id="one"), requests, **story.tables("one"))
     (checked,) = check_run(tmp_path / "run")
     assert not checked.complete
     assert checked.unchecked_wrong == ["one/c"]

@@ -77,7 +77,7 @@ with Engine(EngineConfig(prefix_sharing={sharing!r}, page_count=1024)) as engine
                     count = outcomes.setdefault(edge.__name__, {{}})
                     count[done.outcome] = count.get(done.outcome, 0) + 1
         wrong = [[g.severity, g.rule, g.cause, g.count, g.first.text] for g in findings.groups]
-        found.append([edge.__name__, wrong, findings.not_checked, findings.flights])
+        found.append([edge.__name__, wrong, findings.not_checked, findings.invocations])
 say([found, outcomes])
 """
 
@@ -103,10 +103,10 @@ def test_no_wrong_data_is_told_at_the_edges(
     done = child(release, source, timeout_s=200 + 300 * (rounds - 1))
     assert done.returncode == 0, done.stderr[-3000:]
     found, outcomes = done.said
-    for edge, groups, not_checked, flights in found:
+    for edge, groups, not_checked, invocations in found:
         ended = outcomes[edge]
         assert ended.get("ok") or edge in ("timed_out", "cancelled"), (edge, ended)
-        assert flights or edge == "timed_out"
+        assert invocations or edge == "timed_out"
         assert not [group for group in groups if group[0] != "at risk"], (edge, groups)
         assert not [group for group in groups if group[1] == "completion"], (edge, groups)
         assert not not_checked, (edge, not_checked)

@@ -64,13 +64,15 @@ def test_a_fault_of_execution_is_found_where_it_struck(release: str, fault: Any)
     case = case_of(release, fault.name)
     struck = case["struck"]
     assert struck is not None, "It found nothing to strike."
-    # What a flight wrote that did not land is not known.
+    # What an invocation wrote that did not land is not known.
     assert bool(case["notes"]) == (fault.name == "fault:never-lands")
     rows = case["findings"]
     found = [row for row in rows if (row["rule"], row["cause"]) == (fault.rule, fault.cause)]
     assert struck["request_id"] in {row["request_id"] for row in found}, rows
-    if found[0]["flight_id"] is not None:
-        assert found[0]["flight_id"] == struck["flight_id"] or struck["flight_id"] is None
+    if found[0]["invocation_id"] is not None:
+        assert (
+            found[0]["invocation_id"] == struck["invocation_id"] or struck["invocation_id"] is None
+        )
     wrong = [row["seq"] for row in rows if row["severity"] == "wrong data"]
     assert min(wrong, default=10**9) > (struck["seq"] or 0)
     # Whatever it did, checking goes on: only what never landed is unchecked, and is counted.

@@ -9,10 +9,10 @@ from planted import names_struck, reported
 from support import RELEASES
 
 from analysis.treatments.faults.cache import CACHE_FAULTS
-from analysis.treatments.faults.flights import FLIGHT_FAULTS
+from analysis.treatments.faults.invocations import INVOCATION_FAULTS
 from analysis.treatments.faults.requests import REQUEST_FAULTS
 
-FAULTS = {fault.name: fault for fault in (*FLIGHT_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
+FAULTS = {fault.name: fault for fault in (*INVOCATION_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
 """Each of the other families is planted in a test of its own."""
 
 _STRIKE = """
@@ -86,9 +86,9 @@ def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str)
     assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
     first = found[0]
     assert first["message"].endswith(".")
-    flight = struck["flight_id"]
-    if first["flight_id"] is not None:
-        assert first["flight_id"] == flight
+    invocation = struck["invocation_id"]
+    if first["invocation_id"] is not None:
+        assert first["invocation_id"] == invocation
     if name in FIRST:
         assert first["seq"] == _first_event(case["events"], FIRST[name], struck)
 

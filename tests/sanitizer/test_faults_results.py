@@ -44,7 +44,7 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=4096)) as engine:
             for number, name in enumerate(names, 1):
                 treated = ask(number, f"{name}:{number:02d}-")
                 struck[name] = strike_of(treated[name])
-tables = {name: seen.table(name) for name in ("events", "flights", "snapshots")}
+tables = {name: seen.table(name) for name in ("events", "invocations", "snapshots")}
 again = check_tables(tables)
 report("all", {
     "struck": struck, "findings": findings.rows(), "notes": findings.notes, "blind": findings.blind,
@@ -80,8 +80,8 @@ def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str)
     assert found, [(row["rule"], row["cause"]) for row in own]
     for column in ("other_request_id", "page"):
         assert struck[column] in (None, found[0][column])
-    if found[0]["flight_id"] is not None:
-        assert struck["flight_id"] in (None, found[0]["flight_id"])
+    if found[0]["invocation_id"] is not None:
+        assert struck["invocation_id"] in (None, found[0]["invocation_id"])
     assert found[0]["message"].endswith(".")
     # Nothing is told of the request by these rules before the fault struck, and of all that reads
     # wrong data the fault's own rule speaks first; but for one that strikes twice.
@@ -111,7 +111,7 @@ def test_whoever_was_not_struck_is_left_alone(release: str, sharing: str) -> Non
 
 
 _OF_MANY = {
-    "fault:row-off-by-one", "fault:tokens-exchanged-after-filling", "fault:refilled-in-flight",
+    "fault:row-off-by-one", "fault:tokens-exchanged-after-filling", "fault:refilled-in-invocation",
     "fault:tokens-of-last-invocation",
 }  # fmt: skip
 """Faults that strike more rows of their invocation than they name."""

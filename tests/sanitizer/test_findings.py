@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from story import Row, Story, strayed
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.cli.check import _words as check_words
 from analysis.jupyter.finding import MINE, OTHER, finding_figure
@@ -72,7 +72,7 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
     for text in (str(findings), read(findings._repr_html_()).text):
         assert findings.summary in text
         assert "A decode of a reads its position 0 from slot 0 of page 3" in text
-        assert "flight 2" in text
+        assert "invocation 2" in text
         assert "own prefix (another request's data)" in text
     html = read(findings._repr_html_())
     assert lead.sentence in html.text
@@ -82,17 +82,19 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
 
 def test_nothing_found_is_said_plainly() -> None:
     findings = Story().check()
-    assert str(findings) == "No rule was broken (0 flights and 0 events checked)."
+    assert str(findings) == "No rule was broken (0 invocations and 0 events checked)."
     assert "No rule was broken" in read(findings._repr_html_()).text
 
 
 def test_one_of_a_kind_is_said_in_the_singular() -> None:
     findings = Findings()
-    findings.flights = findings.events = 1
+    findings.invocations = findings.events = 1
     finding = Finding("cause", "message", "r", severity=WRONG_DATA)
     finding.rule = "rule"
     findings.add(finding)
-    said = "1 finding of 1 cause, 1 of them with wrong data read (1 flight and 1 event checked)."
+    said = (
+        "1 finding of 1 cause, 1 of them with wrong data read (1 invocation and 1 event checked)."
+    )
     assert findings.summary == said
 
 
@@ -177,7 +179,7 @@ def test_a_finding_without_a_scene_is_shown_in_words(text: str) -> None:
 
 @pytest.fixture
 def run(tmp_path):
-    """A cell in which `a` answers wrong after reading wrong data, a clean one, and controls."""
+    """A trial in which `a` answers wrong after reading wrong data, a clean one, and controls."""
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0, "command": "test"})
     short = Story()
     short.submit("a", A)
@@ -191,7 +193,7 @@ def run(tmp_path):
     ill.decode("a", "b")
     ill.token("a", 102)
     ill.token("b", 102)
-    cells = (
+    trials = (
         ("ill", ill.close(), {}, {"a": ("wrong", 2), "b": ("ok", None)}),
         ("well", clean.close(), {"treatments": ["correct-seq-lens"]}, {"a": ("ok", None)}),
         ("control", short.close(), {"treatments": ["fault:seq-len-short"]}, {"a": ("ok", None)}),
@@ -202,59 +204,63 @@ def run(tmp_path):
             {"a": ("ok", None)},
         ),
     )
-    for cell, story, changes, outcomes in cells:
+    for trial, story, changes, outcomes in trials:
         requests = [
-            request_row(cell_id=cell, request_id=r, outcome=o, first_divergence=d)
+            request_row(trial_id=trial, request_id=r, outcome=o, first_divergence=d)
             for r, (o, d) in outcomes.items()
         ]
-        tables = story.tables(cell)
-        findings = story.check(close=False).rows(cell)
-        writer.write_cell(cell_row(cell_id=cell, **changes), requests, **tables, findings=findings)
+        tables = story.tables(trial)
+        findings = story.check(close=False).rows(trial)
+        writer.write_trial(
+            trial_row(trial_id=trial, **changes), requests, **tables, findings=findings
+        )
     return load_run(tmp_path / "run")
 
 
 def test_leads_count_the_calls_before_the_wrong_token(run) -> None:
     # Token 0 is the prefill's, 1 that of the decode that read wrong data, 2 the next one's.
     (row,) = leads(run).to_dict("records")
-    assert (row["request_id"], row["rule"], row["flight_id"]) == ("a", "own prefix", 2)
-    assert (row["wrong_flight"], row["flights_before"]) == (3, 1)
+    assert (row["request_id"], row["rule"], row["invocation_id"]) == ("a", "own prefix", 2)
+    assert (row["wrong_invocation"], row["invocations_before"]) == (3, 1)
     assert row["seconds_before"] > 0
     assert (
-        leads(type(run)(**{**vars(run), "findings": run.findings.iloc[:0]}))["flights_before"]
+        leads(type(run)(**{**vars(run), "findings": run.findings.iloc[:0]}))["invocations_before"]
         .isna()
         .all()
     )
 
 
 def test_lead_times_has_a_bar_for_each_wrong_answer() -> None:
-    cells = to_frame("cells", [cell_row(cell_id="c")])
-    ahead = pd.DataFrame({"cell_id": "c", "flights_before": pd.array([0, 0, 3, None], "Int64")})
-    figure = lead_times(ahead, cells)
+    trials = to_frame("trials", [trial_row(trial_id="c")])
+    ahead = pd.DataFrame(
+        {"trial_id": "c", "invocations_before": pd.array([0, 0, 3, None], "Int64")}
+    )
+    figure = lead_times(ahead, trials)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [2, 0, 0, 1, 1]
     assert "n = 4 wrong answers" in words(figure)
-    assert "nothing that came before" in words(lead_times(ahead.iloc[:0], cells))
+    assert "nothing that came before" in words(lead_times(ahead.iloc[:0], trials))
 
 
 def test_the_chart_counts_requests_by_rule_and_leaves_controls_out(run) -> None:
-    figure = findings_chart(run.findings, run.requests, run.cells)
+    figure = findings_chart(run.findings, run.requests, run.trials)
     said = words(figure)
     assert "own prefix: another request's data" in said
     assert "1 of 2" in said
     assert "no rule was broken" in said
     assert "short of it" not in said
     assert len(figure.axes) == 2
-    nothing = findings_chart(run.findings, run.requests, run.cells.iloc[:0])
-    assert "No cell was checked." in words(nothing)
+    nothing = findings_chart(run.findings, run.requests, run.trials.iloc[:0])
+    assert "No trial was checked." in words(nothing)
 
 
-def test_the_chart_counts_cells_where_no_request_is_concerned() -> None:
-    cells = to_frame("cells", [cell_row(cell_id="c"), cell_row(cell_id="d", repeat=1)])
-    requests = to_frame("requests", [request_row(cell_id=c) for c in "cd"])
-    row = {"finding_id": "0", "cell_id": "c", "rule": "at rest", "cause": "pages out",
+def test_the_chart_counts_trials_where_no_request_is_concerned() -> None:
+    trials = to_frame("trials", [trial_row(trial_id="c"), trial_row(trial_id="d", repeat=1)])
+    requests = to_frame("requests", [request_row(trial_id=c) for c in "cd"])
+    row = {"finding_id": "0", "trial_id": "c", "rule": "at rest", "cause": "pages out",
            "severity": AT_RISK, "count": 1, "message": "Gone."}  # fmt: skip
-    figure = findings_chart(to_frame("findings", [row]), requests, cells)
-    assert "1 of 2 cells" in words(figure)
+    figure = findings_chart(to_frame("findings", [row]), requests, trials)
+    assert "1 of 2 trials" in words(figure)
 
 
 def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
@@ -288,21 +294,21 @@ def test_the_worst_severity_is_chosen_by_its_rank_and_not_by_its_spelling(monkey
     # The worse one has the shorter word, which also comes first in the alphabet.
     for module in ("analysis.sanitizer.findings", "analysis.studies.first_error.table"):
         monkeypatch.setattr(sys.modules[module], "SEVERITIES", ("bad", "merely at risk"))
-    checked = Checked("3.1.0", "none", (), cells=3)
-    for cell, cause, severity in (
+    checked = Checked("3.1.0", "none", (), trials=3)
+    for trial, cause, severity in (
         ("a", "both", "merely at risk"), ("b", "both", "bad"), ("c", "mild", "merely at risk"),
     ):  # fmt: skip
         findings = Findings()
         finding = Finding(cause, "It broke.", "r", severity=severity)
         finding.rule = "rule"
         findings.add(finding)
-        checked.add(cell, findings)
+        checked.add(trial, findings)
     assert "bad: rule (both), 2 times" in check_words(checked)
     table = findings_table([checked]).frame
     assert list(table["severity"]) == ["bad", "merely at risk"]
-    rows = [{"cell_id": "a", "rule": "rule", "cause": "c", "severity": severity, "request_id": "r",
+    rows = [{"trial_id": "a", "rule": "rule", "cause": "c", "severity": severity, "request_id": "r",
              "message": "It broke."} for severity in ("merely at risk", "bad")]  # fmt: skip
-    own = SimpleNamespace(cell_id="a", findings=rows)
+    own = SimpleNamespace(trial_id="a", findings=rows)
     (found,) = grouped([own], "findings", {})
     assert found.severity == "bad"
 
@@ -315,16 +321,16 @@ def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
     found = findings_table(checked)
     assert "release" not in found.frame  # the same everywhere
     (row,) = found.frame[found.frame["rule"] == "own prefix"].to_dict("records")
-    assert (row["severity"], row["requests"], row["cells"]) == ("wrong data", 1, 1)
+    assert (row["severity"], row["requests"], row["trials"]) == ("wrong data", 1, 1)
     assert row["what it leads to"] == meaning_of("own prefix", "another request's data")
     assert "No rule was broken" in findings_table([])._repr_html_()
 
 
 def test_leads_are_listed_and_the_rest_counted() -> None:
     ahead = pd.DataFrame(
-        {"cell_id": "c", "request_id": list("abc"), "first_divergence": 3,
+        {"trial_id": "c", "request_id": list("abc"), "first_divergence": 3,
          "rule": ["own length", None, None], "cause": ["beyond it", None, None],
-         "flights_before": pd.array([2, None, None], "Int64"),
+         "invocations_before": pd.array([2, None, None], "Int64"),
          "seconds_before": [0.25, float("nan"), float("nan")]}
     )  # fmt: skip
     html = leads_table(ahead, count=2)._repr_html_()
@@ -335,10 +341,10 @@ def test_leads_are_listed_and_the_rest_counted() -> None:
     assert "No answer was wrong" in leads_table(ahead.iloc[:0])._repr_html_()
 
 
-def test_the_lead_is_the_first_wrong_data_of_the_first_cell(run) -> None:
+def test_the_lead_is_the_first_wrong_data_of_the_first_trial(run) -> None:
     ill, well = check_run(run.path)
-    cell, finding = ill.lead()
-    assert (cell, finding.rule, finding.cause) == ("ill", "own prefix", "another request's data")
+    trial, finding = ill.lead()
+    assert (trial, finding.rule, finding.cause) == ("ill", "own prefix", "another request's data")
     assert finding.scene.pages
     assert ill.lead(["other"]) is None
     assert well.lead() is None

@@ -1,4 +1,4 @@
-"""A correct scheduler is never blamed, and one wrong argument of a flight always is.
+"""A correct scheduler is never blamed, and one wrong argument of an invocation always is.
 
 The scheduler here is written for the purpose and keeps, apart from what it tells, what the device's
 memory must hold: that decides whether a changed argument matters.
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from story import Row, Story
 
 from analysis.sanitizer.findings import WRONG_DATA
-from analysis.sanitizer.world import Flight
+from analysis.sanitizer.world import Invocation
 
 PAGES = 20
 Memory = dict[int, tuple[int, ...]]
@@ -50,12 +50,12 @@ class Scheduler:
         self.free = list(range(1, PAGES))  # all but the padding page
         self.random.shuffle(self.free)
         self.served: list[Request] = []
-        self.in_air: list[tuple[Flight, list[Request]]] = []
+        self.in_air: list[tuple[Invocation, list[Request]]] = []
         self.nodes: dict[tuple[int, ...], int] = {}
         self.memory: Memory = {}
         self.before: list[Memory] = []
-        """What memory held before each flight."""
-        self.flights: list[Flight] = []
+        """What memory held before each invocation."""
+        self.invocations: list[Invocation] = []
         self.of: dict[str, Request] = {}
 
     def run(self, count: int) -> Story:
@@ -153,7 +153,7 @@ class Scheduler:
         self.random.shuffle(self.free)
         self.served.remove(request)
 
-    # -- flights ---------------------------------------------------------------------------
+    # -- invocations ---------------------------------------------------------------------------
 
     def _fly(self) -> None:
         ready = [r for r in self.served if not r.flying]
@@ -169,11 +169,11 @@ class Scheduler:
         names = [r.name for r in batch]
         if phase == "decode":
             blocks = self.random.randint(0, 6)
-            flight = self.story.decode(*names, *padding, blocks=blocks, lands=False)
+            invocation = self.story.decode(*names, *padding, blocks=blocks, lands=False)
             ends = [r.flown + 1 for r in batch]
             starts = [r.flown for r in batch]
         elif phase == "prefill":
-            flight = self.story.prefill(*names, *padding, lands=False)
+            invocation = self.story.prefill(*names, *padding, lands=False)
             ends, starts = [len(r.prompt) for r in batch], [0] * len(batch)
         else:
             starts = [r.flown or self._cached(r) for r in batch]
@@ -182,14 +182,14 @@ class Scheduler:
                 for r, start in zip(batch, starts, strict=True)
             ]
             rows = [Row(*row) for row in zip(names, [None] * len(names), starts, ends, strict=True)]
-            flight = self.story.prefill(*rows, *padding, lands=False)
+            invocation = self.story.prefill(*rows, *padding, lands=False)
         for request, start, end in zip(batch, starts, ends, strict=True):
             request.flying, request.flown = True, end
             for position in range(start, end):
                 slot = self.slot(request.pages, position)
                 self.memory[slot] = request.tokens[: position + 1]
-        self.flights.append(flight)
-        self.in_air.append((flight, batch))
+        self.invocations.append(invocation)
+        self.in_air.append((invocation, batch))
 
     def slot(self, pages, position: int) -> int:
         return int(pages[position // self.stride]) * self.stride + position % self.stride
@@ -201,8 +201,8 @@ class Scheduler:
         # Not before: padding behind a chunk that ended in a shared page would spoil it.
         return min(len(self.story.world.path(request.node)), len(request.prompt) - 1)
 
-    def _land(self, flight: Flight, batch: list[Request]) -> None:
-        self.story.land(flight)
+    def _land(self, invocation: Invocation, batch: list[Request]) -> None:
+        self.story.land(invocation)
         for request in batch:
             request.flying = False
             if request.flown < len(request.prompt):
@@ -225,7 +225,7 @@ def test_a_correct_scheduler_is_not_blamed(seed, sharing, count):
     findings = scheduler.run(count).check(close=False)
     assert not findings, str(findings)
     assert not findings.notes
-    assert findings.slots_read > 0 or all(f.phase == "prefill" for f in scheduler.flights)
+    assert findings.slots_read > 0 or all(f.phase == "prefill" for f in scheduler.invocations)
 
 
 def test_the_scheduler_does_what_it_is_for():
@@ -234,12 +234,12 @@ def test_the_scheduler_does_what_it_is_for():
         scheduler = Scheduler(seed, sharing=bool(seed % 2))
         story = scheduler.run(6)
         findings = story.check(close=False)
-        flights = scheduler.flights
+        invocations = scheduler.invocations
         seen |= {"rewritten"} if findings.rewritten else set()
-        seen |= {f.phase + ("" if f.starts is None else " from a start") for f in flights}
-        seen |= {"padding rows" for f in flights if len(f.tokens) > f.real}
-        seen |= {"batches" for f in flights if f.real > 1}
-        seen |= {"overlap" for a, b in itertools.pairwise(flights) if a.end_seq > b.seq}
+        seen |= {f.phase + ("" if f.starts is None else " from a start") for f in invocations}
+        seen |= {"padding rows" for f in invocations if len(f.tokens) > f.real}
+        seen |= {"batches" for f in invocations if f.real > 1}
+        seen |= {"overlap" for a, b in itertools.pairwise(invocations) if a.end_seq > b.seq}
         seen |= {getattr(item, "kind", "") for _, item in story.items}
     assert seen >= {
         "rewritten", "prefill", "prefill from a start", "decode from a start", "padding rows",
@@ -247,66 +247,68 @@ def test_the_scheduler_does_what_it_is_for():
     }  # fmt: skip
 
 
-def blamed(scheduler: Scheduler, flight: Flight, request: str):
-    """Check the story anew and return what is found for a request at a flight."""
+def blamed(scheduler: Scheduler, invocation: Invocation, request: str):
+    """Check the story anew and return what is found for a request at an invocation."""
     findings = scheduler.story.check(close=False)
-    return [f for f in findings.of(request) if f.flight_id == flight.flight_id]
+    return [f for f in findings.of(request) if f.invocation_id == invocation.invocation_id]
 
 
-def tokens_of(flight: Flight, row: int) -> int:
+def tokens_of(invocation: Invocation, row: int) -> int:
     """Return how many tokens of a row are no padding."""
-    if flight.phase == "decode":
+    if invocation.phase == "decode":
         return 1
-    start = 0 if flight.starts is None else int(flight.starts[row])
-    return int(flight.seq_lens[row]) - start
+    start = 0 if invocation.starts is None else int(invocation.starts[row])
+    return int(invocation.seq_lens[row]) - start
 
 
-def change_token(scheduler, flight, row, draw):
-    place = draw.randrange(tokens_of(flight, row))
-    flight.tokens[row, place] += draw.choice((1, 2, 50))
+def change_token(scheduler, invocation, row, draw):
+    place = draw.randrange(tokens_of(invocation, row))
+    invocation.tokens[row, place] += draw.choice((1, 2, 50))
 
 
-def change_start(scheduler, flight, row, draw):
+def change_start(scheduler, invocation, row, draw):
     step = draw.choice((-1, 1))
-    assume(flight.starts is not None)
-    start, length = int(flight.starts[row]), int(flight.seq_lens[row])
+    assume(invocation.starts is not None)
+    start, length = int(invocation.starts[row]), int(invocation.seq_lens[row])
     assume(start + step >= 0)
-    if flight.phase == "prefill":
+    if invocation.phase == "prefill":
         # The same tokens one place further on are the same, where they are all equal.
-        due = scheduler.of[flight.request_ids[row]].prompt[start + step : length]
-        flown = tuple(flight.tokens[row, : max(0, min(len(due), flight.tokens.shape[1]))].tolist())
+        due = scheduler.of[invocation.request_ids[row]].prompt[start + step : length]
+        flown = tuple(
+            invocation.tokens[row, : max(0, min(len(due), invocation.tokens.shape[1]))].tolist()
+        )
         assume(flown and flown != due[: len(flown)])
-    flight.starts[row] += step
+    invocation.starts[row] += step
 
 
-def change_length(scheduler, flight, row, draw):
+def change_length(scheduler, invocation, row, draw):
     step = draw.choice((-1, 1))
-    if flight.phase == "decode":
+    if invocation.phase == "decode":
         # Past its block table there is nothing that it could read.
-        size = flight.tables.shape[1] * scheduler.stride
-        assume(flight.seq_lens[row] + step <= size)
+        size = invocation.tables.shape[1] * scheduler.stride
+        assume(invocation.seq_lens[row] + step <= size)
     else:
         # A chunk may end anywhere, and in a prefill nothing reads what follows.
-        assume(flight.starts is None and step < 0)
-    flight.seq_lens[row] += step
+        assume(invocation.starts is None and step < 0)
+    invocation.seq_lens[row] += step
 
 
-def change_page(scheduler, flight, row, draw):
+def change_page(scheduler, invocation, row, draw):
     """Name another page where the row reads a slot that holds something else there."""
-    start = 0 if flight.starts is None else int(flight.starts[row])
-    request = scheduler.of[flight.request_ids[row]]
-    before = scheduler.before[flight.flight_id]
+    start = 0 if invocation.starts is None else int(invocation.starts[row])
+    request = scheduler.of[invocation.request_ids[row]]
+    before = scheduler.before[invocation.invocation_id]
     written = {
-        scheduler.slot(flight.tables[other], position)
-        for other in range(len(flight.tables))
-        for first in [0 if flight.starts is None else int(flight.starts[other])]
-        for position in range(first, first + flight.tokens.shape[1])
-        if position // scheduler.stride < flight.tables.shape[1]
+        scheduler.slot(invocation.tables[other], position)
+        for other in range(len(invocation.tables))
+        for first in [0 if invocation.starts is None else int(invocation.starts[other])]
+        for position in range(first, first + invocation.tokens.shape[1])
+        if position // scheduler.stride < invocation.tables.shape[1]
     }
     choices = []
     for block in {position // scheduler.stride for position in range(start)}:
         for page in range(PAGES):
-            table = [*flight.tables[row, :block], page]
+            table = [*invocation.tables[row, :block], page]
             places = range(block * scheduler.stride, min(start, (block + 1) * scheduler.stride))
             slots = {p: scheduler.slot(table, p) for p in places}
             if any(
@@ -316,7 +318,7 @@ def change_page(scheduler, flight, row, draw):
                 choices.append((block, page))
     assume(choices)
     block, page = draw.choice(choices)
-    flight.tables[row, block] = page
+    invocation.tables[row, block] = page
 
 
 CHANGES = [change_token, change_start, change_length, change_page]
@@ -325,13 +327,13 @@ CHANGES = [change_token, change_start, change_length, change_page]
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @given(seed=seeds, sharing=st.booleans(), draw=st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
-def test_one_wrong_argument_is_found_at_its_flight(change, seed, sharing, draw):
+def test_one_wrong_argument_is_found_at_its_invocation(change, seed, sharing, draw):
     scheduler = Scheduler(seed, sharing=sharing)
     scheduler.run(4)
-    flight = draw.choice(scheduler.flights)
-    row = draw.randrange(flight.real)
-    change(scheduler, flight, row, draw)
-    found = blamed(scheduler, flight, flight.request_ids[row])
+    invocation = draw.choice(scheduler.invocations)
+    row = draw.randrange(invocation.real)
+    change(scheduler, invocation, row, draw)
+    found = blamed(scheduler, invocation, invocation.request_ids[row])
     assert WRONG_DATA in {finding.severity for finding in found}, found
 
 
@@ -340,13 +342,13 @@ def test_one_wrong_argument_is_found_at_its_flight(change, seed, sharing, draw):
 def test_a_foreign_page_in_a_prefill_is_found_before_it_is_read(seed, draw):
     scheduler = Scheduler(seed, sharing=False)
     scheduler.run(4)
-    flight = draw.choice([f for f in scheduler.flights if f.phase == "prefill"])
-    row = draw.randrange(flight.real)
-    blocks = -(-int(flight.seq_lens[row]) // scheduler.stride)
-    request = scheduler.of[flight.request_ids[row]]
+    invocation = draw.choice([f for f in scheduler.invocations if f.phase == "prefill"])
+    row = draw.randrange(invocation.real)
+    blocks = -(-int(invocation.seq_lens[row]) // scheduler.stride)
+    request = scheduler.of[invocation.request_ids[row]]
     foreign = sorted({*range(PAGES)} - {*request.pages})
-    flight.tables[row, draw.randrange(blocks)] = draw.choice(foreign)
-    assert "block table" in {f.rule for f in blamed(scheduler, flight, request.name)}
+    invocation.tables[row, draw.randrange(blocks)] = draw.choice(foreign)
+    assert "block table" in {f.rule for f in blamed(scheduler, invocation, request.name)}
 
 
 @given(seed=seeds, draw=st.randoms(use_true_random=False))
@@ -355,14 +357,14 @@ def test_what_lies_beyond_the_own_length_is_a_risk_and_no_wrong_data(seed, draw)
     scheduler = Scheduler(seed, sharing=draw.random() < 0.5)
     scheduler.run(4)
     strange = set()
-    for flight in scheduler.flights:
-        if flight.phase == "decode":
-            for row in range(flight.real):
-                past = int(flight.seq_lens[row] - 1) // scheduler.stride + 1
-                rest = flight.tables[row, past:]
+    for invocation in scheduler.invocations:
+        if invocation.phase == "decode":
+            for row in range(invocation.real):
+                past = int(invocation.seq_lens[row] - 1) // scheduler.stride + 1
+                rest = invocation.tables[row, past:]
                 rest[:] = [draw.randrange(-1, 2 * PAGES) for _ in rest]
-                own = {0, *scheduler.of[flight.request_ids[row]].pages}
-                strange |= {flight.request_ids[row]} if {*rest.tolist()} - own else set()
+                own = {0, *scheduler.of[invocation.request_ids[row]].pages}
+                strange |= {invocation.request_ids[row]} if {*rest.tolist()} - own else set()
     findings = scheduler.story.check(close=False)
     assert {finding.rule for finding in findings} <= {"table padding"}, str(findings)
     assert not findings.wrong_data
@@ -370,7 +372,7 @@ def test_what_lies_beyond_the_own_length_is_a_risk_and_no_wrong_data(seed, draw)
     assert told == strange
 
 
-def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_flight():
+def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_invocation():
     # Its own arguments are those of a chunk that ends there, which any may.
     story = Story()
     story.submit("a", range(1, 8))
@@ -381,6 +383,6 @@ def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_flight():
     after = story.decode("a")
     assert not story.check(close=False).of("a")[1:]
     cut.seq_lens[0] -= 1
-    found = [(f.rule, f.flight_id) for f in story.check().of("a") if f.severity == WRONG_DATA]
+    found = [(f.rule, f.invocation_id) for f in story.check().of("a") if f.severity == WRONG_DATA]
     assert found[0] == ("flown tokens", None)
-    assert {flight for _, flight in found[1:]} == {after.flight_id}
+    assert {invocation for _, invocation in found[1:]} == {after.invocation_id}

@@ -42,19 +42,19 @@ with engine:
             ask(engine)
         seen = within.group("own length", "short of it") is not None
         ask(engine)
-        flights = len(recording.flights)
+        invocations = len(recording.invocations)
     with sanitize(engine) as idle:
         pass
-    say([stopped, after_error, seen, within.flights, flights, idle.flights,
+    say([stopped, after_error, seen, within.invocations, invocations, idle.invocations,
          engine.probe is None, recording.faults])
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    stopped, after_error, seen, checked, flights, idle, detached, faults = done.said
+    stopped, after_error, seen, checked, invocations, idle, detached, faults = done.said
     assert "not running" in stopped
     assert after_error
     assert seen
-    assert 0 < checked < flights
+    assert 0 < checked < invocations
     assert idle == 0
     assert detached
     assert faults == []
@@ -72,10 +72,10 @@ with Engine(EngineConfig(page_count=256)) as engine:
 # An engine whose batcher takes requests and boards none.
 with Engine(EngineConfig(page_count=256)) as engine:
     batcher = engine.adapter.service.batcher
-    batcher.board_flights, before = (lambda: None), batcher.board_flights
+    batcher.board_invocations, before = (lambda: None), batcher.board_invocations
     with sanitize(engine) as stuck_findings:
         ask(engine, timeout_s=2)
-    batcher.board_flights = before
+    batcher.board_invocations = before
     stuck = stuck_findings.group("completion", "stuck batcher")
 say([lost and [lost.count, lost.first.text], stuck and
      [stuck.count, stuck.first.text, len((stuck.first.other_stack or "").splitlines())]])

@@ -21,7 +21,7 @@ from analysis.sanitizer import sanitize
 from analysis.treatments import treat
 from analysis.workloads.workload import Workload
 
-found, outcomes, flights = [], {{}}, 0
+found, outcomes, invocations = [], {{}}, 0
 for file, concurrency in {workloads!r}:
     with Engine(EngineConfig(prefix_sharing={sharing!r}, page_count={pages})) as engine:
         with sanitize(engine, max_events=10**7) as findings, treat(engine, *{names!r}):
@@ -29,11 +29,11 @@ for file, concurrency in {workloads!r}:
         leaked = engine.cache.snapshot().counts["leaked"]
     for outcome, count in done["outcome"].value_counts().items():
         outcomes[outcome] = outcomes.get(outcome, 0) + int(count)
-    flights += findings.flights
+    invocations += findings.invocations
     assert not findings.notes, findings.notes
     found += [[g.severity, g.rule, g.cause, g.count, leaked, file, concurrency, g.first.text]
               for g in findings.groups]
-say([found, outcomes, flights])
+say([found, outcomes, invocations])
 """
 
 REAL = {
@@ -102,12 +102,12 @@ def test_no_wrong_data_is_told_where_answers_are_right(
     )
     done = child(release, source, timeout_s=1500)
     assert done.returncode == 0, done.stderr[-3000:]
-    found, outcomes, flights = done.said
+    found, outcomes, invocations = done.said
     # 3.9.0 refuses what is too much at once.
     assert outcomes.keys() <= {"ok", "rejected"}, outcomes
     assert sum(outcomes.values()) == 8 * each
     assert outcomes["ok"] >= 6 * each
-    assert flights > 6 * each
+    assert invocations > 6 * each
     wrong = [group for group in found if group[0] != "at risk"]
     assert not wrong, wrong
     risks = {tuple(group[1:3]) for group in found}

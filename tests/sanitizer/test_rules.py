@@ -13,10 +13,10 @@ from story import ROOT, Row, Story
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA
 from analysis.sanitizer.meanings import meaning_of
 from analysis.sanitizer.rules import RULES
-from analysis.sanitizer.world import Flight, Unread
+from analysis.sanitizer.world import Invocation, Unread
 from analysis.snapshots.snapshot import Node
 
-Step = Flight | int | None
+Step = Invocation | int | None
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
 
 
@@ -59,12 +59,12 @@ def begin(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> N
     story.allocate(request, *pages)
 
 
-def ready(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> Flight:
+def ready(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> Invocation:
     """Have a request prefilled, with its first token."""
     begin(story, request, prompt, *pages)
-    flight = story.prefill(request)
+    invocation = story.prefill(request)
     story.token(request, 100)
-    return flight
+    return invocation
 
 
 # -- provenance --------------------------------------------------------------------------------
@@ -113,9 +113,9 @@ def a_decode_past_the_models_context(story):
     ready(story, "a", A, 1, 2)
     story.decode("a")
     story.token("a", 101)
-    flight = story.decode("a")
+    invocation = story.decode("a")
     story.token("a", 102)
-    return flight
+    return invocation
 
 
 @breaks("within context", "beyond it")
@@ -194,7 +194,7 @@ def a_padding_row_writes_a_requests_slot(story):
 
 
 @silent
-def two_rows_write_the_same_prefix_in_one_flight(story):
+def two_rows_write_the_same_prefix_in_one_invocation(story):
     begin(story, "a", A, 1, 2)
     begin(story, "b", A[:5], 3)
     story.hold("b", 1)
@@ -399,12 +399,12 @@ def a_request_under_way_before_the_watching_began(story):
 
 
 @breaks("block table", "a freed page", page=1)
-def a_flight_after_its_pages_were_freed(story):
+def a_invocation_after_its_pages_were_freed(story):
     ready(story, "a", A, 1, 2)
     story.free("a", 1, 2)
-    flight = story.decode("a")
+    invocation = story.decode("a")
     story.drop("a", 1, 2)
-    return flight
+    return invocation
 
 
 @breaks("block table", "too short", severity=WRONG_DATA, also=(("own position", "no page for it"),))
@@ -485,9 +485,9 @@ def a_page_of_nobody_past_the_length_of_a_prompt(story):
     begin(story, "b", B, 3, 4)
     story.drop("b", 3)
     begin(story, "a", A, 1, 2)
-    flight = story.prefill(Row("a", table=(1, 2, 3)))
+    invocation = story.prefill(Row("a", table=(1, 2, 3)))
     story.free("b", 3)
-    return flight
+    return invocation
 
 
 @breaks("table padding", "in a padding row", request="a", page=2)
@@ -787,9 +787,9 @@ def a_reference_that_is_taken_from_a_request_under_way(story):
     story.decode("a")
     story.token("a", 101)
     story.reference(1, -1, None)
-    flight = story.decode("a")
+    invocation = story.decode("a")
     story.reference(1, +1, None)
-    return flight
+    return invocation
 
 
 @silent
@@ -1060,7 +1060,9 @@ def a_worker_that_died(story):
 def given_up(story, where):
     ready(story, "a", A, 1, 2)
     if where is not None:
-        detail = json.dumps({"where": where, "flights": [], "threads": {"MainThread 1": ["wait"]}})
+        detail = json.dumps(
+            {"where": where, "invocations": [], "threads": {"MainThread 1": ["wait"]}}
+        )
         story.event("waiting", "a", detail=detail)
     place = story.end("a", "timeout")
     later(story, 2.0)
@@ -1082,8 +1084,8 @@ def a_request_that_waits_for_its_group(story):
     return given_up(story, "reserved")
 
 
-@breaks("completion", "flight without end")
-def a_flight_that_never_lands(story):
+@breaks("completion", "invocation without end")
+def a_invocation_that_never_lands(story):
     ready(story, "a", A, 1, 2)
     said = json.dumps({"phase": "decode", "requests": ["a"]})
     story.event("unlanded", value=1, detail=said)
@@ -1102,7 +1104,7 @@ def a_request_that_nobody_wakes(story):
 
 
 @breaks("completion", "stuck batcher")
-def a_request_of_which_nothing_is_known_but_that_no_flight_began(story):
+def a_request_of_which_nothing_is_known_but_that_no_invocation_began(story):
     return given_up(story, "flying decode")
 
 
@@ -1147,8 +1149,8 @@ def a_request_that_starves_while_others_are_served(story):
     ready(story, "a", A, 1, 2)
     begin(story, "b", B, 3, 4)
     place = story.end("a", "timeout")
-    flight = story.prefill("b")
-    flight.t_s = 10.5
+    invocation = story.prefill("b")
+    invocation.t_s = 10.5
     later(story, 10.6)
     return place
 
@@ -1181,9 +1183,9 @@ def a_decode_made_twice(story):
 @breaks("one execution", "executed twice")
 def a_prefill_made_twice(story):
     ready(story, "a", A, 1, 2)
-    flight = story.prefill("a")
+    invocation = story.prefill("a")
     story.decode("a")
-    return flight
+    return invocation
 
 
 @breaks("one execution", "executed twice", also=(("own prefix", "padding"),))
@@ -1191,14 +1193,14 @@ def a_prefill_made_again_over_the_answer(story):
     ready(story, "a", A, 1, 2)
     story.decode("a")
     story.token("a", 101)
-    flight = story.prefill("a")  # its padding is written over the first decode's slot
+    invocation = story.prefill("a")  # its padding is written over the first decode's slot
     story.lengths["a"] = 7
     story.decode("a")
-    return flight
+    return invocation
 
 
 @breaks("one execution", "executed twice")
-def a_row_that_is_in_a_flight_twice(story):
+def a_row_that_is_in_an_invocation_twice(story):
     ready(story, "a", A, 1, 2)
     return story.decode("a", Row("a", tokens=(100,), start=6, seq_len=7))
 
@@ -1263,13 +1265,13 @@ def a_request_that_was_rejected(story):
     story.done("b", "error")
 
 
-@breaks("flown tokens", "token without a flight", severity=WRONG_DATA)
+@breaks("flown tokens", "token without an invocation", severity=WRONG_DATA)
 def a_token_from_nowhere(story):
     ready(story, "a", A, 1, 2)
     return story.token("a", 101)
 
 
-@breaks("flown tokens", "token without a flight", severity=WRONG_DATA)
+@breaks("flown tokens", "token without an invocation", severity=WRONG_DATA)
 def a_token_from_nowhere_after_chunks(story):
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", start=0, seq_len=4))
@@ -1498,7 +1500,7 @@ def answering(story: Story, request: str, prompt: tuple[int, ...], *pages: int) 
     story.token(request, 100)
 
 
-def decoded(story: Story, *requests: str, token: int = 101) -> Flight:
+def decoded(story: Story, *requests: str, token: int = 101) -> Invocation:
     return story.results_of(story.decode(*requests), *[token for _ in requests])
 
 
@@ -1550,7 +1552,7 @@ def a_token_changed_when_it_was_chosen(story):
     "own token",
     "never chosen",
     severity=WRONG_DATA,
-    also=(("flown tokens", "token without a flight"),),
+    also=(("flown tokens", "token without an invocation"),),
 )
 def a_token_that_was_never_chosen(story):
     answering(story, "a", A, 1, 2)
@@ -1611,11 +1613,11 @@ def an_answer_after_its_request_was_given_up(story):
 
 
 @silent
-def a_choice_after_a_flight_that_could_not_be_read(story):
+def a_choice_after_an_invocation_that_could_not_be_read(story):
     answering(story, "a", A, 1, 2)
-    flight = decoded(story, "a")
-    place = next(i for i, (_, item) in enumerate(story.items) if item is flight)
-    story.items[place] = (flight.seq, Unread(flight.flight_id, ["a"], "decode"))
+    invocation = decoded(story, "a")
+    place = next(i for i, (_, item) in enumerate(story.items) if item is invocation)
+    story.items[place] = (invocation.seq, Unread(invocation.invocation_id, ["a"], "decode"))
     story.chosen("a", 101, 77)
 
 
@@ -1623,10 +1625,10 @@ def a_choice_after_a_flight_that_could_not_be_read(story):
 def rows_with_the_same_logits(story):
     answering(story, "a", A, 1, 2)
     answering(story, "b", B, 3, 4)
-    flight = decoded(story, "a", "b")
-    flight.result_digests[1] = flight.result_digests[0]
-    story.chosen("b", 101, flight.result_digests[0])
-    story.chosen("a", 101, flight.result_digests[0])
+    invocation = decoded(story, "a", "b")
+    invocation.result_digests[1] = invocation.result_digests[0]
+    story.chosen("b", 101, invocation.result_digests[0])
+    story.chosen("a", 101, invocation.result_digests[0])
 
 
 @silent
@@ -1651,25 +1653,25 @@ def tokens_that_were_not_followed_from_the_first(story):
 @breaks("arguments as filled", "seq_lens", severity=WRONG_DATA)
 def a_length_that_changed_after_filling(story):
     ready(story, "a", A, 1, 2)
-    flight = story.decode("a")
-    flight.changed = '[["seq_lens", 0, 0, 7, 6, "returned"]]'
-    return flight
+    invocation = story.decode("a")
+    invocation.changed = '[["seq_lens", 0, 0, 7, 6, "returned"]]'
+    return invocation
 
 
 @breaks("arguments as filled", "block_tables", page=5)
 def a_table_that_changed_before_the_landing(story):
     ready(story, "a", A, 1, 2)
-    flight = story.decode("a")
-    flight.changed = '[["block_tables", 0, 1, 2, 5, "landed"]]'
-    return flight
+    invocation = story.decode("a")
+    invocation.changed = '[["block_tables", 0, 1, 2, 5, "landed"]]'
+    return invocation
 
 
 @breaks("arguments as filled", "tokens", request=None)
 def padding_that_changed_after_filling(story):
     ready(story, "a", A, 1, 2)
-    flight = story.decode("a", None)
-    flight.changed = '[["tokens", 1, 0, 0, 3, "returned"]]'
-    return flight
+    invocation = story.decode("a", None)
+    invocation.changed = '[["tokens", 1, 0, 0, 3, "returned"]]'
+    return invocation
 
 
 @breaks("landed before read", "still under way", page=2, slot=2, severity=WRONG_DATA)
@@ -1712,19 +1714,19 @@ def changed(story: Story, page: int, *slots: int, **said: object) -> int:
         "parts": [[1, "V", 0]],
         "holds": None,
         "moment": "landing",
-        "since_flight": -1,
-        "seen_flight": 9,
+        "since_invocation": -1,
+        "seen_invocation": 9,
         "holders": ["a"],
         "copy_of": None,
     }
     return story.event("bytes_changed", None, (page,), detail=json.dumps(found | said))
 
 
-def kept(story: Story, flight: Flight, page: int, slot: int, **said: object) -> int:
-    """Have a slot that a flight wrote hold what it held before."""
+def kept(story: Story, invocation: Invocation, page: int, slot: int, **said: object) -> int:
+    """Have a slot that an invocation wrote hold what it held before."""
     slots = {slot: {"all": True, "parts": None, "zeros": False, "other_token": False, **said}}
     detail = json.dumps({"slots": slots})
-    return story.event("bytes_kept", "a", (page,), value=flight.flight_id, detail=detail)
+    return story.event("bytes_kept", "a", (page,), value=invocation.invocation_id, detail=detail)
 
 
 @breaks("unwritten bytes", "changed", page=1, slot=2, severity=WRONG_DATA)
@@ -1756,14 +1758,14 @@ def a_copy_without_a_layer(story):
 
 @breaks("arrived writes", "nothing arrived", page=2, slot=1, severity=WRONG_DATA)
 def a_write_that_does_not_arrive(story):
-    flight = ready(story, "a", A, 1, 2)
-    return kept(story, flight, 2, 1, other_token=True)
+    invocation = ready(story, "a", A, 1, 2)
+    return kept(story, invocation, 2, 1, other_token=True)
 
 
 @breaks("arrived writes", "a part is missing", page=1, slot=0, severity=WRONG_DATA)
 def a_head_of_zeros(story):
-    flight = ready(story, "a", A, 1, 2)
-    return kept(story, flight, 1, 0, all=False, zeros=True, parts=[[0, "K", 1], [1, "K", 1]])
+    invocation = ready(story, "a", A, 1, 2)
+    return kept(story, invocation, 1, 0, all=False, zeros=True, parts=[[0, "K", 1], [1, "K", 1]])
 
 
 @silent
@@ -1789,12 +1791,12 @@ def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
     first = findings.group(case.rule, case.cause).first
     assert (first.request_id, first.other_request_id) == (case.request, case.other)
     assert (first.page, first.slot, first.severity) == (case.page, case.slot, case.severity)
-    if isinstance(step, Flight):
-        assert (first.flight_id, first.seq, first.operation) == (
-            step.flight_id, step.seq, step.phase
+    if isinstance(step, Invocation):
+        assert (first.invocation_id, first.seq, first.operation) == (
+            step.invocation_id, step.seq, step.phase
         )  # fmt: skip
     else:
-        assert (first.flight_id, first.seq) == (None, step)
+        assert (first.invocation_id, first.seq) == (None, step)
     (rule,) = [rule for rule in RULES if rule.name == case.rule]
     assert first.sentence == rule.sentence
     assert first.text.endswith(".")
@@ -1805,7 +1807,7 @@ def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
 NOT_CHECKED = (
     beams_that_share_a_requests_name,
     a_request_under_way_before_the_watching_began,
-    a_choice_after_a_flight_that_could_not_be_read,
+    a_choice_after_an_invocation_that_could_not_be_read,
 )
 """Stories in which rows cannot be followed, which is said."""
 
@@ -1822,17 +1824,18 @@ def test_a_near_miss_is_silent(tell: Callable[[Story], object]) -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="A flight is checked where it starts, and no rule minds what happens until it ends.",
+    reason="An invocation is checked where it starts, and no rule minds what happens until it"
+    " ends.",
 )
-def test_a_page_freed_and_rewritten_during_a_flight_is_told() -> None:
+def test_a_page_freed_and_rewritten_during_an_invocation_is_told() -> None:
     story = Story()
     ready(story, "a", A, 1, 2)
-    flight = story.decode("a", lands=False)
+    invocation = story.decode("a", lands=False)
     story.drop("a", 1, 2)
     story.free("a", 1, 2)
     begin(story, "b", B, 1, 2)
     story.prefill("b")
-    story.land(flight)
+    story.land(invocation)
     story.token("a", 101)
     assert story.check()
 

@@ -116,7 +116,7 @@ def test_pages_begin_unwritten_or_unknown():
 def test_a_copy_is_the_page_and_touches_no_other(stride, pages, seed):
     rng = np.random.default_rng(seed)
     shadow = Shadow(4, stride, [])
-    arrays = (shadow.content, shadow.writer, shadow.position, shadow.flight, shadow.tainted)
+    arrays = (shadow.content, shadow.writer, shadow.position, shadow.invocation, shadow.tainted)
     for array in arrays:
         array[:] = rng.integers(0, 2 if array.dtype == bool else 1000, len(array))
     before = [array.reshape(4, stride).copy() for array in arrays]

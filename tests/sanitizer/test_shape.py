@@ -37,8 +37,8 @@ for name in ["nothing", *names]:
     report(name, strike(name))
 """
 
-AT_FLIGHT = ("table padding", "protected")
-"""Rules that a fault is found under at the very flight that it struck."""
+AT_INVOCATION = ("table padding", "protected")
+"""Rules that a fault is found under at the very invocation that it struck."""
 SEEN_BY = {
     # No operation tells that these changed: what comes upon it next does.
     "fault:reference-taken-quietly": "unprotected",
@@ -88,9 +88,9 @@ def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, f
     assert first["message"].endswith(".")
     if fault.name == "fault:allocation-loses-page":
         # What it has instead is seen when the next decode reads it.
-        assert first["flight_id"] > struck["flight_id"]
-    elif fault.rule in AT_FLIGHT and fault.name not in SEEN_BY:
-        assert first["flight_id"] == struck["flight_id"]
+        assert first["invocation_id"] > struck["invocation_id"]
+    elif fault.rule in AT_INVOCATION and fault.name not in SEEN_BY:
+        assert first["invocation_id"] == struck["invocation_id"]
     else:
         assert first["seq"] == _next_look(case, fault, struck)
 

@@ -1,4 +1,4 @@
-"""A cell that is surely still in progress, on any machine: its second request is never sent."""
+"""A trial that is surely still in progress, on any machine: its second request is never sent."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def endless_workload(directory: Path) -> Path:
 
 
 def has_answered(out: Path) -> bool:
-    """Return whether the cell in progress has finished a request."""
+    """Return whether the trial in progress has finished a request."""
     return any(file.stat().st_size for file in out.glob("work/*/requests.jsonl"))
 
 
 def sweep_and_signal(
     plan: Plan, out: Path, number: signal.Signals, ready: Callable[[Path], object] = has_answered
 ) -> Run:
-    """Run a sweep of one cell, and send its process a signal once `ready(out)` says so."""
+    """Run a sweep of one trial, and send its process a signal once `ready(out)` says so."""
     me, seen = psutil.Process(), []
 
     def strike() -> None:
-        wait_for(lambda: ready(out), "the cell in progress")
-        (cell,) = (p for p in me.children() if "analysis.sweep.cell" in p.cmdline())
-        seen.append(cell.pid)
-        cell.send_signal(number)
+        wait_for(lambda: ready(out), "the trial in progress")
+        (trial,) = (p for p in me.children() if "analysis.sweep.trial" in p.cmdline())
+        seen.append(trial.pid)
+        trial.send_signal(number)
 
     thread = threading.Thread(target=strike)
     thread.start()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import typer
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.cli.sweep import alone
 from analysis.model.oracle import reference_answers
@@ -19,15 +19,15 @@ from analysis.workloads.workload import Request
 
 def _run(path: Path, prompts: list[tuple[str, str | None]], reference: Any = None) -> Any:
     plan = Plan(releases=("3.9.0",), prefix_sharing=("trie",), max_new_tokens=5)
-    cell = plan.cells()[0]
+    trial = plan.trials()[0]
     writer = RunWriter.create(path, {"plan": plan.as_dict(), "seed": 0})
-    row = cell_row(cell_id=cell.cell_id, release="3.9.0", prefix_sharing="trie", concurrency=2)
+    row = trial_row(trial_id=trial.trial_id, release="3.9.0", prefix_sharing="trie", concurrency=2)
     requests = [
-        request_row(request_id=f"r{n}", cell_id=cell.cell_id, prompt=prompt, outcome="wrong",
+        request_row(request_id=f"r{n}", trial_id=trial.trial_id, prompt=prompt, outcome="wrong",
                     expected_text=expected, reference_tokens=reference)
         for n, (prompt, expected) in enumerate(prompts)
     ]  # fmt: skip
-    writer.write_cell(row, requests)
+    writer.write_trial(row, requests)
     return load_run(path)
 
 

@@ -1,4 +1,4 @@
-"""Cells in the very process that asks for them, as notebooks run them."""
+"""Trials in the very process that asks for them, as notebooks run them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from analysis.sweep import Plan, run_sweep
 run = run_sweep(
     Plan(releases=({release!r},), concurrency=(4,), repeats=2, workload={workload!r}, seed=2),
     {out!r}, runner="kernel", progress=False,
-    on_cell=lambda row, counts: rows.append([row["cell_id"], row["status"], os.getpid()]),
+    on_trial=lambda row, counts: rows.append([row["trial_id"], row["status"], os.getpid()]),
 )
 """
 
 
-def test_cells_run_one_after_another_in_this_process(child: ChildRunner, release, tmp_path):
+def test_trials_run_one_after_another_in_this_process(child: ChildRunner, release, tmp_path):
     out = str(tmp_path / "run")
     sweep = _SWEEP.format(release=release, workload="reported", out=out)
     ended = child(release, f"rows = []\n{sweep}\nfirst, rows = rows, []\n{sweep}\n"
@@ -33,7 +33,7 @@ def test_cells_run_one_after_another_in_this_process(child: ChildRunner, release
     assert second == []
     run = load_run(out)
     assert len(run.requests) == 8
-    assert set(run.cells["release"]) == {release}
+    assert set(run.trials["release"]) == {release}
 
 
 def test_in_a_kernel_too_a_full_disk_is_no_failure(tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ def test_in_a_kernel_too_a_full_disk_is_no_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(kernel, "ask", full)
     with pytest.raises(MachineError, match="No space left"):
-        kernel.run_cell({}, tmp_path / "work")
+        kernel.run_trial({}, tmp_path / "work")
     assert kernel._told_by(tmp_path / "work") is None  # so that it is run anew
 
 
@@ -67,11 +67,11 @@ def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, 
     )
     frozen = child("3.9.0", _FREEZE.format(out=out) + sweep)
     assert frozen.returncode == -9
-    assert load_run(out).cells.empty
+    assert load_run(out).trials.empty
     again = child("3.9.0", sweep)
     assert again.returncode == 0, again.stderr
     run = load_run(out)
-    assert list(run.cells["status"]) == ["hung"]
-    assert "froze" in run.cells["status_detail"][0]
+    assert list(run.trials["status"]) == ["hung"]
+    assert "froze" in run.trials["status_detail"][0]
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
     assert list((tmp_path / "run" / "logs").glob("*/watchdog-*.txt"))

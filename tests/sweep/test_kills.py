@@ -1,4 +1,4 @@
-"""Sweeps and cells killed at random moments: what was finished stays, what is lost is told."""
+"""Sweeps and trials killed at random moments: what was finished stays, what is lost is told."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from analysis.sanitizer.recorded import check_run
 from analysis.sweep import Plan
 
 _LONGEST_S = 5.0
-"""After its start, or after its first finished cell, a sweep is killed within this time."""
+"""After its start, or after its first finished trial, a sweep is killed within this time."""
 
 
 def _some_or(many: int, some: int) -> list[object]:
@@ -31,7 +31,7 @@ def _some_or(many: int, some: int) -> list[object]:
 
 
 @pytest.mark.parametrize("kills", _some_or(100, 2))
-def test_a_sweep_that_is_killed_again_and_again_keeps_every_finished_cell(tmp_path, kills, capsys):
+def test_a_sweep_that_is_killed_again_and_again_keeps_every_finished_trial(tmp_path, kills, capsys):
     out, rng = tmp_path / "run", random.Random(kills)
     asked = tmp_path / "asked.jsonl"
     row = {"id": "r", "prompt": "1 2 3 4 5 ", "expected": "6 7 8", "max_new_tokens": 5}
@@ -49,25 +49,25 @@ def test_a_sweep_that_is_killed_again_and_again_keeps_every_finished_cell(tmp_pa
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
         if number % 2 == 0:  # some must be finished, that they can be lost
-            wait_for(lambda: (tmp_path / "said").stat().st_size, "a finished cell")
+            wait_for(lambda: (tmp_path / "said").stat().st_size, "a finished trial")
         time.sleep(rng.uniform(0, _LONGEST_S))
         assert sweep.poll() is None
         sweep.kill()
         sweep.wait(60)
-        wait_for(lambda: not _processes_of(out), "the end of its cells")
+        wait_for(lambda: not _processes_of(out), "the end of its trials")
         lines = (tmp_path / "said").read_text().splitlines(keepends=True)
-        finished |= {json.loads(line)["cell_id"] for line in lines if line.endswith("\n")}
+        finished |= {json.loads(line)["trial_id"] for line in lines if line.endswith("\n")}
         run = load_run(out)
-        assert finished <= set(run.cells["cell_id"])
-        finished |= set(run.cells["cell_id"])
+        assert finished <= set(run.trials["trial_id"])
+        finished |= set(run.trials["trial_id"])
         # To be killed is no failure of an engine.
-        assert set(run.cells["status"]) == {"ok"}
+        assert set(run.trials["status"]) == {"ok"}
         assert set(run.requests["outcome"]) <= {"ok", "wrong"}
-        assert len(run.requests) == len(run.cells)
+        assert len(run.requests) == len(run.trials)
     RunWriter.resume(out, read_manifest(out))
-    assert not list(out.glob("cells/.*"))
+    assert not list(out.glob("trials/.*"))
     with capsys.disabled():
-        sys.stdout.write(f" [{kills} kills, {len(finished)} cells finished, 0 lost] ")
+        sys.stdout.write(f" [{kills} kills, {len(finished)} trials finished, 0 lost] ")
 
 
 def _processes_of(out: Path) -> list[psutil.Process]:
@@ -79,7 +79,7 @@ def _processes_of(out: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("kills", _some_or(20, 2))
-def test_a_cell_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_path, kills, capsys):
+def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_path, kills, capsys):
     rng, answered, lost, late_ms = random.Random(kills), 0, 0, []
     for number in range(kills):
         release = RELEASES[number % 2]
@@ -89,7 +89,7 @@ def test_a_cell_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_path
             repeats=1,
             rounds=200,
             observe="events",
-            cell_timeout_s=600,
+            trial_timeout_s=600,
         )
         begun = time.monotonic()
         wait_s = rng.uniform(0.1, 3.0)
@@ -103,10 +103,10 @@ def test_a_cell_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_path
         how = (signal.SIGSEGV, signal.SIGKILL)[number // 2 % 2]
         out = tmp_path / f"run-{number}"
         run = sweep_and_signal(plan, out, how, ready)
-        (cell,) = run.cells.itertuples()
-        assert (cell.status, cell.exit_signal) == ("crashed", how)
+        (trial,) = run.trials.itertuples()
+        assert (trial.status, trial.exit_signal) == ("crashed", how)
         (cut,) = run.events[run.events["kind"] == "cut"].itertuples()
-        assert "The recording ends at " in cell.status_detail
+        assert "The recording ends at " in trial.status_detail
         _is_whole(run)
         ended = run.requests[run.requests["outcome"] != "lost"]
         missing = set(ended["request_id"]) - _ended(run)
@@ -130,9 +130,9 @@ def test_a_cell_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_path
 
 
 def _is_whole(run: Run) -> None:
-    """Hold every flight to be recorded, and every token of a request that has its end there."""
+    """Hold every invocation to be recorded, and every token of a request that has its end there."""
     unlanded = run.events[run.events["kind"] == "unlanded"]["value"]
-    flown = {*run.flights["flight_id"], *unlanded}
+    flown = {*run.invocations["invocation_id"], *unlanded}
     assert flown == set(range(len(flown)))
     events = run.events
     tokens = events[events["kind"].isin(["first_token", "token"])].groupby("request_id").size()
@@ -141,7 +141,7 @@ def _is_whole(run: Run) -> None:
     had = tokens.reindex(done["request_id"])
     # 3.9.0 gives the last one with the answer only; the clients had what the recording has.
     lacking = {len(given) - seen for given, seen in zip(done["tokens"], had, strict=True)}
-    assert lacking <= ({0}, {1})[done["cell_id"].iloc[0].startswith("3.9.0")]
+    assert lacking <= ({0}, {1})[done["trial_id"].iloc[0].startswith("3.9.0")]
 
 
 def _ended(run: Run) -> set[str]:

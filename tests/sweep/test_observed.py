@@ -1,4 +1,4 @@
-"""Real engines watched in a sweep: what was seen is stored with the cell, however the cell ends."""
+"""Real engines watched in a sweep: what was seen is stored with the trial, however the trial ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DERIVED = ["cached_tokens", "evictions_during", "pages_before", "pages_after"]
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """One cell on each release, its snapshots too, three rounds of prompts that share prefixes."""
+    """One trial on each release, its snapshots too, three rounds of prompts that share prefixes."""
     plan = Plan(
         releases=RELEASES,
         prefix_sharing=("trie",),
@@ -33,18 +33,19 @@ def watched(tmp_path_factory):
     return plan, run_sweep(plan, out, jobs=2, progress=False)
 
 
-def of_cell(frame: pd.DataFrame, release: str) -> pd.DataFrame:
-    return frame[frame["cell_id"].str.startswith(release)].reset_index(drop=True)
+def of_trial(frame: pd.DataFrame, release: str) -> pd.DataFrame:
+    return frame[frame["trial_id"].str.startswith(release)].reset_index(drop=True)
 
 
-def test_flights_events_and_snapshots_are_stored_with_the_cell(watched, release):
+def test_invocations_events_and_snapshots_are_stored_with_the_trial(watched, release):
     _, run = watched
-    assert set(run.cells["observed"]) == {"events and snapshots"}
-    assert set(run.cells["status"]) == {"ok"}
-    assert run.cells["status_detail"].isna().all()
+    assert set(run.trials["observed"]) == {"events and snapshots"}
+    assert set(run.trials["status"]) == {"ok"}
+    assert run.trials["status_detail"].isna().all()
     assert run.manifest["plan"]["observe"] == "snapshots"
-    requests, events, flights, snapshots = (
-        of_cell(frame, release) for frame in (run.requests, run.events, run.flights, run.snapshots)
+    requests, events, invocations, snapshots = (
+        of_trial(frame, release)
+        for frame in (run.requests, run.events, run.invocations, run.snapshots)
     )
     assert events["seq"].is_monotonic_increasing
     assert events["seq"].is_unique
@@ -54,16 +55,16 @@ def test_flights_events_and_snapshots_are_stored_with_the_cell(watched, release)
     for moment in ("before", "after"):
         assert set(snapshots[snapshots["moment"] == moment]["request_id"]) == asked
     assert snapshots["moment"].iloc[0] == snapshots["moment"].iloc[-1] == "asked"
-    flown = {request for ids in flights["request_ids"] for request in ids}
+    flown = {request for ids in invocations["request_ids"] for request in ids}
     assert flown == asked
-    assert list(flights["flight_id"]) == sorted(set(flights["flight_id"]))
+    assert list(invocations["invocation_id"]) == sorted(set(invocations["invocation_id"]))
     states = snapshots[["free", "live", "cached", "leaked"]].sum(axis=1)
     assert (states == snapshots["page_count"]).all()
 
 
 def test_requests_say_what_was_seen_of_them(watched, release):
     _, run = watched
-    requests, events = of_cell(run.requests, release), of_cell(run.events, release)
+    requests, events = of_trial(run.requests, release), of_trial(run.events, release)
     assert requests[DERIVED].notna().all(axis=None)
     assert (requests["evictions_during"] == 0).all()  # 256 pages are plenty
     assert requests["pages_before"].min() == 0
@@ -78,8 +79,8 @@ def test_requests_say_what_was_seen_of_them(watched, release):
 
 def test_times_lie_on_one_axis(watched, release):
     _, run = watched
-    requests = of_cell(run.requests, release).set_index("request_id")
-    events = of_cell(run.events, release)
+    requests = of_trial(run.requests, release).set_index("request_id")
+    events = of_trial(run.events, release)
     for kind, at in (
         ("submitted", requests["submitted_s"]),
         ("done", requests["submitted_s"] + requests["latency_s"]),
@@ -88,20 +89,20 @@ def test_times_lie_on_one_axis(watched, release):
         assert ((told - at).abs() < 1).all()  # far apart only if clocks start at different moments
 
 
-def test_without_snapshots_there_are_events_and_flights(tmp_path):
+def test_without_snapshots_there_are_events_and_invocations(tmp_path):
     plan = Plan(releases=("3.9.0",), concurrency=(2,), repeats=1, observe="events")
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    assert set(run.cells["observed"]) == {"events"}
-    assert len(run.flights) > 0
+    assert set(run.trials["observed"]) == {"events"}
+    assert len(run.invocations) > 0
     assert set(run.snapshots["moment"]) == {"asked"}  # where a replay starts and ends
     assert run.requests["evictions_during"].notna().all()
     assert run.requests["pages_before"].isna().all()
 
 
-def test_a_cell_that_nobody_watches_stores_nothing_of_it(tmp_path):
+def test_a_trial_that_nobody_watches_stores_nothing_of_it(tmp_path):
     plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1)
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    assert set(run.cells["observed"]) == {"nothing"}
+    assert set(run.trials["observed"]) == {"nothing"}
     assert run.events.empty
     assert run.requests[DERIVED].isna().all(axis=None)
 
@@ -110,16 +111,16 @@ def test_a_watched_sweep_is_gone_on_with(watched, tmp_path):
     plan, run = watched
     out = tmp_path / "run"
     writer = RunWriter.create(out, run.manifest)
-    kept, missing = run.cells["cell_id"]
-    # The first cell as it is on disk, the second never run.
-    (run.path / "cells" / kept).rename(writer.path / "cells" / kept)
+    kept, missing = run.trials["trial_id"]
+    # The first trial as it is on disk, the second never run.
+    (run.path / "trials" / kept).rename(writer.path / "trials" / kept)
     try:
         told = []
-        again = run_sweep(plan, out, on_cell=lambda row, _: told.append(row), progress=False)
-        assert [row["cell_id"] for row in told] == [missing]
-        assert set(again.events["cell_id"]) == {kept, missing}
+        again = run_sweep(plan, out, on_trial=lambda row, _: told.append(row), progress=False)
+        assert [row["trial_id"] for row in told] == [missing]
+        assert set(again.events["trial_id"]) == {kept, missing}
     finally:
-        (writer.path / "cells" / kept).rename(run.path / "cells" / kept)
+        (writer.path / "trials" / kept).rename(run.path / "trials" / kept)
 
 
 def _has_spilled_an_answer(out: Path) -> bool:
@@ -131,7 +132,7 @@ def _has_spilled_an_answer(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_cell_killed_midway_keeps_what_was_recorded(tmp_path, release):
+def test_a_trial_killed_midway_keeps_what_was_recorded(tmp_path, release):
     plan = Plan(
         releases=(release,),
         concurrency=(1,),
@@ -140,13 +141,13 @@ def test_a_cell_killed_midway_keeps_what_was_recorded(tmp_path, release):
         observe="snapshots",
     )
     run = sweep_and_signal(plan, tmp_path / "run", signal.SIGKILL, _has_spilled_an_answer)
-    (cell,) = run.cells.itertuples()
-    assert (cell.status, cell.observed) == ("crashed", "events and snapshots")
+    (trial,) = run.trials.itertuples()
+    assert (trial.status, trial.observed) == ("crashed", "events and snapshots")
     kinds = run.events.groupby("request_id")["kind"].agg(list)
     assert kinds["first"][0] == "snapshot"
     assert kinds["first"].count("done") == 1
     assert "never" not in kinds
-    assert len(run.flights) > 0
+    assert len(run.invocations) > 0
     before, after = run.requests["pages_before"], run.requests["pages_after"]
     assert before[0] == 0
     assert before.isna().tolist() == after.isna().tolist() == [False, True]
@@ -164,9 +165,9 @@ def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
         observe="snapshots",
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    assert list(run.cells["status"]) == ["engine_died"]
+    assert list(run.trials["status"]) == ["engine_died"]
     (died,) = run.events[run.events["kind"] == "died"].itertuples()
-    assert died.detail == run.cells["status_detail"][0]
+    assert died.detail == run.trials["status_detail"][0]
     assert (run.events["kind"] == "failed").any()
     assert "failure" in set(run.snapshots["moment"])
 
@@ -190,8 +191,8 @@ def test_in_a_kernel_a_full_recording_is_stored_and_says_so(child: ChildRunner, 
     assert ended.returncode == 0, ended.stderr
     run = load_run(out)
     assert len(run.events) == 40
-    (cell,) = run.cells.itertuples()
-    assert cell.status == "ok"
-    assert cell.status_detail.startswith("The recording was full:")
+    (trial,) = run.trials.itertuples()
+    assert trial.status == "ok"
+    assert trial.status_detail.startswith("The recording was full:")
     assert run.requests["evictions_during"].notna().any()
     assert not (out / "work").exists()

@@ -35,10 +35,10 @@ plans = st.builds(
 
 
 @given(plans)
-def test_every_combination_has_one_cell_with_an_id_of_its_own(plan):
-    cells = plan.cells()
-    assert len({cell.cell_id for cell in cells}) == len(cells)
-    assert {dataclasses.astuple(cell) for cell in cells if not cell.is_control} == {
+def test_every_combination_has_one_trial_with_an_id_of_its_own(plan):
+    trials = plan.trials()
+    assert len({trial.trial_id for trial in trials}) == len(trials)
+    assert {dataclasses.astuple(trial) for trial in trials if not trial.is_control} == {
         (release, sharing, pages, concurrency, repeat, ())
         for release in plan.releases
         for sharing in plan.prefix_sharing
@@ -52,16 +52,16 @@ def test_every_combination_has_one_cell_with_an_id_of_its_own(plan):
 def test_a_sanitized_plan_has_a_control_for_every_arm(plan, count):
     treatments = ((), ("lock-cache",), ("one-at-a-time",))[:count]
     plan = dataclasses.replace(plan, treatments=treatments)
-    controls = [cell for cell in plan.cells() if cell.is_control]
+    controls = [trial for trial in plan.trials() if trial.is_control]
     wanted = wanted_arms(plan) if plan.sanitize else 0
     assert len(controls) == wanted
-    assert plan.cells()[:wanted] == controls
+    assert plan.trials()[:wanted] == controls
     assert not plan.sanitize or plan.observe != "nothing"
-    for cell in controls:
-        assert arm_of(cell.treatments) in treatments
-        [fault] = set(cell.treatments) - set(arm_of(cell.treatments))
-        assert fault == cell.treatments[-1]
-        assert FAULTS[fault].fits(cell.release, cell.prefix_sharing)
+    for trial in controls:
+        assert arm_of(trial.treatments) in treatments
+        [fault] = set(trial.treatments) - set(arm_of(trial.treatments))
+        assert fault == trial.treatments[-1]
+        assert FAULTS[fault].fits(trial.release, trial.prefix_sharing)
         assert FAULTS[fault].control
 
 
@@ -69,12 +69,12 @@ def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
     for release in ("3.1.0", "3.9.0"):
         for sharing in ("none", "trie"):
             seen = {
-                cell.treatments[-1]
+                trial.treatments[-1]
                 for seed in range(200)
-                for cell in Plan(
+                for trial in Plan(
                     releases=(release,), prefix_sharing=(sharing,), sanitize=True, seed=seed
-                ).cells()
-                if cell.is_control
+                ).trials()
+                if trial.is_control
             }
             assert seen == {
                 name
@@ -89,17 +89,17 @@ def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(pl
     idle: set[str] = set()
     tried: dict[tuple[str, str], list[str]] = {}
     for number in range(1, TRIES + 1):
-        controls = [cell for cell in plan.cells(idle) if cell.is_control]
-        new = [cell for cell in controls if cell.cell_id not in idle]
+        controls = [trial for trial in plan.trials(idle) if trial.is_control]
+        new = [trial for trial in controls if trial.trial_id not in idle]
         assert len(controls) == number * len(new) == number * wanted_arms(plan)
-        for cell in new:
-            tried.setdefault((cell.release, cell.prefix_sharing), []).append(cell.treatments[-1])
+        for trial in new:
+            tried.setdefault((trial.release, trial.prefix_sharing), []).append(trial.treatments[-1])
         # One that struck is enough.
         [kept, *others] = new
-        assert kept in plan.cells(idle | {cell.cell_id for cell in others})
-        idle |= {cell.cell_id for cell in new}
-    assert [cell.cell_id for cell in plan.cells(idle) if cell.cell_id not in idle] == [
-        cell.cell_id for cell in plan.cells() if not cell.is_control
+        assert kept in plan.trials(idle | {trial.trial_id for trial in others})
+        idle |= {trial.trial_id for trial in new}
+    assert [trial.trial_id for trial in plan.trials(idle) if trial.trial_id not in idle] == [
+        trial.trial_id for trial in plan.trials() if not trial.is_control
     ]
     for faults in tried.values():
         families = [f for f in FAMILIES for name in faults if FAULTS[name] in f]
@@ -112,39 +112,39 @@ def wanted_arms(plan):
 
 @given(plans)
 def test_ids_and_order_are_stable_and_repeats_are_outermost(plan):
-    cells = plan.cells()
-    assert cells == dataclasses.replace(plan).cells()
-    assert [cell.repeat for cell in cells] == sorted(cell.repeat for cell in cells)
+    trials = plan.trials()
+    assert trials == dataclasses.replace(plan).trials()
+    assert [trial.repeat for trial in trials] == sorted(trial.repeat for trial in trials)
     one_more = dataclasses.replace(plan, repeats=plan.repeats + 1)
-    assert one_more.cells()[: len(cells)] == cells
+    assert one_more.trials()[: len(trials)] == trials
 
 
 @given(plans, st.integers(1, 3))
 def test_treatments_follow_each_other_and_turn_round_in_every_second_repeat(plan, arms):
     treatments = ((), ("lock-cache",), ("one-at-a-time",))[:arms]
     plan = dataclasses.replace(plan, treatments=treatments, sanitize=False)
-    cells = plan.cells()
-    blocks = [cells[i : i + arms] for i in range(0, len(cells), arms)]
+    trials = plan.trials()
+    blocks = [trials[i : i + arms] for i in range(0, len(trials), arms)]
     for block in blocks:
-        order = [cell.treatments for cell in block]
+        order = [trial.treatments for trial in block]
         assert order == list(treatments[::-1] if block[0].repeat % 2 else treatments)
-        assert len({dataclasses.replace(cell, treatments=()) for cell in block}) == 1
+        assert len({dataclasses.replace(trial, treatments=()) for trial in block}) == 1
     # Over an even number of repeats each stands at every distance from either end equally often.
     if plan.repeats % 2 == 0:
         places = {names: [] for names in treatments}
         for block in blocks:
-            for place, cell in enumerate(block):
-                places[cell.treatments].append(place)
+            for place, trial in enumerate(block):
+                places[trial.treatments].append(place)
         assert {sum(found) / len(found) for found in places.values()} == {(arms - 1) / 2}
 
 
 @given(plans)
 def test_prompts_depend_on_nothing_but_seed_concurrency_and_repeat(plan):
     alone = dataclasses.replace(plan, releases=("3.9.0",), pages=(7,), prefix_sharing=("none",))
-    for cell in plan.cells():
-        key = cell.concurrency, cell.repeat
+    for trial in plan.trials():
+        key = trial.concurrency, trial.repeat
         assert plan.prompt_seed(*key) == alone.prompt_seed(*key)
-    keys = {(cell.concurrency, cell.repeat) for cell in plan.cells()}
+    keys = {(trial.concurrency, trial.repeat) for trial in plan.trials()}
     assert len({plan.prompt_seed(*key) for key in keys}) == len(keys)
 
 
@@ -159,19 +159,19 @@ def test_a_plan_is_recognised_on_disk(tmp_path_factory, plan):
         RunWriter.resume(out, {**manifest, "plan": other.as_dict()})
 
 
-def test_a_cell_id_can_name_a_directory_and_says_what_it_is():
-    (cell,) = Plan(releases=("3.1.0",), concurrency=(8,), repeats=1).cells()
-    assert cell.cell_id == "3.1.0-none-p256-c8-r0"
+def test_a_trial_id_can_name_a_directory_and_says_what_it_is():
+    (trial,) = Plan(releases=("3.1.0",), concurrency=(8,), repeats=1).trials()
+    assert trial.trial_id == "3.1.0-none-p256-c8-r0"
 
 
-def test_the_id_of_a_cell_with_many_treatments_is_short_and_its_own():
+def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
     plan = Plan(
         releases=("3.1.0",),
         prefix_sharing=("trie",),
         treatments=(fixes("3.1.0", "trie"), fixes("3.1.0", "trie")[::-1], ("lock-cache",)),
     )
-    ids = {cell.cell_id for cell in plan.cells()}
-    assert len(ids) == len(plan.cells())
+    ids = {trial.trial_id for trial in plan.trials()}
+    assert len(ids) == len(plan.trials())
     assert max(map(len, ids)) < 100
     assert "3.1.0-trie-p256-c8-r0-lock-cache" in ids
 
@@ -196,7 +196,7 @@ def test_the_id_of_a_cell_with_many_treatments_is_short_and_its_own():
         ({"seed": -1}, "--seed"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"device": "tpu"}, "tpu"),
-        ({"cell_timeout_s": 0}, "--cell-timeout"),
+        ({"trial_timeout_s": 0}, "--trial-timeout"),
         ({"request_timeout_s": float("nan")}, "--request-timeout"),
         ({"observe": "everything"}, "--observe"),
     ],
@@ -223,7 +223,7 @@ def test_a_workload_file_is_part_of_the_plan(tmp_path):
 
 def test_repeats_ask_several_workloads_in_turn():
     plan = Plan(releases=("3.1.0",), workload="mixed+reported+aba")
-    assert [plan.workload_of(cell.repeat) for cell in plan.cells()[::4]] == [
+    assert [plan.workload_of(trial.repeat) for trial in plan.trials()[::4]] == [
         "mixed", "reported", "aba", "mixed",
     ]  # fmt: skip
     mixed = dataclasses.replace(plan, workload="mixed")

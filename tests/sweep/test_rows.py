@@ -1,4 +1,4 @@
-"""A cell always has one row per request, whatever became of it."""
+"""A trial always has one row per request, whatever became of it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.runs.store import CELL_STATUS, OUTCOMES, RunWriter, load_run
+from analysis.runs.store import OUTCOMES, TRIAL_STATUS, RunWriter, load_run
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.progress import duration
 from analysis.sweep.rows import (
     Ended,
-    cell_row,
     count_outcomes,
     read_records,
     request_rows,
+    trial_row,
 )
 from analysis.workloads.workload import Request, Workload
 
 PLAN = Plan(releases=("3.1.0",), concurrency=(3,), repeats=1)
-(CELL,) = PLAN.cells()
+(TRIAL,) = PLAN.trials()
 
 
 def record(number, outcome="ok"):
@@ -33,7 +33,7 @@ def record(number, outcome="ok"):
 @given(
     st.integers(1, 9),
     st.sets(st.integers(0, 8)),
-    st.sampled_from(CELL_STATUS),
+    st.sampled_from(TRIAL_STATUS),
     st.sampled_from(OUTCOMES),
 )
 def test_every_request_has_a_row_that_the_store_takes(
@@ -42,7 +42,7 @@ def test_every_request_has_a_row_that_the_store_takes(
     workload = Workload("w", tuple(Request(f"r{i}", "1 ", 2, "67") for i in range(count)))
     done = [record(i, outcome) for i in finished if i < count]
     ended = Ended(done, 1.5, status, "It went so.", 9 if status == "crashed" else None)
-    rows = request_rows(CELL, workload, {("1 ", 2): (6, 8)}, ended)
+    rows = request_rows(TRIAL, workload, {("1 ", 2): (6, 8)}, ended)
     assert [row["request_id"] for row in rows] == [request.id for request in workload.requests]
     assert [(row["client"], row["position"]) for row in rows] == [
         (i % 3, i // 3) for i in range(count)
@@ -60,11 +60,11 @@ def test_every_request_has_a_row_that_the_store_takes(
     assert sum(counts.values()) == count
 
     out = tmp_path_factory.mktemp("run") / "run"
-    RunWriter.create(out, {"plan": PLAN.as_dict()}).write_cell(
-        cell_row("run", PLAN, CELL, ended), rows
+    RunWriter.create(out, {"plan": PLAN.as_dict()}).write_trial(
+        trial_row("run", PLAN, TRIAL, ended), rows
     )
     run = load_run(out)
-    assert list(run.cells["status"]) == [status]
+    assert list(run.trials["status"]) == [status]
     assert len(run.requests) == count
 
 
@@ -78,15 +78,15 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
 
 
 def test_an_estimate_learns_and_never_exceeds_the_deadline():
-    plan = Plan(releases=("3.1.0",), concurrency=(1, 4), repeats=2, cell_timeout_s=50)
+    plan = Plan(releases=("3.1.0",), concurrency=(1, 4), repeats=2, trial_timeout_s=50)
     estimate = Estimate(plan, jobs=2)
-    one, four, *_ = plan.cells()
-    assert 0 < estimate.cell_s(four) <= 50
+    one, four, *_ = plan.trials()
+    assert 0 < estimate.trial_s(four) <= 50
     estimate.measured(one, 10)
     estimate.measured(one, 20)
-    assert estimate.cell_s(one) == 15
+    assert estimate.trial_s(one) == 15
     estimate.measured(four, 500)
-    assert estimate.cell_s(four) == 50
+    assert estimate.trial_s(four) == 50
     assert estimate.total_s([one, four]) == pytest.approx(65 / 2)
 
 

@@ -1,4 +1,4 @@
-"""Real engines in child processes: every cell becomes a row, whatever happens to its process."""
+"""Real engines in child processes: every trial becomes a row, whatever happens to its process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.recorded import controls_of
 from analysis.sweep import Plan, PlanError, run_sweep
 from analysis.sweep.prepare import Prepared
-from analysis.sweep.process import CellProcess
+from analysis.sweep.process import TrialProcess
 from analysis.sweep.rows import Ended
 from analysis.treatments.faults import TRIES
 from analysis.workloads.workload import Request, Workload
@@ -31,33 +31,33 @@ FAST = Plan(releases=("3.1.0", "3.9.0"), concurrency=(4,), repeats=1, seed=1)
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """One cell on each release, both at once."""
+    """One trial on each release, both at once."""
     out = tmp_path_factory.mktemp("sweep") / "run"
     told = []
     run = run_sweep(
-        FAST, out, jobs=2, on_cell=lambda row, counts: told.append((row, counts)), progress=False
+        FAST, out, jobs=2, on_trial=lambda row, counts: told.append((row, counts)), progress=False
     )
     return out, run, told
 
 
-def test_cells_end_well_and_say_what_they_were(swept):
+def test_trials_end_well_and_say_what_they_were(swept):
     _, run, told = swept
-    assert set(run.cells["cell_id"]) == {"3.1.0-none-p256-c4-r0", "3.9.0-none-p256-c4-r0"}
-    assert set(run.cells["status"]) == {"ok"}
-    assert (run.cells["peak_rss_bytes"] > 10_000_000).all()
-    assert (run.cells["duration_s"] > 0).all()
-    assert set(run.cells["device"]) <= {"local-task", "amdgpu"}
-    assert set(run.cells["run_id"]) == {run.manifest["run_id"]}
+    assert set(run.trials["trial_id"]) == {"3.1.0-none-p256-c4-r0", "3.9.0-none-p256-c4-r0"}
+    assert set(run.trials["status"]) == {"ok"}
+    assert (run.trials["peak_rss_bytes"] > 10_000_000).all()
+    assert (run.trials["duration_s"] > 0).all()
+    assert set(run.trials["device"]) <= {"local-task", "amdgpu"}
+    assert set(run.trials["run_id"]) == {run.manifest["run_id"]}
     assert run.manifest["plan"]["concurrency"] == [4]
     assert run.manifest["dropped_prompts"] >= 0
-    assert sorted(row["cell_id"] for row, _ in told) == sorted(run.cells["cell_id"])
+    assert sorted(row["trial_id"] for row, _ in told) == sorted(run.trials["trial_id"])
     assert all(set(counts) == set(OUTCOMES) for _, counts in told)
 
 
 def test_every_release_is_asked_the_same(swept):
     _, run, _ = swept
     asked = {
-        release: list(run.requests[run.requests["cell_id"].str.startswith(release)]["prompt"])
+        release: list(run.requests[run.requests["trial_id"].str.startswith(release)]["prompt"])
         for release in FAST.releases
     }
     assert asked["3.1.0"] == asked["3.9.0"]
@@ -76,7 +76,7 @@ def test_what_is_asked_the_model_itself_answers_right(swept):
 
 def test_the_newest_release_answers_four_clients_right(swept):
     _, run, _ = swept
-    newest = run.requests[run.requests["cell_id"].str.startswith("3.9.0")]
+    newest = run.requests[run.requests["trial_id"].str.startswith("3.9.0")]
     assert set(newest["outcome"]) == {"ok"}
     assert newest["first_divergence"].isna().all()
     assert list(newest["tokens"]) == list(newest["reference_tokens"])
@@ -85,12 +85,12 @@ def test_the_newest_release_answers_four_clients_right(swept):
 def test_a_finished_sweep_is_not_run_again(swept):
     out, run, _ = swept
     told = []
-    again = run_sweep(FAST, out, on_cell=lambda *cell: told.append(cell), progress=False)
+    again = run_sweep(FAST, out, on_trial=lambda *trial: told.append(trial), progress=False)
     assert told == []
-    assert again.cells.equals(run.cells)
+    assert again.trials.equals(run.trials)
     assert sorted(path.name for path in out.iterdir()) == [
         ".sweep.lock",
-        "cells",
+        "trials",
         "manifest.json",
     ]
 
@@ -101,10 +101,10 @@ def test_what_is_missing_is_run_and_the_rest_is_kept(swept, tmp_path):
     out, run, _ = swept
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    shutil.rmtree(copy / "cells" / "3.9.0-none-p256-c4-r0")
+    shutil.rmtree(copy / "trials" / "3.9.0-none-p256-c4-r0")
     told = []
-    again = run_sweep(FAST, copy, on_cell=lambda row, _: told.append(row), progress=False)
-    assert [row["cell_id"] for row in told] == ["3.9.0-none-p256-c4-r0"]
+    again = run_sweep(FAST, copy, on_trial=lambda row, _: told.append(row), progress=False)
+    assert [row["trial_id"] for row in told] == ["3.9.0-none-p256-c4-r0"]
     assert list(again.requests["prompt"]) == list(run.requests["prompt"])
 
 
@@ -125,7 +125,7 @@ def test_each_plan_has_a_place_of_its_own(tmp_path):
 def test_it_is_said_that_a_run_is_gone_on_with(swept, capsys):
     out, _, _ = swept
     run_sweep(FAST, out)
-    assert capsys.readouterr().err == f"{out}: 2 of 2 cells are on disk already\n"
+    assert capsys.readouterr().err == f"{out}: 2 of 2 trials are on disk already\n"
 
 
 def test_two_sweeps_cannot_write_to_one_run(swept):
@@ -145,7 +145,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     planted = []
 
     class Told:
-        """A cell that ends at once; no fault strikes, but for the third of the untreated arm."""
+        """A trial that ends at once; no fault strikes, but for the third of the untreated arm."""
 
         elapsed_s = 1.0
 
@@ -168,16 +168,16 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
 
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
     prepared = Prepared({(1, 0): asked, (1, 1): asked}, {"3.1.0": {}}, 0)
-    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Told)
+    monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Told)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=2, sanitize=True,
                 treatments=((), ("lock-cache",)))  # fmt: skip
     out = tmp_path / "run"
     if interrupted:
         begun = run_sweep(plan, out, progress=False, stop=lambda: len(planted) == 1)
-        assert len(begun.cells) == 0
+        assert len(begun.trials) == 0
     run = run_sweep(plan, out, jobs=2, progress=False)
-    assert len(run.cells) == 4
+    assert len(run.trials) == 4
     controls = controls_of(out)
     assert sorted((c.arm, c.fault) for c in controls) == sorted(planted)
     assert [(c.arm, c.struck) for c in controls if c.arm] == [(("lock-cache",), False)] * TRIES
@@ -187,13 +187,13 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     assert len(planted) == 6
 
 
-def test_a_cell_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
+def test_a_trial_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
     tmp_path, monkeypatch, capsys
 ):
     started, full = [], [True, True, True, False]
 
-    class Started(CellProcess):
-        """A cell of which some may write no file of more than 300 bytes, as on a full disk."""
+    class Started(TrialProcess):
+        """A trial of which some may write no file of more than 300 bytes, as on a full disk."""
 
         def __init__(self, *asked):
             super().__init__(*asked)
@@ -201,32 +201,32 @@ def test_a_cell_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
             if full[len(started) - 1]:
                 psutil.Process(self.pid).rlimit(psutil.RLIMIT_FSIZE, (300, 300))
 
-    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Started)
+    monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Started)
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.1)
     # A row of `requests` is longer than that.
     plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, observe="events")
-    with pytest.raises(MachineError, match="1 of 1 cells could not be run") as raised:
+    with pytest.raises(MachineError, match="1 of 1 trials could not be run") as raised:
         run_sweep(plan, tmp_path / "run")
     assert os.strerror(errno.ENOSPC) in str(raised.value)
     assert len(started) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"{tmp_path / 'run'}: a new run of 1 cell\n")
+    assert said.startswith(f"{tmp_path / 'run'}: a new run of 1 trial\n")
     assert "it is tried again in 0.1 s" in said
     assert load_run(tmp_path / "run").requests.empty
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert len(started) == 4
-    assert list(run.cells["status"]) == ["ok"]
+    assert list(run.trials["status"]) == ["ok"]
     assert list(run.requests["outcome"]) == ["ok"]
 
 
 class Short:
-    """Stands for cells that this machine cannot even start, but for the chosen ones."""
+    """Stands for trials that this machine cannot even start, but for the chosen ones."""
 
     elapsed_s = 1.0
 
     def __init__(self, python, spec, directory, timeout_s):
-        self.asked.append(spec["cell_id"])
-        if not spec["cell_id"].endswith(self.runs):
+        self.asked.append(spec["trial_id"])
+        if not spec["trial_id"].endswith(self.runs):
             raise OSError(errno.EMFILE, "too many", str(directory))
 
     def poll(self):
@@ -243,22 +243,22 @@ class Short:
 def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
     prepared = Prepared({(1, r): asked for r in range(5)}, {"3.1.0": {}}, 0)
-    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Short)
+    monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)
     monkeypatch.setattr(Short, "asked", [], raising=False)
     monkeypatch.setattr(Short, "runs", runs, raising=False)
     plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=5)
     # Three that could not be run in a row are enough.
-    with pytest.raises(MachineError, match=f"{5 - (runs == 'r1')} of 5 cells could not be run"):
+    with pytest.raises(MachineError, match=f"{5 - (runs == 'r1')} of 5 trials could not be run"):
         run_sweep(plan, tmp_path / "run", progress=False)
     assert len(Short.asked) == tries
-    assert list(load_run(tmp_path / "run").cells["repeat"]) == [1] * (runs == "r1")
+    assert list(load_run(tmp_path / "run").trials["repeat"]) == [1] * (runs == "r1")
 
 
-def test_what_fails_while_a_kept_cell_is_told_of_does_not_undo_it(tmp_path, monkeypatch):
+def test_what_fails_while_a_kept_trial_is_told_of_does_not_undo_it(tmp_path, monkeypatch):
     plan = replace(FAST, releases=("3.9.0",))
-    monkeypatch.setattr("analysis.sweep.runner.CellProcess", Short)
+    monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr(Short, "runs", "r0", raising=False)
     monkeypatch.setattr(Short, "asked", [], raising=False)
 
@@ -266,16 +266,16 @@ def test_what_fails_while_a_kept_cell_is_told_of_does_not_undo_it(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OSError, match="No space"):
-        run_sweep(plan, tmp_path / "run", on_cell=full, progress=False)
+        run_sweep(plan, tmp_path / "run", on_trial=full, progress=False)
     assert len(Short.asked) == 1
-    assert len(load_run(tmp_path / "run").cells) == 1
+    assert len(load_run(tmp_path / "run").trials) == 1
 
 
 def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):
     plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, options={"no_such": 1})
     with pytest.raises(EngineError, match="no_such"):
         run_sweep(plan, tmp_path / "run", progress=False)
-    assert load_run(tmp_path / "run").cells.empty
+    assert load_run(tmp_path / "run").trials.empty
 
 
 def test_in_a_kernel_only_its_own_release_can_run(tmp_path):
@@ -284,40 +284,40 @@ def test_in_a_kernel_only_its_own_release_can_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cell_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorded(
+def test_a_trial_past_its_deadline_is_hung_and_keeps_what_it_finished_and_recorded(
     tmp_path, monkeypatch
 ):
-    elapsed_s = CellProcess.elapsed_s.fget
+    elapsed_s = TrialProcess.elapsed_s.fget
 
-    def late_once_recorded(cell):
+    def late_once_recorded(trial):
         """Add an hour as soon as the first answer is recorded, however long that takes."""
-        spilled = read_spilled(cell.directory)
-        recorded = "flights" in spilled and "done" in spilled["events"]["kind"].to_pylist()
-        return elapsed_s(cell) + 3600 * (recorded and has_answered(tmp_path / "run"))
+        spilled = read_spilled(trial.directory)
+        recorded = "invocations" in spilled and "done" in spilled["events"]["kind"].to_pylist()
+        return elapsed_s(trial) + 3600 * (recorded and has_answered(tmp_path / "run"))
 
-    monkeypatch.setattr(CellProcess, "elapsed_s", property(late_once_recorded))
+    monkeypatch.setattr(TrialProcess, "elapsed_s", property(late_once_recorded))
     plan = Plan(
         releases=("3.9.0",),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
-        cell_timeout_s=300,
+        trial_timeout_s=300,
         observe="events",
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    (cell,) = run.cells.itertuples()
-    assert cell.status == "hung"
+    (trial,) = run.trials.itertuples()
+    assert trial.status == "hung"
     # Threads that run on while their stacks are dumped can make the dump itself crash, just before
-    # the kill; the cell is hung all the same.
-    assert cell.exit_signal in (signal.SIGKILL, signal.SIGSEGV)
-    assert "deadline of 300 s" in cell.status_detail
-    assert cell.status_detail.endswith(".")
-    stacks = tmp_path / "run" / "logs" / cell.cell_id / "stacks.txt"
+    # the kill; the trial is hung all the same.
+    assert trial.exit_signal in (signal.SIGKILL, signal.SIGSEGV)
+    assert "deadline of 300 s" in trial.status_detail
+    assert trial.status_detail.endswith(".")
+    stacks = tmp_path / "run" / "logs" / trial.trial_id / "stacks.txt"
     assert "clients.py" in stacks.read_text()
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
     assert run.requests["text"][0] == "6 7 8"
     assert (run.events["kind"] == "done").sum() == 1
-    assert len(run.flights) > 0
+    assert len(run.invocations) > 0
 
 
 def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):
@@ -325,10 +325,10 @@ def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):
     plan = Plan(releases=("3.9.0",), concurrency=(2,), rounds=12, repeats=1, pages=(16,),
                 request_timeout_s=4)  # fmt: skip
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    (cell,) = run.cells.itertuples()
+    (trial,) = run.trials.itertuples()
     assert run.requests["outcome"].iloc[-1] not in {"ok", "wrong"}
-    assert cell.status == "hung"
-    assert cell.status_detail.startswith("The engine stopped answering: after the workload (")
+    assert trial.status == "hung"
+    assert trial.status_detail.startswith("The engine stopped answering: after the workload (")
     assert len(run.requests) == 24  # what it was asked beside them is no request of the run
 
 
@@ -336,33 +336,33 @@ def test_clients_in_a_hurry_do_not_make_an_engine_hang(tmp_path):
     plan = Plan(releases=("3.9.0",), concurrency=(4,), repeats=1, request_timeout_s=0.05)
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert set(run.requests["outcome"]) == {"timeout"}
-    assert list(run.cells["status"]) == ["ok"]
+    assert list(run.trials["status"]) == ["ok"]
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
+def test_a_trial_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
     plan = Plan(
         releases=("3.9.0",),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
-        cell_timeout_s=20,
+        trial_timeout_s=20,
     )
     run = sweep_and_signal(plan, tmp_path / "run", signal.SIGSTOP)
-    assert list(run.cells["status"]) == ["hung"]
+    assert list(run.trials["status"]) == ["hung"]
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
 
 
-def test_a_cell_whose_process_crashes_keeps_what_it_finished(tmp_path):
+def test_a_trial_whose_process_crashes_keeps_what_it_finished(tmp_path):
     number = signal.SIGSEGV
     plan = Plan(
         releases=("3.9.0",), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))
     )
     run = sweep_and_signal(plan, tmp_path / "run", number)
-    (cell,) = run.cells.itertuples()
-    assert (cell.status, cell.exit_signal) == ("crashed", number)
-    assert number.name in cell.status_detail
-    assert cell.peak_rss_bytes > 10_000_000
+    (trial,) = run.trials.itertuples()
+    assert (trial.status, trial.exit_signal) == ("crashed", number)
+    assert number.name in trial.status_detail
+    assert trial.peak_rss_bytes > 10_000_000
     assert list(run.requests["outcome"]) == ["ok", "lost"]
     assert run.requests["text"][0] == "6 7 8"
 
@@ -390,11 +390,11 @@ def test_a_sweep_that_is_ended_leaves_a_valid_run_and_no_process(tmp_path, numbe
     finally:
         sweep.kill()
     wait_for(lambda: not any(_lives(process) for process in started), "the children's end")
-    assert load_run(out).cells.empty
+    assert load_run(out).trials.empty
     assert "Traceback" not in stderr
     if number == signal.SIGINT:
         assert sweep.returncode == 130
-        assert "Stopped with 0 of 1 cells" in stderr
+        assert "Stopped with 0 of 1 trials" in stderr
 
 
 def _lives(process: psutil.Process) -> bool:

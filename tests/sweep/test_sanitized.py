@@ -28,29 +28,29 @@ def old(tmp_path_factory):
     return plan, run_sweep(plan, tmp_path_factory.mktemp("old") / "run", jobs=2, progress=False)
 
 
-def test_cells_say_how_they_were_treated(old):
+def test_trials_say_how_they_were_treated(old):
     plan, run = old
-    assert [arm_of(cell.treatments) for cell in plan.cells()] == [
+    assert [arm_of(trial.treatments) for trial in plan.trials()] == [
         (), CORRECTED, (), CORRECTED, CORRECTED, ()
     ]  # fmt: skip
-    assert [cell.is_control for cell in plan.cells()] == [True, True, *[False] * 4]
-    treated = run.cells["treatments"].map(lambda names: tuple(names))
+    assert [trial.is_control for trial in plan.trials()] == [True, True, *[False] * 4]
+    treated = run.trials["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
-    assert set(run.cells["observed"]) == {"events"}
+    assert set(run.trials["observed"]) == {"events"}
     whole = load_run(run.path, controls=True)
-    controls = whole.cells["treatments"].map(lambda names: is_control(tuple(names)))
+    controls = whole.trials["treatments"].map(lambda names: is_control(tuple(names)))
     assert controls.sum() >= 2
-    assert whole.cells.loc[controls.astype(bool), "struck"].notna().all()
+    assert whole.trials.loc[controls.astype(bool), "struck"].notna().all()
 
 
 def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
     _, run = old
-    plain = run.cells[run.cells["treatments"].map(len) == 0]["cell_id"]
+    plain = run.trials[run.trials["treatments"].map(len) == 0]["trial_id"]
     found = run.findings
-    assert set(found["cell_id"]) == set(plain)
+    assert set(found["trial_id"]) == set(plain)
     assert {"own length"} <= set(found.loc[found["severity"] == WRONG_DATA, "rule"])
     # Every one of its requests reads beyond its own length, whether its answer is right or not.
-    asked = run.requests[run.requests["cell_id"].isin(plain)]
+    asked = run.requests[run.requests["trial_id"].isin(plain)]
     beyond = found[(found["rule"] == "own length") & (found["cause"] == "beyond it")]
     assert set(beyond["request_id"]) == set(asked["request_id"])
     untreated, treated = sorted(check_run(run.path), key=lambda c: len(c.treatments))
@@ -68,10 +68,10 @@ def test_every_wrong_answer_was_preceded_by_wrong_data(old):
     ahead = leads(run)
     wrong = run.requests["outcome"] == "wrong"
     assert len(ahead) == int((wrong & run.requests["first_divergence"].notna()).sum())
-    assert ahead["flight_id"].notna().all()
-    assert (ahead["flights_before"] >= 0).all()
-    treated = run.cells.loc[run.cells["treatments"].map(len) > 0, "cell_id"]
-    assert not (wrong & run.requests["cell_id"].isin(treated)).any()
+    assert ahead["invocation_id"].notna().all()
+    assert (ahead["invocations_before"] >= 0).all()
+    treated = run.trials.loc[run.trials["treatments"].map(len) > 0, "trial_id"]
+    assert not (wrong & run.requests["trial_id"].isin(treated)).any()
 
 
 def test_a_newer_release_is_checked_too(tmp_path):

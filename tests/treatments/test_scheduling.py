@@ -1,4 +1,4 @@
-"""What treatments of order, locks, pages and failures do, seen in flights and events."""
+"""What treatments of order, locks, pages and failures do, seen in invocations and events."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_one_at_a_time_and_on_one_worker(child: ChildRunner, release: str) -> No
         """
 def shape(*names):
     recording, answers, died = recorded(*names)
-    flights, events = recording.flights, recording.events
+    invocations, events = recording.invocations, recording.events
     threads = events.loc[events["kind"] == "acquire", "thread"].nunique()
-    return [int(flights["rows"].max()), threads, int((answers["outcome"] == "ok").sum())]
+    return [int(invocations["rows"].max()), threads, int((answers["outcome"] == "ok").sum())]
 others = ["one-worker"] if RELEASE != "3.1.0" else []
 say([shape(), shape("one-at-a-time"), [shape(name) for name in others]])
 """,
@@ -88,8 +88,8 @@ def taken(*names):
     return [any(0 in pages for pages in acquired), int(recording.snapshots["free"].iloc[0])]
 def padded(*names):
     recording, answers, died = recorded(*names, count=8)
-    flights = recording.flights
-    own = [pages for f in flights[flights["phase"] == "decode"].to_dict("records")
+    invocations = recording.invocations
+    own = [pages for f in invocations[invocations["phase"] == "decode"].to_dict("records")
            for pages, length, start in zip(f["block_tables"][:f["rows"]], f["seq_lens"],
                                            f["start_positions"])
            if 0 in pages[: start // 16 + 1]]
@@ -144,7 +144,7 @@ def test_a_big_pool_is_made_when_the_engine_starts() -> None:
     assert page_count(["big-pool:100"], 64) == 100
     assert page_count(["big-pool:10"], 64) == 64
     plan = Plan(releases=("3.9.0",), pages=(64,), treatments=((), ("big-pool:128",)), repeats=1)
-    config = {cell.treatments: plan.engine_config(cell)["page_count"] for cell in plan.cells()}
+    config = {trial.treatments: plan.engine_config(trial)["page_count"] for trial in plan.trials()}
     assert set(config.values()) == {64, 128}
 
 

@@ -23,7 +23,8 @@ def fingerprint(engine):
     service = engine.adapter.service
     pool = service.page_cache.page_pool
     owners = {"adapter": engine.adapter, "service": service, "cache": service.page_cache,
-              "pool": pool, "flight": engine.adapter._flight_class(), "kind": type(engine.adapter)}
+              "pool": pool, "invocation": engine.adapter._invocation_class(), "kind":
+              type(engine.adapter)}
     owners |= {n: getattr(service, n) for n in vars(service)
                if n.endswith("batcher") or n == "main_fiber_pool"}
     owners |= {kind.__name__: kind for kind in allocation_kinds(engine)}
@@ -54,11 +55,11 @@ def flown(engine, *names, count=12, concurrency=4):
     with observe(engine, snapshots=False, memory_every_s=0) as recording:
         with treat(engine, *names):
             engine.run(make_workload("mixed", count=count, seed=3), concurrency, timeout_s=20)
-    return recording.flights[recording.flights["error"].isna()]
+    return recording.invocations[recording.invocations["error"].isna()]
 
-def decodes(flights):
+def decodes(invocations):
     # request id (None is padding), seq_len and start of every row of every decode
-    for f in flights[flights["phase"] == "decode"].to_dict("records"):
+    for f in invocations[invocations["phase"] == "decode"].to_dict("records"):
         ids = [*f["request_ids"], *[None] * (f["batch_size"] - f["rows"])]
         for row, name in enumerate(ids):
             yield name, f["seq_lens"][row], f["start_positions"][row]

@@ -2,8 +2,8 @@
 
 A rule states its sentence and yields a Finding wherever it is broken. It is asked at what it has a
 method for: `on_<kind>(world, event)` before the world takes note of an event of that kind,
-`after_<kind>(world, event)` afterwards, `flight(world, passage)` when a flight has gone through the
-shadow, `look(world, snapshot)` at every snapshot that was taken between two operations,
+`after_<kind>(world, event)` afterwards, `invocation(world, passage)` when an invocation has gone
+through the shadow, `look(world, snapshot)` at every snapshot that was taken between two operations,
 `rest(world, snapshot)` when moreover no request is under way, `finish(world)` at the very end. To
 add one, write it into a module here and put it into RULES.
 """

@@ -22,15 +22,15 @@ class ArgumentsAsFilled(Rule):
     name = "arguments as filled"
     sentence = "Until an invocation has landed its arguments are what they were filled with."
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
-        for argument, row, column, filled, read, when in json.loads(flight.changed or "[]"):
-            request = flight.request_ids[row] if row < flight.real else None
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
+        for argument, row, column, filled, read, when in json.loads(invocation.changed or "[]"):
+            request = invocation.request_ids[row] if row < invocation.real else None
             moment = "it had landed" if when == LANDED else "the call had returned"
             yield Finding(
                 cause=argument,
                 message=f"{argument} of {request or 'a padding row'} (row {row}, place {column} of"
-                f" a {flight.phase}) was filled with {filled}, and was {read} when {moment}.",
+                f" a {invocation.phase}) was filled with {filled}, and was {read} when {moment}.",
                 request_id=request,
                 page=read if argument == "block_tables" else None,
                 # What was changed only after the call had returned may have been read before.
@@ -46,16 +46,16 @@ class LandedBeforeRead(Rule):
 
     def __init__(self) -> None:
         self._under_way: dict[int, tuple[int, Ints]] = {}
-        """By flight: where it ends, and the slots that it changes."""
+        """By invocation: where it ends, and the slots that it changes."""
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
-        for number in [n for n, (end, _) in self._under_way.items() if end < flight.seq]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
+        for number in [n for n, (end, _) in self._under_way.items() if end < invocation.seq]:
             del self._under_way[number]
         # What a row should not read at all is told by other rules.
         sound = passage.reads & ~passage.wrong & ~passage.beyond
         for number, (_, slots) in self._under_way.items():
-            last = world.shadow.flight[passage.read_slots] == number
+            last = world.shadow.invocation[passage.read_slots] == number
             early = sound & last
             if not early.any():
                 continue
@@ -63,12 +63,14 @@ class LandedBeforeRead(Rule):
             for row in np.flatnonzero(early.any(axis=1)).tolist():
                 position = int(np.flatnonzero(early[row])[0])
                 slot = int(passage.read_slots[row, position])
-                request, writer = flight.request_ids[row], int(world.shadow.writer[slot])
+                request, writer = invocation.request_ids[row], int(world.shadow.writer[slot])
                 other = world.name(writer)
                 yield Finding(
                     cause="still under way",
-                    message=f"A {flight.phase} of {request} began to read its position {position}"
-                    f" from slot {slot % world.stride} of page {slot // world.stride} while flight"
+                    message=f"A {invocation.phase} of {request} began to read its position"
+                    f" {position}"
+                    f" from slot {slot % world.stride} of page {slot // world.stride} while"
+                    " invocation"
                     f" {number}, which writes it, had not landed.",
                     request_id=request,
                     other_request_id=None if other == request else other,
@@ -80,13 +82,16 @@ class LandedBeforeRead(Rule):
         changed = (passage.write_slots >= 0) & (passage.write_content != passage.before)
         changed &= (passage.before != UNKNOWN) & (passage.write_content != UNKNOWN)
         # Where no choices are noted, nothing shows when a row's result was there.
-        if flight.result_digests is not None:
-            self._under_way[flight.flight_id] = flight.end_seq, passage.write_slots[changed]
+        if invocation.result_digests is not None:
+            self._under_way[invocation.invocation_id] = (
+                invocation.end_seq,
+                passage.write_slots[changed],
+            )
 
     def on_chosen(self, world: World, event: Event) -> Iterator[Finding]:
         # A row's result is there before the engine is through with the other rows'.
         sequence = world.last_of.get(event.request_id or "")
         result = None if sequence is None else sequence.result
         if result is not None and digest_of(event) == result.digest:
-            self._under_way.pop(result.flight_id, None)
+            self._under_way.pop(result.invocation_id, None)
         return iter(())

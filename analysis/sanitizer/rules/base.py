@@ -19,8 +19,8 @@ class Rule:
     bears_gaps: ClassVar[bool] = False
     """Whether it can be asked although an event of the cache is not known."""
 
-    def flight(self, world: World, passage: Passage) -> Iterable[Finding]:
-        """Check a flight that has just gone through the shadow."""
+    def invocation(self, world: World, passage: Passage) -> Iterable[Finding]:
+        """Check an invocation that has just gone through the shadow."""
         return ()
 
     def look(self, world: World, snapshot: Snapshot) -> Iterable[Finding]:

@@ -93,26 +93,29 @@ class UnwrittenBytes(Rule):
     bears_gaps = True
 
     def __init__(self) -> None:
-        self._flight: Ints = np.zeros(0, dtype=np.int64)
-        """By slot: the last flight that attended to it, and the sequence for which it did."""
-        self._reader: Ints = self._flight
+        self._invocation: Ints = np.zeros(0, dtype=np.int64)
+        """By slot: the last invocation that attended to it, and the sequence for which it did."""
+        self._reader: Ints = self._invocation
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         self._begin(world)
         for row, sequence in passage.known_rows():
             slots = passage.read_slots[row][passage.reads[row]]
-            self._flight[slots], self._reader[slots] = passage.flight.flight_id, sequence.number
+            self._invocation[slots], self._reader[slots] = (
+                passage.invocation.invocation_id,
+                sequence.number,
+            )
         return iter(())
 
     def _begin(self, world: World) -> None:
-        if not len(self._flight):
-            self._flight = np.full(world.page_count * world.stride, -1, dtype=np.int64)
-            self._reader = np.full_like(self._flight, NOBODY)
+        if not len(self._invocation):
+            self._invocation = np.full(world.page_count * world.stride, -1, dtype=np.int64)
+            self._reader = np.full_like(self._invocation, NOBODY)
             world.written_by.append(self._reader)
 
     def on_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
         page, said = event.pages[0], json.loads(event.detail or "{}")
-        slots, since = said["slots"], said["since_flight"]
+        slots, since = said["slots"], said["since_invocation"]
         places = [page * world.stride + slot for slot in slots]
         readers = self._readers(world, places, said)
         moment = said["moment"]
@@ -132,7 +135,7 @@ class UnwrittenBytes(Rule):
             f" wrote {_them(slots)}; seen when {_MOMENTS[moment]}"
             + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
             + _now(holds, writer)
-            + (f". Last seen right after flight {since} began" if since >= 0 else "")
+            + (f". Last seen right after invocation {since} began" if since >= 0 else "")
             + (
                 f"; {' and '.join(readers)} read {_them(slots)} since or will"
                 if readers
@@ -161,18 +164,18 @@ class UnwrittenBytes(Rule):
 
     def _readers(self, world: World, places: Sequence[int], said: dict[str, Any]) -> list[str]:
         """Return the requests that read such slots meanwhile, or would have read them next."""
-        since, seen = said["since_flight"], said["seen_flight"]
+        since, seen = said["since_invocation"], said["seen_invocation"]
         found: dict[str, None] = {}
         self._begin(world)
         for place in places:
-            flight, number = int(self._flight[place]), int(self._reader[place])
-            if since < flight <= seen and (name := world.name(number)) is not None:
+            invocation, number = int(self._invocation[place]), int(self._reader[place])
+            if since < invocation <= seen and (name := world.name(number)) is not None:
                 found[name] = None
             for name in said["holders"]:
                 sequence = world.under_way.get(name)
                 position = int(world.shadow.position[place])
                 # What was written since it was read says nothing of what was there.
-                if world.shadow.flight[place] > seen or (
+                if world.shadow.invocation[place] > seen or (
                     sequence is not None
                     and 0 <= position < sequence.length
                     and int(world.shadow.content[place]) == int(sequence.hashes[position])
@@ -182,16 +185,16 @@ class UnwrittenBytes(Rule):
 
 
 class ArrivedWrites(Rule):
-    """A flight writes each token's key and value, in every layer and for every head."""
+    """An invocation writes each token's key and value, in every layer and for every head."""
 
     name = "arrived writes"
-    sentence = "When a flight has landed, all of each token's key and value is in its slot."
+    sentence = "When an invocation has landed, all of each token's key and value is in its slot."
 
     def __init__(self) -> None:
         self._passages: OrderedDict[int, Passage] = OrderedDict()
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        self._passages[passage.flight.flight_id] = passage
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._passages[passage.invocation.invocation_id] = passage
         if len(self._passages) > _KEPT_PASSAGES:
             self._passages.popitem(last=False)
         yield from ()
@@ -211,7 +214,7 @@ class ArrivedWrites(Rule):
         world.shadow.tainted[[page * world.stride + slot for slot in lost]] = True
         yield Finding(
             cause="nothing arrived" if first["all"] else "a part is missing",
-            message=f"Flight {event.value} wrote {_slots(lost)} of page {page} for"
+            message=f"Invocation {event.value} wrote {_slots(lost)} of page {page} for"
             f" {event.request_id}, and{_of(first['parts'])} {_they(lost)} {what}.",
             request_id=event.request_id,
             page=page,
@@ -221,12 +224,12 @@ class ArrivedWrites(Rule):
 
 
 def _is_news(passage: Passage | None, page: int, slot: int, world: World) -> bool:
-    """Tell whether a flight wrote a slot with something else than what it held."""
+    """Tell whether an invocation wrote a slot with something else than what it held."""
     if passage is None:
         return False
-    where = passage.write_slots[: passage.flight.real] == page * world.stride + slot
-    before = passage.before[: passage.flight.real][where]
-    content = passage.write_content[: passage.flight.real][where]
+    where = passage.write_slots[: passage.invocation.real] == page * world.stride + slot
+    before = passage.before[: passage.invocation.real][where]
+    content = passage.write_content[: passage.invocation.real][where]
     # What was never written since the watching began may hold the same from before.
     strange = (UNKNOWN, PADDING, NOTHING)
     unknown = np.isin(before, strange) | np.isin(content, strange)
@@ -243,38 +246,41 @@ def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
     notes = []
     if said["not_judged"]:
         notes.append(
-            "The bytes of pages that were in use when the watching began, or that a failed flight"
+            "The bytes of pages that were in use when the watching began, or that a failed"
+            " invocation"
             f" may have written, were not checked ({counted(len(said['not_judged']), 'page')})."
         )
     if said["undecided"]:
         notes.append(
             f"Changed bytes of {counted(len(said['undecided']), 'page')} could not be judged, as"
-            " flights that may have written them did not land."
+            " invocations that may have written them did not land."
         )
     # Not told by runs that were recorded before it was counted.
     if unchecked := said.get("unchecked", 0):
         notes.append(
             f"{counted(unchecked, 'change')} of a page {'was' if unchecked == 1 else 'were'} not"
-            " judged, as more waited for flights to land than are remembered."
+            " judged, as more waited for invocations to land than are remembered."
         )
-    flights, offered = said["flights"], said["pages_offered"]
+    invocations, offered = said["invocations"], said["pages_offered"]
     text = (
         f"Bytes: {counted(said['slots_written'], 'written slot')} read back after"
-        f" {counted(flights, 'flight')}, {counted(said['pages_read'], 'page')} read again"
+        f" {counted(invocations, 'invocation')}, {counted(said['pages_read'], 'page')} read again"
     )
     if said["mode"] == "whole":
-        return f"{text} (all pages before and after each flight).", notes
+        return f"{text} (all pages before and after each invocation).", notes
     if said["mode"] == "sampled" and "followed" in said:  # older runs followed all
         followed, there = said["followed"]
         return f"{text}, of {followed} of {there} pages, drawn by chance.", notes
-    every = offered / (SAMPLED * flights) if flights else 0.0
-    rate = f"; of the pages that a flight used 1 in {max(every, 1.0):.1f}" if flights else ""
+    every = offered / (SAMPLED * invocations) if invocations else 0.0
+    rate = (
+        f"; of the pages that an invocation used 1 in {max(every, 1.0):.1f}" if invocations else ""
+    )
     return f"{text}{rate} (and all at the latest when given up, taken, found or at the end).", notes
 
 
 _MOMENTS = {
-    "start": "the next flight started",
-    "landing": "a flight landed",
+    "start": "the next invocation started",
+    "landing": "an invocation landed",
     "acquire": "it was taken from the pool",
     "free": "it was freed",
     "drop": "a request let go of it",

@@ -13,9 +13,9 @@ from analysis.sanitizer.world import Event, World
 from analysis.snapshots.change import counted
 
 REST_S = 1.5
-"""How long nothing must have happened to a request, and no flight begun, until it stands still.
+"""How long nothing must have happened to a request, and no invocation begun, until it stands still.
 
-3.1.0 lets a request wait for up to 0.5 s for others to share its flight; later releases less.
+3.1.0 lets a request wait for up to 0.5 s for others to share its invocation; later releases less.
 """
 STARVED_S = 10.0
 """After how long a request stands still to which nothing happened while others were served."""
@@ -42,7 +42,7 @@ class Completed(Rule):
         self._moved_s: dict[str, float] = {}
         """When something happened last to a request that is under way, or was given up."""
         self._begun_s = 0.0
-        """When the last flight began."""
+        """When the last invocation began."""
         self._now_s = 0.0
         self._cut = False
         """Whether the recording ends before the engine had its time."""
@@ -59,10 +59,10 @@ class Completed(Rule):
             request_id=event.request_id,
         )
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        self._begun_s = max(self._begun_s, passage.flight.t_s)
-        for request in passage.flight.request_ids:
-            self._moves(world, request, passage.flight.t_s)
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        self._begun_s = max(self._begun_s, passage.invocation.t_s)
+        for request in passage.invocation.request_ids:
+            self._moves(world, request, passage.invocation.t_s)
         return iter(())
 
     def _moves(self, world: World, request: str | None, t_s: float) -> None:
@@ -168,19 +168,19 @@ class Completed(Rule):
         if self._death is not None:
             return "dead worker", f"a worker had died in event {self._death.seq}"
         if request in world.unlanded:
-            return "flight without end", "its flight never landed"
+            return "invocation without end", "its invocation never landed"
         phase = where.partition(" ")[2]
         match where.partition(" ")[0]:
             case "pending":
-                return "stuck batcher", f"it waits to be boarded for a {phase or 'flight'}"
+                return "stuck batcher", f"it waits to be boarded for a {phase or 'invocation'}"
             case "reserved":
                 return "stuck batcher", "the scheduler waits for others of its group"
         sequence = world.last_of.get(request)
         flown = 0 if sequence is None else sequence.takeoffs
-        flights = counted(flown, "flight")
+        invocations = counted(flown, "invocation")
         if sequence is None or flown > len(sequence.answer):
-            return "lost wake-up", f"nothing is to be done for it, after {flights}"
-        return "stuck batcher", f"no flight was begun for its next step, after {flights}"
+            return "lost wake-up", f"nothing is to be done for it, after {invocations}"
+        return "stuck batcher", f"no invocation was begun for its next step, after {invocations}"
 
     def _stands_still(self, request: str) -> bool:
         """Tell whether a request had not gone on for so long that it would never have."""
@@ -208,7 +208,7 @@ class Completed(Rule):
             yield Finding(
                 cause="dead worker" if self._death else "not ended",
                 message=f"{request} was still under way when the recording ended, after"
-                f" {counted(sequence.takeoffs, 'flight')}.",
+                f" {counted(sequence.takeoffs, 'invocation')}.",
                 request_id=request,
             )
 
@@ -220,16 +220,16 @@ class OnceExecuted(Rule):
     sentence = "Every step of a request is executed once."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
         for row, sequence in passage.known_rows():
             if not passage.repeats[row]:
                 continue
             twin, first = passage.twin_of[row] != row, int(passage.first[row])
-            when = "in the same flight" if twin else f"as in flight {passage.made_by[row]}"
+            when = "in the same invocation" if twin else f"as in invocation {passage.made_by[row]}"
             yield Finding(
                 cause="executed twice",
-                message=f"A {flight.phase} of {sequence.request_id} from position {first} on is"
+                message=f"A {invocation.phase} of {sequence.request_id} from position {first} on is"
                 f" executed once more, {when}.",
                 request_id=sequence.request_id,
             )
@@ -239,7 +239,7 @@ class FlownTokens(Rule):
     """No token comes from nowhere."""
 
     name = "flown tokens"
-    sentence = "Every token of an answer comes from a flight of its own."
+    sentence = "Every token of an answer comes from an invocation of its own."
     bears_gaps = True
 
     def after_token(self, world: World, event: Event) -> Iterator[Finding]:
@@ -248,9 +248,9 @@ class FlownTokens(Rule):
             return
         if len(sequence.answer) > sequence.takeoffs:
             yield Finding(
-                cause="token without a flight",
+                cause="token without an invocation",
                 message=f"{event.request_id} got token {len(sequence.answer)} of its answer after"
-                f" {counted(sequence.takeoffs, 'flight')}.",
+                f" {counted(sequence.takeoffs, 'invocation')}.",
                 request_id=event.request_id,
                 severity=WRONG_DATA,
             )
@@ -260,7 +260,9 @@ class FlownTokens(Rule):
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
         if event.value and event.detail in ("ok", "wrong"):
             sequence = world.last_of.get(event.request_id or "")
-            flown = "" if sequence is None else f", after {counted(sequence.takeoffs, 'flight')}"
+            flown = (
+                "" if sequence is None else f", after {counted(sequence.takeoffs, 'invocation')}"
+            )
             yield Finding(
                 cause="completed early",
                 message=f"{event.request_id} was completed"

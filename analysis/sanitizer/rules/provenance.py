@@ -23,7 +23,7 @@ class OwnTokens(Rule):
     sentence = "Every row flies with its request's own prompt, or the token chosen for it last."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         for row, sequence in passage.known_rows():
             position = passage.wrong_tokens[row]
             if position is None:
@@ -32,7 +32,7 @@ class OwnTokens(Rule):
             what = "without its token" if lacking else "with another token than its own"
             yield Finding(
                 cause="a token left out" if lacking else "another token",
-                message=f"A {passage.flight.phase} of {sequence.request_id} flies {what} at"
+                message=f"A {passage.invocation.phase} of {sequence.request_id} flies {what} at"
                 f" position {position}.",
                 request_id=sequence.request_id,
                 severity=WRONG_DATA,
@@ -46,7 +46,7 @@ class OwnPosition(Rule):
     sentence = "Every row starts at the position at which its sequence ended, on a page it has."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         some_outside = passage.outside.any()
         for row, sequence in passage.known_rows():
             first = int(passage.first[row])
@@ -54,7 +54,8 @@ class OwnPosition(Rule):
                 due = passage.due_first[row]
                 yield Finding(
                     cause="too late" if first > due else "too early",
-                    message=f"A {passage.flight.phase} of {sequence.request_id} starts at position"
+                    message=f"A {passage.invocation.phase} of {sequence.request_id} starts at"
+                    " position"
                     f" {first}, where its sequence stands at {due}.",
                     request_id=sequence.request_id,
                     page=_page(world, int(passage.write_slots[row, 0])),
@@ -62,7 +63,7 @@ class OwnPosition(Rule):
                 )
             count = int(passage.tokens_of[row])
             if some_outside and len(outside := np.flatnonzero(passage.outside[row, :count])):
-                position, table = first + int(outside[0]), passage.flight.tables[row]
+                position, table = first + int(outside[0]), passage.invocation.tables[row]
                 place = position // world.stride
                 where = f"outside of its block table of {counted(len(table), 'page')}"
                 if place < len(table):
@@ -82,10 +83,10 @@ class OwnLength(Rule):
     sentence = "Every row attends to exactly the positions of its own sequence."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
         for row, sequence in passage.known_rows():
-            flown, own = int(flight.seq_lens[row]), passage.lengths[row]
+            flown, own = int(invocation.seq_lens[row]), passage.lengths[row]
             if flown == own:
                 continue
             slots = passage.read_slots[row][passage.beyond[row]]
@@ -114,12 +115,12 @@ class WithinContext(Rule):
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         limit = world.context
         if limit is None:
             return
         ends = passage.first + passage.tokens_of
-        flown = np.maximum(ends, passage.flight.seq_lens)[: passage.flight.real]
+        flown = np.maximum(ends, passage.invocation.seq_lens)[: passage.invocation.real]
         if not (flown > limit).any():
             return
         for row, sequence in passage.known_rows():
@@ -128,7 +129,7 @@ class WithinContext(Rule):
             self._told.add(sequence.request_id)
             yield Finding(
                 cause="beyond it",
-                message=f"A {passage.flight.phase} of {sequence.request_id} goes to position"
+                message=f"A {passage.invocation.phase} of {sequence.request_id} goes to position"
                 f" {int(flown[row]) - 1}, where the model's context has {limit} positions.",
                 request_id=sequence.request_id,
             )
@@ -144,13 +145,13 @@ class WithinContext(Rule):
 
 
 class OneWriter(Rule):
-    """No two rows write different things to one slot in one flight."""
+    """No two rows write different things to one slot in one invocation."""
 
     name = "one writer"
-    sentence = "In one flight no slot is written by two rows, unless with the same prefix."
+    sentence = "In one invocation no slot is written by two rows, unless with the same prefix."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         slots, contents = passage.write_slots.ravel(), passage.write_content.ravel()
         order = np.argsort(slots, kind="stable")
         slots, contents = slots[order], contents[order]
@@ -160,14 +161,14 @@ class OneWriter(Rule):
         if not twice.any():
             return
         place = int(np.flatnonzero(twice)[0])
-        ids = passage.flight.request_ids
+        ids = passage.invocation.request_ids
         both = sorted(rows[place : place + 2].tolist())
         who = [ids[row] if row < len(ids) else "a padding row" for row in both]
         slot = int(slots[place])
         yield Finding(
             cause="two rows" if both[1] < len(ids) else "a padding row",
             message=f"{who[0]} and {who[1]} write slot {slot % world.stride} of page"
-            f" {slot // world.stride} in one {passage.flight.phase}, each something else.",
+            f" {slot // world.stride} in one {passage.invocation.phase}, each something else.",
             request_id=ids[both[0]] if both[0] < len(ids) else None,
             other_request_id=ids[both[1]] if both[1] < len(ids) else None,
             page=slot // world.stride,
@@ -182,7 +183,7 @@ class OwnPrefix(Rule):
     sentence = "Every slot that a row attends to holds the key and value of its own prefix."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         if not passage.wrong.any():
             return
         for row, sequence in passage.known_rows():
@@ -210,7 +211,7 @@ class Inherited(Rule):
     sentence = "No slot that a row attends to was computed from wrong data."
     bears_gaps = True
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         if not passage.inherited.any():
             return
         for row, sequence in passage.known_rows():
@@ -225,9 +226,9 @@ class Inherited(Rule):
             own = other == sequence.request_id
             yield Finding(
                 cause="its own earlier steps" if own else "another request's steps",
-                message=f"A {passage.flight.phase} of {sequence.request_id} reads its position"
-                f" {int(places[place])} as computed by {'itself' if own else other} in flight"
-                f" {int(world.shadow.flight[slot])}, from wrong data.",
+                message=f"A {passage.invocation.phase} of {sequence.request_id} reads its position"
+                f" {int(places[place])} as computed by {'itself' if own else other} in invocation"
+                f" {int(world.shadow.invocation[slot])}, from wrong data.",
                 request_id=sequence.request_id,
                 other_request_id=None if own else other,
                 page=slot // world.stride,
@@ -240,7 +241,7 @@ def _length_words(
     world: World, passage: Passage, sequence: Sequence, lengths: tuple[int, int], slots: Ints
 ) -> str:
     return (
-        f"A {passage.flight.phase} of {sequence.request_id} attends to"
+        f"A {passage.invocation.phase} of {sequence.request_id} attends to"
         f" {counted(lengths[0], 'position')} where its sequence has {lengths[1]}"
         + _what_lies_there(world, slots, sequence)
     )
@@ -250,7 +251,7 @@ def _prefix_words(
     world: World, passage: Passage, sequence: Sequence, places: Ints, slot: int
 ) -> str:
     return (
-        f"A {passage.flight.phase} of {sequence.request_id} reads its position {int(places[0])}"
+        f"A {passage.invocation.phase} of {sequence.request_id} reads its position {int(places[0])}"
         f" from slot {slot % world.stride} of page {slot // world.stride}, which"
         f" {_words(world, slot, sequence)}"
         + (f" ({len(places)} such slots)." if len(places) > 1 else ".")
@@ -268,7 +269,7 @@ def _holds(world: World, slot: int, sequence: Sequence) -> tuple[str, str | None
     if writer == sequence.number:
         return "another position of its own", None
     other = world.name(writer)
-    if shadow.freed_after[slot // world.stride] >= shadow.flight[slot]:
+    if shadow.freed_after[slot // world.stride] >= shadow.invocation[slot]:
         return "a freed page's old data", other
     return "another request's data", other
 
@@ -277,15 +278,15 @@ def _words(world: World, slot: int, sequence: Sequence) -> str:
     """Say what a slot holds."""
     shadow = world.shadow
     cause, other = _holds(world, slot, sequence)
-    flight, position = int(shadow.flight[slot]), int(shadow.position[slot])
+    invocation, position = int(shadow.invocation[slot]), int(shadow.position[slot])
     if cause == "nothing":
         return "was never written"
     if cause == "padding":
-        return f"holds padding, written in flight {flight}"
+        return f"holds padding, written in invocation {invocation}"
     if cause == "another position of its own":
-        return f"holds its own position {position} of flight {flight}, after other tokens"
+        return f"holds its own position {position} of invocation {invocation}, after other tokens"
     since = ", before the page was freed" if cause == "a freed page's old data" else ""
-    return f"holds position {position} of {other}, written in flight {flight}{since}"
+    return f"holds position {position} of {other}, written in invocation {invocation}{since}"
 
 
 def _what_lies_there(world: World, slots: Ints, sequence: Sequence) -> str:

@@ -120,8 +120,8 @@ class Protected(Rule):
     """What a request computes with cannot be evicted from under it.
 
     Only a node without references and without children is evicted, so a reference to a node below
-    protects it, too. Asked at every flight whose requests' pages or references changed since the
-    last, and by the engine's own counts at every snapshot.
+    protects it, too. Asked at every invocation whose requests' pages or references changed since
+    the last, and by the engine's own counts at every snapshot.
     """
 
     name = "protected"
@@ -139,7 +139,7 @@ class Protected(Rule):
 
     on_reference = on_create = on_unlink = on_replace = on_hold = on_drop = _change
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         if not world.node_at:
             return
         for row, sequence in passage.known_rows():
@@ -149,7 +149,7 @@ class Protected(Rule):
             self._sure.add(request)
             cached = [n for p in passage.pages_of(row) if (n := world.node_at.get(p)) is not None]
             if cached and not _referred(world.nodes, world.references, cached[-1]):
-                yield from self._one(world.nodes[cached[-1]], request, passage.flight.phase)
+                yield from self._one(world.nodes[cached[-1]], request, passage.invocation.phase)
 
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
         if event.request_id not in world.given_up:
@@ -163,7 +163,7 @@ class Protected(Rule):
     def on_unprotected(self, world: World, event: Event) -> Iterator[Finding]:
         node = world.nodes.get(-1 if event.node is None else event.node)
         if node is not None and event.request_id is not None:
-            yield from self._one(node, event.request_id, "flight")
+            yield from self._one(node, event.request_id, "invocation")
 
     def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
         """Check the engine's own counts for what those who have yet to finish hold."""

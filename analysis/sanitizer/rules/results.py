@@ -29,10 +29,10 @@ class OwnResult(Rule):
     def __init__(self) -> None:
         self._seen: OrderedDict[int, tuple[str, int]] = OrderedDict()
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
-        for row, digest in enumerate(flight.result_digests or ()):
-            self._seen[digest] = flight.request_ids[row], flight.flight_id
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
+        for row, digest in enumerate(invocation.result_digests or ()):
+            self._seen[digest] = invocation.request_ids[row], invocation.invocation_id
             self._seen.move_to_end(digest)
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
@@ -45,7 +45,7 @@ class OwnResult(Rule):
             return
         if digest == result.digest:
             if result.used:
-                yield self._breach(sequence, "an earlier invocation's", result.flight_id)
+                yield self._breach(sequence, "an earlier invocation's", result.invocation_id)
             result.used = True
             return
         other, number = self._seen.get(digest, (None, None))
@@ -59,13 +59,15 @@ class OwnResult(Rule):
     def _breach(
         self, sequence: Sequence, cause: str, number: int | None, other: str | None = None
     ) -> Finding:
-        own = None if sequence.result is None else sequence.result.flight_id
+        own = None if sequence.result is None else sequence.result.invocation_id
         if number is None:
-            whose = f"that no row has at its last position; its own are of flight {own}"
+            whose = f"that no row has at its last position; its own are of invocation {own}"
         elif number == own and other is None:
-            whose = f"of flight {own}, from which a token was chosen before"
+            whose = f"of invocation {own}, from which a token was chosen before"
         else:
-            whose = f"of {other or 'itself'} in flight {number}; its own are of flight {own}"
+            whose = (
+                f"of {other or 'itself'} in invocation {number}; its own are of invocation {own}"
+            )
         return Finding(
             cause=cause,
             message=f"Token {len(sequence.chosen) + 1} of {sequence.request_id} was chosen from"
@@ -92,7 +94,7 @@ class OwnToken(Rule):
             yield Finding(
                 cause="not the likeliest",
                 message=f"Token {len(sequence.chosen) + 1} of {sequence.request_id} is"
-                f" {event.value}, where the logits of flight {result.flight_id} have"
+                f" {event.value}, where the logits of invocation {result.invocation_id} have"
                 f" {result.token} as the likeliest.",
                 request_id=sequence.request_id,
                 severity=WRONG_DATA,

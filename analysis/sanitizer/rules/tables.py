@@ -1,4 +1,4 @@
-"""Which pages a flight may name, and which of them it may write."""
+"""Which pages an invocation may name, and which of them it may write."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class BlockTable(Rule):
     name = "block table"
     sentence = "Up to its row's own length a block table has only pages of its request, each once."
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
         for row, sequence in passage.known_rows():
             pages, request = passage.pages_of(row), sequence.request_id
             held = world.held.get(request, set())
@@ -53,7 +53,8 @@ class BlockTable(Rule):
                     page = next(page for page in pages if page in world.free)
                     yield Finding(
                         cause="a freed page",
-                        message=f"{request} flies in a {flight.phase} with page {page}, which was"
+                        message=f"{request} flies in a {invocation.phase} with page {page}, which"
+                        " was"
                         " freed.",
                         request_id=request,
                         page=page,
@@ -61,7 +62,7 @@ class BlockTable(Rule):
                 if -(-passage.lengths[row] // world.stride) > len(pages):
                     yield Finding(
                         cause="too short",
-                        message=f"The block table of {request} in a {flight.phase} has"
+                        message=f"The block table of {request} in a {invocation.phase} has"
                         f" {counted(len(pages), 'page')} for"
                         f" {counted(passage.lengths[row], 'token')}.",
                         request_id=request,
@@ -74,7 +75,8 @@ class BlockTable(Rule):
                 holders = sorted(world.holders.get(page, ()))
                 yield Finding(
                     cause=_kind(world, page),
-                    message=f"The block table of {request} in a {flight.phase} has page {page} at"
+                    message=f"The block table of {request} in a {invocation.phase} has page {page}"
+                    " at"
                     f" place {pages.index(page)}, which is {_where(world, page)}.",
                     request_id=request,
                     other_request_id=holders[0] if holders else None,
@@ -86,7 +88,7 @@ class BlockTable(Rule):
                 page = next(p for p in pages if pages.count(p) > 1)
                 yield Finding(
                     cause="one page twice",
-                    message=f"The block table of {request} in a {flight.phase} has page {page}"
+                    message=f"The block table of {request} in a {invocation.phase} has page {page}"
                     f" {pages.count(page)} times.",
                     request_id=request,
                     page=page,
@@ -106,21 +108,21 @@ class TablePadding(Rule):
         " request holds, and a padding row's only page 0."
     )
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight, stride = passage.flight, world.stride
-        tables = flight.tables.tolist()  # a row at a time is quicker in sets than in arrays
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation, stride = passage.invocation, world.stride
+        tables = invocation.tables.tolist()  # a row at a time is quicker in sets than in arrays
         for row, sequence in passage.known_rows():
             rest = {*tables[row][-(-passage.lengths[row] // stride) :]} - _PADDING
             held = world.held.get(sequence.request_id, _NONE)
             if rest and not (rest <= held and rest.isdisjoint(world.free)):
                 yield self._beyond(world, passage, row, sequence.request_id)
-        for row in range(flight.real, len(tables)):
+        for row in range(invocation.real, len(tables)):
             place = next((p for p, page in enumerate(tables[row]) if page != PADDING_PAGE), None)
             if place is not None:
                 yield self._in_padding(world, passage, row, place)
 
     def _beyond(self, world: World, passage: Passage, row: int, request: str) -> Finding:
-        table = passage.flight.tables[row].tolist()
+        table = passage.invocation.tables[row].tolist()
         length = passage.lengths[row]
         blocks = -(-length // world.stride)
         held = world.held.get(request, _NONE)
@@ -131,7 +133,8 @@ class TablePadding(Rule):
         holders = sorted(world.holders.get(page, set()) - {request})
         return Finding(
             cause=_kind(world, page),
-            message=f"The block table of {request} in a {passage.flight.phase} has page {page} at"
+            message=f"The block table of {request} in a {passage.invocation.phase} has page {page}"
+            " at"
             f" place {place}, beyond the {counted(blocks, 'page')} of its"
             f" {counted(length, 'token')}; the page is {_where(world, page)}.",
             request_id=request,
@@ -140,11 +143,11 @@ class TablePadding(Rule):
         )
 
     def _in_padding(self, world: World, passage: Passage, row: int, place: int) -> Finding:
-        page = int(passage.flight.tables[row, place])
+        page = int(passage.invocation.tables[row, place])
         holders = sorted(world.holders.get(page, ()))
         return Finding(
             cause="in a padding row",
-            message=f"Padding row {row} of a {passage.flight.phase} has page {page} at place"
+            message=f"Padding row {row} of a {passage.invocation.phase} has page {page} at place"
             f" {place} of its block table, where page {PADDING_PAGE} belongs; the page is"
             f" {_where(world, page)}.",
             request_id=holders[0] if holders else None,
@@ -162,11 +165,11 @@ class SharedPages(Rule):
         self.rewritten = 0
         """Slots of such pages that were written again with the same prefix: wasted, not wrong."""
 
-    def flight(self, world: World, passage: Passage) -> Iterator[Finding]:
-        flight = passage.flight
+    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
+        invocation = passage.invocation
         written = (passage.write_slots // world.stride).tolist()
         for row, pages in enumerate(written):
-            request = flight.request_ids[row] if row < flight.real else None
+            request = invocation.request_ids[row] if row < invocation.real else None
             for page in sorted(set(pages)):
                 others = world.holders.get(page, _NONE) - {request}
                 node = world.nodes.get(world.node_at.get(page, -1))
@@ -194,15 +197,15 @@ class SharedPages(Rule):
         self.rewritten += int((relied_on & (before == now)).sum())
         if not changed.any():
             return
-        flight = passage.flight
-        request = flight.request_ids[row] if row < flight.real else None
+        invocation = passage.invocation
+        request = invocation.request_ids[row] if row < invocation.real else None
         offset = int(offsets[np.flatnonzero(changed)[0]])
         cached = bool(published[changed].any())
         relying = f"node {world.node_at[page]} of the trie" if cached else " and ".join(others)
         yield Finding(
             cause="by padding" if request is None else "by a row",
             message=f"{'A padding row' if request is None else request} writes slot {offset} of"
-            f" page {page} in a {flight.phase}, on which {relying} relies.",
+            f" page {page} in a {invocation.phase}, on which {relying} relies.",
             request_id=others[0] if others and request is None else request,
             other_request_id=others[0] if others and request is not None else None,
             page=page,

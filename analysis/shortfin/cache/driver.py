@@ -48,7 +48,7 @@ class Actor(ABC):
 
     @abstractmethod
     def uses(self) -> list[int]:
-        """Return its block table: pages that a flight of it may still read or write."""
+        """Return its block table: pages that an invocation of it may still read or write."""
 
     def found(self) -> list[int]:
         """Return pages that it has found in the trie, and does not hold yet."""

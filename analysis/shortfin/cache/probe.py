@@ -31,7 +31,7 @@ from analysis.shortfin.verify import (
 )
 from analysis.snapshots.snapshot import CacheState, Node, PageContent
 
-CURRENT_FLIGHT: ContextVar[Any] = ContextVar("CURRENT_FLIGHT", default=None)
+CURRENT_INVOCATION: ContextVar[Any] = ContextVar("CURRENT_INVOCATION", default=None)
 """The engine's process that is calling the compiled model."""
 CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=None)
 """The request that a task of the engine works for."""
@@ -104,9 +104,9 @@ held_back: dict[int, Any] = {}
 
 
 class Landing(NamedTuple):
-    """A flight whose results are there, or soon will be."""
+    """An invocation whose results are there, or soon will be."""
 
-    flight: Any
+    invocation: Any
     """What the watcher gave when it began; None if its beginning could not be told."""
     phase: str
     rows: int
@@ -175,7 +175,7 @@ class CacheProbe(ABC):
     def contents(self, pages: Sequence[int]) -> dict[int, PageContent]:
         """Return what pages hold, over all devices. Raises EngineError where they cannot be read.
 
-        A flight that is under way may write to them meanwhile.
+        An invocation that is under way may write to them meanwhile.
         """
         elements.check(self.dtype)
         try:
@@ -249,7 +249,7 @@ class CacheProbe(ABC):
             if hasattr(self.cache, "root"):
                 self._hook_trie(hooks)
             self.hook(hooks)
-            self._hook_flights(hooks)
+            self._hook_invocations(hooks)
         except BaseException:
             self.detach()
             raise
@@ -497,11 +497,11 @@ class CacheProbe(ABC):
 
         hooks.around(self.cache, name, before=evicting, after=evicted)
 
-    # -- flights ---------------------------------------------------------------------------
+    # -- invocations ---------------------------------------------------------------------------
 
     @abstractmethod
-    def flight_requests(self, process: Any) -> list[str]:
-        """Return the request of each row of the flight of an engine's process."""
+    def invocation_requests(self, process: Any) -> list[str]:
+        """Return the request of each row of the invocation of an engine's process."""
 
     def argument_names(self, phase: str, count: int) -> tuple[str, ...]:
         """Return the names of the model's arguments that come before the page tables."""
@@ -513,7 +513,7 @@ class CacheProbe(ABC):
 
     def takes_off(self, process: Any) -> None:
         """Note, in the task of an engine's process, that it is to call the model."""
-        CURRENT_FLIGHT.set(process)
+        CURRENT_INVOCATION.set(process)
         FILLED.set({} if self.watcher is not None and self.watcher.verifies else None)
 
     def tell_chosen(self, request_id: str, logits: bytes, token: int | None) -> None:
@@ -539,7 +539,7 @@ class CacheProbe(ABC):
 
         hooks.wrap(type(self.pool.page_tables[0]), "copy_to", wrap)
 
-    def _hook_flights(self, hooks: Hooks) -> None:
+    def _hook_invocations(self, hooks: Hooks) -> None:
         self._hook_filling(hooks)
         for phase in ("prefill", "decode"):
             functions = getattr(self.service, f"{phase}_functions")
@@ -555,31 +555,31 @@ class CacheProbe(ABC):
         assert watcher is not None
 
         async def fly(*args: Any, fiber: Any) -> Any:
-            process = CURRENT_FLIGHT.get()
+            process = CURRENT_INVOCATION.get()
             if process is None:  # it was boarded before the watching began
                 return await function(*args, fiber=fiber)
-            flight, filled, returned, requests = None, FILLED.get(), [], []
+            invocation, filled, returned, requests = None, FILLED.get(), [], []
             arguments = args[: len(args) - tables]
             try:
-                requests = self.flight_requests(process)
-                flight = watcher.flight_begins(phase, requests)
+                requests = self.invocation_requests(process)
+                invocation = watcher.invocation_begins(phase, requests)
             except Exception as error:
                 watcher.fault(error)
                 try:
-                    watcher.flight_unseen()
+                    watcher.invocation_unseen()
                 except Exception as another:
                     watcher.fault(another)
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:
-                self.land(Landing(flight, phase, len(requests), arguments), error)
+                self.land(Landing(invocation, phase, len(requests), arguments), error)
                 raise
             try:
                 if filled is not None:
                     returned = [bytes(mapped_of(array, filled)) for array in arguments]
                 rows = len(requests)
                 self.await_landing(
-                    Landing(flight, phase, rows, arguments, results, filled, returned)
+                    Landing(invocation, phase, rows, arguments, results, filled, returned)
                 )
             except Exception as error:
                 watcher.fault(error)
@@ -595,11 +595,11 @@ class CacheProbe(ABC):
         """
 
     def land(self, landing: Landing, error: BaseException | None = None) -> None:
-        """Tell the end of a flight."""
+        """Tell the end of an invocation."""
         watcher = self.watcher
         assert watcher is not None
-        flight, phase, rows, arguments, results, filled, returned = landing
-        if flight is None:
+        invocation, phase, rows, arguments, results, filled, returned = landing
+        if invocation is None:
             return  # its beginning could not be told
         arrays: dict[str, Any] = {}
         if watcher.look_inside:
@@ -622,18 +622,18 @@ class CacheProbe(ABC):
         except Exception as fault:
             watcher.fault(fault)
         try:
-            watcher.flight_ends(flight, arrays, error)
+            watcher.invocation_ends(invocation, arrays, error)
         except Exception as fault:
             watcher.fault(fault)
 
     def _look_inside(self, arguments: Sequence[Any], phase: str) -> None:
-        """Tell which of the pages that a flight reads hold what is no number, masked or not."""
+        """Report pages that an invocation reads and that hold NaN or infinity, masked or not."""
         watcher = self.watcher
         assert watcher is not None
         try:
             names = self.argument_names(phase, len(arguments))
             (_, width), flat = values_of(arguments[names.index("block_tables")])
-            requests = self.flight_requests(CURRENT_FLIGHT.get())
+            requests = self.invocation_requests(CURRENT_INVOCATION.get())
             seen: set[int] = set()
             for row, request_id in enumerate(requests):
                 # The lowest first: what spoils a row's own pages may stand in the padding page.

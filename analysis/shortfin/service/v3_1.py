@@ -168,7 +168,7 @@ class V31(Adapter):
     def _probe_class(self) -> type[CacheProbe]:
         return AllocationProbe
 
-    def _flight_class(self) -> Any:
+    def _invocation_class(self) -> Any:
         return components.InferenceExecutorProcess
 
 

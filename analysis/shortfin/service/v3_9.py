@@ -226,7 +226,7 @@ class V39(Adapter):
     def _probe_class(self) -> type[CacheProbe]:
         return RecordProbe
 
-    def _flight_class(self) -> Any:
+    def _invocation_class(self) -> Any:
         return batching.LlmInvocationProcess
 
     def _watch_tokens(self) -> None:

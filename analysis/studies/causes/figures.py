@@ -122,14 +122,14 @@ def verdict_table(verdicts: Sequence[Verdict]) -> HtmlTable:
         body.append(f'<tr><th colspan="5">{html.escape(str(suspect))}</th></tr>')
         for row in group.to_dict("records"):
             upstream = f" ({row['upstream']})" if isinstance(row["upstream"], str) else ""
-            cells = (
+            trials = (
                 html.escape(row["hypothesis"]),
                 f"<code>{html.escape(row['treatment'])}</code>{html.escape(upstream)}",
                 f"<strong>{row['verdict']}</strong>",
                 html.escape(row["why"]),
                 f"{row['findings_without']}<br>{row['findings_alone']}",
             )
-            body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+            body.append("<tr>" + "".join(f"<td>{trial}</td>" for trial in trials) + "</tr>")
     return HtmlTable(
         frame, f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )

@@ -57,7 +57,7 @@ class Hypothesis:
         return TREATMENTS[self.treatment]
 
     def with_it(self) -> Names:
-        """Return the treatments of the cells that have it alone."""
+        """Return the treatments of the trials that have it alone."""
         return (*self.beside, self.treatment)
 
 

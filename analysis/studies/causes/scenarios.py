@@ -93,11 +93,11 @@ class Scenario:
         """Return what its sweep measured of its hypotheses, to be judged with those of others."""
         return asked(
             run.requests,
-            run.cells,
+            run.trials,
             run.findings,
             self.hypotheses(),
             self.failures,
-            flights=run.flights,
+            invocations=run.invocations,
             events=run.events,
             controls=controls_of(run.path),
         )
@@ -245,15 +245,15 @@ def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
 
 
 def first_failure(run: Run) -> tuple[str, str] | None:
-    """Return request and cell of the first request that failed without treatment, None if none did.
+    """Return request and trial of the first untreated request that failed, None if none did.
 
     A wrong answer goes before one that was lost or never came, of which less is to be seen.
     """
-    bare = run.cells.loc[run.cells["treatments"].map(lambda names: not names), "cell_id"]
-    asked = run.requests[run.requests["cell_id"].isin(bare)]
+    bare = run.trials.loc[run.trials["treatments"].map(lambda names: not names), "trial_id"]
+    asked = run.requests[run.requests["trial_id"].isin(bare)]
     for outcome in FAILURES:
         failed = asked[asked["outcome"] == outcome]
         if len(failed):
             first = failed.iloc[0]
-            return str(first["request_id"]), str(first["cell_id"])
+            return str(first["request_id"]), str(first["trial_id"])
     return None

@@ -54,7 +54,7 @@ class Arm:
     wrong_data: int
     """Requests for which the sanitizer saw wrong data read."""
     at_risk: int
-    """Requests, or cells, with any other finding."""
+    """Requests, or trials, with any other finding."""
 
     @property
     def n(self) -> int:
@@ -209,40 +209,40 @@ class Verdict(Asked):
 
 def asked(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     findings: pd.DataFrame,
     hypotheses: Sequence[Hypothesis],
     failures: Sequence[str] = FAILURES,
     *,
-    flights: pd.DataFrame | None = None,
+    invocations: pd.DataFrame | None = None,
     events: pd.DataFrame | None = None,
     controls: Iterable[Control] = (),
 ) -> list[Asked]:
-    """Return what was measured of each hypothesis, in the cells of one release and way of sharing.
+    """Return what was measured of each hypothesis, in the trials of one release and way of sharing.
 
-    The cells must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
-    with "rejected" among them a refusal counts as well. `flights` and `events` are those tables of
-    the run, from which exposures are taken; `controls` are its controls: a hypothesis is undecided
-    if one of its arms has none that struck and was found.
+    The trials must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
+    with "rejected" among them a refusal counts as well. `invocations` and `events` are those tables
+    of the run, from which exposures are taken; `controls` are its controls: a hypothesis is
+    undecided if one of its arms has none that struck and was found.
     """
-    release, sharing = _only(cells, "release"), _only(cells, "prefix_sharing")
+    release, sharing = _only(trials, "release"), _only(trials, "prefix_sharing")
     mending = fixes(release, sharing)
     struck = [control for control in controls if control.struck]
     controlled = {control.arm for control in struck}
     silent = {control.arm for control in struck if control.silent}
     met = None
-    if flights is not None and events is not None and len(flights) and len(events):
-        met = exposure(cells, requests, flights, events).merge(
-            cells[["cell_id", "treatments", *ENGINE]], on="cell_id"
+    if invocations is not None and events is not None and len(invocations) and len(events):
+        met = exposure(trials, requests, invocations, events).merge(
+            trials[["trial_id", "treatments", *ENGINE]], on="trial_id"
         )
 
     @cache
     def arm(names: Names) -> Arm:
-        return _arm(requests, cells, findings, names, failures)
+        return _arm(requests, trials, findings, names, failures)
 
     @cache
     def between(first: Names, second: Names) -> Paired:
-        return paired(pair(requests, cells, first, second, failures))
+        return paired(pair(requests, trials, first, second, failures))
 
     @cache
     def moved(first: Names, second: Names) -> tuple[Change, ...]:
@@ -334,12 +334,12 @@ def _objection(one: Asked, word: Word) -> str:
 
 
 def whole_arm(run: Run) -> Arm:
-    """Return what became of all requests of a run whose cells all have the same treatments.
+    """Return what became of all requests of a run whose trials all have the same treatments.
 
     Controls are left out by `load_run`. A refused request does not count.
     """
-    names = tuple(run.cells["treatments"].iloc[0] or ())
-    return _arm(run.requests, run.cells, run.findings, names, FAILURES)
+    names = tuple(run.trials["treatments"].iloc[0] or ())
+    return _arm(run.requests, run.trials, run.findings, names, FAILURES)
 
 
 def _needed(one: Asked, tests: int) -> int | None:
@@ -368,19 +368,19 @@ def _needed(one: Asked, tests: int) -> int | None:
 
 def _arm(
     requests: pd.DataFrame,
-    cells: pd.DataFrame,
+    trials: pd.DataFrame,
     findings: pd.DataFrame,
     names: Names,
     failures: Sequence[str],
 ) -> Arm:
-    own = cells.loc[cells["treatments"].map(lambda v: tuple(v or ()) == names), "cell_id"]
-    sent = requests[requests["cell_id"].isin(own)]
+    own = trials.loc[trials["treatments"].map(lambda v: tuple(v or ()) == names), "trial_id"]
+    sent = requests[requests["trial_id"].isin(own)]
     rejected = sent["outcome"] == "rejected"
     counted = sent if "rejected" in failures else sent[~rejected]
-    failed = counted["outcome"].isin(tuple(failures)).groupby(counted["cell_id"])
-    found = findings[findings["cell_id"].isin(own)]
+    failed = counted["outcome"].isin(tuple(failures)).groupby(counted["trial_id"])
+    found = findings[findings["trial_id"].isin(own)]
     read = found["severity"] == WRONG_DATA
-    who = ["cell_id", "request_id"]
+    who = ["trial_id", "request_id"]
     return Arm(
         names,
         tuple((int(group.sum()), len(group)) for _, group in failed),
@@ -390,8 +390,8 @@ def _arm(
     )
 
 
-def _only(cells: pd.DataFrame, column: str) -> str:
-    values = cells[column].unique()
+def _only(trials: pd.DataFrame, column: str) -> str:
+    values = trials[column].unique()
     if len(values) != 1:
         raise ValueError(f"verdicts are for one {column}, not {', '.join(map(str, values))}")
     return str(values[0])

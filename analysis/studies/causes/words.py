@@ -256,8 +256,8 @@ def _lower(sentence: str) -> str:
 
 def counted_in_words(scenario: Scenario, run: Run) -> str:
     """Say how many requests failed untreated, as everywhere, and what the verdicts count."""
-    bare = run.cells.loc[run.cells["treatments"].map(lambda names: not names), "cell_id"]
-    counts = count_requests(run.requests.loc[run.requests["cell_id"].isin(bare), "outcome"])
+    bare = run.trials.loc[run.trials["treatments"].map(lambda names: not names), "trial_id"]
+    counts = count_requests(run.requests.loc[run.requests["trial_id"].isin(bare), "outcome"])
     text = f"**{scenario.name}.** Untreated, {counts}."
     if scenario.refusals_count:
         text += (

@@ -1,6 +1,6 @@
 """Treated engines against untreated ones, pair by pair, with intervals that rest on engines.
 
-A pair is two cells that differ in their treatments only: same setting, concurrency, repeat, hence
+A pair is two trials that differ in their treatments only: same setting, concurrency, repeat, hence
 prompts, one soon after the other, each on a fresh engine in a fresh process. Engines are the
 independent unit, so that nothing here counts requests. Whether there is a difference is said by the
 exact sign-flip test on the logarithms of their quotients, adjusted by Holm's method for all sets,
@@ -25,7 +25,7 @@ from analysis.stats.exact import holm
 from analysis.studies.cost.arms import UNTREATED, rank
 from analysis.studies.cost.measures import METRICS, SETTING, WATCHED, Metric
 
-Verdict = Literal["costs", "saves", "no difference shown", "too few cells to tell"]
+Verdict = Literal["costs", "saves", "no difference shown", "too few trials to tell"]
 
 _ALPHA = 0.05
 _LEAST_FREEDOM = 2
@@ -73,7 +73,7 @@ def costs(
 
 
 def comparisons(measures: pd.DataFrame, watched: pd.DataFrame | None = None) -> int:
-    """Return how many comparisons a notebook makes of these cells, over all concurrencies."""
+    """Return how many comparisons a notebook makes of these trials, over all concurrencies."""
     count = 0
     for frame, metrics in ((measures, METRICS), (watched, WATCHED)):
         if frame is not None and len(frame):
@@ -100,7 +100,7 @@ def pairs_needed(
 
 
 def _pairs(group: pd.DataFrame, arm: str, metrics: Sequence[Metric]) -> pd.DataFrame:
-    """Return the cells of an arm, each beside its untreated one (columns that end in `_plain`)."""
+    """Return the trials of an arm, each beside its untreated one (columns that end in `_plain`)."""
     beside = ["concurrency", "repeat"]
     columns = [*beside, "comparable", *(metric.name for metric in metrics)]
     treated, plain = (group[group["arm"] == name] for name in (arm, UNTREATED))
@@ -166,7 +166,7 @@ def _judge(rows: list[dict[str, Any]], metrics: Mapping[str, Metric], among: int
     others = max(0, among - len(known))
     adjusted = holm([*(row["p_value"] for row in known), *[1.0] * others])
     for row in rows:
-        row |= {"p_adjusted": math.nan, "verdict": "too few cells to tell"}
+        row |= {"p_adjusted": math.nan, "verdict": "too few trials to tell"}
     for row, p_value in zip(known, adjusted, strict=False):
         verdict = _verdict(row["estimate"], p_value, metrics[row["metric"]])
         row |= {"p_adjusted": p_value, "verdict": verdict}

@@ -30,7 +30,7 @@ _VERDICTS = {
     "costs": (style.VERMILLION, "s", "costs more than no treatment"),
     "saves": (style.GREEN, "D", "costs less"),
     "no difference shown": (style.BLUE, "o", "no difference shown"),
-    "too few cells to tell": (style.GREY, "x", "too few cells to tell"),
+    "too few trials to tell": (style.GREY, "x", "too few trials to tell"),
 }
 
 
@@ -40,7 +40,7 @@ def cost_curves(
     """Draw every kind of cost against concurrency, a line for each arm of one setting.
 
     `measures` and `watched` are what `studies.cost.measure` and `watched` return. Points are
-    geometric means over cells in which nothing was lost (means, for shares), with 95% t intervals
+    geometric means over trials in which nothing was lost (means, for shares), with 95% t intervals
     where there are at least 3. Untreated, lock and all fixes are named, single fixes thin and grey.
     """
     panels = [(metric, measures) for metric in METRICS]
@@ -48,7 +48,7 @@ def cost_curves(
         panels.append((WATCHED[0], watched))
     whole = measures[measures["comparable"]]
     if whole.empty:
-        return style.nothing_to_draw("In no cell was every request answered: nothing to compare.")
+        return style.nothing_to_draw("In no trial was every request answered: nothing to compare.")
     figure = style.new_figure(10.0, 6.4)
     grid = figure.subplots(2, 3).ravel()
     for axes, (metric, frame) in zip(grid, panels, strict=False):
@@ -97,12 +97,12 @@ def _curves(axes: Axes, metric: Metric, frame: pd.DataFrame) -> None:
     style.dress(axes, metric.title, "concurrent requests", unit)
     if levels:
         style.concurrency_axis(axes, pd.Series(levels), pd.Series(numbers))
-        axes.set_xlabel("concurrent requests (n: cells)", fontsize=style.TEXT)
+        axes.set_xlabel("concurrent requests (n: trials)", fontsize=style.TEXT)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 
 
 def _mean(values: npt.NDArray[np.float64], metric: Metric) -> tuple[float, float, float]:
-    """Return the mean of some cells with its 95% t interval; no width for fewer than 3 cells."""
+    """Return the mean of some trials with its 95% t interval; no width for fewer than 3 trials."""
     geometric = metric.scale == "ratio"
     values = np.log(values) if geometric else values
     mean, reach = float(values.mean()), 0.0
@@ -119,7 +119,7 @@ def cost_ratios(
 ) -> Figure:
     """Draw what each arm of one setting has more or less of than the untreated engine.
 
-    `costs` is what `studies.cost.costs` returns, over all concurrencies; that of watched cells may
+    `costs` is what `studies.cost.costs` returns, over all concurrencies; that of watched trials may
     be appended. A panel for each metric, a row for each arm; bars are 95% intervals, each for
     itself; colour and marker are the verdict, which minds how many arms were compared.
     """
@@ -127,7 +127,7 @@ def cost_ratios(
     metrics = [metric for metric in metrics if (known["metric"] == metric.name).any()]
     arms = list(dict.fromkeys(known["arm"]))
     if not metrics:
-        return style.nothing_to_draw("No two cells could be compared.")
+        return style.nothing_to_draw("No two trials could be compared.")
     figure = style.new_figure(1.9 + 1.55 * len(metrics), 2.0 + 0.3 * len(arms))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):

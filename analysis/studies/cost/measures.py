@@ -1,4 +1,4 @@
-"""What each cell of a sweep took: time, throughput, memory; and, where it was watched, hits."""
+"""What each trial of a sweep took: time, throughput, memory; and, where it was watched, hits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analysis.studies.cost.arms import arm_name
 ANSWERED = ("ok", "wrong")
 """Outcomes with an answer: a wrong one took its time like a right one."""
 SETTING = ("release", "device", "prefix_sharing", "page_count", "workload")
-"""What cells must agree in to be compared, beside concurrency and repeat."""
+"""What trials must agree in to be compared, beside concurrency and repeat."""
 
 
 @dataclass(frozen=True)
@@ -45,58 +45,58 @@ WATCHED = (
 _COUNTS = ("asked", "rejected", "failed", "answered", "wrong")
 
 
-def measure(requests: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell: what it is, how its requests ended, and a column for each of METRICS.
+def measure(requests: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a trial: what it is, how its requests ended, and a column for each of METRICS.
 
     Times are medians, in seconds, over its answered requests, right or wrong; `inter_token_s` is
     (latency - time to first token) / (tokens - 1) of a request. `tokens_per_s` is the tokens of
     those answers over the time from the first one's sending to the last one's end.
     Where clients sent more than one request, the first of each only warms the engine up and is
-    left out of all four. `comparable` tells whether the cell ended well, with nothing lost: every
+    left out of all four. `comparable` tells whether the trial ended well, with nothing lost: every
     request that the engine took was answered. A request that fails early or late is no fast or slow
     answer, and leaves the others more room.
     """
     rows = []
-    groups = dict(tuple(requests.groupby("cell_id")))
-    for cell in cells.to_dict("records"):
-        own = groups.get(cell["cell_id"], requests.iloc[:0])
-        rows.append({**_about(cell), **_counts(cell, own), **_times(own),
-                     "peak_rss_bytes": _number(cell["peak_rss_bytes"])})  # fmt: skip
+    groups = dict(tuple(requests.groupby("trial_id")))
+    for trial in trials.to_dict("records"):
+        own = groups.get(trial["trial_id"], requests.iloc[:0])
+        rows.append({**_about(trial), **_counts(trial, own), **_times(own),
+                     "peak_rss_bytes": _number(trial["peak_rss_bytes"])})  # fmt: skip
     columns = [*_about_columns(), *_COUNTS, "comparable", *(m.name for m in METRICS)]
     return pd.DataFrame(rows, columns=columns)
 
 
-def watched(requests: pd.DataFrame, cells: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell of a sweep whose events were recorded, with a column for WATCHED.
+def watched(requests: pd.DataFrame, trials: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a trial of a sweep whose events were recorded, with a column for WATCHED.
 
     `hit_rate` is the share of the accepted requests' prompt tokens that were found in the prefix
     cache, `peak_pages` the most pages that were out of the pool at once.
     """
-    groups = dict(tuple(requests.groupby("cell_id")))
-    free = events.dropna(subset=["free_pages"]).groupby("cell_id")["free_pages"].min()
+    groups = dict(tuple(requests.groupby("trial_id")))
+    free = events.dropna(subset=["free_pages"]).groupby("trial_id")["free_pages"].min()
     rows = []
-    for cell in cells.to_dict("records"):
-        own = groups.get(cell["cell_id"], requests.iloc[:0])
-        least = free.get(cell["cell_id"])
-        rows.append({**_about(cell), **_counts(cell, own), "hit_rate": _hit_rate(own),
-                     "peak_pages": np.nan if least is None else cell["page_count"] - float(least)
+    for trial in trials.to_dict("records"):
+        own = groups.get(trial["trial_id"], requests.iloc[:0])
+        least = free.get(trial["trial_id"])
+        rows.append({**_about(trial), **_counts(trial, own), "hit_rate": _hit_rate(own),
+                     "peak_pages": np.nan if least is None else trial["page_count"] - float(least)
                      })  # fmt: skip
     columns = [*_about_columns(), *_COUNTS, "comparable", *(m.name for m in WATCHED)]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _about_columns() -> list[str]:
-    return [*SETTING, "concurrency", "repeat", "treatments", "arm", "cell_id"]
+    return [*SETTING, "concurrency", "repeat", "treatments", "arm", "trial_id"]
 
 
-def _about(cell: dict[Any, Any]) -> dict[str, Any]:
-    names = tuple(cell["treatments"] if cell["treatments"] is not None else ())
-    about = {name: cell[name] for name in (*SETTING, "concurrency", "repeat", "cell_id")}
-    arm = arm_name(names, cell["release"], cell["prefix_sharing"])
+def _about(trial: dict[Any, Any]) -> dict[str, Any]:
+    names = tuple(trial["treatments"] if trial["treatments"] is not None else ())
+    about = {name: trial[name] for name in (*SETTING, "concurrency", "repeat", "trial_id")}
+    arm = arm_name(names, trial["release"], trial["prefix_sharing"])
     return {**about, "treatments": names, "arm": arm}
 
 
-def _counts(cell: dict[Any, Any], own: pd.DataFrame) -> dict[str, Any]:
+def _counts(trial: dict[Any, Any], own: pd.DataFrame) -> dict[str, Any]:
     outcomes = own["outcome"]
     counts = {
         "asked": len(own),
@@ -105,7 +105,7 @@ def _counts(cell: dict[Any, Any], own: pd.DataFrame) -> dict[str, Any]:
         "answered": int(outcomes.isin(ANSWERED).sum()),
         "wrong": int((outcomes == "wrong").sum()),
     }
-    well = cell["status"] == "ok" and not counts["failed"] and counts["answered"] > 0
+    well = trial["status"] == "ok" and not counts["failed"] and counts["answered"] > 0
     return {**counts, "comparable": well}
 
 

@@ -16,18 +16,18 @@ from analysis.sweep import Plan, run_sweep
 
 @dataclass(frozen=True)
 class Measured:
-    """What the cells of a comparison took."""
+    """What the trials of a comparison took."""
 
     measures: pd.DataFrame
-    """A row for each cell that was timed; see `measure`."""
+    """A row for each trial that was timed; see `measure`."""
     watched: pd.DataFrame
-    """A row for each cell that was watched; see `watched`."""
-    cells: pd.DataFrame
-    """The table `cells` of both."""
+    """A row for each trial that was watched; see `watched`."""
+    trials: pd.DataFrame
+    """The table `trials` of both."""
 
     def of(self, prefix_sharing: str) -> Measured:
         """Return what belongs to one way of sharing."""
-        frames = (self.measures, self.watched, self.cells)
+        frames = (self.measures, self.watched, self.trials)
         return Measured(*(f[f["prefix_sharing"] == prefix_sharing] for f in frames))
 
 
@@ -54,13 +54,13 @@ def run_costs(
 ) -> Measured:
     """Run every arm at every concurrency, and return what it took; called again, what is left.
 
-    Every cell is a fresh engine in a process of its own, one after another. Arms follow each
+    Every trial is a fresh engine in a process of its own, one after another. Arms follow each
     other, in reverse order in every second repeat. The engine is compiled for the batch that so
     many requests fill: one that is not full waits for others on 3.1.0, and 3.9.0 refuses what is
     beyond it. Nothing is watched while times are measured; `watched_repeats` more of each are run
     with events recorded, for hits and pages. `each` adds every single fix.
     """
-    timed, seen, cells = [], [], []
+    timed, seen, trials = [], [], []
     for sharing in prefix_sharing:
         compared = arms(release, sharing, each=each)
         for level in concurrency:
@@ -80,10 +80,10 @@ def run_costs(
                 )
                 place = plan.place(home / f"{sharing}-{level}-{observe}")
                 run = run_sweep(plan, place, progress=progress)
-                cells.append(run.cells)
+                trials.append(run.trials)
                 if observe == "nothing":
-                    timed.append(measure(run.requests, run.cells))
+                    timed.append(measure(run.requests, run.trials))
                 else:
-                    seen.append(watched(run.requests, run.cells, run.events))
-    frames = (pd.concat(tables, ignore_index=True) for tables in (timed, seen, cells))
+                    seen.append(watched(run.requests, run.trials, run.events))
+    frames = (pd.concat(tables, ignore_index=True) for tables in (timed, seen, trials))
     return Measured(*frames)

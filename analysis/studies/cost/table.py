@@ -24,7 +24,7 @@ def cost_table(costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *WATC
     """
     metrics = [metric for metric in metrics if (costs["metric"] == metric.name).any()]
     if costs.empty:
-        return HtmlTable(costs, "<p>No two cells could be compared.</p>")
+        return HtmlTable(costs, "<p>No two trials could be compared.</p>")
     head = "".join(
         f"<th>{html.escape(name)}</th>"
         for name in ("compared with untreated", "pairs", *(m.title for m in metrics))
@@ -32,8 +32,8 @@ def cost_table(costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *WATC
     rows = []
     for arm, group in costs.groupby("arm", sort=False):
         by_metric = {row["metric"]: row for row in group.to_dict("records")}
-        cells = "".join(f"<td>{_cell(by_metric.get(m.name), m)}</td>" for m in metrics)
-        rows.append(f"<tr><th>{html.escape(str(arm))}</th><td>{_pairs(group)}</td>{cells}</tr>")
+        trials = "".join(f"<td>{_trial(by_metric.get(m.name), m)}</td>" for m in metrics)
+        rows.append(f"<tr><th>{html.escape(str(arm))}</th><td>{_pairs(group)}</td>{trials}</tr>")
     return HtmlTable(
         costs, f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
@@ -45,7 +45,7 @@ def _pairs(group: pd.DataFrame) -> str:
     return f"{int(first['pairs'])}" + (f" ({left} left out)" if left else "")
 
 
-def _cell(row: dict[Any, Any] | None, metric: Metric) -> str:
+def _trial(row: dict[Any, Any] | None, metric: Metric) -> str:
     if row is None or math.isnan(row["estimate"]):
         return "-"
     values = [row[name] for name in ("estimate", "low", "high")]
@@ -55,6 +55,6 @@ def _cell(row: dict[Any, Any] | None, metric: Metric) -> str:
     else:
         words = [f"{100 * value:+.1f}" if round(1000 * value) else "0" for value in values]
     if math.isnan(values[1]):
-        return f"{words[0]} (too few cells)"
+        return f"{words[0]} (too few trials)"
     text = f"{words[0]} ({words[1]} to {words[2]})"
     return f"<mark>{text} {row['verdict']}</mark>" if row["verdict"] in _SHOWN else text

@@ -1,4 +1,4 @@
-"""What the fixes cost, in words computed from paired cells: for readers, and to act on."""
+"""What the fixes cost, in words computed from paired trials: for readers, and to act on."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cost_in_words(
             sentences.append(_hits(costs(own, WATCHED, among=among)))
         sentences += [_lock(lock) for lock in _of(locks, setting)]
         paragraphs.append(f"**{name}.** {' '.join(filter(None, sentences))}")
-    return "\n\n".join(paragraphs) or "No cell was measured, so there is nothing to say."
+    return "\n\n".join(paragraphs) or "No trial was measured, so there is nothing to say."
 
 
 def answer_in_a_sentence(
@@ -80,14 +80,14 @@ def answer_in_a_sentence(
         ):
             text += f"; {hits[0].lower()}{hits[1:]}"
         clauses.append(text)
-    sentence = "; ".join(clauses) or "no cell was measured"
+    sentence = "; ".join(clauses) or "no trial was measured"
     return sentence[0].upper() + sentence[1:] + "."
 
 
 def _advice(whole: pd.DataFrame, found: pd.DataFrame) -> str:
     if whole.empty or math.isnan(whole.iloc[0]["low"]):
         pairs = 0 if whole.empty else int(whole.iloc[0]["pairs"])
-        return f"too few cells to tell what all fixes together cost ({pairs} pairs)"
+        return f"too few trials to tell what all fixes together cost ({pairs} pairs)"
     row = whole.iloc[0]
     measured = f"an answer takes {_interval(row)} times as long with all fixes"
     if row["high"] <= 1 + WORTH:
@@ -110,7 +110,7 @@ def _what_was_compared(group: pd.DataFrame, found: pd.DataFrame, among: int) -> 
     arms = group["arm"].nunique() - (UNTREATED in set(group["arm"]))
     levels = _list([str(level) for level in sorted(set(group["concurrency"]))])
     text = (
-        f"{arms} sets of treatments were compared with no treatment, in {len(group)} cells at"
+        f"{arms} sets of treatments were compared with no treatment, in {len(group)} trials at"
         f" {levels} requests offered at once, with {int(group['answered'].sum())} answers."
         " Intervals are 95%, over engines, each for itself; what is said to cost or to save is so"
         f" by a sign-flip test over pairs of engines, adjusted for all {among} comparisons (Holm)."
@@ -140,7 +140,7 @@ def _all_fixes(found: pd.DataFrame) -> str:
     if own.empty:
         return ""
     if own["low"].isna().all():
-        return "There are too few cells to tell what all fixes together cost."
+        return "There are too few trials to tell what all fixes together cost."
     parts = []
     for metric in METRICS:
         for row in own[own["metric"] == metric.name].to_dict("records"):
@@ -257,7 +257,7 @@ def _numbers(row: Row) -> list[str]:
 def _points(row: Row) -> str:
     values = [100 * row[name] for name in ("estimate", "low", "high")]
     if math.isnan(values[1]):
-        return f"{values[0]:+.1f} percentage points (too few cells for an interval)"
+        return f"{values[0]:+.1f} percentage points (too few trials for an interval)"
     return f"{values[0]:+.1f} percentage points ({values[1]:+.1f} to {values[2]:+.1f})"
 
 

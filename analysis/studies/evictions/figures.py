@@ -28,7 +28,7 @@ _LINE = 56
 
 
 def evictions_figure(
-    requests: pd.DataFrame, cells: pd.DataFrame, title: str | None = None
+    requests: pd.DataFrame, trials: pd.DataFrame, title: str | None = None
 ) -> Figure:
     """Draw the failure rate by number of evictions: bins with 95% intervals, and a fit.
 
@@ -38,22 +38,22 @@ def evictions_figure(
     which no page was evicted there are none. The curve is a logistic regression with its 95% band;
     where there is none, the panel says why. Rejected requests are left out.
     """
-    columns, equal = configurations(cells), strata_of(cells)
-    rates = eviction_rates(requests, cells, [*columns, *equal])
+    columns, equal = configurations(trials), strata_of(trials)
+    rates = eviction_rates(requests, trials, [*columns, *equal])
     if rates.empty:
         return style.nothing_to_draw("Of no accepted request the evictions are known.")
     keys = style.all_series(rates, columns)
     grids = [_grid(style.rows_of(rates, key), equal) for key in keys]
     wide = max([2, *(len(grid[0]) for grid in grids if grid)])
     headings = [
-        f"{style.series_label(key)}:\n{_common(requests, style.rows_of(cells, key))}"
+        f"{style.series_label(key)}:\n{_common(requests, style.rows_of(trials, key))}"
         for key in keys
     ]
     if not any(grids):
         return style.nothing_to_draw("\n".join(headings))
     heights = [_HEADING + _HEIGHT * len(grid) for grid in grids]
     figure = style.new_figure(_WIDTH * wide, sum(heights) + _HEADING)
-    fits = eviction_fit(requests, cells, [*columns, *equal])
+    fits = eviction_fit(requests, trials, [*columns, *equal])
     parts = figure.subfigures(len(keys), 1, height_ratios=heights, squeeze=False)[:, 0]
     for number, (part, key, grid) in enumerate(zip(parts, keys, grids, strict=True)):
         part.suptitle(headings[number], fontsize=style.TEXT, fontweight="bold", x=0.01, ha="left")
@@ -88,10 +88,10 @@ def _grid(rates: pd.DataFrame, equal: list[str]) -> list[list[dict[str, Any]]]:
     return [[{"concurrency": level, **other} for level in levels] for other in others]
 
 
-def _common(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
+def _common(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
     """Return the odds ratio that is common to the strata of one configuration."""
-    own = requests[requests["cell_id"].isin(cells["cell_id"])]
-    contrast = evictions_contrast(own, cells)
+    own = requests[requests["trial_id"].isin(trials["trial_id"])]
+    contrast = evictions_contrast(own, trials)
     if contrast is None:
         met = (own["evictions_during"].fillna(0) > 0).any()
         return "no request failed" if met else "no request met an eviction"

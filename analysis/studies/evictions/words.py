@@ -33,19 +33,19 @@ _SETTINGS = {
 }
 
 
-def evictions_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
+def evictions_in_words(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
     """Return the answer to "do evictions explain the failures?" as Markdown.
 
     One paragraph for each release and prefix sharing (and device, where several are compared).
     Within one, requests are compared where concurrency, number of pages and workload are equal: a
     small pool brings more evictions, and fails more for other reasons, too.
     """
-    columns = configurations(cells)
-    asked = requests.merge(cells[["cell_id", *columns]], on="cell_id", validate="many_to_one")
+    columns = configurations(trials)
+    asked = requests.merge(trials[["trial_id", *columns]], on="trial_id", validate="many_to_one")
     groups, contrasts = [], []
     for values, group in asked.groupby(columns, sort=True):
         name = ", ".join(name_of(c, v) for c, v in zip(columns, values, strict=True))
-        own = cells[cells["cell_id"].isin(group["cell_id"])]
+        own = trials[trials["trial_id"].isin(group["trial_id"])]
         groups.append((name, group.drop(columns=columns), own))
         contrasts.append(evictions_contrast(group.drop(columns=columns), own))
     paragraphs = []
@@ -61,11 +61,13 @@ def evictions_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
 
 
 def _rate(requests: pd.DataFrame) -> Rate:
-    failed = requests["outcome"].isin(FAILURES).groupby(requests["cell_id"])
+    failed = requests["outcome"].isin(FAILURES).groupby(requests["trial_id"])
     return rate(failed.sum().tolist(), failed.size().tolist())
 
 
-def _paragraph(requests: pd.DataFrame, cells: pd.DataFrame, verdict: EvictionVerdict | None) -> str:
+def _paragraph(
+    requests: pd.DataFrame, trials: pd.DataFrame, verdict: EvictionVerdict | None
+) -> str:
     known = requests[requests["evictions_during"].notna()]
     if known.empty:
         return "Evictions were not recorded, so nothing can be said about them."
@@ -86,20 +88,20 @@ def _paragraph(requests: pd.DataFrame, cells: pd.DataFrame, verdict: EvictionVer
             f"No request failed: 0 of {n}, and 0 of the {int(met.sum())} during which pages were "
             f"evicted (95% interval up to {high}).{aside}"
         )
-    sentences = [_shares(known, met), *_sentences(verdict, cells, n, failures)]
+    sentences = [_shares(known, met), *_sentences(verdict, trials, n, failures)]
     return " ".join([*sentences, *([aside.strip()] if aside else [])])
 
 
-def _sentences(verdict: EvictionVerdict, cells: pd.DataFrame, n: int, failures: int) -> list[str]:
+def _sentences(verdict: EvictionVerdict, trials: pd.DataFrame, n: int, failures: int) -> list[str]:
     if failures == n:
         return ["Every request failed, with evictions or without: they explain none."]
     strata = verdict.contrast.strata
     if not strata["informative"].any():
         return [
-            f"{_QUESTION} is undecided, for at no {_equal(cells)} did some requests "
+            f"{_QUESTION} is undecided, for at no {_equal(trials)} did some requests "
             "meet evictions and some not, and some fail and some not."
         ]
-    sentences = [_verdict(verdict, cells)]
+    sentences = [_verdict(verdict, trials)]
     without = int(strata["without_failures"].sum())
     if verdict.word == "explain" and without:
         them = "that one" if without == 1 else "those"
@@ -123,17 +125,18 @@ def _shares(known: pd.DataFrame, met: pd.Series) -> str:
     return f"O{parts[0][1:]}; {parts[1]}{how}."
 
 
-def _verdict(verdict: EvictionVerdict, cells: pd.DataFrame) -> str:
+def _verdict(verdict: EvictionVerdict, trials: pd.DataFrame) -> str:
     contrast, word = verdict.contrast, verdict.word
     if word == "accompany":
         return (
             "Evictions merely accompany failures. Over all settings together the odds of failing"
             f" were {_times(contrast.crude_odds_ratio)} as high with evictions as without"
             f" ({_p(verdict.crude_p_adjusted)}, adjusted for {verdict.claims} claims), but"
-            f" {_measured(verdict, cells, verdict.confidence)}, which bounds any difference below a"
+            f" {_measured(verdict, trials, verdict.confidence)}, which bounds any difference below"
+            " a"
             f" factor of {EQUIVALENT:g}."
         )
-    measured = _measured(verdict, cells)
+    measured = _measured(verdict, trials)
     if word == "explain":
         return (
             f"Evictions explain failures beyond what the settings do: {measured}. What takes "
@@ -166,7 +169,7 @@ def _more(verdict: EvictionVerdict) -> str:
     return f"About {needed} engines would decide it (80% power)."
 
 
-def _measured(verdict: EvictionVerdict, cells: pd.DataFrame, confidence: float = 0.95) -> str:
+def _measured(verdict: EvictionVerdict, trials: pd.DataFrame, confidence: float = 0.95) -> str:
     """Say what was measured where the settings are equal, and how sure that is."""
     contrast = verdict.contrast
     levels = contrast.strata.loc[contrast.strata["informative"], "concurrency"]
@@ -183,14 +186,14 @@ def _measured(verdict: EvictionVerdict, cells: pd.DataFrame, confidence: float =
             f" {verdict.claims} claims"
         )
     return (
-        f"at equal {_equal(cells)} (offered {at} at once) the odds of failing were"
+        f"at equal {_equal(trials)} (offered {at} at once) the odds of failing were"
         f" {_times(contrast.odds_ratio)} as high with them as without"
         + (f" ({', '.join(sure)})" if sure else "")
     )
 
 
-def _equal(cells: pd.DataFrame) -> str:
-    return _list([_SETTINGS[name] for name in strata_of(cells)])
+def _equal(trials: pd.DataFrame) -> str:
+    return _list([_SETTINGS[name] for name in strata_of(trials)])
 
 
 def _times(ratio: float) -> str:

@@ -22,19 +22,19 @@ _TITLE_CHARACTERS = 75
 _WORDS = {WRONG_DATA: "wrong data was read by it", AT_RISK: "the rule is at risk"}
 
 
-def findings_chart(findings: pd.DataFrame, requests: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def findings_chart(findings: pd.DataFrame, requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw the share of requests that met each broken rule, a panel for each setting.
 
     Takes the tables of a sanitized run. Requests that were rejected are left out, as are controls.
-    What concerns no request is a share of the cells, and says so.
+    What concerns no request is a share of the trials, and says so.
     """
-    cells = cells.assign(treatments=cells["treatments"].map(lambda names: tuple(names or ())))
-    cells = cells[~cells["treatments"].map(is_control)]
-    if cells.empty:
-        return style.nothing_to_draw("No cell was checked.")
+    trials = trials.assign(treatments=trials["treatments"].map(lambda names: tuple(names or ())))
+    trials = trials[~trials["treatments"].map(is_control)]
+    if trials.empty:
+        return style.nothing_to_draw("No trial was checked.")
     panels = [
-        (key, _bars(findings, requests, _cells_of(cells, key)))
-        for key in style.all_series(cells, _SETTING)
+        (key, _bars(findings, requests, _trials_of(trials, key)))
+        for key in style.all_series(trials, _SETTING)
     ]
     heights = [max(1, len(bars)) for _, bars in panels]
     titles = [
@@ -48,7 +48,7 @@ def findings_chart(findings: pd.DataFrame, requests: pd.DataFrame, cells: pd.Dat
         style.dress(axes, "\n".join(title), "", "")
         _draw(axes, bars)
     grid[-1].tick_params(axis="x", labelbottom=True)
-    grid[-1].set_xlabel("share of accepted requests (of cells, where it says so)", fontsize=10)
+    grid[-1].set_xlabel("share of accepted requests (of trials, where it says so)", fontsize=10)
     figure.legend(
         handles=[
             Patch(facecolor=_COLOURS[s], hatch=_HATCHES[s], edgecolor="white", label=_WORDS[s])
@@ -64,7 +64,7 @@ def findings_chart(findings: pd.DataFrame, requests: pd.DataFrame, cells: pd.Dat
 
 
 class _Bar(NamedTuple):
-    """How many requests, or cells, met a broken rule."""
+    """How many requests, or trials, met a broken rule."""
 
     name: str
     severity: str
@@ -92,22 +92,22 @@ def _draw(axes: Axes, bars: list[_Bar]) -> None:
     axes.tick_params(axis="x", labelbottom=False)
 
 
-def _cells_of(cells: pd.DataFrame, key: dict[str, Any]) -> set[str]:
-    same = [all(row[name] == key[name] for name in _SETTING) for row in cells.to_dict("records")]
-    return set(cells.loc[same, "cell_id"])
+def _trials_of(trials: pd.DataFrame, key: dict[str, Any]) -> set[str]:
+    same = [all(row[name] == key[name] for name in _SETTING) for row in trials.to_dict("records")]
+    return set(trials.loc[same, "trial_id"])
 
 
-def _bars(findings: pd.DataFrame, requests: pd.DataFrame, cells: set[str]) -> list[_Bar]:
+def _bars(findings: pd.DataFrame, requests: pd.DataFrame, trials: set[str]) -> list[_Bar]:
     """Return a bar for each rule and cause: wrong data first, then by share."""
-    asked = requests[requests["cell_id"].isin(cells) & (requests["outcome"] != "rejected")]
-    found = findings[findings["cell_id"].isin(cells)]
+    asked = requests[requests["trial_id"].isin(trials) & (requests["outcome"] != "rejected")]
+    found = findings[findings["trial_id"].isin(trials)]
     bars = []
     for (rule, cause), group in found.groupby(["rule", "cause"], sort=True):
         severity = WRONG_DATA if (group["severity"] == WRONG_DATA).any() else AT_RISK
-        met = len(group.dropna(subset=["request_id"])[["cell_id", "request_id"]].drop_duplicates())
+        met = len(group.dropna(subset=["request_id"])[["trial_id", "request_id"]].drop_duplicates())
         name = f"{rule}: {cause}"
         if met:
             bars.append(_Bar(name, severity, met, max(len(asked), met), ""))
         else:
-            bars.append(_Bar(name, severity, group["cell_id"].nunique(), len(cells), " cells"))
+            bars.append(_Bar(name, severity, group["trial_id"].nunique(), len(trials), " trials"))
     return sorted(bars, key=lambda bar: (bar.severity != WRONG_DATA, -bar.met / bar.of, bar.name))

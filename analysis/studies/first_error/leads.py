@@ -9,26 +9,26 @@ import pandas as pd
 from analysis.runs.store import Run
 from analysis.sanitizer.findings import WRONG_DATA
 
-_KEY = ["cell_id", "request_id"]
+_KEY = ["trial_id", "request_id"]
 
 
 def leads(run: Run) -> pd.DataFrame:
     """Return a row for each wrong answer of a sanitized run, with its first finding of wrong data.
 
-    Columns: cell_id, request_id, first_divergence (token), wrong_flight (flight_id of the call that
-    chose the first wrong token) and wrong_s (when it had its result); rule, cause, message,
-    flight_id and t_s of the first finding on the same request at which wrong data was read, null
-    where there is none; flights_before (calls for this request from that finding to the wrong
-    token, 0 if both came in one) and seconds_before. Requests whose flights were not recorded, or
-    which leave the reference nowhere, are left out.
+    Columns: trial_id, request_id, first_divergence (token), wrong_invocation (invocation_id of the
+    call that chose the first wrong token) and wrong_s (when it had its result); rule, cause,
+    message, invocation_id and t_s of the first finding on the same request at which wrong data was
+    read, null where there is none; invocations_before (calls for this request from that finding to
+    the wrong token, 0 if both came in one) and seconds_before. Requests whose invocations were not
+    recorded, or which leave the reference nowhere, are left out.
     """
     wrong = run.requests[
         (run.requests["outcome"] == "wrong") & run.requests["first_divergence"].notna()
     ]
-    flown = _flown(run.flights, wrong)
+    flown = _flown(run.invocations, wrong)
     rows = []
     for case in wrong.to_dict("records"):
-        own = flown.get((case["cell_id"], case["request_id"]))
+        own = flown.get((case["trial_id"], case["request_id"]))
         token = int(case["first_divergence"])
         # The prefill chooses token 0, each decode the next.
         if own is None or token >= len(own):
@@ -36,38 +36,38 @@ def leads(run: Run) -> pd.DataFrame:
         call = own.iloc[token]
         rows.append(
             {
-                "cell_id": case["cell_id"],
+                "trial_id": case["trial_id"],
                 "request_id": case["request_id"],
                 "first_divergence": token,
-                "wrong_flight": int(call["flight_id"]),
+                "wrong_invocation": int(call["invocation_id"]),
                 "wrong_s": float(call["t_s"] + call["duration_s"]),
             }
         )
-    columns = ["cell_id", "request_id", "first_divergence", "wrong_flight", "wrong_s"]
+    columns = ["trial_id", "request_id", "first_divergence", "wrong_invocation", "wrong_s"]
     frame = pd.DataFrame(rows, columns=columns)
     found = run.findings[run.findings["severity"] == WRONG_DATA].sort_values("seq")
-    found = found.drop_duplicates(_KEY)[[*_KEY, "rule", "cause", "message", "flight_id", "t_s"]]
+    found = found.drop_duplicates(_KEY)[[*_KEY, "rule", "cause", "message", "invocation_id", "t_s"]]
     frame = frame.merge(found, on=_KEY, how="left")
-    frame["flights_before"] = [_between(flown, case) for case in frame.to_dict("records")]
-    frame["flights_before"] = frame["flights_before"].astype("Int64")
+    frame["invocations_before"] = [_between(flown, case) for case in frame.to_dict("records")]
+    frame["invocations_before"] = frame["invocations_before"].astype("Int64")
     frame["seconds_before"] = frame["wrong_s"] - frame["t_s"]
     return frame
 
 
 def _between(flown: dict[tuple[str, str], pd.DataFrame], case: dict[Any, Any]) -> int | None:
     """Return how many calls for a request lay between its finding and its wrong token."""
-    if pd.isna(case["flight_id"]):
+    if pd.isna(case["invocation_id"]):
         return None
-    calls = flown[case["cell_id"], case["request_id"]]["flight_id"]
-    return int(((calls >= case["flight_id"]) & (calls < case["wrong_flight"])).sum())
+    calls = flown[case["trial_id"], case["request_id"]]["invocation_id"]
+    return int(((calls >= case["invocation_id"]) & (calls < case["wrong_invocation"])).sum())
 
 
-def _flown(flights: pd.DataFrame, wanted: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
-    """Return the flights of each request, in order."""
+def _flown(invocations: pd.DataFrame, wanted: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Return the invocations of each request, in order."""
     keys = set(map(tuple, wanted[_KEY].to_numpy()))
-    columns = ["cell_id", "flight_id", "t_s", "duration_s", "seq", "request_ids"]
-    cells = {cell for cell, _ in keys}
-    own = flights.loc[flights["cell_id"].isin(cells), columns].explode("request_ids")
+    columns = ["trial_id", "invocation_id", "t_s", "duration_s", "seq", "request_ids"]
+    trials = {trial for trial, _ in keys}
+    own = invocations.loc[invocations["trial_id"].isin(trials), columns].explode("request_ids")
     own = own.rename(columns={"request_ids": "request_id"}).sort_values("seq")
     groups = own.groupby(_KEY)
     return {key: groups.get_group(key) for key in keys if key in groups.groups}

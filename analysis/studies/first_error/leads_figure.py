@@ -13,7 +13,7 @@ from analysis.plots import style
 _TITLE_CHARACTERS = 75
 
 
-def lead_times(leads: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+def lead_times(leads: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw, for wrong answers, how many calls before its first wrong token wrong data was read.
 
     `leads` is what `first_error.leads` returns. One row of bars for each release, prefix
@@ -22,16 +22,18 @@ def lead_times(leads: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     if leads.empty:
         return style.nothing_to_draw("No answer was wrong, so there is nothing that came before.")
     columns = ["release", "prefix_sharing", "treatments"]
-    joined = leads.merge(cells[["cell_id", *columns]], on="cell_id", validate="many_to_one")
+    joined = leads.merge(trials[["trial_id", *columns]], on="trial_id", validate="many_to_one")
     joined["treatments"] = joined["treatments"].map(lambda names: tuple(names or ()))
     groups = style.all_series(joined, columns)
-    most = int(joined["flights_before"].max()) if joined["flights_before"].notna().any() else 0
+    most = (
+        int(joined["invocations_before"].max()) if joined["invocations_before"].notna().any() else 0
+    )
     figure = style.new_figure(7.6, 1.0 + 2.0 * len(groups))
     panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
     for number, (axes, key) in enumerate(zip(panels, groups, strict=True)):
         rows = style.rows_of(joined, {k: v for k, v in key.items() if k != "treatments"})
         rows = rows[rows["treatments"].map(lambda names, wanted=key["treatments"]: names == wanted)]
-        before = rows["flights_before"].dropna().astype(int)
+        before = rows["invocations_before"].dropna().astype(int)
         counts = np.bincount(before, minlength=most + 1)
         axes.bar(range(most + 1), counts, color=style.BLUE, width=0.8)
         axes.bar([most + 2], [len(rows) - len(before)], color=style.VERMILLION, width=0.8)

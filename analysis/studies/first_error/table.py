@@ -20,10 +20,10 @@ def checked_table(checked: Sequence[Checked]) -> HtmlTable:
             "release": one.release,
             "prefix sharing": one.prefix_sharing,
             "treatments": " + ".join(one.treatments) or "none",
-            "cells": one.cells - one.unobserved,
-            "flights": one.flights,
+            "trials": one.trials - one.unobserved,
+            "invocations": one.invocations,
             "events": one.events,
-            "flights unchecked": one.unchecked.invocations,
+            "invocations unchecked": one.unchecked.invocations,
             "planted faults found": f"{one.alarms} of {one.controls}",
             "worth": "void" if one.void else "valid" if one.controls else "not controlled",
         }
@@ -35,7 +35,7 @@ def checked_table(checked: Sequence[Checked]) -> HtmlTable:
 def findings_table(checked: Sequence[Checked]) -> HtmlTable:
     """Show every broken rule with its severity, how many met it, and what it leads to.
 
-    Rules of which wrong data was read come first. `requests` counts those of all cells.
+    Rules of which wrong data was read come first. `requests` counts those of all trials.
     """
     rows = []
     for one in checked:
@@ -51,7 +51,7 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
                     "rule": rule,
                     "cause": cause,
                     "requests": requests or "",
-                    "cells": len(members),
+                    "trials": len(members),
                     "what it leads to": meaning_of(rule, cause),
                 }
             )
@@ -62,7 +62,9 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
     frame = pd.DataFrame(rows)
     frame["of"] = frame.groupby(setting, sort=False).ngroup()
     frame["rank"] = frame["severity"].map(SEVERITIES.index)
-    frame = frame.sort_values(["of", "rank", "cells"], ascending=[True, True, False], kind="stable")
+    frame = frame.sort_values(
+        ["of", "rank", "trials"], ascending=[True, True, False], kind="stable"
+    )
     # What is the same everywhere says nothing.
     same = [name for name in setting if frame[name].nunique() == 1]
     return _table(frame.drop(columns=["of", "rank", *same]).reset_index(drop=True))
@@ -74,12 +76,14 @@ def leads_table(ahead: pd.DataFrame, count: int = 10) -> HtmlTable:
         return HtmlTable(ahead, "<p>No answer was wrong.</p>")
     shown = pd.DataFrame(
         {
-            "cell": ahead["cell_id"],
+            "trial": ahead["trial_id"],
             "request": ahead["request_id"],
             "first wrong token": ahead["first_divergence"],
             "first wrong data: rule": ahead["rule"].fillna("none was found"),
             "cause": ahead["cause"].fillna(""),
-            "flights before": ahead["flights_before"].map(lambda n: "" if pd.isna(n) else int(n)),
+            "invocations before": ahead["invocations_before"].map(
+                lambda n: "" if pd.isna(n) else int(n)
+            ),
             "seconds before": ahead["seconds_before"].map(
                 lambda s: "" if pd.isna(s) else f"{s:.3f}"
             ),

@@ -1,4 +1,4 @@
-"""What the sanitizer found, in words computed from a run's findings, requests and flights."""
+"""What the sanitizer found, in words computed from a run's findings, requests and invocations."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def findings_in_words(run: Run, checked: Sequence[Checked]) -> str:
     paragraphs = []
     for setting in checked:
         name = ", ".join(name_of(column, getattr(setting, column)) for column in _SETTING)
-        cells = run.cells[_of(run.cells, setting)]
-        requests = run.requests[run.requests["cell_id"].isin(cells["cell_id"])]
-        own = ahead[ahead["cell_id"].isin(cells["cell_id"])]
-        found = run.findings[run.findings["cell_id"].isin(cells["cell_id"])]
+        trials = run.trials[_of(run.trials, setting)]
+        requests = run.requests[run.requests["trial_id"].isin(trials["trial_id"])]
+        own = ahead[ahead["trial_id"].isin(trials["trial_id"])]
+        found = run.findings[run.findings["trial_id"].isin(trials["trial_id"])]
         paragraphs.append(f"**{name}.** {_paragraph(setting, requests, found, own)}")
-    return "\n\n".join(paragraphs) or "No cell was checked, so there is nothing to say."
+    return "\n\n".join(paragraphs) or "No trial was checked, so there is nothing to say."
 
 
 def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[str] = ()) -> str:
@@ -44,16 +44,16 @@ def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[st
     ahead = leads(run)
     clauses = []
     for setting in checked:
-        cells = run.cells.loc[_of(run.cells, setting), "cell_id"]
-        requests = run.requests[run.requests["cell_id"].isin(cells)]
+        trials = run.trials.loc[_of(run.trials, setting), "trial_id"]
+        requests = run.requests[run.requests["trial_id"].isin(trials)]
         accepted = requests[requests["outcome"] != "rejected"]
-        found = run.findings[run.findings["cell_id"].isin(cells)]
-        read = found.loc[found["severity"] == WRONG_DATA, ["cell_id", "request_id"]]
+        found = run.findings[run.findings["trial_id"].isin(trials)]
+        read = found.loc[found["severity"] == WRONG_DATA, ["trial_id", "request_id"]]
         met, wrong = (
             len(read.dropna().drop_duplicates()),
             int((accepted["outcome"] == "wrong").sum()),
         )
-        own = ahead[ahead["cell_id"].isin(cells) & ahead["flight_id"].notna()]
+        own = ahead[ahead["trial_id"].isin(trials) & ahead["invocation_id"].notna()]
         text = f"prefix sharing {setting.prefix_sharing}"
         text += f" with {' + '.join(setting.treatments)}" if setting.treatments else ""
         text += f": {met} of {len(accepted)} requests read"
@@ -62,15 +62,15 @@ def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[st
             text += f" ({len(own)} of them after it)"
         risky = len(setting.groups) - len(setting.wrong_data)
         clauses.append(text + (f", {risky} more rules broken" if risky else ""))
-    sentence = "; ".join(clauses) or "no cell was checked"
+    sentence = "; ".join(clauses) or "no trial was checked"
     return " ".join([sentence[0].upper() + sentence[1:] + ".", *also])
 
 
-def _of(cells: pd.DataFrame, setting: Checked) -> pd.Series:
-    names = cells["treatments"].map(lambda value: tuple(value or ()))
+def _of(trials: pd.DataFrame, setting: Checked) -> pd.Series:
+    names = trials["treatments"].map(lambda value: tuple(value or ()))
     return (
-        (cells["release"] == setting.release)
-        & (cells["prefix_sharing"] == setting.prefix_sharing)
+        (trials["release"] == setting.release)
+        & (trials["prefix_sharing"] == setting.prefix_sharing)
         & names.map(lambda value: value == setting.treatments)
     )
 
@@ -90,13 +90,13 @@ def _paragraph(
         f"{wrong} of {n} accepted requests were answered wrong and {counts.failed - wrong} failed"
         f" otherwise, {counts.rejected} rejected."
     ]
-    read = found.loc[found["severity"] == WRONG_DATA, ["cell_id", "request_id"]]
+    read = found.loc[found["severity"] == WRONG_DATA, ["trial_id", "request_id"]]
     met = len(read.dropna().drop_duplicates())
     share = f"{met} of {n} requests read wrong data"
     if n:
-        hit = read.dropna().drop_duplicates().groupby("cell_id").size()
-        sizes = accepted.groupby("cell_id").size()
-        readers = [min(int(hit.get(cell, 0)), int(size)) for cell, size in sizes.items()]
+        hit = read.dropna().drop_duplicates().groupby("trial_id").size()
+        sizes = accepted.groupby("trial_id").size()
+        readers = [min(int(hit.get(trial, 0)), int(size)) for trial, size in sizes.items()]
         shown = rate(readers, sizes.tolist())
         how = "over engines" if shown.by_engine else "by request only, too narrow"
         share += f" ({_percent(shown.low)} to {_percent(shown.high)}, 95% {how})"
@@ -126,22 +126,22 @@ def _paragraph(
 
 def _requests(found: pd.DataFrame, rule: str, cause: str) -> str:
     own = found[(found["rule"] == rule) & (found["cause"] == cause)]
-    requests = own[["cell_id", "request_id"]].dropna().drop_duplicates()
+    requests = own[["trial_id", "request_id"]].dropna().drop_duplicates()
     if requests.empty:
-        count = own["cell_id"].nunique()
-        return f"in {count} cell{'s' if count > 1 else ''}"
+        count = own["trial_id"].nunique()
+        return f"in {count} trial{'s' if count > 1 else ''}"
     return f"{len(requests)} request{'s' if len(requests) > 1 else ''}"
 
 
 def _early(ahead: pd.DataFrame, wrong: int) -> str:
-    known = ahead[ahead["flight_id"].notna()]
+    known = ahead[ahead["invocation_id"].notna()]
     text = f"{len(known)} of the {wrong} wrong answers came after wrong data was read for them"
     if known.empty:
         return text + "."
-    flights = known["flights_before"].astype(float)
-    earlier = int((flights > 0).sum())
+    invocations = known["invocations_before"].astype(float)
+    earlier = int((invocations > 0).sum())
     return (
         f"{text}, {earlier} of them at least one call before the first wrong token (median"
-        f" {flights.median():g}, at most {flights.max():g} calls;"
+        f" {invocations.median():g}, at most {invocations.max():g} calls;"
         f" {1e3 * known['seconds_before'].median():.0f} ms)."
     )

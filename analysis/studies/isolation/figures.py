@@ -27,7 +27,7 @@ _LINE = 96
 def interleaving_figure(replay: Replay, rule: str | None = None) -> Figure:
     """Draw a replayed schedule: a lane for each request, and below them every page's owners.
 
-    `rule` is the broken rule that is marked, by default the last step's first one. A cell with two
+    `rule` is the broken rule that is marked, by default the last step's first one. A trial with two
     letters is a page in two requests' hands.
     """
     moments = replay.moments
@@ -117,7 +117,7 @@ def _owners(
     kinds: set[str] = set()
     for number, moment in enumerate(replay.moments):
         for page, owners in enumerate(moment.owners):
-            _cell(axes, number, page, owners, colours, owners != before[page])
+            _trial(axes, number, page, owners, colours, owners != before[page])
             kinds |= set(owners) if set(owners) <= set(_PLAIN) else set()
         before = moment.owners
     if told is not None:
@@ -158,7 +158,7 @@ def _owners(
     return handles
 
 
-def _cell(
+def _trial(
     axes: Axes, step: int, page: int, owners: Sequence[str], colours: dict[str, str], new: bool
 ) -> None:
     requests = [owner for owner in owners if owner not in _PLAIN]

@@ -82,14 +82,14 @@ def _failing(row: dict[str, Any]) -> int | str:
 def _table(frame: pd.DataFrame) -> HtmlTable:
     header = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
     body = "".join(
-        f"<tr>{''.join(_cell(name, value) for name, value in row.items())}</tr>"
+        f"<tr>{''.join(_trial(name, value) for name, value in row.items())}</tr>"
         for row in frame.to_dict("records")
     )
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
     return HtmlTable(frame, table)
 
 
-def _cell(name: Any, value: Any) -> str:
+def _trial(name: Any, value: Any) -> str:
     if isinstance(value, int):
         return f'<td style="text-align: right">{value:,}</td>'
     text = escape(str(value))

@@ -22,7 +22,7 @@ from analysis.runs.tables import treated
 from analysis.stats.clustered import Rate, engines_needed, permutation, rate, sign_flip
 from analysis.stats.exposure import acts_through, changes
 from analysis.stats.exposure import in_words as exposed_in_words
-from analysis.stats.rates import CONFIGURATION, failure_rates, holm, per_cell, varying
+from analysis.stats.rates import CONFIGURATION, failure_rates, holm, per_trial, varying
 
 _ALPHA = 0.05
 _PAIRED = ["concurrency", "repeat"]
@@ -39,7 +39,7 @@ _NAMES = {
 
 
 def name_of(column: str, value: Any) -> str:
-    """Return how a value of a cell's setting is called."""
+    """Return how a value of a trial's setting is called."""
     return _NAMES[column].format(treated(value) if column == "treatments" else value)
 
 
@@ -53,7 +53,7 @@ def answer_in_words(run: Run, threshold: int = 4) -> str:
     series, tests = _tested(run, threshold)
     paragraphs = [f"**{item.name}.** {_paragraph(item, threshold, tests)}" for item in series]
     paragraphs += _contrasts(run, series, threshold, tests)
-    return "\n\n".join(paragraphs) or "The run holds no cells, so there is nothing to say."
+    return "\n\n".join(paragraphs) or "The run holds no trials, so there is nothing to say."
 
 
 def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
@@ -65,7 +65,7 @@ def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
         apart = [name for name in series[0].key if len({item.key[name] for item in series}) > 1]
         names = [", ".join(name_of(k, item.key[k]) for k in apart) for item in series]
         clauses = [f"{name}: {text}" for name, text in zip(names, clauses, strict=True)]
-    sentence = "; ".join(clauses) or "the run holds no cells"
+    sentence = "; ".join(clauses) or "the run holds no trials"
     return (
         sentence if sentence.startswith("shortfin") else sentence[0].upper() + sentence[1:]
     ) + "."
@@ -73,17 +73,17 @@ def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
 
 @dataclass(frozen=True)
 class _Series:
-    """One configuration: its failure rates by concurrency, in ascending order, and its cells."""
+    """One configuration: its failure rates by concurrency, in ascending order, and its trials."""
 
     key: dict[str, Any]
     name: str
     rates: pd.DataFrame
-    cells: pd.DataFrame
-    """As of `per_cell`."""
+    trials: pd.DataFrame
+    """As of `per_trial`."""
 
     def side(self, levels: Sequence[int]) -> Rate:
         """Return the failure rate over all engines that were asked at these concurrencies."""
-        own = self.cells[self.cells["concurrency"].isin(levels)]
+        own = self.trials[self.trials["concurrency"].isin(levels)]
         return rate(own["failures"].tolist(), own["taken"].tolist())
 
     @property
@@ -118,7 +118,7 @@ class _Series:
 
     def p_value(self, threshold: int) -> float:
         """Return the p value that these two are alike; NaN where they cannot be compared."""
-        own = self.cells[self.cells["concurrency"].isin(self.ran)]
+        own = self.trials[self.trials["concurrency"].isin(self.ran)]
         later = own["concurrency"] >= threshold
         if own["failures"].sum() in (0, own["taken"].sum()):
             return math.nan
@@ -153,14 +153,16 @@ def _tested(run: Run, threshold: int) -> tuple[list[_Series], _Tests]:
 
 
 def _series(run: Run) -> list[_Series]:
-    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(run.cells, CONFIGURATION)]))
-    rates = failure_rates(run.requests, run.cells, [*columns, "concurrency"])
-    cells = dict(list(per_cell(run.requests, run.cells).groupby(columns, sort=True)))
+    columns = list(
+        dict.fromkeys(["release", "prefix_sharing", *varying(run.trials, CONFIGURATION)])
+    )
+    rates = failure_rates(run.requests, run.trials, [*columns, "concurrency"])
+    trials = dict(list(per_trial(run.requests, run.trials).groupby(columns, sort=True)))
     result = []
     for values, rows in rates.groupby(columns, sort=True):
         key = dict(zip(columns, values, strict=True))
         name = ", ".join(name_of(column, value) for column, value in key.items())
-        result.append(_Series(key, name, rows.sort_values("concurrency"), cells[values]))
+        result.append(_Series(key, name, rows.sort_values("concurrency"), trials[values]))
     return result
 
 
@@ -285,9 +287,9 @@ def _comparable(series: Sequence[_Series], threshold: int) -> list[Comparable]:
 
 def _differences(one: _Series, other: _Series, levels: Sequence[int]) -> pd.DataFrame:
     """Return a row for each two engines that were asked the same, with their net difference."""
-    columns = [*_PAIRED, "failures", "taken", "cell_id"]
+    columns = [*_PAIRED, "failures", "taken", "trial_id"]
     sides = [
-        item.cells.loc[item.cells["concurrency"].isin(levels), columns] for item in (one, other)
+        item.trials.loc[item.trials["concurrency"].isin(levels), columns] for item in (one, other)
     ]
     both = sides[0].merge(sides[1], on=_PAIRED, suffixes=("", "_other"))
     return both.assign(net=both["failures_other"] - both["failures"])
@@ -337,13 +339,13 @@ def _moved(run: Run, both: pd.DataFrame, name: str) -> tuple[str, str]:
     What failed less often may have been exposed to less; of recorded runs. What the setting itself
     is about, `name`, is no objection.
     """
-    if run.flights.empty or run.events.empty:
+    if run.invocations.empty or run.events.empty:
         return "", "Exposure not recorded."
-    met = exposure(run.cells, run.requests, run.flights, run.events)
+    met = exposure(run.trials, run.requests, run.invocations, run.events)
     sides = []
-    for column in ("cell_id", "cell_id_other"):
-        own = both[[*_PAIRED, column]].rename(columns={column: "cell_id"})
-        sides.append(own.merge(met, on="cell_id"))
+    for column in ("trial_id", "trial_id_other"):
+        own = both[[*_PAIRED, column]].rename(columns={column: "trial_id"})
+        sides.append(own.merge(met, on="trial_id"))
     if both["net"].sum() > 0:
         sides.reverse()  # from the one that failed more often to the other
     found, through = changes(sides[0], sides[1], _PAIRED), _THROUGH.get(name, ())
@@ -392,8 +394,8 @@ def _rejections(item: _Series) -> str:
 
 
 def _ends(item: _Series) -> str:
-    bad, total = int(item.rates["cells_ended_badly"].sum()), int(item.rates["cells"].sum())
-    return f"{bad} of {total} cells did not end well." if bad else ""
+    bad, total = int(item.rates["trials_ended_badly"].sum()), int(item.rates["trials"].sum())
+    return f"{bad} of {total} trials did not end well." if bad else ""
 
 
 def _one_rate(row: dict[Any, Any]) -> str:
@@ -404,9 +406,9 @@ def _one_rate(row: dict[Any, Any]) -> str:
     )
 
 
-def ran_in_words(requests: pd.DataFrame, cells: pd.DataFrame) -> str:
+def ran_in_words(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
     """Say where engines ran fewer requests at once than they were offered; "" if nowhere."""
-    levels = per_cell(requests, cells).groupby("concurrency", as_index=False)
+    levels = per_trial(requests, trials).groupby("concurrency", as_index=False)
     return _offered(levels.agg({"refused": "sum", "at_once": "max"}).to_dict("records"))
 
 

@@ -37,8 +37,8 @@ _LOWEST_ONLY = ("evict_found",)
 OnStep = Callable[[Isolated | Rung], None]
 """Called with each rung when it has ended."""
 
-_PER_CELL = 32
-"""Requests of a cell: enough for pages to be used again, few enough for several fresh engines."""
+_PER_TRIAL = 32
+"""Requests of a trial: enough for pages to be used again, few enough for several fresh engines."""
 _FEWEST_ENGINES = 6
 """Fresh engines of a rung at least: requests of one engine are not independent, engines are."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
@@ -47,7 +47,7 @@ _RESUBMIT_S, _FOREVER_S, _TIMEOUT_S = 0.05, 1e6, 60.0
 _MOST_NEEDED = 100_000
 """Requests of a rung at most: more take days."""
 _PATIENCE = 4
-"""Times what the pace of a free machine lets expect, before a cell or a request is given up."""
+"""Times what the pace of a free machine lets expect, before a trial or a request is given up."""
 _WAITING, _IDLE_JOBS = 10, 8
 """How much longer a token takes in a batch with room where engines wait; how many run at once then.
 """
@@ -79,7 +79,7 @@ class Settings:
     request_timeout_s: float | None = None
     """None: a minute, or longer where the longest answer takes long."""
     isolated_s: float = 120.0
-    per_cell: int = _PER_CELL
+    per_trial: int = _PER_TRIAL
     """Requests that a fresh engine is asked, but for at least 2 and at most 8 of each client."""
     tolerate: Tolerated = field(default_factory=dict)
 
@@ -155,7 +155,7 @@ class Settings:
 
         Raises PlanError or EngineError for settings with which no engine can be started.
         """
-        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_cell // level))
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_trial // level))
         names = self.asked_at(level)
         first, token, *_ = PACE_S.get(self.release, (0.0, 0.0))
         longest_s = first + token * max(self.max_new_tokens, LONGEST_ANSWER)
@@ -178,10 +178,10 @@ class Settings:
             resubmit_s=_RESUBMIT_S,
         )
         # The pace is that of a machine that is free; the patience is for one that is not.
-        expected = Estimate(replace(plan, cell_timeout_s=_FOREVER_S)).cell_s(plan.cells()[-1])
+        expected = Estimate(replace(plan, trial_timeout_s=_FOREVER_S)).trial_s(plan.trials()[-1])
         most = max(expected, rounds * longest_s)
-        patience = max(plan.cell_timeout_s, _PATIENCE * most, 2 * timeout_s)
-        return replace(plan, cell_timeout_s=patience)
+        patience = max(plan.trial_timeout_s, _PATIENCE * most, 2 * timeout_s)
+        return replace(plan, trial_timeout_s=patience)
 
 
 def validate(
@@ -245,13 +245,13 @@ def _climb(
 
     def look(*_: Any) -> None:
         for item in read_evidence(path, settings.tolerate, known):
-            known[item.cell_id] = item
+            known[item.trial_id] = item
 
     def stop() -> bool:
         return time.monotonic() >= ends or any(item.broken for item in known.values())
 
     look()
-    run_sweep(plan, path, jobs=jobs, on_cell=look, stop=stop, progress=progress)
+    run_sweep(plan, path, jobs=jobs, on_trial=look, stop=stop, progress=progress)
     rung = rung_of(
         level,
         known.values(),
@@ -271,8 +271,8 @@ def _climb(
 
 def _asked(plan: Plan, evidence: Iterable[Evidence]) -> set[str]:
     """Return the workloads that were asked."""
-    done = {item.cell_id for item in evidence if not item.control}
-    return {plan.workload_of(cell.repeat) for cell in plan.cells() if cell.cell_id in done}
+    done = {item.trial_id for item in evidence if not item.control}
+    return {plan.workload_of(trial.repeat) for trial in plan.trials() if trial.trial_id in done}
 
 
 def _jobs(plan: Plan, level: int) -> int:
@@ -284,19 +284,19 @@ def _jobs(plan: Plan, level: int) -> int:
 
 def _explain(path: Path, rung: Rung, plan: Plan) -> str:
     """Return the story of the rung's first failing request; of its findings if there is none."""
-    asked = {cell.cell_id: plan.workload_of(cell.repeat) for cell in plan.cells()}
+    asked = {trial.trial_id: plan.workload_of(trial.repeat) for trial in plan.trials()}
     told = "\n\n".join(f"{found.name}: {found.message}" for found in rung.findings[:3])
     if rung.failing is None or not rung.failing[1]:
         return told or "\n".join(rung.endings[:1])
-    cell_id, request_id = rung.failing
+    trial_id, request_id = rung.failing
     from analysis.diagnosis import explain
 
     try:
-        told_by = explain(load_run(path), request_id, cell_id=cell_id)
-        where = f"In {cell_id}, asked {asked[cell_id]}:"
+        told_by = explain(load_run(path), request_id, trial_id=trial_id)
+        where = f"In {trial_id}, asked {asked[trial_id]}:"
         return " ".join([where, told_by.what, *told_by.because])
     except CachelabError as error:
-        return f"{request_id} of {cell_id} cannot be explained: {error} {told}".strip()
+        return f"{request_id} of {trial_id} cannot be explained: {error} {told}".strip()
 
 
 def _isolated(settings: Settings, out: Path, ends: float) -> Isolated:

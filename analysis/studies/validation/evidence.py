@@ -1,4 +1,4 @@
-"""What a run says about a rung: read cell by cell, also while the run still grows."""
+"""What a run says about a rung: read trial by trial, also while the run still grows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
 from analysis.runs.derive import max_at_once
-from analysis.runs.store import cell_tables, read_manifest
+from analysis.runs.store import read_manifest, trial_tables
 from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
 from analysis.stats.rates import FAILURES
 from analysis.studies.validation.result import Found, Rung
 
-READ = ("cells", "requests", "findings", "snapshots", "events")
+READ = ("trials", "requests", "findings", "snapshots", "events")
 """The tables that evidence is taken from."""
 
 Tolerated = Mapping[tuple[str, str], str]
@@ -31,7 +31,7 @@ Tolerated = Mapping[tuple[str, str], str]
 class Evidence:
     """What one fresh engine showed."""
 
-    cell_id: str
+    trial_id: str
     workload: str
     control: bool
     alarmed: bool
@@ -71,40 +71,40 @@ class Evidence:
 
 
 def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
-    """Return what the tables of one cell, of those named in `READ`, say."""
-    [cell] = tables["cells"].to_pylist()
+    """Return what the tables of one trial, of those named in `READ`, say."""
+    [trial] = tables["trials"].to_pylist()
     times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
-    at_once = max_at_once(times, cell["concurrency"])
+    at_once = max_at_once(times, trial["concurrency"])
     requests = tables["requests"].select(["request_id", "outcome", "refusals", "submitted_s"])
     requests = requests.to_pylist()
     findings = tables["findings"].to_pylist() if "findings" in tables else []
     keys = [(row["rule"], row["cause"]) for row in findings]
-    badly = cell["status"] != "ok"
-    unchecked = None if badly else cell["status_detail"]
+    badly = trial["status"] != "ok"
+    unchecked = None if badly else trial["status_detail"]
     if "snapshots" not in tables and not badly:
         unchecked = "Nothing was recorded."
     failed = [row for row in requests if row["outcome"] in FAILURES]
     failed.sort(key=lambda row: (row["submitted_s"] is None, row["submitted_s"], row["request_id"]))
-    control = Control.of(cell, findings) if is_control(cell["treatments"] or ()) else None
+    control = Control.of(trial, findings) if is_control(trial["treatments"] or ()) else None
     return Evidence(
-        cell_id=cell["cell_id"],
-        workload=cell["workload"],
+        trial_id=trial["trial_id"],
+        workload=trial["workload"],
         control=control is not None,
         alarmed=control is not None and control.alarmed,
         struck=control is not None and control.struck,
         fault="" if control is None else control.fault,
         outcomes=Counter(row["outcome"] for row in requests),
         refusals=sum(row["refusals"] or 0 for row in requests),
-        ending=(cell["status_detail"] or cell["status"]) if badly else None,
+        ending=(trial["status_detail"] or trial["status"]) if badly else None,
         unchecked=unchecked,
         findings=tuple(r for r, k in zip(findings, keys, strict=True) if k not in tolerated),
         tolerated=tuple(r for r, k in zip(findings, keys, strict=True) if k in tolerated),
         leaked=0 if badly else _leaked(tables),
-        peak_rss_bytes=cell["peak_rss_bytes"],
-        pages_in_use=_pages_in_use(tables, cell["page_count"]),
+        peak_rss_bytes=trial["peak_rss_bytes"],
+        pages_in_use=_pages_in_use(tables, trial["page_count"]),
         at_once=at_once,
-        page_count=cell["page_count"],
-        duration_s=cell["duration_s"],
+        page_count=trial["page_count"],
+        duration_s=trial["duration_s"],
         failed_requests=tuple(row["request_id"] for row in failed),
     )
 
@@ -112,7 +112,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
 def read_evidence(
     path: str | Path, tolerated: Tolerated, skip: Iterable[str] = ()
 ) -> list[Evidence]:
-    """Return what every finished cell of a run says, but for those in `skip`; [] if there is none.
+    """Return what every finished trial of a run says, but for those in `skip`; [] if there is none.
 
     Raises RunError if something in it is damaged.
     """
@@ -125,8 +125,8 @@ def read_evidence(
     known = set(skip)
     return [
         evidence_of(tables, tolerated)
-        for cell_id, tables in cell_tables(path, READ)
-        if cell_id not in known
+        for trial_id, tables in trial_tables(path, READ)
+        if trial_id not in known
     ]
 
 
@@ -156,8 +156,8 @@ def rung_of(
         failures={name: outcomes[name] for name in FAILURES if outcomes[name]},
         rejected=outcomes["rejected"],
         refusals=sum(item.refusals for item in own),
-        cells=len(own),
-        failed_cells=sum(item.broken for item in own),
+        trials=len(own),
+        failed_trials=sum(item.broken for item in own),
         workloads=dict(Counter(item.workload for item in own)),
         at_once=max((item.at_once for item in own if item.at_once is not None), default=None),
         endings=tuple(item.ending for item in own if item.ending),
@@ -197,29 +197,29 @@ def _grouped(own: list[Evidence], name: str, reasons: Tolerated) -> tuple[Found,
     groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for item in own:
         for row in getattr(item, name):
-            groups.setdefault((row["rule"], row["cause"]), []).append((item.cell_id, row))
+            groups.setdefault((row["rule"], row["cause"]), []).append((item.trial_id, row))
     found = [
         Found(
             rule=rule,
             cause=cause,
             severity=worst(row["severity"] for _, row in rows),
-            requests=len({(cell, row["request_id"]) for cell, row in rows if row["request_id"]}),
-            cells=len({cell for cell, _ in rows}),
+            requests=len({(trial, row["request_id"]) for trial, row in rows if row["request_id"]}),
+            trials=len({trial for trial, _ in rows}),
             message=rows[0][1]["message"],
             reason=reasons.get((rule, cause), ""),
         )
         for (rule, cause), rows in groups.items()
     ]
-    return tuple(sorted(found, key=lambda f: (f.severity != WRONG_DATA, -f.cells, -f.requests)))
+    return tuple(sorted(found, key=lambda f: (f.severity != WRONG_DATA, -f.trials, -f.requests)))
 
 
 def _failing(own: list[Evidence]) -> tuple[str, str] | None:
-    """Return the cell and request to explain: one that failed; else one of wrong data; else any."""
+    """Return the trial and request to explain: a failed one, else one of wrong data, else any."""
     for item in own:
         if item.failed_requests:
-            return item.cell_id, item.failed_requests[0]
-    rows = [(item.cell_id, row) for item in own for row in item.findings]
+            return item.trial_id, item.failed_requests[0]
+    rows = [(item.trial_id, row) for item in own for row in item.findings]
     rows.sort(key=lambda pair: (pair[1]["severity"] != WRONG_DATA, pair[1]["request_id"] is None))
     if rows:
         return rows[0][0], rows[0][1]["request_id"] or ""
-    return next(((item.cell_id, "") for item in own if item.broken), None)
+    return next(((item.trial_id, "") for item in own if item.broken), None)

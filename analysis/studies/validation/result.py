@@ -31,7 +31,7 @@ class Found:
     cause: str
     severity: str
     requests: int
-    cells: int
+    trials: int
     message: str
     """The first one's sentence."""
     reason: str = ""
@@ -61,9 +61,9 @@ class Rung:
     """Requests that were never taken; they count for nothing."""
     refusals: int = 0
     """How often requests were refused and sent again."""
-    cells: int = 0
+    trials: int = 0
     """Fresh engines."""
-    failed_cells: int = 0
+    failed_trials: int = 0
     """Of these, how many had a failure, a finding or a leak, or did not end well."""
     workloads: Mapping[str, int] = field(default_factory=dict)
     """How many of these engines were asked which workload."""
@@ -93,7 +93,7 @@ class Rung:
     run: str = ""
     """Its directory below the ladder's."""
     failing: tuple[str, str] | None = None
-    """Cell and request that its failure is explained by; the request is "" if none is known."""
+    """Trial and request that its failure is explained by; the request is "" if none is known."""
     explanation: str = ""
 
     @property
@@ -124,7 +124,7 @@ class Rung:
         Where they were asked several workloads, of the mix of these: with no failure it bounds the
         mean of the engines' rates, for none does better with unequal rates than with equal ones.
         """
-        return upper_bound(self.failed_cells, self.cells, self.confidence)
+        return upper_bound(self.failed_trials, self.trials, self.confidence)
 
     @property
     def ran(self) -> int:
@@ -233,7 +233,7 @@ class Ladder:
         """Return a row a rung that was begun or is to come: level 0 stands for the isolated ones.
 
         Columns: level, verdict ("not begun" for those to come), needed, accepted, failed, rejected,
-        refusals, at_once, upper (of the failure rate), findings and leaked (counts), cells,
+        refusals, at_once, upper (of the failure rate), findings and leaked (counts), trials,
         peak_rss_bytes, pages_in_use, page_count, seconds.
         """
         rows: list[dict[str, Any]] = []
@@ -266,7 +266,7 @@ class Ladder:
 
 _COLUMNS = (
     "level", "verdict", "needed", "accepted", "failed", "rejected", "refusals", "at_once",
-    "upper", "findings", "leaked", "cells", "peak_rss_bytes", "pages_in_use", "page_count",
+    "upper", "findings", "leaked", "trials", "peak_rss_bytes", "pages_in_use", "page_count",
     "seconds",
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ def in_words(ladder: Ladder) -> str:
     begun = {rung.level for rung in ladder.rungs}
     if rest := [str(level) for level in ladder.levels if level not in begun]:
         lines.append(f"- Not begun: {_list(rest)} at once.")
-    if any(rung.accepted and not rung.failed_cells for rung in ladder.rungs):
+    if any(rung.accepted and not rung.failed_trials for rung in ladder.rungs):
         mixed = any(len(rung.workloads) > 1 for rung in ladder.rungs)
         lines += ["", _CAVEAT.format(_percent(ladder.confidence), _MIX if mixed else "")]
     if stopped := next((r for r in ladder.rungs if r.explanation), None):
@@ -84,7 +84,8 @@ def _bounds(ladder: Ladder) -> str:
     return (
         f"a failure rate above {_percent(ladder.rate)} would have shown with"
         f" {_percent(ladder.confidence)} confidence if requests were independent, and"
-        f" {rung.failed_cells} of {rung.cells} engines, which are independent, bounds engines with"
+        f" {rung.failed_trials} of {rung.trials} engines, which are independent, bounds engines"
+        " with"
         f" a failure at {_percent(rung.upper_of_engines)}"
         + (f", {_mix(rung)}" if len(rung.workloads) > 1 else "")
     )
@@ -175,13 +176,13 @@ def _requests(rung: Rung) -> str:
     if rung.rejected:
         refused.append(f"{rung.rejected} were never taken and count for nothing")
     note = f" ({'; '.join(refused)})" if refused else ""
-    engines = _count(rung.cells, "fresh engine")
+    engines = _count(rung.trials, "fresh engine")
     if not rung.accepted:
         return f"No request was accepted{note} by {engines}."
     kinds = _list([f"{count} {name}" for name, count in rung.failures.items()])
     failed = f"{rung.failed} failed ({kinds})" if rung.failed else "none failed"
     text = f"{rung.accepted} requests accepted{note} by {engines}, {failed}"
-    if rung.failed_cells:
+    if rung.failed_trials:
         return f"{text}."
     return (
         f"{text}: at most {_percent(rung.upper)} of requests do if they are independent, and at"
@@ -209,7 +210,7 @@ def _trouble(rung: Rung) -> list[str]:
 
 
 def _found(found: Found) -> str:
-    many = _count(found.requests, "request") if found.requests else _count(found.cells, "engine")
+    many = _count(found.requests, "request") if found.requests else _count(found.trials, "engine")
     return f"{found.name}, {found.severity} in {many}"
 
 

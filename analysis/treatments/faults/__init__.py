@@ -9,13 +9,13 @@ from analysis.treatments.faults.base import Fault, Struck
 from analysis.treatments.faults.bytes import BYTES_FAULTS
 from analysis.treatments.faults.cache import CACHE_FAULTS
 from analysis.treatments.faults.execution import EXECUTION_FAULTS
-from analysis.treatments.faults.flights import FLIGHT_FAULTS
+from analysis.treatments.faults.invocations import INVOCATION_FAULTS
 from analysis.treatments.faults.requests import REQUEST_FAULTS
 from analysis.treatments.faults.results import RESULT_FAULTS
 from analysis.treatments.faults.shape import SHAPE_FAULTS
 
 FAMILIES: tuple[tuple[type[Fault], ...], ...] = (
-    FLIGHT_FAULTS,
+    INVOCATION_FAULTS,
     CACHE_FAULTS,
     REQUEST_FAULTS,
     SHAPE_FAULTS,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.shortfin.cache.probe import CURRENT_FLIGHT
+from analysis.shortfin.cache.probe import CURRENT_INVOCATION
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, FlightFault, Struck, place_of
+from analysis.treatments.faults.base import Fault, InvocationFault, Struck, place_of
 from analysis.treatments.faults.requests import Mute
-from analysis.treatments.flights import Boarded
+from analysis.treatments.invocations import Boarded
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 _PATIENCE_S = 2.0
 
 
-class Passing(FlightFault):
+class Passing(InvocationFault):
     """A fault in arguments that are as they were filled before, and after, the device reads them.
 
     Who reads them only when the invocation has landed sees nothing of it.
     """
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        struck = self.alter(flight, row, probe)
-        flight.secretly = flight.put_back = struck is not None
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        struck = self.alter(invocation, row, probe)
+        invocation.secretly = invocation.put_back = struck is not None
         return struck
 
     @abstractmethod
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        """Change the arrays of a flight; None if it does not offer itself."""
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        """Change the arrays of an invocation; None if it does not offer itself."""
 
 
 class TokensExchanged(Passing):
@@ -45,12 +45,12 @@ class TokensExchanged(Passing):
     change = "Two rows of one decode have each other's tokens while the device reads, once."
     rule, cause = "arguments as filled", "tokens"
 
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tokens = flight.arrays["tokens"]
-        for other in range(flight.real):
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tokens = invocation.arrays["tokens"]
+        for other in range(invocation.real):
             if tokens[row, 0] != tokens[other, 0]:
                 tokens[[row, other]] = tokens[[other, row]]
-                return Struck(flight.request_ids[row])
+                return Struck(invocation.request_ids[row])
         return None
 
 
@@ -65,13 +65,13 @@ class TokensOfLast(Passing):
         super().__init__(parameter)
         self._last: Any = None
 
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tokens, last = flight.arrays["tokens"], self._last
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tokens, last = invocation.arrays["tokens"], self._last
         self._last = tokens.copy()
         if last is None or last.shape != tokens.shape or last[row, 0] == tokens[row, 0]:
             return None
         tokens[:] = last
-        return Struck(flight.request_ids[row])
+        return Struck(invocation.request_ids[row])
 
 
 class PromptChanged(Passing):
@@ -82,10 +82,10 @@ class PromptChanged(Passing):
     phase, after = "prefill", 0
     rule, cause = "arguments as filled", "tokens"
 
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tokens = flight.arrays["tokens"]
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tokens = invocation.arrays["tokens"]
         tokens[row, 1] += 1 if tokens[row, 1] < 5 else -1
-        return Struck(flight.request_ids[row])
+        return Struck(invocation.request_ids[row])
 
 
 class LengthChanged(Passing):
@@ -95,9 +95,9 @@ class LengthChanged(Passing):
     change = "One row of a decode is one token too short while the device reads, once."
     rule, cause = "arguments as filled", "seq_lens"
 
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.arrays["seq_lens"][row] -= 1
-        return Struck(flight.request_ids[row])
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.arrays["seq_lens"][row] -= 1
+        return Struck(invocation.request_ids[row])
 
 
 class StartChanged(Passing):
@@ -107,9 +107,9 @@ class StartChanged(Passing):
     change = "One row of a decode starts one position early while the device reads, once."
     rule, cause = "arguments as filled", "start_positions"
 
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.arrays["start_positions"][row] -= 1
-        return Struck(flight.request_ids[row])
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.arrays["start_positions"][row] -= 1
+        return Struck(invocation.request_ids[row])
 
 
 class TableChanged(Passing):
@@ -119,25 +119,25 @@ class TableChanged(Passing):
     change = "The first page of one row of a decode is a free one while the device reads, once."
     rule, cause = "arguments as filled", "block_tables"
 
-    def alter(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         free = probe.pool.available_pages
         if not free:
             return None
         # From the middle: one that was hardly ever in a block table.
-        flight.arrays["block_tables"][row, 0] = page = int(free[len(free) // 2].index)
-        return Struck(flight.request_ids[row], None, page)
+        invocation.arrays["block_tables"][row, 0] = page = int(free[len(free) // 2].index)
+        return Struck(invocation.request_ids[row], None, page)
 
 
-class RefilledInFlight(FlightFault):
+class RefilledDuringInvocation(InvocationFault):
     """The buffers of an invocation are given to another one before it has landed."""
 
-    name = "fault:refilled-in-flight"
+    name = "fault:refilled-in-invocation"
     change = "The lengths of one decode are overwritten when it was called, before it lands, once."
     rule, cause = "arguments as filled", "seq_lens"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.later = {"seq_lens": np.roll(flight.arrays["seq_lens"], 1) + 1}
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.later = {"seq_lens": np.roll(invocation.arrays["seq_lens"], 1) + 1}
+        return Struck(invocation.request_ids[row])
 
 
 class NextBeforeLanding(Fault):
@@ -157,7 +157,7 @@ class NextBeforeLanding(Fault):
         """Hold one decode back until the next of a request of it has begun."""
         adapter = engine.adapter
         assert adapter is not None
-        executor, functions = adapter._flight_class(), adapter.service.decode_functions
+        executor, functions = adapter._invocation_class(), adapter.service.decode_functions
         run = executor.run
 
         async def running(process: Any) -> None:
@@ -173,7 +173,7 @@ class NextBeforeLanding(Fault):
 
     def _holding(self, function: Any, engine: Engine) -> Any:
         async def fly(*args: Any, fiber: Any) -> Any:
-            process = CURRENT_FLIGHT.get()
+            process = CURRENT_INVOCATION.get()
             requests = [] if process is None else process.exec_requests
             if self.struck is not None:
                 self._begun |= any(r.rid == self.struck.request_id for r in requests)
@@ -196,5 +196,5 @@ class NextBeforeLanding(Fault):
 
 ARGUMENT_FAULTS = (
     TokensExchanged, TokensOfLast, PromptChanged, LengthChanged, StartChanged, TableChanged,
-    RefilledInFlight, NextBeforeLanding,
+    RefilledDuringInvocation, NextBeforeLanding,
 )  # fmt: skip

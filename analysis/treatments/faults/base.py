@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from analysis.recording.recorder import Recorder
 from analysis.shortfin.treatment import Treatment
-from analysis.treatments.flights import Boarded, edit_flights
+from analysis.treatments.invocations import Boarded, edit_invocations
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -24,8 +24,8 @@ class Struck:
     """The request that suffers."""
     other_request_id: str | None = None
     page: int | None = None
-    flight_id: int | None = None
-    """The flight at which it was done, as a recording numbers it; None for one not made."""
+    invocation_id: int | None = None
+    """The invocation at which it was done, as a recording numbers it; None for one not made."""
     seq: int | None = None
     """A place among the recorded events just before it was done."""
 
@@ -72,61 +72,61 @@ class Fault(Treatment):
         return self.struck is None and request_id.startswith(self.parameter or "")
 
 
-class FlightFault(Fault):
-    """A fault in what the model is called with, in one flight."""
+class InvocationFault(Fault):
+    """A fault in what the model is called with, in one invocation."""
 
     phase: ClassVar[str] = "decode"
     after: ClassVar[int] = 3
-    """Flights of the phase that pass first, so that there is something to damage."""
+    """Invocations of the phase that pass first, so that there is something to damage."""
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Look at every flight for one that it can strike."""
+        """Look at every invocation for one that it can strike."""
         passed = 0
         probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
 
-        def edit(flight: Boarded) -> None:
+        def edit(invocation: Boarded) -> None:
             nonlocal passed
-            if flight.phase != self.phase or self.struck is not None:
+            if invocation.phase != self.phase or self.struck is not None:
                 return
             passed += 1
             if passed <= self.after:
                 return
-            for row, request_id in enumerate(flight.request_ids):
+            for row, request_id in enumerate(invocation.request_ids):
                 if self.may_strike(request_id):
                     place = place_of(probe)
-                    struck = self.strike(flight, row, probe)
+                    struck = self.strike(invocation, row, probe)
                     if struck is not None:
                         self.struck = replace(struck, seq=place)
-                        self._note_number(flight, probe)
+                        self._note_number(invocation, probe)
                         return
 
-        edit_flights(engine, undo, edit)
+        edit_invocations(engine, undo, edit)
 
-    def _note_number(self, flight: Boarded, probe: Any) -> None:
-        """Have the number of the flight noted when it has begun, if it is recorded."""
-        then, watcher = flight.afterwards, probe.watcher
+    def _note_number(self, invocation: Boarded, probe: Any) -> None:
+        """Have the number of the invocation noted when it has begun, if it is recorded."""
+        then, watcher = invocation.afterwards, probe.watcher
 
         def begun() -> None:
             if then is not None:
                 then()
             if isinstance(watcher, Recorder) and self.struck is not None:
-                number = watcher.last_flight_of(flight.request_ids)
-                self.struck = replace(self.struck, flight_id=number)
+                number = watcher.last_invocation_of(invocation.request_ids)
+                self.struck = replace(self.struck, invocation_id=number)
 
-        flight.afterwards = begun
+        invocation.afterwards = begun
 
     @abstractmethod
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         """Damage a row; return what was done, None if this one does not offer itself."""
 
 
-def another(flight: Boarded, row: int) -> int | None:
-    """Return another real row of a flight, None if there is none."""
-    return next((other for other in range(flight.real) if other != row), None)
+def another(invocation: Boarded, row: int) -> int | None:
+    """Return another real row of an invocation, None if there is none."""
+    return next((other for other in range(invocation.real) if other != row), None)
 
 
-def own_block(flight: Boarded, row: int, probe: Any) -> int:
+def own_block(invocation: Boarded, row: int, probe: Any) -> int:
     """Return the place in the block table that a decode's row writes to."""
-    width = flight.arrays["block_tables"].shape[1]
-    place = int(flight.arrays["start_positions"][row]) // int(probe.cache.tokens_per_page)
+    width = invocation.arrays["block_tables"].shape[1]
+    place = int(invocation.arrays["start_positions"][row]) // int(probe.cache.tokens_per_page)
     return int(min(place, width - 1))

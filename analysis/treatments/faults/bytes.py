@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import FlightFault, Struck, another
+from analysis.treatments.faults.base import InvocationFault, Struck, another
 from analysis.treatments.faults.cache import CopiedShort
-from analysis.treatments.flights import Boarded
+from analysis.treatments.invocations import Boarded
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -42,25 +42,25 @@ def bits_of(probe: Any, page: int) -> Iterator[Bits]:
         del flat
 
 
-def _settled_page(flight: Boarded, row: int, probe: Any) -> int | None:
+def _settled_page(invocation: Boarded, row: int, probe: Any) -> int | None:
     """Return the page that a row writes to if its first slots were written already.
 
     Those before it may be shared, and be written again meanwhile by another request's prefill.
     """
     stride = int(probe.cache.tokens_per_page)
-    position = int(flight.arrays["start_positions"][row])
-    page = int(flight.arrays["block_tables"][row, position // stride])
+    position = int(invocation.arrays["start_positions"][row])
+    page = int(invocation.arrays["block_tables"][row, position // stride])
     return page if page != 0 and position % stride > _SLOT + 1 else None
 
 
-class _PageFault(FlightFault):
+class _PageFault(InvocationFault):
     """A fault in the page that a row writes to, before a decode."""
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        page = _settled_page(flight, row, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        page = _settled_page(invocation, row, probe)
         if page is None:
             return None
-        struck = Struck(flight.request_ids[row], None, page)
+        struck = Struck(invocation.request_ids[row], None, page)
         with bits_of(probe, page) as bits:
             before = bits.copy()
             self.damage(bits)
@@ -81,7 +81,7 @@ class FlippedBit(_PageFault):
         bits[_LAYER, 1, _SLOT, _HEAD, 5] ^= _FLIP
 
 
-class FlippedBitCached(FlightFault):
+class FlippedBitCached(InvocationFault):
     """One bit of a page changes that only the trie holds."""
 
     name = "fault:flipped-bit-cached"
@@ -89,7 +89,7 @@ class FlippedBitCached(FlightFault):
     sharing = "trie"
     rule, cause = _CHANGED
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         state = probe.read()
         held = {page for pages in state.holdings.values() for page in pages}
         for node in state.nodes:
@@ -100,14 +100,14 @@ class FlippedBitCached(FlightFault):
         return None
 
 
-class FlippedBitFree(FlightFault):
+class FlippedBitFree(InvocationFault):
     """One bit of a free page changes."""
 
     name = "fault:flipped-bit-free"
     change = "One bit of a free page is flipped, once."
     rule, cause = ("unwritten bytes", "of a free page")
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         page = probe.pool.available_pages[len(probe.pool.available_pages) // 2].index
         if page == 0:
             return None
@@ -149,13 +149,13 @@ class SlotsShifted(_PageFault):
         bits[:, :, 1:] = bits[:, :, :-1].copy()
 
 
-class _TwoPagesFault(FlightFault):
+class _TwoPagesFault(InvocationFault):
     """A fault between the pages that two rows write to."""
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        other = another(flight, row)
-        page = _settled_page(flight, row, probe)
-        source = None if other is None else _settled_page(flight, other, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        other = another(invocation, row)
+        page = _settled_page(invocation, row, probe)
+        source = None if other is None else _settled_page(invocation, other, probe)
         if other is None or page is None or source is None or page == source:
             return None
         with bits_of(probe, page) as bits, bits_of(probe, source) as others:
@@ -163,7 +163,7 @@ class _TwoPagesFault(FlightFault):
             if np.array_equal(bits[_LAYER, :, _SLOT], others[_LAYER, :, _SLOT]):
                 return None
             self.damage(bits, others)
-        return Struck(flight.request_ids[row], flight.request_ids[other], page)
+        return Struck(invocation.request_ids[row], invocation.request_ids[other], page)
 
     @abstractmethod
     def damage(self, bits: Bits, others: Bits) -> None:
@@ -192,7 +192,7 @@ class PagesSwapped(_TwoPagesFault):
         bits[:], others[:] = others.copy(), bits.copy()
 
 
-class _WriteFault(FlightFault):
+class _WriteFault(InvocationFault):
     """A fault in what a decode writes for a row, done when it has landed."""
 
     told_first = False
@@ -201,10 +201,10 @@ class _WriteFault(FlightFault):
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
         self._landed: Callable[[], None] | None = None
-        self._flight: Any = None
+        self._invocation: Any = None
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Look at every flight for one that it can strike, and wait for its landing."""
+        """Look at every invocation for one that it can strike, and wait for its landing."""
         probe = engine.probe
         if probe is not None:
             land = probe.land
@@ -223,14 +223,14 @@ class _WriteFault(FlightFault):
         super().apply(engine, undo)
 
     def _is_mine(self, landing: Any) -> bool:
-        if self._landed is None or self.struck is None or landing.flight is None:
+        if self._landed is None or self.struck is None or landing.invocation is None:
             return False
-        return bool(landing.flight[0] == self.struck.flight_id)
+        return bool(landing.invocation[0] == self.struck.invocation_id)
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         stride = int(probe.cache.tokens_per_page)
-        position = int(flight.arrays["start_positions"][row])
-        page = int(flight.arrays["block_tables"][row, position // stride])
+        position = int(invocation.arrays["start_positions"][row])
+        page = int(invocation.arrays["block_tables"][row, position // stride])
         if page == 0:
             return None
         with bits_of(probe, page) as bits:
@@ -241,7 +241,7 @@ class _WriteFault(FlightFault):
                 self.lose(bits[:, :, position % stride], before)
 
         self._landed = landed
-        return Struck(flight.request_ids[row], None, page)
+        return Struck(invocation.request_ids[row], None, page)
 
     @abstractmethod
     def lose(self, slot: Bits, before: Bits) -> None:
@@ -312,9 +312,9 @@ class CopiedWithoutLayer(CopiedShort):
     rule, cause = ("unwritten bytes", "not all of a copied page")
     part = 4
 
-    def source(self, flight: Boarded, row: int, probe: Any) -> int | None:
+    def source(self, invocation: Boarded, row: int, probe: Any) -> int | None:
         """Return the page to be copied: one that holds something."""
-        return _settled_page(flight, row, probe)
+        return _settled_page(invocation, row, probe)
 
 
 BYTES_FAULTS = (

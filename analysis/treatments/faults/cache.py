@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, FlightFault, Struck
-from analysis.treatments.flights import Boarded
+from analysis.treatments.faults.base import Fault, InvocationFault, Struck
+from analysis.treatments.invocations import Boarded
 from analysis.treatments.pages import fill_page, resting_pages
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def _held(probe: Any, request_id: str) -> list[int]:
     return sorted(pages, key=lambda page: page in nodes)
 
 
-class FreeWhileUsed(FlightFault):
+class FreeWhileUsed(InvocationFault):
     """A page is given back while its request goes on."""
 
     name = "fault:free-while-used"
     change = "A page of a request under way is given back to the pool, once."
     rule, cause = "one state", "freed while held"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        request = flight.request_ids[row]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        request = invocation.request_ids[row]
         pages = _held(probe, request)
         if not pages:
             return None
@@ -42,15 +42,15 @@ class FreeWhileUsed(FlightFault):
         return Struck(request, None, pages[0])
 
 
-class HandedOutTwice(FlightFault):
+class HandedOutTwice(InvocationFault):
     """A page that is in use comes up in the free list."""
 
     name = "fault:handed-out-twice"
     change = "A page of a request under way is put into the free list, once, to be taken next."
     rule, cause = "one state", "handed out twice"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        request = flight.request_ids[row]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        request = invocation.request_ids[row]
         pages = _held(probe, request)
         if not pages:
             return None
@@ -58,20 +58,20 @@ class HandedOutTwice(FlightFault):
         return Struck(None, request, pages[0])
 
 
-class DoubleFree(FlightFault):
+class DoubleFree(InvocationFault):
     """A page is given back that is free."""
 
     name = "fault:double-free"
     change = "A free page is given back to the pool again, once."
     rule, cause = "one state", "freed twice"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
         probe.pool.free_pages([entry])
         return Struck(None, None, entry.index)
 
 
-class LostPage(FlightFault):
+class LostPage(InvocationFault):
     """A free page is forgotten."""
 
     name = "fault:lost-page"
@@ -80,12 +80,12 @@ class LostPage(FlightFault):
     # Its events do not say how many pages the pool has, so one is missed when it is counted.
     otherwise = {"3.9.0": ("accounts", "changed behind its operations")}  # noqa: RUF012
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         probe.pool.available_pages.pop(0)
         return Struck()
 
 
-class PaddingPageGiven(FlightFault):
+class PaddingPageGiven(InvocationFault):
     """The padding page is next in line."""
 
     name = "fault:padding-page-given"
@@ -93,7 +93,7 @@ class PaddingPageGiven(FlightFault):
     change = "Page 0 becomes the next page to be handed out, once."
     rule, cause = "padding page", "given out"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry, pool = _entry(probe, 0), probe.pool
         if not any(page is entry for page in pool.available_pages):
             return None
@@ -151,7 +151,7 @@ class ReferenceDropped(_ReferenceFault):
     times, shared = 2, True
 
 
-class OrphanedLeaf(FlightFault):
+class OrphanedLeaf(InvocationFault):
     """The set of leaves has a node that hangs on nothing."""
 
     name = "fault:orphaned-leaf"
@@ -159,14 +159,14 @@ class OrphanedLeaf(FlightFault):
     sharing = "trie"
     rule, cause = "leaves", "orphan"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        page = _held(probe, flight.request_ids[row])[-1]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        page = _held(probe, invocation.request_ids[row])[-1]
         kind = type(probe.cache.root)
         probe.cache.leaves.add(kind(tokens=(1, 2, 3), page=_entry(probe, page)))
         return Struck(None, None, None)
 
 
-class MissingLeaf(FlightFault):
+class MissingLeaf(InvocationFault):
     """Eviction does not know of a leaf."""
 
     name = "fault:missing-leaf"
@@ -174,7 +174,7 @@ class MissingLeaf(FlightFault):
     sharing = "trie"
     rule, cause = "leaves", "missing"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         for leaf in list(probe.cache.leaves):
             if not leaf.children and leaf.parent is not None:
                 probe.cache.leaves.discard(leaf)
@@ -182,7 +182,7 @@ class MissingLeaf(FlightFault):
         return None
 
 
-class WrongKey(FlightFault):
+class WrongKey(InvocationFault):
     """A node stands where its tokens do not lead."""
 
     name = "fault:wrong-key"
@@ -190,7 +190,7 @@ class WrongKey(FlightFault):
     sharing = "trie"
     rule, cause = "accounts", "under another key"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         children = probe.cache.root.children
         for key, node in list(children.items()):
             children[(*key[:-1], key[-1] + 1)] = children.pop(key)
@@ -198,7 +198,7 @@ class WrongKey(FlightFault):
         return None
 
 
-class StalePrefix(FlightFault):
+class StalePrefix(InvocationFault):
     """The trie serves a page for a prefix that it does not hold."""
 
     name = "fault:stale-prefix"
@@ -207,7 +207,7 @@ class StalePrefix(FlightFault):
     rule, cause = "cached prefix", "another prefix"
     control = False  # it shows only if one of the two is looked up again
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         nodes = [n for n in probe.cache.root.children.values() if n.ref_count.count <= 0]
         if len(nodes) < 2:
             return None
@@ -216,7 +216,7 @@ class StalePrefix(FlightFault):
         return Struck(None, None, None)
 
 
-class EvictReferenced(FlightFault):
+class EvictReferenced(InvocationFault):
     """A node is evicted that a request refers to."""
 
     name = "fault:evict-referenced"
@@ -224,7 +224,7 @@ class EvictReferenced(FlightFault):
     sharing = "trie"
     rule, cause = "eviction", "referenced node"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         for leaf in list(probe.cache.leaves):
             in_place = leaf.parent is not None and leaf.parent.children.get(leaf.tokens) is leaf
             if in_place and leaf.ref_count.count > 0:
@@ -234,7 +234,7 @@ class EvictReferenced(FlightFault):
         return None
 
 
-class CopiedShort(FlightFault):
+class CopiedShort(InvocationFault):
     """A copied page lacks what its source has last."""
 
     name = "fault:copied-short"
@@ -244,8 +244,8 @@ class CopiedShort(FlightFault):
     part: ClassVar[int] = 1024
     """The last one of so many parts of the page is missing."""
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        pool, source = probe.pool, self.source(flight, row, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        pool, source = probe.pool, self.source(invocation, row, probe)
         if source is None:
             return None
         tables = pool.page_tables
@@ -262,9 +262,9 @@ class CopiedShort(FlightFault):
         pool.free_pages([target])
         return Struck(None, None, target.index)
 
-    def source(self, flight: Boarded, row: int, probe: Any) -> int | None:
+    def source(self, invocation: Boarded, row: int, probe: Any) -> int | None:
         """Return the page to be copied."""
-        return _held(probe, flight.request_ids[row])[0]
+        return _held(probe, invocation.request_ids[row])[0]
 
 
 class _ShortTable:
@@ -301,7 +301,7 @@ class _ShortView:
         return self.view.map(**how)
 
 
-class NanInPaddingPage(FlightFault):
+class NanInPaddingPage(InvocationFault):
     """The page that masked slots are read from holds NaN."""
 
     name = "fault:nan-in-padding-page"
@@ -309,14 +309,14 @@ class NanInPaddingPage(FlightFault):
     rule, cause = "finite contents", "the padding page"
     control = False  # a sweep does not look into the pages
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        if not (flight.arrays["block_tables"][: flight.real] == 0).any():
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        if not (invocation.arrays["block_tables"][: invocation.real] == 0).any():
             return None
         fill_page(probe.pool, 0, float("nan"))
         return Struck(None, None, 0)
 
 
-class WrittenAfterFree(FlightFault):
+class WrittenAfterFree(InvocationFault):
     """A page is written after it was freed."""
 
     name = "fault:written-after-free"
@@ -324,7 +324,7 @@ class WrittenAfterFree(FlightFault):
     rule, cause = "written after free", "written"
     control = False  # a sweep does not look into the pages
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         resting = resting_pages(probe.pool)
         if not resting:
             return None

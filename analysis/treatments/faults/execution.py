@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analysis.shortfin.treatment import cache_of, replace_attribute
-from analysis.treatments.faults.base import Fault, FlightFault, Struck
-from analysis.treatments.faults.flights import WrongPage
-from analysis.treatments.flights import Boarded
+from analysis.treatments.faults.base import Fault, InvocationFault, Struck
+from analysis.treatments.faults.invocations import WrongPage
+from analysis.treatments.invocations import Boarded
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -21,16 +21,16 @@ _STALL_S = 6.5
 _HANG_S = 600.0
 
 
-class ExecutedTwice(FlightFault):
+class ExecutedTwice(InvocationFault):
     """The results of a call are thrown away, and the call is made again."""
 
     name = "fault:executed-twice"
     change = "One decode is made twice; the engine goes on with the results of the second call."
     rule, cause = "one execution", "executed twice"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.again = True
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.again = True
+        return Struck(invocation.request_ids[row])
 
 
 class PrefillTwice(ExecutedTwice):
@@ -41,7 +41,7 @@ class PrefillTwice(ExecutedTwice):
     phase, after = "prefill", 0
 
 
-class RepeatedElsewhere(FlightFault):
+class RepeatedElsewhere(InvocationFault):
     """A call is made again, and its second time writes and reads elsewhere."""
 
     name = "fault:repeated-elsewhere"
@@ -49,29 +49,29 @@ class RepeatedElsewhere(FlightFault):
     change = "One decode is made twice, the second time with another request's first page."
     rule, cause = "own prefix", "another request's data"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        kept = flight.arrays["block_tables"].copy()
-        struck = WrongPage.strike(self, flight, row, probe)  # type: ignore[arg-type]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        kept = invocation.arrays["block_tables"].copy()
+        struck = WrongPage.strike(self, invocation, row, probe)  # type: ignore[arg-type]
         if struck is not None:
-            flight.again, flight.other_arrays = (
+            invocation.again, invocation.other_arrays = (
                 True,
-                {"block_tables": flight.arrays["block_tables"]},
+                {"block_tables": invocation.arrays["block_tables"]},
             )
-            flight.arrays["block_tables"] = kept
+            invocation.arrays["block_tables"] = kept
         return struck
 
 
-class NeverLands(FlightFault):
+class NeverLands(InvocationFault):
     """A call of the model does not come to its end."""
 
     name = "fault:never-lands"
     change = "The results of one decode never reach the engine."
-    rule, cause = "completion", "flight without end"
+    rule, cause = "completion", "invocation without end"
     control: ClassVar[bool] = False
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.hang_s = _HANG_S
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.hang_s = _HANG_S
+        return Struck(invocation.request_ids[row])
 
 
 class WrongPageAfterStall(WrongPage):
@@ -109,8 +109,8 @@ class WrongPageAfterStall(WrongPage):
         replace_attribute(undo, pool, "free_pages", freed)
         super().apply(engine, undo)
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        return super().strike(flight, row, probe) if self.stalled else None
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        return super().strike(invocation, row, probe) if self.stalled else None
 
 
 class _Entered:
@@ -198,7 +198,7 @@ class StepSkipped(_SubmitFault):
     name = "fault:step-skipped"
     change = "One decode is not made; its request goes on with the results of the last one."
     releases = ("3.9.0",)
-    rule, cause = "flown tokens", "token without a flight"
+    rule, cause = "flown tokens", "token without an invocation"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)

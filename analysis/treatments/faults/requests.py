@@ -7,32 +7,32 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, FlightFault, Struck
-from analysis.treatments.flights import Boarded
+from analysis.treatments.faults.base import Fault, InvocationFault, Struck
+from analysis.treatments.invocations import Boarded
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
     from analysis.shortfin import Call
 
 
-class LostCompletion(FlightFault):
-    """A request's flight lands and nobody tells it."""
+class LostCompletion(InvocationFault):
+    """A request's invocation lands and nobody tells it."""
 
     name = "fault:lost-completion"
-    change = "One request is not woken when its flight has landed."
+    change = "One request is not woken when its invocation has landed."
     releases = ("3.1.0",)
     rule, cause = "completion", "lost wake-up"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        if row != flight.real - 1:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        if row != invocation.real - 1:
             return None  # the rows before it must keep their places
-        requests = flight.process.exec_requests
+        requests = invocation.process.exec_requests
 
         def mute() -> None:
             requests[-1] = Mute(requests[-1])
 
-        flight.afterwards = mute
-        return Struck(flight.request_ids[row])
+        invocation.afterwards = mute
+        return Struck(invocation.request_ids[row])
 
 
 class Mute:
@@ -52,9 +52,9 @@ class CompletedEarly(Fault):
     """A request is told that its decode was done, which it was not."""
 
     name = "fault:completed-early"
-    change = "One decode is reported as done without a flight, with the last results."
+    change = "One decode is reported as done without an invocation, with the last results."
     releases = ("3.1.0",)
-    rule, cause = "flown tokens", "token without a flight"
+    rule, cause = "flown tokens", "token without an invocation"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Answer one decode where the batcher takes it in."""
@@ -75,7 +75,7 @@ class CompletedEarly(Fault):
             submit(item)
 
         self._logits: Any = None
-        executor = engine.adapter._flight_class()  # type: ignore[union-attr]
+        executor = engine.adapter._invocation_class()  # type: ignore[union-attr]
         run = executor.run
 
         async def noted(process: Any) -> None:

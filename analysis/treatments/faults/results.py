@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from analysis.shortfin.cache.probe import CURRENT_FLIGHT, CURRENT_REQUEST
+from analysis.shortfin.cache.probe import CURRENT_INVOCATION, CURRENT_REQUEST
 from analysis.shortfin.treatment import part, replace_attribute
 from analysis.treatments.faults.base import Fault, Struck, place_of
 
@@ -101,7 +101,7 @@ def _stand_between(engine: Engine, undo: ExitStack, give: Callable[[Given], None
 def _giving(phase: str, function: Any, give: Callable[[Given], None]) -> Any:
     async def fly(*args: Any, fiber: Any) -> Any:
         results = await function(*args, fiber=fiber)
-        process = CURRENT_FLIGHT.get()
+        process = CURRENT_INVOCATION.get()
         if process is None:
             return results
         given = Given(phase, [request.rid for request in process.exec_requests], results[0])

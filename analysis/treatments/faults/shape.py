@@ -5,40 +5,40 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.shortfin.cache.probe import indices
-from analysis.treatments.faults.base import FlightFault, Struck, another
-from analysis.treatments.flights import Boarded
+from analysis.treatments.faults.base import InvocationFault, Struck, another
+from analysis.treatments.invocations import Boarded
 
 # -- the table beyond the length ---------------------------------------------------------------
 
 
-def _place_beyond(flight: Boarded, row: int, probe: Any) -> int | None:
+def _place_beyond(invocation: Boarded, row: int, probe: Any) -> int | None:
     """Return the first place of a row's table that its length does not need, None if there is none.
 
     One that holds padding, so that nothing of the request's is overwritten.
     """
-    table = flight.arrays["block_tables"][row]
+    table = invocation.arrays["block_tables"][row]
     stride = int(probe.cache.tokens_per_page)
-    start = flight.arrays.get("start_positions")
-    decode = flight.phase == "decode" and start is not None
-    length = int(start[row]) + 1 if decode else int(flight.arrays["seq_lens"][row])  # type: ignore[index]
+    start = invocation.arrays.get("start_positions")
+    decode = invocation.phase == "decode" and start is not None
+    length = int(start[row]) + 1 if decode else int(invocation.arrays["seq_lens"][row])  # type: ignore[index]
     blocks = -(-length // stride)
     return next((place for place in range(blocks, len(table)) if table[place] == 0), None)
 
 
-def _anothers(flight: Boarded, row: int, probe: Any) -> tuple[str, int] | None:
+def _anothers(invocation: Boarded, row: int, probe: Any) -> tuple[str, int] | None:
     """Return a request in another row and a page that it alone holds."""
-    other = another(flight, row)
+    other = another(invocation, row)
     if other is None:
         return None
     held = probe.holdings()
-    mine = set(held.get(flight.request_ids[row], ()))
-    name = flight.request_ids[other]
+    mine = set(held.get(invocation.request_ids[row], ()))
+    name = invocation.request_ids[other]
     pages = [p for p in held.get(name, ()) if p not in mine and p != 0]
     sharers = [r for r, theirs in held.items() if r != name and set(theirs) & set(pages[-1:])]
     return (name, pages[-1]) if pages and not sharers else None
 
 
-class FreePageBeyond(FlightFault):
+class FreePageBeyond(InvocationFault):
     """A row's table names a free page where its mask hides it."""
 
     name = "fault:free-page-beyond"
@@ -46,12 +46,12 @@ class FreePageBeyond(FlightFault):
     change = "Beyond one decode row's length its block table has a free page, once."
     rule, cause = "table padding", "a free page"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        place, free = _place_beyond(flight, row, probe), indices(probe.pool.available_pages)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        place, free = _place_beyond(invocation, row, probe), indices(probe.pool.available_pages)
         if place is None or not free[1:]:
             return None
-        flight.arrays["block_tables"][row, place] = free[1]
-        return Struck(flight.request_ids[row], None, free[1])
+        invocation.arrays["block_tables"][row, place] = free[1]
+        return Struck(invocation.request_ids[row], None, free[1])
 
 
 class FreePageBeyondPrompt(FreePageBeyond):
@@ -64,7 +64,7 @@ class FreePageBeyondPrompt(FreePageBeyond):
     phase, after = "prefill", 0
 
 
-class OthersPageBeyond(FlightFault):
+class OthersPageBeyond(InvocationFault):
     """A row's table names another request's page where its mask hides it."""
 
     name = "fault:others-page-beyond"
@@ -72,13 +72,13 @@ class OthersPageBeyond(FlightFault):
     change = "Beyond one decode row's length its block table has another request's page, once."
     rule, cause = "table padding", "a page of others"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        place, found = _place_beyond(flight, row, probe), _anothers(flight, row, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        place, found = _place_beyond(invocation, row, probe), _anothers(invocation, row, probe)
         if place is None or found is None:
             return None
         other, page = found
-        flight.arrays["block_tables"][row, place] = page
-        return Struck(flight.request_ids[row], other, page)
+        invocation.arrays["block_tables"][row, place] = page
+        return Struck(invocation.request_ids[row], other, page)
 
 
 class OthersPageBeyondPrompt(OthersPageBeyond):
@@ -91,7 +91,7 @@ class OthersPageBeyondPrompt(OthersPageBeyond):
     phase, after = "prefill", 0
 
 
-class StaleRestOfTable(FlightFault):
+class StaleRestOfTable(InvocationFault):
     """A row's table ends as the one before it in the same row did."""
 
     name = "fault:stale-rest-of-table"
@@ -103,21 +103,21 @@ class StaleRestOfTable(FlightFault):
         super().__init__(parameter)
         self._before: dict[int, tuple[str, list[int]]] = {}
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         free = set(indices(probe.pool.available_pages)) - {0}
-        place = _place_beyond(flight, row, probe)
+        place = _place_beyond(invocation, row, probe)
         for owner, pages in self._before.values():
             stale = [page for page in pages if page in free]
-            if place is not None and stale and owner not in flight.request_ids:
-                flight.arrays["block_tables"][row, place] = stale[0]
-                return Struck(flight.request_ids[row], None, stale[0])
-        for number, owner in enumerate(flight.request_ids):
-            table = flight.arrays["block_tables"][number].tolist()
+            if place is not None and stale and owner not in invocation.request_ids:
+                invocation.arrays["block_tables"][row, place] = stale[0]
+                return Struck(invocation.request_ids[row], None, stale[0])
+        for number, owner in enumerate(invocation.request_ids):
+            table = invocation.arrays["block_tables"][number].tolist()
             self._before[hash(owner)] = owner, table
         return None
 
 
-class NoSuchPageBeyond(FlightFault):
+class NoSuchPageBeyond(InvocationFault):
     """A row's table names a page that the pool has not."""
 
     name = "fault:no-such-page-beyond"
@@ -125,29 +125,29 @@ class NoSuchPageBeyond(FlightFault):
     rule, cause = "table padding", "no such page"
     control = False  # an engine whose lengths are too long dies of it
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        place, page = _place_beyond(flight, row, probe), len(probe.pool.attn_page_entries)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        place, page = _place_beyond(invocation, row, probe), len(probe.pool.attn_page_entries)
         if place is None:
             return None
-        flight.arrays["block_tables"][row, place] = page
-        return Struck(flight.request_ids[row], None, page)
+        invocation.arrays["block_tables"][row, place] = page
+        return Struck(invocation.request_ids[row], None, page)
 
 
-class PageInPaddingRow(FlightFault):
+class PageInPaddingRow(InvocationFault):
     """A padding row names a request's page where it neither reads nor writes."""
 
     name = "fault:page-in-padding-row"
     change = "The last place of a padding row's block table has a request's page, once."
     rule, cause = "table padding", "in a padding row"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tables, request = flight.arrays["block_tables"], flight.request_ids[row]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, request = invocation.arrays["block_tables"], invocation.request_ids[row]
         pages = probe.holdings().get(request, [])
         own = [p for p in pages if p and not any(
             p in held for r, held in probe.holdings().items() if r != request)]  # fmt: skip
-        if flight.real >= len(tables) or tables.shape[1] < 2 or not own:
+        if invocation.real >= len(tables) or tables.shape[1] < 2 or not own:
             return None
-        tables[flight.real, -1] = own[0]
+        tables[invocation.real, -1] = own[0]
         return Struck(request, None, own[0])
 
 
@@ -169,12 +169,12 @@ def _is_below(node: Any, above: Any) -> bool:
     return node is above
 
 
-class _NodeFault(FlightFault):
+class _NodeFault(InvocationFault):
     sharing = "trie"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         """Damage a node that this row's request uses, so that its end comes upon it."""
-        mine = set(probe.holdings().get(flight.request_ids[row], ()))
+        mine = set(probe.holdings().get(invocation.request_ids[row], ()))
         nodes = _nodes(probe)
         for node in nodes:
             if node.page.index in mine:
@@ -236,20 +236,20 @@ class ChildTwice(_NodeFault):
         return Struck(None, None, node.page.index)
 
 
-def _last_node(flight: Boarded, row: int, probe: Any) -> Any:
+def _last_node(invocation: Boarded, row: int, probe: Any) -> Any:
     """Return the node that a row's request refers to, None if it has none or it is the root."""
-    request = flight.request_ids[row]
+    request = invocation.request_ids[row]
     if hasattr(probe, "_live"):
         live = probe._live.get(request)
         known = [] if live is None else list(live.decoder._allocated_cach_recs.values())
         node = next((record.last_cached_node for record in known if record is not None), None)
     else:
-        allocation = flight.process.exec_requests[row].allocation
+        allocation = invocation.process.exec_requests[row].allocation
         node = getattr(allocation, "last_cached_node", None)
     return None if node is probe.cache.root else node
 
 
-class ReferenceTaken(FlightFault):
+class ReferenceTaken(InvocationFault):
     """A request goes on while nothing keeps its cached pages from eviction."""
 
     name = "fault:reference-taken"
@@ -258,12 +258,12 @@ class ReferenceTaken(FlightFault):
     sharing = "trie"
     rule, cause = "protected", "no reference"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        node = _last_node(flight, row, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        node = _last_node(invocation, row, probe)
         if node is None or node.ref_count.count != 1 or node.children:
             return None
         self.take(node)
-        return Struck(flight.request_ids[row], None, node.page.index)
+        return Struck(invocation.request_ids[row], None, node.page.index)
 
     def take(self, node: Any) -> None:
         """Give the reference back by the engine's own method."""
@@ -285,7 +285,7 @@ class ReferenceTakenQuietly(ReferenceTaken):
 # -- a cache's notes of its pages --------------------------------------------------------------
 
 
-class EntryLost(FlightFault):
+class EntryLost(InvocationFault):
     """The cache's list of allocated pages lacks one that a request holds."""
 
     name = "fault:entry-lost"
@@ -293,8 +293,8 @@ class EntryLost(FlightFault):
     releases = ("3.9.0",)
     rule, cause = "allocation lists", "a held page missing"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        request = flight.request_ids[row]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        request = invocation.request_ids[row]
         live = probe._live.get(request)
         stock = [] if live is None or live.manager is None else live.manager._free_pages
         entries = [e for e in probe.cache._allocated_pages if e.index in stock[-1:]]
@@ -304,7 +304,7 @@ class EntryLost(FlightFault):
         return Struck(request, None, entries[0].index)
 
 
-class _ListFault(FlightFault):
+class _ListFault(InvocationFault):
     releases = ("3.9.0",)
     sharing = "trie"
 
@@ -317,7 +317,7 @@ class EntryStale(_ListFault):
     rule, cause = "allocation lists", "listed and free"
     control = False  # a sweep takes too few snapshots to see it
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
         probe.cache._allocated_pages.append(entry)
         return Struck(None, None, entry.index)
@@ -331,12 +331,12 @@ class EntryTwice(_ListFault):
     rule, cause = "allocation lists", "listed twice"
     control = False  # a sweep takes too few snapshots to see it
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        held = set(probe.holdings().get(flight.request_ids[row], ()))
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        held = set(probe.holdings().get(invocation.request_ids[row], ()))
         for entry in probe.cache._allocated_pages:
             if entry.index in held:
                 probe.cache._allocated_pages.append(entry)
-                return Struck(flight.request_ids[row], None, entry.index)
+                return Struck(invocation.request_ids[row], None, entry.index)
         return None
 
 
@@ -347,7 +347,7 @@ class EntryCached(_ListFault):
     change = "A page of the trie is put on the cache's list of allocated pages, once."
     rule, cause = "allocation lists", "listed and cached"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         held = {page for pages in probe.holdings().values() for page in pages}
         idle = [node.page for node in _nodes(probe) if node.page.index not in held]
         if not idle:
@@ -363,13 +363,13 @@ class FreePageAside(_ListFault):
     change = "A free page is put among the duplicates that are freed next, once."
     rule, cause = "one state", "freed twice"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
         probe.cache._duplicated_pages.append(entry)
         return Struck(None, None, entry.index)
 
 
-class AllocationHasFreePage(FlightFault):
+class AllocationHasFreePage(InvocationFault):
     """A request's own list of pages has one that is free."""
 
     name = "fault:allocation-has-free-page"
@@ -377,14 +377,14 @@ class AllocationHasFreePage(FlightFault):
     releases = ("3.1.0",)
     rule, cause = "one state", "held while free"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        allocation = flight.process.exec_requests[row].allocation
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        allocation = invocation.process.exec_requests[row].allocation
         entry = probe.pool.available_pages[0]
         allocation._pages = type(allocation._pages)([*allocation._pages, entry])
-        return Struck(flight.request_ids[row], None, entry.index)
+        return Struck(invocation.request_ids[row], None, entry.index)
 
 
-class AllocationLosesPage(FlightFault):
+class AllocationLosesPage(InvocationFault):
     """A request's own list of pages lacks its last one, so it takes another in its place."""
 
     name = "fault:allocation-loses-page"
@@ -392,26 +392,26 @@ class AllocationLosesPage(FlightFault):
     releases = ("3.1.0",)
     rule, cause = "own prefix", "nothing"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        allocation = flight.process.exec_requests[row].allocation
-        if (int(flight.arrays["start_positions"][row]) + 1) % probe.cache.tokens_per_page < 4:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        allocation = invocation.process.exec_requests[row].allocation
+        if (int(invocation.arrays["start_positions"][row]) + 1) % probe.cache.tokens_per_page < 4:
             return None  # it would lose a page that has hardly anything in it
         allocation._pages = allocation._pages[:-1]
-        return Struck(flight.request_ids[row])
+        return Struck(invocation.request_ids[row])
 
 
 # -- locks -------------------------------------------------------------------------------------
 
 
-class LockKept(FlightFault):
+class LockKept(InvocationFault):
     """A thread of the engine takes the pool's lock and does not give it back."""
 
     name = "fault:lock-kept"
     change = "The lock of the pool is taken on the engine's thread, once, and not released."
     rule, cause = "completion", "lock not released"
-    control = False  # its cell would hang until its deadline
+    control = False  # its trial would hang until its deadline
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         probe.pool._lock.acquire(timeout=1.0)
         return Struck()
 

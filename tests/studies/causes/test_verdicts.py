@@ -1,4 +1,4 @@
-"""Verdicts on synthetic cells of known truth: one cause, two that mask each other, too little."""
+"""Verdicts on synthetic trials of known truth: one cause, two that mask each other, too little."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.core.errors import EngineError
 from analysis.runs.store import to_frame
@@ -50,7 +50,7 @@ def tried(
     truth: Truth,
     *,
     sharing: str = "trie",
-    cells: int = 16,
+    trials: int = 16,
     requests: int = 20,
     among: Sequence[str] = TRIED,
     outcome: str = "wrong",
@@ -58,20 +58,20 @@ def tried(
 ) -> tuple[list[Verdict], dict[str, pd.DataFrame]]:
     rng = np.random.default_rng(seed)
     hypotheses = applicable("3.1.0", sharing, among)
-    cell_rows, request_rows, findings = [], [], []
+    trial_rows, request_rows, findings = [], [], []
     for number, names in enumerate(arms(hypotheses, "3.1.0", sharing)):
         rate = truth(names)
-        for repeat in range(cells):
-            cell_id = f"c{number}-{repeat}"
-            changes: dict[str, Any] = {"cell_id": cell_id, "treatments": list(names)}
-            cell_rows.append(
-                cell_row(**changes, prefix_sharing=sharing, concurrency=8, repeat=repeat)
+        for repeat in range(trials):
+            trial_id = f"c{number}-{repeat}"
+            changes: dict[str, Any] = {"trial_id": trial_id, "treatments": list(names)}
+            trial_rows.append(
+                trial_row(**changes, prefix_sharing=sharing, concurrency=8, repeat=repeat)
             )
             for request, drawn in enumerate(rng.random(requests)):
                 failed = bool(drawn < rate)
                 request_rows.append(
                     request_row(
-                        cell_id=cell_id,
+                        trial_id=trial_id,
                         request_id=f"r{request}",
                         outcome=outcome if failed else "ok",
                     )
@@ -80,7 +80,7 @@ def tried(
                     findings.append(
                         {
                             "finding_id": f"f{request}",
-                            "cell_id": cell_id,
+                            "trial_id": trial_id,
                             "rule": "own prefix",
                             "severity": "wrong data",
                             "request_id": f"r{request}",
@@ -89,7 +89,7 @@ def tried(
                     )
     tables = {
         "requests": to_frame("requests", request_rows),
-        "cells": to_frame("cells", cell_rows),
+        "trials": to_frame("trials", trial_rows),
         "findings": to_frame("findings", findings),
     }
     return judged(tables, hypotheses), tables
@@ -107,9 +107,9 @@ def judged(
 ) -> list[Verdict]:
     """Return the verdicts on one scenario; without other controls, one in each arm was found."""
     if controls is None:
-        sets = tables["cells"]["treatments"].map(tuple)
+        sets = tables["trials"]["treatments"].map(tuple)
         controls = [control(names) for names in dict.fromkeys(sets)]
-    frames = (tables[name] for name in ("requests", "cells", "findings"))
+    frames = (tables[name] for name in ("requests", "trials", "findings"))
     return judge(asked(*frames, hypotheses, failures, controls=controls))
 
 
@@ -170,14 +170,14 @@ def test_the_larger_of_two_causes_is_named_first() -> None:
 
 
 def test_too_little_is_undecided_and_says_what_would_do() -> None:
-    found, _ = tried(one_cause, cells=3)
+    found, _ = tried(one_cause, trials=3)
     assert set(words(found).values()) == {"undecided"}
     cause = of(found, "correct-seq-lens")
     # Three engines can reach 0.25 whatever they show, and four hypotheses are asked.
     assert cause.p_value == pytest.approx(0.25)
     assert cause.needed is not None
     assert f"about {cause.needed} engines" in verdict_in_words(cause)
-    again, _ = tried(one_cause, cells=cause.needed)
+    again, _ = tried(one_cause, trials=cause.needed)
     assert words(again)["correct-seq-lens"] in ("supported", "contributes")
 
 
@@ -241,7 +241,7 @@ def test_an_arm_in_which_no_planted_fault_was_found_has_no_verdict(
     found, tables = tried(one_cause)
     elsewhere = [
         control(names)
-        for names in dict.fromkeys(tables["cells"]["treatments"].map(tuple))
+        for names in dict.fromkeys(tables["trials"]["treatments"].map(tuple))
         if names != ("correct-seq-lens",)
     ]
     hypotheses = [verdict.hypothesis for verdict in found]
@@ -257,7 +257,7 @@ def test_an_arm_in_which_no_planted_fault_was_found_has_no_verdict(
 def test_the_arm_with_all_fixes_counts_for_what_is_no_fix_too() -> None:
     found, tables = tried(one_cause)
     every = fixes("3.1.0", "trie")
-    sets = dict.fromkeys(tables["cells"]["treatments"].map(tuple))
+    sets = dict.fromkeys(tables["trials"]["treatments"].map(tuple))
     controls = [control(names) for names in sets if names != every]
     again = judged(tables, [verdict.hypothesis for verdict in found], controls=controls)
     assert set(words(again).values()) == {"undecided"}
@@ -379,11 +379,11 @@ def test_scenarios_are_those_of_a_release_and_make_plans() -> None:
             plan = scenario.plan(repeats=2)
             assert plan.sanitize
             # The same prompts in every arm: the seed does not know of treatments.
-            first = {cell.treatments for cell in plan.cells() if cell.repeat == 0}
+            first = {trial.treatments for trial in plan.trials() if trial.repeat == 0}
             assert () in first
             assert fixes(release, scenario.prefix_sharing) in first
             every = scenario.whole_plan(8, 4, 1)
-            assert {cell.treatments for cell in every.cells() if not cell.is_control} == {
+            assert {trial.treatments for trial in every.trials() if not trial.is_control} == {
                 fixes(release, scenario.prefix_sharing)
             }
     assert [s.name for s in scenarios("3.1.0", ["trie"])] == ["trie"]
@@ -414,8 +414,8 @@ def test_a_scenario_is_swept_and_judged_on_the_real_engine(tmp_path: Path) -> No
     assert verdict.without.failures > verdict.without.n / 3
     assert verdict.effect.pairs == verdict.without.n == 24
     assert verdict.everything.failures < verdict.without.failures
-    request, cell = first_failure(run) or ("", "")
-    failed = run.requests[run.requests["cell_id"] == cell].set_index("request_id")
+    request, trial = first_failure(run) or ("", "")
+    failed = run.requests[run.requests["trial_id"] == trial].set_index("request_id")
     assert failed.loc[request, "outcome"] not in ("ok", "rejected")
-    assert not run.cells.set_index("cell_id").loc[cell, "treatments"]
+    assert not run.trials.set_index("trial_id").loc[trial, "treatments"]
     assert whole_arm(run).treatments == ()

@@ -69,12 +69,12 @@ def test_one_that_saves_is_told_from_one_that_costs() -> None:
 
 
 @pytest.mark.parametrize(("repeats", "known"), [(1, False), (2, True)])
-def test_too_few_cells_are_called_so(repeats: int, known: bool) -> None:
+def test_too_few_trials_are_called_so(repeats: int, known: bool) -> None:
     found = row(compared({LOCK: 3.0}, repeats=repeats), LOCK)
     assert found["pairs"] == 2 * repeats
     assert found["estimate"] == pytest.approx(3, rel=0.1)
     assert math.isnan(found["low"]) != known
-    assert (found["verdict"] == "too few cells to tell") != known
+    assert (found["verdict"] == "too few trials to tell") != known
 
 
 def test_pairs_with_a_request_lost_on_either_side_are_left_out() -> None:
@@ -90,12 +90,12 @@ def test_an_arm_that_never_answers_has_no_cost() -> None:
     one = row(found, LOCK)
     assert (one["pairs"], one["left_out"]) == (0, 12)
     assert math.isnan(one["estimate"])
-    assert one["verdict"] == "too few cells to tell"
+    assert one["verdict"] == "too few trials to tell"
 
 
 def test_costs_that_differ_between_concurrencies_do_not_widen_the_interval() -> None:
-    requests, cells = cost_run({"untreated": 1.0, LOCK: 1.0}, noise=0.01, repeats=8)
-    measures = measure(requests, cells)
+    requests, trials = cost_run({"untreated": 1.0, LOCK: 1.0}, noise=0.01, repeats=8)
+    measures = measure(requests, trials)
     half = (measures["arm"] == LOCK) & (measures["concurrency"] == 8)
     measures.loc[half, "latency_s"] *= 1.44
     found = row(costs(measures), LOCK)
@@ -107,10 +107,10 @@ def test_costs_that_differ_between_concurrencies_do_not_widen_the_interval() -> 
 
 
 def test_shares_are_compared_by_their_difference() -> None:
-    requests, cells = cost_run(
+    requests, trials = cost_run(
         {"untreated": 1.0, LOCK: 1.0, ALL: 1.0}, hits={"untreated": 12, LOCK: 12, ALL: 9}
     )
-    found = costs(watched(requests, cells, to_frame("events", [])), WATCHED)
+    found = costs(watched(requests, trials, to_frame("events", [])), WATCHED)
     assert row(found, ALL, "hit_rate")["estimate"] == pytest.approx(-0.1)
     assert row(found, ALL, "hit_rate")["verdict"] == "costs"
     assert row(found, LOCK, "hit_rate")["estimate"] == 0
@@ -184,7 +184,7 @@ def _noise(arms: Mapping[str, float], seed: int, repeats: int = 4) -> pd.DataFra
     factors=st.lists(st.floats(0.5, 2), min_size=1, max_size=3),
     seed=st.integers(0, 1000),
 )
-def test_units_and_the_order_of_cells_do_not_matter(
+def test_units_and_the_order_of_trials_do_not_matter(
     scale: float, factors: list[float], seed: int
 ) -> None:
     measures = _noise({f"arm{n}": factor for n, factor in enumerate(factors)}, seed)

@@ -1,10 +1,10 @@
-"""What a cell took, from requests whose times are known."""
+"""What a trial took, from requests whose times are known."""
 
 from __future__ import annotations
 
 import pandas as pd
 import pytest
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 from synthetic_cost import MIB, TOKENS, cost_run
 
 from analysis.runs.store import to_frame
@@ -13,8 +13,8 @@ from analysis.treatments import TREATMENTS, fixes
 
 
 def test_times_are_of_the_median_request_without_the_first_of_each_client() -> None:
-    requests, cells = cost_run({"untreated": 1.0}, concurrency=(4,), repeats=1, noise=0)
-    [row] = measure(requests, cells).to_dict("records")
+    requests, trials = cost_run({"untreated": 1.0}, concurrency=(4,), repeats=1, noise=0)
+    [row] = measure(requests, trials).to_dict("records")
     pace = 4**0.3
     assert row["ttft_s"] == pytest.approx(0.02 * pace)
     assert row["inter_token_s"] == pytest.approx(0.01 * pace)
@@ -27,9 +27,9 @@ def test_times_are_of_the_median_request_without_the_first_of_each_client() -> N
 
 
 def test_a_client_that_asks_once_is_timed_by_that() -> None:
-    requests, cells = cost_run({"untreated": 1.0}, concurrency=(4,), repeats=1, noise=0)
+    requests, trials = cost_run({"untreated": 1.0}, concurrency=(4,), repeats=1, noise=0)
     once = requests[requests["position"] == 0]
-    [row] = measure(once, cells).to_dict("records")
+    [row] = measure(once, trials).to_dict("records")
     assert row["latency_s"] == pytest.approx(5 * 0.16 * 4**0.3)
 
 
@@ -44,59 +44,59 @@ def test_a_client_that_asks_once_is_timed_by_that() -> None:
         ("error", False, "failed"),
     ],
 )
-def test_a_cell_that_lost_a_request_is_not_compared(
+def test_a_trial_that_lost_a_request_is_not_compared(
     outcome: str, comparable: bool, counted: str
 ) -> None:
-    requests, cells = cost_run(
+    requests, trials = cost_run(
         {"untreated": 1.0},
         concurrency=(4,),
         repeats=1,
         outcomes={("untreated", 0): ("ok", "ok", "ok", outcome)},
     )
-    [row] = measure(requests, cells).to_dict("records")
+    [row] = measure(requests, trials).to_dict("records")
     assert row["comparable"] == comparable
     assert row[counted] == 1
     assert row["answered"] == (8 if outcome == "wrong" else 7)
 
 
-def test_a_cell_that_ended_badly_or_answered_nothing_is_not_compared() -> None:
-    cells = to_frame("cells", [cell_row(cell_id="a", status="hung"), cell_row(cell_id="b")])
-    requests = to_frame("requests", [request_row(cell_id="a")])
-    rows = measure(requests, cells)
+def test_a_trial_that_ended_badly_or_answered_nothing_is_not_compared() -> None:
+    trials = to_frame("trials", [trial_row(trial_id="a", status="hung"), trial_row(trial_id="b")])
+    requests = to_frame("requests", [request_row(trial_id="a")])
+    rows = measure(requests, trials)
     assert list(rows["comparable"]) == [False, False]
     assert rows["latency_s"].isna().tolist() == [False, True]
     assert rows["peak_rss_bytes"].isna().all()
 
 
 def test_one_token_has_no_time_between_tokens() -> None:
-    cells = to_frame("cells", [cell_row()])
+    trials = to_frame("trials", [trial_row()])
     requests = to_frame("requests", [request_row(tokens=[6], ttft_s=1.0, latency_s=1.0)])
-    [row] = measure(requests, cells).to_dict("records")
+    [row] = measure(requests, trials).to_dict("records")
     assert pd.isna(row["inter_token_s"])
     assert row["tokens_per_s"] == pytest.approx(1.0)
 
 
 def test_hits_and_pages_come_from_what_was_watched() -> None:
-    requests, cells = cost_run(
+    requests, trials = cost_run(
         {"untreated": 1.0}, concurrency=(4,), repeats=2, hits={"untreated": 10}
     )
-    first, second = cells["cell_id"]
+    first, second = trials["trial_id"]
     events = to_frame(
         "events",
         [
-            {"seq": n, "cell_id": first, "t_ns": n, "kind": "acquire", "free_pages": free}
+            {"seq": n, "trial_id": first, "t_ns": n, "kind": "acquire", "free_pages": free}
             for n, free in enumerate((200, 180, 220))
         ],
     )
-    rows = watched(requests, cells, events).set_index("cell_id")
+    rows = watched(requests, trials, events).set_index("trial_id")
     assert rows["hit_rate"].tolist() == pytest.approx([1 / 3, 1 / 3])
     assert rows.loc[first, "peak_pages"] == 256 - 180
     assert pd.isna(rows.loc[second, "peak_pages"])
 
 
 def test_without_a_prefix_cache_there_is_no_hit_rate() -> None:
-    requests, cells = cost_run({"untreated": 1.0}, repeats=1)
-    assert watched(requests, cells, to_frame("events", []))["hit_rate"].isna().all()
+    requests, trials = cost_run({"untreated": 1.0}, repeats=1)
+    assert watched(requests, trials, to_frame("events", []))["hit_rate"].isna().all()
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])

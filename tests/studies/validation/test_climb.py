@@ -19,7 +19,7 @@ from analysis.sweep import Plan, PlanError, run_sweep
 from analysis.treatments import expand, fixes
 from analysis.workloads.workload import BUILDERS
 
-QUICK: dict[str, Any] = {"rate": 0.2, "per_cell": 8}
+QUICK: dict[str, Any] = {"rate": 0.2, "per_trial": 8}
 """14 accepted requests a rung at least, on six engines."""
 MIXED: dict[str, Any] = {**QUICK, "workload": "mixed"}
 """Of one workload, so that six engines do for a rung."""
@@ -60,7 +60,7 @@ def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -
     assert ladder.verdict == "failed"
     [rung] = ladder.rungs
     # The first engine showed it, so the second one was not started.
-    assert (rung.cells, rung.accepted) == (1, 8)
+    assert (rung.trials, rung.accepted) == (1, 8)
     assert "no leak" in {found.rule for found in rung.findings}
     assert rung.leaked
     assert rung.failing is not None
@@ -137,11 +137,11 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize("level", [2, 4, 8, 16, 32])
 def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None:
     plan = Settings(release="3.1.0", workload="mixed").plan(level)
-    own = [cell for cell in plan.cells() if not cell.is_control]
+    own = [trial for trial in plan.trials() if not trial.is_control]
     assert len(own) * plan.request_count(level) >= 299
     assert len(own) >= 6
     assert (len(own) - 1) * plan.request_count(level) < 299 or len(own) == 6
-    assert sum(cell.is_control for cell in plan.cells()) == 1
+    assert sum(trial.is_control for trial in plan.trials()) == 1
     assert plan.resubmit_s
 
 
@@ -150,7 +150,7 @@ def test_every_rung_asks_every_workload_of_fresh_engines() -> None:
                      Settings(release="3.1.0", **QUICK)):  # fmt: skip
         for level in settings.levels:
             plan = settings.plan(level)
-            asked = [plan.workload_of(c.repeat) for c in plan.cells() if not c.is_control]
+            asked = [plan.workload_of(c.repeat) for c in plan.trials() if not c.is_control]
             missing = {*BUILDERS}.difference(asked)
             assert missing == (set() if level == 2 else {"evict_found"})  # for two clients
             counts = [asked.count(name) for name in {*asked}]
@@ -161,14 +161,14 @@ def test_every_rung_asks_every_workload_of_fresh_engines() -> None:
             slowest = 80 * (0.5 if settings.release == "3.1.0" else 0.005)
             assert plan.request_timeout_s >= 60
             assert plan.request_timeout_s > 2 * slowest
-            assert plan.cell_timeout_s > 2 * plan.rounds * slowest
+            assert plan.trial_timeout_s > 2 * plan.rounds * slowest
 
 
 def test_a_rung_that_lacks_a_workload_is_undecided(tmp_path: Path) -> None:
     settings = Settings(release="3.1.0", levels=(4,), treatments=fixes("3.1.0", "none"),
                         workload="mixed+reported", rate=0.2, isolated_s=0)  # fmt: skip
     plan, asked = settings.plan(4), list[str]()
-    run_sweep(plan, tmp_path / "rung-04", on_cell=lambda cell, _: asked.append(cell["workload"]),
+    run_sweep(plan, tmp_path / "rung-04", on_trial=lambda trial, _: asked.append(trial["workload"]),
               stop=lambda: len(asked) == 2, progress=False)  # fmt: skip
     assert asked == ["mixed", "mixed"]  # the control, and one engine
     rung = climb._climb(settings, 4, plan, tmp_path, 1, time.monotonic(), False)

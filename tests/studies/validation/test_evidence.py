@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from synthetic import cell_row, request_row
+from synthetic import request_row, trial_row
 
 from analysis.runs.store import RunWriter, new_manifest
 from analysis.studies.validation import Rung
@@ -28,13 +28,13 @@ def snapshot(seq: int, **counts: int) -> dict:
 
 
 class Story:
-    """A run that grows by a cell at a time."""
+    """A run that grows by a trial at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.writer = RunWriter.create(path, new_manifest("test", 0, plan={}))
 
-    def cell(
+    def trial(
         self,
         name: str,
         outcomes: tuple[str, ...] = ("ok",) * 8,
@@ -44,7 +44,7 @@ class Story:
         **columns: Any,
     ) -> None:
         requests = [
-            request_row(cell_id=name, request_id=f"r{i}", outcome=outcome, refusals=refusals,
+            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, refusals=refusals,
                         submitted_s=float(i))
             for i, outcome in enumerate(outcomes)
         ]  # fmt: skip
@@ -52,10 +52,10 @@ class Story:
         events = [{"seq": i, "t_ns": i, "kind": "acquire", "free_pages": free, "pages": [1]}
                   for i, free in enumerate((250, 200, 230))]  # fmt: skip
         tables = {"snapshots": snapshots, "events": events, "findings": findings}
-        self.writer.write_cell(
-            cell_row(cell_id=name, **columns),
+        self.writer.write_trial(
+            trial_row(trial_id=name, **columns),
             requests,
-            **{n: [{"cell_id": name, **row} for row in rows] for n, rows in tables.items()},
+            **{n: [{"trial_id": name, **row} for row in rows] for n, rows in tables.items()},
         )
 
     def rung(self, tolerated: dict | None = None, needed: int = 8) -> Rung:
@@ -66,19 +66,19 @@ class Story:
 
 def control(story: Story, alarmed: bool = True) -> None:
     found = (finding(1, *CONTROL_ALARM, severity="wrong data"),) if alarmed else ()
-    story.cell("control", ("wrong",) * 4, found, treatments=[CONTROL])
+    story.trial("control", ("wrong",) * 4, found, treatments=[CONTROL])
 
 
 def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.cell("a", refusals=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
-    story.cell("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
+    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
+    story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     rung = story.rung(needed=10)
     assert rung.verdict == "clean"
     # What the control did counts for nothing but the alarm.
-    assert (rung.accepted, rung.rejected, rung.refusals, rung.cells) == (10, 1, 16, 2)
-    assert (rung.controls, rung.alarms, rung.failed_cells) == (1, 1, 0)
+    assert (rung.accepted, rung.rejected, rung.refusals, rung.trials) == (10, 1, 16, 2)
+    assert (rung.controls, rung.alarms, rung.failed_trials) == (1, 1, 0)
     assert (rung.peak_rss_bytes, rung.pages_in_use, rung.page_count) == (3000, 56, 256)
     assert rung.failing is None
     # Requests of a second each, sent a second apart, and a control that does not count.
@@ -88,8 +88,8 @@ def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
 
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
     story = Story(tmp_path)
-    story.cell("c", ("ok",) * 4)
-    story.cell("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
+    story.trial("c", ("ok",) * 4)
+    story.trial("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
     rung = story.rung()
     assert (rung.controls, rung.alarms, rung.verdict) == (0, 0, "undecided")
     assert rung.planted == (CONTROL,)
@@ -98,31 +98,31 @@ def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> No
 def test_a_control_that_stays_silent_makes_it_void(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story, alarmed=False)
-    story.cell("a")
+    story.trial("a")
     assert story.rung().verdict == "void"
 
 
 def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
-    story.cell("a")
-    story.cell("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
+    story.trial("a")
+    story.trial("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
                (finding(1, "own length", "beyond it", "r0", severity="wrong data"),))  # fmt: skip
     rung = story.rung()
     assert rung.verdict == "failed"
     assert rung.failures == {"wrong": 2, "timeout": 1}
-    assert (rung.failed, rung.accepted, rung.failed_cells) == (3, 13, 1)
+    assert (rung.failed, rung.accepted, rung.failed_trials) == (3, 13, 1)
     assert rung.failing == ("b", "r2")
 
 
 def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.cell("a", findings=(finding(1, *LOST, "r1"), finding(2, *LOST, "r2")))
+    story.trial("a", findings=(finding(1, *LOST, "r1"), finding(2, *LOST, "r2")))
     beyond = finding(1, "own length", "beyond it", "r5", severity="wrong data")
-    story.cell("b", findings=(finding(2, *LOST, "r1"), beyond))
+    story.trial("b", findings=(finding(2, *LOST, "r1"), beyond))
     rung = story.rung()
     assert rung.verdict == "failed"
-    assert [(f.name, f.severity, f.requests, f.cells) for f in rung.findings] == [
+    assert [(f.name, f.severity, f.requests, f.trials) for f in rung.findings] == [
         ("own length (beyond it)", "wrong data", 1, 1),
         ("no leak (given up and not freed)", "at risk", 3, 2),
     ]
@@ -132,7 +132,7 @@ def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None
 def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.cell("a", findings=(finding(1, *LOST),))
+    story.trial("a", findings=(finding(1, *LOST),))
     rung = story.rung({LOST: "it is a trial"})
     assert rung.verdict == "clean"
     [found] = rung.tolerated
@@ -143,19 +143,19 @@ def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: P
 def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.cell("a", last={"free": 200, "cached": 53, "leaked": 2, "live": 1})
+    story.trial("a", last={"free": 200, "cached": 53, "leaked": 2, "live": 1})
     rung = story.rung()
-    assert (rung.verdict, rung.leaked, rung.failed_cells) == ("failed", 3, 1)
+    assert (rung.verdict, rung.leaked, rung.failed_trials) == ("failed", 3, 1)
     assert rung.failing == ("a", "")
 
 
 def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.cell("a", status_detail="The recording was full.")
+    story.trial("a", status_detail="The recording was full.")
     rung = story.rung()
     assert (rung.verdict, rung.unchecked) == ("undecided", ("The recording was full.",))
-    story.cell("b", ("ok", "lost"), status="crashed", status_detail="Ended by SIGSEGV.")
+    story.trial("b", ("ok", "lost"), status="crashed", status_detail="Ended by SIGSEGV.")
     rung = story.rung()
     assert (rung.verdict, rung.endings) == ("failed", ("Ended by SIGSEGV.",))
 
@@ -163,6 +163,6 @@ def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: 
 def test_a_run_is_read_on_as_it_grows_and_nothing_is_read_where_none_is(tmp_path: Path) -> None:
     assert read_evidence(tmp_path / "nowhere", {}) == []
     story = Story(tmp_path / "run")
-    story.cell("a")
-    story.cell("b", ("wrong",))
-    assert [item.cell_id for item in read_evidence(story.path, {}, {"a"})] == ["b"]
+    story.trial("a")
+    story.trial("b", ("wrong",))
+    assert [item.trial_id for item in read_evidence(story.path, {}, {"a"})] == ["b"]

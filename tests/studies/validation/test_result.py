@@ -217,7 +217,7 @@ def test_the_words_of_what_proves_nothing_say_why() -> None:
     nothing = ladder(isolated=Isolated(None, problem="It died."))
     assert "undecided" in in_words(nothing)
     assert "It died." in in_words(nothing)
-    bare = in_words(ladder(rung(2, 0, cells=0, controls=0, alarms=0)))
+    bare = in_words(ladder(rung(2, 0, trials=0, controls=0, alarms=0)))
     assert "No request was accepted by 0 fresh engines." in bare
     assert "silence means nothing yet" in bare
     mild = rung(2, tolerated=(Found("common lock", "x", "at risk", 3, 1, "m", "a trial"),))

@@ -1,7 +1,7 @@
 """3.1: a request holds an allocation, and everything is done on one worker thread.
 
-Its batcher acquires and extends, a flight publishes, the request's own task releases; none of them
-waits in the midst of it, so that each is one step.
+Its batcher acquires and extends, an invocation publishes, the request's own task releases; none of
+them waits in the midst of it, so that each is one step.
 """
 
 from __future__ import annotations

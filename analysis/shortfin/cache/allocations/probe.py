@@ -18,7 +18,7 @@ from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
 from shortfin_apps.llm.components.messages import InferenceExecRequest
 
 from analysis.shortfin.cache.probe import (
-    CURRENT_FLIGHT,
+    CURRENT_INVOCATION,
     CURRENT_REQUEST,
     CacheProbe,
     Landing,
@@ -50,7 +50,7 @@ class AllocationProbe(CacheProbe):
         self._prompts: dict[int, tuple[Any, str]] = {}
         self._read: dict[str, bytes | None] = {}
         """By request: the logits that its next token is chosen from; None if unknown."""
-        self._in_the_air: dict[int, list[Landing]] = {}
+        self._pending_invocations: dict[int, list[Landing]] = {}
         """By process: it may call the model more than once."""
 
     def holdings(self) -> dict[str, list[int]]:
@@ -126,17 +126,17 @@ class AllocationProbe(CacheProbe):
                     self.tell_unprotected(note.request, node)
 
         def landed(state: Any, process: Any) -> None:
-            for flown in self._in_the_air.pop(id(process), ()):
+            for flown in self._pending_invocations.pop(id(process), ()):
                 self.land(flown)
 
         hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
-        hooks.also(self._in_the_air.clear)
+        hooks.also(self._pending_invocations.clear)
 
     def await_landing(self, landing: Landing) -> None:
         # Its process ends when every row's logits are on the host.
-        self._in_the_air.setdefault(id(CURRENT_FLIGHT.get()), []).append(landing)
+        self._pending_invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(landing)
 
-    def flight_requests(self, process: Any) -> list[str]:
+    def invocation_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]
 
     def _hook_requests(self, hooks: Hooks) -> None:

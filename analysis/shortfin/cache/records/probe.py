@@ -10,7 +10,7 @@ from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 from shortfin_apps.llm.components.device_array_cache import Allocation
 
 from analysis.shortfin.cache.probe import (
-    CURRENT_FLIGHT,
+    CURRENT_INVOCATION,
     CURRENT_REQUEST,
     CacheProbe,
     Landing,
@@ -91,7 +91,7 @@ class RecordProbe(CacheProbe):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._live: dict[str, _Live] = {}
-        self._in_the_air: dict[int, list[tuple[Any, Landing]]] = {}
+        self._pending_invocations: dict[int, list[tuple[Any, Landing]]] = {}
         """By the first argument: the calls that were made with it, each with its process."""
 
     def holdings(self) -> dict[str, list[int]]:
@@ -141,7 +141,7 @@ class RecordProbe(CacheProbe):
             self.takes_off(process)
             if not hasattr(self.cache, "root"):
                 return
-            for request in self.flight_requests(process):
+            for request in self.invocation_requests(process):
                 live = self._live.get(request)
                 for record in () if live is None else live.decoder._allocated_cach_recs.values():
                     if record is not None:
@@ -149,9 +149,9 @@ class RecordProbe(CacheProbe):
 
         def ended(state: Any, process: Any) -> None:
             # Its arguments were not given back, as after an error.
-            for key, calls in list(self._in_the_air.items()):
+            for key, calls in list(self._pending_invocations.items()):
                 if any(owner is process for owner, _ in calls):
-                    for _, landing in self._in_the_air.pop(key, ()):
+                    for _, landing in self._pending_invocations.pop(key, ()):
                         self.land(landing)
 
         hooks.around_task(LlmInvocationProcess, "run", before=flying, after=ended)
@@ -183,20 +183,20 @@ class RecordProbe(CacheProbe):
         else:
             hooks.around(self.cache, name, operation, who=who)
 
-    def flight_requests(self, process: Any) -> list[str]:
+    def invocation_requests(self, process: Any) -> list[str]:
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
     def await_landing(self, landing: Landing) -> None:
         # When the device is done, the arrays are given back for the next call.
-        call = (CURRENT_FLIGHT.get(), landing)
-        self._in_the_air.setdefault(id(landing.arguments[0]), []).append(call)
+        call = (CURRENT_INVOCATION.get(), landing)
+        self._pending_invocations.setdefault(id(landing.arguments[0]), []).append(call)
 
     def _hook_landing(self, hooks: Hooks) -> None:
         def wrap(release: Any) -> Any:
             def landing(allocation: Any) -> Any:
                 try:
-                    for _, landed in self._in_the_air.pop(id(allocation._device), ()):
+                    for _, landed in self._pending_invocations.pop(id(allocation._device), ()):
                         self.land(landed)
                 except Exception as error:
                     hooks.watcher.fault(error)
@@ -205,7 +205,7 @@ class RecordProbe(CacheProbe):
             return landing
 
         hooks.wrap(Allocation, "release", wrap)
-        hooks.also(self._in_the_air.clear)
+        hooks.also(self._pending_invocations.clear)
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token of an answer was chosen."""

@@ -19,7 +19,7 @@ from analysis.core.errors import EngineError, MachineError
 from analysis.runs.tables import count_requests
 from analysis.shortfin.environments import installed_release, python_of
 from analysis.studies.validation.soak.result import COLUMNS, Stress
-from analysis.sweep.plan import Cell, Plan
+from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.rows import judged, read_records
 
@@ -74,27 +74,27 @@ def stress(
     python, prepared = python_of(release), prepare(plan)
     rows, endings = [], {}
     for level in plan.concurrency:
-        cells = [cell for cell in plan.cells() if cell.concurrency == level]
-        lines, ending = _one(python, plan, prepared, cells, budget_s / len(plan.concurrency))
-        rows += [_row(level, line, prepared, cells) for line in lines]
+        trials = [trial for trial in plan.trials() if trial.concurrency == level]
+        lines, ending = _one(python, plan, prepared, trials, budget_s / len(plan.concurrency))
+        rows += [_row(level, line, prepared, trials) for line in lines]
         endings[level] = ending
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     return Stress(release, prefix_sharing, tuple(treatments), budget_s, frame, endings)
 
 
 def _one(
-    python: Path, plan: Plan, prepared: Prepared, cells: Sequence[Cell], seconds: float
+    python: Path, plan: Plan, prepared: Prepared, trials: Sequence[Trial], seconds: float
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the iterations of one level, and how it ended if not by its time."""
     spec = {
         "parent": os.getpid(),
-        "level": cells[0].concurrency,
+        "level": trials[0].concurrency,
         "seconds": seconds,
-        "config": plan.engine_config(cells[0]),
-        "treatments": list(cells[0].treatments),
+        "config": plan.engine_config(trials[0]),
+        "treatments": list(trials[0].treatments),
         "request_timeout_s": plan.request_timeout_s,
         "resubmit_s": plan.resubmit_s,
-        "workloads": [[vars(r) for r in prepared.workload(cell).requests] for cell in cells],
+        "workloads": [[vars(r) for r in prepared.workload(trial).requests] for trial in trials],
     }
     with children.scratch("cachelab-stress") as place:
         files = [Path(place, name) for name in ("spec.json", "lines.jsonl", "logs")]
@@ -132,12 +132,12 @@ def _one(
 
 
 def _row(
-    level: int, line: Mapping[str, Any], prepared: Prepared, cells: Sequence[Cell]
+    level: int, line: Mapping[str, Any], prepared: Prepared, trials: Sequence[Trial]
 ) -> dict[str, Any]:
     """Return an iteration as a row, its answers judged."""
-    cell = cells[line["workload"]]
-    answers = prepared.answers[cell.release]
-    asked = {request.id: request for request in prepared.workload(cell).requests}
+    trial = trials[line["workload"]]
+    answers = prepared.answers[trial.release]
+    asked = {request.id: request for request in prepared.workload(trial).requests}
     counts = count_requests(
         judged(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
         for row in line["answers"]

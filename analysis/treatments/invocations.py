@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.shortfin.cache.probe import CURRENT_FLIGHT, values_of
+from analysis.shortfin.cache.probe import CURRENT_INVOCATION, values_of
 from analysis.shortfin.treatment import replace_attribute
 from analysis.shortfin.verify import note_edit
 
@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Boarded:
-    """A flight about to start. Arrays are changed in place."""
+    """An invocation about to start. Arrays are changed in place."""
 
     phase: str
     request_ids: list[str]
@@ -62,8 +62,8 @@ class Boarded:
 Editor = Callable[[Boarded], None]
 
 
-def edit_flights(engine: Engine, undo: ExitStack, editor: Editor) -> None:
-    """Have every flight changed by `editor` before it starts.
+def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
+    """Have every invocation changed by `editor` before it starts.
 
     Its arguments are changed in the arrays that the engine made, when its own transfers to them
     are done: an observer that reads them sees the changed ones, whichever came first.
@@ -79,14 +79,14 @@ def edit_flights(engine: Engine, undo: ExitStack, editor: Editor) -> None:
 
     def edited(phase: str, size: int, function: Any) -> Any:
         async def fly(*args: Any, fiber: Any) -> Any:
-            process = CURRENT_FLIGHT.get()
+            process = CURRENT_INVOCATION.get()
             if not on[0] or process is None:
                 return await function(*args, fiber=fiber)
             await fiber.device(0)
             arguments = args[: len(args) - tables]
             names = probe.argument_names(phase, len(arguments))
             before = {n: _read(a) for n, a in zip(names, arguments, strict=True)}
-            ids = probe.flight_requests(process)
+            ids = probe.invocation_requests(process)
             boarded = Boarded(phase, ids, {n: a.copy() for n, a in before.items()}, process)
             editor(boarded)
             for name, array in zip(names, arguments, strict=True):
@@ -133,16 +133,16 @@ def _put_back(functions: dict[int, Any], size: int, wrapper: Any, function: Any)
 
 
 def _note_process(engine: Engine, undo: ExitStack) -> None:
-    """Have the flights of this engine know the process that calls, as an observer has too."""
+    """Have the invocations of this engine know the process that calls, as an observer has too."""
     assert engine.adapter is not None
-    flight = engine.adapter._flight_class()
-    run = flight.run
+    invocation = engine.adapter._invocation_class()
+    run = invocation.run
 
     async def noted(process: Any, *args: Any, **named: Any) -> Any:
-        CURRENT_FLIGHT.set(process)
+        CURRENT_INVOCATION.set(process)
         return await run(process, *args, **named)
 
-    replace_attribute(undo, flight, "run", noted)
+    replace_attribute(undo, invocation, "run", noted)
 
 
 def _read(array: Any) -> Ints:

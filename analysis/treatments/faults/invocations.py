@@ -1,14 +1,14 @@
-"""Faults in the arguments of a flight."""
+"""Faults in the arguments of an invocation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from analysis.treatments.faults.base import FlightFault, Struck, another, own_block
-from analysis.treatments.flights import Boarded
+from analysis.treatments.faults.base import InvocationFault, Struck, another, own_block
+from analysis.treatments.invocations import Boarded
 
 
-class WrongPage(FlightFault):
+class WrongPage(InvocationFault):
     """A row reads another request's page."""
 
     name = "fault:wrong-page"
@@ -16,36 +16,36 @@ class WrongPage(FlightFault):
     change = "The first page of one row's block table is another request's, once."
     rule, cause = "own prefix", "another request's data"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        other = another(flight, row)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        other = another(invocation, row)
         if other is None:
             return None
-        tables = flight.arrays["block_tables"]
+        tables = invocation.arrays["block_tables"]
         if tables[row, 0] == tables[other, 0]:
             return None
         tables[row, 0] = tables[other, 0]
-        ids = flight.request_ids
+        ids = invocation.request_ids
         return Struck(ids[row], ids[other], int(tables[row, 0]))
 
 
-class SwappedTables(FlightFault):
+class SwappedTables(InvocationFault):
     """Two rows have each other's pages."""
 
     name = "fault:swapped-tables"
-    change = "Two rows of one flight have each other's block tables, once."
+    change = "Two rows of one invocation have each other's block tables, once."
     rule, cause = "block table", "a page of others"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        other = another(flight, row)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        other = another(invocation, row)
         if other is None:
             return None
-        tables = flight.arrays["block_tables"]
+        tables = invocation.arrays["block_tables"]
         tables[[row, other]] = tables[[other, row]]
-        ids = flight.request_ids
+        ids = invocation.request_ids
         return Struck(ids[row], ids[other], int(tables[row, 0]))
 
 
-class StalePage(FlightFault):
+class StalePage(InvocationFault):
     """A row reads a page that an earlier request left behind."""
 
     name = "fault:stale-page"
@@ -57,8 +57,8 @@ class StalePage(FlightFault):
         super().__init__(parameter)
         self._seen: dict[int, str] = {}
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tables, ids = flight.arrays["block_tables"], flight.request_ids
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, ids = invocation.arrays["block_tables"], invocation.request_ids
         free = {page.index for page in probe.pool.available_pages}
         for page, owner in self._seen.items():
             if page in free and owner not in ids:
@@ -69,60 +69,60 @@ class StalePage(FlightFault):
         return None
 
 
-class SeqLenLong(FlightFault):
+class SeqLenLong(InvocationFault):
     """A row attends to one slot more than it has."""
 
     name = "fault:seq-len-long"
     change = "One row's length is one too long, once."
     rule, cause = "own length", "beyond it"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.arrays["seq_lens"][row] = flight.arrays["start_positions"][row] + 2
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row] + 2
+        return Struck(invocation.request_ids[row])
 
 
-class SeqLenShort(FlightFault):
+class SeqLenShort(InvocationFault):
     """A row does not attend to its own last token."""
 
     name = "fault:seq-len-short"
     change = "One row's length is one too short, once."
     rule, cause = "own length", "short of it"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.arrays["seq_lens"][row] = flight.arrays["start_positions"][row]
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row]
+        return Struck(invocation.request_ids[row])
 
 
-class StartPositionEarly(FlightFault):
+class StartPositionEarly(InvocationFault):
     """A row overwrites its last token."""
 
     name = "fault:start-position-early"
     change = "One row starts one position too early, once."
     rule, cause = "own position", "too early"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.arrays["start_positions"][row] -= 1
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.arrays["start_positions"][row] -= 1
+        return Struck(invocation.request_ids[row])
 
 
-class StartPositionLate(FlightFault):
+class StartPositionLate(InvocationFault):
     """A row leaves a gap."""
 
     name = "fault:start-position-late"
     change = "One row starts one position too late, once."
     rule, cause = "own position", "too late"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        starts = flight.arrays["start_positions"]
-        if (int(starts[row]) + 1) // probe.cache.tokens_per_page >= flight.arrays[
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        starts = invocation.arrays["start_positions"]
+        if (int(starts[row]) + 1) // probe.cache.tokens_per_page >= invocation.arrays[
             "block_tables"
         ].shape[1]:
             return None
         starts[row] += 1
-        return Struck(flight.request_ids[row])
+        return Struck(invocation.request_ids[row])
 
 
-class WrongToken(FlightFault):
+class WrongToken(InvocationFault):
     """A row is prefilled with a token that is not its own."""
 
     name = "fault:wrong-token"
@@ -130,28 +130,28 @@ class WrongToken(FlightFault):
     phase, after = "prefill", 0
     rule, cause = "own tokens", "another token"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tokens = flight.arrays["tokens"]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tokens = invocation.arrays["tokens"]
         tokens[row, 1] = tokens[row, 1] + 1 if tokens[row, 1] < 5 else tokens[row, 1] - 1
-        return Struck(flight.request_ids[row])
+        return Struck(invocation.request_ids[row])
 
 
-class PaddingPageInTable(FlightFault):
+class PaddingPageInTable(InvocationFault):
     """A row has the padding page for one of its own."""
 
     name = "fault:padding-page-in-table"
     change = "The first page of one row's block table is page 0, once."
     rule, cause = "block table", "the padding page"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tables = flight.arrays["block_tables"]
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tables = invocation.arrays["block_tables"]
         if tables[row, 0] == 0:
             return None
         tables[row, 0] = 0
-        return Struck(flight.request_ids[row], None, 0)
+        return Struck(invocation.request_ids[row], None, 0)
 
 
-class PaddingWritesPage(FlightFault):
+class PaddingWritesPage(InvocationFault):
     """Padding is written over a request's data."""
 
     name = "fault:padding-writes-page"
@@ -159,42 +159,42 @@ class PaddingWritesPage(FlightFault):
     change = "A padding row's block table has a request's page, once."
     rule, cause = "shared pages", "by padding"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tables = flight.arrays["block_tables"]
-        if flight.real >= len(tables):
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tables = invocation.arrays["block_tables"]
+        if invocation.real >= len(tables):
             return None
-        tables[flight.real, 0] = tables[row, 0]
-        return Struck(flight.request_ids[row], None, int(tables[row, 0]))
+        tables[invocation.real, 0] = tables[row, 0]
+        return Struck(invocation.request_ids[row], None, int(tables[row, 0]))
 
 
-class MisplacedWrite(FlightFault):
+class MisplacedWrite(InvocationFault):
     """A row's new key and value go where they are never read again."""
 
     name = "fault:misplaced-write"
     change = "One row writes into its own first page instead of its last, once."
     rule, cause = "block table", "one page twice"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tables, block = flight.arrays["block_tables"], own_block(flight, row, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
         if block == 0:
             return None
         tables[row, block] = tables[row, 0]
-        return Struck(flight.request_ids[row], None, int(tables[row, 0]))
+        return Struck(invocation.request_ids[row], None, int(tables[row, 0]))
 
 
-class DroppedWrite(FlightFault):
+class DroppedWrite(InvocationFault):
     """A decode step does not happen, and nobody notices."""
 
     name = "fault:dropped-write"
     change = "One decode is not made; the results of the last one are given again."
-    rule, cause = "flown tokens", "token without a flight"
+    rule, cause = "flown tokens", "token without an invocation"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        flight.skip = True
-        return Struck(flight.request_ids[row])
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        invocation.skip = True
+        return Struck(invocation.request_ids[row])
 
 
-class SharedPageWrite(FlightFault):
+class SharedPageWrite(InvocationFault):
     """A row writes into a page of the trie."""
 
     name = "fault:shared-page-write"
@@ -202,17 +202,17 @@ class SharedPageWrite(FlightFault):
     sharing = "trie"
     rule, cause = "shared pages", "by a row"
 
-    def strike(self, flight: Boarded, row: int, probe: Any) -> Struck | None:
-        tables, block = flight.arrays["block_tables"], own_block(flight, row, probe)
+    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+        tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
         own = set(tables[row].tolist())
         for node in probe.read().nodes:
             if node.page is not None and node.page not in own:
                 tables[row, block] = node.page
-                return Struck(flight.request_ids[row], None, node.page)
+                return Struck(invocation.request_ids[row], None, node.page)
         return None
 
 
-FLIGHT_FAULTS = (
+INVOCATION_FAULTS = (
     WrongPage, SwappedTables, StalePage, SeqLenLong, SeqLenShort, StartPositionEarly,
     StartPositionLate, WrongToken, PaddingPageInTable, PaddingWritesPage, MisplacedWrite,
     DroppedWrite, SharedPageWrite,

@@ -1,6 +1,6 @@
-"""A cell from within: a fresh engine, asked its workload; every answer is on disk when it is known.
+"""A trial from within: a fresh engine and its workload; each answer is on disk once known.
 
-`python -m analysis.sweep.cell DIRECTORY` is the child process of a sweep: it reads its
+`python -m analysis.sweep.trial DIRECTORY` is the child process of a sweep: it reads its
 specification there and leaves its requests, facts and stacks there.
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Spec = Mapping[str, Any]
 _LIKELIEST = 8
-"""Next tokens of each row whose probabilities are recorded with a flight."""
+"""Next tokens of each row whose probabilities are recorded with an invocation."""
 _PROBE = "1 2 3 "
 _SHORTEST_PROBE_S, _LONGEST_PROBE_S, _PROBE_PAUSE_S = 5.0, 20.0, 0.25
 
@@ -55,11 +55,11 @@ def specification(
     sanitize: bool = False,
     treatments: Sequence[str] = (),
     resubmit_s: float | None = None,
-    cell_id: str = "",
+    trial_id: str = "",
 ) -> dict[str, Any]:
-    """Return all that a cell needs, as plain JSON values; `cell_id` is for what is recorded."""
+    """Return all that a trial needs, as plain JSON values; `trial_id` is for what is recorded."""
     return {
-        "cell_id": cell_id,
+        "trial_id": trial_id,
         "observe": observe,
         "sanitize": sanitize,
         "treatments": list(treatments),
@@ -73,14 +73,14 @@ def specification(
 
 
 def ask(spec: Spec, directory: Path) -> dict[str, Any]:
-    """Start an engine, ask it, close it; return the cell's facts, which are then on disk too.
+    """Start an engine, ask it, close it; return the trial's facts, which are then on disk too.
 
     Treatments end last. Before, an engine that is watched may finish what its clients gave up,
     then the recording ends, then it is asked whether it still answers: what an engine does without
     its treatments, if it is not at rest when they end, must not be found in an arm that has them.
 
     Raises EngineError if no engine can be started so, OSError if the disk does not take what the
-    cell has to leave there.
+    trial has to leave there.
     """
     from analysis.engine import Engine, EngineConfig
     from analysis.sanitizer import settle
@@ -116,7 +116,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
                 resubmit_s=spec["resubmit_s"],
             )
             _note(engine, faults, facts)
-            _write(directory / FACTS, facts)  # waiting may take until the cell's deadline
+            _write(directory / FACTS, facts)  # waiting may take until the trial's deadline
             if recorder is not None:
                 settle(engine, recorder)
                 recorder.finish()
@@ -190,7 +190,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         verifies=spec["sanitize"],
         checksums="landings" if spec["sanitize"] else None,
     ) as recording:
-        spill = Spill(recording, directory, spec["cell_id"])
+        spill = Spill(recording, directory, spec["trial_id"])
         with spill:
             yield recording.recorder
     spill.write()  # with the last snapshot, which is taken when the watching ends
@@ -220,7 +220,7 @@ def _write(file: Path, facts: Mapping[str, Any]) -> None:
 
 
 def main(directory: Path) -> int:
-    """Run the cell that `directory` specifies, and return the status to exit with.
+    """Run the trial that `directory` specifies, and return the status to exit with.
 
     NOT_RUN and the errno beyond it where it failed for what the machine lacks: that must reach the
     parent also where the disk takes nothing more.

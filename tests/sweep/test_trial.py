@@ -1,4 +1,4 @@
-"""In which order a cell ends: what an engine does without its treatments is found in no arm."""
+"""In which order a trial ends: what an engine does without its treatments is found in no arm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import analysis.engine
 import analysis.sanitizer
 from analysis.recording.spill import read_spilled
 from analysis.shortfin.config import Completion
-from analysis.sweep import cell
+from analysis.sweep import trial
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.workloads.workload import Request, Workload
 
@@ -24,13 +24,15 @@ WORKLOAD = Workload("given up", (Request("r0", "1 2 3 "),))
 
 
 class Busy(MadeEngine):
-    """An engine that goes on with a request that its client gave up: for 5 flights, or for ever."""
+    """An engine that goes on with a request that its client gave up: for 5 invocations, or for
+    ever.
+    """
 
     device, log = "made up", ""
 
-    def __init__(self, flights: int | None) -> None:
+    def __init__(self, invocations: int | None) -> None:
         super().__init__()
-        self.flights, self.flown = flights, 0
+        self.invocations, self.flown = invocations, 0
         self.treated, self.over, self.asked = False, threading.Event(), []  # type: ignore[var-annotated]
         self.worker = threading.Thread(target=self.work)
 
@@ -50,11 +52,11 @@ class Busy(MadeEngine):
 
     def work(self) -> None:
         recorder = self.probe.watcher
-        while self.flown != self.flights and not self.over.is_set():
+        while self.flown != self.invocations and not self.over.is_set():
             name = "treated" if self.treated else "untreated"
-            flight = recorder.flight_begins("decode", [name])
+            invocation = recorder.invocation_begins("decode", [name])
             self.over.wait(0.02)
-            recorder.flight_ends(flight, decode(1), None)
+            recorder.invocation_ends(invocation, decode(1), None)
             self.flown += 1
         recorder.late("r0", "ok")
 
@@ -67,10 +69,10 @@ class Busy(MadeEngine):
 
 @pytest.fixture
 def ended(monkeypatch, tmp_path):
-    """Run a cell with an engine that is made up; return it, its facts and what was recorded."""
+    """Run a trial with an engine that is made up; return it, its facts and what was recorded."""
 
-    def run(flights: int | None, fault: Fault | None = None) -> tuple[Busy, Any, Any]:
-        engine = Busy(flights)
+    def run(invocations: int | None, fault: Fault | None = None) -> tuple[Busy, Any, Any]:
+        engine = Busy(invocations)
 
         @contextmanager
         def treated(engine: Any, spec: Any) -> Iterator[list[Fault]]:
@@ -86,15 +88,15 @@ def ended(monkeypatch, tmp_path):
         monkeypatch.setattr(
             analysis.engine, "EngineConfig", SimpleNamespace(from_json=lambda config: config)
         )
-        monkeypatch.setattr(cell, "_treated", treated)
-        spec = cell.specification({}, WORKLOAD, 1, 1.0, observe="events", cell_id="c")
-        return engine, cell.ask(spec, tmp_path), read_spilled(Path(tmp_path))
+        monkeypatch.setattr(trial, "_treated", treated)
+        spec = trial.specification({}, WORKLOAD, 1, 1.0, observe="events", trial_id="c")
+        return engine, trial.ask(spec, tmp_path), read_spilled(Path(tmp_path))
 
     return run
 
 
 def flown(recorded: Any) -> list[str]:
-    return [name for names in recorded["flights"]["request_ids"].to_pylist() for name in names]
+    return [name for names in recorded["invocations"]["request_ids"].to_pylist() for name in names]
 
 
 def kinds(recorded: Any) -> list[str]:
@@ -103,7 +105,7 @@ def kinds(recorded: Any) -> list[str]:
 
 
 def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended) -> None:
-    _, _, recorded = ended(flights=5)
+    _, _, recorded = ended(invocations=5)
     assert flown(recorded) == ["treated"] * 5
     assert kinds(recorded).count("late") == 1
     assert "unlanded" not in kinds(recorded)
@@ -111,7 +113,7 @@ def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended
 
 def test_what_an_engine_does_without_its_treatments_is_not_recorded(ended, monkeypatch) -> None:
     monkeypatch.setattr(analysis.sanitizer, "_GIVEN_UP_S", 0.1)
-    engine, _, recorded = ended(flights=None)
+    engine, _, recorded = ended(invocations=None)
     assert set(flown(recorded)) == {"treated"}
     assert engine.flown > len(flown(recorded))
     assert recorded["snapshots"]["moment"].to_pylist() == ["asked", "asked"]
@@ -119,7 +121,7 @@ def test_what_an_engine_does_without_its_treatments_is_not_recorded(ended, monke
 
 def test_whether_it_still_answers_is_asked_with_treatments_and_not_recorded(ended) -> None:
     fault = FAULTS["fault:lost-completion"]()
-    engine, facts, recorded = ended(flights=5, fault=fault)
+    engine, facts, recorded = ended(invocations=5, fault=fault)
     assert engine.asked == [True]
     assert "asked once more" not in recorded["events"]["request_id"].to_pylist()
     # Nor does a fault strike that request, which found nothing to strike in the workload.
