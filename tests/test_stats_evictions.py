@@ -34,7 +34,7 @@ def sweep(
     each: int = 12,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Trials at several concurrencies: evictions drawn by level, failures by level and evictions."""
+    """Trials at several concurrencies: evictions by level, failures by level and evictions."""
     rng = np.random.default_rng(seed)
     trials, requests = [], []
     for level in LEVELS:

@@ -20,7 +20,7 @@ ids = st.sampled_from(["r0", "r1", "r2"])
 
 @st.composite
 def recordings(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
-    """Events, snapshots and requests of up to two trials, in any order, as seqs from one counter."""
+    """Events, snapshots and requests of up to two trials, in any order, seqs from one counter."""
     event = st.fixed_dictionaries(
         {
             "trial_id": trials,
@@ -147,7 +147,8 @@ def test_an_engine_that_refuses_requests_ran_fewer_at_once_than_it_was_offered()
 
 def test_what_batches_and_pages_an_engine_met() -> None:
     def invocation(number: int, rows: int, seq: int, end: int) -> Row:
-        return {"invocation_id": number, "trial_id": "c", "phase": "decode", "rows": rows, "seq": seq,
+        return {"invocation_id": number, "trial_id": "c", "phase": "decode", "rows": rows,
+                "seq": seq,
                 "end_seq": end}  # fmt: skip
 
     def event(seq: int, **more: Any) -> Row:

@@ -494,7 +494,8 @@ def test_all_invocations_of_a_full_recording_are_counted():
 
 
 def coverage(**changes) -> str:
-    said = {"mode": "sampled", "invocations": 0, "pages_read": 0, "slots_written": 0, "not_judged": [],
+    said = {"mode": "sampled", "invocations": 0, "pages_read": 0, "slots_written": 0,
+            "not_judged": [],
             "pages_offered": 0, "undecided": []}  # fmt: skip
     return json.dumps(said | changes)
 

@@ -1,4 +1,4 @@
-"""Real engines watched in a sweep: what was seen is stored with the trial, however the trial ends."""
+"""Real engines recorded in a sweep: what was seen is stored however the trial ends."""
 
 from __future__ import annotations
 
