@@ -45,10 +45,11 @@ test-hard: setup ## Run the tests that kill sweeps and start engines by the hund
 lab: setup ## Start JupyterLab on 127.0.0.1, with a kernel for each release (ARGS=--allow-root in a container)
 	@$(BIN)/cachelab lab $(if $(ARGS),-- $(ARGS))
 
-lint: $(VENV)/.ready ## Check style, types and that notebooks are stripped
+lint: $(VENV)/.ready ## Check style, types, and who may import whom
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: setup ## Measure what watching costs, side by side in one process
 	@for b in benchmarks/bench_*.py; do $(BIN)/python "$$b"; done

@@ -1,0 +1,41 @@
+"""How numbers and lists read in a sentence, the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 page", "3 pages", "12,000 pages"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(items: Iterable[object], *, most: int | None = None, last: str = "and") -> str:
+    """Return items as "a, b and c", beyond `most` as "a, b and 3 more", "none" if there are none."""
+    texts = [str(item) for item in items]
+    if most is not None and len(texts) > most:
+        texts = [*texts[:most], f"{len(texts) - most} more"]
+    if len(texts) < 2:
+        return texts[0] if texts else "none"
+    return f"{', '.join(texts[:-1])} {last} {texts[-1]}"
+
+
+def numbered(noun: str, numbers: Collection[int], *, most: int | None = None) -> str:
+    """Return numbers with their noun before them: "page 3", "pages 3, 4 and 7"."""
+    return f"{noun}{'' if len(numbers) == 1 else 's'} {listed(numbers, most=most)}"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share from 0 to 1 in percent; a share that rounds to 0 or 100 and is not it, so."""
+    text = f"{100 * share:.{digits}f}"
+    least = 10.0**-digits
+    if float(text) == 0 and share > 0:
+        return f"less than {least:g}%"
+    if float(text) == 100 and share < 1:
+        return f"more than {100 - least:g}%"
+    return f"{text}%"
+
+
+def capitalised(text: str) -> str:
+    """Return a text with its first letter as a capital, and the others as they are."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,127 @@
+"""The releases of shortfin: one row each.
+
+A release is a generation of the service (`service/`), a dialect of the cache (`cache/`), and what
+is known of that very version. What a generation or a dialect can do is a set of capabilities, which
+treatments and faults name in what they need: so a new release of a known generation and dialect is
+a row here and a lock file in `environments/`. Nothing here imports shortfin, so that plans for a
+release can be checked where another one is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+
+from analysis.core.errors import ReleaseError
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a release takes, for estimates only: two cores, the counting model."""
+
+    first_token_s: float
+    """In a batch that is not full: up to 3.2 it waits for two strobes of 0.25 s."""
+    further_token_s: float
+    full_first_token_s: float
+    """In a full batch."""
+    full_further_token_s: float
+
+
+@dataclass(frozen=True)
+class Release:
+    """One public release. Without `service` and `cache` it is known, and not supported yet."""
+
+    version: str
+    service: str | None = None
+    """Module of `analysis.shortfin.service`: a generation of the server."""
+    cache: str | None = None
+    """Package of `analysis.shortfin.cache`: a dialect of the prefix cache."""
+    pace: Pace | None = None
+    fixes: tuple[str, ...] = ()
+    """Treatments that fix a defect of this release, in the order in which they are applied."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this release offers to treatments and faults; the names are in `CAPABILITIES`."""
+        return SERVICES.get(self.service or "", frozenset()) | CACHES.get(
+            self.cache or "", frozenset()
+        )
+
+
+CAPABILITIES = {
+    "allocations": "a request holds its pages by an allocation object (3.1 to 3.6)",
+    "records": "a request holds its pages by records of a decoder (3.8 and later)",
+    "strobes": "one batcher waits for batches to fill",
+    "worker-pool": "each request runs on a worker of a pool",
+}
+"""Every capability by its name; the sets below bind them to generations and dialects."""
+SERVICES = {
+    "v3_1": frozenset({"strobes"}),
+    "v3_9": frozenset({"worker-pool"}),
+}
+CACHES = {
+    "allocations": frozenset({"allocations"}),
+    "records": frozenset({"records"}),
+}
+
+RELEASES = (
+    Release(
+        "3.1.0",
+        service="v3_1",
+        cache="allocations",
+        pace=Pace(0.7, 0.5, 0.01, 0.005),
+        fixes=(
+            "correct-seq-lens", "zero-start-positions", "zero-page-tables", "copy-tokens",
+            "reuse-existing-node", "true-leaves", "give-back-reference", "free-unpublished-pages",
+            "reserve-padding-page", "requeue-unboarded", "survive-allocation-failure",
+        ),
+    ),
+    Release("3.2.0"),
+    Release("3.3.0"),
+    Release("3.4.0"),
+    Release("3.5.0"),
+    Release("3.6.0"),
+    Release("3.7.0"),
+    Release("3.8.0"),
+    Release(
+        "3.9.0",
+        service="v3_9",
+        cache="records",
+        pace=Pace(0.14, 0.005, 0.03, 0.006),
+        fixes=(
+            "keep-decode-record", "delist-freed-pages", "register-once", "refer-to-published",
+            "reserve-padding-page", "lock-cache", "pin-on-lookup", "requeue-unboarded",
+            "survive-allocation-failure",
+        ),
+    ),
+)  # fmt: skip
+"""Every public release with a prefix cache, oldest first."""
+KNOWN = tuple(row.version for row in RELEASES)
+
+
+def supported() -> tuple[str, ...]:
+    """Return the releases that the laboratory can start, oldest first."""
+    return tuple(row.version for row in RELEASES if row.service and row.cache)
+
+
+def reported() -> str:
+    """Return the release in which the failure was reported: the default environment's."""
+    return RELEASES[0].version
+
+
+def row_of(release: str) -> Release:
+    """Return the row of a release. Raises ReleaseError, with those that are known, without one."""
+    for row in RELEASES:
+        if row.version == release:
+            return row
+    raise ReleaseError(
+        f"shortfin {release!r} is not a known release: choose among {', '.join(KNOWN)}."
+    )
+
+
+def installed_release() -> str | None:
+    """Return the shortfin release that this very interpreter would start, None without one."""
+    try:
+        return metadata.version("shortfin")
+    except metadata.PackageNotFoundError:
+        return None
