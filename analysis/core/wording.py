@@ -11,7 +11,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(items: Iterable[object], *, most: int | None = None, last: str = "and") -> str:
-    """Return items as "a, b and c", beyond `most` as "a, b and 3 more", "none" if there are none."""
+    """Return items as "a, b and c"; beyond `most` "a, b and 3 more"; without any "none"."""
     texts = [str(item) for item in items]
     if most is not None and len(texts) > most:
         texts = [*texts[:most], f"{len(texts) - most} more"]
