@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
 
 from analysis.interleavings.explore import ANY, Exploration, Explorer
 from analysis.interleavings.minimise import Minimiser
@@ -17,14 +15,6 @@ from analysis.shortfin.cache.driver import Actor, actor_of
 from analysis.shortfin.config import PREFIX_SHARING
 from analysis.treatments import check_names
 
-if TYPE_CHECKING:
-    from analysis.shortfin.standalone import BareAdapter
-
-_ELSEWHERE = frozenset(
-    ["big-pool", "survive-allocation-failure", "requeue-unboarded", "zero-page-tables",
-     "zero-on-acquire", "poison-freed-pages"]
-)  # fmt: skip
-"""Treatments that could be applied to a cache by itself, and would change nothing that shows."""
 _FORGETFUL = ("quarantine",)
 """Treatments that remember what cannot be seen in the cache: states may then not be merged."""
 
@@ -46,17 +36,11 @@ class Laboratory:
         from analysis.shortfin.standalone import BareSystem
 
         self._system = BareSystem()
-        try:
-            with closing(self._open(next(iter(SCENARIOS.values())), ())) as bare:
-                adapter = bare.engine.adapter
-            self.elsewhere = tuple(
-                name
-                for name, treatment in zip(self.treatments, asked, strict=True)
-                if treatment.name in _ELSEWHERE or not _has(adapter, treatment.needs)
-            )
-        except BaseException:
-            self._system.close()
-            raise
+        self.elsewhere = tuple(
+            name
+            for name, treatment in zip(self.treatments, asked, strict=True)
+            if treatment.acts_on != "cache"
+        )
         self.acting = tuple(n for n in self.treatments if n not in self.elsewhere)
 
     def __enter__(self) -> Laboratory:
@@ -143,16 +127,6 @@ def leave_out(
         rest = [other for other in treatments if other != name]
         found[name] = examine(prefix_sharing, rest, workers=workers, budget_s=left)
     return found
-
-
-def _has(adapter: BareAdapter, path: str) -> bool:
-    """Tell whether there is such an attribute, by its dotted path."""
-    owner: Any = adapter
-    for name in path.split("."):
-        if not hasattr(owner, name):
-            return False
-        owner = getattr(owner, name)
-    return True
 
 
 def _failures(lab: Laboratory, scenario: Scenario, explored: Exploration) -> Iterator[Failure]:
