@@ -210,7 +210,7 @@ say([refusals, unchanged])
     (stopped, sharing, other, parameter), unchanged = done.said
     assert "not running" in stopped
     assert "needs prefix sharing trie" in sharing
-    assert "applies to shortfin" in other
+    assert "needs the capability" in other
     assert "not with 'much'" in parameter
     assert unchanged
 
