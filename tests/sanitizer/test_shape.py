@@ -37,8 +37,8 @@ for name in ["nothing", *names]:
     report(name, inject(name))
 """
 
-AT_INVOCATION = ("table padding", "protected")
-"""Rules that a fault is found under at the very invocation in which it was injected."""
+AT_INVOCATION = ("block-table-padding", "unprotected-page")
+"""Rules that a fault is found under at the very invocation that it was injected."""
 SEEN_BY = {
     # No operation tells that these changed: what comes upon it next does.
     "fault:reference-taken-quietly": "unprotected",
@@ -47,7 +47,7 @@ SEEN_BY = {
     "fault:entry-lost": "unlisted",
 }
 """Kind of event that a fault shows in, if no snapshot comes before it; else `detached`."""
-ALSO = {"fault:entry-twice": ("allocation lists", "listed and cached")}
+ALSO = {"fault:entry-twice": ("allocation-list-mismatch", "listed-and-cached")}
 """What else a fault may be found as: published meanwhile, one of two entries is left."""
 PLANTED = [fault for fault in SHAPE_FAULTS if fault.name != "fault:lock-kept"]
 SHARINGS = ("none", "trie")
@@ -123,6 +123,6 @@ def _next_look(case: dict[str, Any], fault: Any, injected: dict[str, Any]) -> in
         for seq, told, pages in case["events"]
         if seq > injected["seq"] and told == kind and injected["page"] in pages
     ]
-    if fault.rule != "one state":
+    if fault.rule not in ("double-free", "free-while-referenced"):
         seen += [seq for seq in case["snapshots"] if seq > injected["seq"]]
     return min(seen)
