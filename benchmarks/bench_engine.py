@@ -35,7 +35,7 @@ def alone(engine: Engine, rows: int) -> list[float]:
             done.release()
 
         call = Call(uuid.uuid4().hex, PROMPT, ids, TOKENS, lambda token: None, end)
-        engine.adapter.launch(call)  # type: ignore[union-attr]
+        engine.service.launch(call)  # type: ignore[union-attr]
     for _ in range(rows):
         done.acquire(timeout=60)
     return latencies

@@ -93,5 +93,5 @@ def cachelab(
 
 @pytest.fixture(params=RELEASES)
 def release(request: pytest.FixtureRequest) -> str:
-    """Each release that has an adapter."""
+    """Each supported release."""
     return str(request.param)

@@ -29,7 +29,7 @@ from analysis.engine import EngineConfig
 from analysis.model import ModelTokenizer, load_model
 from analysis.model.artifacts import shipped_model
 from analysis.shortfin import devices
-from analysis.shortfin.environments import KNOWN
+from analysis.shortfin.releases import KNOWN
 from analysis.sweep import Plan
 from analysis.workloads.workload import Workload
 

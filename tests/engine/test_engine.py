@@ -105,7 +105,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         faults = engine.faults
         with Engine() as second:
             again = second.generate("1 2 3 4 5 ", max_new_tokens=5)
-            second.adapter.service.batcher.board_invocations = lambda: 1 / 0
+            second.service.native.batcher.board_flights = lambda: 1 / 0
             later = second.generate("1 2 3 4 5 ", 5, timeout_s=30)
         shown.__exit__(None, None, None)
         try:  # as a worker of nobody's engine does, for which nobody listens any more
@@ -155,8 +155,8 @@ def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) ->
         async def never(*args, fiber):
             await asyncio.sleep(3600)
         with Engine() as engine:
-            for functions in (engine.adapter.service.prefill_functions,
-                              engine.adapter.service.decode_functions):
+            for functions in (engine.service.native.prefill_functions,
+                              engine.service.native.decode_functions):
                 for size in functions:
                     functions[size] = never
             hung = engine.generate("1 2 3 4 5 ", timeout_s=2)
@@ -259,7 +259,7 @@ def test_invocations_are_serialised_on_request(child: ChildRunner, release: str)
         """
         config = EngineConfig(serialise_invocations=True)
         with Engine(config) as engine:
-            invocation = engine.adapter._invocation_class()
+            invocation = engine.service.invocation_class()
             inside = invocation.run.__qualname__
             texts = [f.result().text for f in
                      [engine.submit("1 2 3 4 5 ", max_new_tokens=5) for _ in range(4)]]

@@ -122,7 +122,7 @@ for name, kind in TREATMENTS.items():
     if kind.fits(RELEASE, "trie"):
         with Laboratory("trie", [name]) as lab:
             said["elsewhere"] += lab.elsewhere
-TREATMENTS["reserve-padding-page"].apply = lambda self, engine, undo: engine.adapter.sevice
+TREATMENTS["reserve-padding-page"].apply = lambda self, engine, undo: engine.service.sevice
 try:
     examine("trie", ["reserve-padding-page"], ["equal prompts"])
 except AttributeError as error:

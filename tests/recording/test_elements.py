@@ -80,7 +80,7 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
             device = system._fiber.device(0)
             made = page_pool.PagePool(devices=[device], config=config)
             pool.page_tables = made.page_tables
-            probe = BareEngine(system, cache, EngineConfig()).adapter.probe()
+            probe = BareEngine(system, cache, EngineConfig()).service.probe()
             try:
                 fill_page(pool, 1, -1.5)
                 fill_page(pool, 2, float("nan"))

@@ -38,7 +38,7 @@ def serve(engine, prompts=PROMPTS, tokens=11):
 
 def put(engine, page, slots, values):
     # [layers, 2, slots, heads, dim]
-    (table,) = engine.adapter.service.page_cache.page_pool.page_tables
+    (table,) = engine.service.native.page_cache.page_pool.page_tables
     now = contents.read_pages(engine, [page])[0]
     now[:, :, slots] = values
     with table.view(page).map(write=True) as mapped:
@@ -196,7 +196,7 @@ def test_masked_nan_is_found_and_unmasked_is_not(child: ChildRunner, release: st
         + """
 from analysis.core.errors import EngineError
 with Engine(EngineConfig(page_count=64)) as engine:
-    pool = engine.adapter.service.page_cache.page_pool
+    pool = engine.service.native.page_cache.page_pool
     for page in range(64):
         fill_page(pool, page, 0.0)
     clean = contents.masked_nonfinite(engine, [5, 6, 0, 0], 20)

@@ -71,11 +71,11 @@ with Engine(EngineConfig(page_count=256)) as engine:
     lost = findings.group("completion", "lost wake-up")
 # An engine whose batcher takes requests and boards none.
 with Engine(EngineConfig(page_count=256)) as engine:
-    batcher = engine.adapter.service.batcher
-    batcher.board_invocations, before = (lambda: None), batcher.board_invocations
+    batcher = engine.service.native.batcher
+    batcher.board_flights, before = (lambda: None), batcher.board_flights
     with sanitize(engine) as stuck_findings:
         ask(engine, timeout_s=2)
-    batcher.board_invocations = before
+    batcher.board_flights = before
     stuck = stuck_findings.group("completion", "stuck batcher")
 say([lost and [lost.count, lost.first.text], stuck and
      [stuck.count, stuck.first.text, len((stuck.first.other_stack or "").splitlines())]])

@@ -62,7 +62,7 @@ def unpublished(cache):
 
 def held(what, *names):
     with engine_with(64) as engine, treat(engine, *names):
-        return what(engine.adapter.service.page_cache)
+        return what(engine.service.native.page_cache)
 
 say({
     "twice": [held(twice), held(twice, "reuse-existing-node")],
@@ -139,7 +139,7 @@ def found(cache):
 
 def untreated(*names):
     with engine_with(8) as engine:
-        cache = engine.adapter.service.page_cache
+        cache = engine.service.native.page_cache
         with treat(engine, *names):
             said = found(cache)
             info = cache.lookup(list(range(32)))
@@ -148,7 +148,7 @@ def untreated(*names):
 
 def held(what, *names, pages=64):
     with engine_with(pages) as engine, treat(engine, *names):
-        return what(engine.adapter.service.page_cache)
+        return what(engine.service.native.page_cache)
 
 def leaked(*names, sharing):
     with engine_with(64, sharing) as engine, treat(engine, *names):

@@ -20,11 +20,11 @@ from analysis.workloads.workload import make_workload
 
 def fingerprint(engine):
     # Every attribute of what treatments touch, by identity.
-    service = engine.adapter.service
+    service = engine.service.native
     pool = service.page_cache.page_pool
-    owners = {"adapter": engine.adapter, "service": service, "cache": service.page_cache,
-              "pool": pool, "invocation": engine.adapter._invocation_class(), "kind":
-              type(engine.adapter)}
+    owners = {"adapter": engine.service, "service": service, "cache": service.page_cache,
+              "pool": pool, "invocation": engine.service.invocation_class(), "kind":
+              type(engine.service)}
     owners |= {n: getattr(service, n) for n in vars(service)
                if n.endswith("batcher") or n == "main_fiber_pool"}
     owners |= {kind.__name__: kind for kind in allocation_kinds(engine)}
@@ -35,7 +35,7 @@ def fingerprint(engine):
         except (ImportError, AttributeError):
             pass  # not of this release
     if engine.release == "3.1.0":
-        owners["client"] = sys.modules[type(engine.adapter).__module__]._Client
+        owners["client"] = sys.modules[type(engine.service).__module__]._Client
         owners["arrays"] = part(engine, "generate").sfnp
     else:
         owners["facade"] = service.unified_batcher._impl
@@ -77,7 +77,7 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=64)) as engine:
     names = [n for n, t in kinds.items() if engine.release in (t.releases or [engine.release])]
     names = [n for n in names if kinds[n].sharing in (None, "trie")]
     names[names.index("big-pool")] = "big-pool:64"
-    engine.adapter.probe()  # which numbers the nodes, from its first use on
+    engine.service.probe()  # which numbers the nodes, from its first use on
     before = fingerprint(engine)
     for name in [*names, "zero-on-acquire+quarantine+poison-freed-pages:zero"]:
         with treat(engine, *name.split("+")):
@@ -141,7 +141,7 @@ def held(engine, pages):
 
 told = {}
 with Engine(EngineConfig(page_count=64)) as engine:
-    pool = engine.adapter.service.page_cache.page_pool
+    pool = engine.service.native.page_cache.page_pool
     for name in ("zero-page-tables", "poison-freed-pages", "poison-freed-pages:zero",
                  "poison-freed-pages:7"):
         with treat(engine, name):
