@@ -13,7 +13,7 @@ import uuid
 import numpy as np
 
 from analysis import Engine, EngineConfig
-from analysis.shortfin import Answer, Call
+from analysis.shortfin.port import Answer, Call
 
 BLOCKS, TOKENS, PROMPT = 60, 16, "10 20 30 40 50 "
 

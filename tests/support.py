@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.shortfin.environments import python_of
-from analysis.shortfin.releases import row_of, supported
+from analysis.shortfin.releases import reported, row_of, supported
 
 ROOT = Path(__file__).parent.parent
 RELEASES = supported()
+REPORTED, NEWEST = reported(), RELEASES[-1]
 CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SHORT_STROBES = """
 from shortfin_apps.llm.components.service import BatcherProcess

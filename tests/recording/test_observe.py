@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, REPORTED, ChildRunner
 
 PRELUDE = """
 from collections import Counter
@@ -292,7 +292,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 @pytest.mark.parametrize("first", ["", "import analysis.recording.replay"])
 def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         f"""
         {first or "pass"}
         from analysis import observe
@@ -311,7 +311,7 @@ def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
 
 def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         PRELUDE.format(sharing="none")
         + """
 with Engine(EngineConfig()) as engine:
@@ -334,7 +334,7 @@ with Engine(EngineConfig()) as engine:
 
 def test_the_death_of_the_engine_is_caught_in_the_act(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         PRELUDE.format(sharing="trie")
         + """
 with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:

@@ -19,7 +19,7 @@ from analysis.workloads.workload import make_workload
 release, *arguments = sys.argv[1:]
 # 3.1.0 without the defects that would hide a planted one.
 CORRECTED = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
-base = CORRECTED if release == "3.1.0" else []
+base = CORRECTED if has(release, "allocations") else []
 
 def strike_of(fault):
     return fault and fault.struck and vars(fault.struck)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, ChildRunner
 
 _PRELUDE = """
 from analysis.sanitizer import sanitize
@@ -53,7 +53,7 @@ say([under_way, outcomes, rows(findings)])
 def test_a_lock_put_before_the_watching_is_known(child: ChildRunner) -> None:
     causes = run(
         child,
-        "3.9.0",
+        NEWEST,
         """
 def causes(*names):
     with Engine(EngineConfig(prefix_sharing="trie", page_count=256)) as engine:
@@ -122,7 +122,7 @@ say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"
 def test_a_treatment_that_needs_a_lock_says_who_keeps_it(child: ChildRunner) -> None:
     said = run(
         child,
-        "3.9.0",
+        NEWEST,
         """
 with Engine(EngineConfig(page_count=96)) as engine:
     engine.service.native.page_cache.page_pool._lock.acquire()

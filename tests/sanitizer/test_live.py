@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support import ChildRunner
+from support import REPORTED, ChildRunner
 
 _ASK = """
 from analysis.core.errors import EngineError
@@ -62,7 +62,7 @@ with engine:
 
 def test_what_requests_wait_for_is_told_when_nobody_answers_them(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         _ASK
         + """
 with Engine(EngineConfig(page_count=256)) as engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support import ChildRunner
+from support import NEWEST, REPORTED, ChildRunner
 
 _PRELUDE = """
 from analysis.treatments import treat
@@ -17,7 +17,7 @@ def count(node):
 
 def test_3_1_0(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         _PRELUDE
         + """
 def twice(cache):
@@ -84,7 +84,7 @@ say({
 
 def test_3_9_0(child: ChildRunner) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         _PRELUDE
         + """
 def aligned(cache):
