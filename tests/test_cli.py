@@ -201,12 +201,12 @@ def test_a_chart_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
 
 
 @pytest.mark.parametrize("text", [
-    "{}", "[]", "null", "hello", "[" * 100_000, '{"trials": []}',
+    "{}", "[]", "null", "hello", "[" * 100_000, '{"cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": 3}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"quick": 3}}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"minutes_quick": "3"}},'
-    ' "trials": []}',
+    ' "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code",'
     ' "id": "a", "metadata": {"tags": ["parameters"]}, "source": "1 +", "outputs": [],'
     ' "execution_count": null}]}',

@@ -18,7 +18,7 @@ def report(
     ] = "01_reproduce",
     releases: Annotated[
         str | None,
-        typer.Option(help="run each notebook once per release [default: all it supports]"),
+        typer.Option(help="run each notebook once per release, in its kernel [default: all]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="where the pages go")] = Path("data/reports"),
     full: Annotated[
