@@ -10,9 +10,9 @@ from analysis.interleavings.minimise import Minimiser
 from analysis.interleavings.result import REAL, Covered, Failure, Result
 from analysis.interleavings.scenarios import SCENARIOS, IsolationError, Scenario, chosen
 from analysis.interleavings.stage import Stage
-from analysis.shortfin import installed_adapter
 from analysis.shortfin.cache.driver import Actor, actor_of
 from analysis.shortfin.config import PREFIX_SHARING
+from analysis.shortfin.service import installed_service
 from analysis.treatments import check_names
 
 _FORGETFUL = ("quarantine",)
@@ -27,7 +27,7 @@ class Laboratory:
             raise IsolationError(
                 f"prefix_sharing {prefix_sharing!r} is unknown: choose none or trie."
             )
-        self.release, _ = installed_adapter()
+        self.release, _ = installed_service()
         self.kind: type[Actor] = actor_of(self.release)
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
         asked = check_names(self.treatments)

@@ -91,8 +91,8 @@ class OneWorker(Treatment):
     acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.adapter is not None
-        service = engine.adapter.service
+        assert engine.service is not None
+        service = engine.service.native
         fibers, fiber = service.main_fiber_pool, service.main_fiber
         give_back = fibers.return_fiber
 
@@ -117,7 +117,7 @@ class OneAtATime(Treatment):
     acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
         launch, lock = adapter.launch, threading.Lock()
         waiting: deque[Any] = deque()

@@ -85,7 +85,7 @@ class InvocationFault(Fault):
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Look at every invocation for one that it can inject."""
         passed = 0
-        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        probe = engine.probe or engine.service.probe()  # type: ignore[union-attr]
 
         def edit(invocation: PendingInvocation) -> None:
             nonlocal passed

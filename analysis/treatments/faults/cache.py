@@ -113,7 +113,7 @@ class _ReferenceFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Have the first release that gives a page's reference back do it wrongly."""
-        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        probe = engine.probe or engine.service.probe()  # type: ignore[union-attr]
         counts = type(probe.cache.root.ref_count)
         decrement = counts.decrement
 
