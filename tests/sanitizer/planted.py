@@ -13,7 +13,6 @@ import json, sys
 from analysis.engine import Engine, EngineConfig
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
-from analysis.shortfin.releases import row_of
 from analysis.treatments import FAULTS, fixes, treat
 from analysis.workloads.workload import make_workload
 
