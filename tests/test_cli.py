@@ -164,7 +164,7 @@ def test_a_bound_comes_with_its_reason(option, said, cachelab):
 
 def test_validate_says_the_least_rate_and_which_rules_there_are(cachelab):
     assert "choose a `--rate` from 3e-05 on" in cachelab(*VALIDATE, "--rate", "1e-9")[2]
-    assert "own prefix, own result" in cachelab(*VALIDATE, "--tolerate", "x:y=z")[2]
+    assert "wrong-kv-read" in cachelab(*VALIDATE, "--tolerate", "x:y=z")[2]
 
 
 @pytest.fixture
@@ -201,12 +201,12 @@ def test_a_chart_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
 
 
 @pytest.mark.parametrize("text", [
-    "{}", "[]", "null", "hello", "[" * 100_000, '{"trials": []}',
+    "{}", "[]", "null", "hello", "[" * 100_000, '{"cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": 3}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"quick": 3}}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"minutes_quick": "3"}},'
-    ' "trials": []}',
+    ' "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code",'
     ' "id": "a", "metadata": {"tags": ["parameters"]}, "source": "1 +", "outputs": [],'
     ' "execution_count": null}]}',

@@ -81,7 +81,7 @@ def tried(
                         {
                             "finding_id": f"f{request}",
                             "trial_id": trial_id,
-                            "rule": "own prefix",
+                            "rule": "wrong-kv-read",
                             "severity": "wrong data",
                             "request_id": f"r{request}",
                             "message": "m",
@@ -336,7 +336,7 @@ def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     )
     table = verdict_table(found)
     assert list(table.frame["verdict"]) == ["supported", "refuted", "refuted", "refuted"]
-    assert "correct-seq-lens" in table._repr_html_()
+    assert "correct-seq-lens" in table.markup
     figure = verdict_figure(found, "Verdicts")
     assert figure.get_suptitle() == "Verdicts"
     left, right = figure.axes

@@ -61,7 +61,7 @@ def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -
     [rung] = ladder.rungs
     # The first engine showed it, so the second one was not started.
     assert (rung.trials, rung.accepted) == (1, 8)
-    assert "no leak" in {found.rule for found in rung.findings}
+    assert "page-leak" in {found.rule for found in rung.findings}
     assert rung.leaked
     assert rung.failing is not None
     assert rung.failing[1] in rung.explanation
@@ -92,10 +92,10 @@ def test_continued_answers_tell_whether_a_fix_is_missing(
     assert ladder.verdict == verdict, in_words(ladder)
     [rung] = ladder.rungs
     causes = {(found.rule, found.cause) for found in rung.findings}
-    assert (("one state", "twice in one allocation") in causes) == left_out
+    assert (("double-allocation", "same-request") in causes) == left_out
     # Without the trie a page that is named twice does no harm by itself.
     harmed = left_out and sharing == "trie"
-    assert (("cached prefix", "another prefix") in causes) == harmed
+    assert (("cached-prefix-mismatch", "other-prefix") in causes) == harmed
     assert bool(rung.failures) == harmed
 
 
@@ -112,7 +112,7 @@ def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
         ({"rate": 0}, LadderError, "between 0 and 1"),
         ({"levels": (4, 4)}, LadderError, "ascending"),
         ({"treatments": ("fault:seq-len-short",)}, LadderError, "plants a fault"),
-        ({"tolerate": {("no leak", "x"): " "}}, LadderError, "Say why"),
+        ({"tolerate": {("page-leak", "x"): " "}}, LadderError, "Say why"),
         ({"isolated_s": -1}, LadderError, "from 0 to"),
         ({"treatments": ("nonsense",)}, PlanError, "no treatment 'nonsense'"),
         ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
@@ -216,13 +216,14 @@ def test_the_command_line_names_what_is_wrong_and_ends_with_the_verdicts_status(
     tmp_path: Path,
 ) -> None:
     run = CliRunner().invoke
-    told = run(app, ["validate", "--release", "3.1.0", "--tolerate", "no leak"])
+    told = run(app, ["validate", "--release", "3.1.0", "--tolerate", "page-leak"])
     assert "takes RULE:CAUSE=REASON" in str(told.exception)
     command = ["validate", "--release", "3.1.0", "--isolated", "0", "--time-budget", "0", "--json",
-               "--out", str(tmp_path / "out"), "--tolerate", "no leak:x=it is a trial"]  # fmt: skip
+               "--out", str(tmp_path / "out"),
+               "--tolerate", "page-leak:x=it is a trial"]  # fmt: skip
     told = run(app, command)
     assert told.exit_code == 3
     assert json.loads(told.stdout)["verdict"] == "undecided"
     settings = json.loads((tmp_path / "out" / "ladder.json").read_text())
-    assert settings["tolerate"] == [["no leak", "x", "it is a trial"]]
+    assert settings["tolerate"] == [["page-leak", "x", "it is a trial"]]
     assert settings["treatments"] == list(fixes("3.1.0", "none"))
