@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 
-from analysis.core.errors import ReleaseError
 from analysis.interleavings.explore import ANY, Exploration, Explorer
 from analysis.interleavings.harness import CacheHarness
 from analysis.interleavings.minimise import Minimiser
@@ -14,7 +13,7 @@ from analysis.interleavings.result import Covered, Failure, Result
 from analysis.interleavings.scenarios import SCENARIOS, IsolationError, Scenario, select
 from analysis.shortfin.cache.driver import driver_of
 from analysis.shortfin.config import PREFIX_SHARING
-from analysis.shortfin.environments import installed_release
+from analysis.shortfin.service import installed_service
 from analysis.treatments import check_names
 
 _INACTIVE = frozenset(
@@ -34,14 +33,12 @@ class HarnessFactory:
             raise IsolationError(
                 f"prefix_sharing {prefix_sharing!r} is unknown: choose none or trie."
             )
-        release = installed_release()
-        if release is None:
-            raise ReleaseError("No shortfin is installed here, so its cache cannot be examined.")
-        self.release, self.kind = release, driver_of(release)
+        self.release, _ = installed_service()
+        self.kind = driver_of(self.release)
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
         asked = check_names(self.treatments)
         for treatment in asked:
-            treatment.check(release, prefix_sharing)
+            treatment.check(self.release, prefix_sharing)
         from analysis.shortfin.standalone import StandaloneSystem
 
         self.active: tuple[str, ...] = ()
@@ -49,11 +46,11 @@ class HarnessFactory:
         self._system = StandaloneSystem()
         try:
             with closing(self.open(next(iter(SCENARIOS.values())))) as bare:
-                adapter = bare.engine.adapter
+                service = bare.engine.service
             self.active = tuple(
                 name
                 for name, treatment in zip(self.treatments, asked, strict=True)
-                if treatment.name not in _INACTIVE and _has(adapter, treatment.needs)
+                if treatment.name not in _INACTIVE and _has(service, treatment.needs)
             )
         except BaseException:
             self._system.close()

@@ -53,7 +53,7 @@ class _Sanitized:
             max_events=100_000,
             max_snapshots=10,
         )
-        self._probe: Any = engine.adapter.probe()
+        self._probe: Any = engine.service.probe()
         engine.probe = self._probe
 
     def run(self, schedule: Schedule) -> Findings:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from analysis.core.errors import ReleaseError
-from analysis.shortfin.releases import row_of
+from analysis.shortfin.releases import row_of, supported
 
 Invoke = Callable[[list[int], list[int], int], None]
 """Called with all tokens, a block table and the first position that is written."""
@@ -102,11 +102,11 @@ class RequestDriver(ABC):
 
 def driver_of(release: str) -> type[RequestDriver]:
     """Return the driver of a release's requests. Raises ReleaseError where there is none."""
-    row = row_of(release)
-    if row.cache is None:
+    if release not in supported():
         raise ReleaseError(
-            f"There is no driver for the cache of shortfin {release}, so it cannot be examined by"
-            " itself: choose a supported release."
+            f"The cache of shortfin {release} is not supported: choose one of"
+            f" {', '.join(supported())}."
         )
-    kind: type[RequestDriver] = import_module(f"{__package__}.{row.cache}.driver").DRIVER
+    module = import_module(f"{__package__}.{row_of(release).cache}.driver")
+    kind: type[RequestDriver] = module.DRIVER
     return kind

@@ -54,7 +54,7 @@ class AllocationRequestDriver(RequestDriver):
             request.free_cache_pages()
 
     def register(self, probe: Any) -> None:
-        probe.service.batcher.submit(self.request)
+        probe.native.batcher.submit(self.request)
 
     def fail(self, operation: str) -> bool:
         super().fail(operation)
