@@ -71,7 +71,7 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     assert "No module named analysis" in row["detail"]
     assert command(tmp_path / "run") == 1
     said = capsys.readouterr()
-    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be asked\n" in said.out
+    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be tried\n" in said.out
     assert "could not be tried (its process could not start the engine: No module" in said.err
 
 
