@@ -8,15 +8,15 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import NEWEST, ROOT
 from synthetic import request_row, trial_row
 
 from analysis import sweep
 from analysis.runs.store import OUTCOMES, TABLES, RunWriter, load_run
 from analysis.shortfin import environments as releases
 
-SWEEP = ("sweep", "--releases", "3.9.0")
-VALIDATE = ("validate", "--release", "3.9.0")
+SWEEP = ("sweep", "--releases", NEWEST)
+VALIDATE = ("validate", "--release", NEWEST)
 LONG = "a" * 300
 """No file can have this name."""
 
@@ -90,7 +90,7 @@ def test_help_imports_nothing_heavy():
         ("report", "--notebooks", LONG + ".ipynb"),
         ("report", "--releases", ""),
         ("model", "build", "--releases", ""),
-        ("model", "build", "--releases", "3.9.0", "--hip-target", "gfx000"),
+        ("model", "build", "--releases", NEWEST, "--hip-target", "gfx000"),
         ("model", "verify", "--model", LONG),
         ("check", LONG),
         ("explain", LONG, "r"),
@@ -246,7 +246,7 @@ def test_an_environment_that_cannot_be_written_is_a_sentence(cachelab, tmp_path,
     (tmp_path / "environments" / "3.9.0.txt").write_text("")
     (tmp_path / ".venvs").write_text("a file where the environments go")
     monkeypatch.setattr(releases, "repo_root", lambda: tmp_path)
-    status, stdout, stderr = cachelab("releases", "install", "3.9.0")
+    status, stdout, stderr = cachelab("releases", "install", NEWEST)
     assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
     assert f"{tmp_path / '.venvs'} cannot be used" in stderr
 

@@ -27,7 +27,8 @@ from analysis.report import pages
 from analysis.report.execution import Execution, execute
 from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
 from analysis.runs.store import join_runs, load_run
-from analysis.shortfin.environments import check_known, installed_release, kernel_name
+from analysis.shortfin.environments import kernel_name
+from analysis.shortfin.releases import installed_release, row_of
 
 __all__ = [
     "PublishResult",
@@ -269,7 +270,7 @@ def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 def _kernel_name(release: str) -> str:
-    return kernel_name(check_known(release))
+    return kernel_name(row_of(release).version)
 
 
 def _fresh_directory(parent: Path, name: str) -> Path:
