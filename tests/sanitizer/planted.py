@@ -14,7 +14,7 @@ from analysis.engine import Engine, EngineConfig
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.treatments import FAULTS, fixes, treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 release, *arguments = sys.argv[1:]
 # Without the defects that would hide an injected one.
