@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from analysis.core.errors import EngineError
 from analysis.core.wording import listed
 from analysis.shortfin import hooks
+from analysis.shortfin.cache import part_of
+from analysis.shortfin.locks import WatchedLock
 from analysis.shortfin.releases import CAPABILITIES, RELEASES
 
 if TYPE_CHECKING:
@@ -116,41 +119,54 @@ def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> Non
 
 
 def take_pool_lock(pool: Any) -> bool:
-    """Take a pool's own lock, which is held for microseconds; False if it is not to be had."""
+    """Take a pool's own lock, which is held for microseconds; False if a thread keeps it."""
     return bool(pool._lock.acquire(timeout=_PATIENCE_S))
 
 
-def part(engine: Engine, name: str) -> Any:
-    """Return a module of the engine under study, beside the one that its service comes from."""
+def lock_for(engine: Engine, undo: ExitStack, name: str) -> WatchedLock:
+    """Return a re-entrant lock that observers of the engine, present and later, see by a name."""
     assert engine.service is not None
-    package = type(engine.service.native).__module__.rpartition(".")[0]
-    return importlib.import_module(f"{package}.{name}")
+    observer = None if engine.probe is None else engine.probe.observer
+    lock = WatchedLock(threading.RLock(), name, None if observer is None else observer.locks)
+    engine.service.treatment_locks.append(lock)
+    undo.callback(engine.service.treatment_locks.remove, lock)
+    return lock
 
 
 def cache_of(engine: Engine) -> Any:
     """Return the live cache."""
     assert engine.service is not None
-    return engine.service.native.page_cache
+    return engine.service.cache
 
 
-def allocation_kinds(engine: Engine) -> list[Any]:
-    """Return the classes of the objects by which requests hold pages, where there are such."""
-    names = ("BasePagedAttentionCacheAllocation", "TriePagedAttentionCacheAllocation")
-    modules = [part(engine, f"kvcache.{m}_attention_cache") for m in ("base", "trie")]
-    return [getattr(m, n) for m, n in zip(modules, names, strict=True) if hasattr(m, n)]
+def dialect_of(engine: Engine) -> Any:
+    """Return the module with the treatments of the dialect that the engine's cache speaks."""
+    return part_of(engine.release, "treatments")
 
 
-def owner_of(allocation: Any) -> Any:
-    """Return the cache that an allocation was made by."""
-    return getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
+def cache_operations(engine: Engine) -> Iterator[tuple[Any, str, Callable[..., bool]]]:
+    """Yield the operations of the cache and its pool: owner, name, and what recognises a call.
+
+    The last returns, for the arguments of a call, whether it is one on this engine's cache: an
+    owner may be a class that engines share.
+    """
+    cache, dialect = cache_of(engine), dialect_of(engine)
+    owners = {cache: dialect.CACHE_OPERATIONS, cache.page_pool: dialect.POOL_OPERATIONS}
+    for owner, names in owners.items():
+        for name in names:
+            if hasattr(owner, name):
+                yield owner, name, lambda *args, **named: True
+    for kind in dialect.allocation_classes(engine):
+        for name in dialect.ALLOCATION_OPERATIONS:
+            yield kind, name, lambda allocation, *a, **n: dialect.owner_of(allocation) is cache
 
 
 def nodes_below(root: Any) -> list[Any]:
     """Return all nodes of a trie but its root."""
     found: list[Any] = []
-    waiting = [root]
-    while waiting:
-        children = list((waiting.pop().children or {}).values())
+    pending = [root]
+    while pending:
+        children = list((pending.pop().children or {}).values())
         found += children
-        waiting += children
+        pending += children
     return found
