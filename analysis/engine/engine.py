@@ -28,7 +28,7 @@ from analysis.engine.watchdog import Watchdog
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
 from analysis.shortfin import devices, worker_crashes
 from analysis.shortfin.cache.probe import CacheProbe
-from analysis.shortfin.capture import StderrCapture, tell_fault
+from analysis.shortfin.capture import StderrCapture, report_fault
 from analysis.shortfin.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
 from analysis.shortfin.hooks import CacheObserver, Changes
 from analysis.shortfin.port import Answer, Call, Service, Setup
@@ -497,7 +497,7 @@ class Engine:
         if watcher is not None:
             watcher.fault(error)
         elif self.faults <= _SHOWN_FAULTS:
-            tell_fault(what, error)
+            report_fault(what, error)
 
     def _lose_all(self, reason: str) -> None:
         for waiting in list(self._waiting.values()):

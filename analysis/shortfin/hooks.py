@@ -7,77 +7,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.capture import tell_fault
-from analysis.shortfin.locks import Locks
-from analysis.snapshots.snapshot import Snapshot
+from analysis.shortfin.capture import report_fault
+from analysis.shortfin.port import CacheObserver
 
 Undo = Callable[[], None]
 _NOTHING = object()
-
-
-class CacheObserver(Protocol):
-    """Who is told what the engine does. Its methods are called on the engine's own threads."""
-
-    locks: Locks | None
-    """Set by the probe: under which locks something is done."""
-    check_contents: bool
-    """Whether pages are to be looked into."""
-    likeliest: int
-    """How many of the likeliest next tokens are noted for each row of an invocation."""
-    verifies: bool
-    """Whether arguments are compared with what they were filled with, and results followed."""
-
-    def begin(self, operation: str | None, request_id: str | None) -> None:
-        """Begin an operation of the cache on this thread; nameless ones only group others."""
-
-    def end(self, error: BaseException | None) -> None:
-        """End the operation that was begun last on this thread."""
-
-    def mark(self) -> Any:
-        """Return what stays equal until an operation begins; None while one is under way."""
-
-    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
-        """Take a snapshot of the cache between two operations, and keep it."""
-
-    def reserve(self) -> tuple[int, int]:
-        """Return a place among the events and the time, for an event that is told later."""
-
-    def unused(self, place: tuple[int, int]) -> None:
-        """Tell that nothing takes a place that was reserved."""
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
-
-    def at_token(
-        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
-    ) -> None:
-        """Tell an event of a kind that comes with every token; bytes are logits."""
-
-    def holds(self, request_id: str, pages: Iterable[int]) -> None:
-        """Tell all pages that a request holds now."""
-
-    def invocation_begins(self, phase: str, request_ids: list[str]) -> Any:
-        """Begin an invocation; the result is given to `invocation_ends`."""
-
-    def invocation_unseen(self) -> None:
-        """Tell that an invocation is called whose beginning could not be told."""
-
-    def invocation_ends(
-        self, invocation: Any, arrays: dict[str, Any], error: BaseException | None
-    ) -> None:
-        """End an invocation; `arrays` are its arguments by name, each as its shape and flat values.
-
-        Beside them are the `Scores` of its results as `scores`, where they were asked for, and
-        where `verifies` says so, as `results`, the `Scores` or the tokens and digests that come of
-        them, and as `changed`
-        which arguments were not read as they were filled.
-        """
-
-    def fault(self, error: Exception) -> None:
-        """Take note of an error in the watching itself. It never raises."""
 
 
 Wrap = Callable[[Any], Any]
@@ -357,4 +294,4 @@ class Changes:
             try:
                 block.undo.close()
             except Exception as error:
-                tell_fault(f"Undoing {block.what}", error)
+                report_fault(f"Undoing {block.what}", error)
