@@ -12,7 +12,8 @@ from support import REPORTED, ROOT
 
 from analysis.core.errors import ModelError
 from analysis.model import oracle
-from analysis.workloads.workload import Request, make_workload
+from analysis.workloads.named import make_workload
+from analysis.workloads.workload import Request
 
 ASKED = (*make_workload("mixed", count=4, seed=3).requests, Request("r", "1 2 3 4 5 ", 5))
 

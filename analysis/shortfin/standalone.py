@@ -28,7 +28,7 @@ _ELEMENTS = 8
 _names = itertools.count()
 
 
-class BareSystem:
+class StandaloneSystem:
     """shortfin's CPU system with one worker, on which pools are made. Close it at the end.
 
     While it is open, nodes are as old as the order in which they were used says: the cache's clock
@@ -92,7 +92,7 @@ class BareSystem:
         return kind(page_pool=pool, tokens_per_page=tokens_per_page)
 
 
-class BareService(CommonService):
+class StandaloneService(CommonService):
     """A service that only leads to its cache: no server behind it."""
 
     def __init__(self, cache: Any) -> None:
@@ -104,12 +104,12 @@ class BareService(CommonService):
         self.native.batcher = SimpleNamespace(submit=lambda item: None)
 
 
-class BareEngine:
+class StandaloneEngine:
     """What an engine is to treatments and watchers that only ask for its cache."""
 
-    def __init__(self, system: BareSystem, cache: Any, config: EngineConfig) -> None:
+    def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
-        self.service = BareService(cache)
+        self.service = StandaloneService(cache)
         self.probe: CacheProbe | None = None
         self.changes = Changes()
         self.died = None

@@ -15,7 +15,7 @@ from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.shortfin.releases import row_of
 from analysis.treatments import FAULTS, fixes, treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 release, *arguments = sys.argv[1:]
 # The reported release without the defects that would hide a planted one.

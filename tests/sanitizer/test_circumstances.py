@@ -8,7 +8,7 @@ from support import NEWEST, ChildRunner
 _PRELUDE = """
 from analysis.sanitizer import sanitize
 from analysis.treatments import fixes, treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def rows(findings):
     return [[f.rule, f.cause, f.severity, f.text] for f in findings]

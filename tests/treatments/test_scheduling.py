@@ -12,7 +12,7 @@ from analysis.treatments import check_names, expand, fixes, page_count
 _PRELUDE = """
 from analysis.recording import observe
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def recorded(*names, pages=256, sharing="trie", count=12, concurrency=4, tokens=15, timeout_s=20):
     config = EngineConfig(prefix_sharing=sharing, page_count=pages)

@@ -16,7 +16,7 @@ from analysis.recording import observe
 from analysis.sanitizer import contents
 from analysis.treatments import FAULTS, TREATMENTS, treat
 from analysis.shortfin.treatment import allocation_kinds, part
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def fingerprint(engine):
     # Every attribute of what treatments touch, by identity.
