@@ -27,11 +27,10 @@ from analysis.engine.cache import Cache
 from analysis.engine.watchdog import Watchdog
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
 from analysis.shortfin import devices, worker_crashes
-from analysis.shortfin.cache.probe import CacheProbe
 from analysis.shortfin.capture import StderrCapture, report_fault
 from analysis.shortfin.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
-from analysis.shortfin.hooks import CacheObserver, Changes
-from analysis.shortfin.port import Answer, Call, Service, Setup
+from analysis.shortfin.hooks import Changes
+from analysis.shortfin.port import Answer, CacheObserver, CacheProbe, Call, Service, Setup
 from analysis.shortfin.service import installed_service
 
 if TYPE_CHECKING:
@@ -493,7 +492,7 @@ class Engine:
         A watcher records it; without one the log and a warning say it, a few times.
         """
         self.faults += 1
-        watcher = None if self.probe is None else self.probe.watcher
+        watcher = None if self.probe is None else self.probe.observer
         if watcher is not None:
             watcher.fault(error)
         elif self.faults <= _SHOWN_FAULTS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,8 +105,8 @@ def _tidy(key: tuple[int, str]) -> None:
 class Hooks:
     """Replaced attributes and items, put back in reverse order by `restore`."""
 
-    def __init__(self, watcher: CacheObserver) -> None:
-        self.watcher = watcher
+    def __init__(self, observer: CacheObserver) -> None:
+        self.observer = observer
         self._undo: list[Undo] = []
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
@@ -130,11 +130,11 @@ class Hooks:
     @contextlib.contextmanager
     def grouped(self, request: str | None) -> Iterator[None]:
         """Have what is told in a block, on this thread, belong together."""
-        self.watcher.begin(None, request)
+        self.observer.begin(None, request)
         try:
             yield
         finally:
-            self.watcher.end(None)
+            self.observer.end(None)
 
     def around(
         self,
@@ -142,8 +142,8 @@ class Hooks:
         name: str,
         operation: str | None = None,
         *,
-        mine: Callable[..., bool] | None = None,
-        who: Callable[..., str | None] | None = None,
+        applies: Callable[..., bool] | None = None,
+        request_of: Callable[..., str | None] | None = None,
         before: Callable[..., Any] | None = None,
         after: Callable[..., None] | None = None,
     ) -> None:
@@ -151,11 +151,11 @@ class Hooks:
 
         `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
         request it is done, `before(*args)` may return what `after(state, result, error, *args)`
-        gets. None of them can disturb the call: their errors end in the watcher. A call of which
+        gets. None of them can disturb the call: their errors end in the observer. A call of which
         `mine` cannot tell whose it is counts as another engine's.
         """
-        watcher = self.watcher
-        begin, end, fault = watcher.begin, watcher.end, watcher.fault
+        observer = self.observer
+        begin, end, fault = observer.begin, observer.end, observer.fault
 
         def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
             if after is not None:
@@ -172,12 +172,12 @@ class Hooks:
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
             def watched(*args: Any, **kwargs: Any) -> Any:
-                ours, request, state = mine is None, None, None
+                ours, request, state = applies is None, None, None
                 try:
-                    if mine is not None:
-                        ours = mine(*args, **kwargs)
-                    if ours and who is not None:
-                        request = who(*args, **kwargs)
+                    if applies is not None:
+                        ours = applies(*args, **kwargs)
+                    if ours and request_of is not None:
+                        request = request_of(*args, **kwargs)
                 except Exception as error:
                     fault(error)
                 if not ours:
@@ -217,7 +217,7 @@ class Hooks:
         `before` runs in the task's own context, so that a context variable that it sets is seen by
         all that the task does. `after(state, self)` also runs when the task fails.
         """
-        watcher = self.watcher
+        observer = self.observer
 
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
@@ -226,7 +226,7 @@ class Hooks:
                 try:
                     state = before(process)
                 except Exception as error:
-                    watcher.fault(error)
+                    observer.fault(error)
                 try:
                     return await original(process, *args, **kwargs)
                 finally:
@@ -234,7 +234,7 @@ class Hooks:
                         try:
                             after(state, process)
                         except Exception as error:
-                            watcher.fault(error)
+                            observer.fault(error)
 
             return watched
 
@@ -246,7 +246,7 @@ class Hooks:
             try:
                 self._undo.pop()()
             except Exception as error:
-                self.watcher.fault(error)
+                self.observer.fault(error)
 
 
 @dataclass

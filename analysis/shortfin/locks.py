@@ -97,7 +97,3 @@ class WatchedLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
-
-
-treatment_locks: dict[int, list[WatchedLock]] = {}
-"""By the id of a cache: locks that treatments put around what is done to it."""

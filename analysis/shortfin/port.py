@@ -56,22 +56,15 @@ class Call:
     on_end: Callable[[Answer], None]
 
 
-class Service(Protocol):
-    """Builds, starts and stops one server of a generation, and sends requests to it."""
+class CacheOwner(Protocol):
+    """Gives access to one live cache, behind a server or by itself."""
 
-    name: str
-    """The setup's name, a prefix of the names of the engine's workers."""
     native: Any
     """The release's own service object, live and unmodified."""
-    sysman: Any
-    """The release's own system manager."""
     withheld: set[int]
     """Pages that a treatment keeps out of the pool; they count as free."""
     treatment_locks: list[WatchedLock]
     """Locks that treatments put around operations of the cache."""
-
-    def __init__(self, setup: Setup) -> None:
-        """Build the system and the service, without starting them."""
 
     @property
     def cache(self) -> Any:
@@ -79,6 +72,21 @@ class Service(Protocol):
 
     def component(self, name: str) -> Any:
         """Return a module of the release beside the one that its service comes from."""
+
+    def probe(self) -> CacheProbe:
+        """Return a probe of the cache; nodes keep their numbers from probe to probe."""
+
+
+class Service(CacheOwner, Protocol):
+    """Builds, starts and stops one server of a generation, and sends requests to it."""
+
+    name: str
+    """The setup's name, a prefix of the names of the engine's workers."""
+    sysman: Any
+    """The release's own system manager."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Build the system and the service, without starting them."""
 
     def start(self) -> None:
         """Start the system, wait until its loop runs, and start the service's processes."""
@@ -118,9 +126,6 @@ class Service(Protocol):
     def stop_system(self) -> None:
         """Stop every worker thread; may hang."""
 
-    def probe(self) -> CacheProbe:
-        """Return a probe of the engine's cache; nodes keep their numbers from probe to probe."""
-
     def serialise_invocations(self) -> Callable[[], None]:
         """Let one invocation at a time run on each fiber; return what undoes it."""
 
@@ -154,6 +159,9 @@ class CacheProbe(Protocol):
     def number_of(self, node: Any) -> int:
         """Return the number of a node of the trie: 0 is the root, and no number is used twice."""
 
+    def counted_node(self, ref_count: Any) -> Any:
+        """Return the node of a reference count, None for one of another engine's trie."""
+
     def read(self) -> CacheState:
         """Return the state of the cache now."""
 
@@ -186,7 +194,7 @@ class CacheProbe(Protocol):
         """Return a page's elements. Raises EngineError for a type that cannot be read."""
 
     def attach(self, observer: CacheObserver) -> None:
-        """Hook the live objects. Raises EngineError if they are hooked already."""
+        """Put hooks on the live objects. Raises EngineError if they are hooked already."""
 
     def detach(self) -> None:
         """Remove the hooks: every object is as it was before."""
@@ -196,6 +204,9 @@ class CacheProbe(Protocol):
 
     def invocation_requests(self, process: Any) -> list[str]:
         """Return the request of each row of an invocation."""
+
+    def finish(self, finished: Any, error: BaseException | None = None) -> None:
+        """Report the end of an invocation, when the device has finished it."""
 
     def argument_names(self, phase: str, count: int) -> tuple[str, ...]:
         """Return the names of the model's arguments that come before the page tables."""

@@ -22,7 +22,7 @@ from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.hooks import Changes
 from analysis.shortfin.port import CacheProbe
 from analysis.shortfin.service import installed_service
-from analysis.shortfin.service.common import CommonService
+from analysis.shortfin.service.common import LiveCache
 
 _ELEMENTS = 8
 _names = itertools.count()
@@ -92,7 +92,7 @@ class StandaloneSystem:
         return kind(page_pool=pool, tokens_per_page=tokens_per_page)
 
 
-class StandaloneService(CommonService):
+class StandaloneService(LiveCache):
     """A service that only leads to its cache: no server behind it."""
 
     def __init__(self, cache: Any) -> None:

@@ -25,7 +25,7 @@ def strike(engine, number, name):
     with sanitize(engine, checksums=mode) as findings:
         with treat(engine, *base, *([name] if fault else [])) as treated:
             engine.run(workload, concurrency=4, timeout_s=20.0)
-        recorder = engine.probe.watcher
+        recorder = engine.probe.observer
     struck = treated[name].struck if fault else None
     place = struck.seq if struck else 0
     return {

@@ -17,7 +17,7 @@ from analysis.shortfin.cache import part_of
 from analysis.shortfin.cache.nodes import NodeNumbers
 from analysis.shortfin.capture import report_fault
 from analysis.shortfin.locks import WatchedLock
-from analysis.shortfin.port import Answer, CacheProbe, Call, Service, Setup
+from analysis.shortfin.port import Answer, CacheOwner, CacheProbe, Call, Service, Setup
 from analysis.shortfin.releases import installed_release
 
 
@@ -66,14 +66,33 @@ class Responder:
         self._on_end(self, answer)
 
 
-class CommonService(Service):
-    """What the generations share; a generation builds `native` and `sysman`."""
+class LiveCache(CacheOwner):
+    """Access to the cache of a native service."""
 
     def __init__(self) -> None:
         self.withheld: set[int] = set()
         self.treatment_locks: list[WatchedLock] = []
-        self.responders: dict[str, Responder] = {}
         self._numbers = NodeNumbers()
+
+    @property
+    def cache(self) -> Any:
+        return self.native.page_cache
+
+    def component(self, name: str) -> Any:
+        package = type(self.native).__module__.rpartition(".")[0]
+        return importlib.import_module(f"{package}.{name}")
+
+    def probe(self) -> CacheProbe:
+        probe: CacheProbe = part_of(installed_release() or "", "probe").PROBE(self, self._numbers)
+        return probe
+
+
+class CommonService(LiveCache, Service):
+    """What the generations share; a generation builds `native` and `sysman`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.responders: dict[str, Responder] = {}
 
     def load(self, setup: Setup) -> None:
         """Load the compiled model and its parameters into the native service."""
@@ -130,18 +149,6 @@ class CommonService(Service):
 
     def stop_system(self) -> None:
         self.sysman.shutdown()
-
-    @property
-    def cache(self) -> Any:
-        return self.native.page_cache
-
-    def component(self, name: str) -> Any:
-        package = type(self.native).__module__.rpartition(".")[0]
-        return importlib.import_module(f"{package}.{name}")
-
-    def probe(self) -> CacheProbe:
-        probe: CacheProbe = part_of(installed_release() or "", "probe").PROBE(self, self._numbers)
-        return probe
 
     def serialise_invocations(self) -> Callable[[], None]:
         # Invocations take a lock of their fiber's own loop, before they touch the device.
@@ -223,5 +230,7 @@ def share_out(
                 break
         else:
             offered = ", ".join(sorted(set().union(*offers.values())))
-            raise EngineError(f"shortfin {installed_release()} has no option {name!r}: it has {offered}.")
+            raise EngineError(
+                f"shortfin {installed_release()} has no option {name!r}: it has {offered}."
+            )
     return shares
