@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.core.errors import WorkloadError, shown
-from analysis.model.oracle import reference_answers
+from analysis.shortfin.oracle import reference_answers
 from analysis.sweep.plan import Plan, Trial
 from analysis.workloads.named import (
     Decode,

@@ -9,7 +9,7 @@ import pytest
 from support import NEWEST, REPORTED, ChildRunner
 
 from analysis.model import ModelTokenizer, load_model
-from analysis.model.oracle import reference_answers
+from analysis.shortfin.oracle import reference_answers
 from analysis.workloads.named import candidates, select
 from analysis.workloads.workload import Workload
 
