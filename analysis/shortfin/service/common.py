@@ -230,7 +230,6 @@ def share_out(
                 break
         else:
             offered = ", ".join(sorted(set().union(*offers.values())))
-            raise EngineError(
-                f"shortfin {installed_release()} has no option {name!r}: it has {offered}."
-            )
+            release = installed_release()
+            raise EngineError(f"shortfin {release} offers no option {name!r}: it offers {offered}.")
     return shares
