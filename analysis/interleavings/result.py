@@ -39,8 +39,10 @@ class Failure:
         return RULES[self.rule]
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values; `schedule` is the text that can be replayed."""
-        return {**asdict(self), "schedule": str(self.schedule)}
+        """Return plain values; `schedule` can be replayed, `reachable` by the release's threads."""
+        return {
+            **asdict(self), "schedule": str(self.schedule), "reachable": self.happens == REAL
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
