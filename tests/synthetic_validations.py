@@ -9,11 +9,9 @@ from analysis.studies.validation.result import FindingGroup, Isolated, Level, St
 
 FIXES = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 ISOLATED = Isolated(True, 33_776, True, seconds=3.2)
-LEAK = FindingGroup(
-    "no leak", "given up and not freed", "at risk", 32, 1, "Page 245 of r0003 was lost."
-)
+LEAK = FindingGroup("page-leak", "dropped", "at risk", 32, 1, "Page 245 of r0003 was lost.")
 BEYOND = FindingGroup(
-    "own length", "beyond it", "wrong data", 12, 3, "r0001 reads position 16 of r0002."
+    "seq-len-mismatch", "overread", "wrong data", 12, 3, "r0001 reads position 16 of r0002."
 )
 
 

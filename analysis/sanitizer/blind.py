@@ -14,37 +14,37 @@ _BYTES = (
 _BETWEEN = "Between two snapshots a pointer is checked only where a lookup passes it."
 BLIND: dict[str, dict[str, str]] = {
     "3.1.0": {
-        "unwritten bytes": _BYTES,
-        "parents": _BETWEEN,
-        "allocation lists": (
+        "kv-corruption": _BYTES,
+        "parent-mismatch": _BETWEEN,
+        "allocation-list-mismatch": (
             "A list that loses its last page is found when the next decode reads what took its"
             " place."
         ),
-        "arguments as filled": _UNDONE,
-        "whole answer": (
+        "argument-changed": _UNDONE,
+        "answer-mismatch": (
             "Answers are texts: special tokens, and tokens that read alike, are not told apart."
         ),
-        "landed before read": (
+        "read-before-write": (
             "A row's result shows that its invocation has landed; the order on the device itself"
             " is not seen."
         ),
     },
     "3.9.0": {
-        "unwritten bytes": _BYTES,
-        "parents": _BETWEEN,
-        "allocation lists": (
+        "kv-corruption": _BYTES,
+        "parent-mismatch": _BETWEEN,
+        "allocation-list-mismatch": (
             "Without prefix sharing the cache takes no page off its list: only missing entries are"
             " found, no stale or doubled ones."
         ),
-        "arguments as filled": _UNDONE,
-        "own result": (
+        "argument-changed": _UNDONE,
+        "logits-mismatch": (
             "With several beams, or a choice among indices of the device, results are not followed."
         ),
-        "own token": (
+        "sampling-mismatch": (
             "Only greedy selection is checked: not with several beams, a temperature other than 1"
             " or softmax normalisation."
         ),
-        "landed before read": "The order on the device itself is not seen.",
+        "read-before-write": "The order on the device itself is not seen.",
     },
 }
 """By release and by rule, in a sentence."""

@@ -34,7 +34,7 @@ class RequeueUnboarded(Treatment):
 
 
 def _keep_pending(undo: ExitStack, batcher: Any) -> None:
-    decodes, invocations = batcher.board_decodes, batcher.board_invocations
+    decodes, invocations = batcher.board_decodes, batcher.board_flights
     left: set[Any] = set()
 
     def board_decodes(*args: Any) -> Any:
@@ -43,7 +43,7 @@ def _keep_pending(undo: ExitStack, batcher: Any) -> None:
         batcher.pending_prefills.clear()
         return decodes(*args)
 
-    def board_invocations() -> Any:
+    def board_flights() -> Any:
         try:
             return invocations()
         finally:
@@ -51,7 +51,7 @@ def _keep_pending(undo: ExitStack, batcher: Any) -> None:
             left.clear()
 
     replace_attribute(undo, batcher, "board_decodes", board_decodes)
-    replace_attribute(undo, batcher, "board_invocations", board_invocations)
+    replace_attribute(undo, batcher, "board_flights", board_flights)
 
 
 def _try_again(engine: Engine, undo: ExitStack, cache: Any) -> None:

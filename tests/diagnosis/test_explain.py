@@ -32,10 +32,10 @@ def wrong():
 
 def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
     finding = wrong.finding
-    assert (finding.rule, finding.cause) == ("own prefix", "another request's data")
+    assert (finding.rule, finding.cause) == ("wrong-kv-read", "cross-request")
     assert (finding.page, finding.slot, finding.invocation_id) == (3, 0, 2)
     assert finding.other_request_id == "b"
-    assert [f.rule for f in wrong.findings] == ["own prefix", "sound origin"]
+    assert [f.rule for f in wrong.findings] == ["wrong-kv-read", "tainted-kv-read"]
 
 
 def test_the_reasons_name_token_invocation_page_and_other_request(wrong):
@@ -115,8 +115,8 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
     wrong = {"outcome": "wrong", "first_divergence": 1, "reference_tokens": [17, 18],
              "tokens": [17, 30]}  # fmt: skip
     found = told(run_of(story, {"request_id": "a", **wrong}), "a")
-    assert found.findings[0].rule == "padding page"
-    assert (found.finding.rule, found.finding.cause) == ("own length", "beyond it")
+    assert found.findings[0].rule == "padding-page-allocated"
+    assert (found.finding.rule, found.finding.cause) == ("seq-len-mismatch", "overread")
     assert found.invocations[1].mine.seq_len == 13
     assert found.invocations[1].length == 7
     assert "13 (7)" in str(found)

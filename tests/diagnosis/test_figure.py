@@ -26,7 +26,7 @@ def test_a_wrong_answer_has_lanes_pages_and_probabilities():
     words = words_of(figure)
     assert "a, wrong" in words
     assert "b, ok" in words
-    assert "own prefix (another request's data)" in words
+    assert "wrong-kv-read (cross-request)" in words
     assert "token 2 is wrong" in words
     assert [label.get_text() for label in pages.get_yticklabels()] == ["3", "1", "2"]
     assert "“u” (given): 60.7%" in words

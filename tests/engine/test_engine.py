@@ -105,7 +105,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         faults = engine.faults
         with Engine() as second:
             again = second.generate("1 2 3 4 5 ", max_new_tokens=5)
-            second.adapter.service.batcher.board_invocations = lambda: 1 / 0
+            second.adapter.service.batcher.board_flights = lambda: 1 / 0
             later = second.generate("1 2 3 4 5 ", 5, timeout_s=30)
         shown.__exit__(None, None, None)
         try:  # as a worker of nobody's engine does, for which nobody listens any more

@@ -47,7 +47,7 @@ say([under_way, outcomes, rows(findings)])
     under_way, outcomes, findings = said
     assert min(under_way) > 0, "They had ended before the watching began."
     assert set(outcomes) == {"ok"}
-    assert "given back too often" not in {row[1] for row in findings}
+    assert "over-released" not in {row[1] for row in findings}
 
 
 def test_a_lock_put_before_the_watching_is_known(child: ChildRunner) -> None:
@@ -59,11 +59,11 @@ def causes(*names):
     with Engine(EngineConfig(prefix_sharing="trie", page_count=256)) as engine:
         with treat(engine, *names), sanitize(engine) as findings:
             engine.run(make_workload("shared_prefix", count=16, seed=3), concurrency=4)
-    return sorted({f.cause for f in findings if f.rule == "common lock"})
+    return sorted({f.cause for f in findings if f.rule == "lockset-violation"})
 say([causes(), causes("lock-cache")])
 """,
     )
-    assert causes == [["the references"], []]
+    assert causes == [["ref-counts"], []]
 
 
 def test_a_call_that_failed_is_not_checked_by_what_the_one_before_left(
@@ -114,8 +114,8 @@ say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"
     assert not silent
     assert given_back
     assert "timeout" in outcomes
-    completion = [row for row in findings if row[0] == "completion"]
-    assert {row[1] for row in completion} == {"lock not released"}
+    completion = [row for row in findings if row[0] == "stuck-request"]
+    assert {row[1] for row in completion} == {"lock-held"}
     assert "held the lock of the pool and had not released it after" in completion[0][3]
 
 
@@ -150,7 +150,7 @@ with Engine(EngineConfig(prefix_sharing=SHARING, page_count=96)) as engine:
         fits = engine.submit(prompt, 17, 30, request_id="fits").result()
         passes = engine.submit(prompt, 18, 30, request_id="passes").result()
 say([[len(fits.tokens), len(passes.tokens)], rows(findings),
-     [f.request_id for f in findings if f.rule == "within context"]])
+     [f.request_id for f in findings if f.rule == "context-overflow"]])
 """.replace("SHARING", repr(sharing)),
     )
     lengths, findings, who = said

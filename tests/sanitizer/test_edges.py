@@ -108,6 +108,6 @@ def test_no_wrong_data_is_told_at_the_edges(
         assert ended.get("ok") or edge in ("timed_out", "cancelled"), (edge, ended)
         assert invocations or edge == "timed_out"
         assert not [group for group in groups if group[0] != "at risk"], (edge, groups)
-        assert not [group for group in groups if group[1] == "completion"], (edge, groups)
+        assert not [group for group in groups if group[1] == "stuck-request"], (edge, groups)
         assert not not_checked, (edge, not_checked)
     assert outcomes["timed_out"].get("timeout")

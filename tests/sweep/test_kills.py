@@ -116,7 +116,7 @@ def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_pat
         open_ = without_end(cut.detail)
         assert open_
         (checked,) = check_run(out)
-        assert not [key for key in checked.groups if key[0] == "completion"]
+        assert not [key for key in checked.groups if key[0] == "stuck-request"]
         assert any(note.startswith("The recording ends at ") for note in checked.not_checked)
         under_way = next(r for r in open_ if r in set(run.requests["request_id"]))
         told = str(explain(run, under_way, reference=False))

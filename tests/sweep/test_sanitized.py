@@ -48,10 +48,10 @@ def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
     plain = run.trials[run.trials["treatments"].map(len) == 0]["trial_id"]
     found = run.findings
     assert set(found["trial_id"]) == set(plain)
-    assert {"own length"} <= set(found.loc[found["severity"] == WRONG_DATA, "rule"])
+    assert {"seq-len-mismatch"} <= set(found.loc[found["severity"] == WRONG_DATA, "rule"])
     # Every one of its requests reads beyond its own length, whether its answer is right or not.
     asked = run.requests[run.requests["trial_id"].isin(plain)]
-    beyond = found[(found["rule"] == "own length") & (found["cause"] == "beyond it")]
+    beyond = found[(found["rule"] == "seq-len-mismatch") & (found["cause"] == "overread")]
     assert set(beyond["request_id"]) == set(asked["request_id"])
     untreated, treated = sorted(check_run(run.path), key=lambda c: len(c.treatments))
     assert set(untreated.groups) == set(zip(found["rule"], found["cause"], strict=True))
@@ -79,7 +79,7 @@ def test_a_newer_release_is_checked_too(tmp_path):
     run = run_sweep(plan, tmp_path / "run", jobs=2, progress=False)
     (checked,) = check_run(run.path)
     assert (checked.controls, checked.alarms, checked.void) == (1, 1, False)
-    assert ("no leak", "given up and not freed") in checked.groups
+    assert ("page-leak", "dropped") in checked.groups
     assert not [g for members in checked.groups.values() for _, g in members
                 if g.severity == WRONG_DATA]  # fmt: skip
     assert run.manifest["plan"]["sanitize"] is True

@@ -21,7 +21,7 @@ class LostCompletion(InvocationFault):
     name = "fault:lost-completion"
     change = "One request is not woken when its invocation has landed."
     releases = ("3.1.0",)
-    rule, cause = "completion", "lost wake-up"
+    rule, cause = "stuck-request", "lost-wakeup"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         if row != invocation.real - 1:
@@ -54,7 +54,7 @@ class CompletedEarly(Fault):
     name = "fault:completed-early"
     change = "One decode is reported as done without an invocation, with the last results."
     releases = ("3.1.0",)
-    rule, cause = "flown tokens", "token without an invocation"
+    rule, cause = "token-without-invocation", "extra-token"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Answer one decode where the batcher takes it in."""
@@ -92,7 +92,7 @@ class TooShort(Fault):
 
     name = "fault:too-short"
     change = "One request is let have three tokens less than it wants."
-    rule, cause = "flown tokens", "completed early"
+    rule, cause = "token-without-invocation", "completed-early"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         adapter = engine.adapter

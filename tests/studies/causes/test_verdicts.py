@@ -81,7 +81,7 @@ def tried(
                         {
                             "finding_id": f"f{request}",
                             "trial_id": trial_id,
-                            "rule": "own prefix",
+                            "rule": "wrong-kv-read",
                             "severity": "wrong data",
                             "request_id": f"r{request}",
                             "message": "m",
