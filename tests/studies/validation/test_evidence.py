@@ -106,7 +106,8 @@ def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) 
     story = Story(tmp_path / "run")
     story.trial("a")
     story.trial("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
-               (finding(1, "seq-len-mismatch", "overread", "r0", severity="wrong data"),))  # fmt: skip
+               (finding(1, "seq-len-mismatch", "overread", "r0",
+                        severity="wrong data"),))  # fmt: skip
     level = story.level()
     assert level.verdict == "failed"
     assert level.failures == {"wrong": 2, "timeout": 1}

@@ -66,19 +66,11 @@ def test_one_fix_alone_fails_the_first_level_which_is_explained(tmp_path: Path) 
     assert validation.verdict == "failed"
     [level] = validation.results
     # The first engine showed it, so the second one was not started.
-<<<<<<< HEAD:tests/studies/validation/test_validate.py
     assert (level.trials, level.accepted) == (1, 8)
     assert "page-leak" in {found.rule for found in level.findings}
     assert level.leaked
     assert level.failing is not None
     assert level.failing[1] in level.explanation
-=======
-    assert (rung.trials, rung.accepted) == (1, 8)
-    assert "page-leak" in {found.rule for found in rung.findings}
-    assert rung.leaked
-    assert rung.failing is not None
-    assert rung.failing[1] in rung.explanation
->>>>>>> house:tests/studies/validation/test_climb.py
 
 
 @pytest.mark.usefixtures("two_engines")
@@ -102,7 +94,6 @@ def test_continued_answers_tell_whether_a_fix_is_missing(
     names = expand(("all-but:delist-freed-pages" if left_out else "all",), "3.9.0", sharing)
     settings = Settings(release="3.9.0", prefix_sharing=sharing, treatments=names, levels=(4,),
                         workload="identical_then_continued", isolated_s=0, rate=0.1)  # fmt: skip
-<<<<<<< HEAD:tests/studies/validation/test_validate.py
     validation = validate(settings, tmp_path / "out", jobs=2)
     assert validation.verdict == verdict, in_words(validation)
     [level] = validation.results
@@ -112,17 +103,6 @@ def test_continued_answers_tell_whether_a_fix_is_missing(
     harmed = left_out and sharing == "trie"
     assert (("cached-prefix-mismatch", "other-prefix") in causes) == harmed
     assert bool(level.failures) == harmed
-=======
-    ladder = validate(settings, tmp_path / "out", jobs=2)
-    assert ladder.verdict == verdict, in_words(ladder)
-    [rung] = ladder.rungs
-    causes = {(found.rule, found.cause) for found in rung.findings}
-    assert (("double-allocation", "same-request") in causes) == left_out
-    # Without the trie a page that is named twice does no harm by itself.
-    harmed = left_out and sharing == "trie"
-    assert (("cached-prefix-mismatch", "other-prefix") in causes) == harmed
-    assert bool(rung.failures) == harmed
->>>>>>> house:tests/studies/validation/test_climb.py
 
 
 def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
@@ -139,19 +119,11 @@ def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
     ("changes", "error", "sentence"),
     [
         ({"release": "3.0.0"}, ReleaseError, "not a known release"),
-<<<<<<< HEAD:tests/studies/validation/test_validate.py
         ({"rate": 0}, ValidationError, "between 0 and 1"),
         ({"levels": (4, 4)}, ValidationError, "ascending"),
         ({"treatments": ("fault:seq-len-short",)}, ValidationError, "injects a fault"),
         ({"tolerate": {("page-leak", "x"): " "}}, ValidationError, "Give the reason"),
         ({"isolated_s": -1}, ValidationError, "from 0 to"),
-=======
-        ({"rate": 0}, LadderError, "between 0 and 1"),
-        ({"levels": (4, 4)}, LadderError, "ascending"),
-        ({"treatments": ("fault:seq-len-short",)}, LadderError, "plants a fault"),
-        ({"tolerate": {("page-leak", "x"): " "}}, LadderError, "Say why"),
-        ({"isolated_s": -1}, LadderError, "from 0 to"),
->>>>>>> house:tests/studies/validation/test_climb.py
         ({"treatments": ("nonsense",)}, PlanError, "no treatment 'nonsense'"),
         ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
         ({"request_timeout_s": 0}, PlanError, "more than 0"),
@@ -267,11 +239,6 @@ def test_the_command_line_names_what_is_wrong_and_ends_with_the_verdicts_status(
     told = run(app, command)
     assert told.exit_code == 3
     assert json.loads(told.stdout)["verdict"] == "undecided"
-<<<<<<< HEAD:tests/studies/validation/test_validate.py
-    settings = json.loads((tmp_path / "out" / "validation.json").read_text())
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["tolerate"] == [["page-leak", "x", "it is a trial"]]
-=======
-    settings = json.loads((tmp_path / "out" / "ladder.json").read_text())
-    assert settings["tolerate"] == [["page-leak", "x", "it is a trial"]]
->>>>>>> house:tests/studies/validation/test_climb.py
     assert settings["treatments"] == list(fixes("3.1.0", "none"))
