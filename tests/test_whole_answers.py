@@ -37,7 +37,7 @@ MEASURED = {
     "05_root_causes": ("judged", "said", "put"),
     "06_isolation": ("untreated", "treated", "left_out"),
     "07_fix_validation": ("whole", "alone", "soaked"),
-    "08_cost": ("measures", "watched", "locks"),
+    "08_cost": ("measures", "cache", "locks"),
 }
 """What each notebook has measured when it comes to its answer."""
 
