@@ -34,7 +34,7 @@ MANIFEST = {
 }
 IDS = ("a", "b", "c")
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24)
-COMMANDS = ("chart", "check", "explain", "pack", "list", "verify")
+COMMANDS = ("plot", "check", "explain", "export", "list", "verify")
 
 
 def story() -> Story:
@@ -84,10 +84,10 @@ def cachelab(
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         arguments = {
-            "chart": ("chart", run, "--out", out / "chart.png"),
+            "plot": ("plot", run, "--out", out / "plot.png"),
             "check": ("check", run),
             "explain": ("explain", run, "a", "--trial", "b", "--no-reference"),
-            "pack": ("pack", run, "--out", out / "packed"),
+            "export": ("export", run, "--out", out / "exported"),
             "list": ("runs", "list", run),
             "verify": ("runs", "verify", run),
         }[command]

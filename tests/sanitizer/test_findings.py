@@ -15,7 +15,8 @@ from story import Row, Story, strayed
 from synthetic import request_row, trial_row
 
 from analysis.cli.check import _words as check_words
-from analysis.jupyter.finding import MINE, OTHER, finding_figure
+from analysis.jupyter import html_of
+from analysis.plots.finding import MINE, OTHER, finding_figure
 from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame
 from analysis.sanitizer import RULES, check_run
@@ -69,12 +70,12 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
     findings = strayed().check()
     lead = findings.first_wrong_data
     assert (lead.request_id, lead.other_request_id, lead.page, lead.slot) == ("a", "b", 3, 0)
-    for text in (str(findings), read(findings._repr_html_()).text):
+    for text in (str(findings), read(html_of(findings)).text):
         assert findings.summary in text
         assert "A decode of a reads its position 0 from slot 0 of page 3" in text
         assert "invocation 2" in text
         assert "wrong-kv-read (cross-request)" in text
-    html = read(findings._repr_html_())
+    html = read(html_of(findings))
     assert lead.sentence in html.text
     assert "script" not in html.tags
     assert "svg" in html.tags
@@ -83,7 +84,7 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
 def test_nothing_found_is_said_plainly() -> None:
     findings = Story().check()
     assert str(findings) == "No rule was broken (0 invocations and 0 events checked)."
-    assert "No rule was broken" in read(findings._repr_html_()).text
+    assert "No rule was broken" in read(html_of(findings)).text
 
 
 def test_one_of_a_kind_is_said_in_the_singular() -> None:
@@ -99,7 +100,7 @@ def test_one_of_a_kind_is_said_in_the_singular() -> None:
 
 
 def test_hostile_names_are_escaped() -> None:
-    html = strayed(HOSTILE).check()._repr_html_()
+    html = html_of(strayed(HOSTILE).check())
     assert "script" not in read(html).tags
     assert HOSTILE in read(html).text
 
@@ -111,7 +112,7 @@ def test_html_stays_small_however_much_is_found() -> None:
         finding.rule, finding.sentence, finding.seq = "rule", "It holds.", number
         findings.add(finding)
     findings.note("z" * 100_000)
-    html = findings._repr_html_()
+    html = html_of(findings)
     assert len(html) < 300_000
     assert "And 28 more causes" in html
     assert "cause 39" in html
@@ -121,7 +122,7 @@ def test_notes_are_shown() -> None:
     findings = Story().check()
     findings.note("The end was cut off.")
     assert "Not checked: The end was cut off." in str(findings)
-    assert "The end was cut off." in read(findings._repr_html_()).text
+    assert "The end was cut off." in read(html_of(findings)).text
 
 
 # -- the picture of a finding ------------------------------------------------------------------
@@ -323,7 +324,7 @@ def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
     (row,) = found.frame[found.frame["rule"] == "wrong-kv-read"].to_dict("records")
     assert (row["severity"], row["requests"], row["trials"]) == ("wrong data", 1, 1)
     assert row["what it leads to"] == meaning_of("wrong-kv-read", "cross-request")
-    assert "No rule was broken" in findings_table([])._repr_html_()
+    assert "No rule was broken" in findings_table([]).markup
 
 
 def test_leads_are_listed_and_the_rest_counted() -> None:
@@ -333,12 +334,12 @@ def test_leads_are_listed_and_the_rest_counted() -> None:
          "invocations_before": pd.array([2, None, None], "Int64"),
          "seconds_before": [0.25, float("nan"), float("nan")]}
     )  # fmt: skip
-    html = leads_table(ahead, count=2)._repr_html_()
+    html = leads_table(ahead, count=2).markup
     assert "0.250" in html
     assert "none was found" in html
     assert "And 1 more." in html
     assert "nan" not in html.lower()
-    assert "No answer was wrong" in leads_table(ahead.iloc[:0])._repr_html_()
+    assert "No answer was wrong" in leads_table(ahead.iloc[:0]).markup
 
 
 def test_the_lead_is_the_first_wrong_data_of_the_first_trial(run) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from support import ChildRunner
+from support import REPORTED, ChildRunner
 
 _ASK = """
 from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def ask(engine, count=4, **options):
     return engine.run(make_workload("mixed", count=count, seed=3), concurrency=4, **options)
@@ -62,7 +62,7 @@ with engine:
 
 def test_what_requests_wait_for_is_told_when_nobody_answers_them(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         _ASK
         + """
 with Engine(EngineConfig(page_count=256)) as engine:
@@ -71,7 +71,7 @@ with Engine(EngineConfig(page_count=256)) as engine:
     lost = findings.group("stuck-request", "lost-wakeup")
 # An engine whose batcher takes requests and boards none.
 with Engine(EngineConfig(page_count=256)) as engine:
-    batcher = engine.adapter.service.batcher
+    batcher = engine.service.native.batcher
     batcher.board_flights, before = (lambda: None), batcher.board_flights
     with sanitize(engine) as stuck_findings:
         ask(engine, timeout_s=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import RELEASES
+from support import NEWEST, RELEASES, REPORTED
 
 from analysis.runs.store import load_run
 from analysis.runs.tables import arm_of, is_control
@@ -23,7 +23,7 @@ CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 def old(tmp_path_factory):
     """3.1.0 as it is and corrected, sanitized."""
     plan = Plan(
-        releases=("3.1.0",), concurrency=(4,), repeats=2, treatments=((), CORRECTED), sanitize=True
+        releases=(REPORTED,), concurrency=(4,), repeats=2, treatments=((), CORRECTED), sanitize=True
     )
     return plan, run_sweep(plan, tmp_path_factory.mktemp("old") / "run", jobs=2, progress=False)
 
@@ -75,7 +75,7 @@ def test_every_wrong_answer_was_preceded_by_wrong_data(old):
 
 
 def test_a_newer_release_is_checked_too(tmp_path):
-    plan = Plan(releases=("3.9.0",), concurrency=(4,), repeats=1, sanitize=True)
+    plan = Plan(releases=(NEWEST,), concurrency=(4,), repeats=1, sanitize=True)
     run = run_sweep(plan, tmp_path / "run", jobs=2, progress=False)
     (checked,) = check_run(run.path)
     assert (checked.controls, checked.alarms, checked.void) == (1, 1, False)
@@ -100,6 +100,6 @@ def test_a_plan_with_a_treatment_that_cannot_be_is_refused(names, sentence):
 
 
 def test_a_plan_without_treatments_is_written_as_before():
-    plain = Plan(releases=("3.1.0",)).as_dict()
+    plain = Plan(releases=(REPORTED,)).as_dict()
     assert not {"treatments", "sanitize"} & plain.keys()
     assert json.dumps(plain)

@@ -13,16 +13,16 @@ from analysis.core.paths import place_of
 from analysis.runs.tables import FAULT
 from analysis.sanitizer.rules import RULES
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
-from analysis.shortfin.releases import Pace, row_of
+from analysis.shortfin.releases import row_of
 from analysis.stats.rates import least_rate
 from analysis.studies.validation.result import LEVELS, StagedValidation, ValidationError
 from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
-from analysis.workloads.workload import BUILDERS, LONGEST_ANSWER, in_turn
+from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
-EVERY: tuple[str, ...] = tuple(BUILDERS)[::-1]
+EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
 """Workloads of the engines of a level, in turn: all, the most demanding first."""
-LOWEST_ONLY = ("evict_found",)
+LOWEST_ONLY = ("evict_after_lookup",)
 """Workloads for two clients, slow with more: for the lowest level only."""
 
 _PER_TRIAL = 32
@@ -58,7 +58,7 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """One, or several as `mixed+growing`; None: all."""
+    """One, or several as `mixed+multi_turn`; None: all."""
     max_new_tokens: int = 15
     """Enough for every answer to enter a new page of 16 tokens."""
     seed: int = 0
@@ -138,7 +138,7 @@ class Settings:
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_trial // concurrency))
         names = self.workloads_at(concurrency)
         engines = -(-self.validation().needed // (concurrency * rounds))
-        pace = row_of(self.release).pace or Pace(0, 0, 0, 0)
+        pace = row_of(self.release).pace
         longest = max(self.max_new_tokens, LONGEST_ANSWER)
         longest_s = pace.first_token_s + pace.further_token_s * longest
         timeout_s = self.request_timeout_s

@@ -129,8 +129,7 @@ def jobs_of(plan: Plan) -> int:
     """Return how many engines fill the cores without slowing each other down."""
     pace = row_of(plan.releases[0]).pace
     waits = (
-        pace is not None
-        and plan.concurrency[0] % max(plan.batch_sizes)
+        plan.concurrency[0] % max(plan.batch_sizes)
         and pace.further_token_s > _WAITING * pace.full_further_token_s
     )
     return _IDLE_JOBS if waits else os.cpu_count() or 1

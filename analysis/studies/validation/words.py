@@ -13,7 +13,7 @@ from analysis.runs.tables import RequestCounts
 from analysis.stats.exact import wilson
 from analysis.studies.validation.result import Isolated, Level, StagedValidation
 from analysis.studies.validation.soak import Soak
-from analysis.workloads.workload import in_turn
+from analysis.workloads.named import in_turn
 
 _say = partial(paragraph, Path(__file__).with_name("words.j2"))
 _UNITS = {

@@ -155,9 +155,9 @@ class NextBeforeLanding(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Hold one decode back until the next of a request of it has begun."""
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
-        executor, functions = adapter._invocation_class(), adapter.service.decode_functions
+        executor, functions = adapter.invocation_class(), adapter.native.decode_functions
         run = executor.run
 
         async def running(process: Any) -> None:

@@ -33,7 +33,7 @@ def bits_of(probe: Any, page: int) -> Iterator[Bits]:
     For an engine on one device, whose memory can be mapped.
     """
     [table] = probe.pool.page_tables
-    params = probe.service.model_params
+    params = probe.native.model_params
     heads = int(params.paged_kv_cache.attention_head_count_kv)
     layers, stride = int(params.transformer_block_count), int(probe.cache.tokens_per_page)
     with table.view(page).map(read=True, write=True) as mapped:

@@ -105,7 +105,7 @@ class PaddingPageGiven(InvocationFault):
 class _ReferenceFault(Fault):
     """A fault in giving back a reference."""
 
-    needs = "service.page_cache"
+    needs = "native.page_cache"
     sharing = "trie"
     releases = ("3.1.0",)
     times: int
@@ -114,7 +114,7 @@ class _ReferenceFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Have the first release that gives a page's reference back do it wrongly."""
-        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        probe = engine.probe or engine.service.probe()  # type: ignore[union-attr]
         counts = type(probe.cache.root.ref_count)
         decrement = counts.decrement
 

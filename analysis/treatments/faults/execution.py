@@ -138,8 +138,8 @@ class _SubmitFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Look at every request that is submitted for a decode."""
-        assert engine.adapter is not None
-        service = engine.adapter.service
+        assert engine.service is not None
+        service = engine.service.native
         # Below where the token is seen that it goes on with.
         facade = getattr(service, "unified_batcher", None)
         batcher = service.batcher if facade is None else facade._impl

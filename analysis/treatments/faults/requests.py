@@ -12,7 +12,7 @@ from analysis.treatments.invocations import Boarded
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
-    from analysis.shortfin import Call
+    from analysis.shortfin.port import Call
 
 
 class LostCompletion(InvocationFault):
@@ -58,7 +58,7 @@ class CompletedEarly(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Answer one decode where the batcher takes it in."""
-        batcher = engine.adapter.service.batcher  # type: ignore[union-attr]
+        batcher = engine.service.native.batcher  # type: ignore[union-attr]
         submit = batcher.submit
         results: dict[str, Any] = {}
 
@@ -75,7 +75,7 @@ class CompletedEarly(Fault):
             submit(item)
 
         self._logits: Any = None
-        executor = engine.adapter._invocation_class()  # type: ignore[union-attr]
+        executor = engine.service.invocation_class()  # type: ignore[union-attr]
         run = executor.run
 
         async def noted(process: Any) -> None:
@@ -95,7 +95,7 @@ class TooShort(Fault):
     rule, cause = "token-without-invocation", "completed-early"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
         launch = adapter.launch
 

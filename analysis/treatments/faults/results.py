@@ -18,7 +18,7 @@ from analysis.treatments.faults.base import Fault, Struck, place_of
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
-    from analysis.shortfin import Call
+    from analysis.shortfin.port import Call
 
 
 # -- whose logits a request gets ---------------------------------------------------------------
@@ -83,16 +83,16 @@ class ResultFault(Fault):
 
 
 def _stand_between(engine: Engine, undo: ExitStack, give: Callable[[Given], None]) -> None:
-    adapter = engine.adapter
+    adapter = engine.service
     assert adapter is not None
     if engine.release == "3.1.0":
         for phase in ("prefill", "decode"):
-            functions = getattr(adapter.service, f"{phase}_functions")
+            functions = getattr(adapter.native, f"{phase}_functions")
             for size, function in list(functions.items()):
                 functions[size] = _giving(phase, function, give)
                 undo.callback(functions.__setitem__, size, function)
         return
-    lanes = adapter.service.unified_batcher._impl.batching_engine
+    lanes = adapter.native.unified_batcher._impl.batching_engine
     for phase in ("prefill", "decode"):
         responder = getattr(lanes, f"{phase}_lane")._llm_task_responder
         replace_attribute(undo, responder, "set_success", _succeeding(phase, responder, give))
@@ -305,7 +305,7 @@ class TokenChanged(TokenFault):
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Change the token where it goes on from the selection."""
         if engine.release == "3.1.0":
-            clients = sys.modules[type(engine.adapter).__module__]._Client
+            clients = sys.modules[type(engine.service).__module__]._Client
             stream = clients.stream_results
 
             def streaming(client: Any, process: Any) -> None:
@@ -425,7 +425,7 @@ class ResponderFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Stand before the responder of one request, from its launch on."""
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
         launch = adapter.launch
 
@@ -475,7 +475,7 @@ class AnsweredEarly(ResponderFault):
     rule, cause = "answer-mismatch", "answered-early"
 
     def before(self, call: Call, engine: Engine) -> Call:
-        adapter, seen = engine.adapter, list[int]()
+        adapter, seen = engine.service, list[int]()
         assert adapter is not None
 
         def arrived(token: int | None) -> None:
@@ -484,7 +484,7 @@ class AnsweredEarly(ResponderFault):
             responder = adapter.responder_of(call.request_id)
             if len(seen) == 3 and responder is not None:
                 if engine.release == "3.1.0":
-                    (text,) = adapter.service.tokenizer.decode([seen])
+                    (text,) = adapter.native.tokenizer.decode([seen])
                     response: Any = b"data: " + text.encode() + b"\n\n"
                 else:
                     response = [list(seen)]

@@ -72,7 +72,7 @@ def control(story: Story, alarmed: bool = True) -> None:
 def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
+    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     level = story.level(needed=10)
     assert level.verdict == "clean"
@@ -82,7 +82,7 @@ def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
     assert (level.peak_rss_bytes, level.pages_in_use, level.page_count) == (3000, 56, 256)
     assert level.failing is None
     # Requests of a second each, sent a second apart, and a control that does not count.
-    assert (level.workloads, level.at_once) == ({"growing": 1, "mixed": 1}, 1)
+    assert (level.workloads, level.at_once) == ({"multi_turn": 1, "mixed": 1}, 1)
     assert story.level(needed=11).verdict == "undecided"
 
 
