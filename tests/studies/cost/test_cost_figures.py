@@ -84,7 +84,7 @@ def test_ratios_of_too_few_trials_have_no_interval() -> None:
 def test_the_table_says_what_is_shown() -> None:
     measures, seen = both(outcomes={(LOCK, 0): ("lost",)})
     found = pd.concat([costs(measures), costs(seen, CACHE_METRICS)])
-    markup = cost_table(found)._repr_html_()
+    markup = cost_table(found).markup
     assert markup.count("<tr>") == 5
     assert "<th>all fixes</th><td>12</td>" in markup
     assert "<th>lock-cache</th><td>10 (2 left out)</td>" in markup
