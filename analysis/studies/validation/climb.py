@@ -23,9 +23,10 @@ from analysis.stats.rates import least_rate
 from analysis.studies.validation.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.studies.validation.isolated import examine
 from analysis.studies.validation.result import LEVELS, Isolated, Ladder, LadderError, Rung
-from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Plan
 from analysis.sweep.prepare import check_lengths
+from analysis.sweep.runner import run_sweep
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
 EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
