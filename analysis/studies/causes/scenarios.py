@@ -123,10 +123,10 @@ _EVICTIONS: Names = (
 )  # fmt: skip
 _SHORTAGE: Names = (
     "lock-cache", "reuse-existing-node", "give-back-reference", "true-leaves",
-    "requeue-unboarded", "survive-allocation-failure",
+    "requeue-unscheduled", "survive-allocation-failure",
 )  # fmt: skip
 _FEW_PAGES: Names = (
-    "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
+    "correct-seq-lens", "lock-cache", "requeue-unscheduled", "survive-allocation-failure",
     "one-at-a-time", "big-pool",
 )  # fmt: skip
 _TWO_STEPS: Names = (
