@@ -30,13 +30,14 @@ def sweep(
     workload: Annotated[
         str,
         typer.Option(
-            help="reported, mixed, shared_prefix, aba, growing, evict_found, continued,"
-            " identical_then_continued, several in turn as mixed+aba, or a JSON Lines file"
+            help="reported, mixed, shared_prefix, prefix_reuse, multi_turn, evict_after_lookup,"
+            " continued, identical_then_continued, several in turn as mixed+prefix_reuse,"
+            " or a JSON Lines file"
         ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,
     rounds: Annotated[
-        int | None, typer.Option(help="requests per client [default: 1; aba: 3]")
+        int | None, typer.Option(help="requests per client [default: 1; prefix_reuse: 3]")
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,

@@ -11,8 +11,8 @@ from support import NEWEST
 from synthetic import request_row, trial_row
 
 from analysis.cli.rerun_solo import rerun_solo
-from analysis.model.oracle import reference_answers
 from analysis.runs.store import RunWriter, load_run
+from analysis.shortfin.oracle import reference_answers
 from analysis.sweep import Plan
 from analysis.sweep.alone import ask_alone, wrong_prompts
 from analysis.workloads.workload import Request

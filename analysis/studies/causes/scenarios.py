@@ -122,10 +122,10 @@ _EVICTIONS: Names = (
 )  # fmt: skip
 _SHORTAGE: Names = (
     "lock-cache", "reuse-existing-node", "give-back-reference", "true-leaves",
-    "requeue-unboarded", "survive-allocation-failure",
+    "requeue-unscheduled", "survive-allocation-failure",
 )  # fmt: skip
 _FEW_PAGES: Names = (
-    "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
+    "correct-seq-lens", "lock-cache", "requeue-unscheduled", "survive-allocation-failure",
     "one-at-a-time", "big-pool",
 )  # fmt: skip
 _TWO_STEPS: Names = (
@@ -215,7 +215,7 @@ _SCENARIOS = (
         needs="records",
         prefix_sharing="trie",
         page_count=17,
-        workload="evict_found",
+        workload="evict_after_lookup",
         concurrency=2,
         rounds=12,
         among=_TWO_STEPS,
