@@ -299,7 +299,7 @@ def _explain(path: Path, rung: Rung, plan: Plan) -> str:
     try:
         told_by = explain(load_run(path), request_id, trial_id=trial_id)
         where = f"In {trial_id}, asked {asked[trial_id]}:"
-        return " ".join([where, told_by.what, *told_by.because])
+        return " ".join([where, told_by.summary, *told_by.diagnosis])
     except CachelabError as error:
         return f"{request_id} of {trial_id} cannot be explained: {error} {told}".strip()
 
