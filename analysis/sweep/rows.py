@@ -61,8 +61,8 @@ def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
         "observed": OBSERVED[plan.observe],
-        # "null" for a fault that found nothing to strike; null where that is not known.
-        "struck": json.dumps(ended.facts["struck"]) if "struck" in ended.facts else None,
+        # "null" for a fault that was never injected; null where that is not known.
+        "injected": json.dumps(ended.facts["injected"]) if "injected" in ended.facts else None,
     }
 
 

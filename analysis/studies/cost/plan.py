@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.model import load_model
+from analysis.model.artifacts import load_model
 from analysis.studies.cost.measures import LOCK, measure, measure_cache
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 from analysis.treatments import fixes
 
 

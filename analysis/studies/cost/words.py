@@ -1,4 +1,4 @@
-"""What the fixes cost in words, computed from paired trials; the sentences are in `words.j2`."""
+"""What the fixes cost in words, from paired trials; sentences are in `templates/words.j2`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,7 +24,7 @@ _WHOLE, _MEMORY = "latency_s", "peak_rss_bytes"
 _NARROW = 0.01
 """Width of an interval below which a third digit is shown."""
 _TITLES = {metric.name: metric.title for metric in METRICS}
-_say = partial(paragraph, Path(__file__).with_name("words.j2"))
+_say = partial(paragraph, __package__, "words.j2")
 
 Row = dict[Any, Any]
 

@@ -132,7 +132,7 @@ def level_of(
     every = list(evidence)
     own = [item for item in every if item.control is None]
     controls = [item.control for item in every if item.control is not None]
-    injected = [control for control in controls if control.struck]
+    injected = [control for control in controls if control.injected]
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
     return Level(
         concurrency=concurrency,

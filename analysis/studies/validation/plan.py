@@ -16,8 +16,8 @@ from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.releases import row_of
 from analysis.stats.rates import least_rate
 from analysis.studies.validation.result import LEVELS, StagedValidation, ValidationError
-from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Plan
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
 EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]

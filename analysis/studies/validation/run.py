@@ -26,8 +26,9 @@ from analysis.studies.validation.result import (
     StagedValidation,
     ValidationError,
 )
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
 from analysis.sweep.prepare import check_lengths
+from analysis.sweep.runner import run_sweep
 
 OnStep = Callable[[Isolated | Level], None]
 """Called with each result."""
@@ -153,7 +154,7 @@ def _explanation(path: Path, level: Level, plan: Plan) -> str:
     try:
         explained = explain(load_run(path), request_id, trial_id=trial_id)
         where = f"In {trial_id}, workload {workloads[trial_id]}:"
-        return " ".join([where, explained.what, *explained.because])
+        return " ".join([where, explained.summary, *explained.diagnosis])
     except CachelabError as error:
         return f"{request_id} of {trial_id} cannot be explained: {error} {findings}".strip()
 

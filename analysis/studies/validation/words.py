@@ -1,10 +1,9 @@
-"""A staged validation and a soak test in words; the sentences are in `words.j2`."""
+"""A staged validation and a soak test in words; the sentences are in `templates/words.j2`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from analysis.core.templates import paragraph
@@ -15,7 +14,7 @@ from analysis.studies.validation.result import Isolated, Level, StagedValidation
 from analysis.studies.validation.soak import Soak
 from analysis.workloads.named import in_turn
 
-_say = partial(paragraph, Path(__file__).with_name("words.j2"))
+_say = partial(paragraph, __package__, "words.j2")
 _UNITS = {
     "rss_bytes": ("resident memory", 2**-20, "MiB"),
     "leaked": ("leaked pages", 1, "pages"),

@@ -20,7 +20,8 @@ from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import ValidationError
 from analysis.studies.validation.run import examine, jobs_of, run_level, validate
 from analysis.studies.validation.words import in_words
-from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.sweep.plan import Plan, PlanError
+from analysis.sweep.runner import run_sweep
 from analysis.treatments import expand, fixes
 from analysis.workloads.named import WORKLOADS
 
