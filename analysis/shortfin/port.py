@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.model import ModelArtifacts
+from analysis.model.artifacts import ModelArtifacts
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.locks import Locks, WatchedLock
 from analysis.snapshots.snapshot import CacheState, PageContent, Snapshot
