@@ -17,24 +17,24 @@ from analysis.shortfin.cache.allocations.treatments import (
 from analysis.shortfin.cache.records.treatments import (
     DelistFreedPages,
     KeepDecodeRecord,
+    PinOnLookup,
     ReferToPublished,
     RegisterOnce,
 )
 from analysis.shortfin.releases import RELEASES
 from analysis.shortfin.treatment import Treatment
 from analysis.treatments.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
-from analysis.treatments.failures import RequeueUnscheduled, SurviveAllocationFailure
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.treatments.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
-from analysis.treatments.pool import BigPool, ReservePaddingPage
+from analysis.treatments.pool import BigPool, FreeUnpublishedPages, ReservePaddingPage
 from analysis.treatments.scheduling import (
     LockCache,
     OneAtATime,
     OneWorker,
-    PinOnLookup,
+    RequeueUnscheduled,
     ShortStrobes,
+    SurviveAllocationFailure,
 )
-from analysis.treatments.unpublished import FreeUnpublishedPages
 
 if TYPE_CHECKING:
     from analysis.engine import Engine

@@ -1,4 +1,4 @@
-"""Treatments of what the compiled model is told: lengths and start positions."""
+"""Treatments of the arguments of the compiled model: lengths and start positions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class CorrectSeqLens(Treatment):
     """Decodes attend to their own positions only."""
 
     name = "correct-seq-lens"
-    hypothesis = "Rows attend to slots beyond their own sequence, and meet what others left there."
-    change = "The length of each decode's row is its start position plus one."
+    hypothesis = "Rows attend to slots beyond their own sequence, with data of other requests."
+    change = "The length of each row of a decode is its start position plus one."
     upstream = "#873"
     needs = frozenset({"history-lengths"})
     acts_on = "server"
@@ -35,8 +35,8 @@ class UndoCorrectSeqLens(Treatment):
     """Decodes attend to too many positions again, as 3.1 has them."""
 
     name = "undo-correct-seq-lens"
-    hypothesis = "It is the too long lengths that made 3.1 fail, and nothing that came later."
-    change = "The length of each decode's row is its start position plus that of its history."
+    hypothesis = "The lengths that are too long made 3.1 fail, not a later change."
+    change = "The length of each row of a decode is its start position plus that of its history."
     upstream = "the reverse of #873"
     needs = frozenset({"exact-lengths"})
     acts_on = "server"
@@ -54,8 +54,8 @@ class ZeroStartPositions(Treatment):
     """Padding rows write the first slot of the padding page, not the second."""
 
     name = "zero-start-positions"
-    hypothesis = "Padding rows that start at position 1 read a slot that nobody wrote."
-    change = "Padding rows of a decode fly with start position 0."
+    hypothesis = "Padding rows that start at position 1 read a slot that was never written."
+    change = "Padding rows of a decode have start position 0."
     upstream = "#826"
     needs = frozenset({"padding-at-one"})
     acts_on = "server"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,7 @@ def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None])
 
     for phase in PHASES:
         functions = getattr(service.native, f"{phase}_functions")
-        replace_functions(functions, undo, lambda function, phase=phase: wrap(phase, function))
+        replace_functions(functions, undo, partial(wrap, phase))
 
 
 def edit_choices(

@@ -17,10 +17,9 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.treatment import allocation_kinds, cache_of, owner_of, replace_attribute
+from analysis.shortfin.treatment import cache_of, cache_operations, replace_attribute
 from analysis.studies.cost.measures import LOCK
 from analysis.treatments import treat
-from analysis.treatments.scheduling import ALLOCATION_OPERATIONS, CACHE_OPERATIONS, POOL_OPERATIONS
 
 if TYPE_CHECKING:
     from analysis.engine import Completion, Engine
@@ -176,29 +175,21 @@ def count_operations(engine: Engine) -> Iterator[Counter[str]]:
 
     An operation that calls another counts twice, since the lock is re-entrant.
     """
-    cache = cache_of(engine)
     counts: Counter[str] = Counter()
     guard = threading.Lock()
-
-    def count(owner: Any, name: str) -> None:
-        call = getattr(owner, name)
-
-        def counted(*args: Any, **named: Any) -> Any:
-            if not isinstance(owner, type) or owner_of(args[0]) is cache:
-                with guard:
-                    counts[name] += 1
-            return call(*args, **named)
-
-        replace_attribute(undo, owner, name, counted)
-
-    owners: list[tuple[Any, Sequence[str]]] = [
-        (cache, CACHE_OPERATIONS), (cache.page_pool, POOL_OPERATIONS)
-    ]  # fmt: skip
-    owners += [(kind, ALLOCATION_OPERATIONS) for kind in allocation_kinds(engine)]
     with ExitStack() as undo:
-        for owner, names in owners:
-            for name in (name for name in names if hasattr(owner, name)):
-                count(owner, name)
+        for owner, name, is_own in cache_operations(engine):
+            call = getattr(owner, name)
+
+            def counted(
+                *args: Any, call: Any = call, name: str = name, is_own: Any = is_own, **named: Any
+            ) -> Any:
+                if is_own(*args, **named):
+                    with guard:
+                        counts[name] += 1
+                return call(*args, **named)
+
+            replace_attribute(undo, owner, name, counted)
         yield counts
 
 

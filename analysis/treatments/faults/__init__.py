@@ -6,13 +6,21 @@ from itertools import groupby, zip_longest
 
 # In this order, controls take turns between families.
 from analysis.treatments.faults import invocations  # isort: split
+
 from analysis.treatments.faults import cache  # isort: split
+
 from analysis.treatments.faults import requests  # isort: split
+
 from analysis.treatments.faults import shape  # isort: split
+
 from analysis.treatments.faults import bytes as bytes_  # isort: split
+
 from analysis.treatments.faults import results  # isort: split
+
 from analysis.treatments.faults import arguments  # isort: split
+
 from analysis.treatments.faults import execution  # isort: split
+
 from analysis.treatments.faults.base import FAULTS, Fault, Injection
 
 FAMILIES: tuple[tuple[type[Fault], ...], ...] = tuple(

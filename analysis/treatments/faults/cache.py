@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.shortfin.treatment import replace_attribute
 from analysis.treatments.faults.base import Fault, Injection, Site, fault
-from analysis.treatments.pages import fill_page, quarantined_pages
+from analysis.treatments.pages import fill_page
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -230,7 +230,7 @@ def nan_in_padding_page(site: Site) -> Injection | None:
 @fault("written-after-free", "write-after-free", "quarantined-page", control=False)
 def written_after_free(site: Site) -> Injection | None:
     """A page in quarantine is filled with ones, once; the treatment must be on for it."""
-    pages = quarantined_pages(site.probe.pool)
+    pages = [page.index for page, _ in list(site.service.quarantined)]
     if not pages:
         return None
     fill_page(site.probe.pool, pages[0], 1.0)

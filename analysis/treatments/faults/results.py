@@ -167,7 +167,7 @@ def token_changed(self: TokenFault, engine: Engine, undo: ExitStack) -> None:
 
 
 class AnswerFault(Fault):
-    """A fault in the tokens of an answer, when all were chosen: `function(tokens, request, memory)`.
+    """A fault in the tokens of a whole answer: `function(tokens, request, memory)`.
 
     The function returns other tokens and the request that they are of, or None.
     """

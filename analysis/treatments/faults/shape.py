@@ -11,7 +11,7 @@ from analysis.treatments.faults.base import Injection, InvocationFault, Site, fa
 # -- the table beyond the length ---------------------------------------------------------------
 
 _beyond = partial(fault, rule="block-table-padding")
-_prefill = {"phase": "prefill", "after": 0}
+_prefill: dict[str, Any] = {"phase": "prefill", "after": 0}
 
 
 def _place_beyond(site: Site) -> int | None:

@@ -101,6 +101,16 @@ class RecordProbe(BaseProbe):
         live = self._live.get(request_id)
         return [] if live is None or live.manager is None else list(live.manager._free_pages)
 
+    @property
+    def allocated_entries(self) -> list[Any]:
+        entries: list[Any] = self.cache._allocated_pages
+        return entries
+
+    @property
+    def duplicate_entries(self) -> list[Any]:
+        entries: list[Any] = self.cache._duplicated_pages
+        return entries
+
     def note_request(self, part: Any) -> None:
         self._live[part._rid] = _Live(part)
 
