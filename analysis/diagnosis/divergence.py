@@ -109,7 +109,8 @@ class _Names(dict[int | None, str]):
 def token_names(model: str | None) -> _Names:
     """Return the text of each token of a model, in quotation marks."""
     try:
-        from analysis.model import ModelTokenizer, load_model
+        from analysis.model.artifacts import load_model
+        from analysis.model.tokenizer import ModelTokenizer
 
         artifacts = load_model(Path(model) if model else None)
         tokenizer = ModelTokenizer(artifacts)

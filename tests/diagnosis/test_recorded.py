@@ -10,7 +10,8 @@ from support import REPORTED
 from analysis import explain
 from analysis.cli import main
 from analysis.sanitizer.findings import WRONG_DATA
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 
 
 @pytest.fixture(scope="module")

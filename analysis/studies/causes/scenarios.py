@@ -13,7 +13,8 @@ from analysis.shortfin.releases import row_of
 from analysis.stats.rates import FAILURES
 from analysis.studies.causes.hypotheses import Hypothesis, Names, applicable, arms
 from analysis.studies.causes.verdicts import Asked, Verdict, asked, judge
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 from analysis.treatments import fixes
 
 
