@@ -18,8 +18,7 @@ from analysis import plots as figures
 from analysis import report
 from analysis.stats.clustered import engines_to_reach
 from analysis.studies.causes import scenarios
-from analysis.studies.evictions.experiments import alone_in_words
-from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
+from analysis.studies.reproduce.words import alone_in_words, answer_in_a_sentence, answer_in_words
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14

@@ -17,15 +17,12 @@ from test_experiments import rows as rounds
 from analysis.runs.store import to_frame
 from analysis.sanitizer.recorded import Checked
 from analysis.snapshots.snapshot import CacheState, Snapshot
-from analysis.studies.evictions.experiments import (
-    Step,
-    alone_in_words,
-    crowd_in_words,
-    put_back_in_words,
-)
-from analysis.studies.evictions.words import evictions_in_words
+from analysis.studies.evictions.words import duplicates_in_words, evictions_in_words
 from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
 from analysis.studies.isolation.words import answer_in_a_sentence as isolation_in_a_sentence
+from analysis.studies.reproduce.words import alone_in_words
+from analysis.studies.snapshots.plan import Step
+from analysis.studies.snapshots.words import put_back_in_words
 from analysis.studies.validation import answer_in_a_sentence as validation_in_a_sentence
 from analysis.studies.validation.soak.result import Stress
 
@@ -101,10 +98,10 @@ def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> No
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
     events = [{"seq": n, "trial_id": "c", "t_ns": n, "kind": "done", "detail": how}
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
-    text = crowd_in_words(60, None, to_frame("events", events))
+    text = duplicates_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
     assert text.endswith("the engine lived.")
-    assert "died in round 3: Gone." in crowd_in_words(3, "Gone.", to_frame("events", events))
+    assert "died in round 3: Gone." in duplicates_in_words(3, "Gone.", to_frame("events", events))
 
 
 def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.stats.rates import FAILURES
+from analysis.runs.tables import FAILURES
 from analysis.studies.cost.arms import arm_name
 
 ANSWERED = ("ok", "wrong")

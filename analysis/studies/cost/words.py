@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.stats.rates import varying
+from analysis.stats.configurations import varying
 from analysis.studies.cost import (
     ALL,
     METRICS,

@@ -20,7 +20,7 @@ from analysis.sanitizer.rules import RULES
 from analysis.shortfin import PACE_S
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.environments import check_known
-from analysis.stats.rates import least_rate
+from analysis.stats.bounds import least_rate
 from analysis.studies.validation.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.studies.validation.isolated import examine
 from analysis.studies.validation.result import LEVELS, Isolated, Ladder, LadderError, Rung

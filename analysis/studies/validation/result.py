@@ -9,8 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.core.errors import CachelabError
-from analysis.stats.exact import upper_bound
-from analysis.stats.rates import requests_to_see
+from analysis.stats.bounds import requests_to_see, upper_bound
 
 LEVELS = (2, 4, 8, 16, 32)
 Verdict = Literal["clean", "failed", "undecided", "void"]

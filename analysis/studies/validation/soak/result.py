@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.runs.tables import RequestCounts
-from analysis.stats.rates import wilson
+from analysis.stats.bounds import wilson
 
 COLUMNS = (
     "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "refusals",
