@@ -17,6 +17,7 @@ from test_experiments import rows as rounds
 from analysis.runs.store import to_frame
 from analysis.sanitizer.recorded import Checked
 from analysis.snapshots.snapshot import CacheState, Snapshot
+from analysis.studies import snapshots
 from analysis.studies.evictions.words import duplicates_in_words, evictions_in_words
 from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
 from analysis.studies.isolation.words import answer_in_a_sentence as isolation_in_a_sentence
@@ -67,7 +68,7 @@ def test_pages_that_leaked_early_are_not_forgotten_where_the_last_experiment_lea
 
     exec(compile(cell.source, "cell", "exec"), {
         "steps": steps, "used": {"none": clean, "trie": clean}, "prefix_sharing": "trie",
-        "home": tmp_path, "report": report, "put_back_in_words": put_back_in_words,
+        "home": tmp_path, "report": report, "snapshots": snapshots,
         "Markdown": str,
     })  # fmt: skip
     text = json.loads((tmp_path / "answer.json").read_text())["answer"]

@@ -17,8 +17,9 @@ def report(
         str, typer.Option(help="numbers, names or files of notebooks, or all")
     ] = "01_reproduce",
     releases: Annotated[
-        str, typer.Option(help="run each notebook once per release, in its kernel")
-    ] = "3.1.0,3.9.0",
+        str | None,
+        typer.Option(help="run each notebook once per release, in its kernel [default: all]"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="where the pages go")] = Path("data/reports"),
     full: Annotated[
         bool, typer.Option("--full", help="the parameters meant for publication")
@@ -32,7 +33,7 @@ def report(
 
     result = publish(
         find_notebooks(some("--notebooks", notebooks.replace(" ", ","))),
-        releases=some("--releases", releases),
+        releases=None if releases is None else some("--releases", releases),
         out=out,
         full=full,
         parameters=named("--parameter", parameter or ()),

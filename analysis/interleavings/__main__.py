@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from analysis.core.errors import CachelabError
 from analysis.interleavings import Result, examine, replay
-from analysis.shortfin.environments import installed_release
+from analysis.shortfin.releases import installed_release
 from analysis.treatments import expand
 
 _FOUND = 4

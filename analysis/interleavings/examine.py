@@ -12,13 +12,13 @@ from analysis.interleavings.minimise import Minimiser
 from analysis.interleavings.result import REAL, Covered, Failure, Result
 from analysis.interleavings.scenarios import SCENARIOS, IsolationError, Scenario, chosen
 from analysis.interleavings.stage import Stage
-from analysis.shortfin import installed_adapter
 from analysis.shortfin.cache.driver import Actor, actor_of
 from analysis.shortfin.config import PREFIX_SHARING
+from analysis.shortfin.service import installed_service
 from analysis.treatments import check_names
 
 if TYPE_CHECKING:
-    from analysis.shortfin.standalone import BareAdapter
+    from analysis.shortfin.standalone import BareService
 
 _ELSEWHERE = frozenset(
     ["big-pool", "survive-allocation-failure", "requeue-unboarded", "zero-page-tables",
@@ -37,7 +37,7 @@ class Laboratory:
             raise IsolationError(
                 f"prefix_sharing {prefix_sharing!r} is unknown: choose none or trie."
             )
-        self.release, _ = installed_adapter()
+        self.release, _ = installed_service()
         self.kind: type[Actor] = actor_of(self.release)
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
         asked = check_names(self.treatments)
@@ -48,7 +48,7 @@ class Laboratory:
         self._system = BareSystem()
         try:
             with closing(self._open(next(iter(SCENARIOS.values())), ())) as bare:
-                adapter = bare.engine.adapter
+                adapter = bare.engine.service
             self.elsewhere = tuple(
                 name
                 for name, treatment in zip(self.treatments, asked, strict=True)
@@ -145,7 +145,7 @@ def leave_out(
     return found
 
 
-def _has(adapter: BareAdapter, path: str) -> bool:
+def _has(adapter: BareService, path: str) -> bool:
     """Tell whether there is such an attribute, by its dotted path."""
     owner: Any = adapter
     for name in path.split("."):

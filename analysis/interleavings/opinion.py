@@ -55,7 +55,7 @@ class _Watched:
             max_events=_EVENTS,
             max_snapshots=_SNAPSHOTS,
         )
-        self._probe: Any = engine.adapter.probe()
+        self._probe: Any = engine.service.probe()
         engine.probe = self._probe
 
     def run(self, schedule: Schedule) -> Findings:

@@ -11,7 +11,7 @@ import functools
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,9 +22,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
 from analysis.stats.configurations import setting_name
-
-if TYPE_CHECKING:
-    from IPython.display import Image
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
@@ -229,16 +226,8 @@ def nothing_to_draw(message: str) -> Figure:
     return figure
 
 
-def show(figure: Figure, alt: str, dpi: int = 160) -> Image:
-    """Return a figure as an image that a notebook displays and a page embeds.
-
-    `alt` describes it in one sentence for readers who cannot see it.
-    """
-    from IPython.display import Image
-
+def png_of(figure: Figure, dpi: int = 160) -> bytes:
+    """Return a figure as a PNG image."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=dpi)
-    width = int(figure.get_figwidth() * 100)
-    return Image(  # type: ignore[no-untyped-call,unused-ignore]
-        data=target.getvalue(), width=width, alt=alt
-    )
+    return target.getvalue()

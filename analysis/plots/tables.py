@@ -21,15 +21,12 @@ Again = tuple[str, str, str, Sequence[int]]
 
 
 class HtmlTable:
-    """A frame for readers: `frame` holds the data, `_repr_html_` what a notebook shows."""
+    """A frame for readers: `frame` holds the data, `markup` its HTML."""
 
     def __init__(self, frame: pd.DataFrame, markup: str) -> None:
         """Keep the data and its markup together."""
         self.frame = frame
-        self._markup = markup
-
-    def _repr_html_(self) -> str:
-        return self._markup
+        self.markup = markup
 
     def __repr__(self) -> str:
         """Return the frame as text, for a terminal."""
@@ -45,11 +42,11 @@ def html_table(
     *,
     frame: pd.DataFrame | None = None,
     empty: str = "",
-    markup: Collection[str] = (),
+    html_columns: Collection[str] = (),
     classes: str = "dataframe",
     below: str = "",
 ) -> HtmlTable:
-    """Return a frame as a table; all of its text is escaped but that of the columns `markup`.
+    """Return a frame as a table; the text of all columns but `html_columns` is escaped.
 
     `frame` is the data behind it, if not what is shown; `empty` stands in place of a table without
     rows, `below` under it.
@@ -58,7 +55,7 @@ def html_table(
     if empty and shown.empty:
         return HtmlTable(data, f"<p>{empty}</p>")
     texts = shown.rename(columns=lambda name: str(name).replace("_", " "))
-    plain = [name for name in texts.columns if name not in markup]
+    plain = [name for name in texts.columns if name not in html_columns]
     texts = texts.astype(object)
     for name in plain:
         texts[name] = texts[name].map(lambda value: html.escape(str(value)))
@@ -94,9 +91,9 @@ def wrong_answers(requests: pd.DataFrame, trials: pd.DataFrame, count: int = 3) 
             "where": [_where(row) for row in records],
         }
     )
-    columns = list(shown.columns[:3])
+    code = list(shown.columns[:3])
     return html_table(
-        shown, frame=frame, empty="No answer was wrong.", markup=columns, classes="answers"
+        shown, frame=frame, empty="No answer was wrong.", html_columns=code, classes="answers"
     )
 
 
@@ -185,7 +182,9 @@ def asked_again(
         }
     )
     empty = "No answer was wrong, so there was nothing to ask again."
-    return html_table(shown, frame=frame, empty=empty, markup=["asked again, alone", "answer"])
+    return html_table(
+        shown, frame=frame, empty=empty, html_columns=["asked again, alone", "answer"]
+    )
 
 
 def facts(values: Mapping[str, object]) -> HtmlTable:

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.core.errors import RunError, shown
+from analysis.runs.former_codes import with_codes
 
 OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "lost")
 FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected"))
@@ -413,6 +414,8 @@ def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
     """
     now = {former_name(field.name, version): field.name for field in TABLES[name]}
     table = table.rename_columns([now.get(column, column) for column in table.column_names])
+    if name == "findings" and version < 3:
+        table = with_codes(table)
     schema, names = TABLES[name], table.column_names
     if strange := [
         column for column in names if names.count(column) > 1 or column not in schema.names

@@ -13,8 +13,7 @@ from typing import Any
 from analysis.core.errors import CachelabError, EngineError, seconds, shown, whole_number
 from analysis.core.paths import place_of
 from analysis.runs.tables import is_control
-from analysis.shortfin import MODULES, devices
-from analysis.shortfin import environments as known
+from analysis.shortfin import devices
 from analysis.shortfin.config import (
     LONGEST_TIMEOUT_S,
     MAX_BATCH,
@@ -23,6 +22,7 @@ from analysis.shortfin.config import (
     WHY_PAGES,
     EngineConfig,
 )
+from analysis.shortfin.releases import row_of, supported
 from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
 
 _DEFAULT_ROUNDS = {"aba": 3}
@@ -161,10 +161,10 @@ class Plan:
             if len(set(names)) != len(names):
                 raise PlanError(f"A set of `--treatments` names one twice: {'+'.join(names)}.")
         for release in self.releases:
-            known.check_known(release)
-            if release not in MODULES:
+            row_of(release)
+            if release not in supported():
                 raise PlanError(
-                    f"No adapter speaks to shortfin {release} yet: known are {_joined(MODULES)}."
+                    f"shortfin {release} is not supported yet: choose of {_joined(supported())}."
                 )
         for name in ("request_timeout_s", "trial_timeout_s", "resubmit_s"):
             value = getattr(self, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from support import REPORTED
 
 from analysis import explain
 from analysis.cli import main
@@ -15,7 +16,7 @@ from analysis.sweep import Plan, run_sweep
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A trial that answers wrong, and one whose pool is so small that its worker dies."""
-    plan = Plan(releases=("3.1.0",), prefix_sharing=("trie",), pages=(256, 24), concurrency=(8,),
+    plan = Plan(releases=(REPORTED,), prefix_sharing=("trie",), pages=(256, 24), concurrency=(8,),
                 repeats=1, request_timeout_s=10.0, sanitize=True)  # fmt: skip
     return run_sweep(plan, tmp_path_factory.mktemp("swept") / "run", jobs=2, progress=False)
 

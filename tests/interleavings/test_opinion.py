@@ -9,26 +9,26 @@ AGREED = {
     "3.1.0": {
         "evicting what has children": (
             "W.acquire W.publish W.release B.acquire B.publish C.acquire",
-            {"one state: freed while held", "shared pages: by a row"},
+            {"free-while-referenced: held", "shared-page-write: request-row"},
         ),
         "equal prompts": (
             "A.acquire B.acquire A.publish B.publish",
-            {"reachable: replaced", "no leak: given up and not freed"},
+            {"orphaned-node: overwritten", "page-leak: dropped"},
         ),
         "answers that enter a page": (
             "A.acquire A.publish A.extend A.publish A.extend A.publish A.extend A.publish A.extend",
-            {"block table: the padding page"},
+            {"block-table-mismatch: padding-page"},
         ),
     },
     "3.9.0": {
         "lookup, evict, allocate": (
             "W.lookup W.allocate W.publish W.finish W.release B.lookup C.lookup C.allocate"
             " B.allocate",
-            {"block table: one page twice", "shared pages: by a row"},
+            {"block-table-mismatch: duplicate-page", "shared-page-write: request-row"},
         ),
         "equal prompts, whole pages": (
             "A.lookup A.allocate A.publish A.extend A.finish A.release",
-            {"no leak: given up and not freed"},
+            {"page-leak: dropped"},
         ),
     },
 }

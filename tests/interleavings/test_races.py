@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, REPORTED, ChildRunner
 
 _SOURCE = """
 from analysis.interleavings import find_races
@@ -17,7 +17,7 @@ def told(scenario, operations, treatments=(), **more):
 
 def test_a_page_is_lost_between_two_lines_unless_locked(child: ChildRunner) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         _SOURCE
         + """
 say([told("equal prompts", ("release", "publish")),
@@ -37,7 +37,7 @@ say([told("equal prompts", ("release", "publish")),
 
 
 def test_one_thread_does_not_come_to_what_two_would(child: ChildRunner) -> None:
-    done = child("3.1.0", _SOURCE + 'say(told("lookup, evict, allocate", ("acquire", "acquire")))')
+    done = child(REPORTED, _SOURCE + 'say(told("lookup, evict, allocate", ("acquire", "acquire")))')
     assert done.returncode == 0, done.stderr[-3000:]
     complete, _, races = done.said
     assert complete
@@ -52,7 +52,7 @@ def test_with_the_fixes_no_line_of_any_operation_matters(
     child: ChildRunner, preemptions: int
 ) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         _SOURCE
         + f"""
 treatments = fixes("3.9.0", "trie")

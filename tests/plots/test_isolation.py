@@ -123,7 +123,7 @@ def test_tables_have_what_was_found() -> None:
     assert row["failing"] == "not all covered"
     rules = broken_rules_table([_FAILING])
     assert list(rules.frame["takes"]) == ["interleaving", "any order"]
-    assert "<code>A.take B.take</code>" in rules._repr_html_()
+    assert "<code>A.take B.take</code>" in rules.markup
     assert len(broken_rules_table([_CLEAN])) == 0
     back = left_out_table({"a fix": _FAILING, "another": _CLEAN})
     assert list(back.frame["comes back"]) == ["once, room", "nothing that shows here"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer
+from support import NEWEST
 from synthetic import request_row, trial_row
 
 from analysis.cli.sweep import alone
@@ -18,10 +19,10 @@ from analysis.workloads.workload import Request
 
 
 def _run(path: Path, prompts: list[tuple[str, str | None]], reference: Any = None) -> Any:
-    plan = Plan(releases=("3.9.0",), prefix_sharing=("trie",), max_new_tokens=5)
+    plan = Plan(releases=(NEWEST,), prefix_sharing=("trie",), max_new_tokens=5)
     trial = plan.trials()[0]
     writer = RunWriter.create(path, {"plan": plan.as_dict(), "seed": 0})
-    row = trial_row(trial_id=trial.trial_id, release="3.9.0", prefix_sharing="trie", concurrency=2)
+    row = trial_row(trial_id=trial.trial_id, release=NEWEST, prefix_sharing="trie", concurrency=2)
     requests = [
         request_row(request_id=f"r{n}", trial_id=trial.trial_id, prompt=prompt, outcome="wrong",
                     expected_text=expected, reference_tokens=reference)
@@ -52,7 +53,7 @@ def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
     _run(tmp_path / "run", [("1 2 3 4 5 ", None)])
     assert command(tmp_path / "run") == 0  # the decoder was asked what is right
     assert "3.9.0 trie: 1 of 1 answered right alone\n" in capsys.readouterr().out
-    known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release="3.9.0")
+    known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release=NEWEST)
     wrong = [*next(iter(known.values()))[:-1], 0]
     refuted = _run(tmp_path / "other", [("1 2 3 4 5 ", None)], reference=wrong)
     assert list(ask_alone(refuted)["outcome"]) == ["wrong"]

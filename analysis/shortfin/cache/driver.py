@@ -8,12 +8,11 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from analysis.interleavings.scenarios import IsolationError, Request, next_token
+from analysis.shortfin.releases import row_of, supported
 
 Fly = Callable[[list[int], list[int], int], None]
 """Called with all tokens, a block table and the first position that is written."""
 Names = Callable[[list[int]], tuple[Any, ...]]
-
-_MODULES = {"3.1.0": "allocations", "3.9.0": "records"}
 
 
 class Actor(ABC):
@@ -95,13 +94,13 @@ class Actor(ABC):
         self._fly(self.tokens, table, start)
 
 
-def actor_of(release: str | None) -> type[Actor]:
+def actor_of(release: str) -> type[Actor]:
     """Return how a release carries out a request; IsolationError for one without a dialect."""
-    module = _MODULES.get(release or "")
-    if module is None:
+    if release not in supported():
         raise IsolationError(
-            f"Nobody knows how the cache of shortfin {release} is called: known are"
-            f" {', '.join(_MODULES)}."
+            f"The cache of shortfin {release} is not supported: choose one of"
+            f" {', '.join(supported())}."
         )
-    kind: type[Actor] = import_module(f"analysis.shortfin.cache.{module}.driver").ACTOR
+    dialect = row_of(release).cache
+    kind: type[Actor] = import_module(f"analysis.shortfin.cache.{dialect}.driver").ACTOR
     return kind

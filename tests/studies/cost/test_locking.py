@@ -102,7 +102,7 @@ from analysis.workloads.workload import make_workload
 
 asked = make_workload("shared_prefix", count=4, seed=0, max_new_tokens=4).requests
 with Engine(EngineConfig(prefix_sharing="trie", page_count=512)) as engine:
-    cache = engine.adapter.service.page_cache
+    cache = engine.service.native.page_cache
     owners = [cache, cache.page_pool, type(cache)]
     before = [sorted(vars(owner)) for owner in owners]
     lock = measure_lock(engine, asked, blocks=6, seconds=0.002, threads=(1, 2))

@@ -11,8 +11,8 @@ from analysis.runs.store import RunWriter, new_manifest
 from analysis.studies.validation import Rung
 from analysis.studies.validation.evidence import read_evidence, rung_of
 
-CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("own length", "short of it")
-LOST = ("no leak", "given up and not freed")
+CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("seq-len-mismatch", "underread")
+LOST = ("page-leak", "dropped")
 
 
 def finding(number: int, rule: str, cause: str, request: str | None = "r0", **more: Any) -> dict:
@@ -106,7 +106,8 @@ def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) 
     story = Story(tmp_path / "run")
     story.trial("a")
     story.trial("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
-               (finding(1, "own length", "beyond it", "r0", severity="wrong data"),))  # fmt: skip
+               (finding(1, "seq-len-mismatch", "overread", "r0",
+                        severity="wrong data"),))  # fmt: skip
     rung = story.rung()
     assert rung.verdict == "failed"
     assert rung.failures == {"wrong": 2, "timeout": 1}
@@ -118,13 +119,13 @@ def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None
     story = Story(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST, "r1"), finding(2, *LOST, "r2")))
-    beyond = finding(1, "own length", "beyond it", "r5", severity="wrong data")
+    beyond = finding(1, "seq-len-mismatch", "overread", "r5", severity="wrong data")
     story.trial("b", findings=(finding(2, *LOST, "r1"), beyond))
     rung = story.rung()
     assert rung.verdict == "failed"
     assert [(f.name, f.severity, f.requests, f.trials) for f in rung.findings] == [
-        ("own length (beyond it)", "wrong data", 1, 1),
-        ("no leak (given up and not freed)", "at risk", 3, 2),
+        ("seq-len-mismatch (overread)", "wrong data", 1, 1),
+        ("page-leak (dropped)", "at risk", 3, 2),
     ]
     assert rung.failing == ("b", "r5")
 
@@ -136,8 +137,8 @@ def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: P
     rung = story.rung({LOST: "it is a trial"})
     assert rung.verdict == "clean"
     [found] = rung.tolerated
-    assert (found.rule, found.reason, found.requests) == ("no leak", "it is a trial", 1)
-    assert story.rung({("no leak", "another"): "it is a trial"}).verdict == "failed"
+    assert (found.rule, found.reason, found.requests) == ("page-leak", "it is a trial", 1)
+    assert story.rung({("page-leak", "another"): "it is a trial"}).verdict == "failed"
 
 
 def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class AllocationActor(Actor):
             request.free_cache_pages()
 
     def introduce(self, probe: Any) -> None:
-        probe.service.batcher.submit(self.request)
+        probe.native.batcher.submit(self.request)
 
     def take_leave(self, probe: Any) -> None:
         probe._forget(self.name)
