@@ -18,6 +18,7 @@ from synthetic import reported_pattern
 from analysis import jupyter, report
 from analysis import plots as figures
 from analysis.stats.clustered import engines_to_reach
+from analysis.studies import reproduce
 from analysis.studies.causes import scenarios
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from analysis.core.wording import counted
 from analysis.plots import style
 
-_PADDING = {"facecolor": "white", "edgecolor": "#BDBDBD"}
+_PADDING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#BDBDBD"}
 
 
 def invocations(

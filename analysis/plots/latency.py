@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +19,8 @@ _PANELS = (
     ("ttft_s", "First token", "time to first token (s)"),
 )
 _POINTS = 400
-_BAR = {"linewidth": 4, "alpha": 0.55}
-_TAIL = {"linestyle": "", "marker": "_", "markersize": 10}
+_BAR: dict[str, Any] = {"linewidth": 4, "alpha": 0.55}
+_TAIL: dict[str, Any] = {"linestyle": "", "marker": "_", "markersize": 10}
 
 
 def latency(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
@@ -41,7 +43,7 @@ def latency(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         style.dress(axes, title, "concurrent requests", label)
         if summary.empty:
             axes.set(xticks=[], yticks=[])
-            middle = {"transform": axes.transAxes, "ha": "center"}
+            middle: dict[str, Any] = {"transform": axes.transAxes, "ha": "center"}
             axes.text(0.5, 0.5, "not recorded", color=style.GREY, **middle)
             continue
         for index, key in enumerate(series):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ _WORDS = {
     "rejected": "rejected (refused at once)",
 }
 _HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
-_LOOKS = {
+_LOOKS: dict[str, dict[str, Any]] = {
     kind: {"facecolor": colour, "hatch": _HATCHES.get(kind), "edgecolor": style.GREY,
            "linewidth": 0.7}
     for kind, colour in style.OUTCOME_COLOURS.items()

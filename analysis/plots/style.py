@@ -197,7 +197,7 @@ def rows_of(frame: pd.DataFrame, key: Mapping[str, Any]) -> pd.DataFrame:
     mask = pd.Series(True, index=frame.index)
     for name, value in key.items():
         # A Series compares itself with a tuple element by element.
-        mask &= frame[name].map(lambda own, value=value: own == value)
+        mask &= frame[name].map(lambda own, value=value: own == value).astype(bool)
     return frame[mask]
 
 

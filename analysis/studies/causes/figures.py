@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,13 +18,15 @@ from analysis.studies.causes.hypotheses import SUSPECTS
 from analysis.studies.causes.verdicts import Verdict
 from analysis.studies.causes.words import verdict_in_words
 
-_LOOKS = {
+_LOOKS: dict[str, dict[str, Any]] = {
     "supported": {"color": style.VERMILLION, "marker": "D"},
     "contributes": {"color": style.ORANGE, "marker": "s"},
     "refuted": {"color": style.BLUE, "marker": "o"},
     "undecided": {"color": style.GREY, "marker": "v"},
 }
-_OWN_CONTROL = {"color": style.BLACK, "marker": "|", "markersize": 13, "linestyle": ""}
+_OWN_CONTROL: dict[str, Any] = {
+    "color": style.BLACK, "marker": "|", "markersize": 13, "linestyle": ""
+}  # fmt: skip
 _ROW = 0.36
 _HEADS = (
     "hypothesis", "treatment", "verdict", "why", "requests with findings, without / with it alone",
@@ -150,5 +153,7 @@ def _mark(axes: Axes, place: int, verdict: Verdict, arm: Arm) -> None:
         return
     rate = arm.rate
     around = [[max(0.0, rate.value - rate.low)], [max(0.0, rate.high - rate.value)]]
-    looks = {"markersize": 6.5, "elinewidth": 1.6, "capsize": 3, **_LOOKS[verdict.status]}
-    axes.errorbar(rate.value, place, xerr=around, **looks)
+    axes.errorbar(
+        rate.value, place, xerr=around, markersize=6.5, elinewidth=1.6, capsize=3,
+        **_LOOKS[verdict.status],
+    )  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.stats.configurations import varying
+from analysis.core.wording import listed as _list
+from analysis.stats.configurations import setting_name, varying
 from analysis.studies.cost import (
     ALL,
     METRICS,
@@ -21,7 +22,6 @@ from analysis.studies.cost import (
 )
 from analysis.studies.cost.arms import LOCK
 from analysis.studies.cost.measures import SETTING
-from analysis.studies.reproduce.words import _list, name_of
 
 WORTH = 0.05
 """A cost that matters: a request that takes so much longer, as a share of what it took."""
@@ -44,7 +44,7 @@ def cost_in_words(
     paragraphs = []
     among = comparisons(measures, watched)
     for setting, group in _settings(measures):
-        name = ", ".join(name_of(column, value) for column, value in setting.items())
+        name = ", ".join(setting_name({column: value}) for column, value in setting.items())
         found = costs(group, among=among)
         sentences = [_what_was_compared(group, found, among), _all_fixes(found), _single(found)]
         sentences.append(_space(found))
@@ -67,7 +67,7 @@ def answer_in_a_sentence(
     for setting, group in _settings(measures):
         found = costs(group, among=among)
         own = found[(found["arm"] == ALL) & (found["metric"] == _WHOLE)]
-        about = [name_of(k, v) for k, v in setting.items() if k != "release"]
+        about = [setting_name({k: v}) for k, v in setting.items() if k != "release"]
         text = f"{', '.join(about)}: {_advice(own, found)}"
         for lock in _of(locks, setting):
             text += (

@@ -108,7 +108,7 @@ def _panel(
     colour = style.colour(number)
     rows = rates.reset_index(drop=True)
     around = style.distances(rows, "rate", "low", "high")
-    looks = {"markersize": 6, "elinewidth": 1.6, "capsize": 4}
+    looks: dict[str, Any] = {"markersize": 6, "elinewidth": 1.6, "capsize": 4}
     axes.errorbar(
         rows.index, rows["rate"], yerr=around, fmt=style.marker(number), color=colour, **looks
     )

@@ -58,4 +58,5 @@ def _calls(invocations: pd.DataFrame, wanted: pd.DataFrame) -> dict[tuple[str, s
     own = invocations.loc[invocations["trial_id"].isin(wanted["trial_id"]), columns]
     own = own.explode("request_ids").rename(columns={"request_ids": "request_id"})
     own = own.merge(wanted[_KEY], on=_KEY).sort_values("seq")
-    return dict(list(own.groupby(_KEY)))
+    groups = own.groupby(_KEY)
+    return {(str(trial), str(request)): group for (trial, request), group in groups}

@@ -20,7 +20,7 @@ from analysis.sanitizer.meanings import meaning_of
 from analysis.sanitizer.recorded import Checked
 
 _SETTING = ["release", "prefix_sharing", "treatments"]
-_LOOKS = {
+_LOOKS: dict[str, dict[str, Any]] = {
     WRONG_DATA: {"facecolor": style.VERMILLION, "hatch": "", "edgecolor": "white"},
     AT_RISK: {"facecolor": style.SKY, "hatch": "///", "edgecolor": "white"},
 }
@@ -111,7 +111,7 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
 
     Rules by which wrong data was read come first. `requests` counts those of all trials.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, one in enumerate(checked):
         for (rule, cause), members in one.groups.items():
             severity = worst(group.severity for _, group in members)
@@ -131,7 +131,8 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
     if not rows:
         where = "" if all(one.complete for one in checked) else " in what was checked"
         return html_table(pd.DataFrame(), empty=f"No rule was broken{where}.")
-    frame = pd.DataFrame(sorted(rows, key=lambda row: row["order"])).drop(columns="order")
+    rows.sort(key=lambda row: row["order"])
+    frame = pd.DataFrame(rows).drop(columns="order")
     same = [name for name in _setting(checked[0]) if frame[name].nunique() == 1]
     return html_table(frame.drop(columns=same))
 

@@ -35,7 +35,7 @@ def ask_again(
     """
     from analysis.engine import Engine, EngineConfig  # needs shortfin
 
-    again = []
+    again: list[tuple[str, str, str, Sequence[int]]] = []
     for case in wrong.to_dict("records"):
         for sharing in dict.fromkeys((case["prefix_sharing"], "none")):
             config = EngineConfig(prefix_sharing=sharing, page_count=int(case["page_count"]))
