@@ -94,7 +94,7 @@ def test_help_imports_nothing_heavy():
         ("model", "verify", "--model", LONG),
         ("check", LONG),
         ("explain", LONG, "r"),
-        ("chart", LONG),
+        ("plot", LONG),
     ],
     ids=lambda bad: " ".join(bad)[:60],
 )
@@ -184,18 +184,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
         assert str(place) in stderr
 
 
-def test_a_chart_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
+def test_a_plot_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
     reference = ROOT / "data" / "reference"
     (tmp_path / "full.png").symlink_to("/dev/full")
     (tmp_path / "directory.png").mkdir()
     places = [tmp_path / "full.png", tmp_path / "directory.png", unwritable.with_suffix(".png"),
               tmp_path / f"{LONG}.png", "/proc/chart.png"]  # fmt: skip
     for place in places:
-        status, stdout, stderr = cachelab("chart", reference, "--out", place)
+        status, stdout, stderr = cachelab("plot", reference, "--out", place)
         assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
         assert str(place) in stderr
     whole = tmp_path / "new" / "chart.png"
-    assert cachelab("chart", reference, "--out", whole)[:2] == (0, f"{whole}\n")
+    assert cachelab("plot", reference, "--out", whole)[:2] == (0, f"{whole}\n")
     assert whole.read_bytes().startswith(b"\x89PNG")
     assert list(whole.parent.iterdir()) == [whole]
 

@@ -34,7 +34,7 @@ MANIFEST = {
 }
 IDS = ("a", "b", "c")
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24)
-COMMANDS = ("chart", "check", "explain", "pack", "list", "verify")
+COMMANDS = ("plot", "check", "explain", "export", "list", "verify")
 
 
 def story() -> Story:
@@ -84,10 +84,10 @@ def cachelab(
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         arguments = {
-            "chart": ("chart", run, "--out", out / "chart.png"),
+            "plot": ("plot", run, "--out", out / "plot.png"),
             "check": ("check", run),
             "explain": ("explain", run, "a", "--trial", "b", "--no-reference"),
-            "pack": ("pack", run, "--out", out / "packed"),
+            "export": ("export", run, "--out", out / "exported"),
             "list": ("runs", "list", run),
             "verify": ("runs", "verify", run),
         }[command]
@@ -525,7 +525,7 @@ def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cache
 
     def change(table: Any) -> Any:
         table = with_value(table, "options", value)
-        table = with_value(table, "struck", value)
+        table = with_value(table, "injected", value)
         return with_value(table, "treatments", ["fault:seq-len-short"])
 
     rewrite(run / "trials" / "a" / "trials.parquet", change)

@@ -219,8 +219,8 @@ HARMLESS = {
     ("sweep",): ("--dry-run",),
     ("report",): ("--out", NOWHERE),
     ("validate",): ("--out", NOWHERE),
-    ("pack",): ("--out", NOWHERE),
-    ("chart",): ("--out", NOWHERE + ".png"),
+    ("export",): ("--out", NOWHERE),
+    ("plot",): ("--out", NOWHERE + ".png"),
     ("model", "build"): ("--model", NOWHERE),
     ("model", "verify"): ("--model", NOWHERE),
     ("model", "train"): ("--steps", "0"),
@@ -233,7 +233,7 @@ ARGUMENTS = st.one_of(
     st.floats().map(str),
     st.sampled_from(["", "9" * 5000, "a" * 300, REPORTED, NEWEST, "none,trie", "all", "a=b",
                      "3.1.0,3.9.0", "trie", "lock-cache", "a:b=c", "1,2,4", "all-but:x", "[" * 1000,
-                     'a={"b":', "mixed+aba", "--", "\x1b[2J"]),
+                     'a={"b":', "mixed+prefix_reuse", "--", "\x1b[2J"]),
 )  # fmt: skip
 
 

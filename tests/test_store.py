@@ -172,7 +172,7 @@ def test_a_run_of_before_there_were_recordings_still_loads(tmp_path: Path) -> No
     reference = tmp_path / "reference"
     shutil.copytree(ROOT / "data" / "reference", reference)
     make_old(reference)
-    for name, later in (("trials", ["observed", "struck"]), ("requests", ["unchecked"])):
+    for name, later in (("trials", ["observed", "injected"]), ("requests", ["unchecked"])):
         table = pq.read_table(reference / f"{name}.parquet").drop_columns(later)
         pq.write_table(table, reference / f"{name}.parquet")
     run = load_run(reference)

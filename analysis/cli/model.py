@@ -45,7 +45,7 @@ def build(
     model: _Model = None,
 ) -> None:
     """Compile the model with each release's own compiler, and keep it in the cache."""
-    from analysis.model.oracle import compile_for
+    from analysis.shortfin.oracle import compile_for
 
     for release in some("--releases", releases):
         compile_for(

@@ -1,15 +1,13 @@
-"""`cachelab report` and `cachelab lab`: the notebooks, as pages or live."""
+"""`cachelab report`: the notebooks as pages."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from analysis.cli.values import OptionError, named, some
-from analysis.core.errors import writing
+from analysis.cli.values import named, some
 
 
 def report(
@@ -40,40 +38,3 @@ def report(
     )
     if not result.ok:
         raise typer.Exit(1)
-
-
-def lab(
-    arguments: Annotated[
-        list[str] | None, typer.Argument(help="behind --, go to JupyterLab: -- --allow-root")
-    ] = None,
-) -> None:
-    """Start JupyterLab on 127.0.0.1 with its token on, and a kernel for each release."""
-    from analysis.shortfin.environments import start_lab
-
-    raise typer.Exit(start_lab(arguments or ()))
-
-
-def chart(
-    runs: Annotated[list[Path], typer.Argument(help="directories of runs, drawn together")],
-    out: Annotated[Path, typer.Option(help="the picture, .png, .svg or .pdf")] = Path(
-        "failure_rate.png"
-    ),
-) -> None:
-    """Draw failure rate against concurrency, with 95% intervals, for the trials of some runs."""
-    import io
-
-    from analysis.core.files import write_atomically
-    from analysis.plots import failure_rate
-    from analysis.runs.store import join_runs, load_run
-
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter("name a file that ends in .png, .svg or .pdf", param_hint="--out")
-    place = Path(os.path.realpath(out))
-    if os.path.lexists(place) and not place.is_file():
-        raise OptionError(f"`--out` {out} is no file that can be replaced: name another.")
-    figure = failure_rate(*join_runs([load_run(path) for path in runs]))
-    picture = io.BytesIO()
-    figure.savefig(picture, format=out.suffix[1:], dpi=150, bbox_inches="tight")
-    with writing(out):
-        write_atomically(place, picture.getvalue())
-    typer.echo(out)

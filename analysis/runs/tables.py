@@ -122,7 +122,7 @@ TABLES: dict[str, pa.Schema] = {
             _maybe("engine_log", _TEXT, "what the engine printed"),
             _maybe("observed", _TEXT, "what was watched: nothing, events, or events and snapshots"),
             _maybe(
-                "struck", _TEXT, "what a control's fault struck, as JSON; the text null: nothing"
+                "injected", _TEXT, "what a control's fault changed, as JSON; the text null: nothing"
             ),
         ]
     ),
@@ -258,7 +258,7 @@ TABLES: dict[str, pa.Schema] = {
 
 LACKING: dict[int, dict[str, tuple[str, ...]]] = {
     1: {
-        "trials": ("observed", "struck"),
+        "trials": ("observed", "injected"),
         "requests": ("refusals", "unchecked"),
         "invocations": (
             "top_tokens", "top_logprobs", "result_tokens", "result_digests", "changed",
@@ -280,6 +280,7 @@ FORMER = {
     "trial_id": "cell_id",
     "invocations": "flights",
     "invocation_id": "flight_id",
+    "injected": "struck",
 }
 """What tables and columns were called up to schema version 2."""
 

@@ -27,7 +27,7 @@ _ELEMENTS = 8
 _names = itertools.count()
 
 
-class BareSystem:
+class StandaloneSystem:
     """shortfin's CPU system with one worker, on which pools are made. Close it at the end.
 
     While it is open, nodes are as old as the order in which they were used says: the cache's clock
@@ -92,7 +92,7 @@ class BareSystem:
         return kind(page_pool=pool, tokens_per_page=tokens_per_page)
 
 
-class BareService:
+class StandaloneService:
     """What an engine's service is where only its cache is needed."""
 
     def __init__(self, cache: Any, probe_class: type[CacheProbe]) -> None:
@@ -108,12 +108,12 @@ class BareService:
         return self._probe_class(self.native, self._numbers)
 
 
-class BareEngine:
+class StandaloneEngine:
     """What an engine is to treatments and watchers that only ask for its cache."""
 
-    def __init__(self, system: BareSystem, cache: Any, config: EngineConfig) -> None:
+    def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
-        self.service = BareService(cache, system.probe_class)
+        self.service = StandaloneService(cache, system.probe_class)
         self.probe: CacheProbe | None = None
         self.changes = Changes()
         self.died = None

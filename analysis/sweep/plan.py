@@ -23,10 +23,8 @@ from analysis.shortfin.config import (
     EngineConfig,
 )
 from analysis.shortfin.releases import row_of, supported
-from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
-
-_DEFAULT_ROUNDS = {"aba": 3}
-"""Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
+from analysis.workloads.named import WORKLOADS, in_turn, is_file
+from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `trials` says it."""
@@ -92,15 +90,15 @@ class Plan:
     """A grid of trials. Raises PlanError at once if a value makes no sense.
 
     `rounds` is how many requests each client sends, one after another; None means one, or three
-    for `aba`; a workload file is always sent whole. `workload` may name several, `mixed+growing`:
-    the repeats then ask them in turn. `options` go to the engine by name. `observe` is what is
-    recorded of the engine: nothing, events (with invocations), or snapshots beside them.
+    for `prefix_reuse`; a workload file is always sent whole. `workload` may name several, as
+    `mixed+multi_turn`: the repeats then ask them in turn. `options` go to the engine by name.
+    `observe` is what is recorded: nothing, events (with invocations), or snapshots beside them.
     `treatments` are sets of changes to the live engine; every configuration is run with each of
     them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
     for all but one. `sanitize` has what was recorded of each trial checked (and events recorded),
     and adds a control for each set of treatments, release and way of sharing: a trial with these
     treatments in which a known fault is planted, another one in each, in turn from all kinds, and
-    another trial where that found nothing to strike.
+    another trial where that fault was never injected.
     Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial, its
     start included, `resubmit_s` for the pause after which a client sends a refused request again
     (None: never).
@@ -226,7 +224,7 @@ class Plan:
         A sweep that is interrupted has then run all configurations about equally often. Trials that
         differ only in their treatments follow each other, in the order of the plan and, in every
         second repeat, in reverse: what drifts meanwhile favours none. Controls come first. `idle`
-        names those whose fault found nothing to strike: a fault of another family is tried after
+        names those whose fault was never injected: a fault of another family is tried after
         each, up to three for a set of treatments.
         """
         return [*self._controls(idle), *self._trials()]
@@ -270,7 +268,9 @@ class Plan:
 
     def request_count(self, concurrency: int) -> int:
         """Return how many requests a trial of this concurrency sends (not for a workload file)."""
-        rounds = self.rounds or max(_DEFAULT_ROUNDS.get(name, 1) for name in self.workloads)
+        rounds = self.rounds or max(
+            WORKLOADS[name].rounds if name in WORKLOADS else 1 for name in self.workloads
+        )
         return concurrency * rounds
 
     def engine_config(self, trial: Trial) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.sweep.plan import OBSERVED, Plan, Trial
-from analysis.workloads.workload import Answers, Request, Workload, judge
+from analysis.workloads.workload import Answers, Request, Workload, check_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,8 +61,8 @@ def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
         "observed": OBSERVED[plan.observe],
-        # "null" for a fault that found nothing to strike; null where that is not known.
-        "struck": json.dumps(ended.facts["struck"]) if "struck" in ended.facts else None,
+        # "null" for a fault that was never injected; null where that is not known.
+        "injected": json.dumps(ended.facts["injected"]) if "injected" in ended.facts else None,
     }
 
 
@@ -150,7 +150,9 @@ def judged(
     Whoever ran the trial may have judged by the expected text already: both oracles decide here.
     """
     own = "ok" if record["outcome"] == "wrong" else record["outcome"]
-    return judge(record.get("tokens") or (), record.get("text") or "", own, request, reference)
+    return check_output(
+        record.get("tokens") or (), record.get("text") or "", own, request, reference
+    )
 
 
 def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:

@@ -66,11 +66,11 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
         import dataclasses
         import shortfin.array as sfnp
         from shortfin_apps.llm.components.kvcache import page_pool
-        from analysis.shortfin.standalone import BareEngine, BareSystem
+        from analysis.shortfin.standalone import StandaloneEngine, StandaloneSystem
         from analysis.core.errors import EngineError
         from analysis.treatments.pages import fill_page, page_digest
 
-        system, read = BareSystem(), {}
+        system, read = StandaloneSystem(), {}
         for name in ("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "int8"):
             if not hasattr(sfnp, name):
                 continue
@@ -80,7 +80,7 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
             device = system._fiber.device(0)
             made = page_pool.PagePool(devices=[device], config=config)
             pool.page_tables = made.page_tables
-            probe = BareEngine(system, cache, EngineConfig()).service.probe()
+            probe = StandaloneEngine(system, cache, EngineConfig()).service.probe()
             try:
                 fill_page(pool, 1, -1.5)
                 fill_page(pool, 2, float("nan"))

@@ -9,7 +9,7 @@ from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def ask(engine, count=4, **options):
     return engine.run(make_workload("mixed", count=count, seed=3), concurrency=4, **options)

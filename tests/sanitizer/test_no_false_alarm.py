@@ -9,8 +9,9 @@ import pytest
 from support import NEWEST, REPORTED, ChildRunner
 
 from analysis.model import ModelTokenizer, load_model
-from analysis.model.oracle import reference_answers
-from analysis.workloads.workload import Workload, candidates, select
+from analysis.shortfin.oracle import reference_answers
+from analysis.workloads.named import candidates, select
+from analysis.workloads.workload import Workload
 
 CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 CONCURRENCY = (1, 2, 4, 8)

@@ -10,9 +10,9 @@ import typer
 from support import NEWEST
 from synthetic import request_row, trial_row
 
-from analysis.cli.sweep import alone
-from analysis.model.oracle import reference_answers
+from analysis.cli.rerun_solo import rerun_solo
 from analysis.runs.store import RunWriter, load_run
+from analysis.shortfin.oracle import reference_answers
 from analysis.sweep import Plan
 from analysis.sweep.alone import ask_alone, wrong_prompts
 from analysis.workloads.workload import Request
@@ -72,14 +72,14 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     assert "No module named analysis" in row["detail"]
     assert command(tmp_path / "run") == 1
     said = capsys.readouterr()
-    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be asked\n" in said.out
-    assert "could not be asked (its process could not start the engine: No module" in said.err
+    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be tried\n" in said.out
+    assert "could not be tried (its process could not start the engine: No module" in said.err
 
 
 def command(run: Path) -> int:
-    """Run `cachelab alone` here; return its exit status."""
+    """Run `cachelab rerun-solo` here; return its exit status."""
     try:
-        alone(run)
+        rerun_solo(run)
     except typer.Exit as end:
         return end.exit_code
     return 0

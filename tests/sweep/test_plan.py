@@ -27,7 +27,7 @@ plans = st.builds(
     prefix_sharing=some(st.sampled_from(["none", "trie"])),
     pages=some(st.integers(1, 1000)),
     concurrency=some(st.integers(1, 64)),
-    workload=st.sampled_from(["reported", "mixed", "shared_prefix", "aba"]),
+    workload=st.sampled_from(["reported", "mixed", "shared_prefix", "prefix_reuse"]),
     repeats=st.integers(1, 4),
     seed=st.integers(0, 2**40),
     observe=st.sampled_from(["nothing", "events", "snapshots"]),
@@ -95,7 +95,7 @@ def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(pl
         assert len(controls) == number * len(new) == number * wanted_arms(plan)
         for trial in new:
             tried.setdefault((trial.release, trial.prefix_sharing), []).append(trial.treatments[-1])
-        # One that struck is enough.
+        # One that was injected is enough.
         [kept, *others] = new
         assert kept in plan.trials(idle | {trial.trial_id for trial in others})
         idle |= {trial.trial_id for trial in new}
@@ -191,7 +191,7 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
         ({"batch_sizes": (4, 1)}, "ascend"),
         ({"workload": "nothing.jsonl"}, "nothing.jsonl"),
         ({"workload": "mixed+nothing"}, "'nothing'"),
-        ({"workload": "mixed+aba", "repeats": 1}, "would not be asked"),
+        ({"workload": "mixed+prefix_reuse", "repeats": 1}, "would not be asked"),
         ({"repeats": 0}, "--repeats"),
         ({"rounds": 0}, "--rounds"),
         ({"seed": -1}, "--seed"),
@@ -223,9 +223,9 @@ def test_a_workload_file_is_part_of_the_plan(tmp_path):
 
 
 def test_repeats_ask_several_workloads_in_turn():
-    plan = Plan(releases=(REPORTED,), workload="mixed+reported+aba")
+    plan = Plan(releases=(REPORTED,), workload="mixed+reported+prefix_reuse")
     assert [plan.workload_of(trial.repeat) for trial in plan.trials()[::4]] == [
-        "mixed", "reported", "aba", "mixed",
+        "mixed", "reported", "prefix_reuse", "mixed",
     ]  # fmt: skip
     mixed = dataclasses.replace(plan, workload="mixed")
     assert plan.prompt_seed(4, 0) == mixed.prompt_seed(4, 0)
@@ -242,8 +242,8 @@ def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):
         RunWriter.resume(tmp_path / "run", {"plan": watched, "seed": 0})
 
 
-def test_aba_has_three_rounds_unless_told():
-    plan = Plan(releases=(REPORTED,), workload="aba")
+def test_prefix_reuse_has_three_rounds_unless_told():
+    plan = Plan(releases=(REPORTED,), workload="prefix_reuse")
     assert plan.request_count(4) == 12
     assert dataclasses.replace(plan, rounds=2).request_count(4) == 8
     assert dataclasses.replace(plan, workload="mixed").request_count(4) == 4

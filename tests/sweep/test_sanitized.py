@@ -40,7 +40,7 @@ def test_trials_say_how_they_were_treated(old):
     whole = load_run(run.path, controls=True)
     controls = whole.trials["treatments"].map(lambda names: is_control(tuple(names)))
     assert controls.sum() >= 2
-    assert whole.trials.loc[controls.astype(bool), "struck"].notna().all()
+    assert whole.trials.loc[controls.astype(bool), "injected"].notna().all()
 
 
 def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
@@ -57,7 +57,7 @@ def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
     assert set(untreated.groups) == set(zip(found["rule"], found["cause"], strict=True))
     assert not treated.groups
     for checked in (untreated, treated):
-        # One that found nothing to strike says nothing, and another is planted.
+        # One that was never injected says nothing, and another is planted.
         assert checked.controls == checked.alarms == 1
         assert checked.idle < TRIES
     assert treated.controls == 1

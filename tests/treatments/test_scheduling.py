@@ -12,7 +12,7 @@ from analysis.treatments import check_names, expand, fixes, page_count
 _PRELUDE = """
 from analysis.recording import observe
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def recorded(*names, pages=256, sharing="trie", count=12, concurrency=4, tokens=15, timeout_s=20):
     config = EngineConfig(prefix_sharing=sharing, page_count=pages)
@@ -119,9 +119,9 @@ def outcomes(*names, timeout_s=60):
     recording, answers, died = recorded(*names, pages=pages, sharing="none", timeout_s=timeout_s)
     return [answers["outcome"].value_counts().to_dict(), died]
 leaks = [] if has(RELEASE, "allocations") else ["keep-decode-record"]
-one = "requeue-unboarded" if has(RELEASE, "allocations") else "survive-allocation-failure"
+one = "requeue-unscheduled" if has(RELEASE, "allocations") else "survive-allocation-failure"
 say([outcomes(*leaks, timeout_s=6), outcomes(*leaks, one),
-     outcomes(*leaks, "requeue-unboarded", "survive-allocation-failure")])
+     outcomes(*leaks, "requeue-unscheduled", "survive-allocation-failure")])
 """,
     )
     plain, one, both = said  # type: ignore[misc]

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from analysis.core.errors import EngineError
 from analysis.model import elements
+from analysis.shortfin.cache.trie import read_trie
 from analysis.shortfin.hooks import CacheObserver, Hooks
 from analysis.shortfin.locks import Locks, WatchedLock, treatment_locks
 from analysis.shortfin.scores import copy_scores
@@ -29,7 +30,7 @@ from analysis.shortfin.verify import (
     noted_logits,
     raw,
 )
-from analysis.snapshots.snapshot import CacheState, Node, PageContent
+from analysis.snapshots.snapshot import CacheState, PageContent
 
 CURRENT_INVOCATION: ContextVar[Any] = ContextVar("CURRENT_INVOCATION", default=None)
 """The engine's process that is calling the compiled model."""
@@ -147,8 +148,9 @@ class CacheProbe(ABC):
     def read(self) -> CacheState:
         """Return the state of the cache as it is this instant."""
         root = getattr(self.cache, "root", None)
-        misfiled: list[int] = []
-        misplaced: list[tuple[int, int, int]] = []
+        trie = None
+        if root is not None:
+            trie = read_trie(root, getattr(self.cache, "leaves", ()), self.numbers.of)
         listed = getattr(self.cache, "_allocated_pages", None)
         return CacheState(
             page_count=len(self.pool.attn_page_entries),
@@ -157,10 +159,10 @@ class CacheProbe(ABC):
                 *held_back.get(id(self.pool), list)(),
             ],
             holdings={request: pages for request, pages in self.holdings().items() if pages},
-            nodes=tuple(self._walk(root, misfiled, misplaced)) if root is not None else (),
+            nodes=tuple(trie.nodes) if trie is not None else (),
             duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),
-            misfiled=misfiled,
-            misplaced=misplaced,
+            misfiled=trie.misfiled if trie is not None else (),
+            misplaced=trie.misplaced if trie is not None else (),
             allocated=None if listed is None else tuple(indices(list(listed))),
         )
 
@@ -205,34 +207,6 @@ class CacheProbe(ABC):
     def _elements(self, page: int) -> Any:
         """Return a page's elements. Raises EngineError for a type that cannot be read."""
         return elements.decode(self._bytes(page), self.dtype)
-
-    def _walk(
-        self, root: Any, misfiled: list[int], misplaced: list[tuple[int, int, int]]
-    ) -> Iterator[Node]:
-        leaves = getattr(self.cache, "leaves", ())
-        seen = {id(root)}
-        waiting: list[tuple[Any, int | None]] = [(root, None)]
-        while waiting:
-            node, parent = waiting.pop()
-            number = self.numbers.of(node)
-            yield Node(
-                node=number,
-                parent=parent,
-                page=None if node is root else node.page.index,
-                tokens=tuple(int(token) for token in node.tokens),
-                ref_count=node.ref_count.count,
-                leaf=node in leaves,
-            )
-            for key, child in list((node.children or {}).items()):
-                if child.parent is not node:
-                    above = -1 if child.parent is None else self.numbers.of(child.parent)
-                    misplaced.append((self.numbers.of(child), above, number))
-                if id(child) in seen:
-                    continue  # under two nodes, or under one of its own
-                seen.add(id(child))
-                waiting.append((child, number))
-                if key != child.tokens:
-                    misfiled.append(self.numbers.of(child))
 
     # -- watching --------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class Measurement:
     silent: tuple[Names, ...] = ()
     """Its arms in which a planted fault was not detected."""
     idle: tuple[Names, ...] = ()
-    """Its arms in which no planted fault took effect, or none was planted."""
+    """Its arms in which no planted fault was injected, or none was planted."""
 
     @property
     def nets(self) -> tuple[int, ...]:
@@ -154,13 +154,13 @@ def measure(
     The trials must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
     with "rejected" among them, refusals count as well. Exposures are computed from `invocations`
     and `events`. A hypothesis stays undecided if one of its arms has no control in which the
-    planted fault took effect and was detected.
+    planted fault was injected and detected.
     """
     release, sharing = _only(trials, "release"), _only(trials, "prefix_sharing")
     every = fixes(release, sharing)
-    struck = [control for control in controls if control.struck]
-    controlled = {control.arm for control in struck}
-    silent = {control.arm for control in struck if control.silent}
+    injected = [control for control in controls if control.injected]
+    controlled = {control.arm for control in injected}
+    silent = {control.arm for control in injected if control.silent}
     met = None
     if invocations is not None and events is not None and len(invocations) and len(events):
         met = exposure(trials, requests, invocations, events).merge(

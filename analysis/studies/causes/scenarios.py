@@ -103,10 +103,10 @@ _EVICTIONS: Names = (
 )  # fmt: skip
 _SHORTAGE: Names = (
     "lock-cache", "reuse-existing-node", "give-back-reference", "true-leaves",
-    "requeue-unboarded", "survive-allocation-failure",
+    "requeue-unscheduled", "survive-allocation-failure",
 )  # fmt: skip
 _FEW_PAGES: Names = (
-    "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
+    "correct-seq-lens", "lock-cache", "requeue-unscheduled", "survive-allocation-failure",
     "one-at-a-time", "big-pool",
 )  # fmt: skip
 _TWO_STEPS: Names = (
@@ -150,8 +150,8 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie, found and evicted", needs="records", prefix_sharing="trie", page_count=17,
-        workload="evict_found", concurrency=2, rounds=12, among=_TWO_STEPS, refusals_count=True,
-        request_timeout_s=5.0,
+        workload="evict_after_lookup", concurrency=2, rounds=12, among=_TWO_STEPS,
+        refusals_count=True, request_timeout_s=5.0,
     ),
     Scenario(
         name="trie, answers continued", needs="records", prefix_sharing="trie", page_count=256,

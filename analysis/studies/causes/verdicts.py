@@ -115,7 +115,7 @@ def _objection(one: Measurement, status: Status) -> str:
     """Return why a verdict is void whatever was counted, "" if it is not."""
     for arms, what in (
         (one.silent, "a planted fault was not detected"),
-        (one.idle, "no planted fault took effect"),
+        (one.idle, "no planted fault was injected"),
     ):
         if arms:
             named = "; ".join(" + ".join(names) or "no treatment" for names in arms)

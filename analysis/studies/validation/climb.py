@@ -26,11 +26,11 @@ from analysis.studies.validation.result import LEVELS, Isolated, Ladder, LadderE
 from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.prepare import check_lengths
-from analysis.workloads.workload import BUILDERS, LONGEST_ANSWER, in_turn
+from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
-EVERY: tuple[str, ...] = tuple(BUILDERS)[::-1]
+EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
 """What the rungs ask, one workload an engine, in turn: all, the most exacting first."""
-_LOWEST_ONLY = ("evict_found",)
+_LOWEST_ONLY = ("evict_after_lookup",)
 """What is made for two clients, and takes long with more: asked on the lowest rung."""
 
 OnStep = Callable[[Isolated | Rung], None]
@@ -71,7 +71,7 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """One, or several as `mixed+growing`; None: every one that can be made."""
+    """One, or several as `mixed+multi_turn`; None: every one that can be made."""
     max_new_tokens: int = 15
     """So many that every answer enters a new page of 16 tokens sooner or later."""
     seed: int = 0

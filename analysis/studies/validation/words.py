@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.stats.clustered import FEWEST
 from analysis.studies.validation.result import Found, Isolated, Ladder, Rung
-from analysis.workloads.workload import in_turn
+from analysis.workloads.named import in_turn
 
 _MIB = 2**20
 _SHOWN = 3
@@ -132,7 +132,7 @@ def rung_in_words(rung: Rung) -> str:
         )
     elif rung.planted and not rung.controls and rung.verdict != "failed":
         sentences.append(
-            f"The planted fault ({', '.join(rung.planted)}) found nothing to strike, so silence"
+            f"The planted fault ({', '.join(rung.planted)}) was never injected, so silence"
             " means nothing yet."
         )
     elif not rung.controls and rung.verdict != "failed":

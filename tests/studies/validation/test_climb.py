@@ -18,7 +18,7 @@ from analysis.studies.validation import LadderError, Settings, climb, in_words, 
 from analysis.studies.validation.isolated import examine, read
 from analysis.sweep import Plan, PlanError, run_sweep
 from analysis.treatments import expand, fixes
-from analysis.workloads.workload import BUILDERS
+from analysis.workloads.named import WORKLOADS
 
 QUICK: dict[str, Any] = {"rate": 0.2, "per_trial": 8}
 """14 accepted requests a rung at least, on six engines."""
@@ -152,8 +152,8 @@ def test_every_rung_asks_every_workload_of_fresh_engines() -> None:
         for level in settings.levels:
             plan = settings.plan(level)
             asked = [plan.workload_of(c.repeat) for c in plan.trials() if not c.is_control]
-            missing = {*BUILDERS}.difference(asked)
-            assert missing == (set() if level == 2 else {"evict_found"})  # for two clients
+            missing = {*WORKLOADS}.difference(asked)
+            assert missing == (set() if level == 2 else {"evict_after_lookup"})  # for two clients
             counts = [asked.count(name) for name in {*asked}]
             assert max(counts) - min(counts) <= 1
             assert plan.rounds is not None
@@ -198,10 +198,10 @@ def test_refused_requests_stay_refused_unless_a_plan_says_otherwise() -> None:
 def test_only_what_can_happen_on_the_threads_of_the_release_fails_the_lowest_rung() -> None:
     failure = {"scenario": "equal prompts", "message": "Page 4 is lost.", "schedule": "A B"}
     said = {"interleavings": 70, "complete": True,
-            "failures": [{**failure, "happens": "only if called in another way"}]}  # fmt: skip
+            "failures": [{**failure, "reachable": False}]}  # fmt: skip
     isolated = read(said, 1.5)
     assert (isolated.verdict, isolated.elsewhere, isolated.interleavings) == ("clean", 1, 70)
-    said["failures"].append({**failure, "happens": "on this release's threads"})
+    said["failures"].append({**failure, "reachable": True})
     isolated = read(said, 1.5)
     assert isolated.verdict == "failed"
     assert isolated.failures == ("equal prompts: Page 4 is lost.",)

@@ -72,7 +72,7 @@ def control(story: Story, alarmed: bool = True) -> None:
 def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
+    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     rung = story.rung(needed=10)
     assert rung.verdict == "clean"
@@ -82,14 +82,14 @@ def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
     assert (rung.peak_rss_bytes, rung.pages_in_use, rung.page_count) == (3000, 56, 256)
     assert rung.failing is None
     # Requests of a second each, sent a second apart, and a control that does not count.
-    assert (rung.workloads, rung.at_once) == ({"growing": 1, "mixed": 1}, 1)
+    assert (rung.workloads, rung.at_once) == ({"multi_turn": 1, "mixed": 1}, 1)
     assert story.rung(needed=11).verdict == "undecided"
 
 
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.trial("c", ("ok",) * 4)
-    story.trial("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
+    story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected="null")
     rung = story.rung()
     assert (rung.controls, rung.alarms, rung.verdict) == (0, 0, "undecided")
     assert rung.planted == (CONTROL,)

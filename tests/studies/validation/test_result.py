@@ -152,12 +152,12 @@ def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
     assert "Not begun" not in text
 
 
-MIX = {"mixed": 4, "growing": 3, "reported": 3}
+MIX = {"mixed": 4, "multi_turn": 3, "reported": 3}
 
 
 def test_a_bound_of_several_workloads_is_said_to_be_that_of_their_mix() -> None:
     mixed = ladder(*[rung(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX))
-    asked = "in the mix of workloads that was asked (engines: 3 growing, 4 mixed, 3 reported)"
+    asked = "in the mix of workloads that was asked (engines: 4 mixed, 3 multi_turn, 3 reported)"
     none = "no workload by itself is bounded, by fewer than 5 engines each"
     text = in_words(mixed)
     assert text.count(f"at most 26% of engines, which are, {asked}; {none}.") == 5

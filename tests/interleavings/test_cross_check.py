@@ -41,21 +41,21 @@ def test_it_finds_what_the_model_finds_and_nothing_with_the_fixes(
         release,
         """
 import random
-from analysis.interleavings import SCENARIOS, Schedule, Step, second_opinion
-from analysis.interleavings.examine import Laboratory
+from analysis.interleavings import SCENARIOS, Schedule, Step, cross_check
+from analysis.interleavings.examine import HarnessFactory
 from analysis.treatments import fixes
 
 def causes(findings):
     return sorted({f"{f.rule}: {f.cause}" for f in findings})
 
-found = {name: causes(second_opinion(name, text)) for name, text in AGREED.items()}
+found = {name: causes(cross_check(name, text)) for name, text in AGREED.items()}
 treatments, rng, mended = fixes(RELEASE, "trie"), random.Random(0), {}
-with Laboratory("trie") as lab:
-    stages = {name: lab.open(s) for name, s in SCENARIOS.items()}
+with HarnessFactory("trie") as factory:
+    harnesses = {name: factory.open(s) for name, s in SCENARIOS.items()}
 for name, scenario in SCENARIOS.items():
-    if scenario.elsewhere:
-        continue  # to the sanitizer pages in nobody's hands are lost
-    steps = {n: [Step(n, s) for s in a.steps] for n, a in stages[name].actors.items()}
+    if scenario.reserved:
+        continue  # the sanitizer takes pages that no request holds for leaked
+    steps = {n: [Step(n, s) for s in a.operations] for n, a in harnesses[name].drivers.items()}
     before = [step for r in scenario.before for step in steps[r.name]]
     for _ in range(2):
         workers = [[s for r in w for s in steps[r.name]] for w in scenario.workers]
@@ -63,7 +63,7 @@ for name, scenario in SCENARIOS.items():
         rng.shuffle(order)
         mixed = [workers[w].pop(0) for w in order]
         schedule = Schedule((*before, *mixed))
-        if told := causes(second_opinion(name, schedule, "trie", treatments)):
+        if told := causes(cross_check(name, schedule, "trie", treatments)):
             mended[f"{name}: {schedule}"] = told
 say([found, mended])
 """.replace("AGREED", repr({n: text for n, (text, _) in AGREED[release].items()})).replace(
