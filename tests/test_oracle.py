@@ -27,7 +27,8 @@ def kept(tmp_path, monkeypatch):
 
 
 def test_answers_are_right_and_kept(kept, release):
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model()).decode
     told = []

@@ -1,34 +1,52 @@
-"""Sentences from jinja2 templates: a file of macros beside the module that fills them."""
+"""Sentences and HTML from jinja2 templates, which lie in the folder `templates` of a package."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from analysis.core import wording
 
-FILTERS = (
-    wording.capitalised, wording.counted, wording.listed, wording.numbered, wording.p_value,
-    wording.percent, wording.short_percent,
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FILTERS = (
+    "counted", "listed", "numbered", "percent", "short_percent", "p_value", "capitalised",
+    "one_line", "probability",
 )  # fmt: skip
 
 
-def paragraph(file: Path, macro: str, *values: Any) -> str:
-    """Return what a macro of a template file makes of `values`, with its line breaks as spaces."""
-    return " ".join(str(getattr(_macros(file), macro)(*values)).split())
+def render(package: str, template: str, /, **values: Any) -> str:
+    """Return a template of a package, filled in.
+
+    Templates whose name ends in `.html.j2` escape every value. All have the functions of `wording`
+    as filters. Raises jinja2.UndefinedError for a value that is not given.
+    """
+    return _environment(package).get_template(template).render(**values)
 
 
-@cache
-def _macros(file: Path) -> Any:
+def lines(package: str, template: str, /, **values: Any) -> tuple[str, ...]:
+    """Return the lines of a template, filled in, that are not empty."""
+    text = render(package, template, **values)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def paragraph(package: str, template: str, macro: str, /, *values: Any) -> str:
+    """Return what a macro of a template makes of `values`, as one line of text."""
+    module: Any = _environment(package).get_template(template).module
+    return " ".join(str(getattr(module, macro)(*values)).split())
+
+
+@lru_cache
+def _environment(package: str) -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
     environment = Environment(
-        loader=FileSystemLoader(file.parent),
+        loader=PackageLoader(package),
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701  (text and Markdown; pages of HTML have templates of their own)
     )
-    environment.filters |= {function.__name__: function for function in FILTERS}
-    return environment.get_template(file.name).module
+    environment.filters.update({name: getattr(wording, name) for name in _FILTERS})
+    return environment

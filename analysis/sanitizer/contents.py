@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.engine.engine import Engine
-    from analysis.model import ModelArtifacts
+    from analysis.model.artifacts import ModelArtifacts
     from analysis.recording.recording import Recording
 
 Floats = NDArray[Any]

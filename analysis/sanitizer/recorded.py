@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.core.errors import CachelabError, RunError
-from analysis.model import load_model
+from analysis.model.artifacts import load_model
 from analysis.runs.store import load_run_trials, read_manifest, trial_tables
 from analysis.runs.tables import FAULT, arm_of, broken_json, is_control
 from analysis.sanitizer.blind import blind_spots

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from analysis.core.templates import paragraph
 from analysis.runs.derive import EXPOSURES
 from analysis.stats.clustered import Rate
 from analysis.stats.exposure import MARGIN, Change
 
-_TEMPLATE = Path(__file__).with_name("wording.j2")
+_fill = partial(paragraph, "analysis.studies", "wording.j2")
 
 
 def exposure_in_words(found: Sequence[Change], through: Sequence[str] = ()) -> str:
@@ -22,13 +22,13 @@ def exposure_in_words(found: Sequence[Change], through: Sequence[str] = ()) -> s
     rest = [change for change in found if change.name not in through]
     unsure = [EXPOSURES[change.name] for change in rest if not change.alike]
     acting = acts_through(found, through)
-    return paragraph(_TEMPLATE, "exposure", found, rest, _moved(rest), unsure, acting, MARGIN)
+    return _fill("exposure", found, rest, _moved(rest), unsure, acting, MARGIN)
 
 
 def acts_through(found: Sequence[Change], through: Sequence[str]) -> str:
     """Return how the exposures of `through` changed; "" if none was compared."""
     acting = [change for change in found if change.name in through]
-    return paragraph(_TEMPLATE, "acts_through", acting, _moved(acting))
+    return _fill("acts_through", acting, _moved(acting))
 
 
 def interval_basis(rate: Rate) -> str:

@@ -45,7 +45,8 @@ def check_lengths(plan: Plan) -> None:
 
     Raises WorkloadError or ModelError.
     """
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     model = load_model(Path(plan.model) if plan.model else None)
     context = model.config.max_seq_len
@@ -71,7 +72,8 @@ def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
 
     Raises WorkloadError, ModelError or ReleaseError.
     """
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model(Path(plan.model) if plan.model else None)).decode
     keys = [(c, r) for r in range(plan.repeats) for c in plan.concurrency]

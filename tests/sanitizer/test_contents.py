@@ -8,7 +8,7 @@ import pytest
 from support import NEWEST, REPORTED, ChildRunner, has
 
 from analysis.core.errors import ModelError
-from analysis.model import load_model
+from analysis.model.artifacts import load_model
 from analysis.sanitizer import contents
 
 _SERVE = """

@@ -12,7 +12,7 @@ from support import NEWEST, REPORTED
 from analysis.core.errors import CachelabError
 from analysis.runs.store import RunWriter
 from analysis.runs.tables import arm_of
-from analysis.sweep import Plan, PlanError
+from analysis.sweep.plan import Plan, PlanError
 from analysis.treatments import FAULTS, fixes
 from analysis.treatments.faults import FAMILIES, TRIES
 

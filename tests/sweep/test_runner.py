@@ -19,10 +19,11 @@ from analysis.recording.spill import read_spilled
 from analysis.runs.store import OUTCOMES, load_run
 from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.recorded import controls_of
-from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.sweep.plan import Plan, PlanError
 from analysis.sweep.prepare import Prepared
 from analysis.sweep.process import TrialProcess
 from analysis.sweep.rows import Ended
+from analysis.sweep.runner import run_sweep
 from analysis.treatments.faults import TRIES
 from analysis.workloads.workload import Request, Workload
 
@@ -70,7 +71,8 @@ def test_every_release_is_asked_the_same(swept):
 
 def test_what_is_asked_the_model_itself_answers_right(swept):
     _, run, _ = swept
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model()).decode
     for row in run.requests.itertuples():

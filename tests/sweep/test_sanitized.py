@@ -12,8 +12,8 @@ from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer import check_run
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.studies.first_error.detection_lead import detection_lead
-from analysis.sweep import Plan, run_sweep
-from analysis.sweep.plan import PlanError
+from analysis.sweep.plan import Plan, PlanError
+from analysis.sweep.runner import run_sweep
 from analysis.treatments.faults import TRIES
 
 CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")

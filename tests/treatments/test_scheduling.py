@@ -6,7 +6,7 @@ import pytest
 from support import NEWEST, ChildRunner, has
 
 from analysis.core.errors import EngineError
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 from analysis.treatments import check_names, expand, fixes, page_count
 
 _PRELUDE = """

@@ -15,7 +15,8 @@ from analysis.shortfin.releases import row_of
 from analysis.studies.causes.estimates import Measurement, measure
 from analysis.studies.causes.hypotheses import Hypothesis, Names, applicable, arms
 from analysis.studies.causes.verdicts import Verdict, decide
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 from analysis.treatments import applies, fixes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 
 from analysis.core.templates import paragraph
 from analysis.core.wording import listed
@@ -19,7 +19,7 @@ from analysis.studies.causes.scenarios import Scenario
 from analysis.studies.causes.verdicts import ALPHA, Verdict
 from analysis.studies.wording import exposure_in_words, interval_basis
 
-_TEMPLATE = Path(__file__).with_name("words.j2")
+_fill = partial(paragraph, "analysis.studies.causes", "words.j2")
 _RACES = {"lock-cache": "A lock around the cache", "one-worker": "A single worker"}
 
 
@@ -30,7 +30,7 @@ def verdict_in_words(verdict: Verdict) -> str:
         distinct = list(dict.fromkeys(verdict.exposures))
         exposed = exposure_in_words(distinct, verdict.hypothesis.through)
         exposed = "" if verdict.objection else exposed
-    return paragraph(_TEMPLATE, "verdict", verdict, MOST, _findings_come_back(verdict), exposed)
+    return _fill("verdict", verdict, MOST, _findings_come_back(verdict), exposed)
 
 
 def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -48,9 +48,9 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
         return f"**{scenario}.** No hypothesis was tested."
     causes = ranked(verdicts)
     arms = verdicts[0].without, verdicts[0].all_fixes
-    head = f"**{scenario}.** {paragraph(_TEMPLATE, 'scenario', *arms, causes)}"
+    head = f"**{scenario}.** {_fill('scenario', *arms, causes)}"
     lines = [
-        f"{number}. " + paragraph(_TEMPLATE, "cause", v, verdict_in_words(v), *_shares(v), MOST)
+        f"{number}. " + _fill("cause", v, verdict_in_words(v), *_shares(v), MOST)
         for number, v in enumerate(causes, 1)
     ]
     return "\n".join([head, "", *lines] if lines else [head])
@@ -89,7 +89,7 @@ def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
         causes = ranked(verdicts)
         # A fix is known to be needed only if failures come back without it.
         needed = [c.hypothesis.treatment for c in causes if c.returns]
-        clauses.append(f"{name}: {paragraph(_TEMPLATE, 'clause', causes, needed, MOST)}")
+        clauses.append(f"{name}: {_fill('clause', causes, needed, MOST)}")
     return f"Causes, by their fixes: {'; '.join(clauses) or 'no scenario was tested'}."
 
 
@@ -97,7 +97,7 @@ def whole_in_words(arm: Arm) -> str:
     """Return the failure rate with all fixes at once, and its upper bounds."""
     rate = arm.rate
     bound = upper_bound(arm.engines_failed, rate.engines, 0.95)
-    return paragraph(_TEMPLATE, "whole", arm, rate, interval_basis(rate), bound)
+    return _fill("whole", arm, rate, interval_basis(rate), bound)
 
 
 def put_in_words(effect: Paired, treatment: str, others: int = 0) -> str:
@@ -107,7 +107,7 @@ def put_in_words(effect: Paired, treatment: str, others: int = 0) -> str:
     """
     p_value = min(1.0, effect.p_value * (1 + others))
     shown = effect.net > 0 and p_value < ALPHA
-    return paragraph(_TEMPLATE, "put", effect, treatment, p_value, 1 + others, shown)
+    return _fill("put", effect, treatment, p_value, 1 + others, shown)
 
 
 def counted_in_words(scenario: Scenario, run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 
 if TYPE_CHECKING:
     from analysis.engine import Engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from analysis.stats.dose_response import configurations, evictions_contrast, str
 from analysis.studies.evictions.estimates import EQUIVALENT, EvictionVerdict, decide_evictions
 from analysis.studies.reproduce.words import ran_in_words
 
-_TEMPLATE = Path(__file__).with_name("words.j2")
+_fill = partial(paragraph, "analysis.studies.evictions", "words.j2")
 _SETTINGS = {
     "concurrency": "concurrency",
     "page_count": "number of pages",
@@ -67,13 +67,12 @@ def verdict_in_words(verdict: EvictionVerdict, trials: pd.DataFrame) -> str:
     accompany = verdict.status == "accompany"
     interval = contrast.interval(verdict.confidence if accompany else 0.95)
     levels = contrast.strata.loc[contrast.strata["informative"], "concurrency"]
-    measured = paragraph(
-        _TEMPLATE, "measured", verdict, _equal(trials), sorted(levels.unique()),
+    measured = _fill("measured", verdict, _equal(trials), sorted(levels.unique()),
         verdict.confidence if accompany else 0.95, _times(contrast.odds_ratio),
         [_number(end) for end in interval if not math.isnan(end)],
     )  # fmt: skip
     crude = _times(contrast.crude_odds_ratio)
-    return paragraph(_TEMPLATE, "verdict", verdict, measured, crude, EQUIVALENT)
+    return _fill("verdict", verdict, measured, crude, EQUIVALENT)
 
 
 def _configuration(
@@ -84,9 +83,7 @@ def _configuration(
     met = known["evictions_during"] > 0
     rates = _rate(known), _rate(known[met]), _rate(known[~met])
     shown = "" if verdict is None else verdict_in_words(verdict, trials)
-    return paragraph(
-        _TEMPLATE, "configuration", len(accepted), rates, verdict, shown, _equal(trials)
-    )
+    return _fill("configuration", len(accepted), rates, verdict, shown, _equal(trials))
 
 
 def _rate(requests: pd.DataFrame) -> Rate:

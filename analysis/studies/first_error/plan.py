@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 from analysis.treatments import applies
 
 

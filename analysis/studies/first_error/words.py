@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ from analysis.stats.configurations import setting_name
 from analysis.studies.first_error.detection_lead import detection_lead
 from analysis.studies.wording import interval_basis
 
-_TEMPLATE = Path(__file__).with_name("words.j2")
+_fill = partial(paragraph, "analysis.studies.first_error", "words.j2")
 _SETTING = ("release", "prefix_sharing", "treatments")
 _REQUEST = ["trial_id", "request_id"]
 
@@ -55,7 +55,7 @@ def findings_in_words(run: Run, checked: Sequence[Checked]) -> str:
     `checked` is what `check_run` returns for this sanitized run.
     """
     paragraphs = [
-        f"**{one.name}.** {paragraph(_TEMPLATE, 'setting', one, interval_basis(one.readers))}"
+        f"**{one.name}.** {_fill('setting', one, interval_basis(one.readers))}"
         for one in _measured(run, checked)
     ]
     return "\n\n".join(paragraphs) or "No trial was checked, so there is nothing to say."
@@ -65,7 +65,7 @@ def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[st
     """Return the answer as one sentence for the index of a report, then the sentences `also`."""
     if any(setting.void for setting in checked):
         return " ".join(["Invalid: a planted fault was not detected.", *also])
-    clauses = [paragraph(_TEMPLATE, "clause", one) for one in _measured(run, checked)]
+    clauses = [_fill("clause", one) for one in _measured(run, checked)]
     sentence = "; ".join(clauses) or "no trial was checked"
     return " ".join([f"{capitalised(sentence)}.", *also])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 
 
 def observed_sweep(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from analysis.stats.rates import per_trial
 from analysis.studies.reproduce.estimates import ALPHA, Contrast, Level, estimate, ran_at_once
 from analysis.studies.wording import acts_through, exposure_in_words
 
-_TEMPLATE = Path(__file__).with_name("words.j2")
+_fill = partial(paragraph, "analysis.studies.reproduce", "words.j2")
 
 
 def answer_in_words(run: Run, threshold: int = 4) -> str:
@@ -27,19 +27,16 @@ def answer_in_words(run: Run, threshold: int = 4) -> str:
     """
     series, contrasts = estimate(run, threshold)
     paragraphs = [
-        f"**{item.name}.** {paragraph(_TEMPLATE, 'configuration', item, ALPHA, _offers)}"
-        for item in series
+        f"**{item.name}.** {_fill('configuration', item, ALPHA, _offers)}" for item in series
     ]
-    paragraphs += [
-        paragraph(_TEMPLATE, "contrast", contrast, _exposures(contrast)) for contrast in contrasts
-    ]
+    paragraphs += [_fill("contrast", contrast, _exposures(contrast)) for contrast in contrasts]
     return "\n\n".join(paragraphs) or "The run holds no trials, so there is nothing to say."
 
 
 def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
     """Return the same answer as one sentence, for the index of a report."""
     series, _ = estimate(run, threshold)
-    clauses = [paragraph(_TEMPLATE, "clause", item, ALPHA, _offers) for item in series]
+    clauses = [_fill("clause", item, ALPHA, _offers) for item in series]
     if len(clauses) > 1:
         apart = [name for name in series[0].key if len({item.key[name] for item in series}) > 1]
         names = [setting_name({k: item.key[k] for k in apart}) for item in series]
@@ -80,7 +77,7 @@ def _offered(levels: Sequence[tuple[int, int]]) -> str:
     for offered, ran in levels:
         if ran < offered:
             offers.setdefault(ran, []).append(offered)
-    return paragraph(_TEMPLATE, "offers", offers)
+    return _fill("offers", offers)
 
 
 def _exposures(contrast: Contrast) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from analysis.core.templates import paragraph
 from analysis.snapshots.snapshot import STATES
 from analysis.studies.snapshots.plan import Step
 
-_TEMPLATE = Path(__file__).with_name("words.j2")
+_fill = partial(paragraph, "analysis.studies.snapshots", "words.j2")
 
 
 def leak_in_words(sharing: str, used: pd.DataFrame) -> str:
@@ -23,7 +23,7 @@ def leak_in_words(sharing: str, used: pd.DataFrame) -> str:
     gained = used[used["answered"].diff().fillna(used["answered"]) > 0]
     pages, stopped = int(last[list(STATES)].sum()), gained.empty or gained.index[-1] < last.name
     final = None if gained.empty else gained.iloc[-1]
-    return paragraph(_TEMPLATE, "leak", sharing, last, worst, final, pages, stopped)
+    return _fill("leak", sharing, last, worst, final, pages, stopped)
 
 
 def put_back_in_words(sharing: str, steps: Sequence[Step], used: Mapping[str, pd.DataFrame]) -> str:
@@ -41,10 +41,10 @@ def put_back_in_words(sharing: str, steps: Sequence[Step], used: Mapping[str, pd
         if more > 0 or after["live"]:
             where.append(f"{step.what} (prefix sharing {sharing})")
         ended = Counter(step.outcomes)
-        sentences.append(paragraph(_TEMPLATE, "step", step, ended, more, after))
+        sentences.append(_fill("step", step, ended, more, after))
     for name, rows in used.items():
         sentences.append(leak_in_words(name, rows))
         if (rows["leaked"] > 0).any() or (rows["live"].tail(1) > 0).any():
             where.append(f"many small requests (prefix sharing {name})")
-    head = paragraph(_TEMPLATE, "head", where, len(steps) + len(used))
+    head = _fill("head", where, len(steps) + len(used))
     return " ".join([head, *sentences])

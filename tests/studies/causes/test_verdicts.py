@@ -39,7 +39,7 @@ from analysis.studies.causes.words import (
     verdict_in_words,
     whole_in_words,
 )
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 from analysis.treatments import fixes
 
 TRIED = ["correct-seq-lens", "copy-tokens", "lock-cache", "big-pool"]

@@ -34,7 +34,7 @@ def wrong_prompts(run: Run) -> pd.DataFrame:
     return joined.drop_duplicates(["prompt", "release", "prefix_sharing", "page_count"])
 
 
-def ask_alone(
+def rerun_wrong_prompts(
     run: Run,
     *,
     prefix_sharing: str | None = None,
