@@ -24,8 +24,8 @@ from analysis.stats.dose_response import evictions_contrast
 from analysis.stats.paired import Paired
 from analysis.studies.causes import Arm, Measurement, Verdict, decide
 from analysis.studies.causes.hypotheses import HYPOTHESES
-from analysis.studies.cost import ALL, UNTREATED, costs
-from analysis.studies.cost.measures import METRICS, SETTING
+from analysis.studies.cost.compare import costs
+from analysis.studies.cost.measures import ALL, METRICS, SETTING, UNTREATED
 from analysis.studies.evictions.estimates import EQUIVALENT, decide_evictions
 
 ICCS = (0.0, 0.1, 0.2)

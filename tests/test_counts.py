@@ -74,7 +74,7 @@ def sweep(monkeypatch, capsys, tmp_path, mixed):
     def run(**changes):
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         written = _written(make_run({KEY: changes}, trials=1), place)
-        monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: written)
+        monkeypatch.setattr("analysis.sweep.runner.run_sweep", lambda *_, **__: written)
         monkeypatch.setattr(
             "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(place)]
         )

@@ -24,8 +24,8 @@ from analysis.studies.isolation.words import answer_in_a_sentence as isolation_i
 from analysis.studies.reproduce.words import alone_in_words
 from analysis.studies.snapshots.plan import Step
 from analysis.studies.snapshots.words import put_back_in_words
-from analysis.studies.validation import answer_in_a_sentence as validation_in_a_sentence
-from analysis.studies.validation.soak.result import Stress
+from analysis.studies.validation.soak import Soak
+from analysis.studies.validation.words import answer_in_a_sentence as validation_in_a_sentence
 
 MEASURED = {
     "01_reproduce": ("run", "alone", "asked_again"),
@@ -34,8 +34,8 @@ MEASURED = {
     "04_first_wrong_step": ("run", "checked", "bytes_in_words", "findings", "ended"),
     "05_root_causes": ("judged", "said", "put"),
     "06_isolation": ("untreated", "treated", "left_out"),
-    "07_fix_validation": ("whole", "alone", "worn"),
-    "08_cost": ("measures", "watched", "locks"),
+    "07_fix_validation": ("whole", "alone", "soaked"),
+    "08_cost": ("measures", "cache", "locks"),
 }
 """What each notebook has measured when it comes to its answer."""
 
@@ -120,17 +120,16 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
     assert said.endswith("A pool of 64 pages: 9 empty.")
 
 
-def test_what_failed_under_stress_and_with_a_fix_left_out_is_in_the_sentence() -> None:
+def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence() -> None:
     frame = pd.DataFrame({
         "level": [2, 2, 32], "requests": [8, 8, 64], "failed": [3, 0, 0], "rejected": [0, 0, 8],
-        "lost": [5, 2, 0],
+        "leaked": [5, 2, 0],
     })  # fmt: skip
-    worn = Stress("3.9.0", "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
-    assert worn.clause == (
-        "under stress with prefix sharing trie 3 of 72 accepted requests failed, 8 rejected,"
-        " up to 5 pages lost, 1 of 2 engines ended early"
+    worn = Soak("3.9.0", "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
+    assert validation_in_a_sentence([], [], [worn]) == (
+        "In a soak test with prefix sharing trie 3 of 72 accepted requests failed, 8 rejected,"
+        " up to 5 pages leaked, 1 of 2 engines ended early."
     )
-    assert worn.clause[1:] in validation_in_a_sentence([], [], [worn.clause])
     result: Any = SimpleNamespace(release="3.9.0", prefix_sharing="none", ok=True, complete=True,
                                   interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
     broken: Any = SimpleNamespace(failures=("one",))

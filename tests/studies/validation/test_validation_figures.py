@@ -1,4 +1,4 @@
-"""What the figures of ladders draw, from ladders whose truth is known."""
+"""What the figures of validations draw, from validations whose truth is known."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from synthetic_ladders import ALL, CLEAN, FAILED, TOO_FEW
+from synthetic_validations import ALL, CLEAN, FAILED, TOO_FEW
 
-from analysis.studies.validation.figures import COLOURS, ladder_figure, ladders_figure
+from analysis.studies.validation.figures import COLOURS, validation_figure, validations_figure
 
 
 def texts(figure: Figure) -> str:
     return "\n".join(text.get_text() for axes in figure.axes for text in axes.texts)
 
 
-def test_a_ladder_has_a_step_for_every_rung_with_its_bound() -> None:
-    figure = ladder_figure(FAILED)
+def test_a_validation_has_a_step_for_every_level_with_its_bound() -> None:
+    figure = validation_figure(FAILED)
     axes, _ = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert [name.split("  ")[0] for name in names] == [
@@ -25,7 +25,7 @@ def test_a_ladder_has_a_step_for_every_rung_with_its_bound() -> None:
     ]  # fmt: skip
     assert [name[-1] for name in names] == ["✓", "✓", "✓", "✗", " ", " "]
     ends = [line.get_xdata() for line in axes.lines if line.get_marker() == "|"]
-    assert np.ravel(ends) == pytest.approx([rung.upper for rung in FAILED.rungs])
+    assert np.ravel(ends) == pytest.approx([level.upper for level in FAILED.results])
     [rate] = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
     assert list(rate) == [8 / 32]
     [target] = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"]
@@ -37,13 +37,13 @@ def test_a_ladder_has_a_step_for_every_rung_with_its_bound() -> None:
 
 
 def test_what_was_refused_and_what_was_lost_is_said() -> None:
-    assert "3000 refusals; 109 never taken" in texts(ladder_figure(TOO_FEW))
-    assert "32 pages lost" in texts(ladder_figure(ALL["leaks"]))
-    assert "not all there are" in texts(ladder_figure(ALL["alone"]))
+    assert "3000 retries; 109 rejected" in texts(validation_figure(TOO_FEW))
+    assert "32 pages leaked" in texts(validation_figure(ALL["leaks"]))
+    assert "not all there are" in texts(validation_figure(ALL["alone"]))
 
 
-def test_the_overview_has_a_box_for_every_rung_in_the_colour_of_its_verdict() -> None:
-    figure = ladders_figure([CLEAN, FAILED, ALL["leaks"]])
+def test_the_overview_has_a_box_for_every_level_in_the_colour_of_its_verdict() -> None:
+    figure = validations_figure([CLEAN, FAILED, ALL["leaks"]])
     [axes] = figure.axes
     boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert len(boxes) == 18
@@ -54,11 +54,11 @@ def test_the_overview_has_a_box_for_every_rung_in_the_colour_of_its_verdict() ->
 
 
 def test_nothing_is_said_to_be_nothing() -> None:
-    assert "No ladder was climbed." in [t.get_text() for t in ladders_figure([]).texts]
+    assert "No validation was run." in [t.get_text() for t in validations_figure([]).texts]
 
 
 @pytest.mark.parametrize("name", list(ALL))
-def test_every_ladder_can_be_drawn(name: str) -> None:
-    figure = ladder_figure(ALL[name])
+def test_every_validation_can_be_drawn(name: str) -> None:
+    figure = validation_figure(ALL[name])
     figure.draw_without_rendering()
     assert len(figure.axes[0].get_yticks()) == 6

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from synthetic_cost import cost_run
 
 from analysis.runs.store import to_frame
-from analysis.studies.cost import ALL, METRICS, WATCHED, costs, lock_costs, measure, watched
-from analysis.studies.cost.figures import cost_curves, cost_ratios
-from analysis.studies.cost.lock_cost import lock_cost_figure
-from analysis.studies.cost.table import cost_table
+from analysis.studies.cost.compare import costs
+from analysis.studies.cost.figures import cost_curves, cost_ratios, cost_table, lock_figure
+from analysis.studies.cost.locking import lock_costs
+from analysis.studies.cost.measures import ALL, CACHE_METRICS, METRICS, measure, measure_cache
 
 LOCK = "lock-cache"
 FACTORS = {"untreated": 1.0, "true-leaves": 1.0, ALL: 1.2, LOCK: 1.0, "copy-tokens": 1.0}
@@ -21,7 +21,7 @@ FACTORS = {"untreated": 1.0, "true-leaves": 1.0, ALL: 1.2, LOCK: 1.0, "copy-toke
 def both(**options: object) -> tuple[pd.DataFrame, pd.DataFrame]:
     hits = {"untreated": 12, LOCK: 12, ALL: 9, "copy-tokens": 12, "true-leaves": 12}
     requests, trials = cost_run(FACTORS, hits=hits, **options)  # type: ignore[arg-type]
-    return measure(requests, trials), watched(requests, trials, to_frame("events", []))
+    return measure(requests, trials), measure_cache(requests, trials, to_frame("events", []))
 
 
 def legend(figure: Figure) -> list[str]:
@@ -32,7 +32,7 @@ def test_curves_have_a_panel_for_each_cost_and_a_line_for_each_arm() -> None:
     measures, seen = both()
     figure = cost_curves(measures, seen, "a title")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == [*(metric.title for metric in METRICS), WATCHED[0].title]
+    assert titles == [*(metric.title for metric in METRICS), CACHE_METRICS[0].title]
     assert legend(figure) == ["untreated", LOCK, ALL, "each of 2 fixes alone"]
     latency = figure.axes[2]
     assert latency.get_ylabel() == "ms"
@@ -56,7 +56,7 @@ def test_curves_without_a_cache_or_without_a_whole_trial() -> None:
 
 def test_ratios_have_a_row_for_each_arm_in_order() -> None:
     measures, seen = both()
-    found = pd.concat([costs(measures), costs(seen, WATCHED)])
+    found = pd.concat([costs(measures), costs(seen, CACHE_METRICS)])
     figure = cost_ratios(found)
     # Pages are unknown here, so that they have no panel.
     assert len(figure.axes) == len(METRICS) + 1
@@ -75,7 +75,7 @@ def test_ratios_have_a_row_for_each_arm_in_order() -> None:
 def test_ratios_of_too_few_trials_have_no_interval() -> None:
     measures, _ = both(repeats=1)
     figure = cost_ratios(costs(measures))
-    assert legend(figure) == ["too few trials to tell"]
+    assert legend(figure) == ["too few trials"]
     assert not figure.axes[0].collections
     empty = cost_ratios(costs(measures[measures["arm"] == "untreated"]))
     assert "No two trials" in empty.texts[0].get_text()
@@ -83,7 +83,7 @@ def test_ratios_of_too_few_trials_have_no_interval() -> None:
 
 def test_the_table_says_what_is_shown() -> None:
     measures, seen = both(outcomes={(LOCK, 0): ("lost",)})
-    found = pd.concat([costs(measures), costs(seen, WATCHED)])
+    found = pd.concat([costs(measures), costs(seen, CACHE_METRICS)])
     markup = cost_table(found).markup
     assert markup.count("<tr>") == 5
     assert "<th>all fixes</th><td>12</td>" in markup
@@ -100,10 +100,10 @@ def test_a_lock_is_drawn_against_threads() -> None:
     rng = np.random.default_rng(0)
     rows = [
         {"operation": name, "threads": threads, "block": block, "locks": 1,
-         "plain_ns": rng.normal(1000, 50), "locked_ns": rng.normal(1500 * threads, 50)}
+         "plain": rng.normal(1000, 50), "locked": rng.normal(1500 * threads, 50)}
         for name in ("one", "other") for threads in (1, 4) for block in range(10)
     ]  # fmt: skip
-    figure = lock_cost_figure(lock_costs(pd.DataFrame(rows)))
+    figure = lock_figure(lock_costs(pd.DataFrame(rows)))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["one", "other"]
     assert len(legend(figure)) == 2
     axes = figure.axes[0]
@@ -111,4 +111,4 @@ def test_a_lock_is_drawn_against_threads() -> None:
     locked = axes.containers[1].lines[0]
     assert np.asarray(locked.get_ydata()) == pytest.approx([1.5, 6.0], rel=0.05)
     assert "us" in axes.get_ylabel()
-    assert "No operation" in lock_cost_figure(pd.DataFrame()).texts[0].get_text()
+    assert "No operation" in lock_figure(pd.DataFrame()).texts[0].get_text()
