@@ -132,7 +132,7 @@ def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence()
     )
     result: Any = SimpleNamespace(release="3.9.0", prefix_sharing="none", ok=True, complete=True,
                                   interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
-    broken: Any = SimpleNamespace(failures=("one",))
+    broken: Any = SimpleNamespace(ok=False, failures=("one",))
     said = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
     assert "left out alone, 1 of 2 fixes bring a failure back" in said
 
