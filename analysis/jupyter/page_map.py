@@ -31,7 +31,7 @@ _WEIGHT = np.array([0, 2, 1, 3], dtype=np.uint8)
 
 @dataclass
 class PageMap:
-    """Shapes in pixels: a square for each page of a small pool, runs of equal pages of a large one."""
+    """Shapes in pixels: a square for each page of a small pool, runs of equal pages of others."""
 
     width: float = 0
     height: float = 0
