@@ -16,13 +16,14 @@ import pandas as pd
 
 from analysis.core import children
 from analysis.core.errors import EngineError, MachineError
+from analysis.core.jobs import read_lines
 from analysis.runs.tables import count_requests
 from analysis.shortfin.environments import python_of
 from analysis.shortfin.releases import installed_release
 from analysis.studies.validation.soak.result import COLUMNS, Stress
 from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare
-from analysis.sweep.rows import judged, read_records
+from analysis.sweep.rows import checked_outcome
 
 LEVELS = (2, 4, 8, 16, 32)
 _WORKLOADS = 4
@@ -116,7 +117,7 @@ def _one(
                 late = time.monotonic() > deadline
         finally:
             children.kill_group(process)
-        lines = read_records(files[1])
+        lines = read_lines(files[1])
         said = children.tail(output, 4000).strip().splitlines()
     if refused := next((line["refused"] for line in lines if "refused" in line), None):
         raise EngineError(refused)
@@ -135,12 +136,12 @@ def _one(
 def _row(
     level: int, line: Mapping[str, Any], prepared: Prepared, trials: Sequence[Trial]
 ) -> dict[str, Any]:
-    """Return an iteration as a row, its answers judged."""
+    """Return an iteration as a row, its answers checked."""
     trial = trials[line["workload"]]
     answers = prepared.answers[trial.release]
     asked = {request.id: request for request in prepared.workload(trial).requests}
     counts = count_requests(
-        judged(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
+        checked_outcome(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
         for row in line["answers"]
         for request in [asked[row["request_id"]]]
     )
