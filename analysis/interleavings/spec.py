@@ -23,10 +23,10 @@ RULES = {
     "missing-page": "A request has a page for every position that it writes.",
     "reference-count": "References to the trie are as many as the requests that hold one.",
     "unprotected-page": "What a request under way uses of the trie cannot be evicted.",
-    "malformed-trie": "Nodes are under their own tokens, and the leaves are those without children.",
+    "malformed-trie": "Nodes are under their own tokens, and leaves are nodes without children.",
     "page-leak": "Every page is free, cached, pending to be freed or held by a request.",
     "padding-page-allocated": "Page 0, which padding is written to, is given to no request.",
-    "not-quiescent": "When all have ended, all that is cached can be evicted, and all is free.",
+    "not-quiescent": "When all have ended, whatever is cached can be evicted, then all is free.",
 }
 """The sentence of every rule, by its code: the name of what breaks it."""
 

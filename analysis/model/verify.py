@@ -16,7 +16,7 @@ import numpy as np
 from analysis.model.artifacts import ModelArtifacts
 from analysis.model.reference import ReferenceDecoder, ReferenceSequence
 from analysis.model.tokenizer import ModelTokenizer
-from analysis.stats.exact import wilson
+from analysis.stats.bounds import wilson
 from analysis.workloads.prompts import (
     FAMILIES,
     LANES_FROM,
