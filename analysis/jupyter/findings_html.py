@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.core.templates import render
 from analysis.core.wording import counted
-from analysis.plots.finding import colours_of, fill_of
+from analysis.diagnosis.finding_figure import colours_of, fill_of
 from analysis.plots.style import VERMILLION
 from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group
 from analysis.sanitizer.scene import PADDING_KIND, TOKEN_KIND

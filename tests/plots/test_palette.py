@@ -118,6 +118,7 @@ def test_a_lane_shows_as_leaked_what_the_page_map_shows_so() -> None:
         assert leaked == set(mapped.pages("leaked")), until
         cached = {page for page in last[last == "cached"].index if page not in mapped.holders}
         assert cached == set(mapped.pages("cached")), until
+    lanes = figures.page_lifetimes(events, cached_or_leaked(events))
     colours = {to_hex(bar.get_facecolor()[0]).upper()
-               for bar in figures.page_lifetimes(events).axes[0].collections}  # fmt: skip
+               for bar in lanes.axes[0].collections}  # fmt: skip
     assert {STATE_COLOURS["leaked"], STATE_COLOURS["cached"]} <= colours
