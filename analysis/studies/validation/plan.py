@@ -14,7 +14,7 @@ from analysis.runs.tables import FAULT
 from analysis.sanitizer.rules import RULES
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.releases import row_of
-from analysis.stats.rates import least_rate
+from analysis.stats.bounds import least_rate
 from analysis.studies.validation.result import LEVELS, StagedValidation, ValidationError
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Plan

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.core.errors import CachelabError
+from analysis.stats.bounds import requests_to_see, upper_bound
 from analysis.stats.clustered import FEWEST
-from analysis.stats.exact import upper_bound
-from analysis.stats.rates import requests_to_see
 
 LEVELS = (2, 4, 8, 16, 32)
 Verdict = Literal["clean", "failed", "undecided", "void"]
