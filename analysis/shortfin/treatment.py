@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from analysis.core.errors import EngineError
 from analysis.core.wording import listed
 from analysis.shortfin import hooks
-from analysis.shortfin.cache import part_of
+from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.locks import WatchedLock
 from analysis.shortfin.releases import CAPABILITIES, RELEASES
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _PATIENCE_S = 2.0
 
 Place = Literal["cache", "contents", "server"]
+
+
+class LiveEngine(Protocol):
+    """What treatments need of a running engine, or of a cache without a server."""
+
+    @property
+    def release(self) -> str:
+        """The release of shortfin."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration that it was started with."""
+
+    @property
+    def service(self) -> Any:
+        """The `Service`, or another `CacheOwner`; None while it does not run."""
+
+    @property
+    def probe(self) -> Any:
+        """The `CacheProbe` of an observed engine, None while it is not observed."""
+
+    @property
+    def changes(self) -> hooks.Changes:
+        """The changes of the engine that are to be undone."""
 
 
 class Treatment(ABC):
@@ -105,7 +125,7 @@ class Treatment(ABC):
         return True
 
     @abstractmethod
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Change the engine; whatever undoes it goes onto the stack."""
 
 
@@ -123,9 +143,8 @@ def take_pool_lock(pool: Any) -> bool:
     return bool(pool._lock.acquire(timeout=_PATIENCE_S))
 
 
-def lock_for(engine: Engine, undo: ExitStack, name: str) -> WatchedLock:
+def lock_for(engine: LiveEngine, undo: ExitStack, name: str) -> WatchedLock:
     """Return a re-entrant lock that observers of the engine, present and later, see by a name."""
-    assert engine.service is not None
     observer = None if engine.probe is None else engine.probe.observer
     lock = WatchedLock(threading.RLock(), name, None if observer is None else observer.locks)
     engine.service.treatment_locks.append(lock)
@@ -133,32 +152,9 @@ def lock_for(engine: Engine, undo: ExitStack, name: str) -> WatchedLock:
     return lock
 
 
-def cache_of(engine: Engine) -> Any:
+def cache_of(engine: LiveEngine) -> Any:
     """Return the live cache."""
-    assert engine.service is not None
     return engine.service.cache
-
-
-def dialect_of(engine: Engine) -> Any:
-    """Return the module with the treatments of the dialect that the engine's cache speaks."""
-    return part_of(engine.release, "treatments")
-
-
-def cache_operations(engine: Engine) -> Iterator[tuple[Any, str, Callable[..., bool]]]:
-    """Yield the operations of the cache and its pool: owner, name, and what recognises a call.
-
-    The last returns, for the arguments of a call, whether it is one on this engine's cache: an
-    owner may be a class that engines share.
-    """
-    cache, dialect = cache_of(engine), dialect_of(engine)
-    owners = {cache: dialect.CACHE_OPERATIONS, cache.page_pool: dialect.POOL_OPERATIONS}
-    for owner, names in owners.items():
-        for name in names:
-            if hasattr(owner, name):
-                yield owner, name, lambda *args, **named: True
-    for kind in dialect.allocation_classes(engine):
-        for name in dialect.ALLOCATION_OPERATIONS:
-            yield kind, name, lambda allocation, *a, **n: dialect.owner_of(allocation) is cache
 
 
 def nodes_below(root: Any) -> list[Any]:

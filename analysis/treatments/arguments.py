@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
-from analysis.shortfin.treatment import Treatment
+from analysis.shortfin.treatment import LiveEngine, Treatment
 from analysis.treatments.invocations import PendingInvocation, edit_invocations
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 
 class CorrectSeqLens(Treatment):
@@ -22,7 +18,7 @@ class CorrectSeqLens(Treatment):
     needs = frozenset({"history-lengths"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 starts = invocation.arrays["start_positions"]
@@ -41,7 +37,7 @@ class UndoCorrectSeqLens(Treatment):
     needs = frozenset({"exact-lengths"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 starts = invocation.arrays["start_positions"]
@@ -60,7 +56,7 @@ class ZeroStartPositions(Treatment):
     needs = frozenset({"padding-at-one"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 invocation.arrays["start_positions"][invocation.real :] = 0

@@ -6,17 +6,14 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, values_of
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replace_attribute
 from analysis.shortfin.verify import note_edit
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 Ints = npt.NDArray[np.int64]
 
@@ -58,7 +55,7 @@ class PendingInvocation:
 Editor = Callable[[PendingInvocation], None]
 
 
-def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
+def edit_invocations(engine: LiveEngine, undo: ExitStack, editor: Editor) -> None:
     """Give every invocation to `editor` before it is called.
 
     The arguments are changed in the arrays that the engine made, after its own transfers to them:
@@ -134,9 +131,8 @@ def _restore(functions: dict[int, Any], size: int, wrapper: Any, function: Any) 
         functions[size] = function
 
 
-def _note_process(engine: Engine, undo: ExitStack) -> None:
+def _note_process(engine: LiveEngine, undo: ExitStack) -> None:
     """Note the process of each invocation of this engine, as an observer does, too."""
-    assert engine.service is not None
     invocation = engine.service.invocation_class()
     run = invocation.run
 

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,13 @@ from analysis.core.errors import EngineError
 from analysis.model.elements import encode
 from analysis.recording.checksums import writing
 from analysis.sanitizer.world import QUARANTINE
-from analysis.shortfin.treatment import Treatment, cache_of, replace_attribute, take_pool_lock
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
+from analysis.shortfin.treatment import (
+    LiveEngine,
+    Treatment,
+    cache_of,
+    replace_attribute,
+    take_pool_lock,
+)
 
 _PATTERNS = {"nan": float("nan"), "zero": 0.0}
 
@@ -54,7 +57,7 @@ class ZeroPageTables(Treatment):
     upstream = "#738"
     acts_on = "contents"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool = _pool(engine)
         for page in list(pool.available_pages):
             _fill(pool, page.index, 0.0)
@@ -68,7 +71,7 @@ class ZeroOnAcquire(Treatment):
     change = "Every page is filled with zeros when it is taken from the pool."
     acts_on = "contents"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool = _pool(engine)
         acquire = pool.acquire_free_pages
 
@@ -100,7 +103,7 @@ class PoisonFreedPages(Treatment):
                 f"Pages can be poisoned with {self.takes}, not with {word!r}."
             ) from None
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool, value = _pool(engine), self.value
         free = pool.free_pages
 
@@ -132,10 +135,9 @@ class Quarantine(Treatment):
         self.written: list[int] = []
         """Pages that were written after they had been freed."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool = _pool(engine)
         acquire, free = pool.acquire_free_pages, pool.free_pages
-        assert engine.service is not None
         quarantined, lock = engine.service.quarantined, threading.Lock()
         undo.callback(quarantined.clear)
 
@@ -180,7 +182,7 @@ def _once(pages: Iterable[Any]) -> list[Any]:
     return list({page.index: page for page in pages}.values())
 
 
-def _report(engine: Engine, kind: str, pages: list[int], detail: str | None = None) -> None:
+def _report(engine: LiveEngine, kind: str, pages: list[int], detail: str | None = None) -> None:
     observer = None if engine.probe is None else engine.probe.observer
     if observer is not None and pages:
         try:
@@ -189,5 +191,5 @@ def _report(engine: Engine, kind: str, pages: list[int], detail: str | None = No
             observer.fault(error)
 
 
-def _pool(engine: Engine) -> Any:
+def _pool(engine: LiveEngine) -> Any:
     return cache_of(engine).page_pool

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.core.errors import EngineError
+from analysis.shortfin.operations import dialect_of
 from analysis.shortfin.releases import row_of
 from analysis.shortfin.treatment import (
+    LiveEngine,
     Treatment,
     cache_of,
-    dialect_of,
     replace_attribute,
     take_pool_lock,
 )
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _PADDING_PAGE = 0
 _MANY = 4096
@@ -30,8 +28,7 @@ class ReservePaddingPage(Treatment):
     hypothesis = "A request is given page 0, which rows and block tables are padded with."
     change = "Page 0 is kept out of the pool."
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.service is not None
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool, withheld = cache_of(engine).page_pool, engine.service.withheld
         if not take_pool_lock(pool):
             raise EngineError(
@@ -82,7 +79,7 @@ class BigPool(Treatment):
             raise EngineError(f"A big pool has a whole number of pages from 1, not {parameter!r}.")
         self.page_count = int(parameter or _MANY)
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         if engine.config.page_count < (self.page_count or 0):
             raise EngineError(
                 f"The treatment {self.name} is made when an engine starts: start it with"
@@ -110,5 +107,5 @@ class FreeUnpublishedPages(Treatment):
                 " it nothing is published, and all is freed."
             )
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         dialect_of(engine).free_unpublished_pages(engine, undo)

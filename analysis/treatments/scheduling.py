@@ -7,17 +7,15 @@ import threading
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from analysis.shortfin.operations import cache_operations
 from analysis.shortfin.treatment import (
+    LiveEngine,
     Treatment,
-    cache_operations,
     lock_for,
     replace_attribute,
 )
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _STROBE_S = 0.004
 
@@ -29,7 +27,7 @@ class LockCache(Treatment):
     hypothesis = "Threads change the trie, its references or the pool at the same time."
     change = "One re-entrant lock is held during every operation of the cache and of the pool."
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         lock = lock_for(engine, undo, self.name)
         for owner, name, is_own in cache_operations(engine):
             call = getattr(owner, name)
@@ -53,8 +51,7 @@ class OneWorker(Treatment):
     needs = frozenset({"worker-pool"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.service is not None
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         engine.service.edits.share_one_worker(engine.service, undo)
 
 
@@ -66,7 +63,7 @@ class OneAtATime(Treatment):
     change = "A request goes to the engine when the one before it has ended."
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         service = engine.service
         assert service is not None
         launch, lock = service.launch, threading.Lock()
@@ -118,8 +115,7 @@ class ShortStrobes(Treatment):
     needs = frozenset({"strobes"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.service is not None
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         engine.service.edits.shorten_strobes(undo, _STROBE_S)
 
 
@@ -131,8 +127,7 @@ class RequeueUnscheduled(Treatment):
     change = "A prefill that found no pages stays pending and tries again."
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.service is not None
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         engine.service.edits.requeue_unscheduled(engine.service, undo)
 
 
@@ -144,6 +139,5 @@ class SurviveAllocationFailure(Treatment):
     change = "A request for which there is no page fails with an error, and gives back what it has."
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.service is not None
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         engine.service.edits.survive_allocation_failure(engine.service, undo)

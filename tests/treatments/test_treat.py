@@ -15,7 +15,7 @@ from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import contents
 from analysis.treatments import FAULTS, TREATMENTS, treat
-from analysis.shortfin.treatment import dialect_of
+from analysis.shortfin.operations import dialect_of
 from analysis.workloads.named import make_workload
 
 def fingerprint(engine):

@@ -17,7 +17,8 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.treatment import cache_of, cache_operations, replace_attribute
+from analysis.shortfin.operations import cache_operations
+from analysis.shortfin.treatment import cache_of, replace_attribute
 from analysis.studies.cost.measures import LOCK
 from analysis.treatments import treat
 

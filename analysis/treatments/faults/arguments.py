@@ -10,14 +10,12 @@ import asyncio
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from analysis.shortfin.treatment import LiveEngine
 from analysis.treatments.faults.base import Fault, Injection, Site, fault, place_of
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _PATIENCE_S = 2.0
 _secret = partial(fault, rule="argument-changed", secret=True)
@@ -86,9 +84,8 @@ def refilled_in_invocation(site: Site) -> Injection:
 
 @fault("next-before-finish", "read-before-write", "write-pending", kind=Fault,
        needs=["request-list"])  # fmt: skip
-def next_before_finish(self: Fault, engine: Engine, undo: ExitStack) -> None:
+def next_before_finish(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
     """One decode is reported as done with the last results before it has finished, once."""
-    assert engine.service is not None
     edits, results = engine.service.edits, self.memory
     begun = False
 

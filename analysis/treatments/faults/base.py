@@ -10,15 +10,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from analysis.recording.recorder import Recorder
 from analysis.shortfin.releases import row_of
-from analysis.shortfin.treatment import Place, Treatment
+from analysis.shortfin.treatment import LiveEngine, Place, Treatment
 from analysis.treatments.invocations import Ints, PendingInvocation, edit_invocations
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -73,7 +70,7 @@ class Fault(Treatment):
         """Return whether it may still be injected into a request."""
         return self.injected is None and request_id.startswith(self.parameter or "")
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Call the function with this fault, the engine and the stack."""
         type(self).function(self, engine, undo)
 
@@ -91,10 +88,9 @@ class InvocationFault(Fault):
     secret: ClassVar[bool] = False
     """Whether the arguments differ from what was filled in only while the device reads them."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Offer every row of the invocations until the fault is injected."""
         passed = 0
-        assert engine.service is not None
         probe = engine.probe or engine.service.probe()
 
         def edit(invocation: PendingInvocation) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replace_attribute
 from analysis.treatments.faults.base import Injection, InvocationFault, Site, fault
 from analysis.treatments.faults.cache import copy_short
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 Bits = npt.NDArray[np.uint16]
 _LAYER, _HEAD, _SLOT = 1, 1, 3
@@ -159,7 +156,7 @@ class WriteFault(InvocationFault):
         super().__init__(parameter)
         self._restore: Callable[[], None] | None = None
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Offer every invocation, and wait until the damaged one has finished."""
         probe = engine.probe
         if probe is not None:

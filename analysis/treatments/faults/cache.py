@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replace_attribute
 from analysis.treatments.faults.base import Fault, Injection, Site, fault
 from analysis.treatments.pages import fill_page
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _trie = partial(fault, needs=["trie"])
 
@@ -63,13 +60,12 @@ def padding_page_given(site: Site) -> Injection | None:
 
 
 def _release_wrongly(
-    self: Fault, engine: Engine, undo: ExitStack, *, times: int, shared: bool
+    self: Fault, engine: LiveEngine, undo: ExitStack, *, times: int, shared: bool
 ) -> None:
     """Have one reference to a node given back `times` times.
 
     `shared` says whether another request must hold the node, too.
     """
-    assert engine.service is not None
     probe = engine.probe or engine.service.probe()
     counts = type(probe.cache.root.ref_count)
     decrement = counts.decrement
@@ -95,13 +91,13 @@ _reference = partial(
 
 
 @_reference("reference-leaked", cause="not-released")
-def reference_leaked(self: Fault, engine: Engine, undo: ExitStack) -> None:
+def reference_leaked(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
     """One reference to a node of the trie is not given back."""
     _release_wrongly(self, engine, undo, times=0, shared=False)
 
 
 @_reference("reference-dropped", cause="over-released")
-def reference_dropped(self: Fault, engine: Engine, undo: ExitStack) -> None:
+def reference_dropped(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
     """One reference to a node of the trie is given back twice."""
     _release_wrongly(self, engine, undo, times=2, shared=True)
 

@@ -6,15 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.shortfin.treatment import cache_of, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, cache_of, replace_attribute
 from analysis.treatments.faults.base import Injection, InvocationFault, Site, fault
 from analysis.treatments.faults.invocations import wrong_page
 from analysis.treatments.faults.requests import SubmitFault, completed_early
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _STALL_S = 6.5
 """How long a thread is held up: longer than the live check waits for the next event."""
@@ -59,7 +56,7 @@ def never_finishes(site: Site) -> Injection:
 class StallFault(InvocationFault):
     """A fault after a thread was held up while it gave pages back."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Hold up the first thread that gives pages back, within the operation."""
         pool = cache_of(engine).page_pool
         freeing, free = threading.local(), pool.free_pages

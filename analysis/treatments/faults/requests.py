@@ -7,11 +7,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replace_attribute
 from analysis.treatments.faults.base import Fault, Injection, Site, fault, place_of
 
 if TYPE_CHECKING:
-    from analysis.engine import Engine
     from analysis.shortfin.port import Call
 
 
@@ -24,9 +23,8 @@ class SubmitFault(Fault):
     after = 4
     """Decodes of the request that are submitted properly first."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Offer every decode that is submitted."""
-        assert engine.service is not None
         submitted: dict[str, int] = {}
 
         def edit(item: Any, submit: Callable[[Any], None]) -> None:
@@ -55,7 +53,7 @@ class SubmitFault(Fault):
 class CallFault(Fault):
     """A fault in one request from its launch on: `function(service, call, launch)`."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Offer every request that is launched and long enough."""
         service = engine.service
         assert service is not None

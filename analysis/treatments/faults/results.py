@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.shortfin.service.edits import Results
+from analysis.shortfin.treatment import LiveEngine
 from analysis.treatments.faults.base import Fault, Injection, fault, place_of
 from analysis.treatments.faults.requests import CallFault
 
 if TYPE_CHECKING:
-    from analysis.engine import Engine
     from analysis.shortfin.port import Call
 
 
@@ -32,7 +32,7 @@ class ResultFault(Fault):
     after = 3
     """Invocations of the phase that are left alone first."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Offer the results of every invocation."""
         passed = 0
 
@@ -51,7 +51,6 @@ class ResultFault(Fault):
             for row, request_id in enumerate(results.request_ids):
                 self.memory[request_id] = (results.logits, row)
 
-        assert engine.service is not None
         engine.service.edits.edit_results(engine.service, undo, edit)
 
 
@@ -125,7 +124,7 @@ class TokenFault(Fault):
     after = 4
     """Tokens of the request that are left alone first."""
 
-    def is_due(self, request_id: str | None, engine: Engine) -> bool:
+    def is_due(self, request_id: str | None, engine: LiveEngine) -> bool:
         """Return whether this token of a request is the one, and count it."""
         if request_id is None:
             return False
@@ -140,18 +139,17 @@ _wrong_token = partial(fault, rule="sampling-mismatch", kind=TokenFault)
 
 
 @_wrong_token("second-best-token", cause="not-argmax")
-def second_best(self: TokenFault, engine: Engine, undo: ExitStack) -> None:
+def second_best(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
     """One token of a request is the second likeliest, once."""
 
     def choose(scores: Any) -> int:
         return int(np.argsort(-scores, kind="stable")[1])
 
-    assert engine.service is not None
     engine.service.edits.edit_choices(undo, lambda request: self.is_due(request, engine), choose)
 
 
 @_wrong_token("token-changed", cause="changed")
-def token_changed(self: TokenFault, engine: Engine, undo: ExitStack) -> None:
+def token_changed(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
     """One token of a request is another one from when it was chosen, once."""
 
     def edit(request_id: str | None, token: int) -> int:
@@ -159,7 +157,6 @@ def token_changed(self: TokenFault, engine: Engine, undo: ExitStack) -> None:
             return token
         return token - 1 if token > 5 else token + 1
 
-    assert engine.service is not None
     engine.service.edits.edit_tokens(undo, edit)
 
 
@@ -172,7 +169,7 @@ class AnswerFault(Fault):
     The function returns other tokens and the request that they are of, or None.
     """
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Offer every answer that is long enough."""
 
         def edit(request_id: str, tokens: list[int]) -> list[int]:
@@ -185,7 +182,6 @@ class AnswerFault(Fault):
             self.injected = Injection(request_id, changed[1], seq=place)
             return list(changed[0])
 
-        assert engine.service is not None
         engine.service.edits.edit_answers(undo, edit)
 
 

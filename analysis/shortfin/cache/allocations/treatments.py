@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.shortfin.treatment import Treatment, cache_of, nodes_below, replace_attribute
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
-
+from analysis.shortfin.treatment import (
+    LiveEngine,
+    Treatment,
+    cache_of,
+    nodes_below,
+    replace_attribute,
+)
 
 CACHE_OPERATIONS = ("acquire_pages_for_tokens", "_match", "_evict_pages")
 POOL_OPERATIONS = ("acquire_free_pages", "free_pages", "copy_page")
 ALLOCATION_OPERATIONS = ("extend_allocation", "publish_pages_for_tokens", "release_pages")
 
 
-def allocation_classes(engine: Engine) -> list[Any]:
+def allocation_classes(engine: LiveEngine) -> list[Any]:
     """Return the classes of the objects by which requests hold pages."""
-    assert engine.service is not None
     modules = [engine.service.component(f"kvcache.{m}_attention_cache") for m in ("base", "trie")]
     names = ("BasePagedAttentionCacheAllocation", "TriePagedAttentionCacheAllocation")
     return [getattr(module, name) for module, name in zip(modules, names, strict=True)]
@@ -38,7 +39,7 @@ class CopyTokens(Treatment):
     change = "An allocation keeps a copy of its tokens, not the list that its request goes on with."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         for kind in allocation_classes(engine):
             for name in ("extend_allocation", "publish_pages_for_tokens"):
@@ -64,7 +65,7 @@ class ReuseExistingNode(Treatment):
     change = "Where a child with these tokens exists, it is returned, and none is made."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         kind = type(cache_of(engine).root)
         create = kind.create_child
 
@@ -83,7 +84,7 @@ class TrueLeaves(Treatment):
     change = "A node that has children is taken out of the leaves, and not put in."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         kind = type(cache.root)
         create = kind.create_child
@@ -142,7 +143,7 @@ class GiveBackReference(Treatment):
     change = "An acquisition that fails gives back the reference that it took first."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         match, acquire, take = (
             cache._match, cache.acquire_pages_for_tokens, cache.page_pool.acquire_free_pages,
@@ -176,7 +177,7 @@ class GiveBackReference(Treatment):
         replace_attribute(undo, cache.page_pool, "acquire_free_pages", taken)
 
 
-def free_unpublished_pages(engine: Engine, undo: ExitStack) -> None:
+def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Free with an allocation the pages that were not published."""
     cache = cache_of(engine)
     published = {node.page.index for node in nodes_below(cache.root)}

@@ -6,13 +6,9 @@ import threading
 import weakref
 from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.shortfin.treatment import Treatment, cache_of, lock_for, replace_attribute
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
-
+from analysis.shortfin.treatment import LiveEngine, Treatment, cache_of, lock_for, replace_attribute
 
 CACHE_OPERATIONS = (
     "lookup", "allocate", "match", "evict_pages", "publish_pages_for_tokens", "release_pages",
@@ -22,14 +18,13 @@ POOL_OPERATIONS = ("acquire_free_pages", "free_pages", "copy_page", "copy_page_i
 ALLOCATION_OPERATIONS = ()
 
 
-def allocation_classes(engine: Engine) -> list[Any]:
+def allocation_classes(engine: LiveEngine) -> list[Any]:
     """Return no class: requests hold pages by records of a decoder."""
     return []
 
 
-def _decoding(engine: Engine) -> Any:
+def _decoding(engine: LiveEngine) -> Any:
     """Return the release's own module of decoders and page managers."""
-    assert engine.service is not None
     return engine.service.component("decoder.decoder")
 
 
@@ -44,7 +39,7 @@ class KeepDecodeRecord(Treatment):
     change = "What the cache returns for a decode's allocation replaces the request's record."
     needs = frozenset({"records"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         manager, cache = _decoding(engine).PageManager, cache_of(engine)
         allocate, ask, last = manager.allocate, cache.allocate, threading.local()
 
@@ -73,7 +68,7 @@ class RegisterOnce(Treatment):
     change = "Only a request's first allocation adds a reference to the node that it goes on from."
     needs = frozenset({"records", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
         register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
@@ -113,7 +108,7 @@ class ReferToPublished(Treatment):
     change = "At a publication the request's reference moves to the deepest node that it matches."
     needs = frozenset({"records", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
 
@@ -150,7 +145,7 @@ class DelistFreedPages(Treatment):
     change = "Pages are taken off the list of pages in use before they are freed."
     needs = frozenset({"records"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         pool, release, now = cache.page_pool, cache.release_pages, threading.local()
         free = pool.free_pages
@@ -191,7 +186,7 @@ class PinOnLookup(Treatment):
     )
     needs = frozenset({"records", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         lookup, allocate, release = cache.lookup, cache.allocate, cache.release_pages
         lock = lock_for(engine, undo, self.name)
@@ -245,7 +240,7 @@ class PinOnLookup(Treatment):
         replace_attribute(undo, cache, "release_pages", released)
 
 
-def free_unpublished_pages(engine: Engine, undo: ExitStack) -> None:
+def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Free with a request the pages that it took and did not publish."""
     cache, decoding = cache_of(engine), _decoding(engine)
     manager, decoder = decoding.PageManager, decoding.LlmDecoder
