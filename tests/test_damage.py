@@ -17,14 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from story import Story
-from synthetic import make_old, request_row, trial_row
+from old_runs import make_old
+from synthetic import request_row, trial_row
+from trace_builder import TraceBuilder
 
 from analysis.cli import main
 from analysis.core import files
 from analysis.core.errors import RunError
+from analysis.runs.schema import TABLES
 from analysis.runs.store import Run, RunWriter, load_run, pack_run, trial_tables
-from analysis.runs.tables import LACKING, TABLES
+from analysis.runs.former import LACKING
 
 MANIFEST = {
     "plan": {"releases": ["3.1.0"], "concurrency": [1], "repeats": 3, "model": None},
@@ -37,9 +39,9 @@ A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24)
 COMMANDS = ("chart", "check", "explain", "pack", "list", "verify")
 
 
-def story() -> Story:
+def story() -> TraceBuilder:
     """Return a story in which a rule is broken: b's page is read by a."""
-    told = Story()
+    told = TraceBuilder()
     told.submit("b", B)
     told.allocate("b", 3)
     told.prefill("b")

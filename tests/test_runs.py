@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from synthetic import make_old, request_row, trial_row
+from old_runs import make_old
+from synthetic import request_row, trial_row
 
 from analysis.cli import main
 from analysis.runs.store import RunWriter, alone_in, load_run, pack_run

@@ -22,7 +22,7 @@ MIB = 2**20
 def iterations(level: int, count: int, **columns: Any) -> list[dict[str, Any]]:
     """Rows of one level; a column that can be called is given the iteration."""
     plain: dict[str, Any] = {
-        "seconds": 0.5, "requests": level, "failed": 0, "rejected": 0, "refusals": 0,
+        "seconds": 0.5, "requests": level, "failed": 0, "rejected": 0, "retries": 0,
         "latency_p50": 0.2, "latency_max": 0.3, "rss_bytes": 300 * MIB, "free": 200, "cached": 56,
         "lost": 0,
     }  # fmt: skip
@@ -91,7 +91,7 @@ def test_too_few_iterations_have_no_trend() -> None:
 
 def test_the_words_count_what_was_taken_and_say_how_it_ended() -> None:
     result = made(
-        iterations(4, 10, failed=lambda i: int(i == 9), rejected=lambda i: int(i < 2), refusals=3),
+        iterations(4, 10, failed=lambda i: int(i == 9), rejected=lambda i: int(i < 2), retries=3),
         endings={4: "The engine died: no page.", 8: "Nothing was answered any more."},
     )
     text = result.in_words()

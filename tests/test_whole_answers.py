@@ -99,7 +99,7 @@ def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> No
 
 
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
-    events = [{"seq": n, "trial_id": "c", "t_ns": n, "kind": "done", "detail": how}
+    events = [{"seq": n, "trial_id": "c", "t_s": n / 1e9, "kind": "done", "outcome": how}
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
     text = crowd_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
@@ -125,7 +125,7 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
 def test_what_failed_under_stress_and_with_a_fix_left_out_is_in_the_sentence() -> None:
     frame = pd.DataFrame({
         "level": [2, 2, 32], "requests": [8, 8, 64], "failed": [3, 0, 0], "rejected": [0, 0, 8],
-        "lost": [5, 2, 0],
+        "engine_died": [5, 2, 0],
     })  # fmt: skip
     worn = Stress("3.9.0", "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
     assert worn.clause == (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from analysis.diagnosis.case import Case
 from analysis.diagnosis.divergence import Divergence
@@ -14,7 +14,7 @@ from analysis.diagnosis.found import (
     first_leak,
     shortage_of,
 )
-from analysis.diagnosis.journey import Flown, listed, one_line
+from analysis.diagnosis.journey import Flown, listed, one_line, stalled
 from analysis.diagnosis.pages import PageHistory, owners_in_words
 from analysis.sanitizer.findings import WRONG_DATA
 
@@ -45,7 +45,7 @@ def what_of(case: Case, divergence: Divergence | None) -> str:
             return f"{name} was completed with an empty answer{latency}{had}."
         case "timeout":
             return f"{name} had no answer{latency} and was given up{had}."
-        case "lost":
+        case "engine_died":
             return f"{name} was lost{latency}: the engine did not live to answer it{had}."
         case "rejected":
             return f"{name} was refused{latency}: {one_line(request['error'] or 'no reason given')}"
@@ -72,7 +72,7 @@ def because(
     elif case.outcome == "rejected":
         sentences += _refused(case)
     else:
-        if death is not None and case.outcome in ("lost", "error", "timeout"):
+        if death is not None and case.outcome in ("engine_died", "error", "timeout"):
             sentences += _dead(case, death)
         sentences += _standstill(case, flown, finding)
     if not sentences and finding is not None:
@@ -183,13 +183,13 @@ def _refused(case: Case) -> Iterator[str]:
         f": {listed(waiting)}." if waiting else "."
     )
     outcomes = case.requests.set_index("request_id")["outcome"]
-    given_up = ended[ended["detail"].isin(["timeout", "lost"])]["request_id"].dropna()
+    given_up = ended[ended["outcome"].isin(["timeout", "engine_died"])]["request_id"].dropna()
     if len(given_up):
         yield (
             f"{listed(sorted(given_up))} had been given up before it without an answer, and may"
             f" still count for the engine; an explanation of {min(given_up)} tells why."
         )
-    bad = [request for request in waiting if outcomes.get(request) in ("timeout", "lost")]
+    bad = [request for request in waiting if outcomes.get(request) in ("timeout", "engine_died")]
     if bad:
         yield f"Of those, {listed(bad)} never got an answer; an explanation of {bad[0]} tells why."
 
@@ -219,7 +219,7 @@ def _standstill(case: Case, flown: Sequence[Flown], finding: Found | None) -> It
         yield f"{failed[1]} failed for it in event {failed[0]}: {failed[2]}"
     elif case.cut is not None:
         yield "What went on with it last is not in the recording."
-    elif flown and case.outcome in ("timeout", "lost", "empty"):
+    elif flown and case.outcome in ("timeout", "engine_died", "empty"):
         yield from _left_behind(case, flown[-1], until)
     if case.outcome == "timeout":
         where = next((m for m in _waiting(case)), None)
@@ -279,13 +279,11 @@ def _left_behind(case: Case, last: Flown, until: int) -> Iterator[str]:
 
 
 def _waiting(case: Case) -> Iterator[str]:
-    import json
-
     events = case.events
-    own = events[(events["kind"] == "waiting") & (events["request_id"] == case.name)]
-    for detail in own["detail"]:
-        if isinstance(detail, str) and detail.startswith("{"):
-            yield str(json.loads(detail).get("where", "unknown"))
+    own = events[(events["kind"] == "stall") & (events["request_id"] == case.name)]
+    for stall in own["stall"]:
+        if isinstance(stall, Mapping):
+            yield stalled(stall)
 
 
 def _were(number: int) -> str:

@@ -75,7 +75,7 @@ def pool_until(case: Case, end: int) -> tuple[Pool, ...]:
     begin = start.seq
     changed = case.events[(case.events["seq"] > begin) & (case.events["seq"] <= end)]
     # Not when pages were just taken: for a moment nobody is seen to hold them.
-    kinds = ["free", "hold", "drop", "create", "unlink", "replace"]
+    kinds = ["free", "pages_held", "pages_dropped", "create", "unlink", "node_overwritten"]
     places = [int(seq) for seq in changed.loc[changed["kind"].isin(kinds), "seq"]]
     replay, pools = Replay(start), [_pool(start, begin)]
     for seq in _some([*places, end]):

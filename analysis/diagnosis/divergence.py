@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import CachelabError
-from analysis.diagnosis.case import Case, value_of
+from analysis.diagnosis.case import Case
 from analysis.diagnosis.journey import Flown
 
 
@@ -186,7 +186,7 @@ def _arrival(case: Case, place: int) -> tuple[int | None, float | None]:
     if place >= len(arrived):
         return None, None
     event = arrived.iloc[place]
-    return int(event["seq"]), value_of(event["t_ns"]) / 1e9
+    return int(event["seq"]), float(event["t_s"])
 
 
 def _at(values: Sequence[int], place: int) -> int | None:

@@ -158,7 +158,7 @@ def _draw_lanes(
 def _small_marks(axes: Axes, told: Explanation, place: dict[str, int]) -> None:
     """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
     events = told.case.events
-    short = events[(events["kind"] == "shortage") & events["request_id"].isin(list(place))]
+    short = events[(events["kind"] == "alloc_failed") & events["request_id"].isin(list(place))]
     for seq, name in zip(short["seq"], short["request_id"], strict=True):
         axes.plot([float(seq)], [place[name]], "s", color="white", markeredgecolor="black",
                   markersize=6, zorder=6)  # fmt: skip
@@ -180,7 +180,7 @@ def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
     finding, wrong, death = told.finding, told.divergence, told.death
     if finding is not None:
         mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
-    short = [moment.seq for moment in told.moments if moment.kind == "shortage"]
+    short = [moment.seq for moment in told.moments if moment.kind == "alloc_failed"]
     mark(short[-1] if short else None, "too few pages for it", "s")
     if wrong is not None:
         mark(wrong.seq, f"token {wrong.place} is wrong", "X")
@@ -215,7 +215,7 @@ def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
 def _clock(told: Explanation) -> Callable[[float], float]:
     events, invocations = told.case.events, told.case.invocations
     if len(events):
-        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
+        known = events["seq"].to_numpy(float), events["t_s"].to_numpy(float)
     else:
         known = invocations["seq"].to_numpy(float), invocations["t_s"].to_numpy(float)
     return lambda seq: float(np.interp(seq, *known))
@@ -240,7 +240,7 @@ def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D
         shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
     if pages and len(told.case.invocations):
         shown.append(Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"))
-    if (kinds == "shortage").any():
+    if (kinds == "alloc_failed").any():
         shown.append(_sign("s", "black", "too few pages"))
     if any(f.severity == WRONG_DATA for f in told.findings if f != told.finding):
         shown.append(_sign("v", style.VERMILLION, "further wrong data"))

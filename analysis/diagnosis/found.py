@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.diagnosis.cache import cache_at
 from analysis.diagnosis.case import Case, value_of
-from analysis.diagnosis.journey import one_line
+from analysis.diagnosis.journey import one_line, wanted_in_words
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.sanitizer.meanings import meaning_of
 
@@ -118,7 +118,7 @@ def shortage_of(case: Case, request_id: str, since: int = -1) -> Shortage | None
     """Return the last time that the pool was too small for a request."""
     events = case.events
     own = events[
-        (events["kind"] == "shortage")
+        (events["kind"] == "alloc_failed")
         & (events["request_id"] == request_id)
         & (events["seq"] > since)
     ]
@@ -131,8 +131,8 @@ def shortage_of(case: Case, request_id: str, since: int = -1) -> Shortage | None
         request_id=request_id,
         operation=value_of(event["operation"]),
         seq=seq,
-        t_s=float(event["t_ns"]) / 1e9,
-        wanted=value_of(event["detail"]) or "pages were wanted",
+        t_s=float(event["t_s"]),
+        wanted=wanted_in_words(event.to_dict()),
         free=value_of(event["free_pages"]),
         counts=None if cache is None else cache.counts,
     )
@@ -150,12 +150,12 @@ def failed_for(case: Case, request_id: str, since: int, until: int) -> tuple[int
     if own.empty:
         return None
     event = own.iloc[-1]
-    return int(event["seq"]), str(event["operation"]), one_line(str(event["detail"]), 160)
+    return int(event["seq"]), str(event["operation"]), one_line(str(event["message"]), 160)
 
 
 def death_of(case: Case) -> Death | None:
     """Return how the engine of the trial died; None if it did not."""
-    died = case.events[case.events["kind"] == "died"]
+    died = case.events[case.events["kind"] == "worker_died"]
     if died.empty and case.trial["status"] == "ok":
         return None
     if died.empty:
@@ -170,12 +170,14 @@ def death_of(case: Case) -> Death | None:
     failure = None
     if len(failed):
         last = failed.iloc[-1]
-        failure = f"{last['operation']} (event {int(last['seq'])}): {one_line(str(last['detail']))}"
+        failure = (
+            f"{last['operation']} (event {int(last['seq'])}): {one_line(str(last['message']))}"
+        )
         culprits = [str(r) for r in dict.fromkeys(failed["request_id"].dropna())]
     return Death(
-        message=one_line(str(event["detail"]), 600),
+        message=one_line(str(event["message"]), 600),
         seq=seq,
-        t_s=float(event["t_ns"]) / 1e9,
+        t_s=float(event["t_s"]),
         frame=last_frame(case),
         culprits=tuple(culprits[-4:]),
         failure=failure,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,10 +127,10 @@ def moments_of(case: Case, flown: Sequence[Flown]) -> tuple[Moment, ...]:
     """Return what happened to the request but for its ordinary invocations and tokens, in order."""
     moments = []
     events = case.events
-    own = events[(events["request_id"] == case.name) | (events["kind"] == "died")]
+    own = events[(events["request_id"] == case.name) | (events["kind"] == "worker_died")]
     for event in own.to_dict("records"):
         if words := _words(event, case):
-            seconds = float(event["t_ns"]) / 1e9
+            seconds = float(event["t_s"])
             moments.append(Moment(seconds, int(event["seq"]), str(event["kind"]), words))
     for invocation in flown:
         if invocation.phase == "prefill" or invocation is flown[-1] or invocation.error:
@@ -207,8 +206,8 @@ def _prompt_length(case: Case) -> int | None:
     submitted = case.events[
         (case.events["kind"] == "submitted") & (case.events["request_id"] == case.name)
     ]
-    detail = None if submitted.empty else value_of(submitted["detail"].iloc[0])
-    return len(detail.split()) if detail else None
+    tokens = None if submitted.empty else submitted["tokens"].iloc[0]
+    return len(tokens) if tokens else None
 
 
 def _used(row: Row, stride: int) -> tuple[int, ...]:
@@ -224,40 +223,51 @@ def _at(values: Sequence[Any], place: int) -> Any:
 
 def _words(event: dict[Any, Any], case: Case) -> str:
     """Return what an event of the request's own was, "" if it is not told one by one."""
-    pages, detail = event["pages"] or (), value_of(event["detail"]) or ""
+    pages, message = event["pages"] or (), value_of(event["message"]) or ""
     left = value_of(event["free_pages"])
     free = "" if left is None else f"; {left} free then"
     match event["kind"]:
         case "submitted":
-            return f"sent in, {len(detail.split())} tokens long"
+            return f"sent in, {len(event['tokens'] or ())} tokens long"
         case "match":
             hit = value_of(event["tokens_hit"]) or 0
             found = f", on {pages_in_words(pages)}" if pages else ""
             return f"looked up in the trie: {hit} tokens found{found}"
         case "acquire":
             return f"took {pages_in_words(pages)} from the pool{free}"
-        case "shortage":
-            return f"the pool had too few pages: {detail}, {left} free"
+        case "alloc_failed":
+            return f"the pool had too few pages: {wanted_in_words(event)}, {left} free"
         case "evict":
             return f"{pages_in_words(pages)} evicted to make room"
         case "failed":
-            return f"{event['operation']} failed: {one_line(detail)}"
+            return f"{event['operation']} failed: {one_line(message)}"
         case "free":
             return f"gave {pages_in_words(pages)} back to the pool{free}"
-        case "drop":
+        case "pages_dropped":
             return f"held {pages_in_words(pages)} no longer"
-        case "twice":
+        case "duplicate_page":
             return f"had {pages_in_words(pages)} more than once in its list"
         case "first_token":
             return "first token"
-        case "waiting":
-            said = json.loads(detail) if detail.startswith("{") else {}
-            return f"given up; the engine had it as {said.get('where', 'unknown')!s}"
-        case "died":
-            return one_line(detail)
+        case "stall":
+            return f"given up; the engine had it as {stalled(event['stall'])}"
+        case "worker_died":
+            return one_line(message)
         case "done":
-            return f"ended; for the engine: {detail}"
+            return f"ended; for the engine: {event['outcome']}"
     return ""
+
+
+def wanted_in_words(event: Mapping[Any, Any]) -> str:
+    """Return how many pages an event wanted."""
+    wanted = value_of(event["wanted"])
+    return "pages were wanted" if wanted is None else f"{wanted} pages were wanted"
+
+
+def stalled(stall: Mapping[str, Any] | None) -> str:
+    """Return where a request was that was given up, such as "pending decode"."""
+    stall = stall or {}
+    return " ".join(filter(None, (stall.get("state") or "unknown", stall.get("phase"))))
 
 
 def _from_the_answer(case: Case) -> list[Moment]:

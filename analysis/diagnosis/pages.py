@@ -19,21 +19,21 @@ _BRIEF = 3
 """Most events between a request's letting go of a page and the pool's having it again."""
 _WORDS = {
     "acquire": "{who} took it from the pool",
-    "hold": "{who} held it from then on",
-    "drop": "{who} held it no longer",
+    "pages_held": "{who} held it from then on",
+    "pages_dropped": "{who} held it no longer",
     "free": "{who} gave it back to the pool",
     "create": "{who} put it into the trie, as node {node}",
     "unlink": "node {node} of the trie, which had it, was taken out",
-    "replace": "node {node} of the trie, which had it, lost its place to another",
+    "node_overwritten": "node {node} of the trie, which had it, lost its place to another",
     "evict": "evicted from the trie, for {who}",
     "duplicate": "{who} set it aside as a repeat of a cached one",
-    "twice": "{who} had it twice in its list",
+    "duplicate_page": "{who} had it twice in its list",
     "nonfinite": "it held NaN or infinity, from slot {value} on, when {who} flew",
     "written_after_free": "it had been written since it was freed",
 }
 _Event = dict[Any, Any]
 """A row of the table `events`."""
-_PAIRS = ({"acquire", "hold"}, {"free", "drop"})
+_PAIRS = ({"acquire", "pages_held"}, {"free", "pages_dropped"})
 """Two sides of one step, of which the first to tell is enough."""
 
 
@@ -93,7 +93,9 @@ def pages_of(case: Case, flown: Sequence[Flown], also: Iterable[int | None] = ()
     for invocation in flown:
         own = invocation.length or invocation.mine.seq_len or 0
         pages += invocation.mine.table[: -(-own // case.stride)]
-    held = case.events[(case.events["kind"] == "hold") & (case.events["request_id"] == case.name)]
+    held = case.events[
+        (case.events["kind"] == "pages_held") & (case.events["request_id"] == case.name)
+    ]
     for more in held["pages"]:
         pages += more or ()
     return list(dict.fromkeys(int(page) for page in pages))
@@ -145,7 +147,7 @@ def _told(events: Sequence[_Event], page: int) -> list[Entry]:
                 who=who, node=value_of(event["node"]), value=value_of(event["value"])
             )
         seq = int(event["seq"])
-        entry = Entry(seq, float(event["t_ns"]) / 1e9, kind, request, words, seq)
+        entry = Entry(seq, float(event["t_s"]), kind, request, words, seq)
         if entries and {entries[-1].kind, kind} in _PAIRS and entries[-1].request_id == request:
             if kind in ("free", "acquire"):
                 entries[-1] = entry
@@ -231,13 +233,13 @@ def _stays(events: Sequence[_Event], page: int, first: Snapshot, last: int) -> t
         match event["kind"]:
             case "acquire" | "free":
                 free = event["kind"] == "free"
-            case "hold":
+            case "pages_held":
                 holders[str(event["request_id"])] = None
-            case "drop":
+            case "pages_dropped":
                 holders.pop(str(event["request_id"]), None)
             case "create":
                 nodes.add(value_of(event["node"]))
-            case "unlink" | "replace":
+            case "unlink" | "node_overwritten":
                 nodes.discard(value_of(event["node"]))
         owners = _owners(free, holders, nodes)
         if owners != now:

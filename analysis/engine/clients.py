@@ -41,7 +41,7 @@ def run_workload(
     `references`, the reference decoder's answers, if given. With `resubmit_s`, a request that was
     refused is sent again after a pause of so many seconds, up to eight times as long after further
     refusals, until `timeout_s` have passed since it was first sent; its row is that of the last
-    time, and `refusals` says how often it was sent in vain.
+    time, and `retries` says how often it was refused before.
 
     Ctrl-C ends it at once: no client sends any more, and what is under way is given up.
     """
@@ -109,7 +109,7 @@ def _ask(
     resubmit_s: float | None,
     stop: threading.Event,
 ) -> dict[str, Any]:
-    deadline, refusals = time.monotonic() + timeout_s, 0
+    deadline, retries = time.monotonic() + timeout_s, 0
     while True:
         asked = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
         if stop.is_set():  # it may have come after all others were given up
@@ -118,10 +118,10 @@ def _ask(
         done = asked.result(timeout=timeout_s + 10)
         if done.outcome != "rejected" or resubmit_s is None:
             break
-        pause = resubmit_s * min(refusals + 1, _LONGEST_PAUSE)
+        pause = resubmit_s * min(retries + 1, _LONGEST_PAUSE)
         if time.monotonic() + pause >= deadline or stop.wait(pause):
             break
-        refusals += 1
+        retries += 1
     reference = (references or {}).get((request.prompt, request.max_new_tokens))
     outcome, divergence = judge(done.tokens, done.text, done.outcome, request, reference)
     return {
@@ -140,5 +140,5 @@ def _ask(
         "submitted_s": done.submitted_s,
         "latency_s": done.latency_s,
         "ttft_s": done.ttft_s,
-        "refusals": None if resubmit_s is None else refusals,
+        "retries": None if resubmit_s is None else retries,
     }

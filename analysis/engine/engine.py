@@ -287,7 +287,7 @@ class Engine:
                 raise EngineError(f"A request {waiting.request_id!r} is already under way.")
             self._waiting[waiting.request_id] = waiting
         if self.died is not None:
-            self._end(waiting, "lost", self.died.message)
+            self._end(waiting, "engine_died", self.died.message)
             return waiting.future
         waiting.call = call = Call(
             request_id=waiting.request_id,
@@ -500,7 +500,7 @@ class Engine:
 
     def _lose_all(self, reason: str) -> None:
         for waiting in list(self._waiting.values()):
-            self._end(waiting, "lost", reason)
+            self._end(waiting, "engine_died", reason)
 
     # -- watching --------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ def snapshot_html(snapshot: Snapshot, *, decode: Decode | None = None) -> str:
         f"<div>{escape(_capped(describe_snapshot(snapshot)))}</div>",
         _legend([snapshot]),
         _map(snapshot, ()),
-        _items(snapshot.conflicts[2:]),
+        _items([str(c) for c in snapshot.conflicts[2:]]),
         _trie(snapshot, decode),
     ]
     return _wrapped(parts)

@@ -15,9 +15,9 @@ def memory(events: pd.DataFrame, title: str | None = None) -> Figure:
     rows = events[events["kind"] == "memory"]
     if rows.empty:
         return style.nothing_to_draw("No memory was recorded.")
-    seconds = rows["t_ns"].astype(float) / 1e9
+    seconds = rows["t_s"].astype(float)
     resident = rows["value"].astype(float) / _MIB
-    table = rows["detail"].astype(float) / _MIB
+    table = rows["page_table_bytes"].astype(float) / _MIB
     figure = style.new_figure(7.6, 3.4)
     axes = figure.add_subplot()
     for values, colour, name in (

@@ -13,10 +13,10 @@ from analysis.plots import style
 from analysis.stats.rates import CONFIGURATION, outcome_counts, varying
 
 # From the bottom up: failures, then right answers, then what was refused, set off by its hatching.
-STACK = ("wrong", "empty", "error", "timeout", "lost", "ok", "rejected")
+STACK = ("wrong", "empty", "error", "timeout", "engine_died", "ok", "rejected")
 _WORDS = {
     "empty": "empty (no tokens)",
-    "lost": "lost (the engine died)",
+    "engine_died": "engine died",
     "rejected": "rejected (refused at once)",
 }
 _HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
@@ -88,7 +88,7 @@ def _stack(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
                     ha="center",
                     va="center",
                     fontsize=style.SMALL,
-                    color="white" if kind in ("lost", "wrong") else "black",
+                    color="white" if kind in ("engine_died", "wrong") else "black",
                     # Hatching behind a number would make it unreadable.
                     bbox={
                         "facecolor": style.OUTCOME_COLOURS[kind],

@@ -114,11 +114,11 @@ def _spans(events: pd.DataFrame) -> pd.DataFrame:
             rows.append({"page": page, "owner": owner, "begin": begin, "end": seq, "place": place})
 
     columns = ["seq", "kind", "request_id", "pages"]
-    kinds = events["kind"].isin(["hold", "drop"])
+    kinds = events["kind"].isin(["pages_held", "pages_dropped"])
     listed: list[Any] = list(events.loc[kinds, columns].itertuples())
     for event in listed:
         for page in event.pages:
-            if event.kind == "hold":
+            if event.kind == "pages_held":
                 together = sum(p == page for p, _ in open_)
                 open_.setdefault((page, event.request_id), (event.seq, together))
             else:

@@ -124,7 +124,7 @@ class Completion:
     """One request as it ended.
 
     `outcome` is ok (completed with tokens, right or not: the oracles judge that), empty (completed
-    without), rejected (refused by the engine), error, timeout, or lost (the engine died).
+    without), rejected (refused by the engine), error, timeout, or engine_died.
     """
 
     request_id: str

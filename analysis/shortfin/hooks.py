@@ -52,7 +52,7 @@ class Watcher(Protocol):
         """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
 
     def at_token(
-        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
+        self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
     ) -> None:
         """Tell an event of a kind that comes with every token; bytes are logits."""
 

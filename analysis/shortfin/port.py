@@ -115,7 +115,7 @@ class Adapter(ABC):
         return f"'{self.name}-" in str(worker)
 
     def whereabouts(self, request_id: str) -> str:
-        """Say where the engine has a request: pending, reserved, flying, working or unknown.
+        """Say where the engine has a request: pending, reserved, executing, working or unknown.
 
         A phase may follow. pending: a batcher has it in its list; reserved: it waits for others of
         its group; working: nobody waits for it, and its own task has not ended.

@@ -1,8 +1,9 @@
 """Rates with intervals, and how many requests a question needs.
 
 A failed request is one that the engine took and did not answer right: wrong, empty, error, timeout
-or lost. A rejected request was refused before it was worked on; it counts neither for nor against
-the engine's answers, so rates are failures / (requests - rejected), and rejections are shown apart.
+or engine_died. A rejected request was refused before it was worked on; it counts neither for nor
+against the engine's answers, so rates are failures / (requests - rejected), and rejections are
+shown apart.
 
 Requests of one trial share batches, and with them their fate; trials are independent, since each
 has a fresh engine in a fresh process. So intervals rest on trials (`analysis.stats.clustered`).
@@ -19,7 +20,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.runs.derive import exposure
-from analysis.runs.tables import FAILURES, OUTCOMES, TABLES, to_frame
+from analysis.runs.schema import FAILURES, OUTCOMES, TABLES
+from analysis.runs.tables import to_frame
 from analysis.stats.clustered import rate
 from analysis.stats.exact import holm, wilson
 
@@ -75,7 +77,7 @@ def per_trial(
     """
     rejected = requests["outcome"] == "rejected"
     failed = requests["outcome"].isin(tuple(failures))
-    again = requests["refusals"].fillna(0) > 0 if "refusals" in requests else False
+    again = requests["retries"].fillna(0) > 0 if "retries" in requests else False
     counted = pd.DataFrame(
         {
             "trial_id": requests["trial_id"],

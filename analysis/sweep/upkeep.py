@@ -216,8 +216,8 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 def _idle(trials: pa.Table) -> set[str]:
     """Return the ids of the controls whose fault found nothing to strike."""
-    pairs = zip(trials["trial_id"].to_pylist(), trials["struck"].to_pylist(), strict=True)
-    return {trial_id for trial_id, struck in pairs if struck == "null"}
+    pairs = zip(trials["trial_id"].to_pylist(), trials["injected"].to_pylist(), strict=True)
+    return {trial_id for trial_id, injected in pairs if injected is False}
 
 
 def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:

@@ -6,7 +6,7 @@ import io
 from dataclasses import replace
 
 import pytest
-from told import short_pool, wrong_page
+from traces import short_pool, wrong_page
 
 from analysis import explain
 

@@ -115,7 +115,7 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
     monkeypatch.setattr(allocations, "raw", lambda logits: unreadable(logits.content))
     watcher = SimpleNamespace(
         verifies=True, fault=faults.append, event=lambda kind, **said: told.append((kind, said)),
-        at_token=lambda kind, request, value, detail: told.append((kind, {"value": value})),
+        at_token=lambda kind, request, value, digest: told.append((kind, {"value": value})),
     )  # fmt: skip
     probe = object.__new__(allocations.AllocationProbe)
     probe._read = {}

@@ -36,11 +36,11 @@ def test_trials_say_how_they_were_treated(old):
     assert [trial.is_control for trial in plan.trials()] == [True, True, *[False] * 4]
     treated = run.trials["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
-    assert set(run.trials["observed"]) == {"events"}
+    assert set(run.trials["recording"]) == {"events"}
     whole = load_run(run.path, controls=True)
     controls = whole.trials["treatments"].map(lambda names: is_control(tuple(names)))
     assert controls.sum() >= 2
-    assert whole.trials.loc[controls.astype(bool), "struck"].notna().all()
+    assert whole.trials.loc[controls.astype(bool), "injected"].notna().all()
 
 
 def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):

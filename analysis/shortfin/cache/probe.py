@@ -86,12 +86,12 @@ class WatchedSet(set[Any]):
         new = element not in self
         super().add(element)
         if new:
-            self._tell("leaf", element)
+            self._tell("leaf_added", element)
 
     def remove(self, element: Any) -> None:
         """Take a leaf out; KeyError if it is not in."""
         super().remove(element)
-        self._tell("no_leaf", element)
+        self._tell("leaf_removed", element)
 
     def discard(self, element: Any) -> None:
         """Take a leaf out if it is in."""
@@ -274,7 +274,7 @@ class CacheProbe(ABC):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
         if self._first(request_id, ("twice", *twice)):
-            self._tell("twice", request_id=request_id, pages=twice)
+            self._tell("duplicate_page", request_id=request_id, pages=twice)
 
     def _first(self, request_id: str, what: tuple[Any, ...]) -> bool:
         """Tell whether something was not told yet of a request."""
@@ -323,9 +323,9 @@ class CacheProbe(ABC):
             elif pages is None and error is None:
                 # Of what a treatment holds back there was nothing to be had.
                 self._tell(
-                    "shortage",
+                    "alloc_failed",
                     free_pages=len(self.pool.available_pages),
-                    detail=f"{count} pages were wanted",
+                    wanted=count,
                 )
 
         def freeing(pages: Sequence[Any]) -> Any:
@@ -357,13 +357,13 @@ class CacheProbe(ABC):
             if node is None or node is before:
                 return
             if before is not None:
-                self._tell("replace", node=numbers.of(before), pages=[before.page.index])
+                self._tell("node_overwritten", node=numbers.of(before), pages=[before.page.index])
             self._tell(
                 "create",
                 node=numbers.of(node),
                 parent=numbers.of(parent),
                 pages=[node.page.index],
-                detail=" ".join(map(str, tokens)),
+                tokens=tuple(tokens),
             )
 
         def unlinking(node: Any) -> Any:
@@ -381,7 +381,9 @@ class CacheProbe(ABC):
                 pages=[node.page.index],
             )
             if in_place is not node and in_place is not None:
-                self._tell("replace", node=numbers.of(in_place), pages=[in_place.page.index])
+                self._tell(
+                    "node_overwritten", node=numbers.of(in_place), pages=[in_place.page.index]
+                )
 
         def counted(state: Any, result: Any, error: Any, count: Any) -> None:
             node = numbers.counted_by(count)
@@ -492,7 +494,7 @@ class CacheProbe(ABC):
                     "evict",
                     pages=pages,
                     free_pages=self._free_count(),
-                    detail=f"{wanted} pages were wanted",
+                    wanted=wanted,
                 )
 
         hooks.around(self.cache, name, before=evicting, after=evicted)

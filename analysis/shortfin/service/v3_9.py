@@ -204,7 +204,7 @@ class V39(Adapter):
                 here = {r.orig_instance_id for r in list(waiting.values())}
                 return f"{'reserved' if members - here else 'pending'} {phase}"
             if mine:
-                return f"flying {phase}"
+                return f"executing {phase}"
         return "working" if request_id in self._processes else "unknown"
 
     def silent_death(self) -> str | None:

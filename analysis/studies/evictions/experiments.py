@@ -78,7 +78,7 @@ def use_up(
 
 def crowd_in_words(rounds: int, death: str | None, events: pd.DataFrame) -> str:
     """Say what became of the requests, the pages and the engine of `crowd`, from its events."""
-    counts = events.loc[events["kind"] == "done", "detail"].value_counts()
+    counts = events.loc[events["kind"] == "done", "outcome"].value_counts()
     evicted = int(events.loc[events["kind"] == "evict", "pages"].map(len).sum())
     ended = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
     fate = f"the engine died in round {rounds}: {death}" if death else "the engine lived"

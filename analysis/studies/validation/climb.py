@@ -14,8 +14,8 @@ from typing import Any
 from analysis.core.errors import CachelabError, check_writable, shown
 from analysis.core.files import write_atomically
 from analysis.core.paths import place_of
+from analysis.runs.schema import FAULT
 from analysis.runs.store import differences, load_run
-from analysis.runs.tables import FAULT
 from analysis.sanitizer.rules import RULES
 from analysis.shortfin import PACE_S
 from analysis.shortfin.config import LONGEST_TIMEOUT_S

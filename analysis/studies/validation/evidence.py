@@ -75,7 +75,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
     [trial] = tables["trials"].to_pylist()
     times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
     at_once = max_at_once(times, trial["concurrency"])
-    requests = tables["requests"].select(["request_id", "outcome", "refusals", "submitted_s"])
+    requests = tables["requests"].select(["request_id", "outcome", "retries", "submitted_s"])
     requests = requests.to_pylist()
     findings = tables["findings"].to_pylist() if "findings" in tables else []
     keys = [(row["rule"], row["cause"]) for row in findings]
@@ -94,7 +94,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
         struck=control is not None and control.struck,
         fault="" if control is None else control.fault,
         outcomes=Counter(row["outcome"] for row in requests),
-        refusals=sum(row["refusals"] or 0 for row in requests),
+        refusals=sum(row["retries"] or 0 for row in requests),
         ending=(trial["status_detail"] or trial["status"]) if badly else None,
         unchecked=unchecked,
         findings=tuple(r for r, k in zip(findings, keys, strict=True) if k not in tolerated),

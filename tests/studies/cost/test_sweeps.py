@@ -31,7 +31,7 @@ def test_every_arm_is_timed_unwatched_and_then_watched(tmp_path: Path, release: 
     assert sorted(seen["arm"]) == sorted(arms)
     assert ((seen["hit_rate"] > 0) & (seen["hit_rate"] < 1)).all()
     assert ((seen["peak_pages"] > 8) & (seen["peak_pages"] <= 128)).all()
-    assert list(found.trials["observed"]) == ["nothing"] * 3 + ["events"] * 3
+    assert list(found.trials["recording"]) == ["nothing"] * 3 + ["events"] * 3
     compared = costs(measures)
     assert set(compared["verdict"]) == {"too few trials to tell"}
     assert (compared["pairs"] == 1).all()

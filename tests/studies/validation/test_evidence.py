@@ -27,7 +27,7 @@ def snapshot(seq: int, **counts: int) -> dict:
             "conflicts": [], **counts}  # fmt: skip
 
 
-class Story:
+class TraceBuilder:
     """A run that grows by a trial at a time."""
 
     def __init__(self, path: Path) -> None:
@@ -40,16 +40,16 @@ class Story:
         outcomes: tuple[str, ...] = ("ok",) * 8,
         findings: tuple[dict, ...] = (),
         last: dict | None = None,
-        refusals: int = 0,
+        retries: int = 0,
         **columns: Any,
     ) -> None:
         requests = [
-            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, refusals=refusals,
+            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, retries=retries,
                         submitted_s=float(i))
             for i, outcome in enumerate(outcomes)
         ]  # fmt: skip
         snapshots = [snapshot(9, **(last or {"free": 256})), snapshot(0, free=256)]
-        events = [{"seq": i, "t_ns": i, "kind": "acquire", "free_pages": free, "pages": [1]}
+        events = [{"seq": i, "t_s": i / 1e9, "kind": "acquire", "free_pages": free, "pages": [1]}
                   for i, free in enumerate((250, 200, 230))]  # fmt: skip
         tables = {"snapshots": snapshots, "events": events, "findings": findings}
         self.writer.write_trial(
@@ -64,15 +64,15 @@ class Story:
                        rate=0.01, tolerated=reasons, run="rung-04")  # fmt: skip
 
 
-def control(story: Story, alarmed: bool = True) -> None:
+def control(story: TraceBuilder, alarmed: bool = True) -> None:
     found = (finding(1, *CONTROL_ALARM, severity="wrong data"),) if alarmed else ()
     story.trial("control", ("wrong",) * 4, found, treatments=[CONTROL])
 
 
 def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     control(story)
-    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
+    story.trial("a", retries=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     rung = story.rung(needed=10)
     assert rung.verdict == "clean"
@@ -87,7 +87,7 @@ def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
 
 
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
-    story = Story(tmp_path)
+    story = TraceBuilder(tmp_path)
     story.trial("c", ("ok",) * 4)
     story.trial("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
     rung = story.rung()
@@ -96,14 +96,14 @@ def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> No
 
 
 def test_a_control_that_stays_silent_makes_it_void(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     control(story, alarmed=False)
     story.trial("a")
     assert story.rung().verdict == "void"
 
 
 def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     story.trial("a")
     story.trial("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
                (finding(1, "own length", "beyond it", "r0", severity="wrong data"),))  # fmt: skip
@@ -115,7 +115,7 @@ def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) 
 
 
 def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST, "r1"), finding(2, *LOST, "r2")))
     beyond = finding(1, "own length", "beyond it", "r5", severity="wrong data")
@@ -130,7 +130,7 @@ def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None
 
 
 def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST),))
     rung = story.rung({LOST: "it is a trial"})
@@ -141,7 +141,7 @@ def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: P
 
 
 def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     control(story)
     story.trial("a", last={"free": 200, "cached": 53, "leaked": 2, "live": 1})
     rung = story.rung()
@@ -150,19 +150,19 @@ def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path:
 
 
 def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: Path) -> None:
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     control(story)
     story.trial("a", status_detail="The recording was full.")
     rung = story.rung()
     assert (rung.verdict, rung.unchecked) == ("undecided", ("The recording was full.",))
-    story.trial("b", ("ok", "lost"), status="crashed", status_detail="Ended by SIGSEGV.")
+    story.trial("b", ("ok", "engine_died"), status="crashed", status_detail="Ended by SIGSEGV.")
     rung = story.rung()
     assert (rung.verdict, rung.endings) == ("failed", ("Ended by SIGSEGV.",))
 
 
 def test_a_run_is_read_on_as_it_grows_and_nothing_is_read_where_none_is(tmp_path: Path) -> None:
     assert read_evidence(tmp_path / "nowhere", {}) == []
-    story = Story(tmp_path / "run")
+    story = TraceBuilder(tmp_path / "run")
     story.trial("a")
     story.trial("b", ("wrong",))
     assert [item.trial_id for item in read_evidence(story.path, {}, {"a"})] == ["b"]

@@ -70,7 +70,7 @@ def test_a_ladder_is_validated_only_if_every_rung_was_climbed() -> None:
     "change",
     [
         {"failures": {"wrong": 1}},
-        {"failures": {"lost": 1}},
+        {"failures": {"engine_died": 1}},
         {"findings": (BEYOND,)},
         {"leaked": 1},
         {"endings": ("The engine died.",)},

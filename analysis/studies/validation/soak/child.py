@@ -53,7 +53,7 @@ def ask_until(spec: Mapping[str, Any], lines: IO[bytes], logs: Path) -> None:
                 resubmit_s=spec["resubmit_s"],
             )
             ended = time.monotonic() - started
-            kept = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "refusals")
+            kept = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "retries")
             say(
                 {
                     "iteration": number,

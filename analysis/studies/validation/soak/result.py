@@ -14,7 +14,7 @@ from analysis.runs.tables import RequestCounts
 from analysis.stats.rates import wilson
 
 COLUMNS = (
-    "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "refusals",
+    "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "retries",
     "latency_p50", "latency_max", "rss_bytes", "free", "cached", "lost",
 )  # fmt: skip
 TRENDS = {"rss_bytes": "resident memory", "lost": "lost pages", "latency_p50": "median latency"}
@@ -35,7 +35,7 @@ class Stress:
     budget_s: float
     frame: pd.DataFrame
     """A row an iteration: level, iteration (from 0), t_s (its end, since the engine was ready),
-    seconds (that it took), requests, failed, rejected, refusals (sent again), latency_p50 and
+    seconds (that it took), requests, failed, rejected, retries (sent again), latency_p50 and
     latency_max (s, of answered ones), rss_bytes, and with nobody served pages free, cached and lost
     (neither)."""
     endings: Mapping[int, str | None]
@@ -90,7 +90,7 @@ class Stress:
         for level, ending in self.endings.items():
             own = self.frame[self.frame["level"] == level]
             slopes = trends[trends["level"] == level].set_index("measure")
-            refused = own["rejected"].sum() + own["refusals"].sum()
+            refused = own["rejected"].sum() + own["retries"].sum()
             offered = "offered " if refused else ""
             lines.append(f"- {level} {offered}at once: {_level(own, slopes, ending)}")
         return "\n".join(lines)
@@ -110,7 +110,7 @@ def _level(own: pd.DataFrame, slopes: pd.DataFrame, ending: str | None) -> str:
             " is one engine)"
         )
     text += ";"
-    if again := int(own["refusals"].sum()):
+    if again := int(own["retries"].sum()):
         text += f" {again} times one was refused and sent again;"
     lost = int(own["lost"].iloc[-1])
     text += f" {lost} pages lost in the end, {own['rss_bytes'].max() / _MIB:.0f} MiB at most."
