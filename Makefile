@@ -5,7 +5,9 @@ SHELL := /bin/bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-RELEASES ?= 3.1.0 3.9.0
+# The default environment's release is the one that pyproject.toml pins; every release has a lock file.
+DEFAULT := $(shell sed -nE 's/^ *"shortfin==([^"]+)".*/\1/p' pyproject.toml)
+RELEASES ?= $(patsubst environments/%.txt,%,$(filter-out %/bootstrap.txt,$(sort $(wildcard environments/*.txt))))
 NOTEBOOKS ?= 01_reproduce
 FULL ?=
 SLOW ?=
@@ -33,7 +35,7 @@ help: ## List what there is to run
 
 setup: $(VENV)/.ready $(foreach r,$(RELEASES),.venvs/.ready-$(r)) ## Make the environments and compile the model (every target below does it)
 
-report: setup ## Execute notebook 01 on both releases, publish HTML (NOTEBOOKS=all, FULL=1, RELEASES="3.1.0", OUT=dir)
+report: setup ## Execute notebook 01 on every release, publish HTML (NOTEBOOKS=all, FULL=1, RELEASES="...", OUT=dir)
 	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
 
 test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest, such as -n0 for one process)
@@ -53,7 +55,7 @@ lint: $(VENV)/.ready ## Check style, types, and who may import whom
 
 bench: setup ## Measure what watching costs, side by side in one process
 	@for b in benchmarks/bench_*.py; do $(BIN)/python "$$b"; done
-	for r in $(filter-out 3.1.0,$(RELEASES)); do .venvs/$$r/bin/python benchmarks/bench_observe.py; done
+	for r in $(filter-out $(DEFAULT),$(RELEASES)); do .venvs/$$r/bin/python benchmarks/bench_observe.py; done
 
 lock: $(VENV)/.ready ## Compile the lock files anew from pyproject.toml (RELEASES="...")
 	@$(BIN)/python -c 'import sys; from analysis.shortfin.environments import lock; lock(sys.argv[1:])' $(RELEASES)
@@ -61,7 +63,7 @@ lock: $(VENV)/.ready ## Compile the lock files anew from pyproject.toml (RELEASE
 clean: ## Remove the environments and everything that can be made again (runs and reports stay)
 	rm -rf $(VENV) .venvs data/cache
 
-$(VENV)/.ready: environments/bootstrap.txt environments/3.1.0.txt pyproject.toml
+$(VENV)/.ready: environments/bootstrap.txt environments/$(DEFAULT).txt pyproject.toml
 	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then
 	  echo "shortfin has wheels for x86-64 Linux only, and this is $$(uname -sm): work on an x86-64 Linux machine." >&2; exit 1
 	fi
@@ -72,7 +74,7 @@ $(VENV)/.ready: environments/bootstrap.txt environments/3.1.0.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r environments/bootstrap.txt
 	export UV_PYTHON_DOWNLOADS=never
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r environments/3.1.0.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r environments/$(DEFAULT).txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -13,7 +13,7 @@ import uuid
 import numpy as np
 
 from analysis import Engine, EngineConfig
-from analysis.shortfin import Answer, Call
+from analysis.shortfin.port import Answer, Call
 
 BLOCKS, TOKENS, PROMPT = 60, 16, "10 20 30 40 50 "
 
@@ -35,7 +35,7 @@ def alone(engine: Engine, rows: int) -> list[float]:
             done.release()
 
         call = Call(uuid.uuid4().hex, PROMPT, ids, TOKENS, lambda token: None, end)
-        engine.adapter.launch(call)  # type: ignore[union-attr]
+        engine.service.launch(call)  # type: ignore[union-attr]
     for _ in range(rows):
         done.acquire(timeout=60)
     return latencies

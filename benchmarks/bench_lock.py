@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from analysis import Engine, EngineConfig
 from analysis.studies.cost import measure_lock
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 BLOCKS, ROWS, PAGES = 40, 8, 4096
 

@@ -39,6 +39,9 @@ _PRELUDE = """
 import json, os, sys
 from pathlib import Path
 from analysis.engine import Engine, EngineConfig
+from analysis.shortfin.releases import row_of
+def has(release, capability):
+    return capability in row_of(release).capabilities
 said = Path(sys.argv[1])
 def say(value):
     said.write_text(json.dumps(value))
@@ -55,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def child(tmp_path: Path) -> ChildRunner:
     """Run Python source in a child of a release's environment, with Engine and `say` at hand.
 
-    `short_strobes=False` leaves 3.1.0's batcher its long waits, where a batch must be full.
+    `short_strobes=False` leaves a batcher its long waits, where a batch must be full.
     """
 
     def run(
@@ -93,5 +96,5 @@ def cachelab(
 
 @pytest.fixture(params=RELEASES)
 def release(request: pytest.FixtureRequest) -> str:
-    """Each release that has an adapter."""
+    """Each supported release."""
     return str(request.param)

@@ -13,7 +13,7 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from analysis.shortfin import installed_adapter
+from analysis.shortfin.service import installed_service
 
 PRELOADED = (
     "analysis.engine.clients", "analysis.recording", "analysis.sanitizer", "analysis.treatments",
@@ -46,5 +46,5 @@ def serve() -> None:
 if __name__ == "__main__":
     for name in PRELOADED:
         importlib.import_module(name)
-    installed_adapter()  # imports shortfin's application
+    installed_service()  # imports shortfin's application
     serve()

@@ -33,7 +33,7 @@ class MadeEngine:
         self.table, self.held = Table(), holdings or {}
         self.listeners: list[Any] = []
         self.changes = Changes()
-        self.died = self.adapter = None
+        self.died = self.service = None
         self.made = SimpleNamespace(
             watcher=None,
             dtype="float16",

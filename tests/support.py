@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from analysis.shortfin.environments import python_of
+from analysis.shortfin.releases import reported, row_of, supported
 
 ROOT = Path(__file__).parent.parent
-RELEASES = ("3.1.0", "3.9.0")
+RELEASES = supported()
+REPORTED, NEWEST = reported(), RELEASES[-1]
 CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SHORT_STROBES = """
 from shortfin_apps.llm.components.service import BatcherProcess
 BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
 """
-"""Python source for 3.1.0: the batcher waits 4 ms for a batch to fill, not up to 250 ms."""
+"""Python source for releases with strobes: a batch waits 4 ms to fill, not up to 250 ms."""
 
 
 _DEADLINE_S = 120.0
@@ -43,6 +45,16 @@ class Child:
 ChildRunner = Callable[..., Child]
 
 
+def has(release: str, capability: str) -> bool:
+    """Tell whether a release has a capability; see `analysis.shortfin.releases`."""
+    return capability in row_of(release).capabilities
+
+
+def with_capability(*capabilities: str) -> str:
+    """Return the oldest supported release with these capabilities."""
+    return supported(*capabilities)[0]
+
+
 def wait_for(condition: Callable[[], object], what: str) -> None:
     """Wait until `condition` holds; a deadline turns a bug into a failure."""
     deadline = time.monotonic() + _DEADLINE_S
@@ -58,7 +70,7 @@ def run_python(
 
     Raises ReleaseError without that environment, TimeoutExpired after `timeout_s`.
     """
-    if release == "3.1.0" and short_strobes:
+    if short_strobes and has(release, "strobes"):
         source = SHORT_STROBES + source
     server = _fork_server(release)
     assert server.stdin is not None

@@ -9,8 +9,10 @@ from analysis.studies.validation import Found, Isolated, Ladder, Rung
 
 FIXES = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 ISOLATED = Isolated(True, 33_776, True, seconds=3.2)
-LEAK = Found("no leak", "given up and not freed", "at risk", 32, 1, "Page 245 of r0003 was lost.")
-BEYOND = Found("own length", "beyond it", "wrong data", 12, 3, "r0001 reads position 16 of r0002.")
+LEAK = Found("page-leak", "dropped", "at risk", 32, 1, "Page 245 of r0003 was lost.")
+BEYOND = Found(
+    "seq-len-mismatch", "overread", "wrong data", 12, 3, "r0001 reads position 16 of r0002."
+)
 
 
 def rung(level: int, accepted: int = 320, **changes: Any) -> Rung:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import CHILD_ENVIRONMENT, wait_for
+from support import CHILD_ENVIRONMENT, REPORTED, wait_for
 
 import analysis
 from analysis.core import children
@@ -47,7 +47,7 @@ def test_a_child_does_not_import_from_the_working_directory(shadow: Path, what: 
 
 def test_no_kernel_imports_from_the_notebook_s_folder(shadow: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(shadow))
-    spec = (register_kernel("3.1.0", Path(sys.executable)) / "kernel.json").read_text()
+    spec = (register_kernel(REPORTED, Path(sys.executable)) / "kernel.json").read_text()
     assert '"-P"' in spec
 
 

@@ -8,15 +8,15 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import NEWEST, ROOT
 from synthetic import request_row, trial_row
 
 from analysis import sweep
 from analysis.runs.store import OUTCOMES, TABLES, RunWriter, load_run
 from analysis.shortfin import environments as releases
 
-SWEEP = ("sweep", "--releases", "3.9.0")
-VALIDATE = ("validate", "--release", "3.9.0")
+SWEEP = ("sweep", "--releases", NEWEST)
+VALIDATE = ("validate", "--release", NEWEST)
 LONG = "a" * 300
 """No file can have this name."""
 
@@ -90,11 +90,11 @@ def test_help_imports_nothing_heavy():
         ("report", "--notebooks", LONG + ".ipynb"),
         ("report", "--releases", ""),
         ("model", "build", "--releases", ""),
-        ("model", "build", "--releases", "3.9.0", "--hip-target", "gfx000"),
+        ("model", "build", "--releases", NEWEST, "--hip-target", "gfx000"),
         ("model", "verify", "--model", LONG),
         ("check", LONG),
         ("explain", LONG, "r"),
-        ("chart", LONG),
+        ("plot", LONG),
     ],
     ids=lambda bad: " ".join(bad)[:60],
 )
@@ -164,7 +164,7 @@ def test_a_bound_comes_with_its_reason(option, said, cachelab):
 
 def test_validate_says_the_least_rate_and_which_rules_there_are(cachelab):
     assert "choose a `--rate` from 3e-05 on" in cachelab(*VALIDATE, "--rate", "1e-9")[2]
-    assert "own prefix, own result" in cachelab(*VALIDATE, "--tolerate", "x:y=z")[2]
+    assert "wrong-kv-read" in cachelab(*VALIDATE, "--tolerate", "x:y=z")[2]
 
 
 @pytest.fixture
@@ -184,29 +184,29 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
         assert str(place) in stderr
 
 
-def test_a_chart_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
+def test_a_plot_is_written_whole_or_refused(cachelab, tmp_path, unwritable):
     reference = ROOT / "data" / "reference"
     (tmp_path / "full.png").symlink_to("/dev/full")
     (tmp_path / "directory.png").mkdir()
     places = [tmp_path / "full.png", tmp_path / "directory.png", unwritable.with_suffix(".png"),
               tmp_path / f"{LONG}.png", "/proc/chart.png"]  # fmt: skip
     for place in places:
-        status, stdout, stderr = cachelab("chart", reference, "--out", place)
+        status, stdout, stderr = cachelab("plot", reference, "--out", place)
         assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
         assert str(place) in stderr
     whole = tmp_path / "new" / "chart.png"
-    assert cachelab("chart", reference, "--out", whole)[:2] == (0, f"{whole}\n")
+    assert cachelab("plot", reference, "--out", whole)[:2] == (0, f"{whole}\n")
     assert whole.read_bytes().startswith(b"\x89PNG")
     assert list(whole.parent.iterdir()) == [whole]
 
 
 @pytest.mark.parametrize("text", [
-    "{}", "[]", "null", "hello", "[" * 100_000, '{"trials": []}',
+    "{}", "[]", "null", "hello", "[" * 100_000, '{"cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [3]}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": 3}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"quick": 3}}, "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {"cachelab": {"minutes_quick": "3"}},'
-    ' "trials": []}',
+    ' "cells": []}',
     '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code",'
     ' "id": "a", "metadata": {"tags": ["parameters"]}, "source": "1 +", "outputs": [],'
     ' "execution_count": null}]}',
@@ -246,7 +246,7 @@ def test_an_environment_that_cannot_be_written_is_a_sentence(cachelab, tmp_path,
     (tmp_path / "environments" / "3.9.0.txt").write_text("")
     (tmp_path / ".venvs").write_text("a file where the environments go")
     monkeypatch.setattr(releases, "repo_root", lambda: tmp_path)
-    status, stdout, stderr = cachelab("releases", "install", "3.9.0")
+    status, stdout, stderr = cachelab("releases", "install", NEWEST)
     assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
     assert f"{tmp_path / '.venvs'} cannot be used" in stderr
 

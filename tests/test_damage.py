@@ -24,9 +24,9 @@ from trace_builder import TraceBuilder
 from analysis.cli import main
 from analysis.core import files
 from analysis.core.errors import RunError
+from analysis.runs.former import LACKING
 from analysis.runs.schema import TABLES
 from analysis.runs.store import Run, RunWriter, load_run, pack_run, trial_tables
-from analysis.runs.former import LACKING
 
 MANIFEST = {
     "plan": {"releases": ["3.1.0"], "concurrency": [1], "repeats": 3, "model": None},
@@ -36,7 +36,7 @@ MANIFEST = {
 }
 IDS = ("a", "b", "c")
 A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24)
-COMMANDS = ("chart", "check", "explain", "pack", "list", "verify")
+COMMANDS = ("plot", "check", "explain", "export", "list", "verify")
 
 
 def story() -> TraceBuilder:
@@ -86,10 +86,10 @@ def cachelab(
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         arguments = {
-            "chart": ("chart", run, "--out", out / "chart.png"),
+            "plot": ("plot", run, "--out", out / "plot.png"),
             "check": ("check", run),
             "explain": ("explain", run, "a", "--trial", "b", "--no-reference"),
-            "pack": ("pack", run, "--out", out / "packed"),
+            "export": ("export", run, "--out", out / "exported"),
             "list": ("runs", "list", run),
             "verify": ("runs", "verify", run),
         }[command]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from support import ChildRunner
+from support import ChildRunner, has
 
 from analysis.model import ModelTokenizer, load_model
 from analysis.snapshots.snapshot import STATES
@@ -65,7 +65,7 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
     for used, text in done.said.values():
         for counts in zip(*(used[state] for state in STATES), strict=True):
             assert sum(counts) == 64
-        if release == "3.9.0":
+        if has(release, "records"):
             # A page for each answered request, until not even a block of eight is left.
             assert used["leaked"][:6] == used["answered"][:6] == [4, 8, 12, 16, 20, 24]
             assert len(used["round"]) < 14
@@ -89,7 +89,7 @@ def test_crowding_the_trie_kills_3_1_and_nothing_else(child: ChildRunner, releas
     )
     assert done.returncode == 0, done.stderr
     rounds, death = done.said
-    if release == "3.1.0":
+    if has(release, "allocations"):
         assert rounds < 20
         assert "KeyError" in death
     else:

@@ -22,6 +22,7 @@ import pytest
 import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import NEWEST, REPORTED
 
 from analysis.cli import app, main
 from analysis.core.errors import CachelabError, EngineError, ModelError, WorkloadError
@@ -29,7 +30,7 @@ from analysis.engine import EngineConfig
 from analysis.model import ModelTokenizer, load_model
 from analysis.model.artifacts import shipped_model
 from analysis.shortfin import devices
-from analysis.shortfin.environments import KNOWN
+from analysis.shortfin.releases import KNOWN
 from analysis.sweep import Plan
 from analysis.workloads.workload import Workload
 
@@ -110,7 +111,7 @@ def test_plans_are_taken_or_refused(count: int) -> None:
         except CachelabError as error:
             is_a_sentence(error)
 
-    try_examples(count, settings_of(Plan, releases=st.just(("3.9.0",)) | ANYTHING), check)
+    try_examples(count, settings_of(Plan, releases=st.just((NEWEST,)) | ANYTHING), check)
 
 
 ROWS = st.fixed_dictionaries(
@@ -218,8 +219,8 @@ HARMLESS = {
     ("sweep",): ("--dry-run",),
     ("report",): ("--out", NOWHERE),
     ("validate",): ("--out", NOWHERE),
-    ("pack",): ("--out", NOWHERE),
-    ("chart",): ("--out", NOWHERE + ".png"),
+    ("export",): ("--out", NOWHERE),
+    ("plot",): ("--out", NOWHERE + ".png"),
     ("model", "build"): ("--model", NOWHERE),
     ("model", "verify"): ("--model", NOWHERE),
     ("model", "train"): ("--steps", "0"),
@@ -230,9 +231,9 @@ ARGUMENTS = st.one_of(
     st.binary(max_size=4).map(lambda data: os.fsdecode(data.replace(b"\0", b""))),
     st.integers(-2, 40).map(str),
     st.floats().map(str),
-    st.sampled_from(["", "9" * 5000, "a" * 300, "3.1.0", "3.9.0", "none,trie", "all", "a=b",
+    st.sampled_from(["", "9" * 5000, "a" * 300, REPORTED, NEWEST, "none,trie", "all", "a=b",
                      "3.1.0,3.9.0", "trie", "lock-cache", "a:b=c", "1,2,4", "all-but:x", "[" * 1000,
-                     'a={"b":', "mixed+aba", "--", "\x1b[2J"]),
+                     'a={"b":', "mixed+prefix_reuse", "--", "\x1b[2J"]),
 )  # fmt: skip
 
 

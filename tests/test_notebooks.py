@@ -11,11 +11,12 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from support import RELEASES
 from synthetic import reported_pattern
 
+from analysis import jupyter, report
 from analysis import plots as figures
-from analysis import report
 from analysis.stats.clustered import engines_to_reach
 from analysis.studies.causes import scenarios
 from analysis.studies.evictions.experiments import alone_in_words
@@ -28,6 +29,11 @@ LONGEST = 14
 def code_cells(notebook: Any, tag: str | None = None) -> list[Any]:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [cell for cell in cells if tag is None or tag in cell.metadata.get("tags", [])]
+
+
+def python_of(cell: Any) -> str:
+    """Return the Python code of a cell, with its magics as calls."""
+    return TransformerManager().transform_cell(cell.source)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -45,7 +51,8 @@ def test_outputs_are_stripped(notebook: Any) -> None:
 def test_it_says_what_it_asks_how_long_it_takes_and_with_which_parameters(notebook: Any) -> None:
     about = notebook.metadata["cachelab"]
     assert about["question"].endswith("?")
-    assert about["releases"]
+    assert "releases" not in about
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
     assert 0 < about["minutes_quick"] <= about["minutes_full"]
     [cell] = code_cells(notebook, "parameters")
     declared = {
@@ -75,9 +82,15 @@ def test_the_quick_plan_of_05_has_engines_enough_for_every_verdict(release: str)
     assert repeats >= engines_to_reach(3 * tests)
 
 
+def test_the_formatters_are_registered_before_anything_is_shown(notebook: Any) -> None:
+    parameters, first, *_ = code_cells(notebook)
+    assert parameters.metadata["tags"] == ["parameters"]
+    assert first.source.splitlines()[0] == "%load_ext analysis.jupyter"
+
+
 def test_code_is_short(notebook: Any) -> None:
     for cell in code_cells(notebook):
-        ast.parse(cell.source)
+        ast.parse(python_of(cell))
         assert len(cell.source.splitlines()) <= LONGEST
 
 
@@ -94,6 +107,7 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
         "answer_in_a_sentence": answer_in_a_sentence,
         "Markdown": said.append,
         "alone": SimpleNamespace(prompt="1 2 3 4 5 ", text="6 7 9 1"),
+        "show": jupyter.show,
         "asked_again": SimpleNamespace(frame=pd.DataFrame({"right_alone": [True, False, None]})),
         "alone_in_words": alone_in_words,
     }

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 from support import ROOT
 
-from analysis.workloads.workload import Workload, make_workload
+from analysis.workloads.named import make_workload
+from analysis.workloads.workload import Workload
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("reported", 4), ("mixed", 32), ("shared_prefix", 16), ("aba", 12)]
+    ("name", "count"), [("reported", 4), ("mixed", 32), ("shared_prefix", 16), ("prefix_reuse", 12)]
 )
 def test_the_shipped_prompts_are_those_of_seed_0(name, count):
     shipped = Workload.read(ROOT / "data" / "prompts" / f"{name}.jsonl")

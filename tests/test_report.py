@@ -19,6 +19,7 @@ from support import ROOT
 
 from analysis import report
 from analysis.core.errors import CachelabError
+from analysis.shortfin.releases import reported
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"
@@ -42,7 +43,6 @@ def write_notebook(path: Path, *sources: str, parameters: str = "number = 1\nrun
     cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     cells += [new_code_cell(source) for source in sources]
     about = {
-        "releases": ["3.1.0"],
         "quick": {"number": 2},
         "full": {"number": 3},
         "minutes_quick": 0.1,
@@ -59,6 +59,7 @@ def publish(notebook: Path, **changes: Any) -> report.PublishResult:
         "out": notebook.parent / "out",
         "kernel_of": lambda release: "python3",
         "screen": io.StringIO(),
+        "releases": [reported()],
     }
     return report.publish([notebook], **{**arguments, **changes})
 
@@ -90,7 +91,7 @@ def test_a_page_opens_offline_and_the_index_gives_its_answer(tmp_path: Path) -> 
     assert index.count("It is 2.") == 2
     assert 'href="small-3.9.0.html"' in index
     assert "ran to its end" in index
-    assert "trial 2 of 4, A small question" in screen.getvalue()
+    assert "cell 2 of 4, A small question" in screen.getvalue()
     assert "seen 2" in screen.getvalue()
     assert str(result.index) in screen.getvalue()
 
@@ -103,7 +104,7 @@ def test_full_parameters_and_overrides(tmp_path: Path) -> None:
     assert result.index.read_text().count("small-3.1.0.html") == 1
 
 
-def test_a_trial_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
+def test_a_cell_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
     notebook = write_notebook(
         tmp_path / "bad.ipynb",
         "print('before')",
@@ -114,12 +115,12 @@ def test_a_trial_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
     assert not result.ok
     page = result.pages[0].html.read_text()
     assert "before" in page
-    assert "This trial stopped with ValueError:</strong> no &lt;such&gt; page" in page
+    assert "This cell stopped with ValueError:</strong> no &lt;such&gt; page" in page
     assert "Traceback" in page
     assert "papermill" not in page.lower()
-    assert "A trial stopped with ValueError: no &lt;such&gt; page" in result.index.read_text()
+    assert "A cell stopped with ValueError: no &lt;such&gt; page" in result.index.read_text()
     executed = nbformat.read(tmp_path / "out/notebooks/bad-3.1.0.ipynb", as_version=4)
-    assert executed.trials[-1].outputs == []
+    assert executed.cells[-1].outputs == []
 
 
 FRAGILE = """
@@ -142,7 +143,7 @@ def test_a_kernel_that_dies_once_is_started_again(tmp_path: Path) -> None:
     assert result.ok
     page = result.pages[0].html.read_text()
     assert "resumed" in page
-    assert "The kernel died while it ran trial 2 of 3" in page
+    assert "The kernel died while it ran cell 2 of 3" in page
     dump = re.search(r'href="(runs/[^"]*kernel-death-1.txt)"', page)
     assert dump
     assert (tmp_path / "out" / dump[1]).read_text() == "stacks of all threads"
@@ -158,7 +159,7 @@ def test_a_kernel_that_dies_twice_is_a_page_that_says_so(tmp_path: Path) -> None
     assert "the kernel died twice" in result.index.read_text()
 
 
-def test_a_trial_past_its_deadline_is_stopped(
+def test_a_cell_past_its_deadline_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "_FLOOR_S", 2)
@@ -166,7 +167,7 @@ def test_a_trial_past_its_deadline_is_stopped(
     notebook = write_notebook(tmp_path / "slow.ipynb", "import time; time.sleep(600)")
     result = publish(notebook)
     assert not result.ok
-    assert "A trial did not end within 2 s" in result.pages[0].html.read_text()
+    assert "A cell did not end within 2 s" in result.pages[0].html.read_text()
 
 
 def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ROOT
 from old_runs import make_old
+from support import ROOT
 from synthetic import request_row, trial_row
 
 from analysis.cli import main

@@ -1,4 +1,4 @@
-"""Prompts are the same for the same seed, files are read strictly, and the judge is fair."""
+"""Prompts are the same for the same seed, files are read strictly, outputs are checked."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.core.errors import WorkloadError
-from analysis.workloads.workload import (
-    BUILDERS,
-    Request,
-    Workload,
-    arrange,
-    candidates,
-    distinct,
-    judge,
-    make_workload,
-    select,
-)
+from analysis.workloads.named import WORKLOADS, arrange, candidates, distinct, make_workload, select
+from analysis.workloads.workload import Request, Workload, check_output
 
 texts = st.text(min_size=1, max_size=20)
 requests = st.builds(
@@ -91,11 +82,11 @@ def test_a_file_without_a_readable_request_is_refused(tmp_path: Path, content):
 
 
 def test_an_unknown_workload_names_those_that_there_are():
-    with pytest.raises(WorkloadError, match="reported, mixed, shared_prefix, aba"):
+    with pytest.raises(WorkloadError, match="reported, mixed, shared_prefix, prefix_reuse"):
         make_workload("nothing", count=1, seed=0)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", WORKLOADS)
 def test_the_same_seed_gives_the_same_prompts(name):
     made = make_workload(name, count=13, seed=5)
     assert len(made.requests) == 13
@@ -127,16 +118,16 @@ def test_shared_prefix_shares_two_pages_and_then_parts():
     assert first.expected != second.expected
 
 
-def test_growing_asks_the_same_sequences_again_longer_every_time():
-    made = [request.prompt for request in make_workload("growing", count=20, seed=0).requests]
+def test_multi_turn_asks_the_same_sequences_again_longer_every_time():
+    made = [request.prompt for request in make_workload("multi_turn", count=20, seed=0).requests]
     for talk in range(4):
         turns = made[talk::4]
         assert all(b.startswith(a) for a, b in pairwise(turns))
         assert [len(turn) + 1 for turn in turns] == [49, 66, 83, 100, 117]
 
 
-def test_evict_found_asks_for_words_on_a_page_that_was_found_cached():
-    made = make_workload("evict_found", count=8, seed=0).requests
+def test_evict_after_lookup_asks_for_words_on_a_page_that_was_found_cached():
+    made = make_workload("evict_after_lookup", count=8, seed=0).requests
     for warm, busy, asked, _ in (made[:4], made[4:]):
         assert warm.prompt[:47] == asked.prompt[:47]  # three pages of 16, with the bos token
         assert len(asked.prompt) + 1 > 7 * 16
@@ -146,9 +137,9 @@ def test_evict_found_asks_for_words_on_a_page_that_was_found_cached():
     assert made[4].arrival_s - made[0].arrival_s == 2.0
 
 
-def test_evict_found_leaves_out_rounds_that_lack_a_request():
-    offered = candidates("evict_found", count=4, seed=0)
-    sent = arrange("evict_found", offered[:2] + offered[3:], count=4, seed=0).requests
+def test_evict_after_lookup_leaves_out_rounds_that_lack_a_request():
+    offered = candidates("evict_after_lookup", count=4, seed=0)
+    sent = arrange("evict_after_lookup", offered[:2] + offered[3:], count=4, seed=0).requests
     assert [r.prompt for r in sent] == [r.prompt for r in offered[4:8]]
     assert sent[0].arrival_s == 0
 
@@ -173,8 +164,11 @@ def test_a_talk_that_lacks_a_request_is_left_out():
 
 
 @given(st.integers(1, 60))
-def test_aba_asks_the_first_prompts_again_after_others(clients):
-    made = [request.prompt for request in make_workload("aba", count=3 * clients, seed=1).requests]
+def test_prefix_reuse_asks_the_first_prompts_again_after_others(clients):
+    made = [
+        request.prompt
+        for request in make_workload("prefix_reuse", count=3 * clients, seed=1).requests
+    ]
     a, b, again = made[:clients], made[clients : 2 * clients], made[2 * clients :]
     assert again == a
     assert not set(a) & set(b)
@@ -191,7 +185,7 @@ def test_select_takes_only_what_every_reference_answers_right():
         select(offered, 6, [right, worse], decode)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", WORKLOADS)
 @given(count=st.integers(1, 40))
 def test_candidates_suffice_for_what_is_arranged(name, count):
     need = distinct(name, count)
@@ -201,10 +195,10 @@ def test_candidates_suffice_for_what_is_arranged(name, count):
 
 
 @given(tokens, tokens, st.integers(1, 20), st.none() | st.text("0123456789", max_size=20))
-def test_the_judge_on_a_completed_answer(answer, reference, n, expected):
+def test_the_check_of_a_completed_answer(answer, reference, n, expected):
     answer, reference = answer[:n], reference[:n]
     request = Request("r", "p", n, expected)
-    outcome, divergence = judge(answer, decode(answer), "ok", request, reference)
+    outcome, divergence = check_output(answer, decode(answer), "ok", request, reference)
     assert (divergence is None) == (answer == reference)
     if divergence is not None:
         assert answer[:divergence] == reference[:divergence]
@@ -214,13 +208,13 @@ def test_the_judge_on_a_completed_answer(answer, reference, n, expected):
 
 
 @given(tokens, st.sampled_from(["empty", "rejected", "error", "timeout", "engine_died"]))
-def test_the_judge_leaves_other_outcomes_and_missing_tokens_alone(reference, outcome):
+def test_the_check_leaves_other_outcomes_and_missing_tokens_alone(reference, outcome):
     request = Request("r", "p", 15, "6 7 8")
     for answer in ([], reference[: len(reference) // 2]):
-        assert judge(answer, decode(answer), outcome, request, reference) == (outcome, None)
+        assert check_output(answer, decode(answer), outcome, request, reference) == (outcome, None)
 
 
 def test_an_answer_cut_short_is_wrong():
     request = Request("r", "p", 15, "678")
-    assert judge([6, 7], "67", "ok", request, None) == ("wrong", None)
-    assert judge([6, 7], "67", "ok", Request("r", "p", 2, "678"), [6, 7]) == ("ok", None)
+    assert check_output([6, 7], "67", "ok", request, None) == ("wrong", None)
+    assert check_output([6, 7], "67", "ok", Request("r", "p", 2, "678"), [6, 7]) == ("ok", None)

@@ -10,34 +10,38 @@ from typing import Any, TextIO
 import typer
 from typer import Abort, TyperException
 
-from analysis.cli import check, explain, model, releases, report, runs, sweep, treatments, validate
+from analysis.cli import model, releases, runs
+from analysis.cli.check import check
+from analysis.cli.explain import explain
+from analysis.cli.export import export
+from analysis.cli.lab import lab
+from analysis.cli.plot import plot
+from analysis.cli.report import report
+from analysis.cli.rerun_solo import rerun_solo
+from analysis.cli.sweep import sweep
+from analysis.cli.treatments import treatments
+from analysis.cli.validate import validate
 from analysis.core.errors import CachelabError, printable
 
 app = typer.Typer(
     name="cachelab",
-    help="Find out why an LLM engine's paged KV cache goes wrong under concurrent requests.",
+    help="Debug KV-cache failures in the shortfin LLM server under concurrent load.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("sweep")(sweep.sweep)
-app.command("alone")(sweep.alone)
-app.command("pack")(sweep.pack)
-app.command("check")(check.check)
-app.command("explain")(explain.explain)
-app.command("validate")(validate.validate)
-app.command("treatments")(treatments.treatments)
-app.command("report")(report.report)
-app.command("chart")(report.chart)
-app.command("lab")(report.lab)
+for command in (
+    sweep, rerun_solo, export, plot, check, explain, validate, treatments, report, lab,
+):  # fmt: skip
+    app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(model.app, name="model")
 app.add_typer(releases.app, name="releases")
 app.add_typer(runs.app, name="runs")
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one sentence on stderr.
+    """Run the command line; a user-correctable error is one sentence on stderr.
 
     The exit status is 1 then, 2 for options that cannot be read, and 130 after Ctrl-C.
     """
@@ -61,7 +65,7 @@ def _main() -> None:
     except Abort:  # what Typer makes of Ctrl-C
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; what Python flushes at its end goes nowhere.
+        # The reader closed the pipe: what Python flushes at exit goes to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -72,10 +76,9 @@ def _main() -> None:
 
 
 class _Printable:
-    """A stream that lets nothing through which a terminal would obey, whatever is printed.
+    """A stream that escapes terminal control sequences: ids, prompts and file names may hold some.
 
-    Request ids, prompts and file names come from others. A progress bar's own writes begin with the
-    return to the line's start that it needs.
+    The carriage return at the start of a progress bar's write is kept.
     """
 
     def __init__(self, stream: TextIO) -> None:

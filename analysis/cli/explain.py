@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,11 +55,12 @@ def explain(
 def _write(told: Explanation, out: Path) -> list[Path]:
     """Write the figure, and a page that has both and opens offline; return the files."""
     from analysis.core.files import write_atomically
+    from analysis.diagnosis.figure import explanation_figure
     from analysis.diagnosis.text import as_html
+    from analysis.plots.style import png_of
 
-    target = io.BytesIO()
-    told.figure().savefig(target, format="png", dpi=150)
-    encoded = base64.b64encode(target.getvalue()).decode()
+    png = png_of(explanation_figure(told), dpi=150)
+    encoded = base64.b64encode(png).decode()
     alt = "Its invocations, its pages and what came of it"
     picture = f'<img alt="{alt}" width="980" src="data:image/png;base64,{encoded}">'
     title = html.escape(told.request_id)
@@ -69,7 +69,7 @@ def _write(told: Explanation, out: Path) -> list[Path]:
         f"<body style='font-family:sans-serif;margin:2em'>{as_html(told, picture)}</body></html>"
     )
     files: dict[Path, str | bytes] = {
-        out / "explanation.png": target.getvalue(),
+        out / "explanation.png": png,
         out / "explanation.html": page,
     }
     with writing(out):

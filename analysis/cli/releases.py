@@ -22,10 +22,10 @@ def list_() -> None:
 @app.command()
 def install(releases: Annotated[list[str], typer.Argument(help="such as 3.9.0")]) -> None:
     """Make the environments of releases, and register their Jupyter kernels."""
-    from analysis.shortfin.environments import check_known
     from analysis.shortfin.environments import install as make
+    from analysis.shortfin.releases import row_of
 
     for release in releases:
-        check_known(release)
+        row_of(release)
     for release in releases:
         typer.echo(f"{release}  {make(release)}")

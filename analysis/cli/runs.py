@@ -136,7 +136,7 @@ def _said(run: Verified) -> str:
     if run.without_checksums:
         lines.append(
             f"  {run.without_checksums} tables are of before there were checksums: only their form"
-            " was checked; `cachelab pack` writes a copy that has them"
+            " was checked; `cachelab export` writes a copy that has them"
         )
     elif not run.troubles:
         lines[0] += ", all as they were written"

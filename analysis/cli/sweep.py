@@ -30,13 +30,14 @@ def sweep(
     workload: Annotated[
         str,
         typer.Option(
-            help="reported, mixed, shared_prefix, aba, growing, evict_found, continued,"
-            " identical_then_continued, several in turn as mixed+aba, or a JSON Lines file"
+            help="reported, mixed, shared_prefix, prefix_reuse, multi_turn, evict_after_lookup,"
+            " continued, identical_then_continued, several in turn as mixed+prefix_reuse,"
+            " or a JSON Lines file"
         ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,
     rounds: Annotated[
-        int | None, typer.Option(help="requests per client [default: 1; aba: 3]")
+        int | None, typer.Option(help="requests per client [default: 1; prefix_reuse: 3]")
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same prompts")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 15,
@@ -173,52 +174,3 @@ def _print_unchecked(run: Run) -> None:
     lacking = run.trials[(run.trials["status"] == "ok") & run.trials["status_detail"].notna()]
     for trial_id, said in zip(lacking["trial_id"], lacking["status_detail"], strict=True):
         typer.echo(f"  not all of {trial_id} was checked: {said}")
-
-
-def alone(
-    run: Annotated[Path, typer.Argument(help="a run's directory")],
-    prefix_sharing: Annotated[
-        str | None, typer.Option(help="none or trie [default: as it was asked]")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="engines at the same time")] = 1,
-) -> None:
-    """Ask each prompt that a run answered wrong again, alone on a fresh, untreated engine.
-
-    The exit status is 0 if every one is then answered right, 1 if one was not or could not be
-    asked.
-    """
-    from analysis.runs.store import load_run
-    from analysis.sweep.alone import ask_alone
-
-    asked = ask_alone(
-        load_run(run), prefix_sharing=prefix_sharing, jobs=jobs, on_answer=_print_answer
-    )
-    for (release, sharing), rows in asked.groupby(["release", "prefix_sharing"]):
-        answered = rows[rows["outcome"].notna()]
-        right = int((answered["outcome"] == "ok").sum())
-        rejected = int((answered["outcome"] == "rejected").sum())
-        words = f"{right} of {len(answered) - rejected} answered right alone"
-        words += f", {rejected} rejected" if rejected else ""
-        if lacking := len(rows) - len(answered):
-            words += f"; {lacking} could not be asked"
-        typer.echo(f"{release} {sharing}: {words}")
-    if asked.empty:
-        typer.echo("The run has no wrong answer.")
-    if (asked["outcome"] != "ok").any():
-        raise typer.Exit(1)
-
-
-def _print_answer(row: Mapping[str, Any]) -> None:
-    tail = row["prompt"][-30:]
-    outcome = row["outcome"] or f"could not be asked ({row['detail']})"
-    sys.stderr.write(f"{row['release']} {row['prefix_sharing']}: {outcome}, ...{tail!r}\n")
-
-
-def pack(
-    run: Annotated[Path, typer.Argument(help="a run's directory")],
-    out: Annotated[Path, typer.Option(help="the new directory")],
-) -> None:
-    """Write a run anew with one file a table, for sharing."""
-    from analysis.runs.store import pack_run
-
-    typer.echo(pack_run(run, out))

@@ -20,13 +20,13 @@ def treatments(
     An asterisk marks what mends a fault of the release: these are what `all` stands for.
     """
     from analysis.shortfin.config import PREFIX_SHARING
-    from analysis.shortfin.environments import check_known
+    from analysis.shortfin.releases import row_of
     from analysis.treatments import FAULTS, TREATMENTS, fixes
 
     if prefix_sharing not in PREFIX_SHARING:
         raise EngineError(f"`--prefix-sharing` is none or trie, not {prefix_sharing!r}.")
     if release is not None:
-        check_known(release)
+        row_of(release)
     mending = fixes(release, prefix_sharing) if release else ()
     for name, kind in {**TREATMENTS, **(FAULTS if faults else {})}.items():
         if release is not None and not kind.fits(release, prefix_sharing):

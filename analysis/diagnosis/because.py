@@ -20,7 +20,7 @@ from analysis.sanitizer.findings import WRONG_DATA
 
 _DEATH = 160
 """Most characters of how a worker died."""
-_CONSEQUENCE = "sound origin"
+_CONSEQUENCE = "tainted-kv-read"
 """The rule that is broken by whatever reads what came of wrong data."""
 
 
@@ -225,7 +225,7 @@ def _standstill(case: Case, flown: Sequence[Flown], finding: Found | None) -> It
         where = next((m for m in _waiting(case)), None)
         if where:
             yield f"When it was given up the engine had it as “{where}”."
-    if finding is not None and finding.rule != "completion":
+    if finding is not None and finding.rule != "stuck-request":
         said = f"The first finding on it, at {finding.at}: {finding.message}"
         yield f"{said} {finding.meaning}".strip()
 

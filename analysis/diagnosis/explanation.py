@@ -23,14 +23,12 @@ from analysis.diagnosis.pages import PageHistory, histories_of, pages_of
 from analysis.runs.tables import broken_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from analysis.runs.store import Run
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why one request of a run failed; `str` and Jupyter show it as text, `figure` draws it."""
+    """Why one request of a run failed; as data; `str` gives it as text."""
 
     request_id: str
     trial_id: str
@@ -70,12 +68,6 @@ class Explanation:
         """How many pages were in which state, from the first snapshot to its end."""
         return pool_until(self.case, self.end)
 
-    def figure(self) -> Figure:
-        """Draw its timeline, its pages, and the probabilities of the first wrong token."""
-        from analysis.diagnosis.figure import explanation_figure
-
-        return explanation_figure(self)
-
     def __str__(self) -> str:
         from analysis.diagnosis.text import as_text
 
@@ -83,11 +75,6 @@ class Explanation:
 
     def __repr__(self) -> str:
         return f"<Explanation: {self.what}>"
-
-    def _repr_html_(self) -> str:
-        from analysis.diagnosis.text import as_html
-
-        return as_html(self)
 
 
 @broken_json("What was recorded of the run")

@@ -15,7 +15,7 @@ from analysis.sanitizer.findings import WRONG_DATA
 from analysis.sanitizer.meanings import meaning_of
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
-_LEAK = "no leak"
+_LEAK = "page-leak"
 """The rule of which a breach makes the pool smaller for those who come later."""
 
 
@@ -87,8 +87,8 @@ def first_finding(case: Case) -> Found | None:
     end = case.seq_of("done")
     early = own if end is None else own[own["seq"].fillna(-1) < end]
     wrong = own[own["severity"] == WRONG_DATA]
-    telling = early[early["rule"] != "completion"]
-    for choice in (wrong, telling, own[own["rule"] == "completion"], own):
+    telling = early[early["rule"] != "stuck-request"]
+    for choice in (wrong, telling, own[own["rule"] == "stuck-request"], own):
         if len(choice):
             return _found(choice.sort_values("seq", kind="stable").iloc[0])
     return None

@@ -37,10 +37,10 @@ class Cache:
         if probe is not None and probe.watcher is not None:
             snapshot = probe.watcher.snapshot("asked", None, timeout_s)
         else:
-            adapter = self._engine.adapter
-            if adapter is None:
+            service = self._engine.service
+            if service is None:
                 raise EngineError("The engine is not running, so it has no cache to look at.")
-            probe = adapter.probe()
+            probe = service.probe()
             state, consistent = _read_twice(probe, time.monotonic() + timeout_s)
             snapshot = Snapshot(state, t_s=self._engine.clock_s(), consistent=consistent)
         if contents:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from analysis.core.errors import EngineError
-from analysis.workloads.workload import Answers, Request, Workload, judge
+from analysis.workloads.workload import Answers, Request, Workload, check_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ def _ask(
             break
         retries += 1
     reference = (references or {}).get((request.prompt, request.max_new_tokens))
-    outcome, divergence = judge(done.tokens, done.text, done.outcome, request, reference)
+    outcome, divergence = check_output(done.tokens, done.text, done.outcome, request, reference)
     return {
         "request_id": request.id,
         "trial_id": "",

@@ -26,12 +26,13 @@ from analysis.core.interrupts import uninterrupted
 from analysis.engine.cache import Cache
 from analysis.engine.watchdog import Watchdog
 from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
-from analysis.shortfin import Adapter, Answer, Call, Setup, devices, installed_adapter
-from analysis.shortfin import worker_crashes as deaths
+from analysis.shortfin import devices, worker_crashes
 from analysis.shortfin.cache.probe import CacheProbe
 from analysis.shortfin.capture import StderrCapture, tell_fault
 from analysis.shortfin.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
-from analysis.shortfin.hooks import Changes, Watcher
+from analysis.shortfin.hooks import CacheObserver, Changes
+from analysis.shortfin.port import Answer, Call, Service, Setup
+from analysis.shortfin.service import installed_service
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +124,7 @@ class Engine:
         if config is not None and not isinstance(config, EngineConfig):
             raise EngineError(f"An engine takes an EngineConfig, not {shown(config)}.")
         self.config = config or EngineConfig()
-        self.release, self._adapter_class = installed_adapter()
+        self.release, self._service_class = installed_service()
         self.device, target = devices.resolve(
             self.config.device, self.config.hip_target, self.config.device_ids
         )
@@ -133,8 +134,8 @@ class Engine:
         self.vmfb = compile_model(self.model, batch_sizes=self.config.batch_sizes, target=target)
         self.name = f"cachelab{next(_numbers)}"
         self.died: EngineDeath | None = None
-        self.adapter: Adapter | None = None
-        """The release's adapter while the engine runs; its `service` is shortfin's own object."""
+        self.service: Service | None = None
+        """The release's service while the engine runs; `native` is shortfin's own object."""
         self.cache = Cache(self)
         """Looks at the KV cache: `engine.cache.snapshot()`."""
         self.probe: CacheProbe | None = None
@@ -174,14 +175,14 @@ class Engine:
         try:
             self._watchdog.start()
             self._undo.append(self._watchdog.stop)
-            deaths.listen(self._on_death)
-            self._undo.append(lambda: deaths.unlisten(self._on_death))
-            self.adapter = self._adapter_class(
+            worker_crashes.listen(self._on_death)
+            self._undo.append(lambda: worker_crashes.unlisten(self._on_death))
+            self.service = self._service_class(
                 Setup(self.name, self.config, self.model, self.vmfb, self.device)
             )
-            self.adapter.start()
+            self.service.start()
             if self.config.serialise_invocations:
-                self._undo.append(self.adapter.serialise_invocations())
+                self._undo.append(self.service.serialise_invocations())
         except BaseException as error:
             said = self._capture.text()
             self.close()
@@ -207,19 +208,19 @@ class Engine:
             self.changes.undo_all()
             self.unwatch()
             self._lose_all("The engine was closed before it answered.")
-            adapter, self.adapter = self.adapter, None
-            if adapter is not None and self.died is not None:
-                self._guarded("Burying the dead engine", deaths.bury, adapter.owns)
-            if adapter is not None:
+            service, self.service = self.service, None
+            if service is not None and self.died is not None:
+                self._guarded("Burying the dead engine", worker_crashes.bury, service.owns)
+            if service is not None:
                 deadline = time.monotonic() + CLOSE_TIMEOUT_S - 1.0
-                _within(adapter.stop_service, min(1.5, deadline - time.monotonic()))
+                _within(service.stop_service, min(1.5, deadline - time.monotonic()))
                 if self.died is None:
-                    _wait_until(adapter.has_stopped, min(1.0, deadline - time.monotonic()))
-                _within(adapter.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
-                adapter.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
+                    _wait_until(service.has_stopped, min(1.0, deadline - time.monotonic()))
+                _within(service.stop_system, max(0.1, deadline - time.monotonic() - 1.0))
+                service.sysman.t.join(timeout=max(0.1, deadline - time.monotonic()))
             while self._undo:
                 self._guarded("Closing the engine", self._undo.pop())
-            del adapter
+            del service
             gc.collect()  # the engine's own objects hold each other: with them go its descriptors
 
     def __enter__(self) -> Engine:
@@ -280,8 +281,8 @@ class Engine:
         # Whoever waits cannot cancel it: only its end here completes it.
         waiting.future.set_running_or_notify_cancel()
         with self._lock:
-            adapter = self.adapter
-            if not self._started or self._closing.is_set() or adapter is None:
+            service = self.service
+            if not self._started or self._closing.is_set() or service is None:
                 raise EngineError("The engine is not running: start it, or make a new one.")
             if waiting.request_id in self._waiting:
                 raise EngineError(f"A request {waiting.request_id!r} is already under way.")
@@ -299,7 +300,7 @@ class Engine:
         )
         self._tell(lambda listener: listener.submitted(waiting.request_id, ids))
         try:
-            adapter.launch(call)
+            service.launch(call)
         except Exception as error:
             self._end(waiting, "error", f"The engine would not take it: {_one_line(error)}")
         return waiting.future
@@ -364,17 +365,17 @@ class Engine:
         """Return the seconds since the engine was started, as in every table."""
         return time.monotonic() - self._started
 
-    def watch(self, watcher: Watcher) -> CacheProbe:
+    def watch(self, watcher: CacheObserver) -> CacheProbe:
         """Attach a watcher to the live engine and return what reads its cache.
 
         Raises EngineError if the engine is not running or watched already.
         """
-        adapter = self.adapter
-        if adapter is None:
+        service = self.service
+        if service is None:
             raise EngineError("The engine is not running, so there is nothing to watch.")
         if self.probe is not None:
             raise EngineError("This engine is observed already: end that first.")
-        probe = adapter.probe()
+        probe = service.probe()
         probe.attach(watcher)
         self.probe = probe
         return probe
@@ -506,8 +507,8 @@ class Engine:
 
     def _on_death(self, worker: Any, error: BaseException | None, text: str) -> bool:
         """Listen, on the dying worker's own thread; keep it short and never raise."""
-        adapter = self.adapter
-        if adapter is None or not adapter.owns(worker):
+        service = self.service
+        if service is None or not service.owns(worker):
             return False
         if self.died is not None:
             return True
@@ -526,22 +527,22 @@ class Engine:
 
     def _look(self) -> None:
         now = time.monotonic()
-        if self.died is None and (adapter := self.adapter) is not None:
-            self._guarded("Looking for a silent death", self._look_for_silence, adapter)
+        if self.died is None and (service := self.service) is not None:
+            self._guarded("Looking for a silent death", self._look_for_silence, service)
         if self.died is not None:
             self._lose_all(self.died.message)
             return
         for waiting in list(self._waiting.values()):
             if now > waiting.deadline:
-                adapter = self.adapter
+                service = self.service
                 limit = f"No answer within {waiting.timeout_s:g} s."
                 reason = "Its client gave it up." if waiting.given_up else limit
                 self._end(waiting, "timeout", reason)
-                if adapter is not None and waiting.call is not None:
-                    self._guarded("Cancelling a request", adapter.cancel, waiting.call)
+                if service is not None and waiting.call is not None:
+                    self._guarded("Cancelling a request", service.cancel, waiting.call)
 
-    def _look_for_silence(self, adapter: Adapter) -> None:
-        silent = adapter.silent_death()
+    def _look_for_silence(self, service: Service) -> None:
+        silent = service.dead_worker()
         # A worker that is about to say why it died comes before this.
         self._silence = self._silence + 1 if silent else 0
         if silent and self._silence > _SILENT_LOOKS:

@@ -1,6 +1,6 @@
-"""`python -m analysis.interleavings`: examines the cache of the release that this interpreter has.
+"""`python -m analysis.interleavings`: examine the cache of the release that is installed here.
 
-It ends with 0 if no rule was broken, 4 if one was, 1 if something is wrong with what was asked for.
+The exit status is 0 if no rule was broken, 4 if one was, 1 for an error of the user.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from analysis.core.errors import CachelabError
+from analysis.core.wording import counted
 from analysis.interleavings import Result, examine, replay
-from analysis.shortfin.environments import installed_release
+from analysis.shortfin.releases import installed_release
 from analysis.treatments import expand
 
 _FOUND = 4
@@ -39,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.replay is not None:
             if len(options.scenario or ()) != 1:
                 parser.error("--replay needs the --scenario that the schedule belongs to")
-            told = replay(options.scenario[0], options.replay, options.prefix_sharing, treatments)
-            _print(str(told))
-            return 0 if told.failing is None else _FOUND
+            replayed = replay(
+                options.scenario[0], options.replay, options.prefix_sharing, treatments
+            )
+            _print(str(replayed))
+            return 0 if replayed.failing is None else _FOUND
         try:
             workers = [int(word) for word in options.workers.split(",")]
         except ValueError:
@@ -52,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CachelabError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
-    _print(json.dumps(result.as_json()) if options.json else _told(result))
+    _print(json.dumps(result.as_json()) if options.json else _text(result))
     return 0 if result.ok else _FOUND
 
 
-def _told(result: Result) -> str:
+def _text(result: Result) -> str:
     lines = [result.words]
     for failure in result.shortest():
         others = {f.scenario for f in result.failures if f.rule == failure.rule}
@@ -64,7 +67,7 @@ def _told(result: Result) -> str:
             "",
             f"{failure.rule}: {failure.sentence}",
             f"  {failure.message}",
-            f"  {failure.needs}, {failure.happens}; broken in {len(others)} scenarios",
+            f"  {failure.needs}; broken in {counted(len(others), 'scenario')}",
             f'  --scenario "{failure.scenario}" --replay "{failure.schedule}"',
         ]
     return "\n".join(lines)

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import combinations, groupby
 
+from analysis.interleavings.harness import CacheHarness
 from analysis.interleavings.scenarios import IsolationError, Scenario, Schedule, Step
-from analysis.interleavings.spec import Broken
-from analysis.interleavings.stage import Stage
-
-Open = Callable[[Scenario], Stage]
+from analysis.interleavings.spec import Violation
 
 
 class Minimiser:
-    """Tries schedules of one scenario for a rule; `open_stage` gives a stage for a part of it."""
+    """Tries schedules of one scenario for a rule, each on a new harness."""
 
-    def __init__(self, scenario: Scenario, rule: str, open_stage: Open) -> None:
-        self._scenario, self._rule, self._open = scenario, rule, open_stage
-        self.tried = 0
+    def __init__(
+        self, scenario: Scenario, rule: str, open_harness: Callable[[Scenario], CacheHarness]
+    ) -> None:
+        self._scenario, self._rule, self._open_harness = scenario, rule, open_harness
 
-    def breaks(self, steps: Sequence[Step]) -> Broken | None:
-        """Return how the last of these steps breaks the rule; None if it does not, or cannot be."""
-        self.tried += 1
-        stage = self._open(self._scenario)
-        try:
-            found = stage.run(Schedule(tuple(steps)))
-        except IsolationError:
-            return None
-        finally:
-            stage.close()
-        broken = [b for b in (found[-1] if found else ()) if b.rule == self._rule]
-        return broken[0] if broken else None
+    def breaks(self, steps: Sequence[Step]) -> Violation | None:
+        """Return how the last step breaks the rule; None if it does not, or is impossible."""
+        with closing(self._open_harness(self._scenario)) as harness:
+            try:
+                found = harness.run(Schedule(tuple(steps)))
+            except IsolationError:
+                return None
+        return next((v for v in (found[-1] if found else ()) if v.rule == self._rule), None)
 
     def whole_requests(self, schedule: Schedule) -> Schedule:
         """Leave out requests of a schedule in which they come one after the other."""
@@ -46,12 +42,12 @@ class Minimiser:
         return schedule
 
     def every_step(self, schedule: Schedule) -> Schedule:
-        """Leave out all that can be left out, one step at a time or many; then switch less."""
+        """Leave out steps, many at a time and then one by one; then switch less."""
         steps = list(schedule.steps)
         size = max(1, len(steps) // 2)
         while True:
             for at in range(0, len(steps), size):
-                fewer = _renamed([*steps[:at], *steps[at + size :]], self._order(steps))
+                fewer = _renamed([*steps[:at], *steps[at + size :]], steps)
                 if fewer and self.breaks(fewer):
                     steps = fewer
                     size = min(size, max(1, len(steps) // 2))
@@ -60,24 +56,18 @@ class Minimiser:
                 if size == 1:
                     break
                 size = max(1, size // 2)
-        return Schedule(tuple(self._calmer(steps)))
+        return Schedule(tuple(self._with_fewer_switches(steps)))
 
-    def _order(self, steps: Sequence[Step]) -> dict[str, list[str]]:
-        return {
-            name: [s.operation for s in steps if s.request == name]
-            for name in dict.fromkeys(s.request for s in steps)
-        }
-
-    def _calmer(self, steps: list[Step]) -> list[Step]:
-        """Move whole turns of requests, as long as that makes fewer switches."""
+    def _with_fewer_switches(self, steps: list[Step]) -> list[Step]:
+        """Move a request's consecutive steps as a whole, as long as that makes fewer switches."""
         improved = True
         while improved:
             improved = False
-            turns = [list(turn) for _, turn in groupby(steps, key=lambda step: step.request)]
-            for at in range(len(turns)):
-                for to in range(len(turns)):
-                    rest = turns[:at] + turns[at + 1 :]
-                    moved = [s for turn in (*rest[:to], turns[at], *rest[to:]) for s in turn]
+            runs = [list(run) for _, run in groupby(steps, key=lambda step: step.request)]
+            for at in range(len(runs)):
+                for to in range(len(runs)):
+                    rest = runs[:at] + runs[at + 1 :]
+                    moved = [step for run in (*rest[:to], runs[at], *rest[to:]) for step in run]
                     if _switches(moved) < _switches(steps) and self.breaks(moved):
                         steps, improved = moved, True
                         break
@@ -86,14 +76,12 @@ class Minimiser:
         return steps
 
 
-def _renamed(steps: Sequence[Step], order: dict[str, list[str]]) -> list[Step]:
-    """Give the steps that are left the operations that their requests begin with."""
-    taken = dict.fromkeys(order, 0)
-    renamed = []
-    for step in steps:
-        renamed.append(Step(step.request, order[step.request][taken[step.request]]))
-        taken[step.request] += 1
-    return renamed
+def _renamed(steps: Sequence[Step], original: Sequence[Step]) -> list[Step]:
+    """Give the steps that are left the first operations of their requests."""
+    operations: dict[str, list[str]] = {}
+    for step in reversed(original):
+        operations.setdefault(step.request, []).append(step.operation)
+    return [Step(step.request, operations[step.request].pop()) for step in steps]
 
 
 def _switches(steps: Sequence[Step]) -> int:

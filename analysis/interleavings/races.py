@@ -1,7 +1,7 @@
-"""Two operations at once on two threads, which change turns within them, at every line.
+"""Two operations at once on two threads, which are preempted within them, at every line.
 
-What whole operations in some order do not explain is a race. A release that does all on one thread
-cannot come to it; one with a thread for every request can, unless a lock keeps it from that.
+What no order of the whole operations explains is a race. A release that does all on one thread
+cannot come to it; one with a thread for every request can, unless a lock prevents it.
 """
 
 from __future__ import annotations
@@ -10,39 +10,45 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
-from analysis.interleavings.examine import Laboratory
-from analysis.interleavings.result import OTHERWISE, REAL
-from analysis.interleavings.scenarios import SCENARIOS, Schedule, Step, chosen
-from analysis.interleavings.spec import Broken, check
-from analysis.interleavings.stage import Stage
-from analysis.interleavings.turns import Stuck, Turns, plans, turn_locks
+from analysis.interleavings.examine import HarnessFactory
+from analysis.interleavings.harness import CacheHarness
+from analysis.interleavings.scenarios import SCENARIOS, Schedule, Step, select
+from analysis.interleavings.scheduler import (
+    Deadlock,
+    ThreadScheduler,
+    preemption_plans,
+    scheduled_locks,
+)
+from analysis.interleavings.spec import Violation, check
 
 _MODULES = ("trie_attention_cache", "base_attention_cache", "page_pool", "kvcache_utils")
 
 
 @dataclass(frozen=True)
 class Race:
-    """A rule that two operations break only if they change turns within."""
+    """A rule that two operations break only if one is preempted within."""
 
     scenario: str
     before: Schedule
     """What is done first, one operation after the other."""
     first: Step
     second: Step
-    """The two that are under way at once; the first has the first turn."""
-    plan: tuple[int, ...]
-    """After how many places each the turn passes on."""
-    at: tuple[str, ...]
+    """The two that run at once, the first one first."""
+    preemption_points: tuple[int, ...]
+    """After how many yield points each preemption comes."""
+    preempted_at: tuple[str, ...]
     """Where that is, as file:line."""
     rule: str
     message: str
-    happens: str
+    reachable: bool
+    """Whether the release can come to it on its own threads."""
 
     def __str__(self) -> str:
-        """Tell what is done, and where the turn passes on."""
-        return f"{self.before}  {self.first} | {self.second}  changing at {', '.join(self.at)}"
+        at = ", ".join(self.preempted_at)
+        return f"{self.before}  {self.first} | {self.second}  preempted at {at}"
 
 
 @dataclass
@@ -65,47 +71,44 @@ def find_races(
     operations: tuple[str, str] | None = None,
     budget_s: float = 60.0,
 ) -> Races:
-    """Run every pair of operations of two workers at once, with every change of turns.
+    """Run every pair of operations of two workers at once, with every choice of preemptions.
 
-    At most `preemptions` changes a run, at every line of the release's cache (or at every
-    instruction). Told is what no order of the two whole operations breaks, once a pair and rule.
-    `operations` limits it to pairs of these two. After `budget_s` seconds it ends incomplete.
+    At most `preemptions` a run, at every line of the release's cache (or every instruction). A race
+    is what no order of the two whole operations breaks, once a pair and rule. `operations` limits
+    it to pairs of these two. After `budget_s` seconds it ends incomplete.
     """
-    chosen([scenario], prefix_sharing, ())
+    select([scenario], prefix_sharing, ())
     races, until = Races(), time.monotonic() + budget_s
-    with Laboratory(prefix_sharing, treatments) as lab:
-        happens = OTHERWISE if lab.kind.fatal else REAL
-        for before, first, second in _pairs(lab, scenario):
+    with HarnessFactory(prefix_sharing, treatments) as factory:
+        for before, first, second in _pairs(factory, scenario):
             if operations is not None and (first.operation, second.operation) != operations:
                 continue
-            pair = _Pair(lab, scenario, before, first, second, instructions)
+            pair = _Pair(factory, scenario, before, (first, second), instructions)
+            swapped = _Pair(factory, scenario, before, (second, first), instructions)
             races.pairs += 1
-            explained = (
-                pair.whole() | _Pair(lab, scenario, before, second, first, instructions).whole()
-            )
-            told: set[str] = set()
-            for plan in plans(pair.places, preemptions):
+            known = {v.rule for run in (pair, swapped) for v in run.run(())[0]}
+            for points in preemption_plans(pair.yield_points, preemptions):
                 if time.monotonic() > until:
                     races.complete = False
                     return races
                 races.runs += 1
-                broken, at = pair.run(plan)
-                for one in broken:
-                    if one.rule not in explained and one.rule not in told:
-                        told.add(one.rule)
+                violations, at = pair.run(points)
+                for violation in violations:
+                    if violation.rule not in known:
+                        known.add(violation.rule)
                         races.found.append(
-                            Race(scenario, Schedule(tuple(before)), first, second, plan,
-                                 tuple(at), one.rule, one.message, happens)
+                            Race(scenario, Schedule(tuple(before)), first, second, points,
+                                 tuple(at), violation.rule, violation.message,
+                                 reachable=not factory.kind.fatal)
                         )  # fmt: skip
     return races
 
 
-def _pairs(lab: Laboratory, scenario: str) -> Iterator[tuple[list[Step], Step, Step]]:
+def _pairs(factory: HarnessFactory, scenario: str) -> Iterator[tuple[list[Step], Step, Step]]:
     """Return each pair of next steps of the first two workers, with what is done before it."""
     described = SCENARIOS[scenario]
-    stage = lab.open(described)
-    steps = {name: [Step(name, s) for s in actor.steps] for name, actor in stage.actors.items()}
-    stage.close()
+    with closing(factory.open(described)) as harness:
+        steps = {n: [Step(n, o) for o in d.operations] for n, d in harness.drivers.items()}
     warm = [step for request in described.before for step in steps[request.name]]
     one, other = (steps[worker[0].name] for worker in described.workers[:2])
     for i, first in enumerate(one):
@@ -116,57 +119,54 @@ def _pairs(lab: Laboratory, scenario: str) -> Iterator[tuple[list[Step], Step, S
 
 
 class _Pair:
-    """Two steps at once, run as often as there are plans."""
+    """Two steps at once, run with different preemption points."""
 
     def __init__(
         self,
-        lab: Laboratory,
+        factory: HarnessFactory,
         scenario: str,
         before: Sequence[Step],
-        first: Step,
-        second: Step,
+        steps: tuple[Step, Step],
         instructions: bool,
     ) -> None:
-        self._lab, self._scenario, self._before = lab, SCENARIOS[scenario], before
-        self._steps, self._instructions = (first, second), instructions
-        self._turns: Turns | None = None
-        self.places = 0
+        self._factory, self._scenario, self._before = factory, SCENARIOS[scenario], before
+        self._steps, self._instructions = steps, instructions
+        self._scheduler: ThreadScheduler | None = None
+        self.yield_points = 0
+        """As the last run without preemptions had them."""
         self._files = [
             str(module.__file__)
             for name, module in list(sys.modules.items())
             if name.rpartition(".")[2] in _MODULES and ".kvcache." in name
         ]
 
-    def whole(self) -> set[str]:
-        """Return the rules that are broken if they are done one after the other."""
-        broken, _ = self.run(())
-        return {one.rule for one in broken}
-
-    def run(self, plan: tuple[int, ...]) -> tuple[list[Broken], list[str]]:
-        """Run them by a plan; return what does not hold then, and where turns changed."""
-        with turn_locks(lambda: self._turns):
-            stage = self._open()
-        try:
+    def run(self, points: tuple[int, ...]) -> tuple[list[Violation], list[str]]:
+        """Run them; return what does not hold then, and where they were preempted."""
+        with scheduled_locks(lambda: self._scheduler):
+            harness = self._open()
+        with closing(harness):
             for step in self._before:
-                stage.go(step.request)
-            self._turns = turns = Turns(self._files, plan, instructions=self._instructions)
+                harness.perform(step.request)
+            self._scheduler = scheduler = ThreadScheduler(
+                self._files, points, instructions=self._instructions
+            )
             try:
-                errors = turns.run([lambda s=s: stage.go(s.request) for s in self._steps])  # type: ignore[misc]
-            except Stuck as stuck:
-                return [Broken("raises", str(stuck))], turns.at
+                errors = scheduler.run(
+                    [lambda s=step: harness.perform(s.request) for step in self._steps]  # type: ignore[misc]
+                )
+            except Deadlock as deadlock:
+                return [Violation("raises", str(deadlock))], scheduler.preempted_at
             finally:
-                self._turns = None
-            if not plan:
-                self.places = turns.places
-            stage.look()
-            broken = [Broken("raises", f"{error!r}") for error in errors if error is not None]
-            return [*broken, *check(stage.picture)], turns.at
-        finally:
-            stage.close()
+                self._scheduler = None
+            if not points:
+                self.yield_points = scheduler.yield_points
+            harness.look()
+            raised = [Violation("raises", f"{error!r}") for error in errors if error is not None]
+            return [*raised, *check(harness.view)], scheduler.preempted_at
 
-    def _open(self) -> Stage:
-        stage = self._lab.open(self._scenario)
-        for owner in (stage.cache, stage.pool):
-            if hasattr(owner, "_lock"):  # however its maker came by the lock's class
+    def _open(self) -> CacheHarness:
+        harness = self._factory.open(self._scenario)
+        for owner in (harness.cache, harness.pool):
+            if hasattr(owner, "_lock"):  # its maker may have imported the lock's class itself
                 owner._lock = threading.Lock()
-        return stage
+        return harness

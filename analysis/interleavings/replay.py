@@ -1,16 +1,26 @@
-"""A schedule carried out again, with every page's owner after each step."""
+"""Carry out a schedule again, with the owners of every page after each step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-from analysis.interleavings.examine import Laboratory
-from analysis.interleavings.picture import Picture
-from analysis.interleavings.scenarios import SCENARIOS, Schedule, Step, chosen
-from analysis.interleavings.spec import Broken
+from analysis.interleavings.examine import HarnessFactory
+from analysis.interleavings.scenarios import SCENARIOS, Schedule, Step, select
+from analysis.interleavings.spec import Violation
+from analysis.interleavings.view import CacheView
 
-FREE, CACHED, ASIDE, LOST, KEPT = "free", "cached", "set aside", "lost", "kept"
+FREE, CACHED, PENDING_FREE, LEAKED, WITHHELD = (
+    "free",
+    "cached",
+    "pending free",
+    "leaked",
+    "withheld",
+)
+
+Owners = tuple[tuple[str, ...], ...]
+"""For every page, requests by name, and `free`, `cached` and so on."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +28,8 @@ class Moment:
     """What a step came to."""
 
     step: Step
-    owners: tuple[tuple[str, ...], ...]
-    """For every page, whose it is: requests by name, and `free`, `cached` and so on."""
-    broken: tuple[Broken, ...]
+    owners: Owners
+    violations: tuple[Violation, ...]
     """Rules that do not hold after it."""
 
 
@@ -32,23 +41,18 @@ class Replay:
     prefix_sharing: str
     scenario: str
     treatments: tuple[str, ...]
-    first: tuple[tuple[str, ...], ...]
+    first: Owners
     """Owners of the pages before the first step."""
     moments: tuple[Moment, ...]
 
     @property
-    def schedule(self) -> Schedule:
-        """The schedule that was carried out."""
-        return Schedule(tuple(moment.step for moment in self.moments))
-
-    @property
     def failing(self) -> int | None:
         """The first step after which a rule is broken; None if none is."""
-        return next((n for n, moment in enumerate(self.moments) if moment.broken), None)
+        return next((n for n, moment in enumerate(self.moments) if moment.violations), None)
 
     def __str__(self) -> str:
-        """Tell a step a line, what changed hands, and what was broken by it."""
-        lines, before, told = [], self.first, set[str]()
+        """Return a line for each step with the pages whose owners changed, and what it broke."""
+        lines, before, reported = [], self.first, set[str]()
         for moment in self.moments:
             changed = [
                 f"page {page}: {' and '.join(new)}"
@@ -56,10 +60,10 @@ class Replay:
                 if old != new
             ]
             lines.append(f"{moment.step!s:<12} {'; '.join(changed)}".rstrip())
-            for broken in moment.broken:
-                if broken.rule not in told:
-                    told.add(broken.rule)
-                    lines.append(f"    {broken.rule}: {broken.message}")
+            for violation in moment.violations:
+                if violation.rule not in reported:
+                    reported.add(violation.rule)
+                    lines.append(f"    {violation.rule}: {violation.message}")
             before = moment.owners
         return "\n".join(lines)
 
@@ -72,32 +76,31 @@ def replay(
 ) -> Replay:
     """Carry out a schedule of a scenario on the installed release's cache.
 
-    Raises IsolationError if there is no such scenario, or a step is not what its request does then.
+    Raises IsolationError for an unknown scenario, or a step that is not its request's next one.
     """
-    chosen([scenario], prefix_sharing, ())
+    select([scenario], prefix_sharing, ())
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
-    with Laboratory(prefix_sharing, treatments) as lab:
-        stage = lab.open(SCENARIOS[scenario])
-        try:
-            first = owners(stage.picture)
+    with HarnessFactory(prefix_sharing, treatments) as factory:
+        with closing(factory.open(SCENARIOS[scenario])) as harness:
+            first = owners(harness.view)
             moments = []
             for step in schedule.steps:
-                (broken,) = stage.run(Schedule((step,)))
-                moments.append(Moment(step, owners(stage.picture), broken))
-        finally:
-            stage.close()
-        return Replay(lab.release, prefix_sharing, scenario, lab.treatments, first, tuple(moments))
+                (violations,) = harness.run(Schedule((step,)))
+                moments.append(Moment(step, owners(harness.view), violations))
+        return Replay(
+            factory.release, prefix_sharing, scenario, factory.treatments, first, tuple(moments)
+        )
 
 
-def owners(picture: Picture) -> tuple[tuple[str, ...], ...]:
-    """Return whose each page is."""
-    places: dict[int, list[str]] = {page: [] for page in range(picture.page_count)}
-    kinds = {FREE: picture.free, CACHED: list(picture.cached), ASIDE: picture.aside,
-             KEPT: [*picture.kept, *picture.elsewhere]}  # fmt: skip
-    for name, listed in kinds.items():
-        for page in dict.fromkeys(listed):
-            places[page].append(name)
-    for request, pages in picture.holds.items():
-        for page in {*pages, *picture.uses.get(request, ())}:
-            places[page].append(request)
-    return tuple(tuple(place) or (LOST,) for place in places.values())
+def owners(view: CacheView) -> Owners:
+    """Return the owners of each page."""
+    found: list[list[str]] = [[] for _ in range(view.state.page_count)]
+    kinds = {FREE: view.state.free, CACHED: view.cached, PENDING_FREE: view.state.duplicates,
+             WITHHELD: (*view.withheld, *view.reserved)}  # fmt: skip
+    for name, pages in kinds.items():
+        for page in dict.fromkeys(pages):
+            found[page].append(name)
+    for request, held in view.state.holdings.items():
+        for page in {*held, *view.block_tables.get(request, ())}:
+            found[page].append(request)
+    return tuple(tuple(names) or (LEAKED,) for names in found)

@@ -1,16 +1,13 @@
-"""What an examination found, in data, in a sentence and as JSON."""
+"""What an examination found: data, a summary and JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from analysis.core.wording import counted
 from analysis.interleavings.scenarios import Schedule
 from analysis.interleavings.spec import RULES
-
-REAL = "on this release's threads"
-OTHERWISE = "only if called otherwise"
 
 
 @dataclass(frozen=True)
@@ -21,12 +18,12 @@ class Failure:
     schedule: Schedule
     rule: str
     message: str
-    happens: str
-    """REAL or OTHERWISE."""
     sequential: bool
-    """Whether it also happens when the workers have their turn one after the other."""
+    """Whether it also happens when one worker comes after the other."""
     interleavings: int = 0
     """How many of the scenario's interleavings break the rule; 0 if not all were covered."""
+    reachable: bool = True
+    """Whether the release can come to it on its own threads."""
 
     @property
     def needs(self) -> str:
@@ -37,10 +34,6 @@ class Failure:
     def sentence(self) -> str:
         """The rule that is broken."""
         return RULES[self.rule]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values; `schedule` is the text that can be replayed."""
-        return {**asdict(self), "schedule": str(self.schedule)}
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,8 @@ class Result:
     release: str
     prefix_sharing: str
     treatments: tuple[str, ...]
-    elsewhere: tuple[str, ...]
-    """Treatments that change nothing here, since they act on other parts of an engine."""
+    inactive_treatments: tuple[str, ...]
+    """Treatments that change nothing here, as they act on other parts of an engine."""
     threads: str
     failures: list[Failure] = field(default_factory=list)
     scenarios: list[Covered] = field(default_factory=list)
@@ -95,48 +88,34 @@ class Result:
 
     @property
     def words(self) -> str:
-        """All of it in a sentence or two."""
+        """A summary of one to three sentences."""
+        many = f"{self.interleavings:,} interleavings of {counted(len(self.scenarios), 'scenario')}"
         what = f"the cache of shortfin {self.release} with prefix sharing {self.prefix_sharing}"
         if self.treatments:
             what += f", treated with {', '.join(self.treatments)},"
-        many = f"{self.interleavings:,} interleavings of {len(self.scenarios)} scenarios"
-        if self.ok:
-            said = f"In all {many}, {what} keeps every rule."
-            if not self.complete:
-                said = f"In those {many} that there was time for, {what} breaks no rule."
+        serial = list(dict.fromkeys(f.rule for f in self.failures if f.sequential))
+        others = list(dict.fromkeys(f.rule for f in self.failures if f.rule not in serial))
+        if self.ok and self.complete:
+            text = f"In all {many}, {what} keeps every rule."
+        elif self.ok:
+            text = f"In the {many} that were covered in time, {what} breaks no rule."
         else:
-            alone = list(dict.fromkeys(f.rule for f in self.failures if f.sequential))
-            only = [f.rule for f in self.failures if f.rule not in alone]
-            together = list(dict.fromkeys(only))
-            count = len(alone) + len(together)
-            said = f"Over {many}, {what} breaks {count} rule{'s' if count > 1 else ''}:"
-            if alone:
-                said += f" whatever the order, {', '.join(alone)}"
-            if together:
-                said += f"{';' if alone else ''} only interleaved, {', '.join(together)}"
-            said += "."
+            kinds = [("in any order", serial), ("only interleaved", others)]
+            broken = [f"{how}, {', '.join(rules)}" for how, rules in kinds if rules]
+            rules = counted(len(serial + others), "rule")
+            text = f"Over {many}, {what} breaks {rules}: {'; '.join(broken)}."
             if not self.complete:
-                said += " Time ended before all were covered."
-        if self.elsewhere:
-            said += f" Acting elsewhere: {', '.join(self.elsewhere)}."
-        return said
+                text += " Time ended before all were covered."
+        if self.inactive_treatments:
+            text += f" Without effect here: {', '.join(self.inactive_treatments)}."
+        return text
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return {
-            "release": self.release,
-            "prefix_sharing": self.prefix_sharing,
-            "treatments": list(self.treatments),
-            "elsewhere": list(self.elsewhere),
-            "threads": self.threads,
-            "ok": self.ok,
-            "complete": self.complete,
-            "interleavings": self.interleavings,
-            "words": self.words,
-            "duration_s": self.duration_s,
-            "failures": [failure.as_json() for failure in self.failures],
-            "scenarios": [asdict(covered) for covered in self.scenarios],
-        }
+        """Return it as plain values; a `schedule` is the text that can be replayed."""
+        failures = [{**asdict(f), "schedule": str(f.schedule)} for f in self.failures]
+        computed = ("ok", "complete", "interleavings", "words")
+        plain = {**asdict(self), **{name: getattr(self, name) for name in computed}}
+        return {**plain, "failures": failures}
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for every scenario."""
@@ -147,15 +126,13 @@ class Result:
                 "interleavings": covered.interleavings,
                 "failing": covered.failing,
                 "complete": covered.complete,
-                "breaks": _listed(self.failures, covered.scenario, sequential=True),
-                "breaks by interleaving": _listed(
-                    self.failures, covered.scenario, sequential=False
-                ),
+                "breaks": self._rules(covered.scenario, sequential=True),
+                "breaks by interleaving": self._rules(covered.scenario, sequential=False),
             }
             for covered in self.scenarios
         ]
 
-
-def _listed(failures: Sequence[Failure], scenario: str, *, sequential: bool) -> str:
-    names = [f.rule for f in failures if f.scenario == scenario and f.sequential is sequential]
-    return ", ".join(names)
+    def _rules(self, scenario: str, *, sequential: bool) -> str:
+        return ", ".join(
+            f.rule for f in self.failures if f.scenario == scenario and f.sequential is sequential
+        )

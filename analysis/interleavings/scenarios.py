@@ -1,4 +1,4 @@
-"""What is tried: a few requests, a pool that is too small for comfort, and who does what."""
+"""Scenarios: a few requests on a small pool. Schedules: the order of their operations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from analysis.core.errors import CachelabError
+from analysis.shortfin.cache.driver import Request
 
 STRIDE = 2
 """Tokens a page; the engine has 16. Nothing in the caches depends on it."""
@@ -16,17 +17,8 @@ class IsolationError(CachelabError):
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt, and how many tokens are decoded after the one that its prefill gives."""
-
-    name: str
-    prompt: tuple[int, ...]
-    decodes: int = 0
-
-
-@dataclass(frozen=True)
 class Scenario:
-    """Workers that carry out requests on one cache; `before` is over when they begin."""
+    """Workers that carry out requests on one cache; `before` has ended when they begin."""
 
     name: str
     sentence: str
@@ -35,23 +27,15 @@ class Scenario:
     """Pages in the pool, if a decoding request takes one at a time."""
     workers: tuple[tuple[Request, ...], ...]
     before: tuple[Request, ...] = ()
-    elsewhere: int = 0
-    """Pages in the hands of requests that do nothing meanwhile."""
+    reserved: int = 0
+    """Pages held by requests that do nothing meanwhile."""
     sharing: tuple[str, ...] = ("trie",)
-    """Ways of prefix sharing that it says something about."""
+    """Ways of prefix sharing for which it is meant."""
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """All requests, those that came before first."""
+        """All requests, those of `before` first."""
         return (*self.before, *(request for worker in self.workers for request in worker))
-
-
-def next_token(tokens: Iterable[int]) -> int:
-    """Return the token that follows others: as with a model, the same ones have the same."""
-    answer = 0
-    for token in tokens:
-        answer = (answer * 31 + token) % 9973
-    return 100 + answer % 800
 
 
 def _run(first: int, count: int) -> tuple[int, ...]:
@@ -110,11 +94,11 @@ _ALL = (
     ),
     Scenario(
         "evicting one's own prefix",
-        "A prompt that needs nearly all pages, one of which is in another's hands.",
+        "A prompt that needs nearly all pages, one of which another request holds.",
         8,
         ((Request("B", (*_run(1, 6), *_run(11, 10))),), (Request("C", _run(20, 1)),)),
         before=(Request("W", _run(1, 8)),),
-        elsewhere=1,
+        reserved=1,
     ),
     Scenario(
         "evicting what has children",
@@ -170,7 +154,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who does what, one operation after another."""
+    """Operations of requests, one after another."""
 
     steps: tuple[Step, ...] = field(default=())
 
@@ -182,7 +166,7 @@ class Schedule:
 
     @property
     def switches(self) -> int:
-        """How often another request has its turn than the step before."""
+        """How often a step is another request's than the step before."""
         pairs = zip(self.steps, self.steps[1:], strict=False)
         return sum(one.request != other.request for one, other in pairs)
 
@@ -194,15 +178,15 @@ class Schedule:
             request, dot, operation = word.partition(".")
             if not (request and dot and operation):
                 raise IsolationError(
-                    f"{word!r} is no step of a schedule: a step is a request and what it does, such"
+                    f"{word!r} is no step of a schedule: a step is a request and an operation, such"
                     " as A.acquire."
                 )
             steps.append(Step(request, operation))
         return cls(tuple(steps))
 
 
-def chosen(names: Iterable[str] | None, prefix_sharing: str, workers: Iterable[int]) -> list[str]:
-    """Return scenarios by name, or all that say something; IsolationError for one unknown."""
+def select(names: Iterable[str] | None, prefix_sharing: str, workers: Iterable[int]) -> list[str]:
+    """Return the named scenarios, or all that are meant for this. Raises IsolationError."""
     if names is not None:
         for name in (names := list(names)):
             if name not in SCENARIOS:

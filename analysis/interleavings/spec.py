@@ -1,23 +1,21 @@
-"""What a correct prefix cache may do, whatever the order of its operations: the sequential model.
+"""The sequential model: what a correct prefix cache may do, whatever the order of operations.
 
-Each rule is a sentence about the moment between two steps.
+Each rule is about the moment between two operations.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from analysis.interleavings.picture import Picture, prefix_number
-
-if TYPE_CHECKING:
-    from analysis.interleavings.stage import Stage
+from analysis.core.wording import capitalised, counted, listed, numbered
+from analysis.interleavings.view import CacheView, prefix_number
+from analysis.snapshots.snapshot import Node
 
 RULES = {
     "raises": "An operation ends without an error, unless there are not enough pages.",
-    "refused": "A request gets its pages where enough are free or cached for nobody.",
+    "refused": "A request gets its pages where enough are free or can be evicted.",
     "one owner": "A page is free, cached or one request's own, and nothing else besides.",
     "once": "A request's block table has no page twice.",
     "own tokens": "The pages of a request hold its own tokens, each behind its own prefix.",
@@ -26,187 +24,162 @@ RULES = {
     "references": "References to the trie are as many as the requests that hold one.",
     "protected": "What a request under way uses of the trie cannot be evicted.",
     "shape": "Nodes are found under their own tokens, and the leaves are those without children.",
-    "nothing lost": "Every page is free, cached, set aside or in the hands of a request.",
-    "padding page": "Page 0, which padding is written to, is given to nobody.",
+    "nothing lost": "Every page is free, cached, pending to be freed or held by a request.",
+    "padding page": "Page 0, which padding is written to, is given to no request.",
     "at rest": "When all have ended, everything that is cached can be evicted, and all is free.",
 }
 """The sentence of every rule, by name."""
 
 
 @dataclass(frozen=True)
-class Broken:
+class Violation:
     """A rule that does not hold."""
 
     rule: str
     message: str
     request: str | None = None
-    """Who suffers."""
+    """The request that is affected."""
     pages: tuple[int, ...] = ()
 
 
-def check(picture: Picture) -> list[Broken]:
-    """Return every rule that does not hold now, with its first reason."""
-    found: dict[str, Broken] = {}
-    for ask in (_one_owner, _once, _own_tokens, _room, _lost, _padding):
-        for broken in ask(picture):
-            found.setdefault(broken.rule, broken)
-    if picture.has_trie:
-        for ask in (_cached_tokens, _references, _protected, _shape):
-            for broken in ask(picture):
-                found.setdefault(broken.rule, broken)
+def check(view: CacheView) -> list[Violation]:
+    """Return every rule that does not hold now, with its first reason. Hot path."""
+    found: dict[str, Violation] = {}
+    for rule in _ALWAYS if not view.state.nodes else (*_ALWAYS, *_WITH_TRIE):
+        for violation in rule(view):
+            found.setdefault(violation.rule, violation)
     return list(found.values())
 
 
-def check_at_end(stage: Stage) -> tuple[Broken, ...]:
-    """Evict all there is when every request has ended, and count what is free."""
-    evict = getattr(stage.cache, "evict_pages", None) or getattr(stage.cache, "_evict_pages", None)
-    if evict is not None:
-        try:
-            evict(stage.page_count)
-        except Exception as error:
-            return (
-                Broken("at rest", f"Evicting all that is cached raises {type(error).__name__}."),
-            )
-    free = {page.index for page in stage.pool.available_pages}
-    missing = {*range(stage.page_count)} - free - stage.picture.kept - {*stage.elsewhere}
-    if not missing:
-        return ()
-    return (
-        Broken(
-            "at rest",
-            f"All have ended and all was evicted, and {_pages(missing)} not free.",
-            pages=tuple(sorted(missing)),
-        ),
-    )
-
-
-def _one_owner(picture: Picture) -> Iterator[Broken]:
-    def twice(pages: list[int], where: str) -> Iterator[Broken]:
-        for page, count in Counter(pages).items():
-            if count > 1:
-                yield Broken("one owner", f"Page {page} is {where} {count} times.", pages=(page,))
-
-    free, users = set(picture.free), picture.users()
-    cached = [node.page for node in picture.nodes if node.page is not None]
-    yield from twice(picture.free, "in the free list")
-    yield from twice(cached, "cached")
-    in_trie, aside = set(cached), set(picture.aside)
-    for page in sorted(free & in_trie):
-        yield Broken("one owner", f"Page {page} is free, and cached.", pages=(page,))
+def _one_owner(view: CacheView) -> Iterator[Violation]:
+    rule, free, users = "one owner", set(view.state.free), view.users()
+    cached = [node.page for node in view.state.nodes if node.page is not None]
+    for pages, where in ((view.state.free, "in the free list"), (cached, "cached")):
+        for page in _repeated(pages):
+            yield Violation(rule, f"Page {page} is {where} more than once.", pages=(page,))
+    for page in sorted(free.intersection(cached)):
+        yield Violation(rule, f"Page {page} is free, and cached.", pages=(page,))
     for page, names in users.items():
+        who = listed(names)
         if page in free:
-            text = f"Page {page} is free while {' and '.join(names)} still uses it."
-            yield Broken("one owner", text, names[0], (page,))
-        elif page in aside:
-            text = f"Page {page} is set aside to be freed while {' and '.join(names)} uses it."
-            yield Broken("one owner", text, names[0], (page,))
-        elif len(names) > 1 and page not in in_trie:
-            text = f"Page {page} is used by {' and '.join(names)}, and is not cached."
-            yield Broken("one owner", text, names[0], (page,))
+            text = f"Page {page} is free while {who} still uses it."
+        elif page in view.state.duplicates:
+            text = f"Page {page} is pending to be freed while {who} uses it."
+        elif len(names) > 1 and page not in view.cached:
+            text = f"Page {page} is used by {who}, and is not cached."
+        else:
+            continue
+        yield Violation(rule, text, names[0], (page,))
 
 
-def _once(picture: Picture) -> Iterator[Broken]:
-    for name, table in picture.uses.items():
-        for page, count in Counter(table).items():
-            if count > 1:
-                text = f"The block table of {name} has page {page} {count} times: {table}."
-                yield Broken("once", text, name, (page,))
+def _once(view: CacheView) -> Iterator[Violation]:
+    for name, table in view.block_tables.items():
+        for page in _repeated(table):
+            text = f"The block table of {name} has page {page} more than once: {list(table)}."
+            yield Violation("once", text, name, (page,))
 
 
-def _own_tokens(picture: Picture) -> Iterator[Broken]:
-    stride = len(picture.content[0])
-    for name, table in picture.uses.items():
-        tokens = picture.tokens[name]
-        for position in range(min(picture.flown.get(name, 0), len(table) * stride)):
+def _own_tokens(view: CacheView) -> Iterator[Violation]:
+    stride = len(view.content[0])
+    for name, table in view.block_tables.items():
+        tokens = view.tokens[name]
+        for position in range(min(view.written.get(name, 0), len(table) * stride)):
             block, slot = divmod(position, stride)
             page = table[block]
-            if picture.content[page][slot] != prefix_number(tokens[: position + 1]):
+            if view.content[page][slot] != prefix_number(tokens[: position + 1]):
                 text = f"Page {page} of {name} does not hold its position {position} any more."
-                yield Broken("own tokens", text, name, (page,))
+                yield Violation("own tokens", text, name, (page,))
 
 
-def _cached_tokens(picture: Picture) -> Iterator[Broken]:
-    for node in picture.nodes:
+def _cached_tokens(view: CacheView) -> Iterator[Violation]:
+    for node in view.state.nodes:
         if node.page is None:
             continue
-        first = len(node.path) - node.length
-        for slot in range(node.length):
-            if picture.content[node.page][slot] != prefix_number(node.path[: first + slot + 1]):
+        path = view.paths[node.node]
+        first = len(path) - len(node.tokens)
+        for slot in range(len(node.tokens)):
+            if view.content[node.page][slot] != prefix_number(path[: first + slot + 1]):
                 text = f"Page {node.page} is cached for tokens that it does not hold."
-                yield Broken("cached tokens", text, pages=(node.page,))
+                yield Violation("cached tokens", text, pages=(node.page,))
                 break
 
 
-def _room(picture: Picture) -> Iterator[Broken]:
-    for name, position in picture.outside_room.items():
+def _room(view: CacheView) -> Iterator[Violation]:
+    for name, position in view.missing_page.items():
         text = f"{name} has no page for its position {position}, and writes to the padding page."
-        yield Broken("room", text, name, (0,))
+        yield Violation("room", text, name, (0,))
 
 
-def _references(picture: Picture) -> Iterator[Broken]:
-    everything = [*picture.nodes, *picture.unreachable]
-    for node in everything:
-        if node.refs < 0:
-            pages = () if node.page is None else (node.page,)
-            text = f"{_upper(node.name)} has {node.refs} references."
-            yield Broken("references", text, pages=pages)
-    owed = picture.references_owed()
-    if owed is not None:
-        count, low, _ = owed
-        holders = [name for name, (_, most) in picture.references.items() if most]
-        whose = f"only {' and '.join(holders)} may hold one" if holders else "nobody holds any"
-        if count < low:
-            whose = f"{' and '.join(holders)} should hold one each"
-        yield Broken("references", f"There are {count} references, and {whose}.")
+def _references(view: CacheView) -> Iterator[Violation]:
+    for node in (*view.state.nodes, *view.detached):
+        if node.ref_count < 0:
+            text = f"{_name(node)} has {node.ref_count} references."
+            yield Violation("references", text, pages=_pages(node))
+    wrong = view.wrong_references()
+    if wrong is not None:
+        count, low, high = wrong
+        correct = str(low) if low == high else f"{low} to {high}"
+        text = (
+            f"There {'is' if count == 1 else 'are'} {counted(count, 'reference')}, not {correct}."
+        )
+        yield Violation("references", text)
 
 
-def _protected(picture: Picture) -> Iterator[Broken]:
-    for name, table in picture.uses.items():
+def _protected(view: CacheView) -> Iterator[Violation]:
+    for name, table in view.block_tables.items():
         for page in table:
-            node = picture.cached.get(page)
-            if node is not None and node.number not in picture.referred:
-                text = f"Page {page}, which {name} uses, can be evicted: nobody refers to its node."
-                yield Broken("protected", text, name, (page,))
+            node = view.cached.get(page)
+            if node is not None and node.node not in view.referenced:
+                text = f"Page {page}, which {name} uses, can be evicted: its node has no reference."
+                yield Violation("protected", text, name, (page,))
 
 
-def _shape(picture: Picture) -> Iterator[Broken]:
-    for node in picture.nodes:
-        pages = () if node.page is None else (node.page,)
-        if not node.sound:
-            text = f"{_upper(node.name)} is not under its own tokens, or knows another parent."
-            yield Broken("shape", text, pages=pages)
-        elif node.page is not None and node.leaf != (node.children == 0):
-            text = f"{_upper(node.name)} has {node.children} children, and is" + (
-                " in the set of leaves." if node.leaf else " not in the set of leaves."
-            )
-            yield Broken("shape", text, pages=pages)
-    for node in picture.unreachable:
+def _shape(view: CacheView) -> Iterator[Violation]:
+    wrong = {*view.state.misfiled, *(number for number, _, _ in view.state.misplaced)}
+    for node in view.state.nodes:
+        children = view.children[node.node]
+        if node.node in wrong:
+            text = f"{_name(node)} is under other tokens than its own, or has another parent."
+            yield Violation("shape", text, pages=_pages(node))
+        elif node.page is not None and node.leaf != (children == 0):
+            has = "is" if node.leaf else "is not"
+            text = f"{_name(node)} has {children} children and {has} in the set of leaves."
+            yield Violation("shape", text, pages=_pages(node))
+    for node in view.detached:
         if node.leaf:
-            text = f"{_upper(node.name)} is in the set of leaves, and not in the trie."
-            yield Broken("shape", text, pages=() if node.page is None else (node.page,))
+            text = f"{_name(node)} is in the set of leaves, and not in the trie."
+            yield Violation("shape", text, pages=_pages(node))
 
 
-def _lost(picture: Picture) -> Iterator[Broken]:
-    known = {*picture.free, *picture.kept, *picture.elsewhere, *picture.aside, *picture.cached}
-    for pages in picture.holds.values():
-        known |= pages
-    lost = sorted({*range(picture.page_count)} - known)
+def _lost(view: CacheView) -> Iterator[Violation]:
+    state = view.state
+    known = {*state.free, *view.withheld, *view.reserved, *state.duplicates, *view.cached}
+    lost = sorted(set(range(state.page_count)).difference(known, *state.holdings.values()))
     if lost:
-        text = f"{_upper(_pages(lost))} in no free list, no request's hands and not cached."
-        yield Broken("nothing lost", text, pages=tuple(lost))
+        verb = "is" if len(lost) == 1 else "are"
+        text = f"{capitalised(numbered('page', lost))} {verb} not free, not cached and not held."
+        yield Violation("nothing lost", text, pages=tuple(lost))
 
 
-def _padding(picture: Picture) -> Iterator[Broken]:
-    if picture.padding_given:
-        yield Broken("padding page", "A request is given page 0.", pages=(0,))
+def _padding(view: CacheView) -> Iterator[Violation]:
+    if view.padding_given:
+        yield Violation("padding page", "A request is given page 0.", pages=(0,))
 
 
-def _pages(pages: object) -> str:
-    numbers = sorted(pages)  # type: ignore[call-overload]
-    return f"page{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}" + (
-        " are" if len(numbers) > 1 else " is"
-    )
+_Rule = Callable[[CacheView], Iterator[Violation]]
+_ALWAYS: tuple[_Rule, ...] = (_one_owner, _once, _own_tokens, _room, _lost, _padding)
+_WITH_TRIE: tuple[_Rule, ...] = (_cached_tokens, _references, _protected, _shape)
 
 
-def _upper(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _repeated(pages: Sequence[int]) -> list[int]:
+    if len(set(pages)) == len(pages):
+        return []
+    return [page for page, count in Counter(pages).items() if count > 1]
+
+
+def _pages(node: Node) -> tuple[int, ...]:
+    return () if node.page is None else (node.page,)
+
+
+def _name(node: Node) -> str:
+    return "The root" if node.page is None else f"The node of page {node.page}"

@@ -1,1 +1,59 @@
-"""TODO."""
+"""What a notebook shows of snapshots, diffs, recordings, findings, explanations and tables.
+
+`%load_ext analysis.jupyter` registers a formatter for each type in `FORMATTERS`. No other module
+imports IPython.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import Image
+
+from analysis.jupyter.cache_html import change_html, recording_html, snapshot_html
+from analysis.jupyter.explanation_html import explanation_html
+from analysis.jupyter.findings_html import finding_html, findings_html
+from analysis.plots.style import png_of
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "show"]
+
+FORMATTERS: dict[str, Callable[[Any], str]] = {
+    "analysis.snapshots.snapshot.Snapshot": snapshot_html,
+    "analysis.snapshots.change.Change": change_html,
+    "analysis.recording.recording.Recording": recording_html,
+    "analysis.sanitizer.findings.Finding": finding_html,
+    "analysis.sanitizer.findings.Findings": findings_html,
+    "analysis.diagnosis.explanation.Explanation": explanation_html,
+    "analysis.plots.tables.HtmlTable": lambda table: str(table.markup),
+}
+"""By the path of a type, the function that renders it as HTML without scripts."""
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the formatters (`%load_ext analysis.jupyter`)."""
+    formatter: Any = shell.display_formatter.formatters["text/html"]  # type: ignore[union-attr,unused-ignore]
+    for path, render in FORMATTERS.items():
+        module, _, name = path.rpartition(".")
+        formatter.for_type_by_name(module, name, render)
+
+
+def html_of(value: object) -> str:
+    """Return the HTML that a notebook shows for a value. Raises KeyError for other types."""
+    kind = type(value)
+    return FORMATTERS[f"{kind.__module__}.{kind.__qualname__}"](value)
+
+
+def show(figure: Figure, alt: str, dpi: int = 160) -> Image:
+    """Return a figure as an image that a notebook displays and a page embeds.
+
+    `alt` describes the figure in one sentence for readers who cannot see it.
+    """
+    width: Any = int(figure.get_figwidth() * 100)
+    return Image(  # type: ignore[no-untyped-call,unused-ignore]
+        data=png_of(figure, dpi), width=width, alt=alt
+    )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from analysis.jupyter.finding import colours_of, fill_of
+from analysis.plots.finding import colours_of, fill_of
 from analysis.plots.style import VERMILLION
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.sanitizer.scene import PADDING_KIND, TOKEN_KIND
@@ -30,7 +30,7 @@ def findings_html(findings: Findings) -> str:
     """
     groups = sorted(findings.groups, key=lambda g: -1 if g.first.seq is None else g.first.seq)
     parts = [f"<div><b>{escape(findings.summary)}</b></div>"]
-    parts += [_group(group) for group in groups[:_IN_FULL]]
+    parts += [_one(_title(g), g.severity, g.first) for g in groups[:_IN_FULL]]
     if more := groups[_IN_FULL:]:
         lines = "".join(f"<li>{escape(_title(group))}</li>" for group in more)
         parts.append(f"<div>And {len(more)} more causes:</div><ul>{lines}</ul>")
@@ -44,6 +44,12 @@ def findings_html(findings: Findings) -> str:
     return f'<div style="max-width:820px;line-height:1.45">{"".join(parts)}</div>'
 
 
+def finding_html(finding: Finding) -> str:
+    """Return a finding with its sentence, pages and stacks."""
+    title = f"{finding.severity}: {finding.rule} ({finding.cause})"
+    return _one(title, finding.severity, finding)
+
+
 def _title(group: Group) -> str:
     requests = sum(request is not None for request in group.by_request)
     often = "once" if group.count == 1 else f"{group.count} times"
@@ -51,11 +57,10 @@ def _title(group: Group) -> str:
     return f"{group.severity}: {group.rule} ({group.cause}), {often}{met}"
 
 
-def _group(group: Group) -> str:
-    first = group.first
-    edge = VERMILLION if group.severity == WRONG_DATA else "currentColor"
+def _one(title: str, severity: str, first: Finding) -> str:
+    edge = VERMILLION if severity == WRONG_DATA else "currentColor"
     parts = [
-        f"<div><b>{escape(_title(group))}</b></div>",
+        f"<div><b>{escape(title)}</b></div>",
         f"<div>{escape(_cut(first.text))}</div>",
         f'<div style="opacity:.75;font-size:90%">{escape(_where(first))}<br>'
         f"Rule: {escape(first.sentence)}</div>",

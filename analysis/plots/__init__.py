@@ -9,7 +9,6 @@ from analysis.plots.outcomes import outcomes
 from analysis.plots.page_lifetimes import page_lifetimes
 from analysis.plots.page_map import page_map
 from analysis.plots.pages_over_time import pages_over_time
-from analysis.plots.style import show
 from analysis.plots.tables import (
     HtmlTable,
     asked_again,
@@ -35,7 +34,6 @@ __all__ = [
     "page_map",
     "pages_over_time",
     "rates_table",
-    "show",
     "trie",
     "tries",
     "wrong_answers",

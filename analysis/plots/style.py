@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, the concurrency axis, and how a notebook shows them.
+"""What all figures share: colours, sizes and the concurrency axis.
 
 Colours are those of M. Okabe and K. Ito, Color Universal Design (2008), told apart with any common
 form of colour blindness. Figures are made without pyplot, so that nothing is global and none leak.
@@ -10,7 +10,7 @@ import functools
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,9 +20,6 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
 from analysis.runs.tables import treated
-
-if TYPE_CHECKING:
-    from IPython.display import Image
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
@@ -183,16 +180,8 @@ def nothing_to_draw(message: str) -> Figure:
     return figure
 
 
-def show(figure: Figure, alt: str, dpi: int = 160) -> Image:
-    """Return a figure as an image that a notebook displays and a page embeds.
-
-    `alt` says in one sentence what can be seen, for those who cannot see it.
-    """
-    from IPython.display import Image
-
+def png_of(figure: Figure, dpi: int = 160) -> bytes:
+    """Return a figure as a PNG image."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=dpi)
-    width = int(figure.get_figwidth() * 100)
-    return Image(  # type: ignore[no-untyped-call,unused-ignore]
-        data=target.getvalue(), width=width, alt=alt
-    )
+    return target.getvalue()

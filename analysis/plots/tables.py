@@ -18,15 +18,12 @@ _WRONG_COLUMNS = [
 
 
 class HtmlTable:
-    """A frame for readers: `frame` holds the data, `_repr_html_` what a notebook shows."""
+    """A frame for readers: `frame` holds the data, `markup` its HTML."""
 
     def __init__(self, frame: pd.DataFrame, markup: str) -> None:
         """Keep the data and its markup together."""
         self.frame = frame
-        self._markup = markup
-
-    def _repr_html_(self) -> str:
-        return self._markup
+        self.markup = markup
 
     def __repr__(self) -> str:
         """Return the frame as text, for a terminal."""

@@ -210,8 +210,8 @@ class Checksums:
         """Map the page tables."""
         self._stride = int(probe.cache.tokens_per_page)
         self._count = len(probe.pool.attn_page_entries)
-        layers = int(probe.service.model_params.transformer_block_count)
-        heads = int(probe.service.model_params.paged_kv_cache.attention_head_count_kv)
+        layers = int(probe.native.model_params.transformer_block_count)
+        heads = int(probe.native.model_params.paged_kv_cache.attention_head_count_kv)
         tables = probe.pool.page_tables
         shape = (self._count, layers, 2, self._stride, heads // len(tables), -1)
         try:

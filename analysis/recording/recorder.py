@@ -84,7 +84,7 @@ class _Here(threading.local):
 
 
 class Recorder:
-    """A Watcher and Listener that keeps what it is told, up to a bound.
+    """A CacheObserver and Listener that keeps what it is told, up to a bound.
 
     It takes no lock: lists are appended to and counters drawn in single steps of the interpreter.
     Each thread that does something with the cache has a version of its own, odd while an operation
@@ -125,7 +125,7 @@ class Recorder:
 
         At most two for each event that may be kept; beyond that the recording counts as full.
         """
-        self.look_inside = False
+        self.check_contents = False
         """Whether invocations and copies have the pages that they used looked into."""
         self.checksums: Checksums | None = None
         """What looks at the bytes of pages, while somebody wants it."""
@@ -558,9 +558,9 @@ class Recorder:
 
     def _waiting(self, request_id: str) -> None:
         """Tell where a request is that was given up, and what every thread does."""
-        adapter = self.engine.adapter
+        adapter = self.engine.service
         try:
-            where = "unknown" if adapter is None else adapter.whereabouts(request_id)
+            where = "unknown" if adapter is None else adapter.request_state(request_id)
             invocations = [f[0] for f in list(self.under_way.values()) if request_id in f[2]]
             state, _, phase = where.partition(" ")
             probe = self.engine.probe

@@ -151,11 +151,6 @@ class Recording:
     def __repr__(self) -> str:
         return f"<Recording: {self}>"
 
-    def _repr_html_(self) -> str:
-        from analysis.jupyter.cache_html import recording_html
-
-        return recording_html(self)
-
 
 _ARRAYS = ("tokens", "seq_lens", "start_positions", "block_tables")
 

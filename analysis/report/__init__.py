@@ -5,9 +5,8 @@
     OUT/notebooks/01_reproduce-3.1.0.ipynb the same as executed
     OUT/runs/01_reproduce-3.1.0-.../       what the notebook recorded, and its `answer.json`
 
-A notebook says in its metadata, under "cachelab", which releases it runs on, its `quick` and `full`
-parameters, the minutes that these take, and its question. If it has the parameters `release` or
-`run_dir`, they are filled in.
+A notebook declares in its metadata, under "cachelab", its `quick` and `full` parameters, the
+minutes that these take, and its question. The parameters `release` and `run_dir` are filled in.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from analysis.report import pages
 from analysis.report.execution import Execution, execute
 from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
 from analysis.runs.store import join_runs, load_run
-from analysis.shortfin.environments import check_known, installed_release, kernel_name
+from analysis.shortfin.environments import kernel_name
+from analysis.shortfin.releases import installed_release, row_of
 
 __all__ = [
     "PublishResult",
@@ -44,7 +44,7 @@ _CATALOGUE = "report.json"
 _PARTS = "parts.json"
 """Beside what a notebook recorded: when each part of its report began, and what it took (s)."""
 _INJECTED = ("release", "run_dir")
-# A trial may take this many times what the notebook says that it takes, at least the floor.
+# A cell may take this many times what the notebook says that it takes, at least the floor.
 _PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
 
 
@@ -84,9 +84,9 @@ def publish(
 ) -> PublishResult:
     """Run each notebook once per release in that release's kernel, and publish a page of each run.
 
-    `notebooks` None means all of them, `releases` None those that a notebook names itself. `full`
+    `notebooks` None means all of them, `releases` None every supported one. `full`
     chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override both.
-    A trial that raises, a kernel that dies twice or a trial past its deadline still gives a page,
+    A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page,
     which says so, with `ok` False. Progress goes to `screen` (standard error).
 
     Raises CachelabError, before anything runs, if a notebook, a kernel or a parameter does not
@@ -253,7 +253,8 @@ def _chart(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
-    from analysis.plots import failure_rate, show
+    from analysis.plots import failure_rate
+    from analysis.plots.style import png_of
 
     runs = []
     for entry in entries:
@@ -265,11 +266,11 @@ def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
     runs = [run for run in runs if len(run.trials)]
     if len({release for run in runs for release in run.trials["release"]}) < 2:
         return None
-    return bytes(show(failure_rate(*join_runs(runs)), alt="").data)
+    return png_of(failure_rate(*join_runs(runs)))
 
 
 def _kernel_name(release: str) -> str:
-    return kernel_name(check_known(release))
+    return kernel_name(row_of(release).version)
 
 
 def _fresh_directory(parent: Path, name: str) -> Path:

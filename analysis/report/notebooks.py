@@ -13,8 +13,9 @@ from typing import Any
 from analysis.core.errors import CachelabError, seconds, shown
 from analysis.core.paths import repo_root
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
+from analysis.shortfin.releases import supported
 
-_ABOUT = {"quick": dict, "full": dict, "question": str, "releases": list}
+_ABOUT = {"quick": dict, "full": dict, "question": str}
 """What a notebook may say of itself in its metadata, and of which type."""
 
 
@@ -84,7 +85,7 @@ def plan(
         declared = _declared_parameters(notebook)
         declared_anywhere |= declared
         own = {**about.get(mode, {}), **{k: v for k, v in parameters.items() if k in declared}}
-        for release in releases or about.get("releases") or ["3.1.0"]:
+        for release in releases or supported():
             jobs.append(
                 Job(
                     path=path,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.core.errors import RunError, shown
+from analysis.runs.former_codes import with_codes
 from analysis.runs.schema import EVENT_EXTRAS, TABLES
 
 VERSIONS = (1, 2)
@@ -101,7 +102,7 @@ def updated(name: str, table: pa.Table, version: int) -> pa.Table:
         ) from error
     nothing = {field.name: pa.nulls(table.num_rows, field.type) for field in TABLES[name]}
     found = {c: columns.get(_RENAMED.get(c, c), columns.get(c, nothing[c])) for c in nothing}
-    return pa.table(found)
+    return with_codes(pa.table(found)) if name == "findings" else pa.table(found)
 
 
 def page_tokens_of(invocations: pa.Table | None, snapshots: pa.Table | None) -> int:

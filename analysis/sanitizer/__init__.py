@@ -87,8 +87,8 @@ def sanitize(
         assert isinstance(recorder, Recorder)
         if contents and engine.probe is not None:
             elements.check(engine.probe.dtype)
-        last.callback(setattr, recorder, "look_inside", recorder.look_inside)
-        recorder.look_inside |= contents
+        last.callback(setattr, recorder, "check_contents", recorder.check_contents)
+        recorder.check_contents |= contents
         last.callback(setattr, recorder, "verifies", recorder.verifies)
         recorder.verifies = True
         model = engine.model.config

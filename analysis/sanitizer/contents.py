@@ -19,6 +19,7 @@ from analysis.core import children
 from analysis.core.errors import CachelabError, EngineError, ModelError
 from analysis.model import elements
 from analysis.shortfin import environments as releases
+from analysis.shortfin.releases import installed_release, reported
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
     An invocation that is under way may write to them meanwhile. Raises EngineError if the engine is
     not running, a page does not exist, or the device's memory cannot be read from here.
     """
-    probe = engine.probe or (engine.adapter.probe() if engine.adapter is not None else None)
+    probe = engine.probe or (engine.service.probe() if engine.service is not None else None)
     if probe is None:
         raise EngineError("The engine is not running, so its pages cannot be read.")
     layers, kinds, stride, heads, size = engine.model.config.page_shape
@@ -138,7 +139,7 @@ def reference_slots(
     again for sequences that begin alike. Raises ModelError if it fails or takes more than
     `timeout_s` seconds, ReleaseError if the release has no environment here.
     """
-    release = release or releases.installed_release() or releases.DEFAULT
+    release = release or installed_release() or reported()
     wanted: dict[str, tuple[_Key, tuple[int, ...]]] = {}
     for name, (prompt, given) in sequences.items():
         tokens = tuple(int(token) for token in given)

@@ -287,11 +287,6 @@ class Findings:
     def __repr__(self) -> str:
         return f"<Findings: {self.summary}>"
 
-    def _repr_html_(self) -> str:
-        from analysis.jupyter.findings_html import findings_html
-
-        return findings_html(self)
-
 
 def _order(finding: Finding) -> int:
     return finding.seq if finding.seq is not None else -1

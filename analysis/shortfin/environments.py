@@ -18,15 +18,13 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from analysis.core import children
 from analysis.core.errors import ReleaseError
 from analysis.core.paths import repo_root
+from analysis.shortfin.releases import KNOWN, installed_release, reported, row_of
 
-KNOWN = ("3.1.0", "3.2.0", "3.3.0", "3.4.0", "3.5.0", "3.6.0", "3.7.0", "3.8.0", "3.9.0")
-DEFAULT = "3.1.0"
 INSTALL_TIMEOUT_S = 1800
 _LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
 # Other releases run kernels and trials; JupyterLab, papermill and nbconvert run in the default one.
@@ -43,23 +41,6 @@ class Environment:
     """A lock file for it ships in environments/."""
 
 
-def installed_release() -> str | None:
-    """Return the shortfin release that this very interpreter would start, None without one."""
-    try:
-        return metadata.version("shortfin")
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def check_known(release: str) -> str:
-    """Return `release` if it is one of the nine, else raise a ReleaseError that lists them."""
-    if release not in KNOWN:
-        raise ReleaseError(
-            f"shortfin {release!r} is not a known release: choose among {', '.join(KNOWN)}."
-        )
-    return release
-
-
 def kernel_name(release: str) -> str:
     """Return the name of the Jupyter kernel in which `release` runs."""
     return f"shortfin-{release}"
@@ -70,7 +51,7 @@ def python_of(release: str) -> Path:
 
     Raises ReleaseError if the release is unknown or has no environment here.
     """
-    check_known(release)
+    row_of(release)
     for python in _candidates(release):
         if python.is_file():
             return python
@@ -95,7 +76,7 @@ def install(release: str) -> Path:
     The environment appears under its final name only when it is complete. One that is there and was
     made from the same lock is left alone. Raises ReleaseError when it cannot be made.
     """
-    check_known(release)
+    row_of(release)
     check_platform()
     lock = _lock_file(release)
     root = repo_root()
@@ -169,11 +150,11 @@ def lock(releases: Sequence[str]) -> None:
     if root is None:
         raise ReleaseError("Lock files are made in a checkout of the project: run this there.")
     for release in releases:
-        check_known(release)
+        row_of(release)
         pins = [f"{name}=={release}" for name in
                 ("shortfin", "iree-base-compiler", "iree-base-runtime")]  # fmt: skip
         arguments = ["--group", "dev"]
-        if release != DEFAULT:
+        if release != reported():
             pins += [f"{name}; python_version < '3'" for name in _ONLY_IN_DEFAULT]
             arguments = []
         overrides = root / "environments" / f".overrides-{release}.txt"
@@ -215,7 +196,7 @@ def _candidates(release: str) -> Iterator[Path]:
         yield Path(sys.executable)
     root = repo_root()
     if root is not None:
-        if release == DEFAULT:
+        if release == reported():
             yield root / ".venv" / "bin" / "python"
         yield root / ".venvs" / release / "bin" / "python"
 

@@ -18,12 +18,12 @@ Undo = Callable[[], None]
 _NOTHING = object()
 
 
-class Watcher(Protocol):
+class CacheObserver(Protocol):
     """Who is told what the engine does. Its methods are called on the engine's own threads."""
 
     locks: Locks | None
     """Set by the probe: under which locks something is done."""
-    look_inside: bool
+    check_contents: bool
     """Whether pages are to be looked into."""
     likeliest: int
     """How many of the likeliest next tokens are noted for each row of an invocation."""
@@ -166,9 +166,9 @@ def _tidy(key: tuple[int, str]) -> None:
 
 
 class Hooks:
-    """Replaced attributes and items, put back in reverse order by `take_off`."""
+    """Replaced attributes and items, put back in reverse order by `restore`."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: CacheObserver) -> None:
         self.watcher = watcher
         self._undo: list[Undo] = []
 
@@ -303,7 +303,7 @@ class Hooks:
 
         self.wrap(owner, name, wrap)
 
-    def take_off(self) -> None:
+    def restore(self) -> None:
         """Put everything back; what cannot be put back does not keep the rest from it."""
         while self._undo:
             try:

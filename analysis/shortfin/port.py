@@ -1,4 +1,4 @@
-"""What the engine asks of every generation's adapter."""
+"""What the engine asks of every generation's service."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class Call:
     on_end: Callable[[Answer], None]
 
 
-class Adapter(ABC):
+class Service(ABC):
     """Builds, starts, asks, watches and stops one engine of one generation."""
 
     name: str
     """The setup's name, which the engine's own workers bear."""
-    service: Any
+    native: Any
     """The release's own service object, live and unmodified."""
     sysman: Any
     """The release's own system manager."""
@@ -114,7 +114,7 @@ class Adapter(ABC):
         """Tell whether a worker belongs to this engine."""
         return f"'{self.name}-" in str(worker)
 
-    def whereabouts(self, request_id: str) -> str:
+    def request_state(self, request_id: str) -> str:
         """Say where the engine has a request: pending, reserved, executing, working or unknown.
 
         A phase may follow. pending: a batcher has it in its list; reserved: it waits for others of
@@ -123,7 +123,7 @@ class Adapter(ABC):
         return "unknown"
 
     @abstractmethod
-    def silent_death(self) -> str | None:
+    def dead_worker(self) -> str | None:
         """Name a process of the engine that ended without a word, None while all live."""
 
     @abstractmethod
@@ -149,7 +149,7 @@ class Adapter(ABC):
         """
         if self._numbers is None:
             self._numbers = NodeNumbers()
-        return self._probe_class()(self.service, self._numbers)
+        return self._probe_class()(self.native, self._numbers)
 
     @abstractmethod
     def _probe_class(self) -> type[CacheProbe]:
@@ -163,7 +163,7 @@ class Adapter(ABC):
         """
         import asyncio
 
-        invocation, original = self._invocation_class(), self._invocation_class().run
+        invocation, original = self.invocation_class(), self.invocation_class().run
         locks: dict[int, asyncio.Lock] = {}
 
         async def run(process: Any) -> None:
@@ -179,7 +179,7 @@ class Adapter(ABC):
         return undo
 
     @abstractmethod
-    def _invocation_class(self) -> Any:
+    def invocation_class(self) -> Any:
         """Return the class whose `run` is one invocation."""
 
 
@@ -217,7 +217,7 @@ def type_of(name: str, known: Any) -> Any:
 
 
 def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
-    """Return the names that `function` (or a dataclass) takes, but for those the adapter sets."""
+    """Return the names that `function` (or a dataclass) takes, without those given."""
     if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
         names = {f.name for f in dataclass_fields(function)}
     else:

@@ -36,7 +36,7 @@ class Release:
     """Module of `analysis.shortfin.service`: a generation of the server."""
     cache: str | None = None
     """Package of `analysis.shortfin.cache`: a dialect of the prefix cache."""
-    pace: Pace | None = None
+    pace: Pace = Pace(0.1, 0.02, 0.02, 0.005)
     fixes: tuple[str, ...] = ()
     """Treatments that fix a defect of this release, in the order in which they are applied."""
 
@@ -52,11 +52,12 @@ CAPABILITIES = {
     "allocations": "a request holds its pages by an allocation object (3.1 to 3.6)",
     "records": "a request holds its pages by records of a decoder (3.8 and later)",
     "strobes": "one batcher waits for batches to fill",
+    "text-answers": "an answer is a text, not a list of tokens",
     "worker-pool": "each request runs on a worker of a pool",
 }
 """Every capability by its name; the sets below bind them to generations and dialects."""
 SERVICES = {
-    "v3_1": frozenset({"strobes"}),
+    "v3_1": frozenset({"strobes", "text-answers"}),
     "v3_9": frozenset({"worker-pool"}),
 }
 CACHES = {
@@ -99,9 +100,13 @@ RELEASES = (
 KNOWN = tuple(row.version for row in RELEASES)
 
 
-def supported() -> tuple[str, ...]:
-    """Return the releases that the laboratory can start, oldest first."""
-    return tuple(row.version for row in RELEASES if row.service and row.cache)
+def supported(*capabilities: str) -> tuple[str, ...]:
+    """Return the releases that can be started and have these capabilities, oldest first."""
+    return tuple(
+        row.version
+        for row in RELEASES
+        if row.service and row.cache and row.capabilities.issuperset(capabilities)
+    )
 
 
 def reported() -> str:

@@ -18,16 +18,16 @@ from shortfin_apps.llm.components.kvcache import (
     trie_attention_cache,
 )
 
-from analysis.shortfin import installed_adapter
 from analysis.shortfin.cache.probe import CacheProbe, NodeNumbers
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.hooks import Changes
+from analysis.shortfin.service import installed_service
 
 _ELEMENTS = 8
 _names = itertools.count()
 
 
-class BareSystem:
+class StandaloneSystem:
     """shortfin's CPU system with one worker, on which pools are made. Close it at the end.
 
     While it is open, nodes are as old as the order in which they were used says: the cache's clock
@@ -37,8 +37,8 @@ class BareSystem:
     """
 
     def __init__(self) -> None:
-        self.release, adapter_class = installed_adapter()
-        self.probe_class = adapter_class.__new__(adapter_class)._probe_class()
+        self.release, service_class = installed_service()
+        self.probe_class = service_class.__new__(service_class)._probe_class()
         self._undo = ExitStack()
         self._system: Any = host.CPUSystemBuilder().create_system()
         self._undo.callback(self._system.shutdown)
@@ -92,28 +92,28 @@ class BareSystem:
         return kind(page_pool=pool, tokens_per_page=tokens_per_page)
 
 
-class BareAdapter:
-    """What an engine's adapter is to those who only ask for its cache."""
+class StandaloneService:
+    """What an engine's service is where only its cache is needed."""
 
     def __init__(self, cache: Any, probe_class: type[CacheProbe]) -> None:
         kind = getattr(service, "LlmGenerateService", None) or service.GenerateService
-        self.service: Any = kind.__new__(kind)  # never set up: it only leads to its cache
-        self.service.page_cache = cache
-        self.service.prefill_functions, self.service.decode_functions = {}, {}
-        self.service.batcher = SimpleNamespace(submit=lambda item: None)
+        self.native: Any = kind.__new__(kind)  # never set up: it only leads to its cache
+        self.native.page_cache = cache
+        self.native.prefill_functions, self.native.decode_functions = {}, {}
+        self.native.batcher = SimpleNamespace(submit=lambda item: None)
         self._probe_class, self._numbers = probe_class, NodeNumbers()
 
     def probe(self) -> CacheProbe:
         """Return what reads the cache, and watches it once attached."""
-        return self._probe_class(self.service, self._numbers)
+        return self._probe_class(self.native, self._numbers)
 
 
-class BareEngine:
+class StandaloneEngine:
     """What an engine is to treatments and watchers that only ask for its cache."""
 
-    def __init__(self, system: BareSystem, cache: Any, config: EngineConfig) -> None:
+    def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
-        self.adapter = BareAdapter(cache, system.probe_class)
+        self.service = StandaloneService(cache, system.probe_class)
         self.probe: CacheProbe | None = None
         self.changes = Changes()
         self.died = None

@@ -37,7 +37,7 @@ class Treatment(ABC):
     """Releases a fault of which it mends; on others, and if none, it only tries a hypothesis."""
     takes: ClassVar[str | None] = None
     """What its parameter is; None if it takes none."""
-    needs: ClassVar[str] = "service.page_cache"
+    needs: ClassVar[str] = "native.page_cache"
     """What of an engine's adapter it changes: a cache by itself has no more than its cache."""
 
     page_count: int | None = None
@@ -88,15 +88,15 @@ def take_pool_lock(pool: Any) -> bool:
 
 def part(engine: Engine, name: str) -> Any:
     """Return a module of the engine under study, beside the one that its service comes from."""
-    assert engine.adapter is not None
-    package = type(engine.adapter.service).__module__.rpartition(".")[0]
+    assert engine.service is not None
+    package = type(engine.service.native).__module__.rpartition(".")[0]
     return importlib.import_module(f"{package}.{name}")
 
 
 def cache_of(engine: Engine) -> Any:
     """Return the live cache."""
-    assert engine.adapter is not None
-    return engine.adapter.service.page_cache
+    assert engine.service is not None
+    return engine.service.native.page_cache
 
 
 def allocation_kinds(engine: Engine) -> list[Any]:

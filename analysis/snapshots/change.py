@@ -111,18 +111,6 @@ class Change:
     def __repr__(self) -> str:
         return f"<Change: {self}>"
 
-    def _repr_markdown_(self) -> str:
-        escaped = [
-            "".join("\\" + c if c in "\\`*_[]<>&#|~$" else c for c in sentence)
-            for sentence in self.sentences()
-        ]
-        return "\n".join(f"- {sentence}" for sentence in escaped) or "Nothing changed."
-
-    def _repr_html_(self) -> str:
-        from analysis.jupyter.cache_html import change_html
-
-        return change_html(self)
-
     def _to(self, state: str) -> tuple[int, ...]:
         return _sorted(p for (_, new), pages in self.moved.items() if new == state for p in pages)
 

@@ -229,11 +229,6 @@ class Snapshot:
     def __repr__(self) -> str:
         return f"<Snapshot: {self}>"
 
-    def _repr_html_(self) -> str:
-        from analysis.jupyter.cache_html import snapshot_html
-
-        return snapshot_html(self)
-
     def to_row(self, trial_id: str = "") -> dict[str, Any]:
         """Return its row of the table `snapshots`; contents of pages are not kept there."""
         leaves = sum(n.leaf for n in self.nodes)

@@ -1,4 +1,4 @@
-"""How long trials take: what its adapter says of a release's pace, until trials are measured."""
+"""How long trials take: the release's known pace, until trials are measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import fmean
 
+from analysis.shortfin.releases import row_of
 from analysis.sweep.plan import Plan, Trial
 
 START_S = 3.0
 """A trial's process, its engine's start and its end."""
-_PACE = (0.1, 0.02, 0.02, 0.005)
-"""Where an adapter does not say: first token and each further one, alone and in a full batch."""
 
 
 class Estimate:
@@ -36,20 +35,13 @@ class Estimate:
         return sum(self.trial_s(trial) for trial in trials) / self._jobs
 
     def _asking_s(self, trial: Trial) -> float:
-        first, token, full_first, full_token = _pace(trial.release)
+        pace = row_of(trial.release).pace
         batch = max(self._plan.batch_sizes)
         waves = -(-self._plan.request_count(trial.concurrency) // trial.concurrency)
         full, rest = divmod(trial.concurrency, batch)
         further = self._plan.max_new_tokens - 1
         # Full batches share the processor; what is left over waits for the batcher's strobes.
-        seconds = full * (full_first + further * full_token)
+        seconds = full * (pace.full_first_token_s + further * pace.full_further_token_s)
         if rest:
-            seconds += first + further * token
+            seconds += pace.first_token_s + further * pace.further_token_s
         return waves * seconds
-
-
-def _pace(release: str) -> tuple[float, float, float, float]:
-    from analysis import shortfin as adapters
-
-    paces: dict[str, tuple[float, float, float, float]] = getattr(adapters, "PACE_S", {})
-    return paces.get(release, _PACE)

@@ -13,8 +13,7 @@ from typing import Any
 from analysis.core.errors import CachelabError, EngineError, seconds, shown, whole_number
 from analysis.core.paths import place_of
 from analysis.runs.tables import is_control
-from analysis.shortfin import MODULES, devices
-from analysis.shortfin import environments as known
+from analysis.shortfin import devices
 from analysis.shortfin.config import (
     LONGEST_TIMEOUT_S,
     MAX_BATCH,
@@ -23,10 +22,9 @@ from analysis.shortfin.config import (
     WHY_PAGES,
     EngineConfig,
 )
-from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS, in_turn, is_file
-
-_DEFAULT_ROUNDS = {"aba": 3}
-"""Requests per client where the plan does not say: `aba` needs three for A, B and A again."""
+from analysis.shortfin.releases import row_of, supported
+from analysis.workloads.named import WORKLOADS, in_turn, is_file
+from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
 """What a plan can have watched, and how the table `trials` says it."""
@@ -92,9 +90,9 @@ class Plan:
     """A grid of trials. Raises PlanError at once if a value makes no sense.
 
     `rounds` is how many requests each client sends, one after another; None means one, or three
-    for `aba`; a workload file is always sent whole. `workload` may name several, `mixed+growing`:
-    the repeats then ask them in turn. `options` go to the engine by name. `observe` is what is
-    recorded of the engine: nothing, events (with invocations), or snapshots beside them.
+    for `prefix_reuse`; a workload file is always sent whole. `workload` may name several, as
+    `mixed+multi_turn`: the repeats then ask them in turn. `options` go to the engine by name.
+    `observe` is what is recorded: nothing, events (with invocations), or snapshots beside them.
     `treatments` are sets of changes to the live engine; every configuration is run with each of
     them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
     for all but one. `sanitize` has what was recorded of each trial checked (and events recorded),
@@ -161,10 +159,10 @@ class Plan:
             if len(set(names)) != len(names):
                 raise PlanError(f"A set of `--treatments` names one twice: {'+'.join(names)}.")
         for release in self.releases:
-            known.check_known(release)
-            if release not in MODULES:
+            row_of(release)
+            if release not in supported():
                 raise PlanError(
-                    f"No adapter speaks to shortfin {release} yet: known are {_joined(MODULES)}."
+                    f"shortfin {release} is not supported yet: choose of {_joined(supported())}."
                 )
         for name in ("request_timeout_s", "trial_timeout_s", "resubmit_s"):
             value = getattr(self, name)
@@ -270,7 +268,9 @@ class Plan:
 
     def request_count(self, concurrency: int) -> int:
         """Return how many requests a trial of this concurrency sends (not for a workload file)."""
-        rounds = self.rounds or max(_DEFAULT_ROUNDS.get(name, 1) for name in self.workloads)
+        rounds = self.rounds or max(
+            WORKLOADS[name].rounds if name in WORKLOADS else 1 for name in self.workloads
+        )
         return concurrency * rounds
 
     def engine_config(self, trial: Trial) -> dict[str, Any]:

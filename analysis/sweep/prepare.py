@@ -9,11 +9,8 @@ from pathlib import Path
 from analysis.core.errors import WorkloadError, shown
 from analysis.model.oracle import reference_answers
 from analysis.sweep.plan import Plan, Trial
-from analysis.workloads.workload import (
-    Answers,
+from analysis.workloads.named import (
     Decode,
-    Request,
-    Workload,
     answers_right,
     arrange,
     candidates,
@@ -21,6 +18,7 @@ from analysis.workloads.workload import (
     is_file,
     select,
 )
+from analysis.workloads.workload import Answers, Request, Workload
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a release, and of how many prompts it knows what the model answers alone."""

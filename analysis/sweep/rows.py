@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.shortfin.releases import row_of
 from analysis.sweep.plan import OBSERVED, Plan, Trial
-from analysis.workloads.workload import Answers, Request, Workload, judge
+from analysis.workloads.workload import Answers, Request, Workload, check_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,7 +159,9 @@ def judged(
     Whoever ran the trial may have judged by the expected text already: both oracles decide here.
     """
     own = "ok" if record["outcome"] == "wrong" else record["outcome"]
-    return judge(record.get("tokens") or (), record.get("text") or "", own, request, reference)
+    return check_output(
+        record.get("tokens") or (), record.get("text") or "", own, request, reference
+    )
 
 
 def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:

@@ -17,6 +17,7 @@ from analysis.core.errors import MachineError, RunError, lacking
 from analysis.recording.stream import cut_of, read_lacking, read_stream
 from analysis.runs import store
 from analysis.shortfin import environments as releases
+from analysis.shortfin.releases import installed_release
 from analysis.sweep import kernel
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Plan, PlanError, Trial
@@ -316,7 +317,7 @@ def _idle(row: Mapping[str, Any]) -> bool:
 def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:
     """Return the interpreter of each release, so that a missing one is known at once."""
     if runner == "kernel":
-        here = releases.installed_release()
+        here = installed_release()
         if plan.releases != (here,):
             raise PlanError(
                 f"In this process only shortfin {here} can run, not {', '.join(plan.releases)}:"

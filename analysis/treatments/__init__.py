@@ -111,7 +111,7 @@ def treat(engine: Engine, *names: str) -> Iterator[Treated]:
     is changed. So it does at an end out of order (see `analysis.shortfin.hooks.Changes`).
     """
     treatments = check_names(names)
-    if engine.adapter is None:
+    if engine.service is None:
         raise EngineError("The engine is not running, so it cannot be treated.")
     for treatment in treatments:
         treatment.check(engine.release, engine.config.prefix_sharing)

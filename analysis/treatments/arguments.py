@@ -21,7 +21,7 @@ class CorrectSeqLens(Treatment):
     upstream = "#873"
     releases = ("3.1.0",)
     fixes = ("3.1.0",)
-    needs = "_invocation_class"
+    needs = "invocation_class"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         def edit(invocation: Boarded) -> None:
@@ -40,7 +40,7 @@ class UndoCorrectSeqLens(Treatment):
     change = "The length of each decode's row is its start position plus that of its history."
     upstream = "the reverse of #873"
     releases = ("3.9.0",)
-    needs = "_invocation_class"
+    needs = "invocation_class"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         def edit(invocation: Boarded) -> None:
@@ -60,7 +60,7 @@ class ZeroStartPositions(Treatment):
     upstream = "#826"
     releases = ("3.1.0",)
     fixes = ("3.1.0",)
-    needs = "_invocation_class"
+    needs = "invocation_class"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         def edit(invocation: Boarded) -> None:

@@ -25,8 +25,8 @@ class RequeueUnboarded(Treatment):
     fixes = ("3.1.0", "3.9.0")
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.adapter is not None
-        service = engine.adapter.service
+        assert engine.service is not None
+        service = engine.service.native
         if hasattr(service, "batcher"):
             _keep_pending(undo, service.batcher)
         else:
@@ -34,7 +34,7 @@ class RequeueUnboarded(Treatment):
 
 
 def _keep_pending(undo: ExitStack, batcher: Any) -> None:
-    decodes, invocations = batcher.board_decodes, batcher.board_invocations
+    decodes, invocations = batcher.board_decodes, batcher.board_flights
     left: set[Any] = set()
 
     def board_decodes(*args: Any) -> Any:
@@ -43,7 +43,7 @@ def _keep_pending(undo: ExitStack, batcher: Any) -> None:
         batcher.pending_prefills.clear()
         return decodes(*args)
 
-    def board_invocations() -> Any:
+    def board_flights() -> Any:
         try:
             return invocations()
         finally:
@@ -51,7 +51,7 @@ def _keep_pending(undo: ExitStack, batcher: Any) -> None:
             left.clear()
 
     replace_attribute(undo, batcher, "board_decodes", board_decodes)
-    replace_attribute(undo, batcher, "board_invocations", board_invocations)
+    replace_attribute(undo, batcher, "board_flights", board_flights)
 
 
 def _try_again(engine: Engine, undo: ExitStack, cache: Any) -> None:
@@ -87,15 +87,15 @@ class SurviveAllocationFailure(Treatment):
     fixes = ("3.1.0", "3.9.0")
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.adapter is not None
-        if hasattr(engine.adapter.service, "batcher"):
+        assert engine.service is not None
+        if hasattr(engine.service.native, "batcher"):
             self._before_boarding(engine, undo)
         else:
             self._in_the_decoder(engine, undo)
 
     def _before_boarding(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.adapter is not None
-        adapter, batcher = engine.adapter, engine.adapter.service.batcher
+        assert engine.service is not None
+        adapter, batcher = engine.service, engine.service.native.batcher
         item = part(engine, "generate").GenerateItemProcess
         failure = part(engine, "kvcache.base_attention_cache").CacheAllocationFailure
         decodes, run = batcher.board_decodes, item.run
@@ -129,8 +129,8 @@ class SurviveAllocationFailure(Treatment):
     def _in_the_decoder(self, engine: Engine, undo: ExitStack) -> None:
         decoder = part(engine, "decoder.decoder").LlmDecoder
         failure = part(engine, "kvcache.base_attention_cache").CacheAllocationFailure
-        assert engine.adapter is not None
-        adapter, cache, run = engine.adapter, cache_of(engine), decoder.run
+        assert engine.service is not None
+        adapter, cache, run = engine.service, cache_of(engine), decoder.run
 
         taken: ContextVar[set[int] | None] = ContextVar("taken", default=None)
         allocate = cache.allocate

@@ -68,10 +68,10 @@ def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
     Its arguments are changed in the arrays that the engine made, when its own transfers to them
     are done: an observer that reads them sees the changed ones, whichever came first.
     """
-    adapter = engine.adapter
+    adapter = engine.service
     assert adapter is not None
     probe = engine.probe or adapter.probe()
-    service, tables = adapter.service, len(probe.pool.page_tables)
+    service, tables = adapter.native, len(probe.pool.page_tables)
     _note_process(engine, undo)
     last: dict[tuple[str, int], Any] = {}
     on = [True]
@@ -134,8 +134,8 @@ def _put_back(functions: dict[int, Any], size: int, wrapper: Any, function: Any)
 
 def _note_process(engine: Engine, undo: ExitStack) -> None:
     """Have the invocations of this engine know the process that calls, as an observer has too."""
-    assert engine.adapter is not None
-    invocation = engine.adapter._invocation_class()
+    assert engine.service is not None
+    invocation = engine.service.invocation_class()
     run = invocation.run
 
     async def noted(process: Any, *args: Any, **named: Any) -> Any:

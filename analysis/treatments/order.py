@@ -89,11 +89,11 @@ class OneWorker(Treatment):
     hypothesis = "Requests on several threads get between each other's steps."
     change = "Each request's process, with all that it does to the cache, runs on one worker."
     releases = ("3.9.0",)
-    needs = "service.main_fiber_pool"
+    needs = "native.main_fiber_pool"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        assert engine.adapter is not None
-        service = engine.adapter.service
+        assert engine.service is not None
+        service = engine.service.native
         fibers, fiber = service.main_fiber_pool, service.main_fiber
         give_back = fibers.return_fiber
 
@@ -118,7 +118,7 @@ class OneAtATime(Treatment):
     needs = "launch"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
         launch, lock = adapter.launch, threading.Lock()
         waiting: deque[Any] = deque()

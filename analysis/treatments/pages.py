@@ -195,5 +195,5 @@ def _tell(engine: Engine, kind: str, pages: list[int]) -> None:
 
 
 def _pool(engine: Engine) -> Any:
-    assert engine.adapter is not None
-    return engine.adapter.service.page_cache.page_pool
+    assert engine.service is not None
+    return engine.service.native.page_cache.page_pool

@@ -14,7 +14,9 @@ from analysis import explain
 from analysis.core.errors import RunError
 from analysis.diagnosis.cache import cache_at
 from analysis.diagnosis.case import case_of
+from analysis.diagnosis.figure import explanation_figure
 from analysis.diagnosis.pages import CACHED, FREE, NOBODY, histories_of
+from analysis.jupyter import html_of
 from analysis.snapshots.snapshot import STATES
 
 
@@ -32,10 +34,10 @@ def wrong():
 
 def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
     finding = wrong.finding
-    assert (finding.rule, finding.cause) == ("own prefix", "another request's data")
+    assert (finding.rule, finding.cause) == ("wrong-kv-read", "cross-request")
     assert (finding.page, finding.slot, finding.invocation_id) == (3, 0, 2)
     assert finding.other_request_id == "b"
-    assert [f.rule for f in wrong.findings] == ["own prefix", "sound origin"]
+    assert [f.rule for f in wrong.findings] == ["wrong-kv-read", "tainted-kv-read"]
 
 
 def test_the_reasons_name_token_invocation_page_and_other_request(wrong):
@@ -94,7 +96,7 @@ def test_the_cache_before_and_after_is_replayed(wrong):
 
 
 def test_as_text_and_html_it_says_the_same(wrong):
-    text, html = str(wrong), wrong._repr_html_()
+    text, html = str(wrong), html_of(wrong)
     for words in (*wrong.because, "Fellow travellers", "60.7%", "First wrong token"):
         assert words in text
     for words in ("another request&#x27;s data", "60.7%", "<table", "Fellow travellers"):
@@ -115,8 +117,8 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
     wrong = {"outcome": "wrong", "first_divergence": 1, "reference_tokens": [17, 18],
              "tokens": [17, 30]}  # fmt: skip
     found = told(run_of(story, {"request_id": "a", **wrong}), "a")
-    assert found.findings[0].rule == "padding page"
-    assert (found.finding.rule, found.finding.cause) == ("own length", "beyond it")
+    assert found.findings[0].rule == "padding-page-allocated"
+    assert (found.finding.rule, found.finding.cause) == ("seq-len-mismatch", "overread")
     assert found.invocations[1].mine.seq_len == 13
     assert found.invocations[1].length == 7
     assert "13 (7)" in str(found)
@@ -141,14 +143,14 @@ def test_a_short_pool_is_told_with_who_leaked(outcome):
 
 
 def test_a_death_is_told_with_its_frame_and_the_operation_that_failed_before_it():
-    found = told(short_pool("lost"), "c")
+    found = told(short_pool("engine_died"), "c")
     said = " ".join(found.because)
     assert found.death.culprits == ("c",)
     assert "shortfin_apps/llm/a.py:7 in run" in said
     assert "/x/site-packages" not in str(found)
     assert "TypeError: nothing to add" in said
     assert "3 pages were wanted" in said
-    other = told(short_pool("lost"), "b")
+    other = told(short_pool("engine_died"), "b")
     assert "operations had failed for c" in " ".join(other.because)
 
 
@@ -196,7 +198,7 @@ def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_rec
     assert "No Python ran for 10 s" in found.because[0]
     assert found.death.seq is None
     assert found.end == run.events["seq"].max()
-    found.figure()
+    explanation_figure(found)
 
 
 def test_a_refused_one_is_told_who_was_in_its_way():
@@ -239,7 +241,7 @@ def test_what_was_not_recorded_is_said(without, said):
     assert any(said in sentence for sentence in found.lacking)
     assert said in str(found)
     assert found.divergence.given == 33
-    found.figure()
+    explanation_figure(found)
 
 
 def test_runs_from_before_probabilities_were_recorded_say_so():

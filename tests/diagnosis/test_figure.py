@@ -9,6 +9,7 @@ import pytest
 from traces import short_pool, wrong_page
 
 from analysis import explain
+from analysis.diagnosis.figure import explanation_figure
 
 
 def words_of(figure):
@@ -21,12 +22,12 @@ def words_of(figure):
 
 def test_a_wrong_answer_has_lanes_pages_and_probabilities():
     found = explain(wrong_page(), "a", reference=False)
-    figure = found.figure()
+    figure = explanation_figure(found)
     lanes, pages, chances = figure.axes
     words = words_of(figure)
     assert "a, wrong" in words
     assert "b, ok" in words
-    assert "own prefix (another request's data)" in words
+    assert "wrong-kv-read (cross-request)" in words
     assert "token 2 is wrong" in words
     assert [label.get_text() for label in pages.get_yticklabels()] == ["3", "1", "2"]
     assert "“u” (given): 60.7%" in words
@@ -46,13 +47,13 @@ def test_a_wrong_answer_has_lanes_pages_and_probabilities():
 def test_the_heading_of_a_trial_with_many_treatments_is_not_cut_off():
     found = explain(wrong_page(), "a", reference=False)
     named = replace(found, trial_id=f"3.9.0-none-p256-c2-r0-{'-'.join(['keep-decode-record'] * 8)}")
-    figure = named.figure()
+    figure = explanation_figure(named)
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_without_a_wrong_token_the_pool_is_drawn():
-    figure = explain(short_pool("lost"), "c", reference=False).figure()
+    figure = explanation_figure(explain(short_pool("engine_died"), "c", reference=False))
     words = words_of(figure)
     assert "worker died" in words
     assert "too few pages for it" in words
@@ -67,5 +68,5 @@ def test_without_a_wrong_token_the_pool_is_drawn():
 def test_where_nothing_was_recorded_it_says_so():
     run = short_pool()
     empty = {name: getattr(run, name).iloc[:0] for name in ("events", "invocations", "snapshots")}
-    figure = explain(type(run)(**{**vars(run), **empty}), "c", reference=False).figure()
+    figure = explanation_figure(explain(type(run)(**{**vars(run), **empty}), "c", reference=False))
     assert "Nothing was recorded" in figure.texts[0].get_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from support import REPORTED
 
 from analysis import explain
 from analysis.cli import main
@@ -15,7 +16,7 @@ from analysis.sweep import Plan, run_sweep
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A trial that answers wrong, and one whose pool is so small that its worker dies."""
-    plan = Plan(releases=("3.1.0",), prefix_sharing=("trie",), pages=(256, 24), concurrency=(8,),
+    plan = Plan(releases=(REPORTED,), prefix_sharing=("trie",), pages=(256, 24), concurrency=(8,),
                 repeats=1, request_timeout_s=10.0, sanitize=True)  # fmt: skip
     return run_sweep(plan, tmp_path_factory.mktemp("swept") / "run", jobs=2, progress=False)
 
@@ -48,7 +49,7 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
 
 
 def test_a_lost_request_is_told_how_the_worker_died(swept):
-    row = of_outcome(swept, "lost")
+    row = of_outcome(swept, "engine_died")
     told = explain(swept, row["request_id"], row["trial_id"])
     said = " ".join(told.because)
     assert "died" in said

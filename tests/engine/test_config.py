@@ -1,4 +1,4 @@
-"""Settings of an engine, the device it gets, and the adapters that are known."""
+"""Settings of an engine, the device it gets, and the releases that are supported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from analysis.core.errors import EngineError
 from analysis.engine import EngineConfig
-from analysis.shortfin import MODULES, adapter_of, devices
+from analysis.shortfin import devices
+from analysis.shortfin.releases import supported
+from analysis.shortfin.service import service_of
 
 
 @pytest.mark.parametrize(
@@ -40,8 +42,8 @@ def test_a_config_survives_json() -> None:
 
 
 def test_an_unknown_release_names_those_that_are_known() -> None:
-    with pytest.raises(EngineError, match=", ".join(MODULES)):
-        adapter_of("2.9.0")
+    with pytest.raises(EngineError, match=", ".join(supported())):
+        service_of("2.9.0")
 
 
 def test_gfx_targets_are_read_from_the_kernel_drivers_topology(tmp_path: Path) -> None:

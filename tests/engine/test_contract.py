@@ -212,12 +212,12 @@ def test_ctrl_c_while_closing_leaves_the_process_as_it_was(
         before = os.fstat(2).st_ino
         engine = Engine().start()
         engine.generate("1 2 3 4 5 ", 3)
-        stop = engine.adapter.stop_service
+        stop = engine.service.stop_service
         def stopping():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
             stop()
-        engine.adapter.stop_service = stopping
+        engine.service.stop_service = stopping
         interrupted = False
         try:
             engine.close()

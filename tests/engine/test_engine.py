@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, REPORTED, ChildRunner
 
 from analysis.engine import _guard
 
@@ -67,7 +67,7 @@ def test_engines_follow_one_another_and_the_interpreter_ends(
 
 def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         """
         import time, warnings
         from analysis.shortfin import worker_crashes as deaths
@@ -105,7 +105,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         faults = engine.faults
         with Engine() as second:
             again = second.generate("1 2 3 4 5 ", max_new_tokens=5)
-            second.adapter.service.batcher.board_invocations = lambda: 1 / 0
+            second.service.native.batcher.board_flights = lambda: 1 / 0
             later = second.generate("1 2 3 4 5 ", 5, timeout_s=30)
         shown.__exit__(None, None, None)
         try:  # as a worker of nobody's engine does, for which nobody listens any more
@@ -155,8 +155,8 @@ def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) ->
         async def never(*args, fiber):
             await asyncio.sleep(3600)
         with Engine() as engine:
-            for functions in (engine.adapter.service.prefill_functions,
-                              engine.adapter.service.decode_functions):
+            for functions in (engine.service.native.prefill_functions,
+                              engine.service.native.decode_functions):
                 for size in functions:
                     functions[size] = never
             hung = engine.generate("1 2 3 4 5 ", timeout_s=2)
@@ -196,7 +196,7 @@ def test_a_freeze_with_the_gil_held_is_ended_from_outside(
 
 def test_a_process_at_work_or_stopped_by_a_debugger_is_not_frozen(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         """
         import os, signal, subprocess, tempfile, time
         from analysis.engine import watchdog
@@ -239,7 +239,7 @@ def test_a_process_that_was_resumed_has_all_its_time_to_beat(
 
 def test_a_full_queue_rejects_with_its_reason(child: ChildRunner) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         """
         with Engine() as engine:
             ended = [f.result() for f in [engine.submit("1 2 3 4 5 ") for _ in range(16)]]
@@ -259,7 +259,7 @@ def test_invocations_are_serialised_on_request(child: ChildRunner, release: str)
         """
         config = EngineConfig(serialise_invocations=True)
         with Engine(config) as engine:
-            invocation = engine.adapter._invocation_class()
+            invocation = engine.service.invocation_class()
             inside = invocation.run.__qualname__
             texts = [f.result().text for f in
                      [engine.submit("1 2 3 4 5 ", max_new_tokens=5) for _ in range(4)]]
@@ -337,7 +337,7 @@ def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
 
 def test_what_the_engine_logs_in_python_is_kept_and_not_sprayed(child: ChildRunner) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         """
         import time
         logs = []

@@ -78,7 +78,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
                     if isinstance(value, (dict, list, set)) and name != "_locks"}
 
         def kinds(engine):
-            service = engine.adapter.service
+            service = engine.service.native
             things = [type(service), type(service.page_cache), type(service.page_cache.page_pool)]
             import shortfin.array as sfnp
             from shortfin_apps.llm.components import generate
@@ -109,12 +109,12 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
             restored = kinds(one) == before
         # What the engine answers may be anything: it must not come back to it as an error.
         import importlib
-        from analysis.shortfin import Call
+        from analysis.shortfin.port import Call
         ended = []
         call = Call("d", None, (1,), 1, lambda token: None, ended.append)
-        kind = importlib.import_module(one._adapter_class.__module__)._Responder
-        odd = kind(call) if one.release == "3.1.0" else kind(call, lambda call: None)
-        odd.send_response(b"\\xff" if one.release == "3.1.0" else [["no number"]])
+        kind = importlib.import_module(one._service_class.__module__)._Responder
+        odd = kind(call) if has(one.release, "allocations") else kind(call, lambda call: None)
+        odd.send_response(b"\\xff" if has(one.release, "allocations") else [["no number"]])
         say([pairs, restored, left, [answer.error for answer in ended]])
         """,
     )
@@ -147,12 +147,12 @@ def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
     on = watched_by(recorder, mine=raising, after=lambda *args: recorder.event("free", pages=[1]))
     with pytest.warns(ObserverWarning, match="planted"):
         assert Watched().call() == "original"
-    on.take_off()
+    on.restore()
     assert [row[5] for row in recorder.events] == ["observer_error"]
     on = watched_by(recorder, who=raising, after=lambda *args: recorder.event("free", pages=[1]))
     with pytest.warns(ObserverWarning, match="planted"):
         assert Watched().call() == "original"
-    on.take_off()
+    on.restore()
     assert [*events(recorder, "free")], "an own call is told, for whomever it was done"
     assert recorder.mark() is not None
 
@@ -164,7 +164,7 @@ def test_no_error_of_a_watcher_reaches_the_call(failing: str, monkeypatch) -> No
     on = watched_by(recorder, after=lambda *args: recorder.event("free", pages=[1]))
     with pytest.warns(ObserverWarning, match="planted"):
         assert Watched().call() == "original"
-    on.take_off()
+    on.restore()
 
 
 def test_a_change_that_cannot_be_undone_is_told_and_keeps_no_other() -> None:

@@ -30,31 +30,33 @@ from analysis.shortfin.environments import python_of
 # cache, a request or a request's next step, and is answered with the rules that do not hold then.
 SERVER = """
 import json, sys
-from analysis.interleavings.examine import Laboratory
-from analysis.interleavings.scenarios import Request, Scenario
+from analysis.interleavings.examine import HarnessFactory
+from analysis.interleavings.scenarios import Scenario
+from analysis.shortfin.cache.driver import Request
 from analysis.treatments import fixes
 
 sharing, treated = sys.argv[1], sys.argv[2] == "treated"
-with Laboratory(sharing) as lab:
-    treatments = fixes(lab.release, sharing) if treated else ()
-with Laboratory(sharing, treatments) as lab:
-    stage = None
+with HarnessFactory(sharing) as factory:
+    treatments = fixes(factory.release, sharing) if treated else ()
+with HarnessFactory(sharing, treatments) as factory:
+    harness = None
     for line in sys.stdin:
         asked = json.loads(line)
         if "pages" in asked:
-            if stage is not None:
-                stage.close()
-            stage = lab.open(Scenario("random", "Random.", asked["pages"], ()))
+            if harness is not None:
+                harness.close()
+            harness = factory.open(Scenario("random", "Random.", asked["pages"], ()))
             answer = []
         elif "prompt" in asked:
             request = Request(asked["name"], tuple(asked["prompt"]), asked["decodes"])
-            answer = list(stage.add(request).steps)
+            harness.add(request)
+            answer = list(harness.drivers[request.name].operations)
         else:
-            answer = [[b.rule, b.message] for b in stage.step(asked["step"])] + (
-                [["over", ""]] if stage.over else [])
+            answer = [[b.rule, b.message] for b in harness.step(asked["step"])] + (
+                [["over", ""]] if harness.over else [])
         print(json.dumps(answer), flush=True)
-    if stage is not None:
-        stage.close()
+    if harness is not None:
+        harness.close()
 """
 _PAGES = {"3.1.0": 14, "3.9.0": 41}  # a decoding request takes 8 at once on 3.9.0
 _WORKERS = 3

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from analysis.interleavings.picture import NodeView, Picture, prefix_number
 from analysis.interleavings.spec import RULES, check
+from analysis.interleavings.view import CacheView, prefix_number
+from analysis.snapshots.snapshot import CacheState, Node
 
 _TOKENS = [1, 2, 3, 4, 5]
+_STATE = {field.name for field in fields(CacheState)}
 
 
-def node(
-    number: int, parent: NodeView | None, page: int | None, path: list[int], **more: Any
-) -> Any:
-    view = NodeView(
-        node=SimpleNamespace(), number=number, parent=parent, page=page, path=tuple(path),
-        length=2 if page is not None else 0, refs=0, leaf=False, children=0, sound=True,
-    )  # fmt: skip
-    return replace(view, **more)
-
-
-def content(pages: int) -> list[list[int | None]]:
+def content(pages: int = 6) -> list[list[int | None]]:
     held: list[list[int | None]] = [[None, None] for _ in range(pages)]
     for page, first in ((5, 0), (4, 2)):
         held[page] = [prefix_number(_TOKENS[: first + slot + 1]) for slot in (0, 1)]
@@ -32,101 +23,89 @@ def content(pages: int) -> list[list[int | None]]:
     return held
 
 
-ROOT = node(0, None, None, [], children=1)
-ONE = node(1, ROOT, 5, [1, 2], children=1)
-TWO = node(2, ONE, 4, [1, 2, 3, 4], refs=1, leaf=True)
-RIGHT = Picture(
-    page_count=6,
-    free=[0, 1],
-    kept=set(),
-    elsewhere=[2],
-    nodes=[ROOT, ONE, TWO],
-    unreachable=[],
-    aside=[],
-    uses={"A": [5, 4, 3]},
-    found=set(),
-    holds={"A": {5, 4, 3}},
-    references={"A": (1, 1)},
+ROOT = Node(0, None, None, (), 0, leaf=False)
+ONE = Node(1, 0, 5, (1, 2), 0, leaf=False)
+TWO = Node(2, 1, 4, (3, 4), 1, leaf=True)
+RIGHT = CacheView(
+    CacheState(page_count=6, free=[0, 1], holdings={"A": [5, 4, 3]}, nodes=(ROOT, ONE, TWO)),
+    block_tables={"A": [5, 4, 3]},
     tokens={"A": _TOKENS},
-    flown={"A": 5},
-    content=content(6),
-    outside_room={},
-    padding_given=False,
-    has_trie=True,
+    written={"A": 5},
+    content=content(),
+    references={"A": (1, 1)},
+    reserved=[2],
 )
-"""A has two cached pages and one of its own; page 2 is in another's hands, 0 and 1 are free."""
+"""A has two cached pages and one of its own; page 2 is another's, 0 and 1 are free."""
+
+
+def but(view: CacheView = RIGHT, **changes: Any) -> CacheView:
+    """Return a view with other values, of its state or its own."""
+    state = {name: changes.pop(name) for name in _STATE & changes.keys()}
+    return replace(view, state=replace(view.state, **state), **changes)
 
 
 def changed(page: int, slot: int, value: int | None) -> list[list[int | None]]:
-    held = content(6)
+    held = content()
     held[page][slot] = value
     return held
 
 
 BROKEN = {
-    "free twice": (replace(RIGHT, free=[0, 1, 1]), {"one owner"}),
-    "free and used": (replace(RIGHT, free=[0, 1, 3]), {"one owner"}),
-    "free and cached": (replace(RIGHT, free=[0, 1, 4]), {"one owner"}),
-    "set aside and used": (replace(RIGHT, aside=[3]), {"one owner"}),
+    "free twice": (but(free=[0, 1, 1]), {"one owner"}),
+    "free and used": (but(free=[0, 1, 3]), {"one owner"}),
+    "free and cached": (but(free=[0, 1, 4]), {"one owner"}),
+    "pending and used": (but(duplicates=[3]), {"one owner"}),
     "cached twice": (
-        replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, page=5)], uses={}),
+        but(nodes=(ROOT, ONE, replace(TWO, page=5)), block_tables={}),
         {"one owner", "cached tokens"},
     ),
-    "in two hands": (
-        replace(RIGHT, uses={"A": [5, 4, 3], "B": [3]}, tokens={"A": _TOKENS, "B": []}),
+    "held twice": (
+        but(block_tables={"A": [5, 4, 3], "B": [3]}, tokens={"A": _TOKENS, "B": []}),
         {"one owner"},
     ),
-    "twice in a table": (
-        replace(RIGHT, uses={"A": [5, 4, 4]}, flown={"A": 4}),
-        {"once"},
-    ),
-    "overwritten": (replace(RIGHT, content=changed(3, 0, -1)), {"own tokens"}),
+    "twice in a table": (but(block_tables={"A": [5, 4, 4]}, written={"A": 4}), {"once"}),
+    "overwritten": (but(content=changed(3, 0, -1)), {"own tokens"}),
     "a cached page overwritten": (
-        replace(RIGHT, content=changed(4, 1, -1)),
+        but(content=changed(4, 1, -1)),
         {"own tokens", "cached tokens"},
     ),
-    "no room": (replace(RIGHT, outside_room={"A": 6}), {"room"}),
-    "a reference too many": (
-        replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, refs=2)]),
-        {"references"},
-    ),
+    "no room": (but(missing_page={"A": 6}), {"room"}),
+    "a reference too many": (but(nodes=(ROOT, ONE, replace(TWO, ref_count=2))), {"references"}),
     "a reference too few": (
-        replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, refs=0)]),
+        but(nodes=(ROOT, ONE, replace(TWO, ref_count=0))),
         {"references", "protected"},
     ),
     "a reference too high up": (
-        replace(RIGHT, nodes=[ROOT, replace(ONE, refs=1), replace(TWO, refs=0)]),
+        but(nodes=(ROOT, replace(ONE, ref_count=1), replace(TWO, ref_count=0))),
         {"protected"},
     ),
     "below nothing": (
-        replace(RIGHT, nodes=[ROOT, replace(ONE, refs=-1), replace(TWO, refs=2)]),
+        but(nodes=(ROOT, replace(ONE, ref_count=-1), replace(TWO, ref_count=2))),
         {"references"},
     ),
-    "an inner leaf": (replace(RIGHT, nodes=[ROOT, replace(ONE, leaf=True), TWO]), {"shape"}),
-    "no leaf": (replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, leaf=False)]), {"shape"}),
-    "under another key": (replace(RIGHT, nodes=[ROOT, ONE, replace(TWO, sound=False)]), {"shape"}),
-    "an orphaned leaf": (
-        replace(RIGHT, unreachable=[node(3, None, 2, [8, 9], leaf=True)]),
-        {"shape"},
-    ),
-    "lost": (replace(RIGHT, elsewhere=[]), {"nothing lost"}),
-    "padding": (replace(RIGHT, padding_given=True), {"padding page"}),
+    "an inner leaf": (but(nodes=(ROOT, replace(ONE, leaf=True), TWO)), {"shape"}),
+    "no leaf": (but(nodes=(ROOT, ONE, replace(TWO, leaf=False))), {"shape"}),
+    "under another key": (but(misfiled=[2]), {"shape"}),
+    "another parent": (but(misplaced=[(2, -1, 1)]), {"shape"}),
+    "an orphaned leaf": (but(detached=[Node(3, None, 2, (8, 9), 0, leaf=True)]), {"shape"}),
+    "lost": (but(reserved=[]), {"nothing lost"}),
+    "padding": (but(padding_given=True), {"padding page"}),
 }
 
 
 def test_a_cache_that_is_right_breaks_nothing() -> None:
     assert check(RIGHT) == []
-    assert check(replace(RIGHT, free=[1], kept={0})) == []  # kept out of the pool by a treatment
+    assert check(but(free=[1], withheld=frozenset({0}))) == []
     one_more = {"A": (1, 1), "B": (0, 1)}  # who has looked up may hold a reference, or not
-    assert check(replace(RIGHT, references=one_more)) == []
+    assert check(but(references=one_more)) == []
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_rule_is_told_by_name(name: str) -> None:
-    picture, rules = BROKEN[name]
-    found = check(picture)
-    assert {broken.rule for broken in found} == rules
-    assert all(broken.message.endswith(".") for broken in found)
+def test_a_violation_has_the_name_of_its_rule(name: str) -> None:
+    view, rules = BROKEN[name]
+    found = check(view)
+    assert {violation.rule for violation in found} == rules
+    assert all(violation.message.endswith(".") for violation in found)
 
 
 def test_each_rule_is_tried_here_or_on_a_live_cache() -> None:
@@ -138,11 +117,11 @@ def test_pages_that_a_correct_cache_could_give() -> None:
     # A's own pages, and what it refers to, are not for others; free ones are.
     assert RIGHT.free_or_evictable("A") == 2
     stranger = {**RIGHT.tokens, "B": [7, 8]}
-    assert replace(RIGHT, tokens=stranger).free_or_evictable("B") == 2
-    unused = replace(RIGHT, tokens=stranger, uses={}, holds={}, references={})
-    idle = replace(unused, nodes=[ROOT, ONE, replace(TWO, refs=0)])
+    assert but(tokens=stranger).free_or_evictable("B") == 2
+    unused = but(tokens=stranger, block_tables={}, holdings={}, references={})
+    idle = but(unused, nodes=(ROOT, ONE, replace(TWO, ref_count=0)))
     assert idle.free_or_evictable("B") == 4
-    assert replace(idle, found={5, 4}).free_or_evictable("B") == 2
+    assert but(idle, looked_up=frozenset({5, 4})).free_or_evictable("B") == 2
     assert idle.free_or_evictable("A") == 2  # its own prefix is what it came for
-    # A reference that nobody holds keeps nothing by right.
+    # A reference that no request holds protects nothing.
     assert unused.free_or_evictable("B") == 4

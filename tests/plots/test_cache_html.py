@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
+from analysis.jupyter import html_of
 from analysis.jupyter.cache_html import change_html, recording_html, snapshot_html
 from analysis.snapshots.snapshot import CacheState, Node, Snapshot
 
@@ -148,7 +149,7 @@ def test_tags_are_closed() -> None:
 
 def test_a_change_has_its_sentences_and_dots() -> None:
     before, after = make(16, {}), make(16, {"a": [3]}, leaked=1)
-    html = (after - before)._repr_html_()
+    html = html_of(after - before)
     sentences = [li.get_text() for li in parsed(html).find_all("li")]
     assert sentences == (after - before).sentences()
     assert html.count("<circle") == 2
@@ -180,4 +181,4 @@ def test_a_recording_shows_its_last_snapshot_and_what_went_wrong() -> None:
 
 
 def test_an_empty_pool_is_said_in_words() -> None:
-    assert "The pool has no pages." in make(0, {})._repr_html_()
+    assert "The pool has no pages." in html_of(make(0, {}))

@@ -84,14 +84,14 @@ def test_ratios_of_too_few_trials_have_no_interval() -> None:
 def test_the_table_says_what_is_shown() -> None:
     measures, seen = both(outcomes={(LOCK, 0): ("engine_died",)})
     found = pd.concat([costs(measures), costs(seen, WATCHED)])
-    markup = cost_table(found)._repr_html_()
+    markup = cost_table(found).markup
     assert markup.count("<tr>") == 5
     assert "<th>all fixes</th><td>12</td>" in markup
     assert "<th>lock-cache</th><td>10 (2 left out)</td>" in markup
     assert "costs</mark>" in markup
     assert "-10.0 (-10.0 to -10.0) costs" in markup
     assert "<td>0 (0 to 0)</td>" in markup
-    few = cost_table(costs(both(repeats=1)[0]))._repr_html_()
+    few = cost_table(costs(both(repeats=1)[0])).markup
     assert "(too few trials)" in few
     assert len(cost_table(found.head(0))) == 0
 

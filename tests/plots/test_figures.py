@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from synthetic import make_run, reported_pattern
 
 from analysis import plots as figures
+from analysis.jupyter import show
 from analysis.plots import style
 from analysis.plots.outcomes import STACK
 from analysis.runs.store import OUTCOMES, Run
@@ -212,7 +213,7 @@ def test_nothing_is_clipped_and_no_texts_overlap(
 
 def test_a_figure_is_shown_as_an_image_with_words() -> None:
     run = one()
-    image = figures.show(figures.failure_rate(run.requests, run.trials), alt="a chart")
+    image = show(figures.failure_rate(run.requests, run.trials), alt="a chart")
     assert image.data.startswith(b"\x89PNG")
     assert io.BytesIO(image.data).getbuffer().nbytes > 5000
     assert image.alt == "a chart"

@@ -24,7 +24,8 @@ from trace_builder import strayed as strayed_story
 from analysis import plots as figures
 from analysis.diagnosis import explain
 from analysis.diagnosis.figure import explanation_figure
-from analysis.jupyter.finding import finding_figure
+from analysis.jupyter import html_of
+from analysis.plots.finding import finding_figure
 from analysis.plots.style import words
 from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame
@@ -125,5 +126,5 @@ def test_explanations_findings_and_tables_show_an_id_as_it_is(name: str, strayed
     for finding in leading:
         drawn(finding_figure(finding))
     wrong = figures.wrong_answers(run.requests, run.trials)
-    for page in (told._repr_html_(), wrong._repr_html_()):
+    for page in (html_of(told), html_of(wrong)):
         assert html.escape(name) in page

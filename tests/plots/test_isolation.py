@@ -1,4 +1,4 @@
-"""What is drawn and told of an examination, from results of known truth."""
+"""What is drawn and written of an examination, from results of known truth."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Any
 
 from matplotlib.patches import Rectangle
 
-from analysis.interleavings import Broken, Covered, Failure, Replay, Result, Schedule, Step
+from analysis.interleavings import Covered, Failure, Replay, Result, Schedule, Step, Violation
 from analysis.interleavings.replay import Moment
-from analysis.interleavings.result import REAL
-from analysis.studies.isolation import figures as interleaving
-from analysis.studies.isolation import table as isolation_table
-from analysis.studies.isolation.table import broken_rules_table, left_out_table
+from analysis.studies.isolation.figures import interleaving_figure
+from analysis.studies.isolation.table import (
+    broken_rules_table,
+    isolation_table,
+    left_out_table,
+)
 from analysis.studies.isolation.words import answer_in_a_sentence, answer_in_words
 
-_BROKEN = Broken("one owner", "Page 1 is used by A and B, and is not cached.", "A", (1,))
+_BROKEN = Violation("one owner", "Page 1 is used by A and B, and is not cached.", "A", (1,))
 _REPLAY = Replay(
     "9.9.9",
     "trie",
     "a story",
     ("lock-cache",),
-    (("free",), ("free",), ("lost",)),
+    (("free",), ("free",), ("leaked",)),
     (
-        Moment(Step("A", "take"), (("free",), ("A",), ("lost",)), ()),
-        Moment(Step("B", "take"), (("cached", "B"), ("A", "B"), ("lost",)), (_BROKEN,)),
+        Moment(Step("A", "take"), (("free",), ("A",), ("leaked",)), ()),
+        Moment(Step("B", "take"), (("cached", "B"), ("A", "B"), ("leaked",)), (_BROKEN,)),
     ),
 )
 
@@ -36,12 +38,12 @@ def texts(figure: Any) -> list[str]:
 
 
 def test_a_schedule_is_drawn_with_its_failing_step_and_page() -> None:
-    figure = interleaving(_REPLAY)
+    figure = interleaving_figure(_REPLAY)
     said = texts(figure)
     assert said.count("take") == 2
     assert any("After step 2, “one owner” is broken." in text for text in said)
     assert any("a story: shortfin 9.9.9" in text and "lock-cache" in text for text in said)
-    assert "A B" in said  # in two hands
+    assert "A B" in said  # held by both
     marked = [
         patch
         for axes in figure.axes
@@ -50,17 +52,17 @@ def test_a_schedule_is_drawn_with_its_failing_step_and_page() -> None:
     ]
     assert len(marked) == 2  # the step, and the page
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert {"in the hands of A", "in the hands of B", "free", "leaked"} <= set(labels)
+    assert {"held by A", "held by B", "free", "leaked"} <= set(labels)
 
 
 def test_an_unbroken_or_empty_schedule_is_drawn_too() -> None:
     clean = replace(_REPLAY, moments=_REPLAY.moments[:1])
-    assert "No rule is broken." in texts(interleaving(clean))
-    empty = interleaving(replace(_REPLAY, moments=()))
+    assert "No rule is broken." in texts(interleaving_figure(clean))
+    empty = interleaving_figure(replace(_REPLAY, moments=()))
     assert "nothing to draw" in empty.texts[0].get_text()
 
 
-def test_a_replay_is_told_line_by_line() -> None:
+def test_a_replay_is_written_line_by_line() -> None:
     assert str(_REPLAY).splitlines() == [
         "A.take       page 1: A",
         "B.take       page 0: cached and B; page 1: A and B",
@@ -70,7 +72,7 @@ def test_a_replay_is_told_line_by_line() -> None:
 
 
 def failure(rule: str, *, sequential: bool, schedule: str = "A.take B.take") -> Failure:
-    return Failure("a story", Schedule.parse(schedule), rule, "It is.", REAL, sequential, 3)
+    return Failure("a story", Schedule.parse(schedule), rule, "It is.", sequential, 3)
 
 
 def result(*failures: Failure, complete: bool = True, treatments: tuple[str, ...] = ()) -> Result:
@@ -86,16 +88,16 @@ _FAILING = result(
 _CLEAN = result(treatments=("lock-cache",))
 
 
-def test_a_result_is_told_in_words() -> None:
+def test_a_result_is_written_in_words() -> None:
     assert not _FAILING.ok
     assert _CLEAN.ok
-    assert "In all 20 interleavings of 1 scenarios" in _CLEAN.words
-    assert "breaks 2 rules: whatever the order, room; only interleaved, once." in _FAILING.words
+    assert "In all 20 interleavings of 1 scenario," in _CLEAN.words
+    assert "breaks 2 rules: in any order, room; only interleaved, once." in _FAILING.words
     assert [f.rule for f in _FAILING.shortest()] == ["once", "room"]
     some = result(complete=False)
     assert not some.complete
     assert some.interleavings == 0
-    assert "that there was time for" in some.words
+    assert "that were covered in time" in some.words
     assert _FAILING.as_json()["failures"][0]["schedule"] == "A.take B.take"
 
 
@@ -104,14 +106,17 @@ def test_the_answer_follows_from_the_results() -> None:
         "The cache of shortfin 9.9.9 by itself: with the trie 2 rules are broken, in 3 of 20"
         " interleavings; with all fixes applied, every rule holds in all 20 interleavings."
     )
-    assert "the fixes leave broken: once, room" in answer_in_a_sentence([_FAILING], [_FAILING])
+    assert "these rules stay broken: once, room" in answer_in_a_sentence([_FAILING], [_FAILING])
     unsure = answer_in_a_sentence([_FAILING], [result(complete=False)])
-    assert "but not all was covered" in unsure
+    assert "but only 0 interleavings were covered" in unsure
     words = answer_in_words([_FAILING], [_CLEAN], {"a fix": _FAILING, "another": _CLEAN})
-    assert "*room* need no concurrency" in words
-    assert "Only when requests are under way at once *once* fail" in words
-    assert "each of *a fix* brings a failure back" in words
-    assert "Nothing is seen here without *another*" in words
+    assert "break without concurrency, when each request waits for the one before: *room*." in words
+    assert (
+        "break only in an interleaving of whole operations, which this release can come to: *once*."
+        in words
+    )
+    assert "brings a failure back: *a fix*." in words
+    assert "make no difference here: *another*." in words
 
 
 def test_tables_have_what_was_found() -> None:
@@ -123,7 +128,7 @@ def test_tables_have_what_was_found() -> None:
     assert row["failing"] == "not all covered"
     rules = broken_rules_table([_FAILING])
     assert list(rules.frame["takes"]) == ["interleaving", "any order"]
-    assert "<code>A.take B.take</code>" in rules._repr_html_()
+    assert "<code>A.take B.take</code>" in rules.markup
     assert len(broken_rules_table([_CLEAN])) == 0
     back = left_out_table({"a fix": _FAILING, "another": _CLEAN})
     assert list(back.frame["comes back"]) == ["once, room", "nothing that shows here"]

@@ -31,7 +31,7 @@ def test_a_ladder_has_a_step_for_every_rung_with_its_bound() -> None:
     [target] = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"]
     assert list(target) == [0.01, 0.01]
     assert "8 of 32 failed (299 needed)" in texts(figure)
-    assert "broken rules: own length" in texts(figure)
+    assert "broken rules: seq-len-mismatch" in texts(figure)
     assert "failed" in figure.get_suptitle()
     assert "95%" in axes.get_xlabel()
 

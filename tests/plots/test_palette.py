@@ -49,32 +49,37 @@ def test_no_two_states_look_alike(seen: str) -> None:
 
 
 def test_no_request_has_the_colour_of_a_state() -> None:
-    schedule = module("interleaving")
+    schedule = module("studies.isolation.figures")
     assert not set(REQUEST_COLOURS) & set(STATE_COLOURS.values())
-    fellows = module("explanation").FELLOWS
+    fellows = module("diagnosis.figure").FELLOWS
     assert not set(fellows) & set(STATE_COLOURS.values())
     assert len(set(fellows)) == len(fellows) >= 7
     assert not set(schedule._COLOURS) & set(schedule._PLAIN.values())
 
 
 def test_there_is_one_palette_of_states() -> None:
-    for name in ("page_map", "pages_over_time", "cache_html", "explanation_parts"):
+    for name in (
+        "plots.page_map",
+        "plots.pages_over_time",
+        "jupyter.cache_html",
+        "diagnosis.figure_parts",
+    ):
         assert module(name).STATE_COLOURS is STATE_COLOURS
-    tree, schedule = module("trie"), module("interleaving")
+    tree, schedule = module("plots.trie"), module("studies.isolation.figures")
     assert (STATE_COLOURS["live"], STATE_COLOURS["cached"]) == (tree.IN_USE, tree.UNUSED)
     assert schedule._PLAIN["cached"] == STATE_COLOURS["cached"]
     assert schedule._PLAIN["lost"] == STATE_COLOURS["leaked"]
     defined = [
         file.name
-        for file in sorted((ROOT / "analysis" / "figures").glob("*.py"))
+        for file in sorted((ROOT / "analysis").rglob("*.py"))
         if re.search(r"^\w*STATE_COLOURS\w* = ", file.read_text(), re.MULTILINE)
     ]
     assert defined == ["style.py"]
 
 
 def module(name: str) -> ModuleType:
-    """Return a module of the figures; the package has functions of the same names."""
-    return importlib.import_module(f"analysis.plots.{name}")
+    """Return a module; packages have functions of the same names."""
+    return importlib.import_module(f"analysis.{name}")
 
 
 def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:

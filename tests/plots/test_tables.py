@@ -23,7 +23,7 @@ def test_the_first_difference_is_marked_in_both_answers() -> None:
     run = run_of({"text": "6 7 8 1 1 1", "expected_text": "6 7 8 9 10", "tokens": list(range(11))})
     table = wrong_answers(run.requests, run.trials)
     assert list(table.frame["differs_at"]) == [6]
-    markup = table._repr_html_()
+    markup = table.markup
     assert "<code>6 7 8 <mark>9 10</mark></code>" in markup
     assert "<code>6 7 8 <mark>1 1 1</mark></code>" in markup
 
@@ -36,7 +36,7 @@ def test_an_answer_cut_off_by_its_length_is_compared_with_as_much() -> None:
 
 def test_an_answer_that_ends_too_early_misses_something() -> None:
     run = run_of({"text": "6", "expected_text": "6 7", "tokens": [1, 2, 3]})
-    assert "<code>6<mark>∅</mark></code>" in wrong_answers(run.requests, run.trials)._repr_html_()
+    assert "<code>6<mark>∅</mark></code>" in wrong_answers(run.requests, run.trials).markup
 
 
 def test_token_ids_tell_apart_what_text_cannot() -> None:
@@ -74,17 +74,17 @@ def test_wrong_answers_come_from_the_lowest_concurrency_and_several_families() -
 
 def test_what_users_wrote_cannot_become_markup() -> None:
     run = run_of({"prompt": "<script>'\"", "text": "<b>", "expected_text": "<i>"})
-    markup = wrong_answers(run.requests, run.trials)._repr_html_()
+    markup = wrong_answers(run.requests, run.trials).markup
     assert "<script" not in markup
     assert "<b>" not in markup
-    assert "<script" not in facts({"<script>": "<script>"})._repr_html_()
+    assert "<script" not in facts({"<script>": "<script>"}).markup
 
 
 def test_no_wrong_answers_are_good_news() -> None:
     run = make_run({("3.1.0", "none", 1): {"ok": 4}})
     table = wrong_answers(run.requests, run.trials)
-    assert "No answer was wrong" in table._repr_html_()
-    assert "nothing to ask again" in asked_again(table.frame, [])._repr_html_()
+    assert "No answer was wrong" in table.markup
+    assert "nothing to ask again" in asked_again(table.frame, []).markup
 
 
 def test_asked_again_is_judged_by_the_reference_first() -> None:
@@ -99,7 +99,7 @@ def test_asked_again_is_judged_by_the_reference_first() -> None:
     table = asked_again(frame, answers)
     assert list(table.frame["right_alone"]) == [True, False, True, True]
     assert list(table.frame["prefix_sharing"]) == ["trie", "trie", "none", "none"]
-    assert "wrong, also alone" in table._repr_html_()
+    assert "wrong, also alone" in table.markup
 
 
 def test_a_right_answer_is_right_however_much_longer_it_is_than_what_was_expected() -> None:
@@ -118,24 +118,24 @@ def test_a_right_answer_is_right_however_much_longer_it_is_than_what_was_expecte
     ]
     table = asked_again(frame, answers, max_new_tokens=7)
     assert list(table.frame["right_alone"]) == [True, False, True, None]
-    assert "the right answer is not known" in table._repr_html_()
+    assert "the right answer is not known" in table.markup
 
 
 def test_trials_that_did_not_end_well_say_why() -> None:
     run = reported_pattern()
     table = failed_trials(run.trials)
     assert list(table.frame["trial_id"]) == ["3.1.0-trie-8-0"]
-    assert "engine died" in table._repr_html_()
-    assert "The engine engine_died in a test." in table._repr_html_()
+    assert "engine died" in table.markup
+    assert "The engine engine_died in a test." in table.markup
     good = failed_trials(run.trials[run.trials["status"] == "ok"])
-    assert "All 47 trials ended well." in good._repr_html_()
+    assert "All 47 trials ended well." in good.markup
 
 
 def test_rates_are_shown_with_what_their_intervals_rest_on() -> None:
     run = reported_pattern()
     table = rates_table(run.requests, run.trials)
     assert len(table) == 12
-    assert "25% (15% to 39%)" in table._repr_html_()
-    assert "4 of 4" in table._repr_html_()
-    assert "by request only, too narrow" in table._repr_html_()
+    assert "25% (15% to 39%)" in table.markup
+    assert "4 of 4" in table.markup
+    assert "by request only, too narrow" in table.markup
     assert "3.1.0" in repr(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, REPORTED, ChildRunner
 
 PRELUDE = """
 from collections import Counter
@@ -34,18 +34,18 @@ def classes():
     return {(k.__module__, k.__qualname__, id(k)): {n: id(v) for n, v in vars(k).items()
             if n not in ("__abstractmethods__", "_abc_impl", "__doc__")} for k in kinds}
 def objects(engine):
-    service, cache = engine.adapter.service, engine.adapter.service.page_cache
+    service, cache = engine.service.native, engine.service.native.page_cache
     seen = [service, cache, cache.page_pool, getattr(service, "batcher", None),
             getattr(service, "unified_batcher", None)]
     # 3.1's batcher counts its own idle strobes, watched or not.
     return [sorted((n, id(v)) for n, v in vars(o).items() if n != "strobes")
             for o in seen if o is not None]
 def functions(engine):
-    service = engine.adapter.service
+    service = engine.service.native
     return [(b, id(f)) for d in (service.prefill_functions, service.decode_functions)
             for b, f in d.items()]
 with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
-    leaves = getattr(engine.adapter.service.page_cache, "leaves", None)
+    leaves = getattr(engine.service.native.page_cache, "leaves", None)
     before = classes(), objects(engine), functions(engine)
     with observe(engine) as recording:
         during = classes(), objects(engine), functions(engine)
@@ -53,7 +53,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
     with observe(engine):
         ask(engine)
     after = classes(), functions(engine)
-    kept = getattr(engine.adapter.service.page_cache, "leaves", None)
+    kept = getattr(engine.service.native.page_cache, "leaves", None)
     say({"hooked": [a != b for a, b in zip(before, during)],
          "same": [a == b for a, b in zip(before, idle)],
          "after": [before[0] == after[0], before[2] == after[1]],
@@ -292,7 +292,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 @pytest.mark.parametrize("first", ["", "import analysis.recording.replay"])
 def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         f"""
         {first or "pass"}
         from analysis import observe
@@ -311,7 +311,7 @@ def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
 
 def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         PRELUDE.format(sharing="none")
         + """
 with Engine(EngineConfig()) as engine:
@@ -334,7 +334,7 @@ with Engine(EngineConfig()) as engine:
 
 def test_the_death_of_the_engine_is_caught_in_the_act(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         PRELUDE.format(sharing="trie")
         + """
 with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:

@@ -13,13 +13,14 @@ import json, sys
 from analysis.engine import Engine, EngineConfig
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
+from analysis.shortfin.releases import row_of
 from analysis.treatments import FAULTS, fixes, treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 release, *arguments = sys.argv[1:]
-# 3.1.0 without the defects that would hide a planted one.
+# The reported release without the defects that would hide a planted one.
 CORRECTED = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
-base = CORRECTED if release == "3.1.0" else []
+base = CORRECTED if "allocations" in row_of(release).capabilities else []
 
 def strike_of(fault):
     return fault and fault.struck and vars(fault.struck)

@@ -16,7 +16,7 @@ _STRIKE = """
 from analysis.recording import checksums
 sharing, mode, *names = arguments
 base = [name for name in base if name != "zero-page-tables"]
-RULES = ("unwritten bytes", "arrived writes")
+RULES = ("kv-corruption", "lost-write")
 
 def strike(engine, number, name):
     fault = FAULTS.get(name)
@@ -102,7 +102,7 @@ def test_damage_is_found_in_the_stated_time(
     assert first > struck["seq"]
     assert not [row for row in case["findings"] if row["seq"] < struck["seq"]]
     started = sum(seq < first for seq in case["starts"])
-    if fault.rule == "arrived writes":
+    if fault.rule == "lost-write":
         # In either mode, when the very invocation lands.
         assert {row["severity"] for row in found} == {"wrong data"}
         assert f"Invocation {struck['invocation_id']} wrote" in found[0]["message"]

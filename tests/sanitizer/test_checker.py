@@ -255,8 +255,17 @@ def test_after_a_gap_only_what_bears_it_is_checked():
     checker.go_over_gap()
     findings = checker.finish()
     rules = {finding.rule for finding in findings}
-    assert {"finite contents", "completion", "own length"} <= rules
-    assert not rules & {"one state", "no leak", "at rest", "accounts", "references"}
+    assert {"nonfinite-kv", "stuck-request", "seq-len-mismatch"} <= rules
+    assert not rules & {
+        "double-allocation",
+        "double-free",
+        "free-while-referenced",
+        "free-count-mismatch",
+        "page-leak",
+        "not-quiescent",
+        "state-divergence",
+        "ref-count-mismatch",
+    }
     assert findings.unchecked.invocations == findings.invocations
 
 
@@ -568,7 +577,7 @@ def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
     follower = Follower(recorder, live.first, live.stride)
     follower.finish()
     for findings in (follower.checker.findings, recorded.check(close=False)):
-        assert "flown tokens" not in {finding.rule for finding in findings}
+        assert "token-without-invocation" not in {finding.rule for finding in findings}
         assert findings.unchecked.requests == {"a": 1}
 
 
@@ -650,9 +659,9 @@ def test_events_alone_are_checked_too():
 CONFLICTS = pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"misfiled": [1]}, "under another key"),
-        ({"free": [0, 2, 2, 3, 4, 5, 6, 7]}, "in two places"),
-        ({"free": [0, 1, 2, 3, 4, 5, 6, 7]}, "in two places"),
+        ({"misfiled": [1]}, "wrong-key"),
+        ({"free": [0, 2, 2, 3, 4, 5, 6, 7]}, "two-states"),
+        ({"free": [0, 1, 2, 3, 4, 5, 6, 7]}, "two-states"),
     ],
     ids=["misfiled", "twice free", "free and cached"],
 )
@@ -670,12 +679,12 @@ def conflicting(changes) -> TraceBuilder:
 
 @CONFLICTS
 def test_conflicts_are_told_of_a_live_snapshot(changes, cause):
-    assert conflicting(changes).check().group("accounts", cause) is not None
+    assert conflicting(changes).check().group("state-divergence", cause) is not None
 
 
 @CONFLICTS
 def test_conflicts_are_told_of_a_recorded_snapshot(changes, cause):
-    assert check_tables(arrow(conflicting(changes)), 4).group("accounts", cause) is not None
+    assert check_tables(arrow(conflicting(changes)), 4).group("state-divergence", cause) is not None
 
 
 # -- runs --------------------------------------------------------------------------------------

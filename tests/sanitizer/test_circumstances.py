@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, ChildRunner
 
 _PRELUDE = """
 from analysis.sanitizer import sanitize
 from analysis.treatments import fixes, treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def rows(findings):
     return [[f.rule, f.cause, f.severity, f.text] for f in findings]
@@ -47,23 +47,23 @@ say([under_way, outcomes, rows(findings)])
     under_way, outcomes, findings = said
     assert min(under_way) > 0, "They had ended before the watching began."
     assert set(outcomes) == {"ok"}
-    assert "given back too often" not in {row[1] for row in findings}
+    assert "over-released" not in {row[1] for row in findings}
 
 
 def test_a_lock_put_before_the_watching_is_known(child: ChildRunner) -> None:
     causes = run(
         child,
-        "3.9.0",
+        NEWEST,
         """
 def causes(*names):
     with Engine(EngineConfig(prefix_sharing="trie", page_count=256)) as engine:
         with treat(engine, *names), sanitize(engine) as findings:
             engine.run(make_workload("shared_prefix", count=16, seed=3), concurrency=4)
-    return sorted({f.cause for f in findings if f.rule == "common lock"})
+    return sorted({f.cause for f in findings if f.rule == "lockset-violation"})
 say([causes(), causes("lock-cache")])
 """,
     )
-    assert causes == [["the references"], []]
+    assert causes == [["ref-counts"], []]
 
 
 def test_a_call_that_failed_is_not_checked_by_what_the_one_before_left(
@@ -74,7 +74,7 @@ def test_a_call_that_failed_is_not_checked_by_what_the_one_before_left(
         release,
         """
 with Engine(EngineConfig(page_count=96)) as engine:
-    functions, calls = engine.adapter.service.decode_functions, []
+    functions, calls = engine.service.native.decode_functions, []
     function = functions[4]
 
     async def failing(*args, fiber):
@@ -106,7 +106,7 @@ names = ["quarantine:4", "fault:lock-kept"]
 with Engine(EngineConfig(page_count=96)) as engine:
     with sanitize(engine) as findings, treat(engine, "reserve-padding-page", *names) as treated:
         done = engine.run(make_workload("mixed", count=4, seed=3), concurrency=4, timeout_s=4)
-    free = [page.index for page in engine.adapter.service.page_cache.page_pool.available_pages]
+    free = [page.index for page in engine.service.native.page_cache.page_pool.available_pages]
 say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"].struck is None])
 """,
     )
@@ -114,18 +114,18 @@ say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"
     assert not silent
     assert given_back
     assert "timeout" in outcomes
-    completion = [row for row in findings if row[0] == "completion"]
-    assert {row[1] for row in completion} == {"lock not released"}
+    completion = [row for row in findings if row[0] == "stuck-request"]
+    assert {row[1] for row in completion} == {"lock-held"}
     assert "held the lock of the pool and had not released it after" in completion[0][3]
 
 
 def test_a_treatment_that_needs_a_lock_says_who_keeps_it(child: ChildRunner) -> None:
     said = run(
         child,
-        "3.9.0",
+        NEWEST,
         """
 with Engine(EngineConfig(page_count=96)) as engine:
-    engine.adapter.service.page_cache.page_pool._lock.acquire()
+    engine.service.native.page_cache.page_pool._lock.acquire()
     try:
         with treat(engine, "reserve-padding-page"):
             pass
@@ -150,7 +150,7 @@ with Engine(EngineConfig(prefix_sharing=SHARING, page_count=96)) as engine:
         fits = engine.submit(prompt, 17, 30, request_id="fits").result()
         passes = engine.submit(prompt, 18, 30, request_id="passes").result()
 say([[len(fits.tokens), len(passes.tokens)], rows(findings),
-     [f.request_id for f in findings if f.rule == "within context"]])
+     [f.request_id for f in findings if f.rule == "context-overflow"]])
 """.replace("SHARING", repr(sharing)),
     )
     lengths, findings, who = said

@@ -28,12 +28,12 @@ def strike(name):
         again = [replace(r, id=f"{r.id}-again") for r in workload.requests]
         workload = replace(workload, requests=(*workload.requests, *again))
     rule = getattr(fault, "rule", None)
-    names = [*base, *(["quarantine:4"] if rule == "written after free" else [])]
-    contents = rule in ("finite contents", "whole copies", "written after free")
+    names = [*base, *(["quarantine:4"] if rule == "write-after-free" else [])]
+    contents = rule in ("nonfinite-kv", "partial-copy", "write-after-free")
     with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
         with sanitize(engine, contents=contents) as findings:
             with treat(engine, *names, *([name] if fault else [])) as treated:
-                engine.run(workload, 4, timeout_s=5.0 if rule == "completion" else 60.0)
+                engine.run(workload, 4, timeout_s=5.0 if rule == "stuck-request" else 60.0)
             recorder = engine.probe.watcher
     return {
         "struck": strike_of(fault and treated[name]),

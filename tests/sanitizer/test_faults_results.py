@@ -16,8 +16,8 @@ from analysis.treatments.faults.arguments import ARGUMENT_FAULTS
 from analysis.treatments.faults.results import RESULT_FAULTS
 
 OWN_RULES = {
-    "own result", "own token", "whole answer", "one answer", "arguments as filled",
-    "landed before read",
+    "logits-mismatch", "sampling-mismatch", "answer-mismatch", "duplicate-answer",
+    "argument-changed", "read-before-write",
 }  # fmt: skip
 
 _STRIKE = """

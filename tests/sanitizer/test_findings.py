@@ -15,7 +15,8 @@ from synthetic import request_row, trial_row
 from trace_builder import Row, TraceBuilder, strayed
 
 from analysis.cli.check import _words as check_words
-from analysis.jupyter.finding import MINE, OTHER, finding_figure
+from analysis.jupyter import html_of
+from analysis.plots.finding import MINE, OTHER, finding_figure
 from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame
 from analysis.sanitizer import RULES, check_run
@@ -69,12 +70,12 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
     findings = strayed().check()
     lead = findings.first_wrong_data
     assert (lead.request_id, lead.other_request_id, lead.page, lead.slot) == ("a", "b", 3, 0)
-    for text in (str(findings), read(findings._repr_html_()).text):
+    for text in (str(findings), read(html_of(findings)).text):
         assert findings.summary in text
         assert "A decode of a reads its position 0 from slot 0 of page 3" in text
         assert "invocation 2" in text
-        assert "own prefix (another request's data)" in text
-    html = read(findings._repr_html_())
+        assert "wrong-kv-read (cross-request)" in text
+    html = read(html_of(findings))
     assert lead.sentence in html.text
     assert "script" not in html.tags
     assert "svg" in html.tags
@@ -83,7 +84,7 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
 def test_nothing_found_is_said_plainly() -> None:
     findings = TraceBuilder().check()
     assert str(findings) == "No rule was broken (0 invocations and 0 events checked)."
-    assert "No rule was broken" in read(findings._repr_html_()).text
+    assert "No rule was broken" in read(html_of(findings)).text
 
 
 def test_one_of_a_kind_is_said_in_the_singular() -> None:
@@ -99,7 +100,7 @@ def test_one_of_a_kind_is_said_in_the_singular() -> None:
 
 
 def test_hostile_names_are_escaped() -> None:
-    html = strayed(HOSTILE).check()._repr_html_()
+    html = html_of(strayed(HOSTILE).check())
     assert "script" not in read(html).tags
     assert HOSTILE in read(html).text
 
@@ -111,7 +112,7 @@ def test_html_stays_small_however_much_is_found() -> None:
         finding.rule, finding.sentence, finding.seq = "rule", "It holds.", number
         findings.add(finding)
     findings.note("z" * 100_000)
-    html = findings._repr_html_()
+    html = html_of(findings)
     assert len(html) < 300_000
     assert "And 28 more causes" in html
     assert "cause 39" in html
@@ -121,7 +122,7 @@ def test_notes_are_shown() -> None:
     findings = TraceBuilder().check()
     findings.note("The end was cut off.")
     assert "Not checked: The end was cut off." in str(findings)
-    assert "The end was cut off." in read(findings._repr_html_()).text
+    assert "The end was cut off." in read(html_of(findings)).text
 
 
 # -- the picture of a finding ------------------------------------------------------------------
@@ -220,7 +221,7 @@ def run(tmp_path):
 def test_leads_count_the_calls_before_the_wrong_token(run) -> None:
     # Token 0 is the prefill's, 1 that of the decode that read wrong data, 2 the next one's.
     (row,) = leads(run).to_dict("records")
-    assert (row["request_id"], row["rule"], row["invocation_id"]) == ("a", "own prefix", 2)
+    assert (row["request_id"], row["rule"], row["invocation_id"]) == ("a", "wrong-kv-read", 2)
     assert (row["wrong_invocation"], row["invocations_before"]) == (3, 1)
     assert row["seconds_before"] > 0
     assert (
@@ -245,10 +246,10 @@ def test_lead_times_has_a_bar_for_each_wrong_answer() -> None:
 def test_the_chart_counts_requests_by_rule_and_leaves_controls_out(run) -> None:
     figure = findings_chart(run.findings, run.requests, run.trials)
     said = words(figure)
-    assert "own prefix: another request's data" in said
+    assert "wrong-kv-read: cross-request" in said
     assert "1 of 2" in said
     assert "no rule was broken" in said
-    assert "short of it" not in said
+    assert "underread" not in said
     assert len(figure.axes) == 2
     nothing = findings_chart(run.findings, run.requests, run.trials.iloc[:0])
     assert "No trial was checked." in words(nothing)
@@ -257,7 +258,7 @@ def test_the_chart_counts_requests_by_rule_and_leaves_controls_out(run) -> None:
 def test_the_chart_counts_trials_where_no_request_is_concerned() -> None:
     trials = to_frame("trials", [trial_row(trial_id="c"), trial_row(trial_id="d", repeat=1)])
     requests = to_frame("requests", [request_row(trial_id=c) for c in "cd"])
-    row = {"finding_id": "0", "trial_id": "c", "rule": "at rest", "cause": "pages out",
+    row = {"finding_id": "0", "trial_id": "c", "rule": "not-quiescent", "cause": "pages out",
            "severity": AT_RISK, "count": 1, "message": "Gone."}  # fmt: skip
     figure = findings_chart(to_frame("findings", [row]), requests, trials)
     assert "1 of 2 trials" in words(figure)
@@ -320,31 +321,31 @@ def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
     assert list(settings.frame["planted faults found"]) == ["1 of 1", "1 of 1"]
     found = findings_table(checked)
     assert "release" not in found.frame  # the same everywhere
-    (row,) = found.frame[found.frame["rule"] == "own prefix"].to_dict("records")
+    (row,) = found.frame[found.frame["rule"] == "wrong-kv-read"].to_dict("records")
     assert (row["severity"], row["requests"], row["trials"]) == ("wrong data", 1, 1)
-    assert row["what it leads to"] == meaning_of("own prefix", "another request's data")
-    assert "No rule was broken" in findings_table([])._repr_html_()
+    assert row["what it leads to"] == meaning_of("wrong-kv-read", "cross-request")
+    assert "No rule was broken" in findings_table([]).markup
 
 
 def test_leads_are_listed_and_the_rest_counted() -> None:
     ahead = pd.DataFrame(
         {"trial_id": "c", "request_id": list("abc"), "first_divergence": 3,
-         "rule": ["own length", None, None], "cause": ["beyond it", None, None],
+         "rule": ["seq-len-mismatch", None, None], "cause": ["overread", None, None],
          "invocations_before": pd.array([2, None, None], "Int64"),
          "seconds_before": [0.25, float("nan"), float("nan")]}
     )  # fmt: skip
-    html = leads_table(ahead, count=2)._repr_html_()
+    html = leads_table(ahead, count=2).markup
     assert "0.250" in html
     assert "none was found" in html
     assert "And 1 more." in html
     assert "nan" not in html.lower()
-    assert "No answer was wrong" in leads_table(ahead.iloc[:0])._repr_html_()
+    assert "No answer was wrong" in leads_table(ahead.iloc[:0]).markup
 
 
 def test_the_lead_is_the_first_wrong_data_of_the_first_trial(run) -> None:
     ill, well = check_run(run.path)
     trial, finding = ill.lead()
-    assert (trial, finding.rule, finding.cause) == ("ill", "own prefix", "another request's data")
+    assert (trial, finding.rule, finding.cause) == ("ill", "wrong-kv-read", "cross-request")
     assert finding.scene.pages
     assert ill.lead(["other"]) is None
     assert well.lead() is None

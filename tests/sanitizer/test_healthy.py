@@ -348,7 +348,7 @@ def test_a_foreign_page_in_a_prefill_is_found_before_it_is_read(seed, draw):
     request = scheduler.of[invocation.request_ids[row]]
     foreign = sorted({*range(PAGES)} - {*request.pages})
     invocation.tables[row, draw.randrange(blocks)] = draw.choice(foreign)
-    assert "block table" in {f.rule for f in blamed(scheduler, invocation, request.name)}
+    assert "block-table-mismatch" in {f.rule for f in blamed(scheduler, invocation, request.name)}
 
 
 @given(seed=seeds, draw=st.randoms(use_true_random=False))
@@ -366,7 +366,7 @@ def test_what_lies_beyond_the_own_length_is_a_risk_and_no_wrong_data(seed, draw)
                 own = {0, *scheduler.of[invocation.request_ids[row]].pages}
                 strange |= {invocation.request_ids[row]} if {*rest.tolist()} - own else set()
     findings = scheduler.story.check(close=False)
-    assert {finding.rule for finding in findings} <= {"table padding"}, str(findings)
+    assert {finding.rule for finding in findings} <= {"block-table-padding"}, str(findings)
     assert not findings.wrong_data
     told = {r for group in findings.groups for r in group.by_request}
     assert told == strange
@@ -384,5 +384,5 @@ def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_invocation():
     assert not story.check(close=False).of("a")[1:]
     cut.seq_lens[0] -= 1
     found = [(f.rule, f.invocation_id) for f in story.check().of("a") if f.severity == WRONG_DATA]
-    assert found[0] == ("flown tokens", None)
+    assert found[0] == ("token-without-invocation", None)
     assert {invocation for _, invocation in found[1:]} == {after.invocation_id}

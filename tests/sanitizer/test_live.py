@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from support import ChildRunner
+from support import REPORTED, ChildRunner
 
 _ASK = """
 from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def ask(engine, count=4, **options):
     return engine.run(make_workload("mixed", count=count, seed=3), concurrency=4, **options)
@@ -36,11 +36,11 @@ with engine:
             ask(engine)
             raise KeyError
     except KeyError:
-        after_error = findings.group("own length", "short of it") is not None
+        after_error = findings.group("seq-len-mismatch", "underread") is not None
     with observe(engine) as recording:
         with sanitize(engine) as within, treat(engine, fault):
             ask(engine)
-        seen = within.group("own length", "short of it") is not None
+        seen = within.group("seq-len-mismatch", "underread") is not None
         ask(engine)
         invocations = len(recording.invocations)
     with sanitize(engine) as idle:
@@ -62,21 +62,21 @@ with engine:
 
 def test_what_requests_wait_for_is_told_when_nobody_answers_them(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         _ASK
         + """
 with Engine(EngineConfig(page_count=256)) as engine:
     with sanitize(engine) as findings, treat(engine, "fault:lost-completion"):
         ask(engine, timeout_s=3)
-    lost = findings.group("completion", "lost wake-up")
+    lost = findings.group("stuck-request", "lost-wakeup")
 # An engine whose batcher takes requests and boards none.
 with Engine(EngineConfig(page_count=256)) as engine:
-    batcher = engine.adapter.service.batcher
-    batcher.board_invocations, before = (lambda: None), batcher.board_invocations
+    batcher = engine.service.native.batcher
+    batcher.board_flights, before = (lambda: None), batcher.board_flights
     with sanitize(engine) as stuck_findings:
         ask(engine, timeout_s=2)
-    batcher.board_invocations = before
-    stuck = stuck_findings.group("completion", "stuck batcher")
+    batcher.board_flights = before
+    stuck = stuck_findings.group("stuck-request", "batcher-stalled")
 say([lost and [lost.count, lost.first.text], stuck and
      [stuck.count, stuck.first.text, len((stuck.first.other_stack or "").splitlines())]])
 """,

@@ -70,23 +70,23 @@ def ready(story: TraceBuilder, request: str, prompt: tuple[int, ...], *pages: in
 
 
 @breaks(
-    "own tokens",
-    "another token",
+    "token-mismatch",
+    "wrong-token",
     severity=WRONG_DATA,
-    also=(("own prefix", "another position of its own"),),
+    also=(("wrong-kv-read", "wrong-position"),),
 )
 def another_token_in_a_decode(story):
     ready(story, "a", A, 1, 2)
     return story.decode(Row("a", tokens=(101,)))
 
 
-@breaks("own tokens", "another token", severity=WRONG_DATA)
+@breaks("token-mismatch", "wrong-token", severity=WRONG_DATA)
 def anothers_prompt_in_a_prefill(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", tokens=B))
 
 
-@breaks("own tokens", "a token left out", severity=WRONG_DATA)
+@breaks("token-mismatch", "missing-token", severity=WRONG_DATA)
 def a_prefill_that_leaves_its_last_tokens_out(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", tokens=A[:4], table=(1, 2)))
@@ -100,13 +100,15 @@ def tokens_that_the_engine_did_not_show(story):
     story.decode(Row("a", tokens=(77,)))
 
 
-@breaks("own position", "too late", page=2, severity=WRONG_DATA, also=(("own prefix", "padding"),))
+@breaks(
+    "position-mismatch", "ahead", page=2, severity=WRONG_DATA, also=(("wrong-kv-read", "padding"),)
+)
 def a_start_too_late(story):
     ready(story, "a", A[:5], 1, 2)
     return story.decode(Row("a", start=6))
 
 
-@breaks("within context", "beyond it")
+@breaks("context-overflow", "past-context")
 def a_decode_past_the_models_context(story):
     story.context = 7
     ready(story, "a", A, 1, 2)
@@ -117,7 +119,7 @@ def a_decode_past_the_models_context(story):
     return invocation
 
 
-@breaks("within context", "beyond it")
+@breaks("context-overflow", "past-context")
 def a_prompt_longer_than_the_models_context(story):
     story.context = 5
     begin(story, "a", A, 1, 2)
@@ -132,30 +134,35 @@ def the_models_context_filled_to_the_last_position(story):
 
 
 @breaks(
-    "own position",
-    "too early",
+    "position-mismatch",
+    "behind",
     page=2,
     severity=WRONG_DATA,
-    also=(("own prefix", "another position of its own"),),
+    also=(("wrong-kv-read", "wrong-position"),),
 )
 def a_start_too_early(story):
     ready(story, "a", A, 1, 2)
     return story.decode(Row("a", start=5))
 
 
-@breaks("own position", "no page for it", severity=WRONG_DATA, also=(("block table", "too short"),))
+@breaks(
+    "position-mismatch",
+    "no-page",
+    severity=WRONG_DATA,
+    also=(("block-table-mismatch", "too-short"),),
+)
 def a_position_past_the_block_table(story):
     ready(story, "a", A[:4], 1)
     return story.decode(Row("a", table=(1,)))
 
 
-@breaks("own length", "short of it", severity=WRONG_DATA)
+@breaks("seq-len-mismatch", "underread", severity=WRONG_DATA)
 def a_length_short_by_one(story):
     ready(story, "a", A, 1, 2)
     return story.decode(Row("a", seq_len=6))
 
 
-@breaks("own length", "beyond it", other="b", page=3, slot=1, severity=WRONG_DATA)
+@breaks("seq-len-mismatch", "overread", other="b", page=3, slot=1, severity=WRONG_DATA)
 def a_length_with_anothers_slots_beyond(story):
     ready(story, "b", B[:2], 3)
     story.end("b")
@@ -164,19 +171,19 @@ def a_length_with_anothers_slots_beyond(story):
     return story.decode(Row("a", seq_len=6))
 
 
-@breaks("own length", "beyond it", severity=AT_RISK)
+@breaks("seq-len-mismatch", "overread", severity=AT_RISK)
 def a_length_beyond_the_block_table(story):
     ready(story, "a", A[:3], 1)
     return story.decode(Row("a", seq_len=5))
 
 
-@breaks("own length", "short of it", severity=WRONG_DATA)
+@breaks("seq-len-mismatch", "underread", severity=WRONG_DATA)
 def a_prefill_short_of_its_prompt(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", seq_len=5))
 
 
-@breaks("one writer", "two rows", other="b", page=2, slot=0)
+@breaks("write-write-conflict", "two-rows", other="b", page=2, slot=0)
 def two_rows_write_one_slot(story):
     begin(story, "a", A, 1, 2)
     begin(story, "b", B[:4])
@@ -185,7 +192,11 @@ def two_rows_write_one_slot(story):
 
 
 @breaks(
-    "one writer", "a padding row", page=2, slot=0, also=(("table padding", "in a padding row"),)
+    "write-write-conflict",
+    "padding-row",
+    page=2,
+    slot=0,
+    also=(("block-table-padding", "padding-row"),),
 )
 def a_padding_row_writes_a_requests_slot(story):
     begin(story, "a", A, 1, 2)
@@ -204,7 +215,7 @@ def two_rows_write_the_same_prefix_in_one_invocation(story):
     story.decode("a", "b", None, blocks=3)
 
 
-@breaks("own prefix", "nothing", page=3, slot=0, severity=WRONG_DATA)
+@breaks("wrong-kv-read", "uninitialized", page=3, slot=0, severity=WRONG_DATA)
 def a_page_that_was_never_written(story):
     ready(story, "a", A, 1, 2)
     story.allocate("a", 3)
@@ -212,12 +223,12 @@ def a_page_that_was_never_written(story):
 
 
 @breaks(
-    "own prefix",
+    "wrong-kv-read",
     "padding",
     page=3,
     slot=0,
     severity=WRONG_DATA,
-    also=(("table padding", "in a padding row"),),
+    also=(("block-table-padding", "padding-row"),),
 )
 def a_page_that_padding_was_written_to(story):
     ready(story, "a", A, 1, 2)
@@ -227,13 +238,13 @@ def a_page_that_padding_was_written_to(story):
     return story.decode(Row("a", table=(3, 2)))
 
 
-@breaks("own prefix", "another position of its own", page=2, slot=0, severity=WRONG_DATA)
+@breaks("wrong-kv-read", "wrong-position", page=2, slot=0, severity=WRONG_DATA)
 def two_pages_in_the_wrong_order(story):
     ready(story, "a", (*A, 17, 18), 1, 2, 3)
     return story.decode(Row("a", table=(2, 1, 3)))
 
 
-@breaks("own prefix", "a freed page's old data", other="b", page=3, slot=0, severity=WRONG_DATA)
+@breaks("wrong-kv-read", "stale-after-free", other="b", page=3, slot=0, severity=WRONG_DATA)
 def a_reused_page_that_was_not_overwritten(story):
     ready(story, "b", B[:4], 3)
     story.end("b")
@@ -242,7 +253,7 @@ def a_reused_page_that_was_not_overwritten(story):
     return story.decode(Row("a", table=(3, 2)))
 
 
-@breaks("own prefix", "another request's data", other="b", page=3, slot=0, severity=WRONG_DATA)
+@breaks("wrong-kv-read", "cross-request", other="b", page=3, slot=0, severity=WRONG_DATA)
 def a_page_that_another_request_wrote(story):
     ready(story, "b", B[:4], 3)
     ready(story, "a", A, 1, 2)
@@ -250,7 +261,7 @@ def a_page_that_another_request_wrote(story):
     return story.decode(Row("a", table=(3, 2)))
 
 
-@breaks("own prefix", "another request's data", other="b", page=3, slot=0, severity=WRONG_DATA)
+@breaks("wrong-kv-read", "cross-request", other="b", page=3, slot=0, severity=WRONG_DATA)
 def the_same_tokens_after_another_beginning(story):
     ready(story, "b", (1, 2, 3, 4, 5, 6, 7, 8), 4, 3)
     begin(story, "a", (9, 2, 3, 4, 5, 6, 7, 8, 9), 1, 2, 5)
@@ -333,12 +344,12 @@ def a_request_whose_name_was_used_before(story):
 
 
 @breaks(
-    "sound origin",
-    "its own earlier steps",
+    "tainted-kv-read",
+    "own-steps",
     page=3,
     slot=0,
     severity=WRONG_DATA,
-    also=(("own prefix", "another position of its own"),),
+    also=(("wrong-kv-read", "wrong-position"),),
 )
 def a_step_after_a_wrong_one(story):
     ready(story, "a", (*A, 17, 18), 1, 2, 3)
@@ -348,14 +359,14 @@ def a_step_after_a_wrong_one(story):
 
 
 @breaks(
-    "sound origin",
-    "another request's steps",
+    "tainted-kv-read",
+    "other-request",
     request="b",
     other="a",
     page=2,
     slot=3,
     severity=WRONG_DATA,
-    also=(("own prefix", "another position of its own"), ("sound origin", "its own earlier steps")),
+    also=(("wrong-kv-read", "wrong-position"), ("tainted-kv-read", "own-steps")),
 )
 def a_cached_step_after_a_wrong_one(story):
     ready(story, "a", (*A, 17), 1, 2)
@@ -397,7 +408,7 @@ def a_request_under_way_before_the_watching_began(story):
 # -- tables ------------------------------------------------------------------------------------
 
 
-@breaks("block table", "a freed page", page=1)
+@breaks("block-table-mismatch", "freed-page", page=1)
 def a_invocation_after_its_pages_were_freed(story):
     ready(story, "a", A, 1, 2)
     story.free("a", 1, 2)
@@ -406,13 +417,18 @@ def a_invocation_after_its_pages_were_freed(story):
     return invocation
 
 
-@breaks("block table", "too short", severity=WRONG_DATA, also=(("own position", "no page for it"),))
+@breaks(
+    "block-table-mismatch",
+    "too-short",
+    severity=WRONG_DATA,
+    also=(("position-mismatch", "no-page"),),
+)
 def a_block_table_that_is_too_short(story):
     ready(story, "a", A[:4], 1)
     return story.decode(Row("a", table=(1,)))
 
 
-@breaks("block table", "a page of others", other="b", page=3)
+@breaks("block-table-mismatch", "foreign-page", other="b", page=3)
 def a_page_of_another_request(story):
     begin(story, "b", B[:3], 3)
     begin(story, "a", A, 1, 2)
@@ -420,43 +436,43 @@ def a_page_of_another_request(story):
 
 
 @breaks(
-    "block table",
-    "no such page",
+    "block-table-mismatch",
+    "no-such-page",
     page=99,
     severity=WRONG_DATA,
-    also=(("own position", "no page for it"),),
+    also=(("position-mismatch", "no-page"),),
 )
 def a_page_beyond_the_pool(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", table=(1, 99)))
 
 
-@breaks("block table", "a free page", page=3)
+@breaks("block-table-mismatch", "free-page", page=3)
 def a_page_that_is_free(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", table=(1, 3)))
 
 
-@breaks("block table", "the padding page", page=0)
+@breaks("block-table-mismatch", "padding-page", page=0)
 def the_padding_page_within_the_length(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", table=(1, 0)))
 
 
-@breaks("block table", "one page twice", page=1)
+@breaks("block-table-mismatch", "duplicate-page", page=1)
 def a_page_twice(story):
     begin(story, "a", A, 1, 2)
     return story.prefill(Row("a", table=(1, 1)))
 
 
-@breaks("table padding", "a page of others", other="b", page=3)
+@breaks("block-table-padding", "foreign-page", other="b", page=3)
 def anothers_page_past_the_own_length(story):
     ready(story, "b", B, 3, 4)
     ready(story, "a", A, 1, 2)
     return story.decode(Row("a", table=(1, 2, 3)), "b")
 
 
-@breaks("table padding", "a free page", page=3)
+@breaks("block-table-padding", "free-page", page=3)
 def a_freed_page_past_the_own_length(story):
     ready(story, "b", B, 3, 4)
     story.end("b")
@@ -464,7 +480,7 @@ def a_freed_page_past_the_own_length(story):
     return story.decode(Row("a", table=(1, 2, 3)))
 
 
-@breaks("table padding", "a cached page", page=3)
+@breaks("block-table-padding", "cached-page", page=3)
 def a_cached_page_past_the_own_length(story):
     ready(story, "b", (*B, 27, 28), 3, 4)
     story.publish("b", (*B, 27, 28), [3, 4])
@@ -473,13 +489,13 @@ def a_cached_page_past_the_own_length(story):
     return story.decode(Row("a", table=(1, 2, 3)))
 
 
-@breaks("table padding", "no such page", page=99)
+@breaks("block-table-padding", "no-such-page", page=99)
 def a_page_beyond_the_pool_past_the_own_length(story):
     ready(story, "a", A, 1, 2)
     return story.decode(Row("a", table=(1, 2, 0, 99)))
 
 
-@breaks("table padding", "a leaked page", page=3)
+@breaks("block-table-padding", "leaked-page", page=3)
 def a_page_of_nobody_past_the_length_of_a_prompt(story):
     begin(story, "b", B, 3, 4)
     story.drop("b", 3)
@@ -489,7 +505,7 @@ def a_page_of_nobody_past_the_length_of_a_prompt(story):
     return invocation
 
 
-@breaks("table padding", "in a padding row", request="a", page=2)
+@breaks("block-table-padding", "padding-row", request="a", page=2)
 def a_requests_page_in_a_padding_row(story):
     ready(story, "a", A, 1, 2)
     return story.decode("a", Row(None, table=(0, 2)), blocks=2)
@@ -501,7 +517,7 @@ def own_pages_and_the_padding_page_past_the_own_length(story):
     story.decode(Row("a", table=(1, 2, 3, 0, 0)), None)
 
 
-@breaks("shared pages", "by a row", request="b", page=1, slot=0)
+@breaks("shared-page-write", "request-row", request="b", page=1, slot=0)
 def another_prefix_written_to_a_cached_page(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -512,7 +528,7 @@ def another_prefix_written_to_a_cached_page(story):
     return story.prefill("b")
 
 
-@breaks("shared pages", "by a row", request="b", other="a", page=2, slot=1)
+@breaks("shared-page-write", "request-row", request="b", other="a", page=2, slot=1)
 def another_token_written_where_a_sharer_wrote(story):
     ready(story, "a", A, 1, 2)
     story.submit("b", (*A[:5], 99))
@@ -520,7 +536,7 @@ def another_token_written_where_a_sharer_wrote(story):
     return story.prefill("b")
 
 
-@breaks("shared pages", "by a row", request="b", other="a", page=1, slot=2)
+@breaks("shared-page-write", "request-row", request="b", other="a", page=1, slot=2)
 def padding_behind_a_chunk_that_ends_in_a_shared_page(story):
     ready(story, "a", A, 1, 2)
     story.submit("b", A)
@@ -532,12 +548,12 @@ def padding_behind_a_chunk_that_ends_in_a_shared_page(story):
 
 
 @breaks(
-    "shared pages",
-    "by padding",
+    "shared-page-write",
+    "padding-row",
     request="a",
     page=1,
     slot=0,
-    also=(("table padding", "in a padding row"),),
+    also=(("block-table-padding", "padding-row"),),
 )
 def padding_written_to_a_requests_page(story):
     ready(story, "a", A, 1, 2)
@@ -556,14 +572,14 @@ def new_slots_of_a_shared_page(story):
 # -- the trie ----------------------------------------------------------------------------------
 
 
-@breaks("cached prefix", "nothing written", page=1, slot=0)
+@breaks("cached-prefix-mismatch", "uninitialized", page=1, slot=0)
 def a_page_published_before_it_was_written(story):
     begin(story, "a", A, 1, 2)
     story.publish("a", A, [1])
     return place_of(story, "create")
 
 
-@breaks("cached prefix", "padding", page=2, slot=2)
+@breaks("cached-prefix-mismatch", "padding", page=2, slot=2)
 def a_partial_page_published_as_a_whole(story):
     begin(story, "a", A, 1, 2)
     story.prefill("a")
@@ -571,7 +587,7 @@ def a_partial_page_published_as_a_whole(story):
     return place_of(story, "create")
 
 
-@breaks("cached prefix", "another prefix", other="b", page=3, slot=0)
+@breaks("cached-prefix-mismatch", "other-prefix", other="b", page=3, slot=0)
 def anothers_page_published(story):
     ready(story, "b", B, 3, 4)
     ready(story, "a", A, 1, 2)
@@ -579,7 +595,7 @@ def anothers_page_published(story):
     return place_of(story, "create")
 
 
-@breaks("cached prefix", "another prefix", request="b", other="a", page=2, slot=0)
+@breaks("cached-prefix-mismatch", "other-prefix", request="b", other="a", page=2, slot=0)
 def a_page_served_for_another_prefix(story):
     ready(story, "a", (*A, 17, 18), 1, 2)
     node = story.publish("a", (*A, 17, 18), [1, 2])
@@ -608,7 +624,7 @@ def a_publication_finds_what_it_has_flown(story):
     story.match("nobody", 7)
 
 
-@breaks("cached prefix", "another prefix", other="b", page=3, slot=0)
+@breaks("cached-prefix-mismatch", "other-prefix", other="b", page=3, slot=0)
 def a_publication_finds_another_prefix(story):
     ready(story, "a", (*A, 7), 1, 2)
     ready(story, "b", B, 3, 4)
@@ -617,7 +633,7 @@ def a_publication_finds_another_prefix(story):
         return story.match("a", 3, 2)
 
 
-@breaks("reachable", "replaced", request="b", other="a", page=1)
+@breaks("orphaned-node", "overwritten", request="b", other="a", page=1)
 def a_node_replaced_by_another(story):
     ready(story, "a", A, 1, 2)
     ready(story, "b", A, 3, 4)
@@ -643,7 +659,7 @@ def unreferenced_nodes_evicted_from_the_leaves_up(story):
     story.snapshot()
 
 
-@breaks("leaves", "orphan")
+@breaks("leaf-set-mismatch", "unlinked-node")
 def an_evicted_node_among_the_leaves(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -652,7 +668,7 @@ def an_evicted_node_among_the_leaves(story):
     return place_of(story, "operation")
 
 
-@breaks("leaves", "inner node", page=1)
+@breaks("leaf-set-mismatch", "inner-node", page=1)
 def a_node_with_children_among_the_leaves(story):
     tokens = (*A, 17, 18)
     ready(story, "a", tokens, 1, 2)
@@ -663,7 +679,7 @@ def a_node_with_children_among_the_leaves(story):
     return place_of(story, "operation")
 
 
-@breaks("leaves", "missing", request=None, page=1)
+@breaks("leaf-set-mismatch", "missing-leaf", request=None, page=1)
 def a_childless_node_not_among_the_leaves(story):
     tokens = (*A, 17, 18)
     ready(story, "a", tokens, 1, 2)
@@ -686,14 +702,14 @@ def leaves_that_are_put_right_within_the_operation(story):
         story.leaf(1, "a")
 
 
-@breaks("references", "negative", page=1, also=(("references", "given back too often"),))
+@breaks("ref-count-mismatch", "negative", page=1, also=(("ref-count-mismatch", "over-released"),))
 def a_reference_below_nothing(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
     return story.reference(1, -1, "a")
 
 
-@breaks("references", "changed for nobody", request=None, page=1)
+@breaks("ref-count-mismatch", "no-owner", request=None, page=1)
 def a_reference_for_nobody(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -701,12 +717,12 @@ def a_reference_for_nobody(story):
 
 
 @breaks(
-    "references",
-    "given back too often",
+    "ref-count-mismatch",
+    "over-released",
     request="a",
     other="b",
     page=1,
-    also=(("references", "negative"),),
+    also=(("ref-count-mismatch", "negative"),),
 )
 def anothers_reference_given_back(story):
     ready(story, "a", A, 1, 2)
@@ -716,7 +732,7 @@ def anothers_reference_given_back(story):
     return story.reference(1, -1, "b")
 
 
-@breaks("references", "not given back", page=1)
+@breaks("ref-count-mismatch", "not-released", page=1)
 def a_reference_kept(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -754,7 +770,7 @@ def a_reference_taken_before_the_watching(story):
     story.event("reference", "early", node=1, ref_before=2, ref_count=1)
 
 
-@breaks("eviction", "referenced node", other="b", page=1)
+@breaks("evicted-while-referenced", "referenced-node", other="b", page=1)
 def a_referenced_node_evicted(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -765,7 +781,7 @@ def a_referenced_node_evicted(story):
     return place
 
 
-@breaks("protected", "no reference", page=1)
+@breaks("unprotected-page", "no-reference", page=1)
 def a_decode_on_a_page_that_nobody_refers_to(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -773,11 +789,11 @@ def a_decode_on_a_page_that_nobody_refers_to(story):
 
 
 @breaks(
-    "protected",
-    "no reference",
+    "unprotected-page",
+    "no-reference",
     request="a",
     page=1,
-    also=(("references", "changed for nobody"),),
+    also=(("ref-count-mismatch", "no-owner"),),
 )
 def a_reference_that_is_taken_from_a_request_under_way(story):
     ready(story, "a", A, 1, 2)
@@ -804,7 +820,7 @@ def a_page_that_is_referred_to_below(story):
     story.snapshot()
 
 
-@breaks("protected", "no reference", page=1)
+@breaks("unprotected-page", "no-reference", page=1)
 def a_count_of_the_engines_own_that_is_too_low(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -813,7 +829,7 @@ def a_count_of_the_engines_own_that_is_too_low(story):
     return story.snapshot(nodes=(root, replace(node, ref_count=0)))
 
 
-@breaks("protected", "no reference", page=1)
+@breaks("unprotected-page", "no-reference", page=1)
 def a_request_that_goes_on_from_a_node_without_references(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -821,7 +837,7 @@ def a_request_that_goes_on_from_a_node_without_references(story):
     return story.event("unprotected", "a", (1,), node=1)
 
 
-@breaks("parents", "wrong parent pointer", page=2)
+@breaks("parent-mismatch", "wrong-parent", page=2)
 def a_node_that_points_to_no_parent(story):
     tokens = (*A, 17, 18)
     ready(story, "a", tokens, 1, 2)
@@ -829,7 +845,7 @@ def a_node_that_points_to_no_parent(story):
     return story.snapshot(misplaced=[(2, -1, 1)])
 
 
-@breaks("parents", "wrong parent pointer", page=2)
+@breaks("parent-mismatch", "wrong-parent", page=2)
 def a_lookup_that_passes_a_node_with_another_parent(story):
     tokens = (*A, 17, 18)
     ready(story, "a", tokens, 1, 2)
@@ -837,7 +853,7 @@ def a_lookup_that_passes_a_node_with_another_parent(story):
     return story.event("detached", "a", (2,), node=2, parent=0)
 
 
-@breaks("parents", "another's child", page=2)
+@breaks("parent-mismatch", "wrong-child", page=2)
 def a_node_filed_under_another(story):
     tokens = (*A, 17, 18)
     ready(story, "a", tokens, 1, 2)
@@ -848,7 +864,7 @@ def a_node_filed_under_another(story):
 # -- accounting --------------------------------------------------------------------------------
 
 
-@breaks("one state", "handed out twice", request="b", other="a", page=2)
+@breaks("double-allocation", "page-in-use", request="b", other="a", page=2)
 def a_held_page_handed_out(story):
     begin(story, "a", A, 1, 2)
     story.submit("b", B[:4])
@@ -858,7 +874,7 @@ def a_held_page_handed_out(story):
     return place
 
 
-@breaks("one state", "handed out twice", page=3)
+@breaks("double-allocation", "page-in-use", page=3)
 def a_page_handed_out_twice_at_once(story):
     story.submit("a", A)
     place = story.acquire("a", 3, 3)
@@ -871,13 +887,13 @@ def of_one_request(story, **changes) -> int:
     return story.snapshot(**{"allocated": [1, 2], **changes})
 
 
-@breaks("allocation lists", "a held page missing", page=2)
+@breaks("allocation-list-mismatch", "held-page-missing", page=2)
 def a_page_asked_of_the_list_that_lacks_it(story):
     begin(story, "a", A, 1, 2)
     return story.event("unlisted", "a", (2,))
 
 
-@breaks("one state", "held while free", page=3)
+@breaks("free-while-referenced", "held-after-free", page=3)
 def a_free_page_on_a_requests_list(story):
     begin(story, "a", A, 1, 2)
     place = story.hold("a", 3)
@@ -893,15 +909,15 @@ def lists_that_are_right(story):
 def lists(cause: str, tell, request: str | None, page: int, **changes) -> None:
     case = functools.partial(tell, **changes)
     case.__name__ = f"a_list_in_which_is_{cause.replace(' ', '_')}"
-    CASES.append(Case(case, "allocation lists", cause, request=request, page=page))
+    CASES.append(Case(case, "allocation-list-mismatch", cause, request=request, page=page))
 
 
-lists("a held page missing", of_one_request, "a", 2, allocated=[1])
-lists("held and free", of_one_request, "a", 1, allocated=None, free=[0, 1, 3, 4, 5, 6, 7])
-lists("listed twice", of_one_request, "a", 2, allocated=[2, 1, 2])
-lists("listed and free", of_one_request, None, 5, allocated=[1, 2, 5])
-lists("set aside twice", of_one_request, None, 3, duplicates=[3, 3], free=[0, 4, 5, 6, 7])
-lists("set aside and free", of_one_request, None, 3, duplicates=[3])
+lists("held-page-missing", of_one_request, "a", 2, allocated=[1])
+lists("held-and-free", of_one_request, "a", 1, allocated=None, free=[0, 1, 3, 4, 5, 6, 7])
+lists("listed-twice", of_one_request, "a", 2, allocated=[2, 1, 2])
+lists("listed-and-free", of_one_request, None, 5, allocated=[1, 2, 5])
+lists("pending-free-twice", of_one_request, None, 3, duplicates=[3, 3], free=[0, 4, 5, 6, 7])
+lists("pending-free-and-free", of_one_request, None, 3, duplicates=[3])
 
 
 def of_a_cached_page(story, **changes) -> int:
@@ -910,11 +926,11 @@ def of_a_cached_page(story, **changes) -> int:
     return story.snapshot(**{"allocated": [2], **changes})
 
 
-lists("listed and cached", of_a_cached_page, "a", 1, allocated=[1, 2])
-lists("set aside and cached", of_a_cached_page, "a", 1, duplicates=[1])
+lists("listed-and-cached", of_a_cached_page, "a", 1, allocated=[1, 2])
+lists("pending-free-and-cached", of_a_cached_page, "a", 1, duplicates=[1])
 
 
-@breaks("one state", "freed twice", page=2)
+@breaks("double-free", "already-free", page=2)
 def a_page_freed_twice(story):
     begin(story, "a", A, 1, 2)
     story.drop("a", 2)
@@ -922,7 +938,7 @@ def a_page_freed_twice(story):
     return story.free("a", 2)
 
 
-@breaks("one state", "freed while held", request="b", other="a", page=2)
+@breaks("free-while-referenced", "held", request="b", other="a", page=2)
 def a_page_freed_while_another_holds_it(story):
     begin(story, "a", A, 1, 2)
     story.submit("b", A)
@@ -933,7 +949,7 @@ def a_page_freed_while_another_holds_it(story):
     return place
 
 
-@breaks("one state", "freed while cached", page=1)
+@breaks("free-while-referenced", "cached", page=1)
 def a_page_freed_while_cached(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -941,7 +957,7 @@ def a_page_freed_while_cached(story):
     return story.free("a", 1)
 
 
-@breaks("one state", "fewer free pages than were freed", page=2)
+@breaks("free-count-mismatch", "too-few", page=2)
 def a_page_that_did_not_reach_the_free_list(story):
     begin(story, "a", A, 1, 2)
     story.drop("a", 2)
@@ -952,7 +968,7 @@ def a_page_that_did_not_reach_the_free_list(story):
     return place
 
 
-@breaks("one state", "more free pages than were freed", page=1)
+@breaks("free-count-mismatch", "too-many", page=1)
 def a_page_that_was_not_taken_from_the_free_list(story):
     story.submit("a", A)
     place = story.acquire("a", 1, free_pages=8)
@@ -962,7 +978,7 @@ def a_page_that_was_not_taken_from_the_free_list(story):
     return place
 
 
-@breaks("one state", "twice in one allocation", page=1)
+@breaks("double-allocation", "same-request", page=1)
 def a_page_twice_in_an_allocation(story):
     begin(story, "a", A, 1, 2)
     return story.event("duplicate_page", "a", (1,))
@@ -991,7 +1007,7 @@ def counts_that_two_threads_tell_in_another_order(story):
     story.hold("a", 4)
 
 
-@breaks("no leak", "given up and not freed", page=2)
+@breaks("page-leak", "dropped", page=2)
 def a_page_dropped_and_not_freed(story):
     begin(story, "a", A, 1, 2)
     story.drop("a", 1, 2)
@@ -999,7 +1015,7 @@ def a_page_dropped_and_not_freed(story):
     return story.done("a")
 
 
-@breaks("no leak", "acquired and not freed", page=2)
+@breaks("page-leak", "acquired", page=2)
 def a_page_acquired_and_never_held(story):
     story.submit("a", A)
     story.acquire("a", 1, 2)
@@ -1009,7 +1025,7 @@ def a_page_acquired_and_never_held(story):
     return story.done("a")
 
 
-@breaks("no leak", "taken away and not freed", page=1)
+@breaks("page-leak", "unlinked", page=1)
 def an_evicted_page_not_freed(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -1020,7 +1036,7 @@ def an_evicted_page_not_freed(story):
     return story.done("a")
 
 
-@breaks("no leak", "still held", page=1)
+@breaks("page-leak", "still-held", page=1)
 def pages_held_at_the_end(story):
     begin(story, "a", A, 1, 2)
     return story.done("a")
@@ -1037,7 +1053,7 @@ def pages_that_stay_cached_or_set_aside(story):
     story.snapshot()
 
 
-@breaks("padding page", "given out", page=0)
+@breaks("padding-page-allocated", "allocated", page=0)
 def the_padding_page_given_out(story):
     story.submit("a", A)
     place = story.acquire("a", 0)
@@ -1048,7 +1064,7 @@ def the_padding_page_given_out(story):
 # -- liveness ----------------------------------------------------------------------------------
 
 
-@breaks("completion", "dead worker")
+@breaks("stuck-request", "worker-died")
 def a_worker_that_died(story):
     begin(story, "a", A, 1, 2)
     place = story.event("worker_died", "a", message="it raised IndexError.")
@@ -1072,17 +1088,17 @@ def later(story, seconds):
     story.event("memory", value=1, t_s=seconds)
 
 
-@breaks("completion", "stuck batcher")
+@breaks("stuck-request", "batcher-stalled")
 def a_request_never_boarded(story):
     return given_up(story, "pending", "decode")
 
 
-@breaks("completion", "stuck batcher")
+@breaks("stuck-request", "batcher-stalled")
 def a_request_that_waits_for_its_group(story):
     return given_up(story, "reserved")
 
 
-@breaks("completion", "invocation without end")
+@breaks("stuck-request", "invocation-pending")
 def a_invocation_that_never_lands(story):
     ready(story, "a", A, 1, 2)
     story.event("invocation_unfinished", value=1, phase="decode", request_ids=["a"])
@@ -1091,7 +1107,7 @@ def a_invocation_that_never_lands(story):
     return place
 
 
-@breaks("completion", "lost wake-up")
+@breaks("stuck-request", "lost-wakeup")
 def a_request_that_nobody_wakes(story):
     ready(story, "a", A, 1, 2)
     story.decode("a")
@@ -1100,7 +1116,7 @@ def a_request_that_nobody_wakes(story):
     return place
 
 
-@breaks("completion", "stuck batcher")
+@breaks("stuck-request", "batcher-stalled")
 def a_request_of_which_nothing_is_known_but_that_no_invocation_began(story):
     return given_up(story, "executing", "decode")
 
@@ -1115,24 +1131,24 @@ def locked(story, *locks):
     return place
 
 
-@breaks("completion", "lock not released")
+@breaks("stuck-request", "lock-held")
 def a_lock_that_is_not_released(story):
     return locked(story, ("pool", 1.7))
 
 
-@breaks("completion", "stuck batcher")
+@breaks("stuck-request", "batcher-stalled")
 def a_lock_held_no_longer_than_on_a_busy_machine(story):
     return locked(story, ("pool", 0.6))
 
 
 def test_the_oldest_lock_is_named():
     story = TraceBuilder()
-    locked(story, ("references", 1.6), ("pool", 3.0), ("cache", 2.0))
-    text = story.check(close=False).group("completion", "lock not released").first.text
+    locked(story, ("ref-count-mismatch", 1.6), ("pool", 3.0), ("cache", 2.0))
+    text = story.check(close=False).group("stuck-request", "lock-held").first.text
     assert "thread pool's held the lock of the pool and had not released it after 3 s" in text
 
 
-@breaks("completion", "dead worker")
+@breaks("stuck-request", "worker-died")
 def a_lock_of_a_worker_that_died(story):
     begin(story, "b", B, 3, 4)
     place = story.event("worker_died", "a", message="it raised IndexError.")
@@ -1141,7 +1157,7 @@ def a_lock_of_a_worker_that_died(story):
     return place
 
 
-@breaks("completion", "stuck batcher")
+@breaks("stuck-request", "batcher-stalled")
 def a_request_that_starves_while_others_are_served(story):
     ready(story, "a", A, 1, 2)
     begin(story, "b", B, 3, 4)
@@ -1170,14 +1186,14 @@ def a_request_that_the_engine_ended_at_the_same_time(story):
     later(story, 5.0)
 
 
-@breaks("one execution", "executed twice")
+@breaks("duplicate-execution", "repeated-step")
 def a_decode_made_twice(story):
     ready(story, "a", A, 1, 2)
     story.decode("a")
     return story.decode(Row("a", tokens=(100,), start=6, seq_len=7))
 
 
-@breaks("one execution", "executed twice")
+@breaks("duplicate-execution", "repeated-step")
 def a_prefill_made_twice(story):
     ready(story, "a", A, 1, 2)
     invocation = story.prefill("a")
@@ -1185,7 +1201,7 @@ def a_prefill_made_twice(story):
     return invocation
 
 
-@breaks("one execution", "executed twice", also=(("own prefix", "padding"),))
+@breaks("duplicate-execution", "repeated-step", also=(("wrong-kv-read", "padding"),))
 def a_prefill_made_again_over_the_answer(story):
     ready(story, "a", A, 1, 2)
     story.decode("a")
@@ -1196,18 +1212,18 @@ def a_prefill_made_again_over_the_answer(story):
     return invocation
 
 
-@breaks("one execution", "executed twice")
+@breaks("duplicate-execution", "repeated-step")
 def a_row_that_is_in_an_invocation_twice(story):
     ready(story, "a", A, 1, 2)
     return story.decode("a", Row("a", tokens=(100,), start=6, seq_len=7))
 
 
 @breaks(
-    "own position",
-    "too early",
+    "position-mismatch",
+    "behind",
     page=2,
     severity=WRONG_DATA,
-    also=(("own tokens", "another token"), ("own length", "short of it")),
+    also=(("token-mismatch", "wrong-token"), ("seq-len-mismatch", "underread")),
 )
 def a_decode_with_the_last_ones_arguments(story):
     ready(story, "a", A, 1, 2)
@@ -1217,10 +1233,10 @@ def a_decode_with_the_last_ones_arguments(story):
 
 
 @breaks(
-    "block table",
-    "a free page",
+    "block-table-mismatch",
+    "free-page",
     page=5,
-    also=(("one execution", "executed twice"), ("own prefix", "nothing")),
+    also=(("duplicate-execution", "repeated-step"), ("wrong-kv-read", "uninitialized")),
 )
 def a_decode_made_again_with_another_table(story):
     ready(story, "a", A, 1, 2)
@@ -1228,18 +1244,18 @@ def a_decode_made_again_with_another_table(story):
     return story.decode(Row("a", tokens=(100,), start=6, seq_len=7, table=(1, 5)))
 
 
-@breaks("completion", "answered with nothing")
+@breaks("empty-answer", "no-tokens")
 def a_request_without_a_token(story):
     begin(story, "a", A, 1, 2)
     return story.end("a", "empty")
 
 
-@breaks("completion", "not ended", close=False)
+@breaks("stuck-request", "not-ended", close=False)
 def a_request_never_ended(story):
     ready(story, "a", A, 1, 2)
 
 
-@breaks("completion", "not ended", close=False)
+@breaks("stuck-request", "not-ended", close=False)
 def a_request_that_stood_still_when_its_process_was_killed(story):
     ready(story, "a", A, 1, 2)
     story.event("cut", t_s=3600.0)
@@ -1262,13 +1278,13 @@ def a_request_that_was_rejected(story):
     story.done("b", "error")
 
 
-@breaks("flown tokens", "token without an invocation", severity=WRONG_DATA)
+@breaks("token-without-invocation", "extra-token", severity=WRONG_DATA)
 def a_token_from_nowhere(story):
     ready(story, "a", A, 1, 2)
     return story.token("a", 101)
 
 
-@breaks("flown tokens", "token without an invocation", severity=WRONG_DATA)
+@breaks("token-without-invocation", "extra-token", severity=WRONG_DATA)
 def a_token_from_nowhere_after_chunks(story):
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", start=0, seq_len=4))
@@ -1276,7 +1292,7 @@ def a_token_from_nowhere_after_chunks(story):
     return story.token("a", 100, 101)
 
 
-@breaks("flown tokens", "completed early")
+@breaks("token-without-invocation", "completed-early")
 def an_answer_cut_short(story):
     ready(story, "a", A, 1, 2)
     story.release("a")
@@ -1299,11 +1315,11 @@ def an_answer_cut_short_by_an_error(story):
 
 
 @breaks(
-    "at rest",
-    "pages out of the pool",
+    "not-quiescent",
+    "missing-pages",
     request=None,
     page=3,
-    also=(("accounts", "changed behind its operations"),),
+    also=(("state-divergence", "untracked-change"),),
 )
 def a_page_that_is_gone_at_rest(story):
     ready(story, "a", A, 1, 2)
@@ -1311,7 +1327,7 @@ def a_page_that_is_gone_at_rest(story):
     return story.snapshot(free=[0, 1, 2, 4, 5, 6, 7])
 
 
-@breaks("at rest", "pages out of the pool", request=None, page=1)
+@breaks("not-quiescent", "missing-pages", request=None, page=1)
 def pages_of_a_request_that_was_given_up(story):
     ready(story, "a", A, 1, 2)
     story.done("a", "error")
@@ -1320,7 +1336,7 @@ def pages_of_a_request_that_was_given_up(story):
     return place
 
 
-@breaks("at rest", "references", request=None, page=1)
+@breaks("not-quiescent", "references", request=None, page=1)
 def a_reference_left_at_rest(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -1332,11 +1348,11 @@ def a_reference_left_at_rest(story):
 
 
 @breaks(
-    "accounts",
-    "in two places",
+    "state-divergence",
+    "two-states",
     request=None,
     page=1,
-    also=(("accounts", "changed behind its operations"),),
+    also=(("state-divergence", "untracked-change"),),
 )
 def a_page_free_and_cached_at_rest(story):
     ready(story, "a", A, 1, 2)
@@ -1345,7 +1361,7 @@ def a_page_free_and_cached_at_rest(story):
     return story.snapshot(free=[0, 1, 2, 3, 4, 5, 6, 7])
 
 
-@breaks("accounts", "under another key", request=None, page=1)
+@breaks("state-divergence", "wrong-key", request=None, page=1)
 def a_node_under_another_key(story):
     ready(story, "a", A, 1, 2)
     story.publish("a", A, [1])
@@ -1353,7 +1369,7 @@ def a_node_under_another_key(story):
     return story.snapshot(misfiled=[1])
 
 
-@breaks("accounts", "changed behind its operations", request=None)
+@breaks("state-divergence", "untracked-change", request=None)
 def a_node_that_no_operation_made(story):
     ready(story, "a", A, 1, 2)
     story.end("a")
@@ -1373,7 +1389,7 @@ def a_snapshot_while_somebody_is_served(story):
 # -- locks -------------------------------------------------------------------------------------
 
 
-@breaks("common lock", "the free list", request="b", other="a", page=3)
+@breaks("lockset-violation", "free-list", request="b", other="a", page=3)
 def two_threads_without_a_common_lock(story):
     story.submit("a", A)
     story.submit("b", B)
@@ -1386,7 +1402,7 @@ def two_threads_without_a_common_lock(story):
     return place
 
 
-@breaks("common lock", "the free list", request="b", other="a", page=3)
+@breaks("lockset-violation", "free-list", request="b", other="a", page=3)
 def two_threads_without_any_lock(story):
     story.submit("a", A)
     story.submit("b", B)
@@ -1406,7 +1422,7 @@ def one_common_lock_among_several(story):
     story.acquire("a", 2, locks=("cache", "pool"))
     story.hold("a", 1, 2)
     with story.within(thread="w1"):
-        story.acquire("b", 3, locks=("pool", "references"))
+        story.acquire("b", 3, locks=("pool", "ref-count-mismatch"))
     story.hold("b", 3)
 
 
@@ -1430,26 +1446,26 @@ def parts_of_the_cache_with_a_lock_each(story):
 # -- contents ----------------------------------------------------------------------------------
 
 
-@breaks("finite contents", "a request's page", page=2, slot=3, severity=WRONG_DATA)
+@breaks("nonfinite-kv", "own-page", page=2, slot=3, severity=WRONG_DATA)
 def nan_in_a_requests_page(story):
     ready(story, "a", A, 1, 2)
     return story.event("nonfinite", "a", (2,), value=3)
 
 
-@breaks("finite contents", "the padding page", page=0, slot=1, severity=WRONG_DATA)
+@breaks("nonfinite-kv", "padding-page", page=0, slot=1, severity=WRONG_DATA)
 def nan_in_the_padding_page(story):
     ready(story, "a", A, 1, 2)
     return story.event("nonfinite", "a", (0,), value=1)
 
 
-@breaks("whole copies", "short copy", page=3, slot=2, severity=WRONG_DATA)
+@breaks("partial-copy", "missing-slots", page=3, slot=2, severity=WRONG_DATA)
 def a_copy_that_lacks_a_slot(story):
     ready(story, "a", A, 1, 2)
     story.allocate("a", 3)
     return story.copy(2, 3, "a", value=2)
 
 
-@breaks("written after free", "written", request=None, other="a", page=2)
+@breaks("write-after-free", "quarantined-page", request=None, other="a", page=2)
 def a_page_written_in_quarantine(story):
     ready(story, "a", A, 1, 2)
     story.end("a")
@@ -1462,27 +1478,27 @@ def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) ->
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", table=(1, page)))
     findings = story.check()
-    found = findings.group("block table").first
-    assert (found.cause, found.page) == ("no such page", page)
+    found = findings.group("block-table-mismatch").first
+    assert (found.cause, found.page) == ("no-such-page", page)
     assert found.text == (
         f"The block table of a in a prefill has page {page} at place 1, which is beyond the pool of"
         " 8 pages."
     )
-    assert findings.group("own position").first.text == (
+    assert findings.group("position-mismatch").first.text == (
         f"Position 4 of a is written to page {page}, beyond the pool of 8 pages."
     )
-    assert "There is no such page" in meaning_of("block table", found.cause)
+    assert "There is no such page" in meaning_of("block-table-mismatch", found.cause)
 
 
 @pytest.mark.parametrize(
     ("page", "cause"),
-    [(5, "a cached page"), (6, "a leaked page"), (3, "a free page"), (0, "the padding page")],
+    [(5, "cached-page"), (6, "leaked-page"), (3, "free-page"), (0, "padding-page")],
 )
 def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) -> None:
     story = TraceBuilder(nodes=[Node(1, 0, 5, (91, 92, 93, 94), 0, True)], taken=(6,))
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", table=(1, page)))
-    found = story.check(close=False).group("block table").first
+    found = story.check(close=False).group("block-table-mismatch").first
     assert (found.cause, found.page) == (cause, page)
 
 
@@ -1501,7 +1517,7 @@ def decoded(story: TraceBuilder, *requests: str, token: int = 101) -> Invocation
     return story.results_of(story.decode(*requests), *[token for _ in requests])
 
 
-@breaks("own result", "another request's row", other="b", severity=WRONG_DATA)
+@breaks("logits-mismatch", "other-request", other="b", severity=WRONG_DATA)
 def logits_of_the_other_row(story):
     answering(story, "a", A, 1, 2)
     answering(story, "b", B, 3, 4)
@@ -1509,7 +1525,7 @@ def logits_of_the_other_row(story):
     return story.chosen("a", 101, story.results["b"])
 
 
-@breaks("own result", "an earlier invocation's", severity=WRONG_DATA)
+@breaks("logits-mismatch", "earlier-invocation", severity=WRONG_DATA)
 def logits_of_the_invocation_before(story):
     answering(story, "a", A, 1, 2)
     before = story.results["a"]
@@ -1517,27 +1533,27 @@ def logits_of_the_invocation_before(story):
     return story.chosen("a", 100, before)
 
 
-@breaks("own result", "an earlier invocation's", severity=WRONG_DATA)
+@breaks("logits-mismatch", "earlier-invocation", severity=WRONG_DATA)
 def logits_that_a_token_was_chosen_from(story):
     answering(story, "a", A, 1, 2)
     return story.chosen("a", 100)
 
 
-@breaks("own result", "no row's last position", severity=WRONG_DATA)
+@breaks("logits-mismatch", "unknown-logits", severity=WRONG_DATA)
 def logits_that_no_row_has(story):
     answering(story, "a", A, 1, 2)
     decoded(story, "a")
     return story.chosen("a", 101, 77)
 
 
-@breaks("own token", "not the likeliest", severity=WRONG_DATA)
+@breaks("sampling-mismatch", "not-argmax", severity=WRONG_DATA)
 def another_token_than_the_likeliest(story):
     answering(story, "a", A, 1, 2)
     decoded(story, "a")
     return story.chosen("a", 102)
 
 
-@breaks("own token", "changed afterwards", severity=WRONG_DATA)
+@breaks("sampling-mismatch", "changed", severity=WRONG_DATA)
 def a_token_changed_when_it_was_chosen(story):
     answering(story, "a", A, 1, 2)
     decoded(story, "a")
@@ -1546,10 +1562,10 @@ def a_token_changed_when_it_was_chosen(story):
 
 
 @breaks(
-    "own token",
-    "never chosen",
+    "sampling-mismatch",
+    "not-sampled",
     severity=WRONG_DATA,
-    also=(("flown tokens", "token without an invocation"),),
+    also=(("token-without-invocation", "extra-token"),),
 )
 def a_token_that_was_never_chosen(story):
     answering(story, "a", A, 1, 2)
@@ -1573,15 +1589,15 @@ def answered(*tokens: int) -> Callable[[TraceBuilder], Step]:
 
 
 for words, due in (
-    ("tokens left out", (100, 102)),
-    ("tokens too many", (100, 101, 101, 102)),
-    ("other tokens", (100, 102, 101)),
+    ("missing-tokens", (100, 102)),
+    ("extra-tokens", (100, 101, 101, 102)),
+    ("wrong-tokens", (100, 102, 101)),
 ):
-    breaks("whole answer", words, severity=WRONG_DATA)(answered(*due))
-breaks("whole answer", "another request's answer", other="b", severity=WRONG_DATA)(answered(100, 9))
+    breaks("answer-mismatch", words, severity=WRONG_DATA)(answered(*due))
+breaks("answer-mismatch", "other-request", other="b", severity=WRONG_DATA)(answered(100, 9))
 
 
-@breaks("whole answer", "before its last token", severity=WRONG_DATA)
+@breaks("answer-mismatch", "answered-early", severity=WRONG_DATA)
 def an_answer_before_its_last_token(story):
     answering(story, "a", A, 1, 2)
     story.answered("a", 100)
@@ -1589,7 +1605,7 @@ def an_answer_before_its_last_token(story):
     return story.chosen("a", 101)
 
 
-@breaks("one answer", "answered again")
+@breaks("duplicate-answer", "answered-again")
 def an_answer_again(story):
     answering(story, "a", A, 1, 2)
     story.answered("a", 100)
@@ -1652,7 +1668,7 @@ def changed_argument(*values):
     return dict(zip(names, values, strict=True))
 
 
-@breaks("arguments as filled", "seq_lens", severity=WRONG_DATA)
+@breaks("argument-changed", "seq_lens", severity=WRONG_DATA)
 def a_length_that_changed_after_filling(story):
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a")
@@ -1660,7 +1676,7 @@ def a_length_that_changed_after_filling(story):
     return invocation
 
 
-@breaks("arguments as filled", "block_tables", page=5)
+@breaks("argument-changed", "block_tables", page=5)
 def a_table_that_changed_before_the_landing(story):
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a")
@@ -1668,7 +1684,7 @@ def a_table_that_changed_before_the_landing(story):
     return invocation
 
 
-@breaks("arguments as filled", "tokens", request=None)
+@breaks("argument-changed", "tokens", request=None)
 def padding_that_changed_after_filling(story):
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a", None)
@@ -1676,7 +1692,7 @@ def padding_that_changed_after_filling(story):
     return invocation
 
 
-@breaks("landed before read", "still under way", page=2, slot=2, severity=WRONG_DATA)
+@breaks("read-before-write", "write-pending", page=2, slot=2, severity=WRONG_DATA)
 def a_decode_before_the_one_before_has_landed(story):
     ready(story, "a", A, 1, 2)
     first = story.results_of(story.decode("a", lands=False), 101)
@@ -1731,26 +1747,26 @@ def kept(story: TraceBuilder, invocation: Invocation, page: int, slot: int, **sa
     return story.event("bytes_kept", "a", (page,), value=invocation.invocation_id, kept_bytes=slots)
 
 
-@breaks("unwritten bytes", "changed", page=1, slot=2, severity=WRONG_DATA)
+@breaks("kv-corruption", "changed", page=1, slot=2, severity=WRONG_DATA)
 def a_byte_that_changed(story):
     ready(story, "a", A, 1, 2)
     return changed(story, 1, 2)
 
 
-@breaks("unwritten bytes", "another slot's bytes", other="b", page=1, slot=0, severity=WRONG_DATA)
+@breaks("kv-corruption", "other-slot", other="b", page=1, slot=0, severity=WRONG_DATA)
 def bytes_of_another_request(story):
     ready(story, "a", A, 1, 2)
     ready(story, "b", B, 3, 4)
     return changed(story, 1, 0, 1, from_page=3, from_slot=0, blocks=None)
 
 
-@breaks("unwritten bytes", "of a free page", request=None, page=7, slot=0)
+@breaks("kv-corruption", "free-page", request=None, page=7, slot=0)
 def a_byte_of_a_free_page(story):
     ready(story, "a", A, 1, 2)
     return changed(story, 7, 0, moment="end", zeros=True, holders=[])
 
 
-@breaks("unwritten bytes", "not all of a copied page", page=3, slot=1, severity=WRONG_DATA)
+@breaks("kv-corruption", "copied-page", page=3, slot=1, severity=WRONG_DATA)
 def a_copy_without_a_layer(story):
     ready(story, "a", A, 1, 2)
     story.allocate("a", 3)
@@ -1758,13 +1774,13 @@ def a_copy_without_a_layer(story):
     return changed(story, 3, 1, copy_of=1)
 
 
-@breaks("arrived writes", "nothing arrived", page=2, slot=1, severity=WRONG_DATA)
+@breaks("lost-write", "whole-slot", page=2, slot=1, severity=WRONG_DATA)
 def a_write_that_does_not_arrive(story):
     invocation = ready(story, "a", A, 1, 2)
     return kept(story, invocation, 2, 1, other_token=True)
 
 
-@breaks("arrived writes", "a part is missing", page=1, slot=0, severity=WRONG_DATA)
+@breaks("lost-write", "part-of-slot", page=1, slot=0, severity=WRONG_DATA)
 def a_head_of_zeros(story):
     invocation = ready(story, "a", A, 1, 2)
     blocks = [{"layer": layer, "kind": "K", "head": 1} for layer in (0, 1)]
@@ -1856,13 +1872,13 @@ def test_a_page_in_use_before_the_watching_is_minded_when_it_is_reused() -> None
     ready(story, "a", A, 1, 2)
     story.allocate("a", 3)
     story.decode(Row("a", table=(3, 2)))
-    assert story.check().group("own prefix") is not None
+    assert story.check().group("wrong-kv-read") is not None
 
 
 def test_one_row_is_not_two_writers() -> None:
     story = TraceBuilder()
     a_page_twice(story)
-    assert story.check().group("one writer") is None
+    assert story.check().group("write-write-conflict") is None
 
 
 @pytest.mark.parametrize("kind", ["create", "match", "copy", "written_after_free"])
@@ -1878,7 +1894,7 @@ def test_a_negative_length_stops_no_check() -> None:
     story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     story.decode(Row("a", seq_len=-1))
-    assert story.check().group("own length") is not None
+    assert story.check().group("seq-len-mismatch") is not None
 
 
 def test_every_rule_is_broken_here_and_says_what_must_hold() -> None:

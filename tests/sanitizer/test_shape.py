@@ -37,7 +37,7 @@ for name in ["nothing", *names]:
     report(name, strike(name))
 """
 
-AT_INVOCATION = ("table padding", "protected")
+AT_INVOCATION = ("block-table-padding", "unprotected-page")
 """Rules that a fault is found under at the very invocation that it struck."""
 SEEN_BY = {
     # No operation tells that these changed: what comes upon it next does.
@@ -47,7 +47,7 @@ SEEN_BY = {
     "fault:entry-lost": "unlisted",
 }
 """Kind of event that a fault shows in, if no snapshot comes before it; else `detached`."""
-ALSO = {"fault:entry-twice": ("allocation lists", "listed and cached")}
+ALSO = {"fault:entry-twice": ("allocation-list-mismatch", "listed-and-cached")}
 """What else a fault may be found as: published meanwhile, one of two entries is left."""
 PLANTED = [fault for fault in SHAPE_FAULTS if fault.name != "fault:lock-kept"]
 SHARINGS = ("none", "trie")
@@ -122,6 +122,6 @@ def _next_look(case: dict[str, Any], fault: Any, struck: dict[str, Any]) -> int:
         for seq, told, pages in case["events"]
         if seq > struck["seq"] and told == kind and struck["page"] in pages
     ]
-    if fault.rule != "one state":
+    if fault.rule not in ("double-free", "free-while-referenced"):
         seen += [seq for seq in case["snapshots"] if seq > struck["seq"]]
     return min(seen)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import typer
+from support import NEWEST
 from synthetic import request_row, trial_row
 
-from analysis.cli.sweep import alone
+from analysis.cli.rerun_solo import rerun_solo
 from analysis.model.oracle import reference_answers
 from analysis.runs.store import RunWriter, load_run
 from analysis.sweep import Plan
@@ -18,10 +19,10 @@ from analysis.workloads.workload import Request
 
 
 def _run(path: Path, prompts: list[tuple[str, str | None]], reference: Any = None) -> Any:
-    plan = Plan(releases=("3.9.0",), prefix_sharing=("trie",), max_new_tokens=5)
+    plan = Plan(releases=(NEWEST,), prefix_sharing=("trie",), max_new_tokens=5)
     trial = plan.trials()[0]
     writer = RunWriter.create(path, {"plan": plan.as_dict(), "seed": 0})
-    row = trial_row(trial_id=trial.trial_id, release="3.9.0", prefix_sharing="trie", concurrency=2)
+    row = trial_row(trial_id=trial.trial_id, release=NEWEST, prefix_sharing="trie", concurrency=2)
     requests = [
         request_row(request_id=f"r{n}", trial_id=trial.trial_id, prompt=prompt, outcome="wrong",
                     expected_text=expected, reference_tokens=reference)
@@ -52,7 +53,7 @@ def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
     _run(tmp_path / "run", [("1 2 3 4 5 ", None)])
     assert command(tmp_path / "run") == 0  # the decoder was asked what is right
     assert "3.9.0 trie: 1 of 1 answered right alone\n" in capsys.readouterr().out
-    known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release="3.9.0")
+    known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release=NEWEST)
     wrong = [*next(iter(known.values()))[:-1], 0]
     refuted = _run(tmp_path / "other", [("1 2 3 4 5 ", None)], reference=wrong)
     assert list(ask_alone(refuted)["outcome"]) == ["wrong"]
@@ -71,14 +72,14 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     assert "No module named analysis" in row["detail"]
     assert command(tmp_path / "run") == 1
     said = capsys.readouterr()
-    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be asked\n" in said.out
-    assert "could not be asked (its process could not start the engine: No module" in said.err
+    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be tried\n" in said.out
+    assert "could not be tried (its process could not start the engine: No module" in said.err
 
 
 def command(run: Path) -> int:
-    """Run `cachelab alone` here; return its exit status."""
+    """Run `cachelab rerun-solo` here; return its exit status."""
     try:
-        alone(run)
+        rerun_solo(run)
     except typer.Exit as end:
         return end.exit_code
     return 0

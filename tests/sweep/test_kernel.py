@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, ChildRunner
 from sweep_help import endless_workload
 
 from analysis.core.errors import EngineError, MachineError
@@ -65,10 +65,10 @@ def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, 
         "run_sweep(Plan(releases=('3.9.0',), concurrency=(1,), repeats=1,"
         f" workload={workload!r}), {out!r}, runner='kernel', progress=False)\n"
     )
-    frozen = child("3.9.0", _FREEZE.format(out=out) + sweep)
+    frozen = child(NEWEST, _FREEZE.format(out=out) + sweep)
     assert frozen.returncode == -9
     assert load_run(out).trials.empty
-    again = child("3.9.0", sweep)
+    again = child(NEWEST, sweep)
     assert again.returncode == 0, again.stderr
     run = load_run(out)
     assert list(run.trials["status"]) == ["hung"]

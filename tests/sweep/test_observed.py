@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support import RELEASES, ChildRunner
+from support import NEWEST, RELEASES, REPORTED, ChildRunner
 from sweep_help import endless_workload, sweep_and_signal
 
 from analysis.recording.stream import read_stream
@@ -90,7 +90,7 @@ def test_times_lie_on_one_axis(watched, release):
 
 
 def test_without_snapshots_there_are_events_and_invocations(tmp_path):
-    plan = Plan(releases=("3.9.0",), concurrency=(2,), repeats=1, observe="events")
+    plan = Plan(releases=(NEWEST,), concurrency=(2,), repeats=1, observe="events")
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert set(run.trials["recording"]) == {"events"}
     assert len(run.invocations) > 0
@@ -100,7 +100,7 @@ def test_without_snapshots_there_are_events_and_invocations(tmp_path):
 
 
 def test_a_trial_that_nobody_watches_stores_nothing_of_it(tmp_path):
-    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1)
+    plan = Plan(releases=(NEWEST,), concurrency=(1,), repeats=1)
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert set(run.trials["recording"]) == {"nothing"}
     assert run.events.empty
@@ -156,7 +156,7 @@ def test_a_trial_killed_midway_keeps_what_was_recorded(tmp_path, release):
 
 def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
     plan = Plan(
-        releases=("3.1.0",),
+        releases=(REPORTED,),
         prefix_sharing=("trie",),
         pages=(24,),
         concurrency=(8,),

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import NEWEST, REPORTED
 
 from analysis.core.errors import CachelabError
 from analysis.runs.store import RunWriter
@@ -22,11 +23,11 @@ def some(values, size=3):
 
 plans = st.builds(
     Plan,
-    releases=some(st.sampled_from(["3.1.0", "3.9.0"])),
+    releases=some(st.sampled_from([REPORTED, NEWEST])),
     prefix_sharing=some(st.sampled_from(["none", "trie"])),
     pages=some(st.integers(1, 1000)),
     concurrency=some(st.integers(1, 64)),
-    workload=st.sampled_from(["reported", "mixed", "shared_prefix", "aba"]),
+    workload=st.sampled_from(["reported", "mixed", "shared_prefix", "prefix_reuse"]),
     repeats=st.integers(1, 4),
     seed=st.integers(0, 2**40),
     observe=st.sampled_from(["nothing", "events", "snapshots"]),
@@ -66,7 +67,7 @@ def test_a_sanitized_plan_has_a_control_for_every_arm(plan, count):
 
 
 def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
-    for release in ("3.1.0", "3.9.0"):
+    for release in (REPORTED, NEWEST):
         for sharing in ("none", "trie"):
             seen = {
                 trial.treatments[-1]
@@ -140,7 +141,7 @@ def test_treatments_follow_each_other_and_turn_round_in_every_second_repeat(plan
 
 @given(plans)
 def test_prompts_depend_on_nothing_but_seed_concurrency_and_repeat(plan):
-    alone = dataclasses.replace(plan, releases=("3.9.0",), pages=(7,), prefix_sharing=("none",))
+    alone = dataclasses.replace(plan, releases=(NEWEST,), pages=(7,), prefix_sharing=("none",))
     for trial in plan.trials():
         key = trial.concurrency, trial.repeat
         assert plan.prompt_seed(*key) == alone.prompt_seed(*key)
@@ -160,20 +161,20 @@ def test_a_plan_is_recognised_on_disk(tmp_path_factory, plan):
 
 
 def test_a_trial_id_can_name_a_directory_and_says_what_it_is():
-    (trial,) = Plan(releases=("3.1.0",), concurrency=(8,), repeats=1).trials()
-    assert trial.trial_id == "3.1.0-none-p256-c8-r0"
+    (trial,) = Plan(releases=(REPORTED,), concurrency=(8,), repeats=1).trials()
+    assert trial.trial_id == f"{REPORTED}-none-p256-c8-r0"
 
 
 def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
     plan = Plan(
-        releases=("3.1.0",),
+        releases=(REPORTED,),
         prefix_sharing=("trie",),
-        treatments=(fixes("3.1.0", "trie"), fixes("3.1.0", "trie")[::-1], ("lock-cache",)),
+        treatments=(fixes(REPORTED, "trie"), fixes(REPORTED, "trie")[::-1], ("lock-cache",)),
     )
     ids = {trial.trial_id for trial in plan.trials()}
     assert len(ids) == len(plan.trials())
     assert max(map(len, ids)) < 100
-    assert "3.1.0-trie-p256-c8-r0-lock-cache" in ids
+    assert f"{REPORTED}-trie-p256-c8-r0-lock-cache" in ids
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
     [
         ({"releases": ()}, "--releases"),
         ({"releases": ("3.0.0",)}, "3.0.0"),
-        ({"releases": ("3.1.0", "3.1.0")}, "twice"),
+        ({"releases": (REPORTED, REPORTED)}, "twice"),
         ({"prefix_sharing": ("tree",)}, "tree"),
         ({"pages": (0,)}, "--pages"),
         ({"pages": (256, -1)}, "--pages"),
@@ -190,7 +191,7 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
         ({"batch_sizes": (4, 1)}, "ascend"),
         ({"workload": "nothing.jsonl"}, "nothing.jsonl"),
         ({"workload": "mixed+nothing"}, "'nothing'"),
-        ({"workload": "mixed+aba", "repeats": 1}, "would not be asked"),
+        ({"workload": "mixed+prefix_reuse", "repeats": 1}, "would not be asked"),
         ({"repeats": 0}, "--repeats"),
         ({"rounds": 0}, "--rounds"),
         ({"seed": -1}, "--seed"),
@@ -203,7 +204,7 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
 )
 def test_a_value_that_makes_no_sense_is_refused_at_once(bad, said):
     with pytest.raises(CachelabError) as error:
-        Plan(**{"releases": ("3.1.0",), **bad})
+        Plan(**{"releases": (REPORTED,), **bad})
     assert said in str(error.value)
     assert str(error.value).endswith(".")
 
@@ -211,20 +212,20 @@ def test_a_value_that_makes_no_sense_is_refused_at_once(bad, said):
 def test_a_workload_file_is_part_of_the_plan(tmp_path):
     path = tmp_path / "w.jsonl"
     path.write_text('{"prompt": "1 2 3 "}\n')
-    plan = Plan(releases=("3.1.0",), workload=str(path))
+    plan = Plan(releases=(REPORTED,), workload=str(path))
     before = plan.as_dict()
     path.write_text('{"prompt": "1 2 4 "}\n')
     assert plan.as_dict() != before
     with pytest.raises(PlanError, match="--rounds"):
-        Plan(releases=("3.1.0",), workload=str(path), rounds=2)
+        Plan(releases=(REPORTED,), workload=str(path), rounds=2)
     with pytest.raises(PlanError, match="by itself"):
-        Plan(releases=("3.1.0",), workload=f"mixed+{path}")
+        Plan(releases=(REPORTED,), workload=f"mixed+{path}")
 
 
 def test_repeats_ask_several_workloads_in_turn():
-    plan = Plan(releases=("3.1.0",), workload="mixed+reported+aba")
+    plan = Plan(releases=(REPORTED,), workload="mixed+reported+prefix_reuse")
     assert [plan.workload_of(trial.repeat) for trial in plan.trials()[::4]] == [
-        "mixed", "reported", "aba", "mixed",
+        "mixed", "reported", "prefix_reuse", "mixed",
     ]  # fmt: skip
     mixed = dataclasses.replace(plan, workload="mixed")
     assert plan.prompt_seed(4, 0) == mixed.prompt_seed(4, 0)
@@ -232,7 +233,7 @@ def test_repeats_ask_several_workloads_in_turn():
 
 
 def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):
-    plan = Plan(releases=("3.1.0",))
+    plan = Plan(releases=(REPORTED,))
     older = {key: value for key, value in plan.as_dict().items() if key != "observe"}
     RunWriter.create(tmp_path / "run", {"plan": older, "seed": 0})
     RunWriter.resume(tmp_path / "run", {"plan": plan.as_dict(), "seed": 0})
@@ -241,8 +242,8 @@ def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):
         RunWriter.resume(tmp_path / "run", {"plan": watched, "seed": 0})
 
 
-def test_aba_has_three_rounds_unless_told():
-    plan = Plan(releases=("3.1.0",), workload="aba")
+def test_prefix_reuse_has_three_rounds_unless_told():
+    plan = Plan(releases=(REPORTED,), workload="prefix_reuse")
     assert plan.request_count(4) == 12
     assert dataclasses.replace(plan, rounds=2).request_count(4) == 8
     assert dataclasses.replace(plan, workload="mixed").request_count(4) == 4

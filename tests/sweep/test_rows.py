@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import REPORTED
 
 from analysis.runs.store import OUTCOMES, TRIAL_STATUS, RunWriter, load_run
 from analysis.sweep import Plan
@@ -21,7 +22,7 @@ from analysis.sweep.rows import (
 )
 from analysis.workloads.workload import Request, Workload
 
-PLAN = Plan(releases=("3.1.0",), concurrency=(3,), repeats=1)
+PLAN = Plan(releases=(REPORTED,), concurrency=(3,), repeats=1)
 (TRIAL,) = PLAN.trials()
 
 
@@ -78,7 +79,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
 
 
 def test_an_estimate_learns_and_never_exceeds_the_deadline():
-    plan = Plan(releases=("3.1.0",), concurrency=(1, 4), repeats=2, trial_timeout_s=50)
+    plan = Plan(releases=(REPORTED,), concurrency=(1, 4), repeats=2, trial_timeout_s=50)
     estimate = Estimate(plan, jobs=2)
     one, four, *_ = plan.trials()
     assert 0 < estimate.trial_s(four) <= 50

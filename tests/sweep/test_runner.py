@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from support import ROOT, wait_for
+from support import NEWEST, REPORTED, ROOT, wait_for
 from sweep_help import endless_workload, has_answered, sweep_and_signal
 
 from analysis.core.errors import EngineError, MachineError, RunError
@@ -26,7 +26,7 @@ from analysis.sweep.rows import Ended
 from analysis.treatments.faults import TRIES
 from analysis.workloads.workload import Request, Workload
 
-FAST = Plan(releases=("3.1.0", "3.9.0"), concurrency=(4,), repeats=1, seed=1)
+FAST = Plan(releases=(REPORTED, NEWEST), concurrency=(4,), repeats=1, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,10 @@ def swept(tmp_path_factory):
 
 def test_trials_end_well_and_say_what_they_were(swept):
     _, run, told = swept
-    assert set(run.trials["trial_id"]) == {"3.1.0-none-p256-c4-r0", "3.9.0-none-p256-c4-r0"}
+    assert set(run.trials["trial_id"]) == {
+        f"{REPORTED}-none-p256-c4-r0",
+        f"{NEWEST}-none-p256-c4-r0",
+    }
     assert set(run.trials["status"]) == {"ok"}
     assert (run.trials["peak_rss_bytes"] > 10_000_000).all()
     assert (run.trials["duration_s"] > 0).all()
@@ -60,8 +63,8 @@ def test_every_release_is_asked_the_same(swept):
         release: list(run.requests[run.requests["trial_id"].str.startswith(release)]["prompt"])
         for release in FAST.releases
     }
-    assert asked["3.1.0"] == asked["3.9.0"]
-    assert len(set(asked["3.1.0"])) == 4
+    assert asked[REPORTED] == asked[NEWEST]
+    assert len(set(asked[REPORTED])) == 4
     assert list(run.requests["client"]) == [0, 1, 2, 3] * 2
 
 
@@ -76,7 +79,7 @@ def test_what_is_asked_the_model_itself_answers_right(swept):
 
 def test_the_newest_release_answers_four_clients_right(swept):
     _, run, _ = swept
-    newest = run.requests[run.requests["trial_id"].str.startswith("3.9.0")]
+    newest = run.requests[run.requests["trial_id"].str.startswith(NEWEST)]
     assert set(newest["outcome"]) == {"ok"}
     assert newest["first_divergence"].isna().all()
     assert list(newest["tokens"]) == list(newest["reference_tokens"])
@@ -101,17 +104,17 @@ def test_what_is_missing_is_run_and_the_rest_is_kept(swept, tmp_path):
     out, run, _ = swept
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    shutil.rmtree(copy / "trials" / "3.9.0-none-p256-c4-r0")
+    shutil.rmtree(copy / "trials" / f"{NEWEST}-none-p256-c4-r0")
     told = []
     again = run_sweep(FAST, copy, on_trial=lambda row, _: told.append(row), progress=False)
-    assert [row["trial_id"] for row in told] == ["3.9.0-none-p256-c4-r0"]
+    assert [row["trial_id"] for row in told] == [f"{NEWEST}-none-p256-c4-r0"]
     assert list(again.requests["prompt"]) == list(run.requests["prompt"])
 
 
 def test_another_plan_is_refused_in_the_same_place(swept):
     out, _, _ = swept
     with pytest.raises(RunError, match=r"another plan \(.*concurrency there \[4\], here \[1, 2,"):
-        run_sweep(Plan(releases=("3.9.0",)), out, progress=False)
+        run_sweep(Plan(releases=(NEWEST,)), out, progress=False)
 
 
 def test_each_plan_has_a_place_of_its_own(tmp_path):
@@ -170,7 +173,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     prepared = Prepared({(1, 0): asked, (1, 1): asked}, {"3.1.0": {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Told)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
-    plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=2, sanitize=True,
+    plan = Plan(releases=(REPORTED,), concurrency=(1,), repeats=2, sanitize=True,
                 treatments=((), ("lock-cache",)))  # fmt: skip
     out = tmp_path / "run"
     if interrupted:
@@ -204,7 +207,7 @@ def test_a_trial_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Started)
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.1)
     # A row of `requests` is longer than that.
-    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, observe="events")
+    plan = Plan(releases=(NEWEST,), concurrency=(1,), repeats=1, observe="events")
     with pytest.raises(MachineError, match="1 of 1 trials could not be run") as raised:
         run_sweep(plan, tmp_path / "run")
     assert os.strerror(errno.ENOSPC) in str(raised.value)
@@ -248,7 +251,7 @@ def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatc
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)
     monkeypatch.setattr(Short, "asked", [], raising=False)
     monkeypatch.setattr(Short, "runs", runs, raising=False)
-    plan = Plan(releases=("3.1.0",), concurrency=(1,), repeats=5)
+    plan = Plan(releases=(REPORTED,), concurrency=(1,), repeats=5)
     # Three that could not be run in a row are enough.
     with pytest.raises(MachineError, match=f"{5 - (runs == 'r1')} of 5 trials could not be run"):
         run_sweep(plan, tmp_path / "run", progress=False)
@@ -257,7 +260,7 @@ def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatc
 
 
 def test_what_fails_while_a_kept_trial_is_told_of_does_not_undo_it(tmp_path, monkeypatch):
-    plan = replace(FAST, releases=("3.9.0",))
+    plan = replace(FAST, releases=(NEWEST,))
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr(Short, "runs", "r0", raising=False)
     monkeypatch.setattr(Short, "asked", [], raising=False)
@@ -272,7 +275,7 @@ def test_what_fails_while_a_kept_trial_is_told_of_does_not_undo_it(tmp_path, mon
 
 
 def test_an_option_that_the_release_does_not_offer_ends_the_sweep(tmp_path):
-    plan = Plan(releases=("3.9.0",), concurrency=(1,), repeats=1, options={"no_such": 1})
+    plan = Plan(releases=(NEWEST,), concurrency=(1,), repeats=1, options={"no_such": 1})
     with pytest.raises(EngineError, match="no_such"):
         run_sweep(plan, tmp_path / "run", progress=False)
     assert load_run(tmp_path / "run").trials.empty
@@ -297,7 +300,7 @@ def test_a_trial_past_its_deadline_is_hung_and_keeps_what_it_finished_and_record
 
     monkeypatch.setattr(TrialProcess, "elapsed_s", property(late_once_recorded))
     plan = Plan(
-        releases=("3.9.0",),
+        releases=(NEWEST,),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
@@ -322,7 +325,7 @@ def test_a_trial_past_its_deadline_is_hung_and_keeps_what_it_finished_and_record
 
 def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):
     # Each request leaks its last page, so 24 of them leave none of the 16, however slow they are.
-    plan = Plan(releases=("3.9.0",), concurrency=(2,), rounds=12, repeats=1, pages=(16,),
+    plan = Plan(releases=(NEWEST,), concurrency=(2,), rounds=12, repeats=1, pages=(16,),
                 request_timeout_s=4)  # fmt: skip
     run = run_sweep(plan, tmp_path / "run", progress=False)
     (trial,) = run.trials.itertuples()
@@ -333,7 +336,7 @@ def test_an_engine_that_answers_no_more_did_not_end_well(tmp_path):
 
 
 def test_clients_in_a_hurry_do_not_make_an_engine_hang(tmp_path):
-    plan = Plan(releases=("3.9.0",), concurrency=(4,), repeats=1, request_timeout_s=0.05)
+    plan = Plan(releases=(NEWEST,), concurrency=(4,), repeats=1, request_timeout_s=0.05)
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert set(run.requests["outcome"]) == {"timeout"}
     assert list(run.trials["status"]) == ["ok"]
@@ -342,7 +345,7 @@ def test_clients_in_a_hurry_do_not_make_an_engine_hang(tmp_path):
 @pytest.mark.slow
 def test_a_trial_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
     plan = Plan(
-        releases=("3.9.0",),
+        releases=(NEWEST,),
         concurrency=(1,),
         repeats=1,
         workload=str(endless_workload(tmp_path)),
@@ -356,7 +359,7 @@ def test_a_trial_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
 def test_a_trial_whose_process_crashes_keeps_what_it_finished(tmp_path):
     number = signal.SIGSEGV
     plan = Plan(
-        releases=("3.9.0",), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))
+        releases=(NEWEST,), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))
     )
     run = sweep_and_signal(plan, tmp_path / "run", number)
     (trial,) = run.trials.itertuples()
@@ -375,7 +378,7 @@ def test_a_sweep_that_is_ended_leaves_a_valid_run_and_no_process(tmp_path, numbe
         [sys.executable, "-c",
          "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
          "from analysis.cli import main\nmain()",
-         "sweep", "--releases", "3.9.0", "--concurrency", "1", "--repeats", "1",
+         "sweep", "--releases", NEWEST, "--concurrency", "1", "--repeats", "1",
          "--workload", str(endless_workload(tmp_path)), "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -20,8 +20,8 @@ def test_blocks_that_end_out_of_order_say_so_and_leave_nothing(
         from analysis.core.errors import EngineError
 
         def hooks(engine):
-            cache = engine.adapter.service.page_cache
-            things = [cache, cache.page_pool, engine.adapter.service]
+            cache = engine.service.native.page_cache
+            things = [cache, cache.page_pool, engine.service.native]
             # Classes, too: what is left there stands in every engine that follows.
             things += [kind for thing in things for kind in type(thing).__mro__]
             return [[(id(value), repr(value)) for value in vars(thing).values()

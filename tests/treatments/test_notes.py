@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support import ChildRunner
+from support import NEWEST, REPORTED, ChildRunner
 
 _PRELUDE = """
 from analysis.treatments import treat
@@ -17,7 +17,7 @@ def count(node):
 
 def test_3_1_0(child: ChildRunner) -> None:
     done = child(
-        "3.1.0",
+        REPORTED,
         _PRELUDE
         + """
 def twice(cache):
@@ -62,7 +62,7 @@ def unpublished(cache):
 
 def held(what, *names):
     with engine_with(64) as engine, treat(engine, *names):
-        return what(engine.adapter.service.page_cache)
+        return what(engine.service.native.page_cache)
 
 say({
     "twice": [held(twice), held(twice, "reuse-existing-node")],
@@ -84,7 +84,7 @@ say({
 
 def test_3_9_0(child: ChildRunner) -> None:
     done = child(
-        "3.9.0",
+        NEWEST,
         _PRELUDE
         + """
 def aligned(cache):
@@ -139,7 +139,7 @@ def found(cache):
 
 def untreated(*names):
     with engine_with(8) as engine:
-        cache = engine.adapter.service.page_cache
+        cache = engine.service.native.page_cache
         with treat(engine, *names):
             said = found(cache)
             info = cache.lookup(list(range(32)))
@@ -148,7 +148,7 @@ def untreated(*names):
 
 def held(what, *names, pages=64):
     with engine_with(pages) as engine, treat(engine, *names):
-        return what(engine.adapter.service.page_cache)
+        return what(engine.service.native.page_cache)
 
 def leaked(*names, sharing):
     with engine_with(64, sharing) as engine, treat(engine, *names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, ChildRunner, has
 
 from analysis.core.errors import EngineError
 from analysis.sweep import Plan
@@ -12,7 +12,7 @@ from analysis.treatments import check_names, expand, fixes, page_count
 _PRELUDE = """
 from analysis.recording import observe
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def recorded(*names, pages=256, sharing="trie", count=12, concurrency=4, tokens=15, timeout_s=20):
     config = EngineConfig(prefix_sharing=sharing, page_count=pages)
@@ -60,14 +60,14 @@ def shape(*names):
     invocations, events = recording.invocations, recording.events
     threads = events.loc[events["kind"] == "acquire", "thread"].nunique()
     return [int(invocations["rows"].max()), threads, int((answers["outcome"] == "ok").sum())]
-others = ["one-worker"] if RELEASE != "3.1.0" else []
+others = ["one-worker"] if not has(RELEASE, "allocations") else []
 say([shape(), shape("one-at-a-time"), [shape(name) for name in others]])
 """,
     )
     together, alone, workers = said  # type: ignore[misc]
     assert together[0] > 1
     assert alone[0] == 1
-    if release == "3.1.0":
+    if has(release, "allocations"):
         assert together[1] == 1  # it has one thread anyway
     else:
         assert alone[2] == 12
@@ -82,7 +82,7 @@ def test_the_padding_page_is_nobodys(child: ChildRunner, release: str) -> None:
         child,
         release,
         """
-pages = 16 if RELEASE == "3.1.0" else 48  # so few that it comes to the last one
+pages = 16 if has(RELEASE, "allocations") else 48  # so few that it comes to the last one
 def taken(*names):
     recording, answers, died = recorded(*names, pages=pages, sharing="none", count=16, timeout_s=4)
     acquired = recording.events.loc[recording.events["kind"] == "acquire", "pages"]
@@ -95,14 +95,14 @@ def padded(*names):
                                            f["start_positions"])
            if 0 in pages[: start // 16 + 1]]
     return len(own)
-if RELEASE == "3.1.0":
+if has(RELEASE, "allocations"):
     say([taken(), taken("reserve-padding-page"), [padded(), padded("copy-tokens")]])
 else:
     say([taken(), taken("reserve-padding-page"), None])
 """,
     )
     given, reserved, padded = said  # type: ignore[misc]
-    pages = 16 if release == "3.1.0" else 48
+    pages = 16 if has(release, "allocations") else 48
     assert given == [True, pages]
     assert reserved == [False, pages]  # and it counts as free
     if padded:
@@ -115,12 +115,12 @@ def test_what_finds_no_pages_waits_or_fails_by_itself(child: ChildRunner, releas
         child,
         release,
         """
-pages = 14 if RELEASE == "3.1.0" else 20  # so few that decodes find none either
+pages = 14 if has(RELEASE, "allocations") else 20  # so few that decodes find none either
 def outcomes(*names, timeout_s=60):
     recording, answers, died = recorded(*names, pages=pages, sharing="none", timeout_s=timeout_s)
     return [answers["outcome"].value_counts().to_dict(), died]
-leaks = [] if RELEASE == "3.1.0" else ["keep-decode-record"]
-one = "requeue-unboarded" if RELEASE == "3.1.0" else "survive-allocation-failure"
+leaks = [] if has(RELEASE, "allocations") else ["keep-decode-record"]
+one = "requeue-unboarded" if has(RELEASE, "allocations") else "survive-allocation-failure"
 say([outcomes(*leaks, timeout_s=6), outcomes(*leaks, one),
      outcomes(*leaks, "requeue-unboarded", "survive-allocation-failure")])
 """,
@@ -130,7 +130,7 @@ say([outcomes(*leaks, timeout_s=6), outcomes(*leaks, one),
     assert not died
     assert not {"engine_died", "timeout", "empty"} & set(outcomes)
     assert outcomes["ok"] > plain[0].get("ok", 0)
-    if release == "3.1.0":
+    if has(release, "allocations"):
         # Waiting prefills alone leave decodes without a page, which end the worker.
         assert plain[1]
         assert one[1]
@@ -144,7 +144,7 @@ def test_a_big_pool_is_made_when_the_engine_starts() -> None:
     assert page_count(["big-pool"], 64) == 4096
     assert page_count(["big-pool:100"], 64) == 100
     assert page_count(["big-pool:10"], 64) == 64
-    plan = Plan(releases=("3.9.0",), pages=(64,), treatments=((), ("big-pool:128",)), repeats=1)
+    plan = Plan(releases=(NEWEST,), pages=(64,), treatments=((), ("big-pool:128",)), repeats=1)
     config = {trial.treatments: plan.engine_config(trial)["page_count"] for trial in plan.trials()}
     assert set(config.values()) == {64, 128}
 
@@ -152,7 +152,7 @@ def test_a_big_pool_is_made_when_the_engine_starts() -> None:
 def test_a_pool_that_is_not_big_is_refused(child: ChildRunner) -> None:
     said = run(
         child,
-        "3.9.0",
+        NEWEST,
         """
 try:
     recorded("big-pool", pages=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import ChildRunner
+from support import NEWEST, ChildRunner, has
 
 from analysis.core.errors import EngineError
 from analysis.treatments import FAULTS, TREATMENTS, check_names, fixes
@@ -16,15 +16,15 @@ from analysis.recording import observe
 from analysis.sanitizer import contents
 from analysis.treatments import FAULTS, TREATMENTS, treat
 from analysis.shortfin.treatment import allocation_kinds, part
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 def fingerprint(engine):
     # Every attribute of what treatments touch, by identity.
-    service = engine.adapter.service
+    service = engine.service.native
     pool = service.page_cache.page_pool
-    owners = {"adapter": engine.adapter, "service": service, "cache": service.page_cache,
-              "pool": pool, "invocation": engine.adapter._invocation_class(), "kind":
-              type(engine.adapter)}
+    owners = {"adapter": engine.service, "service": service, "cache": service.page_cache,
+              "pool": pool, "invocation": engine.service.invocation_class(), "kind":
+              type(engine.service)}
     owners |= {n: getattr(service, n) for n in vars(service)
                if n.endswith("batcher") or n == "main_fiber_pool"}
     owners |= {kind.__name__: kind for kind in allocation_kinds(engine)}
@@ -34,8 +34,8 @@ def fingerprint(engine):
             owners |= {n: getattr(part(engine, module), n) for n in names}
         except (ImportError, AttributeError):
             pass  # not of this release
-    if engine.release == "3.1.0":
-        owners["client"] = sys.modules[type(engine.adapter).__module__]._Client
+    if has(engine.release, "allocations"):
+        owners["client"] = sys.modules[type(engine.service).__module__]._Client
         owners["arrays"] = part(engine, "generate").sfnp
     else:
         owners["facade"] = service.unified_batcher._impl
@@ -77,7 +77,7 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=64)) as engine:
     names = [n for n, t in kinds.items() if engine.release in (t.releases or [engine.release])]
     names = [n for n in names if kinds[n].sharing in (None, "trie")]
     names[names.index("big-pool")] = "big-pool:64"
-    engine.adapter.probe()  # which numbers the nodes, from its first use on
+    engine.service.probe()  # which numbers the nodes, from its first use on
     before = fingerprint(engine)
     for name in [*names, "zero-on-acquire+quarantine+poison-freed-pages:zero"]:
         with treat(engine, *name.split("+")):
@@ -117,15 +117,15 @@ def lengths(*names):
 
 zeroed = lengths("zero-start-positions") if NAME == "correct-seq-lens" else None
 say([lengths(), lengths(NAME), zeroed])
-""".replace("NAME", repr("undo-" * (release != "3.1.0") + "correct-seq-lens")),
+""".replace("NAME", repr("undo-" * (not has(release, "allocations")) + "correct-seq-lens")),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     plain, treated, zeroed = done.said
-    wrong, right = (plain, treated) if release == "3.1.0" else (treated, plain)
+    wrong, right = (plain, treated) if has(release, "allocations") else (treated, plain)
     # A row attends to its own token and what precedes it: one more than its start position.
     assert right[:2] == [1, 1]
     assert wrong[1] > 1
-    if release == "3.1.0":
+    if has(release, "allocations"):
         assert (plain[2], zeroed[2]) == (1, 0)
 
 
@@ -141,7 +141,7 @@ def held(engine, pages):
 
 told = {}
 with Engine(EngineConfig(page_count=64)) as engine:
-    pool = engine.adapter.service.page_cache.page_pool
+    pool = engine.service.native.page_cache.page_pool
     for name in ("zero-page-tables", "poison-freed-pages", "poison-freed-pages:zero",
                  "poison-freed-pages:7"):
         with treat(engine, name):
@@ -199,7 +199,7 @@ refused("zero-on-acquire")
 with engine:
     before = fingerprint(engine)
     refused("zero-on-acquire", "fault:orphaned-leaf")
-    refused("zero-on-acquire", "undo-correct-seq-lens" if engine.release == "3.1.0"
+    refused("zero-on-acquire", "undo-correct-seq-lens" if has(engine.release, "allocations")
             else "correct-seq-lens")
     refused("zero-on-acquire", "poison-freed-pages:much")
     unchanged = fingerprint(engine) == before
@@ -244,9 +244,9 @@ def test_each_says_what_it_is() -> None:
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     from analysis.cli import app
 
-    app(["treatments", "--release", "3.9.0"], standalone_mode=False)
+    app(["treatments", "--release", NEWEST], standalone_mode=False)
     said = capsys.readouterr().out
-    for name in fixes("3.9.0", "trie"):
+    for name in fixes(NEWEST, "trie"):
         assert f"{name} *  (" in said
     assert "undo-correct-seq-lens  (3.9.0, upstream the reverse of #873)" in said
     assert "copy-tokens" not in said

@@ -10,7 +10,15 @@ add one, write it into a module here and put it into RULES.
 
 from __future__ import annotations
 
-from analysis.sanitizer.rules.accounting import AllocationLists, Leak, OneState, PaddingPage
+from analysis.sanitizer.rules.accounting import (
+    AllocationLists,
+    DoubleAllocation,
+    DoubleFree,
+    FreeCount,
+    FreeWhileReferenced,
+    Leak,
+    PaddingPage,
+)
 from analysis.sanitizer.rules.arguments import ArgumentsAsFilled, LandedBeforeRead
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.rules.contents import (
@@ -20,7 +28,7 @@ from analysis.sanitizer.rules.contents import (
     WholeCopies,
     WrittenAfterFree,
 )
-from analysis.sanitizer.rules.liveness import Completed, FlownTokens, OnceExecuted
+from analysis.sanitizer.rules.liveness import Completed, EmptyAnswer, FlownTokens, OnceExecuted
 from analysis.sanitizer.rules.locking import CommonLock
 from analysis.sanitizer.rules.provenance import (
     Inherited,
@@ -40,9 +48,10 @@ from analysis.sanitizer.rules.trie import CachedPrefix, Leaves, Parents, Reachab
 RULES: tuple[type[Rule], ...] = (
     OwnTokens, OwnPosition, OwnLength, WithinContext, OneWriter, OwnPrefix, Inherited,
     BlockTable, TablePadding, SharedPages, CachedPrefix,
-    OneState, Leak, PaddingPage, AllocationLists, References, Unreferenced, Protected,
+    DoubleAllocation, DoubleFree, FreeWhileReferenced, FreeCount, Leak, PaddingPage,
+    AllocationLists, References, Unreferenced, Protected,
     Leaves, Reachable, Parents,
-    Completed, FlownTokens, OnceExecuted, AtRest, Watched, CommonLock,
+    Completed, EmptyAnswer, FlownTokens, OnceExecuted, AtRest, Watched, CommonLock,
     FiniteContents, WholeCopies, WrittenAfterFree, UnwrittenBytes, ArrivedWrites,
     OwnResult, OwnToken, WholeAnswer, OneAnswer, ArgumentsAsFilled, LandedBeforeRead,
 )  # fmt: skip

@@ -11,11 +11,11 @@ from analysis.sanitizer.world import ENDED_WELL, PADDING_PAGE, Event, World
 from analysis.snapshots.snapshot import Snapshot
 
 
-class OneState(Rule):
-    """A page is free, or in somebody's hands, never both, and free only once."""
+class DoubleAllocation(Rule):
+    """A page is allocated once until it is freed."""
 
-    name = "one state"
-    sentence = "Every page is either free, once, or held by those who acquired it or share it."
+    name = "double-allocation"
+    sentence = "An allocated page was free, and is in one allocation once."
 
     def on_acquire(self, world: World, event: Event) -> Iterator[Finding]:
         for place, page in enumerate(event.pages):
@@ -26,7 +26,7 @@ class OneState(Rule):
             holders = sorted(world.holders.get(page, ()))
             other = holders[0] if holders else owed.request_id if owed else None
             yield Finding(
-                cause="handed out twice",
+                cause="page-in-use",
                 message=f"{event.request_id or 'Somebody'} is given page {page}"
                 + (" twice at once." if again else f", which is {world.where(page)}."),
                 request_id=event.request_id,
@@ -35,11 +35,44 @@ class OneState(Rule):
                 other_stack=owed.event.stack if owed else None,
             )
 
+    def on_duplicate_page(self, world: World, event: Event) -> Iterator[Finding]:
+        for page in event.pages:
+            yield Finding(
+                cause="same-request",
+                message=f"{event.request_id} holds page {page} twice in its own list.",
+                request_id=event.request_id,
+                page=page,
+            )
+
+
+class DoubleFree(Rule):
+    """A page is freed once."""
+
+    name = "double-free"
+    sentence = "A freed page was allocated."
+
+    def on_free(self, world: World, event: Event) -> Iterator[Finding]:
+        for page in event.pages:
+            if page in world.free:
+                yield Finding(
+                    cause="already-free",
+                    message=f"Page {page} is freed, and was free already.",
+                    request_id=event.request_id,
+                    page=page,
+                )
+
+
+class FreeWhileReferenced(Rule):
+    """A page is free or in use, never both."""
+
+    name = "free-while-referenced"
+    sentence = "No request and no node of the trie references a free page."
+
     def on_pages_held(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
             if page in world.free:
                 yield Finding(
-                    cause="held while free",
+                    cause="held-after-free",
                     message=f"{event.request_id} has page {page} on its list from now on, which is"
                     " free.",
                     request_id=event.request_id,
@@ -48,17 +81,10 @@ class OneState(Rule):
 
     def on_free(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            if page in world.free:
-                yield Finding(
-                    cause="freed twice",
-                    message=f"Page {page} is freed, and was free already.",
-                    request_id=event.request_id,
-                    page=page,
-                )
             others = sorted(world.holders.get(page, set()) - {event.request_id})
             if others and page not in world.resting:
                 yield Finding(
-                    cause="freed while held",
+                    cause="held",
                     message=f"Page {page} is freed while {' and '.join(others)}"
                     f" hold{'s' if len(others) == 1 else ''} it.",
                     request_id=others[0],
@@ -67,47 +93,41 @@ class OneState(Rule):
                 )
             if page in world.node_at:
                 yield Finding(
-                    cause="freed while cached",
+                    cause="cached",
                     message=f"Page {page} is freed while node {world.node_at[page]} of the trie"
                     " still serves it.",
                     request_id=event.request_id,
                     page=page,
                 )
 
+
+class FreeCount(Rule):
+    """The pool has as many free pages as its operations leave it."""
+
+    name = "free-count-mismatch"
+    sentence = "The pool's number of free pages follows from its allocations and frees."
+
     def after_acquire(self, world: World, event: Event) -> Iterator[Finding]:
-        # Several threads tell in another order than they act, then the numbers may differ.
-        if event.free_pages is not None and len(world.pool_threads) == 1:
-            yield from self._count(world, event, event.free_pages)
-
-    after_free = after_acquire
-
-    def _count(self, world: World, event: Event, counted: int) -> Iterator[Finding]:
-        """Compare the pool's number of free pages; from then on believe the pool."""
-        due = len(world.free) + world.uncounted
+        # Several threads record in another order than they act, then the numbers may differ.
+        if event.free_pages is None or len(world.pool_threads) > 1:
+            return
+        counted, due = event.free_pages, len(world.free) + world.uncounted
         if counted != due:
-            world.uncounted += counted - due
-            what = "fewer" if counted < due else "more"
+            world.uncounted += counted - due  # from then on the pool's count is the right one
             yield Finding(
-                cause=f"{what} free pages than were freed",
+                cause="too-few" if counted < due else "too-many",
                 message=f"The pool has {counted} free pages where {due} are due.",
                 request_id=event.request_id,
                 page=event.pages[0] if event.pages else None,
             )
 
-    def on_duplicate_page(self, world: World, event: Event) -> Iterator[Finding]:
-        for page in event.pages:
-            yield Finding(
-                cause="twice in one allocation",
-                message=f"{event.request_id} holds page {page} twice in its own list.",
-                request_id=event.request_id,
-                page=page,
-            )
+    after_free = after_acquire
 
 
 class Leak(Rule):
     """When a request has ended, its pages are free or cached."""
 
-    name = "no leak"
+    name = "page-leak"
     sentence = "When a request has ended, none of its pages is left in nobody's hands."
 
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
@@ -119,11 +139,11 @@ class Leak(Rule):
             owed = world.owed.pop(page)
             if not world.is_lost(page):
                 continue
-            how = {"pages_dropped": "given up", "acquire": "acquired"}.get(
-                owed.event.kind, "taken away"
+            how = {"pages_dropped": "dropped", "acquire": "acquired"}.get(
+                owed.event.kind, "unlinked"
             )
             yield Finding(
-                cause=f"{how} and not freed",
+                cause=how,
                 message=f"Page {page} of {event.request_id} was {how} in event"
                 f" {owed.event.seq} and is in nobody's hands now that the request has ended.",
                 request_id=event.request_id,
@@ -133,7 +153,7 @@ class Leak(Rule):
         held = sorted(world.held.get(event.request_id or "", ()))
         if held:
             yield Finding(
-                cause="still held",
+                cause="still-held",
                 message=f"{event.request_id} has ended and still holds pages"
                 f" {', '.join(map(str, held))}.",
                 request_id=event.request_id,
@@ -144,13 +164,13 @@ class Leak(Rule):
 class PaddingPage(Rule):
     """The page that padding is written to belongs to nobody."""
 
-    name = "padding page"
+    name = "padding-page-allocated"
     sentence = f"Page {PADDING_PAGE}, which padding is written to, is never given to a request."
 
     def on_acquire(self, world: World, event: Event) -> Iterator[Finding]:
         if PADDING_PAGE in event.pages:
             yield Finding(
-                cause="given out",
+                cause="allocated",
                 message=f"{event.request_id or 'Somebody'} is given page {PADDING_PAGE}, which"
                 " padding rows and padded block tables write to.",
                 request_id=event.request_id,
@@ -166,7 +186,7 @@ class AllocationLists(Rule):
     Without prefix sharing 3.9 takes no page off its list, ever: there only missing ones show.
     """
 
-    name = "allocation lists"
+    name = "allocation-list-mismatch"
     sentence = (
         "No page on a list of those held, given out or set aside is free; a held one that is not"
         " cached is on the cache's list, once, and no cached one is."
@@ -177,9 +197,9 @@ class AllocationLists(Rule):
 
     def on_unlisted(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            self._told.add(("a held page missing", page))
+            self._told.add(("held-page-missing", page))
             yield Finding(
-                cause="a held page missing",
+                cause="held-page-missing",
                 message=f"Page {page} is asked for by {event.request_id}, which holds it, and the"
                 " cache's list of allocated pages lacks it.",
                 request_id=event.request_id,
@@ -190,22 +210,26 @@ class AllocationLists(Rule):
         state, cached = snapshot.state, snapshot.node_of_page
         free = set(state.free)
         aside = Counter(state.duplicates)
-        yield from self._some("set aside twice", [p for p, n in aside.items() if n > 1], snapshot)
-        yield from self._some("set aside and free", [p for p in aside if p in free], snapshot)
-        yield from self._some("set aside and cached", [p for p in aside if p in cached], snapshot)
+        yield from self._some(
+            "pending-free-twice", [p for p, n in aside.items() if n > 1], snapshot
+        )
+        yield from self._some("pending-free-and-free", [p for p in aside if p in free], snapshot)
+        yield from self._some(
+            "pending-free-and-cached", [p for p in aside if p in cached], snapshot
+        )
         live = {r: pages for r, pages in state.holdings.items() if r in world.under_way}
         held = {page for pages in live.values() for page in pages}
-        yield from self._some("held and free", sorted(held & free), snapshot)
+        yield from self._some("held-and-free", sorted(held & free), snapshot)
         if state.allocated is None:
             return
         listed = Counter(state.allocated)
         missing = held - listed.keys() - cached.keys() - aside.keys()
-        yield from self._some("a held page missing", sorted(missing), snapshot)
+        yield from self._some("held-page-missing", sorted(missing), snapshot)
         if not snapshot.nodes:
             return
-        yield from self._some("listed twice", [p for p, n in listed.items() if n > 1], snapshot)
-        yield from self._some("listed and free", [p for p in listed if p in free], snapshot)
-        yield from self._some("listed and cached", [p for p in listed if p in cached], snapshot)
+        yield from self._some("listed-twice", [p for p, n in listed.items() if n > 1], snapshot)
+        yield from self._some("listed-and-free", [p for p in listed if p in free], snapshot)
+        yield from self._some("listed-and-cached", [p for p in listed if p in cached], snapshot)
 
     def _some(self, cause: str, pages: list[int], snapshot: Snapshot) -> Iterator[Finding]:
         new = [page for page in pages if (cause, page) not in self._told]
@@ -223,13 +247,13 @@ class AllocationLists(Rule):
 
 
 _LISTED = {
-    "held and free": "a request has it on its list, and it is free",
-    "set aside twice": "the cache has it twice among the duplicates to be freed",
-    "set aside and free": "the cache has it among the duplicates to be freed, and it is free",
-    "set aside and cached": "the cache has it among the duplicates to be freed, and serves it",
-    "a held page missing": "a request holds it, and the cache's list of allocated pages lacks it",
-    "listed twice": "the cache's list of allocated pages has it twice",
-    "listed and free": "the cache's list of allocated pages still has it, and it is free",
-    "listed and cached": "the cache's list of allocated pages still has it, and the trie serves it",
+    "held-and-free": "a request has it on its list, and it is free",
+    "pending-free-twice": "the cache has it twice among the duplicates to be freed",
+    "pending-free-and-free": "the cache has it among the duplicates to be freed, and it is free",
+    "pending-free-and-cached": "the cache has it among the duplicates to be freed, and serves it",
+    "held-page-missing": "a request holds it, and the cache's list of allocated pages lacks it",
+    "listed-twice": "the cache's list of allocated pages has it twice",
+    "listed-and-free": "the cache's list of allocated pages still has it, and it is free",
+    "listed-and-cached": "the cache's list of allocated pages still has it, and the trie serves it",
 }
 """Causes of findings about the cache's lists, in words."""

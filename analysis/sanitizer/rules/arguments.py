@@ -17,7 +17,7 @@ from analysis.shortfin.verify import LANDED
 class ArgumentsAsFilled(Rule):
     """Nobody changes an argument between filling and reading."""
 
-    name = "arguments as filled"
+    name = "argument-changed"
     sentence = "Until an invocation has landed its arguments are what they were filled with."
 
     def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ class ArgumentsAsFilled(Rule):
 class LandedBeforeRead(Rule):
     """An invocation reads what is written, and not what is still being written."""
 
-    name = "landed before read"
+    name = "read-before-write"
     sentence = "An invocation reads a slot only after the invocation that writes it has landed."
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class LandedBeforeRead(Rule):
                 request, writer = invocation.request_ids[row], int(world.shadow.writer[slot])
                 other = world.name(writer)
                 yield Finding(
-                    cause="still under way",
+                    cause="write-pending",
                     message=f"A {invocation.phase} of {request} began to read its position"
                     f" {position}"
                     f" from slot {slot % world.stride} of page {slot // world.stride} while"

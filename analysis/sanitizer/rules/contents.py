@@ -22,15 +22,15 @@ _KEPT_PASSAGES = 64
 class FiniteContents(Rule):
     """A masked slot is multiplied by nothing, unless it holds NaN or infinity."""
 
-    name = "finite contents"
+    name = "nonfinite-kv"
     sentence = "No slot of a page that is flown holds NaN or infinity, not even a masked one."
     bears_gaps = True
 
     def on_nonfinite(self, world: World, event: Event) -> Iterator[Finding]:
         page = event.pages[0]
-        cause = "the padding page" if page == PADDING_PAGE else "a page that it does not hold"
+        cause = "padding-page" if page == PADDING_PAGE else "foreign-page"
         if page in world.held.get(event.request_id or "", ()):
-            cause = "a request's page"
+            cause = "own-page"
         yield Finding(
             cause=cause,
             message=f"Slot {event.value} of page {page}, which {event.request_id} flew with, holds"
@@ -45,7 +45,7 @@ class FiniteContents(Rule):
 class WholeCopies(Rule):
     """A copied page is the page."""
 
-    name = "whole copies"
+    name = "partial-copy"
     sentence = "A page that was copied holds the same bytes as its source."
     bears_gaps = True
 
@@ -54,7 +54,7 @@ class WholeCopies(Rule):
         if event.value is not None:
             source, target = event.pages[:2]
             yield Finding(
-                cause="short copy",
+                cause="missing-slots",
                 message=f"Page {target} was copied from page {source} but for slot {event.value}.",
                 request_id=event.request_id,
                 page=target,
@@ -66,7 +66,7 @@ class WholeCopies(Rule):
 class WrittenAfterFree(Rule):
     """Nobody writes to a page that was freed."""
 
-    name = "written after free"
+    name = "write-after-free"
     sentence = "A page that comes back from quarantine is as it was when it was freed."
     bears_gaps = True
 
@@ -75,7 +75,7 @@ class WrittenAfterFree(Rule):
             there = 0 <= page < world.page_count
             writer = world.name(int(world.shadow.writer[page * world.stride])) if there else None
             yield Finding(
-                cause="written",
+                cause="quarantined-page",
                 message=f"Page {page} was written after it was freed"
                 + (f"; the last write to it that was seen is by {writer}." if writer else "."),
                 request_id=event.request_id,
@@ -87,7 +87,7 @@ class WrittenAfterFree(Rule):
 class UnwrittenBytes(Rule):
     """Bytes change by being written, and not otherwise."""
 
-    name = "unwritten bytes"
+    name = "kv-corruption"
     sentence = "A slot that nothing wrote holds the bytes that it held before."
     bears_gaps = True
 
@@ -123,11 +123,11 @@ class UnwrittenBytes(Rule):
         )
         copy_of, source = said["copy_of"], said.get("from_page")
         if copy_of is not None:
-            cause = "not all of a copied page"
+            cause = "copied-page"
         elif free and not readers:
-            cause = "of a free page"
+            cause = "free-page"
         else:
-            cause = "changed" if source is None else "another slot's bytes"
+            cause = "changed" if source is None else "other-slot"
         writer = None
         if source is not None:
             place = source * world.stride + said["from_slot"]
@@ -189,7 +189,7 @@ class UnwrittenBytes(Rule):
 class ArrivedWrites(Rule):
     """An invocation writes each token's key and value, in every layer and for every head."""
 
-    name = "arrived writes"
+    name = "lost-write"
     sentence = "When an invocation has landed, all of each token's key and value is in its slot."
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class ArrivedWrites(Rule):
         what = "zeros" if first["zeros"] else "what was there before"
         world.shadow.tainted[[page * world.stride + slot for slot in lost]] = True
         yield Finding(
-            cause="nothing arrived" if first["whole"] else "a part is missing",
+            cause="whole-slot" if first["whole"] else "part-of-slot",
             message=f"Invocation {event.value} wrote {_slots(lost)} of page {page} for"
             f" {event.request_id}, and{_of(first['blocks'])} {_they(lost)} {what}.",
             request_id=event.request_id,

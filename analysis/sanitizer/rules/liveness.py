@@ -29,7 +29,7 @@ class Completed(Rule):
     the request when the recording ends, or at least still works on it.
     """
 
-    name = "completion"
+    name = "stuck-request"
     sentence = "Every accepted request is answered."
     bears_gaps = True
 
@@ -54,7 +54,7 @@ class Completed(Rule):
         self._death = self._death or event
         waiting = ", ".join(sorted(world.under_way)) or "nobody"
         yield Finding(
-            cause="dead worker",
+            cause="worker-died",
             message=f"A worker of the engine died while {waiting} waited: {event.message}",
             request_id=event.request_id,
         )
@@ -129,12 +129,6 @@ class Completed(Rule):
                 self._given_up[request] = event
                 # Of one that was under way before the watching began nothing else is known.
                 self._moved_s.setdefault(request, event.t_s)
-        elif outcome == "empty":
-            yield Finding(
-                cause="answered with nothing",
-                message=f"{request} was completed without a single token.",
-                request_id=request,
-            )
         if request not in self._given_up:
             self._forget(request)
 
@@ -146,7 +140,7 @@ class Completed(Rule):
         # The oldest: who waits for it may have others. A dead worker keeps what it had.
         kept = max(said.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
         if kept is not None and kept["seconds"] >= REST_S and self._death is None:
-            cause = "lock not released"
+            cause = "lock-held"
             what = (
                 f"thread {kept['thread']} held the lock of the {kept['lock']} and had not released"
                 f" it after {kept['seconds']:g} s"
@@ -168,20 +162,20 @@ class Completed(Rule):
     ) -> tuple[str, str]:
         """Return what kind of standstill it is, and what the request waits for."""
         if self._death is not None:
-            return "dead worker", f"a worker had died in event {self._death.seq}"
+            return "worker-died", f"a worker had died in event {self._death.seq}"
         if request in world.unlanded:
-            return "invocation without end", "its invocation never landed"
+            return "invocation-pending", "its invocation never landed"
         match state:
             case "pending":
-                return "stuck batcher", f"it waits to be boarded for a {phase or 'invocation'}"
+                return "batcher-stalled", f"it waits to be boarded for a {phase or 'invocation'}"
             case "reserved":
-                return "stuck batcher", "the scheduler waits for others of its group"
+                return "batcher-stalled", "the scheduler waits for others of its group"
         sequence = world.last_of.get(request)
         flown = 0 if sequence is None else sequence.takeoffs
         invocations = counted(flown, "invocation")
         if sequence is None or flown > len(sequence.answer):
-            return "lost wake-up", f"nothing is to be done for it, after {invocations}"
-        return "stuck batcher", f"no invocation was begun for its next step, after {invocations}"
+            return "lost-wakeup", f"nothing is to be done for it, after {invocations}"
+        return "batcher-stalled", f"no invocation was begun for its next step, after {invocations}"
 
     def _stands_still(self, request: str) -> bool:
         """Tell whether a request had not gone on for so long that it would never have."""
@@ -207,17 +201,33 @@ class Completed(Rule):
             if self._cut and self._death is None and not self._stands_still(request):
                 continue  # its process was ended, and nothing says that the engine had stopped
             yield Finding(
-                cause="dead worker" if self._death else "not ended",
+                cause="worker-died" if self._death else "not-ended",
                 message=f"{request} was still under way when the recording ended, after"
                 f" {counted(sequence.takeoffs, 'invocation')}.",
                 request_id=request,
             )
 
 
+class EmptyAnswer(Rule):
+    """A request is answered with tokens."""
+
+    name = "empty-answer"
+    sentence = "The answer of a request has at least one token."
+    bears_gaps = True
+
+    def on_done(self, world: World, event: Event) -> Iterator[Finding]:
+        if event.outcome == "empty":
+            yield Finding(
+                cause="no-tokens",
+                message=f"{event.request_id} was completed without a single token.",
+                request_id=event.request_id,
+            )
+
+
 class OnceExecuted(Rule):
     """No step of a request is executed more than once."""
 
-    name = "one execution"
+    name = "duplicate-execution"
     sentence = "Every step of a request is executed once."
     bears_gaps = True
 
@@ -229,7 +239,7 @@ class OnceExecuted(Rule):
             twin, first = passage.twin_of[row] != row, int(passage.first[row])
             when = "in the same invocation" if twin else f"as in invocation {passage.made_by[row]}"
             yield Finding(
-                cause="executed twice",
+                cause="repeated-step",
                 message=f"A {invocation.phase} of {sequence.request_id} from position {first} on is"
                 f" executed once more, {when}.",
                 request_id=sequence.request_id,
@@ -239,7 +249,7 @@ class OnceExecuted(Rule):
 class FlownTokens(Rule):
     """No token comes from nowhere."""
 
-    name = "flown tokens"
+    name = "token-without-invocation"
     sentence = "Every token of an answer comes from an invocation of its own."
     bears_gaps = True
 
@@ -249,7 +259,7 @@ class FlownTokens(Rule):
             return
         if len(sequence.answer) > sequence.takeoffs:
             yield Finding(
-                cause="token without an invocation",
+                cause="extra-token",
                 message=f"{event.request_id} got token {len(sequence.answer)} of its answer after"
                 f" {counted(sequence.takeoffs, 'invocation')}.",
                 request_id=event.request_id,
@@ -265,7 +275,7 @@ class FlownTokens(Rule):
                 "" if sequence is None else f", after {counted(sequence.takeoffs, 'invocation')}"
             )
             yield Finding(
-                cause="completed early",
+                cause="completed-early",
                 message=f"{event.request_id} was completed"
                 f" {counted(event.value, 'token')} too early{flown}.",
                 request_id=event.request_id,

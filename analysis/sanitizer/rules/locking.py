@@ -9,15 +9,15 @@ from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.world import Event, World
 
 _STATE = {
-    "acquire": "the free list",
-    "free": "the free list",
-    "create": "the trie",
-    "node_overwritten": "the trie",
-    "unlink": "the trie",
-    "leaf_added": "the set of leaves",
-    "leaf_removed": "the set of leaves",
-    "reference": "the references",
-    "duplicate": "the pages set aside",
+    "acquire": "free-list",
+    "free": "free-list",
+    "create": "trie",
+    "node_overwritten": "trie",
+    "unlink": "trie",
+    "leaf_added": "leaf-set",
+    "leaf_removed": "leaf-set",
+    "reference": "ref-counts",
+    "duplicate": "pending-free",
 }
 """What an event changes. By node or page would be finer, and tell the same story more often."""
 
@@ -29,7 +29,7 @@ class CommonLock(Rule):
     changed it; when none is left, nothing kept the two from changing it at once.
     """
 
-    name = "common lock"
+    name = "lockset-violation"
     sentence = "What several threads change is changed under one common lock."
     bears_gaps = True
 
@@ -61,8 +61,8 @@ class CommonLock(Rule):
         yield Finding(
             cause=part,
             message=f"The operation {event.operation or event.kind} on thread {event.thread}"
-            f" changes {part} under {mine}, and {other.operation or other.kind} on thread"
-            f" {other.thread} under {theirs}.",
+            f" changes the {part.replace('-', ' ')} under {mine}, and"
+            f" {other.operation or other.kind} on thread {other.thread} under {theirs}.",
             request_id=event.request_id,
             other_request_id=other.request_id,
             page=event.pages[0] if event.pages else None,

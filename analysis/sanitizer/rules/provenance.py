@@ -19,7 +19,7 @@ from analysis.snapshots.change import counted
 class OwnTokens(Rule):
     """A row flies with the tokens of its own request."""
 
-    name = "own tokens"
+    name = "token-mismatch"
     sentence = "Every row flies with its request's own prompt, or the token chosen for it last."
     bears_gaps = True
 
@@ -31,7 +31,7 @@ class OwnTokens(Rule):
             lacking = position >= int(passage.first[row]) + int(passage.tokens_of[row])
             what = "without its token" if lacking else "with another token than its own"
             yield Finding(
-                cause="a token left out" if lacking else "another token",
+                cause="missing-token" if lacking else "wrong-token",
                 message=f"A {passage.invocation.phase} of {sequence.request_id} flies {what} at"
                 f" position {position}.",
                 request_id=sequence.request_id,
@@ -42,7 +42,7 @@ class OwnTokens(Rule):
 class OwnPosition(Rule):
     """A row goes on where its sequence ended."""
 
-    name = "own position"
+    name = "position-mismatch"
     sentence = "Every row starts at the position at which its sequence ended, on a page it has."
     bears_gaps = True
 
@@ -53,7 +53,7 @@ class OwnPosition(Rule):
             if passage.has_wrong_place(row):
                 due = passage.due_first[row]
                 yield Finding(
-                    cause="too late" if first > due else "too early",
+                    cause="ahead" if first > due else "behind",
                     message=f"A {passage.invocation.phase} of {sequence.request_id} starts at"
                     " position"
                     f" {first}, where its sequence stands at {due}.",
@@ -69,7 +69,7 @@ class OwnPosition(Rule):
                 if place < len(table):
                     where = f"to page {int(table[place])}, {world.where(int(table[place]))}"
                 yield Finding(
-                    cause="no page for it",
+                    cause="no-page",
                     message=f"Position {position} of {sequence.request_id} is written {where}.",
                     request_id=sequence.request_id,
                     severity=WRONG_DATA,
@@ -79,7 +79,7 @@ class OwnPosition(Rule):
 class OwnLength(Rule):
     """A row attends to as many positions as its sequence has."""
 
-    name = "own length"
+    name = "seq-len-mismatch"
     sentence = "Every row attends to exactly the positions of its own sequence."
     bears_gaps = True
 
@@ -91,7 +91,7 @@ class OwnLength(Rule):
                 continue
             slots = passage.read_slots[row][passage.beyond[row]]
             yield Finding(
-                cause="beyond it" if flown > own else "short of it",
+                cause="overread" if flown > own else "underread",
                 message=partial(_length_words, world, passage, sequence, (flown, own), slots),
                 request_id=sequence.request_id,
                 other_request_id=_others(world, slots, sequence),
@@ -109,7 +109,7 @@ class WithinContext(Rule):
     model never saw.
     """
 
-    name = "within context"
+    name = "context-overflow"
     sentence = "No row writes or attends to a position beyond the model's context."
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class WithinContext(Rule):
                 continue
             self._told.add(sequence.request_id)
             yield Finding(
-                cause="beyond it",
+                cause="past-context",
                 message=f"A {passage.invocation.phase} of {sequence.request_id} goes to position"
                 f" {int(flown[row]) - 1}, where the model's context has {limit} positions.",
                 request_id=sequence.request_id,
@@ -147,7 +147,7 @@ class WithinContext(Rule):
 class OneWriter(Rule):
     """No two rows write different things to one slot in one invocation."""
 
-    name = "one writer"
+    name = "write-write-conflict"
     sentence = "In one invocation no slot is written by two rows, unless with the same prefix."
     bears_gaps = True
 
@@ -166,7 +166,7 @@ class OneWriter(Rule):
         who = [ids[row] if row < len(ids) else "a padding row" for row in both]
         slot = int(slots[place])
         yield Finding(
-            cause="two rows" if both[1] < len(ids) else "a padding row",
+            cause="two-rows" if both[1] < len(ids) else "padding-row",
             message=f"{who[0]} and {who[1]} write slot {slot % world.stride} of page"
             f" {slot // world.stride} in one {passage.invocation.phase}, each something else.",
             request_id=ids[both[0]] if both[0] < len(ids) else None,
@@ -179,7 +179,7 @@ class OneWriter(Rule):
 class OwnPrefix(Rule):
     """What a row reads was written for exactly its own tokens."""
 
-    name = "own prefix"
+    name = "wrong-kv-read"
     sentence = "Every slot that a row attends to holds the key and value of its own prefix."
     bears_gaps = True
 
@@ -207,7 +207,7 @@ class OwnPrefix(Rule):
 class Inherited(Rule):
     """What a row reads was itself computed from what it should be."""
 
-    name = "sound origin"
+    name = "tainted-kv-read"
     sentence = "No slot that a row attends to was computed from wrong data."
     bears_gaps = True
 
@@ -225,7 +225,7 @@ class Inherited(Rule):
             slot, other = int(slots[place]), world.name(int(writers[place]))
             own = other == sequence.request_id
             yield Finding(
-                cause="its own earlier steps" if own else "another request's steps",
+                cause="own-steps" if own else "other-request",
                 message=f"A {passage.invocation.phase} of {sequence.request_id} reads its position"
                 f" {int(places[place])} as computed by {'itself' if own else other} in invocation"
                 f" {int(world.shadow.invocation[slot])}, from wrong data.",
@@ -263,15 +263,15 @@ def _holds(world: World, slot: int, sequence: Sequence) -> tuple[str, str | None
     shadow = world.shadow
     content, writer = shadow.content[slot], int(shadow.writer[slot])
     if content == NOTHING:
-        return "nothing", None
+        return "uninitialized", None
     if content == PADDING:
         return "padding", None
     if writer == sequence.number:
-        return "another position of its own", None
+        return "wrong-position", None
     other = world.name(writer)
     if shadow.freed_after[slot // world.stride] >= shadow.invocation[slot]:
-        return "a freed page's old data", other
-    return "another request's data", other
+        return "stale-after-free", other
+    return "cross-request", other
 
 
 def _words(world: World, slot: int, sequence: Sequence) -> str:
@@ -279,13 +279,13 @@ def _words(world: World, slot: int, sequence: Sequence) -> str:
     shadow = world.shadow
     cause, other = _holds(world, slot, sequence)
     invocation, position = int(shadow.invocation[slot]), int(shadow.position[slot])
-    if cause == "nothing":
+    if cause == "uninitialized":
         return "was never written"
     if cause == "padding":
         return f"holds padding, written in invocation {invocation}"
-    if cause == "another position of its own":
+    if cause == "wrong-position":
         return f"holds its own position {position} of invocation {invocation}, after other tokens"
-    since = ", before the page was freed" if cause == "a freed page's old data" else ""
+    since = ", before the page was freed" if cause == "stale-after-free" else ""
     return f"holds position {position} of {other}, written in invocation {invocation}{since}"
 
 

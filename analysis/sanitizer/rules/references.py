@@ -16,7 +16,7 @@ _NONE: Mapping[int, int] = {}
 class References(Rule):
     """A node has as many references as there are allocations that hold it."""
 
-    name = "references"
+    name = "ref-count-mismatch"
     sentence = (
         "References to a node equal the live allocations that hold it, and are never negative."
     )
@@ -29,7 +29,7 @@ class References(Rule):
             yield self._finding(world, event, "negative", f"has {count} references")
         if request is None:
             yield self._finding(
-                world, event, "changed for nobody", f"goes from {before} to {count} references"
+                world, event, "no-owner", f"goes from {before} to {count} references"
             )
             return
         holders = [r for r, held in world.balance.items() if r != request and held[node] > 0]
@@ -38,7 +38,7 @@ class References(Rule):
             yield self._finding(
                 world,
                 event,
-                "given back too often",
+                "over-released",
                 f"is left with {count} references by {request}, while"
                 f" {' and '.join(map(str, holders))} took {taken}",
                 suffers=str(holders[0]),
@@ -51,7 +51,7 @@ class References(Rule):
             and sum(world.balance.get(request, _NONE).values()) < 0
         ):
             yield self._finding(
-                world, event, "given back too often", f"loses a reference that {request} never took"
+                world, event, "over-released", f"loses a reference that {request} never took"
             )
 
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
@@ -63,7 +63,7 @@ class References(Rule):
             yield self._finding(
                 world,
                 event,
-                "not given back",
+                "not-released",
                 f"keeps {count} reference{'s' if count > 1 else ''} of {event.request_id}, which"
                 " has ended",
                 node=node,
@@ -97,7 +97,7 @@ class References(Rule):
 class Unreferenced(Rule):
     """Only what nobody refers to is evicted."""
 
-    name = "eviction"
+    name = "evicted-while-referenced"
     sentence = "A node that is referred to is never taken out of the trie."
 
     def on_unlink(self, world: World, event: Event) -> Iterator[Finding]:
@@ -107,7 +107,7 @@ class Unreferenced(Rule):
             return
         holders = [r for r, held in world.balance.items() if r is not None and held[event.node] > 0]
         yield Finding(
-            cause="referenced node",
+            cause="referenced-node",
             message=f"Node {event.node} (page {event.pages[0]}) is taken out of the trie with"
             f" {count} references" + (f", of {' and '.join(holders)}." if holders else "."),
             request_id=holders[0] if holders else event.request_id,
@@ -124,7 +124,7 @@ class Protected(Rule):
     the last, and by the engine's own counts at every snapshot.
     """
 
-    name = "protected"
+    name = "unprotected-page"
     sentence = "A cached page that a live request uses has a reference to its node, or below it."
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class Protected(Rule):
         told.add(node.node)
         doing = f"A {phase} of {request} uses" if phase else f"{request} is under way and holds"
         yield Finding(
-            cause="no reference",
+            cause="no-reference",
             message=f"{doing} cached page {node.page}, and neither its node {node.node} nor one"
             " below it has a reference.",
             request_id=request,

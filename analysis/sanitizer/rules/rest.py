@@ -16,7 +16,7 @@ _SHOWN = 8
 class AtRest(Rule):
     """When nobody is served the pool is back where it began."""
 
-    name = "at rest"
+    name = "not-quiescent"
     sentence = "With nobody served every page is free or cached, and no node is referred to."
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class AtRest(Rule):
             self._told.update(new)
             counts = snapshot.counts
             yield Finding(
-                cause="pages out of the pool",
+                cause="missing-pages",
                 message=f"With nobody served, {counts['free']} pages are free and"
                 f" {counts['cached']} cached of {snapshot.page_count}: {_listed(lost)}"
                 f" {'is' if len(lost) == 1 else 'are'} missing.",
@@ -51,20 +51,20 @@ class AtRest(Rule):
 class Watched(Rule):
     """The cache is where its operations brought it."""
 
-    name = "accounts"
+    name = "state-divergence"
     sentence = "The cache is as its operations left it, and nothing is in two places."
 
     def rest(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
         page = next(iter(snapshot.conflict_pages), None)
         for conflict in snapshot.conflicts:
-            cause = "under another key" if conflict.code == "wrong-key" else "in two places"
+            cause = "wrong-key" if conflict.code == "wrong-key" else "two-states"
             yield Finding(cause=cause, message=str(conflict), page=page)
         told = world.snapshot()
         if told.counts == snapshot.counts and len(told.nodes) == len(snapshot.nodes):
             return
         for sentence in differences(told, snapshot)[:3]:
             yield Finding(
-                cause="changed behind its operations",
+                cause="untracked-change",
                 message=f"The cache is not as its operations left it: {sentence}.",
             )
 

@@ -18,7 +18,7 @@ _REMEMBERED = 10_000
 class OwnResult(Rule):
     """A request's next token comes from its own row."""
 
-    name = "own result"
+    name = "logits-mismatch"
     sentence = "A token is chosen from the logits of its request's own row, in its last invocation."
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class OwnResult(Rule):
             return
         if digest == result.digest:
             if result.used:
-                yield self._breach(sequence, "an earlier invocation's", result.invocation_id)
+                yield self._breach(sequence, "earlier-invocation", result.invocation_id)
             result.used = True
             return
         other, number = self._seen.get(digest, (None, None))
         if other is None:
-            yield self._breach(sequence, "no row's last position", None)
+            yield self._breach(sequence, "unknown-logits", None)
         elif other != sequence.request_id:
-            yield self._breach(sequence, "another request's row", number, other)
+            yield self._breach(sequence, "other-request", number, other)
         else:
-            yield self._breach(sequence, "an earlier invocation's", number)
+            yield self._breach(sequence, "earlier-invocation", number)
 
     def _breach(
         self, sequence: Sequence, cause: str, number: int | None, other: str | None = None
@@ -76,7 +76,7 @@ class OwnResult(Rule):
 class OwnToken(Rule):
     """A token is what the selection made of the logits, and stays it."""
 
-    name = "own token"
+    name = "sampling-mismatch"
     sentence = "A token is the likeliest of the logits it was chosen from, and goes on unchanged."
 
     def on_chosen(self, world: World, event: Event) -> Iterator[Finding]:
@@ -87,7 +87,7 @@ class OwnToken(Rule):
         # Foreign logits are another rule's; of a NaN nobody knows which one is to be chosen.
         if digest == result.digest and result.token >= 0 and event.value != result.token:
             yield Finding(
-                cause="not the likeliest",
+                cause="not-argmax",
                 message=f"Token {len(sequence.chosen) + 1} of {sequence.request_id} is"
                 f" {event.value}, where the logits of invocation {result.invocation_id} have"
                 f" {result.token} as the likeliest.",
@@ -102,9 +102,9 @@ class OwnToken(Rule):
         place = len(sequence.answer)
         chosen = sequence.chosen[place] if place < len(sequence.chosen) else None
         if place >= len(sequence.chosen):
-            cause, what = "never chosen", "was never chosen"
+            cause, what = "not-sampled", "was never chosen"
         elif chosen is not None and chosen != event.value:
-            cause, what = "changed afterwards", f"was chosen as {chosen}"
+            cause, what = "changed", f"was chosen as {chosen}"
         else:
             return
         yield Finding(
@@ -121,7 +121,7 @@ class OwnToken(Rule):
 class WholeAnswer(Rule):
     """An answer is all tokens that were chosen for its request, and nothing else."""
 
-    name = "whole answer"
+    name = "answer-mismatch"
     sentence = "An answer has the tokens that were chosen for its request: each once, in order."
 
     def on_answered(self, world: World, event: Event) -> Iterator[Finding]:
@@ -135,11 +135,11 @@ class WholeAnswer(Rule):
             return
         other = self._whose(world, delivered, sequence)
         if other is not None:
-            cause = "another request's answer"
+            cause = "other-request"
         elif len(delivered) != len(chosen):
-            cause = "tokens left out" if len(delivered) < len(chosen) else "tokens too many"
+            cause = "missing-tokens" if len(delivered) < len(chosen) else "extra-tokens"
         else:
-            cause = "other tokens"
+            cause = "wrong-tokens"
         place = next(
             (i for i, (a, b) in enumerate(zip(delivered, chosen, strict=False)) if a != b),
             min(len(delivered), len(chosen)),
@@ -159,7 +159,7 @@ class WholeAnswer(Rule):
         sequence = world.last_of.get(event.request_id or "")
         if sequence is not None and sequence.answers:
             yield Finding(
-                cause="before its last token",
+                cause="answered-early",
                 message=f"{sequence.request_id} was answered with"
                 f" {counted(len(sequence.chosen), 'token')},"
                 " and another one was chosen for it afterwards.",
@@ -178,7 +178,7 @@ class WholeAnswer(Rule):
 class OneAnswer(Rule):
     """Nobody is answered twice."""
 
-    name = "one answer"
+    name = "duplicate-answer"
     sentence = "A request is answered once."
     bears_gaps = True
 
@@ -186,7 +186,7 @@ class OneAnswer(Rule):
         # A late answer, after the client gave up, is still the first.
         if (event.value or 0) > 1:
             yield Finding(
-                cause="answered again",
+                cause="answered-again",
                 message=f"{event.request_id} was answered {event.value} times.",
                 request_id=event.request_id,
             )

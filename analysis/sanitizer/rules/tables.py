@@ -21,26 +21,26 @@ _PADDING = frozenset([PADDING_PAGE])
 def _kind(world: World, page: int) -> str:
     """Return what a page is that does not belong into a row's block table."""
     if not 0 <= page < world.page_count:
-        return "no such page"
+        return "no-such-page"
     if page == PADDING_PAGE and page not in world.holders:
-        return "the padding page"
+        return "padding-page"
     if page in world.free:
-        return "a free page"
+        return "free-page"
     if page not in world.holders and (page in world.node_at or page in world.duplicates):
-        return "a cached page"
-    return "a leaked page" if world.is_lost(page) else "a page of others"
+        return "cached-page"
+    return "leaked-page" if world.is_lost(page) else "foreign-page"
 
 
 def _where(world: World, page: int) -> str:
     """Say what a page is, for a sentence that names it."""
-    padding = _kind(world, page) == "the padding page"
+    padding = _kind(world, page) == "padding-page"
     return "the padding page" if padding else world.where(page)
 
 
 class BlockTable(Rule):
     """A row's block table has the pages of its request, each once."""
 
-    name = "block table"
+    name = "block-table-mismatch"
     sentence = "Up to its row's own length a block table has only pages of its request, each once."
 
     def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ class BlockTable(Rule):
                 if not world.free.isdisjoint(pages):
                     page = next(page for page in pages if page in world.free)
                     yield Finding(
-                        cause="a freed page",
+                        cause="freed-page",
                         message=f"{request} flies in a {invocation.phase} with page {page}, which"
                         " was"
                         " freed.",
@@ -61,7 +61,7 @@ class BlockTable(Rule):
                     )
                 if -(-passage.lengths[row] // world.stride) > len(pages):
                     yield Finding(
-                        cause="too short",
+                        cause="too-short",
                         message=f"The block table of {request} in a {invocation.phase} has"
                         f" {counted(len(pages), 'page')} for"
                         f" {counted(passage.lengths[row], 'token')}.",
@@ -87,7 +87,7 @@ class BlockTable(Rule):
             else:
                 page = next(p for p in pages if pages.count(p) > 1)
                 yield Finding(
-                    cause="one page twice",
+                    cause="duplicate-page",
                     message=f"The block table of {request} in a {invocation.phase} has page {page}"
                     f" {pages.count(page)} times.",
                     request_id=request,
@@ -102,7 +102,7 @@ class TablePadding(Rule):
     than its length needs, and the engine lists it.
     """
 
-    name = "table padding"
+    name = "block-table-padding"
     sentence = (
         "Beyond its row's own length a block table has only page 0 and further pages that its"
         " request holds, and a padding row's only page 0."
@@ -146,7 +146,7 @@ class TablePadding(Rule):
         page = int(passage.invocation.tables[row, place])
         holders = sorted(world.holders.get(page, ()))
         return Finding(
-            cause="in a padding row",
+            cause="padding-row",
             message=f"Padding row {row} of a {passage.invocation.phase} has page {page} at place"
             f" {place} of its block table, where page {PADDING_PAGE} belongs; the page is"
             f" {_where(world, page)}.",
@@ -158,7 +158,7 @@ class TablePadding(Rule):
 class SharedPages(Rule):
     """A page that others read is not written with anything new."""
 
-    name = "shared pages"
+    name = "shared-page-write"
     sentence = "What the trie or another request relies on is written only with what it holds."
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class SharedPages(Rule):
         cached = bool(published[changed].any())
         relying = f"node {world.node_at[page]} of the trie" if cached else " and ".join(others)
         yield Finding(
-            cause="by padding" if request is None else "by a row",
+            cause="padding-row" if request is None else "request-row",
             message=f"{'A padding row' if request is None else request} writes slot {offset} of"
             f" page {page} in a {invocation.phase}, on which {relying} relies.",
             request_id=others[0] if others and request is None else request,

@@ -16,7 +16,7 @@ from analysis.snapshots.snapshot import Snapshot
 class CachedPrefix(Rule):
     """A page in the trie holds what its node promises."""
 
-    name = "cached prefix"
+    name = "cached-prefix-mismatch"
     sentence = (
         "A cached page holds the prefix that it is published for, and is served for no other."
     )
@@ -66,10 +66,10 @@ def _compare(
     slot = int(slots[wrong[0]])
     other = world.name(int(shadow.writer[slot]))
     content = shadow.content[slot]
-    cause = {int(NOTHING): "nothing written", int(PADDING): "padding"}.get(
-        int(content), "another prefix"
+    cause = {int(NOTHING): "uninitialized", int(PADDING): "padding"}.get(
+        int(content), "other-prefix"
     )
-    holds = {"nothing written": "was never written", "padding": "holds padding"}.get(
+    holds = {"uninitialized": "was never written", "padding": "holds padding"}.get(
         cause, f"holds position {int(shadow.position[slot])} of {other}"
     )
     yield Finding(
@@ -86,7 +86,7 @@ def _compare(
 class Reachable(Rule):
     """A node keeps its place until it is taken out."""
 
-    name = "reachable"
+    name = "orphaned-node"
     sentence = "Every node of the trie is found under its own tokens until it is evicted."
 
     def on_node_overwritten(self, world: World, event: Event) -> Iterator[Finding]:
@@ -95,7 +95,7 @@ class Reachable(Rule):
         count = world.references.get(event.node, 0)
         holders = [r for r, held in world.balance.items() if r is not None and held[event.node] > 0]
         yield Finding(
-            cause="replaced",
+            cause="overwritten",
             message=f"Node {event.node} (page {event.pages[0]}) loses its place in the trie to a"
             f" new one of the same tokens, with {count} references"
             f"{' and in the set of leaves' if event.node in world.leaves else ''}.",
@@ -112,7 +112,7 @@ class Parents(Rule):
     passes is checked then, and all of them at every snapshot.
     """
 
-    name = "parents"
+    name = "parent-mismatch"
     sentence = "Every node's parent is the one node that has it as a child, under its own tokens."
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Parents(Rule):
     def _one(
         self, world: World, node: int, right: bool, said: str, request: str | None
     ) -> Iterator[Finding]:
-        cause = "another's child" if right else "wrong parent pointer"
+        cause = "wrong-child" if right else "wrong-parent"
         if (node, cause) in self._told:
             return
         self._told.add((node, cause))
@@ -160,7 +160,7 @@ class Parents(Rule):
 class Leaves(Rule):
     """The engine's set of leaves is what eviction chooses from."""
 
-    name = "leaves"
+    name = "leaf-set-mismatch"
     sentence = "The set of leaves has exactly the nodes of the trie that have no children."
 
     def __init__(self) -> None:
@@ -198,15 +198,15 @@ class Leaves(Rule):
         node = world.nodes.get(number)
         is_leaf, childless = number in world.leaves, world.children[number] <= 0
         if node is None and is_leaf:
-            cause, what = "orphan", "is in the set of leaves, and not in the trie"
+            cause, what = "unlinked-node", "is in the set of leaves, and not in the trie"
         elif node is None or node.parent is None or is_leaf == childless:
             return
         elif is_leaf:
             count = world.children[number]
             what = f"is in the set of leaves, and has {count} child{'' if count == 1 else 'ren'}"
-            cause = "inner node"
+            cause = "inner-node"
         else:
-            cause, what = "missing", "has no children, and is not in the set of leaves"
+            cause, what = "missing-leaf", "has no children, and is not in the set of leaves"
         page = None if node is None else node.page
         yield Finding(
             cause=cause,

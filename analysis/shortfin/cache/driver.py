@@ -1,107 +1,112 @@
-"""What a request is to the stage: its steps, and what it has in its hands."""
+"""Drives one request on a cache by itself, operation by operation, as its release does it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
-from analysis.interleavings.scenarios import IsolationError, Request, next_token
+from analysis.core.errors import ReleaseError
+from analysis.shortfin.releases import row_of, supported
 
-Fly = Callable[[list[int], list[int], int], None]
+Invoke = Callable[[list[int], list[int], int], None]
 """Called with all tokens, a block table and the first position that is written."""
 Names = Callable[[list[int]], tuple[Any, ...]]
 
-_MODULES = {"3.1.0": "allocations", "3.9.0": "records"}
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and how many tokens are decoded after the one that its prefill gives."""
+
+    name: str
+    prompt: tuple[int, ...]
+    decodes: int = 0
 
 
-class Actor(ABC):
-    """One request, carried out on a cache as the release does it."""
+def next_token(tokens: Iterable[int]) -> int:
+    """Return the token that follows others; equal tokens have the same one, as with a model."""
+    answer = 0
+    for token in tokens:
+        answer = (answer * 31 + token) % 9973
+    return 100 + answer % 800
+
+
+class RequestDriver(ABC):
+    """One request that works on a cache."""
 
     block: ClassVar[int]
     """Pages that a decoding request takes at once."""
     fatal: ClassVar[bool]
-    """Whether an error in one request's step ends all of them: they share one thread."""
+    """Whether an error in one request's operation ends all of them: they share one thread."""
     threads: ClassVar[str]
     """On which threads the release carries requests out, in words."""
 
-    def __init__(self, request: Request, cache: Any, fly: Fly) -> None:
-        self.name, self.cache, self._fly = request.name, cache, fly
+    def __init__(self, request: Request, cache: Any, invoke: Invoke) -> None:
+        self.name, self.cache, self._invoke = request.name, cache, invoke
         self.tokens: list[int] = list(request.prompt)
         self.stride: int = cache.tokens_per_page
-        self.steps = self.plan(request, self.stride)
+        self.operations = self.operations_of(request, self.stride)
         self.position = 0
-        """Steps that are done."""
-        self.ended = False
-        """Whether it does nothing any more, or has not begun."""
+        """Operations that are done."""
         self.failed = False
 
     @staticmethod
     @abstractmethod
-    def plan(request: Request, stride: int) -> tuple[str, ...]:
-        """Return the names of its steps."""
+    def operations_of(request: Request, stride: int) -> tuple[str, ...]:
+        """Return the names of a request's operations, in order."""
 
     @abstractmethod
-    def do(self, operation: str) -> None:
-        """Carry out its next step."""
+    def perform(self, operation: str) -> None:
+        """Carry out the next operation."""
 
     @abstractmethod
-    def uses(self) -> list[int]:
-        """Return its block table: pages that an invocation of it may still read or write."""
+    def block_table(self) -> list[int]:
+        """Return the pages that an invocation of the request may still read or write."""
 
-    def found(self) -> list[int]:
-        """Return pages that it has found in the trie, and does not hold yet."""
+    def looked_up(self) -> list[int]:
+        """Return pages that the request has found in the trie and does not hold yet."""
         return []
 
     @abstractmethod
     def holds(self) -> list[int]:
-        """Return the pages that it has to give back, each once."""
+        """Return the pages that the request has to give back, each once."""
 
     @abstractmethod
     def references(self) -> tuple[int, int]:
-        """Return the least and the greatest number of references that it may have to the trie."""
+        """Return the least and the greatest number of references to the trie that are correct."""
 
     @abstractmethod
     def nodes(self) -> list[Any]:
-        """Return the nodes that it knows."""
+        """Return the nodes of the trie that the request refers to."""
 
     @abstractmethod
     def state(self, pages: Names, nodes: Names) -> tuple[Any, ...]:
-        """Return all that its future depends on, with pages and nodes under their given names."""
+        """Return all that the future depends on, with pages and nodes under their given names."""
 
-    def introduce(self, probe: Any) -> None:  # noqa: B027  # where the probe sees it by itself
-        """Let a probe of the cache know of this request, before its first step."""
-
-    def take_leave(self, probe: Any) -> None:  # noqa: B027
-        """Let a probe of the cache know that this request has ended."""
+    @abstractmethod
+    def register(self, probe: Any) -> None:
+        """Register the request with a probe of the cache, before its first operation."""
 
     def fail(self, operation: str) -> bool:
-        """End it, since it gets no pages; return whether all others end with it."""
+        """End the request, as it gets no pages; return whether all others end with it."""
         self.failed = True
         return False
 
     @property
     def over(self) -> bool:
-        """Whether its last step is done."""
-        return self.position == len(self.steps)
-
-    def next_token(self) -> int:
-        """Return the token that the model would answer now."""
-        return next_token(self.tokens)
-
-    def fly(self, table: list[int], start: int) -> None:
-        """Have the model called with its tokens from a position on."""
-        self._fly(self.tokens, table, start)
+        """Whether the last operation is done."""
+        return self.position == len(self.operations)
 
 
-def actor_of(release: str | None) -> type[Actor]:
-    """Return how a release carries out a request; IsolationError for one without a dialect."""
-    module = _MODULES.get(release or "")
-    if module is None:
-        raise IsolationError(
-            f"Nobody knows how the cache of shortfin {release} is called: known are"
-            f" {', '.join(_MODULES)}."
+def driver_of(release: str) -> type[RequestDriver]:
+    """Return the driver of a release's requests. Raises ReleaseError where there is none."""
+    if release not in supported():
+        raise ReleaseError(
+            f"The cache of shortfin {release} is not supported: choose one of"
+            f" {', '.join(supported())}."
         )
-    kind: type[Actor] = import_module(f"analysis.shortfin.cache.{module}.driver").ACTOR
+    module = import_module(f"{__package__}.{row_of(release).cache}.driver")
+    kind: type[RequestDriver] = module.DRIVER
     return kind

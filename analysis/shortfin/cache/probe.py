@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from analysis.core.errors import EngineError
 from analysis.model import elements
-from analysis.shortfin.hooks import Hooks, Watcher
+from analysis.shortfin.cache.trie import read_trie
+from analysis.shortfin.hooks import CacheObserver, Hooks
 from analysis.shortfin.locks import Locks, WatchedLock, treatment_locks
 from analysis.shortfin.scores import copy_scores
 from analysis.shortfin.verify import (
@@ -29,7 +30,7 @@ from analysis.shortfin.verify import (
     noted_logits,
     raw,
 )
-from analysis.snapshots.snapshot import CacheState, Node, PageContent
+from analysis.snapshots.snapshot import CacheState, PageContent
 
 CURRENT_INVOCATION: ContextVar[Any] = ContextVar("CURRENT_INVOCATION", default=None)
 """The engine's process that is calling the compiled model."""
@@ -103,7 +104,7 @@ held_back: dict[int, Any] = {}
 """By the id of a pool: what tells which pages a treatment keeps from it. They count as free."""
 
 
-class Landing(NamedTuple):
+class FinishedInvocation(NamedTuple):
     """An invocation whose results are there, or soon will be."""
 
     invocation: Any
@@ -128,12 +129,12 @@ class CacheProbe(ABC):
     among all objects of the process where nobody noted them.
     """
 
-    def __init__(self, service: Any, numbers: NodeNumbers) -> None:
-        self.service = service
-        self.cache = service.page_cache
+    def __init__(self, native: Any, numbers: NodeNumbers) -> None:
+        self.native = native
+        self.cache = native.page_cache
         self.pool = self.cache.page_pool
         self.numbers = numbers
-        self.watcher: Watcher | None = None
+        self.watcher: CacheObserver | None = None
         self._hooks: Hooks | None = None
         self._thread = threading.local()
         self._locks: list[WatchedLock] = []
@@ -147,8 +148,9 @@ class CacheProbe(ABC):
     def read(self) -> CacheState:
         """Return the state of the cache as it is this instant."""
         root = getattr(self.cache, "root", None)
-        misfiled: list[int] = []
-        misplaced: list[tuple[int, int, int]] = []
+        trie = None
+        if root is not None:
+            trie = read_trie(root, getattr(self.cache, "leaves", ()), self.numbers.of)
         listed = getattr(self.cache, "_allocated_pages", None)
         return CacheState(
             page_count=len(self.pool.attn_page_entries),
@@ -157,10 +159,10 @@ class CacheProbe(ABC):
                 *held_back.get(id(self.pool), list)(),
             ],
             holdings={request: pages for request, pages in self.holdings().items() if pages},
-            nodes=tuple(self._walk(root, misfiled, misplaced)) if root is not None else (),
+            nodes=tuple(trie.nodes) if trie is not None else (),
             duplicates=tuple(p.index for p in getattr(self.cache, "_duplicated_pages", ())),
-            misfiled=misfiled,
-            misplaced=misplaced,
+            misfiled=trie.misfiled if trie is not None else (),
+            misplaced=trie.misplaced if trie is not None else (),
             allocated=None if listed is None else tuple(indices(list(listed))),
         )
 
@@ -206,37 +208,9 @@ class CacheProbe(ABC):
         """Return a page's elements. Raises EngineError for a type that cannot be read."""
         return elements.decode(self._bytes(page), self.dtype)
 
-    def _walk(
-        self, root: Any, misfiled: list[int], misplaced: list[tuple[int, int, int]]
-    ) -> Iterator[Node]:
-        leaves = getattr(self.cache, "leaves", ())
-        seen = {id(root)}
-        waiting: list[tuple[Any, int | None]] = [(root, None)]
-        while waiting:
-            node, parent = waiting.pop()
-            number = self.numbers.of(node)
-            yield Node(
-                node=number,
-                parent=parent,
-                page=None if node is root else node.page.index,
-                tokens=tuple(int(token) for token in node.tokens),
-                ref_count=node.ref_count.count,
-                leaf=node in leaves,
-            )
-            for key, child in list((node.children or {}).items()):
-                if child.parent is not node:
-                    above = -1 if child.parent is None else self.numbers.of(child.parent)
-                    misplaced.append((self.numbers.of(child), above, number))
-                if id(child) in seen:
-                    continue  # under two nodes, or under one of its own
-                seen.add(id(child))
-                waiting.append((child, number))
-                if key != child.tokens:
-                    misfiled.append(self.numbers.of(child))
-
     # -- watching --------------------------------------------------------------------------
 
-    def attach(self, watcher: Watcher) -> None:
+    def attach(self, watcher: CacheObserver) -> None:
         """Put hooks on the live objects. Raises EngineError if there are some already."""
         if self._hooks is not None:
             raise EngineError("This engine is watched already: end that first.")
@@ -258,7 +232,7 @@ class CacheProbe(ABC):
         """Take the hooks off, so that every object is as it was before."""
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
-            hooks.take_off()
+            hooks.restore()
 
     @abstractmethod
     def hook(self, hooks: Hooks) -> None:
@@ -513,7 +487,7 @@ class CacheProbe(ABC):
             return ("tokens", "start_positions", "seq_lens", "block_tables")
         return ("tokens", "seq_lens", "block_tables")
 
-    def takes_off(self, process: Any) -> None:
+    def starts_invocation(self, process: Any) -> None:
         """Note, in the task of an engine's process, that it is to call the model."""
         CURRENT_INVOCATION.set(process)
         FILLED.set({} if self.watcher is not None and self.watcher.verifies else None)
@@ -544,7 +518,7 @@ class CacheProbe(ABC):
     def _hook_invocations(self, hooks: Hooks) -> None:
         self._hook_filling(hooks)
         for phase in ("prefill", "decode"):
-            functions = getattr(self.service, f"{phase}_functions")
+            functions = getattr(self.native, f"{phase}_functions")
             for size, function in list(functions.items()):
                 hooks.item(functions, size, self._tap(phase, function))
 
@@ -574,14 +548,16 @@ class CacheProbe(ABC):
             try:
                 results = await function(*args, fiber=fiber)
             except BaseException as error:
-                self.land(Landing(invocation, phase, len(requests), arguments), error)
+                self.land(FinishedInvocation(invocation, phase, len(requests), arguments), error)
                 raise
             try:
                 if filled is not None:
                     returned = [bytes(mapped_of(array, filled)) for array in arguments]
                 rows = len(requests)
                 self.await_landing(
-                    Landing(invocation, phase, rows, arguments, results, filled, returned)
+                    FinishedInvocation(
+                        invocation, phase, rows, arguments, results, filled, returned
+                    )
                 )
             except Exception as error:
                 watcher.fault(error)
@@ -590,13 +566,13 @@ class CacheProbe(ABC):
         return fly
 
     @abstractmethod
-    def await_landing(self, landing: Landing) -> None:
+    def await_landing(self, landing: FinishedInvocation) -> None:
         """Have `land` called once the engine itself has waited for the device.
 
         Until then the arrays must be kept, and hold what the device got.
         """
 
-    def land(self, landing: Landing, error: BaseException | None = None) -> None:
+    def land(self, landing: FinishedInvocation, error: BaseException | None = None) -> None:
         """Tell the end of an invocation."""
         watcher = self.watcher
         assert watcher is not None
@@ -604,7 +580,7 @@ class CacheProbe(ABC):
         if invocation is None:
             return  # its beginning could not be told
         arrays: dict[str, Any] = {}
-        if watcher.look_inside:
+        if watcher.check_contents:
             self._look_inside(arguments, phase)
         try:
             names = self.argument_names(phase, len(arguments))
@@ -655,13 +631,13 @@ class CacheProbe(ABC):
     def _slots(self, page: Any) -> Any:
         """Return the elements, or the bytes, of each slot of a page, [slots, elements]."""
         stride = int(self.cache.tokens_per_page)
-        halves = 2 * int(self.service.model_params.transformer_block_count)
+        halves = 2 * int(self.native.model_params.transformer_block_count)
         halves *= len(self.pool.page_tables)
         return np.moveaxis(page.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
 
     def _copy_differs(self, source: int, target: int) -> int | None:
         """Return the first slot in which a copy is unlike its source, if that is looked at."""
-        if self.watcher is None or not self.watcher.look_inside:
+        if self.watcher is None or not self.watcher.check_contents:
             return None
         one, other = (
             self._slots(np.frombuffer(self._bytes(page), np.uint8)) for page in (source, target)

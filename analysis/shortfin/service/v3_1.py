@@ -18,9 +18,9 @@ from analysis.shortfin.cache.allocations.probe import AllocationProbe
 from analysis.shortfin.cache.probe import CacheProbe
 from analysis.shortfin.capture import tell_fault
 from analysis.shortfin.port import (
-    Adapter,
     Answer,
     Call,
+    Service,
     Setup,
     cache_settings,
     model_settings,
@@ -84,7 +84,7 @@ class _Responder:
     def stream_part(self, content: bytes | None) -> None: ...
 
 
-class V31(Adapter):
+class V31(Service):
     """The generation of 3.1.0."""
 
     def __init__(self, setup: Setup) -> None:
@@ -102,7 +102,7 @@ class V31(Adapter):
         self.sysman = SystemManager(
             device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
         )
-        self.service = components.GenerateService(
+        self.native = components.GenerateService(
             name=setup.name,
             sysman=self.sysman,
             tokenizer=Tokenizer.from_tokenizer_json_file(
@@ -118,14 +118,14 @@ class V31(Adapter):
             ),
             **options["service"],
         )
-        self.service.load_inference_module(setup.vmfb)
-        self.service.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
+        self.native.load_inference_module(setup.vmfb)
+        self.native.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
 
         self._responders: dict[str, _Responder] = {}
 
     def start(self) -> None:
         self.start_system()
-        self.service.start()
+        self.native.start()
 
     def launch(self, call: Call) -> None:
         # Up to 3.5 the engine answers one token more than it is asked for.
@@ -139,7 +139,7 @@ class V31(Adapter):
             replace(call, on_end=lambda answer: self._ended(responder, call, answer))
         )
         self._responders[call.request_id] = responder
-        _Client(self.service, request, responder).launch()
+        _Client(self.native, request, responder).launch()
 
     def _ended(self, responder: _Responder, call: Call, answer: Answer) -> None:
         if self._responders.get(call.request_id) is responder:  # not one that got the name since
@@ -149,27 +149,27 @@ class V31(Adapter):
     def responder_of(self, request_id: str) -> Any:
         return self._responders.get(request_id)
 
-    def whereabouts(self, request_id: str) -> str:
-        batcher = self.service.batcher
+    def request_state(self, request_id: str) -> str:
+        batcher = self.native.batcher
         for phase in ("prefill", "decode"):
             if any(r.rid == request_id for r in list(getattr(batcher, f"pending_{phase}s"))):
                 return f"pending {phase}"
         return "unknown"
 
-    def silent_death(self) -> str | None:
-        return f"The batcher ended: {self.service.batcher}." if self.has_stopped() else None
+    def dead_worker(self) -> str | None:
+        return f"The batcher ended: {self.native.batcher}." if self.has_stopped() else None
 
     def has_stopped(self) -> bool:
-        return "TERMINATED" in str(self.service.batcher)
+        return "TERMINATED" in str(self.native.batcher)
 
     def stop_service(self) -> None:
-        self.service.shutdown()
+        self.native.shutdown()
 
     def _probe_class(self) -> type[CacheProbe]:
         return AllocationProbe
 
-    def _invocation_class(self) -> Any:
+    def invocation_class(self) -> Any:
         return components.InferenceExecutorProcess
 
 
-ADAPTER = V31
+SERVICE = V31

@@ -25,9 +25,9 @@ from analysis.shortfin.cache.probe import CacheProbe
 from analysis.shortfin.cache.records.probe import RecordProbe
 from analysis.shortfin.capture import tell_fault
 from analysis.shortfin.port import (
-    Adapter,
     Answer,
     Call,
+    Service,
     Setup,
     cache_settings,
     model_settings,
@@ -83,7 +83,7 @@ class _Responder:
         self.call.on_end(answer)
 
 
-class V39(Adapter):
+class V39(Service):
     """The generation of 3.9.0."""
 
     def __init__(self, setup: Setup) -> None:
@@ -135,7 +135,7 @@ class V39(Adapter):
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.service = LlmGenerateService(
+            self.native = LlmGenerateService(
                 name=setup.name,
                 sysman=self.sysman,
                 tokenizer=Tokenizer.from_tokenizer_json_file(
@@ -145,14 +145,14 @@ class V39(Adapter):
                 server_params=server_params,
                 program_isolation=server_params.program_isolation,
             )
-        self.service.load_inference_module(setup.vmfb)
-        self.service.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
+        self.native.load_inference_module(setup.vmfb)
+        self.native.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
         self._calls: dict[str, Call] = {}
         self._processes: dict[str, Any] = {}
 
     def start(self) -> None:
         self.start_system()
-        self.service.start()
+        self.native.start()
         self._watch_tokens()
 
     def launch(self, call: Call) -> None:
@@ -167,7 +167,7 @@ class V39(Adapter):
         request.post_init()
         responder = _Responder(call, self._forget)
         process = ClientGenerateBatchProcess(
-            self.service, request, responder, fiber=self.service.main_fiber
+            self.native, request, responder, fiber=self.native.main_fiber
         )
         self._calls[call.request_id] = call
         self._processes[call.request_id] = process
@@ -183,13 +183,13 @@ class V39(Adapter):
         return None if process is None else process.responder
 
     def owns(self, worker: Any) -> bool:
-        pool = self.service.main_fiber_pool  # its workers are named alike in every engine
+        pool = self.native.main_fiber_pool  # its workers are named alike in every engine
         return super().owns(worker) or any(
             worker is mine or worker == mine for mine in pool._FiberPool__workers
         )
 
-    def whereabouts(self, request_id: str) -> str:
-        engine = self.service.unified_batcher._impl.batching_engine
+    def request_state(self, request_id: str) -> str:
+        engine = self.native.unified_batcher._impl.batching_engine
         # A scheduler knows a request by the name of its own for each beam.
         for phase in ("prefill", "decode"):
             lane = getattr(engine, f"{phase}_lane")
@@ -207,7 +207,7 @@ class V39(Adapter):
                 return f"executing {phase}"
         return "working" if request_id in self._processes else "unknown"
 
-    def silent_death(self) -> str | None:
+    def dead_worker(self) -> str | None:
         for name, lane in self._lanes().items():
             if "TERMINATED" in lane:
                 return f"The {name.replace('_', ' ')} ended: {lane}."
@@ -217,21 +217,21 @@ class V39(Adapter):
         return all("TERMINATED" in lane for lane in self._lanes().values())
 
     def _lanes(self) -> dict[str, str]:
-        lanes = self.service.unified_batcher._impl.batching_engine
+        lanes = self.native.unified_batcher._impl.batching_engine
         return {name: str(getattr(lanes, name, "")) for name in ("prefill_lane", "decode_lane")}
 
     def stop_service(self) -> None:
-        self.service.shutdown()
+        self.native.shutdown()
 
     def _probe_class(self) -> type[CacheProbe]:
         return RecordProbe
 
-    def _invocation_class(self) -> Any:
+    def invocation_class(self) -> Any:
         return batching.LlmInvocationProcess
 
     def _watch_tokens(self) -> None:
         """Note when a token was chosen: a decode is submitted with it the moment it is known."""
-        batcher = self.service.unified_batcher
+        batcher = self.native.unified_batcher
         submit = batcher.submit
 
         def watched(exec_request: Any) -> Any:
@@ -251,4 +251,4 @@ class V39(Adapter):
             self._processes.pop(call.request_id, None)
 
 
-ADAPTER = V39
+SERVICE = V39

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.core.errors import EngineError
 from analysis.runs.store import Run
 from analysis.sanitizer.recorded import controls_of
+from analysis.shortfin.releases import row_of
 from analysis.stats.rates import FAILURES
 from analysis.studies.causes.hypotheses import Hypothesis, Names, applicable, arms
 from analysis.studies.causes.verdicts import Asked, Verdict, asked, judge
@@ -21,7 +22,9 @@ class Scenario:
     """What the engine is asked, and with how many pages."""
 
     name: str
-    release: str
+    needs: str
+    """The capability of the releases that fail under it."""
+    release: str = ""
     prefix_sharing: str
     page_count: int
     workload: str
@@ -137,7 +140,7 @@ _CONTINUED: Names = (
 _SCENARIOS = (
     Scenario(
         name="no sharing",
-        release="3.1.0",
+        needs="allocations",
         prefix_sharing="none",
         page_count=256,
         workload="mixed",
@@ -146,7 +149,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie",
-        release="3.1.0",
+        needs="allocations",
         prefix_sharing="trie",
         page_count=256,
         workload="mixed",
@@ -155,7 +158,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie, 64 pages",
-        release="3.1.0",
+        needs="allocations",
         prefix_sharing="trie",
         page_count=64,
         workload="shared_prefix",
@@ -165,7 +168,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie, 16 pages",
-        release="3.1.0",
+        needs="allocations",
         prefix_sharing="trie",
         page_count=16,
         workload="shared_prefix",
@@ -176,7 +179,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="no sharing, 24 pages",
-        release="3.1.0",
+        needs="allocations",
         prefix_sharing="none",
         page_count=24,
         workload="mixed",
@@ -187,7 +190,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="no sharing, 64 pages",
-        release="3.9.0",
+        needs="records",
         prefix_sharing="none",
         page_count=64,
         workload="mixed",
@@ -198,7 +201,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie, 64 pages",
-        release="3.9.0",
+        needs="records",
         prefix_sharing="trie",
         page_count=64,
         workload="shared_prefix",
@@ -209,10 +212,10 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie, found and evicted",
-        release="3.9.0",
+        needs="records",
         prefix_sharing="trie",
         page_count=17,
-        workload="evict_found",
+        workload="evict_after_lookup",
         concurrency=2,
         rounds=12,
         among=_TWO_STEPS,
@@ -221,7 +224,7 @@ _SCENARIOS = (
     ),
     Scenario(
         name="trie, answers continued",
-        release="3.9.0",
+        needs="records",
         prefix_sharing="trie",
         page_count=256,
         workload="identical_then_continued",
@@ -234,7 +237,8 @@ _SCENARIOS = (
 
 def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
     """Return the scenarios of a release, all or those named; EngineError for another name."""
-    known = {s.name: s for s in _SCENARIOS if s.release == release}
+    has = row_of(release).capabilities
+    known = {s.name: replace(s, release=release) for s in _SCENARIOS if s.needs in has}
     if not known:
         raise EngineError(f"No scenario is known in which shortfin {release} fails: write one.")
     if strange := [name for name in only or () if name not in known]:

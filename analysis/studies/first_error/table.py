@@ -92,7 +92,7 @@ def leads_table(ahead: pd.DataFrame, count: int = 10) -> HtmlTable:
     left = len(shown) - count
     table = _table(shown.head(count))
     if left > 0:
-        return HtmlTable(shown, f"{table._repr_html_()}<p>And {left} more.</p>")
+        return HtmlTable(shown, f"{table.markup}<p>And {left} more.</p>")
     return table
 
 

@@ -1,4 +1,4 @@
-"""What examining the cache by itself found, as tables for readers."""
+"""What examining the cache by itself found, as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def isolation_table(untreated: Sequence[Result], treated: Sequence[Result]) -> H
     """
     rows = []
     for before, after in zip(untreated, treated, strict=True):
-        mended = {row["scenario"]: row for row in after.table()}
+        fixed = {row["scenario"]: row for row in after.table()}
         for row in before.table():
             rows.append(
                 {
@@ -30,12 +30,12 @@ def isolation_table(untreated: Sequence[Result], treated: Sequence[Result]) -> H
                     "workers": row["workers"],
                     "interleavings": row["interleavings"],
                     "failing": _failing(row),
-                    "failing with the fixes": _failing(mended[row["scenario"]]),
+                    "failing with the fixes": _failing(fixed[row["scenario"]]),
                     "broken in any order": row["breaks"],
                     "broken only interleaved": row["breaks by interleaving"],
                 }
             )
-    return _table(pd.DataFrame(rows))
+    return _table(rows)
 
 
 def broken_rules_table(results: Sequence[Result]) -> HtmlTable:
@@ -48,18 +48,16 @@ def broken_rules_table(results: Sequence[Result]) -> HtmlTable:
             "schedule": str(failure.schedule),
             "of scenario": failure.scenario,
             "takes": failure.needs,
-            "happens": failure.happens,
+            "reachable on its threads": "yes" if failure.reachable else "no",
         }
         for result in results
         for failure in result.shortest()
     ]
-    if not rows:
-        return HtmlTable(pd.DataFrame(), "<p>No rule was broken.</p>")
-    return _table(pd.DataFrame(rows))
+    return _table(rows) if rows else HtmlTable(pd.DataFrame(), "<p>No rule was broken.</p>")
 
 
 def left_out_table(results: Mapping[str, Result]) -> HtmlTable:
-    """Show what comes back when each of the fixes is left out alone."""
+    """Show which failures come back when each of the fixes is left out alone."""
     rows = []
     for name, result in results.items():
         rules = list(dict.fromkeys(failure.rule for failure in result.shortest()))
@@ -72,25 +70,22 @@ def left_out_table(results: Mapping[str, Result]) -> HtmlTable:
                 "scenario": "" if shortest is None else shortest.scenario,
             }
         )
-    return _table(pd.DataFrame(rows))
+    return _table(rows)
 
 
 def _failing(row: dict[str, Any]) -> int | str:
     return int(row["failing"]) if row["complete"] else "not all covered"
 
 
-def _table(frame: pd.DataFrame) -> HtmlTable:
-    header = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
-    body = "".join(
-        f"<tr>{''.join(_trial(name, value) for name, value in row.items())}</tr>"
-        for row in frame.to_dict("records")
-    )
+def _table(rows: list[dict[str, Any]]) -> HtmlTable:
+    def shown(name: str, value: Any) -> str:
+        if isinstance(value, int):
+            return f'<td style="text-align: right">{value:,}</td>'
+        text = escape(str(value))
+        return f"<td><code>{text}</code></td>" if "schedule" in name else f"<td>{text}</td>"
+
+    frame = pd.DataFrame(rows)
+    header = "".join(f"<th>{escape(name)}</th>" for name in frame.columns)
+    body = "".join(f"<tr>{''.join(shown(*cell) for cell in row.items())}</tr>" for row in rows)
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
     return HtmlTable(frame, table)
-
-
-def _trial(name: Any, value: Any) -> str:
-    if isinstance(value, int):
-        return f'<td style="text-align: right">{value:,}</td>'
-    text = escape(str(value))
-    return f"<td><code>{text}</code></td>" if "schedule" in str(name) else f"<td>{text}</td>"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from analysis.interleavings.result import REAL, Result
+from analysis.core.wording import counted, listed
+from analysis.interleavings.result import Result
 
 
 def answer_in_a_sentence(
@@ -12,54 +13,52 @@ def answer_in_a_sentence(
     treated: Sequence[Result],
     left_out: Mapping[str, Result] | None = None,
 ) -> str:
-    """Return what the cache of one release does by itself, and whether its fixes mend it.
+    """Return what the cache of one release does by itself, and whether its fixes help.
 
     `left_out` has the results with all fixes but one, by the name of that one.
     """
-    release = untreated[0].release
-    said = [_found(result) for result in untreated]
-    many = sum(result.interleavings for result in treated)
-    if all(result.ok and result.complete for result in treated):
-        mended = f"with all fixes applied, every rule holds in all {many:,} interleavings"
-    elif all(result.ok for result in treated):
-        mended = f"with all fixes applied, no rule was broken, but not all was covered ({many:,})"
+    many = counted(sum(result.interleavings for result in treated), "interleaving")
+    broken = sorted({failure.rule for result in treated for failure in result.failures})
+    if broken:
+        fixed = f"with all fixes applied, these rules stay broken: {', '.join(broken)}"
+    elif all(result.complete for result in treated):
+        fixed = f"with all fixes applied, every rule holds in all {many}"
     else:
-        left = {failure.rule for result in treated for failure in result.failures}
-        mended = f"the fixes leave broken: {', '.join(sorted(left))}"
+        fixed = f"with all fixes applied, no rule was broken, but only {many} were covered"
     if left_out:
-        matter = [name for name, result in left_out.items() if result.failures]
-        mended += f"; left out alone, {len(matter)} of {len(left_out)} fixes bring a failure back"
-    return f"The cache of shortfin {release} by itself: {'; '.join(said)}; {mended}."
+        matter = sum(not result.ok for result in left_out.values())
+        fixed += f"; left out alone, {matter} of {len(left_out)} fixes bring a failure back"
+    found = "; ".join(_found(result) for result in untreated)
+    return f"The cache of shortfin {untreated[0].release} by itself: {found}; {fixed}."
 
 
 def answer_in_words(
     untreated: Sequence[Result], treated: Sequence[Result], left_out: Mapping[str, Result]
 ) -> str:
-    """Return the answer, what it takes to fail, and which fixes were seen to matter."""
-    lines = [f"**{answer_in_a_sentence(untreated, treated)}**"]
+    """Return the answer, what it takes to fail, and which fixes made a difference."""
     failures = [failure for result in untreated for failure in result.failures]
-    alone = {failure.rule for failure in failures if failure.sequential}
-    only = {failure.rule for failure in failures} - alone
-    threads = untreated[0].threads
-    said = [f"Requests of this release are carried out on {threads}."]
-    if alone:
-        said.append(
-            f"Of the broken rules, {_listed(alone)} need no concurrency: they fail when each"
-            " request waits for the one before."
+    serial = sorted({failure.rule for failure in failures if failure.sequential})
+    only = sorted({failure.rule for failure in failures}.difference(serial))
+    text = f"This release carries out requests on {untreated[0].threads}."
+    if serial:
+        text += (
+            f" These rules break without concurrency, when each request waits for the one before:"
+            f" {_names(serial)}."
         )
     if only:
-        said.append(
-            f"Only when requests are under way at once {_listed(only)} fail, in an order of whole"
-            f" operations{', which this release can come to' if _all_real(untreated) else ''}."
+        reachable = ", which this release can come to" if all(f.reachable for f in failures) else ""
+        text += (
+            f" These rules break only in an interleaving of whole operations{reachable}:"
+            f" {_names(only)}."
         )
-    lines.append(" ".join(said))
-    matter = [name for name, result in left_out.items() if result.failures]
-    silent = [name for name, result in left_out.items() if not result.failures]
+    lines = [f"**{answer_in_a_sentence(untreated, treated)}**", text]
     if left_out:
-        lines.append(
-            f"Left out alone, each of {_listed(matter)} brings a failure back."
-            + (f" Nothing is seen here without {_listed(silent)}." if silent else "")
-        )
+        matter = [name for name, result in left_out.items() if not result.ok]
+        without = [name for name, result in left_out.items() if result.ok]
+        text = f"Left out alone, each of these fixes brings a failure back: {_names(matter)}."
+        if without:
+            text += f" These fixes make no difference here: {_names(without)}."
+        lines.append(text)
     if not all(result.complete for result in (*untreated, *treated)):
         lines.append("Time ended before every interleaving was covered.")
     return "\n\n".join(lines)
@@ -67,23 +66,14 @@ def answer_in_words(
 
 def _found(result: Result) -> str:
     how = "without prefix sharing" if result.prefix_sharing == "none" else "with the trie"
-    rules = list(dict.fromkeys(failure.rule for failure in result.shortest()))
+    many = counted(result.interleavings, "interleaving")
+    rules = {failure.rule for failure in result.failures}
     if not rules:
-        return f"{how} no rule is broken in {result.interleavings:,} interleavings"
+        return f"{how} no rule is broken in {many}"
     failing = sum(covered.failing for covered in result.scenarios if covered.complete)
-    return (
-        f"{how} {len(rules)} rule{'s are' if len(rules) > 1 else ' is'} broken, in"
-        f" {failing:,} of {result.interleavings:,} interleavings"
-    )
+    verb = "is" if len(rules) == 1 else "are"
+    return f"{how} {counted(len(rules), 'rule')} {verb} broken, in {failing:,} of {many}"
 
 
-def _all_real(results: Sequence[Result]) -> bool:
-    return all(failure.happens == REAL for result in results for failure in result.failures)
-
-
-def _listed(names: object) -> str:
-    listed = [f"*{name}*" for name in names]  # type: ignore[attr-defined]
-    listed = sorted(listed) if isinstance(names, set) else listed
-    if not listed:
-        return "none"
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+def _names(names: Sequence[str]) -> str:
+    return listed(f"*{name}*" for name in names)

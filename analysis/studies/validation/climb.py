@@ -17,9 +17,8 @@ from analysis.core.paths import place_of
 from analysis.runs.schema import FAULT
 from analysis.runs.store import differences, load_run
 from analysis.sanitizer.rules import RULES
-from analysis.shortfin import PACE_S
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
-from analysis.shortfin.environments import check_known
+from analysis.shortfin.releases import row_of
 from analysis.stats.rates import least_rate
 from analysis.studies.validation.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.studies.validation.isolated import examine
@@ -27,11 +26,11 @@ from analysis.studies.validation.result import LEVELS, Isolated, Ladder, LadderE
 from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.prepare import check_lengths
-from analysis.workloads.workload import BUILDERS, LONGEST_ANSWER, in_turn
+from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
-EVERY: tuple[str, ...] = tuple(BUILDERS)[::-1]
+EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
 """What the rungs ask, one workload an engine, in turn: all, the most exacting first."""
-_LOWEST_ONLY = ("evict_found",)
+_LOWEST_ONLY = ("evict_after_lookup",)
 """What is made for two clients, and takes long with more: asked on the lowest rung."""
 
 OnStep = Callable[[Isolated | Rung], None]
@@ -72,7 +71,7 @@ class Settings:
     levels: tuple[int, ...] = LEVELS
     pages: int = 256
     workload: str | None = None
-    """One, or several as `mixed+growing`; None: every one that can be made."""
+    """One, or several as `mixed+multi_turn`; None: every one that can be made."""
     max_new_tokens: int = 15
     """So many that every answer enters a new page of 16 tokens sooner or later."""
     seed: int = 0
@@ -84,7 +83,7 @@ class Settings:
     tolerate: Tolerated = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_known(self.release)
+        row_of(self.release)
         for name in self.treatments:
             if name.startswith(FAULT):
                 raise LadderError(
@@ -157,8 +156,10 @@ class Settings:
         """
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_trial // level))
         names = self.asked_at(level)
-        first, token, *_ = PACE_S.get(self.release, (0.0, 0.0))
-        longest_s = first + token * max(self.max_new_tokens, LONGEST_ANSWER)
+        pace = row_of(self.release).pace
+        longest_s = pace.first_token_s + pace.further_token_s * max(
+            self.max_new_tokens, LONGEST_ANSWER
+        )
         timeout_s = self.request_timeout_s
         if timeout_s is None:
             timeout_s = max(_TIMEOUT_S, _PATIENCE * longest_s)
@@ -277,8 +278,11 @@ def _asked(plan: Plan, evidence: Iterable[Evidence]) -> set[str]:
 
 def _jobs(plan: Plan, level: int) -> int:
     """Return how many engines fill the cores without keeping each other from their work."""
-    _, token, _, token_in_full = PACE_S.get(plan.releases[0], (0, 0, 0, 1))
-    waits = level % max(plan.batch_sizes) and token > _WAITING * token_in_full
+    pace = row_of(plan.releases[0]).pace
+    waits = (
+        level % max(plan.batch_sizes)
+        and pace.further_token_s > _WAITING * pace.full_further_token_s
+    )
     return _IDLE_JOBS if waits else os.cpu_count() or 1
 
 

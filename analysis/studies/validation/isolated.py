@@ -15,8 +15,6 @@ from analysis.studies.validation.result import Isolated
 
 _GRACE_S = 60.0
 """Beyond its own budget: it starts, minimises what failed, and says so."""
-_OURS = "on this release's threads"
-"""How a failure that can happen on the real threads of a release is called."""
 
 
 def examine(
@@ -56,7 +54,7 @@ def read(said: Mapping[str, Any], seconds: float) -> Isolated:
     """Return what an examination said of itself; KeyError or TypeError if it is none."""
     ours, others = [], 0
     for failure in said["failures"]:
-        if _OURS in str(failure["happens"]):
+        if failure["reachable"]:
             ours.append(f"{failure['scenario']}: {failure['message']}")
         else:
             others += 1

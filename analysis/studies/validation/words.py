@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.stats.clustered import FEWEST
 from analysis.studies.validation.result import Found, Isolated, Ladder, Rung
-from analysis.workloads.workload import in_turn
+from analysis.workloads.named import in_turn
 
 _MIB = 2**20
 _SHOWN = 3

@@ -43,7 +43,7 @@ class TokensExchanged(Passing):
 
     name = "fault:tokens-exchanged-after-filling"
     change = "Two rows of one decode have each other's tokens while the device reads, once."
-    rule, cause = "arguments as filled", "tokens"
+    rule, cause = "argument-changed", "tokens"
 
     def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tokens = invocation.arrays["tokens"]
@@ -59,7 +59,7 @@ class TokensOfLast(Passing):
 
     name = "fault:tokens-of-last-invocation"
     change = "The tokens of one decode are those of the one before while the device reads, once."
-    rule, cause = "arguments as filled", "tokens"
+    rule, cause = "argument-changed", "tokens"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -80,7 +80,7 @@ class PromptChanged(Passing):
     name = "fault:prompt-changed-after-filling"
     change = "One token of one row of a prefill is another while the device reads, once."
     phase, after = "prefill", 0
-    rule, cause = "arguments as filled", "tokens"
+    rule, cause = "argument-changed", "tokens"
 
     def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tokens = invocation.arrays["tokens"]
@@ -93,7 +93,7 @@ class LengthChanged(Passing):
 
     name = "fault:length-changed-after-filling"
     change = "One row of a decode is one token too short while the device reads, once."
-    rule, cause = "arguments as filled", "seq_lens"
+    rule, cause = "argument-changed", "seq_lens"
 
     def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.arrays["seq_lens"][row] -= 1
@@ -105,7 +105,7 @@ class StartChanged(Passing):
 
     name = "fault:start-changed-after-filling"
     change = "One row of a decode starts one position early while the device reads, once."
-    rule, cause = "arguments as filled", "start_positions"
+    rule, cause = "argument-changed", "start_positions"
 
     def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.arrays["start_positions"][row] -= 1
@@ -117,7 +117,7 @@ class TableChanged(Passing):
 
     name = "fault:table-changed-after-filling"
     change = "The first page of one row of a decode is a free one while the device reads, once."
-    rule, cause = "arguments as filled", "block_tables"
+    rule, cause = "argument-changed", "block_tables"
 
     def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         free = probe.pool.available_pages
@@ -133,7 +133,7 @@ class RefilledDuringInvocation(InvocationFault):
 
     name = "fault:refilled-in-invocation"
     change = "The lengths of one decode are overwritten when it was called, before it lands, once."
-    rule, cause = "arguments as filled", "seq_lens"
+    rule, cause = "argument-changed", "seq_lens"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.later = {"seq_lens": np.roll(invocation.arrays["seq_lens"], 1) + 1}
@@ -146,7 +146,7 @@ class NextBeforeLanding(Fault):
     name = "fault:next-before-landing"
     change = "One decode is reported as done with the last results before it has landed, once."
     releases = ("3.1.0",)
-    rule, cause = "landed before read", "still under way"
+    rule, cause = "read-before-write", "write-pending"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -155,9 +155,9 @@ class NextBeforeLanding(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Hold one decode back until the next of a request of it has begun."""
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
-        executor, functions = adapter._invocation_class(), adapter.service.decode_functions
+        executor, functions = adapter.invocation_class(), adapter.native.decode_functions
         run = executor.run
 
         async def running(process: Any) -> None:

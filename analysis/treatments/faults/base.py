@@ -82,7 +82,7 @@ class InvocationFault(Fault):
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Look at every invocation for one that it can strike."""
         passed = 0
-        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        probe = engine.probe or engine.service.probe()  # type: ignore[union-attr]
 
         def edit(invocation: Boarded) -> None:
             nonlocal passed

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 Bits = npt.NDArray[np.uint16]
 _LAYER, _HEAD, _SLOT = 1, 1, 3
 _FLIP = 0x0100
-_CHANGED = ("unwritten bytes", "changed")
-_MOVED = ("unwritten bytes", "another slot's bytes")
-_MISSING = ("arrived writes", "a part is missing")
+_CHANGED = ("kv-corruption", "changed")
+_MOVED = ("kv-corruption", "other-slot")
+_MISSING = ("lost-write", "part-of-slot")
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def bits_of(probe: Any, page: int) -> Iterator[Bits]:
     For an engine on one device, whose memory can be mapped.
     """
     [table] = probe.pool.page_tables
-    params = probe.service.model_params
+    params = probe.native.model_params
     heads = int(params.paged_kv_cache.attention_head_count_kv)
     layers, stride = int(params.transformer_block_count), int(probe.cache.tokens_per_page)
     with table.view(page).map(read=True, write=True) as mapped:
@@ -105,7 +105,7 @@ class FlippedBitFree(InvocationFault):
 
     name = "fault:flipped-bit-free"
     change = "One bit of a free page is flipped, once."
-    rule, cause = ("unwritten bytes", "of a free page")
+    rule, cause = ("kv-corruption", "free-page")
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         page = probe.pool.available_pages[len(probe.pool.available_pages) // 2].index
@@ -253,7 +253,7 @@ class WriteLost(_WriteFault):
 
     name = "fault:write-lost"
     change = "The slot of one decode keeps what it held before."
-    rule, cause = ("arrived writes", "nothing arrived")
+    rule, cause = ("lost-write", "whole-slot")
 
     def lose(self, slot: Bits, before: Bits) -> None:
         slot[:] = before
@@ -309,7 +309,7 @@ class CopiedWithoutLayer(CopiedShort):
 
     name = "fault:copied-without-layer"
     change = "A page is copied without its last layer, once; the copy is freed again."
-    rule, cause = ("unwritten bytes", "not all of a copied page")
+    rule, cause = ("kv-corruption", "copied-page")
     part = 4
 
     def source(self, invocation: Boarded, row: int, probe: Any) -> int | None:

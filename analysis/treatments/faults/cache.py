@@ -31,7 +31,7 @@ class FreeWhileUsed(InvocationFault):
 
     name = "fault:free-while-used"
     change = "A page of a request under way is given back to the pool, once."
-    rule, cause = "one state", "freed while held"
+    rule, cause = "free-while-referenced", "held"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         request = invocation.request_ids[row]
@@ -47,7 +47,7 @@ class HandedOutTwice(InvocationFault):
 
     name = "fault:handed-out-twice"
     change = "A page of a request under way is put into the free list, once, to be taken next."
-    rule, cause = "one state", "handed out twice"
+    rule, cause = "double-allocation", "page-in-use"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         request = invocation.request_ids[row]
@@ -63,7 +63,7 @@ class DoubleFree(InvocationFault):
 
     name = "fault:double-free"
     change = "A free page is given back to the pool again, once."
-    rule, cause = "one state", "freed twice"
+    rule, cause = "double-free", "already-free"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
@@ -76,9 +76,9 @@ class LostPage(InvocationFault):
 
     name = "fault:lost-page"
     change = "A page vanishes from the free list, once."
-    rule, cause = "one state", "fewer free pages than were freed"
+    rule, cause = "free-count-mismatch", "too-few"
     # Its events do not say how many pages the pool has, so one is missed when it is counted.
-    otherwise = {"3.9.0": ("accounts", "changed behind its operations")}  # noqa: RUF012
+    otherwise = {"3.9.0": ("state-divergence", "untracked-change")}  # noqa: RUF012
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         probe.pool.available_pages.pop(0)
@@ -91,7 +91,7 @@ class PaddingPageGiven(InvocationFault):
     name = "fault:padding-page-given"
     control = False  # it needs a circumstance that a sweep may not have
     change = "Page 0 becomes the next page to be handed out, once."
-    rule, cause = "padding page", "given out"
+    rule, cause = "padding-page-allocated", "allocated"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry, pool = _entry(probe, 0), probe.pool
@@ -105,7 +105,7 @@ class PaddingPageGiven(InvocationFault):
 class _ReferenceFault(Fault):
     """A fault in giving back a reference."""
 
-    needs = "service.page_cache"
+    needs = "native.page_cache"
     sharing = "trie"
     releases = ("3.1.0",)
     times: int
@@ -114,7 +114,7 @@ class _ReferenceFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Have the first release that gives a page's reference back do it wrongly."""
-        probe = engine.probe or engine.adapter.probe()  # type: ignore[union-attr]
+        probe = engine.probe or engine.service.probe()  # type: ignore[union-attr]
         counts = type(probe.cache.root.ref_count)
         decrement = counts.decrement
 
@@ -138,7 +138,7 @@ class ReferenceLeaked(_ReferenceFault):
 
     name = "fault:reference-leaked"
     change = "One reference to a node of the trie is not given back."
-    rule, cause = "references", "not given back"
+    rule, cause = "ref-count-mismatch", "not-released"
     times, shared = 0, False
 
 
@@ -147,7 +147,7 @@ class ReferenceDropped(_ReferenceFault):
 
     name = "fault:reference-dropped"
     change = "One reference to a node of the trie is given back twice."
-    rule, cause = "references", "given back too often"
+    rule, cause = "ref-count-mismatch", "over-released"
     times, shared = 2, True
 
 
@@ -157,7 +157,7 @@ class OrphanedLeaf(InvocationFault):
     name = "fault:orphaned-leaf"
     change = "A node that is not in the trie is put into the set of leaves, once."
     sharing = "trie"
-    rule, cause = "leaves", "orphan"
+    rule, cause = "leaf-set-mismatch", "unlinked-node"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         page = _held(probe, invocation.request_ids[row])[-1]
@@ -172,7 +172,7 @@ class MissingLeaf(InvocationFault):
     name = "fault:missing-leaf"
     change = "A leaf of the trie is taken out of the set of leaves, once."
     sharing = "trie"
-    rule, cause = "leaves", "missing"
+    rule, cause = "leaf-set-mismatch", "missing-leaf"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         for leaf in list(probe.cache.leaves):
@@ -188,7 +188,7 @@ class WrongKey(InvocationFault):
     name = "fault:wrong-key"
     change = "A node is filed under other tokens than its own, once."
     sharing = "trie"
-    rule, cause = "accounts", "under another key"
+    rule, cause = "state-divergence", "wrong-key"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         children = probe.cache.root.children
@@ -204,7 +204,7 @@ class StalePrefix(InvocationFault):
     name = "fault:stale-prefix"
     change = "Two nodes of the trie exchange their pages, once."
     sharing = "trie"
-    rule, cause = "cached prefix", "another prefix"
+    rule, cause = "cached-prefix-mismatch", "other-prefix"
     control = False  # it shows only if one of the two is looked up again
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
@@ -222,7 +222,7 @@ class EvictReferenced(InvocationFault):
     name = "fault:evict-referenced"
     change = "A node that a request refers to is taken out of the trie, once."
     sharing = "trie"
-    rule, cause = "eviction", "referenced node"
+    rule, cause = "evicted-while-referenced", "referenced-node"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         for leaf in list(probe.cache.leaves):
@@ -239,7 +239,7 @@ class CopiedShort(InvocationFault):
 
     name = "fault:copied-short"
     change = "A page is copied and its last slot left out, once; the copy is freed again."
-    rule, cause = "whole copies", "short copy"
+    rule, cause = "partial-copy", "missing-slots"
     control = False  # a sweep does not look into the pages
     part: ClassVar[int] = 1024
     """The last one of so many parts of the page is missing."""
@@ -306,7 +306,7 @@ class NanInPaddingPage(InvocationFault):
 
     name = "fault:nan-in-padding-page"
     change = "Page 0 is filled with NaN, once."
-    rule, cause = "finite contents", "the padding page"
+    rule, cause = "nonfinite-kv", "padding-page"
     control = False  # a sweep does not look into the pages
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
@@ -321,7 +321,7 @@ class WrittenAfterFree(InvocationFault):
 
     name = "fault:written-after-free"
     change = "A page in quarantine is filled with ones, once; the treatment must be on for it."
-    rule, cause = "written after free", "written"
+    rule, cause = "write-after-free", "quarantined-page"
     control = False  # a sweep does not look into the pages
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:

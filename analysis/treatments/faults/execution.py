@@ -26,7 +26,7 @@ class ExecutedTwice(InvocationFault):
 
     name = "fault:executed-twice"
     change = "One decode is made twice; the engine goes on with the results of the second call."
-    rule, cause = "one execution", "executed twice"
+    rule, cause = "duplicate-execution", "repeated-step"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.again = True
@@ -47,7 +47,7 @@ class RepeatedElsewhere(InvocationFault):
     name = "fault:repeated-elsewhere"
     control = False  # it needs a circumstance that a sweep may not have
     change = "One decode is made twice, the second time with another request's first page."
-    rule, cause = "own prefix", "another request's data"
+    rule, cause = "wrong-kv-read", "cross-request"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         kept = invocation.arrays["block_tables"].copy()
@@ -66,7 +66,7 @@ class NeverLands(InvocationFault):
 
     name = "fault:never-lands"
     change = "The results of one decode never reach the engine."
-    rule, cause = "completion", "invocation without end"
+    rule, cause = "stuck-request", "invocation-pending"
     control: ClassVar[bool] = False
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
@@ -138,8 +138,8 @@ class _SubmitFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Look at every request that is submitted for a decode."""
-        assert engine.adapter is not None
-        service = engine.adapter.service
+        assert engine.service is not None
+        service = engine.service.native
         # Below where the token is seen that it goes on with.
         facade = getattr(service, "unified_batcher", None)
         batcher = service.batcher if facade is None else facade._impl
@@ -173,7 +173,7 @@ class SubmittedTwice(_SubmitFault):
     name = "fault:submitted-twice"
     change = "One decode is submitted to the batcher twice."
     releases = ("3.9.0",)  # 3.1.0 keeps a set of them
-    rule, cause = "one execution", "executed twice"
+    rule, cause = "duplicate-execution", "repeated-step"
 
     def damage(self, submit: Callable[[Any], None], item: Any) -> None:
         """Submit it twice."""
@@ -186,7 +186,7 @@ class DroppedByBatcher(_SubmitFault):
 
     name = "fault:dropped-by-batcher"
     change = "One decode never reaches the batcher's queue."
-    rule, cause = "completion", "stuck batcher"
+    rule, cause = "stuck-request", "batcher-stalled"
 
     def damage(self, submit: Callable[[Any], None], item: Any) -> None:
         """Do nothing."""
@@ -198,7 +198,7 @@ class StepSkipped(_SubmitFault):
     name = "fault:step-skipped"
     change = "One decode is not made; its request goes on with the results of the last one."
     releases = ("3.9.0",)
-    rule, cause = "flown tokens", "token without an invocation"
+    rule, cause = "token-without-invocation", "extra-token"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)

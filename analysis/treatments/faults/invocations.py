@@ -14,7 +14,7 @@ class WrongPage(InvocationFault):
     name = "fault:wrong-page"
     control = False  # it needs a circumstance that a sweep may not have
     change = "The first page of one row's block table is another request's, once."
-    rule, cause = "own prefix", "another request's data"
+    rule, cause = "wrong-kv-read", "cross-request"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         other = another(invocation, row)
@@ -33,7 +33,7 @@ class SwappedTables(InvocationFault):
 
     name = "fault:swapped-tables"
     change = "Two rows of one invocation have each other's block tables, once."
-    rule, cause = "block table", "a page of others"
+    rule, cause = "block-table-mismatch", "foreign-page"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         other = another(invocation, row)
@@ -51,7 +51,7 @@ class StalePage(InvocationFault):
     name = "fault:stale-page"
     control = False  # it needs a circumstance that a sweep may not have
     change = "The first page of one row's block table is a free one that was used before, once."
-    rule, cause = "own prefix", "a freed page's old data"
+    rule, cause = "wrong-kv-read", "stale-after-free"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -74,7 +74,7 @@ class SeqLenLong(InvocationFault):
 
     name = "fault:seq-len-long"
     change = "One row's length is one too long, once."
-    rule, cause = "own length", "beyond it"
+    rule, cause = "seq-len-mismatch", "overread"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row] + 2
@@ -86,7 +86,7 @@ class SeqLenShort(InvocationFault):
 
     name = "fault:seq-len-short"
     change = "One row's length is one too short, once."
-    rule, cause = "own length", "short of it"
+    rule, cause = "seq-len-mismatch", "underread"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row]
@@ -98,7 +98,7 @@ class StartPositionEarly(InvocationFault):
 
     name = "fault:start-position-early"
     change = "One row starts one position too early, once."
-    rule, cause = "own position", "too early"
+    rule, cause = "position-mismatch", "behind"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.arrays["start_positions"][row] -= 1
@@ -110,7 +110,7 @@ class StartPositionLate(InvocationFault):
 
     name = "fault:start-position-late"
     change = "One row starts one position too late, once."
-    rule, cause = "own position", "too late"
+    rule, cause = "position-mismatch", "ahead"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         starts = invocation.arrays["start_positions"]
@@ -128,7 +128,7 @@ class WrongToken(InvocationFault):
     name = "fault:wrong-token"
     change = "One token of one row's prompt is another, once."
     phase, after = "prefill", 0
-    rule, cause = "own tokens", "another token"
+    rule, cause = "token-mismatch", "wrong-token"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tokens = invocation.arrays["tokens"]
@@ -141,7 +141,7 @@ class PaddingPageInTable(InvocationFault):
 
     name = "fault:padding-page-in-table"
     change = "The first page of one row's block table is page 0, once."
-    rule, cause = "block table", "the padding page"
+    rule, cause = "block-table-mismatch", "padding-page"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tables = invocation.arrays["block_tables"]
@@ -157,7 +157,7 @@ class PaddingWritesPage(InvocationFault):
     name = "fault:padding-writes-page"
     control = False  # it needs a circumstance that a sweep may not have
     change = "A padding row's block table has a request's page, once."
-    rule, cause = "shared pages", "by padding"
+    rule, cause = "shared-page-write", "padding-row"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tables = invocation.arrays["block_tables"]
@@ -172,7 +172,7 @@ class MisplacedWrite(InvocationFault):
 
     name = "fault:misplaced-write"
     change = "One row writes into its own first page instead of its last, once."
-    rule, cause = "block table", "one page twice"
+    rule, cause = "block-table-mismatch", "duplicate-page"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
@@ -187,7 +187,7 @@ class DroppedWrite(InvocationFault):
 
     name = "fault:dropped-write"
     change = "One decode is not made; the results of the last one are given again."
-    rule, cause = "flown tokens", "token without an invocation"
+    rule, cause = "token-without-invocation", "extra-token"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         invocation.skip = True
@@ -200,7 +200,7 @@ class SharedPageWrite(InvocationFault):
     name = "fault:shared-page-write"
     change = "The page that one row writes to is one that the trie serves to others, once."
     sharing = "trie"
-    rule, cause = "shared pages", "by a row"
+    rule, cause = "shared-page-write", "request-row"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)

@@ -12,7 +12,7 @@ from analysis.treatments.invocations import Boarded
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
-    from analysis.shortfin import Call
+    from analysis.shortfin.port import Call
 
 
 class LostCompletion(InvocationFault):
@@ -21,7 +21,7 @@ class LostCompletion(InvocationFault):
     name = "fault:lost-completion"
     change = "One request is not woken when its invocation has landed."
     releases = ("3.1.0",)
-    rule, cause = "completion", "lost wake-up"
+    rule, cause = "stuck-request", "lost-wakeup"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         if row != invocation.real - 1:
@@ -54,11 +54,11 @@ class CompletedEarly(Fault):
     name = "fault:completed-early"
     change = "One decode is reported as done without an invocation, with the last results."
     releases = ("3.1.0",)
-    rule, cause = "flown tokens", "token without an invocation"
+    rule, cause = "token-without-invocation", "extra-token"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Answer one decode where the batcher takes it in."""
-        batcher = engine.adapter.service.batcher  # type: ignore[union-attr]
+        batcher = engine.service.native.batcher  # type: ignore[union-attr]
         submit = batcher.submit
         results: dict[str, Any] = {}
 
@@ -75,7 +75,7 @@ class CompletedEarly(Fault):
             submit(item)
 
         self._logits: Any = None
-        executor = engine.adapter._invocation_class()  # type: ignore[union-attr]
+        executor = engine.service.invocation_class()  # type: ignore[union-attr]
         run = executor.run
 
         async def noted(process: Any) -> None:
@@ -92,10 +92,10 @@ class TooShort(Fault):
 
     name = "fault:too-short"
     change = "One request is let have three tokens less than it wants."
-    rule, cause = "flown tokens", "completed early"
+    rule, cause = "token-without-invocation", "completed-early"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
         launch = adapter.launch
 

@@ -18,7 +18,7 @@ from analysis.treatments.faults.base import Fault, Struck, place_of
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
-    from analysis.shortfin import Call
+    from analysis.shortfin.port import Call
 
 
 # -- whose logits a request gets ---------------------------------------------------------------
@@ -83,16 +83,16 @@ class ResultFault(Fault):
 
 
 def _stand_between(engine: Engine, undo: ExitStack, give: Callable[[Given], None]) -> None:
-    adapter = engine.adapter
+    adapter = engine.service
     assert adapter is not None
     if engine.release == "3.1.0":
         for phase in ("prefill", "decode"):
-            functions = getattr(adapter.service, f"{phase}_functions")
+            functions = getattr(adapter.native, f"{phase}_functions")
             for size, function in list(functions.items()):
                 functions[size] = _giving(phase, function, give)
                 undo.callback(functions.__setitem__, size, function)
         return
-    lanes = adapter.service.unified_batcher._impl.batching_engine
+    lanes = adapter.native.unified_batcher._impl.batching_engine
     for phase in ("prefill", "decode"):
         responder = getattr(lanes, f"{phase}_lane")._llm_task_responder
         replace_attribute(undo, responder, "set_success", _succeeding(phase, responder, give))
@@ -128,7 +128,7 @@ class RowsExchanged(ResultFault):
 
     name = "fault:rows-exchanged"
     change = "Two rows of one decode give each other's requests their logits, once."
-    rule, cause = "own result", "another request's row"
+    rule, cause = "logits-mismatch", "other-request"
 
     def strike(self, given: Given, row: int) -> Struck | None:
         other = next((r for r in range(len(given.request_ids)) if r != row), None)
@@ -143,7 +143,7 @@ class RowOffByOne(ResultFault):
 
     name = "fault:row-off-by-one"
     change = "Every row of one decode gives its request the next row's logits, once."
-    rule, cause = "own result", "another request's row"
+    rule, cause = "logits-mismatch", "other-request"
 
     def strike(self, given: Given, row: int) -> Struck | None:
         ids, batch = given.request_ids, int(given.shape[0])
@@ -158,7 +158,7 @@ class PaddingResult(ResultFault):
 
     name = "fault:padding-result"
     change = "One row of a decode gives its request a padding row's logits, once."
-    rule, cause = "own result", "no row's last position"
+    rule, cause = "logits-mismatch", "unknown-logits"
 
     def strike(self, given: Given, row: int) -> Struck | None:
         if len(given.request_ids) >= given.shape[0]:
@@ -172,7 +172,7 @@ class StaleResult(ResultFault):
 
     name = "fault:stale-result"
     change = "One row of a decode gives its request the logits of the decode before, once."
-    rule, cause = "own result", "an earlier invocation's"
+    rule, cause = "logits-mismatch", "earlier-invocation"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -194,7 +194,7 @@ class ForeignStaleResult(StaleResult):
 
     name = "fault:foreign-stale-result"
     change = "One row of a decode gives its request another one's logits of the one before, once."
-    rule, cause = "own result", "another request's row"
+    rule, cause = "logits-mismatch", "other-request"
 
     def strike(self, given: Given, row: int) -> Struck | None:
         request = given.request_ids[row]
@@ -211,7 +211,7 @@ class PositionEarly(ResultFault):
     name = "fault:result-position-early"
     change = "One row of a prefill gives the logits of the position before its last, once."
     phase, after = "prefill", 0
-    rule, cause = "own result", "no row's last position"
+    rule, cause = "logits-mismatch", "unknown-logits"
 
     def strike(self, given: Given, row: int) -> Struck | None:
         given.instead = {row: (given.logits, row, -1)}
@@ -247,7 +247,7 @@ class SecondBest(TokenFault):
 
     name = "fault:second-best-token"
     change = "One token of a request is the second likeliest, once."
-    rule, cause = "own token", "not the likeliest"
+    rule, cause = "sampling-mismatch", "not-argmax"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Stand in for the engine's own selection."""
@@ -300,12 +300,12 @@ class TokenChanged(TokenFault):
 
     name = "fault:token-changed"
     change = "One token of a request is another one from when it was chosen, once."
-    rule, cause = "own token", "changed afterwards"
+    rule, cause = "sampling-mismatch", "changed"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Change the token where it goes on from the selection."""
         if engine.release == "3.1.0":
-            clients = sys.modules[type(engine.adapter).__module__]._Client
+            clients = sys.modules[type(engine.service).__module__]._Client
             stream = clients.stream_results
 
             def streaming(client: Any, process: Any) -> None:
@@ -369,7 +369,7 @@ class TokenDropped(AnswerFault):
 
     name = "fault:token-dropped"
     change = "One token in the middle of an answer is left out, once."
-    rule, cause = "whole answer", "tokens left out"
+    rule, cause = "answer-mismatch", "missing-tokens"
 
     def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
         return tokens[:2] + tokens[3:]
@@ -380,7 +380,7 @@ class TokenRepeated(AnswerFault):
 
     name = "fault:token-repeated"
     change = "One token in the middle of an answer is repeated, once."
-    rule, cause = "whole answer", "tokens too many"
+    rule, cause = "answer-mismatch", "extra-tokens"
 
     def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
         return tokens[:3] + tokens[2:]
@@ -391,7 +391,7 @@ class TokensReordered(AnswerFault):
 
     name = "fault:tokens-reordered"
     change = "Two tokens of an answer that follow each other are exchanged, once."
-    rule, cause = "whole answer", "other tokens"
+    rule, cause = "answer-mismatch", "wrong-tokens"
 
     def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
         place = next((i for i in range(len(tokens) - 1) if tokens[i] != tokens[i + 1]), None)
@@ -406,7 +406,7 @@ class ForeignAnswer(AnswerFault):
 
     name = "fault:foreign-answer"
     change = "One request is answered with the tokens of one that ended before, once."
-    rule, cause = "whole answer", "another request's answer"
+    rule, cause = "answer-mismatch", "other-request"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -425,7 +425,7 @@ class ResponderFault(Fault):
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         """Stand before the responder of one request, from its launch on."""
-        adapter = engine.adapter
+        adapter = engine.service
         assert adapter is not None
         launch = adapter.launch
 
@@ -455,7 +455,7 @@ class AnsweredTwice(ResponderFault):
 
     name = "fault:answered-twice"
     change = "One request is sent its answer twice."
-    rule, cause = "one answer", "answered again"
+    rule, cause = "duplicate-answer", "answered-again"
 
     def after_launch(self, responder: Any) -> None:
         send = responder.send_response
@@ -472,10 +472,10 @@ class AnsweredEarly(ResponderFault):
 
     name = "fault:answered-early"
     change = "One request is sent an answer of its first three tokens, and goes on."
-    rule, cause = "whole answer", "before its last token"
+    rule, cause = "answer-mismatch", "answered-early"
 
     def before(self, call: Call, engine: Engine) -> Call:
-        adapter, seen = engine.adapter, list[int]()
+        adapter, seen = engine.service, list[int]()
         assert adapter is not None
 
         def arrived(token: int | None) -> None:
@@ -484,7 +484,7 @@ class AnsweredEarly(ResponderFault):
             responder = adapter.responder_of(call.request_id)
             if len(seen) == 3 and responder is not None:
                 if engine.release == "3.1.0":
-                    (text,) = adapter.service.tokenizer.decode([seen])
+                    (text,) = adapter.native.tokenizer.decode([seen])
                     response: Any = b"data: " + text.encode() + b"\n\n"
                 else:
                     response = [list(seen)]

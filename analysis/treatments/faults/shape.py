@@ -44,7 +44,7 @@ class FreePageBeyond(InvocationFault):
     name = "fault:free-page-beyond"
     control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one decode row's length its block table has a free page, once."
-    rule, cause = "table padding", "a free page"
+    rule, cause = "block-table-padding", "free-page"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         place, free = _place_beyond(invocation, row, probe), indices(probe.pool.available_pages)
@@ -60,7 +60,7 @@ class FreePageBeyondPrompt(FreePageBeyond):
     name = "fault:free-page-beyond-prompt"
     control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one prompt's length its block table has a free page, once."
-    rule, cause = "table padding", "a free page"
+    rule, cause = "block-table-padding", "free-page"
     phase, after = "prefill", 0
 
 
@@ -70,7 +70,7 @@ class OthersPageBeyond(InvocationFault):
     name = "fault:others-page-beyond"
     control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one decode row's length its block table has another request's page, once."
-    rule, cause = "table padding", "a page of others"
+    rule, cause = "block-table-padding", "foreign-page"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         place, found = _place_beyond(invocation, row, probe), _anothers(invocation, row, probe)
@@ -87,7 +87,7 @@ class OthersPageBeyondPrompt(OthersPageBeyond):
     name = "fault:others-page-beyond-prompt"
     control = False  # it needs a circumstance that a sweep may not have
     change = "Beyond one prompt's length its block table has another request's page, once."
-    rule, cause = "table padding", "a page of others"
+    rule, cause = "block-table-padding", "foreign-page"
     phase, after = "prefill", 0
 
 
@@ -97,7 +97,7 @@ class StaleRestOfTable(InvocationFault):
     name = "fault:stale-rest-of-table"
     change = "Beyond one row's length its block table is left as a freed request had it, once."
     sharing = "none"  # with a trie such pages are cached, and free later if at all
-    rule, cause = "table padding", "a free page"
+    rule, cause = "block-table-padding", "free-page"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
@@ -122,7 +122,7 @@ class NoSuchPageBeyond(InvocationFault):
 
     name = "fault:no-such-page-beyond"
     change = "Beyond one decode row's length its block table has a page past the pool, once."
-    rule, cause = "table padding", "no such page"
+    rule, cause = "block-table-padding", "no-such-page"
     control = False  # an engine whose lengths are too long dies of it
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
@@ -138,7 +138,7 @@ class PageInPaddingRow(InvocationFault):
 
     name = "fault:page-in-padding-row"
     change = "The last place of a padding row's block table has a request's page, once."
-    rule, cause = "table padding", "in a padding row"
+    rule, cause = "block-table-padding", "padding-row"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         tables, request = invocation.arrays["block_tables"], invocation.request_ids[row]
@@ -192,7 +192,7 @@ class ParentElsewhere(_NodeFault):
 
     name = "fault:parent-elsewhere"
     change = "A node's parent pointer is set to another node of the trie, once."
-    rule, cause = "parents", "wrong parent pointer"
+    rule, cause = "parent-mismatch", "wrong-parent"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         node.parent = other
@@ -204,7 +204,7 @@ class ParentLost(_NodeFault):
 
     name = "fault:parent-lost"
     change = "A node's parent pointer is set to nothing, once, while it stays in its place."
-    rule, cause = "parents", "wrong parent pointer"
+    rule, cause = "parent-mismatch", "wrong-parent"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         node.parent = None
@@ -216,7 +216,7 @@ class ChildElsewhere(_NodeFault):
 
     name = "fault:child-elsewhere"
     change = "A node is moved among another node's children, once, and its pointer is left."
-    rule, cause = "parents", "another's child"
+    rule, cause = "parent-mismatch", "wrong-child"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         del node.parent.children[node.tokens]
@@ -229,7 +229,7 @@ class ChildTwice(_NodeFault):
 
     name = "fault:child-twice"
     change = "A node is put among another node's children too, once."
-    rule, cause = "parents", "another's child"
+    rule, cause = "parent-mismatch", "wrong-child"
 
     def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
         other.children[node.tokens] = node
@@ -256,7 +256,7 @@ class ReferenceTaken(InvocationFault):
     control = False  # it needs a circumstance that a sweep may not have
     change = "The only reference to a node that a decode of one request uses is given back, once."
     sharing = "trie"
-    rule, cause = "protected", "no reference"
+    rule, cause = "unprotected-page", "no-reference"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         node = _last_node(invocation, row, probe)
@@ -276,7 +276,7 @@ class ReferenceTakenQuietly(ReferenceTaken):
     name = "fault:reference-taken-quietly"
     control = False  # it needs a circumstance that a sweep may not have
     change = "The only reference to a node that one request uses is set to none, once."
-    rule, cause = "protected", "no reference"
+    rule, cause = "unprotected-page", "no-reference"
 
     def take(self, node: Any) -> None:
         node.ref_count.count = 0
@@ -291,7 +291,7 @@ class EntryLost(InvocationFault):
     name = "fault:entry-lost"
     change = "A page that a request has in stock is taken off the cache's list, once."
     releases = ("3.9.0",)
-    rule, cause = "allocation lists", "a held page missing"
+    rule, cause = "allocation-list-mismatch", "held-page-missing"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         request = invocation.request_ids[row]
@@ -314,7 +314,7 @@ class EntryStale(_ListFault):
 
     name = "fault:entry-stale"
     change = "A free page is put on the cache's list of allocated pages, once."
-    rule, cause = "allocation lists", "listed and free"
+    rule, cause = "allocation-list-mismatch", "listed-and-free"
     control = False  # a sweep takes too few snapshots to see it
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
@@ -328,7 +328,7 @@ class EntryTwice(_ListFault):
 
     name = "fault:entry-twice"
     change = "A page on the cache's list of allocated pages is put there again, once."
-    rule, cause = "allocation lists", "listed twice"
+    rule, cause = "allocation-list-mismatch", "listed-twice"
     control = False  # a sweep takes too few snapshots to see it
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
@@ -345,7 +345,7 @@ class EntryCached(_ListFault):
 
     name = "fault:entry-cached"
     change = "A page of the trie is put on the cache's list of allocated pages, once."
-    rule, cause = "allocation lists", "listed and cached"
+    rule, cause = "allocation-list-mismatch", "listed-and-cached"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         held = {page for pages in probe.holdings().values() for page in pages}
@@ -361,7 +361,7 @@ class FreePageAside(_ListFault):
 
     name = "fault:free-page-aside"
     change = "A free page is put among the duplicates that are freed next, once."
-    rule, cause = "one state", "freed twice"
+    rule, cause = "double-free", "already-free"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         entry = probe.pool.available_pages[0]
@@ -375,7 +375,7 @@ class AllocationHasFreePage(InvocationFault):
     name = "fault:allocation-has-free-page"
     change = "A free page is put at the end of one request's list of pages, once."
     releases = ("3.1.0",)
-    rule, cause = "one state", "held while free"
+    rule, cause = "free-while-referenced", "held-after-free"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         allocation = invocation.process.exec_requests[row].allocation
@@ -390,7 +390,7 @@ class AllocationLosesPage(InvocationFault):
     name = "fault:allocation-loses-page"
     change = "The last page of one request's list of pages is taken off it, once."
     releases = ("3.1.0",)
-    rule, cause = "own prefix", "nothing"
+    rule, cause = "wrong-kv-read", "uninitialized"
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
         allocation = invocation.process.exec_requests[row].allocation
@@ -408,7 +408,7 @@ class LockKept(InvocationFault):
 
     name = "fault:lock-kept"
     change = "The lock of the pool is taken on the engine's thread, once, and not released."
-    rule, cause = "completion", "lock not released"
+    rule, cause = "stuck-request", "lock-held"
     control = False  # its trial would hang until its deadline
 
     def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:

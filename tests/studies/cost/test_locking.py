@@ -98,11 +98,11 @@ def test_a_lock_is_measured_on_a_live_engine_and_leaves_it_as_it_was(
         """
 from analysis.studies.cost import count_operations, measure_lock
 from analysis.treatments import treat
-from analysis.workloads.workload import make_workload
+from analysis.workloads.named import make_workload
 
 asked = make_workload("shared_prefix", count=4, seed=0, max_new_tokens=4).requests
 with Engine(EngineConfig(prefix_sharing="trie", page_count=512)) as engine:
-    cache = engine.adapter.service.page_cache
+    cache = engine.service.native.page_cache
     owners = [cache, cache.page_pool, type(cache)]
     before = [sorted(vars(owner)) for owner in owners]
     lock = measure_lock(engine, asked, blocks=6, seconds=0.002, threads=(1, 2))

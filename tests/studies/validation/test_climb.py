@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import NEWEST, REPORTED, has
 from typer.testing import CliRunner
 
 from analysis.cli import app
@@ -17,7 +18,7 @@ from analysis.studies.validation import LadderError, Settings, climb, in_words, 
 from analysis.studies.validation.isolated import examine, read
 from analysis.sweep import Plan, PlanError, run_sweep
 from analysis.treatments import expand, fixes
-from analysis.workloads.workload import BUILDERS
+from analysis.workloads.named import WORKLOADS
 
 QUICK: dict[str, Any] = {"rate": 0.2, "per_trial": 8}
 """14 accepted requests a rung at least, on six engines."""
@@ -34,7 +35,7 @@ def two_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do(
     tmp_path: Path,
 ) -> None:
-    settings = Settings(release="3.1.0", treatments=fixes("3.1.0", "none"), levels=(4,),
+    settings = Settings(release=REPORTED, treatments=fixes(REPORTED, "none"), levels=(4,),
                         isolated_s=60, **MIXED)  # fmt: skip
     steps: list[str] = []
     ladder = validate(settings, tmp_path / "out", jobs=2, on_step=lambda s: steps.append(s.verdict))
@@ -54,14 +55,14 @@ def test_all_fixes_of_3_1_0_are_validated_and_a_second_sitting_has_nothing_to_do
 
 
 def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -> None:
-    settings = Settings(release="3.1.0", prefix_sharing="trie", treatments=("correct-seq-lens",),
+    settings = Settings(release=REPORTED, prefix_sharing="trie", treatments=("correct-seq-lens",),
                         levels=(4, 8), isolated_s=0, **MIXED)  # fmt: skip
     ladder = validate(settings, tmp_path / "out", jobs=1)
     assert ladder.verdict == "failed"
     [rung] = ladder.rungs
     # The first engine showed it, so the second one was not started.
     assert (rung.trials, rung.accepted) == (1, 8)
-    assert "no leak" in {found.rule for found in rung.findings}
+    assert "page-leak" in {found.rule for found in rung.findings}
     assert rung.leaked
     assert rung.failing is not None
     assert rung.failing[1] in rung.explanation
@@ -69,7 +70,7 @@ def test_one_fix_alone_fails_the_first_rung_which_is_explained(tmp_path: Path) -
 
 @pytest.mark.usefixtures("two_engines")
 def test_all_fixes_of_3_9_0_are_validated_although_it_refuses_requests(tmp_path: Path) -> None:
-    settings = Settings(release="3.9.0", treatments=fixes("3.9.0", "none"), levels=(8,),
+    settings = Settings(release=NEWEST, treatments=fixes(NEWEST, "none"), levels=(8,),
                         isolated_s=0, **MIXED)  # fmt: skip
     ladder = validate(settings, tmp_path / "out", jobs=2)
     assert ladder.verdict == "validated", in_words(ladder)
@@ -85,22 +86,22 @@ def test_all_fixes_of_3_9_0_are_validated_although_it_refuses_requests(tmp_path:
 def test_continued_answers_tell_whether_a_fix_is_missing(
     tmp_path: Path, left_out: bool, verdict: str, sharing: str
 ) -> None:
-    names = expand(("all-but:delist-freed-pages" if left_out else "all",), "3.9.0", sharing)
-    settings = Settings(release="3.9.0", prefix_sharing=sharing, treatments=names, levels=(4,),
+    names = expand(("all-but:delist-freed-pages" if left_out else "all",), NEWEST, sharing)
+    settings = Settings(release=NEWEST, prefix_sharing=sharing, treatments=names, levels=(4,),
                         workload="identical_then_continued", isolated_s=0, rate=0.1)  # fmt: skip
     ladder = validate(settings, tmp_path / "out", jobs=2)
     assert ladder.verdict == verdict, in_words(ladder)
     [rung] = ladder.rungs
     causes = {(found.rule, found.cause) for found in rung.findings}
-    assert (("one state", "twice in one allocation") in causes) == left_out
+    assert (("double-allocation", "same-request") in causes) == left_out
     # Without the trie a page that is named twice does no harm by itself.
     harmed = left_out and sharing == "trie"
-    assert (("cached prefix", "another prefix") in causes) == harmed
+    assert (("cached-prefix-mismatch", "other-prefix") in causes) == harmed
     assert bool(rung.failures) == harmed
 
 
 def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
-    settings = Settings(release="3.1.0", levels=(4,), isolated_s=0, **QUICK)
+    settings = Settings(release=REPORTED, levels=(4,), isolated_s=0, **QUICK)
     ladder = validate(settings, tmp_path / "out", budget_s=0)
     assert (ladder.verdict, ladder.out_of_time, ladder.rungs) == ("undecided", True, ())
 
@@ -112,7 +113,7 @@ def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
         ({"rate": 0}, LadderError, "between 0 and 1"),
         ({"levels": (4, 4)}, LadderError, "ascending"),
         ({"treatments": ("fault:seq-len-short",)}, LadderError, "plants a fault"),
-        ({"tolerate": {("no leak", "x"): " "}}, LadderError, "Say why"),
+        ({"tolerate": {("page-leak", "x"): " "}}, LadderError, "Say why"),
         ({"isolated_s": -1}, LadderError, "from 0 to"),
         ({"treatments": ("nonsense",)}, PlanError, "no treatment 'nonsense'"),
         ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
@@ -123,20 +124,20 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     tmp_path: Path, changes: dict, error: type[CachelabError], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        validate(Settings(**{"release": "3.1.0", **changes}), tmp_path / "out")
+        validate(Settings(**{"release": REPORTED, **changes}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(LadderError, match="holds something else"):
-        validate(Settings(release="3.1.0"), tmp_path)
+        validate(Settings(release=REPORTED), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("level", [2, 4, 8, 16, 32])
 def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None:
-    plan = Settings(release="3.1.0", workload="mixed").plan(level)
+    plan = Settings(release=REPORTED, workload="mixed").plan(level)
     own = [trial for trial in plan.trials() if not trial.is_control]
     assert len(own) * plan.request_count(level) >= 299
     assert len(own) >= 6
@@ -146,26 +147,26 @@ def test_a_rung_has_enough_requests_on_several_fresh_engines(level: int) -> None
 
 
 def test_every_rung_asks_every_workload_of_fresh_engines() -> None:
-    for settings in (Settings(release="3.9.0", prefix_sharing="trie"),
-                     Settings(release="3.1.0", **QUICK)):  # fmt: skip
+    for settings in (Settings(release=NEWEST, prefix_sharing="trie"),
+                     Settings(release=REPORTED, **QUICK)):  # fmt: skip
         for level in settings.levels:
             plan = settings.plan(level)
             asked = [plan.workload_of(c.repeat) for c in plan.trials() if not c.is_control]
-            missing = {*BUILDERS}.difference(asked)
-            assert missing == (set() if level == 2 else {"evict_found"})  # for two clients
+            missing = {*WORKLOADS}.difference(asked)
+            assert missing == (set() if level == 2 else {"evict_after_lookup"})  # for two clients
             counts = [asked.count(name) for name in {*asked}]
             assert max(counts) - min(counts) <= 1
             assert plan.rounds is not None
             assert plan.rounds % 2 == 0  # so that no continuation is asked before its answer
             # On 3.1.0 a token takes half a second where a batch has room.
-            slowest = 80 * (0.5 if settings.release == "3.1.0" else 0.005)
+            slowest = 80 * (0.5 if has(settings.release, "allocations") else 0.005)
             assert plan.request_timeout_s >= 60
             assert plan.request_timeout_s > 2 * slowest
             assert plan.trial_timeout_s > 2 * plan.rounds * slowest
 
 
 def test_a_rung_that_lacks_a_workload_is_undecided(tmp_path: Path) -> None:
-    settings = Settings(release="3.1.0", levels=(4,), treatments=fixes("3.1.0", "none"),
+    settings = Settings(release=REPORTED, levels=(4,), treatments=fixes(REPORTED, "none"),
                         workload="mixed+reported", rate=0.2, isolated_s=0)  # fmt: skip
     plan, asked = settings.plan(4), list[str]()
     run_sweep(plan, tmp_path / "rung-04", on_trial=lambda trial, _: asked.append(trial["workload"]),
@@ -179,7 +180,7 @@ def test_a_rung_that_lacks_a_workload_is_undecided(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("release", "level", "jobs"),
-    [("3.1.0", 2, 8), ("3.1.0", 4, os.cpu_count()), ("3.9.0", 2, os.cpu_count())],
+    [(REPORTED, 2, 8), (REPORTED, 4, os.cpu_count()), (NEWEST, 2, os.cpu_count())],
 )
 def test_more_engines_run_at_once_where_they_wait_rather_than_work(
     release: str, level: int, jobs: int
@@ -188,26 +189,26 @@ def test_more_engines_run_at_once_where_they_wait_rather_than_work(
 
 
 def test_refused_requests_stay_refused_unless_a_plan_says_otherwise() -> None:
-    assert "resubmit_s" not in Plan(releases=("3.9.0",)).as_dict()
-    assert Plan(releases=("3.9.0",), resubmit_s=0.5).as_dict()["resubmit_s"] == 0.5
+    assert "resubmit_s" not in Plan(releases=(NEWEST,)).as_dict()
+    assert Plan(releases=(NEWEST,), resubmit_s=0.5).as_dict()["resubmit_s"] == 0.5
     with pytest.raises(PlanError, match="`--resubmit` must be more than 0"):
-        Plan(releases=("3.9.0",), resubmit_s=0)
+        Plan(releases=(NEWEST,), resubmit_s=0)
 
 
 def test_only_what_can_happen_on_the_threads_of_the_release_fails_the_lowest_rung() -> None:
     failure = {"scenario": "equal prompts", "message": "Page 4 is lost.", "schedule": "A B"}
     said = {"interleavings": 70, "complete": True,
-            "failures": [{**failure, "happens": "only if called in another way"}]}  # fmt: skip
+            "failures": [{**failure, "reachable": False}]}  # fmt: skip
     isolated = read(said, 1.5)
     assert (isolated.verdict, isolated.elsewhere, isolated.interleavings) == ("clean", 1, 70)
-    said["failures"].append({**failure, "happens": "on this release's threads"})
+    said["failures"].append({**failure, "reachable": True})
     isolated = read(said, 1.5)
     assert isolated.verdict == "failed"
     assert isolated.failures == ("equal prompts: Page 4 is lost.",)
 
 
 def test_an_examination_that_fails_proves_nothing(tmp_path: Path) -> None:
-    isolated = examine("3.1.0", "none", ("nonsense",), 5, tmp_path / "log.txt")
+    isolated = examine(REPORTED, "none", ("nonsense",), 5, tmp_path / "log.txt")
     assert isolated.verdict == "undecided"
     assert "There is no treatment 'nonsense'" in isolated.problem
 
@@ -216,13 +217,14 @@ def test_the_command_line_names_what_is_wrong_and_ends_with_the_verdicts_status(
     tmp_path: Path,
 ) -> None:
     run = CliRunner().invoke
-    told = run(app, ["validate", "--release", "3.1.0", "--tolerate", "no leak"])
+    told = run(app, ["validate", "--release", REPORTED, "--tolerate", "page-leak"])
     assert "takes RULE:CAUSE=REASON" in str(told.exception)
-    command = ["validate", "--release", "3.1.0", "--isolated", "0", "--time-budget", "0", "--json",
-               "--out", str(tmp_path / "out"), "--tolerate", "no leak:x=it is a trial"]  # fmt: skip
+    command = ["validate", "--release", REPORTED, "--isolated", "0", "--time-budget", "0", "--json",
+               "--out", str(tmp_path / "out"),
+               "--tolerate", "page-leak:x=it is a trial"]  # fmt: skip
     told = run(app, command)
     assert told.exit_code == 3
     assert json.loads(told.stdout)["verdict"] == "undecided"
     settings = json.loads((tmp_path / "out" / "ladder.json").read_text())
-    assert settings["tolerate"] == [["no leak", "x", "it is a trial"]]
-    assert settings["treatments"] == list(fixes("3.1.0", "none"))
+    assert settings["tolerate"] == [["page-leak", "x", "it is a trial"]]
+    assert settings["treatments"] == list(fixes(REPORTED, "none"))

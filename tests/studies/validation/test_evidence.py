@@ -11,8 +11,8 @@ from analysis.runs.store import RunWriter, new_manifest
 from analysis.studies.validation import Rung
 from analysis.studies.validation.evidence import read_evidence, rung_of
 
-CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("own length", "short of it")
-LOST = ("no leak", "given up and not freed")
+CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("seq-len-mismatch", "underread")
+LOST = ("page-leak", "dropped")
 
 
 def finding(number: int, rule: str, cause: str, request: str | None = "r0", **more: Any) -> dict:
@@ -27,7 +27,7 @@ def snapshot(seq: int, **counts: int) -> dict:
             "conflicts": [], **counts}  # fmt: skip
 
 
-class TraceBuilder:
+class Story:
     """A run that grows by a trial at a time."""
 
     def __init__(self, path: Path) -> None:
@@ -64,15 +64,15 @@ class TraceBuilder:
                        rate=0.01, tolerated=reasons, run="rung-04")  # fmt: skip
 
 
-def control(story: TraceBuilder, alarmed: bool = True) -> None:
+def control(story: Story, alarmed: bool = True) -> None:
     found = (finding(1, *CONTROL_ALARM, severity="wrong data"),) if alarmed else ()
     story.trial("control", ("wrong",) * 4, found, treatments=[CONTROL])
 
 
 def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     control(story)
-    story.trial("a", retries=2, peak_rss_bytes=1000, workload="growing", concurrency=4)
+    story.trial("a", retries=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     rung = story.rung(needed=10)
     assert rung.verdict == "clean"
@@ -82,12 +82,12 @@ def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
     assert (rung.peak_rss_bytes, rung.pages_in_use, rung.page_count) == (3000, 56, 256)
     assert rung.failing is None
     # Requests of a second each, sent a second apart, and a control that does not count.
-    assert (rung.workloads, rung.at_once) == ({"growing": 1, "mixed": 1}, 1)
+    assert (rung.workloads, rung.at_once) == ({"multi_turn": 1, "mixed": 1}, 1)
     assert story.rung(needed=11).verdict == "undecided"
 
 
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path)
+    story = Story(tmp_path)
     story.trial("c", ("ok",) * 4)
     story.trial("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
     rung = story.rung()
@@ -96,17 +96,18 @@ def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> No
 
 
 def test_a_control_that_stays_silent_makes_it_void(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     control(story, alarmed=False)
     story.trial("a")
     assert story.rung().verdict == "void"
 
 
 def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     story.trial("a")
     story.trial("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
-               (finding(1, "own length", "beyond it", "r0", severity="wrong data"),))  # fmt: skip
+               (finding(1, "seq-len-mismatch", "overread", "r0",
+                        severity="wrong data"),))  # fmt: skip
     rung = story.rung()
     assert rung.verdict == "failed"
     assert rung.failures == {"wrong": 2, "timeout": 1}
@@ -115,33 +116,33 @@ def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) 
 
 
 def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST, "r1"), finding(2, *LOST, "r2")))
-    beyond = finding(1, "own length", "beyond it", "r5", severity="wrong data")
+    beyond = finding(1, "seq-len-mismatch", "overread", "r5", severity="wrong data")
     story.trial("b", findings=(finding(2, *LOST, "r1"), beyond))
     rung = story.rung()
     assert rung.verdict == "failed"
     assert [(f.name, f.severity, f.requests, f.trials) for f in rung.findings] == [
-        ("own length (beyond it)", "wrong data", 1, 1),
-        ("no leak (given up and not freed)", "at risk", 3, 2),
+        ("seq-len-mismatch (overread)", "wrong data", 1, 1),
+        ("page-leak (dropped)", "at risk", 3, 2),
     ]
     assert rung.failing == ("b", "r5")
 
 
 def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST),))
     rung = story.rung({LOST: "it is a trial"})
     assert rung.verdict == "clean"
     [found] = rung.tolerated
-    assert (found.rule, found.reason, found.requests) == ("no leak", "it is a trial", 1)
-    assert story.rung({("no leak", "another"): "it is a trial"}).verdict == "failed"
+    assert (found.rule, found.reason, found.requests) == ("page-leak", "it is a trial", 1)
+    assert story.rung({("page-leak", "another"): "it is a trial"}).verdict == "failed"
 
 
 def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     control(story)
     story.trial("a", last={"free": 200, "cached": 53, "leaked": 2, "live": 1})
     rung = story.rung()
@@ -150,7 +151,7 @@ def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path:
 
 
 def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: Path) -> None:
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     control(story)
     story.trial("a", status_detail="The recording was full.")
     rung = story.rung()
@@ -162,7 +163,7 @@ def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: 
 
 def test_a_run_is_read_on_as_it_grows_and_nothing_is_read_where_none_is(tmp_path: Path) -> None:
     assert read_evidence(tmp_path / "nowhere", {}) == []
-    story = TraceBuilder(tmp_path / "run")
+    story = Story(tmp_path / "run")
     story.trial("a")
     story.trial("b", ("wrong",))
     assert [item.trial_id for item in read_evidence(story.path, {}, {"a"})] == ["b"]

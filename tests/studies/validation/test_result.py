@@ -153,12 +153,12 @@ def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
     assert "Not begun" not in text
 
 
-MIX = {"mixed": 4, "growing": 3, "reported": 3}
+MIX = {"mixed": 4, "multi_turn": 3, "reported": 3}
 
 
 def test_a_bound_of_several_workloads_is_said_to_be_that_of_their_mix() -> None:
     mixed = ladder(*[rung(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX))
-    asked = "in the mix of workloads that was asked (engines: 3 growing, 4 mixed, 3 reported)"
+    asked = "in the mix of workloads that was asked (engines: 4 mixed, 3 multi_turn, 3 reported)"
     none = "no workload by itself is bounded, by fewer than 5 engines each"
     text = in_words(mixed)
     assert text.count(f"at most 26% of engines, which are, {asked}; {none}.") == 5
@@ -198,7 +198,7 @@ def test_the_words_explain_the_first_rung_that_failed() -> None:
     text = in_words(FAILED)
     assert "failed at 8 at once" in text
     assert "8 failed (7 wrong and 1 timeout)" in text
-    assert "own length (beyond it), wrong data in 12 requests." in text
+    assert "seq-len-mismatch (overread), wrong data in 12 requests." in text
     assert "Not begun: 16 and 32 at once." in text
     assert text.endswith("r0003 read what r0002 had written.")
     assert in_a_sentence(FAILED).endswith("failed at 8 at once.")
@@ -220,8 +220,8 @@ def test_the_words_of_what_proves_nothing_say_why() -> None:
     bare = in_words(ladder(rung(2, 0, trials=0, controls=0, alarms=0)))
     assert "No request was accepted by 0 fresh engines." in bare
     assert "silence means nothing yet" in bare
-    mild = rung(2, tolerated=(Found("common lock", "x", "at risk", 3, 1, "m", "a trial"),))
-    assert "Tolerated: common lock (x), for a trial." in in_words(ladder(mild))
+    mild = rung(2, tolerated=(Found("lockset-violation", "x", "at risk", 3, 1, "m", "a trial"),))
+    assert "Tolerated: lockset-violation (x), for a trial." in in_words(ladder(mild))
 
 
 def test_the_frame_has_a_row_for_every_rung_also_for_those_to_come() -> None:

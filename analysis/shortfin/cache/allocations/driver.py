@@ -1,7 +1,7 @@
-"""3.1: a request holds an allocation, and everything is done on one worker thread.
+"""A request that holds its pages by an allocation; everything is done on one worker thread.
 
-Its batcher acquires and extends, an invocation publishes, the request's own task releases; none of
-them waits in the midst of it, so that each is one step.
+The batcher acquires and extends, an invocation publishes, the request's own task releases; none of
+them yields in between, so that each is one operation.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from typing import Any
 
 from shortfin_apps.llm.components.messages import InferenceExecRequest, InferencePhase
 
-from analysis.interleavings.scenarios import Request
-from analysis.shortfin.cache.driver import Actor, Names
+from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
 from analysis.shortfin.cache.probe import indices
 
 
-class AllocationActor(Actor):
-    """A request of 3.1."""
+class AllocationRequestDriver(RequestDriver):
+    """A request with an allocation."""
 
     block = 1
     fatal = True
@@ -24,23 +23,22 @@ class AllocationActor(Actor):
 
     def __init__(self, request: Request, *rest: Any) -> None:
         super().__init__(request, *rest)
-        # One list, which the request goes on with: the allocation may come to know it, too.
+        # The request goes on with this very list, which the allocation may keep.
         self.request: Any = InferenceExecRequest(
             InferencePhase.PREFILL, self.tokens, rid=request.name
         )
-        self._flown = False
 
     @staticmethod
-    def plan(request: Request, stride: int) -> tuple[str, ...]:
+    def operations_of(request: Request, stride: int) -> tuple[str, ...]:
         return ("acquire", "publish", *("extend", "publish") * request.decodes, "release")
 
-    def do(self, operation: str) -> None:
+    def perform(self, operation: str) -> None:
         request = self.request
         if operation == "acquire":
             allocation = self.cache.acquire_pages_for_tokens(self.tokens, extra_token_slots=0)
             request.free_cache_pages()
             request.allocation = allocation
-            self.fly(indices(allocation.pages), 0)
+            self._invoke(self.tokens, indices(allocation.pages), 0)
         elif operation == "publish":
             total = request.start_position + len(self.tokens)
             request.publish_allocated_pages(total // self.stride)
@@ -48,29 +46,26 @@ class AllocationActor(Actor):
             if request.phase is InferencePhase.PREFILL:
                 request.start_position = len(self.tokens) - 1
             request.reset(InferencePhase.DECODE)
-            self.tokens.append(self.next_token())
+            self.tokens.append(next_token(self.tokens))
             request.start_position += 1
             request.allocation.extend_allocation(self.tokens, extra_token_slots=1)
-            self.fly(indices(request.allocation.pages), request.start_position)
+            self._invoke(self.tokens, indices(request.allocation.pages), request.start_position)
         else:
             request.free_cache_pages()
 
-    def introduce(self, probe: Any) -> None:
-        probe.service.batcher.submit(self.request)
-
-    def take_leave(self, probe: Any) -> None:
-        probe._forget(self.name)
+    def register(self, probe: Any) -> None:
+        probe.native.batcher.submit(self.request)
 
     def fail(self, operation: str) -> bool:
         super().fail(operation)
-        return operation == "extend"  # nobody catches it: the batcher ends
+        return operation == "extend"  # not caught: the batcher ends
 
-    def uses(self) -> list[int]:
+    def block_table(self) -> list[int]:
         allocation = self.request.allocation
         return [] if allocation is None else indices(allocation.pages)
 
     def holds(self) -> list[int]:
-        return list(dict.fromkeys(self.uses()))
+        return list(dict.fromkeys(self.block_table()))
 
     def references(self) -> tuple[int, int]:
         held = int(self.request.allocation is not None)
@@ -96,4 +91,4 @@ class AllocationActor(Actor):
         )
 
 
-ACTOR = AllocationActor
+DRIVER = AllocationRequestDriver

@@ -21,7 +21,7 @@ from analysis.shortfin.cache.probe import (
     CURRENT_INVOCATION,
     CURRENT_REQUEST,
     CacheProbe,
-    Landing,
+    FinishedInvocation,
     indices,
     objects_of,
 )
@@ -50,7 +50,7 @@ class AllocationProbe(CacheProbe):
         self._prompts: dict[int, tuple[Any, str]] = {}
         self._read: dict[str, bytes | None] = {}
         """By request: the logits that its next token is chosen from; None if unknown."""
-        self._pending_invocations: dict[int, list[Landing]] = {}
+        self._pending_invocations: dict[int, list[FinishedInvocation]] = {}
         """By process: it may call the model more than once."""
 
     def holdings(self) -> dict[str, list[int]]:
@@ -84,7 +84,7 @@ class AllocationProbe(CacheProbe):
             self._prompts.pop(key, None)
 
     def hook(self, hooks: Hooks) -> None:
-        submit = self.service.batcher.submit
+        submit = self.native.batcher.submit
 
         def submitted(item: Any) -> None:
             try:
@@ -94,7 +94,7 @@ class AllocationProbe(CacheProbe):
                 hooks.watcher.fault(error)
             submit(item)
 
-        hooks.attribute(self.service.batcher, "submit", submitted)
+        hooks.attribute(self.native.batcher, "submit", submitted)
         self._hook_requests(hooks)
         self._hook_choice(hooks)
         self._hook_acquire(hooks)
@@ -112,9 +112,9 @@ class AllocationProbe(CacheProbe):
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
         def flying(process: Any) -> None:
-            if process.service is not self.service:
+            if process.service is not self.native:
                 return  # another engine's
-            self.takes_off(process)
+            self.starts_invocation(process)
             for request in process.exec_requests:
                 allocation = request.allocation
                 note = self._allocations.get(id(allocation))
@@ -132,7 +132,7 @@ class AllocationProbe(CacheProbe):
         hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
         hooks.also(self._pending_invocations.clear)
 
-    def await_landing(self, landing: Landing) -> None:
+    def await_landing(self, landing: FinishedInvocation) -> None:
         # Its process ends when every row's logits are on the host.
         self._pending_invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(landing)
 
@@ -141,7 +141,7 @@ class AllocationProbe(CacheProbe):
 
     def _hook_requests(self, hooks: Hooks) -> None:
         def started(process: Any) -> str | None:
-            if process.client.batcher is not self.service.batcher:
+            if process.client.batcher is not self.native.batcher:
                 return None
             request: str = process.gen_req.rid
             CURRENT_REQUEST.set(request)
@@ -157,7 +157,7 @@ class AllocationProbe(CacheProbe):
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token that is appended to an answer was chosen."""
-        fault, read, batcher = hooks.watcher.fault, self._read, self.service.batcher
+        fault, read, batcher = hooks.watcher.fault, self._read, self.native.batcher
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:

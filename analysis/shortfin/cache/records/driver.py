@@ -1,8 +1,8 @@
-"""3.9: lookup, allocate, publish, release, free; each request on its own pool worker's thread.
+"""A request that holds its pages by a decoder's records, on a thread of its own.
 
-The release's own decoder and page manager do it. A decoder looks up and allocates in one of its
-methods, which waits for nothing, but two threads may change between the two calls: so they are two
-steps here, and the second gives the decoder what the first one found.
+The release's own decoder and page manager do the work. A decoder looks up and allocates in one
+method; another thread may run between the two calls, so they are two operations here, and the
+second gives the decoder what the first one found.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from shortfin_apps.llm.components.decode_config import DecodeConfig
 from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 from shortfin_apps.llm.components.prefill_config import PrefillConfig
 
-from analysis.interleavings.scenarios import Request
-from analysis.shortfin.cache.driver import Actor, Names
+from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
 from analysis.shortfin.cache.probe import indices
 from analysis.shortfin.cache.records.probe import _Live
 
 
 class _LookedUp:
-    """The cache to a decoder that has looked up already."""
+    """The cache for a decoder, with what was looked up before."""
 
     def __init__(self, cache: Any, found: Any) -> None:
         self._cache, self._found = cache, found
@@ -33,8 +32,8 @@ class _LookedUp:
         return self._cache.allocate(*args, **named)
 
 
-class RecordActor(Actor):
-    """A request of 3.9."""
+class RecordRequestDriver(RequestDriver):
+    """A request with a decoder."""
 
     block = 8
     fatal = False
@@ -53,11 +52,8 @@ class RecordActor(Actor):
         self.decoded_pages: list[int] = []
         """Pages that were taken for its answer, in order."""
 
-    def introduce(self, probe: Any) -> None:
+    def register(self, probe: Any) -> None:
         probe._live[self.name] = _Live(self.decoder)
-
-    def take_leave(self, probe: Any) -> None:
-        probe._forget(self.name)
 
     def _decoder(self) -> Any:
         # Its constructor wants a batcher, of which it uses only the cache.
@@ -70,15 +66,16 @@ class RecordActor(Actor):
         return decoder
 
     @staticmethod
-    def plan(request: Request, stride: int) -> tuple[str, ...]:
+    def operations_of(request: Request, stride: int) -> tuple[str, ...]:
         first = len(request.prompt)
-        # What is decoded into a page at hand does nothing to the cache: only a new page is a step.
+        # Decoding into a page that it has changes nothing in the cache: only a new page is an
+        # operation.
         positions = range(first, first + request.decodes)
         turns = sum(p == first or p % stride == 0 for p in positions)
         end = ("finish", "release", "free") if request.decodes else ("finish", "release")
         return ("lookup", "allocate", "publish", *("extend",) * turns, *end)
 
-    def do(self, operation: str) -> None:
+    def perform(self, operation: str) -> None:
         getattr(self, f"_{operation}")()
 
     def _lookup(self) -> None:
@@ -92,7 +89,7 @@ class RecordActor(Actor):
             self._prefill = decoder.create_prefill_req(self.prompt)
         finally:
             decoder._page_cache = self.cache
-        self.fly(self._prefill.page_ids, self._prefill.start_position)
+        self._invoke(self.tokens, self._prefill.page_ids, self._prefill.start_position)
 
     def _publish(self) -> None:
         decoder = self.decoder
@@ -110,14 +107,14 @@ class RecordActor(Actor):
     def _extend(self) -> None:
         while True:
             position = len(self.tokens)
-            token, before = self.next_token(), set(self._table())
+            token, before = next_token(self.tokens), set(self._table())
             self.manager.update_decode_reqs(
                 [0], self._decodes, self.decoder._allocated_cach_recs, [token], position
             )
             self.tokens.append(token)
             self._left -= 1
             self.decoded_pages += [page for page in self._table() if page not in before]
-            self.fly(self._table(), position)
+            self._invoke(self.tokens, self._table(), position)
             if not self._left or (position + 1) % self.stride == 0:
                 return
 
@@ -130,7 +127,7 @@ class RecordActor(Actor):
         for request in self._decodes:
             self.decoder.free_req_cache(request)
         self._released = True
-        if self.steps[-1] == "release":
+        if self.operations[-1] == "release":
             self._free()
 
     def _free(self) -> None:
@@ -144,12 +141,12 @@ class RecordActor(Actor):
     def _records(self) -> list[Any]:
         return list(self.decoder._allocated_cach_recs.values())
 
-    def uses(self) -> list[int]:
+    def block_table(self) -> list[int]:
         if self.failed or self._released or (self._published and hasattr(self.cache, "root")):
             return []
         return self._table()
 
-    def found(self) -> list[int]:
+    def looked_up(self) -> list[int]:
         return [] if self._found is None else indices(self._found.pages)
 
     def holds(self) -> list[int]:
@@ -196,4 +193,4 @@ class RecordActor(Actor):
         )  # fmt: skip
 
 
-ACTOR = RecordActor
+DRIVER = RecordRequestDriver

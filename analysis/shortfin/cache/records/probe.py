@@ -13,7 +13,7 @@ from analysis.shortfin.cache.probe import (
     CURRENT_INVOCATION,
     CURRENT_REQUEST,
     CacheProbe,
-    Landing,
+    FinishedInvocation,
     indices,
     objects_of,
 )
@@ -91,7 +91,7 @@ class RecordProbe(CacheProbe):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._live: dict[str, _Live] = {}
-        self._pending_invocations: dict[int, list[tuple[Any, Landing]]] = {}
+        self._pending_invocations: dict[int, list[tuple[Any, FinishedInvocation]]] = {}
         """By the first argument: the calls that were made with it, each with its process."""
 
     def holdings(self) -> dict[str, list[int]]:
@@ -133,12 +133,12 @@ class RecordProbe(CacheProbe):
 
         hooks.around(self.pool, "copy_page_index", "copy", after=copied)
 
-        ours = (self.service.prefill_functions, self.service.decode_functions)
+        ours = (self.native.prefill_functions, self.native.decode_functions)
 
         def flying(process: Any) -> None:
             if not any(process._functions is functions for functions in ours):
                 return  # another engine's
-            self.takes_off(process)
+            self.starts_invocation(process)
             if not hasattr(self.cache, "root"):
                 return
             for request in self.invocation_requests(process):
@@ -187,7 +187,7 @@ class RecordProbe(CacheProbe):
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
-    def await_landing(self, landing: Landing) -> None:
+    def await_landing(self, landing: FinishedInvocation) -> None:
         # When the device is done, the arrays are given back for the next call.
         call = (CURRENT_INVOCATION.get(), landing)
         self._pending_invocations.setdefault(id(landing.arguments[0]), []).append(call)

@@ -17,7 +17,8 @@ import pandas as pd
 from analysis.core import children
 from analysis.core.errors import EngineError, MachineError
 from analysis.runs.tables import count_requests
-from analysis.shortfin.environments import installed_release, python_of
+from analysis.shortfin.environments import python_of
+from analysis.shortfin.releases import installed_release
 from analysis.studies.validation.soak.result import COLUMNS, Stress
 from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare

@@ -1,16 +1,21 @@
-"""Threads that take turns: a planted race is found, and a lock that is waited for stops nobody."""
+"""Scheduled threads: a planted race is found, and waiting for a lock blocks no other thread."""
 
 from __future__ import annotations
 
 import pytest
 
-from analysis.interleavings.turns import Stuck, TurnLock, Turns, plans
+from analysis.interleavings.scheduler import (
+    Deadlock,
+    ScheduledLock,
+    ThreadScheduler,
+    preemption_plans,
+)
 
 
 class Counter:
     """Counts; two threads that do lose a count if they change between its reading and writing."""
 
-    def __init__(self, lock: TurnLock | None = None) -> None:
+    def __init__(self, lock: ScheduledLock | None = None) -> None:
         self.count, self.lock = 0, lock
 
     def on_two_lines(self) -> None:
@@ -28,18 +33,18 @@ class Counter:
 
 
 def results(method: str, *, instructions: bool = False, preemptions: int = 1) -> set[int]:
-    turns: Turns | None = None
+    scheduler: ThreadScheduler | None = None
 
-    def once(plan: tuple[int, ...]) -> tuple[int, int]:
-        nonlocal turns
-        counter = Counter(TurnLock(lambda: turns))
-        turns = Turns([__file__], plan, instructions=instructions)
-        assert turns.run([getattr(counter, method)] * 2) == [None, None]
-        return counter.count, turns.places
+    def once(points: tuple[int, ...]) -> tuple[int, int]:
+        nonlocal scheduler
+        counter = Counter(ScheduledLock(lambda: scheduler))
+        scheduler = ThreadScheduler([__file__], points, instructions=instructions)
+        assert scheduler.run([getattr(counter, method)] * 2) == [None, None]
+        return counter.count, scheduler.yield_points
 
-    _, places = once(())
-    assert places >= 2
-    return {once(plan)[0] for plan in plans(places, preemptions)}
+    _, yield_points = once(())
+    assert yield_points >= 2
+    return {once(points)[0] for points in preemption_plans(yield_points, preemptions)}
 
 
 def test_a_planted_race_is_found() -> None:
@@ -61,8 +66,8 @@ def test_every_run_is_the_same() -> None:
 
 
 def test_two_that_wait_for_each_other_are_told() -> None:
-    now: list[Turns] = []
-    one, other = TurnLock(lambda: now[-1]), TurnLock(lambda: now[-1])
+    now: list[ThreadScheduler] = []
+    one, other = ScheduledLock(lambda: now[-1]), ScheduledLock(lambda: now[-1])
 
     def first() -> None:
         one.acquire()
@@ -74,16 +79,16 @@ def test_two_that_wait_for_each_other_are_told() -> None:
         with one:
             other.release()
 
-    stuck = 0
-    for plan in plans(8, 1):
-        now.append(Turns([__file__], plan))
+    deadlocks = 0
+    for points in preemption_plans(8, 1):
+        now.append(ThreadScheduler([__file__], points))
         try:
             now[-1].run([first, second])
-        except Stuck:
-            stuck += 1
-    assert stuck
+        except Deadlock:
+            deadlocks += 1
+    assert deadlocks
 
 
 def test_plans_are_all_there_are() -> None:
-    assert list(plans(2, 1)) == [(), (1,), (2,)]
-    assert len(list(plans(10, 2))) == 1 + 10 + sum(10 - n for n in range(1, 11))
+    assert list(preemption_plans(2, 1)) == [(), (1,), (2,)]
+    assert len(list(preemption_plans(10, 2))) == 1 + 10 + sum(10 - n for n in range(1, 11))

@@ -9,26 +9,26 @@ AGREED = {
     "3.1.0": {
         "evicting what has children": (
             "W.acquire W.publish W.release B.acquire B.publish C.acquire",
-            {"one state: freed while held", "shared pages: by a row"},
+            {"free-while-referenced: held", "shared-page-write: request-row"},
         ),
         "equal prompts": (
             "A.acquire B.acquire A.publish B.publish",
-            {"reachable: replaced", "no leak: given up and not freed"},
+            {"orphaned-node: overwritten", "page-leak: dropped"},
         ),
         "answers that enter a page": (
             "A.acquire A.publish A.extend A.publish A.extend A.publish A.extend A.publish A.extend",
-            {"block table: the padding page"},
+            {"block-table-mismatch: padding-page"},
         ),
     },
     "3.9.0": {
         "lookup, evict, allocate": (
             "W.lookup W.allocate W.publish W.finish W.release B.lookup C.lookup C.allocate"
             " B.allocate",
-            {"block table: one page twice", "shared pages: by a row"},
+            {"block-table-mismatch: duplicate-page", "shared-page-write: request-row"},
         ),
         "equal prompts, whole pages": (
             "A.lookup A.allocate A.publish A.extend A.finish A.release",
-            {"no leak: given up and not freed"},
+            {"page-leak: dropped"},
         ),
     },
 }
@@ -41,21 +41,21 @@ def test_it_finds_what_the_model_finds_and_nothing_with_the_fixes(
         release,
         """
 import random
-from analysis.interleavings import SCENARIOS, Schedule, Step, second_opinion
-from analysis.interleavings.examine import Laboratory
+from analysis.interleavings import SCENARIOS, Schedule, Step, cross_check
+from analysis.interleavings.examine import HarnessFactory
 from analysis.treatments import fixes
 
 def causes(findings):
     return sorted({f"{f.rule}: {f.cause}" for f in findings})
 
-found = {name: causes(second_opinion(name, text)) for name, text in AGREED.items()}
+found = {name: causes(cross_check(name, text)) for name, text in AGREED.items()}
 treatments, rng, mended = fixes(RELEASE, "trie"), random.Random(0), {}
-with Laboratory("trie") as lab:
-    stages = {name: lab.open(s) for name, s in SCENARIOS.items()}
+with HarnessFactory("trie") as factory:
+    harnesses = {name: factory.open(s) for name, s in SCENARIOS.items()}
 for name, scenario in SCENARIOS.items():
-    if scenario.elsewhere:
-        continue  # to the sanitizer pages in nobody's hands are lost
-    steps = {n: [Step(n, s) for s in a.steps] for n, a in stages[name].actors.items()}
+    if scenario.reserved:
+        continue  # the sanitizer takes pages that no request holds for leaked
+    steps = {n: [Step(n, s) for s in a.operations] for n, a in harnesses[name].drivers.items()}
     before = [step for r in scenario.before for step in steps[r.name]]
     for _ in range(2):
         workers = [[s for r in w for s in steps[r.name]] for w in scenario.workers]
@@ -63,7 +63,7 @@ for name, scenario in SCENARIOS.items():
         rng.shuffle(order)
         mixed = [workers[w].pop(0) for w in order]
         schedule = Schedule((*before, *mixed))
-        if told := causes(second_opinion(name, schedule, "trie", treatments)):
+        if told := causes(cross_check(name, schedule, "trie", treatments)):
             mended[f"{name}: {schedule}"] = told
 say([found, mended])
 """.replace("AGREED", repr({n: text for n, (text, _) in AGREED[release].items()})).replace(
