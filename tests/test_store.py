@@ -155,9 +155,15 @@ def test_arrow_tables_are_written_as_rows_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (event_table().drop_columns("stack"), "has the column nothing where stack belongs"),
-        (event_table().append_column("x", pa.array([1])), "has the column x where nothing"),
-        (event_table().rename_columns(["colour", *TABLES["events"].names[1:]]), "colour where seq"),
+        (event_table().drop_columns("stack"), "has no column stack"),
+        (
+            event_table().append_column("x", pa.array([1])),
+            "has a column 'x', which is not declared",
+        ),
+        (
+            event_table().rename_columns(["colour", *TABLES["events"].names[1:]]),
+            "has a column 'colour', which is not declared",
+        ),
         (event_table().set_column(0, "seq", pa.array([0], pa.int8())), "is int8, not int64"),
         (event_table(trial_id="other"), "belongs to another trial"),
         (event_table().set_column(6, "kind", pa.array(["dance"])), "one of submitted"),
@@ -178,12 +184,12 @@ def test_a_run_of_before_there_were_recordings_still_loads(tmp_path: Path) -> No
     reference = tmp_path / "reference"
     shutil.copytree(ROOT / "data" / "reference", reference)
     make_old(reference)
-    for name, later in (("trials", ["observed", "struck"]), ("requests", ["unchecked"])):
+    for name, later in (("cells", ["observed", "struck"]), ("requests", ["unchecked"])):
         table = pq.read_table(reference / f"{name}.parquet").drop_columns(later)
         pq.write_table(table, reference / f"{name}.parquet")
     run = load_run(reference)
     assert list(run.trials.columns) == TABLES["trials"].names
-    assert run.trials["observed"].isna().all()
+    assert run.trials["recording"].isna().all()
     assert len(run.requests) == pq.read_metadata(reference / "requests.parquet").num_rows
     assert all(isinstance(tokens, tuple) for tokens in run.requests["prompt_tokens"])
     assert run.events.empty
@@ -201,9 +207,10 @@ def test_invocations_of_before_their_likeliest_tokens_were_noted_still_load(tmp_
     }
     file = writer.write_trial(trial_row(), [], invocations=[row]) / "invocations.parquet"
     assert load_run(tmp_path).invocations["top_tokens"][0] == ((5, 3),)
+    make_old(tmp_path)
+    file = tmp_path / "cells" / "c" / "flights.parquet"
     old = pq.read_table(file).drop_columns(["top_tokens", "top_logprobs"])
     pq.write_table(old, file)
-    make_old(tmp_path)
     invocations = load_run(tmp_path).invocations
     assert list(invocations.columns) == TABLES["invocations"].names
     assert invocations["top_tokens"][0] is None
@@ -349,7 +356,7 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
         writer.write_trial(trial_row(trial_id=name), [request_row(trial_id=name)])
     packed = pack_run(tmp_path / "run", tmp_path / "packed")
     assert sorted(file.name for file in packed.iterdir()) == [
-        "trials.parquet", "checksums.json", "manifest.json", "requests.parquet",
+        "checksums.json", "manifest.json", "requests.parquet", "trials.parquet",
     ]  # fmt: skip
     whole, again = load_run(tmp_path / "run"), load_run(packed)
     assert again.manifest == {**whole.manifest, "packed": True}

@@ -87,7 +87,9 @@ def updated(name: str, table: pa.Table, version: int) -> pa.Table:
     """
     known, names = columns_of(name), table.column_names
     if strange := [c for c in names if c not in known or names.count(c) > 1]:
-        raise RunError(f"The table `{name}` has a column {shown(strange[0])}, not declared.")
+        raise RunError(
+            f"The table `{name}` has a column {shown(strange[0])}, which is not declared."
+        )
     optional = LACKING[version].get(name, ())
     if missing := [c for c in known if c not in names and c not in optional]:
         raise RunError(f"The table `{name}` has no column {missing[0]}.")

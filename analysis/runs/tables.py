@@ -108,7 +108,9 @@ def checked(name: str, table: pa.Table, *, cast: bool = False) -> pa.Table:
     """
     schema, names = _schema(name), table.column_names
     if strange := [c for c in names if c not in schema.names or names.count(c) > 1]:
-        raise RunError(f"The table `{name}` has a column {shown(strange[0])}, not declared.")
+        raise RunError(
+            f"The table `{name}` has a column {shown(strange[0])}, which is not declared."
+        )
     if missing := [c for c in schema.names if c not in names]:
         raise RunError(f"The table `{name}` has no column {missing[0]}.")
     if not cast:

@@ -98,11 +98,12 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     with story.within("allocate", c):
         story.event("alloc_failed", c, free_pages=1, wanted=3)
         story.event("failed", c, message="CacheAllocationFailure: too few pages")
-    if outcome == "engine_died":
+    dead = outcome == "engine_died"
+    if dead:
         story.event("worker_died", message="The engine's worker w died: TypeError: nothing to add")
         story.event("stall", c, stall={"state": "unknown", "invocations": []})
     story.done(c, outcome)
-    story.done("b", "engine_died" if outcome == "engine_died" else "ok")
+    story.done("b", "engine_died" if dead else "ok")
     log = (
         'Traceback (most recent call last):\n  File "/x/site-packages/shortfin_apps/llm/a.py", line'
         " 7, in run\n    add(None)\nTypeError: nothing to add\n"
@@ -111,8 +112,12 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     return run_of(
         story,
         {"request_id": "a", "prompt_tokens": A},
-        {"request_id": "b", "prompt_tokens": B, "outcome": "engine_died" if outcome == "engine_died" else "ok"},
+        {
+            "request_id": "b",
+            "prompt_tokens": B,
+            "outcome": "engine_died" if dead else "ok",
+        },
         {"request_id": c, "outcome": outcome, **ended},
-        status="engine_died" if outcome == "engine_died" else "ok",
+        status="engine_died" if dead else "ok",
         engine_log=log,
     )
