@@ -25,8 +25,8 @@ from analysis.studies.evictions.words import evictions_in_words
 from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
 from analysis.studies.first_error.words import findings_in_words
 from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
-from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Plan
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import count_outcomes
 

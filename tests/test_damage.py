@@ -536,11 +536,11 @@ def with_value(table: Any, column: str, value: Any) -> Any:
 
 @pytest.mark.parametrize("value", ["{", "[1]", "3"])
 def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cachelab: Any) -> None:
-    from analysis.sweep.alone import ask_alone
+    from analysis.sweep.rerun_solo import rerun_wrong_prompts
 
     def change(table: Any) -> Any:
         table = with_value(table, "options", value)
-        table = with_value(table, "struck", value)
+        table = with_value(table, "injected", value)
         return with_value(table, "treatments", ["fault:seq-len-short"])
 
     whole = Path(shutil.copytree(run, run.with_name("whole")))
@@ -554,7 +554,7 @@ def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cache
     loaded = load_run(whole, controls=True)
     loaded.manifest["plan"].update(needed)
     with pytest.raises(RunError, match="options of a"):
-        ask_alone(loaded)
+        rerun_wrong_prompts(loaded)
 
 
 # -- damage drawn by chance --------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from support import ChildRunner, has
 
-from analysis.model import ModelTokenizer, load_model
+from analysis.model.artifacts import load_model
+from analysis.model.tokenizer import ModelTokenizer
 from analysis.snapshots.snapshot import STATES
 from analysis.studies.evictions.experiments import crossing_prompt, leak_in_words
 

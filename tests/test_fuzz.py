@@ -27,11 +27,11 @@ from support import NEWEST, REPORTED
 from analysis.cli import app, main
 from analysis.core.errors import CachelabError, EngineError, ModelError, WorkloadError
 from analysis.engine import EngineConfig
-from analysis.model import ModelTokenizer, load_model
-from analysis.model.artifacts import shipped_model
+from analysis.model.artifacts import load_model, shipped_model
+from analysis.model.tokenizer import ModelTokenizer
 from analysis.shortfin import devices
 from analysis.shortfin.releases import KNOWN
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 from analysis.workloads.workload import Workload
 
 LONGEST_SENTENCE = 2000

@@ -10,8 +10,9 @@ import sys
 import pytest
 from support import REPORTED, ROOT
 
+from analysis.core import paths
 from analysis.core.errors import ModelError
-from analysis.model import oracle
+from analysis.shortfin import oracle
 from analysis.workloads.named import make_workload
 from analysis.workloads.workload import Request
 
@@ -21,12 +22,13 @@ ASKED = (*make_workload("mixed", count=4, seed=3).requests, Request("r", "1 2 3 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """A cache of its own for answers; compiled models stay where they are."""
-    monkeypatch.setattr(oracle.paths, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(paths, "cache_dir", lambda: tmp_path)
     return tmp_path / "reference"
 
 
 def test_answers_are_right_and_kept(kept, release):
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model()).decode
     told = []
@@ -64,9 +66,9 @@ def test_a_line_cut_short_is_asked_again_and_the_others_are_not(kept):
 _FILL = """
 import sys
 from pathlib import Path
-from analysis.model.oracle import _append
+from analysis.model.oracle import append
 for i in range(300):
-    _append(Path(sys.argv[1]), (f"prompt {sys.argv[2]} {i}", 15), range(15))
+    append(Path(sys.argv[1]), (f"prompt {sys.argv[2]} {i}", 15), range(15))
 """
 
 

@@ -17,7 +17,7 @@ from synthetic import request_row, trial_row
 
 from analysis.cli import main
 from analysis.runs.store import RunWriter, alone_in, load_run, pack_run
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 
 PLAN = Plan(releases=("3.1.0",), concurrency=(1, 2), repeats=2, pages=(64,))
 CacheLab = Callable[..., tuple[int, str, str]]

@@ -55,7 +55,7 @@ def _words(checked: Checked) -> str:
         control = f"{checked.alarms} of {checked.controls} planted faults found"
         control += f" ({', '.join(checked.planted)})" + (": VOID" if checked.void else "")
     elif checked.idle:
-        control = f"planted faults found nothing to strike ({', '.join(checked.planted)})"
+        control = f"no planted fault could be injected ({', '.join(checked.planted)})"
     else:
         control = "no fault was planted as a control"
     lines = [

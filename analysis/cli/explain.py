@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,40 +35,31 @@ def explain(
     from analysis.diagnosis import explain as explain_request
     from analysis.runs.store import load_run
 
-    # A trial in which a fault was planted is explained only if it is named.
-    told = explain_request(load_run(run, controls=trial is not None), request, trial,
-                           reference=reference)  # fmt: skip
-    typer.echo(str(told))
+    # A trial with an injected fault is explained only if it is named.
+    loaded = load_run(run, controls=trial is not None)
+    explanation = explain_request(loaded, request, trial, reference=reference)
+    typer.echo(str(explanation))
     if out is not None:
-        typer.echo("\n" + "\n".join(str(file) for file in _write(told, out)))
-    if not told.case.recorded:
+        typer.echo("\n" + "\n".join(str(file) for file in _write(explanation, out)))
+    if not explanation.trace.recorded:
         sys.stderr.write(
-            f"Nothing was recorded of {told.trial_id}, so its inside cannot be explained: sweep"
-            " with"
+            f"Nothing was recorded of {explanation.trial_id}, so the cause is unknown: sweep with"
             " --sanitize or --observe.\n"
         )
         raise typer.Exit(1)
 
 
-def _write(told: Explanation, out: Path) -> list[Path]:
-    """Write the figure, and a page that has both and opens offline; return the files."""
+def _write(explanation: Explanation, out: Path) -> list[Path]:
+    """Write the figure, and a page with text and figure that opens offline; return the files."""
     from analysis.core.files import write_atomically
     from analysis.diagnosis.figure import explanation_figure
-    from analysis.diagnosis.text import as_html
+    from analysis.jupyter.explanation_html import explanation_page
     from analysis.plots.style import png_of
 
-    png = png_of(explanation_figure(told), dpi=150)
-    encoded = base64.b64encode(png).decode()
-    alt = "Its invocations, its pages and what came of it"
-    picture = f'<img alt="{alt}" width="980" src="data:image/png;base64,{encoded}">'
-    title = html.escape(told.request_id)
-    page = (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>"
-        f"<body style='font-family:sans-serif;margin:2em'>{as_html(told, picture)}</body></html>"
-    )
+    png = png_of(explanation_figure(explanation), dpi=150)
     files: dict[Path, str | bytes] = {
         out / "explanation.png": png,
-        out / "explanation.html": page,
+        out / "explanation.html": explanation_page(explanation, png),
     }
     with writing(out):
         for file, content in files.items():

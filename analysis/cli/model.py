@@ -45,7 +45,7 @@ def build(
     model: _Model = None,
 ) -> None:
     """Compile the model with each release's own compiler, and keep it in the cache."""
-    from analysis.model.oracle import compile_for
+    from analysis.shortfin.oracle import compile_for
 
     for release in some("--releases", releases):
         compile_for(
@@ -69,8 +69,9 @@ def verify(
     ] = False,
 ) -> None:
     """Measure whether the model counts, and whether it does so because it reads its context."""
-    from analysis.model import compile_model, load_model
+    from analysis.model.artifacts import load_model
     from analysis.model.card import write_model_card
+    from analysis.model.compile import compile_model
     from analysis.model.verify import verify_model
 
     loaded = load_model(model)

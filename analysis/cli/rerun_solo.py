@@ -22,9 +22,9 @@ def rerun_solo(
     The exit status is 0 if every answer is right then, 1 if one is wrong or could not be tried.
     """
     from analysis.runs.store import load_run
-    from analysis.sweep.alone import ask_alone
+    from analysis.sweep.rerun_solo import rerun_wrong_prompts
 
-    asked = ask_alone(
+    asked = rerun_wrong_prompts(
         load_run(run), prefix_sharing=prefix_sharing, jobs=jobs, on_answer=_print_answer
     )
     for (release, sharing), rows in asked.groupby(["release", "prefix_sharing"]):

@@ -15,7 +15,7 @@ from analysis.cli.values import named, numbers, sets, texts
 
 if TYPE_CHECKING:
     from analysis.runs.store import Run
-    from analysis.sweep import Plan
+    from analysis.sweep.plan import Plan
 
 
 def sweep(
@@ -92,7 +92,8 @@ def sweep(
     from analysis.core.errors import MachineError
     from analysis.core.paths import runs_dir
     from analysis.runs.store import load_run
-    from analysis.sweep import Plan, run_sweep
+    from analysis.sweep.plan import Plan
+    from analysis.sweep.runner import run_sweep
 
     plan = Plan(
         releases=texts(releases),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 
 
@@ -39,3 +40,16 @@ def percent(share: float, digits: int = 0) -> str:
 def capitalised(text: str) -> str:
     """Return a text with its first letter as a capital, and the others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """Return a text on one line; a text of more than `most` characters is cut."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def probability(value: float) -> str:
+    """Return a probability in percent, with more digits close to 0 and to 1."""
+    if math.isnan(value):
+        return "not a number"
+    return percent(value, 1 if 0.001 <= value <= 0.999 or value in (0, 1) else 4)

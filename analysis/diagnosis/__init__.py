@@ -1,7 +1,8 @@
-"""Why a request failed, in one call: `explain(run, request_id)`."""
+"""Why a request failed: `explain(run, request_id)`."""
 
 from __future__ import annotations
 
-from analysis.diagnosis.explanation import Explanation, explain
+from analysis.diagnosis.build import explain
+from analysis.diagnosis.explanation import Explanation
 
 __all__ = ["Explanation", "explain"]

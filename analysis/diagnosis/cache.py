@@ -1,4 +1,4 @@
-"""The cache before and after a request: as it was recorded, or as its events tell it."""
+"""The cache before and after a request, as recorded or replayed from the events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.diagnosis.case import Case
+from analysis.diagnosis.request_trace import RequestTrace
 from analysis.recording.replay import Replay
 from analysis.snapshots.snapshot import Snapshot
 
@@ -21,12 +21,12 @@ class Caches:
     before: Snapshot | None
     after: Snapshot | None
     how: str
-    """Recorded, or replayed; or why there is none, in a sentence."""
+    """Recorded, replayed, or why there is none, in a sentence."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How many pages were in which state at one place among the events."""
+    """Pages by state at one event."""
 
     seq: int
     free: int
@@ -35,27 +35,26 @@ class Pool:
     leaked: int
 
 
-def caches_of(case: Case) -> Caches:
-    """Return the cache when the request was sent, and when it had ended."""
-    if case.events.empty:
-        return Caches(None, None, "No events were recorded, so the cache around it is unknown.")
-    if case.snapshots["seq"].notna().sum() == 0:
+def caches_of(trace: RequestTrace) -> Caches:
+    """Return the cache before the request was submitted and after it ended."""
+    if trace.events.empty:
+        return Caches(None, None, "No events were recorded, so the cache is unknown.")
+    if trace.snapshots["seq"].notna().sum() == 0:
         return Caches(None, None, "No snapshot was recorded, so there is nothing to replay from.")
-    sent, ended = case.seq_of("submitted"), case.seq_of("done")
-    taken = {m: _taken(case, m) for m in ("before", "after")}
-    before = taken["before"] or cache_at(case, None if sent is None else sent - 1)
-    after = taken["after"] or cache_at(case, ended)
-    lacking = [word for word, found in (("sent", before), ("ended", after)) if found is None]
-    if lacking:
-        how = f"It was not seen when it was {' or '.join(lacking)}."
-        return Caches(before, after, how)
+    sent, ended = trace.seq_of("submitted"), trace.seq_of("done")
+    taken = {m: _taken(trace, m) for m in ("before", "after")}
+    before = taken["before"] or cache_at(trace, None if sent is None else sent - 1)
+    after = taken["after"] or cache_at(trace, ended)
+    missing = [word for word, found in (("submit", before), ("end", after)) if found is None]
+    if missing:
+        return Caches(before, after, f"There is no snapshot at its {' and '.join(missing)}.")
     how = "As recorded." if all(taken.values()) else "Replayed from the recorded events."
     return Caches(before, after, how)
 
 
-def cache_at(case: Case, seq: int | None) -> Snapshot | None:
+def cache_at(trace: RequestTrace, seq: int | None) -> Snapshot | None:
     """Return the cache after the event `seq`, replayed from the last snapshot before it."""
-    placed = case.snapshots[case.snapshots["seq"].notna()]
+    placed = trace.snapshots[trace.snapshots["seq"].notna()]
     if seq is None or placed.empty:
         return None
     earlier = placed[placed["seq"] <= seq]
@@ -64,28 +63,28 @@ def cache_at(case: Case, seq: int | None) -> Snapshot | None:
     if rows.empty:
         return None
     start = _snapshot(rows, -1)
-    return Replay(start).apply(case.events, until=seq).snapshot()
+    return Replay(start).apply(trace.events, until=seq).snapshot()
 
 
-def pool_until(case: Case, end: int) -> tuple[Pool, ...]:
-    """Return the pool at up to 80 places among the events, from the first snapshot on, in order."""
-    start = first_snapshot(case)
-    if start is None or start.seq is None or case.events.empty:
+def pool_until(trace: RequestTrace, end: int) -> tuple[Pool, ...]:
+    """Return the pool at up to 80 events, from the first snapshot on."""
+    start = first_snapshot(trace)
+    if start is None or start.seq is None or trace.events.empty:
         return ()
     begin = start.seq
-    changed = case.events[(case.events["seq"] > begin) & (case.events["seq"] <= end)]
-    # Not when pages were just taken: for a moment nobody is seen to hold them.
+    changed = trace.events[(trace.events["seq"] > begin) & (trace.events["seq"] <= end)]
+    # Without "acquire": between it and "pages_held" a page has no owner.
     kinds = ["free", "pages_held", "pages_dropped", "create", "unlink", "node_overwritten"]
     places = [int(seq) for seq in changed.loc[changed["kind"].isin(kinds), "seq"]]
     replay, pools = Replay(start), [_pool(start, begin)]
     for seq in _some([*places, end]):
-        pools.append(_pool(replay.apply(case.events, until=seq).snapshot(), seq))
+        pools.append(_pool(replay.apply(trace.events, until=seq).snapshot(), seq))
     return tuple(pools)
 
 
-def first_snapshot(case: Case) -> Snapshot | None:
-    """Return the first snapshot that has a place among the events."""
-    placed = case.snapshots[case.snapshots["seq"].notna()]
+def first_snapshot(trace: RequestTrace) -> Snapshot | None:
+    """Return the first snapshot with a place among the events."""
+    placed = trace.snapshots[trace.snapshots["seq"].notna()]
     return None if placed.empty else _snapshot(placed, 0)
 
 
@@ -104,8 +103,8 @@ def _pool(snapshot: Snapshot, seq: int) -> Pool:
     return Pool(seq, **snapshot.counts)
 
 
-def _taken(case: Case, moment: str) -> Snapshot | None:
-    rows = case.snapshots[
-        (case.snapshots["moment"] == moment) & (case.snapshots["request_id"] == case.name)
+def _taken(trace: RequestTrace, moment: str) -> Snapshot | None:
+    rows = trace.snapshots[
+        (trace.snapshots["moment"] == moment) & (trace.snapshots["request_id"] == trace.name)
     ]
     return None if rows.empty else _snapshot(rows, -1)

@@ -1,4 +1,4 @@
-"""The first token that leaves the reference, and what it and the right one were given."""
+"""The first token that differs from the reference, with its probability and the right one's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import CachelabError
-from analysis.diagnosis.case import Case
-from analysis.diagnosis.journey import Flown
+from analysis.diagnosis.request_trace import RequestTrace
+from analysis.diagnosis.timeline import RequestInvocation, time_of
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What somebody held of the next token."""
+class TokenProbability:
+    """Probabilities of two candidates for the next token."""
 
     given: float | None
     """Probability of the token that the engine gave."""
@@ -32,7 +32,7 @@ class Belief:
 class Divergence:
     """The first divergent token of an answer."""
 
-    place: int
+    token_index: int
     """Which token of the answer, from 0."""
     given: int | None
     """The token that the engine gave; None: it gave no more."""
@@ -43,58 +43,58 @@ class Divergence:
     invocation_id: int | None
     """The invocation that gave it; None where it was not recorded."""
     seq: int | None
-    """The place among the events where it arrived, else where that invocation began."""
+    """The event at which it arrived, else at which that invocation began."""
     t_s: float | None
-    engine: Belief | None
-    """What the engine itself computed in that invocation."""
-    reference: Belief | None
-    """What the reference decoder gives after the same right tokens."""
-    lacking: tuple[str, ...] = ()
-    """Why one of them is not there, in sentences."""
+    engine: TokenProbability | None
+    """As the engine computed them in that invocation."""
+    reference: TokenProbability | None
+    """As the reference decoder computes them after the same right tokens."""
+    missing: tuple[str, ...] = ()
+    """Why one of them is missing, in sentences."""
 
 
 def divergence_of(
-    case: Case, flown: Sequence[Flown], *, reference: bool = True
+    trace: RequestTrace, invocations: Sequence[RequestInvocation], *, reference: bool = True
 ) -> Divergence | None:
-    """Return where the answer left the reference; None if it did nowhere, or none was recorded.
+    """Return the first wrong token; None without one, or without a reference answer.
 
-    `reference` asks the reference decoder for its probabilities, in a child process.
+    With `reference` the reference decoder computes its probabilities, in a child process.
     """
-    place = case.request["first_divergence"]
-    wanted, got = case.request["reference_tokens"] or (), case.request["tokens"] or ()
+    place = trace.request["first_divergence"]
+    wanted, got = trace.request["reference_tokens"] or (), trace.request["tokens"] or ()
     if place is None:
         return None
     given, right = _at(got, place), _at(wanted, place)
-    invocation = next((f for f in reversed(flown) if f.place == place), None)
-    seq, seconds = _arrival(case, place)
-    lacking: list[str] = []
+    invocation = next((i for i in reversed(invocations) if i.token_index == place), None)
+    seq, seconds = _arrival(trace, place)
+    missing: list[str] = []
     engine = _engine(invocation, given, right)
     if engine is None:
-        lacking.append(_why_not(case, invocation, given))
+        missing.append(_why_not(trace, invocation, given))
     theirs, why = None, ""
     if reference:
-        theirs, why = _reference(case, tuple(wanted[:place]), given, right)
+        theirs, why = _reference(trace, tuple(wanted[:place]), given, right)
     if why:
-        lacking.append(why)
-    names = token_names(_model(case))
+        missing.append(why)
+    names = token_names(_model(trace))
     return Divergence(
-        place=int(place),
+        token_index=int(place),
         given=given,
         right=right,
         given_text=names.get(given, "nothing"),
         right_text=names.get(right, "nothing"),
         invocation_id=None if invocation is None else invocation.invocation_id,
         seq=seq if seq is not None else None if invocation is None else invocation.seq,
-        t_s=seconds if seconds is not None else None if invocation is None else invocation.landed_s,
+        t_s=seconds if seconds is not None else None if invocation is None else invocation.end_s,
         engine=engine,
         reference=theirs,
-        lacking=tuple(lacking),
+        missing=tuple(missing),
     )
 
 
-def token_name(case: Case, token: int | None) -> str:
+def token_name(trace: RequestTrace, token: int | None) -> str:
     """Return a token as text in quotation marks, or its number where that is not known."""
-    name: str = token_names(_model(case)).get(token, "nothing")
+    name: str = token_names(_model(trace)).get(token, "nothing")
     return name
 
 
@@ -109,7 +109,8 @@ class _Names(dict[int | None, str]):
 def token_names(model: str | None) -> _Names:
     """Return the text of each token of a model, in quotation marks."""
     try:
-        from analysis.model import ModelTokenizer, load_model
+        from analysis.model.artifacts import load_model
+        from analysis.model.tokenizer import ModelTokenizer
 
         artifacts = load_model(Path(model) if model else None)
         tokenizer = ModelTokenizer(artifacts)
@@ -119,11 +120,13 @@ def token_names(model: str | None) -> _Names:
     return _Names({n: f"“{text}”" for n, text in texts.items() if text})
 
 
-def _engine(invocation: Flown | None, given: int | None, right: int | None) -> Belief | None:
+def _engine(
+    invocation: RequestInvocation | None, given: int | None, right: int | None
+) -> TokenProbability | None:
     if invocation is None or not invocation.top:
         return None
     known = {token: math.exp(log) for token, log in invocation.top}
-    return Belief(
+    return TokenProbability(
         given=known.get(given) if given is not None else None,
         right=known.get(right) if right is not None else None,
         at_most=min(known.values()),
@@ -131,62 +134,55 @@ def _engine(invocation: Flown | None, given: int | None, right: int | None) -> B
     )
 
 
-def _why_not(case: Case, invocation: Flown | None, given: int | None) -> str:
+def _why_not(trace: RequestTrace, invocation: RequestInvocation | None, given: int | None) -> str:
     if given is None:
-        return "The engine gave no token there, so it has no probability to show."
-    if case.invocations.empty:
-        return "No invocations were recorded, so what the engine itself computed is unknown."
+        return "The engine gave no further token, so it has no probability."
+    if trace.invocations.empty:
+        return "No invocations were recorded, so the engine's probabilities are unknown."
     if invocation is None:
         return "The invocation that gave the token was not recorded."
-    return (
-        "The engine's own probabilities were not recorded with its invocations, so only the"
-        " reference"
-        " decoder's are shown."
-    )
+    return "The engine's probabilities were not recorded, so only the reference's are shown."
 
 
 def _reference(
-    case: Case, prefix: tuple[int, ...], given: int | None, right: int | None
-) -> tuple[Belief | None, str]:
+    trace: RequestTrace, prefix: tuple[int, ...], given: int | None, right: int | None
+) -> tuple[TokenProbability | None, str]:
     from analysis.diagnosis.reference import reference_probabilities
 
     try:
         found = reference_probabilities(
-            str(case.trial["release"]),
-            str(case.request["prompt"]),
-            tuple(case.request["prompt_tokens"]) if case.request["prompt_tokens"] else None,
+            str(trace.trial["release"]),
+            str(trace.request["prompt"]),
+            tuple(trace.request["prompt_tokens"]) if trace.request["prompt_tokens"] else None,
             prefix,
-            model=_model(case),
-            batch_sizes=tuple(case.trial["batch_sizes"] or (4,)),
+            model=_model(trace),
+            batch_sizes=tuple(trace.trial["batch_sizes"] or (4,)),
         )
     except CachelabError as error:
-        return None, f"The reference decoder could not be asked: {error}"
+        return None, f"The reference decoder failed: {error}"
     known: Mapping[int, float] = dict(enumerate(found))
     best = max(known, key=lambda token: known[token])
-    return Belief(
+    return TokenProbability(
         known.get(given) if given is not None else None,
         known.get(right) if right is not None else None,
         best=best,
     ), ""
 
 
-def _model(case: Case) -> str | None:
-    """Return the directory of the model that was asked, None for the one that ships."""
-    plan = case.run.manifest.get("plan") or {}
+def _model(trace: RequestTrace) -> str | None:
+    """Return the directory of the run's model, None for the one that ships."""
+    plan = trace.run.manifest.get("plan") or {}
     model = plan.get("model") if isinstance(plan, Mapping) else None
     return str(Path(model).resolve()) if model else None
 
 
-def _arrival(case: Case, place: int) -> tuple[int | None, float | None]:
-    """Return where among the events a token of the answer arrived, and when."""
-    events = case.events
-    arrived = events[
-        (events["request_id"] == case.name) & events["kind"].isin(["first_token", "token"])
-    ]
+def _arrival(trace: RequestTrace, place: int) -> tuple[int | None, float | None]:
+    """Return the event at which a token of the answer arrived, and its time."""
+    arrived = trace.events_of("first_token", "token")
     if place >= len(arrived):
         return None, None
-    event = arrived.iloc[place]
-    return int(event["seq"]), float(event["t_s"])
+    event = arrived.iloc[place].to_dict()
+    return int(event["seq"]), time_of(event)
 
 
 def _at(values: Sequence[int], place: int) -> int | None:

@@ -1,162 +1,302 @@
-"""Why a request failed: all that was recorded of it, put together."""
+"""Why one request of a run failed, as data and as sections of text and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.diagnosis.because import because, what_of
-from analysis.diagnosis.cache import Caches, Pool, caches_of, pool_until
-from analysis.diagnosis.case import Case, case_of
-from analysis.diagnosis.divergence import Divergence, divergence_of
-from analysis.diagnosis.found import Death, Found, death_of, findings_of, first_finding
-from analysis.diagnosis.journey import (
-    Fellow,
-    Flown,
-    Moment,
-    fellows_of,
-    invocations_of,
-    moments_of,
-)
-from analysis.diagnosis.pages import PageHistory, histories_of, pages_of
-from analysis.runs.tables import broken_json
+from analysis.core.templates import render
+from analysis.core.wording import counted, listed, probability
+from analysis.diagnosis.cache import Caches, Pool, pool_until
+from analysis.diagnosis.divergence import Divergence, TokenProbability, token_name
+from analysis.diagnosis.evidence import EngineDeath, count_of
+from analysis.diagnosis.pages import PageHistory
+from analysis.diagnosis.request_trace import RequestTrace
+from analysis.diagnosis.timeline import BatchPeer, BatchRow, Moment, RequestInvocation
+from analysis.sanitizer.findings import Finding
 
-if TYPE_CHECKING:
-    from analysis.runs.store import Run
+_INVOCATIONS, _ENTRIES, _PAGES, _PEERS, _MOMENTS, _STACK = 40, 14, 12, 12, 40, 5
+"""Most rows of a kind that are shown, and lines of a stack."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows below a heading."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def lines(self) -> list[str]:
+        """Return the table as aligned lines of text."""
+        rows = [self.columns, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the text: sentences, then a table."""
+
+    title: str
+    sentences: Sequence[str] = ()
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why one request of a run failed; as data; `str` gives it as text."""
+    """Why one request of a run failed; `str` gives it as text."""
 
     request_id: str
     trial_id: str
     outcome: str
-    what: str
+    summary: str
     """How it ended, in a sentence."""
-    because: tuple[str, ...]
-    """Why, in sentences, as far as what was recorded tells it."""
+    diagnosis: tuple[str, ...]
+    """Why it failed, in sentences, as far as the recording shows it."""
     request: Mapping[str, Any]
     """Its row of the table `requests`; what is missing is None."""
     trial: Mapping[str, Any]
     """Its trial's row of `trials`."""
-    moments: tuple[Moment, ...]
-    invocations: tuple[Flown, ...]
-    fellows: tuple[Fellow, ...]
-    finding: Found | None
-    """The first finding of wrong data on it; failing that, the first one at risk."""
-    findings: tuple[Found, ...]
+    timeline: tuple[Moment, ...]
+    invocations: tuple[RequestInvocation, ...]
+    peers: tuple[BatchPeer, ...]
+    finding: Finding | None
+    """The first finding of wrong data on it, else the first one at risk."""
+    findings: tuple[Finding, ...]
     """The first finding of each kind on it, in order."""
-    death: Death | None
+    death: EngineDeath | None
     """How the engine died, if it did."""
     pages: tuple[PageHistory, ...]
-    """The page of the finding first, then its own in the order of its block table."""
+    """The page of the finding, then its own pages in the order of its block table."""
     caches: Caches
     divergence: Divergence | None
-    lacking: tuple[str, ...]
-    """What cannot be said for want of a record, in sentences."""
+    missing: tuple[str, ...]
+    """What is not known because it was not recorded, in sentences."""
     begin: int
-    """Its first place among the events."""
+    """Its first event."""
     end: int
-    """Its last one."""
-    case: Case
-    """What it was made from."""
+    """Its last event."""
+    trace: RequestTrace
+    """The tables that it was made from."""
+
+    @property
+    def title(self) -> str:
+        """The request, its trial and its outcome."""
+        return f"{self.request_id} of {self.trial_id}: {self.outcome}"
 
     @property
     def pool(self) -> tuple[Pool, ...]:
-        """How many pages were in which state, from the first snapshot to its end."""
-        return pool_until(self.case, self.end)
+        """Pages by state, from the first snapshot to its end."""
+        return pool_until(self.trace, self.end)
+
+    @property
+    def sections(self) -> list[Section]:
+        """The parts of the text in reading order, without empty ones."""
+        parts = [
+            Section("Why", (self.summary, *self.diagnosis)),
+            _timeline(self),
+            _finding(self),
+            _further(self),
+            _token(self),
+            _invocations(self),
+            _batch(self),
+            _peers(self),
+            _pages(self),
+            _caches(self),
+            Section("Not known", self.missing),
+        ]
+        return [part for part in parts if part.sentences or (part.table and part.table.rows)]
 
     def __str__(self) -> str:
-        from analysis.diagnosis.text import as_text
-
-        return as_text(self)
+        return render("analysis.diagnosis", "explanation.j2", explanation=self).strip("\n")
 
     def __repr__(self) -> str:
-        return f"<Explanation: {self.what}>"
+        return f"<Explanation: {self.summary}>"
 
 
-@broken_json("What was recorded of the run")
-def explain(
-    run: Run, request_id: str, trial_id: str | None = None, *, reference: bool = True
-) -> Explanation:
-    """Explain why a request of a run failed, from what was recorded of it.
+def _timeline(told: Explanation) -> Section:
+    rows = [(_whole(m.seq), _seconds(m.t_s), m.words) for m in told.timeline[:_MOMENTS]]
+    if (finding := told.finding) is not None:
+        words = f"first finding: {finding.rule} ({finding.cause})"
+        rows.append((_whole(finding.seq), _seconds(finding.t_s), words))
+    if (wrong := told.divergence) is not None and wrong.t_s is not None:
+        words = f"token {wrong.token_index}, the first wrong one: {wrong.given_text}"
+        rows.append((_whole(wrong.seq), _seconds(wrong.t_s), words))
+    rows.sort(key=lambda row: (int(row[0]) if row[0] else -1, row[1]))
+    notes = _left_out(len(told.timeline) - _MOMENTS, "later entry", "later entries")
+    return Section("Timeline", notes, Table(("event", "s", "what happened"), tuple(rows)))
 
-    `trial_id` says of which trial, where several have a request of that name. `reference` asks the
-    reference decoder what it gives for the first wrong token, in a child process of the release.
-    What was not recorded is said to be missing. Raises RunError if there is no such request or
-    trial, or more than one.
-    """
-    case = case_of(run, request_id, trial_id)
-    flown = invocations_of(case)
-    finding, findings = first_finding(case), findings_of(case)
-    death = death_of(case)
-    histories = histories_of(
-        case, pages_of(case, flown, [None if finding is None else finding.page])
+
+def _finding(told: Explanation) -> Section:
+    finding = told.finding
+    if finding is None:
+        none = ("No rule was broken on this request.",) if told.trace.recorded else ()
+        return Section("First finding", none)
+    where = [finding.at]
+    if finding.other_request_id:
+        where.append(f"the other request {finding.other_request_id}")
+    if finding.page is not None:
+        slot = "" if finding.slot is None else f", slot {finding.slot}"
+        where.append(f"page {finding.page}{slot}")
+    often = counted(count_of(told.trace, finding), "time")
+    lines = [
+        f"{finding.severity}: {finding.rule} ({finding.cause})",
+        finding.text,
+        f"At {'; '.join(where)}; {often} on this request.",
+        *(finding.stack or "").splitlines()[-_STACK:],
+    ]
+    return Section("First finding", lines)
+
+
+def _further(told: Explanation) -> Section:
+    """Return what else was found on the request, in order."""
+    rows = tuple(
+        (_whole(f.seq), _whole(f.invocation_id), f.severity, f"{f.rule} ({f.cause})", f.text)
+        for f in told.findings
+        if told.finding is None or (f.rule, f.cause) != (told.finding.rule, told.finding.cause)
     )
-    divergence = divergence_of(case, flown, reference=reference)
-    caches = caches_of(case)
-    begin, end = _span(case, flown)
-    return Explanation(
-        request_id=case.name,
-        trial_id=str(case.trial["trial_id"]),
-        outcome=case.outcome,
-        what=what_of(case, divergence),
-        because=because(case, flown, findings, finding, divergence, death, histories),
-        request=case.request,
-        trial=case.trial,
-        moments=moments_of(case, flown),
-        invocations=flown,
-        fellows=fellows_of(case, flown),
-        finding=finding,
-        findings=findings,
-        death=death,
-        pages=histories,
-        caches=caches,
-        divergence=divergence,
-        lacking=_lacking(case, flown, caches, divergence),
-        begin=begin,
-        end=end,
-        case=case,
+    columns = ("event", "invocation", "severity", "rule", "what was found")
+    return Section("Further findings on it", (), Table(columns, rows))
+
+
+def _token(told: Explanation) -> Section:
+    wrong = told.divergence
+    if wrong is None:
+        return Section("First wrong token")
+    where = "" if wrong.invocation_id is None else f" in invocation {wrong.invocation_id}"
+    rows = tuple(
+        (source, _percent(one.given, one), _percent(one.right, one))
+        for source, one in (
+            (f"the engine{where}", wrong.engine),
+            ("the reference decoder", wrong.reference),
+        )
+        if one is not None
     )
+    sentence = (
+        f"Token {wrong.token_index} is {wrong.given_text}; right is {wrong.right_text}."
+        " Probabilities after the same right tokens:"
+    )
+    columns = ("", f"{wrong.given_text} (given)", f"{wrong.right_text} (right)")
+    return Section("First wrong token", (sentence,), Table(columns, rows))
 
 
-def _span(case: Case, flown: tuple[Flown, ...]) -> tuple[int, int]:
-    sent, ended = case.seq_of("submitted"), case.seq_of("done")
-    last = int(case.events["seq"].max()) if len(case.events) else 0
-    if sent is None:
-        sent = next((f.seq for f in flown if f.seq is not None), 0)
-    return sent, ended if ended is not None else max(last, sent)
+def _percent(value: float | None, one: TokenProbability) -> str:
+    if value is None:
+        return f"below {probability(one.at_most)}" if one.at_most else "-"
+    return probability(value)
 
 
-def _lacking(
-    case: Case, flown: tuple[Flown, ...], caches: Caches, divergence: Divergence | None
-) -> tuple[str, ...]:
-    said = []
-    if not case.recorded:
-        said.append(
-            "Nothing was recorded of this trial: sweep with --sanitize or --observe to see inside."
+def _invocations(told: Explanation) -> Section:
+    answer = told.request["tokens"] or ()
+    wanted = told.request["reference_tokens"] or ()
+    rows = []
+    for one in told.invocations[:_INVOCATIONS]:
+        index = -1 if one.token_index is None else one.token_index
+        given = answer[index] if 0 <= index < len(answer) else None
+        right = wanted[index] if 0 <= index < len(wanted) else None
+        rows.append(
+            (
+                str(one.invocation_id),
+                _seconds(one.t_s),
+                one.phase,
+                f"{one.own} of {len(one.rows)}",
+                listed(one.others, most=6),
+                _whole(one.own_row.start),
+                _length(one.own_row.seq_len, one.own_length),
+                _pages_of(one.own_row),
+                "" if given is None else token_name(told.trace, given),
+                "" if right in (None, given) else token_name(told.trace, right),
+            )
         )
-    elif case.events.empty:
-        said.append("No events were recorded, so there is no history of its pages.")
-    elif case.seq_of("submitted") is None:
-        said.append("The recording does not have its beginning.")
-    if case.recorded and case.invocations.empty:
-        said.append("No invocation was recorded in its trial.")
-    elif case.recorded and not flown:
-        said.append("It was in no invocation that landed.")
-    if case.recorded and (caches.before is None or caches.after is None):
-        said.append(caches.how)
-    if case.outcome == "wrong" and divergence is None:
-        had = case.request["reference_tokens"] is not None
-        said.append(
-            "Its tokens do not leave the reference decoder's."
-            if had
-            else "No reference answer was stored with it, so its first wrong token is unknown."
+    if not rows:
+        return Section("Invocations")
+    notes = ["A length in brackets is the request's own, where its row had another one."]
+    notes += _left_out(len(told.invocations) - _INVOCATIONS, "later invocation")
+    columns = ("invocation", "s", "phase", "row", "with", "start", "length", "block table", "gave",
+               "right")  # fmt: skip
+    return Section("Invocations", notes, Table(columns, tuple(rows)))
+
+
+def _batch(told: Explanation) -> Section:
+    """Return all rows of the invocation of the finding, else of the wrong token."""
+    if not told.invocations:
+        return Section("")
+    ids = [one.invocation_id for one in (told.finding, told.divergence) if one is not None]
+    by_id = {one.invocation_id: one for one in told.invocations}
+    invocation = next((by_id[i] for i in ids if i in by_id), told.invocations[-1])
+    rows = tuple(
+        (
+            str(row.row),
+            row.request_id or "padding",
+            str(row.tokens),
+            _whole(row.start),
+            _length(row.seq_len, invocation.own_length if row is invocation.own_row else None),
+            _pages_of(row),
         )
-    if case.cut is not None:
-        said.append(case.cut)
-    if case.trial["status_detail"] and case.trial["status"] == "ok":
-        said.append(str(case.trial["status_detail"]))
-    return (*said, *(divergence.lacking if divergence is not None else ()))
+        for row in invocation.rows
+    )
+    columns = ("row", "request", "tokens", "start", "length", "block table")
+    title = f"Invocation {invocation.invocation_id}, a {invocation.phase}, as the device read it"
+    return Section(title, (), Table(columns, rows))
+
+
+def _peers(told: Explanation) -> Section:
+    rows = tuple(
+        (p.request_id, p.outcome or "unknown", str(p.invocations), listed(p.pages, most=12))
+        for p in told.peers[:_PEERS]
+    )
+    notes = _left_out(len(told.peers) - _PEERS, "request")
+    columns = ("request", "outcome", "shared invocations", "pages in both block tables")
+    return Section("Requests in the same batches", notes, Table(columns, rows))
+
+
+def _pages(told: Explanation) -> Section:
+    rows: list[tuple[str, ...]] = []
+    left_out = 0
+    for history in told.pages[:_PAGES]:
+        entries = history.around(told.begin, told.end)
+        left_out += max(len(entries) - _ENTRIES, 0)
+        for number, entry in enumerate(entries[:_ENTRIES]):
+            page = "" if number else str(history.page)
+            rows.append((page, _whole(entry.seq), _seconds(entry.t_s), entry.words))
+    notes = [
+        *_left_out(left_out, "entry", "entries"),
+        *_left_out(len(told.pages) - _PAGES, "page"),
+    ]
+    return Section("Its pages", notes, Table(("page", "event", "s", "what happened"), tuple(rows)))
+
+
+def _caches(told: Explanation) -> Section:
+    before, after = told.caches.before, told.caches.after
+    lines = [told.caches.how] if before is not None or after is not None else []
+    lines += [] if before is None else [f"Before: {before}"]
+    lines += [] if after is None else [f"After: {after}"]
+    if before is not None and after is not None:
+        lines.append(f"Change: {after - before}")
+    return Section("The cache before and after it", lines)
+
+
+def _left_out(number: int, noun: str, plural: str | None = None) -> tuple[str, ...]:
+    return (f"{counted(number, noun, plural)} not shown.",) if number > 0 else ()
+
+
+def _length(seq_len: int | None, own: int | None) -> str:
+    if seq_len is None or own in (None, seq_len):
+        return _whole(seq_len)
+    return f"{seq_len} ({own})"
+
+
+def _pages_of(row: BatchRow) -> str:
+    return " ".join(map(str, row.table))
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,13 +1,12 @@
-"""Why a request failed, in one figure: its way, its pages, and its first wrong token or the pool.
+"""Why a request failed, in one figure: batches, pages, and its first wrong token or the pool.
 
-The axis of the upper two panels is the number of the event, so that waiting takes no room.
+The axis of the upper two panels is the number of the event, because most of the time is waiting.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,18 +15,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from analysis.diagnosis.explanation import Explanation
 from analysis.diagnosis.figure_parts import draw_chances, draw_pages, draw_pool
-from analysis.diagnosis.pages import CACHED, FREE, NOBODY
+from analysis.diagnosis.pages import CACHED, FREE, UNOWNED
 from analysis.plots import style
 from analysis.plots.page_lifetimes import short_name
 from analysis.sanitizer.findings import WRONG_DATA
 
-if TYPE_CHECKING:
-    from analysis.diagnosis import Explanation
-
 OWN = style.BLUE
-FELLOWS = (*(c for c in style.REQUEST_COLOURS if c not in (OWN, style.BLACK)), style.BLACK)
-"""Colours of the request and of those who flew with it; vermillion is for what went wrong."""
+PEERS = (*(c for c in style.REQUEST_COLOURS if c not in (OWN, style.BLACK)), style.BLACK)
+"""Colours of the request and of those those in its batches; vermillion marks what went wrong."""
 OTHERS = "#9A9A9A"
 _LEAST, _PAGES = 24, 14
 """Least events that the axis spans, and most pages that are drawn."""
@@ -36,18 +33,18 @@ _WIDTH, _STEP = 10.0, 0.6
 
 
 def explanation_figure(told: Explanation) -> Figure:
-    """Draw an explanation: who flew when, in whose hands its pages were, and what came of it.
+    """Draw an explanation: invocations of the requests in its batches, owners of its pages, faults.
 
-    Below, the probabilities of the first wrong token and the right one, as the engine and the
-    reference decoder have them; where there is no wrong token, the pages of the pool by state.
+    Below are the probabilities of the first wrong token and the right one, by the engine and the
+    reference decoder; without a wrong token, the pages of the pool by state.
     """
     lanes = _lanes(told)
-    pages = [history for history in told.pages if history.stays][:_PAGES]
+    pages = [history for history in told.pages if history.owners][:_PAGES]
     chances = told.divergence is not None and any((told.divergence.engine,
                                                    told.divergence.reference))  # fmt: skip
     pool = () if chances else told.pool
     heights: dict[str, float] = {}
-    if told.case.recorded and (len(lanes) > 1 or told.invocations or not pool):
+    if told.trace.recorded and (len(lanes) > 1 or told.invocations or not pool):
         heights["lanes"] = 0.9 + 0.34 * (len(lanes) + _STEP * len(marks_of(told)))
     if pages:
         heights["pages"] = 1.0 + 0.27 * len(pages)
@@ -73,7 +70,7 @@ def explanation_figure(told: Explanation) -> Figure:
         draw_chances(axes["chances"], told)
     elif pool:
         draw_pool(axes["pool"], told, pool)
-    heading = style.words(f"{told.request_id} of {told.trial_id}: {told.outcome}")
+    heading = style.words(told.title)
     figure.suptitle(textwrap.fill(heading, int(_WIDTH * 8.5)), x=0.01, ha="left",
                     fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
@@ -83,14 +80,14 @@ def explanation_figure(told: Explanation) -> Figure:
 
 def colours_of(lanes: Sequence[str]) -> dict[str, str]:
     """Return the colour of each request that has a lane, the explained one first."""
-    return dict(zip(lanes, (OWN, *FELLOWS), strict=False))
+    return dict(zip(lanes, (OWN, *PEERS), strict=False))
 
 
 def _lanes(told: Explanation) -> list[str]:
-    """Return the request, then those who flew with it, or failing that were under way with it."""
-    others = [fellow.request_id for fellow in told.fellows]
+    """Return the request, then those in its batches, else those under way at the same time."""
+    others = [peer.request_id for peer in told.peers]
     if not others:
-        events = told.case.events
+        events = told.trace.events
         sent = _first(told, "submitted")
         ended = _first(told, "done")
         names = dict.fromkeys(events["request_id"].dropna())
@@ -101,12 +98,12 @@ def _lanes(told: Explanation) -> list[str]:
             and sent.get(name, told.end + 1) <= told.end
             and ended.get(name, told.end) >= told.begin
         ]
-    return [told.request_id, *others[: len(FELLOWS)]]
+    return [told.request_id, *others[: len(PEERS)]]
 
 
 def _first(told: Explanation, kind: str) -> dict[str, int]:
     """Return the place of the first event of a kind for each request."""
-    events = told.case.events
+    events = told.trace.events
     rows = events[events["kind"] == kind].drop_duplicates("request_id")
     return {str(r): int(s) for r, s in zip(rows["request_id"], rows["seq"], strict=True)}
 
@@ -123,7 +120,7 @@ def _draw_lanes(
         begin, end = sent.get(name, low), ended.get(name, high)
         axes.broken_barh([(begin, max(end - begin, wide))], (y - 0.28, 0.56), color=colours[name],
                          alpha=0.22, linewidth=0)  # fmt: skip
-    for invocation in told.case.invocations.to_dict("records"):
+    for invocation in told.trace.invocations.to_dict("records"):
         seq, end_seq = invocation["seq"], invocation["end_seq"]
         for name in set(invocation["request_ids"] or ()) & place.keys():
             together = int(invocation["invocation_id"]) in own
@@ -135,7 +132,7 @@ def _draw_lanes(
                 linewidth=0.7,
                 hatch="//////" if invocation["phase"] == "prefill" else None,
             )
-    rows = told.case.requests.set_index("request_id")["outcome"].to_dict()
+    rows = told.trace.requests.set_index("request_id")["outcome"].to_dict()
     labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
     axes.set_yticks(range(len(lanes)), labels)
     marks = marks_of(told)
@@ -150,14 +147,14 @@ def _draw_lanes(
                       color=style.VERMILLION, zorder=7,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
     _small_marks(axes, told, place)
-    flew = "Who flew with it" if told.fellows else "Who was under way with it"
-    style.dress(axes, flew, "", "request")
+    title = "Requests in its batches" if told.peers else "Requests at the same time"
+    style.dress(axes, title, "", "request")
     axes.grid(visible=False)
 
 
 def _small_marks(axes: Axes, told: Explanation, place: dict[str, int]) -> None:
     """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
-    events = told.case.events
+    events = told.trace.events
     short = events[(events["kind"] == "alloc_failed") & events["request_id"].isin(list(place))]
     for seq, name in zip(short["seq"], short["request_id"], strict=True):
         axes.plot([float(seq)], [place[name]], "s", color="white", markeredgecolor="black",
@@ -180,10 +177,10 @@ def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
     finding, wrong, death = told.finding, told.divergence, told.death
     if finding is not None:
         mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
-    short = [moment.seq for moment in told.moments if moment.kind == "alloc_failed"]
+    short = [moment.seq for moment in told.timeline if moment.kind == "alloc_failed"]
     mark(short[-1] if short else None, "too few pages for it", "s")
     if wrong is not None:
-        mark(wrong.seq, f"token {wrong.place} is wrong", "X")
+        mark(wrong.seq, f"token {wrong.token_index} is wrong", "X")
     if death is not None:
         mark(death.seq, "worker died", "P")
     low, high = bounds_of(told)
@@ -213,33 +210,34 @@ def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
 
 
 def _clock(told: Explanation) -> Callable[[float], float]:
-    events, invocations = told.case.events, told.case.invocations
+    events, invocations = told.trace.events, told.trace.invocations
     if len(events):
-        known = events["seq"].to_numpy(float), events["t_s"].to_numpy(float)
+        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
     else:
         known = invocations["seq"].to_numpy(float), invocations["t_s"].to_numpy(float)
     return lambda seq: float(np.interp(seq, *known))
 
 
 def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D | Patch]:
-    grey, kinds = "#8C8C8C", told.case.events["kind"]
-    owners = {owner for history in told.pages for stay in history.stays for owner in stay.owners}
+    grey, kinds = "#8C8C8C", told.trace.events["kind"]
+    intervals = [interval for history in told.pages for interval in history.owners]
+    owners = {owner for interval in intervals for owner in interval.owners}
     shown: list[Line2D | Patch] = []
-    if len(told.case.invocations):
+    if len(told.trace.invocations):
         shown += [
             Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
             Patch(facecolor=grey, label="decode"),
             Patch(facecolor="none", edgecolor=grey, label="an invocation without it"),
         ]
-    if pages and owners - {*colours_of(lanes), CACHED, NOBODY, FREE}:
+    if pages and owners - {*colours_of(lanes), CACHED, UNOWNED, FREE}:
         shown.append(Patch(facecolor=OTHERS, label="another request's page"))
     if pages and CACHED in owners:
         label = "page cached, held by no request"
         shown.append(Patch(facecolor=style.STATE_COLOURS["cached"], label=label))
-    if pages and NOBODY in owners:
+    if pages and UNOWNED in owners:
         shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
-    if pages and len(told.case.invocations):
-        shown.append(Line2D([], [], color=grey, linewidth=2.2, label="who wrote (black: padding)"))
+    if pages and len(told.trace.invocations):
+        shown.append(Line2D([], [], color=grey, linewidth=2.2, label="writer (black: padding)"))
     if (kinds == "alloc_failed").any():
         shown.append(_sign("s", "black", "too few pages"))
     if any(f.severity == WRONG_DATA for f in told.findings if f != told.finding):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 
-from analysis.diagnosis.layout import percent
-from analysis.diagnosis.pages import CACHED, FREE, NOBODY
+from analysis.core.wording import counted, probability
+from analysis.diagnosis.cache import Pool
+from analysis.diagnosis.explanation import Explanation
+from analysis.diagnosis.pages import CACHED, FREE, UNOWNED, PageHistory
 from analysis.plots import style
 from analysis.plots.style import STATE_COLOURS
-
-if TYPE_CHECKING:
-    from analysis.diagnosis import Explanation
-    from analysis.diagnosis.cache import Pool
-    from analysis.diagnosis.layout import percent
-from analysis.diagnosis.pages import PageHistory
 
 _ORDER = ("leaked", "live", "cached", "free")
 
@@ -28,14 +24,21 @@ def draw_pages(
     colour: Callable[[str], str],
     marks: Sequence[float],
 ) -> None:
-    """Draw a lane for each page: a bar in its holder's colour, and below it lines for who wrote.
+    """Draw a lane for each page: a bar in its owner's colour, and below it a line for each writer.
 
-    `marks` are the places of what went wrong.
+    `marks` are the events of what went wrong.
     """
     low = told.begin - max(told.end, 1)
     for y, history in enumerate(pages):
-        for stay in history.stays:
-            _stay(axes, y, stay.begin if stay.begin > 0 else low, stay.end, stay.owners, colour)
+        for interval in history.owners:
+            _interval(
+                axes,
+                y,
+                interval.begin if interval.begin > 0 else low,
+                interval.end,
+                interval.owners,
+                colour,
+            )
         writers: dict[str, int] = {}
         for entry in history.entries:
             if entry.kind == "write":
@@ -56,18 +59,13 @@ def draw_pages(
     for seq in marks:
         axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
     left_out = len(told.pages) - len(pages)
-    more = f" ({left_out} more not drawn)" if left_out > 0 else ""
-    style.dress(
-        axes,
-        f"In whose hands its pages were (no bar: in the pool), and who wrote to them{more}",
-        "",
-        "page",
-    )
+    more = f" ({counted(left_out, 'page')} not drawn)" if left_out > 0 else ""
+    style.dress(axes, f"Owners of its pages (no bar: in the pool), and writers{more}", "", "page")
     axes.grid(visible=False)
     axes.tick_params(axis="y", labelsize=8)
 
 
-def _stay(
+def _interval(
     axes: Axes,
     y: int,
     begin: float,
@@ -80,7 +78,7 @@ def _stay(
     look: dict[str, Any] = {"linewidth": 0}
     if owners[0] == CACHED:
         parts = [{**look, "facecolor": STATE_COLOURS["cached"]}]
-    elif owners[0] == NOBODY:
+    elif owners[0] == UNOWNED:
         parts = [{**look, "facecolor": STATE_COLOURS["leaked"]}]
     else:
         parts = [{**look, "facecolor": colour(owner)} for owner in owners[:4]]
@@ -90,32 +88,32 @@ def _stay(
 
 
 def draw_chances(axes: Axes, told: Explanation) -> None:
-    """Draw how probable the wrong token and the right one were for engine and reference."""
+    """Draw the probabilities of the wrong and the right token, for engine and reference."""
     wrong = told.divergence
     assert wrong is not None
     invocation = "" if wrong.invocation_id is None else f"\nin invocation {wrong.invocation_id}"
     labels: list[str] = []
     y = 0.0
     ticks = []
-    for name, belief in (
+    for name, one in (
         (f"the engine{invocation}", wrong.engine),
         ("the reference decoder,\nafter the same tokens", wrong.reference),
     ):
         ticks.append(y + 0.5)
         labels.append(name)
         bars = (
-            ("given", wrong.given_text, style.VERMILLION, None if belief is None else belief.given),
-            ("right", wrong.right_text, style.GREEN, None if belief is None else belief.right),
+            ("given", wrong.given_text, style.VERMILLION, None if one is None else one.given),
+            ("right", wrong.right_text, style.GREEN, None if one is None else one.right),
         )
         for place, (kind, text, shade, value) in enumerate(bars):
             at = y + place
-            if belief is None:
+            if one is None:
                 said = "not known" if place == 0 else ""
             elif value is None:
-                said = f"{style.words(text)} ({kind}): below {percent(belief.at_most)}"
+                said = f"{style.words(text)} ({kind}): below {probability(one.at_most)}"
             else:
                 axes.barh(at, value * 100, height=0.8, color=shade)
-                said = f"{style.words(text)} ({kind}): {percent(value)}"
+                said = f"{style.words(text)} ({kind}): {probability(value)}"
             inside = value is not None and value > 0.7
             axes.text((value or 0) * 100 + (-1 if inside else 1), at, said, va="center",
                       ha="right" if inside else "left", fontsize=style.SMALL,
@@ -124,14 +122,14 @@ def draw_chances(axes: Axes, told: Explanation) -> None:
     axes.set_yticks(ticks, labels)
     axes.set_ylim(y - 0.9, -0.6)
     axes.set_xlim(0, 100)
-    title = f"Token {wrong.place} of the answer: how probable each had it"
+    title = f"Token {wrong.token_index} of the answer: its probability"
     style.dress(axes, title, "probability (%)", "")
     axes.grid(visible=False)
     axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
 
 
 def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
-    """Draw how many pages were in which state, from the beginning to the request's end."""
+    """Draw the pages by state, from the first snapshot to the request's end."""
     places = [p.seq for p in pool]
     counts = [[getattr(p, state) for p in pool] for state in _ORDER]
     axes.stackplot(places, counts, step="post", colors=[STATE_COLOURS[s] for s in _ORDER],
@@ -139,7 +137,7 @@ def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
     last, total = pool[-1], sum(getattr(pool[-1], state) for state in _ORDER)
     axes.axvline(told.begin, color=style.BLACK, linewidth=1.2, linestyle=":")
     right = told.begin > (places[0] + places[-1]) / 2
-    sent = style.words(f"{told.request_id} is sent in")
+    sent = style.words(f"{told.request_id} is submitted")
     axes.annotate(sent, (told.begin, total * 1.07), (-4 if right else 4, 0),
                   textcoords="offset points", ha="right" if right else "left", va="center",
                   fontsize=style.SMALL)  # fmt: skip
@@ -152,4 +150,4 @@ def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
     ]  # fmt: skip
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
                 fontsize=style.SMALL, frameon=False)  # fmt: skip
-    style.dress(axes, "The pool, from the beginning", "number of the event", "pages")
+    style.dress(axes, "Pages of the pool by state", "number of the event", "pages")

@@ -1,4 +1,4 @@
-"""Histories of pages: who took, held, wrote, cached, evicted and freed each, by its events."""
+"""Histories of pages: every change of owner and every write, from the events."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from analysis.core.wording import listed
 from analysis.diagnosis.cache import first_snapshot
-from analysis.diagnosis.case import Case, value_of
-from analysis.diagnosis.journey import Flown, listed
+from analysis.diagnosis.request_trace import RequestTrace, value_of
+from analysis.diagnosis.timeline import RequestInvocation, time_of
 from analysis.snapshots.snapshot import Snapshot
 
-FREE, CACHED, NOBODY = "free", "cached", "nobody"
+FREE, CACHED, UNOWNED = "free", "cached", "unowned"
 """Owners of a page that are no request."""
-_NO_REQUEST = (FREE, CACHED, NOBODY)
+_NO_REQUEST = (FREE, CACHED, UNOWNED)
 _BRIEF = 3
-"""Most events between a request's letting go of a page and the pool's having it again."""
+"""Most events between a request's release of a page and its return to the pool."""
 _WORDS = {
     "acquire": "{who} took it from the pool",
     "pages_held": "{who} held it from then on",
-    "pages_dropped": "{who} held it no longer",
-    "free": "{who} gave it back to the pool",
+    "pages_dropped": "{who} no longer held it",
+    "free": "{who} returned it to the pool",
     "create": "{who} put it into the trie, as node {node}",
-    "unlink": "node {node} of the trie, which had it, was taken out",
-    "node_overwritten": "node {node} of the trie, which had it, lost its place to another",
-    "evict": "evicted from the trie, for {who}",
-    "duplicate": "{who} set it aside as a repeat of a cached one",
+    "unlink": "its node {node} was removed from the trie",
+    "node_overwritten": "its node {node} was overwritten by another node",
+    "evict": "evicted from the trie for {who}",
+    "duplicate": "{who} set it aside as a duplicate of a cached page",
     "duplicate_page": "{who} had it twice in its list",
-    "nonfinite": "it held NaN or infinity, from slot {value} on, when {who} flew",
-    "written_after_free": "it had been written since it was freed",
+    "nonfinite": "it held NaN or infinity, from slot {value} on, in an invocation of {who}",
+    "written_after_free": "it was written after it had been freed",
 }
 _Event = dict[Any, Any]
 """A row of the table `events`."""
 _PAIRS = ({"acquire", "pages_held"}, {"free", "pages_dropped"})
-"""Two sides of one step, of which the first to tell is enough."""
+"""Two events of one step: the history has the first."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that happened to a page."""
+    """One event of a page, or several writes of one request."""
 
     seq: int
     t_s: float | None
@@ -47,29 +48,29 @@ class Entry:
     request_id: str | None
     words: str
     until: int
-    """Place of its last part among the events, where it was several writes."""
+    """The last event of the entry."""
 
 
 @dataclass(frozen=True)
-class Stay:
-    """In whose hands a page was from one event to another."""
+class OwnershipInterval:
+    """The owners of a page from one event to another."""
 
     begin: int
     end: int
     owners: tuple[str, ...]
-    """Requests, or one of `free`, `cached` and `nobody`."""
+    """Requests, or one of `free`, `cached` and `unowned`."""
 
 
 @dataclass(frozen=True)
 class PageHistory:
-    """All that happened to one page while its trial was recorded."""
+    """The events and the owners of one page while its trial was recorded."""
 
     page: int
     entries: tuple[Entry, ...]
-    stays: tuple[Stay, ...]
+    owners: tuple[OwnershipInterval, ...]
 
     def around(self, begin: int, end: int, most: int = 3) -> tuple[Entry, ...]:
-        """Return the entries within two places, the last `most` before, and the first after."""
+        """Return the entries between two events, the last `most` before and the first after."""
         before = [e for e in self.entries if e.until < begin][-most:]
         within = [e for e in self.entries if e.until >= begin and e.seq <= end]
         after = [e for e in self.entries if e.seq > end][:most]
@@ -87,58 +88,56 @@ class _Write:
     last: int
 
 
-def pages_of(case: Case, flown: Sequence[Flown], also: Iterable[int | None] = ()) -> list[int]:
-    """Return the pages of a request: those `also` named, then those it flew with or held."""
+def pages_of(
+    trace: RequestTrace, invocations: Sequence[RequestInvocation], also: Iterable[int | None] = ()
+) -> list[int]:
+    """Return the pages `also`, then those in the request's block tables and those it held."""
     pages = [page for page in also if page is not None]
-    for invocation in flown:
-        own = invocation.length or invocation.mine.seq_len or 0
-        pages += invocation.mine.table[: -(-own // case.stride)]
-    held = case.events[
-        (case.events["kind"] == "pages_held") & (case.events["request_id"] == case.name)
-    ]
-    for more in held["pages"]:
+    for invocation in invocations:
+        own = invocation.own_length or invocation.own_row.seq_len or 0
+        pages += invocation.own_row.table[: -(-own // trace.stride)]
+    for more in trace.events_of("pages_held")["pages"]:
         pages += more or ()
     return list(dict.fromkeys(int(page) for page in pages))
 
 
-def histories_of(case: Case, pages: Sequence[int]) -> tuple[PageHistory, ...]:
+def histories_of(trace: RequestTrace, pages: Sequence[int]) -> tuple[PageHistory, ...]:
     """Return the history of each page in the order given; without events there are only writes."""
     wanted = set(pages)
-    events = _events_by_page(case, wanted)
+    events = _events_by_page(trace, wanted)
     written: dict[int, list[_Write]] = {page: [] for page in pages}
-    for invocation in case.invocations.to_dict("records"):
-        for page, write in _writes(invocation, case.stride):
+    for invocation in trace.invocations.to_dict("records"):
+        for page, write in _writes(invocation, trace.stride):
             if page in wanted:
                 written[page].append(write)
-    first = first_snapshot(case)
-    last = int(case.events["seq"].max()) if len(case.events) else 0
+    first = first_snapshot(trace)
     return tuple(
         PageHistory(
             page,
-            _merged(_told(events[page], page), written[page]),
-            _stays(events[page], page, first, last) if first is not None else (),
+            _merged(_entries(events[page], page), written[page]),
+            _intervals(events[page], page, first, trace.last_seq) if first is not None else (),
         )
         for page in pages
     )
 
 
-def _events_by_page(case: Case, pages: set[int]) -> dict[int, list[_Event]]:
+def _events_by_page(trace: RequestTrace, pages: set[int]) -> dict[int, list[_Event]]:
     """Return the events that concern each page, in order."""
     found: dict[int, list[_Event]] = {page: [] for page in pages}
-    told = case.events[case.events["kind"].isin([*_WORDS, "copy"])]
-    concerned = told[[bool(pages.intersection(several or ())) for several in told["pages"]]]
+    named = trace.events[trace.events["kind"].isin([*_WORDS, "copy"])]
+    concerned = named[[bool(pages.intersection(several or ())) for several in named["pages"]]]
     for event in concerned.to_dict("records"):
         for page in pages.intersection(event["pages"]):
             found[page].append(event)
     return found
 
 
-def _told(events: Sequence[_Event], page: int) -> list[Entry]:
-    """Return what its events tell of a page."""
+def _entries(events: Sequence[_Event], page: int) -> list[Entry]:
+    """Return an entry for each event of a page."""
     entries: list[Entry] = []
     for event in events:
         kind, request = str(event["kind"]), value_of(event["request_id"])
-        who = request or "somebody"
+        who = request or "an unknown request"
         if kind == "copy":
             source, target = event["pages"]
             words = f"copied to page {target}" if page == source else f"a copy of page {source}"
@@ -147,7 +146,7 @@ def _told(events: Sequence[_Event], page: int) -> list[Entry]:
                 who=who, node=value_of(event["node"]), value=value_of(event["value"])
             )
         seq = int(event["seq"])
-        entry = Entry(seq, float(event["t_s"]), kind, request, words, seq)
+        entry = Entry(seq, time_of(event), kind, request, words, seq)
         if entries and {entries[-1].kind, kind} in _PAIRS and entries[-1].request_id == request:
             if kind in ("free", "acquire"):
                 entries[-1] = entry
@@ -177,19 +176,19 @@ def _writes(invocation: dict[Any, Any], stride: int) -> Iterable[tuple[int, _Wri
             if block >= len(table):
                 break
             first, last = max(start, block * stride), min(start + width, (block + 1) * stride) - 1
-            mine = request is not None and first < start + own
-            who = str(request) if mine else f"padding of {request}" if request else "padding rows"
-            last = min(last, start + own - 1) if mine else last
+            in_row = request is not None and first < start + own
+            who = str(request) if in_row else f"padding of {request}" if request else "padding rows"
+            last = min(last, start + own - 1) if in_row else last
             yield (
                 int(table[block]),
-                _Write(seq, t_s, number, who, request if mine else None, first, last),
+                _Write(seq, t_s, number, who, request if in_row else None, first, last),
             )
 
 
-def _merged(told: list[Entry], written: list[_Write]) -> tuple[Entry, ...]:
+def _merged(entries: list[Entry], written: list[_Write]) -> tuple[Entry, ...]:
     """Return events and writes in order; what one request wrote between two events is one entry."""
-    places = [entry.seq for entry in told]
-    merged = list(told)
+    places = [entry.seq for entry in entries]
+    merged = list(entries)
 
     def between(write: _Write) -> int:
         return sum(place < write.seq for place in places)
@@ -216,15 +215,17 @@ def _entry(who: str, writes: list[_Write]) -> Entry:
     return Entry(writes[0].seq, writes[0].t_s, "write", request, words, writes[-1].seq)
 
 
-def _stays(events: Sequence[_Event], page: int, first: Snapshot, last: int) -> tuple[Stay, ...]:
-    """Return in whose hands a page was, from the first snapshot to the last event.
+def _intervals(
+    events: Sequence[_Event], page: int, first: Snapshot, last: int
+) -> tuple[OwnershipInterval, ...]:
+    """Return the owners of a page from the first snapshot to the last event.
 
     A node that became unreachable with an ancestor still counts as cached here.
     """
     free = page in set(first.state.free)
     holders = {r: None for r, pages in first.state.holdings.items() if page in pages}
     nodes = {n.node for n in first.nodes if n.page == page}
-    begin, stays = first.seq or 0, list[Stay]()
+    begin, intervals = first.seq or 0, list[OwnershipInterval]()
     now = _owners(free, holders, nodes)
     for event in events:
         seq = int(event["seq"])
@@ -243,35 +244,35 @@ def _stays(events: Sequence[_Event], page: int, first: Snapshot, last: int) -> t
                 nodes.discard(value_of(event["node"]))
         owners = _owners(free, holders, nodes)
         if owners != now:
-            stays.append(Stay(begin, seq, now))
+            intervals.append(OwnershipInterval(begin, seq, now))
             begin, now = seq, owners
-    stays.append(Stay(begin, max(last, begin), now))
-    return tuple(_without_handover(stays))
+    intervals.append(OwnershipInterval(begin, max(last, begin), now))
+    return tuple(_without_handover(intervals))
 
 
-def _without_handover(stays: list[Stay]) -> list[Stay]:
-    """Leave out the moments between the pool and a request's hands, either way."""
-    kept: list[Stay] = []
-    for stay in stays:
-        begin = stay.begin
-        if len(kept) > 1 and kept[-1].owners == (NOBODY,):
-            taken = kept[-2].owners == (FREE,) and stay.owners[0] not in _NO_REQUEST
+def _without_handover(intervals: list[OwnershipInterval]) -> list[OwnershipInterval]:
+    """Leave out the events between the pool and a request, in both directions."""
+    kept: list[OwnershipInterval] = []
+    for interval in intervals:
+        begin, owners = interval.begin, interval.owners
+        if len(kept) > 1 and kept[-1].owners == (UNOWNED,):
+            taken = kept[-2].owners == (FREE,) and owners[0] not in _NO_REQUEST
             brief = kept[-1].end - kept[-1].begin <= _BRIEF
-            given = stay.owners == (FREE,) and kept[-2].owners[0] not in _NO_REQUEST and brief
+            given = owners == (FREE,) and kept[-2].owners[0] not in _NO_REQUEST and brief
             if taken or given:
                 begin = kept.pop().begin
-                kept[-1] = Stay(kept[-1].begin, begin, kept[-1].owners)
-        kept.append(Stay(begin, stay.end, stay.owners))
+                kept[-1] = OwnershipInterval(kept[-1].begin, begin, kept[-1].owners)
+        kept.append(OwnershipInterval(begin, interval.end, owners))
     return kept
 
 
 def _owners(free: bool, holders: Iterable[str], nodes: Iterable[Any]) -> tuple[str, ...]:
     if free:
         return (FREE,)
-    return tuple(holders) or ((CACHED,) if list(nodes) else (NOBODY,))
+    return tuple(holders) or ((CACHED,) if list(nodes) else (UNOWNED,))
 
 
-def owners_in_words(owners: Sequence[str]) -> str:
-    """Return in whose hands that is."""
-    words = {FREE: "free", CACHED: "in the prefix cache", NOBODY: "in nobody's hands"}
+def owner_in_words(owners: Sequence[str]) -> str:
+    """Return the owners of a page, such as "held by r0003"."""
+    words = {FREE: "free", CACHED: "in the prefix cache", UNOWNED: "owned by no request"}
     return words.get(owners[0], f"held by {listed(owners)}")

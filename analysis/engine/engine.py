@@ -25,7 +25,9 @@ from analysis.core.errors import EngineError, is_encodable, seconds, shown, whol
 from analysis.core.interrupts import uninterrupted
 from analysis.engine.cache import Cache
 from analysis.engine.watchdog import Watchdog
-from analysis.model import ModelArtifacts, ModelTokenizer, compile_model, load_model
+from analysis.model.artifacts import ModelArtifacts, load_model
+from analysis.model.compile import compile_model
+from analysis.model.tokenizer import ModelTokenizer
 from analysis.shortfin import devices, worker_crashes
 from analysis.shortfin.cache.probe import CacheProbe
 from analysis.shortfin.capture import StderrCapture, tell_fault

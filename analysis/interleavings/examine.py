@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 
 from analysis.interleavings.explore import ANY, Exploration, Explorer
 from analysis.interleavings.harness import CacheHarness
@@ -16,11 +15,6 @@ from analysis.shortfin.config import PREFIX_SHARING
 from analysis.shortfin.service import installed_service
 from analysis.treatments import check_names
 
-_INACTIVE = frozenset(
-    ["big-pool", "survive-allocation-failure", "requeue-unboarded", "zero-page-tables",
-     "zero-on-acquire", "poison-freed-pages"]
-)  # fmt: skip
-"""Treatments that could be applied to a cache by itself, and would change nothing that shows."""
 _WITH_MEMORY = ("quarantine",)
 """Treatments with a state that cannot be seen in the cache: states may then not be merged."""
 
@@ -41,20 +35,13 @@ class HarnessFactory:
             treatment.check(self.release, prefix_sharing)
         from analysis.shortfin.standalone import StandaloneSystem
 
-        self.active: tuple[str, ...] = ()
-        """Treatments that change something in a cache by itself; the others are inactive."""
         self._system = StandaloneSystem()
-        try:
-            with closing(self.open(next(iter(SCENARIOS.values())))) as bare:
-                service = bare.engine.service
-            self.active = tuple(
-                name
-                for name, treatment in zip(self.treatments, asked, strict=True)
-                if treatment.name not in _INACTIVE and _has(service, treatment.needs)
-            )
-        except BaseException:
-            self._system.close()
-            raise
+        self.active = tuple(
+            name
+            for name, treatment in zip(self.treatments, asked, strict=True)
+            if treatment.acts_on == "cache"
+        )
+        """Treatments that change something in a cache by itself; the others are inactive."""
 
     def __enter__(self) -> HarnessFactory:
         return self
@@ -142,15 +129,6 @@ def leave_out(
         rest = [other for other in treatments if other != name]
         found[name] = examine(prefix_sharing, rest, workers=workers, budget_s=left_s)
     return found
-
-
-def _has(owner: object, path: str) -> bool:
-    """Return whether there is such an attribute, by its dotted path."""
-    for name in path.split("."):
-        if not hasattr(owner, name):
-            return False
-        owner = getattr(owner, name)
-    return True
 
 
 def _failures(

@@ -1,11 +1,21 @@
-"""An explanation as Jupyter shows it."""
+"""An explanation as HTML without scripts."""
 
 from __future__ import annotations
 
+import base64
+
+from analysis.core.templates import render
 from analysis.diagnosis.explanation import Explanation
-from analysis.diagnosis.text import as_html
 
 
 def explanation_html(explanation: Explanation) -> str:
-    """Return an explanation as HTML without scripts."""
-    return as_html(explanation)
+    """Return what a notebook shows of an explanation."""
+    return render("analysis.jupyter", "explanation.html.j2", explanation=explanation, picture="")
+
+
+def explanation_page(explanation: Explanation, png: bytes) -> str:
+    """Return a page that opens offline, with the figure of an explanation in it."""
+    picture = base64.b64encode(png).decode()
+    return render(
+        "analysis.jupyter", "explanation_page.html.j2", explanation=explanation, picture=picture
+    )

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.core import children
-from analysis.core.errors import CachelabError, EngineError, ModelError
+from analysis.core.errors import EngineError, ModelError
 from analysis.model import elements
-from analysis.shortfin import environments as releases
+from analysis.shortfin.oracle import oracle_of
 from analysis.shortfin.releases import installed_release, reported
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.engine.engine import Engine
-    from analysis.model import ModelArtifacts
+    from analysis.model.artifacts import ModelArtifacts
     from analysis.recording.recording import Recording
 
 Floats = NDArray[Any]
@@ -137,7 +131,7 @@ def reference_slots(
     an engine does. The decoder runs in a child process of the release's environment (by default of
     the installed one), on the model compiled for the CPU. What it said is kept in memory, and used
     again for sequences that begin alike. Raises ModelError if it fails or takes more than
-    `timeout_s` seconds, ReleaseError if the release has no environment here.
+    `timeout_s` seconds for one of them, ReleaseError if the release has no environment here.
     """
     release = release or installed_release() or reported()
     wanted: dict[str, tuple[_Key, tuple[int, ...]]] = {}
@@ -151,14 +145,9 @@ def reference_slots(
         wanted[name] = (model.checksum, release, tuple(batch_sizes), tokens[:prompt]), tokens
     found = {name: _recall(*asked) for name, asked in wanted.items()}
     if missing := [name for name, slots in found.items() if slots is None]:
-        job = {
-            "parent": os.getpid(),
-            "model": os.fspath(model.directory),
-            "batch_sizes": list(batch_sizes),
-            "sequences": [[len(wanted[name][0][-1]), wanted[name][1]] for name in missing],
-        }
-        answers = _ask(releases.python_of(release), release, job, timeout_s)
-        for name, slots in zip(missing, answers, strict=True):
+        oracle = oracle_of(release, model=model.directory, batch_sizes=batch_sizes)
+        asked = [(len(wanted[name][0][-1]), wanted[name][1]) for name in missing]
+        for name, slots in zip(missing, oracle.keys_values(asked, timeout_s), strict=True):
             found[name] = slots
             _keep(*wanted[name], slots)
     return {name: slots for name, slots in found.items() if slots is not None}
@@ -179,56 +168,6 @@ def _keep(key: _Key, tokens: tuple[int, ...], slots: Floats) -> None:
         _kept.move_to_end(key)
         while sum(kept.nbytes for _, kept in _kept.values()) > _KEPT_BYTES and len(_kept) > 1:
             _kept.popitem(last=False)
-
-
-def _ask(python: Path, release: str, job: dict[str, Any], timeout_s: float) -> list[Floats]:
-    """Return what a child process answers to a job, one array a sequence."""
-    with children.scratch("cachelab-contents") as directory:
-        spec, log, said = (Path(directory, name) for name in ("job.json", "log", "said.npz"))
-        spec.write_text(json.dumps(job))
-        with log.open("wb") as output:
-            child = children.start([python, "-c", _CHILD, spec, said], stdout=output, stderr=output)
-        try:
-            failed = child.wait(timeout_s) != 0
-        except subprocess.TimeoutExpired:
-            raise ModelError(
-                f"The reference decoder of shortfin {release} was not done after {timeout_s:g} s"
-                " and was ended: give it more time, or fewer sequences."
-            ) from None
-        finally:
-            children.kill_group(child)
-        if failed:
-            lines = children.tail(log, 4000).strip().splitlines() or ["it said nothing."]
-            raise ModelError(f"The reference decoder of shortfin {release} failed: {lines[-1]}")
-        with np.load(said) as arrays:
-            return [arrays[f"{number}"] for number in range(len(job["sequences"]))]
-
-
-_CHILD = (
-    "import sys; from analysis.sanitizer.contents import _child; sys.exit(_child(*sys.argv[1:]))"
-)
-
-
-def _child(spec: str, said: str) -> int:
-    """Compute the sequences of a job file (runs in the child)."""
-    job = json.loads(Path(spec).read_text())
-    children.die_with_parent(job["parent"])
-    from analysis.model import ReferenceDecoder, compile_model, load_model
-
-    try:
-        model = load_model(Path(job["model"]))
-        vmfb = compile_model(model, batch_sizes=tuple(job["batch_sizes"]), target="llvm-cpu")
-        decoder, arrays = ReferenceDecoder(model, vmfb), {}
-        for number, (prompt, tokens) in enumerate(job["sequences"]):
-            sequence = decoder.start(tokens[:prompt], capacity=len(tokens))
-            for token in tokens[prompt:]:
-                sequence.step(token)
-            arrays[f"{number}"] = sequence.keys_values()
-        np.savez(said, allow_pickle=False, **arrays)
-    except CachelabError as error:
-        print(error, file=sys.stderr)  # noqa: T201  # the parent reads the last line
-        return 1
-    return 0
 
 
 # -- comparing -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.core.errors import CachelabError, RunError
-from analysis.model import load_model
+from analysis.model.artifacts import load_model
 from analysis.runs.schema import FAULT
 from analysis.runs.store import load_run_trials, read_manifest, trial_tables
 from analysis.runs.tables import arm_of, is_control
@@ -40,11 +40,11 @@ class Checked:
     invocations: int = 0
     events: int = 0
     controls: int = 0
-    """Engines with these treatments in which a fault was planted, and struck."""
+    """Engines with these treatments in which a planted fault was injected."""
     alarms: int = 0
     """Of these, in how many it was found for what it is."""
     idle: int = 0
-    """Engines in which the planted fault found nothing to strike: these say nothing."""
+    """Engines in which the planted fault was never injected: these say nothing."""
     planted: list[str] = field(default_factory=list)
     """The faults of all of them."""
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
@@ -144,23 +144,23 @@ class Control:
     prefix_sharing: str
     arm: tuple[str, ...]
     fault: str
-    struck: bool
-    """Whether the fault found what to strike, as far as it is known."""
+    injected: bool
+    """Whether the fault was injected, as far as it is known."""
     alarmed: bool
     """Whether it was found, for what it is."""
 
     @property
     def silent(self) -> bool:
         """Whether the sanitizer missed it, so that its silence in this arm means nothing."""
-        return self.struck and not self.alarmed
+        return self.injected and not self.alarmed
 
     @classmethod
     def of(cls, trial: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
         """Return the control that a row of `trials` is, from the rows of its findings.
 
-        The alarm counts only if it names a request or the page that the fault struck, for an
+        The alarm counts only if it names a request or the page that the injection names, for an
         untreated engine may break the same rule by itself. In runs that did not keep what was
-        struck, any finding of that rule and cause counts.
+        injected, any finding of that rule and cause counts.
         """
         from analysis.treatments.faults import FAULTS  # treatments need the sanitizer's rules
 
@@ -178,10 +178,10 @@ class Control:
                    trial.get("injected") is not False, alarmed)  # fmt: skip
 
 
-def _names(row: Mapping[str, Any], struck: Mapping[str, Any]) -> bool:
-    """Tell whether a finding names a request or the page that a fault struck, if it says any."""
-    requests = {struck.get("request_id"), struck.get("other_request_id")} - {None}
-    page = struck.get("page")
+def _names(row: Mapping[str, Any], injected: Mapping[str, Any]) -> bool:
+    """Tell whether a finding names a request or the page of the injection, if it says any."""
+    requests = {injected.get("request_id"), injected.get("other_request_id")} - {None}
+    page = injected.get("page")
     if not requests and page is None:
         return True
     return bool(requests & {row["request_id"], row["other_request_id"]}) or (
@@ -237,9 +237,9 @@ def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked
         own = settings.get((control.release, control.prefix_sharing, control.arm))
         if own is not None:
             own.planted.append(control.fault)
-            own.controls += control.struck
-            own.alarms += control.struck and control.alarmed
-            own.idle += not control.struck
+            own.controls += control.injected
+            own.alarms += control.injected and control.alarmed
+            own.idle += not control.injected
     if not settings:
         raise RunError(f"{path} has no trial but controls, so there is nothing to check.")
     if all(checked.unobserved == checked.trials for checked in settings.values()):

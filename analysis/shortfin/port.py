@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.model import ModelArtifacts
+from analysis.model.artifacts import ModelArtifacts
 from analysis.shortfin.cache.probe import CacheProbe, NodeNumbers
 from analysis.shortfin.capture import tell_fault
 from analysis.shortfin.config import EngineConfig

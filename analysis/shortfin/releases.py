@@ -54,11 +54,18 @@ CAPABILITIES = {
     "strobes": "one batcher waits for batches to fill",
     "text-answers": "an answer is a text, not a list of tokens",
     "worker-pool": "each request runs on a worker of a pool",
+    "request-list": "the process of an invocation keeps its requests in a list",
+    "task-queue": "the batcher keeps pending requests in a queue, not in a set",
+    "history-lengths": "the length of a decode's row includes its history (before #873)",
+    "exact-lengths": "the length of a decode's row ends at its own position (#873)",
+    "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
 }
 """Every capability by its name; the sets below bind them to generations and dialects."""
 SERVICES = {
-    "v3_1": frozenset({"strobes", "text-answers"}),
-    "v3_9": frozenset({"worker-pool"}),
+    "v3_1": frozenset(
+        {"strobes", "text-answers", "request-list", "history-lengths", "padding-at-one"}
+    ),
+    "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths"}),
 }
 CACHES = {
     "allocations": frozenset({"allocations"}),
@@ -74,7 +81,7 @@ RELEASES = (
         fixes=(
             "correct-seq-lens", "zero-start-positions", "zero-page-tables", "copy-tokens",
             "reuse-existing-node", "true-leaves", "give-back-reference", "free-unpublished-pages",
-            "reserve-padding-page", "requeue-unboarded", "survive-allocation-failure",
+            "reserve-padding-page", "requeue-unscheduled", "survive-allocation-failure",
         ),
     ),
     Release("3.2.0"),
@@ -91,7 +98,7 @@ RELEASES = (
         pace=Pace(0.14, 0.005, 0.03, 0.006),
         fixes=(
             "keep-decode-record", "delist-freed-pages", "register-once", "refer-to-published",
-            "reserve-padding-page", "lock-cache", "pin-on-lookup", "requeue-unboarded",
+            "reserve-padding-page", "lock-cache", "pin-on-lookup", "requeue-unscheduled",
             "survive-allocation-failure",
         ),
     ),

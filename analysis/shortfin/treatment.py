@@ -1,19 +1,23 @@
-"""What a treatment is, and how it changes live objects so that they can be put back."""
+"""The base class of treatments, and helpers that change live objects reversibly."""
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from analysis.core.errors import EngineError
+from analysis.core.wording import listed
 from analysis.shortfin import hooks
+from analysis.shortfin.releases import CAPABILITIES, RELEASES
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
 
 _PATIENCE_S = 2.0
+
+Place = Literal["cache", "contents", "server"]
 
 
 class Treatment(ABC):
@@ -29,16 +33,12 @@ class Treatment(ABC):
     """What it changes, in a sentence."""
     upstream: ClassVar[str | None] = None
     """The upstream change that it corresponds to."""
-    releases: ClassVar[tuple[str, ...] | None] = None
-    """Releases that it applies to; None for all."""
-    sharing: ClassVar[str | None] = None
-    """The prefix sharing that it needs, None for any."""
-    fixes: ClassVar[tuple[str, ...]] = ()
-    """Releases a fault of which it mends; on others, and if none, it only tries a hypothesis."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Capabilities that it needs of a release, and `trie` or `no-trie` for prefix sharing."""
+    acts_on: ClassVar[Place] = "cache"
+    """What it changes: `cache` alone can be applied to a cache without a server."""
     takes: ClassVar[str | None] = None
     """What its parameter is; None if it takes none."""
-    needs: ClassVar[str] = "native.page_cache"
-    """What of an engine's adapter it changes: a cache by itself has no more than its cache."""
 
     page_count: int | None = None
     """Pages that the engine must be started with at least; None for any."""
@@ -48,23 +48,53 @@ class Treatment(ABC):
             raise EngineError(f"The treatment {self.name} takes no parameter, so leave the colon.")
         self.parameter = parameter
 
+    def __repr__(self) -> str:
+        return f"<{self.label}: {self.change}>"
+
+    @property
+    def label(self) -> str:
+        """Its name with its parameter, as it was given."""
+        return self.name if self.parameter is None else f"{self.name}:{self.parameter}"
+
+    @classmethod
+    def sharings(cls) -> tuple[str, ...]:
+        """Return the ways of prefix sharing in which it can be applied."""
+        if "no-trie" in cls.needs:
+            return ("none",)
+        return ("trie",) if "trie" in cls.needs else ("none", "trie")
+
+    @classmethod
+    def releases(cls) -> tuple[str, ...]:
+        """Return the supported releases that offer what it needs."""
+        return tuple(
+            row.version for row in RELEASES if row.service and cls._lacks(row.version) == []
+        )
+
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
         """Raise EngineError if it cannot be applied to such an engine."""
-        if cls.releases is not None and release not in cls.releases:
+        if lacks := cls._lacks(release):
             raise EngineError(
-                f"The treatment {cls.name} applies to shortfin {', '.join(cls.releases)}, not to"
-                f" {release}."
+                f"The treatment {cls.name} needs the capability {listed(lacks)}"
+                f" ({'; '.join(CAPABILITIES[name] for name in lacks)}), which shortfin {release}"
+                f" lacks. Supported releases with it: {', '.join(cls.releases()) or 'none'}."
             )
-        if cls.sharing not in (None, prefix_sharing):
+        if prefix_sharing not in cls.sharings():
             raise EngineError(
-                f"The treatment {cls.name} needs prefix sharing {cls.sharing}: this engine has"
-                f" {prefix_sharing}."
+                f"The treatment {cls.name} needs prefix sharing {listed(cls.sharings())}: this"
+                f" engine has {prefix_sharing}."
             )
 
     @classmethod
+    def _lacks(cls, release: str | None) -> list[str]:
+        offered = next(
+            (row.capabilities for row in RELEASES if row.version == release), frozenset()
+        )
+        return sorted(cls.needs - {"trie", "no-trie"} - offered)
+
+    @classmethod
     def fits(cls, release: str | None, prefix_sharing: str) -> bool:
-        """Tell whether it can be applied to such an engine."""
+        """Return whether it can be applied to such an engine."""
         try:
             cls.check(release, prefix_sharing)
         except EngineError:
@@ -77,7 +107,11 @@ class Treatment(ABC):
 
 
 def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of an object or a class, to be put back as it was found."""
+    """Set an attribute of an object or a class, to be restored as it was found.
+
+    Unlike `mock.patch.object` it also removes hooks of other engines that ended meanwhile on a
+    class that engines share.
+    """
     undo.callback(hooks.replace_attribute(owner, name, value))
 
 

@@ -98,7 +98,7 @@ class Plan:
     for all but one. `sanitize` has what was recorded of each trial checked (and events recorded),
     and adds a control for each set of treatments, release and way of sharing: a trial with these
     treatments in which a known fault is planted, another one in each, in turn from all kinds, and
-    another trial where that found nothing to strike.
+    another trial where that fault was never injected.
     Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial, its
     start included, `resubmit_s` for the pause after which a client sends a refused request again
     (None: never).
@@ -224,7 +224,7 @@ class Plan:
         A sweep that is interrupted has then run all configurations about equally often. Trials that
         differ only in their treatments follow each other, in the order of the plan and, in every
         second repeat, in reverse: what drifts meanwhile favours none. Controls come first. `idle`
-        names those whose fault found nothing to strike: a fault of another family is tried after
+        names those whose fault was never injected: a fault of another family is tried after
         each, up to three for a set of treatments.
         """
         return [*self._controls(idle), *self._trials()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.core.errors import WorkloadError, shown
-from analysis.model.oracle import reference_answers
+from analysis.shortfin.oracle import reference_answers
 from analysis.sweep.plan import Plan, Trial
 from analysis.workloads.named import (
     Decode,
@@ -45,7 +45,8 @@ def check_lengths(plan: Plan) -> None:
 
     Raises WorkloadError or ModelError.
     """
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     model = load_model(Path(plan.model) if plan.model else None)
     context = model.config.max_seq_len
@@ -71,7 +72,8 @@ def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
 
     Raises WorkloadError, ModelError or ReleaseError.
     """
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model(Path(plan.model) if plan.model else None)).decode
     keys = [(c, r) for r in range(plan.repeats) for c in plan.concurrency]

@@ -43,7 +43,7 @@ def trial_row(
     run_id: str, plan: Plan, trial: Trial, ended: Ended, git_commit: str | None = None
 ) -> Row:
     """Return the row of `trials`."""
-    injection = ended.facts.get("struck")
+    injection = ended.facts.get("injected")
     return {
         "run_id": run_id,
         "trial_id": trial.trial_id,
@@ -68,7 +68,7 @@ def trial_row(
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
         "recording": OBSERVED[plan.observe],
-        "injected": injection is not None if "struck" in ended.facts else None,
+        "injected": injection is not None if "injected" in ended.facts else None,
         "injection": injection,
     }
 

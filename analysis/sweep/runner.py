@@ -287,7 +287,7 @@ class _Sweep:
                 self.on_trial(row, counts)
 
     def _try_another(self, control: Trial) -> None:
-        """Plan another control where this one's fault found nothing to strike, if there is one."""
+        """Plan another control where this one's fault was never injected, if there is one."""
         self.idle.add(control.trial_id)
         known, self.trials = set(self.trials), self.plan.trials(self.idle)
         more = [trial for trial in self.trials if trial not in known]
@@ -310,7 +310,7 @@ class _Sweep:
 
 
 def _idle(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row of `trials` is that of a control whose fault found nothing to strike."""
+    """Tell whether a row of `trials` is that of a control whose fault was never injected."""
     return row["injected"] is False
 
 

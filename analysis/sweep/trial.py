@@ -84,7 +84,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     """
     from analysis.engine import Engine, EngineConfig
     from analysis.sanitizer import settle
-    from analysis.treatments.faults import Struck
+    from analysis.treatments.faults import Injection
 
     requests = tuple(Request(**row) for row in spec["requests"])
     workload = Workload(spec["workload"], requests)
@@ -123,7 +123,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
                 recorder.finish()
                 _note(engine, faults, facts)
             for fault in faults:
-                fault.struck = fault.struck or Struck()  # what is asked now is not for it
+                fault.injected = fault.injected or Injection()  # what is asked now is not for it
             # Not recorded, as the workload does not have this request.
             if engine.died is None and (silence := _silence(engine, spec, outcomes)):
                 facts["silence"] = silence
@@ -139,7 +139,7 @@ def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> Non
     if engine.died is not None:
         facts["death"] = engine.died.message
     if faults:
-        facts["struck"] = faults[0].struck and asdict(faults[0].struck)
+        facts["injected"] = faults[0].injected and asdict(faults[0].injected)
     facts["log"] = engine.log
     facts["peak_rss_bytes"] = peak_rss_bytes()
 

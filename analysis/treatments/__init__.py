@@ -20,13 +20,20 @@ from analysis.shortfin.cache.records.treatments import (
     ReferToPublished,
     RegisterOnce,
 )
+from analysis.shortfin.releases import RELEASES
 from analysis.shortfin.treatment import Treatment
 from analysis.treatments.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
-from analysis.treatments.failures import RequeueUnboarded, SurviveAllocationFailure
+from analysis.treatments.failures import RequeueUnscheduled, SurviveAllocationFailure
 from analysis.treatments.faults import FAULTS, Fault
-from analysis.treatments.order import LockCache, OneAtATime, OneWorker, PinOnLookup, ShortStrobes
 from analysis.treatments.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
 from analysis.treatments.pool import BigPool, ReservePaddingPage
+from analysis.treatments.scheduling import (
+    LockCache,
+    OneAtATime,
+    OneWorker,
+    PinOnLookup,
+    ShortStrobes,
+)
 from analysis.treatments.unpublished import FreeUnpublishedPages
 
 if TYPE_CHECKING:
@@ -55,14 +62,14 @@ TREATMENTS: dict[str, type[Treatment]] = {
         OneAtATime,
         ShortStrobes,
         PinOnLookup,
-        RequeueUnboarded,
+        RequeueUnscheduled,
         SurviveAllocationFailure,
         PoisonFreedPages,
         Quarantine,
         UndoCorrectSeqLens,
     )
 }
-"""By name, candidates for a cause or its mending; faults stand in `analysis.treatments.faults`."""
+"""By name, candidate causes and fixes; faults are in `analysis.treatments.faults`."""
 
 __all__ = [
     "FAULTS",
@@ -88,9 +95,7 @@ class Treated:
     @property
     def names(self) -> tuple[str, ...]:
         """The names as they were given."""
-        return tuple(
-            t.name if t.parameter is None else f"{t.name}:{t.parameter}" for t in self.treatments
-        )
+        return tuple(treatment.label for treatment in self.treatments)
 
     def __getitem__(self, name: str) -> Any:
         """Return the treatment of this name."""
@@ -142,21 +147,18 @@ def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
 
 
 def applies(names: Iterable[str], release: str) -> bool:
-    """Tell whether all these treatments apply to a release; EngineError for an unknown name."""
-    return all(t.releases is None or release in t.releases for t in check_names(names))
+    """Return whether all these treatments apply to a release; EngineError for an unknown name."""
+    return all(release in treatment.releases() for treatment in check_names(names))
 
 
 def fixes(release: str, prefix_sharing: str) -> tuple[str, ...]:
-    """Return all that mends a fault of a release, in the order in which it is applied."""
-    return tuple(
-        name
-        for name, kind in TREATMENTS.items()
-        if release in kind.fixes and kind.fits(release, prefix_sharing)
-    )
+    """Return the treatments that fix a defect of a release, in the order of application."""
+    known = next((row.fixes for row in RELEASES if row.version == release), ())
+    return tuple(name for name in known if TREATMENTS[name].fits(release, prefix_sharing))
 
 
 ALL, ALL_BUT = "all", "all-but:"
-"""Instead of a set of treatments: everything that mends a fault; the same without one of them."""
+"""Names that stand for every fix of a release, and for every fix without one."""
 
 
 def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from analysis.shortfin.treatment import Treatment
-from analysis.treatments.invocations import Boarded, edit_invocations
+from analysis.treatments.invocations import PendingInvocation, edit_invocations
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -19,12 +19,11 @@ class CorrectSeqLens(Treatment):
     hypothesis = "Rows attend to slots beyond their own sequence, and meet what others left there."
     change = "The length of each decode's row is its start position plus one."
     upstream = "#873"
-    releases = ("3.1.0",)
-    fixes = ("3.1.0",)
-    needs = "invocation_class"
+    needs = frozenset({"history-lengths"})
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        def edit(invocation: Boarded) -> None:
+        def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 starts = invocation.arrays["start_positions"]
                 invocation.arrays["seq_lens"][: invocation.real] = starts[: invocation.real] + 1
@@ -39,11 +38,11 @@ class UndoCorrectSeqLens(Treatment):
     hypothesis = "It is the too long lengths that made 3.1 fail, and nothing that came later."
     change = "The length of each decode's row is its start position plus that of its history."
     upstream = "the reverse of #873"
-    releases = ("3.9.0",)
-    needs = "invocation_class"
+    needs = frozenset({"exact-lengths"})
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        def edit(invocation: Boarded) -> None:
+        def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 starts = invocation.arrays["start_positions"]
                 invocation.arrays["seq_lens"][: invocation.real] = 2 * starts[: invocation.real] + 1
@@ -58,12 +57,11 @@ class ZeroStartPositions(Treatment):
     hypothesis = "Padding rows that start at position 1 read a slot that nobody wrote."
     change = "Padding rows of a decode fly with start position 0."
     upstream = "#826"
-    releases = ("3.1.0",)
-    fixes = ("3.1.0",)
-    needs = "invocation_class"
+    needs = frozenset({"padding-at-one"})
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        def edit(invocation: Boarded) -> None:
+        def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 invocation.arrays["start_positions"][invocation.real :] = 0
 

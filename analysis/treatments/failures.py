@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _AGAIN_S, _PATIENCE_S = 0.005, 30.0
 
 
-class RequeueUnboarded(Treatment):
+class RequeueUnscheduled(Treatment):
     """A prefill that does not fit waits until it does."""
 
-    name = "requeue-unboarded"
+    name = "requeue-unscheduled"
     hypothesis = "Prefills that find no pages are completed without an answer."
     change = "A prefill that found no pages stays pending and tries again."
-    fixes = ("3.1.0", "3.9.0")
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         assert engine.service is not None
@@ -34,7 +34,7 @@ class RequeueUnboarded(Treatment):
 
 
 def _keep_pending(undo: ExitStack, batcher: Any) -> None:
-    decodes, invocations = batcher.board_decodes, batcher.board_flights
+    decodes, flights = batcher.board_decodes, batcher.board_flights
     left: set[Any] = set()
 
     def board_decodes(*args: Any) -> Any:
@@ -45,7 +45,7 @@ def _keep_pending(undo: ExitStack, batcher: Any) -> None:
 
     def board_flights() -> Any:
         try:
-            return invocations()
+            return flights()
         finally:
             batcher.pending_prefills.update(left)
             left.clear()
@@ -84,7 +84,7 @@ class SurviveAllocationFailure(Treatment):
     name = "survive-allocation-failure"
     hypothesis = "One request's missing page ends the worker, or leaves its pages and others wait."
     change = "A request for which there is no page fails with an error, and gives back what it has."
-    fixes = ("3.1.0", "3.9.0")
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         assert engine.service is not None

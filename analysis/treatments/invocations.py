@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass
-class Boarded:
+class PendingInvocation:
     """An invocation about to start. Arrays are changed in place."""
 
     phase: str
@@ -59,7 +59,7 @@ class Boarded:
         return len(self.request_ids)
 
 
-Editor = Callable[[Boarded], None]
+Editor = Callable[[PendingInvocation], None]
 
 
 def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
@@ -87,33 +87,35 @@ def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
             names = probe.argument_names(phase, len(arguments))
             before = {n: _read(a) for n, a in zip(names, arguments, strict=True)}
             ids = probe.invocation_requests(process)
-            boarded = Boarded(phase, ids, {n: a.copy() for n, a in before.items()}, process)
-            editor(boarded)
+            pending = PendingInvocation(
+                phase, ids, {n: a.copy() for n, a in before.items()}, process
+            )
+            editor(pending)
             for name, array in zip(names, arguments, strict=True):
-                if not np.array_equal(before[name], boarded.arrays[name]):
-                    _write(array, boarded.arrays[name])
-                    if not boarded.secretly:
-                        note_edit(array, boarded.arrays[name])
-            if boarded.skip and (phase, size) in last:
+                if not np.array_equal(before[name], pending.arrays[name]):
+                    _write(array, pending.arrays[name])
+                    if not pending.secretly:
+                        note_edit(array, pending.arrays[name])
+            if pending.skip and (phase, size) in last:
                 return last[phase, size]
             results = await function(*args, fiber=fiber)
             for name, array in zip(names, arguments, strict=True):
-                if boarded.put_back or name in boarded.later:
-                    _write(array, boarded.later.get(name, before[name]))
-            if boarded.again:
+                if pending.put_back or name in pending.later:
+                    _write(array, pending.later.get(name, before[name]))
+            if pending.again:
                 await fiber.device(0)
                 others = {
-                    place: _fresh(arguments[place], fiber, boarded.other_arrays[name])
+                    place: _fresh(arguments[place], fiber, pending.other_arrays[name])
                     for place, name in enumerate(names)
-                    if name in boarded.other_arrays
+                    if name in pending.other_arrays
                 }
                 once_more = [others.get(place, array) for place, array in enumerate(args)]
                 results = await function(*once_more, fiber=fiber)
-            if boarded.hang_s:
-                await asyncio.sleep(boarded.hang_s)
+            if pending.hang_s:
+                await asyncio.sleep(pending.hang_s)
             last[phase, size] = results
-            if boarded.afterwards is not None:
-                boarded.afterwards()
+            if pending.afterwards is not None:
+                pending.afterwards()
             return results
 
         return fly

@@ -59,7 +59,7 @@ class ZeroPageTables(Treatment):
     hypothesis = "Slots that were never written hold what some other program left there."
     change = "All free pages are filled with zeros once, when it is applied."
     upstream = "#738"
-    fixes = ("3.1.0",)
+    acts_on = "contents"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = _pool(engine)
@@ -73,6 +73,7 @@ class ZeroOnAcquire(Treatment):
     name = "zero-on-acquire"
     hypothesis = "Rows meet what an earlier request left in a page that was handed on."
     change = "Every page is filled with zeros when it is taken from the pool."
+    acts_on = "contents"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = _pool(engine)
@@ -94,6 +95,7 @@ class PoisonFreedPages(Treatment):
     hypothesis = "Freed or fresh pages are read; a pattern in them shows in the answers."
     change = "Pages are filled with a pattern while they are free."
     takes = "nan, zero or a number"
+    acts_on = "contents"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)

@@ -23,7 +23,6 @@ class ReservePaddingPage(Treatment):
     name = "reserve-padding-page"
     hypothesis = "A request is given page 0, which rows and block tables are padded with."
     change = "Page 0 is kept out of the pool."
-    fixes = ("3.1.0", "3.9.0")
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         pool = cache_of(engine).page_pool
@@ -68,6 +67,7 @@ class BigPool(Treatment):
     hypothesis = "Requests contend for pages: exhaustion, eviction and reuse make them fail."
     change = "The engine is started with so many pages that none is missed."
     takes = "the number of pages"
+    acts_on = "server"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)

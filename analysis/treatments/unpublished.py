@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from analysis.core.errors import EngineError
+from analysis.shortfin.releases import row_of
 from analysis.shortfin.treatment import (
     Treatment,
     allocation_kinds,
@@ -29,12 +30,11 @@ class FreeUnpublishedPages(Treatment):
     name = "free-unpublished-pages"
     hypothesis = "Pages that a request took, and did not publish, are lost when it ends."
     change = "At a request's end its pages are freed that are neither free nor known to the cache."
-    fixes = ("3.1.0",)
 
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
         super().check(release, prefix_sharing)
-        if release == "3.1.0" and prefix_sharing == "none":
+        if prefix_sharing == "none" and "allocations" in row_of(release or "").capabilities:
             raise EngineError(
                 f"The treatment {cls.name} needs prefix sharing trie on shortfin {release}: without"
                 " it nothing is published, and all is freed."

@@ -13,9 +13,9 @@ from traces import A, B, run_of, short_pool, wrong_page
 from analysis import explain
 from analysis.core.errors import RunError
 from analysis.diagnosis.cache import cache_at
-from analysis.diagnosis.case import case_of
 from analysis.diagnosis.figure import explanation_figure
-from analysis.diagnosis.pages import CACHED, FREE, NOBODY, histories_of
+from analysis.diagnosis.pages import CACHED, FREE, UNOWNED, histories_of
+from analysis.diagnosis.request_trace import trace_of
 from analysis.jupyter import html_of
 from analysis.snapshots.snapshot import STATES
 
@@ -41,22 +41,22 @@ def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
 
 
 def test_the_reasons_name_token_invocation_page_and_other_request(wrong):
-    said = " ".join(wrong.because)
+    said = " ".join(wrong.diagnosis)
     assert "Token 2 of its answer, chosen in invocation 3" in said
-    assert "1 invocation of its own earlier (invocation 2" in said
+    assert "came 1 invocation earlier (invocation 2" in said
     assert "slot 0 of page 3, which holds position 0 of b" in said
-    assert "Page 3 was then held by b and a" in said
+    assert "Page 3 was held by b and a" in said
     assert "b wrote positions 0 to 3 (invocation 0)" in said
 
 
 def test_invocations_tell_rows_lengths_and_who_else_was_there(wrong):
-    assert [(f.invocation_id, f.phase, f.place, f.length) for f in wrong.invocations] == [
+    assert [(f.invocation_id, f.phase, f.token_index, f.own_length) for f in wrong.invocations] == [
         (1, "prefill", 0, 6), (2, "decode", 1, 7), (3, "decode", 2, 8),
     ]  # fmt: skip
     assert [row.request_id for row in wrong.invocations[1].rows] == ["a", "b"]
-    assert wrong.invocations[1].mine.table == (3, 2)
-    [fellow] = wrong.fellows
-    assert (fellow.request_id, fellow.outcome, fellow.invocations, fellow.pages) == (
+    assert wrong.invocations[1].own_row.table == (3, 2)
+    [peer] = wrong.peers
+    assert (peer.request_id, peer.outcome, peer.invocations, peer.pages) == (
         "b",
         "ok",
         2,
@@ -66,12 +66,12 @@ def test_invocations_tell_rows_lengths_and_who_else_was_there(wrong):
 
 def test_what_the_engine_itself_computed_is_told_beside_the_tokens(wrong):
     token = wrong.divergence
-    assert (token.place, token.given, token.right, token.invocation_id) == (2, 33, 19, 3)
+    assert (token.token_index, token.given, token.right, token.invocation_id) == (2, 33, 19, 3)
     assert token.engine.given == pytest.approx(0.6065, abs=1e-4)
     assert token.engine.right == pytest.approx(0.2231, abs=1e-4)
     assert token.engine.best == 33
     assert token.reference is None
-    assert token.lacking == ()
+    assert token.missing == ()
 
 
 def test_pages_have_their_histories_the_one_found_first(wrong):
@@ -81,10 +81,10 @@ def test_pages_have_their_histories_the_one_found_first(wrong):
         "b took it from the pool",
         "b wrote positions 0 to 3 (invocation 0)",
         "a held it from then on",
-        "a held it no longer",
-        "b gave it back to the pool",
+        "a no longer held it",
+        "b returned it to the pool",
     ]
-    owners = [stay.owners for stay in wrong.pages[0].stays]
+    owners = [interval.owners for interval in wrong.pages[0].owners]
     assert owners == [(FREE,), ("b",), ("b", "a"), ("b",), (FREE,)]
 
 
@@ -97,9 +97,9 @@ def test_the_cache_before_and_after_is_replayed(wrong):
 
 def test_as_text_and_html_it_says_the_same(wrong):
     text, html = str(wrong), html_of(wrong)
-    for words in (*wrong.because, "Fellow travellers", "60.7%", "First wrong token"):
+    for words in (*wrong.diagnosis, "Requests in the same batches", "60.7%", "First wrong token"):
         assert words in text
-    for words in ("another request&#x27;s data", "60.7%", "<table", "Fellow travellers"):
+    for words in ("cross-request", "60.7%", "<table", "Requests in the same batches"):
         assert words in html
     assert "<script" not in html
     assert "a of c: wrong" in text.splitlines()[0]
@@ -119,10 +119,10 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
     found = told(run_of(story, {"request_id": "a", **wrong}), "a")
     assert found.findings[0].rule == "padding-page-allocated"
     assert (found.finding.rule, found.finding.cause) == ("seq-len-mismatch", "overread")
-    assert found.invocations[1].mine.seq_len == 13
-    assert found.invocations[1].length == 7
+    assert found.invocations[1].own_row.seq_len == 13
+    assert found.invocations[1].own_length == 7
     assert "13 (7)" in str(found)
-    assert "In that very invocation (invocation 1" in " ".join(found.because)
+    assert "In the same invocation (invocation 1" in " ".join(found.diagnosis)
 
 
 # -- a pool that was too small -----------------------------------------------------------------
@@ -131,27 +131,27 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
 @pytest.mark.parametrize("outcome", ["empty", "timeout", "error"])
 def test_a_short_pool_is_told_with_who_leaked(outcome):
     found = told(short_pool(outcome), "c")
-    said = " ".join(found.because)
+    said = " ".join(found.diagnosis)
     assert "3 pages were wanted and 1 was free" in said
     assert "2 were held by requests" in said
     assert "5 leaked" in said
-    assert "Page 1 of a was given up" in said
+    assert "Page 1 of a" in said
     assert found.death is None
     pool = found.pool
     assert (pool[-1].leaked, pool[-1].live, pool[-1].free) == (5, 2, 1)
-    assert "It was in no invocation that landed." in found.lacking
+    assert "It was in no finished invocation." in found.missing
 
 
 def test_a_death_is_told_with_its_frame_and_the_operation_that_failed_before_it():
     found = told(short_pool("engine_died"), "c")
-    said = " ".join(found.because)
-    assert found.death.culprits == ("c",)
+    said = " ".join(found.diagnosis)
+    assert found.death.requests == ("c",)
     assert "shortfin_apps/llm/a.py:7 in run" in said
     assert "/x/site-packages" not in str(found)
     assert "TypeError: nothing to add" in said
     assert "3 pages were wanted" in said
     other = told(short_pool("engine_died"), "b")
-    assert "operations had failed for c" in " ".join(other.because)
+    assert "operations had failed for c" in " ".join(other.diagnosis)
 
 
 def test_one_that_waited_for_a_fellow_traveller_is_told_so():
@@ -174,7 +174,7 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
         {"request_id": "a", "outcome": "timeout", "prompt_tokens": A[:3], "latency_s": 6.0},
         {"request_id": "b", "outcome": "empty", "prompt_tokens": B[:3]},
     )
-    said = " ".join(told(run, "a").because)
+    said = " ".join(told(run, "a").diagnosis)
     assert "its last invocation, 1, which it shared with b, allocate failed for b" in said
     assert "8 pages were wanted, 0 were free" in said
     assert "“flying decode”" in said
@@ -195,7 +195,7 @@ def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_rec
         engine_log=None,
     )  # fmt: skip
     found = told(run, "a")
-    assert "No Python ran for 10 s" in found.because[0]
+    assert "No Python ran for 10 s" in found.diagnosis[0]
     assert found.death.seq is None
     assert found.end == run.events["seq"].max()
     explanation_figure(found)
@@ -216,9 +216,9 @@ def test_a_refused_one_is_told_who_was_in_its_way():
         {"request_id": "c", "outcome": "rejected", "error": "QUEUE_FULL: come back later"},
     )
     found = told(run, "c")
-    assert "QUEUE_FULL: come back later" in found.what
-    assert "1 other had not ended: b." in found.because[0]
-    assert "a had been given up before it" in found.because[1]
+    assert "QUEUE_FULL: come back later" in found.summary
+    assert "1 other had not ended: b." in found.diagnosis[0]
+    assert "a had timed out before it" in found.diagnosis[1]
 
 
 # -- what is missing is said -------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_what_was_not_recorded_is_said(without, said):
     whole = {name: getattr(run, name) for name in ("events", "invocations", "snapshots")}
     run = type(run)(**{**vars(run), **{name: whole[name].iloc[:0] for name in without}})
     found = told(run, "a")
-    assert any(said in sentence for sentence in found.lacking)
+    assert any(said in sentence for sentence in found.missing)
     assert said in str(found)
     assert found.divergence.given == 33
     explanation_figure(found)
@@ -251,27 +251,27 @@ def test_runs_from_before_probabilities_were_recorded_say_so():
     )
     found = told(run, "a")
     assert found.divergence.engine is None
-    assert "only the reference decoder's are shown" in " ".join(found.lacking)
+    assert "only the reference's are shown" in " ".join(found.missing)
 
 
 def test_right_answers_are_no_failures_and_broken_rules_on_them_are_told():
     found = told(wrong_page(), "b")
-    assert "did not fail" in found.what
-    assert found.because == ()
+    assert "did not fail" in found.summary
+    assert found.diagnosis == ()
     story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 0, 2)
     story.prefill("a")
     story.token("a", 17)
     story.close()
-    [said] = told(run_of(story, {"request_id": "a"}), "a").because
-    assert "Yet a rule was broken" in said
+    [said] = told(run_of(story, {"request_id": "a"}), "a").diagnosis
+    assert "A rule was broken on it nevertheless" in said
     assert "page 0" in said
 
 
 def test_strange_names_and_names_of_several_trials_are_refused_in_one_sentence():
     run = wrong_page()
-    with pytest.raises(RunError, match=r"no request 'z': it has a, b\."):
+    with pytest.raises(RunError, match=r"no request 'z': it has a and b\."):
         told(run, "z")
     with pytest.raises(RunError, match=r"no trial 'd': it has c\."):
         told(run, "a", trial_id="d")
@@ -284,7 +284,7 @@ def test_strange_names_and_names_of_several_trials_are_refused_in_one_sentence()
 
     joined = {name: pd.concat([getattr(run, name), frame]) for name, frame in double.items()}
     both = type(run)(**{**vars(run), **joined})
-    with pytest.raises(RunError, match=r"2 trials .* name the trial: c \(wrong\), d \(wrong\)\."):
+    with pytest.raises(RunError, match=r"2 trials .* trial: c \(wrong\) and d \(wrong\)\."):
         told(both, "a")
     assert told(both, "a", trial_id="d").finding.page == 3
 
@@ -314,18 +314,18 @@ def test_pages_are_in_the_hands_that_a_replay_finds_them_in(steps):
             if step == "give" and not any(n.page == page for n in story.world.nodes.values()):
                 story.free(request, page)
     run = run_of(story, {"request_id": "r"})
-    case = case_of(run, "r")
-    histories = histories_of(case, range(1, 8))
+    trace = trace_of(run, "r")
+    histories = histories_of(trace, range(1, 8))
     for history in histories:
-        places = [(stay.begin, stay.end) for stay in history.stays]
+        places = [(interval.begin, interval.end) for interval in history.owners]
         assert places[0][0] == 0
         assert all(end == begin for (_, end), (begin, _) in pairwise(places))
-    handover = set(case.events.loc[case.events["kind"].isin(["acquire", "pages_dropped"]), "seq"])
-    for seq in set(case.events["seq"]) - handover:
-        snapshot = cache_at(case, int(seq))
+    handover = set(trace.events.loc[trace.events["kind"].isin(["acquire", "pages_dropped"]), "seq"])
+    for seq in set(trace.events["seq"]) - handover:
+        snapshot = cache_at(trace, int(seq))
         for history in histories:
-            [stay, *_] = [s for s in reversed(history.stays) if s.begin <= seq]
+            [interval, *_] = [s for s in reversed(history.owners) if s.begin <= seq]
             state = STATES[snapshot.states[history.page]]
-            named = {FREE: "free", CACHED: "cached", NOBODY: "leaked"}
-            assert named.get(stay.owners[0], "live") == state
-            assert state != "live" or stay.owners == snapshot.holders[history.page]
+            named = {FREE: "free", CACHED: "cached", UNOWNED: "leaked"}
+            assert named.get(interval.owners[0], "live") == state
+            assert state != "live" or interval.owners == snapshot.holders[history.page]

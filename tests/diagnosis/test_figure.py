@@ -58,7 +58,7 @@ def test_without_a_wrong_token_the_pool_is_drawn():
     assert "worker died" in words
     assert "too few pages for it" in words
     pool = figure.axes[-1]
-    assert "The pool" in pool.get_title(loc="left")
+    assert "the pool" in pool.get_title(loc="left")
     legend = [text.get_text() for text in pool.get_legend().get_texts()]
     assert legend == ["free, at its end 1", "cached, at its end 0", "live, at its end 2",
                       "leaked, at its end 5"]  # fmt: skip

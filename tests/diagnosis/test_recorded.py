@@ -10,7 +10,8 @@ from support import REPORTED
 from analysis import explain
 from analysis.cli import main
 from analysis.sanitizer.findings import WRONG_DATA
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 
 
 @pytest.fixture(scope="module")
@@ -31,32 +32,32 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
     row = of_outcome(swept, "wrong")
     told = explain(swept, row["request_id"], row["trial_id"])
     token = told.divergence
-    assert token.engine.best == token.given == row["tokens"][token.place]
-    assert token.reference.best == token.right == row["reference_tokens"][token.place]
+    assert token.engine.best == token.given == row["tokens"][token.token_index]
+    assert token.reference.best == token.right == row["reference_tokens"][token.token_index]
     assert token.engine.given > (token.engine.right or 0)
     assert token.reference.right > token.reference.given
-    assert token.lacking == ()
+    assert token.missing == ()
     assert told.finding.severity == WRONG_DATA
     assert told.finding.seq < token.seq
-    assert told.finding.message in " ".join(told.because)
+    assert told.finding.text in " ".join(told.diagnosis)
     # As the engine flew: a prefill, then a decode for each further token.
-    assert [f.place for f in told.invocations] == list(range(len(told.invocations)))
-    assert told.invocations[token.place].invocation_id == token.invocation_id
-    assert told.invocations[token.place].top[0][0] == token.given
-    assert told.fellows
-    held = set(told.invocations[0].mine.table[: -(-told.invocations[0].length // 16)])
+    assert [f.token_index for f in told.invocations] == list(range(len(told.invocations)))
+    assert told.invocations[token.token_index].invocation_id == token.invocation_id
+    assert told.invocations[token.token_index].top[0][0] == token.given
+    assert told.peers
+    held = set(told.invocations[0].own_row.table[: -(-told.invocations[0].own_length // 16)])
     assert held <= {history.page for history in told.pages}
 
 
 def test_a_lost_request_is_told_how_the_worker_died(swept):
     row = of_outcome(swept, "engine_died")
     told = explain(swept, row["request_id"], row["trial_id"])
-    said = " ".join(told.because)
+    said = " ".join(told.diagnosis)
     assert "died" in said
     assert told.death.frame.startswith("shortfin_apps/")
-    assert told.death.culprits
+    assert told.death.requests
     assert "pages were wanted" in said
-    assert told.death.culprits[-1] in said
+    assert told.death.requests[-1] in said
 
 
 def test_the_command_prints_the_text_and_writes_figure_and_page(
@@ -79,7 +80,7 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
     assert (tmp_path / "explanation.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "explanation.html").read_text()
     assert "data:image/png;base64," in page
-    assert "Fellow travellers" in page
+    assert "Requests in the same batches" in page
     for wrong, said in (
         ((*asked,), "name the trial"),
         ((swept.path, "r9999"), "no request 'r9999'"),

@@ -112,11 +112,7 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     return run_of(
         story,
         {"request_id": "a", "prompt_tokens": A},
-        {
-            "request_id": "b",
-            "prompt_tokens": B,
-            "outcome": "engine_died" if dead else "ok",
-        },
+        {"request_id": "b", "prompt_tokens": B, "outcome": "engine_died" if dead else "ok"},
         {"request_id": c, "outcome": outcome, **ended},
         status="engine_died" if dead else "ok",
         engine_log=log,

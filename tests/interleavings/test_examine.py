@@ -227,9 +227,9 @@ def test_the_module_can_be_run() -> None:
 
 
 def test_inactive_is_what_lacks_its_object_and_no_error_of_ours(said: Any) -> None:
-    everywhere = {"big-pool", "survive-allocation-failure", "requeue-unboarded", "one-at-a-time",
+    everywhere = {"big-pool", "survive-allocation-failure", "requeue-unscheduled", "one-at-a-time",
                   "zero-page-tables", "zero-on-acquire", "poison-freed-pages"}  # fmt: skip
-    of_release = {"3.1.0": {"correct-seq-lens", "zero-start-positions"},
+    of_release = {"3.1.0": {"correct-seq-lens", "zero-start-positions", "short-strobes"},
                   "3.9.0": {"one-worker", "undo-correct-seq-lens"}}  # fmt: skip
     assert set(said["inactive_treatments"]) == everywhere | of_release[said["release"]]
     assert "sevice" in said["misspelt"]

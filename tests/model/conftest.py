@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.model import ReferenceDecoder, compile_model, load_model
-from analysis.model.artifacts import shipped_model
+from analysis.model.artifacts import load_model, shipped_model
+from analysis.model.compile import compile_model
+from analysis.model.reference import ReferenceDecoder
 
 
 @pytest.fixture(scope="session")

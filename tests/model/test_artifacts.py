@@ -10,8 +10,8 @@ import pytest
 from model_help import change_json
 
 from analysis.core.errors import ModelError
-from analysis.model import ModelTokenizer, load_model
-from analysis.model.artifacts import shipped_model, write_checksums
+from analysis.model.artifacts import load_model, shipped_model, write_checksums
+from analysis.model.tokenizer import ModelTokenizer
 from analysis.model.vocabulary import VOCABULARY, encode
 
 

@@ -14,8 +14,8 @@ from support import CHILD_ENVIRONMENT, wait_for
 
 from analysis.core.errors import ModelError
 from analysis.model import compile as compiling
-from analysis.model import compile_model, load_model
-from analysis.model.compile import cache_key, select_functions, target_flags
+from analysis.model.artifacts import load_model
+from analysis.model.compile import cache_key, compile_model, select_functions, target_flags
 
 HERE = Path("model.mlir")
 TINY = """module @module {
@@ -158,7 +158,8 @@ def test_it_compiles_for_amd_gpus_without_one(model, target, tmp_path):
 def test_the_package_imports_nothing_heavy():
     code = (
         "import sys, analysis.model\n"
-        "from analysis.model import load_model, compile_model\n"
+        "from analysis.model.artifacts import load_model\n"
+        "from analysis.model.compile import compile_model\n"
         "assert not {'torch', 'iree', 'shortfin', 'tokenizers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ.copy())
@@ -185,7 +186,8 @@ def test_a_cached_program_that_is_not_whole_is_compiled_anew(copy, tmp_path, cou
 _COMPILE = """
 import sys
 from pathlib import Path
-from analysis.model import compile_model, load_model
+from analysis.model.artifacts import load_model
+from analysis.model.compile import compile_model
 from analysis.model import compile
 compile._compiler = lambda: sys.argv[2]
 compile_model(load_model(Path(sys.argv[1])), batch_sizes=[1], cache_dir=Path(sys.argv[3]))

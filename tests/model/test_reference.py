@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from analysis.core.errors import ModelError
-from analysis.model import ModelTokenizer, ReferenceDecoder, load_model
+from analysis.model.artifacts import load_model
+from analysis.model.reference import ReferenceDecoder
+from analysis.model.tokenizer import ModelTokenizer
 from analysis.workloads.prompts import draw, draw_many, reported
 
 

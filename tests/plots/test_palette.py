@@ -51,7 +51,7 @@ def test_no_two_states_look_alike(seen: str) -> None:
 def test_no_request_has_the_colour_of_a_state() -> None:
     schedule = module("studies.isolation.figures")
     assert not set(REQUEST_COLOURS) & set(STATE_COLOURS.values())
-    fellows = module("diagnosis.figure").FELLOWS
+    fellows = module("diagnosis.figure").PEERS
     assert not set(fellows) & set(STATE_COLOURS.values())
     assert len(set(fellows)) == len(fellows) >= 7
     assert not set(schedule._COLOURS) & set(schedule._PLAIN.values())

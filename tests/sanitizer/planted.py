@@ -13,17 +13,16 @@ import json, sys
 from analysis.engine import Engine, EngineConfig
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
-from analysis.shortfin.releases import row_of
 from analysis.treatments import FAULTS, fixes, treat
 from analysis.workloads.named import make_workload
 
 release, *arguments = sys.argv[1:]
-# The reported release without the defects that would hide a planted one.
+# Without the defects that would hide an injected one.
 CORRECTED = ["correct-seq-lens", "zero-start-positions", "zero-page-tables"]
-base = CORRECTED if "allocations" in row_of(release).capabilities else []
+base = [name for name in CORRECTED if name in fixes(release, "trie")]
 
-def strike_of(fault):
-    return fault and fault.struck and vars(fault.struck)
+def injection_of(fault):
+    return fault and fault.injected and vars(fault.injected)
 
 def report(name, case):
     print("\\n" + json.dumps([name, case], default=str), flush=True)
@@ -49,9 +48,9 @@ def reported(name: str, source: str, release: str, *arguments: str) -> Any:
     return cases[name]
 
 
-def names_struck(row: dict[str, Any], struck: dict[str, Any]) -> bool:
-    """Return whether a finding names what a fault struck, as far as the fault says it."""
+def names_injection(row: dict[str, Any], injected: dict[str, Any]) -> bool:
+    """Return whether a finding names the request and page of an injection, where it has them."""
     return all(
-        struck[name] is None or row[name] == struck[name]
+        injected[name] is None or row[name] == injected[name]
         for name in ("request_id", "other_request_id", "page")
     )

@@ -12,13 +12,13 @@ from support import RELEASES
 from analysis.recording.checksums import MODES
 from analysis.treatments.faults.bytes import BYTES_FAULTS
 
-_STRIKE = """
+_INJECT = """
 from analysis.recording import checksums
 sharing, mode, *names = arguments
 base = [name for name in base if name != "zero-page-tables"]
 RULES = ("kv-corruption", "lost-write")
 
-def strike(engine, number, name):
+def inject(engine, number, name):
     fault = FAULTS.get(name)
     kind = "mixed" if sharing == "none" else "shared_prefix"
     workload = make_workload(kind, count=8, seed=number)
@@ -26,18 +26,18 @@ def strike(engine, number, name):
         with treat(engine, *base, *([name] if fault else [])) as treated:
             engine.run(workload, concurrency=4, timeout_s=20.0)
         recorder = engine.probe.watcher
-    struck = treated[name].struck if fault else None
-    place = struck.seq if struck else 0
+    injected = treated[name].injected if fault else None
+    place = injected.seq if injected else 0
     return {
-        "struck": strike_of(fault and treated[name]),
+        "injected": injection_of(fault and treated[name]),
         "findings": [row for row in findings.rows() if row["rule"] in RULES],
         "notes": findings.notes,
         "bytes_checked": findings.bytes_checked,
         "coverage": [e[15] for e in recorder.events if e[5] == "checksums"],
         "landings": [f[10] for f in recorder.invocations if f[10] > place],
         "starts": [f[9] for f in recorder.invocations if f[9] > place],
-        "given_up": [e[0] for e in recorder.events if struck and e[0] > place
-                     and e[5] in ("free", "pages_dropped") and struck.page in (e[6] or ())],
+        "given_up": [e[0] for e in recorder.events if injected and e[0] > place
+                     and e[5] in ("free", "pages_dropped") and injected.page in (e[6] or ())],
     }
 
 for number, name in enumerate(["nothing", *names]):
@@ -45,10 +45,10 @@ for number, name in enumerate(["nothing", *names]):
         checksums.FOLLOWED = 1
     # A new one each time: what an earlier one left in a page may be just what is written next.
     with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
-        report(name, strike(engine, number, name))
+        report(name, inject(engine, number, name))
 """
 
-# With *sampled* a fault must strike a page that is followed, so all are, but for a healthy engine.
+# With *sampled* a fault must inject a page that is followed, so all are, but for a healthy engine.
 FAST = {
     ("3.1.0", "none"): ["whole"],
     ("3.1.0", "trie"): ["landings"],
@@ -73,14 +73,14 @@ CASES = [
     for run in RUNS
     for sharing in [run.values[1]]
     for fault in BYTES_FAULTS
-    if fault.sharing in (None, sharing)
+    if sharing in fault.sharings()
 ]
 
 
 def case_of(release: str, sharing: str, mode: str, name: str) -> dict[str, Any]:
     """Return what was reported of a fault, planted while its engine is sanitized."""
-    own = [fault.name for fault in BYTES_FAULTS if fault.sharing in (None, sharing)]
-    return reported(name, _STRIKE, release, sharing, mode, *own)
+    own = [fault.name for fault in BYTES_FAULTS if sharing in fault.sharings()]
+    return reported(name, _INJECT, release, sharing, mode, *own)
 
 
 @pytest.mark.parametrize(("release", "sharing", "mode", "fault"), CASES)
@@ -88,24 +88,24 @@ def test_damage_is_found_in_the_stated_time(
     release: str, sharing: str, mode: str, fault: Any
 ) -> None:
     case = case_of(release, sharing, mode, fault.name)
-    struck = case["struck"]
-    assert struck is not None, "It found nothing to strike."
+    injected = case["injected"]
+    assert injected is not None, "It was never injected."
     found = [
         row for row in case["findings"] if (row["rule"], row["cause"]) == (fault.rule, fault.cause)
     ]
-    found = [row for row in found if row["page"] == struck["page"]]
+    found = [row for row in found if row["page"] == injected["page"]]
     assert found, case["findings"]
-    asked, other = struck["request_id"], struck["other_request_id"]
+    asked, other = injected["request_id"], injected["other_request_id"]
     assert asked is None or asked in {row["request_id"] for row in found}
     assert other is None or other in {row["other_request_id"] for row in found}
     first = min(row["seq"] for row in found)
-    assert first > struck["seq"]
-    assert not [row for row in case["findings"] if row["seq"] < struck["seq"]]
+    assert first > injected["seq"]
+    assert not [row for row in case["findings"] if row["seq"] < injected["seq"]]
     started = sum(seq < first for seq in case["starts"])
     if fault.rule == "lost-write":
         # In either mode, when the very invocation lands.
         assert {row["severity"] for row in found} == {"wrong data"}
-        assert f"Invocation {struck['invocation_id']} wrote" in found[0]["message"]
+        assert f"Invocation {injected['invocation_id']} wrote" in found[0]["message"]
     elif mode == "whole" or fault.name == "fault:copied-without-layer":
         # At the next start or landing, or when those have landed that were under way then.
         assert started <= 1 + 4

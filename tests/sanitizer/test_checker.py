@@ -775,7 +775,7 @@ def test_a_control_in_a_treated_arm_is_that_arms(write_run):
 
 
 @pytest.mark.parametrize(
-    ("struck", "counts"),
+    ("injected", "counts"),
     [
         (None, (1, 1, 0)),
         ({"request_id": "a"}, (1, 1, 0)),
@@ -784,9 +784,9 @@ def test_a_control_in_a_treated_arm_is_that_arms(write_run):
         ("nothing", (0, 0, 1)),
     ],
 )
-def test_an_alarm_must_name_what_was_struck(write_run, struck, counts):
-    kept = {"injected": None if struck is None else struck != "nothing"}
-    kept["injection"] = struck if isinstance(struck, dict) else None
+def test_an_alarm_must_name_what_was_injected(write_run, injected, counts):
+    kept = {"injected": None if injected is None else injected != "nothing"}
+    kept["injection"] = injected if isinstance(injected, dict) else None
     run = write_run(c=(WELL, {}), control=(length_short(), {"treatments": FAULT, **kept}))
     (checked,) = check_run(run)
     assert (checked.controls, checked.alarms, checked.idle) == counts

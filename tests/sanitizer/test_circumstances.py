@@ -107,7 +107,7 @@ with Engine(EngineConfig(page_count=96)) as engine:
     with sanitize(engine) as findings, treat(engine, "reserve-padding-page", *names) as treated:
         done = engine.run(make_workload("mixed", count=4, seed=3), concurrency=4, timeout_s=4)
     free = [page.index for page in engine.service.native.page_cache.page_pool.available_pages]
-say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"].struck is None])
+say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"].injected is None])
 """,
     )
     outcomes, findings, given_back, silent = said

@@ -10,10 +10,10 @@ from support import RELEASES
 
 from analysis.treatments.faults.execution import EXECUTION_FAULTS
 
-ENDS_ENGINE = ("fault:never-lands", "fault:dropped-by-batcher")
+ENDS_ENGINE = ("fault:never-finishes", "fault:dropped-by-batcher")
 """What leaves requests in the engine that nobody ends: each has an engine of its own."""
 
-_STRIKE = """
+_INJECT = """
 from analysis.treatments.faults.execution import EXECUTION_FAULTS
 
 alone = arguments
@@ -26,7 +26,7 @@ def run(engine, name, timeout_s):
           treat(engine, *fault) as treated):
         done = engine.run(workload, concurrency=4, timeout_s=timeout_s)
     report(name, {
-        "struck": strike_of(fault and treated[name]),
+        "injected": injection_of(fault and treated[name]),
         "outcomes": done["outcome"].value_counts().to_dict(),
         "findings": findings.rows(),
         "unchecked": findings.unchecked.requests,
@@ -34,7 +34,7 @@ def run(engine, name, timeout_s):
         "summary": findings.summary,
     })
 
-own = [f.name for f in EXECUTION_FAULTS if release in (f.releases or [release])]
+own = [f.name for f in EXECUTION_FAULTS if release in f.releases()]
 with Engine(EngineConfig(page_count=512)) as engine:
     for name in ["nothing", *[n for n in own if n not in alone]]:
         run(engine, name, 30.0)
@@ -48,7 +48,7 @@ CASES = [
     pytest.param(release, fault, id=f"{release}-{fault.name[6:]}")
     for release in RELEASES
     for fault in EXECUTION_FAULTS
-    if release in (fault.releases or [release])
+    if release in fault.releases()
 ]
 AT_RISK = {("page-leak", "dropped"), ("not-quiescent", "missing-pages")}
 """What 3.9.0 breaks without a fault: every request's last page is given up and never freed."""
@@ -56,28 +56,29 @@ AT_RISK = {("page-leak", "dropped"), ("not-quiescent", "missing-pages")}
 
 def case_of(release: str, name: str) -> dict[str, Any]:
     """Return what was reported of a fault, or of short deadlines."""
-    return reported(name, _STRIKE, release, *ENDS_ENGINE)
+    return reported(name, _INJECT, release, *ENDS_ENGINE)
 
 
 @pytest.mark.parametrize(("release", "fault"), CASES)
 def test_a_fault_of_execution_is_found_where_it_struck(release: str, fault: Any) -> None:
     case = case_of(release, fault.name)
-    struck = case["struck"]
-    assert struck is not None, "It found nothing to strike."
+    injected = case["injected"]
+    assert injected is not None, "It was never injected."
     # What an invocation wrote that did not land is not known.
-    assert bool(case["notes"]) == (fault.name == "fault:never-lands")
+    assert bool(case["notes"]) == (fault.name == "fault:never-finishes")
     rows = case["findings"]
     found = [row for row in rows if (row["rule"], row["cause"]) == (fault.rule, fault.cause)]
-    assert struck["request_id"] in {row["request_id"] for row in found}, rows
+    assert injected["request_id"] in {row["request_id"] for row in found}, rows
     if found[0]["invocation_id"] is not None:
         assert (
-            found[0]["invocation_id"] == struck["invocation_id"] or struck["invocation_id"] is None
+            found[0]["invocation_id"] == injected["invocation_id"]
+            or injected["invocation_id"] is None
         )
     wrong = [row["seq"] for row in rows if row["severity"] == "wrong data"]
-    assert min(wrong, default=10**9) > (struck["seq"] or 0)
+    assert min(wrong, default=10**9) > (injected["seq"] or 0)
     # Whatever it did, checking goes on: only what never landed is unchecked, and is counted.
-    if fault.name == "fault:never-lands":
-        assert struck["request_id"] in case["unchecked"]
+    if fault.name == "fault:never-finishes":
+        assert injected["request_id"] in case["unchecked"]
         assert "unchecked: 1 invocation" in case["summary"]
     else:
         assert case["unchecked"] == {}, case["summary"]

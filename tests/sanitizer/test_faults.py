@@ -1,11 +1,11 @@
-"""No miss: every planted fault is found in a live engine, where it struck and for what it is."""
+"""Every fault that is injected into a live engine is found, at its place and for what it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from planted import names_struck, reported
+from planted import names_injection, reported
 from support import RELEASES
 
 from analysis.treatments.faults.cache import CACHE_FAULTS
@@ -15,13 +15,13 @@ from analysis.treatments.faults.requests import REQUEST_FAULTS
 FAULTS = {fault.name: fault for fault in (*INVOCATION_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
 """Each of the other families is planted in a test of its own."""
 
-_STRIKE = """
+_INJECT = """
 from dataclasses import replace
 sharing, *own = arguments
 
-def strike(name):
+def inject(name):
     fault = FAULTS.get(name)
-    # With the trie it takes that a later request comes upon what was struck.
+    # With the trie it takes that a later request comes upon what was injected.
     kind, count = ("mixed", 8) if sharing == "none" else ("shared_prefix", 12)
     workload = make_workload(kind, count=count, seed=3)
     if name == "fault:stale-prefix":  # of just these two prefixes: all are asked again
@@ -36,14 +36,14 @@ def strike(name):
                 engine.run(workload, 4, timeout_s=5.0 if rule == "stuck-request" else 60.0)
             recorder = engine.probe.watcher
     return {
-        "struck": strike_of(fault and treated[name]),
+        "injected": injection_of(fault and treated[name]),
         "findings": findings.rows(),
         "notes": findings.notes,
         "events": [[e[0], e[5], e[6]] for e in recorder.events],
     }
 
 for name in ["nothing", *own]:
-    report(name, strike(name))
+    report(name, inject(name))
 """
 
 FIRST = {
@@ -57,48 +57,48 @@ FIRST = {
     "fault:missing-leaf": "leaf_removed",
     "fault:evict-referenced": "unlink",
 }
-"""Kind of the first event with the struck page after the strike, at which it must be found."""
+"""Kind of the first event with the injection's page after it, at which it must be found."""
 
 CASES = [
-    pytest.param(release, fault.sharing or "none", name, id=f"{release}-{name[6:]}")
+    pytest.param(release, fault.sharings()[0], name, id=f"{release}-{name[6:]}")
     for release in RELEASES
     for name, fault in FAULTS.items()
-    if release in (fault.releases or [release])
+    if release in fault.releases()
 ]
 
 
 def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
     """Return what was reported of a fault; all of a setting are planted in one process."""
-    own = [n for n, f in FAULTS.items() if (f.sharing or "none") == sharing]
-    own = [n for n in own if release in (FAULTS[n].releases or [release])]
-    return reported(name, _STRIKE, release, sharing, *own)
+    own = [n for n, f in FAULTS.items() if f.sharings()[0] == sharing]
+    own = [n for n in own if release in FAULTS[n].releases()]
+    return reported(name, _INJECT, release, sharing, *own)
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
 def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str) -> None:
     case, fault = case_of(release, sharing, name), FAULTS[name]
-    struck = case["struck"]
-    assert struck is not None, "It found nothing to strike."
+    injected = case["injected"]
+    assert injected is not None, "It was never injected."
     assert not case["notes"]
     meant = fault.alarm(release)
     found = [row for row in case["findings"] if (row["rule"], row["cause"]) == meant]
-    found = [row for row in found if names_struck(row, struck)]
+    found = [row for row in found if names_injection(row, injected)]
     assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
     first = found[0]
     assert first["message"].endswith(".")
-    invocation = struck["invocation_id"]
+    invocation = injected["invocation_id"]
     if first["invocation_id"] is not None:
         assert first["invocation_id"] == invocation
     if name in FIRST:
-        assert first["seq"] == _first_event(case["events"], FIRST[name], struck)
+        assert first["seq"] == _first_event(case["events"], FIRST[name], injected)
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
 def test_no_wrong_data_is_told_before_a_fault(release: str, sharing: str, name: str) -> None:
     case = case_of(release, sharing, name)
-    assert case["struck"] is not None
+    assert case["injected"] is not None
     wrong = [row["seq"] for row in case["findings"] if row["severity"] == "wrong data"]
-    assert min(wrong, default=10**9) > (case["struck"]["seq"] or 0)
+    assert min(wrong, default=10**9) > (case["injected"]["seq"] or 0)
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
@@ -110,7 +110,7 @@ def test_without_a_fault_no_wrong_data_is_told(release: str, sharing: str) -> No
     meant = {
         (fault.rule, fault.cause)
         for fault in FAULTS.values()
-        if release in (fault.releases or [release]) and (fault.sharing or "none") == sharing
+        if release in fault.releases() and fault.sharings()[0] == sharing
     }
     assert not known & meant
 
@@ -120,11 +120,11 @@ def test_there_are_faults_enough_and_each_says_what_it_breaks() -> None:
     assert len({fault.rule for fault in FAULTS.values()}) >= 15
 
 
-def _first_event(events: list[Any], kind: str, struck: dict[str, Any]) -> int:
-    """Return the first event of a kind after a strike that has its page, if it has any."""
+def _first_event(events: list[Any], kind: str, injected: dict[str, Any]) -> int:
+    """Return the first event of a kind after a inject that has its page, if it has any."""
     same = (
         seq
         for seq, told, pages in events
-        if seq > struck["seq"] and told == kind and (pages is None or struck["page"] in pages)
+        if seq > injected["seq"] and told == kind and (pages is None or injected["page"] in pages)
     )
     return next(same)

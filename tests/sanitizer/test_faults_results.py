@@ -1,6 +1,6 @@
 """No miss on the way back, and none between filling and reading: live, and in what was recorded.
 
-All faults of a setting strike one engine, one after another, each only requests of its own.
+All faults of a setting inject one engine, one after another, each only requests of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OWN_RULES = {
     "argument-changed", "read-before-write",
 }  # fmt: skip
 
-_STRIKE = """
+_INJECT = """
 import dataclasses
 from analysis.sanitizer import check_tables
 from analysis.workloads.workload import Workload
@@ -35,7 +35,7 @@ def ask(number, *treatments):
         engine.run(Workload(kind, requests), concurrency=3, timeout_s=30)
     return treated
 
-struck = {}
+injected = {}
 # Both releases leak pages of the trie: there must be enough for all.
 with Engine(EngineConfig(prefix_sharing=sharing, page_count=4096)) as engine:
     with observe(engine, snapshots=False, stacks=True, memory_every_s=0, verifies=True) as seen:
@@ -43,11 +43,12 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=4096)) as engine:
             ask(0)
             for number, name in enumerate(names, 1):
                 treated = ask(number, f"{name}:{number:02d}-")
-                struck[name] = strike_of(treated[name])
+                injected[name] = injection_of(treated[name])
 tables = {name: seen.table(name) for name in ("events", "invocations", "snapshots")}
 again = check_tables(tables)
 report("all", {
-    "struck": struck, "findings": findings.rows(), "notes": findings.notes, "blind": findings.blind,
+    "injected": injected, "findings": findings.rows(), "notes": findings.notes,
+    "blind": findings.blind,
     "again": again.rows(), "faults": seen.faults,
 })
 """
@@ -67,27 +68,27 @@ CASES = [
 
 def planted(release: str, sharing: str) -> dict[str, Any]:
     """Plant every fault that fits into one engine, each beside requests of its own."""
-    return reported("all", _STRIKE, release, sharing, *faults_of(release, sharing))
+    return reported("all", _INJECT, release, sharing, *faults_of(release, sharing))
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
 def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str) -> None:
     said, fault = planted(release, sharing), FAULTS[name]
-    struck = said["struck"].get(name)
-    assert struck is not None, "It found nothing to strike."
-    own = [row for row in said["findings"] if row["request_id"] == struck["request_id"]]
+    injected = said["injected"].get(name)
+    assert injected is not None, "It was never injected."
+    own = [row for row in said["findings"] if row["request_id"] == injected["request_id"]]
     found = [row for row in own if (row["rule"], row["cause"]) == (fault.rule, fault.cause)]
     assert found, [(row["rule"], row["cause"]) for row in own]
     for column in ("other_request_id", "page"):
-        assert struck[column] in (None, found[0][column])
+        assert injected[column] in (None, found[0][column])
     if found[0]["invocation_id"] is not None:
-        assert struck["invocation_id"] in (None, found[0]["invocation_id"])
+        assert injected["invocation_id"] in (None, found[0]["invocation_id"])
     assert found[0]["message"].endswith(".")
-    # Nothing is told of the request by these rules before the fault struck, and of all that reads
-    # wrong data the fault's own rule speaks first; but for one that strikes twice.
+    # Nothing is told of the request by these rules before the injection, and of all that reads
+    # wrong data the fault's own rule speaks first; but for one that injects twice.
     ours = [row for row in own if row["rule"] in OWN_RULES or row["severity"] == "wrong data"]
-    assert min(row["seq"] for row in ours) > struck["seq"]
-    if name != "fault:next-before-landing" and sharing == "none":
+    assert min(row["seq"] for row in ours) > injected["seq"]
+    if name != "fault:next-before-finish" and sharing == "none":
         assert found[0]["seq"] == min(row["seq"] for row in ours)
 
 
@@ -96,10 +97,10 @@ def test_whoever_was_not_struck_is_left_alone(release: str, sharing: str) -> Non
     said = planted(release, sharing)
     assert not said["notes"]
     assert not said["faults"]
-    met = {s[key] for s in said["struck"].values() for key in ("request_id", "other_request_id")}
+    met = {s[key] for s in said["injected"].values() for key in ("request_id", "other_request_id")}
     first = [row for row in said["findings"] if (row["request_id"] or "").startswith("00-")]
     assert not [row for row in first if row["rule"] in OWN_RULES]
-    shaken = {f"{n:02d}" for n, name in enumerate(said["struck"], 1) if name in _OF_MANY}
+    shaken = {f"{n:02d}" for n, name in enumerate(said["injected"], 1) if name in _OF_MANY}
     others = [
         row
         for row in said["findings"]
@@ -114,7 +115,7 @@ _OF_MANY = {
     "fault:row-off-by-one", "fault:tokens-exchanged-after-filling", "fault:refilled-in-invocation",
     "fault:tokens-of-last-invocation",
 }  # fmt: skip
-"""Faults that strike more rows of their invocation than they name."""
+"""Faults that inject more rows of their invocation than they name."""
 
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)

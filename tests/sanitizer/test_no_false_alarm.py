@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from support import NEWEST, REPORTED, ChildRunner
 
-from analysis.model import ModelTokenizer, load_model
-from analysis.model.oracle import reference_answers
+from analysis.model.artifacts import load_model
+from analysis.model.tokenizer import ModelTokenizer
+from analysis.shortfin.oracle import reference_answers
 from analysis.workloads.named import candidates, select
 from analysis.workloads.workload import Workload
 

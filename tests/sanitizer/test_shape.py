@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from planted import names_struck, reported
+from planted import names_injection, reported
 from support import RELEASES
 
 from analysis.treatments.faults.shape import SHAPE_FAULTS
 
-_STRIKE = """
+_INJECT = """
 sharing, *names = arguments
 # Without the release's own faults, so that each finding is of the planted one.
 base = fixes(release, sharing)
 
-def strike(name):
+def inject(name):
     fault = FAULTS.get(name)
     workload = make_workload("mixed", count=8, seed=3)
     with Engine(EngineConfig(prefix_sharing=sharing, page_count=96)) as engine:
@@ -26,7 +26,7 @@ def strike(name):
                 engine.run(workload, concurrency=4, timeout_s=60.0)
         recorder = recording.recorder
     return {
-        "struck": strike_of(fault and treated[name]),
+        "injected": injection_of(fault and treated[name]),
         "findings": findings.rows(),
         "notes": findings.notes,
         "events": [[e[0], e[5], e[6]] for e in recorder.events],
@@ -34,11 +34,11 @@ def strike(name):
     }
 
 for name in ["nothing", *names]:
-    report(name, strike(name))
+    report(name, inject(name))
 """
 
 AT_INVOCATION = ("block-table-padding", "unprotected-page")
-"""Rules that a fault is found under at the very invocation that it struck."""
+"""Rules that a fault is found under at the very invocation that it was injected."""
 SEEN_BY = {
     # No operation tells that these changed: what comes upon it next does.
     "fault:reference-taken-quietly": "unprotected",
@@ -64,42 +64,43 @@ CASES = [
 def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
     """Return what was reported of a fault; each has an engine of its own, all in one process."""
     names = [fault.name for fault in PLANTED if fault.fits(release, sharing)]
-    return reported(name, _STRIKE, release, sharing, *names)
+    return reported(name, _INJECT, release, sharing, *names)
 
 
 @pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
 def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, fault: Any) -> None:
     case = case_of(release, sharing, fault.name)
-    struck = case["struck"]
-    assert struck is not None, "It found nothing to strike."
+    injected = case["injected"]
+    assert injected is not None, "It was never injected."
     assert not case["notes"]
     found = [
         row
         for row in case["findings"]
-        if (row["rule"], row["cause"]) == (fault.rule, fault.cause) and names_struck(row, struck)
+        if (row["rule"], row["cause"]) == (fault.rule, fault.cause)
+        and names_injection(row, injected)
     ] or [
         # What is published is no request's any more.
         row
         for row in case["findings"]
-        if (row["rule"], row["cause"]) == ALSO.get(fault.name) and row["page"] == struck["page"]
+        if (row["rule"], row["cause"]) == ALSO.get(fault.name) and row["page"] == injected["page"]
     ]
     assert found, [(r["rule"], r["cause"], r["request_id"], r["page"]) for r in case["findings"]]
     first = found[0]
     assert first["message"].endswith(".")
     if fault.name == "fault:allocation-loses-page":
         # What it has instead is seen when the next decode reads it.
-        assert first["invocation_id"] > struck["invocation_id"]
+        assert first["invocation_id"] > injected["invocation_id"]
     elif fault.rule in AT_INVOCATION and fault.name not in SEEN_BY:
-        assert first["invocation_id"] == struck["invocation_id"]
+        assert first["invocation_id"] == injected["invocation_id"]
     else:
-        assert first["seq"] == _next_look(case, fault, struck)
+        assert first["seq"] == _next_look(case, fault, injected)
 
 
 @pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
 def test_nothing_is_told_of_it_before(release: str, sharing: str, fault: Any) -> None:
     case = case_of(release, sharing, fault.name)
-    assert case["struck"] is not None
-    early = [row for row in case["findings"] if row["seq"] < case["struck"]["seq"]]
+    assert case["injected"] is not None
+    early = [row for row in case["findings"] if row["seq"] < case["injected"]["seq"]]
     assert not [row for row in early if row["severity"] == "wrong data"]
     assert (fault.rule, fault.cause) not in {(row["rule"], row["cause"]) for row in early}
 
@@ -114,14 +115,14 @@ def test_without_a_fault_none_of_it_is_told(release: str, sharing: str) -> None:
     assert not known & meant
 
 
-def _next_look(case: dict[str, Any], fault: Any, struck: dict[str, Any]) -> int:
-    """Return the first place after a strike at which somebody came upon what it did."""
+def _next_look(case: dict[str, Any], fault: Any, injected: dict[str, Any]) -> int:
+    """Return the first place after a inject at which somebody came upon what it did."""
     kind = SEEN_BY.get(fault.name, "detached")
     seen = [
         seq
         for seq, told, pages in case["events"]
-        if seq > struck["seq"] and told == kind and struck["page"] in pages
+        if seq > injected["seq"] and told == kind and injected["page"] in pages
     ]
     if fault.rule not in ("double-free", "free-while-referenced"):
-        seen += [seq for seq in case["snapshots"] if seq > struck["seq"]]
+        seen += [seq for seq in case["snapshots"] if seq > injected["seq"]]
     return min(seen)

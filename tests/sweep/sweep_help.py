@@ -12,7 +12,8 @@ import psutil
 from support import wait_for
 
 from analysis.runs.store import Run
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 
 
 def endless_workload(directory: Path) -> Path:

@@ -13,7 +13,8 @@ from analysis.runs.store import load_run
 from analysis.sweep import kernel
 
 _SWEEP = """
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 run = run_sweep(
     Plan(releases=({release!r},), concurrency=(4,), repeats=2, workload={workload!r}, seed=2),
     {out!r}, runner="kernel", progress=False,
@@ -61,7 +62,8 @@ threading.Thread(target=freeze, daemon=True).start()
 def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, tmp_path):
     out, workload = str(tmp_path / "run"), str(endless_workload(tmp_path))
     sweep = (
-        "rows = []\nfrom analysis.sweep import Plan, run_sweep\n"
+        "rows = []\nfrom analysis.sweep.plan import Plan\n"
+        "from analysis.sweep.runner import run_sweep\n"
         "run_sweep(Plan(releases=('3.9.0',), concurrency=(1,), repeats=1,"
         f" workload={workload!r}), {out!r}, runner='kernel', progress=False)\n"
     )

@@ -19,7 +19,7 @@ from sweep_help import has_answered, sweep_and_signal
 from analysis.diagnosis import explain
 from analysis.runs.store import Run, RunWriter, load_run, read_manifest
 from analysis.sanitizer.recorded import check_run
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 
 _LONGEST_S = 5.0
 """After its start, or after its first finished trial, a sweep is killed within this time."""

@@ -12,7 +12,8 @@ from sweep_help import endless_workload, sweep_and_signal
 
 from analysis.recording.stream import read_stream
 from analysis.runs.store import RunWriter, load_run
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 
 DERIVED = ["cached_tokens", "evictions_during", "pages_before", "pages_after"]
 
@@ -175,7 +176,8 @@ def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
 _KERNEL = """
 import functools, warnings
 import analysis.recording
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 analysis.recording.observe = functools.partial(analysis.recording.observe, max_events=40)
 warnings.simplefilter("ignore")
 run_sweep(

@@ -12,7 +12,7 @@ from support import NEWEST, REPORTED
 from analysis.core.errors import CachelabError
 from analysis.runs.store import RunWriter
 from analysis.runs.tables import arm_of
-from analysis.sweep import Plan, PlanError
+from analysis.sweep.plan import Plan, PlanError
 from analysis.treatments import FAULTS, fixes
 from analysis.treatments.faults import FAMILIES, TRIES
 
@@ -95,7 +95,7 @@ def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(pl
         assert len(controls) == number * len(new) == number * wanted_arms(plan)
         for trial in new:
             tried.setdefault((trial.release, trial.prefix_sharing), []).append(trial.treatments[-1])
-        # One that struck is enough.
+        # One that was injected is enough.
         [kept, *others] = new
         assert kept in plan.trials(idle | {trial.trial_id for trial in others})
         idle |= {trial.trial_id for trial in new}

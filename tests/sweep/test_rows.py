@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support import REPORTED
 
 from analysis.runs.store import OUTCOMES, TRIAL_STATUS, RunWriter, load_run
-from analysis.sweep import Plan
 from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Plan
 from analysis.sweep.progress import duration
 from analysis.sweep.rows import (
     Ended,

@@ -19,10 +19,11 @@ from analysis.recording.stream import read_stream
 from analysis.runs.store import OUTCOMES, load_run
 from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.recorded import controls_of
-from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.sweep.plan import Plan, PlanError
 from analysis.sweep.prepare import Prepared
 from analysis.sweep.process import TrialProcess
 from analysis.sweep.rows import Ended
+from analysis.sweep.runner import run_sweep
 from analysis.treatments.faults import TRIES
 from analysis.workloads.workload import Request, Workload
 
@@ -70,7 +71,8 @@ def test_every_release_is_asked_the_same(swept):
 
 def test_what_is_asked_the_model_itself_answers_right(swept):
     _, run, _ = swept
-    from analysis.model import ModelTokenizer, load_model
+    from analysis.model.artifacts import load_model
+    from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model()).decode
     for row in run.requests.itertuples():
@@ -148,7 +150,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     planted = []
 
     class Told:
-        """A trial that ends at once; no fault strikes, but for the third of the untreated arm."""
+        """A trial that ends at once; only the third fault of the untreated arm is injected."""
 
         elapsed_s = 1.0
 
@@ -163,8 +165,8 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
                 return Ended([], 1.0)
             arm = arm_of(self.names)
             planted.append((arm, self.names[-1]))
-            strikes = not arm and len([one for one, _ in planted if not one]) == 3
-            return Ended([], 1.0, facts={"struck": {"page": 1} if strikes else None})
+            injects = not arm and len([one for one, _ in planted if not one]) == 3
+            return Ended([], 1.0, facts={"injected": {"page": 1} if injects else None})
 
         def kill(self):
             pass
@@ -183,8 +185,8 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
     assert len(run.trials) == 4
     controls = controls_of(out)
     assert sorted((c.arm, c.fault) for c in controls) == sorted(planted)
-    assert [(c.arm, c.struck) for c in controls if c.arm] == [(("lock-cache",), False)] * TRIES
-    assert sorted(c.struck for c in controls if not c.arm) == [False, False, True]
+    assert [(c.arm, c.injected) for c in controls if c.arm] == [(("lock-cache",), False)] * TRIES
+    assert sorted(c.injected for c in controls if not c.arm) == [False, False, True]
     assert len(set(planted)) == 6
     run_sweep(plan, out, progress=False)
     assert len(planted) == 6

@@ -12,8 +12,8 @@ from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer import check_run
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.studies.first_error.leads import leads
-from analysis.sweep import Plan, run_sweep
-from analysis.sweep.plan import PlanError
+from analysis.sweep.plan import Plan, PlanError
+from analysis.sweep.runner import run_sweep
 from analysis.treatments.faults import TRIES
 
 CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
@@ -57,7 +57,7 @@ def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
     assert set(untreated.groups) == set(zip(found["rule"], found["cause"], strict=True))
     assert not treated.groups
     for checked in (untreated, treated):
-        # One that found nothing to strike says nothing, and another is planted.
+        # One that was never injected says nothing, and another is planted.
         assert checked.controls == checked.alarms == 1
         assert checked.idle < TRIES
     assert treated.controls == 1

@@ -124,6 +124,6 @@ def test_whether_it_still_answers_is_asked_with_treatments_and_not_recorded(ende
     engine, facts, recorded = ended(invocations=5, fault=fault)
     assert engine.asked == [True]
     assert "asked once more" not in recorded["events"]["request_id"].to_pylist()
-    # Nor does a fault strike that request, which found nothing to strike in the workload.
-    assert facts["struck"] is None
-    assert not fault.may_strike("asked once more")
+    # Nor is a fault injected into that request, which was never injected in the workload.
+    assert facts["injected"] is None
+    assert not fault.targets("asked once more")

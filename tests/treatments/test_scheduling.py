@@ -6,7 +6,7 @@ import pytest
 from support import NEWEST, ChildRunner, has
 
 from analysis.core.errors import EngineError
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 from analysis.treatments import check_names, expand, fixes, page_count
 
 _PRELUDE = """
@@ -120,9 +120,9 @@ def outcomes(*names, timeout_s=60):
     recording, answers, died = recorded(*names, pages=pages, sharing="none", timeout_s=timeout_s)
     return [answers["outcome"].value_counts().to_dict(), died]
 leaks = [] if has(RELEASE, "allocations") else ["keep-decode-record"]
-one = "requeue-unboarded" if has(RELEASE, "allocations") else "survive-allocation-failure"
+one = "requeue-unscheduled" if has(RELEASE, "allocations") else "survive-allocation-failure"
 say([outcomes(*leaks, timeout_s=6), outcomes(*leaks, one),
-     outcomes(*leaks, "requeue-unboarded", "survive-allocation-failure")])
+     outcomes(*leaks, "requeue-unscheduled", "survive-allocation-failure")])
 """,
     )
     plain, one, both = said  # type: ignore[misc]

@@ -74,8 +74,8 @@ def test_each_is_taken_back(child: ChildRunner, release: str) -> None:
 changed, left = {}, {}
 with Engine(EngineConfig(prefix_sharing="trie", page_count=64)) as engine:
     kinds = {**TREATMENTS, **FAULTS}
-    names = [n for n, t in kinds.items() if engine.release in (t.releases or [engine.release])]
-    names = [n for n in names if kinds[n].sharing in (None, "trie")]
+    names = [n for n, t in kinds.items() if engine.release in t.releases()]
+    names = [n for n in names if "trie" in kinds[n].sharings()]
     names[names.index("big-pool")] = "big-pool:64"
     engine.service.probe()  # which numbers the nodes, from its first use on
     before = fingerprint(engine)
@@ -210,7 +210,7 @@ say([refusals, unchanged])
     (stopped, sharing, other, parameter), unchanged = done.said
     assert "not running" in stopped
     assert "needs prefix sharing trie" in sharing
-    assert "applies to shortfin" in other
+    assert "needs the capability" in other
     assert "not with 'much'" in parameter
     assert unchanged
 

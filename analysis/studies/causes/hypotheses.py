@@ -82,7 +82,7 @@ HYPOTHESES = (
     Hypothesis("contention", "keep-decode-record", through=_LEAK),
     # Without the other, what it spoils is cached under tokens that nobody asks for.
     Hypothesis("contention", "delist-freed-pages", ("keep-decode-record",)),
-    Hypothesis("contention", "requeue-unboarded", through=_SHORT),
+    Hypothesis("contention", "requeue-unscheduled", through=_SHORT),
     Hypothesis("contention", "survive-allocation-failure", through=_SHORT),
     Hypothesis("timing", "one-at-a-time", ("short-strobes",)),
     Hypothesis("timing", "short-strobes"),

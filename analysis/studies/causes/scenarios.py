@@ -13,7 +13,8 @@ from analysis.shortfin.releases import row_of
 from analysis.stats.rates import FAILURES
 from analysis.studies.causes.hypotheses import Hypothesis, Names, applicable, arms
 from analysis.studies.causes.verdicts import Asked, Verdict, asked, judge
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 from analysis.treatments import fixes
 
 
@@ -122,10 +123,10 @@ _EVICTIONS: Names = (
 )  # fmt: skip
 _SHORTAGE: Names = (
     "lock-cache", "reuse-existing-node", "give-back-reference", "true-leaves",
-    "requeue-unboarded", "survive-allocation-failure",
+    "requeue-unscheduled", "survive-allocation-failure",
 )  # fmt: skip
 _FEW_PAGES: Names = (
-    "correct-seq-lens", "lock-cache", "requeue-unboarded", "survive-allocation-failure",
+    "correct-seq-lens", "lock-cache", "requeue-unscheduled", "survive-allocation-failure",
     "one-at-a-time", "big-pool",
 )  # fmt: skip
 _TWO_STEPS: Names = (

@@ -111,7 +111,7 @@ class Asked:
     silent: tuple[Names, ...] = ()
     """Those of its arms in which a planted fault was not found."""
     idle: tuple[Names, ...] = ()
-    """Those of its arms in which no planted fault struck, or none was planted."""
+    """Those of its arms in which no planted fault was injected, or none was planted."""
 
     @property
     def nets(self) -> tuple[int, ...]:
@@ -223,13 +223,13 @@ def asked(
     The trials must be those of `hypotheses.arms`. `failures` are the outcomes that count as such;
     with "rejected" among them a refusal counts as well. `invocations` and `events` are those tables
     of the run, from which exposures are taken; `controls` are its controls: a hypothesis is
-    undecided if one of its arms has none that struck and was found.
+    undecided if one of its arms has none that was injected and found.
     """
     release, sharing = _only(trials, "release"), _only(trials, "prefix_sharing")
     mending = fixes(release, sharing)
-    struck = [control for control in controls if control.struck]
-    controlled = {control.arm for control in struck}
-    silent = {control.arm for control in struck if control.silent}
+    injected = [control for control in controls if control.injected]
+    controlled = {control.arm for control in injected}
+    silent = {control.arm for control in injected if control.silent}
     met = None
     if invocations is not None and events is not None and len(invocations) and len(events):
         met = exposure(trials, requests, invocations, events).merge(
@@ -295,7 +295,8 @@ def _judged(one: Asked, p_adjusted: float, tests: int) -> Verdict:
     supported if it accounts for more than MOST of the failures, beyond chance, in either question;
     else it contributes. Without an effect it is refuted if it accounts for less than MOST of them,
     beyond chance, in both questions. It is undecided if a planted fault was not found in one of its
-    arms or none struck there, if the arms were not exposed alike, or if there are too few engines.
+    arms or none was injected there, if the arms were not exposed alike, or if there are too few
+    engines.
     """
     sides = one.against_most()
     more = [_TIMES * p * tests < ALPHA and side > 0 for p, side in sides]
@@ -320,7 +321,7 @@ def _objection(one: Asked, word: Word) -> str:
         return ""
     for arms, what in (
         (one.silent, "a planted fault was not found"),
-        (one.idle, "no planted fault struck"),
+        (one.idle, "no planted fault was injected"),
     ):
         if arms:
             named = "; ".join(" + ".join(names) or "no treatment" for names in arms)

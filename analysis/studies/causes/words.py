@@ -99,7 +99,7 @@ def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
             fix = f"{_needless(verdict)} {fix}"
         if verdict.back is None:
             fix = (
-                "It is no fix: whether it ends a condition under which causes strike, or mends one"
+                "It is no fix: whether it ends a condition under which causes act, or mends one"
                 " in another way, is not shown."
             )
         lines.append(

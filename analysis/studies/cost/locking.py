@@ -18,7 +18,7 @@ from analysis.core.errors import EngineError
 from analysis.shortfin.treatment import allocation_kinds, cache_of, owner_of, replace_attribute
 from analysis.studies.cost.arms import LOCK
 from analysis.treatments import treat
-from analysis.treatments.order import ALLOCATION_OPERATIONS, CACHE_OPERATIONS, POOL_OPERATIONS
+from analysis.treatments.scheduling import ALLOCATION_OPERATIONS, CACHE_OPERATIONS, POOL_OPERATIONS
 
 if TYPE_CHECKING:
     from analysis.engine import Engine

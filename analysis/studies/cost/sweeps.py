@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.model import load_model
+from analysis.model.artifacts import load_model
 from analysis.studies.cost.arms import arms
 from analysis.studies.cost.measures import measure, watched
-from analysis.sweep import Plan, run_sweep
+from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 
 
 @dataclass(frozen=True)

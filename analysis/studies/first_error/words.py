@@ -117,7 +117,7 @@ def _paragraph(
         sentences.append(f"No rule was broken{'' if setting.complete else ' in what was checked'}.")
     sentences += setting.not_checked
     if setting.idle and not setting.controls:
-        sentences.append("The planted fault found nothing to strike, so it is not known whether the"
+        sentences.append("The planted fault was never injected, so it is not known whether the"
                          " alarm works.")  # fmt: skip
     elif not setting.controls:
         sentences.append("No fault was planted, so it is not known whether the alarm works.")

@@ -23,9 +23,10 @@ from analysis.stats.rates import least_rate
 from analysis.studies.validation.evidence import Evidence, Tolerated, read_evidence, rung_of
 from analysis.studies.validation.isolated import examine
 from analysis.studies.validation.result import LEVELS, Isolated, Ladder, LadderError, Rung
-from analysis.sweep import Plan, run_sweep
 from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Plan
 from analysis.sweep.prepare import check_lengths
+from analysis.sweep.runner import run_sweep
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
 EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
@@ -298,7 +299,7 @@ def _explain(path: Path, rung: Rung, plan: Plan) -> str:
     try:
         told_by = explain(load_run(path), request_id, trial_id=trial_id)
         where = f"In {trial_id}, asked {asked[trial_id]}:"
-        return " ".join([where, told_by.what, *told_by.because])
+        return " ".join([where, told_by.summary, *told_by.diagnosis])
     except CachelabError as error:
         return f"{request_id} of {trial_id} cannot be explained: {error} {told}".strip()
 

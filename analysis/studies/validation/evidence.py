@@ -36,8 +36,8 @@ class Evidence:
     control: bool
     alarmed: bool
     """Whether a control's fault was found for what it is."""
-    struck: bool
-    """Whether a control's fault found what to strike."""
+    injected: bool
+    """Whether a control's fault was injected."""
     fault: str
     """A control's fault, else ""."""
     outcomes: Mapping[str, int]
@@ -91,7 +91,7 @@ def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidenc
         workload=trial["workload"],
         control=control is not None,
         alarmed=control is not None and control.alarmed,
-        struck=control is not None and control.struck,
+        injected=control is not None and control.injected,
         fault="" if control is None else control.fault,
         outcomes=Counter(row["outcome"] for row in requests),
         refusals=sum(row["retries"] or 0 for row in requests),
@@ -143,7 +143,7 @@ def rung_of(
     """Return the rung that these engines make."""
     every = list(evidence)
     own = [item for item in every if not item.control]
-    controls = [item for item in every if item.control and item.struck]
+    controls = [item for item in every if item.control and item.injected]
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
     memory = [item.peak_rss_bytes for item in own if item.peak_rss_bytes]
     pages = [item.pages_in_use for item in own if item.pages_in_use is not None]

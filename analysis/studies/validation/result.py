@@ -76,11 +76,11 @@ class Rung:
     leaked: int = 0
     """Pages neither free nor cached with nobody served, over all engines."""
     controls: int = 0
-    """Engines in which a fault was planted, and struck."""
+    """Engines in which a planted fault was injected."""
     alarms: int = 0
     """Of these, in how many it was found for what it is."""
     planted: tuple[str, ...] = ()
-    """The faults, also those that found nothing to strike."""
+    """The faults, also those that were never injected."""
     unchecked: tuple[str, ...] = ()
     """What could not be watched, in sentences."""
     peak_rss_bytes: int | None = None

@@ -132,7 +132,7 @@ def rung_in_words(rung: Rung) -> str:
         )
     elif rung.planted and not rung.controls and rung.verdict != "failed":
         sentences.append(
-            f"The planted fault ({', '.join(rung.planted)}) found nothing to strike, so silence"
+            f"The planted fault ({', '.join(rung.planted)}) was never injected, so silence"
             " means nothing yet."
         )
     elif not rung.controls and rung.verdict != "failed":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 
 from analysis.treatments.faults.arguments import ARGUMENT_FAULTS
-from analysis.treatments.faults.base import Fault, Struck
+from analysis.treatments.faults.base import Fault, Injection
 from analysis.treatments.faults.bytes import BYTES_FAULTS
 from analysis.treatments.faults.cache import CACHE_FAULTS
 from analysis.treatments.faults.execution import EXECUTION_FAULTS
@@ -27,7 +27,7 @@ FAMILIES: tuple[tuple[type[Fault], ...], ...] = (
 FAULTS: dict[str, type[Fault]] = {fault.name: fault for family in FAMILIES for fault in family}
 """By name, which begins with `fault:`."""
 TRIES = 3
-"""Faults that are planted in an arm, one engine each, until one finds something to strike."""
+"""Faults that are planted in an arm, one engine each, until one finds something to inject."""
 
 
 def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
@@ -53,4 +53,4 @@ def tried(release: str, prefix_sharing: str, number: int) -> tuple[str, ...]:
     return tuple(by_family.values())[:TRIES]
 
 
-__all__ = ["FAMILIES", "FAULTS", "TRIES", "Fault", "Struck", "controls", "tried"]
+__all__ = ["FAMILIES", "FAULTS", "TRIES", "Fault", "Injection", "controls", "tried"]

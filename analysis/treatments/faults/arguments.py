@@ -12,9 +12,9 @@ import numpy as np
 
 from analysis.shortfin.cache.probe import CURRENT_INVOCATION
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, InvocationFault, Struck, place_of
+from analysis.treatments.faults.base import Fault, Injection, InvocationFault, place_of
 from analysis.treatments.faults.requests import Mute
-from analysis.treatments.invocations import Boarded
+from analysis.treatments.invocations import PendingInvocation
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -28,13 +28,13 @@ class Passing(InvocationFault):
     Who reads them only when the invocation has landed sees nothing of it.
     """
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
-        struck = self.alter(invocation, row, probe)
-        invocation.secretly = invocation.put_back = struck is not None
-        return struck
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
+        injected = self.alter(invocation, row, probe)
+        invocation.secretly = invocation.put_back = injected is not None
+        return injected
 
     @abstractmethod
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         """Change the arrays of an invocation; None if it does not offer itself."""
 
 
@@ -45,12 +45,12 @@ class TokensExchanged(Passing):
     change = "Two rows of one decode have each other's tokens while the device reads, once."
     rule, cause = "argument-changed", "tokens"
 
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tokens = invocation.arrays["tokens"]
         for other in range(invocation.real):
             if tokens[row, 0] != tokens[other, 0]:
                 tokens[[row, other]] = tokens[[other, row]]
-                return Struck(invocation.request_ids[row])
+                return Injection(invocation.request_ids[row])
         return None
 
 
@@ -65,13 +65,13 @@ class TokensOfLast(Passing):
         super().__init__(parameter)
         self._last: Any = None
 
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tokens, last = invocation.arrays["tokens"], self._last
         self._last = tokens.copy()
         if last is None or last.shape != tokens.shape or last[row, 0] == tokens[row, 0]:
             return None
         tokens[:] = last
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class PromptChanged(Passing):
@@ -82,10 +82,10 @@ class PromptChanged(Passing):
     phase, after = "prefill", 0
     rule, cause = "argument-changed", "tokens"
 
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tokens = invocation.arrays["tokens"]
         tokens[row, 1] += 1 if tokens[row, 1] < 5 else -1
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class LengthChanged(Passing):
@@ -95,9 +95,9 @@ class LengthChanged(Passing):
     change = "One row of a decode is one token too short while the device reads, once."
     rule, cause = "argument-changed", "seq_lens"
 
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.arrays["seq_lens"][row] -= 1
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class StartChanged(Passing):
@@ -107,9 +107,9 @@ class StartChanged(Passing):
     change = "One row of a decode starts one position early while the device reads, once."
     rule, cause = "argument-changed", "start_positions"
 
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.arrays["start_positions"][row] -= 1
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class TableChanged(Passing):
@@ -119,13 +119,13 @@ class TableChanged(Passing):
     change = "The first page of one row of a decode is a free one while the device reads, once."
     rule, cause = "argument-changed", "block_tables"
 
-    def alter(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         free = probe.pool.available_pages
         if not free:
             return None
         # From the middle: one that was hardly ever in a block table.
         invocation.arrays["block_tables"][row, 0] = page = int(free[len(free) // 2].index)
-        return Struck(invocation.request_ids[row], None, page)
+        return Injection(invocation.request_ids[row], None, page)
 
 
 class RefilledDuringInvocation(InvocationFault):
@@ -135,17 +135,17 @@ class RefilledDuringInvocation(InvocationFault):
     change = "The lengths of one decode are overwritten when it was called, before it lands, once."
     rule, cause = "argument-changed", "seq_lens"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.later = {"seq_lens": np.roll(invocation.arrays["seq_lens"], 1) + 1}
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
-class NextBeforeLanding(Fault):
+class NextBeforeFinish(Fault):
     """A request goes on before its decode has landed."""
 
-    name = "fault:next-before-landing"
+    name = "fault:next-before-finish"
     change = "One decode is reported as done with the last results before it has landed, once."
-    releases = ("3.1.0",)
+    needs = frozenset({"request-list"})
     rule, cause = "read-before-write", "write-pending"
 
     def __init__(self, parameter: str | None = None) -> None:
@@ -175,13 +175,13 @@ class NextBeforeLanding(Fault):
         async def fly(*args: Any, fiber: Any) -> Any:
             process = CURRENT_INVOCATION.get()
             requests = [] if process is None else process.exec_requests
-            if self.struck is not None:
-                self._begun |= any(r.rid == self.struck.request_id for r in requests)
+            if self.injected is not None:
+                self._begun |= any(r.rid == self.injected.request_id for r in requests)
                 return await function(*args, fiber=fiber)
             results = await function(*args, fiber=fiber)
             for row, request in enumerate(requests):
-                if request.rid in self._results and self.may_strike(request.rid):
-                    self.struck = Struck(request.rid, seq=place_of(engine.probe))
+                if request.rid in self._results and self.targets(request.rid):
+                    self.injected = Injection(request.rid, seq=place_of(engine.probe))
                     requests[row] = Mute(request)
                     request.result_logits = self._results[request.rid]
                     request.done.set_success()
@@ -196,5 +196,5 @@ class NextBeforeLanding(Fault):
 
 ARGUMENT_FAULTS = (
     TokensExchanged, TokensOfLast, PromptChanged, LengthChanged, StartChanged, TableChanged,
-    RefilledDuringInvocation, NextBeforeLanding,
+    RefilledDuringInvocation, NextBeforeFinish,
 )  # fmt: skip

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import InvocationFault, Struck, another
+from analysis.treatments.faults.base import Injection, InvocationFault, another
 from analysis.treatments.faults.cache import CopiedShort
-from analysis.treatments.invocations import Boarded
+from analysis.treatments.invocations import PendingInvocation
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -42,7 +42,7 @@ def bits_of(probe: Any, page: int) -> Iterator[Bits]:
         del flat
 
 
-def _settled_page(invocation: Boarded, row: int, probe: Any) -> int | None:
+def _settled_page(invocation: PendingInvocation, row: int, probe: Any) -> int | None:
     """Return the page that a row writes to if its first slots were written already.
 
     Those before it may be shared, and be written again meanwhile by another request's prefill.
@@ -56,15 +56,15 @@ def _settled_page(invocation: Boarded, row: int, probe: Any) -> int | None:
 class _PageFault(InvocationFault):
     """A fault in the page that a row writes to, before a decode."""
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         page = _settled_page(invocation, row, probe)
         if page is None:
             return None
-        struck = Struck(invocation.request_ids[row], None, page)
+        injected = Injection(invocation.request_ids[row], None, page)
         with bits_of(probe, page) as bits:
             before = bits.copy()
             self.damage(bits)
-            return None if np.array_equal(before, bits) else struck
+            return None if np.array_equal(before, bits) else injected
 
     def damage(self, bits: Bits) -> None:
         """Change the page's bits in place."""
@@ -86,17 +86,17 @@ class FlippedBitCached(InvocationFault):
 
     name = "fault:flipped-bit-cached"
     change = "One bit of a page of the trie that no request holds is flipped, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = _CHANGED
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         state = probe.read()
         held = {page for pages in state.holdings.values() for page in pages}
         for node in state.nodes:
             if node.page and node.page not in held and node.ref_count <= 0:
                 with bits_of(probe, node.page) as bits:
                     bits[_LAYER, 1, 0, _HEAD, 5] ^= _FLIP
-                return Struck(None, None, node.page)
+                return Injection(None, None, node.page)
         return None
 
 
@@ -107,13 +107,13 @@ class FlippedBitFree(InvocationFault):
     change = "One bit of a free page is flipped, once."
     rule, cause = ("kv-corruption", "free-page")
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         page = probe.pool.available_pages[len(probe.pool.available_pages) // 2].index
         if page == 0:
             return None
         with bits_of(probe, page) as bits:
             bits[_LAYER, 0, _SLOT, _HEAD, 5] ^= _FLIP
-        return Struck(None, None, page)
+        return Injection(None, None, page)
 
 
 class HeadZeroed(_PageFault):
@@ -152,7 +152,7 @@ class SlotsShifted(_PageFault):
 class _TwoPagesFault(InvocationFault):
     """A fault between the pages that two rows write to."""
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         other = another(invocation, row)
         page = _settled_page(invocation, row, probe)
         source = None if other is None else _settled_page(invocation, other, probe)
@@ -163,7 +163,7 @@ class _TwoPagesFault(InvocationFault):
             if np.array_equal(bits[_LAYER, :, _SLOT], others[_LAYER, :, _SLOT]):
                 return None
             self.damage(bits, others)
-        return Struck(invocation.request_ids[row], invocation.request_ids[other], page)
+        return Injection(invocation.request_ids[row], invocation.request_ids[other], page)
 
     @abstractmethod
     def damage(self, bits: Bits, others: Bits) -> None:
@@ -204,7 +204,7 @@ class _WriteFault(InvocationFault):
         self._invocation: Any = None
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Look at every invocation for one that it can strike, and wait for its landing."""
+        """Look at every invocation for one that it can inject, and wait for its landing."""
         probe = engine.probe
         if probe is not None:
             land = probe.land
@@ -223,11 +223,11 @@ class _WriteFault(InvocationFault):
         super().apply(engine, undo)
 
     def _is_mine(self, landing: Any) -> bool:
-        if self._landed is None or self.struck is None or landing.invocation is None:
+        if self._landed is None or self.injected is None or landing.invocation is None:
             return False
-        return bool(landing.invocation[0] == self.struck.invocation_id)
+        return bool(landing.invocation[0] == self.injected.invocation_id)
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         stride = int(probe.cache.tokens_per_page)
         position = int(invocation.arrays["start_positions"][row])
         page = int(invocation.arrays["block_tables"][row, position // stride])
@@ -241,7 +241,7 @@ class _WriteFault(InvocationFault):
                 self.lose(bits[:, :, position % stride], before)
 
         self._landed = landed
-        return Struck(invocation.request_ids[row], None, page)
+        return Injection(invocation.request_ids[row], None, page)
 
     @abstractmethod
     def lose(self, slot: Bits, before: Bits) -> None:
@@ -312,7 +312,7 @@ class CopiedWithoutLayer(CopiedShort):
     rule, cause = ("kv-corruption", "copied-page")
     part = 4
 
-    def source(self, invocation: Boarded, row: int, probe: Any) -> int | None:
+    def source(self, invocation: PendingInvocation, row: int, probe: Any) -> int | None:
         """Return the page to be copied: one that holds something."""
         return _settled_page(invocation, row, probe)
 

@@ -1,13 +1,13 @@
-"""Faults in the pool and in the trie; most strike before a decode, on the engine's thread."""
+"""Faults in the pool and in the trie; most inject before a decode, on the engine's thread."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, InvocationFault, Struck
-from analysis.treatments.invocations import Boarded
+from analysis.shortfin.treatment import Place, replace_attribute
+from analysis.treatments.faults.base import Fault, Injection, InvocationFault
+from analysis.treatments.invocations import PendingInvocation
 from analysis.treatments.pages import fill_page, resting_pages
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class FreeWhileUsed(InvocationFault):
     change = "A page of a request under way is given back to the pool, once."
     rule, cause = "free-while-referenced", "held"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         request = invocation.request_ids[row]
         pages = _held(probe, request)
         if not pages:
             return None
         probe.pool.free_pages([_entry(probe, pages[0])])
-        return Struck(request, None, pages[0])
+        return Injection(request, None, pages[0])
 
 
 class HandedOutTwice(InvocationFault):
@@ -49,13 +49,13 @@ class HandedOutTwice(InvocationFault):
     change = "A page of a request under way is put into the free list, once, to be taken next."
     rule, cause = "double-allocation", "page-in-use"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         request = invocation.request_ids[row]
         pages = _held(probe, request)
         if not pages:
             return None
         probe.pool.available_pages.append(_entry(probe, pages[0]))
-        return Struck(None, request, pages[0])
+        return Injection(None, request, pages[0])
 
 
 class DoubleFree(InvocationFault):
@@ -65,10 +65,10 @@ class DoubleFree(InvocationFault):
     change = "A free page is given back to the pool again, once."
     rule, cause = "double-free", "already-free"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         entry = probe.pool.available_pages[0]
         probe.pool.free_pages([entry])
-        return Struck(None, None, entry.index)
+        return Injection(None, None, entry.index)
 
 
 class LostPage(InvocationFault):
@@ -78,11 +78,11 @@ class LostPage(InvocationFault):
     change = "A page vanishes from the free list, once."
     rule, cause = "free-count-mismatch", "too-few"
     # Its events do not say how many pages the pool has, so one is missed when it is counted.
-    otherwise = {"3.9.0": ("state-divergence", "untracked-change")}  # noqa: RUF012
+    instead = {"records": ("state-divergence", "untracked-change")}  # noqa: RUF012
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         probe.pool.available_pages.pop(0)
-        return Struck()
+        return Injection()
 
 
 class PaddingPageGiven(InvocationFault):
@@ -93,21 +93,20 @@ class PaddingPageGiven(InvocationFault):
     change = "Page 0 becomes the next page to be handed out, once."
     rule, cause = "padding-page-allocated", "allocated"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         entry, pool = _entry(probe, 0), probe.pool
         if not any(page is entry for page in pool.available_pages):
             return None
         pool.available_pages.remove(entry)
         pool.available_pages.append(entry)
-        return Struck(None, None, 0)
+        return Injection(None, None, 0)
 
 
 class _ReferenceFault(Fault):
     """A fault in giving back a reference."""
 
-    needs = "native.page_cache"
-    sharing = "trie"
-    releases = ("3.1.0",)
+    needs = frozenset({"allocations", "trie"})
+    acts_on: ClassVar[Place] = "cache"
     times: int
     shared: bool
     """Whether another request must hold the node, too."""
@@ -120,11 +119,11 @@ class _ReferenceFault(Fault):
 
         def wrong(count: Any) -> Any:
             node = probe.numbers.counted_by(count)
-            if self.struck is not None or node is None or node is probe.cache.root:
+            if self.injected is not None or node is None or node is probe.cache.root:
                 return decrement(count)
             if (count.count > 1) != self.shared:
                 return decrement(count)
-            self.struck = Struck(None, None, node.page.index)
+            self.injected = Injection(None, None, node.page.index)
             result = count.count
             for _ in range(self.times):
                 result = decrement(count)
@@ -156,14 +155,14 @@ class OrphanedLeaf(InvocationFault):
 
     name = "fault:orphaned-leaf"
     change = "A node that is not in the trie is put into the set of leaves, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "leaf-set-mismatch", "unlinked-node"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         page = _held(probe, invocation.request_ids[row])[-1]
         kind = type(probe.cache.root)
         probe.cache.leaves.add(kind(tokens=(1, 2, 3), page=_entry(probe, page)))
-        return Struck(None, None, None)
+        return Injection(None, None, None)
 
 
 class MissingLeaf(InvocationFault):
@@ -171,14 +170,14 @@ class MissingLeaf(InvocationFault):
 
     name = "fault:missing-leaf"
     change = "A leaf of the trie is taken out of the set of leaves, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "leaf-set-mismatch", "missing-leaf"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         for leaf in list(probe.cache.leaves):
             if not leaf.children and leaf.parent is not None:
                 probe.cache.leaves.discard(leaf)
-                return Struck(None, None, leaf.page.index)
+                return Injection(None, None, leaf.page.index)
         return None
 
 
@@ -187,14 +186,14 @@ class WrongKey(InvocationFault):
 
     name = "fault:wrong-key"
     change = "A node is filed under other tokens than its own, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "state-divergence", "wrong-key"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         children = probe.cache.root.children
         for key, node in list(children.items()):
             children[(*key[:-1], key[-1] + 1)] = children.pop(key)
-            return Struck(None, None, node.page.index)
+            return Injection(None, None, node.page.index)
         return None
 
 
@@ -203,17 +202,17 @@ class StalePrefix(InvocationFault):
 
     name = "fault:stale-prefix"
     change = "Two nodes of the trie exchange their pages, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "cached-prefix-mismatch", "other-prefix"
     control = False  # it shows only if one of the two is looked up again
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         nodes = [n for n in probe.cache.root.children.values() if n.ref_count.count <= 0]
         if len(nodes) < 2:
             return None
         one, other = nodes[:2]
         one.page, other.page = other.page, one.page
-        return Struck(None, None, None)
+        return Injection(None, None, None)
 
 
 class EvictReferenced(InvocationFault):
@@ -221,16 +220,16 @@ class EvictReferenced(InvocationFault):
 
     name = "fault:evict-referenced"
     change = "A node that a request refers to is taken out of the trie, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "evicted-while-referenced", "referenced-node"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         for leaf in list(probe.cache.leaves):
             in_place = leaf.parent is not None and leaf.parent.children.get(leaf.tokens) is leaf
             if in_place and leaf.ref_count.count > 0:
                 leaf.unlink()
                 probe.cache.leaves.remove(leaf)
-                return Struck(None, None, leaf.page.index)
+                return Injection(None, None, leaf.page.index)
         return None
 
 
@@ -244,7 +243,7 @@ class CopiedShort(InvocationFault):
     part: ClassVar[int] = 1024
     """The last one of so many parts of the page is missing."""
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         pool, source = probe.pool, self.source(invocation, row, probe)
         if source is None:
             return None
@@ -260,9 +259,9 @@ class CopiedShort(InvocationFault):
         finally:
             pool.page_tables = tables
         pool.free_pages([target])
-        return Struck(None, None, target.index)
+        return Injection(None, None, target.index)
 
-    def source(self, invocation: Boarded, row: int, probe: Any) -> int | None:
+    def source(self, invocation: PendingInvocation, row: int, probe: Any) -> int | None:
         """Return the page to be copied."""
         return _held(probe, invocation.request_ids[row])[0]
 
@@ -309,11 +308,11 @@ class NanInPaddingPage(InvocationFault):
     rule, cause = "nonfinite-kv", "padding-page"
     control = False  # a sweep does not look into the pages
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         if not (invocation.arrays["block_tables"][: invocation.real] == 0).any():
             return None
         fill_page(probe.pool, 0, float("nan"))
-        return Struck(None, None, 0)
+        return Injection(None, None, 0)
 
 
 class WrittenAfterFree(InvocationFault):
@@ -324,12 +323,12 @@ class WrittenAfterFree(InvocationFault):
     rule, cause = "write-after-free", "quarantined-page"
     control = False  # a sweep does not look into the pages
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         resting = resting_pages(probe.pool)
         if not resting:
             return None
         fill_page(probe.pool, resting[0], 1.0)
-        return Struck(None, None, resting[0])
+        return Injection(None, None, resting[0])
 
 
 CACHE_FAULTS = (

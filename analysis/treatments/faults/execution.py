@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analysis.shortfin.treatment import cache_of, replace_attribute
-from analysis.treatments.faults.base import Fault, InvocationFault, Struck
+from analysis.treatments.faults.base import Fault, Injection, InvocationFault
 from analysis.treatments.faults.invocations import WrongPage
-from analysis.treatments.invocations import Boarded
+from analysis.treatments.invocations import PendingInvocation
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -28,9 +28,9 @@ class ExecutedTwice(InvocationFault):
     change = "One decode is made twice; the engine goes on with the results of the second call."
     rule, cause = "duplicate-execution", "repeated-step"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.again = True
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class PrefillTwice(ExecutedTwice):
@@ -49,29 +49,29 @@ class RepeatedElsewhere(InvocationFault):
     change = "One decode is made twice, the second time with another request's first page."
     rule, cause = "wrong-kv-read", "cross-request"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         kept = invocation.arrays["block_tables"].copy()
-        struck = WrongPage.strike(self, invocation, row, probe)  # type: ignore[arg-type]
-        if struck is not None:
+        injected = WrongPage.inject(self, invocation, row, probe)  # type: ignore[arg-type]
+        if injected is not None:
             invocation.again, invocation.other_arrays = (
                 True,
                 {"block_tables": invocation.arrays["block_tables"]},
             )
             invocation.arrays["block_tables"] = kept
-        return struck
+        return injected
 
 
-class NeverLands(InvocationFault):
+class NeverFinishes(InvocationFault):
     """A call of the model does not come to its end."""
 
-    name = "fault:never-lands"
+    name = "fault:never-finishes"
     change = "The results of one decode never reach the engine."
     rule, cause = "stuck-request", "invocation-pending"
     control: ClassVar[bool] = False
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.hang_s = _HANG_S
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class WrongPageAfterStall(WrongPage):
@@ -109,8 +109,8 @@ class WrongPageAfterStall(WrongPage):
         replace_attribute(undo, pool, "free_pages", freed)
         super().apply(engine, undo)
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
-        return super().strike(invocation, row, probe) if self.stalled else None
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
+        return super().inject(invocation, row, probe) if self.stalled else None
 
 
 class _Entered:
@@ -150,8 +150,8 @@ class _SubmitFault(Fault):
             item, request = request, getattr(request, "rid", None)
             if request is not None and item.phase.name == "DECODE":
                 seen[request] = seen.get(request, 0) + 1
-                if seen[request] > self.after and self.may_strike(request):
-                    self.struck = Struck(request)
+                if seen[request] > self.after and self.targets(request):
+                    self.injected = Injection(request)
                     self.damage(submit, item)
                     return
                 self.note(item)
@@ -172,7 +172,7 @@ class SubmittedTwice(_SubmitFault):
 
     name = "fault:submitted-twice"
     change = "One decode is submitted to the batcher twice."
-    releases = ("3.9.0",)  # 3.1.0 keeps a set of them
+    needs = frozenset({"task-queue"})
     rule, cause = "duplicate-execution", "repeated-step"
 
     def damage(self, submit: Callable[[Any], None], item: Any) -> None:
@@ -197,7 +197,7 @@ class StepSkipped(_SubmitFault):
 
     name = "fault:step-skipped"
     change = "One decode is not made; its request goes on with the results of the last one."
-    releases = ("3.9.0",)
+    needs = frozenset({"task-queue"})
     rule, cause = "token-without-invocation", "extra-token"
 
     def __init__(self, parameter: str | None = None) -> None:
@@ -222,6 +222,6 @@ class StepSkipped(_SubmitFault):
 
 
 EXECUTION_FAULTS: tuple[type[Fault], ...] = (
-    ExecutedTwice, PrefillTwice, RepeatedElsewhere, NeverLands, WrongPageAfterStall,
+    ExecutedTwice, PrefillTwice, RepeatedElsewhere, NeverFinishes, WrongPageAfterStall,
     SubmittedTwice, DroppedByBatcher, StepSkipped,
 )  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.treatments.faults.base import InvocationFault, Struck, another, own_block
-from analysis.treatments.invocations import Boarded
+from analysis.treatments.faults.base import Injection, InvocationFault, another, own_block
+from analysis.treatments.invocations import PendingInvocation
 
 
 class WrongPage(InvocationFault):
@@ -16,7 +16,7 @@ class WrongPage(InvocationFault):
     change = "The first page of one row's block table is another request's, once."
     rule, cause = "wrong-kv-read", "cross-request"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         other = another(invocation, row)
         if other is None:
             return None
@@ -25,7 +25,7 @@ class WrongPage(InvocationFault):
             return None
         tables[row, 0] = tables[other, 0]
         ids = invocation.request_ids
-        return Struck(ids[row], ids[other], int(tables[row, 0]))
+        return Injection(ids[row], ids[other], int(tables[row, 0]))
 
 
 class SwappedTables(InvocationFault):
@@ -35,14 +35,14 @@ class SwappedTables(InvocationFault):
     change = "Two rows of one invocation have each other's block tables, once."
     rule, cause = "block-table-mismatch", "foreign-page"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         other = another(invocation, row)
         if other is None:
             return None
         tables = invocation.arrays["block_tables"]
         tables[[row, other]] = tables[[other, row]]
         ids = invocation.request_ids
-        return Struck(ids[row], ids[other], int(tables[row, 0]))
+        return Injection(ids[row], ids[other], int(tables[row, 0]))
 
 
 class StalePage(InvocationFault):
@@ -57,13 +57,13 @@ class StalePage(InvocationFault):
         super().__init__(parameter)
         self._seen: dict[int, str] = {}
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tables, ids = invocation.arrays["block_tables"], invocation.request_ids
         free = {page.index for page in probe.pool.available_pages}
         for page, owner in self._seen.items():
             if page in free and owner not in ids:
                 tables[row, 0] = page
-                return Struck(ids[row], owner, page)
+                return Injection(ids[row], owner, page)
         for place, owner in enumerate(ids):
             self._seen[int(tables[place, 0])] = owner
         return None
@@ -76,9 +76,9 @@ class SeqLenLong(InvocationFault):
     change = "One row's length is one too long, once."
     rule, cause = "seq-len-mismatch", "overread"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row] + 2
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class SeqLenShort(InvocationFault):
@@ -88,9 +88,9 @@ class SeqLenShort(InvocationFault):
     change = "One row's length is one too short, once."
     rule, cause = "seq-len-mismatch", "underread"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row]
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class StartPositionEarly(InvocationFault):
@@ -100,9 +100,9 @@ class StartPositionEarly(InvocationFault):
     change = "One row starts one position too early, once."
     rule, cause = "position-mismatch", "behind"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.arrays["start_positions"][row] -= 1
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class StartPositionLate(InvocationFault):
@@ -112,14 +112,14 @@ class StartPositionLate(InvocationFault):
     change = "One row starts one position too late, once."
     rule, cause = "position-mismatch", "ahead"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         starts = invocation.arrays["start_positions"]
         if (int(starts[row]) + 1) // probe.cache.tokens_per_page >= invocation.arrays[
             "block_tables"
         ].shape[1]:
             return None
         starts[row] += 1
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class WrongToken(InvocationFault):
@@ -130,10 +130,10 @@ class WrongToken(InvocationFault):
     phase, after = "prefill", 0
     rule, cause = "token-mismatch", "wrong-token"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tokens = invocation.arrays["tokens"]
         tokens[row, 1] = tokens[row, 1] + 1 if tokens[row, 1] < 5 else tokens[row, 1] - 1
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class PaddingPageInTable(InvocationFault):
@@ -143,12 +143,12 @@ class PaddingPageInTable(InvocationFault):
     change = "The first page of one row's block table is page 0, once."
     rule, cause = "block-table-mismatch", "padding-page"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tables = invocation.arrays["block_tables"]
         if tables[row, 0] == 0:
             return None
         tables[row, 0] = 0
-        return Struck(invocation.request_ids[row], None, 0)
+        return Injection(invocation.request_ids[row], None, 0)
 
 
 class PaddingWritesPage(InvocationFault):
@@ -159,12 +159,12 @@ class PaddingWritesPage(InvocationFault):
     change = "A padding row's block table has a request's page, once."
     rule, cause = "shared-page-write", "padding-row"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tables = invocation.arrays["block_tables"]
         if invocation.real >= len(tables):
             return None
         tables[invocation.real, 0] = tables[row, 0]
-        return Struck(invocation.request_ids[row], None, int(tables[row, 0]))
+        return Injection(invocation.request_ids[row], None, int(tables[row, 0]))
 
 
 class MisplacedWrite(InvocationFault):
@@ -174,12 +174,12 @@ class MisplacedWrite(InvocationFault):
     change = "One row writes into its own first page instead of its last, once."
     rule, cause = "block-table-mismatch", "duplicate-page"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
         if block == 0:
             return None
         tables[row, block] = tables[row, 0]
-        return Struck(invocation.request_ids[row], None, int(tables[row, 0]))
+        return Injection(invocation.request_ids[row], None, int(tables[row, 0]))
 
 
 class DroppedWrite(InvocationFault):
@@ -189,9 +189,9 @@ class DroppedWrite(InvocationFault):
     change = "One decode is not made; the results of the last one are given again."
     rule, cause = "token-without-invocation", "extra-token"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         invocation.skip = True
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class SharedPageWrite(InvocationFault):
@@ -199,16 +199,16 @@ class SharedPageWrite(InvocationFault):
 
     name = "fault:shared-page-write"
     change = "The page that one row writes to is one that the trie serves to others, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "shared-page-write", "request-row"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
         own = set(tables[row].tolist())
         for node in probe.read().nodes:
             if node.page is not None and node.page not in own:
                 tables[row, block] = node.page
-                return Struck(invocation.request_ids[row], None, node.page)
+                return Injection(invocation.request_ids[row], None, node.page)
         return None
 
 

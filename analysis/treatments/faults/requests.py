@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, InvocationFault, Struck
-from analysis.treatments.invocations import Boarded
+from analysis.treatments.faults.base import Fault, Injection, InvocationFault
+from analysis.treatments.invocations import PendingInvocation
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -20,10 +20,10 @@ class LostCompletion(InvocationFault):
 
     name = "fault:lost-completion"
     change = "One request is not woken when its invocation has landed."
-    releases = ("3.1.0",)
+    needs = frozenset({"request-list"})
     rule, cause = "stuck-request", "lost-wakeup"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         if row != invocation.real - 1:
             return None  # the rows before it must keep their places
         requests = invocation.process.exec_requests
@@ -32,7 +32,7 @@ class LostCompletion(InvocationFault):
             requests[-1] = Mute(requests[-1])
 
         invocation.afterwards = mute
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 class Mute:
@@ -53,7 +53,7 @@ class CompletedEarly(Fault):
 
     name = "fault:completed-early"
     change = "One decode is reported as done without an invocation, with the last results."
-    releases = ("3.1.0",)
+    needs = frozenset({"request-list"})
     rule, cause = "token-without-invocation", "extra-token"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
@@ -67,8 +67,8 @@ class CompletedEarly(Fault):
             if request is not None and item.phase.name == "DECODE":
                 count = len(item.input_token_ids)
                 seen = results.setdefault(request, count)
-                if count == seen + 4 and self.may_strike(request):
-                    self.struck = Struck(request)
+                if count == seen + 4 and self.targets(request):
+                    self.injected = Injection(request)
                     item.result_logits = self._logits
                     item.done.set_success()
                     return
@@ -100,8 +100,8 @@ class TooShort(Fault):
         launch = adapter.launch
 
         def launched(call: Call) -> None:
-            if self.may_strike(call.request_id) and call.max_new_tokens > 3:
-                self.struck = Struck(call.request_id)
+            if self.targets(call.request_id) and call.max_new_tokens > 3:
+                self.injected = Injection(call.request_id)
                 call = dataclasses.replace(call, max_new_tokens=call.max_new_tokens - 3)
             launch(call)
 

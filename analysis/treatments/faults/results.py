@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.shortfin.cache.probe import CURRENT_INVOCATION, CURRENT_REQUEST
 from analysis.shortfin.treatment import part, replace_attribute
-from analysis.treatments.faults.base import Fault, Struck, place_of
+from analysis.treatments.faults.base import Fault, Injection, place_of
 
 if TYPE_CHECKING:
     from analysis.engine import Engine
@@ -60,22 +60,22 @@ class ResultFault(Fault):
 
         def give(given: Given) -> None:
             nonlocal passed
-            if given.phase != self.phase or self.struck is not None:
+            if given.phase != self.phase or self.injected is not None:
                 return
             passed += 1
             for row, request_id in enumerate(given.request_ids):
-                if passed > self.after and self.may_strike(request_id):
+                if passed > self.after and self.targets(request_id):
                     place = place_of(engine.probe)
-                    struck = self.strike(given, row)
-                    if struck is not None:
-                        self.struck = replace(struck, seq=place)
+                    injected = self.inject(given, row)
+                    if injected is not None:
+                        self.injected = replace(injected, seq=place)
                         return
             self.pass_by(given)
 
         _stand_between(engine, undo, give)
 
     @abstractmethod
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         """Give a row something else; None if it does not offer itself."""
 
     def pass_by(self, given: Given) -> None:  # few remember anything
@@ -130,12 +130,12 @@ class RowsExchanged(ResultFault):
     change = "Two rows of one decode give each other's requests their logits, once."
     rule, cause = "logits-mismatch", "other-request"
 
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         other = next((r for r in range(len(given.request_ids)) if r != row), None)
         if other is None:
             return None
         given.instead = {row: (given.logits, other, 0), other: (given.logits, row, 0)}
-        return Struck(given.request_ids[row], given.request_ids[other])
+        return Injection(given.request_ids[row], given.request_ids[other])
 
 
 class RowOffByOne(ResultFault):
@@ -145,12 +145,12 @@ class RowOffByOne(ResultFault):
     change = "Every row of one decode gives its request the next row's logits, once."
     rule, cause = "logits-mismatch", "other-request"
 
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         ids, batch = given.request_ids, int(given.shape[0])
         if row + 1 >= len(ids):
             return None
         given.instead = {r: (given.logits, (r + 1) % batch, 0) for r in range(len(ids))}
-        return Struck(ids[row], ids[row + 1])
+        return Injection(ids[row], ids[row + 1])
 
 
 class PaddingResult(ResultFault):
@@ -160,11 +160,11 @@ class PaddingResult(ResultFault):
     change = "One row of a decode gives its request a padding row's logits, once."
     rule, cause = "logits-mismatch", "unknown-logits"
 
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         if len(given.request_ids) >= given.shape[0]:
             return None
         given.instead = {row: (given.logits, len(given.request_ids), 0)}
-        return Struck(given.request_ids[row])
+        return Injection(given.request_ids[row])
 
 
 class StaleResult(ResultFault):
@@ -181,12 +181,12 @@ class StaleResult(ResultFault):
     def pass_by(self, given: Given) -> None:
         self._last.update({r: (given.logits, row) for row, r in enumerate(given.request_ids)})
 
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         request = given.request_ids[row]
         if request not in self._last:
             return None
         given.instead = {row: (*self._last[request], 0)}
-        return Struck(request)
+        return Injection(request)
 
 
 class ForeignStaleResult(StaleResult):
@@ -196,13 +196,13 @@ class ForeignStaleResult(StaleResult):
     change = "One row of a decode gives its request another one's logits of the one before, once."
     rule, cause = "logits-mismatch", "other-request"
 
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         request = given.request_ids[row]
         other = next((r for r in self._last if r != request), None)
         if other is None:
             return None
         given.instead = {row: (*self._last[other], 0)}
-        return Struck(request, other)
+        return Injection(request, other)
 
 
 class PositionEarly(ResultFault):
@@ -213,9 +213,9 @@ class PositionEarly(ResultFault):
     phase, after = "prefill", 0
     rule, cause = "logits-mismatch", "unknown-logits"
 
-    def strike(self, given: Given, row: int) -> Struck | None:
+    def inject(self, given: Given, row: int) -> Injection | None:
         given.instead = {row: (given.logits, row, -1)}
-        return Struck(given.request_ids[row])
+        return Injection(given.request_ids[row])
 
 
 # -- which token is chosen ---------------------------------------------------------------------
@@ -236,9 +236,9 @@ class TokenFault(Fault):
         if request_id is None:
             return False
         self._passed[request_id] = passed = self._passed.get(request_id, 0) + 1
-        if passed <= self.after or not self.may_strike(request_id):
+        if passed <= self.after or not self.targets(request_id):
             return False
-        self.struck = Struck(request_id, seq=place_of(engine.probe))
+        self.injected = Injection(request_id, seq=place_of(engine.probe))
         return True
 
 
@@ -348,10 +348,10 @@ class AnswerFault(Fault):
             tokens = process.result_token_ids
             nested = bool(tokens) and isinstance(tokens[0], list)
             flat = tokens[0] if nested else tokens
-            if len(flat) > 4 and self.may_strike(request):
+            if len(flat) > 4 and self.targets(request):
                 place, changed = place_of(engine.probe), self.changed(list(flat), request)
                 if changed is not None:
-                    self.struck = Struck(request, self.other, seq=place)
+                    self.injected = Injection(request, self.other, seq=place)
                     process.result_token_ids = [changed] if nested else changed
 
         replace_attribute(undo, items, "run", running)
@@ -430,10 +430,10 @@ class ResponderFault(Fault):
         launch = adapter.launch
 
         def launched(call: Call) -> None:
-            if not self.may_strike(call.request_id) or call.max_new_tokens < 4:
+            if not self.targets(call.request_id) or call.max_new_tokens < 4:
                 launch(call)
                 return
-            self.struck = Struck(call.request_id, seq=place_of(engine.probe))
+            self.injected = Injection(call.request_id, seq=place_of(engine.probe))
             launch(self.before(call, engine))
             responder = adapter.responder_of(call.request_id)
             if responder is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.shortfin.cache.probe import indices
-from analysis.treatments.faults.base import InvocationFault, Struck, another
-from analysis.treatments.invocations import Boarded
+from analysis.treatments.faults.base import Injection, InvocationFault, another
+from analysis.treatments.invocations import PendingInvocation
 
 # -- the table beyond the length ---------------------------------------------------------------
 
 
-def _place_beyond(invocation: Boarded, row: int, probe: Any) -> int | None:
+def _place_beyond(invocation: PendingInvocation, row: int, probe: Any) -> int | None:
     """Return the first place of a row's table that its length does not need, None if there is none.
 
     One that holds padding, so that nothing of the request's is overwritten.
@@ -25,7 +25,7 @@ def _place_beyond(invocation: Boarded, row: int, probe: Any) -> int | None:
     return next((place for place in range(blocks, len(table)) if table[place] == 0), None)
 
 
-def _anothers(invocation: Boarded, row: int, probe: Any) -> tuple[str, int] | None:
+def _anothers(invocation: PendingInvocation, row: int, probe: Any) -> tuple[str, int] | None:
     """Return a request in another row and a page that it alone holds."""
     other = another(invocation, row)
     if other is None:
@@ -46,12 +46,12 @@ class FreePageBeyond(InvocationFault):
     change = "Beyond one decode row's length its block table has a free page, once."
     rule, cause = "block-table-padding", "free-page"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         place, free = _place_beyond(invocation, row, probe), indices(probe.pool.available_pages)
         if place is None or not free[1:]:
             return None
         invocation.arrays["block_tables"][row, place] = free[1]
-        return Struck(invocation.request_ids[row], None, free[1])
+        return Injection(invocation.request_ids[row], None, free[1])
 
 
 class FreePageBeyondPrompt(FreePageBeyond):
@@ -72,13 +72,13 @@ class OthersPageBeyond(InvocationFault):
     change = "Beyond one decode row's length its block table has another request's page, once."
     rule, cause = "block-table-padding", "foreign-page"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         place, found = _place_beyond(invocation, row, probe), _anothers(invocation, row, probe)
         if place is None or found is None:
             return None
         other, page = found
         invocation.arrays["block_tables"][row, place] = page
-        return Struck(invocation.request_ids[row], other, page)
+        return Injection(invocation.request_ids[row], other, page)
 
 
 class OthersPageBeyondPrompt(OthersPageBeyond):
@@ -96,21 +96,21 @@ class StaleRestOfTable(InvocationFault):
 
     name = "fault:stale-rest-of-table"
     change = "Beyond one row's length its block table is left as a freed request had it, once."
-    sharing = "none"  # with a trie such pages are cached, and free later if at all
+    needs = frozenset({"no-trie"})  # with a trie such pages are cached, and free later if at all
     rule, cause = "block-table-padding", "free-page"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
         self._before: dict[int, tuple[str, list[int]]] = {}
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         free = set(indices(probe.pool.available_pages)) - {0}
         place = _place_beyond(invocation, row, probe)
         for owner, pages in self._before.values():
             stale = [page for page in pages if page in free]
             if place is not None and stale and owner not in invocation.request_ids:
                 invocation.arrays["block_tables"][row, place] = stale[0]
-                return Struck(invocation.request_ids[row], None, stale[0])
+                return Injection(invocation.request_ids[row], None, stale[0])
         for number, owner in enumerate(invocation.request_ids):
             table = invocation.arrays["block_tables"][number].tolist()
             self._before[hash(owner)] = owner, table
@@ -125,12 +125,12 @@ class NoSuchPageBeyond(InvocationFault):
     rule, cause = "block-table-padding", "no-such-page"
     control = False  # an engine whose lengths are too long dies of it
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         place, page = _place_beyond(invocation, row, probe), len(probe.pool.attn_page_entries)
         if place is None:
             return None
         invocation.arrays["block_tables"][row, place] = page
-        return Struck(invocation.request_ids[row], None, page)
+        return Injection(invocation.request_ids[row], None, page)
 
 
 class PageInPaddingRow(InvocationFault):
@@ -140,7 +140,7 @@ class PageInPaddingRow(InvocationFault):
     change = "The last place of a padding row's block table has a request's page, once."
     rule, cause = "block-table-padding", "padding-row"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         tables, request = invocation.arrays["block_tables"], invocation.request_ids[row]
         pages = probe.holdings().get(request, [])
         own = [p for p in pages if p and not any(
@@ -148,7 +148,7 @@ class PageInPaddingRow(InvocationFault):
         if invocation.real >= len(tables) or tables.shape[1] < 2 or not own:
             return None
         tables[invocation.real, -1] = own[0]
-        return Struck(request, None, own[0])
+        return Injection(request, None, own[0])
 
 
 # -- the trie's own pointers -------------------------------------------------------------------
@@ -170,9 +170,9 @@ def _is_below(node: Any, above: Any) -> bool:
 
 
 class _NodeFault(InvocationFault):
-    sharing = "trie"
+    needs = frozenset({"trie"})
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         """Damage a node that this row's request uses, so that its end comes upon it."""
         mine = set(probe.holdings().get(invocation.request_ids[row], ()))
         nodes = _nodes(probe)
@@ -182,7 +182,7 @@ class _NodeFault(InvocationFault):
                 return None if other is None else self.damage(probe, node, other)
         return None
 
-    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
         """Damage a node; `other` is neither it nor below it."""
         raise NotImplementedError
 
@@ -194,9 +194,9 @@ class ParentElsewhere(_NodeFault):
     change = "A node's parent pointer is set to another node of the trie, once."
     rule, cause = "parent-mismatch", "wrong-parent"
 
-    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
         node.parent = other
-        return Struck(None, None, node.page.index)
+        return Injection(None, None, node.page.index)
 
 
 class ParentLost(_NodeFault):
@@ -206,9 +206,9 @@ class ParentLost(_NodeFault):
     change = "A node's parent pointer is set to nothing, once, while it stays in its place."
     rule, cause = "parent-mismatch", "wrong-parent"
 
-    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
         node.parent = None
-        return Struck(None, None, node.page.index)
+        return Injection(None, None, node.page.index)
 
 
 class ChildElsewhere(_NodeFault):
@@ -218,10 +218,10 @@ class ChildElsewhere(_NodeFault):
     change = "A node is moved among another node's children, once, and its pointer is left."
     rule, cause = "parent-mismatch", "wrong-child"
 
-    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
         del node.parent.children[node.tokens]
         other.children[node.tokens] = node
-        return Struck(None, None, node.page.index)
+        return Injection(None, None, node.page.index)
 
 
 class ChildTwice(_NodeFault):
@@ -231,12 +231,12 @@ class ChildTwice(_NodeFault):
     change = "A node is put among another node's children too, once."
     rule, cause = "parent-mismatch", "wrong-child"
 
-    def damage(self, probe: Any, node: Any, other: Any) -> Struck | None:
+    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
         other.children[node.tokens] = node
-        return Struck(None, None, node.page.index)
+        return Injection(None, None, node.page.index)
 
 
-def _last_node(invocation: Boarded, row: int, probe: Any) -> Any:
+def _last_node(invocation: PendingInvocation, row: int, probe: Any) -> Any:
     """Return the node that a row's request refers to, None if it has none or it is the root."""
     request = invocation.request_ids[row]
     if hasattr(probe, "_live"):
@@ -255,15 +255,15 @@ class ReferenceTaken(InvocationFault):
     name = "fault:reference-taken"
     control = False  # it needs a circumstance that a sweep may not have
     change = "The only reference to a node that a decode of one request uses is given back, once."
-    sharing = "trie"
+    needs = frozenset({"trie"})
     rule, cause = "unprotected-page", "no-reference"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         node = _last_node(invocation, row, probe)
         if node is None or node.ref_count.count != 1 or node.children:
             return None
         self.take(node)
-        return Struck(invocation.request_ids[row], None, node.page.index)
+        return Injection(invocation.request_ids[row], None, node.page.index)
 
     def take(self, node: Any) -> None:
         """Give the reference back by the engine's own method."""
@@ -290,10 +290,10 @@ class EntryLost(InvocationFault):
 
     name = "fault:entry-lost"
     change = "A page that a request has in stock is taken off the cache's list, once."
-    releases = ("3.9.0",)
+    needs = frozenset({"records"})
     rule, cause = "allocation-list-mismatch", "held-page-missing"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         request = invocation.request_ids[row]
         live = probe._live.get(request)
         stock = [] if live is None or live.manager is None else live.manager._free_pages
@@ -301,12 +301,11 @@ class EntryLost(InvocationFault):
         if len(entries) != 1:
             return None
         probe.cache._allocated_pages.remove(entries[0])
-        return Struck(request, None, entries[0].index)
+        return Injection(request, None, entries[0].index)
 
 
 class _ListFault(InvocationFault):
-    releases = ("3.9.0",)
-    sharing = "trie"
+    needs = frozenset({"records", "trie"})
 
 
 class EntryStale(_ListFault):
@@ -317,10 +316,10 @@ class EntryStale(_ListFault):
     rule, cause = "allocation-list-mismatch", "listed-and-free"
     control = False  # a sweep takes too few snapshots to see it
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         entry = probe.pool.available_pages[0]
         probe.cache._allocated_pages.append(entry)
-        return Struck(None, None, entry.index)
+        return Injection(None, None, entry.index)
 
 
 class EntryTwice(_ListFault):
@@ -331,12 +330,12 @@ class EntryTwice(_ListFault):
     rule, cause = "allocation-list-mismatch", "listed-twice"
     control = False  # a sweep takes too few snapshots to see it
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         held = set(probe.holdings().get(invocation.request_ids[row], ()))
         for entry in probe.cache._allocated_pages:
             if entry.index in held:
                 probe.cache._allocated_pages.append(entry)
-                return Struck(invocation.request_ids[row], None, entry.index)
+                return Injection(invocation.request_ids[row], None, entry.index)
         return None
 
 
@@ -347,13 +346,13 @@ class EntryCached(_ListFault):
     change = "A page of the trie is put on the cache's list of allocated pages, once."
     rule, cause = "allocation-list-mismatch", "listed-and-cached"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         held = {page for pages in probe.holdings().values() for page in pages}
         idle = [node.page for node in _nodes(probe) if node.page.index not in held]
         if not idle:
             return None
         probe.cache._allocated_pages.append(idle[0])
-        return Struck(None, None, idle[0].index)
+        return Injection(None, None, idle[0].index)
 
 
 class FreePageAside(_ListFault):
@@ -363,10 +362,10 @@ class FreePageAside(_ListFault):
     change = "A free page is put among the duplicates that are freed next, once."
     rule, cause = "double-free", "already-free"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         entry = probe.pool.available_pages[0]
         probe.cache._duplicated_pages.append(entry)
-        return Struck(None, None, entry.index)
+        return Injection(None, None, entry.index)
 
 
 class AllocationHasFreePage(InvocationFault):
@@ -374,14 +373,14 @@ class AllocationHasFreePage(InvocationFault):
 
     name = "fault:allocation-has-free-page"
     change = "A free page is put at the end of one request's list of pages, once."
-    releases = ("3.1.0",)
+    needs = frozenset({"allocations"})
     rule, cause = "free-while-referenced", "held-after-free"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         allocation = invocation.process.exec_requests[row].allocation
         entry = probe.pool.available_pages[0]
         allocation._pages = type(allocation._pages)([*allocation._pages, entry])
-        return Struck(invocation.request_ids[row], None, entry.index)
+        return Injection(invocation.request_ids[row], None, entry.index)
 
 
 class AllocationLosesPage(InvocationFault):
@@ -389,15 +388,15 @@ class AllocationLosesPage(InvocationFault):
 
     name = "fault:allocation-loses-page"
     change = "The last page of one request's list of pages is taken off it, once."
-    releases = ("3.1.0",)
+    needs = frozenset({"allocations"})
     rule, cause = "wrong-kv-read", "uninitialized"
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         allocation = invocation.process.exec_requests[row].allocation
         if (int(invocation.arrays["start_positions"][row]) + 1) % probe.cache.tokens_per_page < 4:
             return None  # it would lose a page that has hardly anything in it
         allocation._pages = allocation._pages[:-1]
-        return Struck(invocation.request_ids[row])
+        return Injection(invocation.request_ids[row])
 
 
 # -- locks -------------------------------------------------------------------------------------
@@ -411,9 +410,9 @@ class LockKept(InvocationFault):
     rule, cause = "stuck-request", "lock-held"
     control = False  # its trial would hang until its deadline
 
-    def strike(self, invocation: Boarded, row: int, probe: Any) -> Struck | None:
+    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         probe.pool._lock.acquire(timeout=1.0)
-        return Struck()
+        return Injection()
 
 
 SHAPE_FAULTS = (

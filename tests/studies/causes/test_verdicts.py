@@ -39,7 +39,7 @@ from analysis.studies.causes.words import (
     verdict_in_words,
     whole_in_words,
 )
-from analysis.sweep import Plan
+from analysis.sweep.plan import Plan
 from analysis.treatments import fixes
 
 TRIED = ["correct-seq-lens", "copy-tokens", "lock-cache", "big-pool"]
@@ -96,8 +96,8 @@ def tried(
     return judged(tables, hypotheses), tables
 
 
-def control(arm: Names, *, struck: bool = True, alarmed: bool = True) -> Control:
-    return Control(REPORTED, "trie", arm, "fault:wrong-page", struck, alarmed)
+def control(arm: Names, *, injected: bool = True, alarmed: bool = True) -> Control:
+    return Control(REPORTED, "trie", arm, "fault:wrong-page", injected, alarmed)
 
 
 def judged(
@@ -222,7 +222,7 @@ def test_a_treatment_that_takes_the_occasion_away_has_shown_nothing() -> None:
 
 
 SILENT = control(("correct-seq-lens",), alarmed=False)
-IDLE = control(("correct-seq-lens",), struck=False, alarmed=False)
+IDLE = control(("correct-seq-lens",), injected=False, alarmed=False)
 FOUND = control(("correct-seq-lens",))
 
 
@@ -230,8 +230,8 @@ FOUND = control(("correct-seq-lens",))
     ("controls", "because"),
     [
         ([FOUND, SILENT], "a planted fault was not found in its arm (correct-seq-lens)"),
-        ([IDLE, IDLE], "no planted fault struck in its arm (correct-seq-lens)"),
-        ([], "no planted fault struck in its arm (correct-seq-lens)"),
+        ([IDLE, IDLE], "no planted fault was injected in its arm (correct-seq-lens)"),
+        ([], "no planted fault was injected in its arm (correct-seq-lens)"),
         ([IDLE, FOUND], ""),
     ],
     ids=["silent", "idle", "none", "idle, then found"],

@@ -16,7 +16,8 @@ from analysis.cli import app
 from analysis.core.errors import CachelabError, ReleaseError
 from analysis.studies.validation import LadderError, Settings, climb, in_words, validate
 from analysis.studies.validation.isolated import examine, read
-from analysis.sweep import Plan, PlanError, run_sweep
+from analysis.sweep.plan import Plan, PlanError
+from analysis.sweep.runner import run_sweep
 from analysis.treatments import expand, fixes
 from analysis.workloads.named import WORKLOADS
 

@@ -89,7 +89,7 @@ def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.trial("c", ("ok",) * 4)
-    story.trial("control", ("ok",) * 4, treatments=[CONTROL], struck="null")
+    story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected="null")
     rung = story.rung()
     assert (rung.controls, rung.alarms, rung.verdict) == (0, 0, "undecided")
     assert rung.planted == (CONTROL,)

@@ -24,9 +24,7 @@ class CopyTokens(Treatment):
     name = "copy-tokens"
     hypothesis = "A decode that enters a new block gets no page, and shares the padding page."
     change = "An allocation keeps a copy of its tokens, not the list that its request goes on with."
-    releases = ("3.1.0",)
-    sharing = "trie"
-    fixes = ("3.1.0",)
+    needs = frozenset({"allocations", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
@@ -52,9 +50,7 @@ class ReuseExistingNode(Treatment):
     name = "reuse-existing-node"
     hypothesis = "A node published under a key that is taken hides the one that is there."
     change = "Where a child with these tokens exists, it is returned, and none is made."
-    releases = ("3.1.0",)
-    sharing = "trie"
-    fixes = ("3.1.0",)
+    needs = frozenset({"allocations", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         kind = type(cache_of(engine).root)
@@ -73,9 +69,7 @@ class TrueLeaves(Treatment):
     name = "true-leaves"
     hypothesis = "Inner nodes stay among the leaves, and their eviction orphans what hangs on them."
     change = "A node that has children is taken out of the leaves, and not put in."
-    releases = ("3.1.0",)
-    sharing = "trie"
-    fixes = ("3.1.0",)
+    needs = frozenset({"allocations", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
@@ -134,9 +128,7 @@ class GiveBackReference(Treatment):
     name = "give-back-reference"
     hypothesis = "Requests that found too few pages keep what they found from being evicted."
     change = "An acquisition that fails gives back the reference that it took first."
-    releases = ("3.1.0",)
-    sharing = "trie"
-    fixes = ("3.1.0",)
+    needs = frozenset({"allocations", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)

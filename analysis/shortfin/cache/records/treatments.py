@@ -21,8 +21,7 @@ class KeepDecodeRecord(Treatment):
         " afterwards stands under other tokens than its own."
     )
     change = "What the cache returns for a decode's allocation replaces the request's record."
-    releases = ("3.9.0",)
-    fixes = ("3.9.0",)
+    needs = frozenset({"records"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         manager, cache = part(engine, "decoder.decoder").PageManager, cache_of(engine)
@@ -51,9 +50,7 @@ class RegisterOnce(Treatment):
     name = "register-once"
     hypothesis = "Requests whose prompt fills its last page count twice, and end once."
     change = "Only a request's first allocation adds a reference to the node that it goes on from."
-    releases = ("3.9.0",)
-    sharing = "trie"
-    fixes = ("3.9.0",)
+    needs = frozenset({"records", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
@@ -93,9 +90,7 @@ class ReferToPublished(Treatment):
         " reference does not protect them."
     )
     change = "At a publication the request's reference moves to the deepest node that it matches."
-    releases = ("3.9.0",)
-    sharing = "trie"
-    fixes = ("3.9.0",)
+    needs = frozenset({"records", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
@@ -132,8 +127,7 @@ class DelistFreedPages(Treatment):
         " with the trie what follows is cached under other tokens than its own."
     )
     change = "Pages are taken off the list of pages in use before they are freed."
-    releases = ("3.9.0",)
-    fixes = ("3.9.0",)
+    needs = frozenset({"records"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)

@@ -56,7 +56,6 @@ class LockCache(Treatment):
     name = "lock-cache"
     hypothesis = "Threads change the trie, its references or the pool while others are at it."
     change = "One re-entrant lock is held during every operation of the cache and of the pool."
-    fixes = ("3.9.0",)
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)
@@ -88,8 +87,8 @@ class OneWorker(Treatment):
     name = "one-worker"
     hypothesis = "Requests on several threads get between each other's steps."
     change = "Each request's process, with all that it does to the cache, runs on one worker."
-    releases = ("3.9.0",)
-    needs = "native.main_fiber_pool"
+    needs = frozenset({"worker-pool"})
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         assert engine.service is not None
@@ -115,7 +114,7 @@ class OneAtATime(Treatment):
     name = "one-at-a-time"
     hypothesis = "Requests that are under way at once disturb each other, in whatever way."
     change = "A request goes to the engine when the one before it has ended."
-    needs = "launch"
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         adapter = engine.service
@@ -166,7 +165,8 @@ class ShortStrobes(Treatment):
     name = "short-strobes"
     hypothesis = "It is a matter of timing: what happens between the batcher's long waits."
     change = "The batcher looks for work every 4 ms, not every 100 to 250."
-    releases = ("3.1.0",)
+    needs = frozenset({"strobes"})
+    acts_on = "server"
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         batcher = part(engine, "service").BatcherProcess
@@ -183,9 +183,7 @@ class PinOnLookup(Treatment):
         "The node found is referred to from its lookup until its pages are allocated, or what was"
         " found is given back or dropped."
     )
-    releases = ("3.9.0",)
-    sharing = "trie"
-    fixes = ("3.9.0",)
+    needs = frozenset({"records", "trie"})
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
         cache = cache_of(engine)

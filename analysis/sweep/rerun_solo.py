@@ -11,10 +11,10 @@ import pandas as pd
 
 from analysis.core import children
 from analysis.core.errors import MachineError, RunError
-from analysis.model.oracle import reference_answers
 from analysis.runs.store import Run
 from analysis.runs.tables import broken_json
 from analysis.shortfin import environments as releases
+from analysis.shortfin.oracle import reference_answers
 from analysis.sweep.process import TrialProcess
 from analysis.sweep.rows import Ended, judged
 from analysis.sweep.trial import specification
@@ -34,7 +34,7 @@ def wrong_prompts(run: Run) -> pd.DataFrame:
     return joined.drop_duplicates(["prompt", "release", "prefix_sharing", "page_count"])
 
 
-def ask_alone(
+def rerun_wrong_prompts(
     run: Run,
     *,
     prefix_sharing: str | None = None,

@@ -1,4 +1,4 @@
-"""The request that is to be explained, with what was recorded of its trial."""
+"""A request with everything that was recorded of its trial."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.core.errors import RunError
+from analysis.core.wording import listed
 from analysis.recording.stream import cut_in_words
 from analysis.runs.schema import TABLES
 from analysis.runs.store import Run
 from analysis.runs.tables import to_frame, to_table
 
 _NAMED = 8
-"""Tokens of a page where no invocation shows it."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One request of one trial; every frame is of that trial alone, in the order of its events."""
+class RequestTrace:
+    """One request and the tables of its trial, each frame in the order of the events."""
 
     run: Run
     trial: Mapping[str, Any]
@@ -54,7 +54,7 @@ class Case:
     @cached_property
     def stride(self) -> int:
         """Tokens of a page. Raises RunError where the run does not say how many they are."""
-        if (number := value_of(self.trial["page_tokens"])) is None:
+        if (number := self.trial["page_tokens"]) is None:
             raise RunError(
                 f"Trial {self.trial['trial_id']} lacks the tokens of a page (page_tokens): record"
                 " the run again."
@@ -69,19 +69,27 @@ class Case:
                 return cut_in_words(event["t_s"], value_of(event["late_s"]), event["request_ids"])
         return None
 
+    @property
+    def last_seq(self) -> int:
+        """The last event of the trial; 0 if there is none."""
+        return int(self.events["seq"].max()) if len(self.events) else 0
+
+    def events_of(self, *kinds: str, request_id: str | None = None) -> pd.DataFrame:
+        """Return the events of some kinds for a request, by default the traced one."""
+        own = self.events["request_id"] == (request_id or self.name)
+        return self.events[own & self.events["kind"].isin(kinds)]
+
     def seq_of(self, kind: str) -> int | None:
         """Return the place of the request's first event of a kind, None if there is none."""
-        found = self.events[
-            (self.events["kind"] == kind) & (self.events["request_id"] == self.name)
-        ]
+        found = self.events_of(kind)
         return None if found.empty else int(found["seq"].iloc[0])
 
 
-def case_of(run: Run, request_id: str, trial_id: str | None = None) -> Case:
-    """Return a request of a run; `trial_id` chooses among trials with a request of that name.
+def trace_of(run: Run, request_id: str, trial_id: str | None = None) -> RequestTrace:
+    """Return the trace of a request; `trial_id` chooses among trials with such a request.
 
-    What the sanitizer finds is asked now if nobody has. Raises RunError, which names what there is,
-    if there is no such trial or request, or if several trials have one.
+    A trial that was recorded without the sanitizer is checked now. Raises RunError if there is no
+    such trial or request, or if several trials have one.
     """
     row = _row(run, request_id, trial_id)
     trial_id = str(row["trial_id"])
@@ -90,7 +98,7 @@ def case_of(run: Run, request_id: str, trial_id: str | None = None) -> Case:
     trial = run.trials[run.trials["trial_id"] == trial_id].iloc[0]
     if own["findings"].empty and not own["snapshots"].empty and not plan.get("sanitize"):
         own["findings"] = _findings(own, trial_id, value_of(trial["page_tokens"]))
-    return Case(run=run, trial=plain(trial), request=plain(row), **own)
+    return RequestTrace(run=run, trial=plain(trial), request=plain(row), **own)
 
 
 def plain(row: pd.Series[Any]) -> dict[str, Any]:
@@ -109,26 +117,23 @@ def _row(run: Run, request_id: str, trial_id: str | None) -> pd.Series[Any]:
     requests, trials = run.requests, list(run.trials["trial_id"])
     if trial_id is not None:
         if trial_id not in trials:
-            raise RunError(f"{run.path} has no trial {trial_id!r}: it has {_listed(trials)}.")
+            raise RunError(
+                f"{run.path} has no trial {trial_id!r}: it has {listed(trials, most=_NAMED)}."
+            )
         requests = requests[requests["trial_id"] == trial_id]
     found = requests[requests["request_id"] == request_id]
     if found.empty:
         where = f"trial {trial_id} of {run.path}" if trial_id else str(run.path)
-        names = _listed(sorted(requests["request_id"].unique()))
-        raise RunError(f"{where} has no request {request_id!r}: it has {names or 'none'}.")
+        names = listed(sorted(requests["request_id"].unique()), most=_NAMED)
+        raise RunError(f"{where} has no request {request_id!r}: it has {names}.")
     if len(found) > 1:
         found = found.sort_values("outcome", key=lambda kinds: kinds == "ok", kind="stable")
         among = [f"{row.trial_id} ({row.outcome})" for row in found.itertuples()]
         raise RunError(
             f"{len(found)} trials of {run.path} have a request {request_id!r}, so name the trial:"
-            f" {_listed(among)}."
+            f" {listed(among, most=_NAMED)}."
         )
     return found.iloc[0]
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def _of_trial(frame: pd.DataFrame, trial_id: str) -> pd.DataFrame:

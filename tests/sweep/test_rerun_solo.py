@@ -11,10 +11,10 @@ from support import NEWEST
 from synthetic import request_row, trial_row
 
 from analysis.cli.rerun_solo import rerun_solo
-from analysis.model.oracle import reference_answers
 from analysis.runs.store import RunWriter, load_run
-from analysis.sweep import Plan
-from analysis.sweep.alone import ask_alone, wrong_prompts
+from analysis.shortfin.oracle import reference_answers
+from analysis.sweep.plan import Plan
+from analysis.sweep.rerun_solo import rerun_wrong_prompts, wrong_prompts
 from analysis.workloads.workload import Request
 
 
@@ -37,7 +37,7 @@ def test_each_wrong_prompt_is_asked_once_alone_on_a_fresh_engine(tmp_path: Path)
                                   ("10 20 30 ", "99 98")])  # fmt: skip
     assert list(wrong_prompts(run)["prompt"]) == ["1 2 3 4 5 ", "10 20 30 "]
     seen: list[Any] = []
-    asked = ask_alone(run, prefix_sharing="none", jobs=2, on_answer=seen.append)
+    asked = rerun_wrong_prompts(run, prefix_sharing="none", jobs=2, on_answer=seen.append)
     asked = asked.set_index("prompt")
     assert asked.loc["1 2 3 4 5 ", "text"] == "6 7 8"
     assert asked.loc["1 2 3 4 5 ", "outcome"] == "ok"
@@ -56,7 +56,7 @@ def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
     known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release=NEWEST)
     wrong = [*next(iter(known.values()))[:-1], 0]
     refuted = _run(tmp_path / "other", [("1 2 3 4 5 ", None)], reference=wrong)
-    assert list(ask_alone(refuted)["outcome"]) == ["wrong"]
+    assert list(rerun_wrong_prompts(refuted)["outcome"]) == ["wrong"]
 
 
 def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
@@ -67,7 +67,7 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     broken.write_text("#!/bin/sh\necho No module named analysis >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr("analysis.shortfin.environments.python_of", lambda release: broken)
-    (row,) = ask_alone(run).to_dict("records")
+    (row,) = rerun_wrong_prompts(run).to_dict("records")
     assert row["outcome"] is None
     assert "No module named analysis" in row["detail"]
     assert command(tmp_path / "run") == 1

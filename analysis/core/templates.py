@@ -1,0 +1,43 @@
+"""Sentences and HTML from jinja2 templates, which lie in the folder `templates` of a package."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from analysis.core import wording
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FILTERS = ("counted", "listed", "numbered", "percent", "capitalised", "one_line", "probability")
+
+
+def render(package: str, template: str, /, **values: Any) -> str:
+    """Return a template of a package, filled in.
+
+    Templates whose name ends in `.html.j2` escape every value. All have the functions of `wording`
+    as filters. Raises jinja2.UndefinedError for a value that is not given.
+    """
+    return _environment(package).get_template(template).render(**values)
+
+
+def lines(package: str, template: str, /, **values: Any) -> tuple[str, ...]:
+    """Return the lines of a template, filled in, that are not empty."""
+    text = render(package, template, **values)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+@lru_cache
+def _environment(package: str) -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({name: getattr(wording, name) for name in _FILTERS})
+    return environment
