@@ -212,7 +212,7 @@ def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
 def _clock(told: Explanation) -> Callable[[float], float]:
     events, invocations = told.trace.events, told.trace.invocations
     if len(events):
-        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
+        known = events["seq"].to_numpy(float), events["t_s"].to_numpy(float)
     else:
         known = invocations["seq"].to_numpy(float), invocations["t_s"].to_numpy(float)
     return lambda seq: float(np.interp(seq, *known))
