@@ -20,7 +20,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 LONGEST = (
-    "sanitizer/test_contents.py", "studies/validation/test_climb.py",
+    "sanitizer/test_contents.py", "studies/validation/test_validate.py",
     "sanitizer/test_no_false_alarm.py",
     "sanitizer/test_faults_results.py", "sanitizer/test_bytes.py", "sweep/test_runner.py",
     "sweep/test_observed.py", "sweep/test_kills.py", "recording/test_conservation.py",
