@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ def trial_row(**changes: Any) -> dict[str, Any]:
         "workload": "mixed",
         "treatments": [],
         "options": "{}",
+        "page_tokens": 4,
         "seed": 0,
         "status": "ok",
         "duration_s": 3.5,
@@ -114,16 +114,6 @@ def make_run(
     )
 
 
-def make_old(path: Path) -> Path:
-    """Make a run what schema version 1 was: without any checksum."""
-    for file in path.rglob("checksums.json"):
-        file.unlink()
-    manifest = json.loads((path / "manifest.json").read_text())
-    kept = {name: manifest[name] for name in manifest if name not in ("checksum", "packed")}
-    (path / "manifest.json").write_text(json.dumps({**kept, "schema_version": 1}))
-    return path
-
-
 def reported_pattern() -> Run:
     """Return what was reported: right at 1 and 2, wrong from 4 on; the newest only rejects."""
     return make_run(
@@ -131,7 +121,7 @@ def reported_pattern() -> Run:
             (REPORTED, "none", 1): {"ok": 24},
             (REPORTED, "none", 2): {"ok": 24},
             (REPORTED, "none", 4): {"ok": 36, "wrong": 12},
-            (REPORTED, "none", 8): {"ok": 60, "wrong": 30, "lost": 4, "empty": 2},
+            (REPORTED, "none", 8): {"ok": 60, "wrong": 30, "engine_died": 4, "empty": 2},
             (REPORTED, "trie", 1): {"ok": 24},
             (REPORTED, "trie", 2): {"ok": 12, "wrong": 12},
             (REPORTED, "trie", 4): {"ok": 24, "wrong": 20, "timeout": 4},

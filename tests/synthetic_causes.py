@@ -10,8 +10,8 @@ import pandas as pd
 from support import REPORTED
 from synthetic import request_row, trial_row
 
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import to_frame
-from analysis.runs.tables import FAILURES
 from analysis.sanitizer.recorded import Control
 from analysis.studies.causes import Verdict, applicable, arms, decide, measure
 from analysis.studies.causes.hypotheses import Hypothesis, Names

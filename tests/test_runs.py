@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from old_runs import make_old
 from support import ROOT
-from synthetic import make_old, request_row, trial_row
+from synthetic import request_row, trial_row
 
 from analysis.cli import main
 from analysis.runs.store import RunWriter, alone_in, load_run, pack_run
@@ -165,7 +166,7 @@ def test_what_must_not_be_removed_stays(
     assert (status, stdout) == (1, "")
     assert f"A sweep is writing to {run}" in stderr
     status, _, stderr = cachelab("rm", run)
-    assert (status, stderr) == (1, "Nothing was removed: say that you mean it with `--yes`.\n")
+    assert (status, stderr) == (1, "Nothing was removed: confirm with `--yes`.\n")
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -1,13 +1,13 @@
-"""From what a trial's process left behind to the rows of the tables `trials` and `requests`."""
+"""Rows of the tables `trials` and `requests`, from the files of a trial."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.shortfin.releases import row_of
 from analysis.sweep.plan import OBSERVED, Plan, Trial
 from analysis.workloads.workload import Answers, Request, Workload, check_output
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _ANSWER = (
     "prompt_tokens", "text", "tokens", "outcome", "error", "submitted_s", "latency_s", "ttft_s",
-    "refusals",
+    "retries",
 )  # fmt: skip
 """Columns that the engine's side knows; the others come from the request and the reference."""
 
@@ -27,19 +27,22 @@ class Ended:
     """How a trial ended, whoever ran it."""
 
     records: Sequence[Mapping[str, Any]]
-    """The finished requests, as rows of `requests` without what the oracles add."""
+    """The finished requests, as rows of `requests` without the output checks."""
     duration_s: float
     status: str = "ok"
     detail: str | None = None
     exit_signal: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the trial said of itself: device, peak_rss_bytes, log."""
+    """What the trial wrote of itself: device, peak_rss_bytes, log."""
     ended_ns: int | None = None
     """When its process was seen to have ended, of the monotonic clock; None if not known."""
 
 
-def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
+def trial_row(
+    run_id: str, plan: Plan, trial: Trial, ended: Ended, git_commit: str | None = None
+) -> Row:
     """Return the row of `trials`."""
+    injection = ended.facts.get("injected")
     return {
         "run_id": run_id,
         "trial_id": trial.trial_id,
@@ -53,6 +56,9 @@ def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
         "workload": plan.workload_of(trial.repeat),
         "treatments": list(trial.treatments),
         "options": json.dumps(dict(plan.options), sort_keys=True),
+        "page_tokens": ended.facts.get("page_tokens"),
+        "supported_fixes": list(row_of(trial.release).fixes),
+        "git_commit": git_commit,
         "seed": plan.prompt_seed(trial.concurrency, trial.repeat),
         "status": ended.status,
         "status_detail": ended.detail,
@@ -60,17 +66,17 @@ def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
         "duration_s": ended.duration_s,
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
-        "observed": OBSERVED[plan.observe],
-        # "null" for a fault that was never injected; null where that is not known.
-        "injected": json.dumps(ended.facts["injected"]) if "injected" in ended.facts else None,
+        "recording": OBSERVED[plan.observe],
+        "injected": injection is not None if "injected" in ended.facts else None,
+        "injection": injection,
     }
 
 
 def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ended) -> list[Row]:
-    """Return one row for every request of the workload, in its order, judged by both oracles.
+    """Return one row for every request of the workload, in its order, after both output checks.
 
     A request that the trial did not finish has the outcome `timeout` where the trial hung, else
-    `lost`.
+    `engine_died`.
     """
     finished = {record["request_id"]: record for record in ended.records}
     rows = []
@@ -84,12 +90,13 @@ def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ende
 
 
 def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
-    """Fill in the columns of `requests` that only what was recorded of their trial can tell."""
+    """Fill in the columns of `requests` that are derived from the events of their trial."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from analysis.runs.derive import DERIVED_FROM, request_columns
-    from analysis.runs.tables import TABLES, to_frame
+    from analysis.runs.schema import TABLES
+    from analysis.runs.tables import to_frame
 
     if "events" not in recorded:
         return
@@ -106,16 +113,17 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
 
 
 def finding_rows(
-    plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table]
+    plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table], ended: Ended
 ) -> tuple[list[Row], str | None]:
-    """Return what the sanitizer finds in what was recorded of a trial, as rows of `findings`.
+    """Return what the sanitizer finds in the recorded tables of a trial, as rows of `findings`.
 
-    The second is what it could not check, in words; None if it checked all. How many invocations
-    of each request it could not check is filled into the `rows` of `requests`.
+    The second value is a sentence on what it could not check; None if it checked everything. The
+    number of unchecked invocations of each request goes into the `rows` of `requests`.
     """
     from analysis.sanitizer.recorded import check_tables, context_of
 
-    findings = check_tables(recorded, context=context_of({"model": plan.model}))
+    context = context_of({"model": plan.model})
+    findings = check_tables(recorded, ended.facts.get("page_tokens"), context=context)
     if findings is None:
         return [], None
     for row in rows:
@@ -130,24 +138,12 @@ def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """Return the finished requests that a trial's process wrote, without a last line cut short."""
-    records = []
-    if file.is_file():
-        for line in file.read_bytes().split(b"\n"):
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-    return records
-
-
-def judged(
+def checked_outcome(
     record: Mapping[str, Any], request: Request, reference: Sequence[int] | None
 ) -> tuple[str, int | None]:
-    """Return the outcome of a trial's record after both oracles, and its first divergence.
+    """Return the outcome of a record after both output checks, and its first divergence.
 
-    Whoever ran the trial may have judged by the expected text already: both oracles decide here.
+    A record that was already compared with the expected text is checked again.
     """
     own = "ok" if record["outcome"] == "wrong" else record["outcome"]
     return check_output(
@@ -157,7 +153,7 @@ def judged(
 
 def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:
     reference = answers.get((request.prompt, request.max_new_tokens))
-    outcome, divergence = judged(record, request, reference)
+    outcome, divergence = checked_outcome(record, request, reference)
     return {
         **{name: record.get(name) for name in _ANSWER},
         "request_id": request.id,
@@ -173,6 +169,6 @@ def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, 
 
 def _unfinished(ended: Ended) -> dict[str, Any]:
     return {
-        "outcome": "timeout" if ended.status == "hung" else "lost",
+        "outcome": "timeout" if ended.status == "hung" else "engine_died",
         "error": "The trial ended before this request was answered.",
     }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from analysis.core import children
+from analysis.core import children, jobs
 from analysis.core.errors import EngineError, MachineError
 from analysis.runs.tables import count_requests
 from analysis.shortfin.environments import python_of
@@ -23,7 +21,7 @@ from analysis.shortfin.releases import installed_release
 from analysis.studies.validation.result import LEVELS
 from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare
-from analysis.sweep.rows import judged, read_records
+from analysis.sweep.rows import checked_outcome
 
 COLUMNS = (
     "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "retries",
@@ -143,8 +141,7 @@ def _run(
     python: Path, plan: Plan, prepared: Prepared, trials: Sequence[Trial], seconds: float
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the iterations of one level, and why it ended early."""
-    job = {
-        "parent": os.getpid(),
+    job: dict[str, Any] = {
         "level": trials[0].concurrency,
         "seconds": seconds,
         "config": plan.engine_config(trials[0]),
@@ -153,28 +150,21 @@ def _run(
         "resubmit_s": plan.resubmit_s,
         "workloads": [[vars(r) for r in prepared.workload(trial).requests] for trial in trials],
     }
-    with children.scratch("cachelab-soak") as place:
-        files = [Path(place, name) for name in ("job.json", "lines.jsonl", "logs")]
-        files[0].write_text(json.dumps(job))
-        output = Path(place, "output.txt")
-        with output.open("wb") as printed:
-            process = children.start(
-                [python, "-m", "analysis.studies.validation.soak_child", *files],
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-            )
-        # The last iteration may begin just before the end, and last as long as a request may.
-        limit_s = seconds + plan.request_timeout_s + _START_S
-        late = False
+    # The last iteration may begin just before the end, and last as long as a request may.
+    limit_s = seconds + plan.request_timeout_s + _START_S
+    late = False
+    with children.scratch("cachelab-soak") as directory:
+        job["logs"] = str(directory / "logs")
+        child = jobs.Child(python, "analysis.studies.validation.soak_child", job, directory)
+        process = child.process
         try:
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            children.kill_group(process)
-        lines = read_records(files[1])
-        last = (children.tail(output, 4000).strip().splitlines() or ["no message"])[-1].strip()
-    if refused := next((line["refused"] for line in lines if "refused" in line), None):
+            child.kill()
+        lines, last = child.new_answers(), child.last_line()
+    if refused := next((line["error"] for line in lines if "error" in line), None):
         raise EngineError(refused)
     if process.returncode > 0 and not late and not any("begun" in line for line in lines):
         raise MachineError(f"The process of the soak test could not start an engine: {last}")
@@ -194,7 +184,7 @@ def _row(
     answers = prepared.answers[trial.release]
     requests = {request.id: request for request in prepared.workload(trial).requests}
     counts = count_requests(
-        judged(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
+        checked_outcome(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
         for row in line["answers"]
         for request in [requests[row["request_id"]]]
     )
@@ -207,7 +197,7 @@ def _row(
         "requests": counts.asked,
         "failed": counts.failed,
         "rejected": counts.rejected,
-        "retries": sum(row["refusals"] or 0 for row in line["answers"]),
+        "retries": sum(row["retries"] or 0 for row in line["answers"]),
         "latency_p50": float(np.median(times)) if times else math.nan,
         "latency_max": max(times, default=math.nan),
         "rss_bytes": line["rss_bytes"],

@@ -1,29 +1,26 @@
-"""One engine of a soak test: `python -m analysis.studies.validation.soak_child JOB LINES LOGS`.
+"""One engine of a soak test, as the job of a child process (see `core/jobs.py`).
 
-Each iteration is written as a line of JSON when it ends, so a crash loses none of them.
+Each iteration is an answer of its own when it ends, so a crash loses none of them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from analysis.core import children
-from analysis.core.errors import CachelabError
+from analysis.core import jobs
 from analysis.workloads.workload import Request, Workload
 
 _QUIESCENCE_S = 1.0
 """Time that pages may need to come back after the last answer."""
-_KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "refusals")
+_KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "retries")
 
 
-def run(job: Mapping[str, Any], write: Callable[[Mapping[str, Any]], object], logs: Path) -> None:
+def run(job: Mapping[str, Any], write: jobs.Say) -> None:
     """Run the workloads of a job in turn on one engine, until its time is up."""
     from analysis.engine import Engine, EngineConfig
     from analysis.treatments import treat
@@ -32,7 +29,7 @@ def run(job: Mapping[str, Any], write: Callable[[Mapping[str, Any]], object], lo
         Workload("soak", tuple(Request(**row) for row in rows)) for rows in job["workloads"]
     ]
     with (
-        Engine(EngineConfig.from_json(job["config"]), log_dir=logs) as engine,
+        Engine(EngineConfig.from_json(job["config"]), log_dir=Path(job["logs"])) as engine,
         treat(engine, *job["treatments"]),
     ):
         started = time.monotonic()
@@ -78,25 +75,5 @@ def _at_quiescence(engine: Any) -> dict[str, Any]:
     return {"rss_bytes": resident, **pages}
 
 
-def main(job_file: Path, lines_file: Path, logs: Path) -> int:
-    """Run a job; a user-correctable error becomes a line."""
-    job = json.loads(job_file.read_bytes())
-    children.die_with_parent(job["parent"])
-    with lines_file.open("ab", buffering=0) as lines:
-
-        def write(row: Mapping[str, Any]) -> None:
-            lines.write(json.dumps(row).encode() + b"\n")
-
-        try:
-            run(job, write, logs)
-        except CachelabError as error:
-            write({"refused": str(error)})
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    status = main(*map(Path, sys.argv[1:4]))
-    sys.stdout.flush()
-    # Everything is on disk; a leftover native thread must not keep the process alive.
-    os._exit(status)
+    jobs.serve(run)
