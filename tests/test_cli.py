@@ -270,7 +270,7 @@ def test_the_last_line_counts_controls_that_did_not_end_well(cachelab, tmp_path,
         writer = RunWriter.create(place, {"plan": {}, "seed": 0})
         writer.write_trial(trial_row(), [request_row()])
         control = {"trial_id": "k", "treatments": ["fault:wrong-page"], "status": "crashed"}
-        writer.write_trial(trial_row(**control), [request_row(trial_id="k", outcome="lost")])
+        writer.write_trial(trial_row(**control), [request_row(trial_id="k", outcome="engine_died")])
         return load_run(place)
 
     monkeypatch.setattr(sweep, "run_sweep", swept)

@@ -37,7 +37,7 @@ def inject(engine, number, name):
         "landings": [f[10] for f in recorder.invocations if f[10] > place],
         "starts": [f[9] for f in recorder.invocations if f[9] > place],
         "given_up": [e[0] for e in recorder.events if injected and e[0] > place
-                     and e[5] in ("free", "drop") and injected.page in (e[6] or ())],
+                     and e[5] in ("free", "pages_dropped") and injected.page in (e[6] or ())],
     }
 
 for number, name in enumerate(["nothing", *names]):

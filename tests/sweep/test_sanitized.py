@@ -36,7 +36,7 @@ def test_trials_say_how_they_were_treated(old):
     assert [trial.is_control for trial in plan.trials()] == [True, True, *[False] * 4]
     treated = run.trials["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
-    assert set(run.trials["observed"]) == {"events"}
+    assert set(run.trials["recording"]) == {"events"}
     whole = load_run(run.path, controls=True)
     controls = whole.trials["treatments"].map(lambda names: is_control(tuple(names)))
     assert controls.sum() >= 2
