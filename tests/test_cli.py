@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from support import NEWEST, REPORTED, ROOT
+from support import NEWEST, RELEASES, ROOT
 from synthetic import request_row, trial_row
 
 from analysis import sweep
@@ -118,7 +118,7 @@ def test_a_place_that_holds_something_else_is_refused(cachelab, tmp_path):
 
 def test_a_dry_run_prints_the_grid_and_starts_nothing(cachelab, tmp_path):
     status, stdout, _ = cachelab(
-        "sweep", "--releases", f"{REPORTED},{NEWEST}", "--prefix-sharing", "none,trie",
+        "sweep", "--releases", ",".join(RELEASES), "--prefix-sharing", "none,trie",
         "--pages", "256,24",
         "--concurrency", "1,2,4,8,16,32", "--workload", "mixed", "--repeats", "8", "--seed", "0",
         "--jobs", "2", "--observe", "snapshots", "--dry-run", "--out", tmp_path / "run",
