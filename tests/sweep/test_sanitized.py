@@ -21,7 +21,7 @@ CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
-    """3.1.0 as it is and corrected, sanitized."""
+    """The reported release as it is and corrected, sanitized."""
     plan = Plan(
         releases=(REPORTED,), concurrency=(4,), repeats=2, treatments=((), CORRECTED), sanitize=True
     )
@@ -89,7 +89,7 @@ def test_a_newer_release_is_checked_too(tmp_path):
     ("names", "sentence"),
     [
         ("nonsense", "There is no treatment 'nonsense'"),
-        ("undo-correct-seq-lens", "applies to shortfin 3.9.0, not to 3.1.0"),
+        ("undo-correct-seq-lens", f"which shortfin {REPORTED} lacks"),
         ("fault:orphaned-leaf", "needs prefix sharing trie"),
         ("quarantine:0", "whole number of pages"),
     ],
