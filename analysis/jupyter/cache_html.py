@@ -13,8 +13,8 @@ from analysis.jupyter.page_map import FILLS, map_of
 from analysis.plots.page_map import CONFLICT_COLOUR, moment_of, plain
 from analysis.plots.style import STATE_COLOURS, VERMILLION
 from analysis.plots.trie import Decode, colour_of, defects, tokens_text, tree_rows
-from analysis.snapshots.diff import Diff, describe
-from analysis.snapshots.snapshot import STATES, Snapshot
+from analysis.snapshots.diff import Diff
+from analysis.snapshots.snapshot import STATES, Snapshot, describe
 
 if TYPE_CHECKING:
     from analysis.recording.recording import Recording

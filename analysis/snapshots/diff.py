@@ -164,28 +164,6 @@ def same_pool(before: SnapshotBase, after: SnapshotBase) -> None:
         )
 
 
-def describe(snapshot: SnapshotBase) -> str:
-    """Return a snapshot in one to three sentences."""
-    counts = snapshot.counts
-    holding = sum(bool(pages) for pages in snapshot.state.holdings.values())
-    by = f" (held by {counted(holding, 'request')})" if counts["live"] else ""
-    text = (
-        f"{counted(snapshot.page_count, 'page')}: {counts['free']} free, {counts['live']} live"
-        f"{by}, {counts['cached']} cached, {counts['leaked']} leaked"
-    )
-    if snapshot.nodes:
-        leaves = sum(node.leaf for node in snapshot.nodes)
-        text += f"; {counted(len(snapshot.nodes) - 1, 'node')} in the trie, {leaves} as leaves"
-    text += "."
-    if not snapshot.consistent:
-        text += " It was taken during an operation of the cache, so it may contradict itself."
-    if snapshot.conflicts:
-        named = " ".join(map(str, snapshot.conflicts[:2]))
-        more = len(snapshot.conflicts) - 2
-        text += f" In conflict: {named}" + (f" And {more} more." if more > 0 else "")
-    return text
-
-
 class _Sentences:
     """Puts a change into sentences."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from analysis.core.errors import RunError
-from analysis.snapshots.diff import Diff, describe, diff
+from analysis.core.wording import counted
+from analysis.snapshots.diff import Diff, diff
 from analysis.snapshots.state import (
     CACHED,
     CONFLICTS,
@@ -35,6 +36,7 @@ __all__ = [
     "Node",
     "PageContent",
     "Snapshot",
+    "describe",
 ]
 
 _LETTERS = np.frombuffer(b"flcx", dtype=np.uint8)
@@ -121,3 +123,25 @@ class Snapshot(SnapshotBase):
             consistent=bool(row["consistent"]),
             recorded_conflicts=conflicts,
         )
+
+
+def describe(snapshot: Snapshot) -> str:
+    """Return a snapshot in one to three sentences."""
+    counts = snapshot.counts
+    holding = sum(bool(pages) for pages in snapshot.state.holdings.values())
+    by = f" (held by {counted(holding, 'request')})" if counts["live"] else ""
+    text = (
+        f"{counted(snapshot.page_count, 'page')}: {counts['free']} free, {counts['live']} live"
+        f"{by}, {counts['cached']} cached, {counts['leaked']} leaked"
+    )
+    if snapshot.nodes:
+        leaves = sum(node.leaf for node in snapshot.nodes)
+        text += f"; {counted(len(snapshot.nodes) - 1, 'node')} in the trie, {leaves} as leaves"
+    text += "."
+    if not snapshot.consistent:
+        text += " It was taken during an operation of the cache, so it may contradict itself."
+    if snapshot.conflicts:
+        named = " ".join(map(str, snapshot.conflicts[:2]))
+        more = len(snapshot.conflicts) - 2
+        text += f" In conflict: {named}" + (f" And {more} more." if more > 0 else "")
+    return text
