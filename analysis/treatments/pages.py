@@ -13,7 +13,6 @@ import numpy as np
 from analysis.core.errors import EngineError
 from analysis.model.elements import encode
 from analysis.recording.checksums import writing
-from analysis.sanitizer.world import QUARANTINE
 from analysis.shortfin.treatment import (
     LiveEngine,
     Treatment,
@@ -155,7 +154,7 @@ class Quarantine(Treatment):
 
         def freed(pages: Sequence[Any]) -> None:
             entered = [(page, page_digest(pool, page.index)) for page in _once(pages)]
-            _report(engine, "duplicate", [page.index for page, _ in entered], QUARANTINE)
+            _report(engine, "quarantined", [page.index for page, _ in entered])
             with lock:
                 inside = {page.index for page, _ in quarantined}
                 quarantined.extend(item for item in entered if item[0].index not in inside)
@@ -182,11 +181,11 @@ def _once(pages: Iterable[Any]) -> list[Any]:
     return list({page.index: page for page in pages}.values())
 
 
-def _report(engine: LiveEngine, kind: str, pages: list[int], detail: str | None = None) -> None:
+def _report(engine: LiveEngine, kind: str, pages: list[int]) -> None:
     observer = None if engine.probe is None else engine.probe.observer
     if observer is not None and pages:
         try:
-            observer.event(kind, pages=pages, detail=detail)
+            observer.event(kind, pages=pages)
         except Exception as error:
             observer.fault(error)
 

@@ -131,7 +131,7 @@ def test_what_was_recorded_says_the_same(release: str, sharing: str) -> None:
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
 def test_what_cannot_be_seen_is_said(release: str, sharing: str) -> None:
     blind = planted(release, sharing)["blind"]
-    assert any(sentence.startswith("arguments as filled: ") for sentence in blind)
+    assert any(sentence.startswith("argument-changed: ") for sentence in blind)
 
 
 def test_each_fault_says_what_it_sets_off() -> None:
