@@ -51,10 +51,10 @@ def replace_functions(
 def decode_edit(edit: Callable[[Any, Callable[[Any], None]], None], submit: Any) -> Any:
     """Return a `submit` that gives each decode of a request to `edit`, with the original."""
 
-    def submitted(item: Any) -> None:
-        if getattr(item, "rid", None) is not None and item.phase.name == "DECODE":
-            edit(item, submit)
+    def submitted(request: Any) -> None:  # the engine passes it by this name
+        if getattr(request, "rid", None) is not None and request.phase.name == "DECODE":
+            edit(request, submit)
         else:
-            submit(item)
+            submit(request)
 
     return submitted
