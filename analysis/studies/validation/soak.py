@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +13,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from analysis.core import children
+from analysis.core import children, jobs
 from analysis.core.errors import EngineError, MachineError
 from analysis.runs.tables import count_requests
 from analysis.shortfin.environments import python_of
 from analysis.shortfin.releases import installed_release
-from analysis.studies.validation.result import LEVELS
+from analysis.studies.validation.plan import LEVELS
 from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare
-from analysis.sweep.rows import judged, read_records
+from analysis.sweep.rows import judged
 
 COLUMNS = (
     "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "retries",
@@ -144,7 +142,6 @@ def _run(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the iterations of one level, and why it ended early."""
     job = {
-        "parent": os.getpid(),
         "level": trials[0].concurrency,
         "seconds": seconds,
         "config": plan.engine_config(trials[0]),
@@ -153,36 +150,28 @@ def _run(
         "resubmit_s": plan.resubmit_s,
         "workloads": [[vars(r) for r in prepared.workload(trial).requests] for trial in trials],
     }
+    # The last iteration may begin just before the end, and last as long as a request may.
+    limit_s, late = seconds + plan.request_timeout_s + _START_S, False
     with children.scratch("cachelab-soak") as place:
-        files = [Path(place, name) for name in ("job.json", "lines.jsonl", "logs")]
-        files[0].write_text(json.dumps(job))
-        output = Path(place, "output.txt")
-        with output.open("wb") as printed:
-            process = children.start(
-                [python, "-m", "analysis.studies.validation.soak_child", *files],
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-            )
-        # The last iteration may begin just before the end, and last as long as a request may.
-        limit_s = seconds + plan.request_timeout_s + _START_S
-        late = False
+        job["logs"] = str(place / "logs")
+        child = jobs.Child(python, "analysis.studies.validation.soak_child", job, place)
         try:
-            process.wait(limit_s)
+            child.process.wait(limit_s)
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            children.kill_group(process)
-        lines = read_records(files[1])
-        last = (children.tail(output, 4000).strip().splitlines() or ["no message"])[-1].strip()
-    if refused := next((line["refused"] for line in lines if "refused" in line), None):
-        raise EngineError(refused)
-    if process.returncode > 0 and not late and not any("begun" in line for line in lines):
+            child.kill()
+        lines, last = child.new_answers(), child.last_line()
+    if error := next((line["error"] for line in lines if "error" in line), None):
+        raise EngineError(error)
+    status = child.process.returncode
+    if status > 0 and not late and not any("begun" in line for line in lines):
         raise MachineError(f"The process of the soak test could not start an engine: {last}")
     ending = next((line["ending"] for line in lines if "ending" in line), None)
     if ending is None and late:
         ending = f"It was stopped after {limit_s:g} s."
-    if ending is None and process.returncode:
-        ending = f"Its process ended with status {process.returncode}: {last}"
+    if ending is None and status:
+        ending = f"Its process ended with status {status}: {last}"
     return [line for line in lines if "iteration" in line], ending
 
 

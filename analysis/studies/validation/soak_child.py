@@ -1,21 +1,14 @@
-"""One engine of a soak test: `python -m analysis.studies.validation.soak_child JOB LINES LOGS`.
-
-Each iteration is written as a line of JSON when it ends, so a crash loses none of them.
-"""
+"""One engine of a soak test, a child module (see `analysis.core.jobs`): an answer an iteration."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from analysis.core import children
-from analysis.core.errors import CachelabError
+from analysis.core.jobs import Say, serve
 from analysis.workloads.workload import Request, Workload
 
 _QUIESCENCE_S = 1.0
@@ -23,7 +16,7 @@ _QUIESCENCE_S = 1.0
 _KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "refusals")
 
 
-def run(job: Mapping[str, Any], write: Callable[[Mapping[str, Any]], object], logs: Path) -> None:
+def run(job: dict[str, Any], say: Say) -> None:
     """Run the workloads of a job in turn on one engine, until its time is up."""
     from analysis.engine import Engine, EngineConfig
     from analysis.treatments import treat
@@ -32,11 +25,11 @@ def run(job: Mapping[str, Any], write: Callable[[Mapping[str, Any]], object], lo
         Workload("soak", tuple(Request(**row) for row in rows)) for rows in job["workloads"]
     ]
     with (
-        Engine(EngineConfig.from_json(job["config"]), log_dir=logs) as engine,
+        Engine(EngineConfig.from_json(job["config"]), log_dir=Path(job["logs"])) as engine,
         treat(engine, *job["treatments"]),
     ):
         started = time.monotonic()
-        write({"begun": True})
+        say({"begun": True})
         for number, workload in enumerate(cycle(workloads)):
             begun = time.monotonic() - started
             if begun >= job["seconds"]:
@@ -56,12 +49,12 @@ def run(job: Mapping[str, Any], write: Callable[[Mapping[str, Any]], object], lo
                 "workload": number % len(workloads),
                 "answers": [{name: row[name] for name in _KEPT} for row in answers],
             }
-            write({**line, **_at_quiescence(engine)})
+            say({**line, **_at_quiescence(engine)})
             if engine.died is not None:
-                write({"ending": f"The engine died: {engine.died.message}"})
+                say({"ending": f"The engine died: {engine.died.message}"})
                 return
             if all(row["outcome"] not in ("ok", "wrong") for row in answers):
-                write({"ending": "No request was answered any more."})
+                say({"ending": "No request was answered any more."})
                 return
 
 
@@ -78,25 +71,5 @@ def _at_quiescence(engine: Any) -> dict[str, Any]:
     return {"rss_bytes": resident, **pages}
 
 
-def main(job_file: Path, lines_file: Path, logs: Path) -> int:
-    """Run a job; a user-correctable error becomes a line."""
-    job = json.loads(job_file.read_bytes())
-    children.die_with_parent(job["parent"])
-    with lines_file.open("ab", buffering=0) as lines:
-
-        def write(row: Mapping[str, Any]) -> None:
-            lines.write(json.dumps(row).encode() + b"\n")
-
-        try:
-            run(job, write, logs)
-        except CachelabError as error:
-            write({"refused": str(error)})
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    status = main(*map(Path, sys.argv[1:4]))
-    sys.stdout.flush()
-    # Everything is on disk; a leftover native thread must not keep the process alive.
-    os._exit(status)
+    serve(run)
