@@ -20,12 +20,13 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.stats.clustered import gone, permutation, rate, sign_flip
-from analysis.stats.dose_response import EQUIVALENT, evictions_contrast, judge_evictions
+from analysis.stats.dose_response import evictions_contrast
 from analysis.stats.paired import Paired
-from analysis.studies.causes import Arm, Asked, Verdict, judge
+from analysis.studies.causes import Arm, Measurement, Verdict, decide
 from analysis.studies.causes.hypotheses import HYPOTHESES
 from analysis.studies.cost.compare import costs
 from analysis.studies.cost.measures import ALL, METRICS, SETTING, UNTREATED
+from analysis.studies.evictions.estimates import EQUIVALENT, decide_evictions
 
 ICCS = (0.0, 0.1, 0.2)
 QUICK, FULL = 14, 24
@@ -140,7 +141,7 @@ def notebook(
         every = draw(*(truth.alone for truth in group)), draw(*(truth.all_but for truth in group))
         for alone, all_but in zip(*every, strict=True):
             measured.append(
-                Asked(
+                Measurement(
                     HYPOTHESES[0],
                     _arm(without, requests),
                     _arm(alone, requests),
@@ -151,7 +152,7 @@ def notebook(
                     _paired(without, everything, requests),
                 )
             )
-    return judge(measured)
+    return decide(measured)
 
 
 def false_claims(verdicts: Sequence[Verdict], truths: Sequence[Truth]) -> int:
@@ -159,9 +160,9 @@ def false_claims(verdicts: Sequence[Verdict], truths: Sequence[Truth]) -> int:
     wrong = 0
     for verdict, truth in zip(verdicts, truths, strict=True):
         largest = max(truth.shares)
-        wrong += verdict.word in ("supported", "contributes") and largest <= 0
-        wrong += verdict.word == "supported" and 0 < largest <= MOST
-        wrong += verdict.word == "refuted" and largest >= MOST
+        wrong += verdict.status in ("supported", "contributes") and largest <= 0
+        wrong += verdict.status == "supported" and 0 < largest <= MOST
+        wrong += verdict.status == "refuted" and largest >= MOST
     return wrong
 
 
@@ -202,8 +203,8 @@ def verdict_power(rng: Rng, truth: Truth, word: str, icc: float, engines: int, r
     for _ in range(runs):
         measured = notebook(rng, truths, icc, engines, 32)
         # Ten are drawn, and judged as if 41 more, of which nothing is seen, stood beside them.
-        judged = judge(measured, HYPOTHESES_OF_A_NOTEBOOK - 10)
-        hits += judged[0].word in wanted
+        judged = decide(measured, HYPOTHESES_OF_A_NOTEBOOK - 10)
+        hits += judged[0].status in wanted
     return hits / runs
 
 
@@ -300,7 +301,7 @@ def eviction_words(
             own = trials[trials["prefix_sharing"] == sharing]
             asked = requests[requests["trial_id"].isin(own["trial_id"])]
             contrasts.append(evictions_contrast(asked, own))
-        claimed.append([found.word for found in judge_evictions(contrasts) if found is not None])
+        claimed.append([found.status for found in decide_evictions(contrasts) if found is not None])
     return claimed
 
 

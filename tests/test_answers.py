@@ -161,8 +161,8 @@ def test_exposures_through_which_a_setting_acts_are_reported() -> None:
     words = answer_in_words(recorded)
     assert "prefix sharing trie failed more often than prefix sharing none" in words
     assert (
-        "What it acts through changed with it (pages in use at once, at most: 206, then 56)."
-        in words
+        "The exposure that it acts through changed with it"
+        " (pages in use at once, at most: 206, then 56)." in words
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from calibration import CAUSE, FULL, GRIDS, ICCS, NOTHING, QUICK, STORIES
 from scipy import stats as scipy_stats
 
-from analysis.stats.dose_response import EQUIVALENT
+from analysis.studies.evictions.estimates import EQUIVALENT
 
 FALSE, MISSED = 0.05, 0.07
 """What docs/statistics.md wants at most: false claims, and intervals that miss."""

@@ -15,9 +15,9 @@ from synthetic import make_run
 from analysis.cli import main
 from analysis.plots import failure_rate
 from analysis.runs.store import Run, RunWriter, load_run
-from analysis.runs.tables import OUTCOMES, TABLES, count_requests
+from analysis.runs.tables import FAILURES, OUTCOMES, TABLES, count_requests
 from analysis.sanitizer.recorded import Checked
-from analysis.stats.rates import FAILURES, failure_rates
+from analysis.stats.rates import failure_rates
 from analysis.studies.causes import scenarios
 from analysis.studies.causes.words import counted_in_words
 from analysis.studies.evictions.words import evictions_in_words
@@ -74,7 +74,7 @@ def sweep(monkeypatch, capsys, tmp_path, mixed):
     def run(**changes):
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         written = _written(make_run({KEY: changes}, trials=1), place)
-        monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: written)
+        monkeypatch.setattr("analysis.sweep.runner.run_sweep", lambda *_, **__: written)
         monkeypatch.setattr(
             "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(place)]
         )

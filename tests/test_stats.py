@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from synthetic import make_run, reported_pattern
 
 from analysis.runs.store import OUTCOMES
+from analysis.stats import bounds
 from analysis.stats import rates as stats
+from analysis.stats.configurations import varying
 
 
 def test_wilson_against_published_values() -> None:
@@ -22,31 +24,31 @@ def test_wilson_against_published_values() -> None:
         (0, 20, 0.0000, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ]:
-        assert stats.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
+        assert bounds.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_wilson_of_nothing_is_unknown() -> None:
-    assert all(math.isnan(bound) for bound in stats.wilson(0, 0))
+    assert all(math.isnan(bound) for bound in bounds.wilson(0, 0))
     with pytest.raises(ValueError, match="between 0 and n"):
-        stats.wilson(3, 2)
+        bounds.wilson(3, 2)
 
 
 @given(n=st.integers(1, 300), data=st.data())
 def test_wilson_holds_the_rate_and_stays_within_bounds(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n))
-    low, high = stats.wilson(k, n)
+    low, high = bounds.wilson(k, n)
     assert -1e-12 <= low <= k / n + 1e-12
     assert k / n - 1e-12 <= high <= 1 + 1e-12
 
 
 def test_holm_against_a_worked_example() -> None:
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([]) == []
+    assert bounds.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert bounds.holm([]) == []
 
 
 def test_how_many_requests_a_question_needs() -> None:
-    assert stats.requests_to_see(0.01) == 299
-    assert stats.requests_to_see(0.001) == 2995
+    assert bounds.requests_to_see(0.01) == 299
+    assert bounds.requests_to_see(0.001) == 2995
 
 
 def test_failure_rates_of_a_known_run() -> None:
@@ -58,12 +60,12 @@ def test_failure_rates_of_a_known_run() -> None:
     assert (row["n"], row["failures"], row["rejected"]) == (96, 36, 0)
     assert row["rate"] == pytest.approx(36 / 96)
     # Four engines are too few: the interval is by request, and says so.
-    assert (row["low"], row["high"]) == pytest.approx(stats.wilson(36, 96))
+    assert (row["low"], row["high"]) == pytest.approx(bounds.wilson(36, 96))
     assert not row["by_engine"]
     assert (row["trials"], row["trials_failed"]) == (4, 4)
     row = rates.loc[("3.9.0", "none", 8)]
     assert (row["n"], row["failures"], row["rejected"], row["rate"]) == (96, 0, 48, 0.0)
-    assert row["high"] == pytest.approx(stats.wilson(0, 48)[1])
+    assert row["high"] == pytest.approx(bounds.wilson(0, 48)[1])
     assert row["rejected_share"] == 0.5
     assert rates.loc[("3.1.0", "trie", 8), "trials_ended_badly"] == 1
 
@@ -132,6 +134,6 @@ def test_latency_is_that_of_completed_requests() -> None:
 
 def test_what_varies_between_trials() -> None:
     trials = reported_pattern().trials
-    assert stats.varying(trials) == ["release", "prefix_sharing"]
-    assert stats.varying(trials[:1]) == []
+    assert varying(trials) == ["release", "prefix_sharing"]
+    assert varying(trials[:1]) == []
     assert isinstance(trials, pd.DataFrame)

@@ -17,15 +17,13 @@ from test_experiments import rows as rounds
 from analysis.runs.store import to_frame
 from analysis.sanitizer.recorded import Checked
 from analysis.snapshots.snapshot import CacheState, Snapshot
-from analysis.studies.evictions.experiments import (
-    Step,
-    alone_in_words,
-    crowd_in_words,
-    put_back_in_words,
-)
-from analysis.studies.evictions.words import evictions_in_words
+from analysis.studies import snapshots
+from analysis.studies.evictions.words import duplicates_in_words, evictions_in_words
 from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
 from analysis.studies.isolation.words import answer_in_a_sentence as isolation_in_a_sentence
+from analysis.studies.reproduce.words import alone_in_words
+from analysis.studies.snapshots.plan import Step
+from analysis.studies.snapshots.words import put_back_in_words
 from analysis.studies.validation.soak import Soak
 from analysis.studies.validation.words import answer_in_a_sentence as validation_in_a_sentence
 
@@ -70,7 +68,7 @@ def test_pages_that_leaked_early_are_not_forgotten_where_the_last_experiment_lea
 
     exec(compile(cell.source, "cell", "exec"), {
         "steps": steps, "used": {"none": clean, "trie": clean}, "prefix_sharing": "trie",
-        "home": tmp_path, "report": report, "put_back_in_words": put_back_in_words,
+        "home": tmp_path, "report": report, "snapshots": snapshots,
         "Markdown": str,
     })  # fmt: skip
     text = json.loads((tmp_path / "answer.json").read_text())["answer"]
@@ -101,10 +99,10 @@ def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> No
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
     events = [{"seq": n, "trial_id": "c", "t_ns": n, "kind": "done", "detail": how}
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
-    text = crowd_in_words(60, None, to_frame("events", events))
+    text = duplicates_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
     assert text.endswith("the engine lived.")
-    assert "died in round 3: Gone." in crowd_in_words(3, "Gone.", to_frame("events", events))
+    assert "died in round 3: Gone." in duplicates_in_words(3, "Gone.", to_frame("events", events))
 
 
 def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> None:
@@ -134,7 +132,7 @@ def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence()
     )
     result: Any = SimpleNamespace(release="3.9.0", prefix_sharing="none", ok=True, complete=True,
                                   interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
-    broken: Any = SimpleNamespace(failures=("one",))
+    broken: Any = SimpleNamespace(ok=False, failures=("one",))
     said = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
     assert "left out alone, 1 of 2 fixes bring a failure back" in said
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _FILTERS = (
-    "counted", "listed", "numbered", "percent", "short_percent", "capitalised",
+    "counted", "listed", "numbered", "percent", "short_percent", "p_value", "capitalised",
     "one_line", "probability",
 )  # fmt: skip
 

@@ -19,7 +19,6 @@ from analysis.diagnosis.explanation import Explanation
 from analysis.diagnosis.figure_parts import draw_chances, draw_pages, draw_pool
 from analysis.diagnosis.pages import CACHED, FREE, UNOWNED
 from analysis.plots import style
-from analysis.plots.page_lifetimes import short_name
 from analysis.sanitizer.findings import WRONG_DATA
 
 OWN = style.BLUE
@@ -133,7 +132,7 @@ def _draw_lanes(
                 hatch="//////" if invocation["phase"] == "prefill" else None,
             )
     rows = told.trace.requests.set_index("request_id")["outcome"].to_dict()
-    labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
+    labels = [f"{style.short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
     axes.set_yticks(range(len(lanes)), labels)
     marks = marks_of(told)
     axes.set_ylim(len(lanes) - 0.4, -0.35 - _STEP * max(len(marks), 1))

@@ -12,7 +12,7 @@ from analysis.snapshots.snapshot import CacheState, Snapshot
 
 if TYPE_CHECKING:
     from analysis.engine.engine import Engine
-    from analysis.shortfin.cache.probe import CacheProbe
+    from analysis.shortfin.port import CacheProbe
 
 _PAUSE_S = 0.0001
 _SETTLE_S = 0.001
@@ -34,8 +34,8 @@ class Cache:
         or the contents of its pages cannot be read on this device.
         """
         probe = self._engine.probe
-        if probe is not None and probe.watcher is not None:
-            snapshot = probe.watcher.snapshot("asked", None, timeout_s)
+        if probe is not None and probe.observer is not None:
+            snapshot = probe.observer.snapshot("asked", None, timeout_s)
         else:
             service = self._engine.service
             if service is None:

@@ -29,11 +29,10 @@ from analysis.model.artifacts import ModelArtifacts, load_model
 from analysis.model.compile import compile_model
 from analysis.model.tokenizer import ModelTokenizer
 from analysis.shortfin import devices, worker_crashes
-from analysis.shortfin.cache.probe import CacheProbe
-from analysis.shortfin.capture import StderrCapture, tell_fault
+from analysis.shortfin.capture import StderrCapture, report_fault
 from analysis.shortfin.config import LONGEST_TIMEOUT_S, Completion, EngineConfig, EngineDeath
-from analysis.shortfin.hooks import CacheObserver, Changes
-from analysis.shortfin.port import Answer, Call, Service, Setup
+from analysis.shortfin.hooks import Changes
+from analysis.shortfin.port import Answer, CacheObserver, CacheProbe, Call, Service, Setup
 from analysis.shortfin.service import installed_service
 
 if TYPE_CHECKING:
@@ -495,11 +494,11 @@ class Engine:
         A watcher records it; without one the log and a warning say it, a few times.
         """
         self.faults += 1
-        watcher = None if self.probe is None else self.probe.watcher
+        watcher = None if self.probe is None else self.probe.observer
         if watcher is not None:
             watcher.fault(error)
         elif self.faults <= _SHOWN_FAULTS:
-            tell_fault(what, error)
+            report_fault(what, error)
 
     def _lose_all(self, reason: str) -> None:
         for waiting in list(self._waiting.values()):

@@ -11,7 +11,6 @@ from analysis.interleavings.scenarios import STRIDE, IsolationError, Scenario, S
 from analysis.interleavings.spec import Violation, check
 from analysis.interleavings.view import CacheView, prefix_number
 from analysis.shortfin.cache.driver import Invoke, Request, RequestDriver
-from analysis.shortfin.cache.probe import held_back
 from analysis.shortfin.cache.trie import Trie, read_trie
 from analysis.shortfin.config import EngineConfig
 from analysis.snapshots.snapshot import CacheState, Node
@@ -230,7 +229,7 @@ class CacheHarness:
             references={n: d.references() for n, d in self.drivers.items()},
             looked_up=frozenset(page for d in active.values() for page in d.looked_up()),
             detached=detached.nodes,
-            withheld=frozenset(held_back.get(id(self.pool), list)()),
+            withheld=frozenset(self.engine.service.withheld),
             reserved=self._reserved,
             missing_page=self._missing_page,
             padding_given=self._padding_given,

@@ -84,7 +84,7 @@ class _Sanitized:
                 driver.register(self._probe)
             self._harness.run(Schedule((step,)))
             if driver.over:
-                self._probe._forget(driver.name)
+                self._probe.forget(driver.name)
                 self._recorder.holds(driver.name, ())
                 self._recorder.done(_completion(driver))
         finally:

@@ -63,7 +63,7 @@ def sanitize(
     of a type that cannot be read.
     """
     probe = engine.probe
-    watcher = None if probe is None else probe.watcher
+    watcher = None if probe is None else probe.observer
     if watcher is not None and not isinstance(watcher, Recorder):
         raise EngineError("This engine is watched by somebody else: end that first.")
     # What is on this stack comes last, also when the block ends with an error: then findings are

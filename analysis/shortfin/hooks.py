@@ -5,79 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.capture import tell_fault
-from analysis.shortfin.locks import Locks
-from analysis.snapshots.snapshot import Snapshot
+from analysis.shortfin.capture import report_fault
+from analysis.shortfin.port import CacheObserver
 
 Undo = Callable[[], None]
 _NOTHING = object()
-
-
-class CacheObserver(Protocol):
-    """Who is told what the engine does. Its methods are called on the engine's own threads."""
-
-    locks: Locks | None
-    """Set by the probe: under which locks something is done."""
-    check_contents: bool
-    """Whether pages are to be looked into."""
-    likeliest: int
-    """How many of the likeliest next tokens are noted for each row of an invocation."""
-    verifies: bool
-    """Whether arguments are compared with what they were filled with, and results followed."""
-
-    def begin(self, operation: str | None, request_id: str | None) -> None:
-        """Begin an operation of the cache on this thread; nameless ones only group others."""
-
-    def end(self, error: BaseException | None) -> None:
-        """End the operation that was begun last on this thread."""
-
-    def mark(self) -> Any:
-        """Return what stays equal until an operation begins; None while one is under way."""
-
-    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
-        """Take a snapshot of the cache between two operations, and keep it."""
-
-    def reserve(self) -> tuple[int, int]:
-        """Return a place among the events and the time, for an event that is told later."""
-
-    def unused(self, place: tuple[int, int]) -> None:
-        """Tell that nothing takes a place that was reserved."""
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
-
-    def at_token(
-        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
-    ) -> None:
-        """Tell an event of a kind that comes with every token; bytes are logits."""
-
-    def holds(self, request_id: str, pages: Iterable[int]) -> None:
-        """Tell all pages that a request holds now."""
-
-    def invocation_begins(self, phase: str, request_ids: list[str]) -> Any:
-        """Begin an invocation; the result is given to `invocation_ends`."""
-
-    def invocation_unseen(self) -> None:
-        """Tell that an invocation is called whose beginning could not be told."""
-
-    def invocation_ends(
-        self, invocation: Any, arrays: dict[str, Any], error: BaseException | None
-    ) -> None:
-        """End an invocation; `arrays` are its arguments by name, each as its shape and flat values.
-
-        Beside them are the `Scores` of its results as `scores`, where they were asked for, and
-        where `verifies` says so, as `results`, the `Scores` or the tokens and digests that come of
-        them, and as `changed`
-        which arguments were not read as they were filled.
-        """
-
-    def fault(self, error: Exception) -> None:
-        """Take note of an error in the watching itself. It never raises."""
 
 
 Wrap = Callable[[Any], Any]
@@ -168,8 +105,8 @@ def _tidy(key: tuple[int, str]) -> None:
 class Hooks:
     """Replaced attributes and items, put back in reverse order by `restore`."""
 
-    def __init__(self, watcher: CacheObserver) -> None:
-        self.watcher = watcher
+    def __init__(self, observer: CacheObserver) -> None:
+        self.observer = observer
         self._undo: list[Undo] = []
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
@@ -193,11 +130,11 @@ class Hooks:
     @contextlib.contextmanager
     def grouped(self, request: str | None) -> Iterator[None]:
         """Have what is told in a block, on this thread, belong together."""
-        self.watcher.begin(None, request)
+        self.observer.begin(None, request)
         try:
             yield
         finally:
-            self.watcher.end(None)
+            self.observer.end(None)
 
     def around(
         self,
@@ -205,8 +142,8 @@ class Hooks:
         name: str,
         operation: str | None = None,
         *,
-        mine: Callable[..., bool] | None = None,
-        who: Callable[..., str | None] | None = None,
+        applies: Callable[..., bool] | None = None,
+        request_of: Callable[..., str | None] | None = None,
         before: Callable[..., Any] | None = None,
         after: Callable[..., None] | None = None,
     ) -> None:
@@ -214,11 +151,11 @@ class Hooks:
 
         `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
         request it is done, `before(*args)` may return what `after(state, result, error, *args)`
-        gets. None of them can disturb the call: their errors end in the watcher. A call of which
+        gets. None of them can disturb the call: their errors end in the observer. A call of which
         `mine` cannot tell whose it is counts as another engine's.
         """
-        watcher = self.watcher
-        begin, end, fault = watcher.begin, watcher.end, watcher.fault
+        observer = self.observer
+        begin, end, fault = observer.begin, observer.end, observer.fault
 
         def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
             if after is not None:
@@ -235,12 +172,12 @@ class Hooks:
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
             def watched(*args: Any, **kwargs: Any) -> Any:
-                ours, request, state = mine is None, None, None
+                ours, request, state = applies is None, None, None
                 try:
-                    if mine is not None:
-                        ours = mine(*args, **kwargs)
-                    if ours and who is not None:
-                        request = who(*args, **kwargs)
+                    if applies is not None:
+                        ours = applies(*args, **kwargs)
+                    if ours and request_of is not None:
+                        request = request_of(*args, **kwargs)
                 except Exception as error:
                     fault(error)
                 if not ours:
@@ -280,7 +217,7 @@ class Hooks:
         `before` runs in the task's own context, so that a context variable that it sets is seen by
         all that the task does. `after(state, self)` also runs when the task fails.
         """
-        watcher = self.watcher
+        observer = self.observer
 
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
@@ -289,7 +226,7 @@ class Hooks:
                 try:
                     state = before(process)
                 except Exception as error:
-                    watcher.fault(error)
+                    observer.fault(error)
                 try:
                     return await original(process, *args, **kwargs)
                 finally:
@@ -297,7 +234,7 @@ class Hooks:
                         try:
                             after(state, process)
                         except Exception as error:
-                            watcher.fault(error)
+                            observer.fault(error)
 
             return watched
 
@@ -309,7 +246,7 @@ class Hooks:
             try:
                 self._undo.pop()()
             except Exception as error:
-                self.watcher.fault(error)
+                self.observer.fault(error)
 
 
 @dataclass
@@ -357,4 +294,4 @@ class Changes:
             try:
                 block.undo.close()
             except Exception as error:
-                tell_fault(f"Undoing {block.what}", error)
+                report_fault(f"Undoing {block.what}", error)

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from analysis.shortfin.capture import tell_fault
+from analysis.shortfin.capture import report_fault
 
 Listener = Callable[[Any, BaseException | None, str], bool]
 """Called with the worker, the exception and its traceback as text; tells whether it is its own."""
@@ -78,9 +78,9 @@ def _handler(original: Any) -> Any:
                 try:
                     claimed = listener(self._worker, cause, text) or claimed
                 except Exception as mistake:
-                    tell_fault("A listener to the deaths of workers", mistake)
+                    report_fault("A listener to the deaths of workers", mistake)
         except Exception as mistake:
-            tell_fault("Reading how a worker died", mistake)
+            report_fault("Reading how a worker died", mistake)
         if claimed or self not in _buried:
             return original(self, context)
         with contextlib.suppress(Exception):  # raising is all that it does

@@ -20,7 +20,7 @@ from analysis.jupyter import show
 from analysis.plots import style
 from analysis.plots.outcomes import STACK
 from analysis.runs.store import OUTCOMES, Run
-from analysis.stats.rates import wilson
+from analysis.stats.bounds import wilson
 from analysis.studies.evictions.figures import evictions_figure
 
 ALL = [figures.failure_rate, figures.outcomes, figures.latency]

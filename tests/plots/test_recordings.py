@@ -11,6 +11,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from analysis import plots as figures
+from analysis.recording.replay import cached_or_leaked
 from analysis.runs.tables import to_frame
 from analysis.stats.dose_response import evictions_contrast
 from analysis.studies.evictions.figures import evictions_figure
@@ -60,7 +61,7 @@ EVENTS = to_frame(
 
 
 def test_page_lifetimes_has_a_bar_for_each_time_that_a_page_was_held() -> None:
-    figure = figures.page_lifetimes(EVENTS)
+    figure = figures.page_lifetimes(EVENTS, cached_or_leaked(EVENTS))
     [axes] = figure.axes
     bars = [c for c in axes.collections if isinstance(c, PolyCollection)]
     # a and b on page 3, a and c on page 4, page 3 in the trie, and page 4 leaked in the end.

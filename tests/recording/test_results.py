@@ -119,7 +119,7 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
     )  # fmt: skip
     probe = object.__new__(allocations.AllocationProbe)
     probe._read = {}
-    probe.native, probe.watcher = SimpleNamespace(batcher=batcher), watcher
+    probe.native, probe.observer = SimpleNamespace(batcher=batcher), watcher
     probe._hook_choice(Hooks(watcher))
     request, item = allocations.CURRENT_REQUEST.set("a"), Item()
     try:

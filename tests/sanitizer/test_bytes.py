@@ -25,7 +25,7 @@ def inject(engine, number, name):
     with sanitize(engine, checksums=mode) as findings:
         with treat(engine, *base, *([name] if fault else [])) as treated:
             engine.run(workload, concurrency=4, timeout_s=20.0)
-        recorder = engine.probe.watcher
+        recorder = engine.probe.observer
     injected = treated[name].injected if fault else None
     place = injected.seq if injected else 0
     return {

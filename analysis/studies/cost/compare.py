@@ -19,8 +19,8 @@ import pandas as pd
 from scipy import special
 from scipy import stats as scipy_stats
 
+from analysis.stats.bounds import holm
 from analysis.stats.clustered import sign_flip
-from analysis.stats.exact import holm
 from analysis.studies.cost.measures import (
     CACHE_METRICS,
     METRICS,

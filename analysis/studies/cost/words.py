@@ -12,11 +12,10 @@ import pandas as pd
 
 from analysis.core.templates import paragraph
 from analysis.core.wording import capitalised
-from analysis.stats.rates import varying
+from analysis.stats.configurations import setting_name, varying
 from analysis.studies.cost.compare import comparisons, costs, pairs_needed
 from analysis.studies.cost.locking import LockCost
 from analysis.studies.cost.measures import ALL, CACHE_METRICS, LOCK, METRICS, SETTING, UNTREATED
-from analysis.studies.reproduce.words import name_of
 
 WORTH = 0.05
 """A cost that matters, as a share of the time of an answer."""
@@ -76,7 +75,7 @@ def cost_in_words(
         sentences += [
             _say("lock", lock, lock.share, lock.costs["threads"].max()) for lock in one.locks
         ]
-        name = ", ".join(name_of(column, value) for column, value in one.values.items())
+        name = setting_name(one.values)
         paragraphs.append(f"**{name}.** {' '.join(filter(None, sentences))}")
     return "\n\n".join(paragraphs) or "No trial was measured."
 
@@ -89,7 +88,7 @@ def answer_in_a_sentence(
     """Return one sentence of advice for the index of a report."""
     clauses = []
     for one in _settings(measures, cache, locks):
-        names = [name_of(k, v) for k, v in one.values.items() if k != "release"]
+        names = [setting_name({k: v}) for k, v in one.values.items() if k != "release"]
         dear = [row for row in one.of(metric=_WHOLE) if row["verdict"] == "costs"]
         dear = [row for row in dear if row["arm"] not in (ALL, LOCK)]
         dearest = max(dear, key=lambda row: row["estimate"], default=None)

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from analysis.core.errors import RunError
 from analysis.runs.derive import max_at_once
 from analysis.runs.store import read_manifest, trial_tables
-from analysis.runs.tables import is_control
+from analysis.runs.tables import FAILURES, is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
-from analysis.stats.rates import FAILURES
 from analysis.studies.validation.plan import Settings, Tolerated
 from analysis.studies.validation.result import FindingGroup, Isolated, Level
 

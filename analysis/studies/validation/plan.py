@@ -14,7 +14,7 @@ from analysis.runs.tables import FAULT
 from analysis.sanitizer.rules import RULES
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.releases import row_of
-from analysis.stats.rates import least_rate, requests_to_see
+from analysis.stats.bounds import least_rate, requests_to_see
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Plan
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn

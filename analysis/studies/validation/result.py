@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from analysis.stats.bounds import upper_bound
 from analysis.stats.clustered import FEWEST
-from analysis.stats.exact import upper_bound
 from analysis.studies.validation.plan import Settings
 
 Verdict = Literal["clean", "failed", "undecided", "void"]

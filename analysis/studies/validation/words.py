@@ -9,7 +9,7 @@ from typing import Any
 from analysis.core.templates import paragraph
 from analysis.core.wording import capitalised, listed
 from analysis.runs.tables import RequestCounts
-from analysis.stats.exact import wilson
+from analysis.stats.bounds import wilson
 from analysis.studies.validation.result import Isolated, Level, StagedValidation
 from analysis.studies.validation.soak import Soak
 from analysis.workloads.named import in_turn

@@ -15,17 +15,17 @@ from synthetic import request_row, trial_row
 
 from analysis.core.errors import EngineError
 from analysis.runs.store import to_frame
+from analysis.runs.tables import FAILURES
 from analysis.sanitizer.recorded import Control, controls_of
 from analysis.stats.exposure import Change
-from analysis.stats.rates import FAILURES
 from analysis.studies.causes import (
     Verdict,
     applicable,
     arms,
-    asked,
+    decide,
+    decide_all,
     first_failure,
-    judge,
-    judge_all,
+    measure,
     scenarios,
     whole_arm,
 )
@@ -111,11 +111,11 @@ def judged(
         sets = tables["trials"]["treatments"].map(tuple)
         controls = [control(names) for names in dict.fromkeys(sets)]
     frames = (tables[name] for name in ("requests", "trials", "findings"))
-    return judge(asked(*frames, hypotheses, failures, controls=controls))
+    return decide(measure(*frames, hypotheses, failures, controls=controls))
 
 
 def words(found: Sequence[Verdict]) -> dict[str, str]:
-    return {v.hypothesis.treatment: v.word for v in found}
+    return {v.hypothesis.treatment: v.status for v in found}
 
 
 def of(found: Sequence[Verdict], treatment: str) -> Verdict:
@@ -145,8 +145,8 @@ def test_a_true_cause_is_supported_and_what_is_none_refuted() -> None:
         "big-pool": "refuted",
     }
     [cause] = ranked(found)
-    assert cause.alone.failures == 0
-    assert cause.back is not None
+    assert cause.single.failures == 0
+    assert cause.ablation is not None
     assert cause.p_value == pytest.approx(2**-15)
     assert cause.p_adjusted == pytest.approx(4 * 2**-15)
     assert cause.share == pytest.approx(1.0, abs=0.3)
@@ -157,8 +157,8 @@ def test_causes_that_mask_each_other_show_when_each_is_put_back_alone() -> None:
     found, _ = tried(two_that_mask_each_other)
     for verdict in (of(found, "correct-seq-lens"), of(found, "copy-tokens")):
         assert abs(verdict.effect.net) < 0.3 * verdict.without.failures
-        assert verdict.back is not None
-        assert verdict.back.net > 0.7 * verdict.without.failures
+        assert verdict.ablation is not None
+        assert verdict.ablation.net > 0.7 * verdict.without.failures
         assert verdict.p_adjusted < 0.05
     assert words(found)["correct-seq-lens"] == words(found)["copy-tokens"] == "supported"
     assert words(found)["lock-cache"] == words(found)["big-pool"] == "refuted"
@@ -185,16 +185,16 @@ def test_too_little_is_undecided_and_says_what_would_do() -> None:
 def test_what_fails_with_all_fixes_is_credited_to_no_hypothesis() -> None:
     found, _ = tried(lambda names: 0.3)
     for verdict in found:
-        if verdict.back is not None:
+        if verdict.ablation is not None:
             assert abs(verdict.comes_back().value) < 0.35
-            assert verdict.all_but.failures > 0.2 * verdict.all_but.n
-        assert verdict.word in ("refuted", "undecided")
+            assert verdict.leave_one_out.failures > 0.2 * verdict.leave_one_out.n
+        assert verdict.status in ("refuted", "undecided")
 
 
 def test_hypotheses_of_other_scenarios_are_allowed_for() -> None:
     found, _ = tried(one_cause)
     alone = of(found, "correct-seq-lens")
-    together = judge([*found, *found, *found], others=2)
+    together = decide([*found, *found, *found], others=2)
     assert together[0].tests == 14
     assert together[0].p_adjusted > alone.p_adjusted
 
@@ -207,17 +207,17 @@ def test_a_treatment_that_takes_the_occasion_away_has_shown_nothing() -> None:
     found, _ = tried(one_cause)
     cause = of(found, "correct-seq-lens")
     fewer = change("batch_rows", 4.0, 1.0, -0.8, -0.7)
-    [verdict] = judge([dataclasses.replace(cause, exposures=(fewer,))])
-    assert verdict.word == "undecided"
+    [verdict] = decide([dataclasses.replace(cause, exposures=(fewer,))])
+    assert verdict.status == "undecided"
     assert "Undecided: exposure changed with it" in verdict_in_words(verdict)
     # More occasion to fail does not take a cause away, nor does what it acts through.
     more = change("batch_rows", 1.0, 4.0, 2.5, 3.5)
-    assert judge([dataclasses.replace(cause, exposures=(more,))])[0].word == "supported"
+    assert decide([dataclasses.replace(cause, exposures=(more,))])[0].status == "supported"
     acting = dataclasses.replace(cause.hypothesis, through=("batch_rows",))
     through = dataclasses.replace(cause, exposures=(fewer,), hypothesis=acting)
-    assert judge([through])[0].word == "supported"
+    assert decide([through])[0].status == "supported"
     lock = dataclasses.replace(of(found, "lock-cache"), exposures=(more,))
-    assert judge([lock])[0].word == "undecided"
+    assert decide([lock])[0].status == "undecided"
     assert "Exposure not recorded." in verdict_in_words(cause)
 
 
@@ -229,7 +229,7 @@ FOUND = control(("correct-seq-lens",))
 @pytest.mark.parametrize(
     ("controls", "because"),
     [
-        ([FOUND, SILENT], "a planted fault was not found in its arm (correct-seq-lens)"),
+        ([FOUND, SILENT], "a planted fault was not detected in its arm (correct-seq-lens)"),
         ([IDLE, IDLE], "no planted fault was injected in its arm (correct-seq-lens)"),
         ([], "no planted fault was injected in its arm (correct-seq-lens)"),
         ([IDLE, FOUND], ""),
@@ -248,9 +248,9 @@ def test_an_arm_in_which_no_planted_fault_was_found_has_no_verdict(
     hypotheses = [verdict.hypothesis for verdict in found]
     again = judged(tables, hypotheses, controls=[*elsewhere, *controls])
     cause = of(again, "correct-seq-lens")
-    assert cause.because == because
+    assert cause.objection == because
     assert because in verdict_in_words(cause)
-    assert cause.word == ("undecided" if because else "supported")
+    assert cause.status == ("undecided" if because else "supported")
     # The other hypotheses have other arms.
     assert {**words(again), "correct-seq-lens": "supported"} == words(found)
 
@@ -304,9 +304,11 @@ def test_a_fix_whose_absence_brings_nothing_back_is_no_headline() -> None:
     # Too much scatter for a bound: then it is said of none, though as little comes back.
     unsure = []
     for verdict in found:
-        if verdict.back is not None:
-            scattered = dataclasses.replace(verdict.back, firsts=(12, 0) * 8, seconds=(0, 8) * 8)
-            verdict = dataclasses.replace(verdict, back=scattered)
+        if verdict.ablation is not None:
+            scattered = dataclasses.replace(
+                verdict.ablation, firsts=(12, 0) * 8, seconds=(0, 8) * 8
+            )
+            verdict = dataclasses.replace(verdict, ablation=scattered)
         unsure.append(verdict)
     assert not any(verdict.returns or verdict.spared for verdict in ranked(unsure))
     assert "nor that the other fixes do as well." in causes_in_words("a scenario", unsure)
@@ -329,11 +331,11 @@ def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     assert "A lock around the cache is refuted as the main cause" in against
     assert "**Races in the cache**: no cause was shown here" in against
     assert answer_in_a_sentence(scenarios) == (
-        "Causes, by what mends them: a scenario: correct-seq-lens."
+        "Causes, by their fixes: a scenario: correct-seq-lens."
     )
-    assert "0 of 320" in whole_in_words(found[0].everything)
+    assert "0 of 320" in whole_in_words(found[0].all_fixes)
     assert "0 of 16 engines with a failure bounds such engines at 17%" in (
-        whole_in_words(found[0].everything)
+        whole_in_words(found[0].all_fixes)
     )
     table = verdict_table(found)
     assert list(table.frame["verdict"]) == ["supported", "refuted", "refuted", "refuted"]
@@ -367,7 +369,7 @@ def test_every_fix_is_somebodys_hypothesis() -> None:
 
 
 def test_an_unknown_hypothesis_is_refused() -> None:
-    with pytest.raises(EngineError, match="No hypothesis is tried with 'prayer'"):
+    with pytest.raises(EngineError, match="No hypothesis is tested by 'prayer'"):
         applicable(REPORTED, "none", ["prayer"])
 
 
@@ -400,9 +402,9 @@ def test_a_scenario_is_swept_and_judged_on_the_real_engine(tmp_path: Path) -> No
         known, page_count=24, rounds=6, among=("keep-decode-record",), request_timeout_s=3.0
     )
     run = small.try_all(tmp_path / "run", repeats=1)
-    [verdict] = judge_all([(small, run)])[small.name]
+    [verdict] = decide_all([(small, run)])[small.name]
     # One engine of each set decides nothing, however many of its requests failed.
-    assert verdict.word == "undecided"
+    assert verdict.status == "undecided"
     arms_ = {control.arm: control for control in controls_of(run.path)}
     assert set(arms_) == {
         (),
@@ -414,7 +416,7 @@ def test_a_scenario_is_swept_and_judged_on_the_real_engine(tmp_path: Path) -> No
     # Every answer that enters a new page leaks one: soon there are none left to answer with.
     assert verdict.without.failures > verdict.without.n / 3
     assert verdict.effect.pairs == verdict.without.n == 24
-    assert verdict.everything.failures < verdict.without.failures
+    assert verdict.all_fixes.failures < verdict.without.failures
     request, trial = first_failure(run) or ("", "")
     failed = run.requests[run.requests["trial_id"] == trial].set_index("request_id")
     assert failed.loc[request, "outcome"] not in ("ok", "rejected")

@@ -9,7 +9,7 @@ from support import REPORTED
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import RunWriter, new_manifest
-from analysis.stats.rates import least_rate
+from analysis.stats.bounds import least_rate
 from analysis.studies.validation.evidence import level_of, read_evidence
 from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import Level

@@ -25,8 +25,7 @@ from synthetic_validations import (
     validation,
 )
 
-from analysis.stats.exact import upper_bound
-from analysis.stats.rates import requests_to_see
+from analysis.stats.bounds import requests_to_see, upper_bound
 from analysis.studies.validation.plan import Settings, ValidationError
 from analysis.studies.validation.result import (
     FindingGroup,

@@ -1,4 +1,4 @@
-"""Intervals and adjustments that know of no engines: single counts, and several p values."""
+"""Intervals, sample sizes and adjustments for single counts and several p values."""
 
 from __future__ import annotations
 
@@ -25,16 +25,28 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
 def upper_bound(k: int, n: int, confidence: float) -> float:
     """Return the one-sided upper confidence bound of k of n, as a share of 1; 1 for n = 0.
 
-    Source: C. J. Clopper and E. S. Pearson (1934), Biometrika 26:404. For k = 0 it is
-    1 - (1 - confidence)^(1/n), so that `requests_to_see(rate)` requests bring it to `rate`.
+    For k = 0 it is 1 - (1 - confidence)^(1/n): `requests_to_see(rate)` requests bring it to `rate`.
+    Source: C. J. Clopper and E. S. Pearson (1934), Biometrika 26:404.
     """
     if not 0 <= k <= n:
         raise ValueError(f"k must lie between 0 and n, not {k} of {n}")
     return 1.0 if k == n else float(scipy_stats.beta.ppf(confidence, k + 1, n - k))
 
 
+def requests_to_see(rate: float, confidence: float = 0.95) -> int:
+    """Return how many requests show a fault of this rate at least once with this probability."""
+    if not 0 < rate < 1:
+        raise ValueError(f"the rate must lie between 0 and 1, not {rate}")
+    return math.ceil(math.log1p(-confidence) / math.log1p(-rate))
+
+
+def least_rate(requests: int, confidence: float = 0.95) -> float:
+    """Return the least failure rate that so many requests show with this probability."""
+    return -math.expm1(math.log1p(-confidence) / requests)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for being several, in their order (Holm 1979, step-down)."""
+    """Return p values adjusted for multiple tests, in their order (Holm 1979, step-down)."""
     values = np.array(p_values, dtype=float)
     order = np.argsort(values, kind="stable")
     steps = values[order] * np.arange(len(values), 0, -1)
