@@ -171,7 +171,7 @@ def _print_summary(run: Run) -> None:
 
 
 def _print_unchecked(run: Run) -> None:
-    """Say of which trials not everything was recorded or checked."""
+    """Print the trials of which not everything was recorded or checked."""
     lacking = run.trials[(run.trials["status"] == "ok") & run.trials["status_detail"].notna()]
-    for trial_id, said in zip(lacking["trial_id"], lacking["status_detail"], strict=True):
-        typer.echo(f"  not all of {trial_id} was checked: {said}")
+    for trial_id, detail in zip(lacking["trial_id"], lacking["status_detail"], strict=True):
+        typer.echo(f"  not all of {trial_id} was checked: {detail}")

@@ -162,7 +162,7 @@ def time_of(event: Mapping[Any, Any]) -> float:
 
 
 def wanted_of(event: Mapping[Any, Any]) -> str:
-    """Return how many pages an allocation that failed asked for, in words."""
+    """Return how many pages a failed allocation wanted, in words."""
     return value_of(event["detail"]) or "pages were wanted"
 
 
