@@ -175,7 +175,7 @@ class CacheHarness:
         if not _is_shortage(error):
             step = f"{driver.name}.{driver.operations[driver.position - 1]}"
             text = f"{step} raises {type(error).__name__}."
-            return (Violation("raises", text, driver.name),)
+            return (Violation("operation-raises", text, driver.name),)
         room = before.free_or_evictable(driver.name)
         if self._wanted > room:
             return ()
@@ -183,7 +183,7 @@ class CacheHarness:
             f"{driver.name} gets no pages: it wanted {self._wanted}, and {room} were free or cached"
             " and not in use."
         )
-        return (Violation("refused", text, driver.name),)
+        return (Violation("allocation-refused", text, driver.name),)
 
     def _check_at_end(self) -> tuple[Violation, ...]:
         """Evict all there is when every request has ended, and count what is free."""
@@ -194,7 +194,7 @@ class CacheHarness:
                 evict(self.page_count)
             except Exception as error:
                 text = f"Evicting all that is cached raises {type(error).__name__}."
-                return (Violation("at rest", text),)
+                return (Violation("not-quiescent", text),)
         free = {page.index for page in self.pool.available_pages}
         missing = set(range(self.page_count)).difference(free, self.view.withheld, self._reserved)
         if not missing:
@@ -203,7 +203,7 @@ class CacheHarness:
         text = (
             f"All have ended and all was evicted, and {numbered('page', pages)} did not get free."
         )
-        return (Violation("at rest", text, pages=pages),)
+        return (Violation("not-quiescent", text, pages=pages),)
 
     # -- looking ---------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ for name, scenario in SCENARIOS.items():
     steps = {n: [Step(n, s) for s in a.operations] for n, a in harnesses[name].drivers.items()}
     before = [step for r in scenario.before for step in steps[r.name]]
     for _ in range(2):
-        workers = [[s for r in w for s in steps[r.name]] for w in scenario.workers]
+        workers = [list(steps[w.name]) for w in scenario.workers]
         order = [w for w, left in enumerate(workers) for _ in left]
         rng.shuffle(order)
         mixed = [workers[w].pop(0) for w in order]

@@ -184,7 +184,8 @@ def test_without_them_it_is_found_and_shrunk_to_a_few_steps(release: str) -> Non
         pytest.raises(AssertionError) as caught,
     ):
         run_state_machine_as_test(
-            machine(child, _PAGES[release], {"padding page"}), settings=plan(100, 60, shrink=True)
+            machine(child, _PAGES[release], {"padding-page-allocated"}),
+            settings=plan(100, 60, shrink=True),
         )
     notes = "\n".join(getattr(caught.value, "__notes__", ()))
     # One or two requests suffice on each release; what they have left to do is done at the end.

@@ -51,7 +51,7 @@ def test_in_a_kernel_too_a_full_disk_is_no_failure(tmp_path, monkeypatch):
 _FREEZE = """
 import ctypes, threading, time
 def freeze():
-    while not any(f.stat().st_size for f in Path({out!r}).glob("work/*/requests.jsonl")):
+    while not any(f.stat().st_size for f in Path({out!r}).glob("work/*/answers.jsonl")):
         time.sleep(0.05)
     ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the GIL
 threading.Thread(target=freeze, daemon=True).start()

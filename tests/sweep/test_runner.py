@@ -95,8 +95,8 @@ def test_a_finished_sweep_is_not_run_again(swept):
     assert again.trials.equals(run.trials)
     assert sorted(path.name for path in out.iterdir()) == [
         ".sweep.lock",
-        "trials",
         "manifest.json",
+        "trials",
     ]
 
 

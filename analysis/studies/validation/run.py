@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.core import children
+from analysis.core import jobs as child_jobs
 from analysis.core.errors import CachelabError, check_writable
 from analysis.core.files import write_atomically
 from analysis.runs.store import differences, load_run
@@ -153,40 +152,32 @@ def _isolated(settings: Settings, out: Path, ends: float) -> Isolated:
         kept = json.loads(file.read_text())
         return Isolated(**{**kept, "failures": tuple(kept["failures"])})
     budget_s = min(settings.isolated_s, max(1.0, ends - time.monotonic()))
-    isolated = examine(settings, budget_s, out / "isolated.log")
+    isolated = examine(settings, budget_s)
     if isolated.verdict != "undecided":
         write_atomically(file, json.dumps(asdict(isolated), indent=2) + "\n")
     return isolated
 
 
-def examine(settings: Settings, budget_s: float, log: Path) -> Isolated:
+def examine(settings: Settings, budget_s: float) -> Isolated:
     """Examine the cache of a release alone, in a child process, for at most `budget_s` seconds.
 
-    The child's messages go to `log`; if it fails, the result says so. Raises ReleaseError if the
-    release has no environment.
+    If the child fails, the result says so. Raises ReleaseError if the release has no environment.
     """
-    command = [str(python_of(settings.release)), "-m", "analysis.interleavings", "--json"]
-    command += ["--prefix-sharing", settings.prefix_sharing, "--budget", f"{budget_s:g}"]
-    command += ["--treatments", ",".join(settings.treatments)] if settings.treatments else []
-    started = time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as errors:
-        process = children.start(command, stdout=subprocess.PIPE, stderr=errors)
-        try:
-            output, _ = process.communicate(timeout=budget_s + _GRACE_S)
-        except subprocess.TimeoutExpired:
-            problem = f"The examination was stopped after {budget_s + _GRACE_S:g} s."
-            return Isolated(None, problem=problem, seconds=time.monotonic() - started)
-        finally:
-            children.kill_group(process)
-    seconds = time.monotonic() - started
+    job = {
+        "prefix_sharing": settings.prefix_sharing,
+        "treatments": settings.treatments,
+        "budget_s": budget_s,
+    }
+    python, started = python_of(settings.release), time.monotonic()
+    answers = child_jobs.ask(
+        python, "analysis.interleavings.job", job, "The examination",
+        error=ValidationError, first_s=budget_s + _GRACE_S,
+    )  # fmt: skip
     try:
-        return isolated_of(json.loads(output), seconds)
-    except (ValueError, KeyError, TypeError):
-        last = children.tail(log, 4000).strip().splitlines()
-        why = last[-1].strip() if last else "no message"
-        problem = f"The examination ended with status {process.returncode}: {why}"
-        return Isolated(None, problem=problem, seconds=seconds)
+        (output,) = answers
+    except ValidationError as error:
+        return Isolated(None, problem=str(error), seconds=time.monotonic() - started)
+    return isolated_of(output, time.monotonic() - started)
 
 
 def _claim(out: Path, settings: Settings) -> None:

@@ -21,7 +21,7 @@ from analysis.shortfin.releases import installed_release
 from analysis.studies.validation.plan import LEVELS
 from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare
-from analysis.sweep.rows import judged
+from analysis.sweep.rows import checked_outcome
 
 COLUMNS = (
     "level", "iteration", "t_s", "seconds", "requests", "failed", "rejected", "retries",
@@ -183,7 +183,7 @@ def _row(
     answers = prepared.answers[trial.release]
     requests = {request.id: request for request in prepared.workload(trial).requests}
     counts = count_requests(
-        judged(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
+        checked_outcome(row, request, answers.get((request.prompt, request.max_new_tokens)))[0]
         for row in line["answers"]
         for request in [requests[row["request_id"]]]
     )

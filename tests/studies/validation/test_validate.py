@@ -224,10 +224,8 @@ def test_only_what_can_happen_on_the_threads_of_the_release_fails_the_lowest_lev
     assert isolated.failures == ("equal prompts: Page 4 is lost.",)
 
 
-def test_an_examination_that_fails_proves_nothing(tmp_path: Path) -> None:
-    isolated = examine(
-        Settings(release=REPORTED, treatments=("nonsense",)), 5, tmp_path / "log.txt"
-    )
+def test_an_examination_that_fails_proves_nothing() -> None:
+    isolated = examine(Settings(release=REPORTED, treatments=("nonsense",)), 5)
     assert isolated.verdict == "undecided"
     assert "There is no treatment 'nonsense'" in isolated.problem
 
