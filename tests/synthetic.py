@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ def trial_row(**changes: Any) -> dict[str, Any]:
         "workload": "mixed",
         "treatments": [],
         "options": "{}",
+        "page_tokens": 4,
         "seed": 0,
         "status": "ok",
         "duration_s": 3.5,
@@ -113,16 +113,6 @@ def make_run(
     )
 
 
-def make_old(path: Path) -> Path:
-    """Make a run what schema version 1 was: without any checksum."""
-    for file in path.rglob("checksums.json"):
-        file.unlink()
-    manifest = json.loads((path / "manifest.json").read_text())
-    kept = {name: manifest[name] for name in manifest if name not in ("checksum", "packed")}
-    (path / "manifest.json").write_text(json.dumps({**kept, "schema_version": 1}))
-    return path
-
-
 def reported_pattern() -> Run:
     """Return what was reported: right at 1 and 2, wrong from 4 on; 3.9.0 only rejects."""
     return make_run(
@@ -130,7 +120,7 @@ def reported_pattern() -> Run:
             ("3.1.0", "none", 1): {"ok": 24},
             ("3.1.0", "none", 2): {"ok": 24},
             ("3.1.0", "none", 4): {"ok": 36, "wrong": 12},
-            ("3.1.0", "none", 8): {"ok": 60, "wrong": 30, "lost": 4, "empty": 2},
+            ("3.1.0", "none", 8): {"ok": 60, "wrong": 30, "engine_died": 4, "empty": 2},
             ("3.1.0", "trie", 1): {"ok": 24},
             ("3.1.0", "trie", 2): {"ok": 12, "wrong": 12},
             ("3.1.0", "trie", 4): {"ok": 24, "wrong": 20, "timeout": 4},

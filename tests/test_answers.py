@@ -18,7 +18,7 @@ def test_failing_from_four_on() -> None:
             (*KEY, 1): {"ok": 24},
             (*KEY, 2): {"ok": 24},
             (*KEY, 4): {"ok": 36, "wrong": 12},
-            (*KEY, 8): {"ok": 60, "wrong": 30, "lost": 6},
+            (*KEY, 8): {"ok": 60, "wrong": 30, "engine_died": 6},
         }
     )
     words = answer_in_words(run)
@@ -140,7 +140,7 @@ def test_requests_that_were_sent_again_did_not_run_at_once_either() -> None:
     run = make_run({(*KEY, 8): {"ok": 32}})
     late = run.requests.groupby("trial_id").cumcount() >= 4
     submitted = run.requests["submitted_s"].where(~late, 1000.0)
-    again = replace(run, requests=run.requests.assign(submitted_s=submitted, refusals=1 * late))
+    again = replace(run, requests=run.requests.assign(submitted_s=submitted, retries=1 * late))
     assert "at 4 concurrent requests (offered 8: ran 4; 0 of 32)" in answer_in_a_sentence(again)
 
 
@@ -153,7 +153,7 @@ def test_exposures_through_which_a_setting_acts_are_reported() -> None:
                         "batch_size": 4, "request_ids": ["r0"], "seq": 1, "end_seq": 2,
                         "t_s": 0.0, "duration_s": 0.01})  # fmt: skip
         events.append(
-            {"seq": 0, "trial_id": trial, "t_ns": 0, "kind": "acquire", "free_pages": free}
+            {"seq": 0, "trial_id": trial, "t_s": 0.0, "kind": "acquire", "free_pages": free}
         )
     recorded = replace(
         run, invocations=to_frame("invocations", invocations), events=to_frame("events", events)

@@ -14,8 +14,9 @@ from synthetic import make_run
 
 from analysis.cli import main
 from analysis.plots import failure_rate
+from analysis.runs.schema import FAILURES, OUTCOMES, TABLES
 from analysis.runs.store import Run, RunWriter, load_run
-from analysis.runs.tables import FAILURES, OUTCOMES, TABLES, count_requests
+from analysis.runs.tables import count_requests
 from analysis.sanitizer.recorded import Checked
 from analysis.stats.rates import failure_rates
 from analysis.studies.causes import scenarios

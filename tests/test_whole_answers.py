@@ -97,7 +97,7 @@ def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> No
 
 
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
-    events = [{"seq": n, "trial_id": "c", "t_ns": n, "kind": "done", "detail": how}
+    events = [{"seq": n, "trial_id": "c", "t_s": n / 1e9, "kind": "done", "outcome": how}
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
     text = duplicates_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.core.errors import CachelabError
-from analysis.snapshots.snapshot import STATES, Node, Snapshot
+from analysis.snapshots.snapshot import STATES, Conflict, Node, Snapshot
 
 _MOST_PARTS = 8
 _NAME_LENGTH = 14
@@ -52,7 +52,7 @@ class Change:
     duplicates_lost: tuple[int, ...] = ()
     rewritten: tuple[int, ...] = ()
     """Pages with other contents, among those whose contents both snapshots have."""
-    conflicts: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
     """Conflicts that are new."""
 
     @property
@@ -155,7 +155,7 @@ def change_between(before: Snapshot, after: Snapshot) -> Change:
             for page, content in after.contents.items()
             if page in before.contents and before.contents[page].digest != content.digest
         ),
-        conflicts=tuple(sentence for sentence in after.conflicts if sentence not in known),
+        conflicts=tuple(conflict for conflict in after.conflicts if conflict not in known),
     )
 
 
@@ -184,7 +184,7 @@ def describe_snapshot(snapshot: Snapshot) -> str:
     if not snapshot.consistent:
         text += " It was taken during an operation of the cache, so it may contradict itself."
     if snapshot.conflicts:
-        named = " ".join(snapshot.conflicts[:2])
+        named = " ".join(map(str, snapshot.conflicts[:2]))
         more = len(snapshot.conflicts) - 2
         text += f" In conflict: {named}" + (f" And {more} more." if more > 0 else "")
     return text
@@ -386,7 +386,7 @@ class _Telling:
         found = []
         if conflicts := self.change.conflicts:
             more = len(conflicts) - _MOST_PARTS
-            found += [f"Conflict: {sentence}" for sentence in conflicts[:_MOST_PARTS]]
+            found += [f"Conflict: {conflict}" for conflict in conflicts[:_MOST_PARTS]]
             found += [f"And {more} more conflicts."] if more > 0 else []
         if not (self.before.consistent and self.after.consistent):
             which = [

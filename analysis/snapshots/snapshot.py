@@ -6,13 +6,11 @@ at the right moments, and `analysis.plots` draws it.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 STATES = ("free", "live", "cached", "leaked")
 """In this order: a page that could be in two states counts as the first of them."""
 FREE, LIVE, CACHED, LEAKED = range(4)
-_PAGE = re.compile(r"[Pp]age (\d+)")
 _LETTERS = np.frombuffer(b"flcx", dtype=np.uint8)
 
 
@@ -42,6 +39,34 @@ class Node:
     ref_count: int
     leaf: bool
     """Whether the engine has it in its set of leaves, rightly or not."""
+
+
+class Conflict(NamedTuple):
+    """A page that is in two places at once, or where it cannot be."""
+
+    code: str
+    """A key of `CONFLICTS`."""
+    page: int
+    node: int | None = None
+    times: int | None = None
+    request_ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        who = " and ".join(self.request_ids)
+        return CONFLICTS[self.code].format(
+            page=self.page, node=self.node, times=self.times, who=who
+        )
+
+
+CONFLICTS = {
+    "free-twice": "Page {page} is {times} times in the free list.",
+    "free-and-held": "Page {page} is free and held by {who}.",
+    "free-and-cached": "Page {page} is free and in node {node}.",
+    "in-several-nodes": "Page {page} is in {times} nodes of the trie.",
+    "no-such-page": "Page {page} does not exist.",
+    "wrong-key": "Node {node} (page {page}) is filed under another key.",
+}
+"""Codes of conflicts with their sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +121,8 @@ class Snapshot:
     consistent: bool = True
     """Whether it was taken while no operation of the cache was under way."""
     contents: Mapping[int, PageContent] = field(default_factory=dict)
-    kept_conflicts: tuple[str, ...] = ()
-    """Conflicts as a row of the table tells them, which has not all that they come from."""
+    recorded_conflicts: tuple[Conflict, ...] = ()
+    """Conflicts of a row of the table, which lacks some of the data that they were found in."""
 
     @cached_property
     def states(self) -> npt.NDArray[np.uint8]:
@@ -143,22 +168,15 @@ class Snapshot:
         return {n.page: n.node for n in self.state.nodes if n.page is not None}
 
     @property
-    def conflicts(self) -> tuple[str, ...]:
-        """Pages that are in two places at once, each in a sentence; none in a healthy engine."""
-        return tuple(sentence for _, sentence in self._conflicts)
-
-    @property
     def conflict_pages(self) -> tuple[int, ...]:
-        """Pages that `conflicts` speaks of, also such as do not exist; in ascending order."""
-        return tuple(sorted({page for page, _ in self._conflicts}))
+        """Pages of `conflicts`, also such as do not exist; in ascending order."""
+        return tuple(sorted({conflict.page for conflict in self.conflicts}))
 
     @cached_property
-    def _conflicts(self) -> list[tuple[int, str]]:
-        if self.kept_conflicts:
-            return [
-                (int(match[1]) if (match := _PAGE.search(sentence)) else -1, sentence)
-                for sentence in self.kept_conflicts
-            ]
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Pages that are in two places at once; none in a healthy engine."""
+        if self.recorded_conflicts:
+            return self.recorded_conflicts
         found = []
         free = np.fromiter(self.state.free, dtype=np.int64)
         exist = (free >= 0) & (free < self.page_count)
@@ -172,23 +190,21 @@ class Snapshot:
         in_trie = Counter(n.page for n in self.state.nodes if n.page is not None)
         for page in sorted(several | both):
             if times[page] > 1:
-                found.append((page, f"Page {page} is {times[page]} times in the free list."))
+                found.append(Conflict("free-twice", page, times=int(times[page])))
             if page in self.holders:
-                who = " and ".join(self.holders[page])
-                found.append((page, f"Page {page} is free and held by {who}."))
+                found.append(Conflict("free-and-held", page, request_ids=self.holders[page]))
             if page in in_trie:
-                node = self.node_of_page[page]
-                found.append((page, f"Page {page} is free and in node {node}."))
+                found.append(Conflict("free-and-cached", page, self.node_of_page[page]))
         for page, number in in_trie.items():
             if number > 1:
-                found.append((page, f"Page {page} is in {number} nodes of the trie."))
+                found.append(Conflict("in-several-nodes", page, times=number))
         for page in sorted(strange | set(free[~exist].tolist())):
-            found.append((page, f"Page {page} does not exist."))
+            found.append(Conflict("no-such-page", page))
         pages_of = {n.node: n.page for n in self.state.nodes}
         for node in self.state.misfiled:
             if (place := pages_of.get(node)) is not None:
-                found.append((place, f"Node {node} (page {place}) is filed under another key."))
-        return found
+                found.append(Conflict("wrong-key", place, node))
+        return tuple(found)
 
     def pages(self, state: str) -> list[int]:
         """Return the pages that are in a state, in ascending order."""
@@ -216,7 +232,6 @@ class Snapshot:
     def to_row(self, trial_id: str = "") -> dict[str, Any]:
         """Return its row of the table `snapshots`; contents of pages are not kept there."""
         leaves = sum(n.leaf for n in self.nodes)
-        trie = [[n.node, n.parent, n.page, list(n.tokens), n.ref_count, n.leaf] for n in self.nodes]
         return {
             "request_id": self.request_id,
             "trial_id": trial_id,
@@ -229,12 +244,12 @@ class Snapshot:
             "leaves": leaves,
             "consistent": self.consistent,
             "states": _LETTERS[self.states].tobytes().decode(),
-            "holders": json.dumps({k: list(v) for k, v in self.state.holdings.items()}),
-            "trie": json.dumps(trie),
+            "holders": [{"request_id": k, "pages": v} for k, v in self.state.holdings.items()],
+            "trie": [(n.node, n.parent, n.page, n.tokens, n.ref_count, n.leaf) for n in self.nodes],
             "duplicates": list(self.state.duplicates),
             "misplaced": [list(each) for each in self.state.misplaced],
             "allocated": None if self.state.allocated is None else list(self.state.allocated),
-            "conflicts": list(self.conflicts),
+            "conflicts": [conflict._asdict() for conflict in self.conflicts],
         }
 
     @classmethod
@@ -256,14 +271,15 @@ class Snapshot:
         import pandas as pd  # slow to import, and trials of a sweep do without
 
         states = np.frombuffer(row["states"].encode(), dtype=np.uint8)
-        nodes = tuple(
-            Node(node, parent, page, tuple(tokens), ref_count, leaf)
-            for node, parent, page, tokens, ref_count, leaf in json.loads(row["trie"])
+        nodes = tuple(Node(**{**node, "tokens": tuple(node["tokens"])}) for node in row["trie"])
+        conflicts = tuple(
+            Conflict(**{**found, "request_ids": tuple(found["request_ids"] or ())})
+            for found in row["conflicts"] or ()
         )
         state = CacheState(
             page_count=len(states),
             free=[int(page) for page in np.flatnonzero(states == _LETTERS[FREE])],
-            holdings={who: list(held) for who, held in json.loads(row["holders"]).items()},
+            holdings={holder["request_id"]: list(holder["pages"]) for holder in row["holders"]},
             nodes=nodes,
             duplicates=tuple(row["duplicates"] or ()),
             misplaced=tuple(tuple(each) for each in row.get("misplaced") or ()),
@@ -276,7 +292,7 @@ class Snapshot:
             seq=None if pd.isna(row["seq"]) else int(row["seq"]),
             t_s=None if pd.isna(row["t_s"]) else float(row["t_s"]),
             consistent=bool(row["consistent"]),
-            kept_conflicts=tuple(row["conflicts"] if row["conflicts"] is not None else ()),
+            recorded_conflicts=conflicts,
         )
 
 

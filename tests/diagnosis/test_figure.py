@@ -6,7 +6,7 @@ import io
 from dataclasses import replace
 
 import pytest
-from told import short_pool, wrong_page
+from traces import short_pool, wrong_page
 
 from analysis import explain
 from analysis.diagnosis.figure import explanation_figure
@@ -53,7 +53,7 @@ def test_the_heading_of_a_trial_with_many_treatments_is_not_cut_off():
 
 
 def test_without_a_wrong_token_the_pool_is_drawn():
-    figure = explanation_figure(explain(short_pool("lost"), "c", reference=False))
+    figure = explanation_figure(explain(short_pool("engine_died"), "c", reference=False))
     words = words_of(figure)
     assert "worker died" in words
     assert "too few pages for it" in words

@@ -15,7 +15,7 @@ from support import NEWEST, REPORTED, ROOT, wait_for
 from sweep_help import endless_workload, has_answered, sweep_and_signal
 
 from analysis.core.errors import EngineError, MachineError, RunError
-from analysis.recording.spill import read_spilled
+from analysis.recording.stream import read_stream
 from analysis.runs.store import OUTCOMES, load_run
 from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.recorded import controls_of
@@ -172,7 +172,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
             pass
 
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
-    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {"3.1.0": {}}, 0)
+    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Told)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     plan = Plan(releases=(REPORTED,), concurrency=(1,), repeats=2, sanitize=True,
@@ -247,7 +247,7 @@ class Short:
 @pytest.mark.parametrize(("runs", "tries"), [("r1", 9), ("none", 6)])
 def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
-    prepared = Prepared({(1, r): asked for r in range(5)}, {"3.1.0": {}}, 0)
+    prepared = Prepared({(1, r): asked for r in range(5)}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)
@@ -296,7 +296,7 @@ def test_a_trial_past_its_deadline_is_hung_and_keeps_what_it_finished_and_record
 
     def late_once_recorded(trial):
         """Add an hour as soon as the first answer is recorded, however long that takes."""
-        spilled = read_spilled(trial.directory)
+        spilled = read_stream(trial.directory)
         recorded = "invocations" in spilled and "done" in spilled["events"]["kind"].to_pylist()
         return elapsed_s(trial) + 3600 * (recorded and has_answered(tmp_path / "run"))
 
@@ -368,7 +368,7 @@ def test_a_trial_whose_process_crashes_keeps_what_it_finished(tmp_path):
     assert (trial.status, trial.exit_signal) == ("crashed", number)
     assert number.name in trial.status_detail
     assert trial.peak_rss_bytes > 10_000_000
-    assert list(run.requests["outcome"]) == ["ok", "lost"]
+    assert list(run.requests["outcome"]) == ["ok", "engine_died"]
     assert run.requests["text"][0] == "6 7 8"
 
 

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
 from analysis.runs.derive import max_at_once
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import read_manifest, trial_tables
-from analysis.runs.tables import FAILURES, is_control
+from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
 from analysis.studies.validation.plan import Settings, Tolerated
@@ -85,7 +86,7 @@ def read_evidence(
 def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
     [trial] = tables["trials"].to_pylist()
     times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
-    requests = tables["requests"].select(["request_id", "outcome", "refusals", "submitted_s"])
+    requests = tables["requests"].select(["request_id", "outcome", "retries", "submitted_s"])
     requests = requests.to_pylist()
     findings = tables["findings"].to_pylist() if "findings" in tables else []
     badly = trial["status"] != "ok"
@@ -102,7 +103,7 @@ def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
         workload=trial["workload"],
         control=Control.of(trial, findings) if is_control(trial["treatments"] or ()) else None,
         outcomes=Counter(row["outcome"] for row in requests),
-        retries=sum(row["refusals"] or 0 for row in requests),
+        retries=sum(row["retries"] or 0 for row in requests),
         ending=(trial["status_detail"] or trial["status"]) if badly else None,
         unchecked=unchecked,
         findings=tuple(split[False]),

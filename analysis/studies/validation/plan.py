@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.core.errors import CachelabError, shown
 from analysis.core.paths import place_of
-from analysis.runs.tables import FAULT
+from analysis.runs.schema import FAULT
 from analysis.sanitizer.rules import RULES
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.releases import row_of

@@ -196,7 +196,7 @@ def _row(
         "requests": counts.asked,
         "failed": counts.failed,
         "rejected": counts.rejected,
-        "retries": sum(row["refusals"] or 0 for row in line["answers"]),
+        "retries": sum(row["retries"] or 0 for row in line["answers"]),
         "latency_p50": float(np.median(times)) if times else math.nan,
         "latency_max": max(times, default=math.nan),
         "rss_bytes": line["rss_bytes"],

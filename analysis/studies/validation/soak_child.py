@@ -13,7 +13,7 @@ from analysis.workloads.workload import Request, Workload
 
 _QUIESCENCE_S = 1.0
 """Time that pages may need to come back after the last answer."""
-_KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "refusals")
+_KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "retries")
 
 
 def run(job: dict[str, Any], say: Say) -> None:

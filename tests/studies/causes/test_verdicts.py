@@ -14,8 +14,8 @@ from support import NEWEST, REPORTED
 from synthetic import request_row, trial_row
 
 from analysis.core.errors import EngineError
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import to_frame
-from analysis.runs.tables import FAILURES
 from analysis.sanitizer.recorded import Control, controls_of
 from analysis.stats.exposure import Change
 from analysis.studies.causes import (

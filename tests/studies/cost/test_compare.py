@@ -70,7 +70,7 @@ def test_too_few_trials_are_called_so(repeats: int, known: bool) -> None:
 
 
 def test_pairs_with_a_request_lost_on_either_side_are_left_out() -> None:
-    lost = ("ok", "lost")
+    lost = ("ok", "engine_died")
     outcomes = {("untreated", 0): lost, (LOCK, 1): lost, (ALL, 0): ("wrong",)}
     found = compared({LOCK: 1.0, ALL: 1.0}, outcomes=outcomes)
     assert (row(found, LOCK)["pairs"], row(found, LOCK)["left_out"]) == (8, 4)
@@ -78,7 +78,7 @@ def test_pairs_with_a_request_lost_on_either_side_are_left_out() -> None:
 
 
 def test_an_arm_that_never_answers_has_no_cost() -> None:
-    found = compared({LOCK: 1.0}, outcomes={(LOCK, n): ("lost",) for n in range(6)})
+    found = compared({LOCK: 1.0}, outcomes={(LOCK, n): ("engine_died",) for n in range(6)})
     one = row(found, LOCK)
     assert (one["pairs"], one["left_out"]) == (0, 12)
     assert math.isnan(one["estimate"])

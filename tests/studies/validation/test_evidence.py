@@ -43,16 +43,16 @@ class Story:
         outcomes: tuple[str, ...] = ("ok",) * 8,
         findings: tuple[dict, ...] = (),
         last: dict | None = None,
-        refusals: int = 0,
+        retries: int = 0,
         **columns: Any,
     ) -> None:
         requests = [
-            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, refusals=refusals,
+            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, retries=retries,
                         submitted_s=float(i))
             for i, outcome in enumerate(outcomes)
         ]  # fmt: skip
         snapshots = [snapshot(9, **(last or {"free": 256})), snapshot(0, free=256)]
-        events = [{"seq": i, "t_ns": i, "kind": "acquire", "free_pages": free, "pages": [1]}
+        events = [{"seq": i, "t_s": i / 1e9, "kind": "acquire", "free_pages": free, "pages": [1]}
                   for i, free in enumerate((250, 200, 230))]  # fmt: skip
         tables = {"snapshots": snapshots, "events": events, "findings": findings}
         self.writer.write_trial(
@@ -76,7 +76,7 @@ def control(story: Story, alarmed: bool = True) -> None:
 def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
+    story.trial("a", retries=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     level = story.level(needed=10)
     assert level.verdict == "clean"
@@ -160,7 +160,7 @@ def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: 
     story.trial("a", status_detail="The recording was full.")
     level = story.level()
     assert (level.verdict, level.unchecked) == ("undecided", ("The recording was full.",))
-    story.trial("b", ("ok", "lost"), status="crashed", status_detail="Ended by SIGSEGV.")
+    story.trial("b", ("ok", "engine_died"), status="crashed", status_detail="Ended by SIGSEGV.")
     level = story.level()
     assert (level.verdict, level.endings) == ("failed", ("Ended by SIGSEGV.",))
 

@@ -67,7 +67,7 @@ def test_a_validation_is_validated_only_if_every_level_was_run() -> None:
     "change",
     [
         {"failures": {"wrong": 1}},
-        {"failures": {"lost": 1}},
+        {"failures": {"engine_died": 1}},
         {"findings": (BEYOND,)},
         {"leaked": 1},
         {"endings": ("The engine died.",)},
