@@ -113,9 +113,8 @@ def soak_figure(frame: pd.DataFrame, title: str | None = None) -> Figure:
     latency, memory, leaked = figure.subplots(3, 1, sharex=True)
     longest = frame["latency_max"].max() if frame["latency_max"].notna().any() else 1.0
     for number, (level, own) in enumerate(frame.sort_values("iteration").groupby("level")):
-        colour = style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)]
-        marker = style.SERIES_MARKERS[number % len(style.SERIES_MARKERS)]
-        look = {"color": colour, "linewidth": 1.2, "marker": marker, "markersize": 4}
+        colour = style.colour(number)
+        look = {"color": colour, "linewidth": 1.2, "marker": style.marker(number), "markersize": 4}
         times = own["t_s"]
         latency.plot(times, own["latency_p50"], label=f"{level} at once", **look)
         latency.vlines(times, own["latency_p50"], own["latency_max"], color=colour, linewidth=0.7)
