@@ -1,4 +1,4 @@
-"""Hooks on live objects: attached, called around the engine's own code, and taken off again."""
+"""Hooks on live objects: called around the engine's own code, and removed on exit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NOTHING = object()
 
 
 Wrap = Callable[[Any], Any]
-"""Makes what stands in an attribute's place of what stood there."""
+"""Makes the replacement of an attribute from its value."""
 
 
 class _Wrapped:
-    """An attribute under wrappers that may be taken off in any order: engines share classes."""
+    """An attribute under wrappers that are removed in any order: engines share classes."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
@@ -31,11 +31,11 @@ class _Wrapped:
         self.top: Any = None
 
     def is_on_top(self) -> bool:
-        """Tell whether nobody else replaced the attribute since."""
+        """Return whether the attribute still has the value that was set here."""
         return vars(self.owner).get(self.name, _NOTHING) is self.top
 
     def renew(self) -> None:
-        """Build the wrappers anew over what was there first."""
+        """Build the wrappers again over the first value."""
         if not self.wraps:
             _put_back(self.owner, self.name, self.before)
             return
@@ -47,7 +47,7 @@ class _Wrapped:
 
 _wrapping = threading.Lock()
 _wrapped: dict[tuple[int, str], list[_Wrapped]] = {}
-"""By an owner's id and an attribute's name; one over another where somebody else came between."""
+"""By an owner's id and an attribute's name; several where other code replaced it in between."""
 
 
 def _put_back(owner: Any, name: str, value: Any) -> None:
@@ -58,7 +58,7 @@ def _put_back(owner: Any, name: str, value: Any) -> None:
 
 
 def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
-    """Put `wrap(what is there)` in an attribute's place; return what takes it off again."""
+    """Replace an attribute by `wrap(attribute)`; return what removes the wrapper."""
     key = id(owner), name
     with _wrapping:
         there = _wrapped.setdefault(key, [])
@@ -78,7 +78,7 @@ def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
 
 
 def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
-    """Set an attribute of an object or a class; return what puts it back as it was found."""
+    """Set an attribute of an object or a class; return what restores it."""
     before = vars(owner).get(name, _NOTHING)
     setattr(owner, name, value)
 
@@ -91,7 +91,7 @@ def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
 
 
 def _tidy(key: tuple[int, str]) -> None:
-    """Take off what is wanted no more, if nothing else lies over it."""
+    """Remove wrappers that are not wanted any more, if they are on top."""
     there = _wrapped.get(key, [])
     while there and there[-1].is_on_top():
         there[-1].renew()
@@ -110,26 +110,26 @@ class Hooks:
         self._undo: list[Undo] = []
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of an object or a class, to be put back as it was found."""
+        """Set an attribute of an object or a class until `restore`."""
         self._undo.append(replace_attribute(owner, name, value))
 
     def wrap(self, owner: Any, name: str, wrap: Wrap) -> None:
-        """Put `wrap(what is there)` in an attribute's place, to be taken off in any order."""
+        """Replace an attribute by `wrap(attribute)` until `restore`."""
         self._undo.append(wrap_attribute(owner, name, wrap))
 
     def item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
-        """Set an item of a mapping, to be put back as it was found."""
+        """Set an item of a mapping until `restore`."""
         before = mapping[key]
         mapping[key] = value
         self._undo.append(lambda: mapping.__setitem__(key, before))
 
     def also(self, undo: Undo) -> None:
-        """Have this done when the hooks are taken off."""
+        """Call `undo` at `restore`."""
         self._undo.append(undo)
 
     @contextlib.contextmanager
     def grouped(self, request: str | None) -> Iterator[None]:
-        """Have what is told in a block, on this thread, belong together."""
+        """Group the events of a block on this thread."""
         self.observer.begin(None, request)
         try:
             yield
@@ -147,17 +147,17 @@ class Hooks:
         before: Callable[..., Any] | None = None,
         after: Callable[..., None] | None = None,
     ) -> None:
-        """Watch a method; it is part of one operation of the cache, named or not.
+        """Observe a method as one operation of the cache, named or not.
 
-        `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
-        request it is done, `before(*args)` may return what `after(state, result, error, *args)`
-        gets. None of them can disturb the call: their errors end in the observer. A call of which
-        `mine` cannot tell whose it is counts as another engine's.
+        `applies(*args)` returns whether the call is one of this engine, `request_of(*args)`
+        the request that it is done for, `before(*args)` what `after(state, result, error, *args)`
+        gets as its state. Their errors go to the observer and not into the call. A call counts as
+        another engine's if `applies` raises.
         """
         observer = self.observer
         begin, end, fault = observer.begin, observer.end, observer.fault
 
-        def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
+        def finish(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
             if after is not None:
                 try:
                     after(state, result, error, *args, **kwargs)
@@ -168,7 +168,7 @@ class Hooks:
             except Exception as mistake:
                 fault(mistake)
 
-        # Many thousand times a second: nothing is called here that is not needed.
+        # Hot path.
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
             def watched(*args: Any, **kwargs: Any) -> Any:
@@ -195,9 +195,9 @@ class Hooks:
                 try:
                     result = original(*args, **kwargs)
                 except BaseException as error:
-                    landed(state, None, error, args, kwargs)
+                    finish(state, None, error, args, kwargs)
                     raise
-                landed(state, result, None, args, kwargs)
+                finish(state, result, None, args, kwargs)
                 return result
 
             return watched
@@ -212,7 +212,7 @@ class Hooks:
         before: Callable[..., Any],
         after: Callable[..., None] | None = None,
     ) -> None:
-        """Watch a coroutine method of a class: `before(self)` when it starts, `after` at its end.
+        """Observe a coroutine method of a class: `before(self)` when it starts, `after` at its end.
 
         `before` runs in the task's own context, so that a context variable that it sets is seen by
         all that the task does. `after(state, self)` also runs when the task fails.
@@ -241,7 +241,7 @@ class Hooks:
         self.wrap(owner, name, wrap)
 
     def restore(self) -> None:
-        """Put everything back; what cannot be put back does not keep the rest from it."""
+        """Put everything back; an error with one does not prevent the rest."""
         while self._undo:
             try:
                 self._undo.pop()()

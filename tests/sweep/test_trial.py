@@ -14,8 +14,8 @@ from made_engine import MadeEngine, decode
 
 import analysis.engine
 import analysis.sanitizer
+from analysis.engine.completion import Completion
 from analysis.recording.spill import read_spilled
-from analysis.shortfin.config import Completion
 from analysis.sweep import trial
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.workloads.workload import Request, Workload
