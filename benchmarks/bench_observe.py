@@ -55,7 +55,7 @@ def event_cost(engine: Engine, count: int = 100_000) -> str:
         pages = [[number % 512, 3, 5] for number in range(count)]
         before, started = psutil.Process().memory_info().rss, time.perf_counter()
         for held in pages:
-            recorder.event("hold", request_id="r", pages=held)
+            recorder.event("pages_held", request_id="r", pages=held)
         seconds = time.perf_counter() - started
         grown = psutil.Process().memory_info().rss - before
     return f"an event takes {1e6 * seconds / count:.1f} us and {grown / count:.0f} bytes"

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from analysis.runs.schema import TABLES
 from analysis.runs.store import RunWriter, load_run
-from analysis.runs.tables import TABLES, to_frame
+from analysis.runs.tables import to_frame
 
 ROWS, REPEATS = 1_000_000, 3
 KINDS = {
-    "token": 0.3, "hold": 0.12, "acquire": 0.12, "free": 0.1, "drop": 0.1, "operation": 0.1,
-    "reference": 0.08, "match": 0.04, "create": 0.03, "evict": 0.01,
+    "token": 0.3, "pages_held": 0.12, "acquire": 0.12, "free": 0.1, "pages_dropped": 0.1,
+    "operation": 0.1, "reference": 0.08, "match": 0.04, "create": 0.03, "evict": 0.01,
 }  # fmt: skip
 TRIAL = {
     "run_id": "bench", "trial_id": "c", "release": "3.1.0", "device": "local-task",
@@ -46,13 +47,13 @@ def events(rows: int, seed: int = 0) -> pa.Table:
     columns = {
         "seq": pa.array(np.arange(rows)),
         "trial_id": pa.repeat("c", rows),
-        "t_ns": pa.array(np.cumsum(rng.integers(1_000, 50_000, rows))),
+        "t_s": pa.array(np.cumsum(rng.integers(1_000, 50_000, rows)) / 1e9),
         "thread": pa.array(texts([f"worker-{n}" for n in range(4)])),
         "request_id": some(texts([f"r{n:05d}" for n in range(2_000)]), 0.95),
         "operation": some(texts(["acquire", "extend", "publish", "release"]), 0.6),
         "kind": pa.array(rng.choice(np.array(list(KINDS), dtype=object), rows, p=shares)),
         "pages": pages(),
-        "detail": some(texts([f"{n} tokens" for n in range(500)]), 0.2),
+        "message": some(texts([f"{n} tokens" for n in range(500)]), 0.2),
     }
     for name, share in (("free_pages", 0.5), ("node", 0.15), ("parent", 0.05), ("ref_before", 0.1),
                         ("ref_count", 0.1), ("tokens_hit", 0.05), ("tokens_missed", 0.05),

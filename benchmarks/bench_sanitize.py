@@ -62,11 +62,10 @@ def invocation_cost(page_count: int, length: int, invocations: int = 300) -> flo
     tables = np.array([[1 + row * blocks + i for i in range(blocks)] for row in range(ROWS)])
     seq = 1
 
-    def event(kind: str, request: str, pages: tuple[int, ...] = (), detail: str = "") -> None:
+    def event(kind: str, request: str, pages: tuple[int, ...] = (), **extras: object) -> None:
         nonlocal seq
-        rest = (None,) * (len(Event._fields) - 7)
-        row = Event(seq, 0, "t", request, None, kind, pages, *rest)
-        checker.put(seq, row._replace(detail=detail))
+        rest = (None,) * (len(Event._fields) - 8)
+        checker.put(seq, Event(seq, 0.0, "t", request, None, kind, pages, *rest, extras))
         seq += 1
 
     def invocation(phase: str, tokens: np.ndarray, lengths: int, starts: np.ndarray | None) -> None:
@@ -80,9 +79,9 @@ def invocation_cost(page_count: int, length: int, invocations: int = 300) -> flo
         seq += 2
 
     for row, name in enumerate(ids):
-        event("submitted", name, detail=" ".join(["7"] * length))
+        event("submitted", name, tokens=(7,) * length)
         event("acquire", name, tuple(tables[row].tolist()))
-        event("hold", name, tuple(tables[row].tolist()))
+        event("pages_held", name, tuple(tables[row].tolist()))
     prompt = np.zeros((ROWS, blocks * STRIDE), dtype=np.int64)
     prompt[:, :length] = 7
     invocation("prefill", prompt, length, None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from support import NEWEST, REPORTED
 from synthetic import make_run, reported_pattern
 
 from analysis.runs.store import to_frame
 from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
 
-KEY = ("3.1.0", "none")
+KEY = (REPORTED, "none")
 
 
 def test_failing_from_four_on() -> None:
@@ -18,11 +19,11 @@ def test_failing_from_four_on() -> None:
             (*KEY, 1): {"ok": 24},
             (*KEY, 2): {"ok": 24},
             (*KEY, 4): {"ok": 36, "wrong": 12},
-            (*KEY, 8): {"ok": 60, "wrong": 30, "lost": 6},
+            (*KEY, 8): {"ok": 60, "wrong": 30, "engine_died": 6},
         }
     )
     words = answer_in_words(run)
-    assert words.startswith("**shortfin 3.1.0, prefix sharing none.**")
+    assert words.startswith(f"**shortfin {REPORTED}, prefix sharing none.**")
     assert "No request failed at 1 and 2 concurrent requests (0 of 48; 95% interval up to" in words
     assert "The first failures are at 4: 25% at 4 (12 of 48, 15% to 39%), 38% at 8 (36 of" in words
     assert "by request only and too narrow, for there are fewer than five engines" in words
@@ -140,12 +141,12 @@ def test_requests_that_were_sent_again_did_not_run_at_once_either() -> None:
     run = make_run({(*KEY, 8): {"ok": 32}})
     late = run.requests.groupby("trial_id").cumcount() >= 4
     submitted = run.requests["submitted_s"].where(~late, 1000.0)
-    again = replace(run, requests=run.requests.assign(submitted_s=submitted, refusals=1 * late))
+    again = replace(run, requests=run.requests.assign(submitted_s=submitted, retries=1 * late))
     assert "at 4 concurrent requests (offered 8: ran 4; 0 of 32)" in answer_in_a_sentence(again)
 
 
 def test_exposures_through_which_a_setting_acts_are_reported() -> None:
-    run = make_run({(*KEY, 4): {"ok": 24}, ("3.1.0", "trie", 4): {"wrong": 24}}, trials=6)
+    run = make_run({(*KEY, 4): {"ok": 24}, (REPORTED, "trie", 4): {"wrong": 24}}, trials=6)
     invocations, events = [], []
     for trial, sharing in zip(run.trials["trial_id"], run.trials["prefix_sharing"], strict=True):
         free = 200 if sharing == "none" else 50
@@ -153,7 +154,7 @@ def test_exposures_through_which_a_setting_acts_are_reported() -> None:
                         "batch_size": 4, "request_ids": ["r0"], "seq": 1, "end_seq": 2,
                         "t_s": 0.0, "duration_s": 0.01})  # fmt: skip
         events.append(
-            {"seq": 0, "trial_id": trial, "t_ns": 0, "kind": "acquire", "free_pages": free}
+            {"seq": 0, "trial_id": trial, "t_s": 0.0, "kind": "acquire", "free_pages": free}
         )
     recorded = replace(
         run, invocations=to_frame("invocations", invocations), events=to_frame("events", events)
@@ -180,13 +181,13 @@ def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_res
     assert words.count("**shortfin") == 3
     assert "prefix sharing trie failed more often than prefix sharing none (56%, 80 of 144" in words
     # What refuses requests at 8 is compared at 4 only, where it ran as many as were offered.
-    assert "shortfin 3.9.0 failed less often than shortfin 3.1.0 (0%, 0 of" in words
+    assert f"shortfin {NEWEST} failed less often than shortfin {REPORTED} (0%, 0 of" in words
     assert "Exposure not recorded." in words
     assert words.count("adjusted for 4 tests (Holm)") == 4
     assert "1 of 16 trials did not end well." in words
     sentence = answer_in_a_sentence(reported_pattern())
-    assert sentence.startswith("shortfin 3.1.0, prefix sharing none: 0% of requests failed")
-    same_release = make_run({(*KEY, 4): {"ok": 9}, ("3.1.0", "trie", 4): {"ok": 9}})
+    assert sentence.startswith(f"shortfin {REPORTED}, prefix sharing none: 0% of requests failed")
+    same_release = make_run({(*KEY, 4): {"ok": 9}, (REPORTED, "trie", 4): {"ok": 9}})
     assert answer_in_a_sentence(same_release).startswith("Prefix sharing none: no request failed")
     assert "whether prefix sharing trie and prefix sharing none differ is undecided" in (
         answer_in_words(same_release)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -17,14 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from story import Story
-from synthetic import make_old, request_row, trial_row
+from old_runs import make_old
+from synthetic import request_row, trial_row
+from trace_builder import TraceBuilder
 
 from analysis.cli import main
 from analysis.core import files
 from analysis.core.errors import RunError
-from analysis.runs.store import Run, RunWriter, load_run, pack_run, trial_tables
-from analysis.runs.tables import LACKING, TABLES
+from analysis.runs.former import FILES, LACKING, columns_of
+from analysis.runs.schema import TABLES
+from analysis.runs.store import Run, RunWriter, _digest, load_run, pack_run, trial_tables
 
 MANIFEST = {
     "plan": {"releases": ["3.1.0"], "concurrency": [1], "repeats": 3, "model": None},
@@ -37,9 +40,9 @@ A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24)
 COMMANDS = ("plot", "check", "explain", "export", "list", "verify")
 
 
-def story() -> Story:
+def story() -> TraceBuilder:
     """Return a story in which a rule is broken: b's page is read by a."""
-    told = Story()
+    told = TraceBuilder()
     told.submit("b", B)
     told.allocate("b", 3)
     told.prefill("b")
@@ -145,7 +148,7 @@ def test_an_altered_bit_of_a_run_without_checksums_is_no_other_outcome(
     made: Path, tmp_path: Path
 ) -> None:
     run = make_old(one_trial(made, tmp_path / "run"))
-    file = run / "trials" / "a" / "requests.parquet"
+    file = run / "cells" / "a" / "requests.parquet"
     content, refused = file.read_bytes(), 0
     for place in range(0, len(content) * 8, len(content) * 8 // 199):
         altered = bytearray(content)
@@ -172,18 +175,12 @@ def test_a_run_without_checksums_is_read_and_packed_with_them(
     assert "all as they were written" in stdout
 
 
-def test_a_run_begun_without_checksums_goes_on_with_them(made: Path, tmp_path: Path) -> None:
-    old = make_old(Path(shutil.copytree(made, tmp_path / "run")))
-    writer = RunWriter.resume(old, MANIFEST)
-    writer.note(dropped_prompts=3)
-    writer.write_trial(trial_row(trial_id="d"), [request_row(trial_id="d")])
-    run = load_run(old)
-    assert list(run.trials["trial_id"]) == [*IDS, "d"]
-    assert run.manifest["dropped_prompts"] == 3
-    file = old / "trials" / "d" / "requests.parquet"
-    flip(file, 1000)
-    with pytest.raises(RunError, match="is damaged"):
-        load_run(old)
+def test_a_run_of_an_earlier_version_can_only_be_read(made: Path, tmp_path: Path) -> None:
+    for version in (1, 2):
+        old = make_old(Path(shutil.copytree(made, tmp_path / f"run-{version}")), version)
+        assert list(load_run(old).trials["trial_id"]) == [*IDS]
+        with pytest.raises(RunError, match="an earlier version, which can only be read"):
+            RunWriter.resume(old, MANIFEST)
 
 
 def flip(file: Path, place: int) -> None:
@@ -297,8 +294,12 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Path) -> None:
 
 def rewrite(file: Path, change: Callable[[Any], Any]) -> None:
     """Change a table and its checksum, as one who knows of it might."""
-    make_old(file.parent.parent.parent if file.parent.parent.name == "trials" else file.parent)
     pq.write_table(change(pq.read_table(file)), file)
+    sums = file.with_name("checksums.json")
+    if sums.exists():
+        listed = json.loads(sums.read_text())
+        listed["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        sums.write_text(json.dumps(listed))
 
 
 def doubled(table: Any) -> Any:
@@ -321,7 +322,7 @@ def copied_table(run: Path) -> None:
 
 def copied_into_old(run: Path) -> None:
     make_old(run)
-    copied_table(run)
+    shutil.copyfile(run / "cells/a/requests.parquet", run / "cells/b/requests.parquet")
 
 
 def second_row(run: Path) -> None:
@@ -337,7 +338,7 @@ def packed_twice(run: Path) -> None:
     shutil.rmtree(run)
     packed.rename(run)
     # An old packed run is known by its tables.
-    rewrite(run / "trials.parquet", doubled)
+    rewrite(make_old(run) / "cells.parquet", doubled)
 
 
 def strange_request(run: Path) -> None:
@@ -380,22 +381,23 @@ def test_a_trial_is_never_counted_twice_nor_as_another(
 
 @pytest.mark.parametrize("name", TABLES)
 def test_only_columns_that_came_later_may_be_missing(run: Path, name: str, tmp_path: Path) -> None:
-    make_old(run)
     file = run / "trials" / "a" / f"{name}.parquet"
     if not file.exists():
         pq.write_table(TABLES[name].empty_table(), file)
+    make_old(run)
+    file = run / "cells" / "a" / f"{FILES.get(name, name)}.parquet"
     table = pq.read_table(file)
-    for column in TABLES[name].names:
+    for column in table.column_names:
         pq.write_table(table.drop_columns([column]), file)
         if column in LACKING[1].get(name, ()):
             assert len(load_run(run).trials) == 3
         else:
             with pytest.raises(RunError, match=f"`{name}` has no column {column}; delete"):
                 load_run(run)
-    pq.write_table(table.append_column("colour", table["trial_id"]), file)
+    pq.write_table(table.append_column("colour", table["cell_id"]), file)
     with pytest.raises(RunError, match="column 'colour', which is not declared"):
         load_run(run)
-    assert set(LACKING[1].get(name, ())) <= set(TABLES[name].names)
+    assert set(LACKING[1].get(name, ())) <= set(columns_of(name))
     assert LACKING[max(LACKING)] == {}
 
 
@@ -407,6 +409,18 @@ def with_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], N
         make_old(run)
         file = run / "manifest.json"
         file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+    return damage
+
+
+def signed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change a manifest and its checksum."""
+
+    def damage(run: Path) -> None:
+        file = run / "manifest.json"
+        manifest = change(json.loads(file.read_text()))
+        manifest.pop("checksum", None)
+        file.write_text(json.dumps({**manifest, "checksum": _digest(manifest)}))
 
     return damage
 
@@ -452,7 +466,7 @@ REFUSED: dict[str, Callable[[Path], None]] = {
     "no version": with_manifest(lambda m: {k: m[k] for k in m if k != "schema_version"}),
     **{
         f"version {version!r}": with_manifest(lambda m, v=version: {**m, "schema_version": v})
-        for version in (0, 3, 99, "1", True, 1.0, None, [1], {"x": 1})
+        for version in (0, 4, 99, "1", True, 1.0, None, [1], {"x": 1})
     },
     "version 2, no checksum": with_manifest(lambda m: {**m, "schema_version": 2}),
     "plan a list": with_manifest(lambda m: {**m, "plan": [1]}),
@@ -462,7 +476,7 @@ REFUSED: dict[str, Callable[[Path], None]] = {
                                broken_checksums, another_table)},
 }  # fmt: skip
 READ: dict[str, Callable[[Path], None]] = {
-    "no run id": with_manifest(lambda m: {k: m[k] for k in m if k != "run_id"}),
+    "no run id": signed(lambda m: {k: m[k] for k in m if k != "run_id"}),
     "no plan": with_manifest(lambda m: {k: m[k] for k in m if k != "plan"}),
     "plan null": with_manifest(lambda m: {**m, "plan": None}),
     "no model": with_manifest(lambda m: {**m, "plan": {"releases": ["3.1.0"]}}),
@@ -505,7 +519,8 @@ def test_what_a_manifest_need_not_say_is_no_trouble(run: Path, name: str, cachel
 def test_broken_values_of_snapshots_are_one_sentence(
     run: Path, column: str, value: str | None, cachelab: Any
 ) -> None:
-    rewrite(run / "trials" / "b" / "snapshots.parquet", lambda t: with_value(t, column, value))
+    make_old(run)
+    rewrite(run / "cells" / "b" / "snapshots.parquet", lambda t: with_value(t, column, value))
     for command in ("check", "explain"):
         status, stdout, stderr = cachelab(command, run)
         assert (status, stdout, len(stderr.splitlines())) == (1, "", 1), (command, stderr)
@@ -528,13 +543,15 @@ def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cache
         table = with_value(table, "injected", value)
         return with_value(table, "treatments", ["fault:seq-len-short"])
 
-    rewrite(run / "trials" / "a" / "trials.parquet", change)
+    whole = Path(shutil.copytree(run, run.with_name("whole")))
+    rewrite(make_old(run) / "cells" / "a" / "cells.parquet", change)
     status, stdout, stderr = cachelab("check", run)
     assert (status, stdout, len(stderr.splitlines())) == (1, "", 1), stderr
     needed = {"device_ids": [], "hip_target": None, "serialise_invocations": False,
               "request_timeout_s": 1.0, "max_new_tokens": 4, "batch_sizes": [4], "model": None,
               "device": "local-task"}  # fmt: skip
-    loaded = load_run(run, controls=True)
+    rewrite(whole / "trials/a/trials.parquet", lambda table: with_value(table, "options", value))
+    loaded = load_run(whole, controls=True)
     loaded.manifest["plan"].update(needed)
     with pytest.raises(RunError, match="options of a"):
         rerun_wrong_prompts(loaded)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from old_runs import make_old
 from support import ROOT
-from synthetic import make_old, request_row, trial_row
+from synthetic import request_row, trial_row
 
 from analysis.cli import main
 from analysis.runs.store import RunWriter, alone_in, load_run, pack_run

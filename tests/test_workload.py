@@ -207,7 +207,7 @@ def test_the_check_of_a_completed_answer(answer, reference, n, expected):
     assert outcome == ("ok" if right else "wrong")
 
 
-@given(tokens, st.sampled_from(["empty", "rejected", "error", "timeout", "lost"]))
+@given(tokens, st.sampled_from(["empty", "rejected", "error", "timeout", "engine_died"]))
 def test_the_check_leaves_other_outcomes_and_missing_tokens_alone(reference, outcome):
     request = Request("r", "p", 15, "6 7 8")
     for answer in ([], reference[: len(reference) // 2]):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def validate(
-    release: Annotated[str, typer.Option(help="a shortfin release, such as 3.1.0")],
+    release: Annotated[str, typer.Option(help="a shortfin release")],
     prefix_sharing: Annotated[str, typer.Option(help="none or trie")] = "none",
     treatments: Annotated[
         str,

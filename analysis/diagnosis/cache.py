@@ -73,8 +73,8 @@ def pool_until(trace: RequestTrace, end: int) -> tuple[Pool, ...]:
         return ()
     begin = start.seq
     changed = trace.events[(trace.events["seq"] > begin) & (trace.events["seq"] <= end)]
-    # Without "acquire": between it and "hold" a page has no owner.
-    kinds = ["free", "hold", "drop", "create", "unlink", "replace"]
+    # Without "acquire": between it and "pages_held" a page has no owner.
+    kinds = ["free", "pages_held", "pages_dropped", "create", "unlink", "node_overwritten"]
     places = [int(seq) for seq in changed.loc[changed["kind"].isin(kinds), "seq"]]
     replay, pools = Replay(start), [_pool(start, begin)]
     for seq in _some([*places, end]):

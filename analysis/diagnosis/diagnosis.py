@@ -24,7 +24,7 @@ from analysis.sanitizer.meanings import meaning_of
 _PACKAGE = "analysis.diagnosis"
 _DEATH = 160
 """Most characters of the message of an engine's death."""
-_NO_ANSWER = ("timeout", "lost")
+_NO_ANSWER = ("timeout", "engine_died")
 
 
 def summary_of(trace: RequestTrace) -> str:
@@ -58,7 +58,7 @@ def diagnosis_of(
         facts |= _rejected(trace)
     elif trace.outcome != "ok":
         facts |= _stopped(trace, invocations, finding)
-        if death is not None and trace.outcome in ("lost", "error", "timeout"):
+        if death is not None and trace.outcome in ("engine_died", "error", "timeout"):
             facts["death"], facts["death_message"] = (
                 death,
                 one_line(death.message.rstrip("."), _DEATH),
@@ -130,7 +130,7 @@ def _rejected(trace: RequestTrace) -> dict[str, Any]:
     begun = before[before["kind"] == "submitted"]["request_id"].dropna()
     waiting = sorted(set(begun) - set(ended["request_id"].dropna()))
     outcomes = dict(zip(trace.requests["request_id"], trace.requests["outcome"], strict=True))
-    timed_out = ended[ended["detail"].isin(_NO_ANSWER)]["request_id"].dropna()
+    timed_out = ended[ended["outcome"].isin(_NO_ANSWER)]["request_id"].dropna()
     return {
         "sent": sent,
         "waiting": waiting,
@@ -145,7 +145,7 @@ def _stopped(
     """Return the facts of a request that ended without an answer."""
     end = trace.seq_of("done")
     until = end if end is not None else trace.last_seq
-    states = [state_of(event) for event in trace.events_of("waiting").to_dict("records")]
+    states = [state_of(event) for event in trace.events_of("stall").to_dict("records")]
     last = invocations[-1] if invocations else None
     peer = None
     if last is not None and trace.outcome in (*_NO_ANSWER, "empty"):

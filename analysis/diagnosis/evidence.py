@@ -94,7 +94,7 @@ def count_of(trace: RequestTrace, finding: Finding) -> int:
 
 def shortage_of(trace: RequestTrace, request_id: str, since: int = -1) -> Shortage | None:
     """Return the last allocation after an event that failed for want of pages."""
-    own = trace.events_of("shortage", request_id=request_id)
+    own = trace.events_of("alloc_failed", request_id=request_id)
     own = own[own["seq"] > since]
     if own.empty:
         return None
@@ -133,7 +133,7 @@ def failure_of(
 
 def death_of(trace: RequestTrace) -> EngineDeath | None:
     """Return how the engine of the trial died; None if it did not."""
-    died = trace.events[trace.events["kind"] == "died"]
+    died = trace.events[trace.events["kind"] == "worker_died"]
     status = trace.trial["status"]
     if died.empty and status == "ok":
         return None

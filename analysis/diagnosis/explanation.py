@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.core.templates import render
-from analysis.core.wording import counted, listed, probability
+from analysis.core.wording import counted, listed
 from analysis.diagnosis.cache import Caches, Pool, pool_until
-from analysis.diagnosis.divergence import Divergence, TokenProbability, token_name
+from analysis.diagnosis.divergence import Divergence, token_name
 from analysis.diagnosis.evidence import EngineDeath, count_of
 from analysis.diagnosis.pages import PageHistory
 from analysis.diagnosis.request_trace import RequestTrace
@@ -170,7 +170,7 @@ def _token(explained: Explanation) -> Section:
         return Section("First wrong token")
     where = "" if wrong.invocation_id is None else f" in invocation {wrong.invocation_id}"
     rows = tuple(
-        (source, _percent(one.given, one), _percent(one.right, one))
+        (source, one.words(one.given), one.words(one.right))
         for source, one in (
             (f"the engine{where}", wrong.engine),
             ("the reference decoder", wrong.reference),
@@ -183,12 +183,6 @@ def _token(explained: Explanation) -> Section:
     )
     columns = ("", f"{wrong.given_text} (given)", f"{wrong.right_text} (right)")
     return Section("First wrong token", (sentence,), Table(columns, rows))
-
-
-def _percent(value: float | None, one: TokenProbability) -> str:
-    if value is None:
-        return f"below {probability(one.at_most)}" if one.at_most else "-"
-    return probability(value)
 
 
 def _invocations(explained: Explanation) -> Section:

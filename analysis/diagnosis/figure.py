@@ -154,7 +154,7 @@ def _draw_lanes(
 def _small_marks(axes: Axes, explained: Explanation, place: dict[str, int]) -> None:
     """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
     events = explained.trace.events
-    short = events[(events["kind"] == "shortage") & events["request_id"].isin(list(place))]
+    short = events[(events["kind"] == "alloc_failed") & events["request_id"].isin(list(place))]
     for seq, name in zip(short["seq"], short["request_id"], strict=True):
         axes.plot([float(seq)], [place[name]], "s", color="white", markeredgecolor="black",
                   markersize=6, zorder=6)  # fmt: skip
@@ -178,7 +178,7 @@ def marks_of(explained: Explanation) -> list[tuple[float, str, str]]:
     finding, wrong, death = explained.finding, explained.divergence, explained.death
     if finding is not None:
         mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
-    short = [moment.seq for moment in explained.timeline if moment.kind == "shortage"]
+    short = [moment.seq for moment in explained.timeline if moment.kind == "alloc_failed"]
     mark(short[-1] if short else None, "too few pages for it", "s")
     if wrong is not None:
         mark(wrong.seq, f"token {wrong.token_index} is wrong", "X")
@@ -213,7 +213,7 @@ def _number_axis(axes: Axes, explained: Explanation, *, last: bool) -> None:
 def _clock(explained: Explanation) -> Callable[[float], float]:
     events, invocations = explained.trace.events, explained.trace.invocations
     if len(events):
-        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
+        known = events["seq"].to_numpy(float), events["t_s"].to_numpy(float)
     else:
         known = invocations["seq"].to_numpy(float), invocations["t_s"].to_numpy(float)
     return lambda seq: float(np.interp(seq, *known))
@@ -239,7 +239,7 @@ def _legend(explained: Explanation, lanes: Sequence[str], pages: bool) -> list[L
         shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
     if pages and len(explained.trace.invocations):
         shown.append(Line2D([], [], color=grey, linewidth=2.2, label="writer (black: padding)"))
-    if (kinds == "shortage").any():
+    if (kinds == "alloc_failed").any():
         shown.append(_sign("s", "black", "too few pages"))
     if any(f.severity == WRONG_DATA for f in explained.findings if f != explained.finding):
         shown.append(_sign("v", style.VERMILLION, "further wrong data"))

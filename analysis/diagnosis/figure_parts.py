@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from analysis.core.wording import counted, probability
+from analysis.core.wording import counted
 from analysis.diagnosis.cache import Pool
 from analysis.diagnosis.explanation import Explanation
 from analysis.diagnosis.pages import CACHED, FREE, UNOWNED, PageHistory
@@ -109,11 +109,9 @@ def draw_probabilities(axes: Axes, explained: Explanation) -> None:
             at = y + place
             if one is None:
                 words = "not known" if place == 0 else ""
-            elif value is None:
-                words = f"{style.words(text)} ({kind}): below {probability(one.at_most)}"
             else:
-                axes.barh(at, value * 100, height=0.8, color=shade)
-                words = f"{style.words(text)} ({kind}): {probability(value)}"
+                axes.barh(at, (value or 0) * 100, height=0.8, color=shade)
+                words = f"{style.words(text)} ({kind}): {one.words(value)}"
             inside = value is not None and value > 0.7
             axes.text((value or 0) * 100 + (-1 if inside else 1), at, words, va="center",
                       ha="right" if inside else "left", fontsize=style.SMALL,

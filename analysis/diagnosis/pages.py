@@ -20,21 +20,21 @@ _BRIEF = 3
 """Most events between a request's release of a page and its return to the pool."""
 _WORDS = {
     "acquire": "{who} took it from the pool",
-    "hold": "{who} held it from then on",
-    "drop": "{who} no longer held it",
+    "pages_held": "{who} held it from then on",
+    "pages_dropped": "{who} no longer held it",
     "free": "{who} returned it to the pool",
     "create": "{who} put it into the trie, as node {node}",
     "unlink": "its node {node} was removed from the trie",
-    "replace": "its node {node} was overwritten by another node",
+    "node_overwritten": "its node {node} was overwritten by another node",
     "evict": "evicted from the trie for {who}",
     "duplicate": "{who} set it aside as a duplicate of a cached page",
-    "twice": "{who} had it twice in its list",
+    "duplicate_page": "{who} had it twice in its list",
     "nonfinite": "it held NaN or infinity, from slot {value} on, in an invocation of {who}",
     "written_after_free": "it was written after it had been freed",
 }
 _Event = dict[Any, Any]
 """A row of the table `events`."""
-_PAIRS = ({"acquire", "hold"}, {"free", "drop"})
+_PAIRS = ({"acquire", "pages_held"}, {"free", "pages_dropped"})
 """Two events of one step: the history has the first."""
 
 
@@ -96,7 +96,7 @@ def pages_of(
     for invocation in invocations:
         own = invocation.own_length or invocation.own_row.seq_len or 0
         pages += invocation.own_row.table[: -(-own // trace.stride)]
-    for more in trace.events_of("hold")["pages"]:
+    for more in trace.events_of("pages_held")["pages"]:
         pages += more or ()
     return list(dict.fromkeys(int(page) for page in pages))
 
@@ -234,13 +234,13 @@ def _intervals(
         match event["kind"]:
             case "acquire" | "free":
                 free = event["kind"] == "free"
-            case "hold":
+            case "pages_held":
                 holders[str(event["request_id"])] = None
-            case "drop":
+            case "pages_dropped":
                 holders.pop(str(event["request_id"]), None)
             case "create":
                 nodes.add(value_of(event["node"]))
-            case "unlink" | "replace":
+            case "unlink" | "node_overwritten":
                 nodes.discard(value_of(event["node"]))
         owners = _owners(free, holders, nodes)
         if owners != now:

@@ -13,13 +13,12 @@ import pyarrow as pa
 
 from analysis.core.errors import RunError
 from analysis.core.wording import listed
-from analysis.recording.spill import cut_in_words, without_end
+from analysis.recording.stream import cut_in_words
+from analysis.runs.schema import TABLES
 from analysis.runs.store import Run
-from analysis.runs.tables import TABLES, to_frame, to_table
+from analysis.runs.tables import to_frame, to_table
 
 _NAMED = 8
-_STRIDE = 16
-"""Tokens of a page where no invocation shows it."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,20 @@ class RequestTrace:
 
     @cached_property
     def stride(self) -> int:
-        """Tokens of a page."""
-        prefills = self.invocations[self.invocations["phase"] == "prefill"].head(20)
-        for invocation in prefills.to_dict("records"):
-            tokens, tables = invocation["tokens"], invocation["block_tables"]
-            if tokens and tables and not any(invocation["start_positions"] or ()):
-                return len(tokens[0]) // len(tables[0])
-        return _STRIDE
+        """Tokens of a page. Raises RunError where the run does not say how many they are."""
+        if (number := self.trial["page_tokens"]) is None:
+            raise RunError(
+                f"Trial {self.trial['trial_id']} lacks the tokens of a page (page_tokens): record"
+                " the run again."
+            )
+        return int(number)
 
     @property
     def cut(self) -> str | None:
         """Where the recording ends that has no end of the request, in a sentence, if it was cut."""
         for event in self.events[self.events["kind"] == "cut"].to_dict("records"):
-            if self.name in without_end(event["detail"]):
-                return cut_in_words(event["t_ns"], value_of(event["value"]), event["detail"])
+            if self.name in (event["request_ids"] or ()):
+                return cut_in_words(event["t_s"], value_of(event["late_s"]), event["request_ids"])
         return None
 
     @property
@@ -96,9 +95,9 @@ def trace_of(run: Run, request_id: str, trial_id: str | None = None) -> RequestT
     trial_id = str(row["trial_id"])
     own = {name: _of_trial(getattr(run, name), trial_id) for name in TABLES if name != "trials"}
     plan = run.manifest.get("plan") or {}
-    if own["findings"].empty and not own["snapshots"].empty and not plan.get("sanitize"):
-        own["findings"] = _findings(own, trial_id)
     trial = run.trials[run.trials["trial_id"] == trial_id].iloc[0]
+    if own["findings"].empty and not own["snapshots"].empty and not plan.get("sanitize"):
+        own["findings"] = _findings(own, trial_id, value_of(trial["page_tokens"]))
     return RequestTrace(run=run, trial=plain(trial), request=plain(row), **own)
 
 
@@ -144,7 +143,9 @@ def _of_trial(frame: pd.DataFrame, trial_id: str) -> pd.DataFrame:
     return own.reset_index(drop=True)
 
 
-def _findings(frames: Mapping[str, pd.DataFrame], trial_id: str) -> pd.DataFrame:
+def _findings(
+    frames: Mapping[str, pd.DataFrame], trial_id: str, page_tokens: int | None
+) -> pd.DataFrame:
     from analysis.sanitizer.recorded import check_tables
 
     recorded: dict[str, pa.Table] = {}
@@ -155,5 +156,5 @@ def _findings(frames: Mapping[str, pd.DataFrame], trial_id: str) -> pd.DataFrame
         ]
         if rows:
             recorded[name] = to_table(name, rows)
-    findings = check_tables(recorded)
+    findings = check_tables(recorded, page_tokens)
     return to_frame("findings", [] if findings is None else findings.rows(trial_id))

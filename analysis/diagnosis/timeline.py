@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,15 +85,15 @@ _EVENTS = {
     "submitted": "submitted, {tokens} tokens",
     "match": "prefix lookup: {hit} tokens found{on}",
     "acquire": "took {pages} from the pool{left}",
-    "shortage": "the pool had too few pages: {wanted}, {free} free",
+    "alloc_failed": "the pool had too few pages: {wanted}, {free} free",
     "evict": "{pages} evicted to make room",
     "failed": "{operation} failed: {message}",
     "free": "returned {pages} to the pool{left}",
-    "drop": "no longer held {pages}",
-    "twice": "had {pages} more than once in its list",
+    "pages_dropped": "no longer held {pages}",
+    "duplicate_page": "had {pages} more than once in its list",
     "first_token": "first token",
-    "waiting": "timed out; its state in the engine: {state}",
-    "died": "{message}",
+    "stall": "timed out; its state in the engine: {state}",
+    "worker_died": "{message}",
     "done": "ended; outcome for the engine: {outcome}",
 }
 """Events of a request that its timeline has, one by one."""
@@ -136,7 +135,7 @@ def timeline_of(
 ) -> tuple[Moment, ...]:
     """Return what happened to the request in order, without ordinary decodes and tokens."""
     events = trace.events
-    own = events[(events["request_id"] == trace.name) | (events["kind"] == "died")]
+    own = events[(events["request_id"] == trace.name) | (events["kind"] == "worker_died")]
     moments = [
         Moment(time_of(event), int(event["seq"]), str(event["kind"]), _words(event))
         for event in own.to_dict("records")
@@ -158,23 +157,24 @@ def timeline_of(
 
 def time_of(event: Mapping[Any, Any]) -> float:
     """Return when an event happened, in seconds since the engine started."""
-    return float(event["t_ns"]) / 1e9
+    return float(event["t_s"])
 
 
 def wanted_of(event: Mapping[Any, Any]) -> str:
     """Return how many pages a failed allocation wanted, in words."""
-    return value_of(event["detail"]) or "pages were wanted"
+    wanted = value_of(event["wanted"])
+    return "pages were wanted" if wanted is None else f"{wanted} pages were wanted"
 
 
 def state_of(event: Mapping[Any, Any]) -> str:
     """Return the state of a request that timed out, such as "pending decode"."""
-    detail = value_of(event["detail"]) or ""
-    return str((json.loads(detail) if detail.startswith("{") else {}).get("where", "unknown"))
+    stall = value_of(event["stall"]) or {}
+    return " ".join(filter(None, (stall.get("state") or "unknown", stall.get("phase"))))
 
 
 def message_of(event: Mapping[Any, Any], most: int = 300) -> str:
     """Return the message of an event on one line."""
-    return one_line(value_of(event["detail"]) or "", most)
+    return one_line(value_of(event["message"]) or "", most)
 
 
 def _invocation(
@@ -221,7 +221,7 @@ def _prompt_length(trace: RequestTrace) -> int | None:
 
 def _tokens_of(event: Mapping[Any, Any]) -> int:
     """Return how many tokens a submitted prompt has."""
-    return len((value_of(event["detail"]) or "").split())
+    return len(event["tokens"] or ())
 
 
 def _used(row: BatchRow, stride: int) -> tuple[int, ...]:
@@ -247,9 +247,9 @@ def _words(event: Mapping[Any, Any]) -> str:
         operation=event["operation"],
         message=message_of(event),
         tokens=_tokens_of(event) if kind == "submitted" else 0,
-        wanted=wanted_of(event) if kind == "shortage" else "",
-        state=state_of(event) if kind == "waiting" else "",
-        outcome=event["detail"],
+        wanted=wanted_of(event) if kind == "alloc_failed" else "",
+        state=state_of(event) if kind == "stall" else "",
+        outcome=event["outcome"],
     )
 
 

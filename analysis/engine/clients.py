@@ -54,7 +54,7 @@ def run_workload(
     against `references`, the reference decoder's answers. With `resubmit_s`, a rejected request is
     sent again after so many seconds, up to eight times as long after further rejections, until
     `timeout_s` have passed since it was first sent; its row is that of the last attempt, and
-    `refusals` counts the rejected ones.
+    `retries` counts the rejected ones.
 
     Ctrl-C ends it at once: clients send nothing more, and pending requests are given up.
     """
@@ -122,7 +122,7 @@ def _send(
     resubmit_s: float | None,
     stop: threading.Event,
 ) -> dict[str, Any]:
-    deadline, refusals = time.monotonic() + timeout_s, 0
+    deadline, retries = time.monotonic() + timeout_s, 0
     while True:
         future = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
         if stop.is_set():  # all others may be given up already
@@ -131,10 +131,10 @@ def _send(
         done = future.result(timeout=timeout_s + 10)
         if done.outcome != "rejected" or resubmit_s is None:
             break
-        pause = resubmit_s * min(refusals + 1, _LONGEST_PAUSE)
+        pause = resubmit_s * min(retries + 1, _LONGEST_PAUSE)
         if time.monotonic() + pause >= deadline or stop.wait(pause):
             break
-        refusals += 1
+        retries += 1
     reference = (references or {}).get((request.prompt, request.max_new_tokens))
     outcome, divergence = check_output(done.tokens, done.text, done.outcome, request, reference)
     return {
@@ -153,5 +153,5 @@ def _send(
         "submitted_s": done.submitted_s,
         "latency_s": done.latency_s,
         "ttft_s": done.ttft_s,
-        "refusals": None if resubmit_s is None else refusals,
+        "retries": None if resubmit_s is None else retries,
     }

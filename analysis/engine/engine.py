@@ -242,7 +242,7 @@ class Engine:
                 raise EngineError("The engine is not running: start it, or make a new one.")
             self._requests.add(pending)
         if self.died is not None:
-            self._requests.end(pending, "lost", self.died.message)
+            self._requests.end(pending, "engine_died", self.died.message)
             return pending.future
         pending.call = call = Call(
             request_id=pending.request_id,

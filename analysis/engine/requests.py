@@ -95,7 +95,7 @@ class Requests:
     def lose_all(self, reason: str) -> None:
         """End all pending requests, as the engine died."""
         for request in self.pending():
-            self.end(request, "lost", reason)
+            self.end(request, "engine_died", reason)
 
     def answered(self, request: PendingRequest, answer: Answer) -> None:
         """End a request with the engine's answer."""

@@ -15,11 +15,11 @@ def memory(events: pd.DataFrame, title: str | None = None) -> Figure:
     rows = events[events["kind"] == "memory"]
     if rows.empty:
         return style.nothing_to_draw("No memory was recorded.")
-    seconds = rows["t_ns"].astype(float) / 1e9
+    seconds = rows["t_s"].astype(float)
     figure = style.new_figure(7.6, 3.4)
     axes = figure.add_subplot()
     for column, colour, name in (
-        ("value", style.BLUE, "resident"), ("detail", style.ORANGE, "page table")
+        ("value", style.BLUE, "resident"), ("page_table_bytes", style.ORANGE, "page table")
     ):  # fmt: skip
         values = rows[column].astype(float) / _MIB
         axes.plot(seconds, values, color=colour, linewidth=1.6, marker="." if len(rows) < 3 else "")

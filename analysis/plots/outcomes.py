@@ -15,10 +15,11 @@ from analysis.stats.configurations import series_columns
 from analysis.stats.rates import outcome_counts
 
 # From the bottom up: failures, then right answers, then what was refused.
-STACK = ("wrong", "empty", "error", "timeout", "lost", "ok", "rejected")
+_DARK = ("engine_died", "wrong")
+STACK = ("wrong", "empty", "error", "timeout", "engine_died", "ok", "rejected")
 _WORDS = {
     "empty": "empty (no tokens)",
-    "lost": "lost (the engine died)",
+    "engine_died": "engine died",
     "rejected": "rejected (refused at once)",
 }
 _HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
@@ -79,7 +80,7 @@ def _stack(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
                 box = {"facecolor": look["facecolor"], "edgecolor": "none", "pad": 1.2}
                 axes.text(place, bottom + share / 2, str(number), ha="center", va="center",
                           fontsize=style.SMALL, bbox=box,
-                          color="white" if kind in ("lost", "wrong") else "black")  # fmt: skip
+                          color="white" if kind in _DARK else "black")  # fmt: skip
             bottom += share
     axes.set_xticks(range(len(levels)), labels)
     axes.set_xlim(-0.6, len(levels) - 0.4)

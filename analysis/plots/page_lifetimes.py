@@ -103,12 +103,12 @@ def _spans(events: pd.DataFrame) -> pd.DataFrame:
     open_: dict[tuple[int, str], tuple[int, int]] = {}
     rows = []
     columns = ["seq", "kind", "request_id", "pages"]
-    wanted = events.loc[events["kind"].isin(["hold", "drop"]), columns]
+    wanted = events.loc[events["kind"].isin(["pages_held", "pages_dropped"]), columns]
     listed: list[Any] = list(wanted.itertuples())
     for event in listed:
         for page in event.pages:
             key = page, event.request_id
-            if event.kind == "hold":
+            if event.kind == "pages_held":
                 together = sum(p == page for p, _ in open_)
                 open_.setdefault(key, (event.seq, together))
             elif key in open_:

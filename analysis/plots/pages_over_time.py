@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from analysis.plots import style
 from analysis.plots.style import STATE_COLOURS
-from analysis.runs.tables import FAILURES
+from analysis.runs.schema import FAILURES
 from analysis.snapshots.snapshot import STATES
 
 _ORDER = ("leaked", "live", "cached", "free")
@@ -63,12 +63,12 @@ def _marks(
         return
     for kind, marker, colour, height, words in (
         ("evict", "v", style.PURPLE, 1.06, "evictions"),
-        ("shortage", "s", style.ORANGE, 1.03, "shortages"),
+        ("alloc_failed", "s", style.ORANGE, 1.03, "shortages"),
     ):
-        times = events.loc[events["kind"] == kind, "t_ns"] / 1e9
+        times = events.loc[events["kind"] == kind, "t_s"]
         if len(times):
             _row(axes, times, total * height, marker, colour, f"{len(times)} {words}")
-    for time in events.loc[events["kind"] == "died", "t_ns"] / 1e9:
+    for time in events.loc[events["kind"] == "worker_died", "t_s"]:
         line = Line2D([time, time], [0, total * 1.12], color=style.BLACK, linestyle="--")
         line.set_label("the engine died")
         axes.add_line(line)

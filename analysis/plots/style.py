@@ -32,7 +32,7 @@ OUTCOME_COLOURS = {
     "empty": ORANGE,
     "error": PURPLE,
     "timeout": YELLOW,
-    "lost": "#404040",
+    "engine_died": "#404040",
     "ok": "#A6D0EA",
     "rejected": "#FFFFFF",
 }

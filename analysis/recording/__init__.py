@@ -85,13 +85,13 @@ def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
     stop, page = threading.Event(), os.sysconf("SC_PAGE_SIZE")
     probe = recorder.engine.probe
     assert probe is not None
-    table = f"{probe.page_table_bytes}"
+    table = probe.page_table_bytes
 
     def sample() -> None:
         while True:
             try:
                 resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-                recorder.event("memory", value=resident, detail=table)
+                recorder.event("memory", value=resident, page_table_bytes=table)
             except Exception as error:
                 recorder.fault(error)
             if stop.wait(every_s):

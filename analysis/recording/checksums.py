@@ -7,7 +7,6 @@ when every invocation that may have written to it meanwhile has landed, by what 
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections import deque
@@ -34,7 +33,7 @@ FOLLOWED = 32
 """One page of so many is followed with *sampled*."""
 SAMPLED = 4
 """Pages that are read when an invocation lands with *landings*, of those that its rows use."""
-SEEN = frozenset(["acquire", "free", "drop", "match", "copy"])
+SEEN = frozenset(["acquire", "free", "pages_dropped", "match", "copy"])
 """Kinds of events that `Checksums.seen` is told of."""
 _KINDS = ("K", "V")
 _UNKNOWN_TOKEN = -1
@@ -76,13 +75,13 @@ def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
     try:
         mine = Checksums(probe, recorder, mode=mode)
     except EngineError as error:
-        recorder.event("checksums", detail=json.dumps({"ended": str(error)}))
+        recorder.event("checksums", message=str(error))
         yield
         return
     try:
         mine.open()
         if recorder.checksums is mine:
-            recorder.event("checksums", detail=mine.coverage)
+            recorder.event("checksums", coverage=mine.coverage)
         yield
     finally:
         if recorder.checksums is mine:
@@ -344,11 +343,12 @@ class Checksums:
                 self._look(self._all, "end")
 
     @property
-    def coverage(self) -> str:
-        """What was read, as a JSON object."""
-        said: dict[str, Any] = {
+    def coverage(self) -> dict[str, Any]:
+        """What was read: the value of the column `coverage`."""
+        return {
             "mode": self.mode,
-            "followed": [len(self._all), self._count],
+            "followed": len(self._all),
+            "page_count": self._count,
             "invocations": self.invocations,
             "pages_read": self.pages_read,
             "slots_written": self.slots_written,
@@ -357,7 +357,6 @@ class Checksums:
             "undecided": sorted({pending.page for pending in self._pending}),
             "unchecked": self.unchecked,
         }
-        return json.dumps(said)
 
     def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
         """Tell, quickly, whether an invocation surely wrote to no page that is followed."""
@@ -432,8 +431,8 @@ class Checksums:
         parts = (was != held).any(axis=2)  # [layers, 2, heads]
         said = {
             "slots": slots,
-            "parts": _parts(parts),
-            "holds": self._origin(page, slots, was != held, held),
+            "blocks": _blocks(parts),
+            **self._origin(page, slots, was != held, held),
             "moment": pending.moment,
             "since_invocation": pending.since,
             "seen_invocation": pending.seen,
@@ -446,12 +445,15 @@ class Checksums:
         self._at[page, slots] = self._clock
         self._token[page, slots] = _UNKNOWN_TOKEN
         self._since[page] = self._last_begun
-        self._tell("bytes_changed", page, slots[0], pending.request_id, said)
+        self.recorder.event("bytes_changed", request_id=pending.request_id, pages=[page],
+                            value=slots[0], changed_bytes=said)  # fmt: skip
 
-    def _origin(self, page: int, slots: Sequence[int], unlike: Mask, held: Digests) -> Any:
-        """Return what changed slots hold now: zeros, another slot (page, slot), or None."""
+    def _origin(
+        self, page: int, slots: Sequence[int], unlike: Mask, held: Digests
+    ) -> dict[str, Any]:
+        """Return what changed slots hold now, as columns: zeros, another slot, or neither."""
         if not held[unlike].any():
-            return "zeros"
+            return {"zeros": True}
         for place, slot in enumerate(slots):
             changed, now = unlike[:, :, place], held[:, :, place]
             if not now[changed].any():
@@ -466,8 +468,8 @@ class Checksums:
             ]
             for q, s, digest in [*known, *self._former]:
                 if (q, s) != (page, slot) and (digest == now)[changed].all():
-                    return [q, s]
-        return None
+                    return {"zeros": False, "from_page": q, "from_slot": s}
+        return {"zeros": False}
 
     # -- what arrives ----------------------------------------------------------------------
 
@@ -514,17 +516,19 @@ class Checksums:
         other = (before != tokens) & (before != _UNKNOWN_TOKEN) & judged
         for page in dict.fromkeys(pages[suspects].tolist()):
             here = np.flatnonzero(suspects & (pages == page))
-            said = {
-                int(slots[i]): {
-                    "all": bool(lost[i].all()),
-                    "parts": _parts(lost[i]),
+            kept = [
+                {
+                    "slot": int(slots[i]),
+                    "whole": bool(lost[i].all()),
+                    "blocks": _blocks(lost[i]),
                     "zeros": bool((held[i][lost[i]] == 0).all()),
                     "other_token": bool(other[i]),
                 }
                 for i in here.tolist()
-            }
+            ]
             request_id = request_ids[int(wrote.rows[here[0]])]
-            self._tell("bytes_kept", page, invocation, request_id, {"slots": said})
+            self.recorder.event("bytes_kept", request_id=request_id, pages=[page],
+                                value=invocation, kept_bytes=kept)  # fmt: skip
 
     def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
         """Return which blocks still hold what they held, where a write should have changed them.
@@ -575,22 +579,15 @@ class Checksums:
             self._unsure.update(wrote.pages.tolist())
         self._pending = [p for p in self._pending if p.page not in self._unsure]
 
-    def _tell(
-        self, kind: str, page: int, value: int, request_id: str | None, said: dict[str, Any]
-    ) -> None:
-        self.recorder.event(
-            kind, request_id=request_id, pages=[page], value=value, detail=json.dumps(said)
-        )
-
 
 def _aligned(mask: Mask) -> Mask:
     """Return a mask of slots so that it fits their blocks, [slots, 1, 1, 1]."""
     return mask[:, None, None, None]
 
 
-def _parts(blocks: Mask) -> list[list[Any]] | None:
+def _blocks(marked: Mask) -> list[dict[str, Any]] | None:
     """Return layer, K or V, and head of each marked block, None if all are marked."""
-    if blocks.all():
+    if marked.all():
         return None
-    found: Iterable[Any] = zip(*(axis.tolist() for axis in np.nonzero(blocks)), strict=True)
-    return [[layer, _KINDS[kind], head] for layer, kind, head in found]
+    found: Iterable[Any] = zip(*(axis.tolist() for axis in np.nonzero(marked)), strict=True)
+    return [{"layer": layer, "kind": _KINDS[kind], "head": head} for layer, kind, head in found]

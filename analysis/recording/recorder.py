@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import sys
 import threading
 import time
@@ -20,17 +19,18 @@ from analysis.engine.cache import read_between
 from analysis.engine.completion import Completion, EngineDeath
 from analysis.engine.engine import Engine
 from analysis.recording.checksums import SEEN, Checksums
+from analysis.runs.schema import EVENT_EXTRAS
 from analysis.shortfin.capture import ObserverWarning
 from analysis.shortfin.locks import Locks
 from analysis.shortfin.scores import Scores, Top
-from analysis.shortfin.verify import detail_of
 from analysis.snapshots.snapshot import CacheState, Snapshot
 
-# The order of a recorded event's fields, as columns of the table `events`.
+# The order of a recorded event's fields: columns of the table `events`, but for `t_ns`, which
+# becomes `t_s`, and `extras`, the other columns that the event has, or None.
 EVENT_FIELDS = (
     "seq", "t_ns", "thread", "request_id", "operation", "kind", "pages", "free_pages", "node",
-    "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "detail", "locks",
-    "stack",
+    "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "digest", "extras",
+    "locks", "stack",
 )  # fmt: skip
 INVOCATION_FIELDS = (
     "invocation_id", "phase", "rows", "batch_size", "request_ids", "tokens", "seq_lens",
@@ -53,7 +53,8 @@ MOST_BYTES = 1 << 30
 0.3: what is larger, such as scores or the block tables of a large model, ends it earlier.
 """
 _LONG = 128
-"""Details and lists of pages that are longer are counted for their bytes."""
+"""Lists and texts of events that are longer are counted for their bytes."""
+_EXTRAS = frozenset(EVENT_EXTRAS)
 _WORD, _FRAME, _INVOCATION, _NODE, _NUMBERS = 8, 96, 600, 200, 72
 """Bytes of an element, a frame, an invocation, a node of a snapshot, and a token with its
 logarithm.
@@ -61,8 +62,9 @@ logarithm.
 _NEAR = 64
 """Among how many of the last events the one with the last place is."""
 _LOCKED = frozenset(
-    ["acquire", "free", "create", "replace", "unlink", "reference", "leaf", "no_leaf", "duplicate"]
-)
+    ["acquire", "free", "create", "node_overwritten", "unlink", "reference", "leaf_added",
+     "leaf_removed", "duplicate"]
+)  # fmt: skip
 """Kinds of events that tell under which locks they happened: those that change what is shared."""
 _STACKLESS = frozenset(["chosen", "token", "first_token", "answered"])
 """Kinds of events that happen at one place of the engine only, and at every token."""
@@ -184,7 +186,7 @@ class Recorder:
             outer = here.operations[-2][0] if len(here.operations) > 1 else None
             if operation is not None and outer is None:
                 if error is not None:
-                    self.event("failed", detail=f"{type(error).__name__}: {error}")
+                    self.event("failed", message=f"{type(error).__name__}: {error}")
                 else:
                     self.event("operation")
         here.operations.pop()
@@ -238,6 +240,7 @@ class Recorder:
         *,
         place: tuple[int, int] | None = None,
         request_id: str | None = None,
+        operation: str | None = None,
         pages: Sequence[int] | None = None,
         free_pages: int | None = None,
         node: int | None = None,
@@ -247,12 +250,15 @@ class Recorder:
         tokens_hit: int | None = None,
         tokens_missed: int | None = None,
         value: int | None = None,
-        detail: str | None = None,
-        **unknown: Any,
+        digest: int | bytes | None = None,
+        **extras: Any,
     ) -> None:
-        """Keep an event; the thread, the operation and its request are added here."""
-        if unknown:
-            raise TypeError(f"An event has no field {', '.join(unknown)}.")
+        """Keep an event; the thread, the operation and its request are added here.
+
+        `extras` are further columns of the table `events`; what they hold must not change later.
+        """
+        if extras and not extras.keys() <= _EXTRAS:
+            raise TypeError(f"An event has no field {', '.join(extras.keys() - _EXTRAS)}.")
         if (place is not None and self._open.pop(place[0], None) is None) or self.closed:
             return  # the recording ended before
         # Of what comes after a dropped one nothing could be made.
@@ -264,7 +270,7 @@ class Recorder:
         here = self._here
         here.told += 1
         operations = here.operations
-        operation, owner = operations[-1] if operations else (None, None)
+        current, owner = operations[-1] if operations else (None, None)
         if place is None:
             seq, t_ns = self._place()
         else:
@@ -274,28 +280,28 @@ class Recorder:
         if self.locks is not None and kind in _LOCKED:
             locks = self.locks.names(here.marks[-1] if here.marks else None)
         self.events.append(
-            (seq, t_ns, here.name or self._name(), request_id or owner, operation, kind, pages,
-             free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed, value,
-             detail, locks, stack)
+            (seq, t_ns, here.name or self._name(), request_id or owner, operation or current, kind,
+             pages, free_pages, node, parent, ref_before, ref_count, tokens_hit, tokens_missed,
+             value, digest, extras or None, locks, stack)
         )  # fmt: skip
-        if stack or (detail and len(detail) > _LONG) or (pages and len(pages) > _LONG):
-            self._weigh(_FRAME * len(stack or ()) + len(detail or ()) + _WORD * len(pages or ()))
+        if stack or extras or (pages and len(pages) > _LONG):
+            self._weigh_event(stack, extras, pages)
         if pages and kind in SEEN and (checksums := self.checksums) is not None:
             self.of_bytes(checksums.seen, kind, pages, request_id or owner)
 
     def at_token(
-        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
+        self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
     ) -> None:
         """Keep an event of a kind that comes with every token of every request: quick."""
         here = self._here
         events, full = self.events, self.dropped["events"]
         if here.operations or full or self.closed or len(events) >= self._room:
-            self.event(kind, request_id=request_id, value=value, detail=detail_of(detail))
+            self.event(kind, request_id=request_id, value=value, digest=digest)
             return
         events.append(
             (next(self._seq), time.monotonic_ns() - self._started_ns, here.name or self._name(),
-             request_id, None, kind, None, None, None, None, None, None, None, None, value, detail,
-             None, None)
+             request_id, None, kind, None, None, None, None, None, None, None, None, value, digest,
+             None, None, None)
         )  # fmt: skip
 
     def begins_with(self, first: Snapshot) -> None:
@@ -313,9 +319,9 @@ class Recorder:
         else:
             self._held.pop(request_id, None)
         if gone := before - now:
-            self.event("drop", request_id=request_id, pages=sorted(gone))
+            self.event("pages_dropped", request_id=request_id, pages=sorted(gone))
         if new := now - before:
-            self.event("hold", request_id=request_id, pages=sorted(new))
+            self.event("pages_held", request_id=request_id, pages=sorted(new))
 
     def held_by(self, request_id: str) -> frozenset[int]:
         """Return the pages that a request was last told to hold."""
@@ -445,7 +451,7 @@ class Recorder:
             place=places[-1],
             request_id=request_id,
             free_pages=len(state.free),
-            detail=moment,
+            moment=moment,
         )
         return snapshot
 
@@ -464,7 +470,7 @@ class Recorder:
         self._asked.add(request_id)
         self._late.discard(request_id)
         self._given_up.discard(request_id)
-        self.event("submitted", request_id=request_id, detail=" ".join(map(str, prompt_tokens)))
+        self.event("submitted", request_id=request_id, tokens=tuple(prompt_tokens))
 
     def token(self, request_id: str, token: int | None, first: bool) -> None:
         """Note that a token arrived."""
@@ -472,13 +478,11 @@ class Recorder:
 
     def answered(self, request_id: str, tokens: Sequence[int], count: int) -> None:
         """Note that the engine delivered an answer."""
-        self.event(
-            "answered", request_id=request_id, value=count, detail=" ".join(map(str, tokens))
-        )
+        self.event("answered", request_id=request_id, value=count, tokens=tuple(tokens))
 
     def done(self, completion: Completion) -> None:
         """Note how a request ended."""
-        if completion.outcome in ("timeout", "lost"):
+        if completion.outcome in ("timeout", "engine_died"):
             if completion.request_id not in self._late:
                 self._given_up.add(completion.request_id)
             self._waiting(completion.request_id)
@@ -488,9 +492,9 @@ class Recorder:
             "done",
             request_id=completion.request_id,
             value=completion.missing_tokens,
-            detail=completion.outcome,
+            outcome=completion.outcome,
         )
-        failed = completion.outcome in ("error", "timeout", "lost", "empty")
+        failed = completion.outcome in ("error", "timeout", "engine_died", "empty")
         if failed:
             self._automatic_snapshot("failure", completion.request_id)
         self._automatic_snapshot("after", completion.request_id)
@@ -500,7 +504,7 @@ class Recorder:
         if request_id in self._asked:  # else its end was told before
             self._late.add(request_id)
         self._given_up.discard(request_id)
-        self.event("late", request_id=request_id, detail=outcome)
+        self.event("late", request_id=request_id, outcome=outcome)
 
     @property
     def awaits(self) -> bool:
@@ -546,10 +550,10 @@ class Recorder:
             if invocation is not None:
                 _, phase, request_ids, seq, t_ns, _ = invocation
                 self._open[seq] = t_ns, None, None
-                said = json.dumps({"phase": phase, "requests": request_ids})
-                self.event("unlanded", place=(seq, t_ns), value=number, detail=said)
+                self.event("invocation_unfinished", place=(seq, t_ns), value=number, phase=phase,
+                           request_ids=request_ids)  # fmt: skip
         for seq, (t_ns, owner, operation) in list(self._open.items()):
-            self.event("unfinished", place=(seq, t_ns), request_id=owner, detail=operation)
+            self.event("unfinished", place=(seq, t_ns), request_id=owner, operation=operation)
         self.closed = True
 
     def _waiting(self, request_id: str) -> None:
@@ -558,23 +562,25 @@ class Recorder:
         try:
             where = "unknown" if adapter is None else adapter.request_state(request_id)
             invocations = [f[0] for f in list(self.under_way.values()) if request_id in f[2]]
-            said: dict[str, Any] = {
-                "where": "flying" if invocations else where,
+            state, _, phase = where.partition(" ")
+            probe = self.engine.probe
+            stall: dict[str, Any] = {
+                "state": "executing" if invocations else state,
+                "phase": None if invocations else phase or None,
                 "invocations": invocations,
+                "locks": None if probe is None else probe.kept_locks(),
             }
-            if self.engine.probe is not None and (kept := self.engine.probe.kept_locks()):
-                said["locks"] = kept
             # A worker that died leaves its frames on a stack that others use by now: to read them
             # can end the process.
             if not self._threads_told and self.engine.died is None:
-                self._threads_told, said["threads"] = True, _threads()
-            self.event("waiting", request_id=request_id, detail=json.dumps(said))
+                self._threads_told, stall["threads"] = True, _threads()
+            self.event("stall", request_id=request_id, stall=stall)
         except Exception as error:
             self.fault(error)
 
     def died(self, death: EngineDeath) -> None:
         """Note that the engine died, and how its cache lies there."""
-        self.event("died", detail=death.message)
+        self.event("worker_died", message=death.message)
         self._automatic_snapshot("failure", None)
 
     # -- the bytes of pages ----------------------------------------------------------------
@@ -592,13 +598,13 @@ class Recorder:
         if (checksums := self.checksums) is not None:
             self.of_bytes(checksums.read_all)
         if (checksums := self.checksums) is not None:
-            self.event("checksums", detail=checksums.coverage)
+            self.event("checksums", coverage=checksums.coverage)
 
     def _no_more_checksums(self, reason: str) -> None:
         checksums, self.checksums = self.checksums, None
         if checksums is not None:
             checksums.close()
-            self.event("checksums", detail=json.dumps({"ended": reason}))
+            self.event("checksums", message=reason)
 
     # -- what goes wrong here --------------------------------------------------------------
 
@@ -612,7 +618,7 @@ class Recorder:
                 self.faults.append(text)
                 if len(self.faults) <= _SHOWN_FAULTS:
                     _warn(f"The engine could not be watched at one point: {text}")
-            self.event("observer_error", detail=text)
+            self.event("observer_error", message=text)
         except Exception:  # as where memory is short; it must not reach the engine
             self.dropped["faults"] += 1
 
@@ -625,6 +631,17 @@ class Recorder:
         if self.bytes > self.max_bytes and self._last_invocation == sys.maxsize:
             self._last_invocation = max([*self.under_way, -1])
             self._room = min(self._room, len(self.events))
+
+    def _weigh_event(
+        self, stack: Sequence[Any] | None, extras: dict[str, Any], pages: Sequence[int] | None
+    ) -> None:
+        """Count the bytes of an event's frames, and of its lists and texts where they are long."""
+        count = _FRAME * len(stack or ())
+        for value in (pages, *extras.values()):
+            if isinstance(value, str | tuple | list) and len(value) > _LONG:
+                count += len(value) if isinstance(value, str) else _WORD * len(value)
+        if count:
+            self._weigh(count)
 
     def _overflow(self, what: str) -> None:
         self.dropped[what] += 1
@@ -648,7 +665,7 @@ def _invocation_bytes(arrays: dict[str, Any], scores: Scores | Top | None) -> in
     if isinstance(noted, Scores):  # once more with the tokens that were chosen from them
         return count + len(noted.data) * (2 if "results" in arrays else 1)
     likely = sum(map(len, scores.tokens)) if isinstance(scores, Top) else 0
-    return count + _NUMBERS * likely + len(arrays.get("changed") or ())
+    return count + _NUMBERS * (likely + len(arrays.get("changed") or ()))
 
 
 def _snapshot_bytes(state: CacheState) -> int:
@@ -702,15 +719,15 @@ def _frame_in_words(code: CodeType, line: int | None) -> str:
     return f"{file}:{line} in {code.co_qualname}"
 
 
-def _threads() -> dict[str, list[str]]:
+def _threads() -> list[dict[str, Any]]:
     """Return what every thread of the process does, innermost first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    told: dict[str, list[str]] = {}
+    found: list[dict[str, Any]] = []
     for ident, top in list(sys._current_frames().items()):
         lines: list[str] = []
         frame: FrameType | None = top
         while frame is not None and len(lines) < _SHOWN_FRAMES:
             lines.append(_frame_in_words(frame.f_code, frame.f_lineno))
             frame = frame.f_back
-        told[f"{names.get(ident, 'thread')} {ident}"] = lines
-    return told
+        found.append({"thread": f"{names.get(ident, 'thread')} {ident}", "frames": lines})
+    return found

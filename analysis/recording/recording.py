@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,16 +10,17 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.core.wording import counted
 from analysis.recording.recorder import (
     EVENT_FIELDS,
     INVOCATION_FIELDS,
     Recorder,
     stack_in_words,
 )
-from analysis.runs.tables import TABLES, to_frame, to_table
+from analysis.runs.schema import TABLES
+from analysis.runs.tables import to_frame, to_table
 from analysis.shortfin.scores import likeliest
-from analysis.shortfin.verify import detail_of, results_of
-from analysis.snapshots.change import counted
+from analysis.shortfin.verify import digest_of, results_of
 from analysis.snapshots.snapshot import Snapshot
 
 
@@ -107,15 +107,15 @@ class Recording:
 
         `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
         recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,
-        name) and `invocations` (seq, t_ns, number, detail); the places that stay empty, from the
-        one numbered `skipped` on.
+        name) and `invocations` (seq, t_ns, number, phase, request_ids); the places that stay empty,
+        from the one numbered `skipped` on.
         """
         recorder = self._recorder
         # Whether it has ended first: then nothing comes any more.
         ended = recorder.closed
         unfinished = [[seq, *what] for seq, what in list(recorder._open.items())]
         invocations = [
-            [seq, t_ns, number, json.dumps({"phase": phase, "requests": ids})]
+            [seq, t_ns, number, phase, ids]
             for number, phase, ids, seq, t_ns, _ in list(recorder.under_way.values())
         ]
         return {
@@ -178,6 +178,11 @@ def _columns(
         results = [results_of(noted) for noted in columns["results"]]
         columns["result_tokens"] = [tokens for tokens, _ in results]
         columns["result_digests"] = [digests for _, digests in results]
+    if "t_ns" in columns:
+        columns["t_s"] = [t_ns / 1e9 for t_ns in columns["t_ns"]]
+        for row, extras in enumerate(columns["extras"]):
+            for column, value in (extras or {}).items():
+                columns.setdefault(column, [None] * len(rows))[row] = value  # type: ignore[index]
     arrays = []
     for field in TABLES[name]:
         if field.name == "trial_id":
@@ -189,8 +194,8 @@ def _columns(
                 continue
             if field.name == "stack":
                 values = [stack_in_words(frames) for frames in values]
-            if field.name == "detail":
-                values = [detail_of(noted) for noted in values]
+            if field.name == "digest":
+                values = [digest_of(noted) for noted in values]
             if field.name in _ARRAYS and name == "invocations":
                 values = [None if value is None else _nested(*value) for value in values]
             arrays.append(pa.array(values, type=field.type))

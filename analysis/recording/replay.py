@@ -12,8 +12,8 @@ import pandas as pd
 from analysis.snapshots.snapshot import CacheState, Node, Snapshot
 
 REPLAYED = frozenset(
-    ["acquire", "free", "hold", "drop", "duplicate", "create", "replace", "unlink", "reference",
-     "leaf", "no_leaf"]
+    ["acquire", "free", "pages_held", "pages_dropped", "duplicate", "quarantined", "create",
+     "node_overwritten", "unlink", "reference", "leaf_added", "leaf_removed"]
 )  # fmt: skip
 """Kinds of events that change the state of the cache."""
 
@@ -42,7 +42,7 @@ class Replay:
         if until is not None:
             wanted = wanted[wanted["seq"] <= until]
             self.seq = max(self.seq, until)
-        columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "detail"]
+        columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "tokens"]
         for event in wanted.sort_values("seq")[columns].itertuples(index=False):
             self._one(event)
             self.seq = max(self.seq, int(event.seq))  # type: ignore[arg-type]
@@ -57,28 +57,28 @@ class Replay:
             case "free":
                 self.free.update(pages)
                 self.duplicates.difference_update(pages)
-            case "hold":
+            case "pages_held":
                 self.held.setdefault(event.request_id, set()).update(pages)
-            case "drop":
+            case "pages_dropped":
                 held = self.held.get(event.request_id, set())
                 held.difference_update(pages)
                 if not held:
                     self.held.pop(event.request_id, None)
-            case "duplicate":
+            case "duplicate" | "quarantined":
                 self.duplicates.update(pages)
             case "create":
-                tokens = tuple(map(int, event.detail.split()))
+                tokens = tuple(event.tokens)
                 number = int(event.node)
                 self.nodes[number] = Node(number, int(event.parent), pages[0], tokens, 0, False)
-            case "replace" | "unlink":
+            case "node_overwritten" | "unlink":
                 self.nodes.pop(int(event.node), None)
                 self._forget_count(int(event.node))
             case "reference":
                 self._references[int(event.node)] = int(event.ref_count)
                 self._forget_count(int(event.node))
-            case "leaf":
+            case "leaf_added":
                 self._leaves.add(int(event.node))
-            case "no_leaf":
+            case "leaf_removed":
                 self._leaves.discard(int(event.node))
 
     def _forget_count(self, node: int) -> None:
@@ -142,7 +142,7 @@ class _Tracked(Replay):
     def _one(self, event: Any) -> None:
         self.moved = set()
         match event.kind:
-            case "hold" | "drop":
+            case "pages_held" | "pages_dropped":
                 before = set(self.held.get(event.request_id, ()))
                 super()._one(event)
                 after = self.held.get(event.request_id, set())
@@ -156,7 +156,7 @@ class _Tracked(Replay):
                 self._children.setdefault(node.parent, set()).add(node.node)
                 if node.parent in self._reached:
                     self._reach(node.node)
-            case "replace" | "unlink":
+            case "node_overwritten" | "unlink":
                 self._forget(int(event.node))
                 super()._one(event)
             case _:
@@ -215,10 +215,10 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
             rows.append((page, was, begin, min(seq, last)))
 
     changes = events[events["kind"].isin(REPLAYED)].sort_values("seq")
-    columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "detail"]
+    columns = ["seq", "kind", "request_id", "pages", "node", "parent", "ref_count", "tokens"]
     for event in changes[columns].itertuples(index=False):
         pages: Any = event.pages if isinstance(event.pages, tuple) else ()
-        if event.kind == "hold" or event.kind == "create":
+        if event.kind == "pages_held" or event.kind == "create":
             replay.free.difference_update(pages)  # in a recording that began later
         replay._one(event)
         for page in replay.moved.union(pages):

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from analysis.core.errors import RunError
 from analysis.core.files import contents, names_in, to_disk
-from analysis.runs.tables import TABLES, as_declared, former_name
+from analysis.runs import former
+from analysis.runs.schema import TABLES
+from analysis.runs.tables import as_declared
 
 REQUIRED = ("trials", "requests")
 CHECKSUMS = "checksums.json"
@@ -68,7 +70,11 @@ class Part:
         return self.directory / f"{self._stem(name)}.parquet"
 
     def _stem(self, name: str) -> str:
-        return former_name(name, self.manifest["schema_version"])
+        return former.FILES.get(name, name) if self._is_former else name
+
+    @property
+    def _is_former(self) -> bool:
+        return self.manifest["schema_version"] in former.VERSIONS
 
     def _ours(self) -> set[str]:
         """Return the names of the files that such a directory consists of."""
@@ -77,13 +83,17 @@ class Part:
     def _read(
         self, names: Collection[str], present: Collection[str], sums: Mapping[str, str] | None
     ) -> dict[str, pa.Table]:
-        due = {*names, "trials"} if self.packed else names
+        due = {*names, "trials"} if self.packed else {*names}
+        if self._is_former and "trials" in names:
+            due |= {"invocations", "snapshots"}  # they show how many tokens a page has
         tables = {
             name: self._table(name, None if sums is None else sums[name])
             for name in TABLES
             if name in due and name in present
         }
         self._check_trials(tables)
+        if self._is_former and "trials" in names:
+            tables["trials"] = former.with_page_tokens(tables)
         return {name: table for name, table in tables.items() if name in names}
 
     def _listed(self) -> tuple[set[str], dict[str, str] | None]:

@@ -39,21 +39,12 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import RunError, is_deeper, shown
 from analysis.core.files import contents, names_in, to_disk, unreadable, write_atomically
+from analysis.core.wording import listed
+from analysis.runs import former
 from analysis.runs.manifest import new_manifest
 from analysis.runs.parts import REQUIRED, Part, write_tables
-from analysis.runs.tables import (
-    LACKING,
-    OUTCOMES,
-    SCHEMA_VERSION,
-    TABLES,
-    TRIAL_STATUS,
-    checked,
-    describe,
-    former_name,
-    is_control,
-    to_frame,
-    to_table,
-)
+from analysis.runs.schema import OUTCOMES, SCHEMA_VERSION, TABLES, TRIAL_STATUS
+from analysis.runs.tables import checked, describe, is_control, to_frame, to_table
 
 __all__ = [
     "OUTCOMES",
@@ -79,6 +70,8 @@ _TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 TEMPORARY = ".writing-"
 MANIFEST, TRIALS, LOGS, WORK, LOCK = "manifest.json", "trials", "logs", "work", ".sweep.lock"
 _LOOKS, _LOOK_S = 5, 0.05
+_READ = (*former.VERSIONS, SCHEMA_VERSION)
+"""Schema versions that can be read."""
 _DEEPEST = 50
 """Levels of a manifest's values; more would not be written again."""
 
@@ -145,7 +138,7 @@ class RunWriter:
         stored, wanted = read_manifest(path), _as_json(manifest)
         if is_packed(path, stored):
             raise RunError(f"{path} is a packed run, which is finished: choose another place.")
-        if former_name(TRIALS, stored["schema_version"]) != TRIALS:
+        if stored["schema_version"] in former.VERSIONS:
             raise RunError(
                 f"{path} is a run of an earlier version, which can only be read: choose another"
                 " place."
@@ -291,7 +284,8 @@ def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
     """
     if is_packed(path, manifest):
         return [Part(path, manifest, packed=True)]
-    trials = path / former_name(TRIALS, manifest["schema_version"])
+    is_former = manifest["schema_version"] in former.VERSIONS
+    trials = path / (former.FILES[TRIALS] if is_former else TRIALS)
     try:
         names = sorted(name for name in names_in(trials) if not name.startswith("."))
     except FileNotFoundError:
@@ -361,11 +355,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if is_deeper(manifest, _DEEPEST):
         raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
     version = manifest["schema_version"]
-    if type(version) is not int or version not in LACKING:
+    if type(version) is not int or version not in _READ:
         raise RunError(
-            f"{file} has schema version {shown(version)}, this package reads "
-            f"{' and '.join(map(str, LACKING))}: read it with the version of the package that"
-            " wrote it."
+            f"{file} has schema version {shown(version)}, this package reads {listed(_READ)}:"
+            " read it with the version of the package that wrote it."
         )
     stored = manifest.pop("checksum", None)
     if stored != _digest(manifest) and not (stored is None and version == 1):
@@ -445,7 +438,7 @@ def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
     """Tell whether all tables of a run lie at its place, each in one file."""
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
-    return _is_file(path / f"{former_name(TRIALS, 1)}.parquet")
+    return _is_file(path / f"{former.FILES[TRIALS]}.parquet")
 
 
 def _is_run(path: Path) -> bool:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from analysis.recording.spill import cut_in_words
-from analysis.runs.tables import EVENT_KINDS
+from analysis.recording.stream import cut_in_words
+from analysis.runs.schema import EVENT_KINDS
 from analysis.sanitizer.findings import Finding, Findings
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules import RULES, Rule
@@ -55,7 +55,7 @@ class Checker:
         self._listen()
         self._first = self._next = self.world.seq + 1
         self._gone_over = False
-        self._coverage: str | None = None
+        self._coverage: Event | None = None
         """How far the bytes of pages were checked, as it was told last."""
         self._faults = 0
         self._lost: set[int] = set()
@@ -155,7 +155,7 @@ class Checker:
         self.findings.unchecked.add(invocation.reason, invocation.request_ids)
 
     def _event(self, event: Event) -> None:
-        if event.kind == "unlanded":
+        if event.kind == "invocation_unfinished":
             self._lose(unlanded(event))
         elif event.kind == "unfinished":
             self._bear_gap()
@@ -164,10 +164,12 @@ class Checker:
                 " is not known, and few rules were asked of what came after it."
             )
         elif event.kind == "cut":
-            self.findings.note(cut_in_words(event.t_ns, event.value, event.detail))
+            self.findings.note(
+                cut_in_words(event.t_s, event.extras.get("late_s"), event.extras.get("request_ids"))
+            )
         elif event.kind == "observer_error" and self._faults < _SHOWN_FAULTS:
             self._faults += 1
-            self.findings.note(f"Watching failed at one point: {event.detail}.")
+            self.findings.note(f"Watching failed at one point: {event.message}.")
         for rule, ask in self._before.get(event.kind, ()):
             for finding in ask(self.world, event):
                 self._add(rule, finding, event)
@@ -180,8 +182,8 @@ class Checker:
             self._snapshot(event)
         elif event.kind == "checksums":
             # What is not judged at the beginning may be later: only the last word counts.
-            self._coverage = event.detail
-            self.findings.bytes_checked, _ = coverage_in_words(event.detail)
+            self._coverage = event
+            self.findings.bytes_checked, _ = coverage_in_words(event)
 
     def _snapshot(self, event: Event) -> None:
         snapshot = self._snapshots.pop(event.seq, None)
@@ -239,7 +241,7 @@ class Checker:
             finding.seq, finding.invocation_id, finding.t_s = at.seq, at.invocation_id, at.t_s
             finding.thread, finding.operation = at.thread, at.phase
         elif at is not None:
-            finding.seq, finding.t_s, finding.thread = at.seq, at.t_ns / 1e9, at.thread
+            finding.seq, finding.t_s, finding.thread = at.seq, at.t_s, at.thread
             finding.stack, finding.operation = at.stack, at.operation
         if self.findings.add(finding):
             finding.scene = scene_of(self.world, finding, passage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,9 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import CachelabError, RunError
 from analysis.model.artifacts import load_model
+from analysis.runs.schema import FAULT
 from analysis.runs.store import load_run_trials, read_manifest, trial_tables
-from analysis.runs.tables import FAULT, arm_of, broken_json, is_control
+from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.blind import blind_spots
 from analysis.sanitizer.checker import Checker
 from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group
@@ -24,7 +24,6 @@ from analysis.snapshots.snapshot import Snapshot
 
 OnTrial = Callable[[str, Findings | None], None]
 
-_STRIDE = 16
 """Tokens of a page where no invocation shows it."""
 
 
@@ -168,20 +167,15 @@ class Control:
         names = tuple(trial["treatments"] or ())
         [fault, *_] = [name for name in names if name.startswith(FAULT)]
         known = FAULTS.get(":".join(fault.split(":")[:2]))
-        injected = json.loads(trial.get("injected") or "{}")
-        if not isinstance(injected, dict | None):
-            raise RunError(
-                f"The injection of trial {trial['trial_id']} is no JSON object: restore the"
-                " run, or record it again."
-            )
+        injection = trial.get("injection") or {}
         meant = None if known is None else known.alarm(trial["release"])
         alarmed = any(
             # A fault that this package no longer knows cannot be told for what it is.
-            meant in (None, (row["rule"], row["cause"])) and _names(row, injected or {})
+            meant in (None, (row["rule"], row["cause"])) and _names(row, injection)
             for row in findings
         )
         return cls(trial["release"], trial["prefix_sharing"], arm_of(names), fault,
-                   injected is not None, alarmed)  # fmt: skip
+                   trial.get("injected") is not False, alarmed)  # fmt: skip
 
 
 def _names(row: Mapping[str, Any], injected: Mapping[str, Any]) -> bool:
@@ -206,8 +200,7 @@ def controls_of(path: str | Path) -> list[Control]:
         trial = trials[trial_id]
         if is_control(trial["treatments"] or ()):
             rows = tables["findings"].to_pylist() if "findings" in tables else []
-            with broken_json(f"What is known of {trial_id} in {path}"):
-                found.append(Control.of(trial, rows))
+            found.append(Control.of(trial, rows))
     return found
 
 
@@ -225,12 +218,11 @@ def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked
     for trial_id, tables in trial_tables(path, ("requests", "events", "invocations", "snapshots")):
         trial = trials[trial_id]
         names = tuple(trial["treatments"] or ())
-        with broken_json(f"What was recorded of {trial_id} in {path}"):
-            findings = check_tables(tables, context=context)
-            if is_control(names):
-                rows = [] if findings is None else findings.rows(trial_id)
-                controls.append(Control.of(trial, rows))
-                continue
+        findings = check_tables(tables, trial["page_tokens"], context=context)
+        if is_control(names):
+            rows = [] if findings is None else findings.rows(trial_id)
+            controls.append(Control.of(trial, rows))
+            continue
         if on_trial is not None:
             on_trial(trial_id, findings)
         key = trial["release"], trial["prefix_sharing"], names
@@ -266,10 +258,13 @@ def context_of(plan: Any) -> int | None:
         return None
 
 
-def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) -> Findings | None:
+def check_tables(
+    tables: Mapping[str, pa.Table], page_tokens: int | None, *, context: int | None = None
+) -> Findings | None:
     """Check what was recorded of one trial, by the names of its tables; None if nothing was.
 
-    `context` is how many positions the model was made for; None if that is not known.
+    `context` is how many positions the model was made for; None if that is not known. Raises
+    RunError where there is something to check and `page_tokens`, the tokens of a page, is None.
     """
     if "snapshots" not in tables or "events" not in tables or not tables["snapshots"].num_rows:
         return None
@@ -277,9 +272,11 @@ def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) 
     snapshots = [Snapshot.from_row(row) for row in rows]
     if snapshots[0].seq is None:
         raise RunError("The snapshots have no place among the events: record the run again.")
+    if page_tokens is None:
+        raise RunError("The trial lacks the tokens of a page (page_tokens): record the run again.")
     invocations = tables.get("invocations")
     last = pc.max(tables["events"]["seq"]).as_py() or 0
-    checker = Checker(snapshots[0], _stride(snapshots, invocations), context=context)
+    checker = Checker(snapshots[0], page_tokens, context=context)
     for snapshot in snapshots[1:]:
         checker.put_snapshot(snapshot)
     for event in tabled_events(tables["events"]):
@@ -297,24 +294,12 @@ def check_tables(tables: Mapping[str, pa.Table], *, context: int | None = None) 
             checker.put(end_seq, None)
         else:
             unchecked.add("the recording was full", invocation.request_ids)
-    numbers.update(tables["events"].filter(pc.field("kind") == "unlanded")["value"].to_pylist())
+    numbers.update(
+        tables["events"].filter(pc.field("kind") == "invocation_unfinished")["value"].to_pylist()
+    )
     if missing := max(numbers, default=-1) + 1 - len(numbers):
         unchecked.add("nothing was recorded of their end", count=missing)
     findings = checker.finish(to_the_end=not full)
     if full:
         findings.note("The recording was full: what came later was not checked.")
     return findings
-
-
-def _stride(snapshots: Sequence[Snapshot], invocations: pa.Table | None) -> int:
-    """Return the tokens of a page: the most that a cached one, or one of a prefill, was seen with.
-
-    A cached page may be one that was published before it was full, and a prefill's block table may
-    be wider than its tokens need.
-    """
-    seen = [len(node.tokens or ()) for snapshot in snapshots for node in snapshot.nodes]
-    if invocations is not None:
-        for row in invocations.filter(pc.field("phase") == "prefill").slice(0, 20).to_pylist():
-            if row["tokens"] and row["block_tables"] and not any(row["start_positions"] or ()):
-                seen.append(len(row["tokens"][0]) // len(row["block_tables"][0]))
-    return max(seen, default=0) or _STRIDE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,19 +10,24 @@ import pyarrow as pa
 
 from analysis.core.errors import RunError
 from analysis.recording.recorder import EVENT_FIELDS, INVOCATION_FIELDS
+from analysis.runs.schema import EVENT_EXTRAS
 from analysis.sanitizer.shadow import Ints
 from analysis.sanitizer.world import Event, Invocation, Unread
-from analysis.shortfin.verify import detail_of, results_of
+from analysis.shortfin.verify import digest_of, results_of
 
 _EVENT = [EVENT_FIELDS.index(name) if name in EVENT_FIELDS else None for name in Event._fields]
-_PAGES, _DETAIL = Event._fields.index("pages"), Event._fields.index("detail")
+_T_S, _PAGES = Event._fields.index("t_s"), Event._fields.index("pages")
+_DIGEST, _EXTRAS = Event._fields.index("digest"), Event._fields.index("extras")
+_T_NS = EVENT_FIELDS.index("t_ns")
 
 
 def event_of(row: Sequence[Any]) -> Event:
     """Return an event of a recorder's row."""
     values: list[Any] = [None if place is None else row[place] for place in _EVENT]
     values[_PAGES] = tuple(values[_PAGES] or ())
-    values[_DETAIL] = detail_of(values[_DETAIL])
+    values[_T_S] = row[_T_NS] / 1e9
+    values[_DIGEST] = digest_of(values[_DIGEST])
+    values[_EXTRAS] = values[_EXTRAS] or {}
     return Event(*values)
 
 
@@ -39,11 +43,10 @@ def unlanded(event: Event) -> Unread:
 
     Its requests can only go on if it did its step: tokens may be there before it has ended.
     """
-    said = json.loads(event.detail or "{}")
     return Unread(
         event.value if event.value is not None else -1,
-        list(said.get("requests", ())),
-        str(said.get("phase", "")),
+        list(event.extras.get("request_ids") or ()),
+        event.extras.get("phase") or "",
         "not ended when the recording did",
         landed=False,
     )
@@ -56,6 +59,14 @@ def tabled_events(table: pa.Table) -> Iterator[Event]:
         for name in Event._fields
     ]
     columns[_PAGES] = [tuple(pages or ()) for pages in columns[_PAGES]]
+    extras: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
+    for name in EVENT_EXTRAS:
+        if name in table.column_names and name not in Event._fields:
+            column = table[name].combine_chunks()
+            rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+            for row, value in zip(rows.tolist(), column.drop_null().to_pylist(), strict=True):
+                extras[row][name] = value
+    columns[_EXTRAS] = extras
     for values in zip(*columns, strict=True):
         yield Event(*values)
 

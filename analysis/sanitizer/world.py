@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +15,6 @@ from analysis.recording.replay import Replay
 from analysis.sanitizer.shadow import Hashes, Ints, Shadow, mix_one, prefix_hashes
 from analysis.snapshots.snapshot import Snapshot
 
-QUARANTINE = "quarantine"
-"""What an event says at which a treatment holds a page back."""
 PADDING_PAGE = 0
 """The page that rows and block tables are padded with, in every release of shortfin."""
 ENDED_WELL = ("ok", "wrong", "rejected")
@@ -29,7 +28,7 @@ class Event(NamedTuple):
     """A row of the table `events`."""
 
     seq: int
-    t_ns: int
+    t_s: float
     thread: str | None
     request_id: str | None
     operation: str | None
@@ -41,9 +40,26 @@ class Event(NamedTuple):
     ref_before: int | None
     ref_count: int | None
     value: int | None
-    detail: str | None
+    digest: int | None
     locks: tuple[str, ...] | None
     stack: Any
+    extras: Mapping[str, Any] = {}
+    """The columns that only some kinds have (`EVENT_EXTRAS`), but for `digest`."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Token ids of a prompt, an answer or a node."""
+        return tuple(self.extras.get("tokens") or ())
+
+    @property
+    def outcome(self) -> str | None:
+        """How a request ended."""
+        return self.extras.get("outcome")
+
+    @property
+    def message(self) -> str | None:
+        """Text of an error."""
+        return self.extras.get("message")
 
 
 @dataclass(eq=False)
@@ -69,8 +85,8 @@ class Invocation:
     """What a greedy selection makes of each real row's logits, -1 of NaN; None if not noted."""
     result_digests: list[int] | None = None
     """Digest of each real row's logits."""
-    changed: str | None = None
-    """Arguments that were not read as they were filled, as a JSON list."""
+    changed: Iterable[Mapping[str, Any]] | None = None
+    """Arguments that were not read as they were filled: column `changed`."""
 
     def result(self, row: int) -> Result | None:
         """Return what came of a real row; None if it was not noted."""
@@ -318,8 +334,7 @@ class World(Replay):
 
     def _see_submitted(self, event: Event) -> None:
         assert event.request_id is not None
-        words = (event.detail or "").split()
-        prompt = tuple(map(int, words)) if words and all(w.isdigit() for w in words) else None
+        prompt = event.tokens or None
         sequence = Sequence(next(self._sequences), event.request_id, prompt)
         self._name(sequence)
         self.last_of.pop(event.request_id, None)  # the last one comes last
@@ -374,11 +389,11 @@ class World(Replay):
     def _see_done(self, event: Event) -> None:
         request = event.request_id or ""
         sequence = self.under_way.pop(request, None)
-        if event.detail in ("timeout", "lost") and request not in self._late:
+        if event.outcome in ("timeout", "engine_died") and request not in self._late:
             self.given_up.add(request)
         self._late.discard(request)
         if sequence is not None:
-            sequence.done = event.detail
+            sequence.done = event.outcome
             self._end(sequence)
 
     def _see_late(self, event: Event) -> None:
@@ -402,13 +417,13 @@ class World(Replay):
             if 0 <= page < self.page_count:
                 self.shadow.freed_after[page] = self.invocations_begun
 
-    def _see_hold(self, event: Event) -> None:
+    def _see_pages_held(self, event: Event) -> None:
         self._one(event)
         for page in event.pages:
             self.holders.setdefault(page, set()).add(event.request_id or "")
             self.owed.pop(page, None)
 
-    def _see_drop(self, event: Event) -> None:
+    def _see_pages_dropped(self, event: Event) -> None:
         self._one(event)
         for page in event.pages:
             holders = self.holders.get(page, set())
@@ -419,8 +434,10 @@ class World(Replay):
 
     def _see_duplicate(self, event: Event) -> None:
         self._one(event)
-        if event.detail == QUARANTINE:
-            self.resting.update(event.pages)
+
+    def _see_quarantined(self, event: Event) -> None:
+        self._one(event)
+        self.resting.update(event.pages)
 
     def _see_create(self, event: Event) -> None:
         self._one(event)
@@ -429,7 +446,7 @@ class World(Replay):
         self.children[event.parent or 0] += 1
         self.owed.pop(event.pages[0], None)
 
-    def _see_replace(self, event: Event) -> None:
+    def _see_node_overwritten(self, event: Event) -> None:
         self._leaves_trie(event)
 
     def _see_unlink(self, event: Event) -> None:
@@ -462,10 +479,10 @@ class World(Replay):
             if not balance:
                 del self.balance[event.request_id]
 
-    def _see_leaf(self, event: Event) -> None:
+    def _see_leaf_added(self, event: Event) -> None:
         self._one(event)
 
-    _see_no_leaf = _see_leaf
+    _see_leaf_removed = _see_leaf_added
 
     def _see_copy(self, event: Event) -> None:
         source, target = event.pages[:2]

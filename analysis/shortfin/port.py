@@ -266,7 +266,7 @@ class CacheObserver(Protocol):
         """Record an event: fields are columns of the table `events`, or `place` from `reserve`."""
 
     def at_token(
-        self, kind: str, request_id: str, value: int | None, detail: str | bytes | None
+        self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
     ) -> None:
         """Record an event of a kind that comes with every token; bytes are logits."""
 

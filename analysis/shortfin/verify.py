@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -68,17 +67,17 @@ def digest(logits: bytes) -> int:
     return zlib.crc32(logits)
 
 
-def noted_logits(logits: bytes) -> str | bytes:
+def noted_logits(logits: bytes) -> int | bytes:
     """Return what the event `chosen` notes of logits: themselves while they are few.
 
     Their digest is worked out when the event is read then, and not while the engine waits.
     """
-    return logits if len(logits) <= _FEW else f"{digest(logits):08x}"
+    return logits if len(logits) <= _FEW else digest(logits)
 
 
-def detail_of(noted: str | bytes | None) -> str | None:
-    """Return an event's detail as it is read: of logits their digest."""
-    return f"{digest(noted):08x}" if isinstance(noted, bytes) else noted
+def digest_of(noted: int | bytes | None) -> int | None:
+    """Return the digest of noted logits."""
+    return digest(noted) if isinstance(noted, bytes) else noted
 
 
 def results_of(noted: Scores | Chosen | None) -> Chosen | tuple[None, None]:
@@ -110,14 +109,14 @@ def changes(
     filled: Mapping[int, Filled],
     returned: Sequence[bytes],
     arrays: Mapping[str, tuple[tuple[int, ...], Any]],
-) -> str | None:
+) -> list[dict[str, Any]] | None:
     """Compare arguments with what they were filled with; return what differs, None if nothing does.
 
     `returned` are their bytes when the call had returned, `arrays` their values when it had landed.
-    The result is a JSON list of [argument, row, column, filled, read, when], the first place of
-    each row of each argument.
+    The result has the first place of each row of each argument: argument, row, column, filled,
+    read, and the moment.
     """
-    found: dict[tuple[str, int], list[Any]] = {}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     read_then = dict(zip(map(id, arguments), returned, strict=False))
     for name, array in zip(names, arguments, strict=True):
         note, then = filled.get(id(array)), read_then.get(id(array))
@@ -134,9 +133,10 @@ def changes(
                 differs &= read != before
             for at in np.flatnonzero(differs).tolist():
                 row, column = divmod(at, shape[1]) if len(shape) > 1 else (at, 0)
-                entry = [name, row, column, int(due[at]), int(read[at]), when]
+                entry = {"argument": name, "row": row, "column": column, "filled": int(due[at]),
+                         "read": int(read[at]), "moment": when}  # fmt: skip
                 found.setdefault((name, row), entry)
-    return json.dumps(list(found.values())) if found else None
+    return list(found.values()) or None
 
 
 def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:

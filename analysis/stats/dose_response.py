@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 from scipy.special import expit
 
-from analysis.runs.tables import FAILURES
+from analysis.runs.schema import FAILURES
 from analysis.stats.clustered import FEWEST, rate, sign_flip
 from analysis.stats.configurations import varying
 from analysis.stats.rates import with_trials

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.runs.tables import FAILURES
+from analysis.runs.schema import FAILURES
 from analysis.stats.clustered import sign_flip
 from analysis.stats.rates import with_trials
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.runs.derive import exposure
-from analysis.runs.tables import FAILURES, OUTCOMES, TABLES, to_frame
+from analysis.runs.schema import FAILURES, OUTCOMES, TABLES
+from analysis.runs.tables import to_frame
 from analysis.stats.clustered import FEWEST, rate
 
 _BY = ("release", "prefix_sharing", "concurrency")
@@ -50,7 +51,7 @@ def per_trial(
     """
     rejected = requests["outcome"] == "rejected"
     failed = requests["outcome"].isin(tuple(failures))
-    again = requests["refusals"].fillna(0) > 0 if "refusals" in requests else False
+    again = requests["retries"].fillna(0) > 0 if "retries" in requests else False
     columns = [1, rejected, failed, failed | ~rejected, rejected | again]
     counted = pd.DataFrame(dict(zip(_COUNTS, columns, strict=True)), index=requests.index)
     sums = counted.astype(int).groupby(requests["trial_id"]).sum().reset_index()

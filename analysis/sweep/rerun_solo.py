@@ -173,7 +173,7 @@ def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
     elif ended.status == "hung":
         outcome = "timeout"
     elif ended.exit_signal is not None:
-        outcome = "lost"
+        outcome = "engine_died"
     kept = ("release", "prefix_sharing", "page_count", "prompt")
     return {
         **{name: case[name] for name in kept},

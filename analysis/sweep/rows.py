@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from analysis.shortfin.releases import row_of
 from analysis.sweep.plan import OBSERVED, Plan, Trial
 from analysis.workloads.workload import Answers, Request, Workload, check_output
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _ANSWER = (
     "prompt_tokens", "text", "tokens", "outcome", "error", "submitted_s", "latency_s", "ttft_s",
-    "refusals",
+    "retries",
 )  # fmt: skip
 """Columns that the engine's side knows; the others come from the request and the reference."""
 
@@ -37,8 +38,11 @@ class Ended:
     """When its process was seen to have ended, of the monotonic clock; None if not known."""
 
 
-def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
+def trial_row(
+    run_id: str, plan: Plan, trial: Trial, ended: Ended, git_commit: str | None = None
+) -> Row:
     """Return the row of `trials`."""
+    injection = ended.facts.get("injected")
     return {
         "run_id": run_id,
         "trial_id": trial.trial_id,
@@ -52,6 +56,9 @@ def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
         "workload": plan.workload_of(trial.repeat),
         "treatments": list(trial.treatments),
         "options": json.dumps(dict(plan.options), sort_keys=True),
+        "page_tokens": ended.facts.get("page_tokens"),
+        "supported_fixes": list(row_of(trial.release).fixes),
+        "git_commit": git_commit,
         "seed": plan.prompt_seed(trial.concurrency, trial.repeat),
         "status": ended.status,
         "status_detail": ended.detail,
@@ -59,9 +66,9 @@ def trial_row(run_id: str, plan: Plan, trial: Trial, ended: Ended) -> Row:
         "duration_s": ended.duration_s,
         "peak_rss_bytes": ended.facts.get("peak_rss_bytes"),
         "engine_log": ended.facts.get("log"),
-        "observed": OBSERVED[plan.observe],
-        # "null" for a fault that was never injected; null where that is not known.
-        "injected": json.dumps(ended.facts["injected"]) if "injected" in ended.facts else None,
+        "recording": OBSERVED[plan.observe],
+        "injected": injection is not None if "injected" in ended.facts else None,
+        "injection": injection,
     }
 
 
@@ -69,7 +76,7 @@ def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ende
     """Return one row for every request of the workload, in its order, after both output checks.
 
     A request that the trial did not finish has the outcome `timeout` where the trial hung, else
-    `lost`.
+    `engine_died`.
     """
     finished = {record["request_id"]: record for record in ended.records}
     rows = []
@@ -88,7 +95,8 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
     import pyarrow.compute as pc
 
     from analysis.runs.derive import DERIVED_FROM, request_columns
-    from analysis.runs.tables import TABLES, to_frame
+    from analysis.runs.schema import TABLES
+    from analysis.runs.tables import to_frame
 
     if "events" not in recorded:
         return
@@ -105,7 +113,7 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
 
 
 def finding_rows(
-    plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table]
+    plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table], ended: Ended
 ) -> tuple[list[Row], str | None]:
     """Return what the sanitizer finds in the recorded tables of a trial, as rows of `findings`.
 
@@ -114,7 +122,8 @@ def finding_rows(
     """
     from analysis.sanitizer.recorded import check_tables, context_of
 
-    findings = check_tables(recorded, context=context_of({"model": plan.model}))
+    context = context_of({"model": plan.model})
+    findings = check_tables(recorded, ended.facts.get("page_tokens"), context=context)
     if findings is None:
         return [], None
     for row in rows:
@@ -160,6 +169,6 @@ def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, 
 
 def _unfinished(ended: Ended) -> dict[str, Any]:
     return {
-        "outcome": "timeout" if ended.status == "hung" else "lost",
+        "outcome": "timeout" if ended.status == "hung" else "engine_died",
         "error": "The trial ended before this request was answered.",
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.core.errors import MachineError, RunError, lacking
-from analysis.recording.spill import cut_of, read_lacking, read_spilled
+from analysis.recording.stream import cut_of, read_lacking, read_stream
 from analysis.runs import store
 from analysis.shortfin import environments as releases
 from analysis.shortfin.releases import installed_release
@@ -84,8 +84,9 @@ def run_sweep(
     # A readable id that two runs on two machines do not share.
     manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
     writer = store.RunWriter.resume(out, manifest)
+    commit = (manifest["git"] or {}).get("commit")
     with store.alone_in(writer.path):
-        return _Sweep(plan, writer, on_trial, progress, jobs, stop).run(runner, pythons)
+        return _Sweep(plan, writer, on_trial, progress, jobs, stop, commit).run(runner, pythons)
 
 
 class _Sweep:
@@ -99,7 +100,9 @@ class _Sweep:
         progress: bool,
         jobs: int,
         stop: Callable[[], bool] | None,
+        git_commit: str | None,
     ) -> None:
+        self.git_commit = git_commit
         self.plan, self.writer, self.jobs = plan, writer, jobs
         self.on_trial = on_trial
         self.stop = stop or (lambda: False)
@@ -250,7 +253,7 @@ class _Sweep:
             detail = ended.detail.replace(str(self._work(trial)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
         # Also where the process was killed: what is on disk by now is kept.
-        recorded = read_spilled(self._work(trial), ended.ended_ns)
+        recorded = read_stream(self._work(trial), ended.ended_ns)
         missing = " ".join(filter(None, [read_lacking(self._work(trial)), cut_of(recorded)]))
         if missing:
             detail = f"{ended.detail} {missing}" if ended.detail else missing
@@ -261,11 +264,11 @@ class _Sweep:
         findings: list[dict[str, Any]] = []
         unchecked = None
         if self.plan.sanitize:
-            findings, unchecked = finding_rows(self.plan, trial, requests, recorded)
+            findings, unchecked = finding_rows(self.plan, trial, requests, recorded, ended)
         if unchecked is not None and ended.status == "ok":
             detail = f"{ended.detail} {unchecked}" if ended.detail else unchecked
             ended = dataclasses.replace(ended, detail=detail)
-        row = trial_row(self.run_id, self.plan, trial, ended)
+        row = trial_row(self.run_id, self.plan, trial, ended, self.git_commit)
         self.writer.write_trial(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(trial), ignore_errors=True)
         self.left.remove(trial)
@@ -307,7 +310,7 @@ class _Sweep:
 
 def _idle(row: Mapping[str, Any]) -> bool:
     """Return whether a row of `trials` is that of a control whose fault was never injected."""
-    return bool(row["injected"] == "null")
+    return row["injected"] is False
 
 
 def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:

@@ -96,6 +96,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
 
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
+        facts["page_tokens"] = engine.model.config.block_seq_stride
         _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
         with (
             engine,
@@ -171,7 +172,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         yield None
         return
     from analysis.recording import observe
-    from analysis.recording.spill import Spill
+    from analysis.recording.stream import StreamWriter
 
     with observe(
         engine,
@@ -181,7 +182,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         verifies=spec["sanitize"],
         checksums="landings" if spec["sanitize"] else None,
     ) as recording:
-        spill = Spill(recording, directory, spec["trial_id"])
+        spill = StreamWriter(recording, directory, spec["trial_id"])
         with spill:
             yield recording.recorder
     spill.write()  # with the last snapshot, which is taken when the watching ends

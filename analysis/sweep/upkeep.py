@@ -217,7 +217,7 @@ def _files_below(path: Path) -> Iterator[Path]:
 def _idle(trials: pa.Table) -> set[str]:
     """Return the ids of the controls whose fault was never injected."""
     pairs = zip(trials["trial_id"].to_pylist(), trials["injected"].to_pylist(), strict=True)
-    return {trial_id for trial_id, injected in pairs if injected == "null"}
+    return {trial_id for trial_id, injected in pairs if injected is False}
 
 
 def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:

@@ -14,7 +14,6 @@ import numpy as np
 from analysis.core.errors import EngineError
 from analysis.model.elements import encode
 from analysis.recording.checksums import writing
-from analysis.sanitizer.world import QUARANTINE
 from analysis.shortfin.treatment import Treatment, replace_attribute, take_pool_lock
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ class Quarantine(Treatment):
 
         def freed(pages: Sequence[Any]) -> None:
             mine = [(page, page_digest(pool, page.index)) for page in _once(pages)]
-            _tell(engine, "duplicate", [page.index for page, _ in mine], QUARANTINE)
+            _tell(engine, "quarantined", [page.index for page, _ in mine])
             with lock:
                 inside = {page.index for page, _ in resting}
                 resting.extend(item for item in mine if item[0].index not in inside)
@@ -188,11 +187,11 @@ def _once(pages: Iterable[Any]) -> list[Any]:
     return list({page.index: page for page in pages}.values())
 
 
-def _tell(engine: Engine, kind: str, pages: list[int], detail: str | None = None) -> None:
+def _tell(engine: Engine, kind: str, pages: list[int]) -> None:
     watcher = None if engine.probe is None else engine.probe.observer
     if watcher is not None and pages:
         try:
-            watcher.event(kind, pages=pages, detail=detail)
+            watcher.event(kind, pages=pages)
         except Exception as error:
             watcher.fault(error)
 

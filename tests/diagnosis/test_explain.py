@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Row, Story
-from told import A, B, run_of, short_pool, wrong_page
+from trace_builder import Row, TraceBuilder
+from traces import A, B, run_of, short_pool, wrong_page
 
 from analysis import explain
 from analysis.core.errors import RunError
@@ -106,7 +106,7 @@ def test_as_text_and_html_it_says_the_same(wrong):
 
 
 def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
-    story = Story()
+    story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 0, 2)  # page 0 is that of padding: at risk
     story.prefill("a")
@@ -143,19 +143,19 @@ def test_a_short_pool_is_told_with_who_leaked(outcome):
 
 
 def test_a_death_is_told_with_its_frame_and_the_operation_that_failed_before_it():
-    found = told(short_pool("lost"), "c")
+    found = told(short_pool("engine_died"), "c")
     said = " ".join(found.diagnosis)
     assert found.death.requests == ("c",)
     assert "shortfin_apps/llm/a.py:7 in run" in said
     assert "/x/site-packages" not in str(found)
     assert "TypeError: nothing to add" in said
     assert "3 pages were wanted" in said
-    other = told(short_pool("lost"), "b")
+    other = told(short_pool("engine_died"), "b")
     assert "operations had failed for c" in " ".join(other.diagnosis)
 
 
 def test_one_that_waited_for_a_fellow_traveller_is_told_so():
-    story = Story()
+    story = TraceBuilder()
     for request, prompt, page in (("a", A[:3], 1), ("b", B[:3], 2)):
         story.submit(request, prompt)
         story.allocate(request, page)
@@ -164,10 +164,10 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
     story.token("b", 24)
     story.decode("a", "b")
     with story.within("allocate", "b"):
-        story.event("shortage", "b", free_pages=0, detail="8 pages were wanted")
-        story.event("failed", "b", detail="CacheAllocationFailure: too few")
+        story.event("alloc_failed", "b", free_pages=0, wanted=8)
+        story.event("failed", "b", message="CacheAllocationFailure: too few")
     story.end("b", "empty")
-    story.event("waiting", "a", detail='{"where": "flying decode", "invocations": []}')
+    story.event("stall", "a", stall={"state": "executing", "phase": "decode", "invocations": []})
     story.done("a", "timeout")
     run = run_of(
         story,
@@ -177,11 +177,11 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
     said = " ".join(told(run, "a").diagnosis)
     assert "its last invocation, 1, which it shared with b, allocate failed for b" in said
     assert "8 pages were wanted, 0 were free" in said
-    assert "“flying decode”" in said
+    assert "“executing decode”" in said
 
 
 def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():
-    story = Story()
+    story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 1, 2)
     story.prefill("a", lands=False)
@@ -202,7 +202,7 @@ def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_rec
 
 
 def test_a_refused_one_is_told_who_was_in_its_way():
-    story = Story()
+    story = TraceBuilder()
     story.submit("a", A)
     story.done("a", "timeout")
     story.submit("b", B)
@@ -258,7 +258,7 @@ def test_right_answers_are_no_failures_and_broken_rules_on_them_are_told():
     found = told(wrong_page(), "b")
     assert "did not fail" in found.summary
     assert found.diagnosis == ()
-    story = Story()
+    story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 0, 2)
     story.prefill("a")
@@ -299,7 +299,7 @@ STEPS = st.lists(
 @settings(max_examples=15, deadline=None)
 @given(STEPS)
 def test_pages_are_in_the_hands_that_a_replay_finds_them_in(steps):
-    story = Story()
+    story = TraceBuilder()
     owner: dict[int, str] = {}
     for number, (step, page) in enumerate(steps):
         if step == "take" and page in story.world.free:
@@ -320,7 +320,7 @@ def test_pages_are_in_the_hands_that_a_replay_finds_them_in(steps):
         places = [(interval.begin, interval.end) for interval in history.owners]
         assert places[0][0] == 0
         assert all(end == begin for (_, end), (begin, _) in pairwise(places))
-    handover = set(trace.events.loc[trace.events["kind"].isin(["acquire", "drop"]), "seq"])
+    handover = set(trace.events.loc[trace.events["kind"].isin(["acquire", "pages_dropped"]), "seq"])
     for seq in set(trace.events["seq"]) - handover:
         snapshot = cache_at(trace, int(seq))
         for history in histories:

@@ -1,4 +1,4 @@
-"""Explanations of what a real engine did: 3.1.0 with the trie, swept and sanitized."""
+"""Explanations of a real engine: the reported release with the trie, swept and sanitized."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
 
 
 def test_a_lost_request_is_told_how_the_worker_died(swept):
-    row = of_outcome(swept, "lost")
+    row = of_outcome(swept, "engine_died")
     told = explain(swept, row["request_id"], row["trial_id"])
     said = " ".join(told.diagnosis)
     assert "died" in said

@@ -123,7 +123,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         short_strobes=False,  # the four must be in one batch
     )
     assert done.returncode == 0, done.stderr
-    assert "lost" in done.said["outcomes"]
+    assert "engine_died" in done.said["outcomes"]
     assert "timeout" not in done.said["outcomes"]
     assert "KeyError" in done.said["died"]
     # Listeners that raise keep nothing from the engine, from others, or from whoever looks.
@@ -135,12 +135,12 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
     assert len(done.said["warned"]) < 30 < done.said["faults"]
     # A later engine's death is its own, and whoever comes after a dead one is not silenced.
     outcome, traceback, log = done.said["later"]
-    assert outcome == "lost"
+    assert outcome == "engine_died"
     assert "ZeroDivisionError" in traceback
     assert "Async exception on" in log
     assert done.said["same"]
     assert "foreign" in done.said["foreign"]
-    assert done.said["late"] == "lost"
+    assert done.said["late"] == "engine_died"
     assert "KeyError" in done.said["late_error"]
     assert "Unhandled exception" in done.said["log"]
     assert done.said["again"] == "6 7 8"
@@ -169,7 +169,7 @@ def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) ->
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == {"hung": "timeout", "lost": "lost", "again": "6 7 8"}
+    assert done.said == {"hung": "timeout", "lost": "engine_died", "again": "6 7 8"}
 
 
 def test_a_freeze_with_the_gil_held_is_ended_from_outside(

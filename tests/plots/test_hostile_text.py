@@ -18,8 +18,8 @@ import pytest
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from story import strayed as strayed_story
 from synthetic import request_row, trial_row
+from trace_builder import strayed as strayed_story
 
 from analysis import plots as figures
 from analysis.diagnosis import explain
@@ -51,9 +51,9 @@ def drawn(figure: Figure) -> str:
 
 
 def events(name: str) -> pd.DataFrame:
-    rows = [("hold", name), ("drop", name), ("hold", name)]
+    rows = [("pages_held", name), ("pages_dropped", name), ("pages_held", name)]
     return to_frame("events", [
-        {"seq": seq, "trial_id": "c", "t_ns": seq, "kind": kind, "request_id": who, "pages": [3]}
+        {"seq": seq, "trial_id": "c", "t_s": 0.0, "kind": kind, "request_id": who, "pages": [3]}
         for seq, (kind, who) in enumerate(rows, 1)
     ])  # fmt: skip
 

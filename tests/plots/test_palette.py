@@ -83,22 +83,22 @@ def module(name: str) -> ModuleType:
 
 
 def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"seq": seq, "trial_id": "c", "t_ns": seq, "kind": kind, **fields}
+    return {"seq": seq, "trial_id": "c", "t_s": seq / 1e9, "kind": kind, **fields}
 
 
 REPLACED = [
     event(1, "acquire", request_id="a", pages=[1, 2]),
-    event(2, "hold", request_id="a", pages=[1, 2]),
-    event(3, "create", node=1, parent=0, pages=[1], detail="7 8"),
-    event(4, "create", node=2, parent=1, pages=[2], detail="9 9"),
+    event(2, "pages_held", request_id="a", pages=[1, 2]),
+    event(3, "create", node=1, parent=0, pages=[1], tokens=[7, 8]),
+    event(4, "create", node=2, parent=1, pages=[2], tokens=[9, 9]),
     event(5, "acquire", request_id="b", pages=[3]),
-    event(6, "hold", request_id="b", pages=[3]),
+    event(6, "pages_held", request_id="b", pages=[3]),
     # The child of a node that lost its place is not found any more either, though nobody says so.
-    event(7, "replace", node=1, parent=0, pages=[1]),
-    event(8, "create", node=3, parent=0, pages=[3], detail="7 8"),
-    event(9, "drop", request_id="a", pages=[1, 2]),
+    event(7, "node_overwritten", node=1, parent=0, pages=[1]),
+    event(8, "create", node=3, parent=0, pages=[3], tokens=[7, 8]),
+    event(9, "pages_dropped", request_id="a", pages=[1, 2]),
     event(10, "done", request_id="a"),
-    event(11, "drop", request_id="b", pages=[3]),
+    event(11, "pages_dropped", request_id="b", pages=[3]),
     event(12, "done", request_id="b"),
     event(13, "free", pages=[2]),
     event(14, "memory", value=1),

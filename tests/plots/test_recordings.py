@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from support import REPORTED
 
 from analysis import plots as figures
 from analysis.recording.replay import cached_or_leaked
@@ -18,7 +19,7 @@ from analysis.studies.evictions.figures import evictions_figure
 
 
 def event(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"seq": seq, "trial_id": "c", "t_ns": seq * 10_000_000, "kind": kind, **fields}
+    return {"seq": seq, "trial_id": "c", "t_s": seq / 100, "kind": kind, **fields}
 
 
 def invocation(number: int, phase: str, requests: list[str], begin: float) -> dict[str, Any]:
@@ -45,17 +46,17 @@ def text_of(figure: Figure) -> str:
 EVENTS = to_frame(
     "events",
     [
-        event(1, "hold", request_id="a", pages=[3, 4]),
-        event(2, "create", node=1, parent=0, pages=[3], detail="1 2"),
-        event(3, "hold", request_id="b", pages=[3]),
-        event(5, "drop", request_id="a", pages=[3, 4]),
-        event(6, "hold", request_id="c", pages=[4]),
+        event(1, "pages_held", request_id="a", pages=[3, 4]),
+        event(2, "create", node=1, parent=0, pages=[3], tokens=[1, 2]),
+        event(3, "pages_held", request_id="b", pages=[3]),
+        event(5, "pages_dropped", request_id="a", pages=[3, 4]),
+        event(6, "pages_held", request_id="c", pages=[4]),
         event(7, "evict", pages=[3]),
-        event(8, "shortage", detail="2 pages were wanted"),
-        event(9, "drop", request_id="c", pages=[4]),
-        event(10, "died", detail="gone"),
-        event(11, "memory", value=300 * 2**20, detail=str(2**20)),
-        event(12, "memory", value=310 * 2**20, detail=str(2**20)),
+        event(8, "alloc_failed", wanted=2),
+        event(9, "pages_dropped", request_id="c", pages=[4]),
+        event(10, "worker_died", message="gone"),
+        event(11, "memory", value=300 * 2**20, page_table_bytes=2**20),
+        event(12, "memory", value=310 * 2**20, page_table_bytes=2**20),
     ],
 )
 
@@ -77,7 +78,9 @@ def test_page_lifetimes_has_a_bar_for_each_time_that_a_page_was_held() -> None:
 
 
 def test_page_lifetimes_says_what_it_leaves_out() -> None:
-    many = to_frame("events", [event(n, "hold", request_id="a", pages=[n]) for n in range(60)])
+    many = to_frame(
+        "events", [event(n, "pages_held", request_id="a", pages=[n]) for n in range(60)]
+    )
     figure = figures.page_lifetimes(many)
     assert len(figure.axes[0].get_yticks()) == 48
     assert "12 further pages" in text_of(figure)
@@ -117,7 +120,7 @@ def test_invocations_are_numbered_where_waiting_or_overlap_would_hide_them() -> 
 def test_pages_over_time_stacks_the_states_and_marks_what_happened() -> None:
     rows = [snapshot(0, 10, 0, 0, 0), snapshot(5, 6, 4, 0, 0), snapshot(9, 6, 0, 1, 3)]
     requests = pd.DataFrame(
-        {"outcome": ["ok", "wrong", "lost"], "submitted_s": [0.0, 0.01, 0.02],
+        {"outcome": ["ok", "wrong", "engine_died"], "submitted_s": [0.0, 0.01, 0.02],
          "latency_s": [0.01, 0.02, 0.03]}
     )  # fmt: skip
     figure = figures.pages_over_time(to_frame("snapshots", rows), requests, EVENTS)
@@ -144,7 +147,7 @@ def test_memory_is_in_mebibytes() -> None:
 def trials_and_requests(**columns: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     count = len(columns["evictions_during"])
     trials = pd.DataFrame(
-        {"trial_id": [f"c{n}" for n in range(4)], "release": "3.1.0", "device": "local-task",
+        {"trial_id": [f"c{n}" for n in range(4)], "release": REPORTED, "device": "local-task",
          "prefix_sharing": "trie", "page_count": 64, "workload": "mixed",
          "concurrency": [4, 4, 8, 8]}
     )  # fmt: skip
@@ -176,7 +179,7 @@ def test_evictions_are_binned_with_intervals_and_fitted() -> None:
 def test_the_strata_of_the_evictions_figure_are_those_of_the_answer() -> None:
     count = 24 * 40
     trials = pd.DataFrame(
-        [(f"{sharing}-{pages}-{level}-{n}", "3.1.0", sharing, pages, "mixed", level)
+        [(f"{sharing}-{pages}-{level}-{n}", REPORTED, sharing, pages, "mixed", level)
          for sharing in ("none", "trie") for pages in (64, 256) for level in (4, 8)
          for n in range(6)],
         columns=["trial_id", "release", "prefix_sharing", "page_count", "workload", "concurrency"],

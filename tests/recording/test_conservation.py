@@ -122,7 +122,7 @@ def test_every_page_is_in_one_state_and_events_lead_from_snapshot_to_snapshot(
     conserved()
     assert seen["ok"] > 0
     assert seen["acquire"] > 0
-    assert seen["hold"] > 0
+    assert seen["pages_held"] > 0
     if sharing == "trie":
         assert seen["create"] > 0
         assert seen["reference"] > 0

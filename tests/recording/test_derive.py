@@ -29,7 +29,7 @@ def recordings(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
             "operation": st.sampled_from([None, "acquire", "lookup", "publish"]),
             "pages": st.none() | st.lists(st.integers(0, 9), max_size=3),
             "tokens_hit": st.none() | st.integers(0, 64),
-            "t_ns": st.just(0),
+            "t_s": st.just(0.0),
         }
     )
     snapshot = st.fixed_dictionaries(
@@ -97,7 +97,7 @@ def test_it_tells_what_one_event_at_a_time_tells(made: tuple[list[Row], ...]) ->
 def test_the_index_of_the_requests_is_kept() -> None:
     requests = to_frame("requests", [request_row(request_id=f"r{n}") for n in range(3)])
     shuffled = requests.set_index(pd.Index([7, 7, 3]))
-    events = [{"seq": n, "trial_id": "c", "t_ns": 0, "kind": kind, "request_id": request,
+    events = [{"seq": n, "trial_id": "c", "t_s": 0.0, "kind": kind, "request_id": request,
                "pages": pages} for n, (kind, request, pages) in enumerate(
         [("submitted", "r0", None), ("evict", "r9", [4]), ("submitted", "r1", None),
          ("evict", None, [5, 6]), ("done", "r0", None), ("evict", "r1", [1])])]  # fmt: skip
@@ -152,7 +152,7 @@ def test_what_batches_and_pages_an_engine_met() -> None:
                 "end_seq": end}  # fmt: skip
 
     def event(seq: int, **more: Any) -> Row:
-        return {"seq": seq, "trial_id": "c", "t_ns": 0, **more}
+        return {"seq": seq, "trial_id": "c", "t_s": 0.0, **more}
 
     row = met(
         [request_row(request_id="a", prompt_tokens=[1] * 8, cached_tokens=4),

@@ -189,14 +189,14 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=512)) as engine:
             steps[request] += 1
             rows.append(invocation.tokens[n] == (answer.tokens[step],)
                         and invocation.start_positions[n] == len(answer.prompt_tokens) + step)
-    pages = events[events["kind"].isin(["acquire", "free", "hold", "drop"])]
-    held = events[events["kind"] == "hold"]
+    pages = events[events["kind"].isin(["acquire", "free", "pages_held", "pages_dropped"])]
+    held = events[events["kind"] == "pages_held"]
     right = [first_pages.get(r) in p or step > 0 for r, p, step in
              zip(held["request_id"], held["pages"], held.groupby("request_id").cumcount())]
     acquired = events[events["kind"] == "acquire"]
     owner = {}
     agree = []
-    for e in events[events["kind"].isin(["acquire", "hold"])].itertuples():
+    for e in events[events["kind"].isin(["acquire", "pages_held"])].itertuples():
         if e.kind == "acquire":
             owner.update({p: e.request_id for p in e.pages})
         else:
@@ -351,13 +351,13 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
             if engine.died:
                 break
     events = recording.events
-    died = events[events["kind"] == "died"]
+    died = events[events["kind"] == "worker_died"]
     failed = events[events["kind"] == "failed"]
     moments = [s.moment for s in recording.failures]
-    orphaned = events[events["kind"] == "replace"]
-    say({"died": len(died), "failed": list(failed["detail"]),
+    orphaned = events[events["kind"] == "node_overwritten"]
+    say({"died": len(died), "failed": list(failed["message"]),
          "operation": list(failed["operation"]),
-         "detail": list(died["detail"]),
+         "detail": list(died["message"]),
          "order": bool(failed["seq"].iloc[0] < died["seq"].iloc[0]),
          "before_it": bool(orphaned["seq"].iloc[0] < failed["seq"].iloc[0]),
          "failures": len(moments), "nodes": max(len(s.nodes) for s in recording.failures),

@@ -81,7 +81,7 @@ def observed(engine: Any, raises: bool) -> Recording:
 def test_what_had_not_ended_is_told_also_when_the_block_raises(raises: bool) -> None:
     engine = MadeEngine()
     recorder = observed(engine, raises).recorder
-    assert len([*events(recorder, "unlanded")]) == 1
+    assert len([*events(recorder, "invocation_unfinished")]) == 1
     assert len([*events(recorder, "unfinished")]) == 1
     assert engine.probe is None
     assert not engine.listeners
@@ -200,7 +200,7 @@ def test_what_was_under_way_when_the_bytes_were_used_up_is_kept_and_nothing_afte
 ) -> None:
     recorder = recorder_of(MadeEngine(), max_bytes=5000)
     first, second = (recorder.invocation_begins("decode", [request]) for request in "ab")
-    recorder.event("submitted", detail="1 " * 5000)
+    recorder.event("submitted", tokens=(1,) * 5000)
     recorder.at_token("token", "a", 1, None)
     recorder.event("free", pages=[1])
     recorder.invocation_ends(first, decode(1), None)

@@ -17,8 +17,8 @@ ROOT = Snapshot(CacheState(0, (), {}, (Node(0, None, None, (), 0, False),)))
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["create", "create", "unlink", "replace", "hold", "drop", "acquire", "free",
-             "duplicate", "done"]
+            ["create", "create", "unlink", "node_overwritten", "pages_held", "pages_dropped",
+             "acquire", "free", "duplicate", "done"]
         ),
         st.sampled_from(PAGES),
         st.integers(0, 20),
@@ -33,11 +33,11 @@ def events_of(told: list[tuple[str, int, int, str]]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     nodes = 0
     for kind, page, number, request in told:
-        row: dict[str, Any] = {"seq": len(rows) + 1, "trial_id": "c", "t_ns": 0, "kind": kind}
+        row: dict[str, Any] = {"seq": len(rows) + 1, "trial_id": "c", "t_s": 0.0, "kind": kind}
         if kind == "create":
             nodes += 1
-            row |= {"node": nodes, "parent": number % nodes, "pages": [page], "detail": "1 2"}
-        elif kind in ("unlink", "replace"):
+            row |= {"node": nodes, "parent": number % nodes, "pages": [page], "tokens": [1, 2]}
+        elif kind in ("unlink", "node_overwritten"):
             if not nodes:
                 continue
             row |= {"node": number % nodes + 1, "pages": [page]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from types import SimpleNamespace
 
@@ -48,7 +47,7 @@ def differing(before, content, returned, landed):
         for name, shape, values in zip(NAMES, ((2, 2), (2,)), landed, strict=True)
     }
     said = changes(NAMES, arguments, filled, then, arrays)
-    return [] if said is None else [tuple(entry) for entry in json.loads(said)]
+    return [tuple(entry.values()) for entry in said or ()]
 
 
 OLD, NEW = ([1, 2, 3, 4], [5, 6]), ([11, 12, 13, 14], [15, 16])
@@ -115,7 +114,7 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
     monkeypatch.setattr(allocations, "raw", lambda logits: unreadable(logits.content))
     watcher = SimpleNamespace(
         verifies=True, fault=faults.append, event=lambda kind, **said: told.append((kind, said)),
-        at_token=lambda kind, request, value, detail: told.append((kind, {"value": value})),
+        at_token=lambda kind, request, value, digest: told.append((kind, {"value": value})),
     )  # fmt: skip
     probe = object.__new__(allocations.AllocationProbe)
     probe._read = {}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from story import Row, Story
 from synthetic import request_row, trial_row
+from trace_builder import Row, TraceBuilder
 
 from analysis.cli import main
 from analysis.core.errors import RunError
@@ -28,8 +28,8 @@ MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
 FAULT = ["fault:seq-len-short"]
 
 
-def one_token_in() -> Story:
-    story = Story()
+def one_token_in() -> TraceBuilder:
+    story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 1, 2)
     story.prefill("a")
@@ -37,7 +37,7 @@ def one_token_in() -> Story:
     return story
 
 
-def well() -> Story:
+def well() -> TraceBuilder:
     """Return a story of two requests that share a page, in which nothing is wrong."""
     story = one_token_in()
     node = story.publish("a", A, [1])
@@ -57,9 +57,9 @@ def well() -> Story:
     return story
 
 
-def ill() -> Story:
+def ill() -> TraceBuilder:
     """Return a story in which much is wrong, in invocations, events, a snapshot and at the end."""
-    story = Story()
+    story = TraceBuilder()
     story.submit("b", B)
     story.allocate("b", 5, 6, 7)
     story.prefill("b", None)
@@ -90,9 +90,9 @@ def what(findings) -> tuple:
     return findings.rows("c"), scenes, counts, findings.notes
 
 
-def length_short() -> Story:
+def length_short() -> TraceBuilder:
     """Return a story that sets off the alarm of a control."""
-    story = Story()
+    story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 1, 2)
     story.prefill("a")
@@ -271,7 +271,7 @@ def test_after_a_gap_only_what_bears_it_is_checked():
 
 def test_a_snapshot_is_found_when_its_event_is():
     # The recorder keeps the snapshot first; it may do so while the follower is looking.
-    story = Story()
+    story = TraceBuilder()
     story.snapshot(free=[0])
 
     class Late(SimpleNamespace):
@@ -296,6 +296,7 @@ def recorder_row(item: Event | Invocation) -> tuple:
     """Return an item as the recorder keeps it."""
     if isinstance(item, Event):
         fields = item._asdict() | {"tokens_hit": None, "tokens_missed": None}
+        fields["t_ns"] = round(item.t_s * 1e9)
         fields["pages"] = list(item.pages) or None
         return tuple(fields[name] for name in EVENT_FIELDS)
     arrays = {
@@ -324,7 +325,7 @@ def test_rows_of_the_recorder_say_the_same(story):
     assert what(checker.finish()) == what(story.check(close=False))
 
 
-def followed(story: Story, items, dropped: int = 0):
+def followed(story: TraceBuilder, items, dropped: int = 0):
     """Return what a follower finds of a recorder that has these items of a story."""
     recorder = SimpleNamespace(
         events=[recorder_row(item) for _, item in items if isinstance(item, Event)],
@@ -502,29 +503,29 @@ def test_all_invocations_of_a_full_recording_are_counted():
     assert dict(unchecked.requests) == {"a": 2, "b": 1}
 
 
-def coverage(**changes) -> str:
+def coverage(**changes):
     said = {"mode": "sampled", "invocations": 0, "pages_read": 0, "slots_written": 0,
             "not_judged": [],
             "pages_offered": 0, "undecided": []}  # fmt: skip
-    return json.dumps(said | changes)
+    return said | changes
 
 
 def test_only_the_last_word_on_the_bytes_of_pages_counts():
     story = well()
-    story.event("checksums", detail=coverage(not_judged=[1, 2]))
-    story.event("checksums", detail=coverage(invocations=3))
+    story.event("checksums", coverage=coverage(not_judged=[1, 2]))
+    story.event("checksums", coverage=coverage(invocations=3))
     findings = story.check()
     assert findings.complete, findings.notes
     assert "after 3 invocations" in findings.bytes_checked
-    story.event("checksums", detail=coverage(not_judged=[1]))
+    story.event("checksums", coverage=coverage(not_judged=[1]))
     (note,) = story.check().notes
     assert "(1 page)" in note
 
 
 def test_that_bytes_could_not_be_read_is_said():
     story = well()
-    story.event("checksums", detail=coverage(not_judged=[1]))
-    story.event("checksums", detail=json.dumps({"ended": "it is too far"}))
+    story.event("checksums", coverage=coverage(not_judged=[1]))
+    story.event("checksums", message="it is too far")
     assert story.check().notes == ["The bytes of pages were not checked: it is too far."]
 
 
@@ -559,8 +560,8 @@ def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
     # On 3.1.0 a row's result is there while those of the rows behind it are still awaited.
     live, recorded = one_token_in(), one_token_in()
     invocation = live.decode("a", lands=False)
-    said = json.dumps({"phase": "decode", "requests": ["a"]})
-    recorded.event("unlanded", value=invocation.invocation_id, detail=said)
+    number = invocation.invocation_id
+    recorded.event("invocation_unfinished", value=number, phase="decode", request_ids=["a"])
     for story in (live, recorded):
         story.token("a", 101)
     recorder = recorder_of([item for item in live.items if item[1] is not invocation])
@@ -583,14 +584,13 @@ def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
 def test_what_had_not_ended_is_known_from_the_tables_too():
     story = well()
     story.submit("c", A)
-    said = json.dumps({"phase": "prefill", "requests": ["c"]})
     number = max(i.invocation_id for _, i in story.items if isinstance(i, Invocation)) + 1
-    story.event("unlanded", value=number, detail=said)
-    findings = check_tables(arrow(story))
+    story.event("invocation_unfinished", value=number, phase="prefill", request_ids=["c"])
+    findings = check_tables(arrow(story), story.stride)
     assert findings.unchecked.invocations == 1
     assert findings.unchecked.requests["c"] == 1
-    story.event("unfinished", detail="free")
-    findings = check_tables(arrow(story))
+    story.event("unfinished", operation="free")
+    findings = check_tables(arrow(story), story.stride)
     assert findings.notes
 
 
@@ -615,20 +615,20 @@ def test_an_invocation_whose_arguments_could_not_be_read_keeps_its_requests():
     assert same.seq == invocation.seq
 
 
-def arrow(story: Story, trial_id: str = "c"):
+def arrow(story: TraceBuilder, trial_id: str = "c"):
     return {name: to_table(name, rows) for name, rows in story.tables(trial_id).items()}
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
 def test_tables_say_the_same(story):
-    assert what(check_tables(arrow(story))) == what(story.check(close=False))
+    assert what(check_tables(arrow(story), story.stride)) == what(story.check(close=False))
 
 
 def test_tables_without_snapshots_or_events_are_not_checked():
     tables = arrow(WELL)
     for name in ("snapshots", "events"):
-        assert check_tables({k: t for k, t in tables.items() if k != name}) is None
-    assert check_tables({**tables, "snapshots": tables["snapshots"][:0]}) is None
+        assert check_tables({k: t for k, t in tables.items() if k != name}, 4) is None
+    assert check_tables({**tables, "snapshots": tables["snapshots"][:0]}, 4) is None
 
 
 def test_snapshots_without_a_place_are_an_error():
@@ -636,7 +636,7 @@ def test_snapshots_without_a_place_are_an_error():
     for row in rows["snapshots"]:
         row["seq"] = None
     with pytest.raises(RunError, match="record the run again"):
-        check_tables({name: to_table(name, table) for name, table in rows.items()})
+        check_tables({name: to_table(name, table) for name, table in rows.items()}, 4)
 
 
 @pytest.mark.parametrize("lacking", ["seq", "end_seq", "request_ids"])
@@ -645,13 +645,13 @@ def test_invocations_without_a_place_or_requests_are_an_error(lacking):
     for row in rows["invocations"]:
         row[lacking] = None
     with pytest.raises(RunError, match="no place among the events or no requests"):
-        check_tables({name: to_table(name, table) for name, table in rows.items()})
+        check_tables({name: to_table(name, table) for name, table in rows.items()}, 4)
 
 
 def test_events_alone_are_checked_too():
     tables = arrow(WELL)
     del tables["invocations"]
-    findings = check_tables(tables)
+    findings = check_tables(tables, WELL.stride)
     assert findings.invocations == 0
     assert findings.events == sum(isinstance(item, Event) for _, item in WELL.items)
 
@@ -667,8 +667,8 @@ CONFLICTS = pytest.mark.parametrize(
 )
 
 
-def conflicting(changes) -> Story:
-    story = Story()
+def conflicting(changes) -> TraceBuilder:
+    story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 1, 2)
     story.prefill("a")
@@ -684,7 +684,7 @@ def test_conflicts_are_told_of_a_live_snapshot(changes, cause):
 
 @CONFLICTS
 def test_conflicts_are_told_of_a_recorded_snapshot(changes, cause):
-    assert check_tables(arrow(conflicting(changes))).group("state-divergence", cause) is not None
+    assert check_tables(arrow(conflicting(changes)), 4).group("state-divergence", cause) is not None
 
 
 # -- runs --------------------------------------------------------------------------------------
@@ -706,7 +706,7 @@ def write_run(tmp_path):
     return write
 
 
-def found(story: Story, trial_id: str) -> list:
+def found(story: TraceBuilder, trial_id: str) -> list:
     return story.check(close=False).rows(trial_id)
 
 
@@ -785,8 +785,9 @@ def test_a_control_in_a_treated_arm_is_that_arms(write_run):
     ],
 )
 def test_an_alarm_must_name_what_was_injected(write_run, injected, counts):
-    kept = None if injected is None else json.dumps(None if injected == "nothing" else injected)
-    run = write_run(c=(WELL, {}), control=(length_short(), {"treatments": FAULT, "injected": kept}))
+    kept = {"injected": None if injected is None else injected != "nothing"}
+    kept["injection"] = injected if isinstance(injected, dict) else None
+    run = write_run(c=(WELL, {}), control=(length_short(), {"treatments": FAULT, **kept}))
     (checked,) = check_run(run)
     assert (checked.controls, checked.alarms, checked.idle) == counts
 
@@ -831,9 +832,8 @@ def test_a_clean_run_exits_with_0(write_run, cachelab):
 def test_what_was_not_checked_is_undecided_and_exits_with_3(tmp_path, cachelab):
     story = well()
     story.submit("c", A)
-    said = json.dumps({"phase": "prefill", "requests": ["c"]})
     number = max(i.invocation_id for _, i in story.items if isinstance(i, Invocation)) + 1
-    story.event("unlanded", value=number, detail=said)
+    story.event("invocation_unfinished", value=number, phase="prefill", request_ids=["c"])
     story.done("c")
     writer = RunWriter.create(tmp_path / "run", MANIFEST)
     requests = [request_row(trial_id="one", request_id="c", outcome="wrong")]

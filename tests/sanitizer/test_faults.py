@@ -54,7 +54,7 @@ FIRST = {
     "fault:copied-short": "copy",
     "fault:free-while-used": "free",
     "fault:double-free": "free",
-    "fault:missing-leaf": "no_leaf",
+    "fault:missing-leaf": "leaf_removed",
     "fault:evict-referenced": "unlink",
 }
 """Kind of the first event with the injection's page after it, at which it must be found."""

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from story import Row, Story, strayed
 from synthetic import request_row, trial_row
+from trace_builder import Row, TraceBuilder, strayed
 
 from analysis.cli.check import _words as check_words
 from analysis.diagnosis.finding_figure import MINE, OTHER, finding_figure
@@ -86,7 +86,7 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
 
 
 def test_nothing_found_is_said_plainly() -> None:
-    findings = Story().check()
+    findings = TraceBuilder().check()
     assert str(findings) == "No rule was broken (0 invocations and 0 events checked)."
     assert "No rule was broken" in read(html_of(findings)).text
 
@@ -123,7 +123,7 @@ def test_html_stays_small_however_much_is_found() -> None:
 
 
 def test_notes_are_shown() -> None:
-    findings = Story().check()
+    findings = TraceBuilder().check()
     findings.note("The end was cut off.")
     assert "Not checked: The end was cut off." in str(findings)
     assert "The end was cut off." in read(html_of(findings)).text
@@ -186,13 +186,13 @@ def test_a_finding_without_a_scene_is_shown_in_words(text: str) -> None:
 def run(tmp_path):
     """A trial in which `a` answers wrong after reading wrong data, a clean one, and controls."""
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0, "command": "test"})
-    short = Story()
+    short = TraceBuilder()
     short.submit("a", A)
     short.allocate("a", 1, 2)
     short.prefill("a")
     short.token("a", 100)
     short.decode(Row("a", seq_len=6))
-    clean = Story()
+    clean = TraceBuilder()
     clean.submit("a", A)
     ill = strayed()
     ill.decode("a", "b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from growth import grown, kept
-from story import Story
+from trace_builder import TraceBuilder
 
 from analysis.sanitizer import findings, unchecked, world
 from analysis.sanitizer.checker import Checker
@@ -20,7 +20,7 @@ def little_is_remembered(monkeypatch) -> None:
     monkeypatch.setattr("analysis.sanitizer.rules.results._REMEMBERED", 20)
 
 
-def serve(story: Story, number: int) -> None:
+def serve(story: TraceBuilder, number: int) -> None:
     """Have one request come and go, in one of several ways."""
     request, prompt = f"r{number}", [number, 1, 2, 3, 4]
     story.submit(request, prompt)
@@ -32,14 +32,14 @@ def serve(story: Story, number: int) -> None:
     with story.within("acquire", request):
         story.reference(node, 1, request)
     if number % 5 == 0:  # more than it has at hand
-        story.event("twice", request, [1])
+        story.event("duplicate_page", request, [1])
         story.event("unprotected", request, [1], node=node)
     ending = number % 4
     if ending == 0:  # the engine is late, and before its client or after it
         story.done(request, "timeout")
-        story.event("late", request, detail="ok")
+        story.event("late", request, outcome="ok")
     elif ending == 1:
-        story.event("late", request, detail="ok")
+        story.event("late", request, outcome="ok")
         story.done(request, "timeout")
     elif ending == 2:
         story.answered(request, 7)
@@ -55,7 +55,7 @@ def serve(story: Story, number: int) -> None:
     story.evict(node)
 
 
-def follow(checker: Checker, story: Story, taken: int) -> int:
+def follow(checker: Checker, story: TraceBuilder, taken: int) -> int:
     for seq, item in story.items[taken:]:
         checker.put(seq, item)
     checker.go()
@@ -63,7 +63,7 @@ def follow(checker: Checker, story: Story, taken: int) -> int:
 
 
 def test_nothing_that_a_checker_keeps_grows_with_the_requests_that_were() -> None:
-    story = Story()
+    story = TraceBuilder()
     story.submit("old", [9, 9, 9])
     story.allocate("old", 5)
     story.prefill("old")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from story import Row, Story
+from trace_builder import Row, TraceBuilder
 
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.sanitizer.world import Invocation
@@ -45,7 +45,7 @@ class Scheduler:
     def __init__(self, seed: int, *, sharing: bool) -> None:
         self.random = random.Random(seed)
         self.stride = self.random.choice((2, 3, 4))
-        self.story = Story(PAGES, self.stride)
+        self.story = TraceBuilder(PAGES, self.stride)
         self.sharing = sharing
         self.free = list(range(1, PAGES))  # all but the padding page
         self.random.shuffle(self.free)
@@ -58,7 +58,7 @@ class Scheduler:
         self.invocations: list[Invocation] = []
         self.of: dict[str, Request] = {}
 
-    def run(self, count: int) -> Story:
+    def run(self, count: int) -> TraceBuilder:
         stems = [self._tokens(1, 9) for _ in range(2)]
         waiting = []
         for number in range(count):
@@ -374,7 +374,7 @@ def test_what_lies_beyond_the_own_length_is_a_risk_and_no_wrong_data(seed, draw)
 
 def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_invocation():
     # Its own arguments are those of a chunk that ends there, which any may.
-    story = Story()
+    story = TraceBuilder()
     story.submit("a", range(1, 8))
     story.allocate("a", 1, 2)
     story.prefill(Row("a", start=0, seq_len=4))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from story import ROOT, Row, Story
+from trace_builder import ROOT, Row, TraceBuilder
 
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA
 from analysis.sanitizer.meanings import meaning_of
@@ -24,7 +23,7 @@ A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
 class Case:
     """A story that breaks a rule at the step that it returns, and what is to be said of it."""
 
-    tell: Callable[[Story], Step]
+    tell: Callable[[TraceBuilder], Step]
     rule: str
     cause: str
     request: str | None = "a"
@@ -38,7 +37,7 @@ class Case:
 
 
 CASES: list[Case] = []
-SILENT: list[Callable[[Story], object]] = []
+SILENT: list[Callable[[TraceBuilder], object]] = []
 
 
 def breaks(rule: str, cause: str, **due):
@@ -54,12 +53,12 @@ def silent(tell):
     return tell
 
 
-def begin(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> None:
+def begin(story: TraceBuilder, request: str, prompt: tuple[int, ...], *pages: int) -> None:
     story.submit(request, prompt)
     story.allocate(request, *pages)
 
 
-def ready(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> Invocation:
+def ready(story: TraceBuilder, request: str, prompt: tuple[int, ...], *pages: int) -> Invocation:
     """Have a request prefilled, with its first token."""
     begin(story, request, prompt, *pages)
     invocation = story.prefill(request)
@@ -403,7 +402,7 @@ def a_request_under_way_before_the_watching_began(story):
     story.decode("a", strange)
     story.token("a", 101)
     story.decode("a")
-    story.event("done", "stranger", detail="ok")
+    story.event("done", "stranger", outcome="ok")
 
 
 # -- tables ------------------------------------------------------------------------------------
@@ -982,7 +981,7 @@ def a_page_that_was_not_taken_from_the_free_list(story):
 @breaks("double-allocation", "same-request", page=1)
 def a_page_twice_in_an_allocation(story):
     begin(story, "a", A, 1, 2)
-    return story.event("twice", "a", (1,))
+    return story.event("duplicate_page", "a", (1,))
 
 
 @silent
@@ -1068,18 +1067,17 @@ def the_padding_page_given_out(story):
 @breaks("stuck-request", "worker-died")
 def a_worker_that_died(story):
     begin(story, "a", A, 1, 2)
-    place = story.event("died", "a", detail="it raised IndexError.")
+    place = story.event("worker_died", "a", message="it raised IndexError.")
     story.end("a", "error")
     return place
 
 
-def given_up(story, where):
+def given_up(story, state, phase=None):
     ready(story, "a", A, 1, 2)
-    if where is not None:
-        detail = json.dumps(
-            {"where": where, "invocations": [], "threads": {"MainThread 1": ["wait"]}}
-        )
-        story.event("waiting", "a", detail=detail)
+    if state is not None:
+        threads = [{"thread": "MainThread 1", "frames": ["wait"]}]
+        stall = {"state": state, "phase": phase, "invocations": [], "threads": threads}
+        story.event("stall", "a", stall=stall)
     place = story.end("a", "timeout")
     later(story, 2.0)
     return place
@@ -1087,12 +1085,12 @@ def given_up(story, where):
 
 def later(story, seconds):
     """Have something that concerns no request happen so long after the beginning."""
-    story.event("memory", value=1, t_ns=round(seconds * 1e9))
+    story.event("memory", value=1, t_s=seconds)
 
 
 @breaks("stuck-request", "batcher-stalled")
 def a_request_never_boarded(story):
-    return given_up(story, "pending decode")
+    return given_up(story, "pending", "decode")
 
 
 @breaks("stuck-request", "batcher-stalled")
@@ -1103,8 +1101,7 @@ def a_request_that_waits_for_its_group(story):
 @breaks("stuck-request", "invocation-pending")
 def a_invocation_that_never_lands(story):
     ready(story, "a", A, 1, 2)
-    said = json.dumps({"phase": "decode", "requests": ["a"]})
-    story.event("unlanded", value=1, detail=said)
+    story.event("invocation_unfinished", value=1, phase="decode", request_ids=["a"])
     place = story.end("a", "timeout")
     later(story, 2.0)
     return place
@@ -1121,14 +1118,14 @@ def a_request_that_nobody_wakes(story):
 
 @breaks("stuck-request", "batcher-stalled")
 def a_request_of_which_nothing_is_known_but_that_no_invocation_began(story):
-    return given_up(story, "flying decode")
+    return given_up(story, "executing", "decode")
 
 
 def locked(story, *locks):
     """Give a request up while threads had these locks for so many seconds."""
     kept = [{"lock": name, "thread": f"{name}'s", "seconds": seconds} for name, seconds in locks]
     ready(story, "a", A, 1, 2)
-    story.event("waiting", "a", detail=json.dumps({"where": "pending decode", "locks": kept}))
+    story.event("stall", "a", stall={"state": "pending", "phase": "decode", "locks": kept})
     place = story.end("a", "timeout")
     later(story, 2.0)
     return place
@@ -1145,7 +1142,7 @@ def a_lock_held_no_longer_than_on_a_busy_machine(story):
 
 
 def test_the_oldest_lock_is_named():
-    story = Story()
+    story = TraceBuilder()
     locked(story, ("ref-count-mismatch", 1.6), ("pool", 3.0), ("cache", 2.0))
     text = story.check(close=False).group("stuck-request", "lock-held").first.text
     assert "thread pool's held the lock of the pool and had not released it after 3 s" in text
@@ -1154,7 +1151,7 @@ def test_the_oldest_lock_is_named():
 @breaks("stuck-request", "worker-died")
 def a_lock_of_a_worker_that_died(story):
     begin(story, "b", B, 3, 4)
-    place = story.event("died", "a", detail="it raised IndexError.")
+    place = story.event("worker_died", "a", message="it raised IndexError.")
     story.end("b", "error")
     locked(story, ("pool", 3.0))
     return place
@@ -1174,17 +1171,17 @@ def a_request_that_starves_while_others_are_served(story):
 @silent
 def a_request_that_its_client_gave_up_and_the_engine_ended(story):
     ready(story, "a", A, 1, 2)
-    story.event("done", "a", detail="timeout")
+    story.event("done", "a", outcome="timeout")
     story.decode("a")
     story.done("a", "timeout")
-    story.event("late", "a", detail="error")
+    story.event("late", "a", outcome="error")
     later(story, 5.0)
 
 
 @silent
 def a_request_that_the_engine_ended_at_the_same_time(story):
     ready(story, "a", A, 1, 2)
-    story.event("late", "a", detail="ok")
+    story.event("late", "a", outcome="ok")
     story.end("a", "timeout")
     later(story, 5.0)
 
@@ -1261,13 +1258,13 @@ def a_request_never_ended(story):
 @breaks("stuck-request", "not-ended", close=False)
 def a_request_that_stood_still_when_its_process_was_killed(story):
     ready(story, "a", A, 1, 2)
-    story.event("cut", t_ns=3_600_000_000_000)
+    story.event("cut", t_s=3600.0)
 
 
 def test_a_request_that_went_on_when_its_process_was_killed_is_not_held_against_the_engine():
-    story = Story()
+    story = TraceBuilder()
     ready(story, "a", A, 1, 2)
-    story.event("cut", value=7_000_000, detail='["a"]')
+    story.event("cut", late_s=0.007, request_ids=["a"])
     findings = story.check(close=False)
     assert not findings.groups
     assert any("at most 7 ms before its process did; 1 request has" in n for n in findings.notes)
@@ -1442,8 +1439,8 @@ def locks_that_were_not_recorded(story):
 def parts_of_the_cache_with_a_lock_each(story):
     ready(story, "a", A, 1, 2)
     with story.within("publish", "a", thread="w1"):
-        story.event("create", "a", (1,), node=1, parent=0, detail="11 12 13 14", locks=("trie",))
-        story.event("leaf", "a", node=1, locks=("trie",))
+        story.event("create", "a", (1,), node=1, parent=0, tokens=(11, 12, 13, 14), locks=("trie",))
+        story.event("leaf_added", "a", node=1, locks=("trie",))
 
 
 # -- contents ----------------------------------------------------------------------------------
@@ -1477,7 +1474,7 @@ def a_page_written_in_quarantine(story):
 
 @pytest.mark.parametrize("page", [999, 8, -3])
 def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) -> None:
-    story = Story()
+    story = TraceBuilder()
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", table=(1, page)))
     findings = story.check()
@@ -1498,7 +1495,7 @@ def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) ->
     [(5, "cached-page"), (6, "leaked-page"), (3, "free-page"), (0, "padding-page")],
 )
 def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) -> None:
-    story = Story(nodes=[Node(1, 0, 5, (91, 92, 93, 94), 0, True)], taken=(6,))
+    story = TraceBuilder(nodes=[Node(1, 0, 5, (91, 92, 93, 94), 0, True)], taken=(6,))
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", table=(1, page)))
     found = story.check(close=False).group("block-table-mismatch").first
@@ -1508,7 +1505,7 @@ def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) ->
 # -- the way back ------------------------------------------------------------------------------
 
 
-def answering(story: Story, request: str, prompt: tuple[int, ...], *pages: int) -> None:
+def answering(story: TraceBuilder, request: str, prompt: tuple[int, ...], *pages: int) -> None:
     """Have a request prefilled whose results are followed, with its first token."""
     begin(story, request, prompt, *pages)
     story.results_of(story.prefill(request), 100)
@@ -1516,7 +1513,7 @@ def answering(story: Story, request: str, prompt: tuple[int, ...], *pages: int) 
     story.token(request, 100)
 
 
-def decoded(story: Story, *requests: str, token: int = 101) -> Invocation:
+def decoded(story: TraceBuilder, *requests: str, token: int = 101) -> Invocation:
     return story.results_of(story.decode(*requests), *[token for _ in requests])
 
 
@@ -1575,7 +1572,7 @@ def a_token_that_was_never_chosen(story):
     return story.token("a", 101)
 
 
-def answered(*tokens: int) -> Callable[[Story], Step]:
+def answered(*tokens: int) -> Callable[[TraceBuilder], Step]:
     def tell(story):
         answering(story, "b", B, 3, 4)
         decoded(story, "b", token=9)
@@ -1666,11 +1663,16 @@ def tokens_that_were_not_followed_from_the_first(story):
 # -- what the device reads ---------------------------------------------------------------------
 
 
+def changed_argument(*values):
+    names = ("argument", "row", "column", "filled", "read", "moment")
+    return dict(zip(names, values, strict=True))
+
+
 @breaks("argument-changed", "seq_lens", severity=WRONG_DATA)
 def a_length_that_changed_after_filling(story):
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a")
-    invocation.changed = '[["seq_lens", 0, 0, 7, 6, "returned"]]'
+    invocation.changed = [changed_argument("seq_lens", 0, 0, 7, 6, "returned")]
     return invocation
 
 
@@ -1678,7 +1680,7 @@ def a_length_that_changed_after_filling(story):
 def a_table_that_changed_before_the_landing(story):
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a")
-    invocation.changed = '[["block_tables", 0, 1, 2, 5, "landed"]]'
+    invocation.changed = [changed_argument("block_tables", 0, 1, 2, 5, "landed")]
     return invocation
 
 
@@ -1686,7 +1688,7 @@ def a_table_that_changed_before_the_landing(story):
 def padding_that_changed_after_filling(story):
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a", None)
-    invocation.changed = '[["tokens", 1, 0, 0, 3, "returned"]]'
+    invocation.changed = [changed_argument("tokens", 1, 0, 0, 3, "returned")]
     return invocation
 
 
@@ -1723,26 +1725,26 @@ def a_shared_page_that_is_written_again_as_it_was(story):
 # -- the bytes -----------------------------------------------------------------------------------
 
 
-def changed(story: Story, page: int, *slots: int, **said: object) -> int:
+def changed(story: TraceBuilder, page: int, *slots: int, **said: object) -> int:
     """Have slots of a page hold other bytes; nothing wrote them."""
     found = {
         "slots": slots,
-        "parts": [[1, "V", 0]],
-        "holds": None,
+        "blocks": [{"layer": 1, "kind": "V", "head": 0}],
+        "zeros": False,
         "moment": "landing",
         "since_invocation": -1,
         "seen_invocation": 9,
         "holders": ["a"],
         "copy_of": None,
     }
-    return story.event("bytes_changed", None, (page,), detail=json.dumps(found | said))
+    return story.event("bytes_changed", None, (page,), changed_bytes=found | said)
 
 
-def kept(story: Story, invocation: Invocation, page: int, slot: int, **said: object) -> int:
+def kept(story: TraceBuilder, invocation: Invocation, page: int, slot: int, **said: object) -> int:
     """Have a slot that an invocation wrote hold what it held before."""
-    slots = {slot: {"all": True, "parts": None, "zeros": False, "other_token": False, **said}}
-    detail = json.dumps({"slots": slots})
-    return story.event("bytes_kept", "a", (page,), value=invocation.invocation_id, detail=detail)
+    slots = [{"slot": slot, "whole": True, "blocks": None, "zeros": False, "other_token": False,
+              **said}]  # fmt: skip
+    return story.event("bytes_kept", "a", (page,), value=invocation.invocation_id, kept_bytes=slots)
 
 
 @breaks("kv-corruption", "changed", page=1, slot=2, severity=WRONG_DATA)
@@ -1755,13 +1757,13 @@ def a_byte_that_changed(story):
 def bytes_of_another_request(story):
     ready(story, "a", A, 1, 2)
     ready(story, "b", B, 3, 4)
-    return changed(story, 1, 0, 1, holds=[3, 0], parts=None)
+    return changed(story, 1, 0, 1, from_page=3, from_slot=0, blocks=None)
 
 
 @breaks("kv-corruption", "free-page", request=None, page=7, slot=0)
 def a_byte_of_a_free_page(story):
     ready(story, "a", A, 1, 2)
-    return changed(story, 7, 0, moment="end", holds="zeros", holders=[])
+    return changed(story, 7, 0, moment="end", zeros=True, holders=[])
 
 
 @breaks("kv-corruption", "copied-page", page=3, slot=1, severity=WRONG_DATA)
@@ -1781,7 +1783,8 @@ def a_write_that_does_not_arrive(story):
 @breaks("lost-write", "part-of-slot", page=1, slot=0, severity=WRONG_DATA)
 def a_head_of_zeros(story):
     invocation = ready(story, "a", A, 1, 2)
-    return kept(story, invocation, 1, 0, all=False, zeros=True, parts=[[0, "K", 1], [1, "K", 1]])
+    blocks = [{"layer": layer, "kind": "K", "head": 1} for layer in (0, 1)]
+    return kept(story, invocation, 1, 0, whole=False, zeros=True, blocks=blocks)
 
 
 @silent
@@ -1792,14 +1795,14 @@ def a_slot_that_held_the_same_from_before_the_watching(story):
 # -- all of them -------------------------------------------------------------------------------
 
 
-def place_of(story: Story, kind: str) -> int:
+def place_of(story: TraceBuilder, kind: str) -> int:
     """Return the place of the last event of a kind."""
     return max(seq for seq, item in story.items if getattr(item, "kind", None) == kind)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.tell.__name__)
 def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
-    story = Story()
+    story = TraceBuilder()
     step = case.tell(story)
     findings = story.check(close=case.close)
     groups = {(group.rule, group.cause) for group in findings.groups}
@@ -1829,8 +1832,8 @@ NOT_CHECKED = (
 
 
 @pytest.mark.parametrize("tell", SILENT, ids=lambda tell: tell.__name__)
-def test_a_near_miss_is_silent(tell: Callable[[Story], object]) -> None:
-    story = Story()
+def test_a_near_miss_is_silent(tell: Callable[[TraceBuilder], object]) -> None:
+    story = TraceBuilder()
     tell(story)
     findings = story.check()
     assert not findings, str(findings)
@@ -1844,7 +1847,7 @@ def test_a_near_miss_is_silent(tell: Callable[[Story], object]) -> None:
     " ends.",
 )
 def test_a_page_freed_and_rewritten_during_an_invocation_is_told() -> None:
-    story = Story()
+    story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a", lands=False)
     story.drop("a", 1, 2)
@@ -1857,14 +1860,14 @@ def test_a_page_freed_and_rewritten_during_an_invocation_is_told() -> None:
 
 
 def test_a_page_that_does_not_exist_is_wrong_data() -> None:
-    story = Story()
+    story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     story.decode(Row("a", table=(99, 2)))
     assert story.check().first_wrong_data is not None
 
 
 def test_a_page_in_use_before_the_watching_is_minded_when_it_is_reused() -> None:
-    story = Story(taken=[3])
+    story = TraceBuilder(taken=[3])
     story.free(None, 3)
     ready(story, "a", A, 1, 2)
     story.allocate("a", 3)
@@ -1873,22 +1876,22 @@ def test_a_page_in_use_before_the_watching_is_minded_when_it_is_reused() -> None
 
 
 def test_one_row_is_not_two_writers() -> None:
-    story = Story()
+    story = TraceBuilder()
     a_page_twice(story)
     assert story.check().group("write-write-conflict") is None
 
 
 @pytest.mark.parametrize("kind", ["create", "match", "copy", "written_after_free"])
 def test_a_page_that_does_not_exist_stops_no_check(kind: str) -> None:
-    story = Story()
+    story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     pages = (2, 99) if kind == "copy" else (99,)
-    story.event(kind, "a", pages, node=1, parent=0, detail="11 12 13 14")
+    story.event(kind, "a", pages, node=1, parent=0, tokens=(11, 12, 13, 14))
     story.close().check()
 
 
 def test_a_negative_length_stops_no_check() -> None:
-    story = Story()
+    story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     story.decode(Row("a", seq_len=-1))
     assert story.check().group("seq-len-mismatch") is not None
@@ -1905,7 +1908,7 @@ def test_every_rule_is_broken_here_and_says_what_must_hold() -> None:
 
 
 def test_strangers_that_hold_pages_are_left_alone() -> None:
-    story = Story(holdings={"stranger": [1, 2]})
+    story = TraceBuilder(holdings={"stranger": [1, 2]})
     begin(story, "a", A, 3, 4)
     story.prefill("a")
     story.token("a", 100)
@@ -1921,7 +1924,7 @@ def test_strangers_that_hold_pages_are_left_alone() -> None:
 
 def test_pages_in_use_before_the_watching_are_believed() -> None:
     node = Node(1, 0, 1, A[:4], 0, True)
-    story = Story(nodes=[node])
+    story = TraceBuilder(nodes=[node])
     story.submit("a", A)
     story.match("a", 1, node=1)
     story.reference(1, +1, "a")
@@ -1935,13 +1938,13 @@ def test_pages_in_use_before_the_watching_are_believed() -> None:
 
 
 def test_what_was_written_again_is_counted() -> None:
-    story = Story()
+    story = TraceBuilder()
     the_same_prefix_is_written_again(story)
     assert story.check().rewritten == 4
 
 
 def test_a_scene_has_the_page_before_and_after() -> None:
-    story = Story()
+    story = TraceBuilder()
     another_prefix_written_to_a_cached_page(story)
     (first,) = story.check()
     page = first.scene.pages[0]

@@ -42,7 +42,7 @@ AT_INVOCATION = ("block-table-padding", "unprotected-page")
 SEEN_BY = {
     # No operation tells that these changed: what comes upon it next does.
     "fault:reference-taken-quietly": "unprotected",
-    "fault:allocation-has-free-page": "hold",
+    "fault:allocation-has-free-page": "pages_held",
     "fault:free-page-aside": "free",
     "fault:entry-lost": "unlisted",
 }

@@ -12,7 +12,7 @@ import pytest
 from support import NEWEST, ROOT, wait_for
 from sweep_help import endless_workload, has_answered, sweep_and_signal
 
-from analysis.recording.spill import read_spilled
+from analysis.recording.stream import read_stream
 from analysis.runs.store import load_run
 from analysis.sweep.plan import Plan
 from analysis.sweep.process import TrialProcess
@@ -26,7 +26,7 @@ def test_a_trial_past_its_deadline_is_hung_and_keeps_what_it_finished_and_record
 
     def late_once_recorded(trial):
         """Add an hour as soon as the first answer is recorded, however long that takes."""
-        spilled = read_spilled(trial.directory)
+        spilled = read_stream(trial.directory)
         recorded = "invocations" in spilled and "done" in spilled["events"]["kind"].to_pylist()
         return elapsed_s(trial) + 3600 * (recorded and has_answered(tmp_path / "run"))
 
@@ -98,7 +98,7 @@ def test_a_trial_whose_process_crashes_keeps_what_it_finished(tmp_path):
     assert (trial.status, trial.exit_signal) == ("crashed", number)
     assert number.name in trial.status_detail
     assert trial.peak_rss_bytes > 10_000_000
-    assert list(run.requests["outcome"]) == ["ok", "lost"]
+    assert list(run.requests["outcome"]) == ["ok", "engine_died"]
     assert run.requests["text"][0] == "6 7 8"
 
 

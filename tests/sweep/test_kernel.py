@@ -64,7 +64,7 @@ def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, 
     sweep = (
         "rows = []\nfrom analysis.sweep.plan import Plan\n"
         "from analysis.sweep.runner import run_sweep\n"
-        "run_sweep(Plan(releases=('3.9.0',), concurrency=(1,), repeats=1,"
+        f"run_sweep(Plan(releases=({NEWEST!r},), concurrency=(1,), repeats=1,"
         f" workload={workload!r}), {out!r}, runner='kernel', progress=False)\n"
     )
     frozen = child(NEWEST, _FREEZE.format(out=out) + sweep)

@@ -17,7 +17,6 @@ from support import NEWEST, RELEASES, ROOT, wait_for
 from sweep_help import has_answered, sweep_and_signal
 
 from analysis.diagnosis import explain
-from analysis.recording.spill import without_end
 from analysis.runs.store import Run, RunWriter, load_run, read_manifest
 from analysis.sanitizer.recorded import check_run
 from analysis.sweep.plan import Plan
@@ -108,12 +107,12 @@ def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_pat
         (cut,) = run.events[run.events["kind"] == "cut"].itertuples()
         assert "The recording ends at " in trial.status_detail
         _is_whole(run)
-        ended = run.requests[run.requests["outcome"] != "lost"]
+        ended = run.requests[run.requests["outcome"] != "engine_died"]
         missing = set(ended["request_id"]) - _ended(run)
         answered, lost = answered + len(ended), lost + len(missing)
-        late_ms.append(round(cut.value / 1e6))
+        late_ms.append(round(cut.late_s * 1e3))
         # Whatever was under way there, nobody says that the engine stopped with it.
-        open_ = without_end(cut.detail)
+        open_ = cut.request_ids
         assert open_
         (checked,) = check_run(out)
         assert not [key for key in checked.groups if key[0] == "stuck-request"]
@@ -131,7 +130,7 @@ def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_pat
 
 def _is_whole(run: Run) -> None:
     """Hold every invocation to be recorded, and every token of a request that has its end there."""
-    unlanded = run.events[run.events["kind"] == "unlanded"]["value"]
+    unlanded = run.events[run.events["kind"] == "invocation_unfinished"]["value"]
     flown = {*run.invocations["invocation_id"], *unlanded}
     assert flown == set(range(len(flown)))
     events = run.events

@@ -10,7 +10,7 @@ import pytest
 from support import NEWEST, RELEASES, REPORTED, ChildRunner
 from sweep_help import endless_workload, sweep_and_signal
 
-from analysis.recording.spill import read_spilled
+from analysis.recording.stream import read_stream
 from analysis.runs.store import RunWriter, load_run
 from analysis.sweep.plan import Plan
 from analysis.sweep.runner import run_sweep
@@ -40,7 +40,7 @@ def of_trial(frame: pd.DataFrame, release: str) -> pd.DataFrame:
 
 def test_invocations_events_and_snapshots_are_stored_with_the_trial(watched, release):
     _, run = watched
-    assert set(run.trials["observed"]) == {"events and snapshots"}
+    assert set(run.trials["recording"]) == {"events and snapshots"}
     assert set(run.trials["status"]) == {"ok"}
     assert run.trials["status_detail"].isna().all()
     assert run.manifest["plan"]["observe"] == "snapshots"
@@ -86,14 +86,14 @@ def test_times_lie_on_one_axis(watched, release):
         ("submitted", requests["submitted_s"]),
         ("done", requests["submitted_s"] + requests["latency_s"]),
     ):
-        told = events[events["kind"] == kind].set_index("request_id")["t_ns"] / 1e9
+        told = events[events["kind"] == kind].set_index("request_id")["t_s"]
         assert ((told - at).abs() < 1).all()  # far apart only if clocks start at different moments
 
 
 def test_without_snapshots_there_are_events_and_invocations(tmp_path):
     plan = Plan(releases=(NEWEST,), concurrency=(2,), repeats=1, observe="events")
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    assert set(run.trials["observed"]) == {"events"}
+    assert set(run.trials["recording"]) == {"events"}
     assert len(run.invocations) > 0
     assert set(run.snapshots["moment"]) == {"asked"}  # where a replay starts and ends
     assert run.requests["evictions_during"].notna().all()
@@ -103,7 +103,7 @@ def test_without_snapshots_there_are_events_and_invocations(tmp_path):
 def test_a_trial_that_nobody_watches_stores_nothing_of_it(tmp_path):
     plan = Plan(releases=(NEWEST,), concurrency=(1,), repeats=1)
     run = run_sweep(plan, tmp_path / "run", progress=False)
-    assert set(run.trials["observed"]) == {"nothing"}
+    assert set(run.trials["recording"]) == {"nothing"}
     assert run.events.empty
     assert run.requests[DERIVED].isna().all(axis=None)
 
@@ -126,7 +126,7 @@ def test_a_watched_sweep_is_gone_on_with(watched, tmp_path):
 
 def _has_spilled_an_answer(out: Path) -> bool:
     for directory in out.glob("work/*"):
-        spilled = read_spilled(directory)
+        spilled = read_stream(directory)
         if "snapshots" in spilled and "done" in spilled["events"]["kind"].to_pylist():
             return "after" in spilled["snapshots"]["moment"].to_pylist()
     return False
@@ -143,7 +143,7 @@ def test_a_trial_killed_midway_keeps_what_was_recorded(tmp_path, release):
     )
     run = sweep_and_signal(plan, tmp_path / "run", signal.SIGKILL, _has_spilled_an_answer)
     (trial,) = run.trials.itertuples()
-    assert (trial.status, trial.observed) == ("crashed", "events and snapshots")
+    assert (trial.status, trial.recording) == ("crashed", "events and snapshots")
     kinds = run.events.groupby("request_id")["kind"].agg(list)
     assert kinds["first"][0] == "snapshot"
     assert kinds["first"].count("done") == 1
@@ -167,7 +167,7 @@ def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
     )
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert list(run.trials["status"]) == ["engine_died"]
-    (died,) = run.events[run.events["kind"] == "died"].itertuples()
+    (died,) = run.events[run.events["kind"] == "worker_died"].itertuples()
     assert died.detail == run.trials["status_detail"][0]
     assert (run.events["kind"] == "failed").any()
     assert "failure" in set(run.snapshots["moment"])

@@ -54,7 +54,7 @@ def test_every_request_has_a_row_that_the_store_takes(
             assert row["outcome"] == ("ok" if outcome == "wrong" else outcome)
             assert row["first_divergence"] == 1
         else:
-            assert row["outcome"] == ("timeout" if status == "hung" else "lost")
+            assert row["outcome"] == ("timeout" if status == "hung" else "engine_died")
             assert row["latency_s"] is None
     counts = count_outcomes(rows)
     assert set(counts) == set(OUTCOMES)

@@ -167,7 +167,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
             pass
 
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
-    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {"3.1.0": {}}, 0)
+    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Told)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     plan = Plan(releases=(REPORTED,), concurrency=(1,), repeats=2, sanitize=True,
@@ -242,7 +242,7 @@ class Short:
 @pytest.mark.parametrize(("runs", "tries"), [("r1", 9), ("none", 6)])
 def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
-    prepared = Prepared({(1, r): asked for r in range(5)}, {"3.1.0": {}}, 0)
+    prepared = Prepared({(1, r): asked for r in range(5)}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)

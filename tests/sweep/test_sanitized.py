@@ -21,7 +21,7 @@ CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
-    """3.1.0 as it is and corrected, sanitized."""
+    """The reported release as it is and corrected, sanitized."""
     plan = Plan(
         releases=(REPORTED,), concurrency=(4,), repeats=2, treatments=((), CORRECTED), sanitize=True
     )
@@ -36,7 +36,7 @@ def test_trials_say_how_they_were_treated(old):
     assert [trial.is_control for trial in plan.trials()] == [True, True, *[False] * 4]
     treated = run.trials["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
-    assert set(run.trials["observed"]) == {"events"}
+    assert set(run.trials["recording"]) == {"events"}
     whole = load_run(run.path, controls=True)
     controls = whole.trials["treatments"].map(lambda names: is_control(tuple(names)))
     assert controls.sum() >= 2
@@ -89,7 +89,7 @@ def test_a_newer_release_is_checked_too(tmp_path):
     ("names", "sentence"),
     [
         ("nonsense", "There is no treatment 'nonsense'"),
-        ("undo-correct-seq-lens", "applies to shortfin 3.9.0, not to 3.1.0"),
+        ("undo-correct-seq-lens", f"which shortfin {REPORTED} lacks"),
         ("fault:orphaned-leaf", "needs prefix sharing trie"),
         ("quarantine:0", "whole number of pages"),
     ],

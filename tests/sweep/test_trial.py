@@ -15,7 +15,7 @@ from made_engine import MadeEngine, decode
 import analysis.engine
 import analysis.sanitizer
 from analysis.engine.completion import Completion
-from analysis.recording.spill import read_spilled
+from analysis.recording.stream import read_stream
 from analysis.sweep import trial
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.workloads.workload import Request, Workload
@@ -90,7 +90,7 @@ def ended(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(trial, "_treated", treated)
         spec = trial.specification({}, WORKLOAD, 1, 1.0, observe="events", trial_id="c")
-        return engine, trial.ask(spec, tmp_path), read_spilled(Path(tmp_path))
+        return engine, trial.ask(spec, tmp_path), read_stream(Path(tmp_path))
 
     return run
 
@@ -108,7 +108,7 @@ def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended
     _, _, recorded = ended(invocations=5)
     assert flown(recorded) == ["treated"] * 5
     assert kinds(recorded).count("late") == 1
-    assert "unlanded" not in kinds(recorded)
+    assert "invocation_unfinished" not in kinds(recorded)
 
 
 def test_what_an_engine_does_without_its_treatments_is_not_recorded(ended, monkeypatch) -> None:

@@ -22,7 +22,8 @@ def recorded(*names, pages=256, sharing="trie", count=12, concurrency=4, tokens=
             answers = engine.run(asked, concurrency, timeout_s=timeout_s)
         return recording, answers, engine.died is not None
 
-CHANGES = ["acquire", "free", "create", "unlink", "reference", "leaf", "no_leaf"]
+CHANGES = ["acquire", "free", "create", "unlink", "reference", "leaf_added",
+           "leaf_removed"]  # fmt: skip
 """
 
 
@@ -127,7 +128,7 @@ say([outcomes(*leaks, timeout_s=6), outcomes(*leaks, one),
     plain, one, both = said  # type: ignore[misc]
     outcomes, died = both
     assert not died
-    assert not {"lost", "timeout", "empty"} & set(outcomes)
+    assert not {"engine_died", "timeout", "empty"} & set(outcomes)
     assert outcomes["ok"] > plain[0].get("ok", 0)
     if has(release, "allocations"):
         # Waiting prefills alone leave decodes without a page, which end the worker.

@@ -35,7 +35,7 @@ class DoubleAllocation(Rule):
                 other_stack=owed.event.stack if owed else None,
             )
 
-    def on_twice(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_duplicate_page(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
             yield Finding(
                 cause="same-request",
@@ -68,7 +68,7 @@ class FreeWhileReferenced(Rule):
     name = "free-while-referenced"
     sentence = "No request and no node of the trie references a free page."
 
-    def on_hold(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_pages_held(self, world: World, event: Event) -> Iterator[Finding]:
         for page in event.pages:
             if page in world.free:
                 yield Finding(
@@ -132,14 +132,16 @@ class Leak(Rule):
 
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
         # The engine may still be at work on one that was given up; it is looked at at rest.
-        if event.detail not in (*ENDED_WELL, "empty"):
+        if event.outcome not in (*ENDED_WELL, "empty"):
             return
         lost = [p for p, owed in world.owed.items() if owed.request_id == event.request_id]
         for page in lost:
             owed = world.owed.pop(page)
             if not world.is_lost(page):
                 continue
-            how = {"drop": "dropped", "acquire": "acquired"}.get(owed.event.kind, "unlinked")
+            how = {"pages_dropped": "dropped", "acquire": "acquired"}.get(
+                owed.event.kind, "unlinked"
+            )
             yield Finding(
                 cause=how,
                 message=f"Page {page} of {event.request_id} was {how} in event"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,6 @@ import numpy as np
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
-from analysis.sanitizer.rules.results import digest_of
 from analysis.sanitizer.shadow import UNKNOWN, Ints
 from analysis.sanitizer.world import Event, World
 from analysis.shortfin.verify import LANDED
@@ -24,7 +22,9 @@ class ArgumentsAsFilled(Rule):
 
     def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         invocation = passage.invocation
-        for argument, row, column, filled, read, when in json.loads(invocation.changed or "[]"):
+        for changed in invocation.changed or ():
+            argument, row, column = changed["argument"], changed["row"], changed["column"]
+            filled, read, when = changed["filled"], changed["read"], changed["moment"]
             request = invocation.request_ids[row] if row < invocation.real else None
             moment = "it had landed" if when == LANDED else "the call had returned"
             yield Finding(
@@ -92,6 +92,6 @@ class LandedBeforeRead(Rule):
         # A row's result is there before the engine is through with the other rows'.
         sequence = world.last_of.get(event.request_id or "")
         result = None if sequence is None else sequence.result
-        if result is not None and digest_of(event) == result.digest:
+        if result is not None and event.digest == result.digest:
             self._under_way.pop(result.invocation_id, None)
         return iter(())

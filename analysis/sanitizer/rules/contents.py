@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from analysis.core.wording import counted
 from analysis.recording.checksums import SAMPLED
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.shadow import NOBODY, NOTHING, PADDING, UNKNOWN, Ints
 from analysis.sanitizer.world import PADDING_PAGE, Event, World
-from analysis.snapshots.change import counted
 
 _KEPT_PASSAGES = 64
 
@@ -114,27 +113,30 @@ class UnwrittenBytes(Rule):
             world.written_by.append(self._reader)
 
     def on_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
-        page, said = event.pages[0], json.loads(event.detail or "{}")
+        page, said = event.pages[0], event.extras["changed_bytes"]
         slots, since = said["slots"], said["since_invocation"]
         places = [page * world.stride + slot for slot in slots]
         readers = self._readers(world, places, said)
         moment = said["moment"]
-        free = moment == "acquire" or (page in world.free and moment not in ("free", "drop"))
-        holds, copy_of = said["holds"], said["copy_of"]
+        free = moment == "acquire" or (
+            page in world.free and moment not in ("free", "pages_dropped")
+        )
+        copy_of, source = said["copy_of"], said.get("from_page")
         if copy_of is not None:
             cause = "copied-page"
         elif free and not readers:
             cause = "free-page"
         else:
-            cause = "other-slot" if isinstance(holds, list) else "changed"
+            cause = "changed" if source is None else "other-slot"
         writer = None
-        if isinstance(holds, list):
-            writer = world.name(int(world.shadow.writer[holds[0] * world.stride + holds[1]]))
+        if source is not None:
+            place = source * world.stride + said["from_slot"]
+            writer = world.name(int(world.shadow.writer[place]))
         message = (
-            f"{_slots(slots).capitalize()} of page {page} changed{_of(said['parts'])}, and nothing"
+            f"{_slots(slots).capitalize()} of page {page} changed{_of(said['blocks'])}, and nothing"
             f" wrote {_them(slots)}; seen when {_MOMENTS[moment]}"
             + (f"; the page was copied from page {copy_of}" if copy_of is not None else "")
-            + _now(holds, writer)
+            + _now(said, writer)
             + (f". Last seen right after invocation {since} began" if since >= 0 else "")
             + (
                 f"; {' and '.join(readers)} read {_them(slots)} since or will"
@@ -158,7 +160,7 @@ class UnwrittenBytes(Rule):
     def after_bytes_changed(self, world: World, event: Event) -> Iterator[Finding]:
         """Have what is computed from them from now on be known for tainted."""
         first = event.pages[0] * world.stride
-        slots = [first + slot for slot in json.loads(event.detail or "{}")["slots"]]
+        slots = [first + slot for slot in event.extras["changed_bytes"]["slots"]]
         world.shadow.tainted[slots] = True
         yield from ()
 
@@ -201,21 +203,21 @@ class ArrivedWrites(Rule):
 
     def on_bytes_kept(self, world: World, event: Event) -> Iterator[Finding]:
         page, passage = event.pages[0], self._passages.get(event.value or 0)
-        slots: dict[str, Any] = json.loads(event.detail or "{}")["slots"]
+        slots = {said["slot"]: said for said in event.extras["kept_bytes"]}
         lost = [
-            int(slot)
+            slot
             for slot, said in slots.items()
-            if said["zeros"] or said["other_token"] or _is_news(passage, page, int(slot), world)
+            if said["zeros"] or said["other_token"] or _is_news(passage, page, slot, world)
         ]
         if not lost:
             return
-        first = slots[str(lost[0])]
+        first = slots[lost[0]]
         what = "zeros" if first["zeros"] else "what was there before"
         world.shadow.tainted[[page * world.stride + slot for slot in lost]] = True
         yield Finding(
-            cause="whole-slot" if first["all"] else "part-of-slot",
+            cause="whole-slot" if first["whole"] else "part-of-slot",
             message=f"Invocation {event.value} wrote {_slots(lost)} of page {page} for"
-            f" {event.request_id}, and{_of(first['parts'])} {_they(lost)} {what}.",
+            f" {event.request_id}, and{_of(first['blocks'])} {_they(lost)} {what}.",
             request_id=event.request_id,
             page=page,
             slot=lost[0],
@@ -236,13 +238,13 @@ def _is_news(passage: Passage | None, page: int, slot: int, world: World) -> boo
     return bool(len(before) and (before != content).all() and not unknown.any())
 
 
-def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
+def coverage_in_words(event: Event | None) -> tuple[str, list[str]]:
     """Say how far the bytes of pages were checked, and what of it was not."""
-    if detail is None:
+    if event is None:
         return "", []
-    said = json.loads(detail)
-    if "ended" in said:
-        return "", [f"The bytes of pages were not checked: {said['ended']}."]
+    said = event.extras.get("coverage")
+    if said is None:
+        return "", [f"The bytes of pages were not checked: {event.message}."]
     notes = []
     if said["not_judged"]:
         notes.append(
@@ -256,7 +258,7 @@ def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
             " invocations that may have written them did not land."
         )
     # Not told by runs that were recorded before it was counted.
-    if unchecked := said.get("unchecked", 0):
+    if unchecked := said.get("unchecked"):
         notes.append(
             f"{counted(unchecked, 'change')} of a page {'was' if unchecked == 1 else 'were'} not"
             " judged, as more waited for invocations to land than are remembered."
@@ -268,9 +270,9 @@ def coverage_in_words(detail: str | None) -> tuple[str, list[str]]:
     )
     if said["mode"] == "whole":
         return f"{text} (all pages before and after each invocation).", notes
-    if said["mode"] == "sampled" and "followed" in said:  # older runs followed all
-        followed, there = said["followed"]
-        return f"{text}, of {followed} of {there} pages, drawn by chance.", notes
+    if said["mode"] == "sampled" and said.get("followed") is not None:  # older runs followed all
+        followed = f"{said['followed']} of {said['page_count']}"
+        return f"{text}, of {followed} pages, drawn by chance.", notes
     every = offered / (SAMPLED * invocations) if invocations else 0.0
     rate = (
         f"; of the pages that an invocation used 1 in {max(every, 1.0):.1f}" if invocations else ""
@@ -283,7 +285,7 @@ _MOMENTS = {
     "landing": "an invocation landed",
     "acquire": "it was taken from the pool",
     "free": "it was freed",
-    "drop": "a request let go of it",
+    "pages_dropped": "a request let go of it",
     "match": "it was found in the trie",
     "end": "the watching ended",
 }
@@ -303,15 +305,16 @@ def _they(slots: Sequence[int]) -> str:
     return "it holds" if len(slots) == 1 else "they hold"
 
 
-def _of(parts: Sequence[Sequence[Any]] | None) -> str:
+def _of(blocks: Sequence[Mapping[str, Any]] | None) -> str:
     """Say which layers and heads, if not all."""
-    if parts is None:
+    if blocks is None:
         return ""
-    layers = sorted({layer for layer, _, _ in parts})
-    kinds = sorted({kind for _, kind, _ in parts})
-    heads = sorted({head for _, _, head in parts})
-    if len(parts) != len(layers) * len(kinds) * len(heads):
-        return f" in {len(parts)} of its blocks (the first is {parts[0]})"
+    layers = sorted({block["layer"] for block in blocks})
+    kinds = sorted({block["kind"] for block in blocks})
+    heads = sorted({block["head"] for block in blocks})
+    if len(blocks) != len(layers) * len(kinds) * len(heads):
+        first = f"layer {blocks[0]['layer']}, {blocks[0]['kind']}, head {blocks[0]['head']}"
+        return f" in {len(blocks)} of its blocks (the first is {first})"
     return (
         f" in {'layer' if len(layers) == 1 else 'layers'} {_listed(layers)}"
         f" ({' and '.join(kinds)}, {'head' if len(heads) == 1 else 'heads'} {_listed(heads)})"
@@ -322,10 +325,10 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _now(holds: Any, writer: str | None) -> str:
-    if holds is None:
-        return ""
-    if holds == "zeros":
+def _now(said: Mapping[str, Any], writer: str | None) -> str:
+    if said.get("zeros"):
         return "; zeros are there now"
+    if (page := said.get("from_page")) is None:
+        return ""
     whose = f" of {writer}" if writer else ""
-    return f"; the bytes of slot {holds[1]} of page {holds[0]}{whose} are there now"
+    return f"; the bytes of slot {said['from_slot']} of page {page}{whose} are there now"

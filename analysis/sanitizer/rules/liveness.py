@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.stream import unlanded
 from analysis.sanitizer.world import Event, World
-from analysis.snapshots.change import counted
 
 REST_S = 1.5
 """How long nothing must have happened to a request, and no invocation begun, until it stands still.
@@ -47,15 +47,15 @@ class Completed(Rule):
         self._cut = False
         """Whether the recording ends before the engine had its time."""
         self._death: Event | None = None
-        self._threads: dict[str, list[str]] = {}
+        self._threads: Sequence[Mapping[str, Any]] = ()
         """What every thread did when the first request was given up; told once."""
 
-    def on_died(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_worker_died(self, world: World, event: Event) -> Iterator[Finding]:
         self._death = self._death or event
         waiting = ", ".join(sorted(world.under_way)) or "nobody"
         yield Finding(
             cause="worker-died",
-            message=f"A worker of the engine died while {waiting} waited: {event.detail}",
+            message=f"A worker of the engine died while {waiting} waited: {event.message}",
             request_id=event.request_id,
         )
 
@@ -71,10 +71,10 @@ class Completed(Rule):
             self._moved_s[request] = max(t_s, self._moved_s.get(request, 0.0))
 
     def on_token(self, world: World, event: Event) -> Iterator[Finding]:
-        self._moves(world, event.request_id, event.t_ns / 1e9)
+        self._moves(world, event.request_id, event.t_s)
         return iter(())
 
-    on_first_token = on_hold = on_drop = on_token
+    on_first_token = on_pages_held = on_pages_dropped = on_token
 
     def on_submitted(self, world: World, event: Event) -> Iterator[Finding]:
         # The same name may be sent in again, after a refusal.
@@ -90,23 +90,23 @@ class Completed(Rule):
         for known in (self._given_up, self._moved_s, self._waiting):
             known.pop(request, None)
 
-    def on_unlanded(self, world: World, event: Event) -> Iterator[Finding]:
-        self._begun_s = max(self._begun_s, event.t_ns / 1e9)
+    def on_invocation_unfinished(self, world: World, event: Event) -> Iterator[Finding]:
+        self._begun_s = max(self._begun_s, event.t_s)
         for request in unlanded(event).request_ids:
-            self._moves(world, request, event.t_ns / 1e9)
+            self._moves(world, request, event.t_s)
         return iter(())
 
     def on_snapshot(self, world: World, event: Event) -> Iterator[Finding]:
-        self._moves(world, None, event.t_ns / 1e9)
+        self._moves(world, None, event.t_s)
         return iter(())
 
     on_memory = on_snapshot
 
-    def on_waiting(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_stall(self, world: World, event: Event) -> Iterator[Finding]:
         if event.request_id is not None:
             self._waiting[event.request_id] = event
-            self._threads = json.loads(event.detail or "{}").get("threads") or self._threads
-        self._moves(world, None, event.t_ns / 1e9)
+            self._threads = event.extras["stall"].get("threads") or self._threads
+        self._moves(world, None, event.t_s)
         return iter(())
 
     def on_cut(self, world: World, event: Event) -> Iterator[Finding]:
@@ -120,23 +120,23 @@ class Completed(Rule):
         return self.on_token(world, event)
 
     def on_done(self, world: World, event: Event) -> Iterator[Finding]:
-        request, outcome = event.request_id or "", event.detail
-        self._moves(world, None, event.t_ns / 1e9)
-        if outcome in ("timeout", "lost"):
+        request, outcome = event.request_id or "", event.outcome
+        self._moves(world, None, event.t_s)
+        if outcome in ("timeout", "engine_died"):
             if self._death is not None:
                 yield self._finding(world, event)
             elif request not in self._ended:
                 self._given_up[request] = event
                 # Of one that was under way before the watching began nothing else is known.
-                self._moved_s.setdefault(request, event.t_ns / 1e9)
+                self._moved_s.setdefault(request, event.t_s)
         if request not in self._given_up:
             self._forget(request)
 
     def _finding(self, world: World, event: Event) -> Finding:
         request = event.request_id or ""
         waiting = self._waiting.get(request)
-        said = json.loads(waiting.detail or "{}") if waiting is not None else {}
-        cause, what = self._why(str(said.get("where", "unknown")), world, request)
+        said = waiting.extras["stall"] if waiting is not None else {}
+        cause, what = self._why(said.get("state"), said.get("phase"), world, request)
         # The oldest: who waits for it may have others. A dead worker keeps what it had.
         kept = max(said.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
         if kept is not None and kept["seconds"] >= REST_S and self._death is None:
@@ -145,26 +145,27 @@ class Completed(Rule):
                 f"thread {kept['thread']} held the lock of the {kept['lock']} and had not released"
                 f" it after {kept['seconds']:g} s"
             )
-        threads, self._threads = self._threads, {}
-        stacks = "\n".join(f"{name}: {' < '.join(f)}" for name, f in threads.items())
+        threads, self._threads = self._threads, ()
+        stacks = "\n".join(f"{t['thread']}: {' < '.join(t['frames'])}" for t in threads)
         return Finding(
             cause=cause,
-            message=f"{request} ended without its answer ({event.detail}): {what}.",
+            message=f"{request} ended without its answer ({event.outcome}): {what}.",
             request_id=request,
             other_stack=stacks or None,
             seq=event.seq,
-            t_s=event.t_ns / 1e9,
+            t_s=event.t_s,
             thread=event.thread,
         )
 
-    def _why(self, where: str, world: World, request: str) -> tuple[str, str]:
+    def _why(
+        self, state: str | None, phase: str | None, world: World, request: str
+    ) -> tuple[str, str]:
         """Return what kind of standstill it is, and what the request waits for."""
         if self._death is not None:
             return "worker-died", f"a worker had died in event {self._death.seq}"
         if request in world.unlanded:
             return "invocation-pending", "its invocation never landed"
-        phase = where.partition(" ")[2]
-        match where.partition(" ")[0]:
+        match state:
             case "pending":
                 return "batcher-stalled", f"it waits to be boarded for a {phase or 'invocation'}"
             case "reserved":
@@ -215,7 +216,7 @@ class EmptyAnswer(Rule):
     bears_gaps = True
 
     def on_done(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.detail == "empty":
+        if event.outcome == "empty":
             yield Finding(
                 cause="no-tokens",
                 message=f"{event.request_id} was completed without a single token.",
@@ -268,7 +269,7 @@ class FlownTokens(Rule):
     after_first_token = after_token
 
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.value and event.detail in ("ok", "wrong"):
+        if event.value and event.outcome in ("ok", "wrong"):
             sequence = world.last_of.get(event.request_id or "")
             flown = (
                 "" if sequence is None else f", after {counted(sequence.takeoffs, 'invocation')}"

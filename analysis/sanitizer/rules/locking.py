@@ -6,16 +6,16 @@ from collections.abc import Iterable, Iterator
 
 from analysis.sanitizer.findings import Finding
 from analysis.sanitizer.rules.base import Rule
-from analysis.sanitizer.world import QUARANTINE, Event, World
+from analysis.sanitizer.world import Event, World
 
 _STATE = {
     "acquire": "free-list",
     "free": "free-list",
     "create": "trie",
-    "replace": "trie",
+    "node_overwritten": "trie",
     "unlink": "trie",
-    "leaf": "leaf-set",
-    "no_leaf": "leaf-set",
+    "leaf_added": "leaf-set",
+    "leaf_removed": "leaf-set",
     "reference": "ref-counts",
     "duplicate": "pending-free",
 }
@@ -39,7 +39,7 @@ class CommonLock(Rule):
         self._told: set[tuple[str, str | None]] = set()
 
     def _change(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.locks is None or event.detail == QUARANTINE:
+        if event.locks is None:
             return  # recorded without, or what a treatment does under a lock of its own
         part, locks = _STATE[event.kind], frozenset(event.locks)
         last = self._last.setdefault(part, {})
@@ -69,8 +69,8 @@ class CommonLock(Rule):
             other_stack=other.stack,
         )
 
-    on_acquire = on_free = on_create = on_replace = on_unlink = _change
-    on_leaf = on_no_leaf = on_reference = on_duplicate = _change
+    on_acquire = on_free = on_create = on_node_overwritten = on_unlink = _change
+    on_leaf_added = on_leaf_removed = on_reference = on_duplicate = _change
 
 
 def _named(locks: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ class References(Rule):
             )
 
     def after_done(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.detail not in (*ENDED_WELL, "empty"):
+        if event.outcome not in (*ENDED_WELL, "empty"):
             return
         for node, count in world.balance.pop(event.request_id, {}).items():
             if count <= 0 or (node not in world.nodes and node not in world.leaves):
@@ -137,7 +137,8 @@ class Protected(Rule):
         self._sure.clear()
         return iter(())
 
-    on_reference = on_create = on_unlink = on_replace = on_hold = on_drop = _change
+    on_reference = on_create = on_unlink = on_node_overwritten = _change
+    on_pages_held = on_pages_dropped = _change
 
     def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
         if not world.node_at:

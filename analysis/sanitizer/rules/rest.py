@@ -56,10 +56,9 @@ class Watched(Rule):
 
     def rest(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
         page = next(iter(snapshot.conflict_pages), None)
-        for sentence in snapshot.conflicts:
-            key = sentence.endswith("another key.")
-            cause = "wrong-key" if key else "two-states"
-            yield Finding(cause=cause, message=sentence, page=page)
+        for conflict in snapshot.conflicts:
+            cause = "wrong-key" if conflict.code == "wrong-key" else "two-states"
+            yield Finding(cause=cause, message=str(conflict), page=page)
         told = world.snapshot()
         if told.counts == snapshot.counts and len(told.nodes) == len(snapshot.nodes):
             return

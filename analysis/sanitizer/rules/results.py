@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.world import Event, Sequence, World
-from analysis.snapshots.change import counted
 
 _REMEMBERED = 10_000
 """Rows of past invocations by which foreign logits are recognised."""
-
-
-def digest_of(event: Event) -> int | None:
-    """Return the digest of the logits that a token was chosen from, None if it was not noted."""
-    return int(event.detail, 16) if event.detail else None
 
 
 class OwnResult(Rule):
@@ -39,7 +34,7 @@ class OwnResult(Rule):
         return iter(())
 
     def on_chosen(self, world: World, event: Event) -> Iterator[Finding]:
-        sequence, digest = world.under_way.get(event.request_id or ""), digest_of(event)
+        sequence, digest = world.under_way.get(event.request_id or ""), event.digest
         result = None if sequence is None or sequence.lost else sequence.result
         if sequence is None or result is None or digest is None:
             return
@@ -85,7 +80,7 @@ class OwnToken(Rule):
     sentence = "A token is the likeliest of the logits it was chosen from, and goes on unchanged."
 
     def on_chosen(self, world: World, event: Event) -> Iterator[Finding]:
-        sequence, digest = world.under_way.get(event.request_id or ""), digest_of(event)
+        sequence, digest = world.under_way.get(event.request_id or ""), event.digest
         result = None if sequence is None or sequence.lost else sequence.result
         if sequence is None or result is None or event.value is None:
             return
@@ -133,7 +128,7 @@ class WholeAnswer(Rule):
         sequence = world.last_of.get(event.request_id or "")
         if sequence is None or not sequence.chosen or not sequence.follows:
             return
-        delivered = [int(word) for word in (event.detail or "").split()]
+        delivered = list(event.tokens)
         chosen = sequence.chosen
         # An empty answer is found by another rule.
         if None in chosen or not delivered or delivered == chosen:

@@ -89,7 +89,7 @@ class Reachable(Rule):
     name = "orphaned-node"
     sentence = "Every node of the trie is found under its own tokens until it is evicted."
 
-    def on_replace(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_node_overwritten(self, world: World, event: Event) -> Iterator[Finding]:
         assert event.node is not None
         node = world.nodes.get(event.node)
         count = world.references.get(event.node, 0)
@@ -179,7 +179,7 @@ class Leaves(Rule):
         node = world.nodes.get(-1 if event.node is None else event.node)
         return self._touch(event, event.node, None if node is None else node.parent)
 
-    on_replace = on_leaf = on_no_leaf = on_unlink
+    on_node_overwritten = on_leaf_added = on_leaf_removed = on_unlink
 
     def after_operation(self, world: World, event: Event) -> Iterator[Finding]:
         for number in sorted(self._touched.pop(event.thread, ())):
@@ -187,12 +187,12 @@ class Leaves(Rule):
 
     after_failed = after_operation
 
-    def after_leaf(self, world: World, event: Event) -> Iterator[Finding]:
+    def after_leaf_added(self, world: World, event: Event) -> Iterator[Finding]:
         # Outside of an operation nothing says later that it is over.
         if event.operation is None:
             yield from self.after_operation(world, event)
 
-    after_no_leaf = after_unlink = after_leaf
+    after_leaf_removed = after_unlink = after_leaf_added
 
     def _one(self, world: World, event: Event, number: int) -> Iterator[Finding]:
         node = world.nodes.get(number)

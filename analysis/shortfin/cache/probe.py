@@ -105,7 +105,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
         if self.first_time(request_id, ("twice", *twice)):
-            self.emit("twice", request_id=request_id, pages=twice)
+            self.emit("duplicate_page", request_id=request_id, pages=twice)
 
     def _hook_locks(self, hooks: Hooks) -> None:
         """Have the cache's own locks tell who holds them."""
@@ -139,9 +139,9 @@ class BaseProbe(TrieProbe, InvocationProbe):
             elif pages is None and error is None:
                 # Of what a treatment holds back there was nothing to be had.
                 self.emit(
-                    "shortage",
+                    "alloc_failed",
                     free_pages=len(self.pool.available_pages),
-                    detail=f"{count} pages were wanted",
+                    wanted=count,
                 )
 
         def freeing(pages: Sequence[Any]) -> Any:

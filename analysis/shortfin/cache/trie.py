@@ -70,12 +70,12 @@ class ObservedSet(set[Any]):
         new = element not in self
         super().add(element)
         if new:
-            self._emit("leaf", element)
+            self._emit("leaf_added", element)
 
     def remove(self, element: Any) -> None:
         """Take a leaf out; KeyError if it is not in."""
         super().remove(element)
-        self._emit("no_leaf", element)
+        self._emit("leaf_removed", element)
 
     def discard(self, element: Any) -> None:
         """Take a leaf out if it is in."""
@@ -98,13 +98,13 @@ class TrieProbe(ProbeBase):
             if node is None or node is before:
                 return
             if before is not None:
-                self.emit("replace", node=numbers.of(before), pages=[before.page.index])
+                self.emit("node_overwritten", node=numbers.of(before), pages=[before.page.index])
             self.emit(
                 "create",
                 node=numbers.of(node),
                 parent=numbers.of(parent),
                 pages=[node.page.index],
-                detail=" ".join(map(str, tokens)),
+                tokens=tuple(tokens),
             )
 
         def unlinking(node: Any) -> Any:
@@ -122,7 +122,9 @@ class TrieProbe(ProbeBase):
                 pages=[node.page.index],
             )
             if in_place is not node and in_place is not None:
-                self.emit("replace", node=numbers.of(in_place), pages=[in_place.page.index])
+                self.emit(
+                    "node_overwritten", node=numbers.of(in_place), pages=[in_place.page.index]
+                )
 
         def counted(state: Any, result: Any, error: Any, count: Any) -> None:
             node = numbers.counted_by(count)
@@ -233,7 +235,7 @@ class TrieProbe(ProbeBase):
                     "evict",
                     pages=pages,
                     free_pages=self.free_count(),
-                    detail=f"{wanted} pages were wanted",
+                    wanted=wanted,
                 )
 
         hooks.around(self.cache, name, before=evicting, after=evicted)

@@ -15,8 +15,8 @@ from functools import cache
 import pandas as pd
 
 from analysis.runs.derive import exposure
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run
-from analysis.runs.tables import FAILURES
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.sanitizer.recorded import Control
 from analysis.stats.clustered import Rate, Share, gone, rate, share, sign_flip

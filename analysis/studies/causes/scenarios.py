@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import EngineError
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run
-from analysis.runs.tables import FAILURES
 from analysis.sanitizer.recorded import controls_of
 from analysis.shortfin.releases import row_of
 from analysis.studies.causes.estimates import Measurement, measure

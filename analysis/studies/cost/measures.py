@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.runs.tables import FAILURES
+from analysis.runs.schema import FAILURES
 from analysis.treatments import TREATMENTS, fixes
 
 UNTREATED, ALL, LOCK = "untreated", "all fixes", "lock-cache"

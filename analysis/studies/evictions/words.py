@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.core.templates import paragraph
 from analysis.core.wording import counted, listed
-from analysis.runs.tables import FAILURES
+from analysis.runs.schema import FAILURES
 from analysis.stats.clustered import Rate, rate
 from analysis.stats.configurations import setting_name
 from analysis.stats.dose_response import configurations, evictions_contrast, strata_of
@@ -51,7 +51,7 @@ def evictions_in_words(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
 
 def duplicates_in_words(rounds: int, death: str | None, events: pd.DataFrame) -> str:
     """Return how requests, pages and engine ended in `force_duplicate_nodes`, from its events."""
-    ended = events.loc[events["kind"] == "done", "detail"].value_counts()
+    ended = events.loc[events["kind"] == "done", "outcome"].value_counts()
     evicted = int(events.loc[events["kind"] == "evict", "pages"].map(len).sum())
     fate = f"the engine died in round {rounds}: {death}" if death else "the engine lived"
     counts = ", ".join(f"{number} {outcome}" for outcome, number in ended.items())

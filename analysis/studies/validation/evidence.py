@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
 from analysis.runs.derive import max_at_once
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import read_manifest, trial_tables
-from analysis.runs.tables import FAILURES, is_control
+from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
-from analysis.studies.validation.plan import Tolerated
+from analysis.studies.validation.plan import Settings, Tolerated
 from analysis.studies.validation.result import FindingGroup, Isolated, Level
 
 TABLES = ("trials", "requests", "findings", "snapshots", "events")
@@ -85,7 +86,7 @@ def read_evidence(
 def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
     [trial] = tables["trials"].to_pylist()
     times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
-    requests = tables["requests"].select(["request_id", "outcome", "refusals", "submitted_s"])
+    requests = tables["requests"].select(["request_id", "outcome", "retries", "submitted_s"])
     requests = requests.to_pylist()
     findings = tables["findings"].to_pylist() if "findings" in tables else []
     badly = trial["status"] != "ok"
@@ -102,7 +103,7 @@ def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
         workload=trial["workload"],
         control=Control.of(trial, findings) if is_control(trial["treatments"] or ()) else None,
         outcomes=Counter(row["outcome"] for row in requests),
-        retries=sum(row["refusals"] or 0 for row in requests),
+        retries=sum(row["retries"] or 0 for row in requests),
         ending=(trial["status_detail"] or trial["status"]) if badly else None,
         unchecked=unchecked,
         findings=tuple(split[False]),
@@ -118,14 +119,7 @@ def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
 
 
 def level_of(
-    concurrency: int,
-    evidence: Iterable[Evidence],
-    *,
-    needed: int,
-    confidence: float,
-    rate: float,
-    tolerated: Tolerated,
-    run: str = "",
+    settings: Settings, concurrency: int, evidence: Iterable[Evidence], run: str = ""
 ) -> Level:
     """Return the level that these engines make."""
     every = list(evidence)
@@ -135,9 +129,9 @@ def level_of(
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
     return Level(
         concurrency=concurrency,
-        needed=needed,
-        confidence=confidence,
-        rate=rate,
+        needed=settings.needed,
+        confidence=settings.confidence,
+        rate=settings.rate,
         accepted=sum(item.accepted for item in own),
         failures={name: outcomes[name] for name in FAILURES if outcomes[name]},
         rejected=outcomes["rejected"],
@@ -148,7 +142,7 @@ def level_of(
         at_once=_most(item.at_once for item in own),
         endings=tuple(item.ending for item in own if item.ending),
         findings=_grouped(own, "findings", {}),
-        tolerated=_grouped(own, "tolerated", tolerated),
+        tolerated=_grouped(own, "tolerated", settings.tolerate),
         leaked=sum(item.leaked for item in own),
         controls=len(injected),
         detected=sum(control.alarmed for control in injected),

@@ -82,7 +82,7 @@ def test_ratios_of_too_few_trials_have_no_interval() -> None:
 
 
 def test_the_table_says_what_is_shown() -> None:
-    measures, seen = both(outcomes={(LOCK, 0): ("lost",)})
+    measures, seen = both(outcomes={(LOCK, 0): ("engine_died",)})
     found = pd.concat([costs(measures), costs(seen, CACHE_METRICS)])
     markup = cost_table(found).markup
     assert markup.count("<tr>") == 5

@@ -66,7 +66,7 @@ def test_too_few_trials_allow_no_advice(factors: dict[str, float]) -> None:
 
 
 def test_what_was_left_out_wrong_or_refused_is_said() -> None:
-    outcomes = {("untreated", 0): ("ok", "lost"), ("untreated", 1): ("wrong", "rejected")}
+    outcomes = {("untreated", 0): ("ok", "engine_died"), ("untreated", 1): ("wrong", "rejected")}
     words = cost_in_words(measures({LOCK: 1.0, ALL: 1.0}, outcomes=outcomes))
     assert "4 pairs had a request without an answer on one side and are left out" in words
     # Of 12 clients at both concurrencies, every second one in repeat 1.

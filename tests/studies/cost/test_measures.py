@@ -39,7 +39,7 @@ def test_a_client_that_asks_once_is_timed_by_that() -> None:
     [
         ("wrong", True, "wrong"),
         ("rejected", True, "rejected"),
-        ("lost", False, "failed"),
+        ("engine_died", False, "failed"),
         ("empty", False, "failed"),
         ("timeout", False, "failed"),
         ("error", False, "failed"),
@@ -85,7 +85,7 @@ def test_hits_and_pages_come_from_what_was_recorded() -> None:
     events = to_frame(
         "events",
         [
-            {"seq": n, "trial_id": first, "t_ns": n, "kind": "acquire", "free_pages": free}
+            {"seq": n, "trial_id": first, "t_s": n / 1e9, "kind": "acquire", "free_pages": free}
             for n, free in enumerate((200, 180, 220))
         ],
     )

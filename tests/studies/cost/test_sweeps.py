@@ -33,7 +33,7 @@ def test_every_arm_is_timed_and_then_recorded(tmp_path: Path, release: str) -> N
     assert sorted(seen["arm"]) == sorted(arms)
     assert ((seen["hit_rate"] > 0) & (seen["hit_rate"] < 1)).all()
     assert ((seen["peak_pages"] > 8) & (seen["peak_pages"] <= 128)).all()
-    assert list(found.trials["observed"]) == ["nothing"] * 3 + ["events"] * 3
+    assert list(found.trials["recording"]) == ["nothing"] * 3 + ["events"] * 3
     compared = costs(measures)
     assert set(compared["verdict"]) == {"too few trials"}
     assert (compared["pairs"] == 1).all()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from support import REPORTED
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import RunWriter, new_manifest
+from analysis.stats.bounds import least_rate
 from analysis.studies.validation.evidence import level_of, read_evidence
+from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import Level
 
 CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("seq-len-mismatch", "underread")
@@ -40,16 +43,16 @@ class Story:
         outcomes: tuple[str, ...] = ("ok",) * 8,
         findings: tuple[dict, ...] = (),
         last: dict | None = None,
-        refusals: int = 0,
+        retries: int = 0,
         **columns: Any,
     ) -> None:
         requests = [
-            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, refusals=refusals,
+            request_row(trial_id=name, request_id=f"r{i}", outcome=outcome, retries=retries,
                         submitted_s=float(i))
             for i, outcome in enumerate(outcomes)
         ]  # fmt: skip
         snapshots = [snapshot(9, **(last or {"free": 256})), snapshot(0, free=256)]
-        events = [{"seq": i, "t_ns": i, "kind": "acquire", "free_pages": free, "pages": [1]}
+        events = [{"seq": i, "t_s": i / 1e9, "kind": "acquire", "free_pages": free, "pages": [1]}
                   for i, free in enumerate((250, 200, 230))]  # fmt: skip
         tables = {"snapshots": snapshots, "events": events, "findings": findings}
         self.writer.write_trial(
@@ -59,9 +62,10 @@ class Story:
         )
 
     def level(self, tolerated: dict | None = None, needed: int = 8) -> Level:
-        reasons = tolerated or {}
-        return level_of(4, read_evidence(self.path, reasons), needed=needed, confidence=0.95,
-                       rate=0.01, tolerated=reasons, run="level-04")  # fmt: skip
+        rate = 1.0001 * least_rate(needed)
+        settings = Settings(release=REPORTED, rate=rate, tolerate=tolerated or {})
+        assert settings.needed == needed
+        return level_of(settings, 4, read_evidence(self.path, settings.tolerate), "level-04")
 
 
 def control(story: Story, alarmed: bool = True) -> None:
@@ -72,7 +76,7 @@ def control(story: Story, alarmed: bool = True) -> None:
 def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
-    story.trial("a", refusals=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
+    story.trial("a", retries=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
     level = story.level(needed=10)
     assert level.verdict == "clean"
@@ -156,7 +160,7 @@ def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: 
     story.trial("a", status_detail="The recording was full.")
     level = story.level()
     assert (level.verdict, level.unchecked) == ("undecided", ("The recording was full.",))
-    story.trial("b", ("ok", "lost"), status="crashed", status_detail="Ended by SIGSEGV.")
+    story.trial("b", ("ok", "engine_died"), status="crashed", status_detail="Ended by SIGSEGV.")
     level = story.level()
     assert (level.verdict, level.endings) == ("failed", ("Ended by SIGSEGV.",))
 

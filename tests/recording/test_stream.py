@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 from support import wait_for
 
 from analysis.recording import ObserverWarning
-from analysis.recording.spill import Spill, cut_of, read_lacking, read_spilled
-from analysis.runs.tables import TABLES, to_table
+from analysis.recording.stream import StreamWriter, cut_of, read_lacking, read_stream
+from analysis.runs.schema import TABLES
+from analysis.runs.tables import to_table
 
 INVOCATION = {"phase": "decode", "rows": 1, "request_ids": ["r"], "tokens": [[1]]}
 
@@ -51,7 +51,7 @@ class Made:
 
     def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
         own: dict[str, dict[str, Any]] = {
-            "events": {"t_ns": 0},
+            "events": {"t_s": 0.0},
             "invocations": {**INVOCATION, "invocation_id": 0},
             "snapshots": {"moment": "asked"},
         }
@@ -67,7 +67,7 @@ class Made:
 
 
 def seqs(directory: Path) -> dict[str, list[int]]:
-    return {name: table["seq"].to_pylist() for name, table in read_spilled(directory).items()}
+    return {name: table["seq"].to_pylist() for name, table in read_stream(directory).items()}
 
 
 @given(
@@ -77,15 +77,15 @@ def seqs(directory: Path) -> dict[str, list[int]]:
 )
 @settings(max_examples=40, deadline=None)
 def test_every_row_is_written_once_in_the_end_in_order(tmp_path_factory, order, moments, name):
-    directory, made = tmp_path_factory.mktemp("spill"), Made()
-    spill = Spill(made, directory, "c")
+    directory, made = tmp_path_factory.mktemp("writer"), Made()
+    writer = StreamWriter(made, directory, "c")
     for number, seq in enumerate(order):
         made.rows[name].append(seq)
         for _ in range(moments.count(number)):
-            spill.write()
-    spill.write()
+            writer.write()
+    writer.write()
     assert seqs(directory) == {name: sorted(order)}
-    table = read_spilled(directory)[name]
+    table = read_stream(directory)[name]
     assert table.schema.equals(TABLES[name])
     assert set(table["trial_id"].to_pylist()) == {"c"}
     assert {file.name for file in directory.iterdir()} == {"recorded"}
@@ -94,11 +94,11 @@ def test_every_row_is_written_once_in_the_end_in_order(tmp_path_factory, order, 
 def test_it_writes_while_the_block_lasts_and_at_its_end(tmp_path: Path) -> None:
     made = Made()
     made.rows["events"] = [0, 1]
-    with Spill(made, tmp_path, "c", every_s=0.01):
+    with StreamWriter(made, tmp_path, "c", every_s=0.01):
         wait_for(lambda: seqs(tmp_path) == {"events": [0, 1]}, "the events")
         made.rows["snapshots"] = [2]
         wait_for(lambda: "snapshots" in seqs(tmp_path), "the snapshots")
-    with Spill(made, tmp_path / "other", "c", every_s=1000):
+    with StreamWriter(made, tmp_path / "other", "c", every_s=1000):
         made.rows["invocations"] = [7]
     assert seqs(tmp_path / "other") == {"events": [0, 1], "invocations": [7], "snapshots": [2]}
 
@@ -107,7 +107,7 @@ def test_an_error_within_the_block_is_the_block_s_own(tmp_path: Path) -> None:
     made = Made()
 
     def block() -> None:
-        with Spill(made, tmp_path, "c", every_s=1000):
+        with StreamWriter(made, tmp_path, "c", every_s=1000):
             made.rows["events"] = [5]
             raise KeyError
 
@@ -129,20 +129,20 @@ def test_what_cannot_be_written_is_warned_of_once_and_tried_again(
 
     made = Made()
     made.rows["events"] = [0]
-    spill = Spill(made, tmp_path, "c")
-    spill.write()
+    writer = StreamWriter(made, tmp_path, "c")
+    writer.write()
     made.rows["events"] += [1]
     before = (tmp_path / "recorded").read_bytes()
     monkeypatch.setattr("builtins.open", lambda file, mode, buffering: Full(file, "r+b"))
     with pytest.warns(ObserverWarning, match="No space left"):
-        spill.write()
-    spill.write()  # a second warning would be an error here
+        writer.write()
+    writer.write()  # a second warning would be an error here
     monkeypatch.undo()
-    assert isinstance(spill.failure, OSError)
+    assert isinstance(writer.failure, OSError)
     assert (tmp_path / "recorded").read_bytes() == before
     made.rows["events"] += [2]
-    spill.write()
-    assert spill.failure is None
+    writer.write()
+    assert writer.failure is None
     assert seqs(tmp_path) == {"events": [0, 1, 2]}
     assert read_lacking(tmp_path) is None  # for nothing is
 
@@ -151,11 +151,11 @@ def test_where_warnings_are_errors_none_leaves_the_block(tmp_path: Path) -> None
     (tmp_path / "recorded").mkdir()  # where a file should be
     made = Made()
     made.rows["events"] = [0]
-    with Spill(made, tmp_path, "c", every_s=0.01) as spill:
-        wait_for(lambda: spill.failure, "an error")
-        assert spill._thread.is_alive()
+    with StreamWriter(made, tmp_path, "c", every_s=0.01) as writer:
+        wait_for(lambda: writer.failure, "an error")
+        assert writer._thread.is_alive()
     with pytest.raises(IsADirectoryError):  # what cannot be read is not an empty recording
-        read_spilled(tmp_path)
+        read_stream(tmp_path)
 
 
 def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> No
 
     made = Broken()
     made.rows = {"events": [0], "invocations": [1], "snapshots": []}
-    with Spill(made, tmp_path, "c", every_s=1000):
+    with StreamWriter(made, tmp_path, "c", every_s=1000):
         pass
     assert seqs(tmp_path) == {"invocations": [1]}  # the other tables come all the same
     assert "boom" in str(read_lacking(tmp_path))
@@ -175,29 +175,29 @@ def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> No
 
 def test_a_full_recording_says_so_beside_its_parts(tmp_path: Path) -> None:
     made = Made()
-    spill = Spill(made, tmp_path, "c")
-    spill.write()
+    writer = StreamWriter(made, tmp_path, "c")
+    writer.write()
     assert read_lacking(tmp_path) is None
-    assert read_spilled(tmp_path) == {}
+    assert read_stream(tmp_path) == {}
     made.overflow = "The recording was full: 3 events were counted but not kept."
-    spill.write()
+    writer.write()
     assert read_lacking(tmp_path) == made.overflow
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
 @settings(max_examples=40)
 def test_wherever_the_file_ends_what_was_whole_is_read(tmp_path_factory, sizes, data):
-    directory, made, ends = tmp_path_factory.mktemp("spill"), Made(), [0]
-    spill = Spill(made, directory, "c")
+    directory, made, ends = tmp_path_factory.mktemp("writer"), Made(), [0]
+    writer = StreamWriter(made, directory, "c")
     for size in sizes:
         made.rows["events"] += range(len(made.rows["events"]), len(made.rows["events"]) + size)
-        spill.write()
+        writer.write()
         ends.append((directory / "recorded").stat().st_size)
     cut = data.draw(st.integers(0, ends[-1]))
     os.truncate(directory / "recorded", cut)
     whole = sum(sizes[: sum(end <= cut for end in ends) - 1])
     assert seqs(directory).get("events", []) == list(range(whole))
-    assert read_spilled(directory / "nowhere") == {}
+    assert read_stream(directory / "nowhere") == {}
 
 
 def test_a_recording_that_its_process_did_not_end_says_where_it_ends(tmp_path: Path) -> None:
@@ -207,28 +207,30 @@ def test_a_recording_that_its_process_did_not_end_says_where_it_ends(tmp_path: P
     made.rows["events"] = [0, 1, 6]
     made.rows["invocations"] = [3]  # until 4
     made.skipped = [2]
-    made.invocations = [[5, 20, 1, json.dumps({"phase": "decode", "requests": ["b"]})]]
+    made.invocations = [[5, 20, 1, "decode", ["b"]]]
     made.unfinished = [[7, 30, "b", "acquire"]]
     made.t_ns = 40
-    spill = Spill(made, tmp_path, "c")
-    spill.write()
+    writer = StreamWriter(made, tmp_path, "c")
+    writer.write()
     made.rows["events"] += [9]  # before it is one more, of which nothing is known
     made.t_ns = 2_000_000_040
-    spill.write()
-    tables = read_spilled(tmp_path, ended_ns=1_000 + 40 + 7_000_000)
+    writer.write()
+    tables = read_stream(tmp_path, ended_ns=1_000 + 40 + 7_000_000)
     events = [row for row in tables["events"].to_pylist() if row["seq"] >= 5]
     assert [(row["seq"], row["kind"]) for row in events] == [
-        (5, "unlanded"), (6, "done"), (7, "unfinished"), (8, "cut"),
+        (5, "invocation_unfinished"), (6, "done"), (7, "unfinished"), (8, "cut"),
     ]  # fmt: skip
-    assert (events[0]["value"], events[0]["t_ns"]) == (1, 20)
-    assert (events[2]["request_id"], events[2]["detail"]) == ("b", "acquire")
-    assert (events[3]["t_ns"], events[3]["value"]) == (40, 7_000_000)
+    assert (events[0]["value"], events[0]["t_s"]) == (1, 20 / 1e9)
+    assert (events[0]["phase"], events[0]["request_ids"]) == ("decode", ["b"])
+    assert (events[2]["request_id"], events[2]["operation"]) == ("b", "acquire")
+    assert (events[3]["t_s"], events[3]["late_s"]) == (40 / 1e9, 0.007)
+    assert events[3]["request_ids"] == ["b"]
     assert cut_of(tables) == (
         "The recording ends at 0.000 s, at most 7 ms before its process did; 1 request has no end"
         " in it, which says nothing of the engine."
     )
     made.rows["events"] += [5, 7, 8, 10]
     made.invocations, made.unfinished, made.ended = [], [], True
-    spill.write()
-    assert cut_of(read_spilled(tmp_path)) is None
+    writer.write()
+    assert cut_of(read_stream(tmp_path)) is None
     assert seqs(tmp_path)["events"] == [0, 1, 5, 6, 7, 8, 9, 10]

@@ -14,7 +14,7 @@ import json
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.runs.tables import TABLES, to_table
+from analysis.runs.schema import TABLES
+from analysis.runs.tables import to_table
 from analysis.shortfin.capture import ObserverWarning
 
-SPILLED = ("events", "invocations", "snapshots")
-_FILE, _MARK = "recorded", len(SPILLED)
+STREAMED = ("events", "invocations", "snapshots")
+_FILE, _MARK = "recorded", len(STREAMED)
 _HEAD = struct.Struct("<BII")
 """Before each frame: which table, or _MARK; its bytes as they are in memory, and as written."""
 _CODEC = "lz4"
@@ -35,7 +36,7 @@ _PATIENCE_S = 20.0
 
 
 class Source(Protocol):
-    """What can be spilled: a `Recording`."""
+    """What can be written: a `Recording`."""
 
     @property
     def overflow(self) -> str | None:
@@ -51,7 +52,7 @@ class Source(Protocol):
         """Return what is under way, as plain values; see `Recording.standing`."""
 
 
-class Spill:
+class StreamWriter:
     """Writes what a recording gained to `directory/recorded`, 20 times a second, on its own thread.
 
     Nothing that goes wrong here reaches the engine or whoever asks it: the error is kept in
@@ -67,14 +68,14 @@ class Spill:
         self._recording, self._trial_id, self._every_s = recording, trial_id, every_s
         self._path = directory / _FILE
         self._size = 0
-        self._rows = dict.fromkeys(SPILLED, 0)
+        self._rows = dict.fromkeys(STREAMED, 0)
         self._reach = _Reach()
         self._warned = False
         self._writing = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cachelab-spill", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cachelab-stream", daemon=True)
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> StreamWriter:
         self._thread.start()
         return self
 
@@ -110,7 +111,7 @@ class Spill:
         failure: Exception | None = None
         tables: dict[str, pa.Table] = {}
         sizes = self._recording.sizes()
-        for name in (name for name in SPILLED if sizes[name] > self._rows[name]):
+        for name in (name for name in STREAMED if sizes[name] > self._rows[name]):
             try:
                 tables[name] = self._recording.table(name, self._trial_id, self._rows[name])
             except Exception as error:
@@ -206,7 +207,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _frames(name: str, table: pa.Table) -> bytes:
-    kind = SPILLED.index(name)
+    kind = STREAMED.index(name)
     return b"".join(_frame(kind, batch.serialize()) for batch in table.to_batches())
 
 
@@ -215,8 +216,8 @@ def _frame(kind: int, content: Any) -> bytes:
     return _HEAD.pack(kind, len(content), len(packed)) + packed
 
 
-def read_spilled(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Table]:
-    """Return what a trial spilled into `directory`, by table, each sorted by `seq`.
+def read_stream(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Table]:
+    """Return what a trial wrote to `directory`, by table, each sorted by `seq`.
 
     Tables without rows are left out. Where the process ended before its recording did, events say
     so: what was under way has not ended, and `cut` is where it ends; `ended_ns` is when the process
@@ -226,10 +227,10 @@ def read_spilled(directory: Path, ended_ns: int | None = None) -> dict[str, pa.T
     mark: dict[str, Any] | None = None
     for rows, mark in _ticks(directory):  # noqa: B007  # the last mark counts
         for kind, content in rows:
-            schema = TABLES[SPILLED[kind]]
+            schema = TABLES[STREAMED[kind]]
             batches[kind].append(pa.ipc.read_record_batch(pa.py_buffer(content), schema))
     tables = {
-        SPILLED[kind]: pa.Table.from_batches(parts).combine_chunks().sort_by("seq")
+        STREAMED[kind]: pa.Table.from_batches(parts).combine_chunks().sort_by("seq")
         for kind, parts in batches.items()
         if parts
     }
@@ -239,7 +240,7 @@ def read_spilled(directory: Path, ended_ns: int | None = None) -> dict[str, pa.T
 
 
 def read_lacking(directory: Path) -> str | None:
-    """Return what is missing from what was spilled, in words; None if that is not known of any."""
+    """Return what is missing from the stream, in words; None if that is not known of any."""
     said = None
     for _, mark in _ticks(directory):
         said = mark["lacking"]
@@ -251,23 +252,18 @@ def cut_of(tables: Mapping[str, pa.Table]) -> str | None:
     if "events" not in tables:
         return None
     for row in tables["events"].filter(pc.field("kind") == "cut").to_pylist():
-        return cut_in_words(row["t_ns"], row["value"], row["detail"])
+        return cut_in_words(row["t_s"], row["late_s"], row["request_ids"])
     return None
 
 
-def cut_in_words(t_ns: int, late_ns: int | None, detail: str | None) -> str:
+def cut_in_words(t_s: float, late_s: float | None, request_ids: Sequence[str] | None) -> str:
     """Say of an event `cut` where the recording ends, and how many requests have no end in it."""
-    late = "" if late_ns is None else f"at most {late_ns / 1e6:.0f} ms "
-    said = f"The recording ends at {t_ns / 1e9:.3f} s, {late}before its process did"
-    if not (number := len(without_end(detail))):
+    late = "" if late_s is None else f"at most {late_s * 1e3:.0f} ms "
+    said = f"The recording ends at {t_s:.3f} s, {late}before its process did"
+    if not (number := len(request_ids or ())):
         return f"{said}."
     have = "1 request has" if number == 1 else f"{number} requests have"
     return f"{said}; {have} no end in it, which says nothing of the engine."
-
-
-def without_end(detail: str | None) -> list[str]:
-    """Return the requests that an event `cut` says to have no end in the recording."""
-    return [str(request) for request in json.loads(detail or "[]")]
 
 
 def _cut(
@@ -280,19 +276,21 @@ def _cut(
     landed = set(kept["invocations"]["seq"].to_pylist()) if "invocations" in kept else set()
     happened = set(kept["events"]["seq"].to_pylist()) if "events" in kept else set()
     rows = [
-        {"seq": seq, "t_ns": at, "kind": "unfinished", "request_id": owner, "detail": operation}
+        {"seq": seq, "t_s": at / 1e9, "kind": "unfinished", "request_id": owner,
+         "operation": operation}
         for seq, at, owner, operation in mark["unfinished"]
         if seq not in happened
-    ]
+    ]  # fmt: skip
     rows += [
-        {"seq": seq, "t_ns": at, "kind": "unlanded", "value": number, "detail": detail}
-        for seq, at, number, detail in mark["invocations"]
+        {"seq": seq, "t_s": at / 1e9, "kind": "invocation_unfinished", "value": number,
+         "phase": phase, "request_ids": request_ids}
+        for seq, at, number, phase, request_ids in mark["invocations"]
         if seq not in landed
-    ]
-    late_ns = None if ended_ns is None else max(0, ended_ns - mark["began_ns"] - t_ns)
+    ]  # fmt: skip
+    late_s = None if ended_ns is None else max(0, ended_ns - mark["began_ns"] - t_ns) / 1e9
     events = kept.get("events", TABLES["events"].empty_table())
-    open_ = json.dumps(_without_end(events))
-    rows.append({"seq": place, "t_ns": t_ns, "kind": "cut", "value": late_ns, "detail": open_})
+    rows.append({"seq": place, "t_s": t_ns / 1e9, "kind": "cut", "late_s": late_s,
+                 "request_ids": _without_end(events)})  # fmt: skip
     more = to_table("events", [{**row, "trial_id": trial_id} for row in rows])
     kept["events"] = pa.concat_tables([events, more]).sort_by("seq")
     return {name: table for name, table in kept.items() if table.num_rows}

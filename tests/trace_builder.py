@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.runs.schema import EVENT_EXTRAS
 from analysis.sanitizer.checker import Checker
 from analysis.sanitizer.findings import Findings
 from analysis.sanitizer.world import PADDING_PAGE, Event, Invocation, World
@@ -33,7 +34,7 @@ class Row:
     table: Sequence[int] | None = None
 
 
-class Story:
+class TraceBuilder:
     """A stream under way; every method that tells something returns its place or its invocation."""
 
     def __init__(
@@ -76,9 +77,11 @@ class Story:
     def event(self, kind: str, request: str | None = None, pages: Any = (), **fields: Any) -> int:
         seq = self._place()
         values: dict[str, Any] = dict.fromkeys(Event._fields)
-        values |= {"thread": self.thread, "operation": self.operation_name, "t_ns": seq * 1_000_000}
-        values |= {**fields, "seq": seq, "kind": kind, "request_id": request}
-        event = Event(**values | {"pages": tuple(pages)})
+        values |= {"thread": self.thread, "operation": self.operation_name, "t_s": seq / 1000}
+        extras = {name: fields.pop(name) for name in EVENT_EXTRAS if name in fields}
+        digest = extras.pop("digest", None)
+        values |= {**fields, "seq": seq, "kind": kind, "request_id": request, "digest": digest}
+        event = Event(**values | {"pages": tuple(pages), "extras": extras})
         self.items.append((seq, event))
         self.world.step(event)
         return seq
@@ -100,7 +103,7 @@ class Story:
     def submit(self, request: str, prompt: Iterable[int]) -> int:
         self.prompts[request], self.answers[request] = tuple(prompt), []
         self.lengths[request] = 0
-        return self.event("submitted", request, detail=" ".join(map(str, self.prompts[request])))
+        return self.event("submitted", request, tokens=self.prompts[request])
 
     def token(self, request: str, *tokens: int) -> int:
         for token in tokens:
@@ -112,13 +115,13 @@ class Story:
     def chosen(self, request: str, token: int | None, digest: int | None = None) -> int:
         """Choose a token, from logits of its last invocation if no other digest is given."""
         own = self.results.get(request, 0) if digest is None else digest
-        return self.event("chosen", request, value=token, detail=f"{own:08x}")
+        return self.event("chosen", request, value=token, digest=own)
 
     def answered(self, request: str, *tokens: int, count: int = 1) -> int:
-        return self.event("answered", request, value=count, detail=" ".join(map(str, tokens)))
+        return self.event("answered", request, value=count, tokens=tokens)
 
     def done(self, request: str, outcome: str = "ok", missing: int | None = None) -> int:
-        return self.event("done", request, detail=outcome, value=missing)
+        return self.event("done", request, outcome=outcome, value=missing)
 
     def acquire(self, request: str | None, *pages: int, **fields: Any) -> int:
         counted = {"free_pages": len(self.world.free - set(pages)), **fields}
@@ -130,11 +133,11 @@ class Story:
 
     def hold(self, request: str, *pages: int) -> int:
         self.pages.setdefault(request, []).extend(pages)
-        return self.event("hold", request, pages)
+        return self.event("pages_held", request, pages)
 
     def drop(self, request: str, *pages: int) -> int:
         self.pages[request] = [page for page in self.pages[request] if page not in pages]
-        return self.event("drop", request, pages)
+        return self.event("pages_dropped", request, pages)
 
     def allocate(self, request: str, *pages: int) -> int:
         """Acquire pages and hold them."""
@@ -152,21 +155,22 @@ class Story:
     def create(self, request: str | None, page: int, tokens: Sequence[int], parent: int = 0) -> int:
         """Put a node into the trie; its number is `last_node` then."""
         self._nodes += 1
-        words = " ".join(map(str, tokens))
-        return self.event("create", request, (page,), node=self._nodes, parent=parent, detail=words)
+        return self.event(
+            "create", request, (page,), node=self._nodes, parent=parent, tokens=tuple(tokens)
+        )
 
     @property
     def last_node(self) -> int:
         return self._nodes
 
     def leaf(self, node: int, request: str | None = None) -> int:
-        return self.event("leaf", request, node=node)
+        return self.event("leaf_added", request, node=node)
 
     def no_leaf(self, node: int, request: str | None = None) -> int:
-        return self.event("no_leaf", request, node=node)
+        return self.event("leaf_removed", request, node=node)
 
     def replace(self, node: int, request: str | None = None) -> int:
-        return self.event("replace", request, self._page_of(node), node=node)
+        return self.event("node_overwritten", request, self._page_of(node), node=node)
 
     def unlink(self, node: int, request: str | None = None) -> int:
         return self.event("unlink", request, self._page_of(node), node=node)
@@ -297,7 +301,7 @@ class Story:
 
     def snapshot(self, *, consistent: bool = True, **changes: Any) -> int:
         """Look at the cache, which is as told but for `changes` of its state."""
-        seq = self.event("snapshot", detail="asked")
+        seq = self.event("snapshot", moment="asked")
         state = replace(self.world.snapshot().state, **changes)
         self.snapshots.append(Snapshot(state, seq=seq, t_s=seq / 1000, consistent=consistent))
         return seq
@@ -318,7 +322,7 @@ class Story:
         self.release(request)
         return self.done(request, outcome)
 
-    def close(self) -> Story:
+    def close(self) -> TraceBuilder:
         """End everybody who is under way."""
         for request in sorted(self.world.under_way):
             self.end(request)
@@ -345,7 +349,9 @@ class Story:
         events, invocations = [], []
         for _, item in self.items:
             if isinstance(item, Event):
-                events.append({**item._asdict(), "trial_id": trial_id, "pages": list(item.pages)})
+                row = item._asdict()
+                extras = row.pop("extras")
+                events.append({**row, **extras, "trial_id": trial_id, "pages": list(item.pages)})
             elif item is not None:
                 invocations.append(_invocation_row(item, trial_id))
         snapshots = [snapshot.to_row(trial_id) for snapshot in (self.first, *self.snapshots)]
@@ -383,9 +389,9 @@ def _invocation_row(invocation: Invocation, trial_id: str) -> dict[str, Any]:
     }
 
 
-def strayed(name: str = "a", other: str = "b") -> Story:
+def strayed(name: str = "a", other: str = "b") -> TraceBuilder:
     """Return a story in which a request reads another one's page."""
-    story = Story()
+    story = TraceBuilder()
     for request, first, pages in ((name, 11, (1, 2)), (other, 21, (3, 4))):
         story.submit(request, range(first, first + 6))
         story.allocate(request, *pages)

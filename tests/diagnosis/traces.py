@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from story import Row, Story
 from synthetic import request_row, trial_row
+from trace_builder import Row, TraceBuilder
 
 from analysis.runs.store import Run, to_frame
 
@@ -14,7 +14,7 @@ A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24)
 
 
 def run_of(
-    story: Story,
+    story: TraceBuilder,
     *requests: dict[str, Any],
     tops: dict[int, list[list[tuple[int, float]]]] | None = None,
     without: tuple[str, ...] = (),
@@ -48,7 +48,7 @@ def wrong_page(a: str = "a", b: str = "b") -> Run:
     `b` wrote page 3 in invocation 0. In invocation 2 `a`'s block table has that page for its own
     page 1, and in invocation 3 again; only that one gives the first wrong token.
     """
-    story = Story()
+    story = TraceBuilder()
     story.submit(b, B)
     story.allocate(b, 3)
     story.prefill(b)
@@ -84,7 +84,7 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     `a` leaks pages 1 to 4 in event 6. With the outcome `lost` a worker dies of it in the next
     event.
     """
-    story = Story(page_count=8)
+    story = TraceBuilder(page_count=8)
     story.submit("a", A)
     story.allocate("a", 1, 2, 3, 4)
     story.prefill("a")
@@ -96,13 +96,14 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     story.submit(c, (31, 32, 33, 34, 35, 36, 37, 38, 39))
     story.event("acquire", None, (7,), free_pages=1, operation="allocate")
     with story.within("allocate", c):
-        story.event("shortage", c, free_pages=1, detail="3 pages were wanted")
-        story.event("failed", c, detail="CacheAllocationFailure: too few pages")
-    if outcome == "lost":
-        story.event("died", detail="The engine's worker w died: TypeError: nothing to add")
-        story.event("waiting", c, detail='{"where": "unknown", "invocations": []}')
+        story.event("alloc_failed", c, free_pages=1, wanted=3)
+        story.event("failed", c, message="CacheAllocationFailure: too few pages")
+    dead = outcome == "engine_died"
+    if dead:
+        story.event("worker_died", message="The engine's worker w died: TypeError: nothing to add")
+        story.event("stall", c, stall={"state": "unknown", "invocations": []})
     story.done(c, outcome)
-    story.done("b", "lost" if outcome == "lost" else "ok")
+    story.done("b", "engine_died" if dead else "ok")
     log = (
         'Traceback (most recent call last):\n  File "/x/site-packages/shortfin_apps/llm/a.py", line'
         " 7, in run\n    add(None)\nTypeError: nothing to add\n"
@@ -111,8 +112,8 @@ def short_pool(outcome: str = "empty", c: str = "c") -> Run:
     return run_of(
         story,
         {"request_id": "a", "prompt_tokens": A},
-        {"request_id": "b", "prompt_tokens": B, "outcome": "lost" if outcome == "lost" else "ok"},
+        {"request_id": "b", "prompt_tokens": B, "outcome": "engine_died" if dead else "ok"},
         {"request_id": c, "outcome": outcome, **ended},
-        status="engine_died" if outcome == "lost" else "ok",
+        status="engine_died" if dead else "ok",
         engine_log=log,
     )

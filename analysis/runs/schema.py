@@ -1,0 +1,338 @@
+"""The tables of a run, declared once: every column with its type, its unit and its meaning."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 3
+"""The version that is written. Versions 1 and 2 are read: see `former`."""
+OUTCOMES = ("ok", "wrong", "empty", "rejected", "error", "timeout", "engine_died")
+FAILURES = tuple(name for name in OUTCOMES if name not in ("ok", "rejected"))
+"""The outcomes of failed requests, everywhere: every outcome but `ok` and `rejected`."""
+TRIAL_STATUS = ("ok", "engine_died", "hung", "crashed")
+
+EVENT_KINDS = {
+    "submitted": "a request was submitted; `tokens` is its prompt",
+    "first_token": "its first token arrived",
+    "token": "a further token arrived",
+    "chosen": "its next token was chosen, from the logits with this `digest`",
+    "answered": "the engine delivered an answer, `tokens`; `value` is the number of answers",
+    "done": "it ended with this `outcome`; `value` is the number of missing tokens",
+    "acquire": "pages were taken from the pool",
+    "alloc_failed": "the pool had too few free pages; `wanted` were asked for",
+    "free": "pages were returned to the pool",
+    "pages_held": "a request holds these pages from now on",
+    "pages_dropped": "a request no longer holds these pages",
+    "duplicate": "pages that repeat cached ones were set aside, to be freed with the next release",
+    "quarantined": "a treatment put freed pages into quarantine",
+    "copy": "a page was copied; pages are source and target",
+    "match": "a prefix was looked up in the trie, up to this node",
+    "detached": "a node's parent pointer, `parent`, is not the node that has it as a child",
+    "unprotected": "a request is executed although nothing refers to the node that it continues",
+    "unlisted": "the cache's list of allocated pages was asked for these, and lacks them",
+    "create": "a node with these `tokens` was put into the trie",
+    "node_overwritten": "a new node of the same tokens took a node's place under its parent",
+    "unlink": "a node was taken out of the trie",
+    "evict": "pages were evicted from the trie; `wanted` were asked for",
+    "reference": "the references to a node changed",
+    "leaf_added": "a node was put into the set of leaves",
+    "leaf_removed": "a node was taken out of the set of leaves",
+    "operation": "an operation of the cache ended",
+    "failed": "an operation of the cache raised the error in `message`",
+    "memory": "resident memory of the process was read, `value`, beside `page_table_bytes`",
+    "worker_died": "a worker of the engine died; `message` says how",
+    "late": "the engine ended a request, with this `outcome`, that had ended already",
+    "invocation_unfinished": "invocation `value` began here and had not ended when the recording"
+    " did; it has a `phase` and `request_ids`",
+    "unfinished": "an operation of the cache was under way here when the recording ended",
+    "cut": "the recording ends here, at most `late_s` before its process; `request_ids` have no"
+    " end in it",
+    "stall": "a request was given up; `stall` says where it was and what every thread did",
+    "duplicate_page": "a request's list of pages has these more than once",
+    "nonfinite": "a page that was executed holds NaN or infinity, first in the slot `value`",
+    "checksums": "how far the bytes of pages are checked, `coverage`, or the `message` of why not",
+    "bytes_changed": "slots of a page hold other bytes, and nothing wrote them: `changed_bytes`",
+    "bytes_kept": "slots hold what they held before invocation `value` wrote them, or zeros:"
+    " `kept_bytes`",
+    "written_after_free": "a page that comes out of quarantine was written since it was freed",
+    "snapshot": "a snapshot was taken at this `moment`",
+    "observer_error": "recording failed at this point with the error in `message`",
+}
+"""What an event says happened, and in which columns beside the common ones."""
+FAULT = "fault:"
+"""Prefix of the names of treatments that inject a fault, as a control."""
+MOMENTS = ("before", "after", "failure", "asked")
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_INTS, _TEXTS = pa.list_(pa.int32()), pa.list_(pa.string())
+_REALS = pa.list_(pa.list_(_REAL))
+
+
+def _struct(**fields: pa.DataType) -> pa.StructType:
+    return pa.struct(list(fields.items()))
+
+
+BLOCKS = pa.list_(_struct(layer=_INT, kind=_TEXT, head=_INT))
+"""Parts of a slot: layer, K or V, and head."""
+INJECTION = _struct(
+    request_id=_TEXT, other_request_id=_TEXT, page=_INT, invocation_id=_INT, seq=_INT
+)
+CHANGED_ARGUMENT = _struct(
+    argument=_TEXT, row=_INT, column=_INT, filled=_INT, read=_INT, moment=_TEXT
+)
+HOLDER = _struct(request_id=_TEXT, pages=_INTS)
+NODE = _struct(node=_INT, parent=_INT, page=_INT, tokens=_INTS, ref_count=_INT, leaf=pa.bool_())
+CONFLICT = _struct(code=_TEXT, page=_INT, node=_INT, times=_INT, request_ids=_TEXTS)
+STALL = _struct(
+    state=_TEXT,
+    phase=_TEXT,
+    invocations=_INTS,
+    locks=pa.list_(_struct(lock=_TEXT, thread=_TEXT, seconds=_REAL)),
+    threads=pa.list_(_struct(thread=_TEXT, frames=_TEXTS)),
+)
+COVERAGE = _struct(
+    mode=_TEXT,
+    followed=_INT,
+    page_count=_INT,
+    invocations=_INT,
+    pages_read=_INT,
+    slots_written=_INT,
+    pages_offered=_INT,
+    not_judged=_INTS,
+    undecided=_INTS,
+    unchecked=_INT,
+)
+CHANGED_BYTES = _struct(
+    slots=_INTS,
+    blocks=BLOCKS,
+    moment=_TEXT,
+    since_invocation=_INT,
+    seen_invocation=_INT,
+    holders=_TEXTS,
+    copy_of=_INT,
+    zeros=pa.bool_(),
+    from_page=_INT,
+    from_slot=_INT,
+)
+KEPT_BYTES = pa.list_(
+    _struct(slot=_INT, whole=pa.bool_(), blocks=BLOCKS, zeros=pa.bool_(), other_token=pa.bool_())
+)
+
+
+def _column(name: str, kind: pa.DataType, doc: str, unit: str = "", null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null, metadata={"doc": doc, "unit": unit})
+
+
+def _maybe(name: str, kind: pa.DataType, doc: str, unit: str = "") -> pa.Field:
+    return _column(name, kind, doc, unit, null=True)
+
+
+_TRIAL_ID = _column("trial_id", _TEXT, "the trial that this row belongs to")
+
+TABLES: dict[str, pa.Schema] = {
+    "trials": pa.schema(
+        [
+            _column("run_id", _TEXT, "the run that this trial belongs to"),
+            _column("trial_id", _TEXT, "one configuration and repeat; unique within a run"),
+            _column("release", _TEXT, "version of shortfin, such as 3.1.0"),
+            _column("device", _TEXT, "where the engine ran: local-task or amdgpu"),
+            _column("prefix_sharing", _TEXT, "algorithm of the prefix cache: none or trie"),
+            _column("page_count", _INT, "size of the page pool", "pages"),
+            _column("batch_sizes", _INTS, "batch sizes that the model was compiled for", "rows"),
+            _column(
+                "concurrency", _INT, "client threads, each with one request at a time", "requests"
+            ),
+            _column("repeat", _INT, "which repeat of its configuration, from 0"),
+            _column("workload", _TEXT, "name of the workload"),
+            _column("treatments", _TEXTS, "names of the changes made to the live engine"),
+            _column("options", _TEXT, "further engine options: the user's own JSON object"),
+            _maybe("page_tokens", _INT, "tokens of a page, where the engine started", "tokens"),
+            _maybe("supported_fixes", _TEXTS, "fixes known for this release of shortfin"),
+            _maybe("git_commit", _TEXT, "commit of the checkout that ran it, where there is one"),
+            _maybe("seed", _INT, "seed of the prompts"),
+            _column("status", _TEXT, f"how the trial ended: {', '.join(TRIAL_STATUS)}"),
+            _maybe(
+                "status_detail",
+                _TEXT,
+                "on a trial that did not end well, or was not all recorded or checked",
+            ),
+            _maybe("exit_signal", _INT, "the signal that ended the trial's process"),
+            _column(
+                "duration_s", _REAL, "from the start of the engine to the end of the trial", "s"
+            ),
+            _maybe(
+                "peak_rss_bytes", _INT, "largest resident memory of the trial's process", "bytes"
+            ),
+            _maybe("engine_log", _TEXT, "what the engine printed"),
+            _maybe(
+                "recording", _TEXT, "what was recorded: nothing, events, or events and snapshots"
+            ),
+            _maybe(
+                "injected", pa.bool_(), "whether a control's fault was injected; null: no control"
+            ),
+            _maybe("injection", INJECTION, "where a control's fault was injected"),
+        ]
+    ),
+    "requests": pa.schema(
+        [
+            _column("request_id", _TEXT, "unique within its trial"),
+            _TRIAL_ID,
+            _maybe("client", _INT, "which client thread sent it, from 0"),
+            _maybe("position", _INT, "its place in its client's sequence, from 0"),
+            _maybe("family", _TEXT, "kind of prompt within the workload"),
+            _column("prompt", _TEXT, "what was asked"),
+            _maybe("prompt_tokens", _INTS, "the same as token ids"),
+            _maybe("expected_text", _TEXT, "what the answer must start with"),
+            _maybe("reference_tokens", _INTS, "what the reference decoder answers, as token ids"),
+            _maybe("text", _TEXT, "what the engine answered"),
+            _maybe("tokens", _INTS, "the same as token ids"),
+            _column("outcome", _TEXT, f"one of {', '.join(OUTCOMES)}"),
+            _maybe("error", _TEXT, "what the engine said when it refused or failed"),
+            _maybe(
+                "first_divergence", _INT, "first token unlike the reference's, from 0", "tokens"
+            ),
+            _maybe("submitted_s", _REAL, "when it was sent, since the engine started", "s"),
+            _maybe("latency_s", _REAL, "from sending it to its last token", "s"),
+            _maybe("ttft_s", _REAL, "from sending it to its first token", "s"),
+            _maybe("retries", _INT, "times that it was refused and submitted again"),
+            _maybe("cached_tokens", _INT, "prompt tokens found in the prefix cache", "tokens"),
+            _maybe("evictions_during", _INT, "pages evicted while it was served", "pages"),
+            _maybe("pages_before", _INT, "pages in use before it", "pages"),
+            _maybe("pages_after", _INT, "pages in use after it", "pages"),
+            _maybe("unchecked", _INT, "calls of the model for it that no rule could be asked of"),
+        ]
+    ),
+    "invocations": pa.schema(
+        [
+            _column("invocation_id", _INT, "number of this call of the compiled model, from 0"),
+            _TRIAL_ID,
+            _column("phase", _TEXT, "prefill or decode"),
+            _column("rows", _INT, "rows that carry a request; the rest is padding", "rows"),
+            _maybe("batch_size", _INT, "rows altogether, as the model was called", "rows"),
+            _maybe("request_ids", _TEXTS, "the request of each row that carries one"),
+            _maybe("tokens", pa.list_(_INTS), "token ids of every row, as the device got them"),
+            _maybe("seq_lens", _INTS, "length that each row attends to", "tokens"),
+            _maybe("start_positions", _INTS, "position of each row's first token", "tokens"),
+            _maybe("block_tables", pa.list_(_INTS), "pages of each row, in order"),
+            _maybe("seq", _INT, "its place among the events: when it started"),
+            _maybe("end_seq", _INT, "its place among the events: when it ended"),
+            _maybe("thread", _TEXT, "worker that called it"),
+            _maybe("t_s", _REAL, "when it started, since the engine started", "s"),
+            _maybe("duration_s", _REAL, "until the engine had its results", "s"),
+            _maybe("error", _TEXT, "the error that the call raised"),
+            _maybe("top_tokens", pa.list_(_INTS), "likeliest next tokens of each request's row"),
+            _maybe(
+                "top_logprobs", _REALS, "logarithms of their probabilities, as the engine has them"
+            ),
+            _maybe("result_tokens", _INTS, "likeliest next token of each request's row; -1 if NaN"),
+            _maybe("result_digests", pa.list_(_INT), "digest of each request's logits"),
+            _maybe(
+                "changed",
+                pa.list_(CHANGED_ARGUMENT),
+                "arguments not read as they were filled, at the return of the call or later",
+            ),
+        ]
+    ),
+    "events": pa.schema(
+        [
+            _column("seq", _INT, "order of events within a trial"),
+            _TRIAL_ID,
+            _column("t_s", _REAL, "when, since the engine started", "s"),
+            _maybe("thread", _TEXT, "worker that did it"),
+            _maybe("request_id", _TEXT, "request that it was done for"),
+            _maybe("operation", _TEXT, "operation of the cache that it was part of"),
+            _column("kind", _TEXT, f"what happened, one of {', '.join(EVENT_KINDS)}"),
+            _maybe("pages", _INTS, "indices of the pages concerned"),
+            _maybe("free_pages", _INT, "pages left in the pool", "pages"),
+            _maybe("node", _INT, "node of the trie, the root being 0"),
+            _maybe("parent", _INT, "its parent"),
+            _maybe("ref_before", _INT, "references to it before"),
+            _maybe("ref_count", _INT, "references to it afterwards"),
+            _maybe("tokens_hit", _INT, "tokens found in the trie", "tokens"),
+            _maybe("tokens_missed", _INT, "tokens not found there", "tokens"),
+            _maybe(
+                "value",
+                _INT,
+                "token id, missing tokens, answers, invocation, slot or bytes: by kind",
+            ),
+            _maybe("tokens", _INTS, "token ids of a prompt, an answer, or a node"),
+            _maybe("digest", _INT, "CRC-32 of the logits that a token was chosen from"),
+            _maybe("wanted", _INT, "pages that were asked for", "pages"),
+            _maybe("outcome", _TEXT, "how a request ended for the engine"),
+            _maybe("moment", _TEXT, "moment of a snapshot"),
+            _maybe("message", _TEXT, "text of an error"),
+            _maybe("phase", _TEXT, "prefill or decode, of an unfinished invocation"),
+            _maybe("request_ids", _TEXTS, "requests of an unfinished invocation, or without end"),
+            _maybe("late_s", _REAL, "how long a cut recording ends before its process", "s"),
+            _maybe("page_table_bytes", _INT, "size of the page table", "bytes"),
+            _maybe("stall", STALL, "where a request is that was given up, and every thread"),
+            _maybe("coverage", COVERAGE, "what of the pages' bytes was read and compared"),
+            _maybe("changed_bytes", CHANGED_BYTES, "slots whose bytes changed without a write"),
+            _maybe("kept_bytes", KEPT_BYTES, "written slots that kept their bytes"),
+            _maybe("locks", _TEXTS, "the cache's locks under which it changed something"),
+            _maybe("stack", _TEXT, "where in the engine's code, if asked for"),
+        ]
+    ),
+    "snapshots": pa.schema(
+        [
+            _maybe("request_id", _TEXT, "request around which it was taken"),
+            _TRIAL_ID,
+            _column("moment", _TEXT, f"one of {', '.join(MOMENTS)}"),
+            _maybe("seq", _INT, "its place among the events"),
+            _maybe("t_s", _REAL, "when, since the engine started", "s"),
+            _maybe("page_count", _INT, "size of the page pool", "pages"),
+            _maybe("free", _INT, "pages in the pool", "pages"),
+            _maybe("live", _INT, "pages held by requests", "pages"),
+            _maybe("cached", _INT, "pages held by the prefix cache alone", "pages"),
+            _maybe("leaked", _INT, "pages that nothing can reach", "pages"),
+            _maybe("nodes", _INT, "nodes of the trie, without its root"),
+            _maybe("leaves", _INT, "leaves of the trie, as the engine keeps them"),
+            _maybe("consistent", pa.bool_(), "taken while no operation of the cache was under way"),
+            _maybe("states", _TEXT, "a letter for every page: f free, l live, c cached, x leaked"),
+            _maybe("holders", pa.list_(HOLDER), "requests with the pages that they hold"),
+            _maybe("trie", pa.list_(NODE), "the trie's nodes, parents first"),
+            _maybe("duplicates", _INTS, "cached pages that repeat others, set aside to be freed"),
+            _maybe(
+                "misplaced",
+                pa.list_(_INTS),
+                "nodes that another node has as a child than they point to: node, pointer, parent",
+            ),
+            _maybe("allocated", _INTS, "the cache's own list of the pages that it gave out"),
+            _maybe("conflicts", pa.list_(CONFLICT), "pages that are in two places at once"),
+        ]
+    ),
+    "findings": pa.schema(
+        [
+            _column("finding_id", _TEXT, "unique within its trial"),
+            _TRIAL_ID,
+            _column("rule", _TEXT, "name of the broken rule"),
+            _maybe("cause", _TEXT, "in which way it was broken"),
+            _maybe("severity", _TEXT, "wrong data read, or only a rule at risk"),
+            _maybe("seq", _INT, "its place among the events: where it broke first"),
+            _maybe("t_s", _REAL, "when, since the engine started", "s"),
+            _maybe("count", _INT, "how often it broke so for this request"),
+            _maybe("request_id", _TEXT, "request that suffered"),
+            _maybe("other_request_id", _TEXT, "request whose data it met"),
+            _maybe("page", _INT, "page concerned"),
+            _maybe("slot", _INT, "slot within the page"),
+            _maybe("invocation_id", _INT, "call of the model in which it was seen"),
+            _column("message", _TEXT, "what happened, in one sentence"),
+            _maybe("thread", _TEXT, "worker that did it"),
+            _maybe("stack", _TEXT, "where in the engine's code"),
+            _maybe("other_stack", _TEXT, "where the other one was in the engine's code"),
+        ]
+    ),
+}
+
+
+CHOICES = {
+    ("requests", "outcome"): OUTCOMES,
+    ("trials", "status"): TRIAL_STATUS,
+    ("events", "kind"): tuple(EVENT_KINDS),
+    ("snapshots", "moment"): MOMENTS,
+}
+"""The values of a column, where it is one of a few."""
+EVENT_EXTRAS = TABLES["events"].names[
+    TABLES["events"].names.index("tokens") : TABLES["events"].names.index("locks")
+]
+"""Columns of `events` that only some kinds have."""
