@@ -10,7 +10,8 @@ import pytest
 from made_engine import PAGES, MadeEngine, decode, events, recorder_of
 
 from analysis.recording import checksums
-from analysis.recording.checksums import Checksums, checksummed
+from analysis.recording.checking import checksummed
+from analysis.recording.checksums import Checksums
 from analysis.recording.recorder import Recorder
 from analysis.sanitizer.rules.contents import coverage_in_words
 
