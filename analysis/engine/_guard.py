@@ -1,4 +1,4 @@
-"""The helper process of the watchdog: standard library alone, so that it starts at once."""
+"""The helper process of the watchdog: only the standard library, so that it starts fast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def guard(pid: int, silence_s: float, dump: Path) -> None:
         state = _state(pid)
         if not state:
             return
-        # Stopped by a debugger or by job control is no freeze; once resumed it has to beat again.
+        # A process stopped by a debugger or by job control is not frozen.
         silent = 0 if state in "Tt" else silent + 1
         if silent < _LOOKS:
             continue

@@ -1,8 +1,8 @@
-"""Ends a process that froze with the GIL held, since no Python code can run in it any more.
+"""Ends a process that froze with the GIL held: no Python code can run in it any more.
 
-A thread of the watched process beats once a second into a pipe. A helper process, which needs no
-lock of the watched one, waits for the beats; when they stop it writes one sentence, has
-faulthandler's C signal handler dump every thread's stack below it, and ends the process.
+A thread writes a beat a second into a pipe. A helper process waits for the beats; when they stop it
+writes one sentence, lets faulthandler's C signal handler dump every thread's stack, and ends the
+process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GUARD = Path(__file__).with_name("_guard.py")
 
 
 class Watchdog:
-    """Watches this process from `start` to `stop`; `silence_s` without a beat is a freeze.
+    """Watches this process from `start` to `stop`; `silence_s` without a beat are a freeze.
 
     `dump` is where the sentence and the stacks go. Only one can watch a process at a time; further
     ones join the first.
@@ -45,8 +45,8 @@ class Watchdog:
         self.silence_s = seconds(silence_s, "freeze_after_s", LONGEST_SILENCE_S)
         if self.silence_s < 2 * BEAT_S:
             raise EngineError(
-                f"freeze_after_s must be at least {2 * BEAT_S:g}, as the process shows that it"
-                f" lives every {BEAT_S:g} s, not {silence_s:g}."
+                f"freeze_after_s must be at least {2 * BEAT_S:g}, as the process beats"
+                f" every {BEAT_S:g} s, not {silence_s:g}."
             )
         self._held = False
 

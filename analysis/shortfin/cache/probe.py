@@ -75,7 +75,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
 
     def attach(self, observer: CacheObserver) -> None:
         if self._hooks is not None:
-            raise EngineError("This engine is watched already: end that first.")
+            raise EngineError("This engine is observed already: end that first.")
         self.observer = observer
         self._hooks = hooks = Hooks(observer)
         try:
@@ -100,7 +100,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
         """Put on the hooks of the dialect."""
 
     def emit_duplicates(self, request_id: str, pages: Sequence[int]) -> None:
-        """Tell, once, which pages a request's own list has more than once."""
+        """Report, once, which pages a request's own list has more than once."""
         if len(set(pages)) == len(pages):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
@@ -108,7 +108,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             self.emit("duplicate_page", request_id=request_id, pages=twice)
 
     def _hook_locks(self, hooks: Hooks) -> None:
-        """Have the cache's own locks tell who holds them."""
+        """Wrap the cache's own locks, so that their holders are known."""
         hooks.observer.locks = locks = Locks()
         for owner, attribute, name in (
             (self.pool, "_lock", "pool"),
@@ -145,7 +145,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
                 )
 
         def freeing(pages: Sequence[Any]) -> Any:
-            # Before they are free: whoever takes them next is told later, in this order.
+            # Before they are free, so that the event precedes that of the next acquisition.
             freed_pages = list(dict.fromkeys(indices(pages)))
             if (evicted := getattr(self._thread, "evicted", None)) is not None:
                 evicted.extend(freed_pages)
