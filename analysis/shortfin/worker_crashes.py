@@ -21,7 +21,7 @@ from typing import Any
 from analysis.shortfin.capture import report_fault
 
 Listener = Callable[[Any, BaseException | None, str], bool]
-"""Called with the worker, the exception and its traceback as text; returns whether it owns the worker."""
+"""Called with the worker, the exception and its traceback; returns whether it owns the worker."""
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []
