@@ -6,7 +6,7 @@ import gc
 import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -98,6 +98,25 @@ class BaseProbe(TrieProbe, InvocationProbe):
     @abstractmethod
     def hook(self, hooks: Hooks) -> None:
         """Put on the hooks of the dialect."""
+
+    def hook_requests(self, hooks: Hooks, task: type, begin: Callable[[Any], str | None]) -> None:
+        """Note the beginning and the end of requests, each with a task of its own.
+
+        `begin(process)` returns the id of the request, None for one of another engine.
+        """
+
+        def started(process: Any) -> str | None:
+            if (request := begin(process)) is not None:
+                CURRENT_REQUEST.set(request)
+            return request
+
+        def ended(request: str | None, process: Any) -> None:
+            if request is not None:
+                with hooks.grouped(request):
+                    self.forget(request)
+                    hooks.observer.holds(request, ())
+
+        hooks.around_task(task, "run", before=started, after=ended)
 
     def emit_duplicates(self, request_id: str, pages: Sequence[int]) -> None:
         """Report, once, which pages a request's own list has more than once."""

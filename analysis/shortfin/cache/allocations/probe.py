@@ -99,7 +99,7 @@ class AllocationProbe(BaseProbe):
             submit(item)
 
         hooks.attribute(self.native.batcher, "submit", submitted)
-        self._hook_requests(hooks)
+        self.hook_requests(hooks, GenerateItemProcess, self._begin)
         self._hook_choice(hooks)
         self._hook_acquire(hooks)
         for kind in _ALLOCATIONS:
@@ -143,21 +143,9 @@ class AllocationProbe(BaseProbe):
     def invocation_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]
 
-    def _hook_requests(self, hooks: Hooks) -> None:
-        def started(process: Any) -> str | None:
-            if process.client.batcher is not self.native.batcher:
-                return None
-            request: str = process.gen_req.rid
-            CURRENT_REQUEST.set(request)
-            return request
-
-        def ended(request: str | None, process: Any) -> None:
-            if request is not None:
-                with hooks.grouped(request):
-                    self.forget(request)
-                    hooks.observer.holds(request, ())
-
-        hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
+    def _begin(self, process: Any) -> str | None:
+        own = process.client.batcher is self.native.batcher
+        return str(process.gen_req.rid) if own else None
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Report from which logits each token that is appended to an answer was chosen."""

@@ -133,7 +133,7 @@ class RecordProbe(BaseProbe):
         self._requests.pop(request_id, None)
 
     def hook(self, hooks: Hooks) -> None:
-        self._hook_requests(hooks)
+        self.hook_requests(hooks, LlmDecoder, self._begin)
         self._hook_decoder(hooks)
         for name, operation in _OPERATIONS.items():
             if hasattr(self.cache, name):
@@ -259,22 +259,11 @@ class RecordProbe(BaseProbe):
 
         hooks.wrap(TokenSelector, "step", wrap)
 
-    def _hook_requests(self, hooks: Hooks) -> None:
-        def started(decoder: Any) -> str | None:
-            if decoder._page_cache is not self.cache:
-                return None
-            request: str = decoder._rid
-            CURRENT_REQUEST.set(request)
-            self._requests[request] = _Pending(decoder)
-            return request
-
-        def ended(request: str | None, decoder: Any) -> None:
-            if request is not None:
-                with hooks.grouped(request):
-                    self.forget(request)
-                    hooks.observer.holds(request, ())
-
-        hooks.around_task(LlmDecoder, "run", before=started, after=ended)
+    def _begin(self, decoder: Any) -> str | None:
+        if decoder._page_cache is not self.cache:
+            return None
+        self.note_request(decoder)
+        return str(decoder._rid)
 
     def _request_of(self, part: Any) -> str | None:
         """Return the request that a decoder or a page manager works for.
