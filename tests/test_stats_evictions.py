@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import NEWEST, REPORTED
 
 from analysis.stats.dose_response import (
     EvictionContrast,
@@ -47,7 +48,11 @@ def sweep(
                      "latency_s": 1.0, "outcome": "wrong" if wrong else "ok"}
                 )  # fmt: skip
     frame = pd.DataFrame(trials).assign(
-        release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64, workload="mixed"
+        release=REPORTED,
+        prefix_sharing="trie",
+        device="local-task",
+        page_count=64,
+        workload="mixed",
     )
     return pd.DataFrame(requests), frame
 
@@ -131,7 +136,7 @@ def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
         trials_each=24, seed=3,
     )  # fmt: skip
     assert "merely accompany failures" in evictions_in_words(requests, trials)
-    again = trials.assign(trial_id="again-" + trials["trial_id"], release="3.9.0")
+    again = trials.assign(trial_id="again-" + trials["trial_id"], release=NEWEST)
     both = (
         pd.concat([requests, requests.assign(trial_id="again-" + requests["trial_id"])]),
         pd.concat([trials, again]),

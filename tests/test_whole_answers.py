@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from support import ROOT
+from support import NEWEST, REPORTED, ROOT
 from synthetic import make_run
 from test_experiments import rows as rounds
 
@@ -111,9 +111,9 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
     assert "answered as expected" in text
     assert "Of 2 answers" in text
     assert "1 were right" in text
-    run = make_run({("3.1.0", "none", 4): {"ok": 8, "wrong": 4}})
-    untreated = Checked("3.1.0", "none", (), trials=4)
-    nothing = Checked("3.1.0", "none", ("correct-seq-lens",), trials=4)
+    run = make_run({(REPORTED, "none", 4): {"ok": 8, "wrong": 4}})
+    untreated = Checked(REPORTED, "none", (), trials=4)
+    nothing = Checked(REPORTED, "none", ("correct-seq-lens",), trials=4)
     said = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
     assert "of 12 requests read wrong data and 4 answered wrong" in said
     assert "with correct-seq-lens: 0 of 0 requests" in said
@@ -125,12 +125,12 @@ def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence()
         "level": [2, 2, 32], "requests": [8, 8, 64], "failed": [3, 0, 0], "rejected": [0, 0, 8],
         "leaked": [5, 2, 0],
     })  # fmt: skip
-    worn = Soak("3.9.0", "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
+    worn = Soak(NEWEST, "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
     assert validation_in_a_sentence([], [], [worn]) == (
         "In a soak test with prefix sharing trie 3 of 72 accepted requests failed, 8 rejected,"
         " up to 5 pages leaked, 1 of 2 engines ended early."
     )
-    result: Any = SimpleNamespace(release="3.9.0", prefix_sharing="none", ok=True, complete=True,
+    result: Any = SimpleNamespace(release=NEWEST, prefix_sharing="none", ok=True, complete=True,
                                   interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
     broken: Any = SimpleNamespace(ok=False, failures=("one",))
     said = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
@@ -138,6 +138,6 @@ def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence()
 
 
 def test_rejections_are_named_where_evictions_are_judged() -> None:
-    run = make_run({("3.9.0", "none", 4): {"ok": 4, "rejected": 4}})
+    run = make_run({(NEWEST, "none", 4): {"ok": 4, "rejected": 4}})
     text = evictions_in_words(run.requests.assign(evictions_during=0), run.trials)
     assert "Rejected, and not counted: 4 of 8 requests (offered 4: ran 1)." in text

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.core.wording import counted
 from analysis.recording.recorder import (
     EVENT_FIELDS,
     INVOCATION_FIELDS,
@@ -20,7 +21,6 @@ from analysis.runs.schema import TABLES
 from analysis.runs.tables import to_frame, to_table
 from analysis.shortfin.scores import likeliest
 from analysis.shortfin.verify import digest_of, results_of
-from analysis.snapshots.change import counted
 from analysis.snapshots.snapshot import Snapshot
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.core.wording import counted
 from analysis.recording.recorder import stack_in_words
 from analysis.runs.tables import to_frame
 from analysis.sanitizer.unchecked import Unchecked
-from analysis.snapshots.change import counted
 
 if TYPE_CHECKING:
     from analysis.sanitizer.scene import Scene

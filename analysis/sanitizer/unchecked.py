@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from analysis.snapshots.change import counted
+from analysis.core.wording import counted
 
 _SHOWN, _MOST_NAMED = 6, 100_000
 

@@ -56,12 +56,15 @@ class WatchedLock:
         """Where holders are noted; None while the cache is not observed."""
         self.holder: tuple[int, str, float] | None = None
         """The thread that holds it: number, name, and since when (monotonic clock)."""
+        self.acquired = 0
+        """How often it was acquired, also by a thread that held it."""
         self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Acquire the lock."""
         got: bool = self.lock.acquire(blocking, timeout)
         if got:
+            self.acquired += 1
             self._depth += 1
             try:
                 if self._depth == 1:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from support import REPORTED
 
 from analysis import plots as figures
 from analysis.recording.replay import cached_or_leaked
@@ -146,7 +147,7 @@ def test_memory_is_in_mebibytes() -> None:
 def trials_and_requests(**columns: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     count = len(columns["evictions_during"])
     trials = pd.DataFrame(
-        {"trial_id": [f"c{n}" for n in range(4)], "release": "3.1.0", "device": "local-task",
+        {"trial_id": [f"c{n}" for n in range(4)], "release": REPORTED, "device": "local-task",
          "prefix_sharing": "trie", "page_count": 64, "workload": "mixed",
          "concurrency": [4, 4, 8, 8]}
     )  # fmt: skip
@@ -178,7 +179,7 @@ def test_evictions_are_binned_with_intervals_and_fitted() -> None:
 def test_the_strata_of_the_evictions_figure_are_those_of_the_answer() -> None:
     count = 24 * 40
     trials = pd.DataFrame(
-        [(f"{sharing}-{pages}-{level}-{n}", "3.1.0", sharing, pages, "mixed", level)
+        [(f"{sharing}-{pages}-{level}-{n}", REPORTED, sharing, pages, "mixed", level)
          for sharing in ("none", "trie") for pages in (64, 256) for level in (4, 8)
          for n in range(6)],
         columns=["trial_id", "release", "prefix_sharing", "page_count", "workload", "concurrency"],

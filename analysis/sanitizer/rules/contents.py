@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from analysis.core.wording import counted
 from analysis.recording.checksums import SAMPLED
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.shadow import NOBODY, NOTHING, PADDING, UNKNOWN, Ints
 from analysis.sanitizer.world import PADDING_PAGE, Event, World
-from analysis.snapshots.change import counted
 
 _KEPT_PASSAGES = 64
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.stream import unlanded
 from analysis.sanitizer.world import Event, World
-from analysis.snapshots.change import counted
 
 REST_S = 1.5
 """How long nothing must have happened to a request, and no invocation begun, until it stands still.

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.shadow import NOTHING, PADDING, Ints
 from analysis.sanitizer.world import Event, Sequence, World
-from analysis.snapshots.change import counted
 
 
 class OwnTokens(Rule):

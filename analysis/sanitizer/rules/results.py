@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.world import Event, Sequence, World
-from analysis.snapshots.change import counted
 
 _REMEMBERED = 10_000
 """Rows of past invocations by which foreign logits are recognised."""

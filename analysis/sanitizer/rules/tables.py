@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitizer.passage import Passage
 from analysis.sanitizer.rules.base import Rule
 from analysis.sanitizer.shadow import PADDING, UNKNOWN
 from analysis.sanitizer.world import PADDING_PAGE, World
-from analysis.snapshots.change import counted
 
 _NONE: frozenset[Any] = frozenset()
 _PADDING = frozenset([PADDING_PAGE])

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
 import pytest
-from support import NEWEST, REPORTED
-from synthetic import request_row, trial_row
-
-from analysis.core.errors import EngineError
-from analysis.runs.schema import FAILURES
-from analysis.runs.store import to_frame
-from analysis.sanitizer.recorded import Control, controls_of
-from analysis.stats.exposure import Change
-from analysis.studies.causes import (
-    Verdict,
-    applicable,
-    arms,
-    decide,
-    decide_all,
-    first_failure,
-    measure,
-    scenarios,
-    whole_arm,
+from support import REPORTED
+from synthetic_causes import (
+    TRIED,
+    control,
+    judged,
+    of,
+    one_cause,
+    tried,
+    two_that_add_up,
+    two_that_mask_each_other,
+    words,
 )
+
+from analysis.sanitizer.recorded import Control
+from analysis.stats.exposure import Change
+from analysis.studies.causes import applicable, decide
 from analysis.studies.causes.figures import verdict_figure, verdict_table
-from analysis.studies.causes.hypotheses import HYPOTHESES, SUSPECTS, Hypothesis, Names
+from analysis.studies.causes.hypotheses import HYPOTHESES, SUSPECTS
 from analysis.studies.causes.words import (
     against_the_report,
     answer_in_a_sentence,
@@ -39,101 +32,7 @@ from analysis.studies.causes.words import (
     verdict_in_words,
     whole_in_words,
 )
-from analysis.sweep.plan import Plan
 from analysis.treatments import fixes
-
-TRIED = ["correct-seq-lens", "copy-tokens", "lock-cache", "big-pool"]
-Truth = Callable[[Sequence[str]], float]
-"""The true failure rate of a set of treatments."""
-
-
-def tried(
-    truth: Truth,
-    *,
-    sharing: str = "trie",
-    trials: int = 16,
-    requests: int = 20,
-    among: Sequence[str] = TRIED,
-    outcome: str = "wrong",
-    seed: int = 0,
-) -> tuple[list[Verdict], dict[str, pd.DataFrame]]:
-    rng = np.random.default_rng(seed)
-    hypotheses = applicable(REPORTED, sharing, among)
-    trial_rows, request_rows, findings = [], [], []
-    for number, names in enumerate(arms(hypotheses, REPORTED, sharing)):
-        rate = truth(names)
-        for repeat in range(trials):
-            trial_id = f"c{number}-{repeat}"
-            changes: dict[str, Any] = {"trial_id": trial_id, "treatments": list(names)}
-            trial_rows.append(
-                trial_row(**changes, prefix_sharing=sharing, concurrency=8, repeat=repeat)
-            )
-            for request, drawn in enumerate(rng.random(requests)):
-                failed = bool(drawn < rate)
-                request_rows.append(
-                    request_row(
-                        trial_id=trial_id,
-                        request_id=f"r{request}",
-                        outcome=outcome if failed else "ok",
-                    )
-                )
-                if failed:
-                    findings.append(
-                        {
-                            "finding_id": f"f{request}",
-                            "trial_id": trial_id,
-                            "rule": "wrong-kv-read",
-                            "severity": "wrong data",
-                            "request_id": f"r{request}",
-                            "message": "m",
-                        }
-                    )
-    tables = {
-        "requests": to_frame("requests", request_rows),
-        "trials": to_frame("trials", trial_rows),
-        "findings": to_frame("findings", findings),
-    }
-    return judged(tables, hypotheses), tables
-
-
-def control(arm: Names, *, injected: bool = True, alarmed: bool = True) -> Control:
-    return Control(REPORTED, "trie", arm, "fault:wrong-page", injected, alarmed)
-
-
-def judged(
-    tables: dict[str, pd.DataFrame],
-    hypotheses: Sequence[Hypothesis],
-    failures: Sequence[str] = FAILURES,
-    controls: Sequence[Control] | None = None,
-) -> list[Verdict]:
-    """Return the verdicts on one scenario; without other controls, one in each arm was found."""
-    if controls is None:
-        sets = tables["trials"]["treatments"].map(tuple)
-        controls = [control(names) for names in dict.fromkeys(sets)]
-    frames = (tables[name] for name in ("requests", "trials", "findings"))
-    return decide(measure(*frames, hypotheses, failures, controls=controls))
-
-
-def words(found: Sequence[Verdict]) -> dict[str, str]:
-    return {v.hypothesis.treatment: v.status for v in found}
-
-
-def of(found: Sequence[Verdict], treatment: str) -> Verdict:
-    return next(v for v in found if v.hypothesis.treatment == treatment)
-
-
-def one_cause(names: Sequence[str]) -> float:
-    return 0.0 if "correct-seq-lens" in names else 0.3
-
-
-def two_that_mask_each_other(names: Sequence[str]) -> float:
-    mended = {"correct-seq-lens", "copy-tokens"} & set(names)
-    return {0: 0.5, 1: 0.5, 2: 0.0}[len(mended)]
-
-
-def two_that_add_up(names: Sequence[str]) -> float:
-    left = 0.4 * ("correct-seq-lens" not in names) + 0.15 * ("copy-tokens" not in names)
-    return left
 
 
 def test_a_true_cause_is_supported_and_what_is_none_refuted() -> None:
@@ -348,77 +247,3 @@ def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     # What is no fix has a mark at the left only: bars, caps and whiskers of two at the right.
     assert len(right.containers) == 2
     assert len(left.containers) == 4
-
-
-def test_every_set_of_treatments_makes_a_plan_and_appears_once() -> None:
-    for release in (REPORTED, NEWEST):
-        for sharing in ("none", "trie"):
-            sets = arms(applicable(release, sharing), release, sharing)
-            assert len(set(sets)) == len(sets)
-            Plan(releases=(release,), prefix_sharing=(sharing,), treatments=sets)
-            every = fixes(release, sharing)
-            assert every in sets
-            assert all(tuple(f for f in every if f != fix) in sets for fix in every)
-
-
-def test_every_fix_is_somebodys_hypothesis() -> None:
-    for release in (REPORTED, NEWEST):
-        for sharing in ("none", "trie"):
-            tried = {h.treatment for h in applicable(release, sharing)}
-            assert set(fixes(release, sharing)) <= tried
-
-
-def test_an_unknown_hypothesis_is_refused() -> None:
-    with pytest.raises(EngineError, match="No hypothesis is tested by 'prayer'"):
-        applicable(REPORTED, "none", ["prayer"])
-
-
-def test_scenarios_are_those_of_a_release_and_make_plans() -> None:
-    for release in (REPORTED, NEWEST):
-        known = scenarios(release)
-        assert len({s.name for s in known}) == len(known)
-        assert {s.prefix_sharing for s in known} == {"none", "trie"}
-        for scenario in known:
-            plan = scenario.plan(repeats=2)
-            assert plan.sanitize
-            # The same prompts in every arm: the seed does not know of treatments.
-            first = {trial.treatments for trial in plan.trials() if trial.repeat == 0}
-            assert () in first
-            assert fixes(release, scenario.prefix_sharing) in first
-            every = scenario.whole_plan(8, 4, 1)
-            assert {trial.treatments for trial in every.trials() if not trial.is_control} == {
-                fixes(release, scenario.prefix_sharing)
-            }
-    assert [s.name for s in scenarios(REPORTED, ["trie"])] == ["trie"]
-    with pytest.raises(EngineError, match="has no scenario 'dream'"):
-        scenarios(REPORTED, ["dream"])
-    with pytest.raises(EngineError, match=r"shortfin 3\.5\.0"):
-        scenarios("3.5.0")
-
-
-def test_a_scenario_is_swept_and_judged_on_the_real_engine(tmp_path: Path) -> None:
-    [known] = scenarios(NEWEST, ["no sharing, 64 pages"])
-    small = dataclasses.replace(
-        known, page_count=24, rounds=6, among=("keep-decode-record",), request_timeout_s=3.0
-    )
-    run = small.try_all(tmp_path / "run", repeats=1)
-    [verdict] = decide_all([(small, run)])[small.name]
-    # One engine of each set decides nothing, however many of its requests failed.
-    assert verdict.status == "undecided"
-    arms_ = {control.arm: control for control in controls_of(run.path)}
-    assert set(arms_) == {
-        (),
-        ("keep-decode-record",),
-        fixes(NEWEST, "none"),
-        tuple(f for f in fixes(NEWEST, "none") if f != "keep-decode-record"),
-    }
-    assert not any(control.silent for control in arms_.values())
-    # Every answer that enters a new page leaks one: soon there are none left to answer with.
-    assert verdict.without.failures > verdict.without.n / 3
-    assert verdict.effect.pairs == verdict.without.n == 24
-    assert verdict.all_fixes.failures < verdict.without.failures
-    request, trial = first_failure(run) or ("", "")
-    failed = run.requests[run.requests["trial_id"] == trial].set_index("request_id")
-    assert failed.loc[request, "outcome"] not in ("ok", "rejected")
-    assert not run.trials.set_index("trial_id").loc[trial, "treatments"]
-    assert whole_arm(run).treatments == ()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from support import REPORTED
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import RunWriter, new_manifest
+from analysis.stats.bounds import least_rate
 from analysis.studies.validation.evidence import level_of, read_evidence
+from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import Level
 
 CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("seq-len-mismatch", "underread")
@@ -59,9 +62,10 @@ class Story:
         )
 
     def level(self, tolerated: dict | None = None, needed: int = 8) -> Level:
-        reasons = tolerated or {}
-        return level_of(4, read_evidence(self.path, reasons), needed=needed, confidence=0.95,
-                       rate=0.01, tolerated=reasons, run="level-04")  # fmt: skip
+        rate = 1.0001 * least_rate(needed)
+        settings = Settings(release=REPORTED, rate=rate, tolerate=tolerated or {})
+        assert settings.needed == needed
+        return level_of(settings, 4, read_evidence(self.path, settings.tolerate), "level-04")
 
 
 def control(story: Story, alarmed: bool = True) -> None:
