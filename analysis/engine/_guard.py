@@ -29,7 +29,7 @@ def guard(pid: int, silence_s: float, dump: Path) -> None:
         ready, _, _ = select.select([0], [], [], silence_s / _LOOKS)
         if ready:
             if not os.read(0, 4096):
-                return  # closed: the process stopped being watched, or ended
+                return  # closed: the watchdog stopped, or the process ended
             silent = 0
             continue
         state = _state(pid)

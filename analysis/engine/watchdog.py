@@ -29,8 +29,7 @@ _GUARD = Path(__file__).with_name("_guard.py")
 class Watchdog:
     """Watches this process from `start` to `stop`; `silence_s` without a beat are a freeze.
 
-    `dump` is where the sentence and the stacks go. Only one can watch a process at a time; further
-    ones join the first.
+    `dump` gets the sentence and the stacks. A process has one watchdog; further ones join it.
     """
 
     _lock = threading.Lock()
@@ -51,14 +50,14 @@ class Watchdog:
         self._held = False
 
     def start(self) -> None:
-        """Begin to watch, unless this process is watched already."""
+        """Start the helper, unless this process has one already."""
         cls = Watchdog
         with cls._lock:
             self._held = True
             cls._holders += 1
             if cls._holders > 1:
                 return
-            cls._file = open(self.dump, "ab", buffering=0)  # noqa: SIM115  # lives until stop
+            cls._file = open(self.dump, "ab", buffering=0)  # noqa: SIM115  # open until stop
             faulthandler.register(DUMP_SIGNAL, file=cls._file, all_threads=True)
             read, write = os.pipe()
             terminal = os.dup(capture.terminal_fd())
@@ -76,7 +75,7 @@ class Watchdog:
             cls._thread.start()
 
     def stop(self) -> None:
-        """Stop watching, once every holder has; an empty dump is removed."""
+        """Stop the helper after the last holder; an empty dump is removed."""
         cls = Watchdog
         with cls._lock:
             if not self._held:
@@ -108,6 +107,6 @@ def _beat(write: int, stop: threading.Event) -> None:
         while not stop.wait(BEAT_S):
             os.write(write, b".")
     except OSError:
-        pass  # the helper is gone; the process simply is not watched any more
+        pass  # the helper is gone
     finally:
         os.close(write)

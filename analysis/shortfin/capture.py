@@ -1,7 +1,7 @@
 """Capture of file descriptor 2 and of the engine's Python loggers in a file.
 
 The native runtime and a dying worker print to the descriptor, past `sys.stderr`. While an engine
-lives it is a file, the engine's log: nothing is lost when the process is killed, and nothing is
+runs it is a file, the engine's log: nothing is lost when the process is killed, and nothing is
 printed into a notebook. Python code that writes to `sys.stderr` is not captured.
 """
 

@@ -110,7 +110,7 @@ def changes(
 ) -> list[dict[str, Any]] | None:
     """Compare arguments with what they were filled with; return what differs, None if nothing does.
 
-    `returned` are their bytes when the call had returned, `arrays` their values when it had landed.
+    `returned` are their bytes after the call returned, `arrays` their values with the results.
     The result has the first place of each row of each argument: argument, row, column, filled,
     read, and the moment.
     """
@@ -138,7 +138,7 @@ def changes(
 
 
 def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
-    """Tell whether the transfer to an array was over when the call had returned.
+    """Return whether the transfer to an array was over when the call returned.
 
     It was if something new had come with it, or with one that began later.
     """

@@ -29,7 +29,7 @@ CURRENT_INVOCATION: ContextVar[Any] = ContextVar("CURRENT_INVOCATION", default=N
 
 
 class FinishedInvocation(NamedTuple):
-    """An invocation whose results are there, or soon will be."""
+    """An invocation that returned; its results follow when the device has finished."""
 
     invocation: Any
     """What the observer returned when it began; None if that failed."""

@@ -161,14 +161,14 @@ class TrieProbe(ProbeBase):
                 hooks.observer.fault(error)
 
         original = self.cache.leaves
-        watched = ObservedSet(original, report)
-        self._swap_leaves(original, watched)
+        observed = ObservedSet(original, report)
+        self._swap_leaves(original, observed)
 
         def back() -> None:
-            plain = set(watched)
+            plain = set(observed)
             original.clear()
             original.update(plain)
-            self._swap_leaves(watched, original)
+            self._swap_leaves(observed, original)
 
         hooks.also(back)
 
