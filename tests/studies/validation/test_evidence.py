@@ -26,7 +26,7 @@ def finding(number: int, rule: str, cause: str, request: str | None = "r0", **mo
 def snapshot(seq: int, **counts: int) -> dict:
     return {"moment": "asked", "seq": seq, "t_s": float(seq), "page_count": 256, "free": 0,
             "live": 0, "cached": 0, "leaked": 0, "nodes": 0, "leaves": 0, "consistent": True,
-            "states": "F" * 256, "holders": "{}", "trie": "[]", "duplicates": [],
+            "states": "f" * 256, "holders": [], "trie": [], "duplicates": [],
             "conflicts": [], **counts}  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.trial("c", ("ok",) * 4)
-    story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected="null")
+    story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected=False)
     level = story.level()
     assert (level.controls, level.detected, level.verdict) == (0, 0, "undecided")
     assert level.faults == (CONTROL,)
