@@ -1,4 +1,4 @@
-"""The right to write to a run: one process at a time, whatever becomes of it."""
+"""The lock on a run that is written: one process at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOKS, _LOOK_S = 5, 0.05
 
 @contextmanager
 def alone_in(path: Path) -> Iterator[None]:
-    """Hold the right to write to a run; the system lets go of it however this process ends.
+    """Hold the lock on a run; the system releases it however this process ends.
 
     Raises RunError if another process has it, or it cannot be had.
     """
@@ -36,12 +36,12 @@ def alone_in(path: Path) -> Iterator[None]:
                         f"Another sweep is writing to {path}: wait for its end, or choose another"
                         " place."
                     ) from None
-                time.sleep(_LOOK_S)  # somebody may just be asking whether it is written
+                time.sleep(_LOOK_S)  # another process may be in `is_written`
         yield
 
 
 def is_written(path: Path) -> bool:
-    """Return whether a process holds the right to write to a run."""
+    """Return whether a process holds the lock on a run."""
     try:
         handle = open(path / LOCK, "rb")  # noqa: SIM115
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def is_written(path: Path) -> bool:
         raise unreadable(path / LOCK, error) from error
     with handle:
         try:
-            # Shared and let go of at once, so that those who ask do not meet each other.
+            # Shared and released at once: several processes may ask.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

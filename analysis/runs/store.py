@@ -279,7 +279,7 @@ def trial_tables(
 def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
     """Return the directories of a run that hold tables: its trials', or its own if it is packed.
 
-    Whatever lies among the trials is returned; reading it says if it is none.
+    Everything among the trials is returned; reading what is none raises an error.
     """
     if is_packed(path, manifest):
         return [Part(path, manifest, packed=True)]
@@ -347,7 +347,7 @@ def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> d
 
 
 def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
-    """Tell whether all tables of a run lie at its place, each in one file."""
+    """Return whether a run is packed: one file a table, beside the manifest."""
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
     return _is_file(path / f"{former.FILES[TRIALS]}.parquet")
