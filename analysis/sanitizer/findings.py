@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.core.wording import counted
-from analysis.recording.recorder import stack_in_words
+from analysis.recording.stacks import stack_in_words
 from analysis.runs.tables import to_frame
 from analysis.sanitizer.unchecked import Unchecked
 

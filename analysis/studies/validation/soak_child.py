@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from analysis.core.jobs import Say, serve
+from analysis.core.jobs import Emit, serve
 from analysis.workloads.workload import Request, Workload
 
 _QUIESCENCE_S = 1.0
@@ -16,7 +16,7 @@ _QUIESCENCE_S = 1.0
 _KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "retries")
 
 
-def run(job: dict[str, Any], say: Say) -> None:
+def run(job: dict[str, Any], emit: Emit) -> None:
     """Run the workloads of a job in turn on one engine, until its time is up."""
     from analysis.engine import Engine, EngineConfig
     from analysis.treatments import treat
@@ -29,7 +29,7 @@ def run(job: dict[str, Any], say: Say) -> None:
         treat(engine, *job["treatments"]),
     ):
         started = time.monotonic()
-        say({"begun": True})
+        emit({"begun": True})
         for number, workload in enumerate(cycle(workloads)):
             begun = time.monotonic() - started
             if begun >= job["seconds"]:
@@ -49,12 +49,12 @@ def run(job: dict[str, Any], say: Say) -> None:
                 "workload": number % len(workloads),
                 "answers": [{name: row[name] for name in _KEPT} for row in answers],
             }
-            say({**line, **_at_quiescence(engine)})
+            emit({**line, **_at_quiescence(engine)})
             if engine.died is not None:
-                say({"ending": f"The engine died: {engine.died.message}"})
+                emit({"ending": f"The engine died: {engine.died.message}"})
                 return
             if all(row["outcome"] not in ("ok", "wrong") for row in answers):
-                say({"ending": "No request was answered any more."})
+                emit({"ending": "No request was answered any more."})
                 return
 
 
