@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from analysis.plots.finding import colours_of, fill_of
 from analysis.plots.style import VERMILLION
-from analysis.sanitizer.findings import WRONG_DATA
-from analysis.sanitizer.scene import PADDING_KIND, TOKEN_KIND
+from analysis.sanitizer.findings import PADDING_KIND, TOKEN_KIND, WRONG_DATA
 
 if TYPE_CHECKING:
-    from analysis.sanitizer.findings import Finding, Findings, Group
-    from analysis.sanitizer.scene import Slot
+    from analysis.sanitizer.findings import Finding, Findings, Group, Slot
 
 _IN_FULL, _SIDE, _LEFT, _PAGES = 12, 26, 96, 3
 _TEXT, _STACK = 600, 4000
@@ -38,8 +36,8 @@ def findings_html(findings: Findings) -> str:
         f"<div><i>Not checked:</i> {escape(_cut(note))}</div>" for note in findings.not_checked
     ]
     parts += [
-        f"<div><i>Not seen on this release:</i> {escape(_cut(spot))}</div>"
-        for spot in findings.blind
+        f"<div><i>Limit on this release:</i> {escape(_cut(f'{rule}: {limit}'))}</div>"
+        for rule, limit in findings.limits.items()
     ]
     return f'<div style="max-width:820px;line-height:1.45">{"".join(parts)}</div>'
 
@@ -92,7 +90,7 @@ def _where(finding: Finding) -> str:
 
 def _picture(finding: Finding) -> str:
     """Return the first pages of a finding's scene, before and after its step."""
-    scene = finding.scene
+    scene = finding.context
     if scene is None or not scene.pages:
         return ""
     colours = colours_of(finding)

@@ -121,10 +121,10 @@ def finding_rows(
     The second is what it could not check, in words; None if it checked all. How many invocations
     of each request it could not check is filled into the `rows` of `requests`.
     """
-    from analysis.sanitizer.recorded import check_tables, context_of
+    from analysis.sanitizer.recorded import check_tables, context_length_of
 
-    context = context_of({"model": plan.model})
-    findings = check_tables(recorded, ended.facts.get("page_tokens"), context=context)
+    context = context_length_of({"model": plan.model})
+    findings = check_tables(recorded, ended.facts.get("page_tokens"), context_length=context)
     if findings is None:
         return [], None
     for row in rows:

@@ -12,7 +12,7 @@ from made_engine import PAGES, MadeEngine, decode, events, recorder_of
 from analysis.recording import checksums
 from analysis.recording.checksums import Checksums, checksummed
 from analysis.recording.recorder import Recorder
-from analysis.sanitizer.rules.contents import coverage_in_words
+from analysis.sanitizer.rules.contents import describe_coverage
 
 PAGE = 3
 
@@ -111,7 +111,7 @@ def told(**changes: Any) -> tuple[str, list[str]]:
         "mode": "landings", "invocations": 1, "pages_read": 1, "slots_written": 1,
         "pages_offered": 1, "not_judged": [], "undecided": [],
     }  # fmt: skip
-    return coverage_in_words(json.dumps(said | changes))
+    return describe_coverage(json.dumps(said | changes))
 
 
 def test_one_page_is_said_in_the_singular() -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from analysis.plots.tables import HtmlTable
 from analysis.sanitizer.findings import SEVERITIES, worst
-from analysis.sanitizer.meanings import meaning_of
 from analysis.sanitizer.recorded import Checked
+from analysis.sanitizer.rules import consequence_of
 
 
 def checked_table(checked: Sequence[Checked]) -> HtmlTable:
@@ -52,7 +52,7 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
                     "cause": cause,
                     "requests": requests or "",
                     "trials": len(members),
-                    "what it leads to": meaning_of(rule, cause),
+                    "what it leads to": consequence_of(rule, cause),
                 }
             )
     if not rows:
