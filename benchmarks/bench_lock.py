@@ -9,7 +9,7 @@ request.
 from __future__ import annotations
 
 from analysis import Engine, EngineConfig
-from analysis.studies.cost import measure_lock
+from analysis.studies.cost.locking import measure_lock
 from analysis.workloads.named import make_workload
 
 BLOCKS, ROWS, PAGES = 40, 8, 4096

@@ -1,17 +1,13 @@
 """Calibration: every procedure that ends in a claim, on synthetic engines of known truth.
 
-    .venv/bin/python tests/calibration.py [SIZE [PROCEDURE]]
-
-prints the table of docs/statistics.md as Markdown, from SIZE simulated notebooks a row (default
-400), or the rows of procedures whose names begin with PROCEDURE. Requests of an engine are
-correlated: each engine draws its own failure rate from a beta distribution of the intraclass
-correlation (ICC) that the row names.
+Requests of an engine are correlated: each engine draws its own failure rate from a beta
+distribution of the intraclass correlation (ICC) that the row names. `calibration_table.py` prints
+the results.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,12 +16,13 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.stats.clustered import gone, permutation, rate, sign_flip
-from analysis.stats.dose_response import EQUIVALENT, evictions_contrast, judge_evictions
+from analysis.stats.dose_response import evictions_contrast
 from analysis.stats.paired import Paired
-from analysis.studies.causes import Arm, Asked, Verdict, judge
+from analysis.studies.causes import Arm, Measurement, Verdict, decide
 from analysis.studies.causes.hypotheses import HYPOTHESES
-from analysis.studies.cost import ALL, UNTREATED, costs
-from analysis.studies.cost.measures import METRICS, SETTING
+from analysis.studies.cost.compare import costs
+from analysis.studies.cost.measures import ALL, METRICS, SETTING, UNTREATED
+from analysis.studies.evictions.estimates import decide_evictions
 
 ICCS = (0.0, 0.1, 0.2)
 QUICK, FULL = 14, 24
@@ -140,7 +137,7 @@ def notebook(
         every = draw(*(truth.alone for truth in group)), draw(*(truth.all_but for truth in group))
         for alone, all_but in zip(*every, strict=True):
             measured.append(
-                Asked(
+                Measurement(
                     HYPOTHESES[0],
                     _arm(without, requests),
                     _arm(alone, requests),
@@ -151,7 +148,7 @@ def notebook(
                     _paired(without, everything, requests),
                 )
             )
-    return judge(measured)
+    return decide(measured)
 
 
 def false_claims(verdicts: Sequence[Verdict], truths: Sequence[Truth]) -> int:
@@ -159,9 +156,9 @@ def false_claims(verdicts: Sequence[Verdict], truths: Sequence[Truth]) -> int:
     wrong = 0
     for verdict, truth in zip(verdicts, truths, strict=True):
         largest = max(truth.shares)
-        wrong += verdict.word in ("supported", "contributes") and largest <= 0
-        wrong += verdict.word == "supported" and 0 < largest <= MOST
-        wrong += verdict.word == "refuted" and largest >= MOST
+        wrong += verdict.status in ("supported", "contributes") and largest <= 0
+        wrong += verdict.status == "supported" and 0 < largest <= MOST
+        wrong += verdict.status == "refuted" and largest >= MOST
     return wrong
 
 
@@ -202,8 +199,8 @@ def verdict_power(rng: Rng, truth: Truth, word: str, icc: float, engines: int, r
     for _ in range(runs):
         measured = notebook(rng, truths, icc, engines, 32)
         # Ten are drawn, and judged as if 41 more, of which nothing is seen, stood beside them.
-        judged = judge(measured, HYPOTHESES_OF_A_NOTEBOOK - 10)
-        hits += judged[0].word in wanted
+        judged = decide(measured, HYPOTHESES_OF_A_NOTEBOOK - 10)
+        hits += judged[0].status in wanted
     return hits / runs
 
 
@@ -242,7 +239,7 @@ SHARING = ("none", "trie")
 def evictions(
     rng: Rng, icc: float, ratio: float, repeats: int = REPEATS, *, confounded: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return requests and cells of notebook 03; odds of failing are `ratio` times with evictions.
+    """Return requests and trials of notebook 03; odds of failing are `ratio` times with evictions.
 
     That is what is true in every stratum, over its engines. Concurrency and a small pool bring more
     failures and more evictions, unless not `confounded`. An engine's requests share how often they
@@ -282,7 +279,7 @@ def _shared(place: Counts, p: float, icc: float) -> Counts:
     return scipy_stats.beta.ppf(place, p * scale, (1 - p) * scale)
 
 
-def eviction_words(
+def eviction_statuses(
     rng: Rng,
     icc: float,
     ratio: float,
@@ -300,7 +297,7 @@ def eviction_words(
             own = trials[trials["prefix_sharing"] == sharing]
             asked = requests[requests["trial_id"].isin(own["trial_id"])]
             contrasts.append(evictions_contrast(asked, own))
-        claimed.append([found.word for found in judge_evictions(contrasts) if found is not None])
+        claimed.append([found.status for found in decide_evictions(contrasts) if found is not None])
     return claimed
 
 
@@ -338,133 +335,3 @@ def cost_claims(rng: Rng, factor: float, pairs: int, arms: int, runs: int) -> tu
         wrong += bool((shown & null).any())
         told += bool((shown & ~null & (found["metric"] == "latency_s")).any())
     return wrong / runs, told / runs
-
-
-# The table.
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    plan: str
-    quantity: str
-    """What was measured: false claims, coverage or power."""
-    value: float
-    runs: int
-    """Simulated notebooks that it was measured of."""
-
-
-def _rates(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    for engines, requests in ((6, 8), (8, 32), (QUICK, 32), (FULL, 32)):
-        held, p = min(
-            (rate_coverage(rng, icc, engines, requests, p, 4 * runs), p)
-            for p in (0.01, 0.05, 0.1, 0.3, 0.5, 0.9)
-        )
-        plan = f"{engines} engines of {requests} requests"
-        yield Row(plan, f"coverage, worst at {p:.0%}", held, 4 * runs)
-
-
-def _concurrencies(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    for grid in GRIDS:
-        told, p = max(
-            (between_concurrencies(rng, icc, grid, p, p, runs), p) for p in (0.05, 0.1, 0.3, 0.5)
-        )
-        yield Row(grid, f"false claims in a notebook, worst at {p:.0%}", told, runs)
-        told = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
-        yield Row(grid, "power: 3% against 25%, in one of two or both", told, runs)
-
-
-def _pairs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    for engines in (6, QUICK, FULL):
-        told, p = max((pair_wrong(rng, p, icc, engines, 4 * runs), p) for p in (0.05, 0.3, 0.6))
-        yield Row(f"{engines} engines", f"false claims, worst at {p:.0%}", told, 4 * runs)
-
-
-def _shares(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    for engines in (6, QUICK, FULL):
-        held, true = min(
-            (share_coverage(rng, true, p, icc, engines, 2 * runs), true)
-            for p in (0.1, 0.3, 0.6)
-            for true in (0.0, 0.3, 0.5, 0.8, 0.97, 1.0)
-        )
-        what = f"coverage, worst at a share of {true:.0%}"
-        yield Row(f"{engines} engines of 32", what, held, 2 * runs)
-
-
-def _verdicts(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    for name, engines in (("quick", QUICK), ("full", FULL)):
-        plan = f"{name}: 51 hypotheses, {engines} engines of 32"
-        for story in STORIES:
-            wrong = verdicts_wrong(rng, story, icc, engines, runs)
-            yield Row(plan, f"false claims in a notebook: {story}", wrong, runs)
-        for truth, word, what in (
-            (CAUSE, "supported", "all of 30% failing is its matter: supported"),
-            (HALF, "effect", "half of 30% is its matter: an effect"),
-            (THIRD, "effect", "a third of 30% is its matter: an effect"),
-            (NOTHING, "refuted", "nothing is its matter: refuted"),
-        ):
-            found = verdict_power(rng, truth, word, icc, engines, runs)
-            yield Row(plan, f"power: {what}", found, runs)
-
-
-def _evictions(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    few = max(10, runs // 5)
-    plan = "quick: 2 configurations of 3 pools, 36 engines at 4 and at 8"
-    found = eviction_words(rng, icc, 1.0, few)
-    explained = any_of(found, "explain", "rarer")
-    yield Row(plan, "false claims in a notebook: they explain failures", explained, few)
-    accompanied = float(np.mean([word == "accompany" for words in found for word in words]))
-    yield Row(plan, "power: no effect at all: they merely accompany", accompanied, few)
-    found = eviction_words(rng, icc, 1.0, few, confounded=False)
-    wrong = any_of(found, "explain", "rarer", "accompany")
-    yield Row(plan, "false claims in a notebook: nothing goes with evictions", wrong, few)
-    wrong = any_of(eviction_words(rng, icc, EQUIVALENT, few), "accompany")
-    yield Row(plan, "false claims in a notebook: odds of 1.5 merely accompany", wrong, few)
-    found = eviction_words(rng, icc, 4.0, few)
-    explained = float(np.mean([word == "explain" for words in found for word in words]))
-    yield Row(plan, "power: odds of failing are 4 times with them: explain", explained, few)
-
-
-def _costs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
-    if icc:  # an engine is one measurement here
-        return
-    for name, pairs, arms, few in (("quick", 12, 2, runs), ("full", 80, 12, max(10, runs // 8))):
-        plan = f"{name}: {arms} sets, {pairs} pairs of engines"
-        wrong = cost_claims(rng, 1, pairs, arms, few)[0]
-        yield Row(plan, "false claims in a notebook", wrong, few)
-        yield Row(plan, "power: 10% slower", cost_claims(rng, 1.1, pairs, arms, few)[1], few)
-
-
-PROCEDURES: dict[str, Callable[[Rng, float, int], Iterator[Row]]] = {
-    "rate, 95% interval": _rates,
-    "between concurrencies, permutation": _concurrencies,
-    "two settings, one sign-flip test": _pairs,
-    "share of the failures, 95% interval": _shares,
-    "verdicts on causes": _verdicts,
-    "evictions": _evictions,
-    "costs": _costs,
-}
-
-
-def main() -> None:
-    """Print the table as Markdown."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 400
-    only = sys.argv[2] if len(sys.argv) > 2 else ""
-    sys.stdout.write(
-        "| procedure | plan | ICC | what | measured | of |\n|---|---|---|---|---|---|\n"
-    )
-    for name, rows in PROCEDURES.items():
-        for icc in ICCS if name.startswith(only) else ():
-            # Of its own, so that a row is the same whichever others are asked for.
-            rng = np.random.default_rng([*name.encode(), round(100 * icc)])
-            for row in rows(rng, icc, runs):
-                sys.stdout.write(
-                    f"| {name} | {row.plan} | {icc:g} | {row.quantity} | {row.value:.1%}"
-                    f" | {row.runs} |\n"
-                )
-                sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

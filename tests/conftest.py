@@ -20,13 +20,14 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 LONGEST = (
-    "sanitizer/test_contents.py", "studies/validation/test_climb.py",
+    "sanitizer/test_contents.py", "studies/validation/test_validate.py",
     "sanitizer/test_no_false_alarm.py",
     "sanitizer/test_faults_results.py", "sanitizer/test_bytes.py", "sweep/test_runner.py",
     "sweep/test_observed.py", "sweep/test_kills.py", "recording/test_conservation.py",
     "sanitizer/test_faults.py",
-    "studies/causes/test_verdicts.py", "recording/test_observe.py", "interleavings/test_examine.py",
-    "interleavings/test_machine.py", "test_report.py", "model/test_compile.py",
+    "studies/causes/test_scenarios.py", "recording/test_observe.py",
+    "interleavings/test_examine.py", "interleavings/test_machine.py",
+    "test_report.py", "model/test_compile.py",
     "model/test_verify.py",
     "sweep/test_sanitized.py", "sanitizer/test_shape.py", "test_calibration.py",
     "treatments/test_scheduling.py", "sanitizer/test_edges.py", "sanitizer/test_circumstances.py",

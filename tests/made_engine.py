@@ -35,11 +35,11 @@ class MadeEngine:
         self.changes = Changes()
         self.died = self.service = None
         self.made = SimpleNamespace(
-            watcher=None,
+            observer=None,
             dtype="float16",
             cache=SimpleNamespace(tokens_per_page=STRIDE),
             pool=SimpleNamespace(attn_page_entries=[None] * PAGES, page_tables=[self.table]),
-            service=SimpleNamespace(
+            native=SimpleNamespace(
                 model_params=SimpleNamespace(
                     transformer_block_count=2,
                     paged_kv_cache=SimpleNamespace(attention_head_count_kv=1),
@@ -56,7 +56,7 @@ class MadeEngine:
         return 0.0
 
     def watch(self, watcher: Recorder) -> None:
-        self.probe, self.made.watcher = self.made, watcher
+        self.probe, self.made.observer = self.made, watcher
 
     def unwatch(self) -> None:
         self.probe = None

@@ -50,6 +50,11 @@ def has(release: str, capability: str) -> bool:
     return capability in row_of(release).capabilities
 
 
+def dialect(release: str) -> str:
+    """Return the dialect of a release's cache."""
+    return row_of(release).cache or ""
+
+
 def with_capability(*capabilities: str) -> str:
     """Return the oldest supported release with these capabilities."""
     return supported(*capabilities)[0]

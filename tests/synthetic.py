@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support import NEWEST, REPORTED
 
 from analysis.runs.store import Run, to_frame
 
@@ -15,7 +16,7 @@ def trial_row(**changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run_id": "synthetic",
         "trial_id": "c",
-        "release": "3.1.0",
+        "release": REPORTED,
         "device": "local-task",
         "prefix_sharing": "none",
         "page_count": 256,
@@ -114,21 +115,21 @@ def make_run(
 
 
 def reported_pattern() -> Run:
-    """Return what was reported: right at 1 and 2, wrong from 4 on; 3.9.0 only rejects."""
+    """Return what was reported: right at 1 and 2, wrong from 4 on; the newest only rejects."""
     return make_run(
         {
-            ("3.1.0", "none", 1): {"ok": 24},
-            ("3.1.0", "none", 2): {"ok": 24},
-            ("3.1.0", "none", 4): {"ok": 36, "wrong": 12},
-            ("3.1.0", "none", 8): {"ok": 60, "wrong": 30, "engine_died": 4, "empty": 2},
-            ("3.1.0", "trie", 1): {"ok": 24},
-            ("3.1.0", "trie", 2): {"ok": 12, "wrong": 12},
-            ("3.1.0", "trie", 4): {"ok": 24, "wrong": 20, "timeout": 4},
-            ("3.1.0", "trie", 8): {"ok": 40, "wrong": 50, "error": 6},
-            ("3.9.0", "none", 1): {"ok": 24},
-            ("3.9.0", "none", 2): {"ok": 24},
-            ("3.9.0", "none", 4): {"ok": 48},
-            ("3.9.0", "none", 8): {"ok": 48, "rejected": 48},
+            (REPORTED, "none", 1): {"ok": 24},
+            (REPORTED, "none", 2): {"ok": 24},
+            (REPORTED, "none", 4): {"ok": 36, "wrong": 12},
+            (REPORTED, "none", 8): {"ok": 60, "wrong": 30, "engine_died": 4, "empty": 2},
+            (REPORTED, "trie", 1): {"ok": 24},
+            (REPORTED, "trie", 2): {"ok": 12, "wrong": 12},
+            (REPORTED, "trie", 4): {"ok": 24, "wrong": 20, "timeout": 4},
+            (REPORTED, "trie", 8): {"ok": 40, "wrong": 50, "error": 6},
+            (NEWEST, "none", 1): {"ok": 24},
+            (NEWEST, "none", 2): {"ok": 24},
+            (NEWEST, "none", 4): {"ok": 48},
+            (NEWEST, "none", 8): {"ok": 48, "rejected": 48},
         },
-        status={("3.1.0", "trie", 8): "engine_died"},
+        status={(REPORTED, "trie", 8): "engine_died"},
     )

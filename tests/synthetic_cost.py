@@ -10,7 +10,7 @@ import pandas as pd
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import to_frame
-from analysis.studies.cost import ALL
+from analysis.studies.cost.measures import ALL
 from analysis.treatments import fixes
 
 MIB = 2**20

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from support import NEWEST, REPORTED
 from synthetic import make_run, reported_pattern
 
 from analysis.runs.store import to_frame
 from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
 
-KEY = ("3.1.0", "none")
+KEY = (REPORTED, "none")
 
 
 def test_failing_from_four_on() -> None:
@@ -22,7 +23,7 @@ def test_failing_from_four_on() -> None:
         }
     )
     words = answer_in_words(run)
-    assert words.startswith("**shortfin 3.1.0, prefix sharing none.**")
+    assert words.startswith(f"**shortfin {REPORTED}, prefix sharing none.**")
     assert "No request failed at 1 and 2 concurrent requests (0 of 48; 95% interval up to" in words
     assert "The first failures are at 4: 25% at 4 (12 of 48, 15% to 39%), 38% at 8 (36 of" in words
     assert "by request only and too narrow, for there are fewer than five engines" in words
@@ -145,7 +146,7 @@ def test_requests_that_were_sent_again_did_not_run_at_once_either() -> None:
 
 
 def test_exposures_through_which_a_setting_acts_are_reported() -> None:
-    run = make_run({(*KEY, 4): {"ok": 24}, ("3.1.0", "trie", 4): {"wrong": 24}}, trials=6)
+    run = make_run({(*KEY, 4): {"ok": 24}, (REPORTED, "trie", 4): {"wrong": 24}}, trials=6)
     invocations, events = [], []
     for trial, sharing in zip(run.trials["trial_id"], run.trials["prefix_sharing"], strict=True):
         free = 200 if sharing == "none" else 50
@@ -161,8 +162,8 @@ def test_exposures_through_which_a_setting_acts_are_reported() -> None:
     words = answer_in_words(recorded)
     assert "prefix sharing trie failed more often than prefix sharing none" in words
     assert (
-        "What it acts through changed with it (pages in use at once, at most: 206, then 56)."
-        in words
+        "The exposure that it acts through changed with it"
+        " (pages in use at once, at most: 206, then 56)." in words
     )
 
 
@@ -180,13 +181,13 @@ def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_res
     assert words.count("**shortfin") == 3
     assert "prefix sharing trie failed more often than prefix sharing none (56%, 80 of 144" in words
     # What refuses requests at 8 is compared at 4 only, where it ran as many as were offered.
-    assert "shortfin 3.9.0 failed less often than shortfin 3.1.0 (0%, 0 of" in words
+    assert f"shortfin {NEWEST} failed less often than shortfin {REPORTED} (0%, 0 of" in words
     assert "Exposure not recorded." in words
     assert words.count("adjusted for 4 tests (Holm)") == 4
     assert "1 of 16 trials did not end well." in words
     sentence = answer_in_a_sentence(reported_pattern())
-    assert sentence.startswith("shortfin 3.1.0, prefix sharing none: 0% of requests failed")
-    same_release = make_run({(*KEY, 4): {"ok": 9}, ("3.1.0", "trie", 4): {"ok": 9}})
+    assert sentence.startswith(f"shortfin {REPORTED}, prefix sharing none: 0% of requests failed")
+    same_release = make_run({(*KEY, 4): {"ok": 9}, (REPORTED, "trie", 4): {"ok": 9}})
     assert answer_in_a_sentence(same_release).startswith("Prefix sharing none: no request failed")
     assert "whether prefix sharing trie and prefix sharing none differ is undecided" in (
         answer_in_words(same_release)

@@ -15,7 +15,7 @@ import pytest
 from calibration import CAUSE, FULL, GRIDS, ICCS, NOTHING, QUICK, STORIES
 from scipy import stats as scipy_stats
 
-from analysis.stats.dose_response import EQUIVALENT
+from analysis.studies.evictions.estimates import EQUIVALENT
 
 FALSE, MISSED = 0.05, 0.07
 """What docs/statistics.md wants at most: false claims, and intervals that miss."""
@@ -143,7 +143,7 @@ def test_a_notebook_of_full_size_seldom_makes_a_false_claim(icc: float, story: s
 def test_evictions_without_an_effect_seldom_explain_anything(icc: float, times: float) -> None:
     rng, runs = np.random.default_rng(0), 5 if times > 2 else 50
     # A third of the engines of the plan: a sign-flip test of fewer is quicker.
-    claimed = calibration.eviction_words(rng, icc, 1.0, runs, 2)
+    claimed = calibration.eviction_statuses(rng, icc, 1.0, runs, 2)
     assert at_most(calibration.any_of(claimed, "explain", "rarer"), FALSE, runs)
 
 
@@ -151,7 +151,7 @@ def test_evictions_without_an_effect_seldom_explain_anything(icc: float, times: 
 @icc
 def test_where_nothing_goes_with_evictions_seldom_anything_is_claimed(icc: float) -> None:
     rng, runs = np.random.default_rng(0), 40
-    claimed = calibration.eviction_words(rng, icc, 1.0, runs, 2, confounded=False)
+    claimed = calibration.eviction_statuses(rng, icc, 1.0, runs, 2, confounded=False)
     assert at_most(calibration.any_of(claimed, "explain", "rarer", "accompany"), FALSE, runs)
 
 
@@ -159,7 +159,7 @@ def test_where_nothing_goes_with_evictions_seldom_anything_is_claimed(icc: float
 @icc
 def test_evictions_with_an_effect_seldom_merely_accompany(icc: float) -> None:
     rng, runs = np.random.default_rng(0), 60
-    claimed = calibration.eviction_words(rng, icc, EQUIVALENT, runs)
+    claimed = calibration.eviction_statuses(rng, icc, EQUIVALENT, runs)
     assert at_most(calibration.any_of(claimed, "accompany"), FALSE, runs)
 
 

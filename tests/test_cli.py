@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from support import NEWEST, ROOT
+from support import NEWEST, RELEASES, ROOT
 from synthetic import request_row, trial_row
 
 from analysis import sweep
@@ -118,7 +118,8 @@ def test_a_place_that_holds_something_else_is_refused(cachelab, tmp_path):
 
 def test_a_dry_run_prints_the_grid_and_starts_nothing(cachelab, tmp_path):
     status, stdout, _ = cachelab(
-        "sweep", "--releases", "3.1.0,3.9.0", "--prefix-sharing", "none,trie", "--pages", "256,24",
+        "sweep", "--releases", ",".join(RELEASES), "--prefix-sharing", "none,trie",
+        "--pages", "256,24",
         "--concurrency", "1,2,4,8,16,32", "--workload", "mixed", "--repeats", "8", "--seed", "0",
         "--jobs", "2", "--observe", "snapshots", "--dry-run", "--out", tmp_path / "run",
     )  # fmt: skip
@@ -243,7 +244,7 @@ def test_a_workload_that_cannot_be_asked_is_refused_before_a_run_begins(
 
 def test_an_environment_that_cannot_be_written_is_a_sentence(cachelab, tmp_path, monkeypatch):
     (tmp_path / "environments").mkdir()
-    (tmp_path / "environments" / "3.9.0.txt").write_text("")
+    (tmp_path / "environments" / f"{NEWEST}.txt").write_text("")
     (tmp_path / ".venvs").write_text("a file where the environments go")
     monkeypatch.setattr(releases, "repo_root", lambda: tmp_path)
     status, stdout, stderr = cachelab("releases", "install", NEWEST)

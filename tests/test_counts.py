@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT
+from support import NEWEST, REPORTED, ROOT
 from synthetic import make_run
 
 from analysis.cli import main
 from analysis.plots import failure_rate
-from analysis.runs.schema import OUTCOMES, TABLES
+from analysis.runs.schema import FAILURES, OUTCOMES, TABLES
 from analysis.runs.store import Run, RunWriter, load_run
 from analysis.runs.tables import count_requests
 from analysis.sanitizer.recorded import Checked
-from analysis.stats.rates import FAILURES, failure_rates
+from analysis.stats.rates import failure_rates
 from analysis.studies.causes import scenarios
 from analysis.studies.causes.words import counted_in_words
 from analysis.studies.evictions.words import evictions_in_words
@@ -30,7 +30,7 @@ from analysis.sweep.plan import Plan
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import count_outcomes
 
-KEY = ("3.9.0", "none", 8)
+KEY = (NEWEST, "none", 8)
 MIXED = {"ok": 40, "wrong": 3, "timeout": 2, "rejected": 51}
 """5 of 45 accepted requests failed, 51 rejected."""
 
@@ -75,9 +75,9 @@ def sweep(monkeypatch, capsys, tmp_path, mixed):
     def run(**changes):
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         written = _written(make_run({KEY: changes}, trials=1), place)
-        monkeypatch.setattr("analysis.sweep.run_sweep", lambda *_, **__: written)
+        monkeypatch.setattr("analysis.sweep.runner.run_sweep", lambda *_, **__: written)
         monkeypatch.setattr(
-            "sys.argv", ["cachelab", "sweep", "--releases", "3.9.0", "--out", str(place)]
+            "sys.argv", ["cachelab", "sweep", "--releases", NEWEST, "--out", str(place)]
         )
         with pytest.raises(SystemExit):
             main()
@@ -99,7 +99,7 @@ class _Screen(io.StringIO):
 def test_the_progress_of_a_sweep_counts_neither_rejections_nor_planted_faults_as_failures(
     mixed: Run,
 ) -> None:
-    plan = Plan(releases=("3.9.0",), concurrency=(8,), repeats=1)
+    plan = Plan(releases=(NEWEST,), concurrency=(8,), repeats=1)
     screen = _Screen()
     progress = Progress(3, Estimate(plan, 1), stream=screen)
     counts = count_outcomes(mixed.requests.to_dict("records"))
@@ -113,7 +113,7 @@ def test_the_progress_of_a_sweep_counts_neither_rejections_nor_planted_faults_as
 
 def test_every_answer_shows_rejections_apart(mixed: Run) -> None:
     requests = mixed.requests.assign(evictions_during=0)
-    checked = [Checked("3.9.0", "none", (), trials=4, controls=1, alarms=1)]
+    checked = [Checked(NEWEST, "none", (), trials=4, controls=1, alarms=1)]
     assert "51 of 96 when offered 8" in answer_in_words(mixed)
     assert "51 rejected" in answer_in_a_sentence(mixed)
     assert "51 of 96 requests" in evictions_in_words(requests, mixed.trials)
@@ -145,9 +145,9 @@ def test_the_table_in_the_readme_is_what_the_shipped_run_says() -> None:
 
 def test_notebook_05_counts_failures_as_everywhere_and_says_what_its_verdicts_count() -> None:
     run = make_run({KEY: {"ok": 27, "timeout": 19, "rejected": 50}})
-    (strict,) = scenarios("3.9.0", ["no sharing, 64 pages"])
+    (strict,) = scenarios(NEWEST, ["no sharing, 64 pages"])
     text = counted_in_words(strict, run)
     assert "Untreated, 19 of 46 accepted requests failed, 50 rejected." in text
     assert "count all 69 of 96 that got no right answer" in text
-    (other,) = scenarios("3.1.0", ["no sharing"])
+    (other,) = scenarios(REPORTED, ["no sharing"])
     assert counted_in_words(other, run).endswith("50 rejected.")

@@ -9,7 +9,8 @@ from support import ChildRunner, has
 from analysis.model.artifacts import load_model
 from analysis.model.tokenizer import ModelTokenizer
 from analysis.snapshots.snapshot import STATES
-from analysis.studies.evictions.experiments import crossing_prompt, leak_in_words
+from analysis.studies.snapshots.plan import crossing_prompt
+from analysis.studies.snapshots.words import leak_in_words
 
 
 def rows(*values: tuple[int, int, int, int]) -> pd.DataFrame:
@@ -53,11 +54,12 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         """
-        from analysis.studies.evictions.experiments import leak_in_words, use_up
+        from analysis.studies.snapshots.plan import exhaust_pool
+        from analysis.studies.snapshots.words import leak_in_words
         found = {}
         for sharing in ("none", "trie"):
             with Engine(EngineConfig(prefix_sharing=sharing, page_count=64)) as engine:
-                used = use_up(engine, rounds=14, timeout_s=3)
+                used = exhaust_pool(engine, rounds=14, timeout_s=3)
                 found[sharing] = used.to_dict("list"), leak_in_words(sharing, used)
         say(found)
         """,
@@ -77,13 +79,15 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
             assert used["leaked"] == [0] * 14
 
 
-def test_crowding_the_trie_kills_3_1_and_nothing_else(child: ChildRunner, release: str) -> None:
+def test_duplicate_nodes_kill_releases_with_allocations_and_no_others(
+    child: ChildRunner, release: str
+) -> None:
     done = child(
         release,
         """
-        from analysis.studies.evictions.experiments import crowd
+        from analysis.studies.evictions.plan import force_duplicate_nodes
         with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
-            rounds = crowd(engine, rounds=20)
+            rounds = force_duplicate_nodes(engine, rounds=20)
             say([rounds, engine.died.message if engine.died else None])
         """,
         short_strobes=False,  # those of a round must be in one batch

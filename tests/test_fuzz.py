@@ -232,8 +232,8 @@ ARGUMENTS = st.one_of(
     st.integers(-2, 40).map(str),
     st.floats().map(str),
     st.sampled_from(["", "9" * 5000, "a" * 300, REPORTED, NEWEST, "none,trie", "all", "a=b",
-                     "3.1.0,3.9.0", "trie", "lock-cache", "a:b=c", "1,2,4", "all-but:x", "[" * 1000,
-                     'a={"b":', "mixed+prefix_reuse", "--", "\x1b[2J"]),
+                     f"{REPORTED},{NEWEST}", "trie", "lock-cache", "a:b=c", "1,2,4", "all-but:x",
+                     "[" * 1000, 'a={"b":', "mixed+prefix_reuse", "--", "\x1b[2J"]),
 )  # fmt: skip
 
 

@@ -18,9 +18,8 @@ from synthetic import reported_pattern
 from analysis import jupyter, report
 from analysis import plots as figures
 from analysis.stats.clustered import engines_to_reach
+from analysis.studies import reproduce
 from analysis.studies.causes import scenarios
-from analysis.studies.evictions.experiments import alone_in_words
-from analysis.studies.reproduce.words import answer_in_a_sentence, answer_in_words
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14
@@ -103,13 +102,11 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
         "home": tmp_path,
         "figures": figures,
         "report": report,
-        "answer_in_words": answer_in_words,
-        "answer_in_a_sentence": answer_in_a_sentence,
+        "reproduce": reproduce,
         "Markdown": said.append,
         "alone": SimpleNamespace(prompt="1 2 3 4 5 ", text="6 7 9 1"),
         "show": jupyter.show,
         "asked_again": SimpleNamespace(frame=pd.DataFrame({"right_alone": [True, False, None]})),
-        "alone_in_words": alone_in_words,
     }
     engine = code_cells(notebook, "engine") + code_cells(notebook, "parameters")
     for cell in code_cells(notebook):
@@ -119,6 +116,6 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
         "Asked alone, '1 2 3 4 5 ' was answered with '6 7 9 1', not '6 7 8'. Of 2 answers to"
     )
     by_itself += " prompts that had been answered wrong, asked again alone, 1 were right."
-    assert said == [f"{answer_in_words(run)}\n\n{by_itself}"]
+    assert said == [f"{reproduce.answer_in_words(run)}\n\n{by_itself}"]
     answer = json.loads((tmp_path / "answer.json").read_text())["answer"]
-    assert answer == f"{answer_in_a_sentence(run)} {by_itself}"
+    assert answer == f"{reproduce.answer_in_a_sentence(run)} {by_itself}"

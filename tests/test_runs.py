@@ -166,7 +166,7 @@ def test_what_must_not_be_removed_stays(
     assert (status, stdout) == (1, "")
     assert f"A sweep is writing to {run}" in stderr
     status, _, stderr = cachelab("rm", run)
-    assert (status, stderr) == (1, "Nothing was removed: say that you mean it with `--yes`.\n")
+    assert (status, stderr) == (1, "Nothing was removed: confirm with `--yes`.\n")
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.stats.bounds import wilson
 from analysis.stats.clustered import (
     ASSUMED_ICC,
     Rate,
@@ -23,7 +24,6 @@ from analysis.stats.clustered import (
     share,
     sign_flip,
 )
-from analysis.stats.exact import wilson
 
 whole = st.lists(st.integers(-20, 20), min_size=1, max_size=9)
 

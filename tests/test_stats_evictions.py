@@ -10,18 +10,17 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import NEWEST, REPORTED
 
 from analysis.stats.dose_response import (
     EvictionContrast,
-    EvictionVerdict,
     eviction_bins,
     eviction_fit,
     eviction_rates,
     evictions_contrast,
-    judge_evictions,
 )
-from analysis.studies.evictions import words as answers_evictions
-from analysis.studies.evictions.words import evictions_in_words
+from analysis.studies.evictions.estimates import EvictionVerdict, decide_evictions
+from analysis.studies.evictions.words import evictions_in_words, verdict_in_words
 
 LEVELS = (2, 4, 8, 16)
 
@@ -49,13 +48,17 @@ def sweep(
                      "latency_s": 1.0, "outcome": "wrong" if wrong else "ok"}
                 )  # fmt: skip
     frame = pd.DataFrame(trials).assign(
-        release="3.1.0", prefix_sharing="trie", device="local-task", page_count=64, workload="mixed"
+        release=REPORTED,
+        prefix_sharing="trie",
+        device="local-task",
+        page_count=64,
+        workload="mixed",
     )
     return pd.DataFrame(requests), frame
 
 
 def judged(requests: pd.DataFrame, trials: pd.DataFrame) -> EvictionVerdict:
-    [verdict] = judge_evictions([evictions_contrast(requests, trials)])
+    [verdict] = decide_evictions([evictions_contrast(requests, trials)])
     assert verdict is not None
     return verdict
 
@@ -71,7 +74,7 @@ def test_evictions_that_cause_failures_are_found_out() -> None:
     verdict = judged(requests, trials)
     assert verdict.contrast.interval()[0] > 2
     assert verdict.contrast.p_value < 0.001
-    assert verdict.word == "explain"
+    assert verdict.status == "explain"
     assert not verdict.equivalent
     [fit] = eviction_fit(requests, trials)
     assert fit.low > 1
@@ -90,7 +93,7 @@ def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
     assert verdict.contrast.crude_odds_ratio > 1.5
     low, high = verdict.contrast.interval()
     assert low < 1 < high
-    assert verdict.word == "accompany"
+    assert verdict.status == "accompany"
     words = evictions_in_words(requests, trials)
     assert "merely accompany" in words
     assert "adjusted for 2 claims), but at equal concurrency (offered 2, 4, 8 and 16" in words
@@ -107,21 +110,21 @@ def test_what_one_configuration_shows_is_not_shown_among_four() -> None:
     wide, unsure = contrast(0.5, 0.0001, 0.18), contrast(0.5, 0.02, 0.05)
     explains = contrast(0.02, 0.0001, 0.3)
     for one, word in ((wide, "accompany"), (unsure, "accompany"), (explains, "explain")):
-        assert [v.word for v in judge_evictions([one]) if v] == [word]
-        several = judge_evictions([one, None, *[contrast(0.9, 0.9, 1.0)] * 3])
+        assert [v.status for v in decide_evictions([one]) if v] == [word]
+        several = decide_evictions([one, None, *[contrast(0.9, 0.9, 1.0)] * 3])
         assert several[1] is None
         assert {v.claims for v in several if v} == {8}
-        assert {v.word for v in several if v} == {"undecided"}
+        assert {v.status for v in several if v} == {"undecided"}
     # One of fewer than five engines risks no claim, and costs the others nothing.
     few = contrast(math.nan, math.nan, math.nan)
-    assert [v.word for v in judge_evictions([wide, few]) if v] == ["accompany", "undecided"]
+    assert [v.status for v in decide_evictions([wide, few]) if v] == ["accompany", "undecided"]
 
 
 def test_the_interval_that_is_printed_is_the_one_that_bears_the_claim() -> None:
     trials = pd.DataFrame({"page_count": [64], "workload": ["mixed"]})
-    for verdict in judge_evictions([contrast(0.5, 0.0001, 0.1)] * 2):
+    for verdict in decide_evictions([contrast(0.5, 0.0001, 0.1)] * 2):
         assert verdict is not None
-        words = answers_evictions._verdict(verdict, trials)
+        words = verdict_in_words(verdict, trials)
         assert "merely accompany" in words
         assert "(97.5% interval over engines 0.79 to 1.3, sign-flip test over 60 engines" in words
         assert words.count("adjusted for 4 claims") == 2
@@ -133,7 +136,7 @@ def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
         trials_each=24, seed=3,
     )  # fmt: skip
     assert "merely accompany failures" in evictions_in_words(requests, trials)
-    again = trials.assign(trial_id="again-" + trials["trial_id"], release="3.9.0")
+    again = trials.assign(trial_id="again-" + trials["trial_id"], release=NEWEST)
     both = (
         pd.concat([requests, requests.assign(trial_id="again-" + requests["trial_id"])]),
         pd.concat([trials, again]),
@@ -179,7 +182,7 @@ def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
         trials_each=3,
     )  # fmt: skip
     verdict = judged(requests, trials)
-    assert verdict.word == "undecided"
+    assert verdict.status == "undecided"
     assert not verdict.equivalent
     words = evictions_in_words(requests, trials)
     assert "merely accompany them is undecided" in words

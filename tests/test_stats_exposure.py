@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.derive import EXPOSURES
-from analysis.stats.exposure import Change, changes, in_words
+from analysis.stats.exposure import Change, changes
+from analysis.studies.wording import exposure_in_words
 
 
 def arm(engines: int = 8, **values: float | list[float]) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def test_what_fell_and_what_rose_is_told_from_what_scatters() -> None:
     assert (found["hits"].fell, found["hits"].rose) == (False, False)
     assert (found["evictions"].fell, found["evictions"].rose) == (False, True)
     assert "overlap" not in found  # not recorded
-    assert found["batch_rows"].words.startswith("requests in a batch, on average: ")
+    assert found["batch_rows"].label.startswith("requests in a batch, on average: ")
 
 
 def test_a_change_below_a_fifth_and_one_of_few_engines_is_none() -> None:
@@ -48,14 +49,14 @@ def test_what_a_cause_acts_through_is_said_apart_from_what_differs() -> None:
         arm(pages=[v / 4 for v in noise], batch_rows=4.0),
     )
     found = changes(first, second, ["repeat"])
-    words = in_words(found, ("pages",))
+    words = exposure_in_words(found, ("pages",))
     assert words.startswith(
-        "What it acts through changed with it (pages in use at once, at most: 4"
+        "The exposure that it acts through changed with it (pages in use at once, at most: 4"
     )
     assert words.endswith("Exposed alike (within 20%).")
-    assert in_words(found).startswith("Exposure differed (pages")
+    assert exposure_in_words(found).startswith("Exposure differed (pages")
     # Eight engines recorded it: that nothing else was recorded is not for want of engines of these.
-    alone = in_words(changes(arm(pages=noise), arm(pages=noise), ["repeat"]), ("pages",))
-    assert "What it acts through is not shown to have changed (pages" in alone
-    assert "No other exposure was compared" in alone
-    assert in_words([], ("pages",)) == "Exposure not compared: too few engines."
+    alone = exposure_in_words(changes(arm(pages=noise), arm(pages=noise), ["repeat"]), ("pages",))
+    assert "The exposure that it acts through is not shown to have changed (pages" in alone
+    assert "No other exposure was recorded" in alone
+    assert exposure_in_words([], ("pages",)) == "Exposure not compared: too few engines."

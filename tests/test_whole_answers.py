@@ -10,24 +10,22 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from support import ROOT
+from support import NEWEST, REPORTED, ROOT
 from synthetic import make_run
 from test_experiments import rows as rounds
 
 from analysis.runs.store import to_frame
 from analysis.sanitizer.recorded import Checked
 from analysis.snapshots.snapshot import CacheState, Snapshot
-from analysis.studies.evictions.experiments import (
-    Step,
-    alone_in_words,
-    crowd_in_words,
-    put_back_in_words,
-)
-from analysis.studies.evictions.words import evictions_in_words
+from analysis.studies import snapshots
+from analysis.studies.evictions.words import duplicates_in_words, evictions_in_words
 from analysis.studies.first_error.words import answer_in_a_sentence as findings_in_a_sentence
 from analysis.studies.isolation.words import answer_in_a_sentence as isolation_in_a_sentence
-from analysis.studies.validation import answer_in_a_sentence as validation_in_a_sentence
-from analysis.studies.validation.soak.result import Stress
+from analysis.studies.reproduce.words import alone_in_words
+from analysis.studies.snapshots.plan import Step
+from analysis.studies.snapshots.words import put_back_in_words
+from analysis.studies.validation.soak import Soak
+from analysis.studies.validation.words import answer_in_a_sentence as validation_in_a_sentence
 
 MEASURED = {
     "01_reproduce": ("run", "alone", "asked_again"),
@@ -36,8 +34,8 @@ MEASURED = {
     "04_first_wrong_step": ("run", "checked", "bytes_in_words", "findings", "ended"),
     "05_root_causes": ("judged", "said", "put"),
     "06_isolation": ("untreated", "treated", "left_out"),
-    "07_fix_validation": ("whole", "alone", "worn"),
-    "08_cost": ("measures", "watched", "locks"),
+    "07_fix_validation": ("whole", "alone", "soaked"),
+    "08_cost": ("measures", "cache", "locks"),
 }
 """What each notebook has measured when it comes to its answer."""
 
@@ -70,7 +68,7 @@ def test_pages_that_leaked_early_are_not_forgotten_where_the_last_experiment_lea
 
     exec(compile(cell.source, "cell", "exec"), {
         "steps": steps, "used": {"none": clean, "trie": clean}, "prefix_sharing": "trie",
-        "home": tmp_path, "report": report, "put_back_in_words": put_back_in_words,
+        "home": tmp_path, "report": report, "snapshots": snapshots,
         "Markdown": str,
     })  # fmt: skip
     text = json.loads((tmp_path / "answer.json").read_text())["answer"]
@@ -101,10 +99,10 @@ def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> No
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
     events = [{"seq": n, "trial_id": "c", "t_s": n / 1e9, "kind": "done", "outcome": how}
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
-    text = crowd_in_words(60, None, to_frame("events", events))
+    text = duplicates_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
     assert text.endswith("the engine lived.")
-    assert "died in round 3: Gone." in crowd_in_words(3, "Gone.", to_frame("events", events))
+    assert "died in round 3: Gone." in duplicates_in_words(3, "Gone.", to_frame("events", events))
 
 
 def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> None:
@@ -113,34 +111,33 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
     assert "answered as expected" in text
     assert "Of 2 answers" in text
     assert "1 were right" in text
-    run = make_run({("3.1.0", "none", 4): {"ok": 8, "wrong": 4}})
-    untreated = Checked("3.1.0", "none", (), trials=4)
-    nothing = Checked("3.1.0", "none", ("correct-seq-lens",), trials=4)
+    run = make_run({(REPORTED, "none", 4): {"ok": 8, "wrong": 4}})
+    untreated = Checked(REPORTED, "none", (), trials=4)
+    nothing = Checked(REPORTED, "none", ("correct-seq-lens",), trials=4)
     said = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
     assert "of 12 requests read wrong data and 4 answered wrong" in said
     assert "with correct-seq-lens: 0 of 0 requests" in said
     assert said.endswith("A pool of 64 pages: 9 empty.")
 
 
-def test_what_failed_under_stress_and_with_a_fix_left_out_is_in_the_sentence() -> None:
+def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence() -> None:
     frame = pd.DataFrame({
         "level": [2, 2, 32], "requests": [8, 8, 64], "failed": [3, 0, 0], "rejected": [0, 0, 8],
-        "engine_died": [5, 2, 0],
+        "leaked": [5, 2, 0],
     })  # fmt: skip
-    worn = Stress("3.9.0", "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
-    assert worn.clause == (
-        "under stress with prefix sharing trie 3 of 72 accepted requests failed, 8 rejected,"
-        " up to 5 pages lost, 1 of 2 engines ended early"
+    worn = Soak(NEWEST, "trie", ("a",), 60.0, frame, {2: None, 32: "It died."})
+    assert validation_in_a_sentence([], [], [worn]) == (
+        "In a soak test with prefix sharing trie 3 of 72 accepted requests failed, 8 rejected,"
+        " up to 5 pages leaked, 1 of 2 engines ended early."
     )
-    assert worn.clause[1:] in validation_in_a_sentence([], [], [worn.clause])
-    result: Any = SimpleNamespace(release="3.9.0", prefix_sharing="none", ok=True, complete=True,
+    result: Any = SimpleNamespace(release=NEWEST, prefix_sharing="none", ok=True, complete=True,
                                   interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
-    broken: Any = SimpleNamespace(failures=("one",))
+    broken: Any = SimpleNamespace(ok=False, failures=("one",))
     said = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
     assert "left out alone, 1 of 2 fixes bring a failure back" in said
 
 
 def test_rejections_are_named_where_evictions_are_judged() -> None:
-    run = make_run({("3.9.0", "none", 4): {"ok": 4, "rejected": 4}})
+    run = make_run({(NEWEST, "none", 4): {"ok": 4, "rejected": 4}})
     text = evictions_in_words(run.requests.assign(evictions_during=0), run.trials)
     assert "Rejected, and not counted: 4 of 8 requests (offered 4: ran 1)." in text

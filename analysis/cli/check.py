@@ -34,7 +34,9 @@ def check(
         for number, checked in enumerate(settings):
             typer.echo(("\n" if number else "") + _words(checked))
     if any(checked.void for checked in settings):
-        sys.stderr.write("A planted fault was not found: the results marked VOID say nothing.\n")
+        sys.stderr.write(
+            "An injected fault was not detected: the results marked VOID are invalid.\n"
+        )
         raise typer.Exit(3)
     if any(checked.groups for checked in settings):
         raise typer.Exit(4)

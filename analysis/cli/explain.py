@@ -24,13 +24,13 @@ def explain(
         Path | None, typer.Option(help="where to write explanation.png and explanation.html")
     ] = None,
     reference: Annotated[
-        bool, typer.Option(help="ask the reference decoder how probable the wrong token was")
+        bool, typer.Option(help="compute the reference decoder's probability of the wrong token")
     ] = True,
 ) -> None:
     """Explain why a request of a run failed: its invocations, pages, first finding and wrong token.
 
     The exit status is 1 if there is no such run, trial or request, if several trials have one, or
-    if nothing was recorded of its trial: then only what the answer itself tells is printed.
+    if nothing was recorded of its trial: then only facts of the answer are printed.
     """
     from analysis.diagnosis import explain as explain_request
     from analysis.runs.store import load_run

@@ -36,7 +36,7 @@ def train(
 
 @app.command()
 def build(
-    releases: Annotated[str, typer.Option(help="compile for these releases, such as 3.1.0,3.9.0")],
+    releases: Annotated[str, typer.Option(help="compile for these releases, with commas between")],
     batch_sizes: Annotated[str, typer.Option(help="which of the exported batch sizes")] = "4",
     device: Annotated[str, typer.Option(help="auto, local-task or amdgpu")] = "auto",
     hip_target: Annotated[

@@ -1,4 +1,4 @@
-"""`cachelab runs`: which runs there are, whether they are whole, and their removal."""
+"""`cachelab runs`: list, verify and remove runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def list_(
         bool, typer.Option("--json", help="one JSON object per run on stdout")
     ] = False,
 ) -> None:
-    """List the runs at and below a directory: what was asked, how far they are, how large.
+    """List the runs at and below a directory: plan, progress and size.
 
     The exit status is 1 if one of them cannot be read.
     """
@@ -57,9 +57,9 @@ def verify(
         bool, typer.Option("--json", help="one JSON object per run on stdout")
     ] = False,
 ) -> None:
-    """Read everything in runs, and hold it against its checksums and what is declared.
+    """Check runs against their checksums and the declared tables.
 
-    The exit status is 0 if all is as it was written, 1 if something is not.
+    The exit status is 0 if everything is as it was written, else 1.
     """
     from analysis.sweep.upkeep import check_is_run, verify_run
 
@@ -76,11 +76,11 @@ def verify(
 @app.command()
 def rm(
     runs: _Runs,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="without confirmation")] = False,
 ) -> None:
-    """Remove runs: what they consist of, and nothing else that lies beside it.
+    """Remove the files of runs; other files in their directories stay.
 
-    A run that a process writes to stays.
+    A run that a process is writing to is not removed.
     """
     from analysis.core.errors import RunError
     from analysis.runs.store import is_written, read_manifest
@@ -92,7 +92,7 @@ def rm(
             raise RunError(f"A sweep is writing to {path}: end it, or wait for its end.")
     if not yes:
         if not sys.stdin.isatty():
-            raise RunError("Nothing was removed: say that you mean it with `--yes`.")
+            raise RunError("Nothing was removed: confirm with `--yes`.")
         try:
             answer = input(f"Remove {', '.join(map(str, runs))}? [y/N] ")
         except EOFError:

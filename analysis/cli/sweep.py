@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    releases: Annotated[str, typer.Option(help="shortfin releases, such as 3.1.0,3.9.0")],
+    releases: Annotated[str, typer.Option(help="shortfin releases, with commas between")],
     out: Annotated[
         Path | None,
         typer.Option(help="the run's directory, also to go on with it [default: a new one]"),
@@ -171,7 +171,7 @@ def _print_summary(run: Run) -> None:
 
 
 def _print_unchecked(run: Run) -> None:
-    """Say of which trials not everything was recorded or checked."""
+    """Print the trials of which not everything was recorded or checked."""
     lacking = run.trials[(run.trials["status"] == "ok") & run.trials["status_detail"].notna()]
-    for trial_id, said in zip(lacking["trial_id"], lacking["status_detail"], strict=True):
-        typer.echo(f"  not all of {trial_id} was checked: {said}")
+    for trial_id, detail in zip(lacking["trial_id"], lacking["status_detail"], strict=True):
+        typer.echo(f"  not all of {trial_id} was checked: {detail}")

@@ -1,4 +1,4 @@
-"""`cachelab validate`: fixes tried step by step, from the cache alone to many requests at once."""
+"""`cachelab validate`: validate treatments from the cache alone up to many requests at once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import typer
 from analysis.cli.values import OptionError, numbers, texts
 
 if TYPE_CHECKING:
-    from analysis.studies.validation import Isolated, Rung
+    from analysis.studies.validation.result import Isolated, Level
 
 
 def validate(
-    release: Annotated[str, typer.Option(help="a shortfin release, such as 3.1.0")],
+    release: Annotated[str, typer.Option(help="a shortfin release")],
     prefix_sharing: Annotated[str, typer.Option(help="none or trie")] = "none",
     treatments: Annotated[
         str,
         typer.Option(help="changes to the live engine, a,b,c; all: every fix; all-but:a; none"),
     ] = "all",
-    confidence: Annotated[float, typer.Option(help="how sure each rung must be")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="confidence of each level's bound")] = 0.95,
     rate: Annotated[float, typer.Option(help="failure rate that must have shown")] = 0.01,
-    concurrency: Annotated[str, typer.Option(help="the rungs")] = "2,4,8,16,32",
+    concurrency: Annotated[str, typer.Option(help="the levels")] = "2,4,8,16,32",
     pages: Annotated[int, typer.Option(help="size of the page pool")] = 256,
     workload: Annotated[
         str | None,
@@ -43,14 +43,14 @@ def validate(
     ] = 120.0,
     tolerate: Annotated[
         list[str] | None,
-        typer.Option(help="'RULE:CAUSE=REASON' of findings that fail no rung; repeatable"),
+        typer.Option(help="'RULE:CAUSE=REASON' of findings that fail no level; repeatable"),
     ] = None,
     time_budget: Annotated[
         float | None, typer.Option(help="seconds after which it ends undecided [default: none]")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="the ladder's directory, also to go on with it [default: a new one]"),
+        typer.Option(help="the validation's directory, also to continue it [default: a new one]"),
     ] = None,
     jobs: Annotated[
         int | None,
@@ -60,18 +60,19 @@ def validate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the result as one JSON object")] = False,
 ) -> None:
-    """Validate fixes: the cache's operations alone, then 2, 4, 8, 16 and 32 requests at once.
+    """Validate treatments: the cache alone, then 2, 4, 8, 16 and 32 requests at once.
 
-    Rungs ask fresh engines every workload in turn: mixed prompts, shared prefixes, equal
-    prompts at once, long answers, continuations of answers. Each must show no failed request, no
-    broken rule and no lost page over so many accepted requests that the given failure rate would
-    have shown; the first that does not ends it, and is explained. The exit status is 0 if all were
-    clean, 4 if one failed, 3 if one could not be decided or a planted fault was not found, and 1 or
-    2 if nothing could be tried.
+    Each level runs every workload on fresh engines: mixed prompts, shared prefixes, equal prompts
+    at once, long answers, continuations of answers. A level is clean if no request failed, no rule
+    was broken and no page leaked, over so many accepted requests that the given failure rate would
+    have shown. The first level that is not clean ends the validation and is explained. Exit status:
+    0 if all levels were clean, 4 if one failed, 3 if one is undecided or an injected fault was not
+    detected, 1 or 2 if nothing could be run.
     """
     from analysis.core.paths import runs_dir
-    from analysis.studies.validation import Settings, in_words
-    from analysis.studies.validation import validate as climb
+    from analysis.studies.validation.plan import Settings
+    from analysis.studies.validation.run import validate as run_validation
+    from analysis.studies.validation.words import in_words
     from analysis.treatments import expand
 
     named = () if treatments == "none" else texts(treatments)
@@ -92,7 +93,7 @@ def validate(
     )
     place = out or runs_dir() / f"validate-{datetime.now():%Y-%m-%d-%H%M%S}"
     try:
-        ladder = climb(
+        validation = run_validation(
             settings,
             place,
             jobs=jobs,
@@ -104,10 +105,10 @@ def validate(
         sys.stderr.write(f"\nStopped: run the same command with --out {place} to go on.\n")
         raise typer.Exit(130) from None
     if as_json:
-        sys.stdout.write(json.dumps({**ladder.as_dict(), "out": str(place)}) + "\n")
+        sys.stdout.write(json.dumps({**validation.as_dict(), "out": str(place)}) + "\n")
     else:
-        typer.echo(in_words(ladder))
-    raise typer.Exit(ladder.exit_status)
+        typer.echo(in_words(validation))
+    raise typer.Exit(validation.exit_status)
 
 
 def _tolerated(value: str) -> tuple[tuple[str, str], str]:
@@ -118,8 +119,8 @@ def _tolerated(value: str) -> tuple[tuple[str, str], str]:
     return (rule.strip(), cause.strip()), reason.strip()
 
 
-def _say_step(step: Isolated | Rung) -> None:
-    from analysis.studies.validation import Rung
+def _say_step(step: Isolated | Level) -> None:
+    from analysis.studies.validation.result import Level
 
-    level = step.name if isinstance(step, Rung) else "the cache alone"
+    level = step.name if isinstance(step, Level) else "the cache alone"
     sys.stderr.write(f"{level}: {step.verdict}\n")

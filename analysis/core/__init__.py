@@ -1,1 +1,1 @@
-"""TODO."""
+"""What every other folder uses: errors, paths, files, child processes, wording."""

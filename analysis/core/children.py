@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent: environment, folder, end and last words."""
+"""Child processes that end with their parent: environment, scratch folders, kill, output."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a child: this checkout importable, the user's site-packages not.
+    """Return the environment of a child.
 
-    Nor is anything of the working directory, where a folder may have the name of this package.
+    This checkout can be imported, the user's site-packages and the working directory cannot.
     """
     ours = {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     variables = {**os.environ, **ours}
@@ -46,9 +46,9 @@ def environment() -> dict[str, str]:
 
 
 def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[bytes]:
-    """Start a child that leads a session of its own, to be ended by `kill_group`.
+    """Start a child that leads a session of its own, without input; end it with `kill_group`.
 
-    It reads nothing; `output` says where `stdout` and `stderr` go, as for `subprocess.Popen`.
+    `output` are `stdout` and `stderr`, as for `subprocess.Popen`.
     """
     return subprocess.Popen(
         [str(part) for part in command],
@@ -60,20 +60,17 @@ def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[byte
 
 
 def until_we_end(program: str | Path, *arguments: str | Path) -> list[str]:
-    """Return the command for a program that is not ours, such that it ends when this thread does.
-
-    However this process ends: the kernel sees to it.
-    """
+    """Return the command for another program, which the kernel kills when this thread ends."""
     command = [sys.executable, "-I", "-S", "-c", _UNTIL_WE_END, os.getpid(), program, *arguments]
     return [str(part) for part in command]
 
 
 @contextmanager
 def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder for the block, and remove what killed processes left of this purpose.
+    """Yield a new folder, `PURPOSE-...`, and remove those that killed processes left behind.
 
-    It is `PURPOSE-...` in `directory`, by default that of temporary files. Its owner holds a lock
-    on it, which the system lets go of however the owner ends.
+    It lies in `directory`, by default that of temporary files. The owner holds a lock on it, which
+    the system releases when the owner ends.
     """
     directory = directory or Path(tempfile.gettempdir())
     for left in directory.glob(f"{purpose}-*"):
@@ -97,10 +94,7 @@ def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
 
 
 def _locked(path: Path) -> int | None:
-    """Lock a folder and return its descriptor; None if it is gone, or somebody else's.
-
-    Raises OSError where it is neither, and cannot be locked.
-    """
+    """Lock a folder and return its descriptor; None if it is gone or locked. Raises OSError."""
     handle, mine = None, False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -115,9 +109,9 @@ def _locked(path: Path) -> int | None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent`, which started it, ends in whatever way.
+    """Make the kernel kill this process when `parent`, which started it, ends.
 
-    It needs no Python to run here, so it also holds for a process that is frozen with the GIL held.
+    No Python has to run here, so it also works in a process that is frozen with the GIL held.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
@@ -137,9 +131,9 @@ def kill_group(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> Non
 def end_tree(
     process: subprocess.Popen[bytes], timeout_s: float, hurry: Callable[[], bool] = lambda: False
 ) -> None:
-    """Ask a child to end what it started and itself; kill what is left after `timeout_s`.
+    """Terminate a child; after `timeout_s`, or when `hurry()`, kill it and all that it started.
 
-    What it started may lead sessions of its own, as Jupyter's kernels do. `hurry` ends the wait.
+    Its children may lead sessions of their own, as Jupyter's kernels do.
     """
     import psutil
 

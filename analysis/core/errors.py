@@ -1,4 +1,4 @@
-"""What the user can mend: a message is one sentence on what is wrong and how to mend it."""
+"""User-correctable errors: a message is one sentence on what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CachelabError(Exception):
 
 
 class EngineError(CachelabError):
-    """The engine could not be started or asked as configured."""
+    """The engine could not be started or used as configured."""
 
 
 class MachineError(CachelabError):
-    """The machine lacked what a process of ours needs: disk, memory, descriptors, the package."""
+    """The machine lacked disk, memory, file descriptors or the package."""
 
 
 class ModelError(CachelabError):
@@ -51,11 +51,11 @@ _SHORT = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ETIMEDOUT}
     | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 )
-"""What an OSError says where a machine has too little of something, perhaps for a moment only."""
+"""Errors of a machine that lacks something, perhaps only for a moment."""
 
 
 def lack_behind(error: BaseException) -> OSError | None:
-    """Return what the system said where an error comes from a lack of this machine, else None."""
+    """Return the error of the system if this machine lacked something, else None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
@@ -69,7 +69,7 @@ def lack_behind(error: BaseException) -> OSError | None:
 
 
 def lacking(error: BaseException) -> str | None:
-    """Return in words what the machine lacked where an error comes from that, else None."""
+    """Return what this machine lacked, in words, if that caused the error, else None."""
     lack = lack_behind(error)
     if lack is None:
         return None
@@ -122,7 +122,7 @@ def seconds(
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Make of an OSError a PlaceError that names `place`, and not a temporary file beside it."""
+    """Turn an OSError into a PlaceError that names `place`, not a temporary file beside it."""
     try:
         yield
     except OSError as error:
@@ -131,7 +131,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def check_writable(directory: Path) -> None:
-    """Make a directory if it is missing. Raises PlaceError if files cannot be made in it."""
+    """Create a directory if it is missing. Raises PlaceError if files cannot be created in it."""
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:
@@ -139,7 +139,7 @@ def check_writable(directory: Path) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return how a value that was given looks in a sentence: in one line, and short."""
+    """Return a value for a sentence: in one line, and short."""
     if isinstance(value, str) and len(value) > _SHOWN:
         value = value[: _SHOWN - 3] + "…"
     try:
@@ -150,9 +150,9 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text as a terminal may be given it: lines and tabs stay, what it obeys is escaped.
+    """Return a text that is safe on a terminal: only lines and tabs are not escaped.
 
-    Request ids, prompts and file names can hold escape sequences, and what cannot be encoded.
+    Request ids, prompts and file names can hold escape sequences and lone surrogates.
     """
     if text.isprintable():
         return text

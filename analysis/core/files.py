@@ -1,4 +1,4 @@
-"""Files read and written whole; what cannot be read is told apart in a sentence."""
+"""Files that are read and written whole, with sentences for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from analysis.core.errors import RunError
 
 
 def contents(file: Path) -> bytes:
-    """Return what a regular file holds.
+    """Return the content of a regular file.
 
-    Raises FileNotFoundError, or RunError that says why it cannot be read: whose it is where that is
-    a matter of permission.
+    Raises FileNotFoundError, or RunError with the reason, and the owner if permission is missing.
     """
     try:
         # Not blocking, for a pipe in its place would wait for a writer.
@@ -47,7 +46,7 @@ def names_in(directory: Path) -> set[str]:
 
 
 def unreadable(place: Path, error: OSError) -> RunError:
-    """Return the error that says why a file or directory cannot be read, and how to mend it."""
+    """Return the error with the reason why a file or directory cannot be read, and the fix."""
     if not isinstance(error, PermissionError):
         return RunError(f"{place} cannot be read: {error.strerror or error}.")
     try:
@@ -85,7 +84,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Have a file or directory written out, so that no rename precedes its content."""
+    """Write a file or directory out, so that no rename precedes its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Ctrl-C, held back where it would leave something half done."""
+"""Defer Ctrl-C where it would leave something half done."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C act at the end of the block; the block must end by itself, and soon."""
+    """Defer Ctrl-C to the end of the block, which must end soon by itself."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Ctrl-C reaches the main thread only
         return
     caught: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda *told: caught.append(told))
+    before = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
     try:
         yield
     finally:

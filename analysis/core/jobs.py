@@ -114,7 +114,7 @@ def read_lines(file: Path) -> list[Any]:
 
 def write_line(stream: Any, answer: Any) -> None:
     """Write one whole line at once, so that a kill loses nothing. OSError if the disk is full."""
-    line = json.dumps(answer, default=_plain).encode() + b"\n"
+    line = json.dumps(answer, default=plain).encode() + b"\n"
     if stream.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), stream.name)
 
@@ -146,6 +146,6 @@ def serve(work: Callable[[dict[str, Any], Say], None]) -> NoReturn:
     os._exit(status)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a number of NumPy as one of Python, anything else as text."""
     return value.item() if hasattr(value, "item") else str(value)

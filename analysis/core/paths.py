@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, what ships with it, and what may be deleted and made again."""
+"""Directories: the checkout, the cache, the runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def repo_root() -> Path | None:
 
 
 def cache_dir() -> Path:
-    """Return the directory for what can be made again: compiled models, reference answers.
+    """Return the directory for compiled models and reference answers, which can be made again.
 
     `CACHELAB_CACHE_DIR` wins, then `data/cache` of the checkout, then the user's cache directory.
     """
@@ -32,9 +32,9 @@ def cache_dir() -> Path:
 
 
 def place_of(path: Path, identity: Mapping[str, Any]) -> Path:
-    """Return a place beside `path` of its own for what is done there: `NAME-<digest of that>`.
+    """Return `path` with a digest of an identity: `NAME-<digest>`.
 
-    What is done with other settings is then never taken for it, and the same goes on where it was.
+    Other settings so get another place, and the same settings go on where they were.
     """
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     return path.with_name(f"{path.name}-{digest.hexdigest()[:8]}")

@@ -10,7 +10,10 @@ from analysis.core import wording
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_FILTERS = ("counted", "listed", "numbered", "percent", "capitalised", "one_line", "probability")
+_FILTERS = (
+    "counted", "listed", "numbered", "percent", "short_percent", "p_value", "capitalised",
+    "one_line", "probability",
+)  # fmt: skip
 
 
 def render(package: str, template: str, /, **values: Any) -> str:
@@ -26,6 +29,12 @@ def lines(package: str, template: str, /, **values: Any) -> tuple[str, ...]:
     """Return the lines of a template, filled in, that are not empty."""
     text = render(package, template, **values)
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def paragraph(package: str, template: str, macro: str, /, *values: Any) -> str:
+    """Return what a macro of a template makes of `values`, as one line of text."""
+    module: Any = _environment(package).get_template(template).module
+    return " ".join(str(getattr(module, macro)(*values)).split())
 
 
 @lru_cache

@@ -37,6 +37,16 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{text}%"
 
 
+def short_percent(share: float) -> str:
+    """Return a share in percent with two significant digits: "0.93%", "26%", "99.7%"."""
+    return f"{100 * share:.{2 if share < 0.995 else 3}g}%"
+
+
+def p_value(value: float) -> str:
+    """Return a p value with two significant digits: "p = 0.012", "p < 0.0001"."""
+    return "p < 0.0001" if value < 0.0001 else f"p = {value:.2g}"
+
+
 def capitalised(text: str) -> str:
     """Return a text with its first letter as a capital, and the others as they are."""
     return text[:1].upper() + text[1:]

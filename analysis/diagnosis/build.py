@@ -71,29 +71,29 @@ def _missing(
     divergence: Divergence | None,
 ) -> tuple[str, ...]:
     """Return what is not known because it was not recorded."""
-    said = []
+    sentences = []
     if not trace.recorded:
-        said.append(
+        sentences.append(
             "Nothing was recorded of this trial: sweep with --sanitize or --observe to record it."
         )
     elif trace.events.empty:
-        said.append("No events were recorded, so there is no history of its pages.")
+        sentences.append("No events were recorded, so there is no history of its pages.")
     elif trace.seq_of("submitted") is None:
-        said.append("The recording does not have its beginning.")
+        sentences.append("The recording does not have its beginning.")
     if trace.recorded and trace.invocations.empty:
-        said.append("No invocation was recorded in its trial.")
+        sentences.append("No invocation was recorded in its trial.")
     elif trace.recorded and not invocations:
-        said.append("It was in no finished invocation.")
+        sentences.append("It was in no finished invocation.")
     if trace.recorded and (caches.before is None or caches.after is None):
-        said.append(caches.how)
+        sentences.append(caches.how)
     if trace.outcome == "wrong" and divergence is None:
-        said.append(
+        sentences.append(
             "No reference answer was stored with it, so its first wrong token is unknown."
             if trace.request["reference_tokens"] is None
             else "Its tokens equal the reference decoder's."
         )
     if trace.cut is not None:
-        said.append(trace.cut)
+        sentences.append(trace.cut)
     if trace.trial["status_detail"] and trace.trial["status"] == "ok":
-        said.append(str(trace.trial["status_detail"]))
-    return (*said, *(divergence.missing if divergence is not None else ()))
+        sentences.append(str(trace.trial["status_detail"]))
+    return (*sentences, *(divergence.missing if divergence is not None else ()))

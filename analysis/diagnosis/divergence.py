@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import CachelabError
+from analysis.core.wording import probability
 from analysis.diagnosis.request_trace import RequestTrace
 from analysis.diagnosis.timeline import RequestInvocation, time_of
+from analysis.shortfin.oracle import oracle_of
 
 
 @dataclass(frozen=True)
 class TokenProbability:
-    """Probabilities of two candidates for the next token."""
+    """Probabilities of the given and of the right next token."""
 
     given: float | None
-    """Probability of the token that the engine gave."""
     right: float | None
-    """Probability of the right one."""
     at_most: float = 0.0
-    """What a probability that is None cannot exceed: only the likeliest tokens were recorded."""
+    """Upper bound of a probability that is None: only the likeliest tokens were recorded."""
     best: int | None = None
     """The likeliest token."""
+
+    def words(self, value: float | None) -> str:
+        """Return one of the two probabilities as text."""
+        if value is None:
+            return f"below {probability(self.at_most)}" if self.at_most else "-"
+        return probability(value)
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,8 @@ def divergence_of(
     given, right = _at(got, place), _at(wanted, place)
     invocation = next((i for i in reversed(invocations) if i.token_index == place), None)
     seq, seconds = _arrival(trace, place)
-    missing: list[str] = []
-    engine = _engine(invocation, given, right)
-    if engine is None:
-        missing.append(_why_not(trace, invocation, given))
-    theirs, why = None, ""
-    if reference:
-        theirs, why = _reference(trace, tuple(wanted[:place]), given, right)
-    if why:
-        missing.append(why)
+    engine = _engine(trace, invocation, given, right)
+    theirs = _reference(trace, tuple(wanted[:place]), given, right) if reference else None
     names = token_names(_model(trace))
     return Divergence(
         token_index=int(place),
@@ -86,9 +85,9 @@ def divergence_of(
         invocation_id=None if invocation is None else invocation.invocation_id,
         seq=seq if seq is not None else None if invocation is None else invocation.seq,
         t_s=seconds if seconds is not None else None if invocation is None else invocation.end_s,
-        engine=engine,
-        reference=theirs,
-        missing=tuple(missing),
+        engine=engine if isinstance(engine, TokenProbability) else None,
+        reference=theirs if isinstance(theirs, TokenProbability) else None,
+        missing=tuple(reason for reason in (engine, theirs) if isinstance(reason, str)),
     )
 
 
@@ -120,53 +119,62 @@ def token_names(model: str | None) -> _Names:
     return _Names({n: f"“{text}”" for n, text in texts.items() if text})
 
 
-def _engine(
-    invocation: RequestInvocation | None, given: int | None, right: int | None
-) -> TokenProbability | None:
-    if invocation is None or not invocation.top:
-        return None
-    known = {token: math.exp(log) for token, log in invocation.top}
+def _probabilities(
+    known: Mapping[int, float], given: int | None, right: int | None, at_most: float = 0.0
+) -> TokenProbability:
     return TokenProbability(
-        given=known.get(given) if given is not None else None,
-        right=known.get(right) if right is not None else None,
-        at_most=min(known.values()),
-        best=invocation.top[0][0],
+        given=None if given is None else known.get(given),
+        right=None if right is None else known.get(right),
+        at_most=at_most,
+        best=max(known, key=lambda token: known[token]),
     )
 
 
-def _why_not(trace: RequestTrace, invocation: RequestInvocation | None, given: int | None) -> str:
+def _engine(
+    trace: RequestTrace, invocation: RequestInvocation | None, given: int | None, right: int | None
+) -> TokenProbability | str:
+    """Return the engine's probabilities, or why they are not known."""
     if given is None:
         return "The engine gave no further token, so it has no probability."
     if trace.invocations.empty:
         return "No invocations were recorded, so the engine's probabilities are unknown."
     if invocation is None:
         return "The invocation that gave the token was not recorded."
-    return "The engine's probabilities were not recorded, so only the reference's are shown."
+    if not invocation.top:
+        return "The engine's probabilities were not recorded, so only the reference's are shown."
+    known = {token: math.exp(log) for token, log in invocation.top}
+    return _probabilities(known, given, right, min(known.values()))
 
 
 def _reference(
     trace: RequestTrace, prefix: tuple[int, ...], given: int | None, right: int | None
-) -> tuple[TokenProbability | None, str]:
-    from analysis.diagnosis.reference import reference_probabilities
-
+) -> TokenProbability | str:
+    """Return the reference decoder's probabilities after a right prefix, or why it failed."""
     try:
-        found = reference_probabilities(
+        found = _reference_probabilities(
             str(trace.trial["release"]),
+            _model(trace),
+            tuple(trace.trial["batch_sizes"] or (4,)),
             str(trace.request["prompt"]),
-            tuple(trace.request["prompt_tokens"]) if trace.request["prompt_tokens"] else None,
+            tuple(trace.request["prompt_tokens"] or ()) or None,
             prefix,
-            model=_model(trace),
-            batch_sizes=tuple(trace.trial["batch_sizes"] or (4,)),
         )
     except CachelabError as error:
-        return None, f"The reference decoder failed: {error}"
-    known: Mapping[int, float] = dict(enumerate(found))
-    best = max(known, key=lambda token: known[token])
-    return TokenProbability(
-        known.get(given) if given is not None else None,
-        known.get(right) if right is not None else None,
-        best=best,
-    ), ""
+        return f"The reference decoder failed: {error}"
+    return _probabilities(dict(enumerate(found)), given, right)
+
+
+@lru_cache(maxsize=64)
+def _reference_probabilities(
+    release: str,
+    model: str | None,
+    batch_sizes: tuple[int, ...],
+    prompt: str,
+    prompt_tokens: tuple[int, ...] | None,
+    answer: tuple[int, ...],
+) -> tuple[float, ...]:
+    oracle = oracle_of(release, model=model, batch_sizes=batch_sizes)
+    return oracle.probabilities(prompt, prompt_tokens, answer)
 
 
 def _model(trace: RequestTrace) -> str | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.core.templates import render
-from analysis.core.wording import counted, listed, probability
+from analysis.core.wording import counted, listed
 from analysis.diagnosis.cache import Caches, Pool, pool_until
-from analysis.diagnosis.divergence import Divergence, TokenProbability, token_name
+from analysis.diagnosis.divergence import Divergence, token_name
 from analysis.diagnosis.evidence import EngineDeath, count_of
 from analysis.diagnosis.pages import PageHistory
 from analysis.diagnosis.request_trace import RequestTrace
@@ -118,23 +118,23 @@ class Explanation:
         return f"<Explanation: {self.summary}>"
 
 
-def _timeline(told: Explanation) -> Section:
-    rows = [(_whole(m.seq), _seconds(m.t_s), m.words) for m in told.timeline[:_MOMENTS]]
-    if (finding := told.finding) is not None:
+def _timeline(explained: Explanation) -> Section:
+    rows = [(_whole(m.seq), _seconds(m.t_s), m.words) for m in explained.timeline[:_MOMENTS]]
+    if (finding := explained.finding) is not None:
         words = f"first finding: {finding.rule} ({finding.cause})"
         rows.append((_whole(finding.seq), _seconds(finding.t_s), words))
-    if (wrong := told.divergence) is not None and wrong.t_s is not None:
+    if (wrong := explained.divergence) is not None and wrong.t_s is not None:
         words = f"token {wrong.token_index}, the first wrong one: {wrong.given_text}"
         rows.append((_whole(wrong.seq), _seconds(wrong.t_s), words))
     rows.sort(key=lambda row: (int(row[0]) if row[0] else -1, row[1]))
-    notes = _left_out(len(told.timeline) - _MOMENTS, "later entry", "later entries")
+    notes = _left_out(len(explained.timeline) - _MOMENTS, "later entry", "later entries")
     return Section("Timeline", notes, Table(("event", "s", "what happened"), tuple(rows)))
 
 
-def _finding(told: Explanation) -> Section:
-    finding = told.finding
+def _finding(explained: Explanation) -> Section:
+    finding = explained.finding
     if finding is None:
-        none = ("No rule was broken on this request.",) if told.trace.recorded else ()
+        none = ("No rule was broken on this request.",) if explained.trace.recorded else ()
         return Section("First finding", none)
     where = [finding.at]
     if finding.other_request_id:
@@ -142,7 +142,7 @@ def _finding(told: Explanation) -> Section:
     if finding.page is not None:
         slot = "" if finding.slot is None else f", slot {finding.slot}"
         where.append(f"page {finding.page}{slot}")
-    often = counted(count_of(told.trace, finding), "time")
+    often = counted(count_of(explained.trace, finding), "time")
     lines = [
         f"{finding.severity}: {finding.rule} ({finding.cause})",
         finding.text,
@@ -152,24 +152,25 @@ def _finding(told: Explanation) -> Section:
     return Section("First finding", lines)
 
 
-def _further(told: Explanation) -> Section:
+def _further(explained: Explanation) -> Section:
     """Return what else was found on the request, in order."""
     rows = tuple(
         (_whole(f.seq), _whole(f.invocation_id), f.severity, f"{f.rule} ({f.cause})", f.text)
-        for f in told.findings
-        if told.finding is None or (f.rule, f.cause) != (told.finding.rule, told.finding.cause)
+        for f in explained.findings
+        if explained.finding is None
+        or (f.rule, f.cause) != (explained.finding.rule, explained.finding.cause)
     )
     columns = ("event", "invocation", "severity", "rule", "what was found")
     return Section("Further findings on it", (), Table(columns, rows))
 
 
-def _token(told: Explanation) -> Section:
-    wrong = told.divergence
+def _token(explained: Explanation) -> Section:
+    wrong = explained.divergence
     if wrong is None:
         return Section("First wrong token")
     where = "" if wrong.invocation_id is None else f" in invocation {wrong.invocation_id}"
     rows = tuple(
-        (source, _percent(one.given, one), _percent(one.right, one))
+        (source, one.words(one.given), one.words(one.right))
         for source, one in (
             (f"the engine{where}", wrong.engine),
             ("the reference decoder", wrong.reference),
@@ -184,17 +185,11 @@ def _token(told: Explanation) -> Section:
     return Section("First wrong token", (sentence,), Table(columns, rows))
 
 
-def _percent(value: float | None, one: TokenProbability) -> str:
-    if value is None:
-        return f"below {probability(one.at_most)}" if one.at_most else "-"
-    return probability(value)
-
-
-def _invocations(told: Explanation) -> Section:
-    answer = told.request["tokens"] or ()
-    wanted = told.request["reference_tokens"] or ()
+def _invocations(explained: Explanation) -> Section:
+    answer = explained.request["tokens"] or ()
+    wanted = explained.request["reference_tokens"] or ()
     rows = []
-    for one in told.invocations[:_INVOCATIONS]:
+    for one in explained.invocations[:_INVOCATIONS]:
         index = -1 if one.token_index is None else one.token_index
         given = answer[index] if 0 <= index < len(answer) else None
         right = wanted[index] if 0 <= index < len(wanted) else None
@@ -208,26 +203,28 @@ def _invocations(told: Explanation) -> Section:
                 _whole(one.own_row.start),
                 _length(one.own_row.seq_len, one.own_length),
                 _pages_of(one.own_row),
-                "" if given is None else token_name(told.trace, given),
-                "" if right in (None, given) else token_name(told.trace, right),
+                "" if given is None else token_name(explained.trace, given),
+                "" if right in (None, given) else token_name(explained.trace, right),
             )
         )
     if not rows:
         return Section("Invocations")
     notes = ["A length in brackets is the request's own, where its row had another one."]
-    notes += _left_out(len(told.invocations) - _INVOCATIONS, "later invocation")
+    notes += _left_out(len(explained.invocations) - _INVOCATIONS, "later invocation")
     columns = ("invocation", "s", "phase", "row", "with", "start", "length", "block table", "gave",
                "right")  # fmt: skip
     return Section("Invocations", notes, Table(columns, tuple(rows)))
 
 
-def _batch(told: Explanation) -> Section:
+def _batch(explained: Explanation) -> Section:
     """Return all rows of the invocation of the finding, else of the wrong token."""
-    if not told.invocations:
+    if not explained.invocations:
         return Section("")
-    ids = [one.invocation_id for one in (told.finding, told.divergence) if one is not None]
-    by_id = {one.invocation_id: one for one in told.invocations}
-    invocation = next((by_id[i] for i in ids if i in by_id), told.invocations[-1])
+    ids = [
+        one.invocation_id for one in (explained.finding, explained.divergence) if one is not None
+    ]
+    by_id = {one.invocation_id: one for one in explained.invocations}
+    invocation = next((by_id[i] for i in ids if i in by_id), explained.invocations[-1])
     rows = tuple(
         (
             str(row.row),
@@ -244,35 +241,35 @@ def _batch(told: Explanation) -> Section:
     return Section(title, (), Table(columns, rows))
 
 
-def _peers(told: Explanation) -> Section:
+def _peers(explained: Explanation) -> Section:
     rows = tuple(
         (p.request_id, p.outcome or "unknown", str(p.invocations), listed(p.pages, most=12))
-        for p in told.peers[:_PEERS]
+        for p in explained.peers[:_PEERS]
     )
-    notes = _left_out(len(told.peers) - _PEERS, "request")
+    notes = _left_out(len(explained.peers) - _PEERS, "request")
     columns = ("request", "outcome", "shared invocations", "pages in both block tables")
     return Section("Requests in the same batches", notes, Table(columns, rows))
 
 
-def _pages(told: Explanation) -> Section:
+def _pages(explained: Explanation) -> Section:
     rows: list[tuple[str, ...]] = []
     left_out = 0
-    for history in told.pages[:_PAGES]:
-        entries = history.around(told.begin, told.end)
+    for history in explained.pages[:_PAGES]:
+        entries = history.around(explained.begin, explained.end)
         left_out += max(len(entries) - _ENTRIES, 0)
         for number, entry in enumerate(entries[:_ENTRIES]):
             page = "" if number else str(history.page)
             rows.append((page, _whole(entry.seq), _seconds(entry.t_s), entry.words))
     notes = [
         *_left_out(left_out, "entry", "entries"),
-        *_left_out(len(told.pages) - _PAGES, "page"),
+        *_left_out(len(explained.pages) - _PAGES, "page"),
     ]
     return Section("Its pages", notes, Table(("page", "event", "s", "what happened"), tuple(rows)))
 
 
-def _caches(told: Explanation) -> Section:
-    before, after = told.caches.before, told.caches.after
-    lines = [told.caches.how] if before is not None or after is not None else []
+def _caches(explained: Explanation) -> Section:
+    before, after = explained.caches.before, explained.caches.after
+    lines = [explained.caches.how] if before is not None or after is not None else []
     lines += [] if before is None else [f"Before: {before}"]
     lines += [] if after is None else [f"After: {after}"]
     if before is not None and after is not None:

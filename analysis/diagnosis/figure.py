@@ -16,10 +16,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from analysis.diagnosis.explanation import Explanation
-from analysis.diagnosis.figure_parts import draw_chances, draw_pages, draw_pool
+from analysis.diagnosis.figure_parts import draw_pages, draw_pool, draw_probabilities
 from analysis.diagnosis.pages import CACHED, FREE, UNOWNED
 from analysis.plots import style
-from analysis.plots.page_lifetimes import short_name
 from analysis.sanitizer.findings import WRONG_DATA
 
 OWN = style.BLUE
@@ -32,24 +31,24 @@ _WIDTH, _STEP = 10.0, 0.6
 """Inches; and the height of a mark's words, in lanes."""
 
 
-def explanation_figure(told: Explanation) -> Figure:
+def explanation_figure(explained: Explanation) -> Figure:
     """Draw an explanation: invocations of the requests in its batches, owners of its pages, faults.
 
     Below are the probabilities of the first wrong token and the right one, by the engine and the
     reference decoder; without a wrong token, the pages of the pool by state.
     """
-    lanes = _lanes(told)
-    pages = [history for history in told.pages if history.owners][:_PAGES]
-    chances = told.divergence is not None and any((told.divergence.engine,
-                                                   told.divergence.reference))  # fmt: skip
-    pool = () if chances else told.pool
+    lanes = _lanes(explained)
+    pages = [history for history in explained.pages if history.owners][:_PAGES]
+    has_probabilities = explained.divergence is not None and any((explained.divergence.engine,
+                                                   explained.divergence.reference))  # fmt: skip
+    pool = () if has_probabilities else explained.pool
     heights: dict[str, float] = {}
-    if told.trace.recorded and (len(lanes) > 1 or told.invocations or not pool):
-        heights["lanes"] = 0.9 + 0.34 * (len(lanes) + _STEP * len(marks_of(told)))
+    if explained.trace.recorded and (len(lanes) > 1 or explained.invocations or not pool):
+        heights["lanes"] = 0.9 + 0.34 * (len(lanes) + _STEP * len(marks_of(explained)))
     if pages:
         heights["pages"] = 1.0 + 0.27 * len(pages)
-    if chances:
-        heights["chances"] = 1.7
+    if has_probabilities:
+        heights["probabilities"] = 1.7
     elif pool:
         heights["pool"] = 2.0
     if not heights:
@@ -60,21 +59,21 @@ def explanation_figure(told: Explanation) -> Figure:
     colours = colours_of(lanes)
     shared = [axes[name] for name in ("lanes", "pages") if name in axes]
     if "lanes" in axes:
-        _draw_lanes(axes["lanes"], told, lanes, colours)
+        _draw_lanes(axes["lanes"], explained, lanes, colours)
     if "pages" in axes:
-        marks = [seq for seq, _, _ in marks_of(told)]
-        draw_pages(axes["pages"], told, pages, lambda who: colours.get(who, OTHERS), marks)
+        marks = [seq for seq, _, _ in marks_of(explained)]
+        draw_pages(axes["pages"], explained, pages, lambda who: colours.get(who, OTHERS), marks)
     for number, part in enumerate(shared):
-        _number_axis(part, told, last=number == len(shared) - 1)
-    if chances:
-        draw_chances(axes["chances"], told)
+        _number_axis(part, explained, last=number == len(shared) - 1)
+    if has_probabilities:
+        draw_probabilities(axes["probabilities"], explained)
     elif pool:
-        draw_pool(axes["pool"], told, pool)
-    heading = style.words(told.title)
+        draw_pool(axes["pool"], explained, pool)
+    heading = style.words(explained.title)
     figure.suptitle(textwrap.fill(heading, int(_WIDTH * 8.5)), x=0.01, ha="left",
                     fontsize=style.TITLE + 1, fontweight="bold")  # fmt: skip
     if shared:
-        style.legend_below(figure, _legend(told, lanes, bool(pages)), most=4)
+        style.legend_below(figure, _legend(explained, lanes, bool(pages)), most=4)
     return figure
 
 
@@ -83,44 +82,44 @@ def colours_of(lanes: Sequence[str]) -> dict[str, str]:
     return dict(zip(lanes, (OWN, *PEERS), strict=False))
 
 
-def _lanes(told: Explanation) -> list[str]:
+def _lanes(explained: Explanation) -> list[str]:
     """Return the request, then those in its batches, else those under way at the same time."""
-    others = [peer.request_id for peer in told.peers]
+    others = [peer.request_id for peer in explained.peers]
     if not others:
-        events = told.trace.events
-        sent = _first(told, "submitted")
-        ended = _first(told, "done")
+        events = explained.trace.events
+        sent = _first(explained, "submitted")
+        ended = _first(explained, "done")
         names = dict.fromkeys(events["request_id"].dropna())
         others = [
             str(name)
             for name in names
-            if name != told.request_id
-            and sent.get(name, told.end + 1) <= told.end
-            and ended.get(name, told.end) >= told.begin
+            if name != explained.request_id
+            and sent.get(name, explained.end + 1) <= explained.end
+            and ended.get(name, explained.end) >= explained.begin
         ]
-    return [told.request_id, *others[: len(PEERS)]]
+    return [explained.request_id, *others[: len(PEERS)]]
 
 
-def _first(told: Explanation, kind: str) -> dict[str, int]:
+def _first(explained: Explanation, kind: str) -> dict[str, int]:
     """Return the place of the first event of a kind for each request."""
-    events = told.trace.events
+    events = explained.trace.events
     rows = events[events["kind"] == kind].drop_duplicates("request_id")
     return {str(r): int(s) for r, s in zip(rows["request_id"], rows["seq"], strict=True)}
 
 
 def _draw_lanes(
-    axes: Axes, told: Explanation, lanes: Sequence[str], colours: dict[str, str]
+    axes: Axes, explained: Explanation, lanes: Sequence[str], colours: dict[str, str]
 ) -> None:
-    low, high = bounds_of(told)
-    sent, ended = _first(told, "submitted"), _first(told, "done")
+    low, high = bounds_of(explained)
+    sent, ended = _first(explained, "submitted"), _first(explained, "done")
     wide = (high - low) / 260
-    own = {invocation.invocation_id for invocation in told.invocations}
+    own = {invocation.invocation_id for invocation in explained.invocations}
     place = {name: number for number, name in enumerate(lanes)}
     for name, y in place.items():
         begin, end = sent.get(name, low), ended.get(name, high)
         axes.broken_barh([(begin, max(end - begin, wide))], (y - 0.28, 0.56), color=colours[name],
                          alpha=0.22, linewidth=0)  # fmt: skip
-    for invocation in told.trace.invocations.to_dict("records"):
+    for invocation in explained.trace.invocations.to_dict("records"):
         seq, end_seq = invocation["seq"], invocation["end_seq"]
         for name in set(invocation["request_ids"] or ()) & place.keys():
             together = int(invocation["invocation_id"]) in own
@@ -132,10 +131,10 @@ def _draw_lanes(
                 linewidth=0.7,
                 hatch="//////" if invocation["phase"] == "prefill" else None,
             )
-    rows = told.trace.requests.set_index("request_id")["outcome"].to_dict()
-    labels = [f"{short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
+    rows = explained.trace.requests.set_index("request_id")["outcome"].to_dict()
+    labels = [f"{style.short_name(name)}, {rows.get(name, 'unknown')}" for name in lanes]
     axes.set_yticks(range(len(lanes)), labels)
-    marks = marks_of(told)
+    marks = marks_of(explained)
     axes.set_ylim(len(lanes) - 0.4, -0.35 - _STEP * max(len(marks), 1))
     for number, (seq, words, mark) in enumerate(marks):
         height = -0.65 - _STEP * number  # each on a line of its own, for they may be close
@@ -146,84 +145,86 @@ def _draw_lanes(
                       ha="right" if right else "left", va="center", fontsize=style.SMALL,
                       color=style.VERMILLION, zorder=7,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
-    _small_marks(axes, told, place)
-    title = "Requests in its batches" if told.peers else "Requests at the same time"
+    _small_marks(axes, explained, place)
+    title = "Requests in its batches" if explained.peers else "Requests at the same time"
     style.dress(axes, title, "", "request")
     axes.grid(visible=False)
 
 
-def _small_marks(axes: Axes, told: Explanation, place: dict[str, int]) -> None:
+def _small_marks(axes: Axes, explained: Explanation, place: dict[str, int]) -> None:
     """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
-    events = told.trace.events
+    events = explained.trace.events
     short = events[(events["kind"] == "alloc_failed") & events["request_id"].isin(list(place))]
     for seq, name in zip(short["seq"], short["request_id"], strict=True):
         axes.plot([float(seq)], [place[name]], "s", color="white", markeredgecolor="black",
                   markersize=6, zorder=6)  # fmt: skip
-    further = [f.seq for f in told.findings if f.severity == WRONG_DATA and f != told.finding]
+    further = [
+        f.seq for f in explained.findings if f.severity == WRONG_DATA and f != explained.finding
+    ]
     for place_of_it in further:
         if place_of_it is not None:
             axes.plot([place_of_it], [0], "v", color="white", markeredgecolor=style.VERMILLION,
                       markersize=7, zorder=6)  # fmt: skip
 
 
-def marks_of(told: Explanation) -> list[tuple[float, str, str]]:
-    """Return what went wrong: place, words, marker; what stands at one place is said together."""
+def marks_of(explained: Explanation) -> list[tuple[float, str, str]]:
+    """Return what went wrong: event, words, marker; marks of the same event are joined."""
     marks: dict[int, tuple[list[str], str]] = {}
 
     def mark(seq: int | None, words: str, sign: str) -> None:
         if seq is not None:
             marks.setdefault(seq, ([], sign))[0].append(words)
 
-    finding, wrong, death = told.finding, told.divergence, told.death
+    finding, wrong, death = explained.finding, explained.divergence, explained.death
     if finding is not None:
         mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
-    short = [moment.seq for moment in told.timeline if moment.kind == "alloc_failed"]
+    short = [moment.seq for moment in explained.timeline if moment.kind == "alloc_failed"]
     mark(short[-1] if short else None, "too few pages for it", "s")
     if wrong is not None:
         mark(wrong.seq, f"token {wrong.token_index} is wrong", "X")
     if death is not None:
         mark(death.seq, "worker died", "P")
-    low, high = bounds_of(told)
+    low, high = bounds_of(explained)
     inside = [(float(seq), *both) for seq, both in sorted(marks.items()) if low <= seq <= high]
     return [(seq, " and ".join(dict.fromkeys(words)), sign) for seq, words, sign in inside][:4]
 
 
-def bounds_of(told: Explanation) -> tuple[float, float]:
+def bounds_of(explained: Explanation) -> tuple[float, float]:
     """Return the first and the last event that the axis spans."""
-    span = told.end - told.begin
+    span = explained.end - explained.begin
     before = max(0.03 * span, _LEAST - span, 4)
-    return told.begin - before, told.end + max(0.03 * span, 4)
+    return explained.begin - before, explained.end + max(0.03 * span, 4)
 
 
-def _number_axis(axes: Axes, told: Explanation, *, last: bool) -> None:
-    low, high = bounds_of(told)
+def _number_axis(axes: Axes, explained: Explanation, *, last: bool) -> None:
+    low, high = bounds_of(explained)
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if not last:
         axes.tick_params(labelbottom=False)
         return
-    seconds = _clock(told)
+    seconds = _clock(explained)
     ticks = [tick for tick in axes.get_xticks() if low <= tick <= high and tick >= 0]
     axes.set_xticks(ticks, [f"{int(tick)}\n{seconds(tick):.3f} s" for tick in ticks])
     axes.set_xlabel("number of the event, and its time since the engine started",
                     fontsize=style.TEXT)  # fmt: skip
 
 
-def _clock(told: Explanation) -> Callable[[float], float]:
-    events, invocations = told.trace.events, told.trace.invocations
+def _clock(explained: Explanation) -> Callable[[float], float]:
+    events, invocations = explained.trace.events, explained.trace.invocations
     if len(events):
-        known = events["seq"].to_numpy(float), events["t_ns"].to_numpy(float) / 1e9
+        known = events["seq"].to_numpy(float), events["t_s"].to_numpy(float)
     else:
         known = invocations["seq"].to_numpy(float), invocations["t_s"].to_numpy(float)
     return lambda seq: float(np.interp(seq, *known))
 
 
-def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D | Patch]:
-    grey, kinds = "#8C8C8C", told.trace.events["kind"]
-    intervals = [interval for history in told.pages for interval in history.owners]
+def _legend(explained: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D | Patch]:
+    grey, kinds = "#8C8C8C", explained.trace.events["kind"]
+    intervals = [interval for history in explained.pages for interval in history.owners]
     owners = {owner for interval in intervals for owner in interval.owners}
     shown: list[Line2D | Patch] = []
-    if len(told.trace.invocations):
+    if len(explained.trace.invocations):
         shown += [
             Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
             Patch(facecolor=grey, label="decode"),
@@ -236,11 +237,11 @@ def _legend(told: Explanation, lanes: Sequence[str], pages: bool) -> list[Line2D
         shown.append(Patch(facecolor=style.STATE_COLOURS["cached"], label=label))
     if pages and UNOWNED in owners:
         shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
-    if pages and len(told.trace.invocations):
+    if pages and len(explained.trace.invocations):
         shown.append(Line2D([], [], color=grey, linewidth=2.2, label="writer (black: padding)"))
     if (kinds == "alloc_failed").any():
         shown.append(_sign("s", "black", "too few pages"))
-    if any(f.severity == WRONG_DATA for f in told.findings if f != told.finding):
+    if any(f.severity == WRONG_DATA for f in explained.findings if f != explained.finding):
         shown.append(_sign("v", style.VERMILLION, "further wrong data"))
     return shown
 

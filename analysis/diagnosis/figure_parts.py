@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from analysis.core.wording import counted, probability
+from analysis.core.wording import counted
 from analysis.diagnosis.cache import Pool
 from analysis.diagnosis.explanation import Explanation
 from analysis.diagnosis.pages import CACHED, FREE, UNOWNED, PageHistory
@@ -19,7 +19,7 @@ _ORDER = ("leaked", "live", "cached", "free")
 
 def draw_pages(
     axes: Axes,
-    told: Explanation,
+    explained: Explanation,
     pages: Sequence[PageHistory],
     colour: Callable[[str], str],
     marks: Sequence[float],
@@ -28,7 +28,7 @@ def draw_pages(
 
     `marks` are the events of what went wrong.
     """
-    low = told.begin - max(told.end, 1)
+    low = explained.begin - max(explained.end, 1)
     for y, history in enumerate(pages):
         for interval in history.owners:
             _interval(
@@ -50,7 +50,7 @@ def draw_pages(
                           color=shade, linewidth=2.2, solid_capstyle="butt")  # fmt: skip
     labels = [str(history.page) for history in pages]
     axes.set_yticks(range(len(pages)), labels)
-    page = None if told.finding is None else told.finding.page
+    page = None if explained.finding is None else explained.finding.page
     for history, label in zip(pages, axes.get_yticklabels(), strict=True):
         if history.page == page:
             label.set_color(style.VERMILLION)
@@ -58,7 +58,7 @@ def draw_pages(
     axes.set_ylim(len(pages) - 0.4, -0.6)
     for seq in marks:
         axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
-    left_out = len(told.pages) - len(pages)
+    left_out = len(explained.pages) - len(pages)
     more = f" ({counted(left_out, 'page')} not drawn)" if left_out > 0 else ""
     style.dress(axes, f"Owners of its pages (no bar: in the pool), and writers{more}", "", "page")
     axes.grid(visible=False)
@@ -87,9 +87,9 @@ def _interval(
         axes.broken_barh([(begin, end - begin)], (y - 0.36 + number * height, height), **part)
 
 
-def draw_chances(axes: Axes, told: Explanation) -> None:
+def draw_probabilities(axes: Axes, explained: Explanation) -> None:
     """Draw the probabilities of the wrong and the right token, for engine and reference."""
-    wrong = told.divergence
+    wrong = explained.divergence
     assert wrong is not None
     invocation = "" if wrong.invocation_id is None else f"\nin invocation {wrong.invocation_id}"
     labels: list[str] = []
@@ -108,14 +108,12 @@ def draw_chances(axes: Axes, told: Explanation) -> None:
         for place, (kind, text, shade, value) in enumerate(bars):
             at = y + place
             if one is None:
-                said = "not known" if place == 0 else ""
-            elif value is None:
-                said = f"{style.words(text)} ({kind}): below {probability(one.at_most)}"
+                words = "not known" if place == 0 else ""
             else:
-                axes.barh(at, value * 100, height=0.8, color=shade)
-                said = f"{style.words(text)} ({kind}): {probability(value)}"
+                axes.barh(at, (value or 0) * 100, height=0.8, color=shade)
+                words = f"{style.words(text)} ({kind}): {one.words(value)}"
             inside = value is not None and value > 0.7
-            axes.text((value or 0) * 100 + (-1 if inside else 1), at, said, va="center",
+            axes.text((value or 0) * 100 + (-1 if inside else 1), at, words, va="center",
                       ha="right" if inside else "left", fontsize=style.SMALL,
                       color="white" if inside else "black")  # fmt: skip
         y += 2.5
@@ -128,17 +126,17 @@ def draw_chances(axes: Axes, told: Explanation) -> None:
     axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
 
 
-def draw_pool(axes: Axes, told: Explanation, pool: Sequence[Pool]) -> None:
+def draw_pool(axes: Axes, explained: Explanation, pool: Sequence[Pool]) -> None:
     """Draw the pages by state, from the first snapshot to the request's end."""
     places = [p.seq for p in pool]
     counts = [[getattr(p, state) for p in pool] for state in _ORDER]
     axes.stackplot(places, counts, step="post", colors=[STATE_COLOURS[s] for s in _ORDER],
                    linewidth=0)  # fmt: skip
     last, total = pool[-1], sum(getattr(pool[-1], state) for state in _ORDER)
-    axes.axvline(told.begin, color=style.BLACK, linewidth=1.2, linestyle=":")
-    right = told.begin > (places[0] + places[-1]) / 2
-    sent = style.words(f"{told.request_id} is submitted")
-    axes.annotate(sent, (told.begin, total * 1.07), (-4 if right else 4, 0),
+    axes.axvline(explained.begin, color=style.BLACK, linewidth=1.2, linestyle=":")
+    right = explained.begin > (places[0] + places[-1]) / 2
+    sent = style.words(f"{explained.request_id} is submitted")
+    axes.annotate(sent, (explained.begin, total * 1.07), (-4 if right else 4, 0),
                   textcoords="offset points", ha="right" if right else "left", va="center",
                   fontsize=style.SMALL)  # fmt: skip
     axes.set_xlim(places[0], max(places[-1], places[0] + 1))

@@ -161,7 +161,7 @@ def time_of(event: Mapping[Any, Any]) -> float:
 
 
 def wanted_of(event: Mapping[Any, Any]) -> str:
-    """Return how many pages an allocation that failed asked for, in words."""
+    """Return how many pages a failed allocation wanted, in words."""
     wanted = value_of(event["wanted"])
     return "pages were wanted" if wanted is None else f"{wanted} pages were wanted"
 

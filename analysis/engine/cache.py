@@ -1,45 +1,49 @@
-"""The engine's KV cache, as it is looked at from outside."""
+"""Snapshots of a live engine's KV cache."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from analysis.core.errors import EngineError
+from analysis.shortfin.port import CacheProbe, Service
 from analysis.snapshots.snapshot import CacheState, Snapshot
-
-if TYPE_CHECKING:
-    from analysis.engine.engine import Engine
-    from analysis.shortfin.cache.probe import CacheProbe
 
 _PAUSE_S = 0.0001
 _SETTLE_S = 0.001
 
 
-class Cache:
-    """Looks at the cache of a live engine."""
+class _Engine(Protocol):
+    service: Service | None
+    probe: CacheProbe | None
 
-    def __init__(self, engine: Engine) -> None:
+    def clock_s(self) -> float: ...
+
+
+class Cache:
+    """The cache of a live engine."""
+
+    def __init__(self, engine: _Engine) -> None:
         self._engine = engine
 
     def snapshot(self, *, contents: bool = False, timeout_s: float = 1.0) -> Snapshot:
-        """Return the cache as it is now; with `contents`, what each page in use holds, too.
+        """Return the state of the cache now; with `contents`, also of each page in use.
 
-        It is taken while no operation of the cache is under way. One that does not end within
-        `timeout_s` is not waited for: then the snapshot says that it is not consistent. While the
-        engine is observed, operations are known, and the snapshot also goes into the recording;
-        otherwise two readings in a row must agree. Raises EngineError if the engine is not running,
-        or the contents of its pages cannot be read on this device.
+        The snapshot is consistent if no operation of the cache ran meanwhile, and says so;
+        operations that take longer than `timeout_s` are not waited for. While the engine is
+        observed, operations are known, and the snapshot also goes into the recording; otherwise two
+        readings in a row must agree. Raises EngineError if the engine is not running, or its pages
+        cannot be read on this device.
         """
         probe = self._engine.probe
-        if probe is not None and probe.watcher is not None:
-            snapshot = probe.watcher.snapshot("asked", None, timeout_s)
+        if probe is not None and probe.observer is not None:
+            snapshot = probe.observer.snapshot("asked", None, timeout_s)
         else:
             service = self._engine.service
             if service is None:
-                raise EngineError("The engine is not running, so it has no cache to look at.")
+                raise EngineError("The engine is not running, so it has no cache.")
             probe = service.probe()
             state, consistent = _read_twice(probe, time.monotonic() + timeout_s)
             snapshot = Snapshot(state, t_s=self._engine.clock_s(), consistent=consistent)
@@ -52,10 +56,10 @@ class Cache:
 def read_between(
     probe: CacheProbe, mark: Callable[[], Any], place: Callable[[], int], timeout_s: float
 ) -> tuple[CacheState, int, bool]:
-    """Return the state between two operations, its place among the events, and whether it was.
+    """Return the state between two operations, its place among the events, and if it is consistent.
 
-    Readers wait and read anew, so that the engine never waits for them: what was read counts only
-    if no operation was under way before and none had begun after (a sequence lock).
+    A sequence lock: the engine never waits for readers. A reading is consistent if no operation was
+    under way before and none had begun after; otherwise the cache is read again.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -69,7 +73,7 @@ def read_between(
 
 
 def _read_twice(probe: CacheProbe, deadline: float) -> tuple[CacheState, bool]:
-    """Return a state that was the same twice; nobody knows of operations that are under way."""
+    """Return a state that was read twice in a row: without an observer operations are unknown."""
     last = None
     while True:
         probe.find_requests()

@@ -1,30 +1,43 @@
-"""Client threads as in the reported test: released at once, each waiting for its answer."""
+"""Client threads as in the reported test: they start at once, each waits for its answers."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
 
 from analysis.core.errors import EngineError
+from analysis.engine.completion import Completion
 from analysis.workloads.workload import Answers, Request, Workload, check_output
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.engine.engine import Engine
+
+class RequestSender(Protocol):
+    """The methods of an engine that clients use."""
+
+    def submit(
+        self, prompt: str, max_new_tokens: int, timeout_s: float, request_id: str
+    ) -> Future[Completion]:
+        """Send a request; return the future of its completion."""
+
+    def give_up(self, request_ids: Iterable[str]) -> None:
+        """End those of these requests that are pending."""
+
 
 OnResult = Callable[[dict[str, Any]], None]
-"""Called with a row of the table `requests` the moment it ends, one call at a time."""
+"""Called with a row of the table `requests` when the request ends, one call at a time."""
 
 _BARRIER_TIMEOUT_S = 30.0
 _LONGEST_PAUSE = 8
-"""Times the first pause: those who were refused often must not keep the engine from its work."""
+"""Times the first pause: many refused requests must not keep the engine busy."""
 
 
 def run_workload(
-    engine: Engine,
+    engine: RequestSender,
     workload: Workload,
     concurrency: int,
     *,
@@ -33,17 +46,17 @@ def run_workload(
     on_result: OnResult | None = None,
     resubmit_s: float | None = None,
 ) -> pd.DataFrame:
-    """Ask a workload with `concurrency` client threads, and return the rows of `requests`.
+    """Send a workload's requests from `concurrency` client threads; return the rows of `requests`.
 
     Request i belongs to client i modulo `concurrency`. All clients start at a barrier; each sends
-    its next request when the one before it has ended (and not before its `arrival_s`). Every
-    request gets a row, in the workload's order, judged against what it expects and against
-    `references`, the reference decoder's answers, if given. With `resubmit_s`, a request that was
-    refused is sent again after a pause of so many seconds, up to eight times as long after further
-    refusals, until `timeout_s` have passed since it was first sent; its row is that of the last
-    time, and `retries` says how often it was refused before.
+    its next request when the one before has ended (and not before its `arrival_s`). Every request
+    gets a row, in the workload's order, with its output checked against the expected text and
+    against `references`, the reference decoder's answers. With `resubmit_s`, a rejected request is
+    sent again after so many seconds, up to eight times as long after further rejections, until
+    `timeout_s` have passed since it was first sent; its row is that of the last attempt, and
+    `retries` counts the rejected ones.
 
-    Ctrl-C ends it at once: no client sends any more, and what is under way is given up.
+    Ctrl-C ends it at once: clients send nothing more, and pending requests are given up.
     """
     if concurrency < 1:
         raise EngineError(f"A concurrency of {concurrency} is impossible: choose at least 1.")
@@ -51,7 +64,7 @@ def run_workload(
         raise EngineError("The workload holds no request, so there is nothing to ask.")
     clients = min(concurrency, len(workload.requests))
     barrier = threading.Barrier(clients)
-    telling, stop = threading.Lock(), threading.Event()
+    reporting, stop = threading.Lock(), threading.Event()
     rows: dict[str, dict[str, Any]] = {}
     failures: list[BaseException] = []
 
@@ -61,9 +74,9 @@ def run_workload(
         for position, request in enumerate(workload.requests[number::concurrency]):
             if stop.wait(max(0.0, started + request.arrival_s - time.monotonic())):
                 return
-            row = _ask(engine, request, timeout_s, references, resubmit_s, stop)
+            row = _send(engine, request, timeout_s, references, resubmit_s, stop)
             row |= {"client": number, "position": position}
-            with telling:
+            with reporting:
                 if stop.is_set():
                     return
                 rows[request.id] = row
@@ -88,7 +101,7 @@ def run_workload(
         for thread in threads:
             thread.join()
     except BaseException:
-        # Whatever ends this early, as Ctrl-C does, ends the clients, too.
+        # Ctrl-C and errors end the clients.
         stop.set()
         barrier.abort()
         engine.give_up(request.id for request in workload.requests)
@@ -101,8 +114,8 @@ def run_workload(
     return to_frame("requests", [rows[request.id] for request in workload.requests])
 
 
-def _ask(
-    engine: Engine,
+def _send(
+    engine: RequestSender,
     request: Request,
     timeout_s: float,
     references: Answers | None,
@@ -111,11 +124,11 @@ def _ask(
 ) -> dict[str, Any]:
     deadline, retries = time.monotonic() + timeout_s, 0
     while True:
-        asked = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
-        if stop.is_set():  # it may have come after all others were given up
+        future = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
+        if stop.is_set():  # all others may be given up already
             engine.give_up([request.id])
-        # The engine ends every request at its deadline; the margin only guards against itself.
-        done = asked.result(timeout=timeout_s + 10)
+        # The engine ends every request at its deadline; the margin guards against a bug in that.
+        done = future.result(timeout=timeout_s + 10)
         if done.outcome != "rejected" or resubmit_s is None:
             break
         pause = resubmit_s * min(retries + 1, _LONGEST_PAUSE)

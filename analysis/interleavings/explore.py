@@ -69,10 +69,7 @@ class Explorer:
             }
             scenario = harness.scenario
         before = [step for request in scenario.before for step in operations[request.name]]
-        self._programs = [
-            [step for request in worker for step in operations[request.name]]
-            for worker in scenario.workers
-        ]
+        self._programs = [operations[request.name] for request in scenario.workers]
         self._found = Exploration(multinomial([len(program) for program in self._programs]))
         for order in permutations(self._programs):
             self._run_serially([*before, *(step for program in order for step in program)])

@@ -11,7 +11,6 @@ from analysis.interleavings.scenarios import STRIDE, IsolationError, Scenario, S
 from analysis.interleavings.spec import Violation, check
 from analysis.interleavings.view import CacheView, prefix_number
 from analysis.shortfin.cache.driver import Invoke, Request, RequestDriver
-from analysis.shortfin.cache.probe import held_back
 from analysis.shortfin.cache.trie import Trie, read_trie
 from analysis.shortfin.config import EngineConfig
 from analysis.snapshots.snapshot import CacheState, Node
@@ -176,7 +175,7 @@ class CacheHarness:
         if not _is_shortage(error):
             step = f"{driver.name}.{driver.operations[driver.position - 1]}"
             text = f"{step} raises {type(error).__name__}."
-            return (Violation("raises", text, driver.name),)
+            return (Violation("operation-raises", text, driver.name),)
         room = before.free_or_evictable(driver.name)
         if self._wanted > room:
             return ()
@@ -184,7 +183,7 @@ class CacheHarness:
             f"{driver.name} gets no pages: it wanted {self._wanted}, and {room} were free or cached"
             " and not in use."
         )
-        return (Violation("refused", text, driver.name),)
+        return (Violation("allocation-refused", text, driver.name),)
 
     def _check_at_end(self) -> tuple[Violation, ...]:
         """Evict all there is when every request has ended, and count what is free."""
@@ -195,7 +194,7 @@ class CacheHarness:
                 evict(self.page_count)
             except Exception as error:
                 text = f"Evicting all that is cached raises {type(error).__name__}."
-                return (Violation("at rest", text),)
+                return (Violation("not-quiescent", text),)
         free = {page.index for page in self.pool.available_pages}
         missing = set(range(self.page_count)).difference(free, self.view.withheld, self._reserved)
         if not missing:
@@ -204,7 +203,7 @@ class CacheHarness:
         text = (
             f"All have ended and all was evicted, and {numbered('page', pages)} did not get free."
         )
-        return (Violation("at rest", text, pages=pages),)
+        return (Violation("not-quiescent", text, pages=pages),)
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -230,7 +229,7 @@ class CacheHarness:
             references={n: d.references() for n, d in self.drivers.items()},
             looked_up=frozenset(page for d in active.values() for page in d.looked_up()),
             detached=detached.nodes,
-            withheld=frozenset(held_back.get(id(self.pool), list)()),
+            withheld=frozenset(self.engine.service.withheld),
             reserved=self._reserved,
             missing_page=self._missing_page,
             padding_given=self._padding_given,

@@ -110,7 +110,7 @@ def _pairs(factory: HarnessFactory, scenario: str) -> Iterator[tuple[list[Step],
     with closing(factory.open(described)) as harness:
         steps = {n: [Step(n, o) for o in d.operations] for n, d in harness.drivers.items()}
     warm = [step for request in described.before for step in steps[request.name]]
-    one, other = (steps[worker[0].name] for worker in described.workers[:2])
+    one, other = (steps[worker.name] for worker in described.workers[:2])
     for i, first in enumerate(one):
         for j, second in enumerate(other):
             before = [*warm, *one[:i], *other[:j]]
@@ -155,13 +155,15 @@ class _Pair:
                     [lambda s=step: harness.perform(s.request) for step in self._steps]  # type: ignore[misc]
                 )
             except Deadlock as deadlock:
-                return [Violation("raises", str(deadlock))], scheduler.preempted_at
+                return [Violation("operation-raises", str(deadlock))], scheduler.preempted_at
             finally:
                 self._scheduler = None
             if not points:
                 self.yield_points = scheduler.yield_points
             harness.look()
-            raised = [Violation("raises", f"{error!r}") for error in errors if error is not None]
+            raised = [
+                Violation("operation-raises", f"{error!r}") for error in errors if error is not None
+            ]
             return [*raised, *check(harness.view)], scheduler.preempted_at
 
     def _open(self) -> CacheHarness:

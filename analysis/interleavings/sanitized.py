@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from analysis.engine.completion import Completion
 from analysis.interleavings.examine import HarnessFactory
 from analysis.interleavings.harness import CacheHarness
 from analysis.interleavings.scenarios import SCENARIOS, STRIDE, Schedule, Step, select
@@ -18,7 +19,6 @@ from analysis.sanitizer.findings import Findings
 from analysis.sanitizer.live import Follower
 from analysis.shortfin.cache.driver import RequestDriver
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
-from analysis.shortfin.config import Completion
 
 
 def cross_check(
@@ -84,7 +84,7 @@ class _Sanitized:
                 driver.register(self._probe)
             self._harness.run(Schedule((step,)))
             if driver.over:
-                self._probe._forget(driver.name)
+                self._probe.forget(driver.name)
                 self._recorder.holds(driver.name, ())
                 self._recorder.done(_completion(driver))
         finally:

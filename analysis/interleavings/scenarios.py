@@ -18,14 +18,14 @@ class IsolationError(CachelabError):
 
 @dataclass(frozen=True)
 class Scenario:
-    """Workers that carry out requests on one cache; `before` has ended when they begin."""
+    """Workers that each carry out a request on one cache; `before` has ended when they begin."""
 
     name: str
     sentence: str
     """What is tried."""
     pages: int
     """Pages in the pool, if a decoding request takes one at a time."""
-    workers: tuple[tuple[Request, ...], ...]
+    workers: tuple[Request, ...]
     before: tuple[Request, ...] = ()
     reserved: int = 0
     """Pages held by requests that do nothing meanwhile."""
@@ -35,7 +35,7 @@ class Scenario:
     @property
     def requests(self) -> tuple[Request, ...]:
         """All requests, those of `before` first."""
-        return (*self.before, *(request for worker in self.workers for request in worker))
+        return (*self.before, *self.workers)
 
 
 def _run(first: int, count: int) -> tuple[int, ...]:
@@ -48,55 +48,55 @@ _ALL = (
         "equal prompts",
         "Two requests with the same prompt are under way at once.",
         6,
-        ((Request("A", _run(1, 5)),), (Request("B", _run(1, 5)),)),
+        (Request("A", _run(1, 5)), Request("B", _run(1, 5))),
         sharing=_BOTH,
     ),
     Scenario(
         "equal prompts, whole pages",
         "Two requests with the same prompt, which fills its pages, and an answer.",
         8,
-        ((Request("A", _run(1, 4), 1),), (Request("B", _run(1, 4), 1),)),
+        (Request("A", _run(1, 4), 1), Request("B", _run(1, 4), 1)),
         sharing=_BOTH,
     ),
     Scenario(
         "equal prompts, then eviction",
         "Two equal prompts at once, and a third that needs what is cached of them.",
         7,
-        ((Request("A", _run(1, 5)),), (Request("B", _run(1, 5)),), (Request("C", _run(20, 10)),)),
+        (Request("A", _run(1, 5)), Request("B", _run(1, 5)), Request("C", _run(20, 10))),
     ),
     Scenario(
         "answers that enter a page",
         "Two requests decode into pages that their prompts had no room in.",
         10,
-        ((Request("A", _run(1, 3), 4),), (Request("B", _run(20, 3), 2),)),
+        (Request("A", _run(1, 3), 4), Request("B", _run(20, 3), 2)),
         sharing=_BOTH,
     ),
     Scenario(
         "a long answer in freed pages",
         "A prompt was answered twice; a long answer is written where the duplicates were.",
         16,
-        ((Request("A", _run(20, 1), 13),), (Request("B", _run(40, 1)),)),
+        (Request("A", _run(20, 1), 13), Request("B", _run(40, 1))),
         before=(Request("W", _run(1, 4), 4), Request("X", _run(1, 4), 4)),
     ),
     Scenario(
         "shared prefix under eviction",
         "Two requests that share a cached prefix, and a pool that must evict the rest.",
         7,
-        ((Request("A", (*_run(1, 4), 11, 12, 13)),), (Request("B", (*_run(1, 4), 21, 22, 23)),)),
+        (Request("A", (*_run(1, 4), 11, 12, 13)), Request("B", (*_run(1, 4), 21, 22, 23))),
         before=(Request("W", (*_run(1, 4), 31, 32)),),
     ),
     Scenario(
         "lookup, evict, allocate",
         "One request finds a cached prefix, another evicts to make room for itself.",
         6,
-        ((Request("B", (*_run(1, 6), 11, 12)),), (Request("C", _run(20, 8)),)),
+        (Request("B", (*_run(1, 6), 11, 12)), Request("C", _run(20, 8))),
         before=(Request("W", _run(1, 8)),),
     ),
     Scenario(
         "evicting one's own prefix",
         "A prompt that needs nearly all pages, one of which another request holds.",
         8,
-        ((Request("B", (*_run(1, 6), *_run(11, 10))),), (Request("C", _run(20, 1)),)),
+        (Request("B", (*_run(1, 6), *_run(11, 10))), Request("C", _run(20, 1))),
         before=(Request("W", _run(1, 8)),),
         reserved=1,
     ),
@@ -104,24 +104,20 @@ _ALL = (
         "evicting what has children",
         "One request goes on from a cached prefix, and another needs pages meanwhile.",
         6,
-        ((Request("B", (*_run(1, 4), *_run(11, 4))),), (Request("C", _run(20, 5)),)),
+        (Request("B", (*_run(1, 4), *_run(11, 4))), Request("C", _run(20, 5))),
         before=(Request("W", _run(1, 4)),),
     ),
     Scenario(
         "published beneath",
         "A request publishes beneath what another published, then a third needs pages.",
         6,
-        (
-            (Request("A", _run(1, 4)),),
-            (Request("B", (*_run(1, 4), 11, 12)),),
-            (Request("C", _run(20, 6)),),
-        ),
+        (Request("A", _run(1, 4)), Request("B", (*_run(1, 4), 11, 12)), Request("C", _run(20, 6))),
     ),
     Scenario(
         "short of pages",
         "Three prompts, and pages for two.",
         5,
-        ((Request("A", _run(1, 4)),), (Request("B", _run(20, 4)),), (Request("C", _run(1, 4)),)),
+        (Request("A", _run(1, 4)), Request("B", _run(20, 4)), Request("C", _run(1, 4))),
         sharing=_BOTH,
     ),
     Scenario(
@@ -129,10 +125,10 @@ _ALL = (
         "Four workers with short prompts, two of them equal, and pages for three.",
         4,
         (
-            (Request("A", _run(1, 2)),),
-            (Request("B", _run(1, 2)),),
-            (Request("C", _run(1, 3)),),
-            (Request("D", _run(20, 2)),),
+            Request("A", _run(1, 2)),
+            Request("B", _run(1, 2)),
+            Request("C", _run(1, 3)),
+            Request("D", _run(20, 2)),
         ),
         sharing=_BOTH,
     ),

@@ -14,21 +14,21 @@ from analysis.interleavings.view import CacheView, prefix_number
 from analysis.snapshots.snapshot import Node
 
 RULES = {
-    "raises": "An operation ends without an error, unless there are not enough pages.",
-    "refused": "A request gets its pages where enough are free or can be evicted.",
-    "one owner": "A page is free, cached or one request's own, and nothing else besides.",
-    "once": "A request's block table has no page twice.",
-    "own tokens": "The pages of a request hold its own tokens, each behind its own prefix.",
-    "cached tokens": "A cached page holds the tokens that its node stands for.",
-    "room": "A request has a page for every position that it writes.",
-    "references": "References to the trie are as many as the requests that hold one.",
-    "protected": "What a request under way uses of the trie cannot be evicted.",
-    "shape": "Nodes are found under their own tokens, and the leaves are those without children.",
-    "nothing lost": "Every page is free, cached, pending to be freed or held by a request.",
-    "padding page": "Page 0, which padding is written to, is given to no request.",
-    "at rest": "When all have ended, everything that is cached can be evicted, and all is free.",
+    "operation-raises": "An operation ends without an error, unless there are not enough pages.",
+    "allocation-refused": "A request gets its pages where enough are free or can be evicted.",
+    "page-conflict": "A page is free, cached or one request's own, and nothing else besides.",
+    "duplicate-page": "A request's block table has no page twice.",
+    "overwritten-page": "The pages of a request hold its own tokens, each behind its own prefix.",
+    "stale-cached-page": "A cached page holds the tokens that its node stands for.",
+    "missing-page": "A request has a page for every position that it writes.",
+    "reference-count": "References to the trie are as many as the requests that hold one.",
+    "unprotected-page": "What a request under way uses of the trie cannot be evicted.",
+    "malformed-trie": "Nodes are under their own tokens, and leaves are nodes without children.",
+    "page-leak": "Every page is free, cached, pending to be freed or held by a request.",
+    "padding-page-allocated": "Page 0, which padding is written to, is given to no request.",
+    "not-quiescent": "When all have ended, whatever is cached can be evicted, then all is free.",
 }
-"""The sentence of every rule, by name."""
+"""The sentence of every rule, by its code: the name of what breaks it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check(view: CacheView) -> list[Violation]:
 
 
 def _one_owner(view: CacheView) -> Iterator[Violation]:
-    rule, free, users = "one owner", set(view.state.free), view.users()
+    rule, free, users = "page-conflict", set(view.state.free), view.users()
     cached = [node.page for node in view.state.nodes if node.page is not None]
     for pages, where in ((view.state.free, "in the free list"), (cached, "cached")):
         for page in _repeated(pages):
@@ -76,7 +76,7 @@ def _once(view: CacheView) -> Iterator[Violation]:
     for name, table in view.block_tables.items():
         for page in _repeated(table):
             text = f"The block table of {name} has page {page} more than once: {list(table)}."
-            yield Violation("once", text, name, (page,))
+            yield Violation("duplicate-page", text, name, (page,))
 
 
 def _own_tokens(view: CacheView) -> Iterator[Violation]:
@@ -88,7 +88,7 @@ def _own_tokens(view: CacheView) -> Iterator[Violation]:
             page = table[block]
             if view.content[page][slot] != prefix_number(tokens[: position + 1]):
                 text = f"Page {page} of {name} does not hold its position {position} any more."
-                yield Violation("own tokens", text, name, (page,))
+                yield Violation("overwritten-page", text, name, (page,))
 
 
 def _cached_tokens(view: CacheView) -> Iterator[Violation]:
@@ -100,21 +100,21 @@ def _cached_tokens(view: CacheView) -> Iterator[Violation]:
         for slot in range(len(node.tokens)):
             if view.content[node.page][slot] != prefix_number(path[: first + slot + 1]):
                 text = f"Page {node.page} is cached for tokens that it does not hold."
-                yield Violation("cached tokens", text, pages=(node.page,))
+                yield Violation("stale-cached-page", text, pages=(node.page,))
                 break
 
 
 def _room(view: CacheView) -> Iterator[Violation]:
     for name, position in view.missing_page.items():
         text = f"{name} has no page for its position {position}, and writes to the padding page."
-        yield Violation("room", text, name, (0,))
+        yield Violation("missing-page", text, name, (0,))
 
 
 def _references(view: CacheView) -> Iterator[Violation]:
     for node in (*view.state.nodes, *view.detached):
         if node.ref_count < 0:
             text = f"{_name(node)} has {node.ref_count} references."
-            yield Violation("references", text, pages=_pages(node))
+            yield Violation("reference-count", text, pages=_pages(node))
     wrong = view.wrong_references()
     if wrong is not None:
         count, low, high = wrong
@@ -122,7 +122,7 @@ def _references(view: CacheView) -> Iterator[Violation]:
         text = (
             f"There {'is' if count == 1 else 'are'} {counted(count, 'reference')}, not {correct}."
         )
-        yield Violation("references", text)
+        yield Violation("reference-count", text)
 
 
 def _protected(view: CacheView) -> Iterator[Violation]:
@@ -131,7 +131,7 @@ def _protected(view: CacheView) -> Iterator[Violation]:
             node = view.cached.get(page)
             if node is not None and node.node not in view.referenced:
                 text = f"Page {page}, which {name} uses, can be evicted: its node has no reference."
-                yield Violation("protected", text, name, (page,))
+                yield Violation("unprotected-page", text, name, (page,))
 
 
 def _shape(view: CacheView) -> Iterator[Violation]:
@@ -140,15 +140,15 @@ def _shape(view: CacheView) -> Iterator[Violation]:
         children = view.children[node.node]
         if node.node in wrong:
             text = f"{_name(node)} is under other tokens than its own, or has another parent."
-            yield Violation("shape", text, pages=_pages(node))
+            yield Violation("malformed-trie", text, pages=_pages(node))
         elif node.page is not None and node.leaf != (children == 0):
             has = "is" if node.leaf else "is not"
             text = f"{_name(node)} has {children} children and {has} in the set of leaves."
-            yield Violation("shape", text, pages=_pages(node))
+            yield Violation("malformed-trie", text, pages=_pages(node))
     for node in view.detached:
         if node.leaf:
             text = f"{_name(node)} is in the set of leaves, and not in the trie."
-            yield Violation("shape", text, pages=_pages(node))
+            yield Violation("malformed-trie", text, pages=_pages(node))
 
 
 def _lost(view: CacheView) -> Iterator[Violation]:
@@ -158,12 +158,12 @@ def _lost(view: CacheView) -> Iterator[Violation]:
     if lost:
         verb = "is" if len(lost) == 1 else "are"
         text = f"{capitalised(numbered('page', lost))} {verb} not free, not cached and not held."
-        yield Violation("nothing lost", text, pages=tuple(lost))
+        yield Violation("page-leak", text, pages=tuple(lost))
 
 
 def _padding(view: CacheView) -> Iterator[Violation]:
     if view.padding_given:
-        yield Violation("padding page", "A request is given page 0.", pages=(0,))
+        yield Violation("padding-page-allocated", "A request is given page 0.", pages=(0,))
 
 
 _Rule = Callable[[CacheView], Iterator[Violation]]

@@ -14,18 +14,13 @@ from typing import Any
 from analysis.core.errors import ModelError
 from analysis.core.paths import repo_root
 
-__all__ = ["ModelArtifacts", "ModelConfig", "load_model", "shipped_model", "write_checksums"]
-
 _CHECKSUMS = "checksums.json"
 _SAMPLED_FROM = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What config.json says, in the words of sharktank's export_paged_llm_v1.
-
-    ``raw`` is the whole file, for keys that only some releases know.
-    """
+    """config.json, in the terms of sharktank's export_paged_llm_v1; ``raw`` is the whole file."""
 
     module_name: str
     module_abi_version: int
@@ -81,13 +76,9 @@ class ModelArtifacts:
 
 
 def shipped_model() -> Path:
-    """Return where the counting model lies: `data/model` of the checkout, or inside the wheel.
+    """Return the counting model's directory: `data/model` of the checkout, or inside the wheel.
 
-    Raises
-    ------
-    ModelError
-        If neither place has it.
-
+    Raises ModelError if neither place has it.
     """
     root = repo_root()
     places = [root / "data" / "model"] if root else []
@@ -96,9 +87,8 @@ def shipped_model() -> Path:
         if (place / "config.json").is_file():
             return place
     raise ModelError(
-        f"The counting model is missing from {places[0]}; restore it with `git checkout "
-        "data/model` "
-        "or make it anew with `cachelab model train`."
+        f"The counting model is missing from {places[0]}; restore it with `git checkout data/model`"
+        " or make it anew with `cachelab model train`."
     )
 
 
@@ -109,11 +99,7 @@ def load_model(path: Path | None = None) -> ModelArtifacts:
     tokenizer.json and tokenizer_config.json. If checksums.json is there, every file that it names
     is verified.
 
-    Raises
-    ------
-    ModelError
-        If anything is missing, corrupt or not as its checksum says; one sentence that says what.
-
+    Raises ModelError if anything is missing, corrupt or not as its checksum says.
     """
     directory = Path(os.path.realpath(os.path.expanduser(path or shipped_model())))
     if not os.path.isdir(directory):
@@ -209,15 +195,15 @@ def _config(path: Path) -> ModelConfig:
 
     def number(table: Mapping[str, Any], key: str, default: int | None = None) -> int:
         value = table.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if type(value) is not int or value < 1:
             raise ModelError(f"{path} needs a positive whole number under '{key}', not {value!r}.")
         return value
 
     def sizes(key: str) -> tuple[int, ...]:
         value = raw.get(key)
-        if not isinstance(value, list) or not value or not all(type(n) is int for n in value):
+        if not isinstance(value, list) or not value:
             raise ModelError(f"{path} needs a list of batch sizes under '{key}', not {value!r}.")
-        if min(value) < 1:
+        if not all(type(size) is int and size >= 1 for size in value):
             raise ModelError(
                 f"{path} needs batch sizes of at least 1 under '{key}', not {value!r}."
             )
@@ -312,5 +298,6 @@ def _fingerprint(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

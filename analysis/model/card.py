@@ -16,17 +16,11 @@ from analysis.model.verify import (
 )
 from analysis.workloads.prompts import LANES_FROM, PAGE_TOKENS
 
-__all__ = ["write_model_card"]
-
 
 def write_model_card(directory: Path, report: VerifyReport) -> Path:
     """Write README.md of a model directory from its training.json and a report.
 
-    Raises
-    ------
-    ModelError
-        If training.json is missing or cannot be read.
-
+    Raises ModelError if training.json is missing or cannot be read.
     """
     try:
         facts = json.loads((directory / "training.json").read_text(encoding="utf-8"))
@@ -69,8 +63,8 @@ answers are known by construction, and it gives them because it reads its contex
 
 {facts["steps"]:,} steps over {facts["tokens"]:,} tokens in {facts["seconds"]:,} seconds on a CPU
 with {facts["threads"]} threads ({versions}, Python {facts["python"]}). Plain next-token prediction
-with causal attention over sequences from `analysis/prompts.py`: no dropout, no damaged contexts.
-`checksums.json` covers every file that a model is loaded from.
+with causal attention over sequences from `analysis/workloads/prompts.py`: no dropout, no damaged
+contexts. `checksums.json` covers every file that a model is loaded from.
 
 ## What it was measured to do
 

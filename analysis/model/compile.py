@@ -18,8 +18,6 @@ from analysis.core.errors import ModelError
 from analysis.core.paths import cache_dir as default_cache_dir
 from analysis.model.artifacts import ModelArtifacts, sha256
 
-__all__ = ["cache_key", "compile_model", "select_functions", "target_flags"]
-
 _FUNCTION = re.compile(r"^  func\.func @(\w+)\(")
 _KEPT_LINES = 20
 
@@ -35,28 +33,13 @@ def compile_model(
     """Return a .vmfb of `model` for `target`, compiled now or found in the cache.
 
     A model that brings its own .vmfb is used as it is. Compiling takes about 8 s for a batch size,
-    in a child process with the installed iree-base-compiler. One in the cache that is not what the
-    compiler left there, by the checksum beside it, is compiled anew.
+    in a child process with the installed iree-base-compiler; a file in the cache that differs from
+    the checksum beside it is compiled anew. `batch_sizes` are some of the exported ones, None: all
+    of them. `target` is ``llvm-cpu`` (this machine's CPU) or an AMD GPU such as ``gfx942`` (also
+    ``hip:gfx942``). `cache_dir` is `vmfb` in the project's cache by default.
 
-    Parameters
-    ----------
-    model
-        The artifacts, as `load_model` reads them.
-    batch_sizes
-        Which of the exported batch sizes to compile; None means all that config.json lists.
-    target
-        ``llvm-cpu`` (this machine's CPU) or an AMD GPU such as ``gfx942`` (also ``hip:gfx942``).
-    cache_dir
-        Where to keep it; None means `vmfb` in the project's cache (`CACHELAB_CACHE_DIR`).
-    timeout_s
-        Seconds after which the compiler is stopped.
-
-    Raises
-    ------
-    ModelError
-        If a batch size was not exported, the target is unknown, no compiler is installed, or the
-        compiler fails or takes too long; its last lines are kept.
-
+    Raises ModelError if a batch size was not exported, the target is unknown, no compiler is
+    installed, or the compiler fails or takes more than `timeout_s`; its last lines are kept.
     """
     if model.vmfb is not None:
         return model.vmfb
@@ -80,9 +63,8 @@ def compile_model(
                 _compile(text, flags, vmfb, timeout_s)
     except OSError as error:
         raise ModelError(
-            f"The compiled model cannot be kept in {directory} ({error}); set "
-            "CACHELAB_CACHE_DIR to a "
-            "directory that can be written."
+            f"The compiled model cannot be kept in {directory} ({error}); set CACHELAB_CACHE_DIR to"
+            " a directory that can be written."
         ) from error
     return vmfb
 
@@ -90,11 +72,7 @@ def compile_model(
 def target_flags(target: str) -> tuple[str, ...]:
     """Return the compiler's flags for a target.
 
-    Raises
-    ------
-    ModelError
-        If the target is neither ``llvm-cpu`` nor an AMD GPU.
-
+    Raises ModelError if the target is neither ``llvm-cpu`` nor an AMD GPU.
     """
     common = ("--iree-input-type=auto", "--iree-opt-const-eval=false")
     if target == "llvm-cpu":
@@ -114,11 +92,7 @@ def target_flags(target: str) -> tuple[str, ...]:
 def select_functions(mlir: str, names: Sequence[str], where: Path) -> str:
     """Keep only the named top-level functions of a text MLIR module, and all else that is not one.
 
-    Raises
-    ------
-    ModelError
-        If one of them is not there; `where` is named in the message.
-
+    Raises ModelError if one of them is not there; `where` is named in the message.
     """
     kept: list[str] = []
     found: set[str] = set()
@@ -152,9 +126,8 @@ def _sizes(model: ModelArtifacts, batch_sizes: Sequence[int] | None) -> tuple[in
     wanted = sorted(set(batch_sizes)) if batch_sizes is not None else exported
     if not wanted or (unknown := [size for size in wanted if size not in exported]):
         raise ModelError(
-            "The model has no batch size "
-            f"{', '.join(map(str, unknown)) if wanted else 'none'}; it was "
-            f"exported for {', '.join(map(str, exported))}."
+            f"The model has no batch size {', '.join(map(str, unknown)) if wanted else 'none'}; it"
+            f" was exported for {', '.join(map(str, exported))}."
         )
     return tuple(wanted)
 
@@ -215,9 +188,8 @@ def _compiler() -> str:
         return str(find_tool("iree-compile"))
     except Exception as error:
         raise ModelError(
-            f"No IREE compiler is installed in this environment ({error}); install "
-            "iree-base-compiler "
-            "of the same version as shortfin."
+            f"No IREE compiler is installed in this environment ({error}); install"
+            " iree-base-compiler of the same version as shortfin."
         ) from None
 
 
@@ -226,9 +198,8 @@ def _compiler_version() -> str:
         return importlib.metadata.version("iree-base-compiler")
     except importlib.metadata.PackageNotFoundError:
         raise ModelError(
-            "No IREE compiler is installed in this environment; install iree-base-compiler "
-            "of the same "
-            "version as shortfin."
+            "No IREE compiler is installed in this environment; install iree-base-compiler of the"
+            " same version as shortfin."
         ) from None
 
 

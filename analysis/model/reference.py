@@ -1,8 +1,7 @@
-"""The reference: the same compiled program, one sequence, a cache of its own, correct arguments.
+"""The reference decoder: the same compiled program, one sequence, its own cache, right arguments.
 
-It calls the very functions that the engine calls (``prefill_bs{N}``, ``decode_bs{N}``) through
-`iree.runtime`, so a difference between the two can only come from what the engine passed or left in
-the cache.
+It calls the functions that the engine calls (``prefill_bs{N}``, ``decode_bs{N}``) through
+`iree.runtime`, so a difference can only come from what the engine passed or left in the cache.
 """
 
 from __future__ import annotations
@@ -19,33 +18,17 @@ from numpy.typing import NDArray
 from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts
 
-__all__ = ["ReferenceDecoder", "ReferenceSequence"]
-
 Logits = NDArray[np.float32]
 # Rows that only fill up a batch write to this page, which no sequence owns.
 _PADDING_PAGE = 0
 
 
 class ReferenceDecoder:
-    """Answers what a request should have said, through a compiled model.
+    """Decodes greedily through a compiled model, one sequence at a time.
 
-    Parameters
-    ----------
-    model
-        The artifacts; config and weights are used.
-    vmfb
-        The compiled program, made by the compiler of the installed runtime's version.
-
-    Notes
-    -----
-    Threads may share a decoder: calls of the program are made one at a time. A sequence belongs to
-    one thread.
-
-    Raises
-    ------
-    ModelError
-        If iree-base-runtime is missing, or the program or the weights cannot be loaded.
-
+    `vmfb` is the program, from the compiler of the installed runtime's version. Threads may share a
+    decoder, whose calls are made one at a time; a sequence belongs to one thread. Raises ModelError
+    if iree-base-runtime is missing, or the program or the weights cannot be loaded.
     """
 
     def __init__(self, model: ModelArtifacts, vmfb: Path) -> None:
@@ -56,9 +39,8 @@ class ReferenceDecoder:
             import iree.runtime as runtime
         except ImportError:
             raise ModelError(
-                "No IREE runtime is installed in this environment; install iree-base-runtime "
-                "of the "
-                "same version as shortfin."
+                "No IREE runtime is installed in this environment; install iree-base-runtime of the"
+                " same version as shortfin."
             ) from None
         self._runtime: Any = runtime
         try:
@@ -73,15 +55,12 @@ class ReferenceDecoder:
             )
             program = runtime.VmModule.mmap(instance, str(vmfb))
             # The returned modules keep the context alive.
-            self._module: Any = runtime.load_vm_modules(parameters, program, config=self._config)[
-                -1
-            ]
+            *_, self._module = runtime.load_vm_modules(parameters, program, config=self._config)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ModelError(
-                f"{vmfb} cannot be run by the installed iree-base-runtime ({reason}); compile "
-                "it with "
-                "iree-base-compiler of the same version."
+                f"{vmfb} cannot be run by the installed iree-base-runtime ({reason}); compile it"
+                " with iree-base-compiler of the same version."
             ) from error
         self._prefill_rows, self._prefill = self._smallest("prefill")
         self._decode_rows, self._decode = self._smallest("decode")
@@ -98,11 +77,8 @@ class ReferenceDecoder:
     def start(self, token_ids: Sequence[int], *, capacity: int | None = None) -> ReferenceSequence:
         """Prefill `token_ids` into a fresh, zeroed cache with room for `capacity` tokens.
 
-        Raises
-        ------
-        ModelError
-            If there are no tokens, or more than the capacity (by default the model's max_seq_len).
-
+        The capacity is the model's max_seq_len by default. Raises ModelError if there are no tokens
+        or more than the capacity.
         """
         return ReferenceSequence(self, token_ids, capacity or self.model.config.max_seq_len)
 
@@ -115,9 +91,8 @@ class ReferenceDecoder:
             except KeyError:
                 continue
         raise ModelError(
-            f"The compiled model exports {phase} for none of the batch sizes that config.json "
-            "lists; "
-            "compile it anew."
+            f"The compiled model exports {phase} for none of the batch sizes that config.json"
+            " lists; compile it anew."
         )
 
     def _upload(self, array: NDArray[Any]) -> Any:
@@ -132,26 +107,17 @@ class ReferenceDecoder:
 class ReferenceSequence:
     """One sequence in a cache of its own. Made by `ReferenceDecoder.start`.
 
-    Attributes
-    ----------
-    tokens
-        The token ids whose keys and values are in the cache.
-    logits
-        What the model says follows them, float32 ``[vocab]``.
-    prompt_logits
-        What it said at each position of the prompt, float32 ``[prompt, vocab]``.
-    block_ids
-        The sequence's pages, in order.
-
+    `tokens` are the token ids whose keys and values are in the cache, `logits` those of the next
+    token, float32 ``[vocab]``, `prompt_logits` those at each position of the prompt, float32
+    ``[prompt, vocab]``, and `block_ids` the sequence's pages, in order.
     """
 
     def __init__(self, decoder: ReferenceDecoder, token_ids: Sequence[int], capacity: int) -> None:
         length = len(token_ids)
         if not 0 < length <= capacity:
             raise ModelError(
-                f"A sequence of {length} tokens does not fit a reference cache for 1 to "
-                f"{capacity}; "
-                "shorten it or ask for more capacity."
+                f"A sequence of {length} tokens does not fit a reference cache for 1 to {capacity};"
+                " shorten it or ask for more capacity."
             )
         self._decoder = decoder
         self.capacity = capacity
@@ -187,16 +153,10 @@ class ReferenceSequence:
         return np.asarray(raised / raised.sum(), dtype=np.float32)
 
     def step(self, token: int, *, seq_len: int | None = None, blocks: int | None = None) -> Logits:
-        """Append `token` by one decode and return what follows it, float32 ``[vocab]``.
+        """Append `token` by one decode and return the next logits, float32 ``[vocab]``.
 
-        Parameters
-        ----------
-        token
-            The token id to append.
-        seq_len, blocks
-            How many slots are read, and how many pages the block table has. They are right by
-            default; other values show what an engine's wrong ones would do.
-
+        `seq_len` is how many slots are read, `blocks` how many pages the block table has. They are
+        right by default; other values show what an engine's wrong ones would do.
         """
         position = len(self.tokens)
         if position >= self.capacity:
@@ -257,8 +217,7 @@ def _cache_dtype(model: ModelArtifacts) -> np.dtype[Any]:
     name = model.config.kv_cache_dtype
     if name not in {"float16", "float32"}:
         raise ModelError(
-            f"The reference decoder knows caches of float16 and float32, not of {name}; "
-            "export the model "
-            "with one of these."
+            f"The reference decoder reads caches of float16 and float32, not of {name}; export the"
+            " model with one of these."
         )
     return np.dtype(name)

@@ -8,17 +8,11 @@ from typing import Any
 from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts
 
-__all__ = ["ModelTokenizer"]
-
 
 class ModelTokenizer:
     """Reads tokenizer.json with the `tokenizers` package, as the engine does.
 
-    Raises
-    ------
-    ModelError
-        If tokenizer.json is not a tokenizer.
-
+    Raises ModelError if tokenizer.json is not a tokenizer.
     """
 
     def __init__(self, model: ModelArtifacts) -> None:

@@ -1,16 +1,13 @@
-"""Whether the counting model counts, and whether it does so because it reads its context.
+"""Verify the counting model through the reference decoder, on prompts that training never saw.
 
-Four questions, all answered through the reference decoder on prompts that training never saw: is
-the reported prompt right, how many prompts are answered exactly, does a foreign page change the
-answer, and can anything be answered without the context. `verify_model` says exactly what one trial
-of each is.
+It measures whether the reported prompt is right, how many prompts are answered exactly, whether
+another prompt's page changes an answer, and what can be answered without the context.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import numpy as np
 from analysis.model.artifacts import ModelArtifacts
 from analysis.model.reference import ReferenceDecoder, ReferenceSequence
 from analysis.model.tokenizer import ModelTokenizer
+from analysis.stats.bounds import wilson
 from analysis.workloads.prompts import (
     FAMILIES,
     LANES_FROM,
@@ -30,12 +28,9 @@ from analysis.workloads.prompts import (
     reported,
 )
 
-__all__ = ["Share", "VerifyReport", "verify_model"]
-
 ACCURACY_NEEDED = 0.995
 SENSITIVITY_NEEDED = 0.95
 NEW_TOKENS = 15
-_NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +48,7 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of the interval."""
-        z2 = _NORMAL_95**2
-        middle = (self.hits + z2 / 2) / (self.trials + z2)
-        spread = self.hits * (self.trials - self.hits) / self.trials + z2 / 4
-        half = _NORMAL_95 * math.sqrt(spread) / (self.trials + z2)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson(self.hits, self.trials)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -65,12 +56,7 @@ class Share:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "hits": self.hits,
-            "trials": self.trials,
-            "share": self.share,
-            "interval": self.interval,
-        }
+        return {**asdict(self), "share": self.share, "interval": self.interval}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +115,18 @@ def verify_model(
 ) -> VerifyReport:
     """Measure the model through the reference decoder; two to four minutes for 1,000 trials.
 
-    accuracy
-        `trials` distinct held-out prompts, the families in turn, lengths uniform over 5 to 120
-        tokens. A hit: all 15 greedy tokens are the known continuation.
-    sensitivity
-        `trials` / 5 for each family. A trial prefills a held-out prompt and another of the same
-        family and length, each in a cache of its own, copies one full page of the other's over the
-        same page of the first, and goes on decoding. Sequences (49 tokens and longer, 15 new
-        tokens): the last full page. Recall (17 tokens and longer, as many new tokens as the list is
-        long): any full page. A hit: the answer differs from the undisturbed one.
-    last_two_tokens
-        `trials` / 5 for each family, 10 tokens and longer. A hit: the right answer from the bos
-        token and the last two tokens alone.
-    last_page
-        The same with the last 16 tokens of prompts of 49 tokens and more.
+    * accuracy: `trials` distinct held-out prompts, the families in turn, 5 to 120 tokens. A hit:
+      all 15 greedy tokens are the known continuation.
+    * sensitivity: `trials` / 5 for each family. A trial prefills a held-out prompt and another of
+      the same family and length, each in a cache of its own, copies one full page of the other's
+      over the same page of the first, and goes on decoding. Sequences (49 tokens and longer, 15 new
+      tokens): the last full page. Recall (17 tokens and longer, as many new tokens as the list is
+      long): any full page. A hit: the answer differs from the undisturbed one.
+    * last_two_tokens: `trials` / 5 for each family, 10 tokens and longer. A hit: the right answer
+      from the bos token and the last two tokens alone.
+    * last_page: the same with the last 16 tokens of prompts of 49 tokens and more.
 
-    Raises
-    ------
-    ModelError
-        If the model or the program cannot be loaded.
-
+    Raises ModelError if the model or the program cannot be loaded.
     """
     tokenizer = ModelTokenizer(model)
     decoder = ReferenceDecoder(model, vmfb)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from analysis.workloads.prompts import ALPHABET
 
-__all__ = ["BOS", "EOS", "UNKNOWN", "VOCABULARY", "encode"]
-
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 
 # Id 0 is what engines pad with; it is the unknown token, as llama tokenizers have it.

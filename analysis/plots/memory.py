@@ -16,25 +16,19 @@ def memory(events: pd.DataFrame, title: str | None = None) -> Figure:
     if rows.empty:
         return style.nothing_to_draw("No memory was recorded.")
     seconds = rows["t_s"].astype(float)
-    resident = rows["value"].astype(float) / _MIB
-    table = rows["page_table_bytes"].astype(float) / _MIB
     figure = style.new_figure(7.6, 3.4)
     axes = figure.add_subplot()
-    for values, colour, name in (
-        (resident, style.BLUE, "resident"),
-        (table, style.ORANGE, "page table"),
-    ):
+    for column, colour, name in (
+        ("value", style.BLUE, "resident"), ("page_table_bytes", style.ORANGE, "page table")
+    ):  # fmt: skip
+        values = rows[column].astype(float) / _MIB
         axes.plot(seconds, values, color=colour, linewidth=1.6, marker="." if len(rows) < 3 else "")
         axes.annotate(
-            f"{name}: {values.iloc[-1]:,.1f} MiB",
-            (seconds.iloc[-1], values.iloc[-1]),
-            xytext=(-4, 5),
-            textcoords="offset points",
-            ha="right",
-            color=colour,
+            f"{name}: {values.iloc[-1]:,.1f} MiB", (seconds.iloc[-1], values.iloc[-1]),
+            xytext=(-4, 5), textcoords="offset points", ha="right", color=colour,
             fontsize=style.SMALL,
-        )
-    axes.set_ylim(0, max(resident.max(), table.max()) * 1.15)
+        )  # fmt: skip
+    axes.set_ylim(0, axes.dataLim.y1 * 1.15)
     span = max(seconds.max() - seconds.min(), 0.1)
     axes.set_xlim(seconds.min() - 0.02 * span, seconds.max() + 0.02 * span)
     style.dress(axes, title or "Memory over time", "time since the engine started (s)", "MiB")

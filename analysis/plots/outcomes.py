@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.plots import style
-from analysis.stats.rates import CONFIGURATION, outcome_counts, varying
+from analysis.stats.configurations import series_columns
+from analysis.stats.rates import outcome_counts
 
-# From the bottom up: failures, then right answers, then what was refused, set off by its hatching.
+# From the bottom up: failures, then right answers, then what was refused.
+_DARK = ("engine_died", "wrong")
 STACK = ("wrong", "empty", "error", "timeout", "engine_died", "ok", "rejected")
 _WORDS = {
     "empty": "empty (no tokens)",
@@ -20,6 +23,11 @@ _WORDS = {
     "rejected": "rejected (refused at once)",
 }
 _HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
+_LOOKS: dict[str, dict[str, Any]] = {
+    kind: {"facecolor": colour, "hatch": _HATCHES.get(kind), "edgecolor": style.GREY,
+           "linewidth": 0.7}
+    for kind, colour in style.OUTCOME_COLOURS.items()
+}  # fmt: skip
 
 
 def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
@@ -27,7 +35,7 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
 
     Numbers in the bars are requests; outcomes that never occurred have neither bar nor legend.
     """
-    columns = list(dict.fromkeys(["release", "prefix_sharing", *varying(trials, CONFIGURATION)]))
+    columns = series_columns(trials)
     counts = outcome_counts(requests, trials, [*columns, "concurrency"])
     if counts.empty:
         return style.nothing_to_draw("No request was recorded: there are no outcomes to draw.")
@@ -39,8 +47,7 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     figure = style.new_figure(width * wide, 2.9 * high + 0.9)
     panels = figure.subplots(high, wide, sharey=True, squeeze=False).ravel()
     for axes, key in zip(panels, series, strict=False):
-        rows = style.rows_of(counts, key).set_index("concurrency")
-        _stack(axes, rows, levels)
+        _stack(axes, style.rows_of(counts, key).set_index("concurrency"), levels)
         title = style.panel_title(key, width)
         style.dress(axes, title, "concurrent requests", "share of requests")
         axes.label_outer(remove_inner_ticks=True)
@@ -49,65 +56,33 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     for axes in panels[len(series) :]:
         axes.set_visible(False)
     figure.suptitle("Outcomes of all requests against concurrency", fontsize=style.TITLE + 1)
-    seen = [kind for kind in STACK if counts[kind].sum()]
-    style.legend_below(figure, [_patch(kind) for kind in reversed(seen)], most=4)
+    seen = [kind for kind in reversed(STACK) if counts[kind].sum()]
+    handles = [Patch(label=_WORDS.get(kind, kind), **_LOOKS[kind]) for kind in seen]
+    style.legend_below(figure, handles, most=4)
     return figure
 
 
 def _stack(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
-    """Stack one panel's bars, evenly spaced, with the number of requests in each that has room."""
+    """Stack one panel's bars, evenly spaced, with the number of requests where it fits."""
     labels = []
     for place, level in enumerate(levels):
         if level not in rows.index:
             labels.append(f"{level}\nnot run")
             continue
-        row = {kind: int(rows[kind][level]) for kind in STACK}
-        total, bottom = sum(row.values()), 0.0
+        numbers = {kind: int(rows[kind][level]) for kind in STACK if rows[kind][level]}
+        total, bottom = sum(numbers.values()), 0.0
         labels.append(style.tick_label(level, [total]))
-        for kind in STACK:
-            number = row[kind]
-            if not number:
-                continue
-            share = number / total
-            axes.bar(
-                place,
-                share,
-                bottom=bottom,
-                width=0.72,
-                color=style.OUTCOME_COLOURS[kind],
-                hatch=_HATCHES.get(kind),
-                edgecolor=style.GREY,
-                linewidth=0.7,
-                label=kind,
-            )
+        for kind, number in numbers.items():
+            share, look = number / total, _LOOKS[kind]
+            axes.bar(place, share, bottom=bottom, width=0.72, label=kind, **look)
             if share >= 0.06:
-                axes.text(
-                    place,
-                    bottom + share / 2,
-                    str(number),
-                    ha="center",
-                    va="center",
-                    fontsize=style.SMALL,
-                    color="white" if kind in ("engine_died", "wrong") else "black",
-                    # Hatching behind a number would make it unreadable.
-                    bbox={
-                        "facecolor": style.OUTCOME_COLOURS[kind],
-                        "edgecolor": "none",
-                        "pad": 1.2,
-                    },
-                )
+                # Hatching behind a number would make it unreadable.
+                box = {"facecolor": look["facecolor"], "edgecolor": "none", "pad": 1.2}
+                axes.text(place, bottom + share / 2, str(number), ha="center", va="center",
+                          fontsize=style.SMALL, bbox=box,
+                          color="white" if kind in _DARK else "black")  # fmt: skip
             bottom += share
     axes.set_xticks(range(len(levels)), labels)
     axes.set_xlim(-0.6, len(levels) - 0.4)
     style.percent_axis(axes)
     axes.set_ylim(0, 1.03)
-
-
-def _patch(kind: str) -> Patch:
-    return Patch(
-        facecolor=style.OUTCOME_COLOURS[kind],
-        hatch=_HATCHES.get(kind),
-        edgecolor=style.GREY,
-        linewidth=0.7,
-        label=_WORDS.get(kind, kind),
-    )

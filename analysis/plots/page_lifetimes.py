@@ -10,34 +10,37 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.plots import style
-from analysis.recording.replay import cached_or_leaked
 
 LANES = 48
 _STATES = {"cached": "in the prefix cache", "leaked": "leaked"}
+_PALE = (style.ORANGE, style.PURPLE)
+_STATE_SPAN = ["page", "state", "begin", "end"]
+_SPAN = ["page", "owner", "begin", "end", "place"]
 
 
 def page_lifetimes(
-    events: pd.DataFrame, *, pages: Sequence[int] | None = None, title: str | None = None
+    events: pd.DataFrame,
+    states: pd.DataFrame | None = None,
+    *,
+    pages: Sequence[int] | None = None,
+    title: str | None = None,
 ) -> Figure:
-    """Draw who held each page from when to when, and while it was cached or leaked.
+    """Draw which request held each page from when to when, and when it was cached or leaked.
 
-    A lane has a bar from `hold` to `drop` in its request's colour (thinner ones where several hold
-    it at once), and behind it the colour of a cached page while the prefix cache has it, or of a
-    leaked one while nothing can reach it, as in a page map. At most 48 pages are drawn, those with
-    most holders first chosen; x is the number of the event, so that waiting takes no room.
+    A lane has a bar from `hold` to `drop` in its request's colour (thinner bars where several hold
+    it at once). Behind it stand the spans of `states` (page, state, begin, end, as of
+    `analysis.recording.replay.cached_or_leaked`), in the colours of a page map. At most 48 pages
+    are drawn, those with most holders first; x is the number of the event, not time.
     """
     held = _spans(events)
     if held.empty:
         return style.nothing_to_draw("No page was held by any request.")
-    behind = cached_or_leaked(events)
+    behind = pd.DataFrame(columns=_STATE_SPAN) if states is None else states
     chosen = list(pages) if pages is not None else _busiest(held)
     everyone = {*held["page"], *behind["page"]}
     lanes = {page: lane for lane, page in enumerate(sorted(chosen, reverse=True))}
     owners = list(dict.fromkeys(held.sort_values("begin")["owner"]))
-    colours = {
-        owner: style.REQUEST_COLOURS[n % len(style.REQUEST_COLOURS)]
-        for n, owner in enumerate(owners)
-    }
+    colours = style.request_colours(owners, style.REQUEST_COLOURS)
     figure = style.new_figure(9.6, 1.7 + 0.2 * max(len(lanes), 4))
     axes = figure.add_subplot()
     last = float(events["seq"].max())
@@ -57,7 +60,7 @@ def page_lifetimes(
             [(span.begin, width)], (low, height), facecolors=colours[span.owner],
             edgecolor="white", linewidth=0.6,
         )  # fmt: skip
-        name = short_name(span.owner)
+        name = style.short_name(span.owner)
         if span.of == 1 and width > last * 0.013 * len(name):
             axes.text(
                 span.begin + width / 2, lanes[span.page], name, ha="center", va="center",
@@ -70,27 +73,20 @@ def page_lifetimes(
     axes.tick_params(axis="y", labelsize=7)
     left_out = len(everyone) - len(lanes)
     note = f" ({left_out} further pages that were used are left out)" if left_out > 0 else ""
-    style.dress(axes, (title or "Who held each page") + note, "number of the event", "page")
+    style.dress(
+        axes, (title or "Requests that held each page") + note, "number of the event", "page"
+    )
     axes.tick_params(axis="y", labelsize=7)
-    legend = [Patch(color=colours[owner], label=short_name(owner)) for owner in owners[:12]]
-    legend += [
-        Patch(color=style.STATE_COLOURS[state], label=label)
-        for state, label in _STATES.items()
-        if (behind["state"] == state).any()
+    legend = [
+        *style.request_patches(colours),
+        *(
+            Patch(color=style.STATE_COLOURS[state], label=label)
+            for state, label in _STATES.items()
+            if (behind["state"] == state).any()
+        ),
     ]
-    if len(owners) > 12:
-        legend.append(Patch(color="white", label=f"and {len(owners) - 12} more requests"))
     style.legend_below(figure, legend, most=7)
     return figure
-
-
-_PALE = (style.ORANGE, style.PURPLE)
-
-
-def short_name(request_id: str) -> str:
-    """Return a request's name as a figure shows it, cut so that it fits into a legend."""
-    cut = request_id if len(request_id) <= 10 else request_id[:6] + "\N{HORIZONTAL ELLIPSIS}"
-    return style.words(cut)
 
 
 def _busiest(held: pd.DataFrame) -> list[int]:
@@ -102,29 +98,24 @@ def _busiest(held: pd.DataFrame) -> list[int]:
 def _spans(events: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each time that a request held a page: page, owner, begin, end.
 
-    `of` and `place` tell how many held a page together at the start.
+    `of` is how many requests held a page at once at most, `place` the lane among them.
     """
-    last = int(events["seq"].max()) if len(events) else 0
     open_: dict[tuple[int, str], tuple[int, int]] = {}
     rows = []
-
-    def end(page: int, owner: str, seq: int) -> None:
-        if (page, owner) in open_:
-            begin, place = open_.pop((page, owner))
-            rows.append({"page": page, "owner": owner, "begin": begin, "end": seq, "place": place})
-
     columns = ["seq", "kind", "request_id", "pages"]
-    kinds = events["kind"].isin(["pages_held", "pages_dropped"])
-    listed: list[Any] = list(events.loc[kinds, columns].itertuples())
+    wanted = events.loc[events["kind"].isin(["pages_held", "pages_dropped"]), columns]
+    listed: list[Any] = list(wanted.itertuples())
     for event in listed:
         for page in event.pages:
+            key = page, event.request_id
             if event.kind == "pages_held":
                 together = sum(p == page for p, _ in open_)
-                open_.setdefault((page, event.request_id), (event.seq, together))
-            else:
-                end(page, event.request_id, event.seq)
-    for page, owner in list(open_):
-        end(page, owner, last)
-    frame = pd.DataFrame(rows, columns=["page", "owner", "begin", "end", "place"])
+                open_.setdefault(key, (event.seq, together))
+            elif key in open_:
+                begin, place = open_.pop(key)
+                rows.append((*key, begin, event.seq, place))
+    last = int(events["seq"].max()) if len(events) else 0
+    rows += [(*key, begin, last, place) for key, (begin, place) in open_.items()]
+    frame = pd.DataFrame(rows, columns=_SPAN)
     frame = frame.sort_values(["owner", "begin"]).reset_index(drop=True)
     return frame.assign(of=frame.groupby("page")["place"].transform("max") + 1)

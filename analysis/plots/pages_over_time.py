@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 
 from analysis.plots import style
 from analysis.plots.style import STATE_COLOURS
+from analysis.runs.schema import FAILURES
 from analysis.snapshots.snapshot import STATES
-from analysis.stats.rates import FAILURES
 
 _ORDER = ("leaked", "live", "cached", "free")
 
@@ -24,8 +24,8 @@ def pages_over_time(
 ) -> Figure:
     """Draw how many pages were in which state, as stacked steps from snapshot to snapshot.
 
-    Failed `requests` are marked where they ended; from `events`, evictions and shortages are ticks
-    and the engine's death a line. All rows must be of one engine.
+    Failed `requests` are marked where they ended; evictions and shortages from `events` are ticks,
+    the engine's death is a line. All rows must be of one engine.
     """
     rows = snapshots[snapshots["t_s"].notna()].sort_values("seq")
     if rows.empty:

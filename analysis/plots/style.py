@@ -1,7 +1,8 @@
-"""What all figures share: colours, sizes and the concurrency axis.
+"""Colours, sizes, axes and legends that all figures share.
 
-Colours are those of M. Okabe and K. Ito, Color Universal Design (2008), told apart with any common
-form of colour blindness. Figures are made without pyplot, so that nothing is global and none leak.
+The colours are those of M. Okabe and K. Ito, Color Universal Design (2008), which remain distinct
+with any common form of colour blindness. Figures are made without pyplot, so there is no global
+state and no figure leaks.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import functools
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
-from analysis.runs.tables import treated
+from analysis.stats.configurations import setting_name
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
@@ -35,9 +37,9 @@ OUTCOME_COLOURS = {
     "rejected": "#FFFFFF",
 }
 STATE_COLOURS = {"free": "#EFEFEF", "live": SKY, "cached": "#E9CF58", "leaked": VERMILLION}
-"""Of a page, by its state, in every figure and widget. No request has one of these."""
+"""Colours of page states in every figure and widget. No request has one of these."""
 REQUEST_COLOURS = (BLUE, BLACK, GREEN, PURPLE, ORANGE, "#7A1B4B", "#6B4A00", "#6A5ACD")
-"""Of requests, where pages are shown beside them or held by them."""
+"""Colours of requests in figures that show page states, too."""
 GREY = "#5A5A5A"
 TEXT, SMALL, TITLE = 10.0, 9.0, 11.5
 
@@ -61,14 +63,14 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def panel_title(key: Mapping[str, Any], width: float) -> str:
-    """Return what a panel of this width in inches is called, in lines that fit over it."""
+    """Return the title of a panel of this width in inches, wrapped."""
     return textwrap.fill(series_label(key), int(width * 9))
 
 
 def legend_below(figure: Figure, handles: Sequence[Any] | None = None, *, most: int) -> None:
-    """Put a legend below the axes, in as many columns, up to `most`, as the figure is wide.
+    """Put a legend below the axes, in at most `most` columns and no wider than the figure.
 
-    `handles` are all that have a label on the figure's axes, if none are given.
+    Without `handles` it lists all labelled artists of the figure's axes.
     """
     if handles is None:
         handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
@@ -87,7 +89,7 @@ def legend_below(figure: Figure, handles: Sequence[Any] | None = None, *, most: 
 
 
 def concurrency_axis(axes: Axes, concurrency: pd.Series[Any], numbers: pd.Series[Any]) -> None:
-    """Make x a log2 axis with a tick at each concurrency, and below it the requests behind it.
+    """Make x a log2 axis with a tick and the number of requests at each concurrency.
 
     `concurrency` and `numbers` have one value for each point that is drawn.
     """
@@ -105,16 +107,24 @@ def concurrency_axis(axes: Axes, concurrency: pd.Series[Any], numbers: pd.Series
 
 
 def tick_label(level: int, numbers: Sequence[int]) -> str:
-    """Return the label of one concurrency, with the number of requests behind it below."""
+    """Return the label of one concurrency, with its number of requests below."""
     low, high = min(numbers), max(numbers)
     return f"{level}\nn = {low}" if low == high else f"{level}\nn = {low} to {high}"
 
 
-def percent_axis(axes: Axes) -> None:
-    """Show shares of 1 as percent from 0 to 100, with room for a marker at either end."""
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+def percent_axis(axes: Axes, along: Literal["x", "y"] = "y") -> None:
+    """Show shares of 1 as percent from 0 to 100 along x or y, with a margin at both ends."""
+    axis = axes.yaxis if along == "y" else axes.xaxis
+    limits = axes.set_ylim if along == "y" else axes.set_xlim
+    limits(-0.03, 1.03)
+    axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+
+
+def grid_along_x(axes: Axes) -> None:
+    """Replace the horizontal grid lines by vertical ones, for horizontal bars and intervals."""
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color="#E3E3E3", linewidth=0.8)
 
 
 def dodge(index: int, count: int) -> float:
@@ -122,26 +132,62 @@ def dodge(index: int, count: int) -> float:
     return float(2 ** (0.14 * (index - (count - 1) / 2)))
 
 
+def colour(index: int) -> str:
+    """Return the colour of a series."""
+    return SERIES_COLOURS[index % len(SERIES_COLOURS)]
+
+
+def marker(index: int) -> str:
+    """Return the marker of a series."""
+    return SERIES_MARKERS[index % len(SERIES_MARKERS)]
+
+
+def distances(rows: pd.DataFrame, y: str, low: str, high: str) -> list[pd.Series[float]]:
+    """Return how far an interval reaches below and above its value, for `errorbar`."""
+    return [(rows[y] - rows[low]).clip(lower=0), (rows[high] - rows[y]).clip(lower=0)]
+
+
+def interval_line(
+    axes: Axes, rows: pd.DataFrame, index: int, count: int, label: str,
+    y: str = "rate", low: str = "low", high: str = "high",
+) -> None:  # fmt: skip
+    """Draw series `index` of `count` against concurrency, with an interval at each point."""
+    rows = rows.sort_values("concurrency")
+    axes.errorbar(
+        rows["concurrency"] * dodge(index, count), rows[y], yerr=distances(rows, y, low, high),
+        color=colour(index), marker=marker(index), markersize=6.5, linewidth=1.3, elinewidth=1.6,
+        capsize=4, label=label,
+    )  # fmt: skip
+
+
 def series_label(key: Mapping[str, Any]) -> str:
-    """Return how a series is called in a legend, such as "shortfin 3.1.0, trie, 24 pages"."""
-    forms = {
-        "release": "shortfin {}",
-        "prefix_sharing": "prefix sharing {}",
-        "page_count": "{} pages",
-        "workload": "workload {}",
-        "device": "{}",
-        "treatments": "{}",
-    }
-    return ", ".join(
-        forms.get(name, name + " {}").format(
-            treated(value) if name == "treatments" else words(str(value))
-        )
-        for name, value in key.items()
-    )
+    """Return the name of a series in a legend."""
+    return words(setting_name(key))
+
+
+def request_colours(
+    requests: Sequence[str], palette: Sequence[str] = SERIES_COLOURS
+) -> dict[str, str]:
+    """Return a colour for each request, in turn."""
+    return {name: palette[n % len(palette)] for n, name in enumerate(requests)}
+
+
+def request_patches(colours: Mapping[str, str], most: int = 12) -> list[Patch]:
+    """Return legend entries of the first `most` requests, and one that counts the others."""
+    patches = [Patch(color=c, label=short_name(name)) for name, c in list(colours.items())[:most]]
+    if len(colours) > most:
+        patches.append(Patch(color="white", label=f"and {len(colours) - most} more requests"))
+    return patches
+
+
+def short_name(request_id: str) -> str:
+    """Return a request's name cut so that it fits into a legend."""
+    cut = request_id if len(request_id) <= 10 else request_id[:6] + "\N{HORIZONTAL ELLIPSIS}"
+    return words(cut)
 
 
 def all_series(frame: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the distinct values of the columns, sorted: one dict for every series of a figure."""
+    """Return the distinct values of the columns, sorted: one dict for each series."""
     distinct = frame[list(columns)].drop_duplicates().sort_values(list(columns))
     return [{str(k): v for k, v in row.items()} for row in distinct.to_dict("records")]
 
@@ -150,15 +196,15 @@ def rows_of(frame: pd.DataFrame, key: Mapping[str, Any]) -> pd.DataFrame:
     """Return the rows of one series."""
     mask = pd.Series(True, index=frame.index)
     for name, value in key.items():
-        mask &= frame[name] == value
+        # A Series compares itself with a tuple element by element.
+        mask &= frame[name].map(lambda own, value=value: own == value).astype(bool)
     return frame[mask]
 
 
 def words(text: str) -> str:
-    """Return a text of others (a request's id, a file's name) for matplotlib to draw as it is.
+    """Return a text of unknown content (a request's id, a file's name) for matplotlib to draw.
 
-    A dollar sign does not begin mathematics then, what the font lacks or cannot be drawn is
-    escaped, and a label keeps its place in a legend.
+    Dollar signs, characters that the font lacks and a leading underscore are made harmless.
     """
     shown = "".join(
         c if ord(c) in _glyphs() and c.isprintable() else c.encode("unicode_escape").decode()
@@ -174,7 +220,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def nothing_to_draw(message: str) -> Figure:
-    """Return a figure that says in words why it is empty."""
+    """Return a figure that shows only a message."""
     figure = new_figure(7.2, max(1.2, 0.25 * (message.count("\n") + 3)))
     figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=TEXT, color=GREY)
     return figure

@@ -1,9 +1,9 @@
-"""Tables for readers: plain frames that know how to show themselves as HTML."""
+"""Tables that notebooks show: plain frames with their HTML."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,10 +11,13 @@ import pandas as pd
 from analysis.stats.rates import failure_rates, with_trials
 
 _PROMPT_END = 60
+_SETTING = ["release", "prefix_sharing", "page_count", "concurrency"]
 _WRONG_COLUMNS = [
-    "request_id", "release", "prefix_sharing", "page_count", "concurrency", "family",
-    "prompt", "right", "answered", "differs_at", "expected_text", "reference_tokens",
+    "request_id", *_SETTING, "family", "prompt", "right", "answered", "differs_at",
+    "expected_text", "reference_tokens",
 ]  # fmt: skip
+Again = tuple[str, str, str, Sequence[int]]
+"""A prompt, the prefix sharing it was repeated with, and the answer's text and token ids."""
 
 
 class HtmlTable:
@@ -34,16 +37,42 @@ class HtmlTable:
         return len(self.frame)
 
 
+def html_table(
+    shown: pd.DataFrame,
+    *,
+    frame: pd.DataFrame | None = None,
+    empty: str = "",
+    html_columns: Collection[str] = (),
+    classes: str = "dataframe",
+    below: str = "",
+) -> HtmlTable:
+    """Return a frame as a table; the text of all columns but `html_columns` is escaped.
+
+    `frame` is the data behind it, if not what is shown; `empty` stands in place of a table without
+    rows, `below` under it.
+    """
+    data = shown if frame is None else frame
+    if empty and shown.empty:
+        return HtmlTable(data, f"<p>{empty}</p>")
+    texts = shown.rename(columns=lambda name: str(name).replace("_", " "))
+    plain = [name for name in texts.columns if name not in html_columns]
+    texts = texts.astype(object)
+    for name in plain:
+        texts[name] = texts[name].map(lambda value: html.escape(str(value)))
+    texts.columns = pd.Index([html.escape(name) for name in texts.columns])
+    with pd.option_context("display.max_colwidth", None):
+        made = texts.to_html(index=False, border=0, classes=classes, escape=False, justify="left")
+    return HtmlTable(data, made + (f"<p>{below}</p>" if below else ""))
+
+
 def wrong_answers(requests: pd.DataFrame, trials: pd.DataFrame, count: int = 3) -> HtmlTable:
     """Show wrong answers beside the right ones, the first difference marked.
 
     Those at the lowest concurrency come first, each prompt and, as long as there are others, each
     family once. `frame` has prompt, right and answered (text, or token ids as text where the
-    workload knows no text), and differs_at: the first character (or token) that differs, from 0.
+    workload has no text), and differs_at: the first character (or token) that differs, from 0.
     """
-    joined = with_trials(
-        requests, trials, ["release", "prefix_sharing", "page_count", "concurrency"]
-    )
+    joined = with_trials(requests, trials, _SETTING)
     wrong = joined[joined["outcome"] == "wrong"].sort_values(
         ["concurrency", "release", "prefix_sharing", "trial_id", "request_id"], kind="stable"
     )
@@ -53,16 +82,18 @@ def wrong_answers(requests: pd.DataFrame, trials: pd.DataFrame, count: int = 3) 
     wrong = wrong.assign(turn=turn).sort_values("turn", kind="stable").head(count)
     rows = [_side_by_side(row) for row in wrong.to_dict("records")]
     frame = pd.DataFrame(rows, columns=_WRONG_COLUMNS)
-    if frame.empty:
-        return HtmlTable(frame, "<p>No answer was wrong.</p>")
-    header = "".join(
-        f"<th>{name}</th>"
-        for name in ("asked", "right answer", "what the engine answered", "where")
+    records = frame.to_dict("records")
+    shown = pd.DataFrame(
+        {
+            "asked": frame["prompt"].map(_prompt),
+            "right answer": [_marked(row["right"], row["answered"]) for row in records],
+            "what the engine answered": [_marked(row["answered"], row["right"]) for row in records],
+            "where": [_where(row) for row in records],
+        }
     )
-    body = "".join(_answer_row(row) for row in frame.to_dict("records"))
-    return HtmlTable(
-        frame,
-        f'<table class="answers"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>',
+    code = list(shown.columns[:3])
+    return html_table(
+        shown, frame=frame, empty="No answer was wrong.", html_columns=code, classes="answers"
     )
 
 
@@ -73,12 +104,9 @@ def _side_by_side(row: dict[Any, Any]) -> dict[str, Any]:
         right = right[: max(len(answered), len(tokens or ()))]
         at = _first_difference(right, answered)
         if at is None and isinstance(reference, tuple) and isinstance(tokens, tuple):
-            # The expected beginning was met and the reference disagrees later: only tokens show it.
-            right, answered, at = (
-                _ids(reference),
-                _ids(tokens),
-                _first_difference(reference, tokens),
-            )
+            # The expected text agrees and the reference differs later: only token ids show it.
+            at = _first_difference(reference, tokens)
+            right, answered = _ids(reference), _ids(tokens)
     else:
         reference, tokens = reference or (), tokens or ()
         at = _first_difference(reference, tokens)
@@ -98,43 +126,36 @@ def _ids(tokens: Sequence[int]) -> str:
     return " ".join(str(token) for token in tokens)
 
 
-def _answer_row(row: dict[Any, Any]) -> str:
-    prompt = str(row["prompt"])
-    at = _first_difference(row["right"], row["answered"])
+def _where(row: dict[Any, Any]) -> str:
     where = [f"concurrency {row['concurrency']}", f"prefix sharing {row['prefix_sharing']}"]
     if isinstance(row["family"], str) and row["family"]:
         where.append(f"family {row['family']}")
-    return (
-        f'<tr><td title="{html.escape(prompt, quote=True)}">'
-        f"<code>{html.escape(_short(prompt))}</code></td>"
-        f"<td><code>{_marked(row['right'], at)}</code></td>"
-        f"<td><code>{_marked(row['answered'], at)}</code></td>"
-        f"<td>{html.escape(', '.join(where))}</td></tr>"
-    )
+    return ", ".join(where)
 
 
-def _short(prompt: str) -> str:
-    """Return a prompt, or the end of it, on which its answer depends most."""
-    return prompt if len(prompt) <= _PROMPT_END else "…" + prompt[-_PROMPT_END:]
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>"
 
 
-def _marked(text: str, at: int | None) -> str:
+def _prompt(prompt: str) -> str:
+    """Return the end of a prompt, which its answer depends on most; the whole as a tooltip."""
+    short = prompt if len(prompt) <= _PROMPT_END else "…" + prompt[-_PROMPT_END:]
+    return f'<span title="{html.escape(prompt, quote=True)}">{_code(short)}</span>'
+
+
+def _marked(text: str, other: str) -> str:
     """Return the text as HTML with everything from the first difference on marked."""
+    at = _first_difference(text, other)
     if at is None:
-        return html.escape(text)
-    rest = text[at:] or "∅"
-    return f"{html.escape(text[:at])}<mark>{html.escape(rest)}</mark>"
-
-
-Again = tuple[str, str, str, Sequence[int]]
-"""A prompt, the prefix sharing it was asked again with, and the answer's text and token ids."""
-_ALONE = {True: "right", False: "wrong, also alone", None: "the right answer is not known"}
+        return _code(text)
+    rest = html.escape(text[at:] or "∅")
+    return f"<code>{html.escape(text[:at])}<mark>{rest}</mark></code>"
 
 
 def asked_again(
     wrong: pd.DataFrame, answers: Sequence[Again], max_new_tokens: int | None = None
 ) -> HtmlTable:
-    """Show what the engine said when the prompts of wrong answers were asked again, alone.
+    """Show the answers to prompts of wrong answers that were sent again, alone.
 
     `wrong` is the frame of `wrong_answers`, `max_new_tokens` the length that was asked for. Column
     `right_alone` holds whether an answer equals the reference's tokens or, where there are none,
@@ -151,40 +172,40 @@ def asked_again(
             right = text.startswith(expected[:max_new_tokens])
         rows.append((prompt, sharing, text, right))
     frame = pd.DataFrame(rows, columns=["prompt", "prefix_sharing", "alone", "right_alone"])
-    if frame.empty:
-        return HtmlTable(frame, "<p>No answer was wrong, so there was nothing to ask again.</p>")
-    body = "".join(
-        f"<tr><td><code>{html.escape(_short(prompt))}</code></td><td>{html.escape(sharing)}</td>"
-        f"<td><code>{html.escape(text)}</code></td>"
-        f"<td>{_ALONE[right]}</td></tr>"
-        for prompt, sharing, text, right in rows
+    results = {True: "right", False: "wrong, also alone", None: "the right answer is not known"}
+    shown = pd.DataFrame(
+        {
+            "asked again, alone": frame["prompt"].map(_prompt),
+            "prefix sharing": frame["prefix_sharing"],
+            "answer": frame["alone"].map(_code),
+            "result": [results[right] for *_, right in rows],
+        }
     )
-    head = "<th>asked again, alone</th><th>prefix sharing</th><th>answer</th><th>verdict</th>"
-    return HtmlTable(frame, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    empty = "No answer was wrong, so there was nothing to ask again."
+    return html_table(
+        shown, frame=frame, empty=empty, html_columns=["asked again, alone", "answer"]
+    )
 
 
 def facts(values: Mapping[str, object]) -> HtmlTable:
     """Show a few named values, one a row."""
     frame = pd.DataFrame({"what": list(values), "value": [str(value) for value in values.values()]})
-    body = "".join(
-        f"<tr><th>{html.escape(str(name))}</th><td><code>{html.escape(str(value))}</code></td></tr>"
-        for name, value in values.items()
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{_code(value)}</td></tr>"
+        for name, value in frame.itertuples(index=False)
     )
-    return HtmlTable(frame, f"<table>{body}</table>")
+    return HtmlTable(frame, f"<table>{rows}</table>")
 
 
 def failed_trials(trials: pd.DataFrame) -> HtmlTable:
-    """Show the trials that did not end well, each with its one sentence."""
-    names = ["trial_id", "release", "prefix_sharing", "page_count", "concurrency", "repeat"]
-    names += ["status", "status_detail"]
+    """Show the trials that did not end well, each with the recorded reason."""
+    names = ["trial_id", *_SETTING, "repeat", "status", "status_detail"]
     frame = trials.loc[trials["status"] != "ok", names].reset_index(drop=True)
-    if frame.empty:
-        return HtmlTable(frame, f"<p>All {len(trials)} trials ended well.</p>")
     shown = frame.drop(columns="trial_id")
     shown["status"] = shown["status"].str.replace("_", " ")
     shown["status_detail"] = shown["status_detail"].fillna("nothing more is known")
     shown = shown.rename(columns={"page_count": "pages", "status_detail": "what happened"})
-    return HtmlTable(frame, _plain_html(shown))
+    return html_table(shown, frame=frame, empty=f"All {len(trials)} trials ended well.")
 
 
 def rates_table(
@@ -194,31 +215,22 @@ def rates_table(
 ) -> HtmlTable:
     """Show failure rates with intervals over engines; `frame` is `failure_rates`."""
     frame = failure_rates(requests, trials, by)
+    rows = frame.to_dict("records")
     shown = frame[list(by)].copy()
-    shown["requests"] = frame["n"]
-    shown["rejected"] = frame["rejected"]
+    shown["requests"], shown["rejected"] = frame["n"], frame["rejected"]
     shown["failed"] = frame["failures"]
     shown["failure rate (95% interval)"] = [
-        _interval(*values)
-        for values in zip(frame["rate"], frame["low"], frame["high"], strict=True)
+        "-" if pd.isna(r["rate"]) else f"{r['rate']:.0%} ({r['low']:.0%} to {r['high']:.0%})"
+        for r in rows
     ]
     shown["interval"] = [
-        "over engines" if by_engine else "by request only, too narrow"
-        for by_engine in frame["by_engine"]
+        "over engines" if r["by_engine"] else "by request only, too narrow" for r in rows
     ]
-    shown["intraclass correlation"] = ["-" if pd.isna(v) else f"{v:.2f}" for v in frame["icc"]]
-    shown["engines with a failure"] = [
-        f"{failed} of {trials}"
-        for failed, trials in zip(frame["trials_failed"], frame["trials"], strict=True)
-    ]
-    shown["ran at once"] = ["-" if pd.isna(v) else f"{v:.0f}" for v in frame["at_once"]]
-    return HtmlTable(frame, _plain_html(shown))
+    shown["intraclass correlation"] = [_number(r["icc"], 2) for r in rows]
+    shown["engines with a failure"] = [f"{r['trials_failed']} of {r['trials']}" for r in rows]
+    shown["ran at once"] = [_number(r["at_once"], 0) for r in rows]
+    return html_table(shown, frame=frame)
 
 
-def _interval(rate: float, low: float, high: float) -> str:
-    return "-" if pd.isna(rate) else f"{rate:.0%} ({low:.0%} to {high:.0%})"
-
-
-def _plain_html(frame: pd.DataFrame) -> str:
-    names = {name: str(name).replace("_", " ") for name in frame.columns}
-    return str(frame.rename(columns=names).to_html(index=False, border=0, classes="dataframe"))
+def _number(value: float, digits: int) -> str:
+    return "-" if pd.isna(value) else f"{value:.{digits}f}"

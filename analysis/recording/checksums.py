@@ -24,7 +24,7 @@ from analysis.recording.writes import PADDING_PAGE, Ints, Mask, Written
 
 if TYPE_CHECKING:
     from analysis.recording.recorder import Recorder
-    from analysis.shortfin.cache.probe import CacheProbe
+    from analysis.shortfin.port import CacheProbe
 
 Digests = npt.NDArray[np.uint64]
 

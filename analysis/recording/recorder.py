@@ -16,11 +16,11 @@ from typing import Any
 
 from analysis.core.errors import whole_number
 from analysis.engine.cache import read_between
+from analysis.engine.completion import Completion, EngineDeath
 from analysis.engine.engine import Engine
 from analysis.recording.checksums import SEEN, Checksums
 from analysis.runs.schema import EVENT_EXTRAS
 from analysis.shortfin.capture import ObserverWarning
-from analysis.shortfin.config import Completion, EngineDeath
 from analysis.shortfin.locks import Locks
 from analysis.shortfin.scores import Scores, Top
 from analysis.snapshots.snapshot import CacheState, Snapshot

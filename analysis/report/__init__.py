@@ -42,15 +42,15 @@ __all__ = [
 
 _CATALOGUE = "report.json"
 _PARTS = "parts.json"
-"""Beside what a notebook recorded: when each part of its report began, and what it took (s)."""
+"""In the run directory: when each part of the report began, and its duration (s)."""
 _INJECTED = ("release", "run_dir")
-# A cell may take this many times what the notebook says that it takes, at least the floor.
+# Deadline of a cell: this multiple of the notebook's minutes, at least the floor.
 _PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
 
 
 @dataclass(frozen=True)
 class PublishedPage:
-    """One page: where it lies, whether its notebook ran to its end, and its answer."""
+    """One page: its file, whether its notebook ran to its end, and its answer."""
 
     notebook: str
     release: str
@@ -61,7 +61,7 @@ class PublishedPage:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What `publish` made."""
+    """The result of `publish`."""
 
     index: Path
     pages: list[PublishedPage]
@@ -86,8 +86,8 @@ def publish(
 
     `notebooks` None means all of them, `releases` None every supported one. `full`
     chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override both.
-    A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page,
-    which says so, with `ok` False. Progress goes to `screen` (standard error).
+    A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page
+    with the failure, and `ok` False. Progress goes to `screen` (standard error).
 
     Raises CachelabError, before anything runs, if a notebook, a kernel or a parameter does not
     exist, or `out` cannot be written.
@@ -107,22 +107,22 @@ def publish(
         done.append(page)
         _say(screen, f"  {entry['status']}: {page.answer or 'no answer was written'}")
     index = out / "index.html"
-    _say(screen, f"The report lies at {index}")
+    _say(screen, f"The report is at {index}")
     return PublishResult(index, done)
 
 
 def write_answer(run_dir: str | Path, answer: str, **more: Any) -> Path:
-    """Write the one-sentence answer of a notebook where its page's index finds it."""
+    """Write the one-sentence answer of a notebook for its page and the index."""
     path = Path(run_dir) / "answer.json"
     write_atomically(path, json.dumps({"answer": answer, **more}, indent=2, default=str) + "\n")
     return path
 
 
 def run_directory(notebook: str, run_dir: str = "") -> Path:
-    """Return where a notebook records: `run_dir` if it was given one, else a place of its own.
+    """Return where a notebook records: `run_dir` if given, else a directory of the notebook.
 
-    Run by hand, a notebook uses the same place again, so that a sweep in it goes on where it was;
-    each plan has a place of its own there (`Plan.place`), for parameters may be changed meanwhile.
+    A notebook run by hand uses the same directory again, so its sweeps resume; each plan has its
+    own place in it (`Plan.place`).
     """
     path = Path(run_dir) if run_dir else runs_dir() / f"{notebook}-{installed_release() or 'none'}"
     path.mkdir(parents=True, exist_ok=True)
@@ -182,10 +182,10 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
 
 
 def _begin_part(run_dir: Path, started: datetime) -> list[dict[str, Any]]:
-    """Note that a part of a report begins; return all of it, with the seconds of earlier ones.
+    """Record that a part of a report begins; return all parts with the seconds of earlier ones.
 
-    A part that was interrupted lasted until the last of its files was written. What was there
-    without any such note is a part of which the time is not known.
+    An interrupted part lasted until its last file was written. Files without a record are a part
+    of unknown length.
     """
     there = [path.stat().st_mtime for path in run_dir.rglob("*") if path.is_file()]
     try:
@@ -201,7 +201,7 @@ def _begin_part(run_dir: Path, started: datetime) -> list[dict[str, Any]]:
 
 
 def _end_part(run_dir: Path, parts: list[dict[str, Any]], seconds: float) -> str:
-    """Note how long the last part took; return how long all took, for people."""
+    """Record how long the last part took; return the total as text."""
     parts[-1]["seconds"] = seconds
     write_atomically(run_dir / _PARTS, json.dumps(parts) + "\n")
     known = [part["seconds"] for part in parts if part["seconds"] is not None]
@@ -211,7 +211,7 @@ def _end_part(run_dir: Path, parts: list[dict[str, Any]], seconds: float) -> str
 
 
 def _notices(executed: Execution, out: Path) -> list[pages.Notice]:
-    """Return what a reader has to know first: that the kernel died, or why the run ended."""
+    """Return what the head of a page shows: that the kernel died, or why the run ended."""
     notices = []
     for death in executed.deaths:
         link = death.dump
@@ -228,12 +228,12 @@ def _notices(executed: Execution, out: Path) -> list[pages.Notice]:
 
 
 def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
-    """List a page, in place of an older one of the same name, and make the index anew."""
+    """Add a page to the catalogue, replacing one of the same name, and write the index."""
     path = out / _CATALOGUE
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         entries = [e for e in entries if e["html"] != entry["html"] and (out / e["html"]).is_file()]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # not what we wrote
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # not a catalogue
         entries = []
     entries = sorted([*entries, dict(entry)], key=lambda e: (e["notebook"], e["release"]))
     write_atomically(path, json.dumps(entries, indent=2) + "\n")
@@ -241,9 +241,9 @@ def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _chart(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Draw the failure rates of the first notebook that has runs of two releases to compare.
+    """Draw the failure rates of the first notebook that has runs of two releases.
 
-    Those of others would not compare with them: they ask other things of other engines.
+    Runs of different notebooks have different workloads, so their rates do not compare.
     """
     for notebook in sorted({str(entry["notebook"]) for entry in entries}):
         chart = _chart_of(out, [entry for entry in entries if entry["notebook"] == notebook])
@@ -261,7 +261,7 @@ def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
         for path in sorted((out / str(entry.get("run", ""))).glob("*/manifest.json")):
             try:
                 runs.append(load_run(path.parent))
-            except RunError:  # its page says what became of it
+            except RunError:  # its page has the failure
                 continue
     runs = [run for run in runs if len(run.trials)]
     if len({release for run in runs for release in run.trials["release"]}) < 2:

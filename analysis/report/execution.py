@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-# The first death may be a freeze that the engine's watchdog ended: what was recorded is on disk,
-# and the second try goes on from there. A second death is the answer.
+# The first death may be a freeze that the engine's watchdog ended: the second try resumes from
+# what is on disk.
 TRIES = 2
 _START_TIMEOUT_S = 120
 
@@ -47,9 +47,9 @@ def execute(
     cell_timeout_s: int,
     screen: TextIO,
 ) -> Execution:
-    """Execute `source` in `kernel`, saved at `target` after every cell, and say how it went.
+    """Execute `source` in `kernel`, saved at `target` after every cell.
 
-    Whatever happens in the notebook is reported in the result, not raised. If the kernel dies, the
+    Failures of the notebook are in the result, not raised. If the kernel dies, the
     notebook runs once more with the same parameters, so that a sweep in `run_dir` is resumed; the
     newest `watchdog*.txt` below it is kept as `kernel-death-N.txt` and named with the death.
     """
@@ -103,7 +103,7 @@ def _attempt(
             start_timeout=_START_TIMEOUT_S,
             execution_timeout=cell_timeout_s,
             on_cell_execute=on_cell,
-            # Else each kernel greets the screen with a warning on how it is connected.
+            # Without this each kernel prints a warning about its connection.
             extra_arguments=["--log-level=40"],
             stdout_file=screen,
             stderr_file=screen,
@@ -115,7 +115,7 @@ def _attempt(
     except CellTimeoutError:
         return f"A cell did not end within {cell_timeout_s} s and was stopped.", False
     except RuntimeError as error:
-        # What jupyter_client raises when a kernel dies before it has said anything.
+        # jupyter_client raises this when a kernel dies before its first message.
         if "Kernel died" in str(error) or "Kernel didn't respond" in str(error):
             return "the kernel died", True
         raise
@@ -123,7 +123,7 @@ def _attempt(
 
 
 class _Progress:
-    """Says which cell runs, under which heading."""
+    """Reports which cell runs, under which heading."""
 
     def __init__(self, source: Path, screen: TextIO) -> None:
         import nbformat
@@ -154,13 +154,13 @@ class _Progress:
 
 
 def _dumps(run_dir: Path) -> list[Path]:
-    """Return the watchdogs' dumps that say something, the oldest first."""
+    """Return the watchdogs' dumps that are not empty, the oldest first."""
     found = [path for path in run_dir.rglob("watchdog*.txt") if path.stat().st_size]
     return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
 
 
 def _keep(dump: Path, target: Path) -> Path:
-    """Copy a dump to where the second try does not tidy it away."""
+    """Copy a dump to a path that the second try does not overwrite."""
     shutil.copyfile(dump, target)
     return target
 

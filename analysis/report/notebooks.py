@@ -1,4 +1,4 @@
-"""Notebooks before they run: which there are, what they declare, and on what each will run."""
+"""Notebooks before they run: names, parameters, and the kernel for each release."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.releases import supported
 
 _ABOUT = {"quick": dict, "full": dict, "question": str}
-"""What a notebook may say of itself in its metadata, and of which type."""
+"""Keys of a notebook's metadata, with their types."""
 
 
 class ReportError(CachelabError):
-    """A report cannot be made as asked."""
+    """A report cannot be made with these options."""
 
 
 def find_notebooks(names: Sequence[str]) -> list[Path]:
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def duration(self) -> str:
-        """How long it says that it takes, to go on with after its name."""
+        """The minutes of the notebook's metadata as text, to follow its name."""
         return f", about {self.minutes:g} min" if self.minutes else ""
 
 
@@ -76,7 +76,7 @@ def plan(
     parameters: dict[str, Any],
     kernel_of: Callable[[str], str],
 ) -> list[Job]:
-    """Read every notebook and check all that can be checked before the first one runs."""
+    """Return the jobs, with everything checked that can be checked before the first one runs."""
     mode = "full" if full else "quick"
     jobs, declared_anywhere = [], set()
     for path in notebooks:
@@ -129,7 +129,7 @@ def _read_notebook(path: Path) -> Any:
 
 
 def _check_about(about: Any) -> None:
-    """Check what a notebook says of itself under `cachelab`. Raises ValueError."""
+    """Check the metadata `cachelab` of a notebook. Raises ValueError."""
     if not isinstance(about, dict):
         raise ValueError("its metadata 'cachelab' is no table")
     wrong = [name for name, kind in _ABOUT.items() if not isinstance(about.get(name, kind()), kind)]

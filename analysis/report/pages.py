@@ -26,7 +26,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page's head says about the run that made it."""
+    """The head of a page."""
 
     title: str
     notebook: str

@@ -74,7 +74,7 @@ def sanitize(
 
     """
     probe = engine.probe
-    watcher = None if probe is None else probe.watcher
+    watcher = None if probe is None else probe.observer
     if watcher is not None and not isinstance(watcher, Recorder):
         raise EngineError("Another observer is attached to this engine: end that first.")
     # The callbacks on this stack run last, also after an error in the block.

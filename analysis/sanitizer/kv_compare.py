@@ -61,7 +61,7 @@ def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
     shape = (shards, layers, kinds, stride, heads // shards, size)
     elements.check(probe.dtype)
     try:
-        read = [probe._elements(page).reshape(shape) for page in pages]
+        read = [probe.elements(page).reshape(shape) for page in pages]
     except Exception as error:
         raise EngineError(
             f"The page table of this device cannot be read from here: {error}"

@@ -31,7 +31,7 @@ class ObserverWarning(UserWarning):
     """Something could not be watched, or there was too much of it."""
 
 
-def tell_fault(what: str, error: BaseException) -> None:
+def report_fault(what: str, error: BaseException) -> None:
     """Say in the engine's log and as a warning that `what` failed, which is this package's fault.
 
     It never raises: on the engine's own threads nothing of it may reach the engine.

@@ -1,4 +1,4 @@
-"""What an engine is started with, and what it answers."""
+"""The settings of an engine."""
 
 from __future__ import annotations
 
@@ -117,41 +117,3 @@ class EngineConfig:
             "options": dict(self.options),
         }
         return values
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One request as it ended.
-
-    `outcome` is ok (completed with tokens, right or not: the oracles judge that), empty (completed
-    without), rejected (refused by the engine), error, timeout, or engine_died.
-    """
-
-    request_id: str
-    prompt: str
-    prompt_tokens: tuple[int, ...]
-    tokens: tuple[int, ...]
-    """What the engine answered up to its end or the deadline; on timeout or loss, what was seen."""
-    text: str
-    outcome: str
-    error: str | None
-    submitted_s: float
-    """Seconds since the engine started."""
-    latency_s: float
-    """Submission to the end."""
-    ttft_s: float | None
-    """Submission to the first token (time to first token), None if none was seen."""
-    token_s: tuple[float, ...]
-    """Submission to each token that was seen to arrive."""
-    missing_tokens: int = 0
-    """How many of the wanted tokens it lacks, though the model did not end it."""
-
-
-@dataclass(frozen=True)
-class EngineDeath:
-    """The first worker of an engine that died, and how."""
-
-    message: str
-    traceback: str
-    died_s: float
-    """Seconds since the engine started."""

@@ -1,91 +1,28 @@
-"""Hooks on live objects: attached, called around the engine's own code, and taken off again."""
+"""Hooks on live objects: called around the engine's own code, and removed on exit."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.capture import tell_fault
-from analysis.shortfin.locks import Locks
-from analysis.snapshots.snapshot import Snapshot
+from analysis.shortfin.capture import report_fault
+from analysis.shortfin.port import CacheObserver
 
 Undo = Callable[[], None]
 _NOTHING = object()
 
 
-class CacheObserver(Protocol):
-    """Who is told what the engine does. Its methods are called on the engine's own threads."""
-
-    locks: Locks | None
-    """Set by the probe: under which locks something is done."""
-    check_contents: bool
-    """Whether pages are to be looked into."""
-    likeliest: int
-    """How many of the likeliest next tokens are noted for each row of an invocation."""
-    verifies: bool
-    """Whether arguments are compared with what they were filled with, and results followed."""
-
-    def begin(self, operation: str | None, request_id: str | None) -> None:
-        """Begin an operation of the cache on this thread; nameless ones only group others."""
-
-    def end(self, error: BaseException | None) -> None:
-        """End the operation that was begun last on this thread."""
-
-    def mark(self) -> Any:
-        """Return what stays equal until an operation begins; None while one is under way."""
-
-    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
-        """Take a snapshot of the cache between two operations, and keep it."""
-
-    def reserve(self) -> tuple[int, int]:
-        """Return a place among the events and the time, for an event that is told later."""
-
-    def unused(self, place: tuple[int, int]) -> None:
-        """Tell that nothing takes a place that was reserved."""
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Tell an event: fields are columns of the table `events`, or `place` from `reserve`."""
-
-    def at_token(
-        self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
-    ) -> None:
-        """Tell an event of a kind that comes with every token; bytes are logits."""
-
-    def holds(self, request_id: str, pages: Iterable[int]) -> None:
-        """Tell all pages that a request holds now."""
-
-    def invocation_begins(self, phase: str, request_ids: list[str]) -> Any:
-        """Begin an invocation; the result is given to `invocation_ends`."""
-
-    def invocation_unseen(self) -> None:
-        """Tell that an invocation is called whose beginning could not be told."""
-
-    def invocation_ends(
-        self, invocation: Any, arrays: dict[str, Any], error: BaseException | None
-    ) -> None:
-        """End an invocation; `arrays` are its arguments by name, each as its shape and flat values.
-
-        Beside them are the `Scores` of its results as `scores`, where they were asked for, and
-        where `verifies` says so, as `results`, the `Scores` or the tokens and digests that come of
-        them, and as `changed`
-        which arguments were not read as they were filled.
-        """
-
-    def fault(self, error: Exception) -> None:
-        """Take note of an error in the watching itself. It never raises."""
-
-
 Wrap = Callable[[Any], Any]
-"""Makes what stands in an attribute's place of what stood there."""
+"""Makes the replacement of an attribute from its value."""
 
 
 class _Wrapped:
-    """An attribute under wrappers that may be taken off in any order: engines share classes."""
+    """An attribute under wrappers that are removed in any order: engines share classes."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
@@ -94,11 +31,11 @@ class _Wrapped:
         self.top: Any = None
 
     def is_on_top(self) -> bool:
-        """Tell whether nobody else replaced the attribute since."""
+        """Return whether the attribute still has the value that was set here."""
         return vars(self.owner).get(self.name, _NOTHING) is self.top
 
     def renew(self) -> None:
-        """Build the wrappers anew over what was there first."""
+        """Build the wrappers again over the first value."""
         if not self.wraps:
             _put_back(self.owner, self.name, self.before)
             return
@@ -110,7 +47,7 @@ class _Wrapped:
 
 _wrapping = threading.Lock()
 _wrapped: dict[tuple[int, str], list[_Wrapped]] = {}
-"""By an owner's id and an attribute's name; one over another where somebody else came between."""
+"""By an owner's id and an attribute's name; several where other code replaced it in between."""
 
 
 def _put_back(owner: Any, name: str, value: Any) -> None:
@@ -121,7 +58,7 @@ def _put_back(owner: Any, name: str, value: Any) -> None:
 
 
 def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
-    """Put `wrap(what is there)` in an attribute's place; return what takes it off again."""
+    """Replace an attribute by `wrap(attribute)`; return what removes the wrapper."""
     key = id(owner), name
     with _wrapping:
         there = _wrapped.setdefault(key, [])
@@ -141,7 +78,7 @@ def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
 
 
 def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
-    """Set an attribute of an object or a class; return what puts it back as it was found."""
+    """Set an attribute of an object or a class; return what restores it."""
     before = vars(owner).get(name, _NOTHING)
     setattr(owner, name, value)
 
@@ -154,7 +91,7 @@ def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
 
 
 def _tidy(key: tuple[int, str]) -> None:
-    """Take off what is wanted no more, if nothing else lies over it."""
+    """Remove wrappers that are not wanted any more, if they are on top."""
     there = _wrapped.get(key, [])
     while there and there[-1].is_on_top():
         there[-1].renew()
@@ -168,36 +105,36 @@ def _tidy(key: tuple[int, str]) -> None:
 class Hooks:
     """Replaced attributes and items, put back in reverse order by `restore`."""
 
-    def __init__(self, watcher: CacheObserver) -> None:
-        self.watcher = watcher
+    def __init__(self, observer: CacheObserver) -> None:
+        self.observer = observer
         self._undo: list[Undo] = []
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of an object or a class, to be put back as it was found."""
+        """Set an attribute of an object or a class until `restore`."""
         self._undo.append(replace_attribute(owner, name, value))
 
     def wrap(self, owner: Any, name: str, wrap: Wrap) -> None:
-        """Put `wrap(what is there)` in an attribute's place, to be taken off in any order."""
+        """Replace an attribute by `wrap(attribute)` until `restore`."""
         self._undo.append(wrap_attribute(owner, name, wrap))
 
     def item(self, mapping: MutableMapping[Any, Any], key: Any, value: Any) -> None:
-        """Set an item of a mapping, to be put back as it was found."""
+        """Set an item of a mapping until `restore`."""
         before = mapping[key]
         mapping[key] = value
         self._undo.append(lambda: mapping.__setitem__(key, before))
 
     def also(self, undo: Undo) -> None:
-        """Have this done when the hooks are taken off."""
+        """Call `undo` at `restore`."""
         self._undo.append(undo)
 
     @contextlib.contextmanager
     def grouped(self, request: str | None) -> Iterator[None]:
-        """Have what is told in a block, on this thread, belong together."""
-        self.watcher.begin(None, request)
+        """Group the events of a block on this thread."""
+        self.observer.begin(None, request)
         try:
             yield
         finally:
-            self.watcher.end(None)
+            self.observer.end(None)
 
     def around(
         self,
@@ -205,22 +142,22 @@ class Hooks:
         name: str,
         operation: str | None = None,
         *,
-        mine: Callable[..., bool] | None = None,
-        who: Callable[..., str | None] | None = None,
+        applies: Callable[..., bool] | None = None,
+        request_of: Callable[..., str | None] | None = None,
         before: Callable[..., Any] | None = None,
         after: Callable[..., None] | None = None,
     ) -> None:
-        """Watch a method; it is part of one operation of the cache, named or not.
+        """Observe a method as one operation of the cache, named or not.
 
-        `mine(*args)` tells whether the call belongs to the watched engine, `who(*args)` for which
-        request it is done, `before(*args)` may return what `after(state, result, error, *args)`
-        gets. None of them can disturb the call: their errors end in the watcher. A call of which
-        `mine` cannot tell whose it is counts as another engine's.
+        `applies(*args)` returns whether the call is one of this engine, `request_of(*args)`
+        the request that it is done for, `before(*args)` what `after(state, result, error, *args)`
+        gets as its state. Their errors go to the observer and not into the call. A call counts as
+        another engine's if `applies` raises.
         """
-        watcher = self.watcher
-        begin, end, fault = watcher.begin, watcher.end, watcher.fault
+        observer = self.observer
+        begin, end, fault = observer.begin, observer.end, observer.fault
 
-        def landed(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
+        def finish(state: Any, result: Any, error: Any, args: Any, kwargs: Any) -> None:
             if after is not None:
                 try:
                     after(state, result, error, *args, **kwargs)
@@ -231,16 +168,16 @@ class Hooks:
             except Exception as mistake:
                 fault(mistake)
 
-        # Many thousand times a second: nothing is called here that is not needed.
+        # Hot path.
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
             def watched(*args: Any, **kwargs: Any) -> Any:
-                ours, request, state = mine is None, None, None
+                ours, request, state = applies is None, None, None
                 try:
-                    if mine is not None:
-                        ours = mine(*args, **kwargs)
-                    if ours and who is not None:
-                        request = who(*args, **kwargs)
+                    if applies is not None:
+                        ours = applies(*args, **kwargs)
+                    if ours and request_of is not None:
+                        request = request_of(*args, **kwargs)
                 except Exception as error:
                     fault(error)
                 if not ours:
@@ -258,9 +195,9 @@ class Hooks:
                 try:
                     result = original(*args, **kwargs)
                 except BaseException as error:
-                    landed(state, None, error, args, kwargs)
+                    finish(state, None, error, args, kwargs)
                     raise
-                landed(state, result, None, args, kwargs)
+                finish(state, result, None, args, kwargs)
                 return result
 
             return watched
@@ -275,12 +212,12 @@ class Hooks:
         before: Callable[..., Any],
         after: Callable[..., None] | None = None,
     ) -> None:
-        """Watch a coroutine method of a class: `before(self)` when it starts, `after` at its end.
+        """Observe a coroutine method of a class: `before(self)` when it starts, `after` at its end.
 
         `before` runs in the task's own context, so that a context variable that it sets is seen by
         all that the task does. `after(state, self)` also runs when the task fails.
         """
-        watcher = self.watcher
+        observer = self.observer
 
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
@@ -289,7 +226,7 @@ class Hooks:
                 try:
                     state = before(process)
                 except Exception as error:
-                    watcher.fault(error)
+                    observer.fault(error)
                 try:
                     return await original(process, *args, **kwargs)
                 finally:
@@ -297,19 +234,19 @@ class Hooks:
                         try:
                             after(state, process)
                         except Exception as error:
-                            watcher.fault(error)
+                            observer.fault(error)
 
             return watched
 
         self.wrap(owner, name, wrap)
 
     def restore(self) -> None:
-        """Put everything back; what cannot be put back does not keep the rest from it."""
+        """Put everything back; an error with one does not prevent the rest."""
         while self._undo:
             try:
                 self._undo.pop()()
             except Exception as error:
-                self.watcher.fault(error)
+                self.observer.fault(error)
 
 
 @dataclass
@@ -357,4 +294,4 @@ class Changes:
             try:
                 block.undo.close()
             except Exception as error:
-                tell_fault(f"Undoing {block.what}", error)
+                report_fault(f"Undoing {block.what}", error)

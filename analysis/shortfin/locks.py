@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from analysis.shortfin.capture import tell_fault
+from analysis.shortfin.capture import report_fault
 
 
 class Locks(threading.local):
@@ -70,7 +70,7 @@ class WatchedLock:
                 if (locks := self.locks) is not None:
                     locks.took(self.name)
             except Exception as error:  # or the caller would not know that it has the lock
-                tell_fault("Noting who has a lock", error)
+                report_fault("Noting who has a lock", error)
         return got
 
     def release(self) -> None:
@@ -97,7 +97,3 @@ class WatchedLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
-
-
-treatment_locks: dict[int, list[WatchedLock]] = {}
-"""By the id of a cache: locks that treatments put around what is done to it."""

@@ -1,21 +1,21 @@
-"""What the engine asks of every generation's service."""
+"""Protocols by which the rest of the package uses shortfin.
+
+`Service` is a server of any generation, `CacheProbe` reads and observes its cache, and
+`CacheObserver` is what a probe reports to. A request on a cache without a server is in
+`cache/driver.py`, the cache without a server in `standalone.py`.
+"""
 
 from __future__ import annotations
 
-import inspect
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from analysis.core.errors import EngineError
 from analysis.model.artifacts import ModelArtifacts
-from analysis.shortfin.cache.probe import CacheProbe, NodeNumbers
-from analysis.shortfin.capture import tell_fault
 from analysis.shortfin.config import EngineConfig
+from analysis.shortfin.locks import Locks, WatchedLock
+from analysis.snapshots.snapshot import CacheState, PageContent, Snapshot
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,6 @@ class Answer:
     error: str | None = None
 
 
-def unread(error: Exception) -> Answer:
-    """Return the answer of a request whose response could not be read, and tell of that."""
-    tell_fault("Reading an answer", error)
-    return Answer(error=f"Its answer could not be read: {type(error).__name__}: {error}")
-
-
 @dataclass(frozen=True)
 class Call:
     """One request on its way in; the callbacks may be called from any of the engine's threads."""
@@ -62,183 +56,238 @@ class Call:
     on_end: Callable[[Answer], None]
 
 
-class Service(ABC):
-    """Builds, starts, asks, watches and stops one engine of one generation."""
+class CacheOwner(Protocol):
+    """Gives access to one live cache, behind a server or by itself."""
 
-    name: str
-    """The setup's name, which the engine's own workers bear."""
     native: Any
     """The release's own service object, live and unmodified."""
+    withheld: set[int]
+    """Pages that a treatment keeps out of the pool; they count as free."""
+    treatment_locks: list[WatchedLock]
+    """Locks that treatments put around operations of the cache."""
+
+    @property
+    def cache(self) -> Any:
+        """The release's own cache, live."""
+
+    def component(self, name: str) -> Any:
+        """Return a module of the release beside the one that its service comes from."""
+
+    def probe(self) -> CacheProbe:
+        """Return a probe of the cache; nodes keep their numbers from probe to probe."""
+
+
+class Service(CacheOwner, Protocol):
+    """Builds, starts and stops one server of a generation, and sends requests to it."""
+
+    name: str
+    """The setup's name, a prefix of the names of the engine's workers."""
     sysman: Any
     """The release's own system manager."""
-    _numbers: NodeNumbers | None = None
 
-    @abstractmethod
     def __init__(self, setup: Setup) -> None:
         """Build the system and the service, without starting them."""
 
-    @abstractmethod
     def start(self) -> None:
-        """Start the service's own processes."""
+        """Start the system, wait until its loop runs, and start the service's processes."""
 
-    def start_system(self, timeout_s: float = 10.0) -> None:
-        """Start the system's thread, and wait until its loop runs.
-
-        A process that is launched while that thread still makes its loop can freeze with the GIL
-        held: one side holds the GIL and wants the system's lock, the other the reverse (seen once,
-        on 3.1.0).
-        """
-        running, run = threading.Event(), self.sysman.run
-
-        async def told() -> None:
-            running.set()
-            await run()
-
-        self.sysman.run = told
-        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
-        self.sysman.start()
-        running.wait(timeout_s)
-        del self.sysman.run
-
-    @abstractmethod
     def launch(self, call: Call) -> None:
         """Send one request in; returns at once. May be called from any thread."""
 
-    def responder_of(self, request_id: str) -> Any:  # noqa: B027  # a generation may keep none
-        """Return what the engine answers a request to, None if it is not under way."""
+    def responder_of(self, request_id: str) -> Any:
+        """Return what receives the answer to a pending request, None without such a request."""
 
-    def cancel(self, call: Call) -> None:  # noqa: B027  # a generation may know no way
-        """Ask the engine to drop what was launched, where the generation knows how."""
+    def cancel(self, call: Call) -> None:
+        """Cancel a launched request, where the generation supports that."""
 
     def owns(self, worker: Any) -> bool:
-        """Tell whether a worker belongs to this engine."""
-        return f"'{self.name}-" in str(worker)
+        """Return whether a worker belongs to this engine."""
 
     def request_state(self, request_id: str) -> str:
-        """Say where the engine has a request: pending, reserved, executing, working or unknown.
+        """Return the state of a request: pending, reserved, executing, working or unknown.
 
-        A phase may follow. pending: a batcher has it in its list; reserved: it waits for others of
-        its group; working: nobody waits for it, and its own task has not ended.
+        A phase may follow. pending: in a batcher's list; reserved: waits for others of its group;
+        working: in no list, and its own task has not ended.
         """
-        return "unknown"
 
-    @abstractmethod
     def dead_worker(self) -> str | None:
-        """Name a process of the engine that ended without a word, None while all live."""
+        """Describe a process of the engine that ended without an error, None while all live."""
 
-    @abstractmethod
     def has_stopped(self) -> bool:
-        """Tell whether all that a stopped service does has ended.
+        """Return whether all processes of a stopped service have ended.
 
-        What a worker still waits for when its thread stops is never let go of: the engine's memory
-        and descriptors neither.
+        What a worker still waits for when its thread stops keeps the engine's memory and
+        descriptors.
         """
 
-    @abstractmethod
     def stop_service(self) -> None:
         """Run the release's own service shutdown; may raise or hang."""
 
     def stop_system(self) -> None:
         """Stop every worker thread; may hang."""
-        self.sysman.shutdown()
-
-    def probe(self) -> CacheProbe:
-        """Return what reads the engine's cache, and watches it once attached.
-
-        Nodes of the trie keep their numbers from one probe to the next.
-        """
-        if self._numbers is None:
-            self._numbers = NodeNumbers()
-        return self._probe_class()(self.native, self._numbers)
-
-    @abstractmethod
-    def _probe_class(self) -> type[CacheProbe]:
-        """Return the generation's way to read and watch the cache."""
 
     def serialise_invocations(self) -> Callable[[], None]:
-        """Let one invocation at a time run on each fiber; return what undoes it.
+        """Let one invocation at a time run on each fiber; return what undoes it."""
 
-        Invocations take a lock that belongs to their fiber's own loop, before they touch the
-        device.
-        """
-        import asyncio
-
-        invocation, original = self.invocation_class(), self.invocation_class().run
-        locks: dict[int, asyncio.Lock] = {}
-
-        async def run(process: Any) -> None:
-            lock = locks.setdefault(id(asyncio.get_running_loop()), asyncio.Lock())
-            async with lock:
-                await original(process)
-
-        invocation.run = run
-
-        def undo() -> None:
-            invocation.run = original
-
-        return undo
-
-    @abstractmethod
     def invocation_class(self) -> Any:
-        """Return the class whose `run` is one invocation."""
+        """Return the class with a method `run` that is one invocation."""
 
 
-def model_settings(setup: Setup) -> dict[str, Any]:
-    """Return what the model parameters of every generation are told, but for the cache's."""
-    config, model = setup.config, setup.model.config
-    return {
-        "max_seq_len": model.max_seq_len,
-        "transformer_block_count": model.transformer_block_count,
-        "attn_head_dim": model.attn_head_dim,
-        "prefill_batch_sizes": list(config.batch_sizes),
-        "decode_batch_sizes": list(config.batch_sizes),
-        "module_name": model.module_name,
-        "module_abi_version": model.module_abi_version,
-    }
+class LiveEngine(Protocol):
+    """An engine, as treatments see it."""
+
+    @property
+    def release(self) -> str:
+        """The installed release."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settings that it was started with."""
+
+    @property
+    def service(self) -> Service | None:
+        """The service while the engine runs."""
+
+    @property
+    def probe(self) -> CacheProbe | None:
+        """The attached probe while the engine is observed."""
 
 
-def cache_settings(setup: Setup) -> dict[str, Any]:
-    """Return what the cache parameters of every generation are told."""
-    return {
-        "block_seq_stride": setup.model.config.block_seq_stride,
-        "attention_head_count_kv": setup.model.config.attention_head_count_kv,
-        "device_block_count": setup.config.page_count,
-    }
+class CacheProbe(Protocol):
+    """Reads the cache of one live engine and, once attached, reports its operations.
 
-
-def type_of(name: str, known: Any) -> Any:
-    """Return the release's own type of that name. Raises EngineError if it has none."""
-    if not isinstance(found := getattr(known, name, None), type(known.float16)):
-        raise EngineError(
-            f"This release of shortfin has no type {name!r} for keys, values or scores: export the"
-            " model with float16, bfloat16 or float32."
-        )
-    return found
-
-
-def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
-    """Return the names that `function` (or a dataclass) takes, without those given."""
-    if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
-        names = {f.name for f in dataclass_fields(function)}
-    else:
-        names = set(inspect.signature(function).parameters)
-    return names - {"self", *without}
-
-
-def share_out(
-    release: str, options: Mapping[str, object], offers: Mapping[str, set[str]]
-) -> dict[str, dict[str, object]]:
-    """Give each option to the part of the engine that takes it by that name.
-
-    Raises EngineError naming what is offered when nothing takes it.
+    The engine's own objects are read, never copies. Only the objects that belong to pending
+    requests are noted when they are made, or found among all objects of the process.
     """
-    shares: dict[str, dict[str, object]] = {part: {} for part in offers}
-    for name, value in options.items():
-        for part, names in offers.items():
-            if name in names:
-                shares[part][name] = value
-                break
-        else:
-            offered = ", ".join(sorted(set().union(*offers.values())))
-            raise EngineError(f"shortfin {release} offers no option {name!r}: it offers {offered}.")
-    return shares
+
+    native: Any
+    """The release's own service object."""
+    cache: Any
+    """The release's own cache."""
+    pool: Any
+    """The release's own page pool."""
+    observer: CacheObserver | None
+
+    @property
+    def dtype(self) -> str:
+        """The type of the keys and values in the page tables, by its name."""
+
+    @property
+    def page_table_bytes(self) -> int:
+        """Bytes of all page tables of the pool, over all devices."""
+
+    def number_of(self, node: Any) -> int:
+        """Return the number of a node of the trie: 0 is the root, and no number is used twice."""
+
+    def counted_node(self, ref_count: Any) -> Any:
+        """Return the node of a reference count, None for one of another engine's trie."""
+
+    def read(self) -> CacheState:
+        """Return the state of the cache now."""
+
+    def holdings(self) -> dict[str, list[int]]:
+        """Return the pages that each pending request holds, each page once."""
+
+    def last_node(self, request_id: str) -> Any:
+        """Return the node of the trie that a pending request refers to, None without one."""
+
+    def stock(self, request_id: str) -> list[int]:
+        """Return pages that a request has allocated and not used yet."""
+
+    def find_requests(self) -> None:
+        """Search for pending requests that began before the probe was attached."""
+
+    def note_request(self, part: Any) -> None:
+        """Note the release's own object of a request that the probe cannot observe itself."""
+
+    def forget(self, request_id: str) -> None:
+        """Forget all that was noted of a request, which has ended."""
+
+    def contents(self, pages: Sequence[int]) -> dict[int, PageContent]:
+        """Return the contents of pages, over all devices.
+
+        An invocation that runs meanwhile may write to them. Raises EngineError where they cannot be
+        read.
+        """
+
+    def elements(self, page: int) -> Any:
+        """Return a page's elements. Raises EngineError for a type that cannot be read."""
+
+    def attach(self, observer: CacheObserver) -> None:
+        """Put hooks on the live objects. Raises EngineError if they are hooked already."""
+
+    def detach(self) -> None:
+        """Remove the hooks: every object is as it was before."""
+
+    def kept_locks(self) -> list[dict[str, Any]]:
+        """Return which locks a thread has held for long, and which thread that is."""
+
+    def invocation_requests(self, process: Any) -> list[str]:
+        """Return the request of each row of an invocation."""
+
+    def finish(self, finished: Any, error: BaseException | None = None) -> None:
+        """Report the end of an invocation, when the device has finished it."""
+
+    def argument_names(self, phase: str, count: int) -> tuple[str, ...]:
+        """Return the names of the model's arguments that come before the page tables."""
+
+
+class CacheObserver(Protocol):
+    """Receives the operations of a cache, on the engine's own threads."""
+
+    locks: Locks | None
+    """Set by the probe: the locks that the current thread holds."""
+    check_contents: bool
+    """Whether pages are searched for NaN and infinity, and copies compared."""
+    likeliest: int
+    """How many of the likeliest next tokens are noted for each row of an invocation."""
+    verifies: bool
+    """Whether arguments are compared with what they were filled with, and results followed."""
+
+    def begin(self, operation: str | None, request_id: str | None) -> None:
+        """Begin an operation of the cache on this thread; nameless ones only group others."""
+
+    def end(self, error: BaseException | None) -> None:
+        """End the operation that was begun last on this thread."""
+
+    def mark(self) -> Any:
+        """Return what stays equal until an operation begins; None while one is under way."""
+
+    def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
+        """Take a snapshot of the cache between two operations, and keep it."""
+
+    def reserve(self) -> tuple[int, int]:
+        """Return a place among the events and the time, for an event that comes later."""
+
+    def unused(self, place: tuple[int, int]) -> None:
+        """Give back a place that was reserved and is not used."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Record an event: fields are columns of the table `events`, or `place` from `reserve`."""
+
+    def at_token(
+        self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
+    ) -> None:
+        """Record an event of a kind that comes with every token; bytes are logits."""
+
+    def holds(self, request_id: str, pages: Iterable[int]) -> None:
+        """Record all pages that a request holds now."""
+
+    def invocation_begins(self, phase: str, request_ids: list[str]) -> Any:
+        """Begin an invocation; the result is given to `invocation_ends`."""
+
+    def invocation_unseen(self) -> None:
+        """Record that an invocation has begun that `invocation_begins` failed on."""
+
+    def invocation_ends(
+        self, invocation: Any, arrays: dict[str, Any], error: BaseException | None
+    ) -> None:
+        """End an invocation; `arrays` are its arguments by name, each as its shape and flat values.
+
+        Beside them are `scores` (the `Scores` of its results, if `likeliest`) and, if `verifies`,
+        `results` (`Scores`, or tokens and digests) and `changed` (arguments that were not read as
+        they were filled).
+        """
+
+    def fault(self, error: Exception) -> None:
+        """Record an error in the observation itself. Must not raise."""

@@ -18,10 +18,11 @@ from shortfin_apps.llm.components.kvcache import (
     trie_attention_cache,
 )
 
-from analysis.shortfin.cache.probe import CacheProbe, NodeNumbers
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.hooks import Changes
+from analysis.shortfin.port import CacheProbe
 from analysis.shortfin.service import installed_service
+from analysis.shortfin.service.common import LiveCache
 
 _ELEMENTS = 8
 _names = itertools.count()
@@ -37,8 +38,7 @@ class StandaloneSystem:
     """
 
     def __init__(self) -> None:
-        self.release, service_class = installed_service()
-        self.probe_class = service_class.__new__(service_class)._probe_class()
+        self.release, _ = installed_service()
         self._undo = ExitStack()
         self._system: Any = host.CPUSystemBuilder().create_system()
         self._undo.callback(self._system.shutdown)
@@ -92,20 +92,16 @@ class StandaloneSystem:
         return kind(page_pool=pool, tokens_per_page=tokens_per_page)
 
 
-class StandaloneService:
-    """What an engine's service is where only its cache is needed."""
+class StandaloneService(LiveCache):
+    """A service that only leads to its cache: no server behind it."""
 
-    def __init__(self, cache: Any, probe_class: type[CacheProbe]) -> None:
+    def __init__(self, cache: Any) -> None:
+        super().__init__()
         kind = getattr(service, "LlmGenerateService", None) or service.GenerateService
-        self.native: Any = kind.__new__(kind)  # never set up: it only leads to its cache
+        self.native = kind.__new__(kind)
         self.native.page_cache = cache
         self.native.prefill_functions, self.native.decode_functions = {}, {}
         self.native.batcher = SimpleNamespace(submit=lambda item: None)
-        self._probe_class, self._numbers = probe_class, NodeNumbers()
-
-    def probe(self) -> CacheProbe:
-        """Return what reads the cache, and watches it once attached."""
-        return self._probe_class(self.native, self._numbers)
 
 
 class StandaloneEngine:
@@ -113,7 +109,7 @@ class StandaloneEngine:
 
     def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
-        self.service = StandaloneService(cache, system.probe_class)
+        self.service = StandaloneService(cache)
         self.probe: CacheProbe | None = None
         self.changes = Changes()
         self.died = None

@@ -18,14 +18,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from analysis.shortfin.capture import tell_fault
+from analysis.shortfin.capture import report_fault
 
 Listener = Callable[[Any, BaseException | None, str], bool]
 """Called with the worker, the exception and its traceback as text; tells whether it is its own."""
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []
-_buried: weakref.WeakSet[Any] = weakref.WeakSet()
+_silenced: weakref.WeakSet[Any] = weakref.WeakSet()
 """The event loops of engines that died and were closed."""
 _originals: tuple[Any, Any] | None = None
 
@@ -44,19 +44,19 @@ def listen(listener: Listener) -> None:
 
 
 def unlisten(listener: Listener) -> None:
-    """Stop calling `listener`; the last one leaves shortfin as it was, if nothing is buried."""
+    """Stop calling `listener`; the last one leaves shortfin as it was, if no loop is silenced."""
     global _originals
     with _lock:
         if listener in _listeners:
             _listeners.remove(listener)
-        if not _listeners and not len(_buried) and _originals is not None:
+        if not _listeners and not len(_silenced) and _originals is not None:
             from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
             PyWorkerEventLoop.call_exception_handler, sys.unraisablehook = _originals
             _originals = None
 
 
-def bury(owns: Callable[[Any], bool]) -> None:
+def silence(owns: Callable[[Any], bool]) -> None:
     """Have nothing said any more of the workers that an engine owns, which died and is closed.
 
     What is left of them complains at odd times until the process ends; that is no news.
@@ -64,7 +64,7 @@ def bury(owns: Callable[[Any], bool]) -> None:
     from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
     loops = [thing for thing in gc.get_objects() if type(thing) is PyWorkerEventLoop]
-    _buried.update(loop for loop in loops if owns(loop._worker))
+    _silenced.update(loop for loop in loops if owns(loop._worker))
 
 
 def _handler(original: Any) -> Any:
@@ -78,10 +78,10 @@ def _handler(original: Any) -> Any:
                 try:
                     claimed = listener(self._worker, cause, text) or claimed
                 except Exception as mistake:
-                    tell_fault("A listener to the deaths of workers", mistake)
+                    report_fault("A listener to the deaths of workers", mistake)
         except Exception as mistake:
-            tell_fault("Reading how a worker died", mistake)
-        if claimed or self not in _buried:
+            report_fault("Reading how a worker died", mistake)
+        if claimed or self not in _silenced:
             return original(self, context)
         with contextlib.suppress(Exception):  # raising is all that it does
             original(self, context)

@@ -18,7 +18,7 @@ from scipy import special
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
-from analysis.stats.exact import wilson
+from analysis.stats.bounds import wilson
 
 FEWEST = 5
 """Engines below which an interval is by request only."""

@@ -1,7 +1,7 @@
-"""Failure against evictions: rates, a logistic fit, and the comparison where the rest is equal.
+"""Failure rate against evictions: rates by bin, a logistic fit, and a stratified comparison.
 
-Evictions are pages evicted while a request was served, by whomever. Rejected requests, and requests
-whose evictions are not known, are left out of everything here.
+Evictions are pages evicted while a request was served, for any request. Rejected requests, and
+requests of which the evictions are unknown, are left out of everything here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,24 @@ import pandas as pd
 from scipy import stats as scipy_stats
 from scipy.special import expit
 
+from analysis.runs.schema import FAILURES
 from analysis.stats.clustered import FEWEST, rate, sign_flip
-from analysis.stats.rates import FAILURES, holm, varying, with_trials
+from analysis.stats.configurations import varying
+from analysis.stats.rates import with_trials
 
-ALPHA = 0.05
 _TRIALS_FOR_ROBUST = 10
+_GROUPS = ("release", "prefix_sharing")
+_RATE_COLUMNS = ["first", "last", "n", "failures", "rate", "low", "high", "by_engine"]
+_SIDES = (("with", True), ("without", False))
 
 
 @dataclass(frozen=True)
 class EvictionFit:
-    """How failure depends on evictions in one group of requests, by logistic regression.
+    """Logistic regression of failure on evictions in one group of requests.
 
-    `odds_ratio` is the factor by which each page evicted during a request multiplies the odds that
-    it fails, `low` to `high` its Wald interval. Where no fit exists, they are NaN and `note` says
-    why.
+    `odds_ratio` is the factor by which each page evicted during a request multiplies the odds of
+    failure, `low` to `high` its Wald interval. Without a fit they are NaN and `note` gives the
+    reason.
     """
 
     key: Mapping[str, Any]
@@ -42,7 +46,7 @@ class EvictionFit:
     high: float = math.nan
     p_value: float = math.nan
     clustered: bool = False
-    """Whether the intervals allow for requests of one trial sharing their fate."""
+    """Whether the intervals allow for correlated requests of one trial."""
     _params: tuple[float, float] = (math.nan, math.nan)
     _covariance: tuple[tuple[float, float], ...] = ((math.nan,) * 2,) * 2
     _reach: float = math.nan
@@ -73,8 +77,8 @@ def _met_evictions(
 def eviction_bins(evictions: Sequence[int], most: int = 6) -> list[tuple[int, int]]:
     """Return bins for numbers of evictions as (first, last): 0 alone, then each twice as wide.
 
-    Where that makes more than `most` bins above 0, each is 4, 8, ... times as wide as the one
-    before. Bins that hold none of the numbers are left out; the last ends at the largest.
+    If that makes more than `most` bins above 0, each bin is 4, 8, ... times as wide as the one
+    before. Empty bins are left out; the last bin ends at the largest number.
     """
     numbers = np.asarray(evictions, dtype=int)
     largest = int(numbers.max(initial=0))
@@ -91,54 +95,48 @@ def eviction_bins(evictions: Sequence[int], most: int = 6) -> list[tuple[int, in
 def eviction_rates(
     requests: pd.DataFrame,
     trials: pd.DataFrame,
-    by: Sequence[str] = ("release", "prefix_sharing"),
+    by: Sequence[str] = _GROUPS,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Return the failure rate for every group of `by` and bin of `evictions_during`.
 
     Columns: those of `by`; first and last (the bin, both included); n, failures, rate with its
-    interval low to high over engines (`analysis.stats.clustered.rate`; by_engine says whether there
-    were enough of them). Rejected requests, and those whose evictions are not known, are
-    left out. The bins are those of `eviction_bins` over all of them.
+    interval low to high over engines, and by_engine (False where there were too few engines). The
+    bins are those of `eviction_bins` over all groups.
     """
-    by = list(by)
     known = _met_evictions(requests, trials, by)
     bins = eviction_bins(known["evictions"].tolist())
     rows = []
-    for key, group in known.groupby(by, dropna=False, sort=True):
+    for key, group in known.groupby(list(by), dropna=False, sort=True):
         for first, last in bins:
             within = group[group["evictions"].between(first, last)]
             if within.empty:
                 continue
             of_trials = within.groupby("trial_id")["failed"].agg(["sum", "size"])
             found = rate(of_trials["sum"].tolist(), of_trials["size"].tolist(), confidence)
-            row = {**dict(zip(by, key, strict=True)), "first": first, "last": last, "n": found.n}
-            row |= {"failures": found.failures, "rate": found.value, "low": found.low}
-            rows.append({**row, "high": found.high, "by_engine": found.by_engine})
-    names = [*by, "first", "last", "n", "failures", "rate", "low", "high", "by_engine"]
-    return pd.DataFrame(rows, columns=names)
+            values = found.n, found.failures, found.value, found.low, found.high, found.by_engine
+            rows.append((*key, first, last, *values))
+    return pd.DataFrame(rows, columns=[*by, *_RATE_COLUMNS])
 
 
 def eviction_fit(
     requests: pd.DataFrame,
     trials: pd.DataFrame,
-    by: Sequence[str] = ("release", "prefix_sharing"),
+    by: Sequence[str] = _GROUPS,
     confidence: float = 0.95,
 ) -> list[EvictionFit]:
     """Fit a logistic regression of failure on `evictions_during` to every group of `by`, sorted.
 
-    Rejected requests, and those whose evictions are not known, are left out. With 10 or more trials
-    the covariance is robust to requests of one trial sharing their fate (Liang and Zeger 1986),
-    with fewer it takes them as independent and the intervals are somewhat too narrow. There is no
-    fit where all requests failed, or none, or all met equally many evictions, or some number of
-    evictions separates failed requests from the others, for then the estimate is infinite (Albert
-    and Anderson 1984).
+    With 10 or more trials the covariance is robust to correlated requests of one trial (Liang and
+    Zeger 1986); with fewer it takes them as independent and the intervals are too narrow. There is
+    no fit where all requests failed, or none, or all met equally many evictions, or where some
+    number of evictions separates failed requests from the others, because the estimate is then
+    infinite (Albert and Anderson 1984).
     """
-    by = list(by)
     known = _met_evictions(requests, trials, by)
     return [
         _eviction_fit(dict(zip(by, key, strict=True)), group, confidence)
-        for key, group in known.groupby(by, dropna=False, sort=True)
+        for key, group in known.groupby(list(by), dropna=False, sort=True)
     ]
 
 
@@ -150,7 +148,7 @@ def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame, confidence: float
         return EvictionFit(key, n, failures, note)
     import statsmodels.api as sm  # slow to import
 
-    # Scaled, since a slope per page is tiny where there are many.
+    # Scaled, because a slope per page is tiny where there are many.
     scale = evictions.max()
     model = sm.GLM(failed.astype(float), sm.add_constant(evictions / scale), sm.families.Binomial())
     trials = pd.factorize(group["trial_id"])[0]
@@ -171,7 +169,7 @@ def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame, confidence: float
 
 
 def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -> str:
-    """Say why there is no logistic fit; nothing where there is one."""
+    """Return why there is no logistic fit, "" where there is one."""
     if not failed.any():
         return "no request failed"
     if failed.all():
@@ -187,21 +185,18 @@ def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -
     return ""
 
 
-EQUIVALENT = 1.5
-"""The odds ratio below which, and above whose inverse, evictions make no difference that matters.
-"""
-Word = Literal["explain", "rarer", "accompany", "undecided"]
-
-
 def configurations(trials: pd.DataFrame) -> list[str]:
-    """Return the columns of what is judged each for itself: release and prefix sharing (device)."""
+    """Return the columns of a configuration: release and prefix sharing, and device if it varies.
+
+    Each configuration is compared on its own.
+    """
     return ["release", "prefix_sharing", *varying(trials, ["device"])]
 
 
 def strata_of(trials: pd.DataFrame) -> list[str]:
-    """Return the columns that are equal within a stratum: concurrency (pages, workload).
+    """Return the columns that are equal within a stratum: concurrency, and pages and workload.
 
-    A small pool brings more evictions, and fails more for other reasons, too.
+    A small pool brings more evictions, and more failures for other reasons, too.
     """
     return ["concurrency", *varying(trials, ["page_count", "workload"])]
 
@@ -210,15 +205,14 @@ def strata_of(trials: pd.DataFrame) -> list[str]:
 class EvictionContrast:
     """Failures with evictions against failures without, within strata and regardless of them.
 
-    `odds_ratio` is common to all strata (Mantel-Haenszel), and `p_value` that of a sign-flip test
-    on the engines' shares in it. The same of `crude_odds_ratio` and `crude_p_value`, regardless of
-    strata. NaN where the data hold no comparison, or have fewer than five engines.
+    `odds_ratio` is common to all strata (Mantel-Haenszel); `p_value` is that of a sign-flip test on
+    the engines' shares in it. `crude_odds_ratio` and `crude_p_value` disregard the strata. NaN
+    where there is no comparison, or fewer than five engines.
     """
 
     strata: pd.DataFrame
     """One row a stratum: its values; with_n, with_failures, without_n, without_failures; and
-    informative, whether it has both kinds of requests and both kinds of ends, for only then it
-    counts."""
+    informative (it has requests with and without evictions, and both failed and other ones)."""
     odds_ratio: float
     p_value: float
     engines: int
@@ -226,7 +220,7 @@ class EvictionContrast:
     crude_odds_ratio: float
     crude_p_value: float
     middle: float = math.nan
-    """Logarithm of the odds ratio of which the interval is made; NaN without an interval."""
+    """Logarithm of the odds ratio at the centre of the interval; NaN without an interval."""
     error: float = math.nan
     """Its jackknife standard error over engines."""
 
@@ -238,74 +232,17 @@ class EvictionContrast:
         return math.exp(self.middle - reach), math.exp(self.middle + reach)
 
 
-@dataclass(frozen=True)
-class EvictionVerdict:
-    """What the data say of the evictions of one configuration, among all that were asked."""
-
-    contrast: EvictionContrast
-    p_adjusted: float
-    """That evictions explain failures, or make them rarer: for all claims (Holm)."""
-    crude_p_adjusted: float
-    """That both go together at all: multiplied by the number of claims (Bonferroni)."""
-    claims: int
-    """Two for each configuration: that evictions explain failures, and that they accompany them."""
-
-    @property
-    def confidence(self) -> float:
-        """Of the interval that must lie within EQUIVALENT: two tests at ALPHA / claims."""
-        return 1 - 2 * ALPHA / self.claims
-
-    @property
-    def equivalent(self) -> bool:
-        """Whether the odds are bounded to differ by no more than a factor of EQUIVALENT."""
-        low, high = self.contrast.interval(self.confidence)
-        return low > 1 / EQUIVALENT and high < EQUIVALENT
-
-    @property
-    def word(self) -> Word:
-        """What is claimed."""
-        if self.p_adjusted < ALPHA:
-            return "explain" if self.contrast.odds_ratio > 1 else "rarer"
-        together = self.contrast.crude_odds_ratio > 1 and self.crude_p_adjusted < ALPHA
-        return "accompany" if together and self.equivalent else "undecided"
-
-
-def judge_evictions(
-    contrasts: Sequence[EvictionContrast | None],
-) -> list[EvictionVerdict | None]:
-    """Return the verdicts on all configurations of a notebook, in their order; None stays None.
-
-    A configuration with a p value risks two claims. That evictions explain failures is tested by
-    Holm's method, with the other claims taken for never shown; that they merely accompany them
-    takes both of its parts, each with its level divided by the number of claims (Bonferroni). So
-    all claims together are false with at most ALPHA.
-    """
-    known = [c for c in contrasts if c is not None and not math.isnan(c.p_value)]
-    claims = 2 * max(1, len(known))
-    adjusted = iter(holm([*(c.p_value for c in known), *[1.0] * len(known)]))
-    found: list[EvictionVerdict | None] = []
-    for one in contrasts:
-        if one is None:
-            found.append(None)
-            continue
-        p_value = math.nan if math.isnan(one.p_value) else next(adjusted)
-        found.append(EvictionVerdict(one, p_value, min(1.0, claims * one.crude_p_value), claims))
-    return found
-
-
 def evictions_contrast(requests: pd.DataFrame, trials: pd.DataFrame) -> EvictionContrast | None:
     """Compare, in one configuration, requests that met evictions with those that met none.
 
-    None where nothing is risked: no page was evicted, or no request failed. More concurrency (or
-    fewer pages) brings more evictions and, for other reasons too, more failures. Within a stratum
-    of `strata_of` these are equal, so what is left of the association there is not their doing. It
-    need not be the evictions' doing either: a request that takes longer, failing, meets more of
-    them.
+    None if no page was evicted or no request failed. More concurrency (or fewer pages) brings more
+    evictions and, for other reasons too, more failures; within a stratum of `strata_of` these are
+    equal. A remaining association need not be causal: a request that fails may take longer and
+    therefore meet more evictions.
 
-    Requests of one engine share batches, evictions and fate, so that engines are what is tested and
-    left out in turn. Sources: J. Zhang and D. D. Boos (1997), Biometrics 53:1185, for the engines'
-    shares in the Mantel-Haenszel statistic; R. G. Miller (1974), Biometrika 61:1, for the interval
-    (jackknife, Student's t).
+    Requests of one engine are not independent, so the test and the jackknife rest on engines.
+    Sources: J. Zhang and D. D. Boos (1997), Biometrics 53:1185, for the engines' shares in the
+    Mantel-Haenszel statistic; R. G. Miller (1974), Biometrika 61:1, for the interval.
     """
     equal = strata_of(trials)
     known = _met_evictions(requests, trials, equal)
@@ -333,20 +270,19 @@ def _strata(known: pd.DataFrame, equal: list[str]) -> pd.DataFrame:
     rows = []
     for key, group in known.groupby(equal, dropna=False, sort=True):
         row: dict[str, Any] = dict(zip(equal, key, strict=True))
-        for name, side in (("with", group[group["met"]]), ("without", group[~group["met"]])):
-            row |= {f"{name}_n": len(side), f"{name}_failures": int(side["failed"].sum())}
-        counts = group["met"].nunique() == 2 and group["failed"].nunique() == 2
-        rows.append(row | {"informative": counts})
-    names = ["with_n", "with_failures", "without_n", "without_failures", "informative"]
-    frame = pd.DataFrame(rows, columns=[*equal, *names])
-    return frame.astype({"informative": bool})
+        for name, met in _SIDES:
+            failed = group.loc[group["met"] == met, "failed"]
+            row |= {f"{name}_n": len(failed), f"{name}_failures": int(failed.sum())}
+        row["informative"] = group["met"].nunique() == 2 and group["failed"].nunique() == 2
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"informative": bool})
 
 
 def _odds(known: pd.DataFrame, equal: list[str]) -> tuple[float, float, float]:
-    """Return the common odds ratio of the strata, and what its interval is made of.
+    """Return the common odds ratio of the strata, and the centre and error of its interval.
 
-    That is its logarithm with half a request more of each kind, and the jackknife standard error of
-    that over engines.
+    The centre is its logarithm with half a request more of each kind, the error the jackknife
+    standard error of the centre over engines.
     """
     if known.empty:
         return (math.nan,) * 3
@@ -361,7 +297,7 @@ def _odds(known: pd.DataFrame, equal: list[str]) -> tuple[float, float, float]:
     if count < FEWEST or not 0 < ratio < math.inf:
         return ratio, math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Half a request of each kind in each stratum, so that no engine left out makes it infinite.
+        # Half a request of each kind in each stratum keeps it finite without any one engine.
         logs = np.log(_mantel_haenszel(whole[None] - tables + 0.5))
         middle = float(np.log(_mantel_haenszel(whole[None] + 0.5))[0])
     error = math.sqrt((count - 1) / count * float(((logs - logs.mean()) ** 2).sum()))

@@ -1,8 +1,8 @@
-"""Two settings asked the same: how many failures go, by engines, and how many engines it takes.
+"""Paired comparison of two settings that received the same requests.
 
-A pair is one request, asked with the same prompt at the same place of the same sequence in two
-engines that differ in one respect only. Requests of an engine share batches and accidents, so that
-pairs of engines are what is tested and what intervals rest on, never pairs of requests.
+A pair is one request with the same prompt at the same place of the same sequence in two engines
+that differ in one setting only. Requests of an engine share batches and are not independent, so
+tests and intervals rest on pairs of engines, never on pairs of requests.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.runs.schema import FAILURES
 from analysis.stats.clustered import sign_flip
-from analysis.stats.rates import FAILURES, with_trials
+from analysis.stats.rates import with_trials
 
 ENGINE = ["concurrency", "repeat"]
-"""What a pair of engines agrees in."""
+"""Columns in which a pair of engines agrees."""
 _KEY = [*ENGINE, "request_id"]
 
 
@@ -29,7 +30,7 @@ class Paired:
     engines: tuple[tuple[int, int], ...]
     """Concurrency and repeat of each pair of engines; all tuples below have one value for each."""
     sizes: tuple[int, ...]
-    """Requests asked in both."""
+    """Requests sent in both settings."""
     firsts: tuple[int, ...]
     """Of these, how many failed in the first setting."""
     seconds: tuple[int, ...]
@@ -40,7 +41,7 @@ class Paired:
 
     @property
     def pairs(self) -> int:
-        """Requests asked in both settings."""
+        """Requests sent in both settings."""
         return sum(self.sizes)
 
     @property
@@ -55,12 +56,12 @@ class Paired:
 
     @property
     def nets(self) -> tuple[int, ...]:
-        """How many failures fewer the second setting has, for each pair of engines."""
+        """Failures in the first setting minus failures in the second, for each pair of engines."""
         return tuple(a - b for a, b in zip(self.firsts, self.seconds, strict=True))
 
     @property
     def net(self) -> int:
-        """How many failures fewer the second setting has."""
+        """Failures in the first setting minus failures in the second."""
         return sum(self.nets)
 
     @property
@@ -76,37 +77,34 @@ def pair(
     second: Sequence[str],
     failures: Sequence[str] = FAILURES,
 ) -> pd.DataFrame:
-    """Return one row for each request that was sent in both settings, by their treatments.
+    """Return one row for each request that was sent in both settings, given by their treatments.
 
     Columns: concurrency, repeat, request_id, first and second (whether it failed there),
-    first_rejected and second_rejected. Everything else must be alike in the two: give the tables of
-    one scenario. A rejected request has not failed, unless `failures` counts it; compare how many
-    were rejected before you believe that fewer failed.
+    first_rejected and second_rejected. The trials must be those of one scenario. A rejected request
+    counts as failed only if `failures` contains "rejected".
     """
     joined = with_trials(requests, trials, ["concurrency", "repeat", "treatments"])
     names = joined["treatments"].map(lambda value: tuple(value or ()))
     sides = []
     for name, wanted in (("first", tuple(first)), ("second", tuple(second))):
-        mine = joined[names == wanted] if len(joined) else joined
-        columns = {
-            name: mine["outcome"].isin(tuple(failures)),
-            f"{name}_rejected": mine["outcome"] == "rejected",
-        }
-        sides.append(mine[_KEY].assign(**columns))
+        own = joined[names == wanted] if len(joined) else joined
+        failed, rejected = own["outcome"].isin(tuple(failures)), own["outcome"] == "rejected"
+        sides.append(own[_KEY].assign(**{name: failed, f"{name}_rejected": rejected}))
     return sides[0].merge(sides[1], on=_KEY, validate="one_to_one")
 
 
 def paired(pairs: pd.DataFrame) -> Paired:
-    """Return what `pair` gave, counted for each pair of engines."""
+    """Return the counts of `pair`, for each pair of engines."""
     columns = ["first", "second", "first_rejected", "second_rejected"]
     counted = pairs[columns].astype(int).assign(n=1)
     by_engine = counted.groupby([pairs[name] for name in ENGINE]).sum()
     first, second = pairs["first"].to_numpy(bool), pairs["second"].to_numpy(bool)
+    sizes, firsts, seconds = (tuple(by_engine[c].tolist()) for c in ("n", "first", "second"))
     return Paired(
         tuple((int(a), int(b)) for a, b in by_engine.index),
-        _whole(by_engine["n"]),
-        _whole(by_engine["first"]),
-        _whole(by_engine["second"]),
+        sizes,
+        firsts,
+        seconds,
         int((first & ~second).sum()),
         int((~first & second).sum()),
         int(pairs["first_rejected"].sum()),
@@ -115,10 +113,10 @@ def paired(pairs: pd.DataFrame) -> Paired:
 
 
 def together(*questions: Paired | None) -> tuple[int, ...]:
-    """Return the engines' net differences of several questions about one treatment, added up.
+    """Return the engines' net differences, added up over several questions about one treatment.
 
-    If the treatment does nothing, the sums of engines asked the same are as likely to have either
-    sign; one test answers all questions then.
+    If the treatment has no effect, the sum of each engine is as likely positive as negative, so one
+    test covers all questions.
     """
     sums: dict[tuple[int, int], int] = {}
     for question in questions:
@@ -131,11 +129,7 @@ def together(*questions: Paired | None) -> tuple[int, ...]:
 def spread(nets: Sequence[float], failures: float) -> float:
     """Return the standard deviation of engines' net differences, at least that of chance.
 
-    `failures` is the mean number of failures of an engine: as many as that scatter by its root.
+    `failures` is the mean number of failures of an engine; chance scatters it by its square root.
     """
     own = float(np.std(nets, ddof=1)) if len(nets) > 1 else 0.0
     return max(own, math.sqrt(max(failures, 1.0)))
-
-
-def _whole(column: pd.Series) -> tuple[int, ...]:
-    return tuple(int(value) for value in column)

@@ -1,4 +1,4 @@
-"""Trials in this very process, for notebooks; a freeze that ended it is reported afterwards."""
+"""Trials in this process, for notebooks; a freeze that ended it is reported at the next run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analysis.core import children
+from analysis.core import children, jobs
 from analysis.core.errors import CachelabError, MachineError, lacking
 from analysis.sweep.process import (
     RECORDS,
     engine_log,
     freeze_sentence,
-    own_verdict,
+    own_status,
     read_facts,
 )
-from analysis.sweep.rows import Ended, read_records
+from analysis.sweep.rows import Ended
 from analysis.sweep.trial import ask
 
 _CRASH = "crash.txt"
 
 
 def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
-    """Run one trial here, or tell how it ended if it ended the process that ran it before.
+    """Run one trial here, or return how it ended if it ended the process that ran it before.
 
     The directory of a trial that is in progress stays when its process is ended by the engine's
     watchdog or by a signal of its own; run again, that trial is recorded as hung or crashed, with
@@ -35,8 +35,8 @@ def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
 
     Raises MachineError if it could not be run for what this machine lacks.
     """
-    if (told := _told_by(directory)) is not None:
-        return told
+    if (ended := _ended_before(directory)) is not None:
+        return ended
     shutil.rmtree(directory, ignore_errors=True)
     try:
         directory.mkdir(parents=True)
@@ -46,12 +46,12 @@ def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
         if lacked := lacking(error):
             raise MachineError(lacked) from error
         raise
-    status, detail = own_verdict(facts)
-    records = read_records(directory / RECORDS)
+    status, detail = own_status(facts)
+    records = jobs.read_lines(directory / RECORDS)
     return Ended(records, facts["duration_s"], status, detail, None, facts)
 
 
-def _told_by(directory: Path) -> Ended | None:
+def _ended_before(directory: Path) -> Ended | None:
     """Return how the trial of a directory left behind ended, None if it must be run anew."""
     crash = children.tail(directory / _CRASH, 1_000_000).strip()
     frozen = freeze_sentence(directory)
@@ -59,7 +59,7 @@ def _told_by(directory: Path) -> Ended | None:
         return None
     facts = read_facts(directory)
     facts["log"] = engine_log(directory, facts)
-    records = read_records(directory / RECORDS)
+    records = jobs.read_lines(directory / RECORDS)
     duration_s = max((r["submitted_s"] + r["latency_s"] for r in records), default=0.0)
     if frozen is not None:
         return Ended(records, duration_s, "hung", frozen, None, facts)
@@ -69,7 +69,7 @@ def _told_by(directory: Path) -> Ended | None:
 
 @contextmanager
 def _crash_report(file: Path) -> Iterator[None]:
-    """Have a fatal signal of this process leave its stacks in `file` as long as the trial runs."""
+    """Make a fatal signal of this process leave its stacks in `file` while the trial runs."""
     was_enabled = faulthandler.is_enabled()
     with file.open("wb") as report:
         faulthandler.enable(file=report)
@@ -78,5 +78,5 @@ def _crash_report(file: Path) -> Iterator[None]:
         finally:
             faulthandler.disable()
             if was_enabled:
-                # Its former file cannot be asked for; usually it is the process's own stderr.
+                # The former file is not known; usually it is the process's own stderr.
                 faulthandler.enable(file=sys.__stderr__ or 2)

@@ -27,7 +27,7 @@ from analysis.workloads.named import WORKLOADS, in_turn, is_file
 from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
-"""What a plan can have watched, and how the table `trials` says it."""
+"""What a plan can record, and its name in the table `trials`."""
 _BOUNDS = {
     "pages": (1, MAX_PAGES, WHY_PAGES),
     "concurrency": (1, 4096, "each client is a thread"),
@@ -66,7 +66,7 @@ class Trial:
 
     @property
     def trial_id(self) -> str:
-        """The same for the same configuration in every run; it can name a directory.
+        """Equal for equal configurations in every run; it can name a directory.
 
         Where there are too many treatments to name, it has their number and a digest of them.
         """
@@ -81,7 +81,7 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """Whether a fault is planted in it, so that the sanitizer must sound."""
+        """Whether a fault is injected, which the sanitizer must detect."""
         return is_control(self.treatments)
 
 
@@ -93,15 +93,18 @@ class Plan:
     for `prefix_reuse`; a workload file is always sent whole. `workload` may name several, as
     `mixed+multi_turn`: the repeats then ask them in turn. `options` go to the engine by name.
     `observe` is what is recorded: nothing, events (with invocations), or snapshots beside them.
-    `treatments` are sets of changes to the live engine; every configuration is run with each of
-    them. In a set, `all` stands for every fix of its release and way of sharing, and `all-but:NAME`
-    for all but one. `sanitize` has what was recorded of each trial checked (and events recorded),
-    and adds a control for each set of treatments, release and way of sharing: a trial with these
-    treatments in which a known fault is planted, another one in each, in turn from all kinds, and
-    another trial where that fault was never injected.
-    Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial, its
-    start included, `resubmit_s` for the pause after which a client sends a refused request again
-    (None: never).
+
+    Every configuration is run with each of `treatments`, which are sets of changes to the live
+    engine. In a set, `all` stands for every fix of its release and prefix sharing, `all-but:NAME`
+    for all but one.
+
+    `sanitize` checks what was recorded of each trial (and records events), and adds a control for
+    each set of treatments, release and prefix sharing: a trial with these treatments and an
+    injected fault, of all kinds in turn, and another one where the fault was never injected.
+
+    Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial with its
+    start, `resubmit_s` for the pause after which a client sends a refused request again (None:
+    never).
     """
 
     releases: tuple[str, ...]
@@ -191,7 +194,7 @@ class Plan:
             devices.resolve(self.device, self.hip_target, self.device_ids)
 
     def _check_size(self) -> None:
-        """Refuse, before anything is made of it, what would not end or not fit."""
+        """Raise PlanError for a plan that would not end or not fit."""
         axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments)
         trials = math.prod(map(len, axes)) * self.repeats
         if trials > _MOST_TRIALS:

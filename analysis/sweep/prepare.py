@@ -1,4 +1,4 @@
-"""The prompts of a sweep, settled before its first trial: the model alone answers them right."""
+"""Prepare the prompts of a sweep: those that the reference decoder answers right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from analysis.workloads.named import (
 from analysis.workloads.workload import Answers, Request, Workload
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a release, and of how many prompts it knows what the model answers alone."""
+"""Called with a release, how many reference answers are known, and how many are needed."""
 
 _Key = tuple[int, int]
 
@@ -33,18 +33,15 @@ class Prepared:
     workloads: Mapping[_Key, Workload]
     answers: Mapping[str, Answers]
     dropped: int
-    """Prompts that the model itself answers wrong, and that are therefore not asked."""
+    """Prompts that are not sent, as the model itself answers them wrong."""
 
     def workload(self, trial: Trial) -> Workload:
-        """Return what this trial is asked: the same for every release, sharing and pool size."""
+        """Return the workload of a trial: the same for every release, sharing and pool size."""
         return self.workloads[trial.concurrency, trial.repeat]
 
 
 def check_lengths(plan: Plan) -> None:
-    """Refuse, before anything is asked or written, what is longer than the model's context.
-
-    Raises WorkloadError or ModelError.
-    """
+    """Raise WorkloadError for what is longer than the model's context, or ModelError."""
     from analysis.model.artifacts import load_model
     from analysis.model.tokenizer import ModelTokenizer
 
@@ -68,7 +65,7 @@ def check_lengths(plan: Plan) -> None:
 
 
 def prepare(plan: Plan, on_progress: OnProgress | None = None) -> Prepared:
-    """Make the plan's workloads, and have the model compiled and asked alone on every release.
+    """Make the plan's workloads, and get the reference answers of every release.
 
     Raises WorkloadError, ModelError or ReleaseError.
     """

@@ -1,4 +1,4 @@
-"""One trial in a process of its own: started, watched, ended at its deadline, and read back."""
+"""One trial in a child process: started, observed, ended at its deadline, and read back."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.core import children
+from analysis.core import children, jobs
 from analysis.core.errors import EngineError, MachineError
-from analysis.sweep.rows import Ended, read_records
+from analysis.sweep.rows import Ended
 
 STACKS_SIGNAL = signal.SIGUSR1
 _STACKS_WAIT_S = 3.0
 
-# The names of what a trial's process leaves in its directory.
-SPEC, RECORDS, FACTS = "spec.json", "requests.jsonl", "facts.json"
-OUTPUT, STACKS = "output.txt", "stacks.txt"
-NOT_RUN = 100
-"""With this exit status, or up to an errno more, a trial says that the machine lacked something."""
+RECORDS, OUTPUT = jobs.ANSWERS, jobs.OUTPUT
+FACTS, STACKS = "facts.json", "stacks.txt"
+"""What a trial's process leaves in its directory, beside its job."""
 FROZEN, PRINTED = "watchdog-*.txt", "engine-*.log"
 """What an engine leaves in its log directory: the dump of a freeze, and what it printed."""
+NOT_RUN = 100
+"""Exit status of a trial that could not be run for what the machine lacked, plus its errno."""
 
 
 class TrialProcess:
@@ -35,16 +34,9 @@ class TrialProcess:
 
     def __init__(self, python: Path, spec: dict[str, Any], directory: Path, timeout_s: float):
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        self.directory = directory
-        self.timeout_s = timeout_s
-        (directory / SPEC).write_text(json.dumps({**spec, "parent": os.getpid()}))
-        with (directory / OUTPUT).open("wb") as output:
-            self._process = children.start(
-                [python, "-m", "analysis.sweep.trial", directory],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        self.directory, self.timeout_s = directory, timeout_s
+        self._child = jobs.Child(python, "analysis.sweep.trial", spec, directory)
+        self._process = self._child.process
         self._started = time.monotonic()
         self._elapsed_s: float | None = None
         self._ended_ns: int | None = None
@@ -64,7 +56,7 @@ class TrialProcess:
         return time.monotonic() - self._started
 
     def poll(self) -> bool:
-        """Return whether the trial has ended; ends it itself when its deadline has passed."""
+        """Return whether the trial has ended; end it when its deadline has passed."""
         self._peak_rss = max(self._peak_rss, peak_rss_bytes(self.pid) or 0)
         if self._process.poll() is None:
             if self.elapsed_s < self.timeout_s:
@@ -75,34 +67,34 @@ class TrialProcess:
         if self._elapsed_s is None:
             self._elapsed_s = time.monotonic() - self._started
             self._ended_ns = time.monotonic_ns()
-            children.kill_group(self._process)  # what it started itself must not stay behind
+            self.kill()  # what the process started itself must not stay behind
         return True
 
     def kill(self) -> None:
         """End the trial's process and everything that it started."""
-        children.kill_group(self._process)
+        self._child.kill()
 
     def ended(self) -> Ended:
         """Return how the trial ended.
 
-        Raises EngineError if it says that no engine can start so, MachineError if it could not be
-        run for what this machine lacks, or did not come to where an engine is started.
+        Raises EngineError if no engine can start with its settings, MachineError if the machine
+        lacked something, or if the process ended before it started an engine.
         """
         facts = read_facts(self.directory)
         if refused := facts.get("refused"):
             raise EngineError(refused)
         if not_run := self._not_run():
             raise MachineError(not_run)
-        status, detail, exit_signal = self._verdict(facts)
+        status, detail, exit_signal = self._status(facts)
         facts.setdefault("peak_rss_bytes", self._peak_rss or None)
         printed = children.tail(self.directory / OUTPUT)
         facts["log"] = engine_log(self.directory, facts) + printed
         duration_s = facts.get("duration_s") or self.elapsed_s
-        records = read_records(self.directory / RECORDS)
+        records = jobs.read_lines(self.directory / RECORDS)
         return Ended(records, duration_s, status, detail, exit_signal, facts, self._ended_ns)
 
     def _not_run(self) -> str | None:
-        """Return why the trial says nothing of the engine; None if it does."""
+        """Return why no engine was started; None if one was."""
         code = self._process.returncode or 0
         if code - NOT_RUN in errno.errorcode:
             return os.strerror(code - NOT_RUN)
@@ -110,38 +102,33 @@ class TrialProcess:
             return None
         if self._expired:
             return f"its process had not started the engine after {self.timeout_s:g} s"
-        said = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
         if code < 0:
             return f"its process was ended by {_signal_name(-code)} before it started the engine"
-        last = said[-1].strip() if said else "it said nothing"
-        return f"its process could not start the engine: {last}"
+        return f"its process could not start the engine: {self._child.last_line()}"
 
-    def _verdict(self, facts: dict[str, Any]) -> tuple[str, str | None, int | None]:
+    def _status(self, facts: dict[str, Any]) -> tuple[str, str | None, int | None]:
         code = self._process.returncode
         exit_signal = -code if code is not None and code < 0 else None
         if self._expired:
-            return "hung", self._late(), exit_signal
+            detail = f"The trial passed its deadline of {self.timeout_s:g} s and was ended"
+            if children.tail(self.directory / STACKS, 1):
+                stacks = f"logs/{self.directory.name}/{STACKS}"
+                return "hung", f"{detail}; every thread's stack is in {stacks}.", exit_signal
+            return "hung", f"{detail}; it left no stacks.", exit_signal
         if frozen := freeze_sentence(self.directory):
             return "hung", frozen, exit_signal
         if exit_signal is not None:
             name = _signal_name(exit_signal)
             return "crashed", f"The trial's process was ended by {name}.", exit_signal
         if code != 0 or "duration_s" not in facts:
-            said = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
-            last = said[-1].strip() if said else "it said nothing"
+            last = self._child.last_line()
             return "crashed", f"The trial's process ended with status {code}: {last}", None
-        return *own_verdict(facts), None
-
-    def _late(self) -> str:
-        late = f"The trial passed its deadline of {self.timeout_s:g} s and was ended"
-        if children.tail(self.directory / STACKS, 1):
-            return f"{late}; every thread's stack is in logs/{self.directory.name}/{STACKS}."
-        return f"{late}; it left no stacks."
+        return *own_status(facts), None
 
     def _ask_for_stacks(self) -> None:
-        """Have faulthandler's C code write every thread's stack, which also works in a freeze."""
+        """Make faulthandler's C code write every thread's stack, which also works in a freeze."""
         stacks = self.directory / STACKS
-        if not stacks.is_file():  # not listening yet: the signal would only end it
+        if not stacks.is_file():  # no handler yet: the signal would only end the process
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(STACKS_SIGNAL)
@@ -169,7 +156,7 @@ def peak_rss_bytes(pid: int | str = "self") -> int | None:
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """Return what a trial said of itself, {} if it came to no such point."""
+    """Return the facts that a trial wrote, {} if it wrote none."""
     try:
         facts: dict[str, Any] = json.loads((directory / FACTS).read_bytes())
     except (OSError, ValueError):
@@ -177,8 +164,8 @@ def read_facts(directory: Path) -> dict[str, Any]:
     return facts
 
 
-def own_verdict(facts: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the status of a trial whose process came to its end, and a sentence if not well."""
+def own_status(facts: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the status of a trial whose process came to its end, and a sentence if not ok."""
     if death := facts.get("death"):
         return "engine_died", death
     if silence := facts.get("silence"):
@@ -196,7 +183,7 @@ def freeze_sentence(directory: Path) -> str | None:
 
 
 def engine_log(directory: Path, facts: Mapping[str, Any]) -> str:
-    """Return what the engine printed, also where its process did not live to say it."""
+    """Return what the engine printed, also where its process ended before it wrote its facts."""
     if log := facts.get("log"):
         return str(log)
     return "".join(children.tail(file) for file in sorted(directory.glob(PRINTED)))

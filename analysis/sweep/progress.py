@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a bar on a terminal, one line per trial elsewhere."""
+"""Progress of a sweep: a bar on a terminal, a line for each trial elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from analysis.core.wording import counted
 from analysis.runs.tables import RequestCounts, count_requests, is_control
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Trial
@@ -35,23 +36,22 @@ class Progress:
             self._bar = tqdm(total=trials, file=self._stream, bar_format=form, desc="sweep")
 
     def preparing(self, release: str, known: int, wanted: int) -> None:
-        """Show how far the model has been asked alone on a release."""
-        words = f"asking the model alone on shortfin {release}: {known} of {wanted}"
+        """Show how many prompts the reference decoder of a release has answered."""
+        words = f"reference answers of shortfin {release}: {known} of {wanted}"
         if self._bar is not None:
             self._bar.set_postfix_str(words)
         elif self._shown and known in (0, wanted):
             self._line(words)
 
     def begins(self, path: Path, done: int) -> None:
-        """Say where the run is and whether it is new; count the trials already on disk."""
+        """Show where the run is and whether it is new; count the trials already on disk."""
         self._done += done
         if self._bar is not None:
             self._bar.update(done)
         if self._shown and done:
             self._line(f"{path}: {done} of {self._trials} trials are on disk already")
         elif self._shown:
-            trials = "1 trial" if self._trials == 1 else f"{self._trials} trials"
-            self._line(f"{path}: a new run of {trials}")
+            self._line(f"{path}: a new run of {counted(self._trials, 'trial')}")
 
     def added(self, count: int) -> None:
         """Count trials that were not planned at first."""
@@ -85,7 +85,7 @@ class Progress:
             )
 
     def put_off(self, trial: Trial, why: str, pause_s: float | None) -> None:
-        """Tell of a trial that this machine could not run, and in how many seconds it is tried."""
+        """Show a trial that this machine could not run, and when it is tried again."""
         again = "it is left out" if pause_s is None else f"it is tried again in {pause_s:g} s"
         if self._shown:
             self._line(f"{trial.trial_id} could not be run ({why}): {again}")

@@ -1,4 +1,4 @@
-"""The control of a sweep: each prompt that was answered wrong, asked alone on a fresh engine."""
+"""Rerun each prompt that was answered wrong by itself, on a fresh engine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from analysis.runs.tables import broken_json
 from analysis.shortfin import environments as releases
 from analysis.shortfin.oracle import reference_answers
 from analysis.sweep.process import TrialProcess
-from analysis.sweep.rows import Ended, judged
+from analysis.sweep.rows import Ended, checked_outcome
 from analysis.sweep.trial import specification
 from analysis.workloads.workload import Request, Workload
 
 _TICK_S = 0.05
 _NEEDED = ("model", "device_ids", "hip_target", "serialise_invocations", "request_timeout_s",
            "max_new_tokens")  # fmt: skip
-"""What of a run's plan a request is asked again with."""
+"""Settings of a run's plan that a rerun needs."""
 _SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", "options"]
 
 
@@ -44,12 +44,11 @@ def rerun_wrong_prompts(
 ) -> pd.DataFrame:
     """Ask each wrongly answered prompt of a run alone, on a fresh engine without treatments.
 
-    `prefix_sharing` asks all of them with that algorithm instead of the one they were asked with.
-    Returns a row a prompt: its settings, `prompt`, `expected_text`, `text` (what it was answered
-    alone), `outcome` (judged as in the sweep; None where it could not be asked), and `detail` if
-    the trial did not end well. An answer of which the run holds neither the expected text nor the
-    reference's tokens is judged by the reference decoder, which is asked for them. Raises
-    ReleaseError, ModelError or EngineError if an engine or the decoder cannot be had.
+    `prefix_sharing` replaces the algorithm of the run. Returns a row for each prompt: its settings,
+    `prompt`, `expected_text`, `text` (the answer alone), `outcome` (checked as in the sweep; None
+    where it could not be asked), and `detail` if the trial did not end well. Where the run has
+    neither an expected text nor the reference's tokens, the reference decoder is asked for them.
+    Raises ReleaseError, ModelError or EngineError.
     """
     prompts = _with_references(run, wrong_prompts(run))
     if prefix_sharing is not None:
@@ -58,7 +57,7 @@ def rerun_wrong_prompts(
     waiting = list(prompts.to_dict("records"))
     running: list[tuple[dict[Any, Any], TrialProcess]] = []
     rows: list[dict[str, Any]] = []
-    with children.scratch("cachelab-alone") as scratch:
+    with children.scratch("cachelab-rerun") as scratch:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -84,12 +83,12 @@ def rerun_wrong_prompts(
 def _ended(process: TrialProcess) -> Ended:
     try:
         return process.ended()
-    except MachineError as error:  # the engine was not asked, which is no answer of its own
+    except MachineError as error:
         return Ended([], process.elapsed_s, "not run", str(error))
 
 
 def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
-    """Return the prompts with the reference's tokens filled in where nothing else judges them."""
+    """Return the prompts with the reference's tokens, where nothing else is expected."""
     cases = prompts.to_dict("records")
     plan = _plan(run)
     for release in prompts["release"].unique():
@@ -151,7 +150,7 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         "serialise_invocations": plan["serialise_invocations"],
         "options": options,
     }
-    workload = Workload("alone", (_request(run, case),))
+    workload = Workload("solo", (_request(run, case),))
     return specification(config, workload, 1, plan["request_timeout_s"])
 
 
@@ -160,7 +159,7 @@ def _request(run: Run, case: dict[Any, Any]) -> Request:
     expected, reference = case["expected_text"], case["reference_tokens"]
     known = isinstance(reference, tuple) and reference
     tokens = len(reference) if known else _plan(run)["max_new_tokens"]
-    return Request("alone", case["prompt"], tokens, expected if isinstance(expected, str) else None)
+    return Request("solo", case["prompt"], tokens, expected if isinstance(expected, str) else None)
 
 
 def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
@@ -168,7 +167,9 @@ def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
     answer = ended.records[0] if ended.records else {"text": None}
     outcome: str | None = None
     if ended.records:
-        outcome, _ = judged(answer, request, reference if isinstance(reference, tuple) else None)
+        outcome, _ = checked_outcome(
+            answer, request, reference if isinstance(reference, tuple) else None
+        )
     elif ended.status == "hung":
         outcome = "timeout"
     elif ended.exit_signal is not None:

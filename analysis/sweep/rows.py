@@ -1,11 +1,10 @@
-"""From what a trial's process left behind to the rows of the tables `trials` and `requests`."""
+"""Rows of the tables `trials` and `requests`, from the files of a trial."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.shortfin.releases import row_of
@@ -28,13 +27,13 @@ class Ended:
     """How a trial ended, whoever ran it."""
 
     records: Sequence[Mapping[str, Any]]
-    """The finished requests, as rows of `requests` without what the oracles add."""
+    """The finished requests, as rows of `requests` without the output checks."""
     duration_s: float
     status: str = "ok"
     detail: str | None = None
     exit_signal: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the trial said of itself: device, peak_rss_bytes, log."""
+    """What the trial wrote of itself: device, peak_rss_bytes, log."""
     ended_ns: int | None = None
     """When its process was seen to have ended, of the monotonic clock; None if not known."""
 
@@ -74,7 +73,7 @@ def trial_row(
 
 
 def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ended) -> list[Row]:
-    """Return one row for every request of the workload, in its order, judged by both oracles.
+    """Return one row for every request of the workload, in its order, after both output checks.
 
     A request that the trial did not finish has the outcome `timeout` where the trial hung, else
     `engine_died`.
@@ -91,7 +90,7 @@ def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ende
 
 
 def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
-    """Fill in the columns of `requests` that only what was recorded of their trial can tell."""
+    """Fill in the columns of `requests` that are derived from the events of their trial."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -116,10 +115,10 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
 def finding_rows(
     plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table], ended: Ended
 ) -> tuple[list[Row], str | None]:
-    """Return what the sanitizer finds in what was recorded of a trial, as rows of `findings`.
+    """Return what the sanitizer finds in the recorded tables of a trial, as rows of `findings`.
 
-    The second is what it could not check, in words; None if it checked all. How many invocations
-    of each request it could not check is filled into the `rows` of `requests`.
+    The second value is a sentence on what it could not check; None if it checked everything. The
+    number of unchecked invocations of each request goes into the `rows` of `requests`.
     """
     from analysis.sanitizer.recorded import check_tables, context_length_of
 
@@ -139,24 +138,12 @@ def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """Return the finished requests that a trial's process wrote, without a last line cut short."""
-    records = []
-    if file.is_file():
-        for line in file.read_bytes().split(b"\n"):
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-    return records
-
-
-def judged(
+def checked_outcome(
     record: Mapping[str, Any], request: Request, reference: Sequence[int] | None
 ) -> tuple[str, int | None]:
-    """Return the outcome of a trial's record after both oracles, and its first divergence.
+    """Return the outcome of a record after both output checks, and its first divergence.
 
-    Whoever ran the trial may have judged by the expected text already: both oracles decide here.
+    A record that was already compared with the expected text is checked again.
     """
     own = "ok" if record["outcome"] == "wrong" else record["outcome"]
     return check_output(
@@ -166,7 +153,7 @@ def judged(
 
 def _row(trial: Trial, request: Request, answers: Answers, record: Mapping[str, Any]) -> Row:
     reference = answers.get((request.prompt, request.max_new_tokens))
-    outcome, divergence = judged(record, request, reference)
+    outcome, divergence = checked_outcome(record, request, reference)
     return {
         **{name: record.get(name) for name in _ANSWER},
         "request_id": request.id,

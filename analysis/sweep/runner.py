@@ -1,4 +1,4 @@
-"""A sweep from its plan to a run on disk: what is finished stays, what is left is done."""
+"""Run a plan's trials to a run on disk; a sweep that was interrupted goes on where it was."""
 
 from __future__ import annotations
 
@@ -61,16 +61,15 @@ def run_sweep(
     """Run a plan's trials, each on a fresh engine, and return the run read back from disk.
 
     `process`: each trial in a child process of its release's environment, `jobs` at a time; a trial
-    that crashes, freezes or passes its deadline becomes a row that says so. `kernel`: one trial
-    after another in this very process, for notebooks; the plan may then name only the release that
-    is installed here, and a trial ends only by its requests' deadlines or the engine's watchdog.
-    Called again with the same plan and `out`, it does what is left. Ctrl-C and
-    errors end every child and leave a valid run; so does `stop`, which is asked again and again
-    (in the kernel: before each trial), and then the run has the trials that were finished.
+    that crashes, freezes or passes its deadline becomes a row with that status. `kernel`: one trial
+    after another in this process, for notebooks; the plan may then name only the installed release,
+    and a trial ends only by its requests' deadlines or the engine's watchdog. Called again with the
+    same plan and `out`, it runs the trials that are left. Ctrl-C, errors and a true `stop()` end
+    every child and leave a valid run with the finished trials.
 
-    A trial that this machine could not run (a full disk, too little memory, too many open files)
-    says nothing of the engine: it is not stored, and tried once more after a pause. MachineError
-    says at the end how many could not be run.
+    A trial that this machine could not run (a full disk, too little memory, too many open files) is
+    not stored, and is tried once more after a pause; MachineError at the end names how many are
+    missing.
 
     Raises PlanError, ReleaseError, WorkloadError, ModelError, EngineError, RunError or
     MachineError.
@@ -91,7 +90,7 @@ def run_sweep(
 
 
 class _Sweep:
-    """One sitting of a sweep."""
+    """One call of `run_sweep`."""
 
     def __init__(
         self,
@@ -116,14 +115,14 @@ class _Sweep:
         self.progress = Progress(len(self.trials), self.estimate, shown=progress)
         self.prepared = Prepared({}, {}, 0)
         self.failed: dict[Trial, list[str]] = {}
-        """What the machine lacked, at each try of a trial that was not run since."""
+        """What the machine lacked at each try of a trial that is not run yet."""
         self.in_a_row = 0
         self.not_before_s = 0.0
-        self.untold: list[tuple[Row, dict[str, int]]] = []
-        """Trials that were kept and not told of yet."""
+        self.unreported: list[tuple[Row, dict[str, int]]] = []
+        """Stored trials that were not reported yet."""
 
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
-        """Do what is left, and read the whole run back."""
+        """Run the trials that are left, and read the whole run back."""
         try:
             self.progress.begins(self.writer.path, len(self.trials) - len(self.left))
             if self.left:
@@ -148,7 +147,7 @@ class _Sweep:
                 for trial in waiting[: self.jobs - len(running)]:
                     if not self._may_start():
                         break
-                    with self._put_off_if_it_must_be(trial):
+                    with self._put_off_if_lacking(trial):
                         running[trial] = TrialProcess(
                             pythons[trial.release],
                             self._specification(trial),
@@ -158,11 +157,11 @@ class _Sweep:
                 for trial, process in list(running.items()):
                     if process.poll():
                         del running[trial]
-                        with self._put_off_if_it_must_be(trial):
+                        with self._put_off_if_lacking(trial):
                             self._finish(trial, process.ended(), process.elapsed_s)
-                        self._tell_finished()
+                        self._report_finished()
                 if not running and self.in_a_row >= _MOST_IN_A_ROW:
-                    self._give_up_the_rest()
+                    self._give_up_rest()
                 self.progress.running(running, self.left)
                 time.sleep(_TICK_S)
         finally:
@@ -172,7 +171,7 @@ class _Sweep:
     def _in_this_kernel(self) -> None:
         while self.left and not self.stop():
             if self.in_a_row >= _MOST_IN_A_ROW:
-                self._give_up_the_rest()
+                self._give_up_rest()
                 break
             if not self._may_start():
                 time.sleep(_TICK_S)
@@ -180,17 +179,17 @@ class _Sweep:
             trial = self.left[0]
             self.progress.running([trial], self.left)
             started = time.monotonic()
-            with self._put_off_if_it_must_be(trial):
+            with self._put_off_if_lacking(trial):
                 ended = kernel.run_trial(self._specification(trial), self._work(trial))
                 self._finish(trial, ended, time.monotonic() - started)
-            self._tell_finished()
+            self._report_finished()
 
     def _may_start(self) -> bool:
         return self.in_a_row < _MOST_IN_A_ROW and time.monotonic() >= self.not_before_s
 
     @contextmanager
-    def _put_off_if_it_must_be(self, trial: Trial) -> Iterator[None]:
-        """Put a trial off that the block cannot run or keep for what this machine lacks."""
+    def _put_off_if_lacking(self, trial: Trial) -> Iterator[None]:
+        """Put a trial off if the block fails for what this machine lacks."""
         try:
             yield
         except (MachineError, RunError, OSError, MemoryError) as error:
@@ -204,7 +203,7 @@ class _Sweep:
                 self.in_a_row = 0
 
     def _put_off(self, trial: Trial, why: str) -> None:
-        """Have a trial tried again after a pause; give it up if that was the last try."""
+        """Try a trial again after a pause; give it up if that was the last try."""
         self.not_before_s = time.monotonic() + _PAUSE_S
         whys = self.failed.setdefault(trial, [])
         whys.append(why)
@@ -215,7 +214,7 @@ class _Sweep:
         self.in_a_row += 1
         self.progress.put_off(trial, why, None)
 
-    def _give_up_the_rest(self) -> None:
+    def _give_up_rest(self) -> None:
         for other in self.left:
             self.failed.setdefault(other, []).append("it was not tried any more")
         self.left.clear()
@@ -227,7 +226,7 @@ class _Sweep:
             " lacks,"
             f" and are not in {self.writer.path}: {first.trial_id} ({self.failed[first][-1]})"
             + (f" and {len(trials) - 1} more" if len(trials) > 1 else "")
-            + ". Mend that and run the same again: it runs those only."
+            + ". Fix that and run the same command again: it runs only those."
         )
 
     def _specification(self, trial: Trial) -> dict[str, Any]:
@@ -247,13 +246,13 @@ class _Sweep:
         return self.writer.path.resolve() / _WORK / trial.trial_id
 
     def _finish(self, trial: Trial, ended: Ended, elapsed_s: float) -> None:
-        """Keep a trial that has ended: its logs first, then its tables, which make it finished."""
+        """Store a trial that has ended: its logs first, then its tables, which make it finished."""
         self._keep_logs(trial, ended)
-        if ended.detail is not None:  # the logs were moved: say where they are now
+        if ended.detail is not None:  # the logs were moved
             kept = self.writer.path / _LOGS / trial.trial_id
             detail = ended.detail.replace(str(self._work(trial)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
-        # Read here, whoever ran the trial and however it ended: what is on disk by now is kept.
+        # Also where the process was killed: what is on disk by now is kept.
         recorded = read_stream(self._work(trial), ended.ended_ns)
         missing = " ".join(filter(None, [read_lacking(self._work(trial)), cut_of(recorded)]))
         if missing:
@@ -276,12 +275,12 @@ class _Sweep:
         if _idle(row):
             self._try_another(trial)
         self.estimate.measured(trial, elapsed_s)
-        self.untold.append((row, count_outcomes(requests)))
+        self.unreported.append((row, count_outcomes(requests)))
 
-    def _tell_finished(self) -> None:
-        """Tell of trials that were kept since the last time; what goes wrong here harms none."""
-        while self.untold:
-            row, counts = self.untold.pop(0)
+    def _report_finished(self) -> None:
+        """Report trials that were stored since the last time."""
+        while self.unreported:
+            row, counts = self.unreported.pop(0)
             self.progress.finished(row, counts, self.left)
             if self.on_trial is not None:
                 self.on_trial(row, counts)
@@ -295,7 +294,7 @@ class _Sweep:
         self.progress.added(len(more))
 
     def _keep_logs(self, trial: Trial, ended: Ended) -> None:
-        """Keep what the trial's process printed and dumped where the trial did not end well."""
+        """Copy what the trial's process printed and dumped, unless the trial ended well."""
         if ended.status == "ok":
             return
         logs = self.writer.path / _LOGS / trial.trial_id
@@ -310,12 +309,12 @@ class _Sweep:
 
 
 def _idle(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row of `trials` is that of a control whose fault was never injected."""
+    """Return whether a row of `trials` is that of a control whose fault was never injected."""
     return row["injected"] is False
 
 
 def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:
-    """Return the interpreter of each release, so that a missing one is known at once."""
+    """Return the interpreter of each release. Raises ReleaseError for one without environment."""
     if runner == "kernel":
         here = installed_release()
         if plan.releases != (here,):

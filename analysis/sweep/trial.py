@@ -1,13 +1,12 @@
-"""A trial from within: a fresh engine and its workload; each answer is on disk once known.
+"""Run one trial: a fresh engine and its workload; each answer is on disk once known.
 
-`python -m analysis.sweep.trial DIRECTORY` is the child process of a sweep: it reads its
-specification there and leaves its requests, facts and stacks there.
+`python -m analysis.sweep.trial DIRECTORY` is a child process of a sweep (see `core/jobs.py`): it
+leaves its requests, facts and stacks in the directory of its job.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import json
 import os
@@ -20,13 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.core import children
+from analysis.core import jobs
 from analysis.core.errors import CachelabError, lack_behind
 from analysis.sweep.process import (
     FACTS,
     NOT_RUN,
     RECORDS,
-    SPEC,
     STACKS,
     STACKS_SIGNAL,
     peak_rss_bytes,
@@ -73,14 +71,13 @@ def specification(
 
 
 def ask(spec: Spec, directory: Path) -> dict[str, Any]:
-    """Start an engine, ask it, close it; return the trial's facts, which are then on disk too.
+    """Start an engine, send it the workload, close it; return the trial's facts, also on disk.
 
-    Treatments end last. Before, an engine that is watched may finish what its clients gave up,
-    then the recording ends, then it is asked whether it still answers: what an engine does without
-    its treatments, if it is not at rest when they end, must not be found in an arm that has them.
+    Treatments end last, so that nothing that the engine does without them is found in the trial:
+    before that, a recorded engine may finish the requests that its clients gave up, then the
+    recording ends, then one more request finds out whether the engine still answers.
 
-    Raises EngineError if no engine can be started so, OSError if the disk does not take what the
-    trial has to leave there.
+    Raises EngineError if no engine can be started with these settings, OSError if the disk is full.
     """
     from analysis.engine import Engine, EngineConfig
     from analysis.sanitizer import settle
@@ -94,10 +91,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     with open(directory / RECORDS, "ab", buffering=0) as records:
 
         def keep(row: Mapping[str, Any]) -> None:
-            # One write of one whole line, in the moment the request ends: a kill loses nothing.
-            line = json.dumps(dict(row), default=_plain).encode() + b"\n"
-            if records.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), records.name)
+            jobs.write_line(records, dict(row))
             outcomes.append(row["outcome"])
 
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
@@ -135,7 +129,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
 
 
 def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> None:
-    """Take down how the engine and the planted fault did so far."""
+    """Note the state of the engine and of the injected fault."""
     if engine.died is not None:
         facts["death"] = engine.died.message
     if faults:
@@ -147,11 +141,11 @@ def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> Non
 
 
 def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
-    """Say that an engine answers no more; None if it does, or gave no reason to ask.
+    """Return a sentence if the engine answers no more; None if it does, or there is no suspicion.
 
-    It is asked for one token where a request timed out or the last to end had no answer, by itself,
-    and again as long as it refuses: one that is merely busy with what was given up has time to end
-    that.
+    It gets a request for one token where a request timed out or the last to end had no answer, and
+    again as long as it refuses: an engine that is busy with requests that were given up has time to
+    end them.
     """
     if outcomes and outcomes[-1] in {"ok", "wrong"} and "timeout" not in outcomes:
         return None
@@ -168,17 +162,14 @@ def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
     counts = ", ".join(f"{number} {name}" for name, number in Counter(outcomes).items())
     ended = {"timeout": f"had no answer within {wait_s:g} s", "rejected": "was refused"}
     return (
-        f"The engine stopped answering: after the workload ({counts}) one request more, by itself,"
+        f"The engine stopped answering: after the workload ({counts}) one more request, by itself,"
         f" {ended.get(outcome, f'ended as {outcome}')}."
     )
 
 
 @contextmanager
 def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder | None]:
-    """Record what the specification wants recorded, on disk from moment to moment.
-
-    Yields what records it, None if nothing does.
-    """
+    """Record what the specification asks for, on disk at once; yield the recorder, or None."""
     if spec["observe"] == "nothing":
         yield None
         return
@@ -203,7 +194,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
 
 @contextmanager
 def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
-    """Change the engine as the specification says, and yield the faults that are planted."""
+    """Apply the treatments of the specification, and yield the faults among them."""
     # Loaded for an untreated engine, too: else every treatment would seem to take 13 MiB.
     from analysis.treatments import Fault, treat
 
@@ -211,22 +202,17 @@ def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
         yield [treatment for treatment in treated.treatments if isinstance(treatment, Fault)]
 
 
-def _plain(value: Any) -> Any:
-    """Make JSON of what is no JSON: tuples' numpy integers and the like."""
-    return value.item() if hasattr(value, "item") else str(value)
-
-
 def _write(file: Path, facts: Mapping[str, Any]) -> None:
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts, default=_plain))
+    temporary.write_text(json.dumps(facts, default=jobs.plain))
     temporary.replace(file)
 
 
 def main(directory: Path) -> int:
-    """Run the trial that `directory` specifies, and return the status to exit with.
+    """Run the trial of a directory, and return the status to exit with.
 
-    NOT_RUN and the errno beyond it where it failed for what the machine lacks: that must reach the
-    parent also where the disk takes nothing more.
+    It is NOT_RUN plus the errno where the machine lacked something: a status reaches the parent
+    also where the disk is full.
     """
     try:
         return _run(directory)
@@ -241,7 +227,7 @@ def main(directory: Path) -> int:
 
 
 def _number_of(error: BaseException) -> int | None:
-    """Return the errno of an error of the machine, 0 for one without; None if it is no such."""
+    """Return the errno of an error of the machine, 0 for one without; None for other errors."""
     if isinstance(error, ImportError):
         return 0
     if (lack := lack_behind(error)) is not None:
@@ -251,8 +237,7 @@ def _number_of(error: BaseException) -> int | None:
 
 
 def _run(directory: Path) -> int:
-    spec = json.loads((directory / SPEC).read_bytes())
-    children.die_with_parent(spec["parent"])
+    spec = jobs.read_job(directory)
     # Both stay open to the end of the process: C code writes to them when no Python can run.
     stacks = open(directory / STACKS, "wb")  # noqa: SIM115
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.shortfin.cache.probe import CURRENT_INVOCATION, values_of
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, values_of
 from analysis.shortfin.treatment import replace_attribute
 from analysis.shortfin.verify import note_edit
 

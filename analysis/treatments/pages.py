@@ -188,7 +188,7 @@ def _once(pages: Iterable[Any]) -> list[Any]:
 
 
 def _tell(engine: Engine, kind: str, pages: list[int]) -> None:
-    watcher = None if engine.probe is None else engine.probe.watcher
+    watcher = None if engine.probe is None else engine.probe.observer
     if watcher is not None and pages:
         try:
             watcher.event(kind, pages=pages)

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.cache.probe import held_back
 from analysis.shortfin.treatment import Treatment, cache_of, replace_attribute, take_pool_lock
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ class ReservePaddingPage(Treatment):
     change = "Page 0 is kept out of the pool."
 
     def apply(self, engine: Engine, undo: ExitStack) -> None:
-        pool = cache_of(engine).page_pool
+        assert engine.service is not None
+        pool, withheld = cache_of(engine).page_pool, engine.service.withheld
         if not take_pool_lock(pool):
             raise EngineError(
                 "The pool's lock is kept by some thread of the engine, so page 0 cannot be"
@@ -48,7 +48,7 @@ class ReservePaddingPage(Treatment):
             return free([p for p in pages if p.index != _PADDING_PAGE])
 
         def back() -> None:
-            del held_back[id(pool)]
+            withheld.discard(_PADDING_PAGE)
             # A thread that hangs may keep the lock; inserting is one step of the interpreter.
             got = take_pool_lock(pool)
             pool.available_pages.insert(0, kept[0])
@@ -56,7 +56,7 @@ class ReservePaddingPage(Treatment):
                 pool._lock.release()
 
         replace_attribute(undo, pool, "free_pages", freed)
-        held_back[id(pool)] = lambda: [_PADDING_PAGE]
+        withheld.add(_PADDING_PAGE)
         undo.callback(back)
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.shortfin.locks import WatchedLock, treatment_locks
+from analysis.shortfin.locks import WatchedLock
 from analysis.shortfin.treatment import (
     Treatment,
     allocation_kinds,
@@ -36,17 +36,11 @@ _STROBE_S = 0.004
 
 def lock_for(engine: Engine, undo: ExitStack, name: str) -> WatchedLock:
     """Return a re-entrant lock that whoever observes the engine, now or later, knows by a name."""
-    watcher, cache = None if engine.probe is None else engine.probe.watcher, cache_of(engine)
+    watcher = None if engine.probe is None else engine.probe.observer
     lock = WatchedLock(threading.RLock(), name, None if watcher is None else watcher.locks)
-    known = treatment_locks.setdefault(id(cache), [])
-    known.append(lock)
-
-    def forget() -> None:
-        known.remove(lock)
-        if not known:
-            treatment_locks.pop(id(cache), None)
-
-    undo.callback(forget)
+    assert engine.service is not None
+    engine.service.treatment_locks.append(lock)
+    undo.callback(engine.service.treatment_locks.remove, lock)
     return lock
 
 

@@ -31,23 +31,6 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = [
-    "ALPHABET",
-    "FAMILIES",
-    "LANES_FROM",
-    "MAX_LENGTH",
-    "PAGE_TOKENS",
-    "PERIOD",
-    "Prompt",
-    "Split",
-    "draw",
-    "draw_many",
-    "is_held_out",
-    "minimum_length",
-    "reported",
-    "shared_prefix",
-]
-
 Split = Literal["any", "train", "held_out"]
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz >"
@@ -118,12 +101,8 @@ def draw(
 ) -> Prompt:
     """Draw one prompt of exactly `length` tokens (bos included) and `n` characters of continuation.
 
-    Raises
-    ------
-    ValueError
-        If the family is unknown, the length is outside ``minimum_length(family) .. MAX_LENGTH``, or
-        no such prompt exists (a short descent cannot go on for long).
-
+    Raises ValueError if the family is unknown, the length is not from ``minimum_length(family)`` to
+    MAX_LENGTH, or no such prompt exists (a short descent cannot go on for long).
     """
     least = minimum_length(family)
     if not least <= length <= MAX_LENGTH:
@@ -188,11 +167,7 @@ def shared_prefix(
     the last shared word as the cue. The right answer is therefore the member's own words, and no
     two members have the same one.
 
-    Raises
-    ------
-    ValueError
-        If `length` leaves no room for words of a member's own.
-
+    Raises ValueError if `length` leaves no room for words of a member's own.
     """
     shared = prefix_tokens - 1
     for _ in range(_DRAWS):

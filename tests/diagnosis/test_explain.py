@@ -177,7 +177,7 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
     said = " ".join(told(run, "a").diagnosis)
     assert "its last invocation, 1, which it shared with b, allocate failed for b" in said
     assert "8 pages were wanted, 0 were free" in said
-    assert "“flying decode”" in said
+    assert "“executing decode”" in said
 
 
 def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():

@@ -70,7 +70,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         REPORTED,
         """
         import time, warnings
-        from analysis.shortfin import worker_crashes as deaths
+        from analysis.shortfin import worker_crashes
         from analysis.recording import ObserverWarning
         from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
@@ -88,7 +88,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         shown = warnings.catch_warnings(record=True)
         told = shown.__enter__()
         warnings.simplefilter("always")
-        deaths.listen(Loud().death)  # before the engine does
+        worker_crashes.listen(Loud().death)  # before the engine does
         with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
             engine.listeners += [Loud(), Quiet()]
             ended = []
@@ -101,7 +101,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
                     break
             late = engine.generate(prompt)
             died, log = engine.died, engine.log
-            deaths.unlisten(deaths._listeners[0])
+            worker_crashes.unlisten(worker_crashes._listeners[0])
         faults = engine.faults
         with Engine() as second:
             again = second.generate("1 2 3 4 5 ", max_new_tokens=5)

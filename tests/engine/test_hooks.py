@@ -13,7 +13,7 @@ from support import ChildRunner
 
 from analysis.recording import ObserverWarning
 from analysis.shortfin import hooks
-from analysis.shortfin.cache.probe import NodeNumbers
+from analysis.shortfin.cache.nodes import NodeNumbers
 from analysis.shortfin.locks import Locks, WatchedLock
 
 
@@ -73,7 +73,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
 
         def noted(engine):
             # What its probe keeps of requests, when all have ended.
-            settle(engine, engine.probe.watcher)
+            settle(engine, engine.probe.observer)
             return {name: len(value) for name, value in vars(engine.probe).items()
                     if isinstance(value, (dict, list, set)) and name != "_locks"}
 
@@ -113,7 +113,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
         ended = []
         call = Call("d", None, (1,), 1, lambda token: None, ended.append)
         kind = importlib.import_module(one._service_class.__module__)._Responder
-        odd = kind(call) if has(one.release, "allocations") else kind(call, lambda call: None)
+        odd = kind(call, lambda responder, answer: responder.call.on_end(answer))
         odd.send_response(b"\\xff" if has(one.release, "allocations") else [["no number"]])
         say([pairs, restored, left, [answer.error for answer in ended]])
         """,
@@ -144,12 +144,16 @@ def raising(*args: Any, **named: Any) -> Any:
 
 def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
     recorder = recorder_of(MadeEngine())
-    on = watched_by(recorder, mine=raising, after=lambda *args: recorder.event("free", pages=[1]))
+    on = watched_by(
+        recorder, applies=raising, after=lambda *args: recorder.event("free", pages=[1])
+    )
     with pytest.warns(ObserverWarning, match="planted"):
         assert Watched().call() == "original"
     on.restore()
     assert [row[5] for row in recorder.events] == ["observer_error"]
-    on = watched_by(recorder, who=raising, after=lambda *args: recorder.event("free", pages=[1]))
+    on = watched_by(
+        recorder, request_of=raising, after=lambda *args: recorder.event("free", pages=[1])
+    )
     with pytest.warns(ObserverWarning, match="planted"):
         assert Watched().call() == "original"
     on.restore()

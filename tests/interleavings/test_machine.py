@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import ROOT
+from support import ROOT, dialect
 
 from analysis.shortfin.environments import python_of
 
@@ -58,7 +58,7 @@ with HarnessFactory(sharing, treatments) as factory:
     if harness is not None:
         harness.close()
 """
-_PAGES = {"3.1.0": 14, "3.9.0": 41}  # a decoding request takes 8 at once on 3.9.0
+_PAGES = {"allocations": 14, "records": 41}  # with records, a decoding request takes 8 at once
 _WORKERS = 3
 prompts = st.builds(
     lambda head, length, tail: [*range(head, head + length), *tail],
@@ -135,7 +135,7 @@ def machine(child: Server, pages: int, ignored: set[str]) -> type[RuleBasedState
         @precondition(lambda self: self.over)
         @rule()
         def begin_again(self) -> None:
-            # One thread did everything on 3.1.0, and a decode that got no page ended it.
+            # With allocations one thread does everything, and a decode that gets no page ends it.
             child.ask(pages=pages)
             self.left, self.over = {}, False
 
@@ -165,7 +165,7 @@ def plan(examples: int, steps: int, *, shrink: bool) -> settings:
 def test_with_the_fixes_nothing_breaks(release: str) -> None:
     with server(release, "trie", treated=True) as child:
         run_state_machine_as_test(
-            machine(child, _PAGES[release], set()), settings=plan(15, 60, shrink=False)
+            machine(child, _PAGES[dialect(release)], set()), settings=plan(15, 60, shrink=False)
         )
 
 
@@ -174,7 +174,7 @@ def test_with_the_fixes_nothing_breaks(release: str) -> None:
 def test_with_the_fixes_nothing_breaks_for_long(release: str, sharing: str) -> None:
     with server(release, sharing, treated=True) as child:
         run_state_machine_as_test(
-            machine(child, _PAGES[release], set()), settings=plan(400, 120, shrink=False)
+            machine(child, _PAGES[dialect(release)], set()), settings=plan(400, 120, shrink=False)
         )
 
 
@@ -184,7 +184,8 @@ def test_without_them_it_is_found_and_shrunk_to_a_few_steps(release: str) -> Non
         pytest.raises(AssertionError) as caught,
     ):
         run_state_machine_as_test(
-            machine(child, _PAGES[release], {"padding page"}), settings=plan(100, 60, shrink=True)
+            machine(child, _PAGES[dialect(release)], {"padding-page-allocated"}),
+            settings=plan(100, 60, shrink=True),
         )
     notes = "\n".join(getattr(caught.value, "__notes__", ()))
     # One or two requests suffice on each release; what they have left to do is done at the end.

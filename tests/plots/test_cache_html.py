@@ -175,7 +175,7 @@ def test_a_recording_shows_its_last_snapshot_and_what_went_wrong() -> None:
     text = parsed(html).get_text(" ")
     assert "3 events" in text
     assert "1 failure seen, the last failure of request a, at 1.500 s" in text
-    assert "Could not be watched: hook: KeyError" in text
+    assert "Could not be recorded: hook: KeyError" in text
     assert "page 1: live, held by a" in titles(html)
     assert "3 events" in recording_html(recording([]))
 

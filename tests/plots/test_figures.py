@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from support import NEWEST, REPORTED
 from synthetic import make_run, reported_pattern
 
 from analysis import plots as figures
@@ -20,7 +21,7 @@ from analysis.jupyter import show
 from analysis.plots import style
 from analysis.plots.outcomes import STACK
 from analysis.runs.store import OUTCOMES, Run
-from analysis.stats.rates import wilson
+from analysis.stats.bounds import wilson
 from analysis.studies.evictions.figures import evictions_figure
 
 ALL = [figures.failure_rate, figures.outcomes, figures.latency]
@@ -36,7 +37,7 @@ def legend(figure: Figure) -> list[str]:
 
 
 def one(**changes: object) -> Run:
-    kinds = {("3.1.0", "none", 1): {"ok": 12}, ("3.1.0", "none", 4): {"ok": 9, "wrong": 3}}
+    kinds = {(REPORTED, "none", 1): {"ok": 12}, (REPORTED, "none", 4): {"ok": 9, "wrong": 3}}
     return make_run(kinds, **changes)
 
 
@@ -62,14 +63,14 @@ def test_failure_rate_draws_rates_with_their_intervals() -> None:
     assert "48 rejected requests are not counted" in axes.get_xlabel()
     assert "by request only" in axes.get_ylabel()
     assert legend(figure) == [
-        "shortfin 3.1.0, prefix sharing none",
-        "shortfin 3.1.0, prefix sharing trie",
-        "shortfin 3.9.0, prefix sharing none",
+        f"shortfin {REPORTED}, prefix sharing none",
+        f"shortfin {REPORTED}, prefix sharing trie",
+        f"shortfin {NEWEST}, prefix sharing none",
     ]
 
 
 def test_failure_rate_leaves_out_what_was_never_accepted() -> None:
-    run = make_run({("3.9.0", "none", 4): {"ok": 8}, ("3.9.0", "none", 8): {"rejected": 8}})
+    run = make_run({(NEWEST, "none", 4): {"ok": 8}, (NEWEST, "none", 8): {"rejected": 8}})
     [axes] = figures.failure_rate(run.requests, run.trials).axes
     assert list(axes.get_xticks()) == [4]
 
@@ -110,8 +111,8 @@ def test_outcomes_that_never_occurred_are_not_in_the_legend() -> None:
 
 
 def test_a_missing_level_is_said_to_be_missing() -> None:
-    kinds = {("3.1.0", "none", 1): {"ok": 4}, ("3.1.0", "trie", 1): {"ok": 4}}
-    run = make_run({**kinds, ("3.1.0", "none", 4): {"ok": 4}})
+    kinds = {(REPORTED, "none", 1): {"ok": 4}, (REPORTED, "trie", 1): {"ok": 4}}
+    run = make_run({**kinds, (REPORTED, "none", 4): {"ok": 4}})
     panels = figures.outcomes(run.requests, run.trials).axes
     assert labels(panels[1]) == ["1\nn = 4", "4\nnot run"]
 
@@ -161,7 +162,7 @@ def _is_heading(artist: Artist) -> bool:
 def many_pools() -> Run:
     """Return a run whose engines have pools of several sizes, some of which refuse requests."""
     kinds = {
-        ("3.9.0", sharing, level): {"ok": 12, "rejected": 12 * (level > 4)}
+        (NEWEST, sharing, level): {"ok": 12, "rejected": 12 * (level > 4)}
         for sharing in ("none", "trie")
         for level in (4, 8, 16)
     }

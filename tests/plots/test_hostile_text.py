@@ -24,8 +24,8 @@ from trace_builder import strayed as strayed_story
 from analysis import plots as figures
 from analysis.diagnosis import explain
 from analysis.diagnosis.figure import explanation_figure
+from analysis.diagnosis.finding_figure import finding_figure
 from analysis.jupyter import html_of
-from analysis.plots.finding import finding_figure
 from analysis.plots.style import words
 from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame

@@ -17,7 +17,7 @@ from analysis.studies.isolation.table import (
 )
 from analysis.studies.isolation.words import answer_in_a_sentence, answer_in_words
 
-_BROKEN = Violation("one owner", "Page 1 is used by A and B, and is not cached.", "A", (1,))
+_BROKEN = Violation("page-conflict", "Page 1 is used by A and B, and is not cached.", "A", (1,))
 _REPLAY = Replay(
     "9.9.9",
     "trie",
@@ -41,7 +41,7 @@ def test_a_schedule_is_drawn_with_its_failing_step_and_page() -> None:
     figure = interleaving_figure(_REPLAY)
     said = texts(figure)
     assert said.count("take") == 2
-    assert any("After step 2, “one owner” is broken." in text for text in said)
+    assert any("After step 2, “page-conflict” is broken." in text for text in said)
     assert any("a story: shortfin 9.9.9" in text and "lock-cache" in text for text in said)
     assert "A B" in said  # held by both
     marked = [
@@ -66,7 +66,7 @@ def test_a_replay_is_written_line_by_line() -> None:
     assert str(_REPLAY).splitlines() == [
         "A.take       page 1: A",
         "B.take       page 0: cached and B; page 1: A and B",
-        "    one owner: Page 1 is used by A and B, and is not cached.",
+        "    page-conflict: Page 1 is used by A and B, and is not cached.",
     ]
     assert _REPLAY.failing == 1
 
@@ -81,9 +81,9 @@ def result(*failures: Failure, complete: bool = True, treatments: tuple[str, ...
 
 
 _FAILING = result(
-    failure("room", sequential=True),
-    failure("once", sequential=False),
-    failure("once", sequential=False, schedule="A.take B.take A.go"),
+    failure("missing-page", sequential=True),
+    failure("duplicate-page", sequential=False),
+    failure("duplicate-page", sequential=False, schedule="A.take B.take A.go"),
 )
 _CLEAN = result(treatments=("lock-cache",))
 
@@ -92,8 +92,11 @@ def test_a_result_is_written_in_words() -> None:
     assert not _FAILING.ok
     assert _CLEAN.ok
     assert "In all 20 interleavings of 1 scenario," in _CLEAN.words
-    assert "breaks 2 rules: in any order, room; only interleaved, once." in _FAILING.words
-    assert [f.rule for f in _FAILING.shortest()] == ["once", "room"]
+    assert (
+        "breaks 2 rules: in any order, missing-page; only interleaved, duplicate-page."
+        in _FAILING.words
+    )
+    assert [f.rule for f in _FAILING.shortest()] == ["duplicate-page", "missing-page"]
     some = result(complete=False)
     assert not some.complete
     assert some.interleavings == 0
@@ -106,14 +109,19 @@ def test_the_answer_follows_from_the_results() -> None:
         "The cache of shortfin 9.9.9 by itself: with the trie 2 rules are broken, in 3 of 20"
         " interleavings; with all fixes applied, every rule holds in all 20 interleavings."
     )
-    assert "these rules stay broken: once, room" in answer_in_a_sentence([_FAILING], [_FAILING])
+    assert "these rules stay broken: duplicate-page, missing-page" in answer_in_a_sentence(
+        [_FAILING], [_FAILING]
+    )
     unsure = answer_in_a_sentence([_FAILING], [result(complete=False)])
     assert "but only 0 interleavings were covered" in unsure
     words = answer_in_words([_FAILING], [_CLEAN], {"a fix": _FAILING, "another": _CLEAN})
-    assert "break without concurrency, when each request waits for the one before: *room*." in words
     assert (
-        "break only in an interleaving of whole operations, which this release can come to: *once*."
+        "break without concurrency, when each request waits for the one before: *missing-page*."
         in words
+    )
+    assert (
+        "break only in an interleaving of whole operations, which this release can come to:"
+        " *duplicate-page*." in words
     )
     assert "brings a failure back: *a fix*." in words
     assert "make no difference here: *another*." in words
@@ -123,7 +131,7 @@ def test_tables_have_what_was_found() -> None:
     table = isolation_table([_FAILING], [_CLEAN])
     (row,) = table.frame.to_dict("records")
     assert (row["interleavings"], row["failing"], row["failing with the fixes"]) == (20, 3, 0)
-    assert row["broken in any order"] == "room"
+    assert row["broken in any order"] == "missing-page"
     (row,) = isolation_table([result(complete=False)], [_CLEAN]).frame.to_dict("records")
     assert row["failing"] == "not all covered"
     rules = broken_rules_table([_FAILING])
@@ -131,4 +139,7 @@ def test_tables_have_what_was_found() -> None:
     assert "<code>A.take B.take</code>" in rules.markup
     assert len(broken_rules_table([_CLEAN])) == 0
     back = left_out_table({"a fix": _FAILING, "another": _CLEAN})
-    assert list(back.frame["comes back"]) == ["once, room", "nothing that shows here"]
+    assert list(back.frame["comes back"]) == [
+        "duplicate-page, missing-page",
+        "nothing that shows here",
+    ]

@@ -54,7 +54,7 @@ def test_no_request_has_the_colour_of_a_state() -> None:
     fellows = module("diagnosis.figure").PEERS
     assert not set(fellows) & set(STATE_COLOURS.values())
     assert len(set(fellows)) == len(fellows) >= 7
-    assert not set(schedule._COLOURS) & set(schedule._PLAIN.values())
+    assert not set(schedule._COLOURS) & {colour for colour, _ in schedule._UNUSED.values()}
 
 
 def test_there_is_one_palette_of_states() -> None:
@@ -67,8 +67,8 @@ def test_there_is_one_palette_of_states() -> None:
         assert module(name).STATE_COLOURS is STATE_COLOURS
     tree, schedule = module("plots.trie"), module("studies.isolation.figures")
     assert (STATE_COLOURS["live"], STATE_COLOURS["cached"]) == (tree.IN_USE, tree.UNUSED)
-    assert schedule._PLAIN["cached"] == STATE_COLOURS["cached"]
-    assert schedule._PLAIN["lost"] == STATE_COLOURS["leaked"]
+    assert schedule._UNUSED["cached"][0] == STATE_COLOURS["cached"]
+    assert schedule._UNUSED["leaked"][0] == STATE_COLOURS["leaked"]
     defined = [
         file.name
         for file in sorted((ROOT / "analysis").rglob("*.py"))
@@ -118,6 +118,7 @@ def test_a_lane_shows_as_leaked_what_the_page_map_shows_so() -> None:
         assert leaked == set(mapped.pages("leaked")), until
         cached = {page for page in last[last == "cached"].index if page not in mapped.holders}
         assert cached == set(mapped.pages("cached")), until
+    lanes = figures.page_lifetimes(events, cached_or_leaked(events))
     colours = {to_hex(bar.get_facecolor()[0]).upper()
-               for bar in figures.page_lifetimes(events).axes[0].collections}  # fmt: skip
+               for bar in lanes.axes[0].collections}  # fmt: skip
     assert {STATE_COLOURS["leaked"], STATE_COLOURS["cached"]} <= colours

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from support import REPORTED
 
 from analysis import plots as figures
+from analysis.recording.replay import cached_or_leaked
 from analysis.runs.tables import to_frame
 from analysis.stats.dose_response import evictions_contrast
 from analysis.studies.evictions.figures import evictions_figure
@@ -60,7 +62,7 @@ EVENTS = to_frame(
 
 
 def test_page_lifetimes_has_a_bar_for_each_time_that_a_page_was_held() -> None:
-    figure = figures.page_lifetimes(EVENTS)
+    figure = figures.page_lifetimes(EVENTS, cached_or_leaked(EVENTS))
     [axes] = figure.axes
     bars = [c for c in axes.collections if isinstance(c, PolyCollection)]
     # a and b on page 3, a and c on page 4, page 3 in the trie, and page 4 leaked in the end.
@@ -145,7 +147,7 @@ def test_memory_is_in_mebibytes() -> None:
 def trials_and_requests(**columns: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     count = len(columns["evictions_during"])
     trials = pd.DataFrame(
-        {"trial_id": [f"c{n}" for n in range(4)], "release": "3.1.0", "device": "local-task",
+        {"trial_id": [f"c{n}" for n in range(4)], "release": REPORTED, "device": "local-task",
          "prefix_sharing": "trie", "page_count": 64, "workload": "mixed",
          "concurrency": [4, 4, 8, 8]}
     )  # fmt: skip
@@ -177,7 +179,7 @@ def test_evictions_are_binned_with_intervals_and_fitted() -> None:
 def test_the_strata_of_the_evictions_figure_are_those_of_the_answer() -> None:
     count = 24 * 40
     trials = pd.DataFrame(
-        [(f"{sharing}-{pages}-{level}-{n}", "3.1.0", sharing, pages, "mixed", level)
+        [(f"{sharing}-{pages}-{level}-{n}", REPORTED, sharing, pages, "mixed", level)
          for sharing in ("none", "trie") for pages in (64, 256) for level in (4, 8)
          for n in range(6)],
         columns=["trial_id", "release", "prefix_sharing", "page_count", "workload", "concurrency"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from support import REPORTED
 from synthetic import make_run, reported_pattern, request_row, trial_row
 
 from analysis.plots import asked_again, facts, failed_trials, rates_table, wrong_answers
@@ -81,7 +82,7 @@ def test_what_users_wrote_cannot_become_markup() -> None:
 
 
 def test_no_wrong_answers_are_good_news() -> None:
-    run = make_run({("3.1.0", "none", 1): {"ok": 4}})
+    run = make_run({(REPORTED, "none", 1): {"ok": 4}})
     table = wrong_answers(run.requests, run.trials)
     assert "No answer was wrong" in table.markup
     assert "nothing to ask again" in asked_again(table.frame, []).markup
@@ -124,7 +125,7 @@ def test_a_right_answer_is_right_however_much_longer_it_is_than_what_was_expecte
 def test_trials_that_did_not_end_well_say_why() -> None:
     run = reported_pattern()
     table = failed_trials(run.trials)
-    assert list(table.frame["trial_id"]) == ["3.1.0-trie-8-0"]
+    assert list(table.frame["trial_id"]) == [f"{REPORTED}-trie-8-0"]
     assert "engine died" in table.markup
     assert "The engine engine_died in a test." in table.markup
     good = failed_trials(run.trials[run.trials["status"] == "ok"])
@@ -138,4 +139,4 @@ def test_rates_are_shown_with_what_their_intervals_rest_on() -> None:
     assert "25% (15% to 39%)" in table.markup
     assert "4 of 4" in table.markup
     assert "by request only, too narrow" in table.markup
-    assert "3.1.0" in repr(table)
+    assert REPORTED in repr(table)

@@ -85,7 +85,7 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
                 fill_page(pool, 1, -1.5)
                 fill_page(pool, 2, float("nan"))
                 held = probe.contents([1, 2])
-                read[name] = [probe._elements(1).tolist(), held[1].mean, held[2].nan_count,
+                read[name] = [probe.elements(1).tolist(), held[1].mean, held[2].nan_count,
                               page_digest(pool, 1) == page_digest(pool, 2)]
             except EngineError as error:
                 read[name] = str(error)

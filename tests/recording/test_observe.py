@@ -228,7 +228,9 @@ def test_an_error_of_the_watching_never_reaches_the_engine(
         release,
         PRELUDE.format(sharing="trie")
         + """
-from analysis.shortfin.cache import probe
+from contextlib import ExitStack
+from unittest.mock import patch
+from analysis.shortfin.cache import invocations, probe, trie
 def broken(*args):
     raise RuntimeError("planted")
 with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
@@ -237,9 +239,11 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         with observe(engine) as recording:
-            probe.indices, probe.values_of, kept = broken, broken, (probe.indices, probe.values_of)
-            watched = ask(engine, 6)
-            probe.indices, probe.values_of = kept
+            with ExitStack() as planted:
+                for module, name in ((probe, "indices"), (trie, "indices"),
+                                     (invocations, "values_of")):
+                    planted.enter_context(patch.object(module, name, broken))
+                watched = ask(engine, 6)
     say({"answered": [len(t) for t in watched], "died": bool(engine.died),
          "shown": [str(w.message) for w in shown],
          "events": int((recording.events["kind"] == "observer_error").sum()),

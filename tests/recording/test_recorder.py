@@ -11,10 +11,10 @@ from growth import grown, kept
 from made_engine import MadeEngine, decode, events, recorder_of
 
 from analysis.core.errors import EngineError
+from analysis.engine.completion import Completion
 from analysis.recording import ObserverWarning, observe
 from analysis.recording.recorder import Recorder
 from analysis.recording.recording import Recording
-from analysis.shortfin.config import Completion
 from analysis.shortfin.scores import Scores
 
 BOUND, NAMED = 20, 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from types import SimpleNamespace
 
@@ -48,7 +47,7 @@ def differing(before, content, returned, landed):
         for name, shape, values in zip(NAMES, ((2, 2), (2,)), landed, strict=True)
     }
     said = changes(NAMES, arguments, filled, then, arrays)
-    return [] if said is None else [tuple(entry) for entry in json.loads(said)]
+    return [tuple(entry.values()) for entry in said or ()]
 
 
 OLD, NEW = ([1, 2, 3, 4], [5, 6]), ([11, 12, 13, 14], [15, 16])
@@ -119,7 +118,7 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
     )  # fmt: skip
     probe = object.__new__(allocations.AllocationProbe)
     probe._read = {}
-    probe.native, probe.watcher = SimpleNamespace(batcher=batcher), watcher
+    probe.native, probe.observer = SimpleNamespace(batcher=batcher), watcher
     probe._hook_choice(Hooks(watcher))
     request, item = allocations.CURRENT_REQUEST.set("a"), Item()
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from planted import reported
-from support import RELEASES
+from support import RELEASES, dialect
 
 from analysis.recording.checksums import MODES
 from analysis.treatments.faults.bytes import BYTES_FAULTS
@@ -25,7 +25,7 @@ def inject(engine, number, name):
     with sanitize(engine, checksums=mode) as findings:
         with treat(engine, *base, *([name] if fault else [])) as treated:
             engine.run(workload, concurrency=4, timeout_s=20.0)
-        recorder = engine.probe.watcher
+        recorder = engine.probe.observer
     injected = treated[name].injected if fault else None
     place = injected.seq if injected else 0
     return {
@@ -50,10 +50,10 @@ for number, name in enumerate(["nothing", *names]):
 
 # With *sampled* a fault must inject a page that is followed, so all are, but for a healthy engine.
 FAST = {
-    ("3.1.0", "none"): ["whole"],
-    ("3.1.0", "trie"): ["landings"],
-    ("3.9.0", "none"): ["sampled"],
-    ("3.9.0", "trie"): ["landings"],
+    ("allocations", "none"): ["whole"],
+    ("allocations", "trie"): ["landings"],
+    ("records", "none"): ["sampled"],
+    ("records", "trie"): ["landings"],
 }
 SETTINGS = [(release, sharing) for release in RELEASES for sharing in ("none", "trie")]
 RUNS = [
@@ -63,7 +63,7 @@ RUNS = [
         mode,
         id=f"{release}-{sharing}-{mode}",
         # Every setting costs fifteen engines: half of them will do, but for the patient.
-        marks=[pytest.mark.slow] * (mode not in FAST[release, sharing]),
+        marks=[pytest.mark.slow] * (mode not in FAST[dialect(release), sharing]),
     )
     for release, sharing in SETTINGS
     for mode in MODES

@@ -119,7 +119,7 @@ with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     # A slot of a request that is not compared, only named; and its own at another position.
     put(engine, page["b"][1], [1], read(page["d"][0])[:, :, [5]])
     put(engine, page["b"][1], [2], read(page["b"][0])[:, :, [1]])
-    # What c decoded, which on 3.1.0 is not what the reference has there.
+    # What c decoded, which on the reported release is not what the reference has there.
     put(engine, page["a"][0], [7], read(page["c"][2])[:, :, [8]])
     others = {"d": rows.pop("d")[:2]}
     frame = kv_compare.compare(engine, rows, others=others)
@@ -160,7 +160,7 @@ with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     b[1, 1, 9] = 0  # half of a layer
     b[2, 0, 10, 1] = 0  # one head
     put(engine, page["b"][0], slice(0, 16), b)
-    # And in a slot that was decoded: on 3.1.0 it is not what the reference has in any case.
+    # And in a slot that was decoded, which on the reported release differs in any case.
     prompt, _, pages = rows["a"]
     at = prompt + 2
     d = read(pages[at // 16])
@@ -184,7 +184,7 @@ say([[[r.request_id, int(r.position), r.damage, plain(r.other_request_id),
         ["b", 9, "V of layer 1", None, None],
         ["b", 10, "K of layer 2, head 1", None, None],
     ]
-    # What 3.1.0 computes behind lengths that are too long stays what it is.
+    # What the reported release computes behind lengths that are too long stays what it is.
     assert counted.get("decoded other context", 0) == (
         4 * 10 - 1 if has(release, "allocations") else 0
     )

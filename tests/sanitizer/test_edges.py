@@ -20,7 +20,7 @@ def prompt(length):
     return [dice.randrange(5, vocabulary) for _ in range(length)]
 
 def ask(engine, wanted, timeout_s=60.0):
-    # At most four at once: 3.9.0 refuses more.
+    # At most four at once: some releases refuse more.
     done = []
     for first in range(0, len(wanted), 4):
         futures = [engine.submit(ids, count, timeout_s) for ids, count in wanted[first:first + 4]]

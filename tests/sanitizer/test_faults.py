@@ -34,7 +34,7 @@ def inject(name):
         with sanitize(engine, contents=contents) as findings:
             with treat(engine, *names, *([name] if fault else [])) as treated:
                 engine.run(workload, 4, timeout_s=5.0 if rule == "stuck-request" else 60.0)
-            recorder = engine.probe.watcher
+            recorder = engine.probe.observer
     return {
         "injected": injection_of(fault and treated[name]),
         "findings": findings.rows(),

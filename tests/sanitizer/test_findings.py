@@ -15,18 +15,22 @@ from synthetic import request_row, trial_row
 from trace_builder import Row, TraceBuilder, strayed
 
 from analysis.cli.check import _words as check_words
+from analysis.diagnosis.finding_figure import MINE, OTHER, finding_figure
 from analysis.jupyter import html_of
-from analysis.plots.finding import MINE, OTHER, finding_figure
 from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame
 from analysis.sanitizer import RULES, check_run
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding, Findings, worst
 from analysis.sanitizer.recorded import Checked
 from analysis.sanitizer.rules import consequence_of
-from analysis.studies.first_error.chart import findings_chart
-from analysis.studies.first_error.leads import leads
-from analysis.studies.first_error.leads_figure import lead_times
-from analysis.studies.first_error.table import checked_table, findings_table, leads_table
+from analysis.studies.first_error.detection_lead import detection_lead
+from analysis.studies.first_error.figures import (
+    checked_table,
+    findings_chart,
+    findings_table,
+    lead_times,
+    leads_table,
+)
 from analysis.studies.first_error.words import answer_in_a_sentence, findings_in_words
 from analysis.studies.validation.evidence import _grouped as grouped
 from analysis.treatments import FAULTS
@@ -220,12 +224,14 @@ def run(tmp_path):
 
 def test_leads_count_the_calls_before_the_wrong_token(run) -> None:
     # Token 0 is the prefill's, 1 that of the decode that read wrong data, 2 the next one's.
-    (row,) = leads(run).to_dict("records")
+    (row,) = detection_lead(run).to_dict("records")
     assert (row["request_id"], row["rule"], row["invocation_id"]) == ("a", "wrong-kv-read", 2)
     assert (row["wrong_invocation"], row["invocations_before"]) == (3, 1)
     assert row["seconds_before"] > 0
     assert (
-        leads(type(run)(**{**vars(run), "findings": run.findings.iloc[:0]}))["invocations_before"]
+        detection_lead(type(run)(**{**vars(run), "findings": run.findings.iloc[:0]}))[
+            "invocations_before"
+        ]
         .isna()
         .all()
     )
@@ -272,7 +278,7 @@ def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
     assert "decode of a: reads its position 0 from slot 0 of page 3" in ill
     assert "correct-seq-lens" in well
     assert "No rule was broken." in well
-    assert "not known whether the alarm works" not in text
+    assert "not known whether the sanitizer" not in text
     assert not re.search(r"\bnan\b", text)
 
 
@@ -293,7 +299,7 @@ def test_the_worst_severity_is_chosen_by_its_rank_and_not_by_its_spelling(monkey
     with pytest.raises(ValueError, match="not in tuple"):
         worst(["odd"])
     # The worse one has the shorter word, which also comes first in the alphabet.
-    for module in ("analysis.sanitizer.findings", "analysis.studies.first_error.table"):
+    for module in ("analysis.sanitizer.findings", "analysis.studies.first_error.figures"):
         monkeypatch.setattr(sys.modules[module], "SEVERITIES", ("bad", "merely at risk"))
     checked = Checked("3.1.0", "none", (), trials=3)
     for trial, cause, severity in (
@@ -357,7 +363,7 @@ def test_the_answer_is_a_sentence(run) -> None:
     assert text.endswith(".")
     checked = check_run(run.path)
     checked[0].alarms = 0
-    assert answer_in_a_sentence(run, checked).startswith("Void")
+    assert answer_in_a_sentence(run, checked).startswith("Invalid")
 
 
 def test_what_it_leads_to_is_known_of_every_rule() -> None:

@@ -29,7 +29,7 @@ def endless_workload(directory: Path) -> Path:
 
 def has_answered(out: Path) -> bool:
     """Return whether the trial in progress has finished a request."""
-    return any(file.stat().st_size for file in out.glob("work/*/requests.jsonl"))
+    return any(file.stat().st_size for file in out.glob("work/*/answers.jsonl"))
 
 
 def sweep_and_signal(

@@ -51,7 +51,7 @@ def test_in_a_kernel_too_a_full_disk_is_no_failure(tmp_path, monkeypatch):
 _FREEZE = """
 import ctypes, threading, time
 def freeze():
-    while not any(f.stat().st_size for f in Path({out!r}).glob("work/*/requests.jsonl")):
+    while not any(f.stat().st_size for f in Path({out!r}).glob("work/*/answers.jsonl")):
         time.sleep(0.05)
     ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the GIL
 threading.Thread(target=freeze, daemon=True).start()
@@ -64,7 +64,7 @@ def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, 
     sweep = (
         "rows = []\nfrom analysis.sweep.plan import Plan\n"
         "from analysis.sweep.runner import run_sweep\n"
-        "run_sweep(Plan(releases=('3.9.0',), concurrency=(1,), repeats=1,"
+        f"run_sweep(Plan(releases=({NEWEST!r},), concurrency=(1,), repeats=1,"
         f" workload={workload!r}), {out!r}, runner='kernel', progress=False)\n"
     )
     frozen = child(NEWEST, _FREEZE.format(out=out) + sweep)

@@ -52,7 +52,7 @@ def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
     # A frame has NaN where there is no text: no JSON, and no text that an answer begins with.
     _run(tmp_path / "run", [("1 2 3 4 5 ", None)])
     assert command(tmp_path / "run") == 0  # the decoder was asked what is right
-    assert "3.9.0 trie: 1 of 1 answered right alone\n" in capsys.readouterr().out
+    assert f"{NEWEST} trie: 1 of 1 answered right alone\n" in capsys.readouterr().out
     known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release=NEWEST)
     wrong = [*next(iter(known.values()))[:-1], 0]
     refuted = _run(tmp_path / "other", [("1 2 3 4 5 ", None)], reference=wrong)
@@ -72,7 +72,7 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     assert "No module named analysis" in row["detail"]
     assert command(tmp_path / "run") == 1
     said = capsys.readouterr()
-    assert "3.9.0 trie: 0 of 0 answered right alone; 1 could not be tried\n" in said.out
+    assert f"{NEWEST} trie: 0 of 0 answered right alone; 1 could not be tried\n" in said.out
     assert "could not be tried (its process could not start the engine: No module" in said.err
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import REPORTED
 
+from analysis.core.jobs import read_lines
 from analysis.runs.store import OUTCOMES, TRIAL_STATUS, RunWriter, load_run
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Plan
@@ -16,7 +17,6 @@ from analysis.sweep.progress import duration
 from analysis.sweep.rows import (
     Ended,
     count_outcomes,
-    read_records,
     request_rows,
     trial_row,
 )
@@ -70,12 +70,12 @@ def test_every_request_has_a_row_that_the_store_takes(
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
-    file = tmp_path / "requests.jsonl"
+    file = tmp_path / "answers.jsonl"
     whole = json.dumps(record(0)) + "\n"
     for cut in range(len(whole) - 1):
         file.write_text(whole + whole[:cut])
-        assert read_records(file) == [record(0)]
-    assert read_records(tmp_path / "absent.jsonl") == []
+        assert read_lines(file) == [record(0)]
+    assert read_lines(tmp_path / "absent.jsonl") == []
 
 
 def test_an_estimate_learns_and_never_exceeds_the_deadline():

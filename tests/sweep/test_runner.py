@@ -95,8 +95,8 @@ def test_a_finished_sweep_is_not_run_again(swept):
     assert again.trials.equals(run.trials)
     assert sorted(path.name for path in out.iterdir()) == [
         ".sweep.lock",
-        "trials",
         "manifest.json",
+        "trials",
     ]
 
 
@@ -172,7 +172,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
             pass
 
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
-    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {"3.1.0": {}}, 0)
+    prepared = Prepared({(1, 0): asked, (1, 1): asked}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Told)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     plan = Plan(releases=(REPORTED,), concurrency=(1,), repeats=2, sanitize=True,
@@ -247,7 +247,7 @@ class Short:
 @pytest.mark.parametrize(("runs", "tries"), [("r1", 9), ("none", 6)])
 def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
-    prepared = Prepared({(1, r): asked for r in range(5)}, {"3.1.0": {}}, 0)
+    prepared = Prepared({(1, r): asked for r in range(5)}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     monkeypatch.setattr("analysis.sweep.runner._PAUSE_S", 0.0)

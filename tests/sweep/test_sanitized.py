@@ -11,7 +11,7 @@ from analysis.runs.store import load_run
 from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer import check_run
 from analysis.sanitizer.findings import WRONG_DATA
-from analysis.studies.first_error.leads import leads
+from analysis.studies.first_error.detection_lead import detection_lead
 from analysis.sweep.plan import Plan, PlanError
 from analysis.sweep.runner import run_sweep
 from analysis.treatments.faults import TRIES
@@ -21,7 +21,7 @@ CORRECTED = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
-    """3.1.0 as it is and corrected, sanitized."""
+    """The reported release as it is and corrected, sanitized."""
     plan = Plan(
         releases=(REPORTED,), concurrency=(4,), repeats=2, treatments=((), CORRECTED), sanitize=True
     )
@@ -65,7 +65,7 @@ def test_what_is_found_is_stored_and_the_same_as_when_it_is_checked_again(old):
 
 def test_every_wrong_answer_was_preceded_by_wrong_data(old):
     _, run = old
-    ahead = leads(run)
+    ahead = detection_lead(run)
     wrong = run.requests["outcome"] == "wrong"
     assert len(ahead) == int((wrong & run.requests["first_divergence"].notna()).sum())
     assert ahead["invocation_id"].notna().all()
@@ -89,7 +89,7 @@ def test_a_newer_release_is_checked_too(tmp_path):
     ("names", "sentence"),
     [
         ("nonsense", "There is no treatment 'nonsense'"),
-        ("undo-correct-seq-lens", "applies to shortfin 3.9.0, not to 3.1.0"),
+        ("undo-correct-seq-lens", f"which shortfin {REPORTED} lacks"),
         ("fault:orphaned-leaf", "needs prefix sharing trie"),
         ("quarantine:0", "whole number of pages"),
     ],

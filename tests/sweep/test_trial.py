@@ -14,8 +14,8 @@ from made_engine import MadeEngine, decode
 
 import analysis.engine
 import analysis.sanitizer
+from analysis.engine.completion import Completion
 from analysis.recording.stream import read_stream
-from analysis.shortfin.config import Completion
 from analysis.sweep import trial
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.workloads.workload import Request, Workload
@@ -44,14 +44,14 @@ class Busy(MadeEngine):
         self.worker.join()
 
     def run(self, workload: Workload, *, on_result: Any, **options: Any) -> None:
-        recorder = self.probe.watcher
+        recorder = self.probe.observer
         recorder.submitted("r0", (1, 2, 3))
         recorder.done(Completion("r0", "", (), (), "", "timeout", None, 0.0, 1.0, None, ()))
         on_result({"request_id": "r0", "outcome": "timeout"})
         self.worker.start()
 
     def work(self) -> None:
-        recorder = self.probe.watcher
+        recorder = self.probe.observer
         while self.flown != self.invocations and not self.over.is_set():
             name = "treated" if self.treated else "untreated"
             invocation = recorder.invocation_begins("decode", [name])
@@ -63,7 +63,7 @@ class Busy(MadeEngine):
     def generate(self, *asked: Any, **options: Any) -> Any:
         self.asked.append(self.treated)
         if self.probe is not None:
-            self.probe.watcher.submitted("asked once more", (1,))
+            self.probe.observer.submitted("asked once more", (1,))
         return SimpleNamespace(outcome="ok")
 
 

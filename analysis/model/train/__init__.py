@@ -11,8 +11,6 @@ from pathlib import Path
 from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts, load_model, write_checksums
 
-__all__ = ["train_model"]
-
 
 def train_model(
     directory: Path,
@@ -27,11 +25,7 @@ def train_model(
     training.json beside it says how it was made: seed, steps, seconds, tokens, parameters,
     versions. The same seed, steps and library versions give the same model on the same kind of CPU.
 
-    Raises
-    ------
-    ModelError
-        If the extra `train` is not installed.
-
+    Raises ModelError if the extra `train` is not installed.
     """
     try:
         from analysis.model.train.export import export_model

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Architecture", "Decoder"]
-
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -50,6 +48,7 @@ class Norm(nn.Module):  # type: ignore[misc]
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` normalised."""
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
 
 
@@ -73,6 +72,7 @@ class Block(nn.Module):  # type: ignore[misc]
         self.down = nn.Linear(sizes.hidden, sizes.width, bias=False)
 
     def feed(self, x: Tensor) -> Tensor:
+        """Return the feed-forward part of the layer."""
         x = self.feed_norm(x)
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 

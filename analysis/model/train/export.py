@@ -16,8 +16,6 @@ from analysis.model.artifacts import write_checksums
 from analysis.model.train.architecture import Architecture, Decoder
 from analysis.model.vocabulary import BOS, EOS, UNKNOWN, VOCABULARY
 
-__all__ = ["BATCH_SIZES", "export_model"]
-
 BATCH_SIZES = (1, 2, 4, 8)
 _SCOPE = "model"
 _PAGES = 256

@@ -15,8 +15,6 @@ from analysis.model.train.architecture import Architecture, Decoder
 from analysis.model.vocabulary import VOCABULARY, encode
 from analysis.workloads.prompts import FAMILIES, LANES_FROM, MAX_LENGTH, Prompt, draw, draw_many
 
-__all__ = ["Course", "Trained", "heldout_accuracy", "train"]
-
 
 @dataclass(frozen=True, slots=True)
 class Course:

@@ -1,4 +1,4 @@
-"""The report's hypotheses, each with the treatment that would end the failure if it were true."""
+"""Hypotheses about failures, each with the treatment that removes them if it is true."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from analysis.treatments import TREATMENTS, Treatment, expand, fixes
 Names = tuple[str, ...]
 
 SUSPECTS = {
-    "arguments": "What the model is told",
+    "arguments": "Arguments of the model",
     "races": "Races in the cache",
     "bookkeeping": "Bookkeeping of nodes and references",
     "contention": "Contention for pages",
     "timing": "Timing, exhaustion and memory reuse",
 }
-"""The report's suspects, and what it did not suspect.
+"""The suspects of the report, and "arguments", which it did not suspect.
 
-A race is what a lock or a single worker ends. What the cache notes wrongly in whatever order its
-operations come is no race, even where several requests at once are its occasion.
+A race is what a lock or a single worker ends. Wrong bookkeeping that occurs in any order of the
+cache's operations is no race, even if only concurrent requests trigger it.
 """
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A suspected cause: what the report suspects, and the treatment that tries it."""
+    """A suspected cause and the treatment that tests it."""
 
     suspect: str
     """A key of SUSPECTS."""
     treatment: str
     beside: Names = ()
-    """Treatments that stand beside it with and without it, so that it can be tried in time."""
+    """Treatments that both arms have, so that the hypothesis can be tested."""
     through: Names = ()
-    """Exposures (`analysis.runs.derive.EXPOSURES`) that are how it makes requests fail, as a
-    leak does by using up pages. That these change when it is mended is no objection."""
+    """Exposures (`analysis.runs.derive.EXPOSURES`) by which it makes requests fail, as a leak does
+    by using up pages. A change of these is no objection to its verdict."""
 
     @property
     def statement(self) -> str:
@@ -49,7 +49,7 @@ class Hypothesis:
 
     @property
     def upstream(self) -> str | None:
-        """The upstream change that corresponds to it."""
+        """The corresponding upstream change."""
         return self._kind.upstream
 
     @property
@@ -57,14 +57,14 @@ class Hypothesis:
         return TREATMENTS[self.treatment]
 
     def with_it(self) -> Names:
-        """Return the treatments of the trials that have it alone."""
+        """Return the treatments of its single arm."""
         return (*self.beside, self.treatment)
 
 
 _LEAK: Names = ("pages", "evictions", "hits")
-"""A cause that loses or wastes pages makes requests fail by their want."""
+"""A cause that leaks or wastes pages makes requests fail when pages run out."""
 _SHORT: Names = ("pages", "evictions")
-"""A cause that stops an engine when pages run short changes how many are in use from then on."""
+"""A cause that stops an engine when pages run short changes how many are in use afterwards."""
 
 HYPOTHESES = (
     Hypothesis("arguments", "correct-seq-lens"),
@@ -80,7 +80,7 @@ HYPOTHESES = (
     Hypothesis("contention", "true-leaves"),
     Hypothesis("contention", "free-unpublished-pages", through=_LEAK),
     Hypothesis("contention", "keep-decode-record", through=_LEAK),
-    # Without the other, what it spoils is cached under tokens that nobody asks for.
+    # Without the other, the pages that it corrupts are cached under tokens that no request has.
     Hypothesis("contention", "delist-freed-pages", ("keep-decode-record",)),
     Hypothesis("contention", "requeue-unscheduled", through=_SHORT),
     Hypothesis("contention", "survive-allocation-failure", through=_SHORT),
@@ -92,13 +92,13 @@ HYPOTHESES = (
     Hypothesis("timing", "zero-on-acquire"),
     Hypothesis("timing", "quarantine"),
 )
-"""All that can be tried; `applicable` says which of them a release and a way of sharing allow."""
+"""All hypotheses; `applicable` selects those of a release and prefix sharing."""
 
 
 def applicable(
     release: str, prefix_sharing: str, among: Iterable[str] | None = None
 ) -> list[Hypothesis]:
-    """Return the hypotheses that can be tried, in order; `among` names treatments, None for all.
+    """Return the hypotheses that can be tested, in order; `among` names treatments, None for all.
 
     Raises EngineError for a treatment that no hypothesis has.
     """
@@ -106,7 +106,7 @@ def applicable(
     known = {h.treatment for h in HYPOTHESES}
     if wanted is not None and (strange := [name for name in wanted if name not in known]):
         raise EngineError(
-            f"No hypothesis is tried with {strange[0]!r}: those are {', '.join(sorted(known))}."
+            f"No hypothesis is tested by {strange[0]!r}: choose among {', '.join(sorted(known))}."
         )
     found = []
     for hypothesis in HYPOTHESES:
@@ -121,18 +121,18 @@ def applicable(
 
 
 def arms(hypotheses: Sequence[Hypothesis], release: str, prefix_sharing: str) -> tuple[Names, ...]:
-    """Return the sets of treatments that try them: none, each alone, all fixes, all but each.
+    """Return the sets of treatments that test them: none, each alone, all fixes, all but each.
 
-    As `Plan(treatments=...)` takes them. What a hypothesis has beside it is a set by itself, too.
+    For `Plan(treatments=...)`. The treatments `beside` a hypothesis are a set as well.
     """
-    mending = fixes(release, prefix_sharing)
+    every = fixes(release, prefix_sharing)
     sets: list[Names] = [()]
     for hypothesis in hypotheses:
         sets += [hypothesis.beside, hypothesis.with_it()]
-    sets.append(mending)
+    sets.append(every)
     sets += [
         expand((f"all-but:{h.treatment}",), release, prefix_sharing)
         for h in hypotheses
-        if h.treatment in mending
+        if h.treatment in every
     ]
     return tuple(dict.fromkeys(sets))

@@ -1,31 +1,32 @@
-"""Workloads under which a release fails, and the sweep that holds every hypothesis against one."""
+"""Workloads under which releases fail, and the sweeps that test every hypothesis against one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from analysis.core.errors import EngineError
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run
 from analysis.sanitizer.recorded import controls_of
 from analysis.shortfin.releases import row_of
-from analysis.stats.rates import FAILURES
+from analysis.studies.causes.estimates import Measurement, measure
 from analysis.studies.causes.hypotheses import Hypothesis, Names, applicable, arms
-from analysis.studies.causes.verdicts import Asked, Verdict, asked, judge
+from analysis.studies.causes.verdicts import Verdict, decide
 from analysis.sweep.plan import Plan
 from analysis.sweep.runner import run_sweep
-from analysis.treatments import fixes
+from analysis.treatments import applies, fixes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What the engine is asked, and with how many pages."""
+    """A workload and a size of the page pool under which releases with a capability fail."""
 
     name: str
     needs: str
-    """The capability of the releases that fail under it."""
-    release: str = ""
+    """A capability of a release (`analysis.shortfin.releases.CAPABILITIES`)."""
     prefix_sharing: str
     page_count: int
     workload: str
@@ -33,10 +34,11 @@ class Scenario:
     rounds: int
     """Requests of each client, one after another."""
     among: Names | None = None
-    """Treatments whose hypotheses are tried; None for all that apply."""
+    """Treatments of the hypotheses to test; None for all that apply."""
     refusals_count: bool = False
-    """Whether a refused request failed: so where an engine that is well would refuse none."""
+    """Whether a refused request failed, because a healthy engine would refuse none here."""
     request_timeout_s: float = 30.0
+    release: str = ""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -44,79 +46,58 @@ class Scenario:
         return (*FAILURES, "rejected") if self.refusals_count else FAILURES
 
     def hypotheses(self) -> list[Hypothesis]:
-        """Return those that are tried, in order."""
+        """Return the hypotheses to test, in order."""
         return applicable(self.release, self.prefix_sharing, self.among)
 
     def plan(self, repeats: int, seed: int = 0) -> Plan:
-        """Return the sweep that tries them: every arm with the same prompts, in turn."""
-        return self._plan(
-            arms(self.hypotheses(), self.release, self.prefix_sharing), repeats, seed, self.rounds
-        )
+        """Return the sweep that tests them: every arm with the same prompts, in turn."""
+        sets = arms(self.hypotheses(), self.release, self.prefix_sharing)
+        return self._plan(sets, repeats, seed, self.concurrency, self.rounds)
 
     def whole_plan(self, concurrency: int, rounds: int, repeats: int, seed: int = 0) -> Plan:
-        """Return a sweep with all fixes at once, for a bound on how many fail then.
+        """Return a sweep with all fixes at once, for a bound on their failure rate.
 
-        Clients send refused requests again, so that as many are answered as are asked.
+        Clients send refused requests again, so that every request is answered.
         """
         every = fixes(self.release, self.prefix_sharing)
-        return self._plan((every,), repeats, seed, rounds, concurrency, resubmit_s=0.05)
+        return self._plan((every,), repeats, seed, concurrency, rounds, resubmit_s=0.05)
 
     def _plan(
-        self,
-        treatments: tuple[Names, ...],
-        repeats: int,
-        seed: int,
-        rounds: int,
-        concurrency: int | None = None,
-        resubmit_s: float | None = None,
-    ) -> Plan:
+        self, treatments: tuple[Names, ...], repeats: int, seed: int, concurrency: int,
+        rounds: int, **more: Any,
+    ) -> Plan:  # fmt: skip
         return Plan(
-            releases=(self.release,),
-            prefix_sharing=(self.prefix_sharing,),
-            pages=(self.page_count,),
-            concurrency=(concurrency or self.concurrency,),
-            workload=self.workload,
-            rounds=rounds,
-            repeats=repeats,
-            seed=seed,
-            treatments=treatments,
-            sanitize=True,
-            request_timeout_s=self.request_timeout_s,
-            resubmit_s=resubmit_s,
-        )
+            releases=(self.release,), prefix_sharing=(self.prefix_sharing,),
+            pages=(self.page_count,), concurrency=(concurrency,), workload=self.workload,
+            rounds=rounds, repeats=repeats, seed=seed, treatments=treatments, sanitize=True,
+            request_timeout_s=self.request_timeout_s, **more,
+        )  # fmt: skip
 
     def try_all(self, out: Path, repeats: int, seed: int = 0, jobs: int = 2) -> Run:
         """Run its sweep in child processes, `jobs` at a time, and return the run.
 
-        It lies beside `out`, in a place of its plan's own.
+        The run is stored beside `out`, in a folder of its own plan.
         """
         plan = self.plan(repeats, seed)
         return run_sweep(plan, plan.place(out), jobs=jobs)
 
-    def asked(self, run: Run) -> list[Asked]:
-        """Return what its sweep measured of its hypotheses, to be judged with those of others."""
-        return asked(
-            run.requests,
-            run.trials,
-            run.findings,
-            self.hypotheses(),
-            self.failures,
-            invocations=run.invocations,
-            events=run.events,
-            controls=controls_of(run.path),
-        )
+    def measure(self, run: Run) -> list[Measurement]:
+        """Return the measurements of its hypotheses in a run of its plan."""
+        return measure(
+            run.requests, run.trials, run.findings, self.hypotheses(), self.failures,
+            invocations=run.invocations, events=run.events, controls=controls_of(run.path),
+        )  # fmt: skip
 
 
-def judge_all(runs: Iterable[tuple[Scenario, Run]], others: int = 0) -> dict[str, list[Verdict]]:
-    """Return the verdicts of several scenarios, by their names, each adjusted for all of them.
-
-    `others` is how many tests more are made beside them.
-    """
-    measured = {scenario.name: scenario.asked(run) for scenario, run in runs}
-    judged = iter(judge([one for ones in measured.values() for one in ones], others))
-    return {name: [next(judged) for _ in ones] for name, ones in measured.items()}
+def decide_all(runs: Iterable[tuple[Scenario, Run]], others: int = 0) -> dict[str, list[Verdict]]:
+    """Return verdicts by name of the scenario, adjusted for all of them and `others` more tests."""
+    measured = {scenario.name: scenario.measure(run) for scenario, run in runs}
+    verdicts = iter(decide([one for ones in measured.values() for one in ones], others))
+    return {name: [next(verdicts) for _ in ones] for name, ones in measured.items()}
 
 
+UNDO = "undo-correct-seq-lens"
+"""The treatment that reintroduces a cause that later releases have fixed."""
 _EVICTIONS: Names = (
     "correct-seq-lens", "lock-cache", "reuse-existing-node", "copy-tokens", "true-leaves",
     "free-unpublished-pages", "one-at-a-time", "big-pool", "reserve-padding-page", "quarantine",
@@ -133,115 +114,61 @@ _TWO_STEPS: Names = (
     "lock-cache", "one-worker", "pin-on-lookup", "register-once", "keep-decode-record",
     "one-at-a-time", "reserve-padding-page",
 )  # fmt: skip
-
 _CONTINUED: Names = (
     "lock-cache", "one-worker", "keep-decode-record", "delist-freed-pages", "one-at-a-time",
 )  # fmt: skip
 
 _SCENARIOS = (
     Scenario(
-        name="no sharing",
-        needs="allocations",
-        prefix_sharing="none",
-        page_count=256,
-        workload="mixed",
-        concurrency=8,
-        rounds=4,
+        name="no sharing", needs="allocations", prefix_sharing="none", page_count=256,
+        workload="mixed", concurrency=8, rounds=4,
     ),
     Scenario(
-        name="trie",
-        needs="allocations",
-        prefix_sharing="trie",
-        page_count=256,
-        workload="mixed",
-        concurrency=8,
-        rounds=4,
+        name="trie", needs="allocations", prefix_sharing="trie", page_count=256,
+        workload="mixed", concurrency=8, rounds=4,
     ),
     Scenario(
-        name="trie, 64 pages",
-        needs="allocations",
-        prefix_sharing="trie",
-        page_count=64,
-        workload="shared_prefix",
-        concurrency=8,
-        rounds=4,
-        among=_EVICTIONS,
+        name="trie, 64 pages", needs="allocations", prefix_sharing="trie", page_count=64,
+        workload="shared_prefix", concurrency=8, rounds=4, among=_EVICTIONS,
     ),
     Scenario(
-        name="trie, 16 pages",
-        needs="allocations",
-        prefix_sharing="trie",
-        page_count=16,
-        workload="shared_prefix",
-        concurrency=4,
-        rounds=8,
-        among=_SHORTAGE,
+        name="trie, 16 pages", needs="allocations", prefix_sharing="trie", page_count=16,
+        workload="shared_prefix", concurrency=4, rounds=8, among=_SHORTAGE,
         request_timeout_s=10.0,
     ),
     Scenario(
-        name="no sharing, 24 pages",
-        needs="allocations",
-        prefix_sharing="none",
-        page_count=24,
-        workload="mixed",
-        concurrency=8,
-        rounds=2,
-        among=_FEW_PAGES,
-        request_timeout_s=10.0,
+        name="no sharing, 24 pages", needs="allocations", prefix_sharing="none", page_count=24,
+        workload="mixed", concurrency=8, rounds=2, among=_FEW_PAGES, request_timeout_s=10.0,
     ),
     Scenario(
-        name="no sharing, 64 pages",
-        needs="records",
-        prefix_sharing="none",
-        page_count=64,
-        workload="mixed",
-        concurrency=4,
-        rounds=12,
-        refusals_count=True,
+        name="no sharing, 64 pages", needs="records", prefix_sharing="none", page_count=64,
+        workload="mixed", concurrency=4, rounds=12, refusals_count=True, request_timeout_s=5.0,
+    ),
+    Scenario(
+        name="trie, 64 pages", needs="records", prefix_sharing="trie", page_count=64,
+        workload="shared_prefix", concurrency=4, rounds=12, refusals_count=True,
         request_timeout_s=5.0,
     ),
     Scenario(
-        name="trie, 64 pages",
-        needs="records",
-        prefix_sharing="trie",
-        page_count=64,
-        workload="shared_prefix",
-        concurrency=4,
-        rounds=12,
-        refusals_count=True,
-        request_timeout_s=5.0,
+        name="trie, found and evicted", needs="records", prefix_sharing="trie", page_count=17,
+        workload="evict_after_lookup", concurrency=2, rounds=12, among=_TWO_STEPS,
+        refusals_count=True, request_timeout_s=5.0,
     ),
     Scenario(
-        name="trie, found and evicted",
-        needs="records",
-        prefix_sharing="trie",
-        page_count=17,
-        workload="evict_after_lookup",
-        concurrency=2,
-        rounds=12,
-        among=_TWO_STEPS,
-        refusals_count=True,
-        request_timeout_s=5.0,
+        name="trie, answers continued", needs="records", prefix_sharing="trie", page_count=256,
+        workload="identical_then_continued", concurrency=4, rounds=12, among=_CONTINUED,
     ),
-    Scenario(
-        name="trie, answers continued",
-        needs="records",
-        prefix_sharing="trie",
-        page_count=256,
-        workload="identical_then_continued",
-        concurrency=4,
-        rounds=12,
-        among=_CONTINUED,
-    ),
-)
+)  # fmt: skip
 
 
 def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
     """Return the scenarios of a release, all or those named; EngineError for another name."""
-    has = row_of(release).capabilities
-    known = {s.name: replace(s, release=release) for s in _SCENARIOS if s.needs in has}
+    offered = row_of(release).capabilities
+    known = {s.name: replace(s, release=release) for s in _SCENARIOS if s.needs in offered}
     if not known:
-        raise EngineError(f"No scenario is known in which shortfin {release} fails: write one.")
+        raise EngineError(
+            f"No scenario is known in which shortfin {release} fails: add one to {__name__}."
+        )
     if strange := [name for name in only or () if name not in known]:
         raise EngineError(
             f"shortfin {release} has no scenario {strange[0]!r}: there are {', '.join(known)}."
@@ -249,10 +176,20 @@ def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
     return [scenario for name, scenario in known.items() if not only or name in only]
 
 
+def reintroduced(release: str, repeats: int, seed: int = 0) -> Plan | None:
+    """Return a sweep without and with UNDO; None on releases that have that cause themselves."""
+    if not applies([UNDO], release):
+        return None
+    return Plan(
+        releases=(release,), pages=(256,), concurrency=(4,), rounds=8, repeats=repeats, seed=seed,
+        treatments=((), (UNDO,)), sanitize=True,
+    )  # fmt: skip
+
+
 def first_failure(run: Run) -> tuple[str, str] | None:
     """Return request and trial of the first untreated request that failed, None if none did.
 
-    A wrong answer goes before one that was lost or never came, of which less is to be seen.
+    A wrong answer takes precedence over other failures, which leave less to examine.
     """
     bare = run.trials.loc[run.trials["treatments"].map(lambda names: not names), "trial_id"]
     asked = run.requests[run.requests["trial_id"].isin(bare)]

@@ -1,11 +1,10 @@
-"""Treated engines against untreated ones, pair by pair, with intervals that rest on engines.
+"""Treated engines against untreated ones, pair by pair; engines are the independent unit.
 
-A pair is two trials that differ in their treatments only: same setting, concurrency, repeat, hence
-prompts, one soon after the other, each on a fresh engine in a fresh process. Engines are the
-independent unit, so that nothing here counts requests. Whether there is a difference is said by the
-exact sign-flip test on the logarithms of their quotients, adjusted by Holm's method for all sets,
-metrics and settings of the notebook; how large it is, by Student's t on the same, which keeps its
-promise with few pairs, where a bootstrap over them is too narrow.
+A pair is two trials that differ in their treatments only (same setting, concurrency and repeat,
+hence prompts), one soon after the other, each on a fresh engine. Whether there is a difference is
+decided by the exact sign-flip test on the logarithms of their ratios, adjusted by Holm's method for
+all comparisons of the notebook. Its size has a Student t interval on the same values, which keeps
+its coverage with few pairs, where a bootstrap is too narrow.
 """
 
 from __future__ import annotations
@@ -20,12 +19,18 @@ import pandas as pd
 from scipy import special
 from scipy import stats as scipy_stats
 
+from analysis.stats.bounds import holm
 from analysis.stats.clustered import sign_flip
-from analysis.stats.exact import holm
-from analysis.studies.cost.arms import UNTREATED, rank
-from analysis.studies.cost.measures import METRICS, SETTING, WATCHED, Metric
+from analysis.studies.cost.measures import (
+    CACHE_METRICS,
+    METRICS,
+    SETTING,
+    UNTREATED,
+    Metric,
+    rank,
+)
 
-Verdict = Literal["costs", "saves", "no difference shown", "too few trials to tell"]
+Verdict = Literal["costs", "saves", "no difference shown", "too few trials"]
 
 _ALPHA = 0.05
 _LEAST_FREEDOM = 2
@@ -43,17 +48,16 @@ def costs(
     confidence: float = 0.95,
     among: int = 0,
 ) -> pd.DataFrame:
-    """Return what every treated arm has of every metric, compared with the untreated one.
+    """Compare every metric of every treated arm with the untreated arm.
 
-    `measures` is what `measure` or `watched` returns. One row for a setting, arm and metric, over
-    all concurrencies together (`concurrency` is then null), or one for `each`. Columns: `pairs`
-    that were compared; `left_out`, pairs in which a request that was taken was not answered, on
-    either side, or of which a value is missing; `estimate`, the geometric mean of treated /
-    untreated (or the mean of treated - untreated), with its interval `low` to `high`; `spread`, the
-    standard deviation within a concurrency (of logarithms, for a ratio); the two-sided `p_value` of
-    the sign-flip test, and `p_adjusted` after Holm for all arms, metrics and settings in the
-    result, and for as many more as it takes to make `among` (see `comparisons`). Each interval is
-    for itself; the `verdict` goes by `p_adjusted`.
+    `measures` comes from `measure` or `measure_cache`. One row for a setting, arm and metric, over
+    all concurrencies (`concurrency` is null), or one for `each`. Columns: `pairs` compared;
+    `left_out`, pairs with an accepted request that was not answered, or a missing value;
+    `estimate`, the geometric mean of treated / untreated (or the mean of treated - untreated), with
+    its interval `low` to `high`; `spread`, the standard deviation within a concurrency (of
+    logarithms, for a ratio); the two-sided `p_value` of the sign-flip test, and `p_adjusted` by
+    Holm for all rows, and for more up to `among` (see `comparisons`). Intervals are not adjusted;
+    the `verdict` follows `p_adjusted`.
     """
     rows = []
     keys = [*SETTING] + (["concurrency"] if over == "each" else [])
@@ -66,16 +70,16 @@ def costs(
             for arm in arms:
                 about = {**setting, "arm": arm, "treatments": treatments[arm]}
                 rows.append({**about, **_compared(pairs[arm], metric, confidence)})
-    _judge(rows, {metric.name: metric for metric in metrics}, among)
+    _add_verdicts(rows, {metric.name: metric for metric in metrics}, among)
     frame = pd.DataFrame(rows, columns=_COLUMNS)
     frame["concurrency"] = frame["concurrency"].astype("Int64")
     return frame
 
 
-def comparisons(measures: pd.DataFrame, watched: pd.DataFrame | None = None) -> int:
-    """Return how many comparisons a notebook makes of these trials, over all concurrencies."""
+def comparisons(measures: pd.DataFrame, cache: pd.DataFrame | None = None) -> int:
+    """Return the number of comparisons of a notebook, over all concurrencies."""
     count = 0
-    for frame, metrics in ((measures, METRICS), (watched, WATCHED)):
+    for frame, metrics in ((measures, METRICS), (cache, CACHE_METRICS)):
         if frame is not None and len(frame):
             treated = frame[frame["arm"] != UNTREATED]
             count += len(treated[[*SETTING, "arm"]].drop_duplicates()) * len(metrics)
@@ -85,22 +89,22 @@ def comparisons(measures: pd.DataFrame, watched: pd.DataFrame | None = None) -> 
 def pairs_needed(
     spread: float, estimate: float, worth: float, power: float = 0.8, alpha: float = 0.05
 ) -> float:
-    """Return about how many pairs tell whether a treatment costs more than `worth` (0.05: 5%).
+    """Return the pairs that decide whether a treatment costs more than `worth` (0.05: 5%).
 
-    So many that an interval around `estimate` leaves out 1 + `worth` with this power; the two are
+    With so many an interval around `estimate` excludes 1 + `worth` with this power; the two are
     taken to be at least 1% apart. `spread` is the standard deviation of the logarithms of the
-    pairs' quotients; NaN gives NaN.
+    ratios; NaN gives NaN.
     """
     if math.isnan(spread):
         return math.nan
     distance = max(abs(math.log(estimate) - math.log1p(worth)), math.log1p(0.01))
     z = float(scipy_stats.norm.ppf(1 - alpha / 2) + scipy_stats.norm.ppf(power))
-    # Two more, since the spread is not known but estimated (W. C. Guenther 1981).
+    # Two more, since the spread is estimated (W. C. Guenther 1981).
     return float(math.ceil((z * spread / distance) ** 2) + 2)
 
 
 def _pairs(group: pd.DataFrame, arm: str, metrics: Sequence[Metric]) -> pd.DataFrame:
-    """Return the trials of an arm, each beside its untreated one (columns that end in `_plain`)."""
+    """Return the trials of an arm, with the columns of the untreated one as `..._plain`."""
     beside = ["concurrency", "repeat"]
     columns = [*beside, "comparable", *(metric.name for metric in metrics)]
     treated, plain = (group[group["arm"] == name] for name in (arm, UNTREATED))
@@ -133,10 +137,9 @@ def _compared(pairs: pd.DataFrame, metric: Metric, confidence: float) -> dict[st
 def _interval(
     changes: npt.NDArray[np.float64], levels: npt.NDArray[Any], confidence: float
 ) -> dict[str, float]:
-    """Return the mean change over pairs and its t interval, the levels being fixed strata.
+    """Return the mean change over pairs and its t interval, with concurrencies as fixed strata.
 
-    That a treatment costs more at one concurrency than at another is no noise, so that the spread
-    is taken within each.
+    A cost that differs between concurrencies is no noise: the spread is taken within each.
     """
     if not len(changes):
         return dict.fromkeys(("estimate", "low", "high", "spread", "p_value"), math.nan)
@@ -160,13 +163,13 @@ def _interval(
     }  # fmt: skip
 
 
-def _judge(rows: list[dict[str, Any]], metrics: Mapping[str, Metric], among: int) -> None:
-    """Add to all comparisons of a notebook what they come to, each adjusted for all others."""
+def _add_verdicts(rows: list[dict[str, Any]], metrics: Mapping[str, Metric], among: int) -> None:
+    """Add the adjusted p value and the verdict to every row."""
     known = [row for row in rows if not math.isnan(row["p_value"])]
     others = max(0, among - len(known))
     adjusted = holm([*(row["p_value"] for row in known), *[1.0] * others])
     for row in rows:
-        row |= {"p_adjusted": math.nan, "verdict": "too few trials to tell"}
+        row |= {"p_adjusted": math.nan, "verdict": "too few trials"}
     for row, p_value in zip(known, adjusted, strict=False):
         verdict = _verdict(row["estimate"], p_value, metrics[row["metric"]])
         row |= {"p_adjusted": p_value, "verdict": verdict}

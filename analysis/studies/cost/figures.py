@@ -1,22 +1,38 @@
-"""What treatments cost: every kind of cost against concurrency, and compared with no treatment."""
+"""Figures and the table of costs: against concurrency, against no treatment, and of a lock."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+)
 from scipy import stats as scipy_stats
 
 from analysis.plots import style
-from analysis.studies.cost import ALL, METRICS, UNTREATED, WATCHED, Metric
-from analysis.studies.cost.arms import LOCK, rank
+from analysis.plots.tables import HtmlTable
+from analysis.studies.cost.measures import (
+    ALL,
+    CACHE_METRICS,
+    LOCK,
+    METRICS,
+    UNTREATED,
+    Metric,
+    rank,
+)
 
 _MIB = 2**20
 _NAMED = {
@@ -30,22 +46,25 @@ _VERDICTS = {
     "costs": (style.VERMILLION, "s", "costs more than no treatment"),
     "saves": (style.GREEN, "D", "costs less"),
     "no difference shown": (style.BLUE, "o", "no difference shown"),
-    "too few trials to tell": (style.GREY, "x", "too few trials to tell"),
+    "too few trials": (style.GREY, "x", "too few trials"),
 }
+_WAYS = (
+    ("plain", "as the engine does it", style.BLACK, "o"),
+    ("locked", "with one lock around it", style.BLUE, "s"),
+)
 
 
 def cost_curves(
-    measures: pd.DataFrame, watched: pd.DataFrame | None = None, title: str = ""
+    measures: pd.DataFrame, cache: pd.DataFrame | None = None, title: str = ""
 ) -> Figure:
     """Draw every kind of cost against concurrency, a line for each arm of one setting.
 
-    `measures` and `watched` are what `studies.cost.measure` and `watched` return. Points are
-    geometric means over trials in which nothing was lost (means, for shares), with 95% t intervals
-    where there are at least 3. Untreated, lock and all fixes are named, single fixes thin and grey.
+    The frames come from `measure` and `measure_cache`. Points are geometric means over comparable
+    trials (means, for shares), with 95% t intervals for at least 3. Single fixes are thin and grey.
     """
     panels = [(metric, measures) for metric in METRICS]
-    if watched is not None and watched["hit_rate"].notna().any():
-        panels.append((WATCHED[0], watched))
+    if cache is not None and cache["hit_rate"].notna().any():
+        panels.append((CACHE_METRICS[0], cache))
     whole = measures[measures["comparable"]]
     if whole.empty:
         return style.nothing_to_draw("In no trial was every request answered: nothing to compare.")
@@ -102,7 +121,7 @@ def _curves(axes: Axes, metric: Metric, frame: pd.DataFrame) -> None:
 
 
 def _mean(values: npt.NDArray[np.float64], metric: Metric) -> tuple[float, float, float]:
-    """Return the mean of some trials with its 95% t interval; no width for fewer than 3 trials."""
+    """Return the mean of trials with its 95% t interval; no width for fewer than 3 trials."""
     geometric = metric.scale == "ratio"
     values = np.log(values) if geometric else values
     mean, reach = float(values.mean()), 0.0
@@ -115,13 +134,12 @@ def _mean(values: npt.NDArray[np.float64], metric: Metric) -> tuple[float, float
 
 
 def cost_ratios(
-    costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *WATCHED), title: str = ""
+    costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *CACHE_METRICS), title: str = ""
 ) -> Figure:
-    """Draw what each arm of one setting has more or less of than the untreated engine.
+    """Draw each arm of one setting compared with the untreated engine.
 
-    `costs` is what `studies.cost.costs` returns, over all concurrencies; that of watched trials may
-    be appended. A panel for each metric, a row for each arm; bars are 95% intervals, each for
-    itself; colour and marker are the verdict, which minds how many arms were compared.
+    `costs` comes from `compare.costs`, over all concurrencies. A panel for each metric, a row for
+    each arm; bars are 95% intervals, not adjusted; colour and marker are the verdict, which is.
     """
     known = costs[costs["estimate"].notna()]
     metrics = [metric for metric in metrics if (known["metric"] == metric.name).any()]
@@ -180,3 +198,88 @@ def _wrapped(title: str) -> str:
     words = title.split()
     half = (len(words) + 1) // 2
     return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
+
+
+def lock_figure(costs: pd.DataFrame, title: str | None = None) -> Figure:
+    """Draw the time of a call with and without a lock against threads, a panel an operation.
+
+    `costs` comes from `locking.lock_costs`: medians over blocks, with exact 95% intervals.
+    """
+    if costs.empty:
+        return style.nothing_to_draw("No operation was timed.")
+    names = list(dict.fromkeys(costs["operation"]))
+    figure = style.new_figure(1.2 + 4.2 * len(names), 3.9)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        rows = costs[costs["operation"] == name].sort_values("threads")
+        for index, (way, label, colour, marker) in enumerate(_WAYS):
+            middle, low, high = (rows[f"{way}_{end}"] / 1e3 for end in ("ns", "low", "high"))
+            axes.errorbar(
+                rows["threads"] * style.dodge(index, len(_WAYS)),
+                middle,
+                yerr=[middle - low, high - middle],
+                color=colour,
+                marker=marker,
+                markersize=6,
+                linewidth=1.4,
+                capsize=3,
+                label=label if axes is panels[0] else None,
+            )
+        levels = sorted(set(rows["threads"]))
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(levels))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FixedFormatter([str(level) for level in levels]))
+        axes.set_xlim(levels[0] / 1.45, levels[-1] * 1.45)
+        axes.set_ylim(bottom=0)
+        style.dress(axes, name, "threads that call at once", "time a call takes (us)")
+    style.legend_below(figure, most=2)
+    figure.suptitle(title or "What a lock adds to a call", fontsize=style.TITLE + 1)
+    return figure
+
+
+def cost_table(
+    costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *CACHE_METRICS)
+) -> HtmlTable:
+    """Show each arm of one setting compared with the untreated engine, with intervals.
+
+    Ratios are treated / untreated, differences in percentage points; verdicts are adjusted.
+    """
+    if costs.empty:
+        return HtmlTable(costs, "<p>No two trials could be compared.</p>")
+    metrics = [metric for metric in metrics if (costs["metric"] == metric.name).any()]
+    rows = []
+    for arm, group in costs.groupby("arm", sort=False):
+        by_metric = {row["metric"]: row for row in group.to_dict("records")}
+        pairs, left = int(group["pairs"].iloc[0]), int(group["left_out"].iloc[0])
+        cells = [_cell(by_metric.get(metric.name), metric) for metric in metrics]
+        rows.append((arm, f"{pairs} ({left} left out)" if left else pairs, cells))
+    return HtmlTable(costs, _TABLE.render(titles=[m.title for m in metrics], rows=rows))
+
+
+def _cell(row: dict[Any, Any] | None, metric: Metric) -> tuple[str, bool]:
+    """Return the text of a cell, and whether it is highlighted."""
+    if row is None or math.isnan(row["estimate"]):
+        return "-", False
+    values = [row[name] for name in ("estimate", "low", "high")]
+    if metric.scale == "ratio":
+        digits = 3 if values[2] - values[1] < _NARROW else 2
+        texts = [f"{value:.{digits}f}" for value in values]
+    else:
+        texts = [f"{100 * value:+.1f}" if round(1000 * value) else "0" for value in values]
+    if math.isnan(values[1]):
+        return f"{texts[0]} (too few trials)", False
+    text, marked = f"{texts[0]} ({texts[1]} to {texts[2]})", row["verdict"] in ("costs", "saves")
+    return f"{text} {row['verdict']}" if marked else text, marked
+
+
+_NARROW = 0.01
+"""Width of an interval below which a third digit is shown."""
+_TABLE = Environment(autoescape=True).from_string(
+    """<table><thead><tr><th>compared with untreated</th><th>pairs</th>
+{%- for title in titles %}<th>{{ title }}</th>{% endfor %}</tr></thead><tbody>
+{%- for arm, pairs, cells in rows %}<tr><th>{{ arm }}</th><td>{{ pairs }}</td>
+{%- for text, marked in cells %}<td>
+{%- if marked %}<mark>{{ text }}</mark>{% else %}{{ text }}{% endif %}</td>{% endfor %}</tr>
+{%- endfor %}</tbody></table>"""
+)

@@ -1,4 +1,4 @@
-"""What each trial of a sweep took: time, throughput, memory; and, where it was watched, hits."""
+"""Costs of each trial of a sweep: time, throughput and memory; hits where events were recorded."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.stats.rates import FAILURES
-from analysis.studies.cost.arms import arm_name
+from analysis.runs.schema import FAILURES
+from analysis.treatments import TREATMENTS, fixes
 
+UNTREATED, ALL, LOCK = "untreated", "all fixes", "lock-cache"
+"""Names of arms; all others are named after their treatments."""
 ANSWERED = ("ok", "wrong")
-"""Outcomes with an answer: a wrong one took its time like a right one."""
+"""Outcomes with an answer: a wrong one takes its time, too."""
 SETTING = ("release", "device", "prefix_sharing", "page_count", "workload")
-"""What trials must agree in to be compared, beside concurrency and repeat."""
+"""Columns in which compared trials agree, besides concurrency and repeat."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One kind of cost, a column of `measure` or `watched`."""
+    """One kind of cost, a column of `measure` or `measure_cache`."""
 
     name: str
     title: str
     unit: str
     scale: Literal["ratio", "difference"] = "ratio"
-    """Whether arms are compared by their quotient or by their difference."""
+    """Whether arms are compared by their ratio or by their difference."""
     more: Literal["worse", "better"] = "worse"
-    """What it is if the treated engine has more of it."""
+    """Whether a larger value is worse or better."""
 
 
 METRICS = (
@@ -38,75 +40,90 @@ METRICS = (
     Metric("tokens_per_s", "throughput", "tokens/s", more="better"),
     Metric("peak_rss_bytes", "resident memory", "bytes"),
 )
-WATCHED = (
+CACHE_METRICS = (
     Metric("hit_rate", "prompt tokens found cached", "share", scale="difference", more="better"),
     Metric("peak_pages", "most pages in use", "pages"),
 )
-_COUNTS = ("asked", "rejected", "failed", "answered", "wrong")
+_ABOUT = (*SETTING, "concurrency", "repeat", "treatments", "arm", "trial_id")
+_COUNTS = ("asked", "rejected", "failed", "answered", "wrong", "comparable")
+
+
+def arm_name(treatments: Sequence[str] | None, release: str, prefix_sharing: str) -> str:
+    """Return the name of an arm."""
+    names = tuple(treatments or ())
+    if len(names) > 1 and set(names) == set(fixes(release, prefix_sharing)):
+        return ALL
+    return " + ".join(names) or UNTREATED
+
+
+def rank(arm: str) -> tuple[int, str]:
+    """Return the sort key of an arm: untreated, the lock, single fixes in order, all fixes."""
+    names = [UNTREATED, LOCK, *(name for name in TREATMENTS if name != LOCK)]
+    place = names.index(arm) if arm in names else len(names)
+    return (place + 1 if arm == ALL else place), arm
 
 
 def measure(requests: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a trial: what it is, how its requests ended, and a column for each of METRICS.
+    """Return one row a trial: its setting, counts of outcomes, and a column for each of METRICS.
 
-    Times are medians, in seconds, over its answered requests, right or wrong; `inter_token_s` is
+    Times are medians, in seconds, over answered requests, right or wrong; `inter_token_s` is
     (latency - time to first token) / (tokens - 1) of a request. `tokens_per_s` is the tokens of
-    those answers over the time from the first one's sending to the last one's end.
-    Where clients sent more than one request, the first of each only warms the engine up and is
-    left out of all four. `comparable` tells whether the trial ended well, with nothing lost: every
-    request that the engine took was answered. A request that fails early or late is no fast or slow
-    answer, and leaves the others more room.
+    those answers over the time from the first submission to the last end. The first request of a
+    client warms the engine up and is left out of all four if the client sent more. `comparable` is
+    whether the trial ended well and every accepted request was answered: a failed request is no
+    fast or slow answer, and leaves more room to the others.
     """
     rows = []
-    groups = dict(tuple(requests.groupby("trial_id")))
-    for trial in trials.to_dict("records"):
-        own = groups.get(trial["trial_id"], requests.iloc[:0])
-        rows.append({**_about(trial), **_counts(trial, own), **_times(own),
-                     "peak_rss_bytes": _number(trial["peak_rss_bytes"])})  # fmt: skip
-    columns = [*_about_columns(), *_COUNTS, "comparable", *(m.name for m in METRICS)]
-    return pd.DataFrame(rows, columns=columns)
+    for about, trial, own in _trials(requests, trials):
+        memory = trial["peak_rss_bytes"]
+        memory = np.nan if memory is None or pd.isna(memory) else float(memory)
+        rows.append({**about, **_times(own), "peak_rss_bytes": memory})
+    return pd.DataFrame(rows, columns=[*_ABOUT, *_COUNTS, *(m.name for m in METRICS)])
 
 
-def watched(requests: pd.DataFrame, trials: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a trial of a sweep whose events were recorded, with a column for WATCHED.
+def measure_cache(
+    requests: pd.DataFrame, trials: pd.DataFrame, events: pd.DataFrame
+) -> pd.DataFrame:
+    """Return one row a trial with recorded events, with a column for each of CACHE_METRICS.
 
     `hit_rate` is the share of the accepted requests' prompt tokens that were found in the prefix
-    cache, `peak_pages` the most pages that were out of the pool at once.
+    cache, `peak_pages` the most pages out of the pool at once.
     """
-    groups = dict(tuple(requests.groupby("trial_id")))
     free = events.dropna(subset=["free_pages"]).groupby("trial_id")["free_pages"].min()
+    rows = []
+    for about, trial, own in _trials(requests, trials):
+        least = free.get(trial["trial_id"])
+        pages = np.nan if least is None else trial["page_count"] - float(least)
+        rows.append({**about, "hit_rate": _hit_rate(own), "peak_pages": pages})
+    return pd.DataFrame(rows, columns=[*_ABOUT, *_COUNTS, *(m.name for m in CACHE_METRICS)])
+
+
+def _trials(
+    requests: pd.DataFrame, trials: pd.DataFrame
+) -> list[tuple[dict[str, Any], dict[Any, Any], pd.DataFrame]]:
+    """Return for each trial its setting with the counts, its row, and its requests."""
+    groups = dict(tuple(requests.groupby("trial_id")))
     rows = []
     for trial in trials.to_dict("records"):
         own = groups.get(trial["trial_id"], requests.iloc[:0])
-        least = free.get(trial["trial_id"])
-        rows.append({**_about(trial), **_counts(trial, own), "hit_rate": _hit_rate(own),
-                     "peak_pages": np.nan if least is None else trial["page_count"] - float(least)
-                     })  # fmt: skip
-    columns = [*_about_columns(), *_COUNTS, "comparable", *(m.name for m in WATCHED)]
-    return pd.DataFrame(rows, columns=columns)
+        names = tuple(trial["treatments"] if trial["treatments"] is not None else ())
+        arm = arm_name(names, trial["release"], trial["prefix_sharing"])
+        about = {name: trial.get(name) for name in _ABOUT} | {"treatments": names, "arm": arm}
+        rows.append(({**about, **_counts(trial, own["outcome"])}, trial, own))
+    return rows
 
 
-def _about_columns() -> list[str]:
-    return [*SETTING, "concurrency", "repeat", "treatments", "arm", "trial_id"]
-
-
-def _about(trial: dict[Any, Any]) -> dict[str, Any]:
-    names = tuple(trial["treatments"] if trial["treatments"] is not None else ())
-    about = {name: trial[name] for name in (*SETTING, "concurrency", "repeat", "trial_id")}
-    arm = arm_name(names, trial["release"], trial["prefix_sharing"])
-    return {**about, "treatments": names, "arm": arm}
-
-
-def _counts(trial: dict[Any, Any], own: pd.DataFrame) -> dict[str, Any]:
-    outcomes = own["outcome"]
-    counts = {
-        "asked": len(own),
+def _counts(trial: dict[Any, Any], outcomes: pd.Series[Any]) -> dict[str, Any]:
+    failed = int(outcomes.isin(set(FAILURES) - set(ANSWERED)).sum())
+    answered = int(outcomes.isin(ANSWERED).sum())
+    return {
+        "asked": len(outcomes),
         "rejected": int((outcomes == "rejected").sum()),
-        "failed": int(outcomes.isin(set(FAILURES) - set(ANSWERED)).sum()),
-        "answered": int(outcomes.isin(ANSWERED).sum()),
+        "failed": failed,
+        "answered": answered,
         "wrong": int((outcomes == "wrong").sum()),
+        "comparable": trial["status"] == "ok" and not failed and answered > 0,
     }
-    well = trial["status"] == "ok" and not counts["failed"] and counts["answered"] > 0
-    return {**counts, "comparable": well}
 
 
 def _times(own: pd.DataFrame) -> dict[str, float]:
@@ -130,13 +147,9 @@ def _times(own: pd.DataFrame) -> dict[str, float]:
 
 def _hit_rate(own: pd.DataFrame) -> float:
     known = own[(own["outcome"] != "rejected") & own["cached_tokens"].notna()]
-    asked = known["prompt_tokens"].map(_length).sum()
-    return float(known["cached_tokens"].sum()) / float(asked) if asked else np.nan
+    tokens = known["prompt_tokens"].map(_length).sum()
+    return float(known["cached_tokens"].sum()) / float(tokens) if tokens else np.nan
 
 
 def _length(tokens: Sequence[int] | None) -> int:
     return len(tokens) if isinstance(tokens, Sequence) else 0
-
-
-def _number(value: Any) -> float:
-    return np.nan if value is None or pd.isna(value) else float(value)

@@ -1,4 +1,4 @@
-"""Failure rate against the pages evicted while a request was served, in each stratum by itself."""
+"""Failure rate against the pages evicted while a request was served, one panel a stratum."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def evictions_figure(
     """Draw the failure rate by number of evictions: bins with 95% intervals, and a fit.
 
     One panel for each stratum within which the answer compares requests: a row for each number of
-    pages (and workload), a column for each concurrency that was offered. Above the panels of each
-    release and prefix sharing (and device) stands the odds ratio that is common to them; of one in
-    which no page was evicted there are none. The curve is a logistic regression with its 95% band;
-    where there is none, the panel says why. Rejected requests are left out.
+    pages (and workload), a column for each offered concurrency. The heading of each release and
+    prefix sharing (and device) gives the common odds ratio of its panels; a configuration without
+    evictions has no panels. The curve is a logistic regression with its 95% band; the panel states
+    why there is none. Rejected requests are left out.
     """
     columns, equal = configurations(trials), strata_of(trials)
     rates = eviction_rates(requests, trials, [*columns, *equal])
@@ -80,7 +80,7 @@ def evictions_figure(
 
 
 def _grid(rates: pd.DataFrame, equal: list[str]) -> list[list[dict[str, Any]]]:
-    """Return the strata of one configuration in rows; none where no page was evicted."""
+    """Return the strata of one configuration in rows; [] if no page was evicted."""
     if not rates["last"].any():
         return []
     levels = sorted(set(rates["concurrency"]))
@@ -89,7 +89,7 @@ def _grid(rates: pd.DataFrame, equal: list[str]) -> list[list[dict[str, Any]]]:
 
 
 def _common(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
-    """Return the odds ratio that is common to the strata of one configuration."""
+    """Return the common odds ratio of the strata of one configuration, in words."""
     own = requests[requests["trial_id"].isin(trials["trial_id"])]
     contrast = evictions_contrast(own, trials)
     if contrast is None:
@@ -105,18 +105,12 @@ def _common(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
 def _panel(
     axes: Axes, fit: EvictionFit, rates: pd.DataFrame, stratum: dict[str, Any], number: int
 ) -> None:
-    colour = style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)]
+    colour = style.colour(number)
     rows = rates.reset_index(drop=True)
-    bars = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
+    around = style.distances(rows, "rate", "low", "high")
+    looks: dict[str, Any] = {"markersize": 6, "elinewidth": 1.6, "capsize": 4}
     axes.errorbar(
-        rows.index,
-        rows["rate"],
-        yerr=[bar.clip(lower=0) for bar in bars],
-        fmt=style.SERIES_MARKERS[number % len(style.SERIES_MARKERS)],
-        color=colour,
-        markersize=6,
-        elinewidth=1.6,
-        capsize=4,
+        rows.index, rows["rate"], yerr=around, fmt=style.marker(number), color=colour, **looks
     )
     if not fit.note:
         _curve(axes, fit, rows, colour)
@@ -131,7 +125,7 @@ def _panel(
 
 
 def _curve(axes: Axes, fit: EvictionFit, rows: pd.DataFrame, colour: str) -> None:
-    """Draw the fit over the bins, each of which stands for the numbers that it spans."""
+    """Draw the fit over the bins; within a bin the curve runs over all numbers that it spans."""
     places, numbers = [], []
     for place, row in enumerate(_tuples(rows)):
         span = np.linspace(row.first, row.last, 9)
@@ -150,7 +144,7 @@ def _bin_label(row: Any) -> str:
 
 def _fit_label(fit: EvictionFit) -> str:
     if fit.note:
-        return f"no fit, for {fit.note}"
+        return f"no fit: {fit.note}"
     return f"odds of failing x {fit.odds_ratio:.2f} a page ({fit.low:.2f} to {fit.high:.2f})"
 
 

@@ -1,10 +1,10 @@
-"""What a run says about a rung: read trial by trial, also while the run still grows."""
+"""Evidence of a level: what each engine of its run showed, read while the run still grows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,16 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
 from analysis.runs.derive import max_at_once
+from analysis.runs.schema import FAILURES
 from analysis.runs.store import read_manifest, trial_tables
 from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
-from analysis.stats.rates import FAILURES
-from analysis.studies.validation.result import Found, Rung
+from analysis.studies.validation.plan import Tolerated
+from analysis.studies.validation.result import FindingGroup, Isolated, Level
 
-READ = ("trials", "requests", "findings", "snapshots", "events")
-"""The tables that evidence is taken from."""
-
-Tolerated = Mapping[tuple[str, str], str]
-"""Rule and cause of findings that do not fail a rung, and the reason why."""
+TABLES = ("trials", "requests", "findings", "snapshots", "events")
+"""The tables that evidence is read from."""
 
 
 @dataclass(frozen=True)
@@ -33,88 +31,43 @@ class Evidence:
 
     trial_id: str
     workload: str
-    control: bool
-    alarmed: bool
-    """Whether a control's fault was found for what it is."""
-    injected: bool
-    """Whether a control's fault was injected."""
-    fault: str
-    """A control's fault, else ""."""
+    control: Control | None
+    """The injected fault, if the engine is a control."""
     outcomes: Mapping[str, int]
-    refusals: int
+    retries: int
     ending: str | None
-    """How it ended if not well."""
+    """Why the engine ended early."""
     unchecked: str | None
     findings: tuple[Mapping[str, Any], ...]
-    """Rows of the table `findings`, tolerated ones left out."""
+    """Rows of the table `findings` that are not tolerated."""
     tolerated: tuple[Mapping[str, Any], ...]
     leaked: int
     peak_rss_bytes: int | None
     pages_in_use: int | None
     at_once: int | None
-    """Requests that it worked on at once, at most."""
     page_count: int
     duration_s: float
-    failed_requests: tuple[str, ...] = field(default=())
+    failed_requests: tuple[str, ...] = ()
     """In the order in which they were sent."""
 
     @property
     def accepted(self) -> int:
-        """Requests that the engine took."""
+        """Requests that the engine accepted."""
         return sum(self.outcomes.values()) - self.outcomes.get("rejected", 0)
 
     @property
     def broken(self) -> bool:
-        """Whether it fails its rung; a control never does."""
+        """Whether the engine fails its level; a control never does."""
         bad = self.failed_requests or self.ending or self.findings or self.leaked
-        return bool(bad) and not self.control
-
-
-def evidence_of(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
-    """Return what the tables of one trial, of those named in `READ`, say."""
-    [trial] = tables["trials"].to_pylist()
-    times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
-    at_once = max_at_once(times, trial["concurrency"])
-    requests = tables["requests"].select(["request_id", "outcome", "retries", "submitted_s"])
-    requests = requests.to_pylist()
-    findings = tables["findings"].to_pylist() if "findings" in tables else []
-    keys = [(row["rule"], row["cause"]) for row in findings]
-    badly = trial["status"] != "ok"
-    unchecked = None if badly else trial["status_detail"]
-    if "snapshots" not in tables and not badly:
-        unchecked = "Nothing was recorded."
-    failed = [row for row in requests if row["outcome"] in FAILURES]
-    failed.sort(key=lambda row: (row["submitted_s"] is None, row["submitted_s"], row["request_id"]))
-    control = Control.of(trial, findings) if is_control(trial["treatments"] or ()) else None
-    return Evidence(
-        trial_id=trial["trial_id"],
-        workload=trial["workload"],
-        control=control is not None,
-        alarmed=control is not None and control.alarmed,
-        injected=control is not None and control.injected,
-        fault="" if control is None else control.fault,
-        outcomes=Counter(row["outcome"] for row in requests),
-        refusals=sum(row["retries"] or 0 for row in requests),
-        ending=(trial["status_detail"] or trial["status"]) if badly else None,
-        unchecked=unchecked,
-        findings=tuple(r for r, k in zip(findings, keys, strict=True) if k not in tolerated),
-        tolerated=tuple(r for r, k in zip(findings, keys, strict=True) if k in tolerated),
-        leaked=0 if badly else _leaked(tables),
-        peak_rss_bytes=trial["peak_rss_bytes"],
-        pages_in_use=_pages_in_use(tables, trial["page_count"]),
-        at_once=at_once,
-        page_count=trial["page_count"],
-        duration_s=trial["duration_s"],
-        failed_requests=tuple(row["request_id"] for row in failed),
-    )
+        return bool(bad) and self.control is None
 
 
 def read_evidence(
     path: str | Path, tolerated: Tolerated, skip: Iterable[str] = ()
 ) -> list[Evidence]:
-    """Return what every finished trial of a run says, but for those in `skip`; [] if there is none.
+    """Return the evidence of every finished trial but those in `skip`; [] if there is no run.
 
-    Raises RunError if something in it is damaged.
+    Raises RunError if the run is damaged.
     """
     try:
         read_manifest(Path(path))
@@ -124,14 +77,49 @@ def read_evidence(
         return []
     known = set(skip)
     return [
-        evidence_of(tables, tolerated)
-        for trial_id, tables in trial_tables(path, READ)
+        _evidence(tables, tolerated)
+        for trial_id, tables in trial_tables(path, TABLES)
         if trial_id not in known
     ]
 
 
-def rung_of(
-    level: int,
+def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
+    [trial] = tables["trials"].to_pylist()
+    times = tables["requests"].select(["outcome", "submitted_s", "latency_s"]).to_pandas()
+    requests = tables["requests"].select(["request_id", "outcome", "retries", "submitted_s"])
+    requests = requests.to_pylist()
+    findings = tables["findings"].to_pylist() if "findings" in tables else []
+    badly = trial["status"] != "ok"
+    unchecked = None if badly else trial["status_detail"]
+    if "snapshots" not in tables and not badly:
+        unchecked = "Nothing was recorded."
+    failed = [row for row in requests if row["outcome"] in FAILURES]
+    failed.sort(key=lambda row: (row["submitted_s"] is None, row["submitted_s"], row["request_id"]))
+    split: dict[bool, list[Mapping[str, Any]]] = {False: [], True: []}
+    for row in findings:
+        split[(row["rule"], row["cause"]) in tolerated].append(row)
+    return Evidence(
+        trial_id=trial["trial_id"],
+        workload=trial["workload"],
+        control=Control.of(trial, findings) if is_control(trial["treatments"] or ()) else None,
+        outcomes=Counter(row["outcome"] for row in requests),
+        retries=sum(row["retries"] or 0 for row in requests),
+        ending=(trial["status_detail"] or trial["status"]) if badly else None,
+        unchecked=unchecked,
+        findings=tuple(split[False]),
+        tolerated=tuple(split[True]),
+        leaked=0 if badly else _leaked(tables),
+        peak_rss_bytes=trial["peak_rss_bytes"],
+        pages_in_use=_pages_in_use(tables, trial["page_count"]),
+        at_once=max_at_once(times, trial["concurrency"]),
+        page_count=trial["page_count"],
+        duration_s=trial["duration_s"],
+        failed_requests=tuple(row["request_id"] for row in failed),
+    )
+
+
+def level_of(
+    concurrency: int,
     evidence: Iterable[Evidence],
     *,
     needed: int,
@@ -139,42 +127,61 @@ def rung_of(
     rate: float,
     tolerated: Tolerated,
     run: str = "",
-) -> Rung:
-    """Return the rung that these engines make."""
+) -> Level:
+    """Return the level that these engines make."""
     every = list(evidence)
-    own = [item for item in every if not item.control]
-    controls = [item for item in every if item.control and item.injected]
+    own = [item for item in every if item.control is None]
+    controls = [item.control for item in every if item.control is not None]
+    injected = [control for control in controls if control.injected]
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
-    memory = [item.peak_rss_bytes for item in own if item.peak_rss_bytes]
-    pages = [item.pages_in_use for item in own if item.pages_in_use is not None]
-    return Rung(
-        level=level,
+    return Level(
+        concurrency=concurrency,
         needed=needed,
         confidence=confidence,
         rate=rate,
         accepted=sum(item.accepted for item in own),
         failures={name: outcomes[name] for name in FAILURES if outcomes[name]},
         rejected=outcomes["rejected"],
-        refusals=sum(item.refusals for item in own),
+        retries=sum(item.retries for item in own),
         trials=len(own),
         failed_trials=sum(item.broken for item in own),
         workloads=dict(Counter(item.workload for item in own)),
-        at_once=max((item.at_once for item in own if item.at_once is not None), default=None),
+        at_once=_most(item.at_once for item in own),
         endings=tuple(item.ending for item in own if item.ending),
         findings=_grouped(own, "findings", {}),
         tolerated=_grouped(own, "tolerated", tolerated),
         leaked=sum(item.leaked for item in own),
-        controls=len(controls),
-        alarms=sum(item.alarmed for item in controls),
-        planted=tuple(item.fault for item in every if item.control),
+        controls=len(injected),
+        detected=sum(control.alarmed for control in injected),
+        faults=tuple(control.fault for control in controls),
         unchecked=tuple(sorted({item.unchecked for item in own if item.unchecked})),
-        peak_rss_bytes=max(memory, default=None),
-        pages_in_use=max(pages, default=None),
-        page_count=max((item.page_count for item in own), default=None),
+        peak_rss_bytes=_most(item.peak_rss_bytes for item in own),
+        pages_in_use=_most(item.pages_in_use for item in own),
+        page_count=_most(item.page_count for item in own),
         seconds=sum(item.duration_s for item in every),
         run=run,
         failing=_failing(own),
     )
+
+
+def isolated_of(output: Mapping[str, Any], seconds: float) -> Isolated:
+    """Return the result for the cache alone from what `analysis.interleavings --json` printed.
+
+    Raises KeyError or TypeError if it is something else.
+    """
+    reachable = [failure for failure in output["failures"] if failure["reachable"]]
+    return Isolated(
+        ok=not reachable,
+        interleavings=int(output["interleavings"]),
+        complete=bool(output["complete"]),
+        failures=tuple(f"{failure['scenario']}: {failure['message']}" for failure in reachable),
+        unreachable=len(output["failures"]) - len(reachable),
+        seconds=seconds,
+    )
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _leaked(tables: Mapping[str, pa.Table]) -> int:
@@ -192,14 +199,14 @@ def _pages_in_use(tables: Mapping[str, pa.Table], page_count: int) -> int | None
     return None if least is None else page_count - int(least)
 
 
-def _grouped(own: list[Evidence], name: str, reasons: Tolerated) -> tuple[Found, ...]:
-    """Return the findings by rule and cause, wrong data first, then what most engines showed."""
+def _grouped(own: list[Evidence], name: str, reasons: Tolerated) -> tuple[FindingGroup, ...]:
+    """Return findings by rule and cause: wrong data first, then those of most engines."""
     groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for item in own:
         for row in getattr(item, name):
             groups.setdefault((row["rule"], row["cause"]), []).append((item.trial_id, row))
     found = [
-        Found(
+        FindingGroup(
             rule=rule,
             cause=cause,
             severity=worst(row["severity"] for _, row in rows),

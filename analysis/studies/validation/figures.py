@@ -1,19 +1,20 @@
-"""Ladders of validation: how far each came, and what its rungs showed."""
+"""Figures of staged validations and of soak tests."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.plots import style
-from analysis.studies.validation.result import Isolated, Ladder, Rung
+from analysis.studies.validation.result import Isolated, Level, StagedValidation
 
 COLOURS = {
     "clean": style.GREEN,
@@ -23,108 +24,151 @@ COLOURS = {
     "not begun": "#E6E6E6",
 }
 SIGNS = {"clean": "✓", "failed": "✗", "undecided": "?", "void": "∅", "not begun": ""}
+_INKS = {**COLOURS, "undecided": "#8A7A00", "not begun": style.GREY}
+"""For lines, which yellow and light grey are too pale for."""
 _MIB, _LEAST = 2**20, 0.001
 _NAMES, _TITLE = 44, 92
 
+Step = Isolated | Level | None
 
-def ladder_figure(climbed: Ladder) -> Figure:
-    """Draw one ladder, its lowest rung at the bottom.
 
-    For each rung of concurrent requests, the failure rate with its one-sided upper bound (log
-    axis), against the rate that must have shown, and the bound of engines with anything wrong, for
-    requests are not independent; beside it in words what else was found.
+def validation_figure(validation: StagedValidation) -> Figure:
+    """Draw one staged validation, the lowest level at the bottom.
+
+    Left, on a log axis: failure rate and its one-sided upper bound for each level, against the rate
+    that must have shown; a square is the bound on engines with a failure. Right: the counts.
     """
-    levels = climbed.levels
-    steps: list[Isolated | Rung | None] = [climbed.isolated] if climbed.isolated else []
-    own = {rung.level: rung for rung in climbed.rungs}
-    steps += [own.get(level) for level in levels]
-    names = ["cache alone"] * (climbed.isolated is not None) + [
-        own[n].name if n in own else f"{n} at once" for n in levels
-    ]
+    steps = _steps(validation)
     figure = style.new_figure(9.0, 1.9 + 0.62 * len(steps))
     axes, words = figure.subplots(1, 2, width_ratios=[1.0, 1.05], sharey=True)
-    for place, step in enumerate(steps):
-        verdict = "not begun" if step is None else step.verdict
+    names = []
+    for place, (number, step) in enumerate(steps.items()):
+        verdict = _verdict(step)
+        name = step.name if isinstance(step, Level) else f"{number} at once"
+        names.append(f"{name if number else 'cache alone'}  {SIGNS[verdict] or ' '}")
         axes.axhspan(place - 0.42, place + 0.42, color=COLOURS[verdict], alpha=0.13, linewidth=0)
-        names[place] = f"{names[place]}  {SIGNS[verdict] or ' '}"
-        if isinstance(step, Rung):
+        if isinstance(step, Level):
             _interval(axes, place, step)
-        words.text(0, place, _said(step), va="center", fontsize=style.SMALL, linespacing=1.35)
-    axes.axvline(climbed.rate, color=style.BLACK, linewidth=1.1, linestyle="--")
+        words.text(0, place, _counts(step), va="center", fontsize=style.SMALL, linespacing=1.35)
+    axes.axvline(validation.rate, color=style.BLACK, linewidth=1.1, linestyle="--")
     axes.set_xscale("log")
     axes.set_xlim(_LEAST, 1.25)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     axes.set_yticks(range(len(steps)), names)
     axes.set_ylim(-0.6, len(steps) - 0.4)
     words.set_axis_off()
-    sure = f"{100 * climbed.confidence:g}%"
-    mixed = any(len(rung.workloads) > 1 for rung in climbed.rungs)
-    label = f"one-sided upper bounds, {sure}{', of the mix of workloads' if mixed else ''}"
-    label += "\n(line: requests, if independent; square: engines)"
-    style.dress(axes, "", label, "")
+    mixed = any(len(level.workloads) > 1 for level in validation.results)
+    label = f"one-sided upper bounds, {100 * validation.confidence:g}%"
+    label += f"{', of the mix of workloads' if mixed else ''}"
+    style.dress(axes, "", f"{label}\n(line: requests, if independent; square: engines)", "")
     axes.grid(visible=False)
-    _title(figure, f"{climbed.name}: {climbed.verdict}")
-    handles: list[Artist] = [Patch(color=COLOURS[name], alpha=0.5, label=f"{SIGNS[name]} {name}")
-               for name in _present(steps)]  # fmt: skip
-    handles.append(Line2D([], [], color=style.BLACK, linestyle="--", linewidth=1.1,
-                          label=f"{100 * climbed.rate:g}%, which must have shown"))  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles),
-                  fontsize=style.SMALL, frameon=False)  # fmt: skip
+    _title(figure, f"{validation.name}: {validation.verdict}", _TITLE, style.TITLE)
+    target = f"{100 * validation.rate:g}%, which must have shown"
+    line = Line2D([], [], color=style.BLACK, linestyle="--", linewidth=1.1, label=target)
+    _legend(figure, [*_patches(steps.values()), line])
     return figure
 
 
-def ladders_figure(climbed: Sequence[Ladder], title: str | None = None) -> Figure:
-    """Draw how far each of several ladders came: a row a ladder, a box a rung.
+def validations_figure(validations: Sequence[StagedValidation], title: str | None = None) -> Figure:
+    """Draw several staged validations: a row each, a box for each level.
 
-    A box has the sign of its verdict and, below, failed of accepted requests; what broke without
-    a failure is named by a letter: R rules, L pages lost.
+    A box has the sign of its verdict and failed of accepted requests; R marks broken rules, L
+    leaked pages.
     """
-    if not climbed:
-        return style.nothing_to_draw("No ladder was climbed.")
-    levels = sorted({0, *(level for one in climbed for level in one.levels)})
-    if all(one.isolated is None for one in climbed):
-        levels.remove(0)
-    rows = [_row_name(one) for one in climbed]
+    if not validations:
+        return style.nothing_to_draw("No validation was run.")
+    levels = sorted({number for one in validations for number in _steps(one)})
+    rows = [_row_name(one) for one in validations]
     height = sum(0.24 + 0.2 * max(2, name.count("\n") + 1) for name in rows)
     figure = style.new_figure(9.0, 1.3 + height)
     axes = figure.add_subplot()
-    for row, one in enumerate(climbed):
-        own: dict[int, Isolated | Rung] = {rung.level: rung for rung in one.rungs}
-        if one.isolated is not None:
-            own[0] = one.isolated
-        for column, level in enumerate(levels):
-            if level not in one.levels and level not in own:
-                continue
-            _box(axes, row, column, own.get(level))
+    for row, one in enumerate(validations):
+        for number, step in _steps(one).items():
+            _box(axes, row, levels.index(number), step)
     axes.set_xticks(range(len(levels)), ["cache\nalone" if n == 0 else str(n) for n in levels])
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlim(-0.55, len(levels) - 0.45)
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    style.dress(axes, title or "How far each set of treatments came", "concurrent requests", "")
+    style.dress(axes, title or "Highest clean level of each set of treatments",
+                "concurrent requests", "")  # fmt: skip
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
-    kinds = _present([step for one in climbed for step in (one.isolated, *one.rungs)])
-    handles = [Patch(color=COLOURS[name], alpha=0.5, label=f"{SIGNS[name]} {name}") for name in
-               kinds if name != "not begun"]  # fmt: skip
-    handles.append(Patch(color="none", label="k/n: failed of accepted; R: rules, L: pages lost"))
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles),
-                  fontsize=style.SMALL, frameon=False)  # fmt: skip
+    begun = [step for one in validations for step in _steps(one).values() if step is not None]
+    key = Patch(color="none", label="k/n: failed of accepted; R: rules, L: leaked pages")
+    _legend(figure, [*_patches(begun), key])
     return figure
 
 
-def _interval(axes: Axes, place: int, rung: Rung) -> None:
-    colour = _ink(rung.verdict)
-    rate = rung.failed / rung.accepted if rung.accepted else 0.0
-    axes.plot([max(rate, _LEAST), rung.upper], [place, place], color=colour, linewidth=2.2)
-    axes.plot([rung.upper], [place], marker="|", markersize=13, markeredgewidth=2.2, color=colour)
-    bound = rung.upper_of_engines
-    axes.plot([bound], [place], marker="s", markersize=5.5, color=colour, fillstyle="none")
+def soak_figure(frame: pd.DataFrame, title: str | None = None) -> Figure:
+    """Draw the iterations of a soak test: `Soak.frame`, a line for each level.
+
+    Top: median and longest latency of each iteration, with a cross where a request failed; then
+    resident memory, and pages neither free nor cached with no request running.
+    """
+    if frame.empty:
+        return style.nothing_to_draw("No iteration was finished.")
+    figure = style.new_figure(8.2, 7.0)
+    latency, memory, leaked = figure.subplots(3, 1, sharex=True)
+    longest = frame["latency_max"].max() if frame["latency_max"].notna().any() else 1.0
+    for number, (level, own) in enumerate(frame.sort_values("iteration").groupby("level")):
+        colour = style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)]
+        marker = style.SERIES_MARKERS[number % len(style.SERIES_MARKERS)]
+        look = {"color": colour, "linewidth": 1.2, "marker": marker, "markersize": 4}
+        times = own["t_s"]
+        latency.plot(times, own["latency_p50"], label=f"{level} at once", **look)
+        latency.vlines(times, own["latency_p50"], own["latency_max"], color=colour, linewidth=0.7)
+        bad = own[own["failed"] > 0]
+        # Without an answer there is no latency: the cross is drawn at the longest.
+        height = bad["latency_max"].fillna(longest)
+        latency.plot(bad["t_s"], height, "x", color=style.BLACK, markersize=7)
+        memory.plot(times, own["rss_bytes"] / _MIB, **look)
+        leaked.plot(times, own["leaked"], **look)
+    latency.set_yscale("log")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latency.yaxis.set_minor_formatter(NullFormatter())
+    latency.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    most = max(1.0, 1.08 * frame["leaked"].max())
+    leaked.set_ylim(-0.06 * most, most)
+    leaked.yaxis.get_major_locator().set_params(integer=True)
+    style.dress(latency, "Latency: median, and up to the longest", "", "seconds (log)")
+    style.dress(memory, "Resident memory of the engine's process", "", "MiB")
+    style.dress(leaked, "Pages neither free nor cached with no request running",
+                "time since each level's engine was ready (s)", "pages")  # fmt: skip
+    handles, _ = latency.get_legend_handles_labels()
+    if (frame["failed"] > 0).any():
+        cross = Line2D(
+            [], [], color=style.BLACK, marker="x", linestyle="", label="a request failed"
+        )
+        handles.append(cross)
+    style.legend_below(figure, handles, most=len(handles))
+    _title(figure, title or "Soak test", 78, style.TITLE + 1)
+    return figure
+
+
+def _steps(validation: StagedValidation) -> dict[int, Step]:
+    """Return the results by level, 0 for the cache alone; None for levels that were not run."""
+    steps: dict[int, Step] = {0: validation.isolated} if validation.isolated else {}
+    steps |= dict.fromkeys(validation.levels)
+    return steps | {level.concurrency: level for level in validation.results}
+
+
+def _verdict(step: Step) -> str:
+    return "not begun" if step is None else step.verdict
+
+
+def _interval(axes: Axes, place: int, level: Level) -> None:
+    colour = _INKS[level.verdict]
+    rate = level.failed / level.accepted if level.accepted else 0.0
+    axes.plot([max(rate, _LEAST), level.upper], [place, place], linewidth=2.2, color=colour)
+    axes.plot([level.upper], [place], marker="|", markersize=13, markeredgewidth=2.2, color=colour)
+    bound = level.upper_of_engines
+    axes.plot([bound], [place], marker="s", markersize=5.5, fillstyle="none", color=colour)
     if rate:
         axes.plot([rate], [place], marker="o", markersize=6.5, color=colour)
 
 
-def _said(step: Isolated | Rung | None) -> str:
+def _counts(step: Step) -> str:
     if step is None:
         return "not begun"
     if isinstance(step, Isolated):
@@ -133,33 +177,32 @@ def _said(step: Isolated | Rung | None) -> str:
         all_ = "all" if step.complete else "not all"
         fail = f"{len(step.failures)} can fail on its threads" if step.failures else "none fails"
         return f"{step.interleavings:,} interleavings ({all_} there are), {fail}"
-    broken = ", ".join(dict.fromkeys(found.rule for found in step.findings)) or "none"
+    broken = ", ".join(dict.fromkeys(group.rule for group in step.findings)) or "none"
     first = [f"{step.failed} of {step.accepted} failed ({step.needed} needed)"]
-    first += [f"{step.refusals} refusals"] if step.refusals else []
-    first += [f"{step.rejected} never taken"] if step.rejected else []
-    second = [textwrap.shorten(f"broken rules: {broken}", 44, placeholder=" ..."),
-              f"{step.leaked} pages lost"]  # fmt: skip
+    first += [f"{step.retries} retries"] if step.retries else []
+    first += [f"{step.rejected} rejected"] if step.rejected else []
+    second = [textwrap.shorten(f"broken rules: {broken}", 44, placeholder=" ...")]
+    second.append(f"{step.leaked} pages leaked")
     if step.peak_rss_bytes:
         second.append(f"{step.peak_rss_bytes / _MIB:.0f} MiB")
     return f"{'; '.join(first)}\n{'; '.join(second)}"
 
 
-def _box(axes: Axes, row: int, column: int, step: Isolated | Rung | None) -> None:
-    verdict = "not begun" if step is None else step.verdict
-    axes.add_patch(Rectangle((column - 0.46, row - 0.42), 0.92, 0.84, alpha=0.4, linewidth=0,
-                             facecolor=COLOURS[verdict]))  # fmt: skip
-    if step is None:
-        return
+def _box(axes: Axes, row: int, column: int, step: Step) -> None:
+    verdict = _verdict(step)
+    corner = (column - 0.46, row - 0.42)
+    colour = COLOURS[verdict]
+    axes.add_patch(Rectangle(corner, 0.92, 0.84, alpha=0.4, linewidth=0, facecolor=colour))
     lines = [SIGNS[verdict]]
-    if isinstance(step, Rung):
+    if isinstance(step, Level):
         letters = " R" * bool(step.findings) + " L" * bool(step.leaked)
         lines.append(f"{step.failed}/{step.accepted}{letters}")
-    elif step.failures:
+    elif step is not None and step.failures:
         lines.append(f"{len(step.failures)} fail")
     axes.text(column, row, "\n".join(lines), ha="center", va="center", fontsize=style.SMALL)
 
 
-def _row_name(one: Ladder) -> str:
+def _row_name(one: StagedValidation) -> str:
     names = " + ".join(one.treatments) or "no treatment"
     if len(one.treatments) > 3:
         names = f"all {len(one.treatments)}: {names}"
@@ -169,16 +212,20 @@ def _row_name(one: Ladder) -> str:
     return "\n".join([f"{one.release}, {one.prefix_sharing}", *lines])
 
 
-def _present(steps: Sequence[Isolated | Rung | None]) -> list[str]:
-    found = {"not begun" if step is None else step.verdict for step in steps}
-    return [name for name in COLOURS if name in found]
+def _patches(steps: Iterable[Step]) -> list[Artist]:
+    present = {_verdict(step) for step in steps}
+    return [
+        Patch(color=colour, alpha=0.5, label=f"{SIGNS[name]} {name}")
+        for name, colour in COLOURS.items()
+        if name in present
+    ]
 
 
-def _ink(verdict: str) -> str:
-    # Yellow and light grey are no colours for lines on white.
-    return {"undecided": "#8A7A00", "not begun": style.GREY}.get(verdict, COLOURS[verdict])
+def _legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles),
+                  fontsize=style.SMALL, frameon=False)  # fmt: skip
 
 
-def _title(figure: Figure, text: str) -> None:
-    lines = textwrap.wrap(text, _TITLE, break_on_hyphens=False)
-    figure.suptitle("\n".join(lines), fontsize=style.TITLE, x=0.01, ha="left")
+def _title(figure: Figure, text: str, width: int, size: float) -> None:
+    lines = textwrap.wrap(text, width, break_on_hyphens=False)
+    figure.suptitle("\n".join(lines), fontsize=size, x=0.01, ha="left")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.shortfin.cache.probe import CURRENT_INVOCATION
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
 from analysis.shortfin.treatment import replace_attribute
 from analysis.treatments.faults.base import Fault, Injection, InvocationFault, place_of
 from analysis.treatments.faults.requests import Mute

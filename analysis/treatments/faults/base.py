@@ -33,7 +33,7 @@ class Injection:
 
 def place_of(probe: Any) -> int | None:
     """Return a place among the events that a probe tells, None if nothing is recorded."""
-    watcher = None if probe is None else probe.watcher
+    watcher = None if probe is None else probe.observer
     if not isinstance(watcher, Recorder):
         return None
     place = watcher.reserve()
@@ -107,7 +107,7 @@ class InvocationFault(Fault):
 
     def _note_number(self, invocation: PendingInvocation, probe: Any) -> None:
         """Have the number of the invocation noted when it has begun, if it is recorded."""
-        then, watcher = invocation.afterwards, probe.watcher
+        then, watcher = invocation.afterwards, probe.observer
 
         def begun() -> None:
             if then is not None:

@@ -207,7 +207,7 @@ class _WriteFault(InvocationFault):
         """Look at every invocation for one that it can inject, and wait for its landing."""
         probe = engine.probe
         if probe is not None:
-            land = probe.land
+            land = probe.finish
 
             def landed(landing: Any, error: BaseException | None = None) -> None:
                 due = self._landed if self._is_mine(landing) else None
@@ -219,7 +219,7 @@ class _WriteFault(InvocationFault):
                     if self.told_first:
                         due()
 
-            replace_attribute(undo, probe, "land", landed)
+            replace_attribute(undo, probe, "finish", landed)
         super().apply(engine, undo)
 
     def _is_mine(self, landing: Any) -> bool:

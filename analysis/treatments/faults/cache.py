@@ -118,7 +118,7 @@ class _ReferenceFault(Fault):
         decrement = counts.decrement
 
         def wrong(count: Any) -> Any:
-            node = probe.numbers.counted_by(count)
+            node = probe.counted_node(count)
             if self.injected is not None or node is None or node is probe.cache.root:
                 return decrement(count)
             if (count.count > 1) != self.shared:

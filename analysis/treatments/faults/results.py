@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from analysis.shortfin.cache.probe import CURRENT_INVOCATION, CURRENT_REQUEST
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
+from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.treatment import part, replace_attribute
 from analysis.treatments.faults.base import Fault, Injection, place_of
 

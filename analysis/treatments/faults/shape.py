@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.shortfin.cache.probe import indices
+from analysis.shortfin.cache.base import indices
 from analysis.treatments.faults.base import Injection, InvocationFault, another
 from analysis.treatments.invocations import PendingInvocation
 
@@ -239,13 +239,7 @@ class ChildTwice(_NodeFault):
 def _last_node(invocation: PendingInvocation, row: int, probe: Any) -> Any:
     """Return the node that a row's request refers to, None if it has none or it is the root."""
     request = invocation.request_ids[row]
-    if hasattr(probe, "_live"):
-        live = probe._live.get(request)
-        known = [] if live is None else list(live.decoder._allocated_cach_recs.values())
-        node = next((record.last_cached_node for record in known if record is not None), None)
-    else:
-        allocation = invocation.process.exec_requests[row].allocation
-        node = getattr(allocation, "last_cached_node", None)
+    node = probe.last_node(request)
     return None if node is probe.cache.root else node
 
 
@@ -295,8 +289,7 @@ class EntryLost(InvocationFault):
 
     def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
         request = invocation.request_ids[row]
-        live = probe._live.get(request)
-        stock = [] if live is None or live.manager is None else live.manager._free_pages
+        stock = probe.stock(request)
         entries = [e for e in probe.cache._allocated_pages if e.index in stock[-1:]]
         if len(entries) != 1:
             return None

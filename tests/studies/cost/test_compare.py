@@ -15,16 +15,8 @@ from scipy import stats as scipy_stats
 from synthetic_cost import cost_run
 
 from analysis.runs.store import to_frame
-from analysis.studies.cost import (
-    ALL,
-    METRICS,
-    WATCHED,
-    comparisons,
-    costs,
-    measure,
-    pairs_needed,
-    watched,
-)
+from analysis.studies.cost.compare import comparisons, costs, pairs_needed
+from analysis.studies.cost.measures import ALL, CACHE_METRICS, METRICS, measure, measure_cache
 
 LOCK = "lock-cache"
 
@@ -74,7 +66,7 @@ def test_too_few_trials_are_called_so(repeats: int, known: bool) -> None:
     assert found["pairs"] == 2 * repeats
     assert found["estimate"] == pytest.approx(3, rel=0.1)
     assert math.isnan(found["low"]) != known
-    assert (found["verdict"] == "too few trials to tell") != known
+    assert (found["verdict"] == "too few trials") != known
 
 
 def test_pairs_with_a_request_lost_on_either_side_are_left_out() -> None:
@@ -90,7 +82,7 @@ def test_an_arm_that_never_answers_has_no_cost() -> None:
     one = row(found, LOCK)
     assert (one["pairs"], one["left_out"]) == (0, 12)
     assert math.isnan(one["estimate"])
-    assert one["verdict"] == "too few trials to tell"
+    assert one["verdict"] == "too few trials"
 
 
 def test_costs_that_differ_between_concurrencies_do_not_widen_the_interval() -> None:
@@ -110,7 +102,7 @@ def test_shares_are_compared_by_their_difference() -> None:
     requests, trials = cost_run(
         {"untreated": 1.0, LOCK: 1.0, ALL: 1.0}, hits={"untreated": 12, LOCK: 12, ALL: 9}
     )
-    found = costs(watched(requests, trials, to_frame("events", [])), WATCHED)
+    found = costs(measure_cache(requests, trials, to_frame("events", [])), CACHE_METRICS)
     assert row(found, ALL, "hit_rate")["estimate"] == pytest.approx(-0.1)
     assert row(found, ALL, "hit_rate")["verdict"] == "costs"
     assert row(found, LOCK, "hit_rate")["estimate"] == 0

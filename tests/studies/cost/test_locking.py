@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from support import ChildRunner
 
-from analysis.studies.cost import alternated, lock_costs, lock_share
-from analysis.studies.cost.locking import median_interval
+from analysis.studies.cost.locking import alternated, lock_costs, lock_share, median_interval
 
 
 def timings(added_ns: float, *, noise: float = 20.0, blocks: int = 30) -> pd.DataFrame:
@@ -24,7 +23,7 @@ def timings(added_ns: float, *, noise: float = 20.0, blocks: int = 30) -> pd.Dat
                 extra = locks * added_ns * (1 if threads == 1 else 3)
                 rows.append((operation, threads, block, locks, plain + pace + a,
                              plain + pace + b + extra))  # fmt: skip
-    columns = ["operation", "threads", "block", "locks", "plain_ns", "locked_ns"]
+    columns = ["operation", "threads", "block", "locks", "plain", "locked"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -64,9 +63,7 @@ def test_its_share_of_a_request_is_bounded_by_the_dearest_operation() -> None:
 def test_blocks_in_turns_are_compared_with_their_neighbours() -> None:
     rng = np.random.default_rng(0)
     pace = np.exp(rng.normal(0, 0.5, 40))
-    frame = pd.DataFrame(
-        {"plain_s": pace, "treated_s": 1.1 * pace * np.exp(rng.normal(0, 0.02, 40))}
-    )
+    frame = pd.DataFrame({"plain": pace, "locked": 1.1 * pace * np.exp(rng.normal(0, 0.02, 40))})
     found = alternated(frame)
     assert found["low"] < 1.1 < found["high"] < 1.13
     assert np.isnan(alternated(frame.head(4))["low"])
@@ -96,7 +93,7 @@ def test_a_lock_is_measured_on_a_live_engine_and_leaves_it_as_it_was(
     done = child(
         release,
         """
-from analysis.studies.cost import count_operations, measure_lock
+from analysis.studies.cost.locking import count_operations, measure_lock
 from analysis.treatments import treat
 from analysis.workloads.named import make_workload
 

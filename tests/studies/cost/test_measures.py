@@ -8,7 +8,8 @@ from synthetic import request_row, trial_row
 from synthetic_cost import MIB, TOKENS, cost_run
 
 from analysis.runs.store import to_frame
-from analysis.studies.cost import ALL, arm_name, arms, measure, watched
+from analysis.studies.cost.measures import ALL, arm_name, measure, measure_cache
+from analysis.studies.cost.plan import arms
 from analysis.treatments import TREATMENTS, fixes
 
 
@@ -76,7 +77,7 @@ def test_one_token_has_no_time_between_tokens() -> None:
     assert row["tokens_per_s"] == pytest.approx(1.0)
 
 
-def test_hits_and_pages_come_from_what_was_watched() -> None:
+def test_hits_and_pages_come_from_what_was_recorded() -> None:
     requests, trials = cost_run(
         {"untreated": 1.0}, concurrency=(4,), repeats=2, hits={"untreated": 10}
     )
@@ -88,7 +89,7 @@ def test_hits_and_pages_come_from_what_was_watched() -> None:
             for n, free in enumerate((200, 180, 220))
         ],
     )
-    rows = watched(requests, trials, events).set_index("trial_id")
+    rows = measure_cache(requests, trials, events).set_index("trial_id")
     assert rows["hit_rate"].tolist() == pytest.approx([1 / 3, 1 / 3])
     assert rows.loc[first, "peak_pages"] == 256 - 180
     assert pd.isna(rows.loc[second, "peak_pages"])
@@ -96,7 +97,7 @@ def test_hits_and_pages_come_from_what_was_watched() -> None:
 
 def test_without_a_prefix_cache_there_is_no_hit_rate() -> None:
     requests, trials = cost_run({"untreated": 1.0}, repeats=1)
-    assert watched(requests, trials, to_frame("events", []))["hit_rate"].isna().all()
+    assert measure_cache(requests, trials, to_frame("events", []))["hit_rate"].isna().all()
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])

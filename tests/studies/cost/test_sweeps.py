@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from analysis.studies.cost import ALL, WATCHED, costs, full_batch, run_costs
+from analysis.studies.cost.compare import costs
+from analysis.studies.cost.measures import ALL, CACHE_METRICS
+from analysis.studies.cost.plan import full_batch, run_costs
 
 
 @pytest.mark.slow
-def test_every_arm_is_timed_unwatched_and_then_watched(tmp_path: Path, release: str) -> None:
+def test_every_arm_is_timed_and_then_recorded(tmp_path: Path, release: str) -> None:
     options: dict[str, Any] = {
-        "concurrency": (4,), "pages": 128, "rounds": 2, "repeats": 1, "watched_repeats": 1,
+        "concurrency": (4,), "pages": 128, "rounds": 2, "repeats": 1, "recorded_repeats": 1,
         "progress": False,
     }  # fmt: skip
     found = run_costs(tmp_path, release, **options)
@@ -27,15 +29,15 @@ def test_every_arm_is_timed_unwatched_and_then_watched(tmp_path: Path, release: 
     assert (measures["ttft_s"] < measures["latency_s"]).all()
     # A token cannot come later than the answer that ends with it.
     assert (14 * measures["inter_token_s"] < 1.5 * measures["latency_s"]).all()
-    seen = found.watched
+    seen = found.cache
     assert sorted(seen["arm"]) == sorted(arms)
     assert ((seen["hit_rate"] > 0) & (seen["hit_rate"] < 1)).all()
     assert ((seen["peak_pages"] > 8) & (seen["peak_pages"] <= 128)).all()
     assert list(found.trials["recording"]) == ["nothing"] * 3 + ["events"] * 3
     compared = costs(measures)
-    assert set(compared["verdict"]) == {"too few trials to tell"}
+    assert set(compared["verdict"]) == {"too few trials"}
     assert (compared["pairs"] == 1).all()
-    assert len(costs(seen, WATCHED)) == 4
+    assert len(costs(seen, CACHE_METRICS)) == 4
     assert len(found.of("trie").measures) == 3
     assert found.of("none").measures.empty
     assert found.measures.equals(run_costs(tmp_path, release, **options).measures)

@@ -1,4 +1,4 @@
-"""What a rung takes for evidence, from runs on disk whose truth is known."""
+"""What a level takes for evidence, from runs on disk whose truth is known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import RunWriter, new_manifest
-from analysis.studies.validation import Rung
-from analysis.studies.validation.evidence import read_evidence, rung_of
+from analysis.studies.validation.evidence import level_of, read_evidence
+from analysis.studies.validation.result import Level
 
 CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("seq-len-mismatch", "underread")
 LOST = ("page-leak", "dropped")
@@ -58,10 +58,10 @@ class Story:
             **{n: [{"trial_id": name, **row} for row in rows] for n, rows in tables.items()},
         )
 
-    def rung(self, tolerated: dict | None = None, needed: int = 8) -> Rung:
+    def level(self, tolerated: dict | None = None, needed: int = 8) -> Level:
         reasons = tolerated or {}
-        return rung_of(4, read_evidence(self.path, reasons), needed=needed, confidence=0.95,
-                       rate=0.01, tolerated=reasons, run="rung-04")  # fmt: skip
+        return level_of(4, read_evidence(self.path, reasons), needed=needed, confidence=0.95,
+                       rate=0.01, tolerated=reasons, run="level-04")  # fmt: skip
 
 
 def control(story: Story, alarmed: bool = True) -> None:
@@ -69,37 +69,37 @@ def control(story: Story, alarmed: bool = True) -> None:
     story.trial("control", ("wrong",) * 4, found, treatments=[CONTROL])
 
 
-def test_a_clean_run_makes_a_clean_rung(tmp_path: Path) -> None:
+def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
     story.trial("a", retries=2, peak_rss_bytes=1000, workload="multi_turn", concurrency=4)
     story.trial("b", ("ok", "ok", "rejected"), peak_rss_bytes=3000, concurrency=4)
-    rung = story.rung(needed=10)
-    assert rung.verdict == "clean"
+    level = story.level(needed=10)
+    assert level.verdict == "clean"
     # What the control did counts for nothing but the alarm.
-    assert (rung.accepted, rung.rejected, rung.refusals, rung.trials) == (10, 1, 16, 2)
-    assert (rung.controls, rung.alarms, rung.failed_trials) == (1, 1, 0)
-    assert (rung.peak_rss_bytes, rung.pages_in_use, rung.page_count) == (3000, 56, 256)
-    assert rung.failing is None
+    assert (level.accepted, level.rejected, level.retries, level.trials) == (10, 1, 16, 2)
+    assert (level.controls, level.detected, level.failed_trials) == (1, 1, 0)
+    assert (level.peak_rss_bytes, level.pages_in_use, level.page_count) == (3000, 56, 256)
+    assert level.failing is None
     # Requests of a second each, sent a second apart, and a control that does not count.
-    assert (rung.workloads, rung.at_once) == ({"multi_turn": 1, "mixed": 1}, 1)
-    assert story.rung(needed=11).verdict == "undecided"
+    assert (level.workloads, level.at_once) == ({"multi_turn": 1, "mixed": 1}, 1)
+    assert story.level(needed=11).verdict == "undecided"
 
 
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.trial("c", ("ok",) * 4)
     story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected="null")
-    rung = story.rung()
-    assert (rung.controls, rung.alarms, rung.verdict) == (0, 0, "undecided")
-    assert rung.planted == (CONTROL,)
+    level = story.level()
+    assert (level.controls, level.detected, level.verdict) == (0, 0, "undecided")
+    assert level.faults == (CONTROL,)
 
 
 def test_a_control_that_stays_silent_makes_it_void(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story, alarmed=False)
     story.trial("a")
-    assert story.rung().verdict == "void"
+    assert story.level().verdict == "void"
 
 
 def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) -> None:
@@ -108,57 +108,57 @@ def test_failures_are_counted_by_outcome_and_the_first_is_named(tmp_path: Path) 
     story.trial("b", ("ok", "ok", "wrong", "timeout", "wrong", "rejected"),
                (finding(1, "seq-len-mismatch", "overread", "r0",
                         severity="wrong data"),))  # fmt: skip
-    rung = story.rung()
-    assert rung.verdict == "failed"
-    assert rung.failures == {"wrong": 2, "timeout": 1}
-    assert (rung.failed, rung.accepted, rung.failed_trials) == (3, 13, 1)
-    assert rung.failing == ("b", "r2")
+    level = story.level()
+    assert level.verdict == "failed"
+    assert level.failures == {"wrong": 2, "timeout": 1}
+    assert (level.failed, level.accepted, level.failed_trials) == (3, 13, 1)
+    assert level.failing == ("b", "r2")
 
 
-def test_findings_fail_a_rung_and_the_worst_is_explained(tmp_path: Path) -> None:
+def test_findings_fail_a_level_and_the_worst_is_explained(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST, "r1"), finding(2, *LOST, "r2")))
     beyond = finding(1, "seq-len-mismatch", "overread", "r5", severity="wrong data")
     story.trial("b", findings=(finding(2, *LOST, "r1"), beyond))
-    rung = story.rung()
-    assert rung.verdict == "failed"
-    assert [(f.name, f.severity, f.requests, f.trials) for f in rung.findings] == [
+    level = story.level()
+    assert level.verdict == "failed"
+    assert [(f.name, f.severity, f.requests, f.trials) for f in level.findings] == [
         ("seq-len-mismatch (overread)", "wrong data", 1, 1),
         ("page-leak (dropped)", "at risk", 3, 2),
     ]
-    assert rung.failing == ("b", "r5")
+    assert level.failing == ("b", "r5")
 
 
 def test_what_is_tolerated_fails_nothing_and_is_told_with_its_reason(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
     story.trial("a", findings=(finding(1, *LOST),))
-    rung = story.rung({LOST: "it is a trial"})
-    assert rung.verdict == "clean"
-    [found] = rung.tolerated
+    level = story.level({LOST: "it is a trial"})
+    assert level.verdict == "clean"
+    [found] = level.tolerated
     assert (found.rule, found.reason, found.requests) == ("page-leak", "it is a trial", 1)
-    assert story.rung({("page-leak", "another"): "it is a trial"}).verdict == "failed"
+    assert story.level({("page-leak", "another"): "it is a trial"}).verdict == "failed"
 
 
 def test_pages_that_are_out_at_rest_fail_it_even_where_no_rule_says_so(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
     story.trial("a", last={"free": 200, "cached": 53, "leaked": 2, "live": 1})
-    rung = story.rung()
-    assert (rung.verdict, rung.leaked, rung.failed_trials) == ("failed", 3, 1)
-    assert rung.failing == ("a", "")
+    level = story.level()
+    assert (level.verdict, level.leaked, level.failed_trials) == ("failed", 3, 1)
+    assert level.failing == ("a", "")
 
 
 def test_engines_that_ended_badly_or_were_not_watched_are_no_evidence(tmp_path: Path) -> None:
     story = Story(tmp_path / "run")
     control(story)
     story.trial("a", status_detail="The recording was full.")
-    rung = story.rung()
-    assert (rung.verdict, rung.unchecked) == ("undecided", ("The recording was full.",))
+    level = story.level()
+    assert (level.verdict, level.unchecked) == ("undecided", ("The recording was full.",))
     story.trial("b", ("ok", "engine_died"), status="crashed", status_detail="Ended by SIGSEGV.")
-    rung = story.rung()
-    assert (rung.verdict, rung.endings) == ("failed", ("Ended by SIGSEGV.",))
+    level = story.level()
+    assert (level.verdict, level.endings) == ("failed", ("Ended by SIGSEGV.",))
 
 
 def test_a_run_is_read_on_as_it_grows_and_nothing_is_read_where_none_is(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts, words and frames of ladders whose truth is known."""
+"""Verdicts, words and frames of staged validations of known truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_ladders import (
+from synthetic_validations import (
     ALL,
     ALONE,
     BEYOND,
@@ -19,23 +19,18 @@ from synthetic_ladders import (
     LEAKS,
     TOO_FEW,
     VOID,
-    ladder,
-    rung,
+    level,
+    validation,
 )
 
-from analysis.stats.exact import upper_bound
-from analysis.stats.rates import requests_to_see
-from analysis.studies.validation import (
-    Found,
+from analysis.stats.bounds import requests_to_see, upper_bound
+from analysis.studies.validation.result import (
+    FindingGroup,
     Isolated,
-    Ladder,
-    LadderError,
-    answer_in_a_sentence,
-    in_a_sentence,
-    in_words,
-    overview,
-    rung_in_words,
+    StagedValidation,
+    ValidationError,
 )
+from analysis.studies.validation.words import answer_in_a_sentence, in_words, level_in_words
 
 SHARES = st.floats(0.001, 0.5)
 
@@ -51,18 +46,18 @@ SHARES = st.floats(0.001, 0.5)
         ("alone", "failed", 4),
     ],
 )
-def test_a_ladder_comes_to_what_its_rungs_came_to(name: str, verdict: str, status: int) -> None:
+def test_a_validation_comes_to_what_its_level_came_to(name: str, verdict: str, status: int) -> None:
     assert (ALL[name].verdict, ALL[name].exit_status) == (verdict, status)
 
 
-def test_a_ladder_is_validated_only_if_every_rung_was_climbed() -> None:
-    assert ladder(*CLEAN.rungs[:-1]).verdict == "undecided"
-    assert ladder(isolated=None).verdict == "undecided"
+def test_a_validation_is_validated_only_if_every_level_was_run() -> None:
+    assert validation(*CLEAN.results[:-1]).verdict == "undecided"
+    assert validation(isolated=None).verdict == "undecided"
     assert replace(CLEAN, isolated=None).verdict == "validated"
     assert replace(CLEAN, isolated=Isolated(None, problem="It died.")).verdict == "undecided"
     partly = replace(CLEAN, isolated=replace(ISOLATED, complete=False))
     assert partly.verdict == "undecided"
-    assert "not all there are" in in_words(partly)
+    assert "interleavings, not all there are" in in_words(partly)
     assert "The rest takes more time." in in_words(partly)
 
 
@@ -76,11 +71,11 @@ def test_a_ladder_is_validated_only_if_every_rung_was_climbed() -> None:
         {"endings": ("The engine died.",)},
     ],
 )
-def test_one_thing_wrong_fails_a_rung_whether_or_not_the_alarm_was_tried(change: dict) -> None:
-    assert rung(2).verdict == "clean"
-    assert rung(2, **change).verdict == "failed"
-    assert rung(2, alarms=0, **change).verdict == "failed"
-    assert rung(2, accepted=3, controls=0, alarms=0, **change).verdict == "failed"
+def test_one_thing_wrong_fails_a_level_whether_or_not_the_alarm_was_tried(change: dict) -> None:
+    assert level(2).verdict == "clean"
+    assert level(2, **change).verdict == "failed"
+    assert level(2, detected=0, **change).verdict == "failed"
+    assert level(2, accepted=3, controls=0, detected=0, **change).verdict == "failed"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +84,9 @@ def test_one_thing_wrong_fails_a_rung_whether_or_not_the_alarm_was_tried(change:
         ({"accepted": 298}, "undecided"),
         ({"accepted": 299}, "clean"),
         ({"rejected": 5000, "accepted": 298}, "undecided"),
-        ({"refusals": 5000}, "clean"),
-        ({"alarms": 0}, "void"),
-        ({"controls": 0, "alarms": 0}, "undecided"),
+        ({"retries": 5000}, "clean"),
+        ({"detected": 0}, "void"),
+        ({"controls": 0, "detected": 0}, "undecided"),
         ({"unchecked": ("The recording was full.",)}, "undecided"),
         ({"tolerated": (replace(BEYOND, reason="it is a trial"),)}, "clean"),
     ],
@@ -99,7 +94,7 @@ def test_one_thing_wrong_fails_a_rung_whether_or_not_the_alarm_was_tried(change:
 def test_silence_counts_only_with_an_alarm_that_works_and_enough_requests(
     change: dict, verdict: str
 ) -> None:
-    assert rung(2, **change).verdict == verdict
+    assert level(2, **change).verdict == verdict
 
 
 @given(rate=SHARES, confidence=st.floats(0.5, 0.999))
@@ -135,8 +130,8 @@ def test_a_bound_of_nothing_is_no_bound_and_of_the_impossible_an_error() -> None
     "change",
     [{"confidence": 1.0}, {"rate": 0.0}, {"levels": ()}, {"levels": (4, 2)}, {"levels": (0, 2)}],
 )
-def test_a_ladder_that_makes_no_sense_is_refused(change: dict) -> None:
-    with pytest.raises(LadderError):
+def test_a_validation_that_makes_no_sense_is_refused(change: dict) -> None:
+    with pytest.raises(ValidationError):
         replace(CLEAN, **change)
 
 
@@ -144,12 +139,12 @@ def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
     text = in_words(CLEAN)
     assert "validated up to 32 at once" in text
     assert "a failure rate above 1% would have shown with 95% confidence" in text
-    assert "33,776 interleavings, which are all there are" in text
+    assert "33,776 interleavings, all there are" in text
     assert text.count("320 requests accepted by 10 fresh engines, none failed") == 5
     assert (
-        "at most 0.93% of requests do if they are independent, and at most 26% of engines" in text
+        "at most 0.93% of requests fail if they are independent, and at most 26% of engines" in text
     )
-    assert "those that share batches are not" in text
+    assert "requests that share batches are not" in text
     assert "Not begun" not in text
 
 
@@ -157,20 +152,22 @@ MIX = {"mixed": 4, "multi_turn": 3, "reported": 3}
 
 
 def test_a_bound_of_several_workloads_is_said_to_be_that_of_their_mix() -> None:
-    mixed = ladder(*[rung(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX))
-    asked = "in the mix of workloads that was asked (engines: 4 mixed, 3 multi_turn, 3 reported)"
-    none = "no workload by itself is bounded, by fewer than 5 engines each"
+    mixed = validation(
+        *[level(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX)
+    )
+    asked = "in the mix of workloads (engines: 4 mixed, 3 multi_turn, 3 reported)"
+    none = "no single workload is bounded, with too few engines each"
     text = in_words(mixed)
-    assert text.count(f"at most 26% of engines, which are, {asked}; {none}.") == 5
-    assert "for the mix of workloads that the rung asked, and for none of them by itself" in text
-    assert f"a failure at 26%, {asked}; {none}" in answer_in_a_sentence([mixed])
+    assert text.count(f"at most 26% of engines fail, {asked}; {none}.") == 5
+    assert "for the mix of workloads at that level and for no workload alone" in text
+    assert f"the share of engines at 26%, {asked}; {none}" in answer_in_a_sentence([mixed])
     # One workload of which nothing is known but one engine is no ground for a bound of its own.
-    one = rung(2, workloads={"mixed": 9, "reported": 1})
-    words = rung_in_words(one)
-    assert "(engines: 9 mixed, 1 reported); reported by itself is not bounded" in words
-    enough = rung_in_words(rung(2, workloads={"mixed": 5, "reported": 5}))
-    assert "(engines: 5 mixed, 5 reported), not in one by itself" in enough
-    assert "mix" not in in_words(CLEAN)
+    one = level(2, workloads={"mixed": 9, "reported": 1})
+    words = level_in_words(one)
+    assert "(engines: 9 mixed, 1 reported); reported alone is not bounded" in words
+    enough = level_in_words(level(2, workloads={"mixed": 5, "reported": 5}))
+    assert "(engines: 5 mixed, 5 reported), not in a single workload" in enough
+    assert "the mix" not in in_words(CLEAN)
 
 
 @given(st.lists(st.floats(0, 0.9), min_size=1, max_size=12))
@@ -181,50 +178,54 @@ def test_a_bound_over_a_mix_holds_for_the_mean_of_its_rates(rates: list[float]) 
         assert silence < 0.05
 
 
-def test_a_rung_is_named_by_what_ran() -> None:
-    less = [rung(n, refusals=300, at_once=4) for n in (2, 4, 8, 16, 32)]
+def test_a_level_is_named_by_what_ran() -> None:
+    less = [level(n, retries=300, at_once=4) for n in (2, 4, 8, 16, 32)]
     assert [one.name for one in less[1:4]] == [
         "4 at once", "4 at once (offered 8)", "4 at once (offered 16)"
     ]  # fmt: skip
     # Requests that followed each other too fast to overlap were not refused.
-    assert rung(32, at_once=3).name == "32 at once"
-    text = in_words(ladder(*less))
+    assert level(32, at_once=3).name == "32 at once"
+    text = in_words(validation(*less))
     assert "validated up to 4 at once (offered 32)" in text
     assert "- 4 at once (offered 16): 320 requests accepted" in text
-    assert "validated up to 4 at once (offered 32) (" in answer_in_a_sentence([ladder(*less)])
+    assert "validated up to 4 at once (offered 32) (" in answer_in_a_sentence([validation(*less)])
 
 
-def test_the_words_explain_the_first_rung_that_failed() -> None:
+def test_the_words_explain_the_first_level_that_failed() -> None:
     text = in_words(FAILED)
     assert "failed at 8 at once" in text
     assert "8 failed (7 wrong and 1 timeout)" in text
     assert "seq-len-mismatch (overread), wrong data in 12 requests." in text
     assert "Not begun: 16 and 32 at once." in text
     assert text.endswith("r0003 read what r0002 had written.")
-    assert in_a_sentence(FAILED).endswith("failed at 8 at once.")
+    assert "zero-page-tables: failed at 8 at once.**" in text
 
 
 def test_the_words_of_what_proves_nothing_say_why() -> None:
     text = in_words(TOO_FEW)
-    assert "undecided at 4 at once when its time was up" in text
-    assert "109 were never taken and count for nothing" in text
-    assert "takes 299 accepted requests" in text
-    assert "of 1 planted faults 0 were found, so silence means nothing" in in_words(VOID)
+    assert "undecided at 4 at once, out of time" in text
+    assert "109 never accepted and not counted" in text
+    assert "needs 299 accepted requests" in text
+    assert "0 of 1 injected fault detected, so the absence of findings proves nothing" in in_words(
+        VOID
+    )
     assert "32 pages are neither free nor cached" in in_words(LEAKS)
     assert "No rule was broken" not in in_words(LEAKS)
     assert "equal prompts: B gets no pages." in in_words(ALONE)
-    assert "failed in the cache's operations by themselves" in in_words(ALONE)
-    nothing = ladder(isolated=Isolated(None, problem="It died."))
+    assert "failed in the cache alone" in in_words(ALONE)
+    nothing = validation(isolated=Isolated(None, problem="It died."))
     assert "undecided" in in_words(nothing)
     assert "It died." in in_words(nothing)
-    bare = in_words(ladder(rung(2, 0, trials=0, controls=0, alarms=0)))
+    bare = in_words(validation(level(2, 0, trials=0, controls=0, detected=0)))
     assert "No request was accepted by 0 fresh engines." in bare
-    assert "silence means nothing yet" in bare
-    mild = rung(2, tolerated=(Found("lockset-violation", "x", "at risk", 3, 1, "m", "a trial"),))
-    assert "Tolerated: lockset-violation (x), for a trial." in in_words(ladder(mild))
+    assert "absence of findings proves nothing yet" in bare
+    mild = level(
+        2, tolerated=(FindingGroup("lockset-violation", "x", "at risk", 3, 1, "m", "a trial"),)
+    )
+    assert "Tolerated: lockset-violation (x), because a trial." in in_words(validation(mild))
 
 
-def test_the_frame_has_a_row_for_every_rung_also_for_those_to_come() -> None:
+def test_the_frame_has_a_row_for_every_level_also_for_those_to_come() -> None:
     frame = FAILED.frame()
     assert list(frame["level"]) == [0, 2, 4, 8, 16, 32]
     assert list(frame["verdict"]) == ["clean"] * 3 + ["failed"] + ["not begun"] * 2
@@ -234,24 +235,16 @@ def test_the_frame_has_a_row_for_every_rung_also_for_those_to_come() -> None:
     assert list(replace(FAILED, isolated=None).frame()["level"]) == [2, 4, 8, 16, 32]
 
 
-def test_the_overview_has_a_row_for_each_ladder() -> None:
-    rows = overview(list(ALL.values()))
-    assert rows["verdict"].tolist() == [one.verdict for one in ALL.values()]
-    assert rows["reached"].fillna(-1).tolist() == [32, 4, 2, 0, 0, -1]
-    assert rows["stopped_at"].fillna(-1).tolist() == [-1, 8, 4, 2, 2, 0]
-    assert overview([]).empty
-
-
 @pytest.mark.parametrize("name", list(ALL))
-def test_a_ladder_is_plain_values_for_programs(name: str) -> None:
+def test_a_validation_is_plain_values_for_programs(name: str) -> None:
     plain = json.loads(json.dumps(ALL[name].as_dict()))
     assert plain["verdict"] == ALL[name].verdict
-    assert [row["verdict"] for row in plain["rungs"]] == [r.verdict for r in ALL[name].rungs]
+    assert [row["verdict"] for row in plain["results"]] == [r.verdict for r in ALL[name].results]
     assert plain["isolated"]["verdict"] == ALL[name].isolated.verdict
 
 
 def test_defaults_are_those_of_the_report() -> None:
-    plain = Ladder("3.1.0", "none", ())
+    plain = StagedValidation("3.1.0", "none", ())
     assert plain.levels == (2, 4, 8, 16, 32)
     assert plain.needed == 299
     assert "no treatment" in plain.name
@@ -268,10 +261,10 @@ def test_the_answer_names_what_held_and_what_did_not() -> None:
     assert "of 4 single fixes 2 failed and 1 held (correct-seq-lens, none, up to 32" in answer
     # Never the bound by requests without that by engines in the same sentence.
     assert (
-        answer.count("0 of 10 engines, which are independent, bounds engines with a failure") == 2
+        answer.count("0 of 10 independent engines failed, which bounds the share of engines") == 2
     )
     assert answer.count("at 26%)") == 2
-    assert "none is undecided at 4 at once when its time was up." in answer_in_a_sentence([TOO_FEW])
+    assert "none is undecided at 4 at once, out of time." in answer_in_a_sentence([TOO_FEW])
     assert "is void at 2 at once." in answer_in_a_sentence([VOID])
-    assert "failed in the cache's operations by themselves" in answer_in_a_sentence([ALONE])
-    assert answer_in_a_sentence([]) == "No ladder was climbed."
+    assert "failed in the cache alone" in answer_in_a_sentence([ALONE])
+    assert answer_in_a_sentence([]) == "No validation was run."

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The cache of 3.1 to 3.6: a request holds its pages by an allocation object."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from shortfin_apps.llm.components.messages import InferenceExecRequest, InferencePhase
 
+from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
-from analysis.shortfin.cache.probe import indices
 
 
 class AllocationRequestDriver(RequestDriver):
@@ -54,7 +54,7 @@ class AllocationRequestDriver(RequestDriver):
             request.free_cache_pages()
 
     def register(self, probe: Any) -> None:
-        probe.native.batcher.submit(self.request)
+        probe.note_request(self.request)
 
     def fail(self, operation: str) -> bool:
         super().fail(operation)

@@ -17,14 +17,9 @@ from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
 )
 from shortfin_apps.llm.components.messages import InferenceExecRequest
 
-from analysis.shortfin.cache.probe import (
-    CURRENT_INVOCATION,
-    CURRENT_REQUEST,
-    CacheProbe,
-    FinishedInvocation,
-    indices,
-    objects_of,
-)
+from analysis.shortfin.cache.base import indices
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, FinishedInvocation
+from analysis.shortfin.cache.probe import CURRENT_REQUEST, BaseProbe, objects_of
 from analysis.shortfin.hooks import Hooks
 from analysis.shortfin.verify import raw
 
@@ -40,7 +35,7 @@ class _Noted:
     count: int = -1
 
 
-class AllocationProbe(CacheProbe):
+class AllocationProbe(BaseProbe):
     """Knows which request an allocation, or the list of its tokens, belongs to."""
 
     def __init__(self, *args: Any) -> None:
@@ -61,9 +56,18 @@ class AllocationProbe(CacheProbe):
                 held.setdefault(note.request, {}).update(pages)
         return {request: list(pages) for request, pages in held.items()}
 
+    def last_node(self, request_id: str) -> Any:
+        for note in list(self._allocations.values()):
+            if note.request == request_id:
+                return getattr(note.allocation, "last_cached_node", None)
+        return None
+
+    def stock(self, request_id: str) -> list[int]:
+        return []  # an allocation has only pages that it uses
+
     def find_requests(self) -> None:
         for request in objects_of(InferenceExecRequest):
-            self._note_prompt(request)
+            self.note_request(request)
             if request.allocation is not None and self._is_ours(request.allocation):
                 note = _Noted(request.allocation, request.rid)
                 self._allocations[id(request.allocation)] = note
@@ -72,11 +76,11 @@ class AllocationProbe(CacheProbe):
         cache = getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
         return cache is self.cache
 
-    def _note_prompt(self, request: Any) -> None:
-        self._prompts[id(request.input_token_ids)] = request.input_token_ids, request.rid
+    def note_request(self, part: Any) -> None:
+        self._prompts[id(part.input_token_ids)] = part.input_token_ids, part.rid
 
-    def _forget(self, request_id: str) -> None:
-        super()._forget(request_id)
+    def forget(self, request_id: str) -> None:
+        super().forget(request_id)
         self._read.pop(request_id, None)
         for key in [k for k, n in list(self._allocations.items()) if n.request == request_id]:
             self._allocations.pop(key, None)
@@ -89,9 +93,9 @@ class AllocationProbe(CacheProbe):
         def submitted(item: Any) -> None:
             try:
                 if type(item) is InferenceExecRequest:
-                    self._note_prompt(item)
+                    self.note_request(item)
             except Exception as error:
-                hooks.watcher.fault(error)
+                hooks.observer.fault(error)
             submit(item)
 
         hooks.attribute(self.native.batcher, "submit", submitted)
@@ -101,13 +105,13 @@ class AllocationProbe(CacheProbe):
         for kind in _ALLOCATIONS:
             self._hook_allocation(hooks, kind)
         if hasattr(self.cache, "root"):
-            self._hook_match(hooks, "_match")
-            self._hook_evict(hooks, "_evict_pages")
+            self.hook_match(hooks, "_match")
+            self.hook_evict(hooks, "_evict_pages")
 
         def copied(state: Any, page: Any, error: Any, source: Any) -> None:
             if page is not None:
                 pages = indices([source, page])
-                self._tell("copy", pages=pages, value=self._copy_differs(*pages))
+                self.emit("copy", pages=pages, value=self.copy_differs(*pages))
 
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
@@ -123,18 +127,18 @@ class AllocationProbe(CacheProbe):
                     self._held(note.request)  # no operation did it
                 if note is not None:
                     node = getattr(allocation, "last_cached_node", None)
-                    self.tell_unprotected(note.request, node)
+                    self.emit_unprotected(note.request, node)
 
         def landed(state: Any, process: Any) -> None:
             for flown in self._pending_invocations.pop(id(process), ()):
-                self.land(flown)
+                self.finish(flown)
 
         hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
         hooks.also(self._pending_invocations.clear)
 
-    def await_landing(self, landing: FinishedInvocation) -> None:
+    def returned_invocation(self, finished: FinishedInvocation) -> None:
         # Its process ends when every row's logits are on the host.
-        self._pending_invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(landing)
+        self._pending_invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(finished)
 
     def invocation_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]
@@ -150,20 +154,20 @@ class AllocationProbe(CacheProbe):
         def ended(request: str | None, process: Any) -> None:
             if request is not None:
                 with hooks.grouped(request):
-                    self._forget(request)
-                    hooks.watcher.holds(request, ())
+                    self.forget(request)
+                    hooks.observer.holds(request, ())
 
         hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token that is appended to an answer was chosen."""
-        fault, read, batcher = hooks.watcher.fault, self._read, self.native.batcher
+        fault, read, batcher = hooks.observer.fault, self._read, self.native.batcher
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:
                 try:
                     request = CURRENT_REQUEST.get()
-                    if request is not None and hooks.watcher.verifies and logits is not None:
+                    if request is not None and hooks.observer.verifies and logits is not None:
                         read[request] = None
                         read[request] = raw(logits)
                 except Exception as error:
@@ -178,9 +182,9 @@ class AllocationProbe(CacheProbe):
                     request = process.gen_req.rid
                     if request in read and process.client.batcher is batcher:
                         if (logits := read.pop(request)) is not None:
-                            self.tell_chosen(request, logits, token)
+                            self.emit_chosen(request, logits, token)
                         else:
-                            self._tell("chosen", request_id=request)  # from which is not known
+                            self.emit("chosen", request_id=request)  # from which is not known
                 except Exception as error:
                     fault(error)
                 append(process, token)
@@ -191,18 +195,20 @@ class AllocationProbe(CacheProbe):
         hooks.wrap(GenerateItemProcess, "append_token", wrap_append)
 
     def _hook_acquire(self, hooks: Hooks) -> None:
-        def who(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:
+        def request_of(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:
             _, request = self._prompts.get(id(tokens), (None, None))
             return request
 
         def acquired(state: Any, allocation: Any, error: Any, tokens: Any, **named: Any) -> None:
-            request = who(tokens)
+            request = request_of(tokens)
             if allocation is not None and request is not None:
                 note = _Noted(allocation, request, len(allocation._pages))
                 self._allocations[id(allocation)] = note
                 self._held(request)
 
-        hooks.around(self.cache, "acquire_pages_for_tokens", "acquire", who=who, after=acquired)
+        hooks.around(
+            self.cache, "acquire_pages_for_tokens", "acquire", request_of=request_of, after=acquired
+        )
 
     def _hook_allocation(self, hooks: Hooks, kind: type) -> None:
         notes = self._allocations
@@ -217,7 +223,7 @@ class AllocationProbe(CacheProbe):
             room = len(allocation._pages) * stride
             return len(tokens) + extra_token_slots > room and mine(allocation)
 
-        def who(allocation: Any, *rest: Any, **named: Any) -> str | None:
+        def request_of(allocation: Any, *rest: Any, **named: Any) -> str | None:
             note = notes.get(id(allocation))
             return None if note is None else note.request
 
@@ -240,15 +246,18 @@ class AllocationProbe(CacheProbe):
             if plain and operation == "publish":
                 continue  # it does nothing, for every token of every request
             ours = grows if plain and operation == "extend" else mine
-            hooks.around(kind, name, operation, mine=ours, who=who, after=done)
+            hooks.around(kind, name, operation, applies=ours, request_of=request_of, after=done)
 
     def _held(self, request: str) -> None:
         """Tell what a request holds now."""
-        assert self.watcher is not None
+        assert self.observer is not None
         pages: dict[int, None] = {}
         for note in list(self._allocations.values()):
             if note.request == request and not note.allocation._is_released:
                 own = indices(note.allocation.pages)
-                self.tell_twice(request, own)
+                self.emit_duplicates(request, own)
                 pages.update(dict.fromkeys(own))
-        self.watcher.holds(request, pages)
+        self.observer.holds(request, pages)
+
+
+PROBE = AllocationProbe

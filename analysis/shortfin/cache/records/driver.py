@@ -13,9 +13,8 @@ from shortfin_apps.llm.components.decode_config import DecodeConfig
 from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 from shortfin_apps.llm.components.prefill_config import PrefillConfig
 
+from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
-from analysis.shortfin.cache.probe import indices
-from analysis.shortfin.cache.records.probe import _Live
 
 
 class _LookedUp:
@@ -53,7 +52,7 @@ class RecordRequestDriver(RequestDriver):
         """Pages that were taken for its answer, in order."""
 
     def register(self, probe: Any) -> None:
-        probe._live[self.name] = _Live(self.decoder)
+        probe.note_request(self.decoder)
 
     def _decoder(self) -> Any:
         # Its constructor wants a batcher, of which it uses only the cache.

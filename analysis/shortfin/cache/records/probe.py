@@ -9,18 +9,13 @@ from shortfin_apps.llm.components.batching.modes.default import LlmInvocationPro
 from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager, TokenSelector
 from shortfin_apps.llm.components.device_array_cache import Allocation
 
-from analysis.shortfin.cache.probe import (
-    CURRENT_INVOCATION,
-    CURRENT_REQUEST,
-    CacheProbe,
-    FinishedInvocation,
-    indices,
-    objects_of,
-)
+from analysis.shortfin.cache.base import indices
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, FinishedInvocation
+from analysis.shortfin.cache.probe import CURRENT_REQUEST, BaseProbe, objects_of
 from analysis.shortfin.hooks import Hooks
 from analysis.shortfin.verify import raw
 
-_NAMES: dict[str, str | None] = {
+_OPERATIONS: dict[str, str | None] = {
     "lookup": "lookup",
     "allocate": "allocate",
     "publish_pages_for_tokens": "publish",
@@ -85,7 +80,7 @@ class _Live:
         return list(held)
 
 
-class RecordProbe(CacheProbe):
+class RecordProbe(BaseProbe):
     """Knows the decoders under way; all that one does is done in its request's own task."""
 
     def __init__(self, *args: Any) -> None:
@@ -96,6 +91,18 @@ class RecordProbe(CacheProbe):
 
     def holdings(self) -> dict[str, list[int]]:
         return {request: live.pages() for request, live in list(self._live.items())}
+
+    def last_node(self, request_id: str) -> Any:
+        live = self._live.get(request_id)
+        records = () if live is None else list(live.decoder._allocated_cach_recs.values())
+        return next((r.last_cached_node for r in records if r is not None), None)
+
+    def stock(self, request_id: str) -> list[int]:
+        live = self._live.get(request_id)
+        return [] if live is None or live.manager is None else list(live.manager._free_pages)
+
+    def note_request(self, part: Any) -> None:
+        self._live[part._rid] = _Live(part)
 
     def find_requests(self) -> None:
         for decoder in objects_of(LlmDecoder):
@@ -108,8 +115,8 @@ class RecordProbe(CacheProbe):
                     if live.manager is None and _serves(manager, live.decoder):
                         live.manager = manager
 
-    def _forget(self, request_id: str) -> None:
-        super()._forget(request_id)
+    def forget(self, request_id: str) -> None:
+        super().forget(request_id)
         self._live.pop(request_id, None)
 
     def _is_running(self, decoder: Any) -> bool:
@@ -119,17 +126,17 @@ class RecordProbe(CacheProbe):
     def hook(self, hooks: Hooks) -> None:
         self._hook_requests(hooks)
         self._hook_decoder(hooks)
-        for name, operation in _NAMES.items():
+        for name, operation in _OPERATIONS.items():
             if hasattr(self.cache, name):
                 self._hook_operation(hooks, name, operation)
         if hasattr(self.cache, "root"):
-            self._hook_match(hooks, "match")
-            self._hook_evict(hooks, "evict_pages")
+            self.hook_match(hooks, "match")
+            self.hook_evict(hooks, "evict_pages")
 
         def copied(state: Any, result: Any, error: Any, src_page: int, dst_page: int) -> None:
             if error is None:
-                value = self._copy_differs(src_page, dst_page)
-                self._tell("copy", pages=[src_page, dst_page], value=value)
+                value = self.copy_differs(src_page, dst_page)
+                self.emit("copy", pages=[src_page, dst_page], value=value)
 
         hooks.around(self.pool, "copy_page_index", "copy", after=copied)
 
@@ -145,21 +152,21 @@ class RecordProbe(CacheProbe):
                 live = self._live.get(request)
                 for record in () if live is None else live.decoder._allocated_cach_recs.values():
                     if record is not None:
-                        self.tell_unprotected(request, record.last_cached_node)
+                        self.emit_unprotected(request, record.last_cached_node)
 
         def ended(state: Any, process: Any) -> None:
             # Its arguments were not given back, as after an error.
             for key, calls in list(self._pending_invocations.items()):
                 if any(owner is process for owner, _ in calls):
-                    for _, landing in self._pending_invocations.pop(key, ()):
-                        self.land(landing)
+                    for _, finished in self._pending_invocations.pop(key, ()):
+                        self.finish(finished)
 
         hooks.around_task(LlmInvocationProcess, "run", before=flying, after=ended)
         self._hook_landing(hooks)
         self._hook_choice(hooks)
 
     def _hook_operation(self, hooks: Hooks, name: str, operation: str | None) -> None:
-        def who(*args: Any, **named: Any) -> str | None:
+        def request_of(*args: Any, **named: Any) -> str | None:
             return CURRENT_REQUEST.get()
 
         def set_aside(*args: Any, **named: Any) -> set[int]:
@@ -168,66 +175,73 @@ class RecordProbe(CacheProbe):
         def published(before: set[int], *rest: Any, **named: Any) -> None:
             added = set(indices(getattr(self.cache, "_duplicated_pages", ()))) - before
             if added:
-                self._tell("duplicate", pages=sorted(added))
+                self.emit("duplicate", pages=sorted(added))
 
         def asked(pages: list[int], *rest: Any, **named: Any) -> None:
             if pages:
                 missing = set(pages) - set(indices(list(self.cache._allocated_pages)))
                 if missing:
-                    self._tell("unlisted", pages=sorted(missing))
+                    self.emit("unlisted", pages=sorted(missing))
 
         if name in ("get_allocated_pages", "free_allocated_pages"):
-            hooks.around(self.cache, name, operation, who=who, before=asked)
+            hooks.around(self.cache, name, operation, request_of=request_of, before=asked)
         elif operation == "publish":
-            hooks.around(self.cache, name, operation, who=who, before=set_aside, after=published)
+            hooks.around(
+                self.cache,
+                name,
+                operation,
+                request_of=request_of,
+                before=set_aside,
+                after=published,
+            )
         else:
-            hooks.around(self.cache, name, operation, who=who)
+            hooks.around(self.cache, name, operation, request_of=request_of)
 
     def invocation_requests(self, process: Any) -> list[str]:
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
-    def await_landing(self, landing: FinishedInvocation) -> None:
+    def returned_invocation(self, finished: FinishedInvocation) -> None:
         # When the device is done, the arrays are given back for the next call.
-        call = (CURRENT_INVOCATION.get(), landing)
-        self._pending_invocations.setdefault(id(landing.arguments[0]), []).append(call)
+        call = (CURRENT_INVOCATION.get(), finished)
+        self._pending_invocations.setdefault(id(finished.arguments[0]), []).append(call)
 
     def _hook_landing(self, hooks: Hooks) -> None:
         def wrap(release: Any) -> Any:
-            def landing(allocation: Any) -> Any:
+            def finished(allocation: Any) -> Any:
                 try:
                     for _, landed in self._pending_invocations.pop(id(allocation._device), ()):
-                        self.land(landed)
+                        self.finish(landed)
                 except Exception as error:
-                    hooks.watcher.fault(error)
+                    hooks.observer.fault(error)
                 return release(allocation)
 
-            return landing
+            return finished
 
         hooks.wrap(Allocation, "release", wrap)
         hooks.also(self._pending_invocations.clear)
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Tell from which logits each token of an answer was chosen."""
-        watcher = hooks.watcher
+        observer = hooks.observer
 
         def tell(selector: Any, request: str, logits: Any, index: Any, tokens: Any) -> None:
             try:
                 token = _chosen(selector, tokens) if index is None else None
-                self.tell_chosen(request, raw(logits), token)
+                self.emit_chosen(request, raw(logits), token)
             except Exception as error:
-                watcher.fault(error)
-                self._tell("chosen", request_id=request)  # which one is not known
+                observer.fault(error)
+                self.emit("chosen", request_id=request)  # which one is not known
 
         def wrap(step: Any) -> Any:
             def stepping(selector: Any, logits: Any, indices: Any) -> Any:
                 chosen = step(selector, logits, indices)
                 try:
                     request = CURRENT_REQUEST.get()
-                    if request in self._live and watcher.verifies and len(logits) == 1:
+                    if request in self._live and observer.verifies and len(logits) == 1:
                         tell(selector, request, logits[0], indices[0], chosen[1])
                 except Exception as error:
-                    watcher.fault(error)
+                    observer.fault(error)
                 return chosen
 
             return stepping
@@ -246,8 +260,8 @@ class RecordProbe(CacheProbe):
         def ended(request: str | None, decoder: Any) -> None:
             if request is not None:
                 with hooks.grouped(request):
-                    self._forget(request)
-                    hooks.watcher.holds(request, ())
+                    self.forget(request)
+                    hooks.observer.holds(request, ())
 
         hooks.around_task(LlmDecoder, "run", before=started, after=ended)
 
@@ -270,7 +284,7 @@ class RecordProbe(CacheProbe):
     def _hook_decoder(self, hooks: Hooks) -> None:
         """After each step that can change what a request holds, tell what it holds."""
 
-        def who(part: Any, *args: Any, **named: Any) -> str | None:
+        def request_of(part: Any, *args: Any, **named: Any) -> str | None:
             return self._request_of(part)
 
         def held(state: Any, result: Any, error: Any, part: Any, *a: Any, **k: Any) -> None:
@@ -281,10 +295,10 @@ class RecordProbe(CacheProbe):
             pages = live.pages()
             for record in live.decoder._allocated_cach_recs.values():
                 if record is not None:
-                    self.tell_twice(request, indices(record.pages))
-            hooks.watcher.holds(request, pages)
+                    self.emit_duplicates(request, indices(record.pages))
+            hooks.observer.holds(request, pages)
             if not pages and live.is_over and CURRENT_REQUEST.get() is None:
-                self._forget(request)  # nobody else tells its end
+                self.forget(request)  # nobody else tells its end
 
         def published(
             state: Any, result: Any, error: Any, decoder: Any, req: Any, *a: Any, **k: Any
@@ -319,12 +333,28 @@ class RecordProbe(CacheProbe):
         def new_for(manager: Any, *args: Any, **named: Any) -> str | None:
             return CURRENT_REQUEST.get()
 
-        hooks.around(LlmDecoder, "publish_request", mine=of_decoder, who=who, after=published)
+        hooks.around(
+            LlmDecoder,
+            "publish_request",
+            applies=of_decoder,
+            request_of=request_of,
+            after=published,
+        )
         for name in ("create_prefill_req", "create_decode_reqs", "free_req_cache"):
-            hooks.around(LlmDecoder, name, mine=of_decoder, who=who, after=held)
-        hooks.around(PageManager, "update_decode_reqs", mine=of_manager, who=who, after=stepped)
-        hooks.around(PageManager, "release_pages", mine=of_manager, who=who, after=held)
-        hooks.around(PageManager, "__init__", mine=of_new_manager, who=new_for, after=made)
+            hooks.around(LlmDecoder, name, applies=of_decoder, request_of=request_of, after=held)
+        hooks.around(
+            PageManager,
+            "update_decode_reqs",
+            applies=of_manager,
+            request_of=request_of,
+            after=stepped,
+        )
+        hooks.around(
+            PageManager, "release_pages", applies=of_manager, request_of=request_of, after=held
+        )
+        hooks.around(
+            PageManager, "__init__", applies=of_new_manager, request_of=new_for, after=made
+        )
 
 
 def _chosen(selector: Any, tokens: Any) -> int | None:
@@ -342,3 +372,6 @@ def _serves(manager: Any, decoder: Any) -> bool:
     pages = {page for r in decoder._allocated_cach_recs.values() if r for page in indices(r.pages)}
     own = [*manager._shared_pages, *(page for beam in manager._beam_page_ids for page in beam)]
     return bool(own) and own[0] in pages
+
+
+PROBE = RecordProbe

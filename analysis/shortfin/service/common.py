@@ -1,0 +1,235 @@
+"""What every generation of the server shares."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+from shortfin_apps.llm.components.tokenizer import Tokenizer
+
+from analysis.core.errors import EngineError
+from analysis.shortfin.cache import part_of
+from analysis.shortfin.cache.nodes import NodeNumbers
+from analysis.shortfin.capture import report_fault
+from analysis.shortfin.locks import WatchedLock
+from analysis.shortfin.port import Answer, CacheOwner, CacheProbe, Call, Service, Setup
+from analysis.shortfin.releases import installed_release
+
+
+class Responder:
+    """Receives the engine's answer to one request, in place of a web request's responder."""
+
+    is_disconnected = False
+
+    def __init__(self, call: Call, on_end: Callable[[Responder, Answer], None]) -> None:
+        self.call = call
+        self._on_end = on_end
+        self._answered = threading.Event()
+
+    def read(self, response: Any) -> Answer:
+        """Return the answer that a response carries."""
+        raise NotImplementedError
+
+    def send_response(self, response: Any) -> None:
+        """Read the engine's response and end the request."""
+        try:
+            answer = self.read(response)
+        except Exception as error:
+            report_fault("Reading an answer", error)
+            text = f"{type(error).__name__}: {error}"
+            answer = Answer(error=f"Its answer could not be read: {text}")
+        self.end(answer)
+
+    def ensure_response(self) -> None:
+        """End the request if it got no response."""
+        if not self._answered.is_set():
+            self.end(Answer(error="The engine ended the request without an answer."))
+
+    def fail(self, error: str) -> None:
+        """End the request with an error; a later response of the engine is ignored."""
+        self.end(Answer(error=error))
+
+    def start_response(self, **_: object) -> None:
+        """Do nothing: headers of a web response."""
+
+    def stream_part(self, content: bytes | None) -> None:
+        """Do nothing: a part of a web response."""
+
+    def end(self, answer: Answer) -> None:
+        """End the request with an answer."""
+        self._answered.set()
+        self._on_end(self, answer)
+
+
+class LiveCache(CacheOwner):
+    """Access to the cache of a native service."""
+
+    def __init__(self) -> None:
+        self.withheld: set[int] = set()
+        self.treatment_locks: list[WatchedLock] = []
+        self._numbers = NodeNumbers()
+
+    @property
+    def cache(self) -> Any:
+        return self.native.page_cache
+
+    def component(self, name: str) -> Any:
+        package = type(self.native).__module__.rpartition(".")[0]
+        return importlib.import_module(f"{package}.{name}")
+
+    def probe(self) -> CacheProbe:
+        probe: CacheProbe = part_of(installed_release() or "", "probe").PROBE(self, self._numbers)
+        return probe
+
+
+class CommonService(LiveCache, Service):
+    """What the generations share; a generation builds `native` and `sysman`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.responders: dict[str, Responder] = {}
+
+    def load(self, setup: Setup) -> None:
+        """Load the compiled model and its parameters into the native service."""
+        self.native.load_inference_module(setup.vmfb)
+        self.native.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
+
+    def start(self, timeout_s: float = 10.0) -> None:
+        # A process that is launched before the system's loop runs can freeze with the GIL held:
+        # one side holds the GIL and waits for the system's lock, the other the reverse.
+        running, run = threading.Event(), self.sysman.run
+
+        async def report() -> None:
+            running.set()
+            await run()
+
+        self.sysman.run = report
+        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
+        self.sysman.start()
+        running.wait(timeout_s)
+        del self.sysman.run
+        self.native.start()
+
+    def end(self, responder: Responder, answer: Answer) -> None:
+        """End a request; another request may have taken its id since."""
+        request_id = responder.call.request_id
+        if self.responders.get(request_id) is responder:
+            del self.responders[request_id]
+        responder.call.on_end(answer)
+
+    def responder_of(self, request_id: str) -> Responder | None:
+        return self.responders.get(request_id)
+
+    def cancel(self, call: Call) -> None:
+        pass
+
+    def owns(self, worker: Any) -> bool:
+        return f"'{self.name}-" in str(worker)
+
+    def workers(self) -> dict[str, str]:
+        """Return the processes of the server by name, each as shortfin prints it."""
+        raise NotImplementedError
+
+    def dead_worker(self) -> str | None:
+        for name, state in self.workers().items():
+            if "TERMINATED" in state:
+                return f"The {name} ended: {state}."
+        return None
+
+    def has_stopped(self) -> bool:
+        return all("TERMINATED" in state for state in self.workers().values())
+
+    def stop_service(self) -> None:
+        self.native.shutdown()
+
+    def stop_system(self) -> None:
+        self.sysman.shutdown()
+
+    def serialise_invocations(self) -> Callable[[], None]:
+        # Invocations take a lock of their fiber's own loop, before they touch the device.
+        invocation = self.invocation_class()
+        original, locks = invocation.run, dict[int, asyncio.Lock]()
+
+        async def run(process: Any) -> None:
+            async with locks.setdefault(id(asyncio.get_running_loop()), asyncio.Lock()):
+                await original(process)
+
+        def undo() -> None:
+            invocation.run = original
+
+        invocation.run = run
+        return undo
+
+
+def tokenizer_of(setup: Setup) -> Tokenizer:
+    """Return the release's own tokenizer for the model."""
+    return Tokenizer.from_tokenizer_json_file(
+        setup.model.tokenizer_json, eos_token=setup.model.eos_token
+    )
+
+
+def model_settings(setup: Setup) -> dict[str, Any]:
+    """Return what the model parameters of every generation get, without the cache's."""
+    config, model = setup.config, setup.model.config
+    return {
+        "max_seq_len": model.max_seq_len,
+        "transformer_block_count": model.transformer_block_count,
+        "attn_head_dim": model.attn_head_dim,
+        "prefill_batch_sizes": list(config.batch_sizes),
+        "decode_batch_sizes": list(config.batch_sizes),
+        "module_name": model.module_name,
+        "module_abi_version": model.module_abi_version,
+    }
+
+
+def cache_settings(setup: Setup) -> dict[str, Any]:
+    """Return what the cache parameters of every generation get."""
+    return {
+        "block_seq_stride": setup.model.config.block_seq_stride,
+        "attention_head_count_kv": setup.model.config.attention_head_count_kv,
+        "device_block_count": setup.config.page_count,
+    }
+
+
+def type_of(name: str, known: Any) -> Any:
+    """Return the release's own type of that name. Raises EngineError if it has none."""
+    if not isinstance(found := getattr(known, name, None), type(known.float16)):
+        raise EngineError(
+            f"This release of shortfin has no type {name!r} for keys, values or scores: export the"
+            " model with float16, bfloat16 or float32."
+        )
+    return found
+
+
+def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
+    """Return the names that `function` (or a dataclass) takes, without those given."""
+    if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
+        names = {f.name for f in dataclass_fields(function)}
+    else:
+        names = set(inspect.signature(function).parameters)
+    return names - {"self", *without}
+
+
+def share_out(
+    options: Mapping[str, object], offers: Mapping[str, set[str]]
+) -> dict[str, dict[str, object]]:
+    """Give each option to the part of the engine that takes it by that name.
+
+    Raises EngineError, with the options that exist, where nothing takes one.
+    """
+    shares: dict[str, dict[str, object]] = {part: {} for part in offers}
+    for name, value in options.items():
+        for part, names in offers.items():
+            if name in names:
+                shares[part][name] = value
+                break
+        else:
+            offered = ", ".join(sorted(set().union(*offers.values())))
+            release = installed_release()
+            raise EngineError(f"shortfin {release} offers no option {name!r}: it offers {offered}.")
+    return shares

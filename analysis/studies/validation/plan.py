@@ -1,0 +1,166 @@
+"""Settings of a staged validation, and the sweep of each level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.core.errors import shown
+from analysis.core.paths import place_of
+from analysis.runs.schema import FAULT
+from analysis.sanitizer.rules import RULES
+from analysis.shortfin.config import LONGEST_TIMEOUT_S
+from analysis.shortfin.releases import row_of
+from analysis.stats.bounds import least_rate
+from analysis.studies.validation.result import LEVELS, StagedValidation, ValidationError
+from analysis.sweep.estimate import Estimate
+from analysis.sweep.plan import Plan
+from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
+
+EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
+"""Workloads of the engines of a level, in turn: all, the most demanding first."""
+LOWEST_ONLY = ("evict_after_lookup",)
+"""Workloads for two clients, slow with more: for the lowest level only."""
+
+_PER_TRIAL = 32
+"""Requests of a trial: enough to reuse pages, few enough for several fresh engines."""
+FEWEST_ENGINES = 6
+"""Fresh engines of a level at least: engines are independent, requests of one engine are not."""
+_MOST_ROUNDS, _LEAST_ROUNDS = 8, 2
+"""Requests of a client: two at once may be slow, and the second can hit pages of the first."""
+_RESUBMIT_S, _FOREVER_S, _TIMEOUT_S = 0.05, 1e6, 60.0
+_MOST_NEEDED = 100_000
+"""Requests of a level at most: more take days."""
+_PATIENCE = 4
+"""Timeout of a trial or a request, as a multiple of the time expected on an idle machine."""
+
+Tolerated = Mapping[tuple[str, str], str]
+"""Rule and cause of findings that do not fail a level, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is validated, and with which confidence.
+
+    Raises ValidationError for values out of range, ReleaseError for an unknown release. The
+    engine's settings are checked when the plans are made.
+    """
+
+    release: str
+    prefix_sharing: str = "none"
+    treatments: tuple[str, ...] = ()
+    confidence: float = 0.95
+    rate: float = 0.01
+    """Failure rate that must have shown with this confidence."""
+    levels: tuple[int, ...] = LEVELS
+    pages: int = 256
+    workload: str | None = None
+    """One, or several as `mixed+multi_turn`; None: all."""
+    max_new_tokens: int = 15
+    """Enough for every answer to enter a new page of 16 tokens."""
+    seed: int = 0
+    request_timeout_s: float | None = None
+    """None: a minute, or longer where the longest answer takes long."""
+    isolated_s: float = 120.0
+    """Time for the cache alone; 0 leaves it out."""
+    per_trial: int = _PER_TRIAL
+    """Requests of an engine, but at least 2 and at most 8 of each client."""
+    tolerate: Tolerated = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        row_of(self.release)
+        if faults := [name for name in self.treatments if name.startswith(FAULT)]:
+            raise ValidationError(f"{faults[0]} injects a fault: name treatments only.")
+        if not 0 <= self.isolated_s <= LONGEST_TIMEOUT_S:
+            raise ValidationError(
+                f"`--isolated` must be from 0 to {LONGEST_TIMEOUT_S:.0f} seconds, not"
+                f" {self.isolated_s}."
+            )
+        rules = sorted(rule.name for rule in RULES)
+        for (rule, cause), reason in self.tolerate.items():
+            if rule not in rules:
+                raise ValidationError(
+                    f"There is no rule {shown(rule)} to tolerate: choose among {', '.join(rules)}."
+                )
+            if not reason.strip():
+                raise ValidationError(f"Give the reason to tolerate {rule} ({cause}).")
+        if (needed := self.validation().needed) > _MOST_NEEDED:
+            raise ValidationError(
+                f"To rule out a failure rate of {self.rate:g} with confidence {self.confidence:g},"
+                f" each level needs {needed:.3g} requests without a failure; the limit is"
+                f" {_MOST_NEEDED:,}, about a day. Choose a `--rate` of at least"
+                f" {least_rate(_MOST_NEEDED, self.confidence):.2g}."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, which identify a validation."""
+        tolerate = [[*key, reason] for key, reason in sorted(self.tolerate.items())]
+        plain: dict[str, Any] = json.loads(json.dumps({**asdict(self), "tolerate": tolerate}))
+        return plain
+
+    def place(self, path: str | Path) -> Path:
+        """Return the directory of this validation: `path` with a digest of the settings."""
+        # A validation that ran out of time may go on with more time for the cache alone.
+        return place_of(Path(path), {**self.as_dict(), "isolated_s": None})
+
+    def validation(self) -> StagedValidation:
+        """Return the validation before anything is run."""
+        return StagedValidation(
+            release=self.release,
+            prefix_sharing=self.prefix_sharing,
+            treatments=self.treatments,
+            confidence=self.confidence,
+            rate=self.rate,
+            levels=self.levels,
+            workload=self.workloads,
+        )
+
+    @property
+    def workloads(self) -> str:
+        """The workload, or all of them with + between."""
+        return self.workload or "+".join(EVERY)
+
+    def workloads_at(self, concurrency: int) -> tuple[str, ...]:
+        """Return the workloads of one level."""
+        names = in_turn(self.workloads)
+        if self.workload is not None or concurrency == self.levels[0]:
+            return names
+        return tuple(name for name in names if name not in LOWEST_ONLY)
+
+    def plan(self, concurrency: int) -> Plan:
+        """Return the sweep of one level: fresh engines for every workload, and a control.
+
+        Raises PlanError or EngineError for settings with which no engine can be started.
+        """
+        rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_trial // concurrency))
+        names = self.workloads_at(concurrency)
+        engines = -(-self.validation().needed // (concurrency * rounds))
+        pace = row_of(self.release).pace
+        longest = max(self.max_new_tokens, LONGEST_ANSWER)
+        longest_s = pace.first_token_s + pace.further_token_s * longest
+        timeout_s = self.request_timeout_s
+        if timeout_s is None:
+            timeout_s = max(_TIMEOUT_S, _PATIENCE * longest_s)
+        plan = Plan(
+            releases=(self.release,),
+            prefix_sharing=(self.prefix_sharing,),
+            pages=(self.pages,),
+            concurrency=(concurrency,),
+            workload="+".join(names),
+            repeats=max(FEWEST_ENGINES, engines, len(names)),
+            rounds=rounds,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            request_timeout_s=timeout_s,
+            treatments=(self.treatments,),
+            sanitize=True,
+            resubmit_s=_RESUBMIT_S,
+        )
+        expected = Estimate(replace(plan, trial_timeout_s=_FOREVER_S)).trial_s(plan.trials()[-1])
+        most = max(expected, rounds * longest_s)
+        return replace(
+            plan, trial_timeout_s=max(plan.trial_timeout_s, _PATIENCE * most, 2 * timeout_s)
+        )

@@ -1,0 +1,79 @@
+"""One engine of a soak test, as the job of a child process (see `core/jobs.py`).
+
+Each iteration is an answer of its own when it ends, so a crash loses none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from analysis.core import jobs
+from analysis.workloads.workload import Request, Workload
+
+_QUIESCENCE_S = 1.0
+"""Time that pages may need to come back after the last answer."""
+_KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "retries")
+
+
+def run(job: Mapping[str, Any], write: jobs.Say) -> None:
+    """Run the workloads of a job in turn on one engine, until its time is up."""
+    from analysis.engine import Engine, EngineConfig
+    from analysis.treatments import treat
+
+    workloads = [
+        Workload("soak", tuple(Request(**row) for row in rows)) for rows in job["workloads"]
+    ]
+    with (
+        Engine(EngineConfig.from_json(job["config"]), log_dir=Path(job["logs"])) as engine,
+        treat(engine, *job["treatments"]),
+    ):
+        started = time.monotonic()
+        write({"begun": True})
+        for number, workload in enumerate(cycle(workloads)):
+            begun = time.monotonic() - started
+            if begun >= job["seconds"]:
+                return
+            answers: list[dict[str, Any]] = []
+            engine.run(
+                workload,
+                concurrency=job["level"],
+                timeout_s=job["request_timeout_s"],
+                on_result=answers.append,
+                resubmit_s=job["resubmit_s"],
+            )
+            line = {
+                "iteration": number,
+                "begun_s": begun,
+                "ended_s": time.monotonic() - started,
+                "workload": number % len(workloads),
+                "answers": [{name: row[name] for name in _KEPT} for row in answers],
+            }
+            write({**line, **_at_quiescence(engine)})
+            if engine.died is not None:
+                write({"ending": f"The engine died: {engine.died.message}"})
+                return
+            if all(row["outcome"] not in ("ok", "wrong") for row in answers):
+                write({"ending": "No request was answered any more."})
+                return
+
+
+def _at_quiescence(engine: Any) -> dict[str, Any]:
+    """Return memory and pages when no request is running."""
+    deadline = time.monotonic() + _QUIESCENCE_S
+    while True:
+        counts = engine.cache.snapshot().counts
+        if not counts["live"] or time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    pages = {name: int(counts[name]) for name in ("free", "cached", "live", "leaked")}
+    return {"rss_bytes": resident, **pages}
+
+
+if __name__ == "__main__":
+    jobs.serve(run)

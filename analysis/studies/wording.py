@@ -1,0 +1,40 @@
+"""Sentences that several studies share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from analysis.core.templates import paragraph
+from analysis.runs.derive import EXPOSURES
+from analysis.stats.clustered import Rate
+from analysis.stats.exposure import MARGIN, Change
+
+_fill = partial(paragraph, "analysis.studies", "wording.j2")
+
+
+def exposure_in_words(found: Sequence[Change], through: Sequence[str] = ()) -> str:
+    """Return how two arms compare in what they were exposed to.
+
+    `through` names the exposures by which the difference between the arms is known to act. They are
+    reported separately.
+    """
+    rest = [change for change in found if change.name not in through]
+    unsure = [EXPOSURES[change.name] for change in rest if not change.alike]
+    acting = acts_through(found, through)
+    return _fill("exposure", found, rest, _moved(rest), unsure, acting, MARGIN)
+
+
+def acts_through(found: Sequence[Change], through: Sequence[str]) -> str:
+    """Return how the exposures of `through` changed; "" if none was compared."""
+    acting = [change for change in found if change.name in through]
+    return _fill("acts_through", acting, _moved(acting))
+
+
+def interval_basis(rate: Rate) -> str:
+    """Return what a 95% interval rests on."""
+    return "over engines" if rate.by_engine else "by request only, too narrow"
+
+
+def _moved(found: Sequence[Change]) -> list[str]:
+    return [change.label for change in found if change.fell or change.rose]
