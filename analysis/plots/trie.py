@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.core.wording import counted
 from analysis.plots import style
 from analysis.plots.page_map import moment_of, plain
-from analysis.snapshots.change import counted
 from analysis.snapshots.snapshot import Node, Snapshot
 
 Decode = Callable[[Sequence[int]], str]

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.engine.engine import Engine
-from analysis.recording.checksums import checksummed
-from analysis.recording.recorder import MOST_BYTES, Recorder
+from analysis.recording.checking import checksummed
+from analysis.recording.recorder import Recorder
 from analysis.recording.recording import Recording
+from analysis.recording.sizes import MOST_BYTES
 from analysis.shortfin.capture import ObserverWarning
 
 __all__ = ["ObserverWarning", "Recording", "observe"]

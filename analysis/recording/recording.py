@@ -10,17 +10,17 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.core.wording import counted, listed
 from analysis.recording.recorder import (
     EVENT_FIELDS,
     INVOCATION_FIELDS,
     Recorder,
-    stack_in_words,
 )
+from analysis.recording.stacks import stack_in_words
 from analysis.runs.schema import TABLES
 from analysis.runs.tables import to_frame, to_table
 from analysis.shortfin.scores import likeliest
 from analysis.shortfin.verify import digest_of, results_of
-from analysis.snapshots.change import counted
 from analysis.snapshots.snapshot import Snapshot
 
 
@@ -90,9 +90,9 @@ class Recording:
         left_out = {name: count for name, count in self._recorder.dropped.items() if count}
         if not left_out:
             return None
-        listed = " and ".join(counted(count, name[:-1]) for name, count in left_out.items())
+        kinds = listed(counted(count, name[:-1]) for name, count in left_out.items())
         were = "was" if sum(left_out.values()) == 1 else "were"
-        return f"The recording was full: {listed} {were} counted but not kept."
+        return f"The recording was full: {kinds} {were} counted but not kept."
 
     def sizes(self) -> dict[str, int]:
         """Return how many rows each table has so far."""

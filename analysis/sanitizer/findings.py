@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.core.wording import counted
-from analysis.recording.recorder import stack_in_words
+from analysis.recording.stacks import stack_in_words
 from analysis.runs.tables import to_frame
 
 WRONG_DATA = "wrong data"

@@ -56,12 +56,15 @@ class WatchedLock:
         """Who is told of it; None while nobody watches."""
         self.holder: tuple[int, str, float] | None = None
         """The thread that has it: its number, its name, and since when (monotonic clock)."""
+        self.acquired = 0
+        """How often it was acquired, also by a thread that held it."""
         self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Acquire the lock."""
         got: bool = self.lock.acquire(blocking, timeout)
         if got:
+            self.acquired += 1
             self._depth += 1
             try:
                 if self._depth == 1:

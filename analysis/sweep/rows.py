@@ -24,7 +24,7 @@ _ANSWER = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial ended, whoever ran it."""
+    """How a trial ended, in a process of its own or in this one."""
 
     records: Sequence[Mapping[str, Any]]
     """The finished requests, as rows of `requests` without the output checks."""

@@ -1,4 +1,4 @@
-"""Explanations of what a real engine did: 3.1.0 with the trie, swept and sanitized."""
+"""Explanations of a real engine: the reported release with the trie, swept and sanitized."""
 
 from __future__ import annotations
 

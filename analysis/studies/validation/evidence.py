@@ -18,7 +18,7 @@ from analysis.runs.store import read_manifest, trial_tables
 from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
-from analysis.studies.validation.plan import Tolerated
+from analysis.studies.validation.plan import Settings, Tolerated
 from analysis.studies.validation.result import FindingGroup, Isolated, Level
 
 TABLES = ("trials", "requests", "findings", "snapshots", "events")
@@ -119,14 +119,7 @@ def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
 
 
 def level_of(
-    concurrency: int,
-    evidence: Iterable[Evidence],
-    *,
-    needed: int,
-    confidence: float,
-    rate: float,
-    tolerated: Tolerated,
-    run: str = "",
+    settings: Settings, concurrency: int, evidence: Iterable[Evidence], run: str = ""
 ) -> Level:
     """Return the level that these engines make."""
     every = list(evidence)
@@ -136,9 +129,9 @@ def level_of(
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
     return Level(
         concurrency=concurrency,
-        needed=needed,
-        confidence=confidence,
-        rate=rate,
+        needed=settings.needed,
+        confidence=settings.confidence,
+        rate=settings.rate,
         accepted=sum(item.accepted for item in own),
         failures={name: outcomes[name] for name in FAILURES if outcomes[name]},
         rejected=outcomes["rejected"],
@@ -149,7 +142,7 @@ def level_of(
         at_once=_most(item.at_once for item in own),
         endings=tuple(item.ending for item in own if item.ending),
         findings=_grouped(own, "findings", {}),
-        tolerated=_grouped(own, "tolerated", tolerated),
+        tolerated=_grouped(own, "tolerated", settings.tolerate),
         leaked=sum(item.leaked for item in own),
         controls=len(injected),
         detected=sum(control.alarmed for control in injected),
