@@ -1,4 +1,4 @@
-"""A finding as a picture: its pages before and after its step, and whose data they hold."""
+"""A finding as a figure: its pages before and after its step, with the writer of each slot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from analysis.sanitizer.findings import (
 
 MINE, OTHER = style.SKY, style.ORANGE
 FURTHER = (style.GREEN, style.PURPLE, style.YELLOW, "#B0B0F0")
-"""Colours of the suffering request, the other one, and whoever else wrote there."""
+"""Colours of the affected request, the other request, and further writers."""
 _PADDING, _UNKNOWN = "#C9C9C9", "#EDEDED"
 _LEFT, _WIDTH, _STEP, _CHARACTERS = 4.6, 9.0, 0.21, 92
 """Room for labels, in slots; width and a line of text in inches; characters in a line."""
@@ -36,9 +36,8 @@ _Line = tuple[str, float, str]
 def finding_figure(finding: Finding) -> Figure:
     """Draw the pages of a finding, a strip of slots each: before its step, and after it.
 
-    A slot is coloured by the request that wrote it and shows the position that it holds. Of one
-    whose step wrote nothing there is only one strip. A finding without a scene, as of a recurrence,
-    is shown in words.
+    A slot has the colour of the request that wrote it and shows the position that it holds. A page
+    that the step did not change has one strip. A finding without a scene is shown as text.
     """
     scene = finding.context
     if scene is None or not scene.pages:
@@ -191,7 +190,9 @@ def _legend(
         shown.append(Line2D([], [], color="black", linewidth=2.2, label=label))
     if finding.slot is not None:
         shown.append(
-            Patch(fill=False, edgecolor=style.VERMILLION, linewidth=2, label="the slot meant")
+            Patch(
+                fill=False, edgecolor=style.VERMILLION, linewidth=2, label="the slot of the finding"
+            )
         )
     if any(slot.tainted for slot in slots):
         shown.append(

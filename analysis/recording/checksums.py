@@ -34,9 +34,9 @@ MODES = ("sampled", "landings", "whole")
 FOLLOWED = 32
 """One page of so many is followed with *sampled*."""
 SAMPLED = 4
-"""Pages that are read when an invocation lands with *landings*, of those that its rows use."""
+"""With *landings*, the pages that are read when an invocation ends, of those that its rows use."""
 SEEN = frozenset(["acquire", "free", "pages_dropped", "match", "copy"])
-"""Kinds of events that `Checksums.seen` is told of."""
+"""Kinds of events that are passed to `Checksums.seen`."""
 _MOST_PENDING = 1000
 _LEARNT = 64
 """Pages that are read at a time when the checking begins; the engine waits no longer."""
@@ -78,15 +78,15 @@ class Checksums(PageDigests):
         self.mode = mode
         self.lock = threading.RLock()
         self.invocations = 0
-        """Invocations that landed."""
+        """Invocations that ended."""
         self.pages_read = 0
         """Pages that were read and compared."""
         self.slots_written = 0
-        """Slots that were looked at when the invocation that wrote them had landed."""
+        """Slots that were read when the invocation that wrote them had ended."""
         self.unchecked = 0
-        """Changes of a page that were not judged, for want of room to remember them."""
+        """Changes of a page that were not judged because too many were pending."""
         self._offered = 0
-        """Pages that landings could have read, of which each read one."""
+        """Pages that could have been read at the ends of invocations."""
         self.recorder, self._pool = recorder, probe.pool
         self._random = random.Random(_SEED)
         self._all = list(range(self._count))
@@ -98,14 +98,14 @@ class Checksums(PageDigests):
         self._follows[self._all] = True
         self._followed = frozenset(self._all)
         self._pending: list[Pending] = []
-        # Invocations that were called before the hooks were there may write what nobody sees.
+        # Invocations that began before the hooks were attached may write unseen.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
         self._unsure.add(PADDING_PAGE)
 
     def open(self) -> None:
-        """Have the recorder tell what the engine does, then learn what every page holds.
+        """Attach to the recorder, then read what every page holds.
 
-        In this order: else what is written in between would be seen as a change by nobody.
+        In this order: a write in between would look like a change without a write.
         """
         with self.lock:
             _watching[id(self._pool)] = self
@@ -127,7 +127,7 @@ class Checksums(PageDigests):
     # -- what the engine does --------------------------------------------------------------
 
     def begins(self, invocation: int) -> None:
-        """Take note that an invocation is about to be called."""
+        """Note that an invocation begins."""
         with self.lock:
             if self.mode == "whole":
                 self._look(self._all, "start")
@@ -157,7 +157,7 @@ class Checksums(PageDigests):
                 wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
             except (KeyError, ValueError, IndexError):  # its arguments could not be read
                 wrote = None
-            # Of one whose beginning was not told nobody knows what was read while it wrote.
+            # If its beginning is unknown, so is what was read while it wrote.
             if wrote is None or begun is None or error is not None:
                 self._distrust(request_ids, wrote)
                 self._settle(invocation, frozenset())  # of unsure pages none is pending any more
@@ -197,7 +197,7 @@ class Checksums(PageDigests):
             self._look(there, kind, request_id)
 
     def rewritten(self, page: int) -> None:
-        """Take note of what was just written to a page on purpose, outside of the model."""
+        """Note what was just written to a page on purpose, outside of the model."""
         with self.lock:
             if not self._tables or page not in self._followed:
                 return
@@ -208,7 +208,7 @@ class Checksums(PageDigests):
             self._copied.pop(page, None)
 
     def read_all(self) -> None:
-        """Read every page: what changed unseen is told at the latest here."""
+        """Read every page, so that every change is reported by now."""
         with self.lock:
             if self._tables:
                 for copy in self._copied.values():
@@ -232,7 +232,7 @@ class Checksums(PageDigests):
         }
 
     def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
-        """Tell, quickly, whether an invocation surely wrote to no page that is followed."""
+        """Return whether an invocation surely wrote to no page that is followed. Hot path."""
         try:
             (rows, blocks), tables = arrays["block_tables"]
             if phase == "decode":
@@ -281,7 +281,7 @@ class Checksums(PageDigests):
                 self.unchecked += 1
 
     def _settle(self, invocation: int, written: frozenset[int]) -> None:
-        """Judge what waited for an invocation that has landed, but for what that wrote."""
+        """Judge changes that waited for an invocation that has ended, except what it wrote."""
         left = []
         for pending in self._pending:
             if invocation in pending.invocations:
@@ -295,7 +295,7 @@ class Checksums(PageDigests):
         self._pending = left
 
     def _changed(self, pending: Pending) -> None:
-        """Tell of slots that changed, unless they were written or told of since."""
+        """Report slots that changed, unless they were written or reported since."""
         page, at = pending.page, self._at[pending.page]
         slots = [s for s in pending.slots if self._known[page, s] and at[s] == pending.at[s]]
         if not slots:
@@ -326,7 +326,7 @@ class Checksums(PageDigests):
     def _arrive(
         self, invocation: int, request_ids: Sequence[str], wrote: Written, begun: int
     ) -> None:
-        """Read the slots that an invocation wrote; tell of those where something did not arrive."""
+        """Read the slots that an invocation wrote; report those where data did not arrive."""
         if self.mode == "sampled":
             wrote.only(self._follows)
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
@@ -355,7 +355,7 @@ class Checksums(PageDigests):
         held: Digests,
         same: Mask,
     ) -> None:
-        """Tell of written slots of which something is as before, or zeros."""
+        """Report written slots of which a part is as before, or zeros."""
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
         judged = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
         if self._unsure:
@@ -383,7 +383,7 @@ class Checksums(PageDigests):
     # -- the rest --------------------------------------------------------------------------
 
     def _copy(self, source: int, target: int) -> None:
-        """Take note that a page becomes another's copy; the device may do it later."""
+        """Note that a page becomes a copy of another; the device may do it later."""
         self._clock += 1
         self._at[target] = self._clock
         self._known[target] = self._known[source] & (source not in self._unsure)
@@ -391,7 +391,7 @@ class Checksums(PageDigests):
         self._copied[target] = Copy(source, self._last_begun + 1, set(self._air))
 
     def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
-        """Take note that an invocation wrote nobody knows what; it may still be writing."""
+        """Note that an invocation wrote unknown slots; it may still be writing."""
         for request_id in request_ids:
             self._unsure.update(self.recorder.held_by(request_id))
         if wrote is not None:

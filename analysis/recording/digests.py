@@ -26,7 +26,7 @@ _WEIGHTS = np.array([(2 * i + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 | 1 for i in r
 
 @dataclass
 class Pending:
-    """A page that was read and looked changed while invocations were under way."""
+    """A page that looked changed when it was read while invocations were pending."""
 
     page: int
     slots: list[int]
@@ -50,7 +50,7 @@ class Copy:
 
     source: int
     done_after: int
-    """The invocation after whose landing the device has surely done it."""
+    """The invocation after which the device has surely made the copy."""
     invocations: set[int]
     """Invocations under way then, which may have been writing to the source."""
 
@@ -111,7 +111,7 @@ class PageDigests:
                 self._known[target, slots] = False
 
     def _is_settling(self, page: int) -> bool:
-        """Tell whether a page is a copy that the device may not have made yet."""
+        """Return whether a page is a copy that the device may not have made yet."""
         if page not in self._copied:
             return False
         after = self._copied[page].done_after

@@ -31,7 +31,7 @@ EVENT_FIELDS = (
 )  # fmt: skip
 _SHOWN_FAULTS = 3
 MOST_NAMED = 1000
-"""How many faults of the watching, and dropped invocations, are kept in full; the rest is counted.
+"""How many errors of the recording, and dropped invocations, are kept; the rest is counted.
 """
 _EXTRAS = frozenset(EVENT_EXTRAS)
 _NEAR = 64
@@ -40,9 +40,9 @@ _LOCKED = frozenset(
     ["acquire", "free", "create", "node_overwritten", "unlink", "reference", "leaf_added",
      "leaf_removed", "duplicate"]
 )  # fmt: skip
-"""Kinds of events that tell under which locks they happened: those that change what is shared."""
+"""Kinds of events with the column `locks`: those that change shared state."""
 _STACKLESS = frozenset(["chosen", "token", "first_token", "answered"])
-"""Kinds of events that happen at one place of the engine only, and at every token."""
+"""Kinds of events without a stack: they come from one place of the engine, at every token."""
 
 
 class _Here(threading.local):
@@ -54,7 +54,7 @@ class _Here(threading.local):
         self.marks: list[int] = []
         """How many locks had been taken when each of them began."""
         self.told = 0
-        """Events of the operation under way."""
+        """Events of the current operation."""
         self.version: list[int] | None = None
 
 
@@ -63,7 +63,7 @@ class EventLog:
 
     It takes no lock: lists are appended to and counters drawn in single steps of the interpreter.
     Each thread that does something with the cache has a version of its own, odd while an operation
-    is under way there, so that a snapshot can tell whether it was taken between operations.
+    is under way there, so that a snapshot knows whether it was taken between operations.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class EventLog:
         """Be called when an outermost operation raised an error."""
 
     def begin(self, operation: str | None, request_id: str | None) -> None:
-        """Begin an operation on this thread; what is told until its end belongs to it."""
+        """Begin an operation on this thread; events until its end belong to it."""
         here = self._here
         if here.version is None:
             here.version = [0]
@@ -128,7 +128,7 @@ class EventLog:
             here.marks.append(self.locks.begin(outermost=len(here.operations) == 1))
 
     def end(self, error: BaseException | None) -> None:
-        """End the operation that was begun last on this thread; one without effect is not told."""
+        """End this thread's last operation; one without any event is not recorded."""
         here = self._here
         if error is not None or here.told:
             operation, _ = here.operations[-1]
@@ -154,7 +154,7 @@ class EventLog:
         return None if any(version % 2 for version in versions) else versions
 
     def reserve(self) -> tuple[int, int]:
-        """Return a place among the events and the time, for an event that is told later."""
+        """Return a place among the events and the time, for an event that comes later."""
         place = self._place()
         operation, owner = self._here.operations[-1] if self._here.operations else (None, None)
         self._open[place[0]] = place[1], owner, operation
@@ -164,12 +164,12 @@ class EventLog:
         return next(self._seq), time.monotonic_ns() - self._started_ns
 
     def unused(self, place: tuple[int, int]) -> None:
-        """Take note that nothing takes a place that was reserved."""
+        """Give up a reserved place."""
         if self._open.pop(place[0], None) is not None:
             self._skip(place[0])
 
     def _skip(self, place: int) -> None:
-        """Have nobody wait for what comes at a place."""
+        """Mark a place as empty."""
         if self.closed:
             return
         if self.dropped["events"] and place > max(
@@ -263,7 +263,7 @@ class EventLog:
         return name
 
     def of_bytes(self, look: Callable[..., None], *args: Any) -> None:
-        """Look at bytes; a mistake in it must not reach the engine, nor make a false alarm."""
+        """Call a function that reads pages; after an error in it nothing is checked any more."""
         try:
             look(*args)
         except Exception as error:
@@ -271,7 +271,7 @@ class EventLog:
             self._no_more_checksums(f"{type(error).__name__}: {error}")
 
     def read_all_bytes(self) -> None:
-        """Read all pages once more, and tell how far their bytes were checked."""
+        """Read all pages once more, and record how far their bytes were checked."""
         if (checksums := self.checksums) is not None:
             self.of_bytes(checksums.read_all)
         if (checksums := self.checksums) is not None:
@@ -284,7 +284,7 @@ class EventLog:
             self.event("checksums", message=reason)
 
     def fault(self, error: Exception) -> None:
-        """Keep an error of the watching itself as an event, and show the first few as warnings."""
+        """Keep an error of the recording itself as an event, and show the first few as warnings."""
         try:
             text = f"{type(error).__name__}: {error}"
             if len(self.faults) >= MOST_NAMED:

@@ -67,7 +67,7 @@ class Recorder(EventLog):
         self._automatic_snapshot("failure", None)
 
     def begins_with(self, first: Snapshot) -> None:
-        """Take note of what requests held already when the recording began."""
+        """Note which pages requests held when the recording began."""
         for request_id, pages in first.state.holdings.items():
             self._held.setdefault(request_id, frozenset(pages))
 
@@ -86,11 +86,11 @@ class Recorder(EventLog):
             self.event("pages_held", request_id=request_id, pages=sorted(new))
 
     def held_by(self, request_id: str) -> frozenset[int]:
-        """Return the pages that a request was last told to hold."""
+        """Return the pages that a request holds."""
         return self._held.get(request_id, frozenset())
 
     def holders_of(self, page: int) -> list[str]:
-        """Return the requests that were last told to hold a page."""
+        """Return the requests that hold a page."""
         return sorted(r for r, pages in list(self._held.items()) if page in pages)
 
     def invocation_begins(self, phase: str, request_ids: list[str]) -> tuple[Any, ...]:
@@ -106,7 +106,7 @@ class Recorder(EventLog):
         return invocation
 
     def invocation_unseen(self) -> None:
-        """Take note that an invocation is called which could not be told: it writes unseen."""
+        """Note that an invocation begins that could not be recorded: it writes unseen."""
         self._no_more_checksums("an invocation could not be told")
 
     def invocation_ends(
@@ -123,7 +123,7 @@ class Recorder(EventLog):
             self._skip(end_seq)
             return  # the recording ended meanwhile
         if (opened := self.checksums) is not None and opened is not checksums:
-            # Opened meanwhile, it took the invocation for one under way.
+            # If checking began meanwhile, it counted the invocation as pending.
             self.of_bytes(opened.ends, number, phase, request_ids, arrays, error)
         if len(self.invocations) >= self.max_events or number > self._last_invocation:
             self._overflow("invocations")
@@ -145,7 +145,7 @@ class Recorder(EventLog):
         self._weigh(invocation_bytes(arrays, scores))
 
     def last_invocation_of(self, request_ids: list[str]) -> int | None:
-        """Return the number of the last invocation of just these requests, landed or not."""
+        """Return the number of the last invocation of exactly these requests, ended or not."""
         landed = ((f[0], f[_IDS]) for f in reversed(self.invocations))
         last = next((number for number, ids in landed if ids == request_ids), -1)
         begun = [
@@ -184,11 +184,11 @@ class Recorder(EventLog):
             t_s=places[-1][1] / 1e9,
             consistent=consistent,
         )
-        # Whoever has seen the event finds the snapshot, too.
+        # The snapshot is there before its event.
         if self.closed:
             return snapshot
         full = len(self.snapshots) >= self.max_snapshots or self.bytes > self.max_bytes
-        if not full or not self.snapshots:  # whoever follows it begins with the first
+        if not full or not self.snapshots:  # a follower begins with the first
             self.snapshots.append(snapshot)
             self._weigh(snapshot_bytes(state))
         else:
@@ -246,7 +246,7 @@ class Recorder(EventLog):
 
     def late(self, request_id: str, outcome: str) -> None:
         """Note that the engine ended a request that had an end already."""
-        if request_id in self._asked:  # else its end was told before
+        if request_id in self._asked:  # otherwise its end was recorded before
             self._late.add(request_id)
         self._given_up.discard(request_id)
         self.event("late", request_id=request_id, outcome=outcome)
@@ -271,12 +271,12 @@ class Recorder(EventLog):
         )
 
     def look_again(self) -> None:
-        """Tell where the requests are that their clients gave up and the engine has not ended."""
+        """Record where the requests are that their clients gave up and the engine has not ended."""
         for request_id in sorted(self._given_up):
             self._report_stall(request_id)
 
     def finish(self) -> None:
-        """Look at all bytes and at the cache a last time, and end the recording."""
+        """Read all bytes and the cache a last time, and end the recording."""
         if self.closed:
             return
         self.read_all_bytes()
@@ -286,7 +286,7 @@ class Recorder(EventLog):
         self.close()
 
     def close(self) -> None:
-        """Tell what has not ended by now; whatever happens later is not recorded."""
+        """Record what has not ended; nothing is recorded from now on."""
         if self.closed:
             return
         self.look_again()
@@ -302,7 +302,7 @@ class Recorder(EventLog):
         self.closed = True
 
     def _report_stall(self, request_id: str) -> None:
-        """Tell where a request is that was given up, and what every thread does."""
+        """Record where a given-up request is, and what every thread does."""
         adapter = self.engine.service
         try:
             where = "unknown" if adapter is None else adapter.request_state(request_id)
@@ -324,6 +324,6 @@ class Recorder(EventLog):
             self.fault(error)
 
     def died(self, death: EngineDeath) -> None:
-        """Note that the engine died, and how its cache lies there."""
+        """Record the death of the engine and a snapshot of its cache."""
         self.event("worker_died", message=death.message)
         self._automatic_snapshot("failure", None)

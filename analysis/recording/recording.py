@@ -1,4 +1,4 @@
-"""What was recorded of an engine, as frames like those of a run, and as tables to be written."""
+"""A recording of an engine, as frames like those of a run, and as tables to be written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Recording:
 
     @property
     def recorder(self) -> Recorder:
-        """What keeps it, for those who follow it while it grows."""
+        """The recorder, for those who follow it while it grows."""
         return self._recorder
 
     @property
@@ -81,7 +81,7 @@ class Recording:
 
     @property
     def faults(self) -> list[str]:
-        """Errors of the watching itself; each is also an event `observer_error`."""
+        """Errors of the recording itself; each is also an event `observer_error`."""
         return list(self._recorder.faults)
 
     @property
@@ -103,7 +103,7 @@ class Recording:
         }
 
     def standing(self, skipped: int = 0) -> dict[str, Any]:
-        """Return what is under way, as plain values, for whoever writes down what was recorded.
+        """Return what is pending, as plain values, for a `StreamWriter`.
 
         `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
         recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,

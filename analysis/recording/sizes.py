@@ -9,7 +9,7 @@ from analysis.shortfin.scores import Scores, Top
 from analysis.snapshots.state import CacheState
 
 MOST_BYTES = 1 << 30
-"""What a recording keeps beside the rows of its events unless told otherwise.
+"""By default, the most bytes that a recording keeps beside the rows of its events.
 
 500,000 events with the engine's frames take some 0.5 GiB, as many invocations of the counting model
 0.3: what is larger, such as scores or the block tables of a large model, ends it earlier.

@@ -152,7 +152,7 @@ def test_a_picture_shows_whose_data_the_pages_hold() -> None:
         "read for a",
         "written by a",
         "written by b",
-        "the slot meant",
+        "the slot of the finding",
         "pages of a, 7 tokens: 3, 2",
     ):
         assert part in said, part
