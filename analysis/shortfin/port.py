@@ -23,7 +23,7 @@ class Setup:
     """All that building an engine needs, resolved."""
 
     name: str
-    """Prefixes the names of the engine's workers, so that engines in one process are told apart."""
+    """A prefix of the names of the engine's workers, different for every engine of a process."""
     config: EngineConfig
     model: ModelArtifacts
     vmfb: Path

@@ -1,1 +1,1 @@
-"""TODO."""
+"""One folder a question: plan, estimates, figures and words of a notebook."""
