@@ -251,7 +251,7 @@ def _cell(row: dict[Any, Any] | None, metric: Metric) -> tuple[str, bool]:
         digits = 3 if values[2] - values[1] < _NARROW else 2
         texts = [f"{value:.{digits}f}" for value in values]
     else:
-        texts = [f"{100 * value:+.1f}" if round(1000 * value) else "0" for value in values]
+        texts = ["0" if abs(1000 * value) <= 0.5 else f"{100 * value:+.1f}" for value in values]
     if math.isnan(values[1]):
         return f"{texts[0]} (too few trials)", False
     text, marked = f"{texts[0]} ({texts[1]} to {texts[2]})", row["verdict"] in ("costs", "saves")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from support import REPORTED
 from synthetic_cost import cost_run
 
 from analysis.runs.store import to_frame
@@ -158,7 +159,7 @@ def _noise(arms: Mapping[str, float], seed: int, repeats: int = 4) -> pd.DataFra
     rng = np.random.default_rng(seed)
     rows = [
         {
-            "release": "3.1.0", "device": "local-task", "prefix_sharing": "trie",
+            "release": REPORTED, "device": "local-task", "prefix_sharing": "trie",
             "page_count": 256, "workload": "mixed", "concurrency": level, "repeat": repeat,
             "treatments": (arm,), "arm": arm, "comparable": True,
             "latency_s": factor * math.exp(rng.normal(0, 0.05)),
