@@ -1,1 +1,1 @@
-"""TODO."""
+"""Statistics: frames in, numbers out. Tests and intervals rest on engines, not on requests."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""One package a notebook: its plan, estimates, figures and words."""
