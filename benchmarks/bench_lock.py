@@ -1,9 +1,8 @@
-"""What one lock around the cache costs, without prefix sharing and with the trie.
+"""The cost of one lock around the cache, without prefix sharing and with the trie.
 
-First requests: the same ones again and again, all at once on one engine, with the lock and without
-it in turns; the median ratio of their latencies has an exact 95% interval over the blocks. Then
-single operations of the idle engine's cache, called by 1 to 8 threads, and what they come to in a
-request.
+The same requests run again and again, all at once on one engine, with and without the lock in
+turns; the median ratio of latencies has an exact 95% interval over the blocks. Then 1 to 8 threads
+call single operations of the idle engine's cache, which gives the time that the lock adds.
 """
 
 from __future__ import annotations

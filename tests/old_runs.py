@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.runs import former
+from analysis.runs.manifest import digest_of
 from analysis.runs.parts import write_tables
-from analysis.runs.store import _digest
 
 _KINDS = {new: old for old, new in former._KINDS.items()}
 _TYPES = {"t_ns": pa.int64(), "conflicts": pa.list_(pa.string())}
@@ -34,7 +34,7 @@ def make_old(path: Path, version: int = 1) -> Path:
             file.unlink()
     else:
         manifest |= {"packed": True} if "packed" in manifest else {}
-        manifest["checksum"] = _digest(manifest)
+        manifest["checksum"] = digest_of(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 

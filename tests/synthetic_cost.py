@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from support import REPORTED
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import to_frame
@@ -31,7 +32,7 @@ def cost_run(
     repeats: int = 6,
     noise: float = 0.02,
     seed: int = 0,
-    release: str = "3.1.0",
+    release: str = REPORTED,
     sharing: str = "trie",
     outcomes: Mapping[tuple[str, int], Sequence[str]] | None = None,
     memory: Mapping[str, float] | None = None,

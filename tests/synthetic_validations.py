@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from support import REPORTED
+
+from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import FindingGroup, Isolated, Level, StagedValidation
 
 FIXES = ("correct-seq-lens", "zero-start-positions", "zero-page-tables")
@@ -29,8 +32,15 @@ def level(concurrency: int, accepted: int = 320, **changes: Any) -> Level:
 def validation(
     *levels: Level, isolated: Isolated | None = ISOLATED, **changes: Any
 ) -> StagedValidation:
-    made = StagedValidation("3.1.0", "none", FIXES, isolated=isolated, results=levels)
-    return replace(made, **changes)
+    settings = Settings(release=REPORTED, treatments=FIXES, workload="mixed")
+    made = StagedValidation(settings, isolated=isolated, results=levels)
+    return change(made, **changes)
+
+
+def change(made: StagedValidation, **changes: Any) -> StagedValidation:
+    """Change a validation, or its settings."""
+    own = {name: changes.pop(name) for name in list(changes) if name in vars(made)}
+    return replace(made, settings=replace(made.settings, **changes), **own)
 
 
 CLEAN = validation(*map(level, (2, 4, 8, 16, 32)))

@@ -26,8 +26,9 @@ from analysis.cli import main
 from analysis.core import files
 from analysis.core.errors import RunError
 from analysis.runs.former import FILES, LACKING, columns_of
+from analysis.runs.manifest import digest_of
 from analysis.runs.schema import TABLES
-from analysis.runs.store import Run, RunWriter, _digest, load_run, pack_run, trial_tables
+from analysis.runs.store import Run, RunWriter, load_run, pack_run, trial_tables
 
 MANIFEST = {
     "plan": {"releases": ["3.1.0"], "concurrency": [1], "repeats": 3, "model": None},
@@ -420,7 +421,7 @@ def signed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         file = run / "manifest.json"
         manifest = change(json.loads(file.read_text()))
         manifest.pop("checksum", None)
-        file.write_text(json.dumps({**manifest, "checksum": _digest(manifest)}))
+        file.write_text(json.dumps({**manifest, "checksum": digest_of(manifest)}))
 
     return damage
 
@@ -540,7 +541,7 @@ def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cache
 
     def change(table: Any) -> Any:
         table = with_value(table, "options", value)
-        table = with_value(table, "injected", value)
+        table = with_value(table, "struck", value)
         return with_value(table, "treatments", ["fault:seq-len-short"])
 
     whole = Path(shutil.copytree(run, run.with_name("whole")))

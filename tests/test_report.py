@@ -15,11 +15,10 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from support import ROOT
+from support import NEWEST, REPORTED, ROOT
 
 from analysis import report
 from analysis.core.errors import CachelabError
-from analysis.shortfin.releases import reported
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"
@@ -59,7 +58,7 @@ def publish(notebook: Path, **changes: Any) -> report.PublishResult:
         "out": notebook.parent / "out",
         "kernel_of": lambda release: "python3",
         "screen": io.StringIO(),
-        "releases": [reported()],
+        "releases": [REPORTED],
     }
     return report.publish([notebook], **{**arguments, **changes})
 
@@ -67,11 +66,11 @@ def publish(notebook: Path, **changes: Any) -> report.PublishResult:
 def test_a_page_opens_offline_and_the_index_gives_its_answer(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "small.ipynb", "print('seen', number)", PICTURE, ANSWER)
     screen = io.StringIO()
-    result = publish(notebook, releases=["3.1.0", "3.9.0"], screen=screen)
+    result = publish(notebook, releases=[REPORTED, NEWEST], screen=screen)
     assert result.ok
     assert [(page.release, page.answer) for page in result.pages] == [
-        ("3.1.0", "It is 2."),
-        ("3.9.0", "It is 2."),
+        (REPORTED, "It is 2."),
+        (NEWEST, "It is 2."),
     ]
     page, index = result.pages[0].html.read_text(), result.index.read_text()
     for text in (page, index):
@@ -86,10 +85,10 @@ def test_a_page_opens_offline_and_the_index_gives_its_answer(tmp_path: Path) -> 
     assert "<em>one</em>" in page
     assert page.count('<details class="code">') == 5
     assert "run_dir" in page
-    assert "shortfin 3.1.0" in page
+    assert f"shortfin {REPORTED}" in page
     assert "Is it &lt;one&gt;?" in index
     assert index.count("It is 2.") == 2
-    assert 'href="small-3.9.0.html"' in index
+    assert f'href="small-{NEWEST}.html"' in index
     assert "ran to its end" in index
     assert "cell 2 of 4, A small question" in screen.getvalue()
     assert "seen 2" in screen.getvalue()
@@ -101,7 +100,7 @@ def test_full_parameters_and_overrides(tmp_path: Path) -> None:
     assert publish(notebook, full=True).pages[0].answer == "It is 3."
     result = publish(notebook, full=True, parameters={"number": 7})
     assert result.pages[0].answer == "It is 7."
-    assert result.index.read_text().count("small-3.1.0.html") == 1
+    assert result.index.read_text().count(f"small-{REPORTED}.html") == 1
 
 
 def test_a_cell_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_a_cell_that_raises_gives_a_page_that_shows_it(tmp_path: Path) -> None:
     assert "Traceback" in page
     assert "papermill" not in page.lower()
     assert "A cell stopped with ValueError: no &lt;such&gt; page" in result.index.read_text()
-    executed = nbformat.read(tmp_path / "out/notebooks/bad-3.1.0.ipynb", as_version=4)
+    executed = nbformat.read(tmp_path / f"out/notebooks/bad-{REPORTED}.ipynb", as_version=4)
     assert executed.cells[-1].outputs == []
 
 
@@ -174,8 +173,8 @@ def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path) -> None
     notebook = write_notebook(tmp_path / "small.ipynb", ANSWER)
     with pytest.raises(CachelabError, match=r"no parameter foo: there are number, run_dir\."):
         publish(notebook, parameters={"foo": 1})
-    with pytest.raises(CachelabError, match=r"shortfin 3\.9\.0 has no Jupyter kernel here"):
-        publish(notebook, releases=["3.9.0"], kernel_of=lambda release: f"no-such-{release}")
+    with pytest.raises(CachelabError, match=f"shortfin {NEWEST} has no Jupyter kernel here"):
+        publish(notebook, releases=[NEWEST], kernel_of=lambda release: f"no-such-{release}")
     with pytest.raises(CachelabError, match="There is no notebook at"):
         publish(tmp_path / "gone.ipynb")
     (tmp_path / "broken.ipynb").write_text("{")

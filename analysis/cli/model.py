@@ -36,7 +36,7 @@ def train(
 
 @app.command()
 def build(
-    releases: Annotated[str, typer.Option(help="compile for these releases, with commas between")],
+    releases: Annotated[str, typer.Option(help="compile for these releases, separated by commas")],
     batch_sizes: Annotated[str, typer.Option(help="which of the exported batch sizes")] = "4",
     device: Annotated[str, typer.Option(help="auto, local-task or amdgpu")] = "auto",
     hip_target: Annotated[

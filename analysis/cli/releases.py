@@ -20,7 +20,9 @@ def list_() -> None:
 
 
 @app.command()
-def install(releases: Annotated[list[str], typer.Argument(help="such as 3.9.0")]) -> None:
+def install(
+    releases: Annotated[list[str], typer.Argument(help="releases of `cachelab releases list`")],
+) -> None:
     """Make the environments of releases, and register their Jupyter kernels."""
     from analysis.shortfin.environments import install as make
     from analysis.shortfin.releases import row_of

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    releases: Annotated[str, typer.Option(help="shortfin releases, with commas between")],
+    releases: Annotated[str, typer.Option(help="shortfin releases, separated by commas")],
     out: Annotated[
         Path | None,
         typer.Option(help="the run's directory, also to go on with it [default: a new one]"),

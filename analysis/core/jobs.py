@@ -5,7 +5,7 @@ known) and `output.txt` (everything that the child printed). The child is killed
 ends.
 
 Parent: `for answer in ask(python, "analysis.model.oracle", job, "The reference decoder", ...)`.
-Child: `if __name__ == "__main__": serve(work)`, where `work(job, say)` calls `say` for each answer.
+Child: `if __name__ == "__main__": serve(work)`; `work(job, emit)` calls `emit` for each answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from analysis.core.errors import CachelabError
 JOB, ANSWERS, OUTPUT = "job.json", "answers.jsonl", "output.txt"
 _TICK_S = 0.02
 
-Say = Callable[[Any], None]
+Emit = Callable[[Any], None]
 """Writes one answer: any JSON value."""
 
 
@@ -126,7 +126,7 @@ def read_job(directory: Path) -> dict[str, Any]:
     return job
 
 
-def serve(work: Callable[[dict[str, Any], Say], None]) -> NoReturn:
+def serve(work: Callable[[dict[str, Any], Emit], None]) -> NoReturn:
     """Do the job of the directory that the command line names, and exit.
 
     After a CachelabError the status is 1, and the parent gets its message. Native threads that are

@@ -63,3 +63,30 @@ def probability(value: float) -> str:
     if math.isnan(value):
         return "not a number"
     return percent(value, 1 if 0.001 <= value <= 0.999 or value in (0, 1) else 4)
+
+
+def ranges(numbers: Iterable[int], most: int = 8) -> str:
+    """Return numbers as "3-5 and 9"; beyond `most` ranges, how many more numbers there are."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    parts = [f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:most]]
+    if more := sum(b - a + 1 for a, b in runs[most:]):
+        parts.append(f"{more} more")
+    return listed(parts) if parts else ""
+
+
+def short_names(names: Iterable[str], longest: int = 14) -> dict[str, str]:
+    """Return a short form of each name: itself, or eight characters where it is too long.
+
+    They are the first or the last ones, whichever differ between the names.
+    """
+    known = list(dict.fromkeys(names))
+    for part in (slice(8), slice(-8, None)):
+        short = {name: name if len(name) <= longest else name[part] for name in known}
+        if len(set(short.values())) == len(known):
+            return short
+    return {name: name for name in known}

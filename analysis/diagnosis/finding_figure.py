@@ -1,4 +1,4 @@
-"""A finding as a picture: its pages before and after its step, and whose data they hold."""
+"""A finding as a figure: its pages before and after its step, with the writer of each slot."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from analysis.plots import style
-from analysis.sanitizer.findings import Finding
-from analysis.sanitizer.scene import (
+from analysis.sanitizer.findings import (
     NOTHING_KIND,
     PADDING_KIND,
     TOKEN_KIND,
-    PageScene,
-    Scene,
+    Finding,
+    FindingContext,
+    PageContext,
     Slot,
 )
 
 MINE, OTHER = style.SKY, style.ORANGE
 FURTHER = (style.GREEN, style.PURPLE, style.YELLOW, "#B0B0F0")
-"""Colours of the suffering request, the other one, and whoever else wrote there."""
+"""Colours of the affected request, the other request, and further writers."""
 _PADDING, _UNKNOWN = "#C9C9C9", "#EDEDED"
 _LEFT, _WIDTH, _STEP, _CHARACTERS = 4.6, 9.0, 0.21, 92
 """Room for labels, in slots; width and a line of text in inches; characters in a line."""
@@ -36,11 +36,10 @@ _Line = tuple[str, float, str]
 def finding_figure(finding: Finding) -> Figure:
     """Draw the pages of a finding, a strip of slots each: before its step, and after it.
 
-    A slot is coloured by the request that wrote it and shows the position that it holds. Of one
-    whose step wrote nothing there is only one strip. A finding without a scene, as of a recurrence,
-    is shown in words.
+    A slot has the colour of the request that wrote it and shows the position that it holds. A page
+    that the step did not change has one strip. A finding without a scene is shown as text.
     """
-    scene = finding.scene
+    scene = finding.context
     if scene is None or not scene.pages:
         return _in_words(finding)
     slots = max(len(page.after) for page in scene.pages)
@@ -83,7 +82,7 @@ def colours_of(finding: Finding) -> dict[str | None, str]:
     if finding.other_request_id:
         colours.setdefault(finding.other_request_id, OTHER)
     further = iter(FURTHER)
-    for page in finding.scene.pages if finding.scene else ():
+    for page in finding.context.pages if finding.context else ():
         for slot in (*page.before, *page.after):
             if slot.kind == TOKEN_KIND and slot.request_id not in colours:
                 colours[slot.request_id] = next(further, FURTHER[-1])
@@ -99,9 +98,9 @@ def fill_of(slot: Slot, colours: dict[str | None, str]) -> str:
 
 def _page(
     axes: Axes,
-    page: PageScene,
+    page: PageContext,
     y: float,
-    scene: Scene,
+    scene: FindingContext,
     finding: Finding,
     colours: dict[str | None, str],
 ) -> float:
@@ -156,7 +155,7 @@ def _heading(finding: Finding) -> list[_Line]:
     ]
 
 
-def _tables(scene: Scene) -> list[_Line]:
+def _tables(scene: FindingContext) -> list[_Line]:
     lines = []
     for request, pages in scene.tables.items():
         length = scene.lengths.get(request)
@@ -166,7 +165,9 @@ def _tables(scene: Scene) -> list[_Line]:
     return lines
 
 
-def _legend(scene: Scene, finding: Finding, colours: dict[str | None, str]) -> list[Patch | Line2D]:
+def _legend(
+    scene: FindingContext, finding: Finding, colours: dict[str | None, str]
+) -> list[Patch | Line2D]:
     slots = [slot for page in scene.pages for slot in (*page.before, *page.after)]
     writers = {slot.request_id for slot in slots if slot.kind == TOKEN_KIND}
     kinds = {slot.kind for slot in slots}
@@ -189,7 +190,9 @@ def _legend(scene: Scene, finding: Finding, colours: dict[str | None, str]) -> l
         shown.append(Line2D([], [], color="black", linewidth=2.2, label=label))
     if finding.slot is not None:
         shown.append(
-            Patch(fill=False, edgecolor=style.VERMILLION, linewidth=2, label="the slot meant")
+            Patch(
+                fill=False, edgecolor=style.VERMILLION, linewidth=2, label="the slot of the finding"
+            )
         )
     if any(slot.tainted for slot in slots):
         shown.append(

@@ -1,4 +1,4 @@
-"""The helper process of the watchdog: standard library alone, so that it starts at once."""
+"""The helper process of the watchdog: only the standard library, so that it starts fast."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def guard(pid: int, silence_s: float, dump: Path) -> None:
         ready, _, _ = select.select([0], [], [], silence_s / _LOOKS)
         if ready:
             if not os.read(0, 4096):
-                return  # closed: the process stopped being watched, or ended
+                return  # closed: the watchdog stopped, or the process ended
             silent = 0
             continue
         state = _state(pid)
         if not state:
             return
-        # Stopped by a debugger or by job control is no freeze; once resumed it has to beat again.
+        # A process stopped by a debugger or by job control is not frozen.
         silent = 0 if state in "Tt" else silent + 1
         if silent < _LOOKS:
             continue

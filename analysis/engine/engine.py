@@ -141,12 +141,13 @@ class Engine:
             if self.config.serialise_invocations:
                 self._undo.append(self.service.serialise_invocations())
         except BaseException as error:
-            said = self._capture.text()
+            output = self._capture.text()
             self.close()
             if isinstance(error, Exception) and not isinstance(error, EngineError):
                 raise EngineError(
                     f"shortfin {self.release} could not be started on {self.device}:"
-                    f" {_one_line(error)}" + (f" (it said: {said[-300:].strip()})" if said else "")
+                    f" {_one_line(error)}"
+                    + (f" (its output: {output[-300:].strip()})" if output else "")
                 ) from error
             raise
         threading.Thread(target=self._watch, name=f"{self.name}-watch", daemon=True).start()

@@ -1,8 +1,8 @@
-"""Ends a process that froze with the GIL held, since no Python code can run in it any more.
+"""Ends a process that froze with the GIL held: no Python code can run in it any more.
 
-A thread of the watched process beats once a second into a pipe. A helper process, which needs no
-lock of the watched one, waits for the beats; when they stop it writes one sentence, has
-faulthandler's C signal handler dump every thread's stack below it, and ends the process.
+A thread writes a beat a second into a pipe. A helper process waits for the beats; when they stop it
+writes one sentence, lets faulthandler's C signal handler dump every thread's stack, and ends the
+process.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ _GUARD = Path(__file__).with_name("_guard.py")
 
 
 class Watchdog:
-    """Watches this process from `start` to `stop`; `silence_s` without a beat is a freeze.
+    """Watches this process from `start` to `stop`; `silence_s` without a beat are a freeze.
 
-    `dump` is where the sentence and the stacks go. Only one can watch a process at a time; further
-    ones join the first.
+    `dump` gets the sentence and the stacks. A process has one watchdog; further ones join it.
     """
 
     _lock = threading.Lock()
@@ -45,20 +44,20 @@ class Watchdog:
         self.silence_s = seconds(silence_s, "freeze_after_s", LONGEST_SILENCE_S)
         if self.silence_s < 2 * BEAT_S:
             raise EngineError(
-                f"freeze_after_s must be at least {2 * BEAT_S:g}, as the process shows that it"
-                f" lives every {BEAT_S:g} s, not {silence_s:g}."
+                f"freeze_after_s must be at least {2 * BEAT_S:g}, as the process beats"
+                f" every {BEAT_S:g} s, not {silence_s:g}."
             )
         self._held = False
 
     def start(self) -> None:
-        """Begin to watch, unless this process is watched already."""
+        """Start the helper, unless this process has one already."""
         cls = Watchdog
         with cls._lock:
             self._held = True
             cls._holders += 1
             if cls._holders > 1:
                 return
-            cls._file = open(self.dump, "ab", buffering=0)  # noqa: SIM115  # lives until stop
+            cls._file = open(self.dump, "ab", buffering=0)  # noqa: SIM115  # open until stop
             faulthandler.register(DUMP_SIGNAL, file=cls._file, all_threads=True)
             read, write = os.pipe()
             terminal = os.dup(capture.terminal_fd())
@@ -76,7 +75,7 @@ class Watchdog:
             cls._thread.start()
 
     def stop(self) -> None:
-        """Stop watching, once every holder has; an empty dump is removed."""
+        """Stop the helper after the last holder; an empty dump is removed."""
         cls = Watchdog
         with cls._lock:
             if not self._held:
@@ -108,6 +107,6 @@ def _beat(write: int, stop: threading.Event) -> None:
         while not stop.wait(BEAT_S):
             os.write(write, b".")
     except OSError:
-        pass  # the helper is gone; the process simply is not watched any more
+        pass  # the helper is gone
     finally:
         os.close(write)

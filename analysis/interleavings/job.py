@@ -10,10 +10,10 @@ from analysis.shortfin.releases import installed_release
 from analysis.treatments import expand
 
 
-def _work(job: dict[str, Any], say: jobs.Say) -> None:
+def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
     sharing = job["prefix_sharing"]
     treatments = expand(job["treatments"], installed_release() or "", sharing)
-    say(examine(sharing, treatments, budget_s=job["budget_s"]).as_json())
+    emit(examine(sharing, treatments, budget_s=job["budget_s"]).as_json())
 
 
 if __name__ == "__main__":

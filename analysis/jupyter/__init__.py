@@ -24,7 +24,7 @@ __all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "show"]
 
 FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.snapshots.snapshot.Snapshot": snapshot_html,
-    "analysis.snapshots.change.Change": change_html,
+    "analysis.snapshots.diff.Diff": change_html,
     "analysis.recording.recording.Recording": recording_html,
     "analysis.sanitizer.findings.Finding": finding_html,
     "analysis.sanitizer.findings.Findings": findings_html,

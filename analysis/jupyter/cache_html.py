@@ -13,8 +13,8 @@ from analysis.jupyter.page_map import FILLS, map_of
 from analysis.plots.page_map import CONFLICT_COLOUR, moment_of, plain
 from analysis.plots.style import STATE_COLOURS, VERMILLION
 from analysis.plots.trie import Decode, colour_of, defects, tokens_text, tree_rows
-from analysis.snapshots.change import Change, describe_snapshot
-from analysis.snapshots.snapshot import STATES, Snapshot
+from analysis.snapshots.diff import Diff
+from analysis.snapshots.snapshot import STATES, Snapshot, describe
 
 if TYPE_CHECKING:
     from analysis.recording.recording import Recording
@@ -37,7 +37,7 @@ def snapshot_html(snapshot: Snapshot, *, decode: Decode | None = None) -> str:
     return _render("snapshot.html.j2", **_snapshot(snapshot, decode))
 
 
-def change_html(change: Change) -> str:
+def change_html(change: Diff[Snapshot]) -> str:
     """Return what changed in sentences, and the later page map with the changed pages dotted."""
     shown = (
         {"legend": _legend(change.before, change.after),
@@ -70,7 +70,7 @@ def _render(template: str, **values: Any) -> str:
 def _snapshot(snapshot: Snapshot, decode: Decode | None) -> dict[str, Any]:
     return {
         "when": moment_of(snapshot),
-        "description": describe_snapshot(snapshot),
+        "description": describe(snapshot),
         "legend": _legend(snapshot),
         "map": map_of(snapshot),
         "conflicts": [str(conflict) for conflict in snapshot.conflicts[2:]],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.core.wording import capitalised
+from analysis.core.wording import capitalised, listed, ranges
 from analysis.plots.page_map import (
     SQUARES,
     Owner,
@@ -19,7 +19,6 @@ from analysis.plots.page_map import (
     owners,
 )
 from analysis.plots.style import STATE_COLOURS
-from analysis.snapshots.change import cut, ranges
 from analysis.snapshots.snapshot import STATES, Snapshot
 
 _CELL, _LEFT, _WIDTH = 26, 52, 720
@@ -85,7 +84,7 @@ def _squares(snapshot: Snapshot, changed: Sequence[int]) -> PageMap:
     notes += [text for pages, text in marks.values() if pages]
     note = " ".join(f"{capitalised(text)}." for text in notes)
     if everyone and lettered:
-        names = cut([f"{owner.letter} {owner.name}" for owner in everyone.values()], 24)
+        names = listed((f"{owner.letter} {owner.name}" for owner in everyone.values()), most=24)
         note += f" Requests: {names}."
     return PageMap(
         width=_LEFT + columns * cell + 2,
@@ -99,7 +98,7 @@ def _squares(snapshot: Snapshot, changed: Sequence[int]) -> PageMap:
 def _tooltip(snapshot: Snapshot, page: int, held: Sequence[Owner]) -> str:
     text = f"page {page}: {STATES[int(snapshot.states[page])]}"
     if held:
-        text += f", held by {cut([owner.name for owner in held], 4)}"
+        text += f", held by {listed((owner.name for owner in held), most=4)}"
     if page in snapshot.node_of_page:
         text += f", node {snapshot.node_of_page[page]}"
     if page in snapshot.contents:
@@ -136,7 +135,7 @@ def _blocks(snapshot: Snapshot, changed: Sequence[int]) -> PageMap:
         who = groups[held[first]] if each == 1 else ()
         whole = found[state] == end - begin and STATES[state] == "live"
         if who and whole and len(np.unique(held[begin:end])) == 1:
-            title += f", held by {cut([names[request] for request in who], 4)}"
+            title += f", held by {listed((names[request] for request in who), most=4)}"
         share = found[state] / (end - begin)
         blocks.append(
             {

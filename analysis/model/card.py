@@ -53,7 +53,7 @@ answers are known by construction, and it gives them because it reads its contex
   {sizes["page_tokens"]} tokens a page, the interface of sharktank's export_paged_llm_v1. A page is
   [layers, (K, V), {sizes["page_tokens"]} tokens, kv heads, head dimension], keys after the rotary
   embedding. Attention is masked by adding minus infinity, and a slot below `seq_lens` is read
-  whoever wrote it: it forgives an engine nothing.
+  also if another request wrote it.
 - {sizes["vocab"]} tokens: `<unk>` (0), `<s>` (1, put before each prompt), `</s>` (2, never
   learned), digits, letters, space and `>`. At most {sizes["max_seq_len"]} tokens.
 

@@ -134,11 +134,11 @@ def _sizes(model: ModelArtifacts, batch_sizes: Sequence[int] | None) -> tuple[in
 
 def _compile(text: str, flags: Sequence[str], vmfb: Path, timeout_s: float) -> None:
     with children.scratch(".compiling", vmfb.parent) as scratch:
-        source, made, said = (scratch / name for name in ("model.mlir", "model.vmfb", "said"))
+        source, made, output = (scratch / name for name in ("model.mlir", "model.vmfb", "output"))
         source.write_text(text, encoding="utf-8")
         command = children.until_we_end(_compiler(), source, *flags, "-o", made)
-        with said.open("wb") as output:
-            compiler = children.start(command, stdout=output, stderr=output)
+        with output.open("wb") as printed:
+            compiler = children.start(command, stdout=printed, stderr=printed)
         try:
             failed = compiler.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -149,7 +149,7 @@ def _compile(text: str, flags: Sequence[str], vmfb: Path, timeout_s: float) -> N
         finally:
             children.kill_group(compiler)
         if failed or not made.is_file():
-            last = "\n".join(children.tail(said).strip().splitlines()[-_KEPT_LINES:])
+            last = "\n".join(children.tail(output).strip().splitlines()[-_KEPT_LINES:])
             raise ModelError(
                 f"iree-compile {_compiler_version()} failed on the model with exit status "
                 f"{failed}; its last lines were:\n{last}"
@@ -204,7 +204,7 @@ def _compiler_version() -> str:
 
 
 def _host_cpu() -> str:
-    """Name this CPU and its features, so that a cache on a shared disk serves only its like."""
+    """Name this CPU and its features, for caches on a shared disk."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

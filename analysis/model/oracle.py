@@ -92,8 +92,8 @@ class Oracle:
         """
         query = {"prompt": prompt, "prompt_tokens": prompt_tokens, "answer": answer,
                  "want": "probabilities"}  # fmt: skip
-        (said,) = self._ask([query])
-        return tuple(said["probabilities"])
+        (answered,) = self._ask([query])
+        return tuple(answered["probabilities"])
 
     def keys_values(
         self, sequences: Iterable[tuple[int, Sequence[int]]], timeout_s: float
@@ -108,10 +108,10 @@ class Oracle:
             for prompt, tokens in sequences
         ]
         return [
-            np.frombuffer(base64.b64decode(said["keys_values"]), said["dtype"]).reshape(
-                said["shape"]
+            np.frombuffer(base64.b64decode(answered["keys_values"]), answered["dtype"]).reshape(
+                answered["shape"]
             )
-            for said in self._ask(queries, timeout_s, timeout_s)
+            for answered in self._ask(queries, timeout_s, timeout_s)
         ]
 
     def _ask(
@@ -162,7 +162,7 @@ def append(file: Path, question: Question, tokens: Sequence[int]) -> None:
         handle.write(line)
 
 
-def _work(job: dict[str, Any], say: jobs.Say) -> None:
+def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
     """Answer the queries of a job (runs in the child)."""
     from analysis.model.compile import compile_model
     from analysis.model.reference import ReferenceDecoder
@@ -179,17 +179,17 @@ def _work(job: dict[str, Any], say: jobs.Say) -> None:
     for query in job["queries"]:
         prompt = query.get("prompt_tokens") or tokenizer.encode(query["prompt"])
         if "new_tokens" in query:
-            say({"tokens": decoder.generate(prompt, query["new_tokens"])})
+            emit({"tokens": decoder.generate(prompt, query["new_tokens"])})
             continue
         sequence = decoder.start(prompt, capacity=len(prompt) + len(query["answer"]) + 1)
         for token in query["answer"]:
             sequence.step(token)
         if query["want"] == "probabilities":
-            say({"probabilities": [float(p) for p in sequence.probabilities]})
+            emit({"probabilities": [float(p) for p in sequence.probabilities]})
             continue
         slots = np.ascontiguousarray(sequence.keys_values())
         data = base64.b64encode(slots.tobytes()).decode()
-        say({"keys_values": data, "dtype": str(slots.dtype), "shape": slots.shape})
+        emit({"keys_values": data, "dtype": str(slots.dtype), "shape": slots.shape})
 
 
 if __name__ == "__main__":

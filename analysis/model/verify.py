@@ -78,11 +78,6 @@ class VerifyReport:
         return _together(self.accuracy)
 
     @property
-    def overall_sensitivity(self) -> Share:
-        """All families together."""
-        return _together(self.sensitivity)
-
-    @property
     def passed(self) -> bool:
         """Whether the model is what this project needs."""
         return (

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.core.wording import counted
+from analysis.core.wording import counted, listed, ranges, short_names
 from analysis.plots import style
 from analysis.plots.style import REQUEST_COLOURS, STATE_COLOURS
-from analysis.snapshots.change import SnapshotError, cut, ranges, same_pool, short_names
+from analysis.snapshots.diff import SnapshotError, same_pool
 from analysis.snapshots.snapshot import CACHED, LEAKED, STATES, Snapshot
 
 CONFLICT_COLOUR = "#8B008B"
@@ -350,7 +350,7 @@ def _notes(shown: Sequence[Snapshot]) -> list[str]:
                      "do not distinguish them.")  # fmt: skip
     elif number > len(REQUEST_COLOURS):
         rest = list(owners(shown).values())[len(REQUEST_COLOURS) :]
-        names = cut([f"{owner.letter} {owner.name}" for owner in rest])
+        names = listed((f"{owner.letter} {owner.name}" for owner in rest), most=8)
         verb = "is" if len(rest) == 1 else "are"
         notes.append(f"{names} {verb} outlined in grey.")
     if any(map(by_several, shown)) and not large:

@@ -15,6 +15,7 @@ from analysis.core.wording import counted
 from analysis.plots import style
 from analysis.plots.page_map import moment_of, plain
 from analysis.snapshots.snapshot import Node, Snapshot
+from analysis.snapshots.trie import Trie
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -119,15 +120,11 @@ def tree_rows(
 
     The important nodes are chosen first, then those near the root, each with its ancestors.
     """
-    by_number = {node.node: node for node in nodes}
-    children: dict[int, list[int]] = {}
-    tops = []
-    for node in nodes:
-        if node.parent in by_number and node.parent != node.node:
-            children.setdefault(node.parent, []).append(node.node)
-        else:
-            tops.append(node.node)
-    order, depth, parent = _walk(tops, children, [node.node for node in nodes])
+    tree = Trie(nodes)
+    steps = list(tree.walk())
+    order = [step.node.node for step in steps]
+    depth = {step.node.node: step.depth for step in steps}
+    parent = {step.node.node: step.parent for step in steps}
     kept = _chosen([*important, *sorted(order, key=lambda n: depth[n])], parent, limit)
     below = dict.fromkeys(order, 0)
     for number in reversed(order):
@@ -139,7 +136,8 @@ def tree_rows(
     for number in order:
         if number in kept:
             line[number] = len(rows)
-            shown = [child for child in children.get(number, ()) if child in kept]
+            shown = [child for child in tree.children.get(number, ()) if child in kept]
+            # Nodes below a shown child are counted in the child's line.
             hidden = below[number] - sum(below[child] for child in shown)
             rows.append(Row(number, depth[number], line.get(parent[number]), hidden))
     return rows, len(order) - len(rows)
@@ -283,28 +281,6 @@ def _legend(panels: Sequence[_Panel], rows: Sequence[Row]) -> list[Artist]:
 def _indent(rows: Sequence[Row]) -> float:
     """Return the indentation of a level in inches: less if the tree is deep."""
     return min(_INDENT, _TREE / max(1, max((row.depth for row in rows), default=0)))
-
-
-def _walk(
-    tops: Sequence[int], children: Mapping[int, Sequence[int]], numbers: Sequence[int]
-) -> tuple[list[int], dict[int, int], dict[int, int | None]]:
-    """Return all nodes in the order of their lines, with depth and parent of each.
-
-    Nodes in a cycle, which no root leads to, come last.
-    """
-    order: list[int] = []
-    depth: dict[int, int] = {}
-    parent: dict[int, int | None] = {}
-    for start in [*tops, *numbers]:
-        stack: list[tuple[int, int, int | None]] = [(start, 0, None)]
-        while stack:
-            number, level, above = stack.pop()
-            if number in depth:
-                continue
-            order.append(number)
-            depth[number], parent[number] = level, above
-            stack += [(child, level + 1, number) for child in reversed(children.get(number, ()))]
-    return order, depth, parent
 
 
 def _chosen(wanted: Iterable[int], parent: Mapping[int, int | None], limit: int) -> set[int]:

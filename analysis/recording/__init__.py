@@ -1,4 +1,4 @@
-"""What happens inside a live engine: invocations, cache events, and snapshots of the cache."""
+"""Records a live engine: invocations, cache events, and snapshots of the cache."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.engine.engine import Engine
-from analysis.recording.checksums import checksummed
-from analysis.recording.recorder import MOST_BYTES, Recorder
+from analysis.recording.checking import checksummed
+from analysis.recording.recorder import Recorder
 from analysis.recording.recording import Recording
+from analysis.recording.sizes import MOST_BYTES
 from analysis.shortfin.capture import ObserverWarning
 
 __all__ = ["ObserverWarning", "Recording", "observe"]
@@ -31,22 +32,19 @@ def observe(
     verifies: bool = False,
     checksums: str | None = None,
 ) -> Iterator[Recording]:
-    """Watch a running engine as long as the block lasts, and yield what is recorded.
+    """Record a running engine as long as the block lasts, and yield the recording.
 
-    The engine's objects get hooks that only look, and lose them at the end: then every object is
-    as it was. `snapshots` takes one of the cache before and after every request and at failures;
-    without it only the first and the last are taken. `stacks` adds to every event the engine's
-    own Python frames. Resident memory is read every `memory_every_s` seconds (0: never). At most
-    `max_events` events, as many invocations and `max_snapshots` snapshots are kept, the first ones;
-    `Recording.overflow` says what was left out. An event takes some 300 bytes. What is kept beside
-    its rows (arrays and scores of invocations, frames, snapshots) is counted, and the recording is
-    full as well when that takes more than `max_bytes`, by default 1 GiB. `likeliest` has every
-    invocation note so many of the likeliest next tokens of each request's row, with their
-    logarithmic probabilities (columns `top_tokens` and `top_logprobs`). `verifies` has arguments
-    compared with what they were filled with, and results followed up to the token that is chosen
+    Hooks are read-only and are removed on exit. `snapshots` takes one of the cache before and after
+    every request and at failures; without it only the first and the last are taken. `stacks` adds
+    the engine's own Python frames to every event. Resident memory is read every `memory_every_s`
+    seconds (0: never). The first `max_events` events, as many invocations and `max_snapshots`
+    snapshots are kept; `Recording.overflow` says what was dropped. An event takes some 300 bytes.
+    Arrays and scores of invocations, frames and snapshots are counted apart: the recording is also
+    full when they take more than `max_bytes`. `likeliest` keeps so many of the likeliest next
+    tokens of each request's row (columns `top_tokens` and `top_logprobs`). `verifies` compares
+    arguments with what they were filled with, and follows results up to the token that is chosen
     (columns `result_tokens`, `result_digests` and `changed`, events `chosen`). `checksums`
-    (*sampled*, *landings* or *whole*) reads the bytes of pages, and tells what changed that nothing
-    wrote and what was written and did not arrive; see `sanitize`.
+    (*sampled*, *landings* or *whole*) compares the bytes of pages; see `sanitize`.
 
     Raises EngineError if the engine is not running or is observed already.
     """

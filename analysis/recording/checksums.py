@@ -1,48 +1,47 @@
 """Checksums of the pages' bytes: what nothing wrote must stay, what was written must have arrived.
 
-The page table is mapped once and read in place. Of every slot a digest is kept for each layer, keys
-and values, and head. Invocations are known from their start to their landing; a page is judged only
-when every invocation that may have written to it meanwhile has landed, by what their arguments say.
+A page that looks changed is judged only when every invocation that may have written to it meanwhile
+has landed, by the arguments of these invocations.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from analysis.core.errors import EngineError
-from analysis.model.elements import nans_in_words
-from analysis.recording.writes import PADDING_PAGE, Ints, Mask, Written
+from analysis.recording.digests import (
+    UNKNOWN_TOKEN,
+    Copy,
+    Digests,
+    PageDigests,
+    Pending,
+    Sink,
+    aligned,
+    blocks_of,
+)
+from analysis.recording.writes import PADDING_PAGE, Mask, Written
 
 if TYPE_CHECKING:
-    from analysis.recording.recorder import Recorder
     from analysis.shortfin.port import CacheProbe
 
-Digests = npt.NDArray[np.uint64]
 
 MODES = ("sampled", "landings", "whole")
 FOLLOWED = 32
 """One page of so many is followed with *sampled*."""
 SAMPLED = 4
-"""Pages that are read when an invocation lands with *landings*, of those that its rows use."""
+"""With *landings*, the pages that are read when an invocation ends, of those that its rows use."""
 SEEN = frozenset(["acquire", "free", "pages_dropped", "match", "copy"])
-"""Kinds of events that `Checksums.seen` is told of."""
-_KINDS = ("K", "V")
-_UNKNOWN_TOKEN = -1
-_MOST_PENDING, _FORMER = 1000, 256
+"""Kinds of events that are passed to `Checksums.seen`."""
+_MOST_PENDING = 1000
 _LEARNT = 64
 """Pages that are read at a time when the checking begins; the engine waits no longer."""
 _SEED = 20261125
-_WEIGHTS = np.array([(2 * i + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 | 1 for i in range(64)],
-                    dtype=np.uint64)  # fmt: skip
+
 
 _watching: dict[int, Checksums] = {}
 """By the id of a pool."""
@@ -60,68 +59,7 @@ def writing(pool: Any, page: int) -> Iterator[None]:
         watched.recorder.of_bytes(watched.rewritten, page)
 
 
-@contextmanager
-def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
-    """Look at the bytes of pages as long as the block lasts, unless that is done already.
-
-    Where they cannot be read, an event says so. Raises EngineError for an unknown mode.
-    """
-    if mode is not None and mode not in MODES:
-        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
-    probe = recorder.engine.probe
-    if mode is None or probe is None or recorder.checksums is not None:
-        yield
-        return
-    try:
-        mine = Checksums(probe, recorder, mode=mode)
-    except EngineError as error:
-        recorder.event("checksums", message=str(error))
-        yield
-        return
-    try:
-        mine.open()
-        if recorder.checksums is mine:
-            recorder.event("checksums", coverage=mine.coverage)
-        yield
-    finally:
-        if recorder.checksums is mine:
-            recorder.read_all_bytes()
-        recorder.checksums = None
-        mine.close()
-
-
-@dataclass
-class _Pending:
-    """A page that was read and looked changed while invocations were under way."""
-
-    page: int
-    slots: list[int]
-    held: Digests
-    """Its digests as read, [layers, 2, stride, heads]."""
-    at: Ints
-    """Which state each slot was compared with, [stride]."""
-    invocations: set[int]
-    moment: str
-    since: int
-    seen: int
-    """The last invocation that had begun when it was read."""
-    holders: list[str]
-    """Requests that held it then."""
-    request_id: str | None
-
-
-@dataclass
-class _Copy:
-    """What a page was copied from."""
-
-    source: int
-    done_after: int
-    """The invocation after whose landing the device has surely done it."""
-    invocations: set[int]
-    """Invocations under way then, which may have been writing to the source."""
-
-
-class Checksums:
+class Checksums(PageDigests):
     """Digests of all slots of one engine's page table, compared whenever a page is read again.
 
     The slots that an invocation wrote are read when it lands, and pages when they are acquired,
@@ -135,27 +73,22 @@ class Checksums:
     EngineError where the page table cannot be read from here.
     """
 
-    def __init__(self, probe: CacheProbe, recorder: Recorder, *, mode: str = "sampled") -> None:
+    def __init__(self, probe: CacheProbe, recorder: Sink, *, mode: str = "sampled") -> None:
+        super().__init__(probe)
         self.mode = mode
         self.lock = threading.RLock()
         self.invocations = 0
-        """Invocations that landed."""
+        """Invocations that ended."""
         self.pages_read = 0
         """Pages that were read and compared."""
         self.slots_written = 0
-        """Slots that were looked at when the invocation that wrote them had landed."""
+        """Slots that were read when the invocation that wrote them had ended."""
         self.unchecked = 0
-        """Changes of a page that were not judged, for want of room to remember them."""
+        """Changes of a page that were not judged because too many were pending."""
         self._offered = 0
-        """Pages that landings could have read, of which each read one."""
+        """Pages that could have been read at the ends of invocations."""
         self.recorder, self._pool = recorder, probe.pool
         self._random = random.Random(_SEED)
-        self._open(probe)
-        shape = (self._count, self._stride)
-        layers, kinds, stride, shard = self._tables[0].shape[1:5]
-        heads = shard * len(self._tables)
-        self._digest = np.zeros((self._count, layers, kinds, stride, heads), dtype=np.uint64)
-        self._known = np.zeros(shape, dtype=bool)
         self._all = list(range(self._count))
         """The pages that are followed."""
         if mode == "sampled" and self._count > 1:
@@ -164,28 +97,15 @@ class Checksums:
         self._follows = np.zeros(self._count, dtype=bool)
         self._follows[self._all] = True
         self._followed = frozenset(self._all)
-        self._at = np.zeros(shape, dtype=np.int64)
-        """When the state that a digest is of was first seen, by a clock of its own."""
-        self._token = np.full(shape, _UNKNOWN_TOKEN, dtype=np.int64)
-        """The token that was written last."""
-        self._since = np.full(self._count, -1, dtype=np.int64)
-        """The last invocation that had begun when a page was last seen as it should be."""
-        self._clock, self._last_begun = 1, -1
-        self._air: dict[int, int] = {}
-        """Invocations under way, each with the clock when it began, -1 if that was not seen."""
-        self._pending: list[_Pending] = []
-        self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
-        """What slots held that changed, which may stand elsewhere now: pages exchanged."""
-        # Invocations that were called before the hooks were there may write what nobody sees.
+        self._pending: list[Pending] = []
+        # Invocations that began before the hooks were attached may write unseen.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
         self._unsure.add(PADDING_PAGE)
-        self._copied: dict[int, _Copy] = {}
-        """By the page that became one."""
 
     def open(self) -> None:
-        """Have the recorder tell what the engine does, then learn what every page holds.
+        """Attach to the recorder, then read what every page holds.
 
-        In this order: else what is written in between would be seen as a change by nobody.
+        In this order: a write in between would look like a change without a write.
         """
         with self.lock:
             _watching[id(self._pool)] = self
@@ -196,39 +116,6 @@ class Checksums:
                 if self._tables:
                     self._learn(self._all[first : first + _LEARNT])
 
-    def _learn(self, pages: Sequence[int]) -> None:
-        """Take what pages hold for right, but for what is known already."""
-        self._clock += 1
-        unknown = ~self._known[pages]
-        held = self._of_pages(pages)
-        self._digest[pages] = np.where(unknown[:, None, None, :, None], held, self._digest[pages])
-        self._at[pages] = np.where(unknown, self._clock, self._at[pages])
-        self._since[pages] = np.maximum(self._since[pages], self._last_begun)
-        self._known[pages] = True
-
-    def _open(self, probe: CacheProbe) -> None:
-        """Map the page tables."""
-        self._stride = int(probe.cache.tokens_per_page)
-        self._count = len(probe.pool.attn_page_entries)
-        layers = int(probe.native.model_params.transformer_block_count)
-        heads = int(probe.native.model_params.paged_kv_cache.attention_head_count_kv)
-        tables = probe.pool.page_tables
-        shape = (self._count, layers, 2, self._stride, heads // len(tables), -1)
-        try:
-            # Kept: the arrays lie in what is mapped.
-            self._maps = [table.map(read=True) for table in tables]
-            flat = [np.asarray(memoryview(mapped)).reshape(-1) for mapped in self._maps]
-            self._tables = [array.view(np.uint8).reshape(shape).view(np.uint64) for array in flat]
-        except Exception as error:
-            raise EngineError(f"the page table of this device cannot be mapped: {error}") from error
-        width = self._tables[0].shape[-1]
-        self._weights = np.resize(_WEIGHTS, width)
-        # Written over itself NaN looks as before.
-        self._nan = np.array(
-            [(np.full(width, word) * self._weights).sum() for word in nans_in_words(probe.dtype)],
-            dtype=np.uint64,
-        )
-
     def close(self) -> None:
         """Let go of the page tables."""
         with self.lock:
@@ -237,24 +124,10 @@ class Checksums:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _of_pages(self, pages: Any) -> Digests:
-        """Return the digests of pages, [pages, layers, 2, stride, heads]."""
-        return self._digested([table[pages] for table in self._tables])
-
-    def _of_slots(self, pages: Ints, slots: Ints) -> Digests:
-        """Return the digests of slots, [slots, layers, 2, heads]."""
-        return self._digested([table[pages, :, :, slots] for table in self._tables])
-
-    def _digested(self, parts: Sequence[Digests]) -> Digests:
-        # Weights are odd, so that no single changed bit goes unseen. They are the same for every
-        # block, so that a block is known again in another place; one of zeros is 0.
-        sums = [np.einsum("...i,i->...", part, self._weights) for part in parts]
-        return sums[0] if len(sums) == 1 else np.concatenate(sums, axis=-1)
-
     # -- what the engine does --------------------------------------------------------------
 
     def begins(self, invocation: int) -> None:
-        """Take note that an invocation is about to be called."""
+        """Note that an invocation begins."""
         with self.lock:
             if self.mode == "whole":
                 self._look(self._all, "start")
@@ -284,7 +157,7 @@ class Checksums:
                 wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
             except (KeyError, ValueError, IndexError):  # its arguments could not be read
                 wrote = None
-            # Of one whose beginning was not told nobody knows what was read while it wrote.
+            # If its beginning is unknown, so is what was read while it wrote.
             if wrote is None or begun is None or error is not None:
                 self._distrust(request_ids, wrote)
                 self._settle(invocation, frozenset())  # of unsure pages none is pending any more
@@ -324,18 +197,18 @@ class Checksums:
             self._look(there, kind, request_id)
 
     def rewritten(self, page: int) -> None:
-        """Take note of what was just written to a page on purpose, outside of the model."""
+        """Note what was just written to a page on purpose, outside of the model."""
         with self.lock:
             if not self._tables or page not in self._followed:
                 return
             self._clock += 1
             self._digest[page] = self._of_pages([page])[0]
             self._known[page], self._at[page] = True, self._clock
-            self._token[page] = _UNKNOWN_TOKEN
+            self._token[page] = UNKNOWN_TOKEN
             self._copied.pop(page, None)
 
     def read_all(self) -> None:
-        """Read every page: what changed unseen is told at the latest here."""
+        """Read every page, so that every change is reported by now."""
         with self.lock:
             if self._tables:
                 for copy in self._copied.values():
@@ -359,7 +232,7 @@ class Checksums:
         }
 
     def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
-        """Tell, quickly, whether an invocation surely wrote to no page that is followed."""
+        """Return whether an invocation surely wrote to no page that is followed. Hot path."""
         try:
             (rows, blocks), tables = arrays["block_tables"]
             if phase == "decode":
@@ -395,7 +268,7 @@ class Checksums:
             self._known[at, slots], self._at[at, slots] = True, self._clock
         for row in np.flatnonzero(changed.any(axis=1)).tolist():
             page = pages[row]
-            pending = _Pending(
+            pending = Pending(
                 page, np.flatnonzero(changed[row]).tolist(), held[row], self._at[page].copy(),
                 set(self._air), moment, int(self._since[page]), self._last_begun,
                 self.recorder.holders_of(page), request_id,
@@ -408,7 +281,7 @@ class Checksums:
                 self.unchecked += 1
 
     def _settle(self, invocation: int, written: frozenset[int]) -> None:
-        """Judge what waited for an invocation that has landed, but for what that wrote."""
+        """Judge changes that waited for an invocation that has ended, except what it wrote."""
         left = []
         for pending in self._pending:
             if invocation in pending.invocations:
@@ -421,8 +294,8 @@ class Checksums:
                 self._changed(pending)
         self._pending = left
 
-    def _changed(self, pending: _Pending) -> None:
-        """Tell of slots that changed, unless they were written or told of since."""
+    def _changed(self, pending: Pending) -> None:
+        """Report slots that changed, unless they were written or reported since."""
         page, at = pending.page, self._at[pending.page]
         slots = [s for s in pending.slots if self._known[page, s] and at[s] == pending.at[s]]
         if not slots:
@@ -431,7 +304,7 @@ class Checksums:
         parts = (was != held).any(axis=2)  # [layers, 2, heads]
         said = {
             "slots": slots,
-            "blocks": _blocks(parts),
+            "blocks": blocks_of(parts),
             **self._origin(page, slots, was != held, held),
             "moment": pending.moment,
             "since_invocation": pending.since,
@@ -443,40 +316,17 @@ class Checksums:
         self._former.extend((page, s, was[:, :, i].copy()) for i, s in enumerate(slots))
         self._digest[page][:, :, slots] = held
         self._at[page, slots] = self._clock
-        self._token[page, slots] = _UNKNOWN_TOKEN
+        self._token[page, slots] = UNKNOWN_TOKEN
         self._since[page] = self._last_begun
         self.recorder.event("bytes_changed", request_id=pending.request_id, pages=[page],
                             value=slots[0], changed_bytes=said)  # fmt: skip
-
-    def _origin(
-        self, page: int, slots: Sequence[int], unlike: Mask, held: Digests
-    ) -> dict[str, Any]:
-        """Return what changed slots hold now, as columns: zeros, another slot, or neither."""
-        if not held[unlike].any():
-            return {"zeros": True}
-        for place, slot in enumerate(slots):
-            changed, now = unlike[:, :, place], held[:, :, place]
-            if not now[changed].any():
-                continue
-            layer, kind, head = (axis[0] for axis in np.nonzero(changed))
-            pages, there = np.nonzero(
-                self._digest[:, layer, kind, :, head] == now[layer, kind, head]
-            )
-            known = [
-                (q, s, self._digest[q][:, :, s])
-                for q, s in zip(pages.tolist(), there.tolist(), strict=True)
-            ]
-            for q, s, digest in [*known, *self._former]:
-                if (q, s) != (page, slot) and (digest == now)[changed].all():
-                    return {"zeros": False, "from_page": q, "from_slot": s}
-        return {"zeros": False}
 
     # -- what arrives ----------------------------------------------------------------------
 
     def _arrive(
         self, invocation: int, request_ids: Sequence[str], wrote: Written, begun: int
     ) -> None:
-        """Read the slots that an invocation wrote; tell of those where something did not arrive."""
+        """Read the slots that an invocation wrote; report those where data did not arrive."""
         if self.mode == "sampled":
             wrote.only(self._follows)
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
@@ -489,7 +339,7 @@ class Checksums:
             self._tell_lost(invocation, request_ids, wrote, begun, held, same)
         # What a padding token wrote is known only if it changed something.
         if not real.all():
-            tokens = np.where(real | ~same.all(axis=(1, 2, 3)), tokens, _UNKNOWN_TOKEN)
+            tokens = np.where(real | ~same.all(axis=(1, 2, 3)), tokens, UNKNOWN_TOKEN)
         self._token[pages, slots] = tokens
         self._digest[pages, :, :, slots] = held
         self._known[pages, slots], self._at[pages, slots] = True, self._clock
@@ -505,22 +355,22 @@ class Checksums:
         held: Digests,
         same: Mask,
     ) -> None:
-        """Tell of written slots of which something is as before, or zeros."""
+        """Report written slots of which a part is as before, or zeros."""
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
         judged = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
         if self._unsure:
             judged &= ~np.isin(pages, list(self._unsure))
         before = self._token[pages, slots]
-        lost = self._lost(held, same, judged, before, tokens) | ((held == 0) & _aligned(real))
+        lost = self._lost(held, same, judged, before, tokens) | ((held == 0) & aligned(real))
         suspects = lost.any(axis=(1, 2, 3))
-        other = (before != tokens) & (before != _UNKNOWN_TOKEN) & judged
+        other = (before != tokens) & (before != UNKNOWN_TOKEN) & judged
         for page in dict.fromkeys(pages[suspects].tolist()):
             here = np.flatnonzero(suspects & (pages == page))
             kept = [
                 {
                     "slot": int(slots[i]),
                     "whole": bool(lost[i].all()),
-                    "blocks": _blocks(lost[i]),
+                    "blocks": blocks_of(lost[i]),
                     "zeros": bool((held[i][lost[i]] == 0).all()),
                     "other_token": bool(other[i]),
                 }
@@ -530,64 +380,20 @@ class Checksums:
             self.recorder.event("bytes_kept", request_id=request_id, pages=[page],
                                 value=invocation, kept_bytes=kept)  # fmt: skip
 
-    def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
-        """Return which blocks still hold what they held, where a write should have changed them.
-
-        The first layer's values follow from the token, and its keys from the token and its
-        position: that they stay says nothing where the token may be the same. Nor does NaN.
-        """
-        kept = same & _aligned(judged) & ~np.isin(held, self._nan)
-        first = kept[:, 0]
-        keys, values = first[:, 0], first[:, 1]
-        whole_keys, whole_values = keys.all(axis=1), values.all(axis=1)
-        plain = (whole_keys | ~keys.any(axis=1)) & (whole_values | ~values.any(axis=1))
-        plain &= whole_values | ~whole_keys
-        plain &= (before == tokens) | (before == _UNKNOWN_TOKEN)
-        plain &= ~kept[:, 1:].any(axis=(1, 2, 3))
-        return kept & ~_aligned(plain)
-
     # -- the rest --------------------------------------------------------------------------
 
     def _copy(self, source: int, target: int) -> None:
-        """Take note that a page becomes another's copy; the device may do it later."""
+        """Note that a page becomes a copy of another; the device may do it later."""
         self._clock += 1
         self._at[target] = self._clock
         self._known[target] = self._known[source] & (source not in self._unsure)
         self._digest[target], self._token[target] = self._digest[source], self._token[source]
-        self._copied[target] = _Copy(source, self._last_begun + 1, set(self._air))
-
-    def _uncertain_copies(self, invocation: int, written: frozenset[int]) -> None:
-        """Take back what copies should hold where an invocation was writing to their source."""
-        for target, copy in self._copied.items():
-            if invocation in copy.invocations:
-                first = copy.source * self._stride
-                slots = [s for s in range(self._stride) if first + s in written]
-                self._known[target, slots] = False
-
-    def _is_settling(self, page: int) -> bool:
-        """Tell whether a page is a copy that the device may not have made yet."""
-        if page not in self._copied:
-            return False
-        after = self._copied[page].done_after
-        return after > self._last_begun or any(number <= after for number in self._air)
+        self._copied[target] = Copy(source, self._last_begun + 1, set(self._air))
 
     def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
-        """Take note that an invocation wrote nobody knows what; it may still be writing."""
+        """Note that an invocation wrote unknown slots; it may still be writing."""
         for request_id in request_ids:
             self._unsure.update(self.recorder.held_by(request_id))
         if wrote is not None:
             self._unsure.update(wrote.pages.tolist())
         self._pending = [p for p in self._pending if p.page not in self._unsure]
-
-
-def _aligned(mask: Mask) -> Mask:
-    """Return a mask of slots so that it fits their blocks, [slots, 1, 1, 1]."""
-    return mask[:, None, None, None]
-
-
-def _blocks(marked: Mask) -> list[dict[str, Any]] | None:
-    """Return layer, K or V, and head of each marked block, None if all are marked."""
-    if marked.all():
-        return None
-    found: Iterable[Any] = zip(*(axis.tolist() for axis in np.nonzero(marked)), strict=True)
-    return [{"layer": layer, "kind": _KINDS[kind], "head": head} for layer, kind, head in found]

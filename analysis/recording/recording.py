@@ -1,4 +1,4 @@
-"""What was recorded of an engine, as frames like those of a run, and as tables to be written."""
+"""A recording of an engine, as frames like those of a run, and as tables to be written."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from analysis.core.wording import counted, listed
 from analysis.recording.recorder import (
     EVENT_FIELDS,
     INVOCATION_FIELDS,
     Recorder,
-    stack_in_words,
 )
+from analysis.recording.stacks import stack_in_words
 from analysis.runs.schema import TABLES
 from analysis.runs.tables import to_frame, to_table
 from analysis.shortfin.scores import likeliest
 from analysis.shortfin.verify import digest_of, results_of
-from analysis.snapshots.change import counted
 from analysis.snapshots.snapshot import Snapshot
 
 
@@ -32,7 +32,7 @@ class Recording:
 
     @property
     def recorder(self) -> Recorder:
-        """What keeps it, for those who follow it while it grows."""
+        """The recorder, for those who follow it while it grows."""
         return self._recorder
 
     @property
@@ -81,7 +81,7 @@ class Recording:
 
     @property
     def faults(self) -> list[str]:
-        """Errors of the watching itself; each is also an event `observer_error`."""
+        """Errors of the recording itself; each is also an event `observer_error`."""
         return list(self._recorder.faults)
 
     @property
@@ -90,9 +90,9 @@ class Recording:
         left_out = {name: count for name, count in self._recorder.dropped.items() if count}
         if not left_out:
             return None
-        listed = " and ".join(counted(count, name[:-1]) for name, count in left_out.items())
+        kinds = listed(counted(count, name[:-1]) for name, count in left_out.items())
         were = "was" if sum(left_out.values()) == 1 else "were"
-        return f"The recording was full: {listed} {were} counted but not kept."
+        return f"The recording was full: {kinds} {were} counted but not kept."
 
     def sizes(self) -> dict[str, int]:
         """Return how many rows each table has so far."""
@@ -103,7 +103,7 @@ class Recording:
         }
 
     def standing(self, skipped: int = 0) -> dict[str, Any]:
-        """Return what is under way, as plain values, for whoever writes down what was recorded.
+        """Return what is pending, as plain values, for a `StreamWriter`.
 
         `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
         recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,

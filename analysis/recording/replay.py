@@ -1,4 +1,4 @@
-"""The cache as its events tell it: from one snapshot on, without looking at the engine."""
+"""The state of the cache computed from a snapshot and the events after it."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ class Replay:
                 self._leaves.discard(int(event.node))
 
     def _forget_count(self, node: int) -> None:
-        """Keep no count of a node that is gone, unless somebody still refers to it."""
+        """Keep no count of a node that is gone, unless it still has references."""
         if node not in self.nodes and not self._references.get(node):
             self._references.pop(node, None)
 
     def cached(self) -> set[int]:
-        """Return the pages that the prefix cache has now, whoever else holds them."""
+        """Return the pages that the prefix cache has now, held by requests or not."""
         return self.duplicates | {n.page for n in self._reachable() if n.page is not None}
 
     def snapshot(self) -> Snapshot:

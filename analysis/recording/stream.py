@@ -1,6 +1,6 @@
-"""A recording on disk while it grows, so that what was seen outlives the process that saw it.
+"""A recording on disk while it grows: it survives a crash of the process.
 
-One file, `recorded`, to which frames are only ever added: rows of the tables as Arrow record
+One file, `recorded`, that only grows: rows of the tables as Arrow record
 batches, and after them a mark that says how far all is there. A process may end at any moment:
 what is behind the last whole mark is left out.
 """
@@ -49,7 +49,7 @@ class Source(Protocol):
         """Return a table from row `start` on, in order of recording."""
 
     def standing(self, skipped: int = 0) -> dict[str, Any]:
-        """Return what is under way, as plain values; see `Recording.standing`."""
+        """Return what is pending, as plain values; see `Recording.standing`."""
 
 
 class StreamWriter:
@@ -106,7 +106,7 @@ class StreamWriter:
             self.write()
 
     def _write(self) -> None:
-        # What is under way is asked for before and after the rows: what ends meanwhile is in one.
+        # What is pending is read before and after the rows: what ends meanwhile is in one of them.
         before = self._recording.standing(self._reach.skipped)
         failure: Exception | None = None
         tables: dict[str, pa.Table] = {}
@@ -168,7 +168,7 @@ class _Reach:
     def after(
         self, tables: Mapping[str, pa.Table], before: dict[str, Any], after: dict[str, Any]
     ) -> _Reach:
-        """Return how far it is with these rows, and with what was under way around them."""
+        """Return how far it is with these rows, and with what was pending around them."""
         reach = _Reach()
         known = list(self._early)
         for name, column in (("events", "seq"), ("invocations", "seq"), ("invocations", "end_seq")):

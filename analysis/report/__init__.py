@@ -1,9 +1,10 @@
 """Notebooks executed once per release, and published as pages that open offline.
 
     OUT/index.html                         what there is, with the answers
-    OUT/01_reproduce-3.1.0.html            one page a notebook and release
-    OUT/notebooks/01_reproduce-3.1.0.ipynb the same as executed
-    OUT/runs/01_reproduce-3.1.0-.../       what the notebook recorded, and its `answer.json`
+    OUT/01_reproduce-RELEASE.html          one page a notebook and release
+    OUT/notebooks/01_reproduce-RELEASE.ipynb
+                                           the same as executed
+    OUT/runs/01_reproduce-RELEASE-.../     what the notebook recorded, and its `answer.json`
 
 A notebook declares in its metadata, under "cachelab", its `quick` and `full` parameters, the
 minutes that these take, and its question. The parameters `release` and `run_dir` are filled in.

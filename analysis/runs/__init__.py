@@ -1,1 +1,1 @@
-"""TODO."""
+"""A run on disk: schema of its tables, writing, reading, and older versions."""

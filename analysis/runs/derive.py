@@ -1,4 +1,4 @@
-"""What a recording tells about each request, and about what an engine was exposed to."""
+"""Columns of requests and exposures of engines, derived from recordings."""
 
 from __future__ import annotations
 

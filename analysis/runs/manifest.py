@@ -1,17 +1,30 @@
-"""What a run was made with: versions, git commit, machine, command and seed."""
+"""The manifest of a run: versions, git commit, machine, command, seed and plan, with a checksum."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from analysis.core.errors import RunError, is_deeper, shown
+from analysis.core.files import contents, write_atomically
+from analysis.core.wording import listed
+from analysis.runs import former
+from analysis.runs.schema import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+_READ = (*former.VERSIONS, SCHEMA_VERSION)
+"""Schema versions that can be read."""
+_DEEPEST = 50
+"""Levels of a manifest's values; more would not be written again."""
 _PACKAGES = (
     "cachelab",
     "shortfin",
@@ -93,3 +106,74 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
+    file = Path(path) / MANIFEST
+    mend = "restore it, or run the sweep again"
+    try:
+        text = contents(file)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} is no run, for it has no {MANIFEST}: name a run's directory."
+        ) from error
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read ({error}): {mend}.") from error
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise RunError(f"{file} is no manifest of a run: {mend}.")
+    if is_deeper(manifest, _DEEPEST):
+        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
+    version = manifest["schema_version"]
+    if type(version) is not int or version not in _READ:
+        raise RunError(
+            f"{file} has schema version {shown(version)}, this package reads {listed(_READ)}:"
+            " read it with the version of the package that wrote it."
+        )
+    stored = manifest.pop("checksum", None)
+    if stored != digest_of(manifest) and not (stored is None and version == 1):
+        raise RunError(f"{file} is damaged, for it is not what its checksum says: {mend}.")
+    plan = manifest.get("plan")
+    if not isinstance(plan, dict | None):
+        raise RunError(f"{file} has {shown(plan)} for the run's plan: {mend}.")
+    if not isinstance(model := (plan or {}).get("model"), str | None):
+        raise RunError(f"{file} has {shown(model)} for the directory of a model: {mend}.")
+    return manifest
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of the run at `path`, with its checksum."""
+    whole = {**manifest, "checksum": digest_of(manifest)}
+    write_atomically(path / MANIFEST, json.dumps(whole, indent=2) + "\n")
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """Return the checksum of a manifest without the one that it has."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in which values two plans differ, in words; "" if in none."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{n} there {_given(there, n)}, here {_given(here, n)}" for n in names)
+
+
+def _given(plan: Mapping[str, Any], name: str) -> str:
+    return shown(plan[name]) if plan.get(name) is not None else "not given"
+
+
+def planned(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two manifests the same plan; versions and machines may differ."""
+    plan = manifest.get("plan")
+    return {**(plan if isinstance(plan, dict) else {"plan": plan}), "seed": manifest.get("seed")}
+
+
+def as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest as it will be read back, so that tuples compare equal to lists."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(manifest), default=str))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"The manifest cannot be written as JSON: {error}.") from error
+    return plain

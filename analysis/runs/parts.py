@@ -66,7 +66,7 @@ class Part:
         return self._read(TABLES, present, sums), sums is not None
 
     def file(self, name: str) -> Path:
-        """Return where a table lies."""
+        """Return the file of a table."""
         return self.directory / f"{self._stem(name)}.parquet"
 
     def _stem(self, name: str) -> str:
@@ -190,7 +190,7 @@ class Part:
                 )
 
     def _mend(self, *, copied: bool = False) -> str:
-        """Return how to mend it; what a run did not write is never to be deleted."""
+        """Return how to repair it; files that a run did not write are never to be deleted."""
         if self.packed:
             return "restore the packed run"
         try:

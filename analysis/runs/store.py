@@ -1,34 +1,26 @@
 """A run on disk: `manifest.json`, and one directory of Parquet tables for every finished trial.
 
-    RUN/manifest.json                    what was run, with what, on what, and how
-    RUN/trials/TRIAL_ID/trials.parquet      one row
-    RUN/trials/TRIAL_ID/requests.parquet   one row a request; further tables where they were
-    recorded RUN/trials/TRIAL_ID/checksums.json     of each of these tables
+    RUN/manifest.json                      what was run, with what, on what, and how
+    RUN/trials/TRIAL_ID/trials.parquet     one row
+    RUN/trials/TRIAL_ID/requests.parquet   one row a request; further tables where recorded
+    RUN/trials/TRIAL_ID/checksums.json     of each of these tables
 
-What is read is held against its checksum: of a table, of its pages, and of the manifest, which has
-its own within. They lie where what they are of is written, so that no kill comes between the two.
-Runs of schema version 1 have none; `pack_run` gives them some.
-
-A trial appears whole or not at all: its tables are written into a hidden directory beside the
-others, which is then renamed. What was finished before a crash or a kill is therefore always
-readable, and a sweep that starts again on the same directory goes on where the last one stopped.
-`pack_run` writes a run anew with one file a table beside the manifest, for sharing. The columns
-are declared once, in `analysis/tables.py`.
+A trial appears whole or not at all: its tables are written into a hidden directory, which is then
+renamed. What was finished before a crash or a kill can be read, and a sweep that starts again on
+the same directory continues where the last one stopped. Everything that is read is compared with
+its checksum; runs of schema version 1 have none. `pack_run` writes a run anew with one file a
+table, for sharing. The columns are declared in `schema`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,16 +29,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.core.errors import RunError, is_deeper, shown
-from analysis.core.files import contents, names_in, to_disk, unreadable, write_atomically
-from analysis.core.wording import listed
+from analysis.core.errors import RunError
+from analysis.core.files import names_in, to_disk, unreadable
 from analysis.runs import former
-from analysis.runs.manifest import new_manifest
+from analysis.runs.lock import LOCK, alone_in, is_written
+from analysis.runs.manifest import (
+    MANIFEST,
+    as_json,
+    differences,
+    new_manifest,
+    planned,
+    read_manifest,
+    write_manifest,
+)
 from analysis.runs.parts import REQUIRED, Part, write_tables
 from analysis.runs.schema import OUTCOMES, SCHEMA_VERSION, TABLES, TRIAL_STATUS
 from analysis.runs.tables import checked, describe, is_control, to_frame, to_table
 
 __all__ = [
+    "LOCK",
+    "MANIFEST",
     "OUTCOMES",
     "TABLES",
     "TRIAL_STATUS",
@@ -54,6 +56,8 @@ __all__ = [
     "RunWriter",
     "alone_in",
     "describe",
+    "differences",
+    "is_written",
     "join_runs",
     "load_run",
     "load_run_trials",
@@ -68,12 +72,7 @@ __all__ = [
 
 _TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 TEMPORARY = ".writing-"
-MANIFEST, TRIALS, LOGS, WORK, LOCK = "manifest.json", "trials", "logs", "work", ".sweep.lock"
-_LOOKS, _LOOK_S = 5, 0.05
-_READ = (*former.VERSIONS, SCHEMA_VERSION)
-"""Schema versions that can be read."""
-_DEEPEST = 50
-"""Levels of a manifest's values; more would not be written again."""
+TRIALS, LOGS, WORK = "trials", "logs", "work"
 
 
 @dataclass(frozen=True)
@@ -112,13 +111,13 @@ class RunWriter:
         if _is_run(path):
             raise held
         _refuse_foreign(path)
-        whole = {"schema_version": SCHEMA_VERSION, **_as_json(manifest)}
+        whole = {"schema_version": SCHEMA_VERSION, **as_json(manifest)}
         try:
             (path / TRIALS).mkdir(parents=True, exist_ok=True)
             with alone_in(path):
                 if _is_run(path):  # another process was faster; its trials name its manifest
                     raise held
-                _write_manifest(path, whole)
+                write_manifest(path, whole)
         except OSError as error:
             raise RunError(
                 f"{path} cannot hold a run: {error}; choose a writable place."
@@ -135,7 +134,7 @@ class RunWriter:
         path = Path(path)
         if not _is_run(path):
             return cls.create(path, manifest)
-        stored, wanted = read_manifest(path), _as_json(manifest)
+        stored, wanted = read_manifest(path), as_json(manifest)
         if is_packed(path, stored):
             raise RunError(f"{path} is a packed run, which is finished: choose another place.")
         if stored["schema_version"] in former.VERSIONS:
@@ -148,7 +147,7 @@ class RunWriter:
                 f"{path / MANIFEST} lacks the run's id, so it cannot be gone on with: restore it,"
                 " or choose another place."
             )
-        if different := differences(_planned(stored), _planned(wanted)):
+        if different := differences(planned(stored), planned(wanted)):
             raise RunError(
                 f"{path} is a run of another plan ({different}): "
                 "choose another place, or delete it."
@@ -163,8 +162,8 @@ class RunWriter:
 
     def note(self, **facts: Any) -> None:
         """Write further facts into the manifest."""
-        manifest = {**self.manifest, **_as_json(facts)}
-        _write_manifest(self.path, manifest)
+        manifest = {**self.manifest, **as_json(facts)}
+        write_manifest(self.path, manifest)
         self.manifest = manifest
 
     def write_trial(
@@ -280,7 +279,7 @@ def trial_tables(
 def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
     """Return the directories of a run that hold tables: its trials', or its own if it is packed.
 
-    Whatever lies among the trials is returned; reading it says if it is none.
+    Everything among the trials is returned; reading what is none raises an error.
     """
     if is_packed(path, manifest):
         return [Part(path, manifest, packed=True)]
@@ -327,100 +326,13 @@ def pack_run(path: str | Path, out: str | Path) -> Path:
     try:
         temporary.mkdir(parents=True)
         write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
-        _write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
+        write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
         os.replace(temporary, out)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
-
-
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
-    file = Path(path) / MANIFEST
-    mend = "restore it, or run the sweep again"
-    try:
-        text = contents(file)
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{path} is no run, for it has no {MANIFEST}: name a run's directory."
-        ) from error
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} cannot be read ({error}): {mend}.") from error
-    if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise RunError(f"{file} is no manifest of a run: {mend}.")
-    if is_deeper(manifest, _DEEPEST):
-        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
-    version = manifest["schema_version"]
-    if type(version) is not int or version not in _READ:
-        raise RunError(
-            f"{file} has schema version {shown(version)}, this package reads {listed(_READ)}:"
-            " read it with the version of the package that wrote it."
-        )
-    stored = manifest.pop("checksum", None)
-    if stored != _digest(manifest) and not (stored is None and version == 1):
-        raise RunError(f"{file} is damaged, for it is not what its checksum says: {mend}.")
-    plan = manifest.get("plan")
-    if not isinstance(plan, dict | None):
-        raise RunError(f"{file} has {shown(plan)} for the run's plan: {mend}.")
-    if not isinstance(model := (plan or {}).get("model"), str | None):
-        raise RunError(f"{file} has {shown(model)} for the directory of a model: {mend}.")
-    return manifest
-
-
-@contextmanager
-def alone_in(path: Path) -> Iterator[None]:
-    """Hold the right to write to a run; the system lets go of it however this process ends.
-
-    Raises RunError if another process has it, or it cannot be had.
-    """
-    try:
-        handle = open(path / LOCK, "w")  # noqa: SIM115
-    except OSError as error:
-        raise RunError(f"{path} cannot be written to: {error.strerror}.") from error
-    with handle:
-        for left in reversed(range(_LOOKS)):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not left:
-                    raise RunError(
-                        f"Another sweep is writing to {path}: wait for its end, or choose another"
-                        " place."
-                    ) from None
-                time.sleep(_LOOK_S)  # somebody may just be asking whether it is written
-        yield
-
-
-def is_written(path: Path) -> bool:
-    """Return whether a process holds the right to write to a run."""
-    try:
-        handle = open(path / LOCK, "rb")  # noqa: SIM115
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise unreadable(path / LOCK, error) from error
-    with handle:
-        try:
-            # Shared and let go of at once, so that those who ask do not meet each other.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
-def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    whole = {**manifest, "checksum": _digest(manifest)}
-    write_atomically(path / MANIFEST, json.dumps(whole, indent=2) + "\n")
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """Return the checksum of a manifest without the one that it has."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
@@ -435,7 +347,7 @@ def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> d
 
 
 def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
-    """Tell whether all tables of a run lie at its place, each in one file."""
+    """Return whether a run is packed: one file a table, beside the manifest."""
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
     return _is_file(path / f"{former.FILES[TRIALS]}.parquet")
@@ -461,28 +373,3 @@ def _refuse_foreign(path: Path) -> None:
         raise RunError(
             f"{path} holds something that is no run: choose an empty or a new directory."
         )
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return in which values two plans differ, in words; "" if in none."""
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return "; ".join(f"{n} there {_given(there, n)}, here {_given(here, n)}" for n in names)
-
-
-def _given(plan: Mapping[str, Any], name: str) -> str:
-    return shown(plan[name]) if plan.get(name) is not None else "not given"
-
-
-def _planned(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two manifests the same plan; versions and machines may differ."""
-    plan = manifest.get("plan")
-    return {**(plan if isinstance(plan, dict) else {"plan": plan}), "seed": manifest.get("seed")}
-
-
-def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest as it will be read back, so that tuples compare equal to lists."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(manifest), default=str))
-    except (TypeError, ValueError) as error:
-        raise RunError(f"The manifest cannot be written as JSON: {error}.") from error
-    return plain

@@ -53,12 +53,12 @@ def count_requests(outcomes: Mapping[str, int] | Iterable[str]) -> RequestCounts
 
 
 def is_control(treatments: Iterable[str]) -> bool:
-    """Tell whether a trial with these treatments is a control, in which a fault was planted."""
+    """Return whether a trial with these treatments is a control, with an injected fault."""
     return any(name.startswith(FAULT) for name in treatments)
 
 
 def arm_of(treatments: Iterable[str] | None) -> tuple[str, ...]:
-    """Return a trial's treatments without a planted fault: the arm whose control it may be."""
+    """Return a trial's treatments without an injected fault: the arm that it is a control of."""
     return tuple(name for name in treatments or () if not name.startswith(FAULT))
 
 

@@ -1,11 +1,8 @@
-"""What engines print from C++ goes to file descriptor 2, past `sys.stderr`: it is kept in a file.
+"""Capture of file descriptor 2 and of the engine's Python loggers in a file.
 
-So is what the engine's Python code logs.
-
-A dying worker prints its traceback there, and so does the native runtime. While an engine lives,
-the descriptor is a file that the engine's log is read from, so that nothing is lost when the
-process is killed, and nothing is sprayed over a notebook. What Python code writes to `sys.stderr`
-still goes where it went.
+The native runtime and a dying worker print to the descriptor, past `sys.stderr`. While an engine
+runs it is a file, the engine's log: nothing is lost when the process is killed, and nothing is
+printed into a notebook. Python code that writes to `sys.stderr` is not captured.
 """
 
 from __future__ import annotations
@@ -28,14 +25,11 @@ _engine_logger = logging.getLogger("shortfin_apps")
 
 
 class ObserverWarning(UserWarning):
-    """Something could not be watched, or there was too much of it."""
+    """Something could not be observed, or there was too much of it."""
 
 
 def report_fault(what: str, error: BaseException) -> None:
-    """Say in the engine's log and as a warning that `what` failed, which is this package's fault.
-
-    It never raises: on the engine's own threads nothing of it may reach the engine.
-    """
+    """Report a failure of this package in the engine's log and as a warning. Must not raise."""
     with contextlib.suppress(Exception):
         trace = "".join(traceback.format_exception(error))
         os.write(2, f"{what} failed, and the engine goes on: {trace}".encode(errors="replace"))
@@ -45,7 +39,7 @@ def report_fault(what: str, error: BaseException) -> None:
 
 
 class _ToDescriptor(logging.Handler):
-    """Writes log records to descriptor 2, whatever it is at that moment."""
+    """Writes log records to descriptor 2."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -86,7 +80,7 @@ class StderrCapture:
             _take_logs()
 
     def stop(self) -> None:
-        """Give the descriptor back once no capture is live; what was captured stays readable."""
+        """Restore the descriptor after the last capture; the captured text stays readable."""
         global _saved_fd, _saved_stream
         with _lock:
             if self not in _live:
@@ -114,7 +108,7 @@ class StderrCapture:
 
 
 def _take_logs() -> None:
-    """Have the engine's Python loggers write to descriptor 2 as well, and nowhere else."""
+    """Let the engine's Python loggers write to descriptor 2 only."""
     if len(_live) == 1:
         _engine_logger.addHandler(_handler)
         _engine_logger.propagate = False
@@ -127,12 +121,12 @@ def _leave_logs() -> None:
 
 
 def terminal_fd() -> int:
-    """Return a descriptor that reaches what was stderr before any capture."""
+    """Return a descriptor of stderr as it was before any capture."""
     return 2 if _saved_fd is None else _saved_fd
 
 
 def _keep_stream(fd: int) -> object:
-    """Point `sys.stderr` at the saved descriptor if it writes to 2; return what undoes that."""
+    """Let `sys.stderr` write to the saved descriptor if it writes to 2; return what undoes that."""
     try:
         if sys.stderr.fileno() != 2:
             return None

@@ -1,4 +1,4 @@
-"""Which device an engine runs on, told from what this machine has."""
+"""Which device an engine runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TOPOLOGY = Path("/sys/class/kfd/kfd/topology/nodes")
 
 
 def hip_runtime_found() -> bool:
-    """Tell whether the HIP runtime that shortfin's `amdgpu` loads at run time can be loaded."""
+    """Return whether the HIP runtime of shortfin's `amdgpu` can be loaded."""
     try:
         ctypes.CDLL("libamdhip64.so")
     except OSError:

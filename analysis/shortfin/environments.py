@@ -1,7 +1,7 @@
-"""The shortfin releases: which are known, and where their environments and Jupyter kernels are.
+"""Environments and Jupyter kernels of the releases.
 
-An engine lives in the process that asks it, and each release needs the IREE compiler and runtime of
-its own version, so every release has an environment of its own. The default one is `.venv` at the
+Each release needs the IREE compiler and runtime of its own version, so every release has an
+environment of its own. The default one is `.venv` at the
 root of the checkout; the others lie under `.venvs/` and are kernels of the default one's Jupyter.
 """
 

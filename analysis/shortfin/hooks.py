@@ -171,7 +171,7 @@ class Hooks:
         # Hot path.
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
-            def watched(*args: Any, **kwargs: Any) -> Any:
+            def observed(*args: Any, **kwargs: Any) -> Any:
                 ours, request, state = applies is None, None, None
                 try:
                     if applies is not None:
@@ -200,7 +200,7 @@ class Hooks:
                 finish(state, result, None, args, kwargs)
                 return result
 
-            return watched
+            return observed
 
         self.wrap(owner, name, wrap)
 
@@ -221,7 +221,7 @@ class Hooks:
 
         def wrap(original: Any) -> Any:
             @functools.wraps(original)
-            async def watched(process: Any, *args: Any, **kwargs: Any) -> Any:
+            async def observed(process: Any, *args: Any, **kwargs: Any) -> Any:
                 state = None
                 try:
                     state = before(process)
@@ -236,7 +236,7 @@ class Hooks:
                         except Exception as error:
                             observer.fault(error)
 
-            return watched
+            return observed
 
         self.wrap(owner, name, wrap)
 

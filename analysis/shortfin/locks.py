@@ -1,4 +1,4 @@
-"""Which of the cache's locks a thread holds: the live locks, in a wrapping that takes note."""
+"""Which of the cache's locks a thread holds: wrappers of the live locks."""
 
 from __future__ import annotations
 
@@ -11,57 +11,60 @@ from analysis.shortfin.capture import report_fault
 
 
 class Locks(threading.local):
-    """What the thread that asks holds, and what it took since its outermost watched call began."""
+    """The locks that the current thread holds, and those it took during its observed call."""
 
     def __init__(self) -> None:
         self.held: list[str] = []
         self.taken: list[str] = []
-        self.asked = False
-        """Whether a watched call is under way, so that it counts what is taken."""
+        self.observed = False
+        """Whether an observed call is under way."""
 
     def begin(self, *, outermost: bool) -> int:
-        """Begin a watched call on this thread; return its mark, for `names`."""
+        """Begin an observed call on this thread; return its mark, for `names`."""
         if outermost:
             self.taken.clear()
-            self.asked = True
+            self.observed = True
         return len(self.taken)
 
     def end(self) -> None:
-        """End the outermost watched call on this thread."""
-        self.asked = False
+        """End the outermost observed call on this thread."""
+        self.observed = False
 
     def took(self, name: str) -> None:
-        """Take note that this thread has a lock."""
+        """Note that this thread has a lock."""
         self.held.append(name)
-        if self.asked:
+        if self.observed:
             self.taken.append(name)
 
     def names(self, mark: int | None) -> tuple[str, ...]:
-        """Return the locks under which what this thread just did was done.
+        """Return the locks that protected the last operation of this thread.
 
-        What the innermost watched call took counts for it, though it was given back by the time
-        that the call is told of; `mark` is where that began, None if none is under way.
+        Locks that the innermost observed call took count, also if they are released by the time of
+        its event; `mark` is where that call began, None without one.
         """
         taken = self.taken[mark:] if mark is not None else ()
         return tuple(sorted({*self.held, *taken}))
 
 
 class WatchedLock:
-    """A live lock that tells who holds it; it locks by the very lock that it stands for."""
+    """A wrapper of a live lock that knows its holder."""
 
     def __init__(self, lock: Any, name: str, locks: Locks | None) -> None:
         self.lock = lock
         self.name = name
         self.locks = locks
-        """Who is told of it; None while nobody watches."""
+        """Where holders are noted; None while the cache is not observed."""
         self.holder: tuple[int, str, float] | None = None
-        """The thread that has it: its number, its name, and since when (monotonic clock)."""
+        """The thread that holds it: number, name, and since when (monotonic clock)."""
+        self.acquired = 0
+        """How often it was acquired, also by a thread that held it."""
         self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Acquire the lock."""
         got: bool = self.lock.acquire(blocking, timeout)
         if got:
+            self.acquired += 1
             self._depth += 1
             try:
                 if self._depth == 1:
@@ -69,8 +72,8 @@ class WatchedLock:
                     self.holder = threading.get_ident(), thread.name, time.monotonic()
                 if (locks := self.locks) is not None:
                     locks.took(self.name)
-            except Exception as error:  # or the caller would not know that it has the lock
-                report_fault("Noting who has a lock", error)
+            except Exception as error:  # the caller must learn that it has the lock
+                report_fault("Noting the holder of a lock", error)
         return got
 
     def release(self) -> None:
@@ -84,7 +87,7 @@ class WatchedLock:
             locks.held.remove(self.name)
 
     def locked(self) -> bool:
-        """Tell whether anybody holds it."""
+        """Return whether a thread holds it."""
         return bool(self.lock.locked())
 
     def __enter__(self) -> bool:

@@ -23,7 +23,7 @@ class Setup:
     """All that building an engine needs, resolved."""
 
     name: str
-    """Prefixes the names of the engine's workers, so that engines in one process are told apart."""
+    """A prefix of the names of the engine's workers, different for every engine of a process."""
     config: EngineConfig
     model: ModelArtifacts
     vmfb: Path
@@ -131,26 +131,6 @@ class Service(CacheOwner, Protocol):
 
     def invocation_class(self) -> Any:
         """Return the class with a method `run` that is one invocation."""
-
-
-class LiveEngine(Protocol):
-    """An engine, as treatments see it."""
-
-    @property
-    def release(self) -> str:
-        """The installed release."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """The settings that it was started with."""
-
-    @property
-    def service(self) -> Service | None:
-        """The service while the engine runs."""
-
-    @property
-    def probe(self) -> CacheProbe | None:
-        """The attached probe while the engine is observed."""
 
 
 class CacheProbe(Protocol):

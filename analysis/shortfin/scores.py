@@ -1,4 +1,4 @@
-"""What an invocation's own results say of the next tokens; sorted only when they are read."""
+"""Scores of next tokens from an invocation's results; sorted when they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from analysis.model.elements import decode
 
 _SMALL = 4096
-"""Scores of a larger vocabulary are not kept as they are."""
+"""Largest vocabulary of which all scores are kept."""
 
 
 class Top(NamedTuple):
@@ -25,7 +25,7 @@ class Scores(NamedTuple):
     """The model's scores of the next token of each row that carries a request, as copied bytes."""
 
     data: bytes
-    """Of all rows, one after the other."""
+    """Bytes of all rows."""
     number: int
     """Of rows."""
     vocabulary: int
@@ -40,11 +40,11 @@ class Scores(NamedTuple):
 
     @property
     def is_small(self) -> bool:
-        """Whether it takes little room to keep it as it is."""
+        """Whether all scores are small enough to keep."""
         return self.vocabulary <= _SMALL
 
     def kept(self, count: int) -> Scores | Top:
-        """Return itself if that takes little room, else its `count` likeliest tokens."""
+        """Return all scores if they are small, else the `count` likeliest tokens."""
         if self.is_small or not self.number:
             return self
         tokens, logprobs = _order(self.array(), count)
@@ -59,7 +59,7 @@ class Scores(NamedTuple):
 def copy_scores(
     logits: Any, phase: str, rows: int, arrays: Mapping[str, tuple[tuple[int, ...], Any]]
 ) -> Scores:
-    """Copy what the engine chooses next tokens by, of an invocation that the device is done with.
+    """Copy the scores by which the engine chooses next tokens, of a finished invocation.
 
     `logits` are its results on the device, [batch, tokens, vocabulary], read in place; `arrays` its
     arguments by name, each as its shape and flat values. Of a prefill the last token of each row

@@ -1,4 +1,4 @@
-"""The cache of the installed release by itself: a real pool, and no service, model or batcher."""
+"""The installed release's cache without a server: a real pool, no model and no batcher."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ _names = itertools.count()
 class StandaloneSystem:
     """shortfin's CPU system with one worker, on which pools are made. Close it at the end.
 
-    While it is open, nodes are as old as the order in which they were used says: the cache's clock
-    counts, so that what is evicted does not depend on the time of day. Requests carry no future,
-    which could be made on a worker only, and which nobody waits for here. An engine cannot be at
-    work in the same process meanwhile.
+    While it is open, the cache's clock counts calls, so that evictions do not depend on time, and
+    requests carry no future, which only a worker could make. No engine can run in the process
+    meanwhile.
     """
 
     def __init__(self) -> None:
@@ -53,7 +52,7 @@ class StandaloneSystem:
         handler = logging.NullHandler()
         logging.getLogger().addHandler(handler)
         self._undo.callback(logging.getLogger().removeHandler, handler)
-        logger = logging.getLogger("shortfin_apps")  # an allocation that fails is no news here
+        logger = logging.getLogger("shortfin_apps")  # failed allocations are expected here
         self._undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
 

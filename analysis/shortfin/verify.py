@@ -1,4 +1,4 @@
-"""What a call of the model was filled with, what it read, and what came of it, byte for byte."""
+"""Arguments of an invocation as filled and as read, and its results, byte for byte."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from analysis.model.elements import decode
 from analysis.shortfin.scores import Scores
 
 FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
-"""By the id of a device array: what the invocation under way filled it with. None: not noted."""
+"""By the id of a device array: how the current invocation filled it. None: not noted."""
 Chosen = tuple[list[int], list[int]]
-"""Of each row of an invocation the token that a greedy selection makes, and the digest of its
-logits.
-"""
+"""For each row of an invocation, the token of a greedy selection and the digest of its logits."""
 _FEW = 1024
-"""Bytes of logits that an event keeps as they are."""
+"""Bytes of logits that an event keeps unchanged."""
 NO_TOKEN = -1
-"""Stands for the token of a row whose logits have a NaN."""
+"""The token of a row of logits with a NaN."""
 RETURNED, LANDED = "returned", "landed"
-"""When an argument was read again: when the call had returned, and when its results were there."""
+"""When an argument was read again: after the call returned, and with its results."""
 
 
 class Filled(NamedTuple):
@@ -33,7 +31,7 @@ class Filled(NamedTuple):
     before: bytes
     content: bytes
     mapped: Any = None
-    """The array, mapped for reading: once, as it is read three times."""
+    """The array, mapped for reading."""
 
 
 def raw(array: Any) -> bytes:
@@ -42,7 +40,7 @@ def raw(array: Any) -> bytes:
 
 
 def note_filling(host: Any, device: Any) -> None:
-    """Note what an array on the device is about to be filled with, if an invocation notes that."""
+    """Note what a device array is filled with next, if the invocation notes that."""
     filled = FILLED.get()
     if filled is not None:
         mapped = device.map(read=True)
@@ -50,13 +48,13 @@ def note_filling(host: Any, device: Any) -> None:
 
 
 def mapped_of(array: Any, filled: Mapping[int, Filled] | None) -> Any:
-    """Return an argument mapped for reading, as it was when it was filled if that was noted."""
+    """Return an argument mapped for reading, by the mapping of its filling if that was noted."""
     note = filled.get(id(array)) if filled else None
     return array.map(read=True) if note is None else note.mapped
 
 
 def note_edit(device: Any, values: npt.NDArray[np.int64]) -> None:
-    """Note that a treatment changed an argument on purpose: from now on it is filled so."""
+    """Note that a treatment changed an argument: the new values count as filled."""
     filled = FILLED.get()
     if filled is not None and (note := filled.get(id(device))) is not None:
         filled[id(device)] = note._replace(content=values.astype(np.int64).tobytes())
@@ -112,7 +110,7 @@ def changes(
 ) -> list[dict[str, Any]] | None:
     """Compare arguments with what they were filled with; return what differs, None if nothing does.
 
-    `returned` are their bytes when the call had returned, `arrays` their values when it had landed.
+    `returned` are their bytes after the call returned, `arrays` their values with the results.
     The result has the first place of each row of each argument: argument, row, column, filled,
     read, and the moment.
     """
@@ -140,7 +138,7 @@ def changes(
 
 
 def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
-    """Tell whether the transfer to an array was over when the call had returned.
+    """Return whether the transfer to an array was over when the call returned.
 
     It was if something new had come with it, or with one that began later.
     """

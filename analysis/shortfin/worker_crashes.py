@@ -1,9 +1,9 @@
-"""Every exception that ends a shortfin worker passes one place: this listens there.
+"""Report the exception that ends a shortfin worker.
 
-The native loop of a worker hands an uncaught exception to the event loop's exception handler and
-then aborts; nothing else in the process hears of it. Listening leaves that as it is. What the
-handler raises back into native code cannot propagate and is shown by Python's hook for such
-exceptions, on `sys.stderr`; while anyone listens it goes where the engine's other last words go.
+A worker's native loop passes an uncaught exception to the event loop's exception handler and then
+aborts. The handler is wrapped, and its behaviour stays. What it raises into native code cannot
+propagate: Python's hook for such exceptions prints it on `sys.stderr`, or on descriptor 2, with the
+engine's other output, while there is a listener.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 from analysis.shortfin.capture import report_fault
 
 Listener = Callable[[Any, BaseException | None, str], bool]
-"""Called with the worker, the exception and its traceback as text; tells whether it is its own."""
+"""Called with the worker, the exception and its traceback; returns whether it owns the worker."""
 
 _lock = threading.Lock()
 _listeners: list[Listener] = []
 _silenced: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The event loops of engines that died and were closed."""
+"""Event loops of engines that died and were closed."""
 _originals: tuple[Any, Any] | None = None
 
 
 def listen(listener: Listener) -> None:
-    """Have `listener` called, on the dying worker's thread, before the worker ends."""
+    """Call `listener` on the dying worker's thread, before the worker ends."""
     global _originals
     from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
@@ -57,9 +57,9 @@ def unlisten(listener: Listener) -> None:
 
 
 def silence(owns: Callable[[Any], bool]) -> None:
-    """Have nothing said any more of the workers that an engine owns, which died and is closed.
+    """Print nothing more of the workers of a closed engine that died.
 
-    What is left of them complains at odd times until the process ends; that is no news.
+    Their remains raise at arbitrary times until the process ends.
     """
     from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
@@ -78,12 +78,12 @@ def _handler(original: Any) -> Any:
                 try:
                     claimed = listener(self._worker, cause, text) or claimed
                 except Exception as mistake:
-                    report_fault("A listener to the deaths of workers", mistake)
+                    report_fault("A listener to deaths of workers", mistake)
         except Exception as mistake:
             report_fault("Reading how a worker died", mistake)
         if claimed or self not in _silenced:
             return original(self, context)
-        with contextlib.suppress(Exception):  # raising is all that it does
+        with contextlib.suppress(Exception):  # it only raises
             original(self, context)
 
     return call_exception_handler

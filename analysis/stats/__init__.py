@@ -1,1 +1,1 @@
-"""Statistics: frames in, numbers out. Tests and intervals rest on engines, not on requests."""
+"""Rates, tests and intervals whose unit is the engine; frames in, numbers out."""

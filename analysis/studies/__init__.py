@@ -1,1 +1,1 @@
-"""One package a notebook: its plan, estimates, figures and words."""
+"""One folder a question: plan, estimates, figures and words of a notebook."""

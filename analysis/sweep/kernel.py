@@ -30,7 +30,7 @@ def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
 
     The directory of a trial that is in progress stays when its process is ended by the engine's
     watchdog or by a signal of its own; run again, that trial is recorded as hung or crashed, with
-    the requests that it had finished, and is not tried again. A process that was merely stopped
+    the requests that it had finished, and is not tried again. A process that was only stopped
     leaves neither a dump nor a crash report, and its trial is run anew.
 
     Raises MachineError if it could not be run for what this machine lacks.

@@ -124,7 +124,7 @@ def _plan(run: Run) -> dict[str, Any]:
     lacking = [name for name in _NEEDED if not isinstance(plan, dict) or name not in plan]
     if lacking:
         raise RunError(
-            f"The manifest of {run.path} does not say {lacking[0]!r} in its plan, so its prompts"
+            f"The manifest of {run.path} has no {lacking[0]!r} in its plan, so its prompts"
             " cannot be asked again: restore it."
         )
     assert isinstance(plan, dict)

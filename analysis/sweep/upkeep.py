@@ -34,7 +34,7 @@ _TEMPORARY = (f"{TEMPORARY}*", f".{MANIFEST}.*")
 
 @dataclass(frozen=True)
 class Listed:
-    """A run in a list; what its manifest or tables do not say is None."""
+    """A run in a list; what its manifest and tables lack is None."""
 
     path: Path
     releases: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def find_runs(directory: str | Path) -> list[Path]:
 
 
 def listed(path: str | Path) -> Listed:
-    """Return what a list says of a run; its trials and requests are read and checked for that."""
+    """Return the entry of a run in a list; its trials and requests are read and checked."""
     path = Path(path)
     size = sum(map(_size, _files_below(path)))
     try:
@@ -147,7 +147,7 @@ def verify_run(path: str | Path) -> Verified:
 
 
 def remove_run(path: str | Path) -> list[Path]:
-    """Remove what a run consists of, and return what else lies there, which is left.
+    """Remove the files of a run, and return what else is there, which stays.
 
     Raises RunError, before anything is removed, if `path` is no run or a process writes to it.
     """
@@ -203,7 +203,7 @@ def _trials(path: Path) -> list[Path]:
 
 
 def _inner(directory: Path) -> list[Path]:
-    """Return the directories in a directory; none if that or they lie elsewhere, behind a link."""
+    """Return the directories in a directory, without links."""
     if directory.is_symlink() or not directory.is_dir():
         return []
     return sorted(p for p in directory.iterdir() if p.is_dir() and not p.is_symlink())
@@ -221,7 +221,7 @@ def _idle(trials: pa.Table) -> set[str]:
 
 
 def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:
-    """Return how many trials a plan has; None if it cannot be told here."""
+    """Return how many trials a plan has; None if that is not known here."""
     from analysis.sweep.plan import Plan
 
     names = {field.name for field in fields(Plan)}

@@ -20,7 +20,7 @@ from analysis.jupyter import html_of
 from analysis.snapshots.snapshot import STATES
 
 
-def told(run, request_id, **options):
+def explained(run, request_id, **options):
     return explain(run, request_id, reference=False, **options)
 
 
@@ -29,10 +29,10 @@ def told(run, request_id, **options):
 
 @pytest.fixture(scope="module")
 def wrong():
-    return told(wrong_page(), "a")
+    return explained(wrong_page(), "a")
 
 
-def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
+def test_the_first_finding_is_a_read_of_wrong_data_with_its_writer(wrong):
     finding = wrong.finding
     assert (finding.rule, finding.cause) == ("wrong-kv-read", "cross-request")
     assert (finding.page, finding.slot, finding.invocation_id) == (3, 0, 2)
@@ -40,7 +40,7 @@ def test_the_first_finding_is_that_wrong_data_was_read_and_whose(wrong):
     assert [f.rule for f in wrong.findings] == ["wrong-kv-read", "tainted-kv-read"]
 
 
-def test_the_reasons_name_token_invocation_page_and_other_request(wrong):
+def test_the_diagnosis_names_token_invocation_page_and_other_request(wrong):
     said = " ".join(wrong.diagnosis)
     assert "Token 2 of its answer, chosen in invocation 3" in said
     assert "came 1 invocation earlier (invocation 2" in said
@@ -49,7 +49,7 @@ def test_the_reasons_name_token_invocation_page_and_other_request(wrong):
     assert "b wrote positions 0 to 3 (invocation 0)" in said
 
 
-def test_invocations_tell_rows_lengths_and_who_else_was_there(wrong):
+def test_invocations_have_rows_lengths_and_batch_peers(wrong):
     assert [(f.invocation_id, f.phase, f.token_index, f.own_length) for f in wrong.invocations] == [
         (1, "prefill", 0, 6), (2, "decode", 1, 7), (3, "decode", 2, 8),
     ]  # fmt: skip
@@ -64,7 +64,7 @@ def test_invocations_tell_rows_lengths_and_who_else_was_there(wrong):
     )
 
 
-def test_what_the_engine_itself_computed_is_told_beside_the_tokens(wrong):
+def test_the_wrong_token_has_the_probabilities_of_the_engine(wrong):
     token = wrong.divergence
     assert (token.token_index, token.given, token.right, token.invocation_id) == (2, 33, 19, 3)
     assert token.engine.given == pytest.approx(0.6065, abs=1e-4)
@@ -95,7 +95,7 @@ def test_the_cache_before_and_after_is_replayed(wrong):
     assert "Replayed" in wrong.caches.how
 
 
-def test_as_text_and_html_it_says_the_same(wrong):
+def test_text_and_html_have_the_same_sentences(wrong):
     text, html = str(wrong), html_of(wrong)
     for words in (*wrong.diagnosis, "Requests in the same batches", "60.7%", "First wrong token"):
         assert words in text
@@ -116,7 +116,7 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
     story.close()
     wrong = {"outcome": "wrong", "first_divergence": 1, "reference_tokens": [17, 18],
              "tokens": [17, 30]}  # fmt: skip
-    found = told(run_of(story, {"request_id": "a", **wrong}), "a")
+    found = explained(run_of(story, {"request_id": "a", **wrong}), "a")
     assert found.findings[0].rule == "padding-page-allocated"
     assert (found.finding.rule, found.finding.cause) == ("seq-len-mismatch", "overread")
     assert found.invocations[1].own_row.seq_len == 13
@@ -129,8 +129,8 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
 
 
 @pytest.mark.parametrize("outcome", ["empty", "timeout", "error"])
-def test_a_short_pool_is_told_with_who_leaked(outcome):
-    found = told(short_pool(outcome), "c")
+def test_a_short_pool_comes_with_the_first_leak(outcome):
+    found = explained(short_pool(outcome), "c")
     said = " ".join(found.diagnosis)
     assert "3 pages were wanted and 1 was free" in said
     assert "2 were held by requests" in said
@@ -142,19 +142,19 @@ def test_a_short_pool_is_told_with_who_leaked(outcome):
     assert "It was in no finished invocation." in found.missing
 
 
-def test_a_death_is_told_with_its_frame_and_the_operation_that_failed_before_it():
-    found = told(short_pool("engine_died"), "c")
+def test_a_death_comes_with_its_frame_and_the_operation_that_failed_before_it():
+    found = explained(short_pool("engine_died"), "c")
     said = " ".join(found.diagnosis)
     assert found.death.requests == ("c",)
     assert "shortfin_apps/llm/a.py:7 in run" in said
     assert "/x/site-packages" not in str(found)
     assert "TypeError: nothing to add" in said
     assert "3 pages were wanted" in said
-    other = told(short_pool("engine_died"), "b")
+    other = explained(short_pool("engine_died"), "b")
     assert "operations had failed for c" in " ".join(other.diagnosis)
 
 
-def test_one_that_waited_for_a_fellow_traveller_is_told_so():
+def test_a_stall_names_the_batch_peer_with_the_operation_failed():
     story = TraceBuilder()
     for request, prompt, page in (("a", A[:3], 1), ("b", B[:3], 2)):
         story.submit(request, prompt)
@@ -174,13 +174,13 @@ def test_one_that_waited_for_a_fellow_traveller_is_told_so():
         {"request_id": "a", "outcome": "timeout", "prompt_tokens": A[:3], "latency_s": 6.0},
         {"request_id": "b", "outcome": "empty", "prompt_tokens": B[:3]},
     )
-    said = " ".join(told(run, "a").diagnosis)
+    said = " ".join(explained(run, "a").diagnosis)
     assert "its last invocation, 1, which it shared with b, allocate failed for b" in said
     assert "8 pages were wanted, 0 were free" in said
     assert "“executing decode”" in said
 
 
-def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_recorded():
+def test_a_trial_that_hung_is_explained_by_its_status():
     story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 1, 2)
@@ -194,14 +194,14 @@ def test_of_a_trial_that_hung_its_own_words_are_told_and_that_the_end_is_not_rec
         status_detail="No Python ran for 10 s, so the process was ended.",
         engine_log=None,
     )  # fmt: skip
-    found = told(run, "a")
+    found = explained(run, "a")
     assert "No Python ran for 10 s" in found.diagnosis[0]
     assert found.death.seq is None
     assert found.end == run.events["seq"].max()
     explanation_figure(found)
 
 
-def test_a_refused_one_is_told_who_was_in_its_way():
+def test_a_rejection_names_the_requests_under_way():
     story = TraceBuilder()
     story.submit("a", A)
     story.done("a", "timeout")
@@ -215,13 +215,13 @@ def test_a_refused_one_is_told_who_was_in_its_way():
         {"request_id": "b"},
         {"request_id": "c", "outcome": "rejected", "error": "QUEUE_FULL: come back later"},
     )
-    found = told(run, "c")
+    found = explained(run, "c")
     assert "QUEUE_FULL: come back later" in found.summary
     assert "1 other had not ended: b." in found.diagnosis[0]
     assert "a had timed out before it" in found.diagnosis[1]
 
 
-# -- what is missing is said -------------------------------------------------------------------
+# -- what is missing --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,29 +233,29 @@ def test_a_refused_one_is_told_who_was_in_its_way():
         (("events", "invocations", "snapshots"), "Nothing was recorded of this trial"),
     ],
 )
-def test_what_was_not_recorded_is_said(without, said):
+def test_what_was_not_recorded_is_listed(without, said):
     run = wrong_page()
     whole = {name: getattr(run, name) for name in ("events", "invocations", "snapshots")}
     run = type(run)(**{**vars(run), **{name: whole[name].iloc[:0] for name in without}})
-    found = told(run, "a")
+    found = explained(run, "a")
     assert any(said in sentence for sentence in found.missing)
     assert said in str(found)
     assert found.divergence.given == 33
     explanation_figure(found)
 
 
-def test_runs_from_before_probabilities_were_recorded_say_so():
+def test_a_run_without_probabilities_shows_only_those_of_the_reference():
     run = wrong_page()
     run = type(run)(
         **{**vars(run), "invocations": run.invocations.assign(top_tokens=None, top_logprobs=None)}
     )
-    found = told(run, "a")
+    found = explained(run, "a")
     assert found.divergence.engine is None
     assert "only the reference's are shown" in " ".join(found.missing)
 
 
-def test_right_answers_are_no_failures_and_broken_rules_on_them_are_told():
-    found = told(wrong_page(), "b")
+def test_a_right_answer_is_no_failure_and_its_broken_rules_are_listed():
+    found = explained(wrong_page(), "b")
     assert "did not fail" in found.summary
     assert found.diagnosis == ()
     story = TraceBuilder()
@@ -264,17 +264,17 @@ def test_right_answers_are_no_failures_and_broken_rules_on_them_are_told():
     story.prefill("a")
     story.token("a", 17)
     story.close()
-    [said] = told(run_of(story, {"request_id": "a"}), "a").diagnosis
-    assert "A rule was broken on it nevertheless" in said
-    assert "page 0" in said
+    [sentence] = explained(run_of(story, {"request_id": "a"}), "a").diagnosis
+    assert "A rule was broken on it nevertheless" in sentence
+    assert "page 0" in sentence
 
 
-def test_strange_names_and_names_of_several_trials_are_refused_in_one_sentence():
+def test_unknown_and_ambiguous_names_raise_one_sentence():
     run = wrong_page()
     with pytest.raises(RunError, match=r"no request 'z': it has a and b\."):
-        told(run, "z")
+        explained(run, "z")
     with pytest.raises(RunError, match=r"no trial 'd': it has c\."):
-        told(run, "a", trial_id="d")
+        explained(run, "a", trial_id="d")
     double = {
         name: type(frame)(frame).assign(trial_id="d")
         for name, frame in vars(run).items()
@@ -285,11 +285,11 @@ def test_strange_names_and_names_of_several_trials_are_refused_in_one_sentence()
     joined = {name: pd.concat([getattr(run, name), frame]) for name, frame in double.items()}
     both = type(run)(**{**vars(run), **joined})
     with pytest.raises(RunError, match=r"2 trials .* trial: c \(wrong\) and d \(wrong\)\."):
-        told(both, "a")
-    assert told(both, "a", trial_id="d").finding.page == 3
+        explained(both, "a")
+    assert explained(both, "a", trial_id="d").finding.page == 3
 
 
-# -- whose a page is, at every step ------------------------------------------------------------
+# -- owners of a page at every event ----------------------------------------------------------
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["take", "give", "leak", "publish"]), st.integers(1, 7)), max_size=14
@@ -298,20 +298,20 @@ STEPS = st.lists(
 
 @settings(max_examples=15, deadline=None)
 @given(STEPS)
-def test_pages_are_in_the_hands_that_a_replay_finds_them_in(steps):
+def test_owners_of_pages_equal_those_of_a_replay(steps):
     story = TraceBuilder()
     owner: dict[int, str] = {}
     for number, (step, page) in enumerate(steps):
-        if step == "take" and page in story.world.free:
+        if step == "take" and page in story.state.free:
             owner[page] = f"r{number}"
             story.allocate(owner[page], page)
         elif step == "publish" and page in owner:
-            if not any(node.page == page for node in story.world.nodes.values()):
+            if not any(node.page == page for node in story.state.nodes.values()):
                 story.publish(owner[page], (number,) * 4, [page])
         elif step in ("give", "leak") and page in owner:
             request = owner.pop(page)
             story.drop(request, page)
-            if step == "give" and not any(n.page == page for n in story.world.nodes.values()):
+            if step == "give" and not any(n.page == page for n in story.state.nodes.values()):
                 story.free(request, page)
     run = run_of(story, {"request_id": "r"})
     trace = trace_of(run, "r")

@@ -10,6 +10,7 @@ from traces import short_pool, wrong_page
 
 from analysis import explain
 from analysis.diagnosis.figure import explanation_figure
+from analysis.shortfin.releases import reported
 
 
 def words_of(figure):
@@ -46,7 +47,9 @@ def test_a_wrong_answer_has_lanes_pages_and_probabilities():
 
 def test_the_heading_of_a_trial_with_many_treatments_is_not_cut_off():
     found = explain(wrong_page(), "a", reference=False)
-    named = replace(found, trial_id=f"3.9.0-none-p256-c2-r0-{'-'.join(['keep-decode-record'] * 8)}")
+    named = replace(
+        found, trial_id=f"{reported()}-none-p256-c2-r0-{'-'.join(['keep-decode-record'] * 8)}"
+    )
     figure = explanation_figure(named)
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1

@@ -1,4 +1,4 @@
-"""Explanations of what a real engine did: 3.1.0 with the trie, swept and sanitized."""
+"""Explanations of a real engine: the reported release with the trie, swept and sanitized."""
 
 from __future__ import annotations
 
@@ -30,34 +30,35 @@ def of_outcome(run, outcome):
 
 def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swept):
     row = of_outcome(swept, "wrong")
-    told = explain(swept, row["request_id"], row["trial_id"])
-    token = told.divergence
+    explained = explain(swept, row["request_id"], row["trial_id"])
+    token = explained.divergence
     assert token.engine.best == token.given == row["tokens"][token.token_index]
     assert token.reference.best == token.right == row["reference_tokens"][token.token_index]
     assert token.engine.given > (token.engine.right or 0)
     assert token.reference.right > token.reference.given
     assert token.missing == ()
-    assert told.finding.severity == WRONG_DATA
-    assert told.finding.seq < token.seq
-    assert told.finding.text in " ".join(told.diagnosis)
+    assert explained.finding.severity == WRONG_DATA
+    assert explained.finding.seq < token.seq
+    assert explained.finding.text in " ".join(explained.diagnosis)
     # As the engine flew: a prefill, then a decode for each further token.
-    assert [f.token_index for f in told.invocations] == list(range(len(told.invocations)))
-    assert told.invocations[token.token_index].invocation_id == token.invocation_id
-    assert told.invocations[token.token_index].top[0][0] == token.given
-    assert told.peers
-    held = set(told.invocations[0].own_row.table[: -(-told.invocations[0].own_length // 16)])
-    assert held <= {history.page for history in told.pages}
+    assert [f.token_index for f in explained.invocations] == list(range(len(explained.invocations)))
+    assert explained.invocations[token.token_index].invocation_id == token.invocation_id
+    assert explained.invocations[token.token_index].top[0][0] == token.given
+    assert explained.peers
+    first = explained.invocations[0]
+    held = set(first.own_row.table[: -(-first.own_length // explained.trace.page_tokens)])
+    assert held <= {history.page for history in explained.pages}
 
 
-def test_a_lost_request_is_told_how_the_worker_died(swept):
+def test_a_request_of_a_dead_engine_names_the_worker_crash(swept):
     row = of_outcome(swept, "engine_died")
-    told = explain(swept, row["request_id"], row["trial_id"])
-    said = " ".join(told.diagnosis)
+    explained = explain(swept, row["request_id"], row["trial_id"])
+    said = " ".join(explained.diagnosis)
     assert "died" in said
-    assert told.death.frame.startswith("shortfin_apps/")
-    assert told.death.requests
+    assert explained.death.frame.startswith("shortfin_apps/")
+    assert explained.death.requests
     assert "pages were wanted" in said
-    assert told.death.requests[-1] in said
+    assert explained.death.requests[-1] in said
 
 
 def test_the_command_prints_the_text_and_writes_figure_and_page(

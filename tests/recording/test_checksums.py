@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import Any
 
@@ -10,9 +9,11 @@ import pytest
 from made_engine import PAGES, MadeEngine, decode, events, recorder_of
 
 from analysis.recording import checksums
-from analysis.recording.checksums import Checksums, checksummed
+from analysis.recording.checking import checksummed
+from analysis.recording.checksums import Checksums
 from analysis.recording.recorder import Recorder
-from analysis.sanitizer.rules.contents import coverage_in_words
+from analysis.sanitizer.rules.contents import describe_coverage
+from analysis.sanitizer.trace import Event
 
 PAGE = 3
 
@@ -31,7 +32,7 @@ def changed(recorder: Recorder) -> set[int]:
 
 def coverage(recorder: Recorder) -> dict[str, Any]:
     *_, last = events(recorder, "checksums")
-    said: dict[str, Any] = json.loads(last[15])
+    said: dict[str, Any] = last[16]["coverage"]
     return said
 
 
@@ -99,11 +100,11 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
         engine.table.content[4:8] += 1
         for page in range(4, 8):
             recorder.event("match", pages=[page])
-        said = json.loads(recorder.checksums.coverage)  # type: ignore[union-attr]
+        said = recorder.checksums.coverage  # type: ignore[union-attr]
     assert said["undecided"] == [4, 5]
     assert said["unchecked"] == 2
-    assert any("2 changes of a page were not judged" in n for n in told(unchecked=2)[1])
-    assert any("1 change of a page was not judged" in n for n in told(unchecked=1)[1])
+    assert any("2 changes not checked" in n for n in told(unchecked=2)[1])
+    assert any("1 change not checked" in n for n in told(unchecked=1)[1])
 
 
 def told(**changes: Any) -> tuple[str, list[str]]:
@@ -111,14 +112,15 @@ def told(**changes: Any) -> tuple[str, list[str]]:
         "mode": "landings", "invocations": 1, "pages_read": 1, "slots_written": 1,
         "pages_offered": 1, "not_judged": [], "undecided": [],
     }  # fmt: skip
-    return coverage_in_words(json.dumps(said | changes))
+    event = Event(*[None] * (len(Event._fields) - 1), {"coverage": said | changes})
+    return describe_coverage(event)
 
 
 def test_one_page_is_said_in_the_singular() -> None:
     text, notes = told(not_judged=[3], undecided=[4])
     assert "1 written slot read back after 1 invocation, 1 page read again" in text
-    assert "(1 page)" in notes[0]
-    assert "of 1 page could" in notes[1]
+    assert "Bytes of 1 page were" in notes[0]
+    assert "bytes of 1 page were" in notes[1]
     assert told()[1] == []
 
 

@@ -305,7 +305,7 @@ def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
         with Engine() as engine:
             with observe(engine, snapshots=False) as recording:
                 engine.generate("1 2 3 ", 2)
-            same = analysis.recording is observe
+            same = observe is function
             say([isinstance(recording, Recording), len(recording.invocations), same])
         """,
     )

@@ -44,7 +44,7 @@ def test_no_list_of_a_full_recording_grows_further(full: Recorder) -> None:
     assert full.dropped["invocations"] == 5000 - BOUND
     assert full.dropped["faults"] == 5000 - len(full.faults)
     assert not full._open
-    assert f"{5000 - BOUND} invocations" in str(Recording(full).overflow)
+    assert f"{5000 - BOUND:,} invocations" in str(Recording(full).overflow)
 
 
 def test_nothing_is_missing_between_the_events_that_a_full_recording_has(full: Recorder) -> None:

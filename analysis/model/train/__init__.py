@@ -22,7 +22,7 @@ def train_model(
 ) -> ModelArtifacts:
     """Train the counting model, export it to `directory` and load it from there.
 
-    training.json beside it says how it was made: seed, steps, seconds, tokens, parameters,
+    training.json beside it has how it was made: seed, steps, seconds, tokens, parameters,
     versions. The same seed, steps and library versions give the same model on the same kind of CPU.
 
     Raises ModelError if the extra `train` is not installed.

@@ -145,7 +145,8 @@ class Decoder(nn.Module):  # type: ignore[misc]
 
         Shapes: tokens ``[rows, 1]``, seq_lens and start_positions ``[rows]``, block_ids
         ``[rows, blocks]``, slab ``[pages, page elements]`` (float16, changed in place); returns
-        ``[rows, 1, vocab]``. What stands in a slot below seq_lens is read, whoever wrote it.
+        ``[rows, 1, vocab]``. Every slot below seq_lens is read, no matter which request
+        wrote it.
         """
         page = self.sizes.page_tokens
         turn = self._turn(start_positions[:, None])

@@ -29,10 +29,10 @@ CURRENT_INVOCATION: ContextVar[Any] = ContextVar("CURRENT_INVOCATION", default=N
 
 
 class FinishedInvocation(NamedTuple):
-    """An invocation whose results are there, or soon will be."""
+    """An invocation that returned; its results follow when the device has finished."""
 
     invocation: Any
-    """What the watcher gave when it began; None if its beginning could not be told."""
+    """What the observer returned when it began; None if that failed."""
     phase: str
     rows: int
     """Rows that carry a request."""
@@ -72,12 +72,12 @@ class InvocationProbe(ProbeBase):
         return ("tokens", "seq_lens", "block_tables")
 
     def starts_invocation(self, process: Any) -> None:
-        """Note, in the task of an engine's process, that it is to call the model."""
+        """Note, in the task of an engine's process, that it calls the model next."""
         CURRENT_INVOCATION.set(process)
         FILLED.set({} if self.observer is not None and self.observer.verifies else None)
 
     def emit_chosen(self, request_id: str, logits: bytes, token: int | None) -> None:
-        """Tell from which logits a request's next token was chosen, and which."""
+        """Report from which logits a request's next token was chosen, and which token."""
         assert self.observer is not None
         self.observer.at_token("chosen", request_id, token, noted_logits(logits))
 
@@ -107,7 +107,7 @@ class InvocationProbe(ProbeBase):
                 hooks.item(functions, size, self._tap(phase, function))
 
     def _tap(self, phase: str, function: Any) -> Any:
-        """Return what calls the compiled model and tells with which arguments.
+        """Return a function that calls the compiled model and reports its arguments.
 
         They are read when the device is done with the call; see `returned_invocation`.
         """
@@ -116,7 +116,7 @@ class InvocationProbe(ProbeBase):
 
         async def invoke(*args: Any, fiber: Any) -> Any:
             process = CURRENT_INVOCATION.get()
-            if process is None:  # it was boarded before the watching began
+            if process is None:  # it began before the probe was attached
                 return await function(*args, fiber=fiber)
             invocation, filled, returned, requests = None, FILLED.get(), [], []
             arguments = args[: len(args) - tables]
@@ -157,12 +157,12 @@ class InvocationProbe(ProbeBase):
         """
 
     def finish(self, finished: FinishedInvocation, error: BaseException | None = None) -> None:
-        """Tell the end of an invocation."""
+        """Report the end of an invocation."""
         observer = self.observer
         assert observer is not None
         invocation, phase, rows, arguments, results, filled, returned = finished
         if invocation is None:
-            return  # its beginning could not be told
+            return  # its beginning was not reported
         arrays: dict[str, Any] = {}
         if observer.check_contents:
             self._check_contents(arguments, phase)

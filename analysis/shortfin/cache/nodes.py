@@ -8,7 +8,7 @@ from typing import Any
 
 
 class NodeNumbers:
-    """Gives every node of a trie a number, from 0 for the root, for as long as it lives."""
+    """Gives every node of a trie a number for its lifetime; 0 is the root."""
 
     def __init__(self) -> None:
         self._next = itertools.count()
@@ -26,7 +26,7 @@ class NodeNumbers:
         return number
 
     def knows(self, node: Any) -> bool:
-        """Tell whether a node was seen, and so belongs to this engine."""
+        """Return whether a node has a number, and so belongs to this engine."""
         return node in self._numbers
 
     def counted_by(self, ref_count: Any) -> Any | None:

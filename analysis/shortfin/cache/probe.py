@@ -6,7 +6,7 @@ import gc
 import hashlib
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -75,7 +75,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
 
     def attach(self, observer: CacheObserver) -> None:
         if self._hooks is not None:
-            raise EngineError("This engine is watched already: end that first.")
+            raise EngineError("This engine is observed already: end that first.")
         self.observer = observer
         self._hooks = hooks = Hooks(observer)
         try:
@@ -99,8 +99,27 @@ class BaseProbe(TrieProbe, InvocationProbe):
     def hook(self, hooks: Hooks) -> None:
         """Put on the hooks of the dialect."""
 
+    def hook_requests(self, hooks: Hooks, task: type, begin: Callable[[Any], str | None]) -> None:
+        """Note the beginning and the end of requests, each with a task of its own.
+
+        `begin(process)` returns the id of the request, None for one of another engine.
+        """
+
+        def started(process: Any) -> str | None:
+            if (request := begin(process)) is not None:
+                CURRENT_REQUEST.set(request)
+            return request
+
+        def ended(request: str | None, process: Any) -> None:
+            if request is not None:
+                with hooks.grouped(request):
+                    self.forget(request)
+                    hooks.observer.holds(request, ())
+
+        hooks.around_task(task, "run", before=started, after=ended)
+
     def emit_duplicates(self, request_id: str, pages: Sequence[int]) -> None:
-        """Tell, once, which pages a request's own list has more than once."""
+        """Report, once, which pages a request's own list has more than once."""
         if len(set(pages)) == len(pages):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
@@ -108,7 +127,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             self.emit("duplicate_page", request_id=request_id, pages=twice)
 
     def _hook_locks(self, hooks: Hooks) -> None:
-        """Have the cache's own locks tell who holds them."""
+        """Wrap the cache's own locks, so that their holders are known."""
         hooks.observer.locks = locks = Locks()
         for owner, attribute, name in (
             (self.pool, "_lock", "pool"),
@@ -145,7 +164,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
                 )
 
         def freeing(pages: Sequence[Any]) -> Any:
-            # Before they are free: whoever takes them next is told later, in this order.
+            # Before they are free, so that the event precedes that of the next acquisition.
             freed_pages = list(dict.fromkeys(indices(pages)))
             if (evicted := getattr(self._thread, "evicted", None)) is not None:
                 evicted.extend(freed_pages)

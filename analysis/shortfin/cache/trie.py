@@ -154,26 +154,26 @@ class TrieProbe(ProbeBase):
         self._hook_leaves(hooks)
 
     def _hook_leaves(self, hooks: Hooks) -> None:
-        def tell(kind: str, node: Any) -> None:
+        def report(kind: str, node: Any) -> None:
             try:
                 self.emit(kind, node=self.number_of(node))
             except Exception as error:
                 hooks.observer.fault(error)
 
         original = self.cache.leaves
-        watched = ObservedSet(original, tell)
-        self._swap_leaves(original, watched)
+        observed = ObservedSet(original, report)
+        self._swap_leaves(original, observed)
 
         def back() -> None:
-            plain = set(watched)
+            plain = set(observed)
             original.clear()
             original.update(plain)
-            self._swap_leaves(watched, original)
+            self._swap_leaves(observed, original)
 
         hooks.also(back)
 
     def _swap_leaves(self, old: set[Any], new: set[Any]) -> None:
-        """Put a set of leaves in another's place, with what was just done to the old one."""
+        """Replace a set of leaves by another, with the latest changes of the old one."""
         was = set(old)
         self.cache.leaves = new
         time.sleep(_SETTLE_S)
@@ -201,7 +201,7 @@ class TrieProbe(ProbeBase):
         hooks.around(self.cache, name, after=matched)
 
     def _emit_detached(self, node: Any) -> None:
-        """Tell the first node on the way up to the root that its parent has not as a child."""
+        """Report the first node on the path to the root that is no child of its parent."""
         root, steps = self.cache.root, 0
         while node is not root:
             parent, steps = node.parent, steps + 1
@@ -214,7 +214,7 @@ class TrieProbe(ProbeBase):
             node = parent
 
     def emit_unprotected(self, request_id: str, node: Any) -> None:
-        """Tell, once, that nothing refers to the node that a request goes on from."""
+        """Report, once, that nothing refers to the node that a request continues from."""
         if node is None or node.ref_count.count > 0 or node is self.cache.root:
             return
         number = self.number_of(node)

@@ -35,7 +35,7 @@ Verdict = Literal["costs", "saves", "no difference shown", "too few trials"]
 _ALPHA = 0.05
 _LEAST_FREEDOM = 2
 _COLUMNS = [
-    *SETTING, "arm", "treatments", "metric", "concurrency", "pairs", "left_out", "estimate", "low",
+    *SETTING, "arm", "treatments", "metric", "pairs", "left_out", "estimate", "low",
     "high", "spread", "p_value", "p_adjusted", "verdict",
 ]  # fmt: skip
 
@@ -44,14 +44,13 @@ def costs(
     measures: pd.DataFrame,
     metrics: Sequence[Metric] = METRICS,
     *,
-    over: Literal["all", "each"] = "all",
     confidence: float = 0.95,
     among: int = 0,
 ) -> pd.DataFrame:
     """Compare every metric of every treated arm with the untreated arm.
 
     `measures` comes from `measure` or `measure_cache`. One row for a setting, arm and metric, over
-    all concurrencies (`concurrency` is null), or one for `each`. Columns: `pairs` compared;
+    all concurrencies. Columns: `pairs` compared;
     `left_out`, pairs with an accepted request that was not answered, or a missing value;
     `estimate`, the geometric mean of treated / untreated (or the mean of treated - untreated), with
     its interval `low` to `high`; `spread`, the standard deviation within a concurrency (of
@@ -60,9 +59,8 @@ def costs(
     the `verdict` follows `p_adjusted`.
     """
     rows = []
-    keys = [*SETTING] + (["concurrency"] if over == "each" else [])
-    for key, group in measures.groupby(keys, dropna=False, sort=True):
-        setting = dict(zip(keys, key, strict=True))
+    for key, group in measures.groupby([*SETTING], dropna=False, sort=True):
+        setting = dict(zip(SETTING, key, strict=True))
         treatments = dict(zip(group["arm"], group["treatments"], strict=True))
         arms = [arm for arm in sorted(treatments, key=rank) if arm != UNTREATED]
         pairs = {arm: _pairs(group, arm, metrics) for arm in arms}
@@ -71,9 +69,7 @@ def costs(
                 about = {**setting, "arm": arm, "treatments": treatments[arm]}
                 rows.append({**about, **_compared(pairs[arm], metric, confidence)})
     _add_verdicts(rows, {metric.name: metric for metric in metrics}, among)
-    frame = pd.DataFrame(rows, columns=_COLUMNS)
-    frame["concurrency"] = frame["concurrency"].astype("Int64")
-    return frame
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def comparisons(measures: pd.DataFrame, cache: pd.DataFrame | None = None) -> int:

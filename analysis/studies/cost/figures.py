@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,16 +104,11 @@ def _curves(axes: Axes, metric: Metric, frame: pd.DataFrame) -> None:
         x, middle, low, high = (np.array(column) for column in zip(*rows, strict=True))
         aside = style.dodge(named.index(arm), len(named)) if arm in named else 1.0
         axes.errorbar(
-            x * aside,
-            middle * factor,
+            x * aside, middle * factor,
             yerr=[(middle - low) * factor, (high - middle) * factor] if arm in named else None,
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=1.4 if arm in named else 0.9,
-            elinewidth=1.2,
-            capsize=2.5,
-        )
+            color=colour, marker=marker, markersize=5, linewidth=1.4 if arm in named else 0.9,
+            elinewidth=1.2, capsize=2.5,
+        )  # fmt: skip
     style.dress(axes, metric.title, "concurrent requests", unit)
     if levels:
         style.concurrency_axis(axes, pd.Series(levels), pd.Series(numbers))
@@ -186,18 +182,12 @@ def _forest(axes: Axes, rows: pd.DataFrame, metric: Metric, arms: list[str]) -> 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     unit = "change (%)" if ratio else "change (% points)"
     style.dress(axes, "", "", "")
-    axes.set_title(_wrapped(metric.title), fontsize=style.TEXT)
-    axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
+    axes.set_title(textwrap.fill(metric.title, 14), fontsize=style.TEXT)
+    style.grid_along_x(axes)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(
         f"{unit}\n({'less' if metric.more == 'worse' else 'more'} is better)", fontsize=style.SMALL
     )
-
-
-def _wrapped(title: str) -> str:
-    words = title.split()
-    half = (len(words) + 1) // 2
-    return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
 
 
 def lock_figure(costs: pd.DataFrame, title: str | None = None) -> Figure:
@@ -213,18 +203,13 @@ def lock_figure(costs: pd.DataFrame, title: str | None = None) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         rows = costs[costs["operation"] == name].sort_values("threads")
         for index, (way, label, colour, marker) in enumerate(_WAYS):
-            middle, low, high = (rows[f"{way}_{end}"] / 1e3 for end in ("ns", "low", "high"))
+            middle, low, high = (f"{way}_{end}" for end in ("ns", "low", "high"))
             axes.errorbar(
-                rows["threads"] * style.dodge(index, len(_WAYS)),
-                middle,
-                yerr=[middle - low, high - middle],
-                color=colour,
-                marker=marker,
-                markersize=6,
-                linewidth=1.4,
-                capsize=3,
+                rows["threads"] * style.dodge(index, len(_WAYS)), rows[middle] / 1e3,
+                yerr=[reach / 1e3 for reach in style.distances(rows, middle, low, high)],
+                color=colour, marker=marker, markersize=6, linewidth=1.4, capsize=3,
                 label=label if axes is panels[0] else None,
-            )
+            )  # fmt: skip
         levels = sorted(set(rows["threads"]))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(levels))
@@ -266,7 +251,7 @@ def _cell(row: dict[Any, Any] | None, metric: Metric) -> tuple[str, bool]:
         digits = 3 if values[2] - values[1] < _NARROW else 2
         texts = [f"{value:.{digits}f}" for value in values]
     else:
-        texts = [f"{100 * value:+.1f}" if round(1000 * value) else "0" for value in values]
+        texts = ["0" if abs(1000 * value) <= 0.5 else f"{100 * value:+.1f}" for value in values]
     if math.isnan(values[1]):
         return f"{texts[0]} (too few trials)", False
     text, marked = f"{texts[0]} ({texts[1]} to {texts[2]})", row["verdict"] in ("costs", "saves")

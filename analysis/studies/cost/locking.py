@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +16,15 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.treatment import allocation_kinds, cache_of, owner_of, replace_attribute
+from analysis.shortfin.treatment import cache_of
 from analysis.studies.cost.measures import LOCK
 from analysis.treatments import treat
-from analysis.treatments.scheduling import ALLOCATION_OPERATIONS, CACHE_OPERATIONS, POOL_OPERATIONS
 
 if TYPE_CHECKING:
-    from analysis.engine import Completion, Engine
+    from analysis.engine import Engine
     from analysis.workloads.workload import Request
 
+_T = TypeVar("_T")
 THREADS = (1, 2, 4, 8)
 _PATIENCE_S = 60.0
 _CALLS = 50
@@ -66,40 +65,41 @@ def measure_lock(
     """Measure the cost of a lock around the cache of a live engine.
 
     First the requests, all at once (so no more than the engine accepts), with and without the lock
-    in turns, in three times as many blocks; then how often a request takes the lock; then single
-    operations of the idle engine's cache, called by `threads` without pause for `seconds`, which
-    must be several times the interpreter's switch interval (5 ms) for the threads to meet. Raises
-    EngineError if a request is not answered while the lock is counted.
+    in turns, in three times as many blocks; a block with an unanswered request is left out. Then
+    how often a request takes the lock; then single operations of the idle engine's cache, called
+    by `threads` without pause for `seconds`, which must be several times the interpreter's switch
+    interval (5 ms) for the threads to meet. Raises EngineError if a request is not answered while
+    the lock is counted.
     """
-
-    def latency() -> float:
-        done = _answers(engine, requests)
-        good = all(one.outcome in ("ok", "wrong") for one in done)
-        return float(np.median([one.latency_s for one in done])) if good else np.nan
-
-    _in_turns(engine, latency, -1)  # only warms up
-    turns = pd.DataFrame(_in_turns(engine, latency, n) for n in range(_ROUNDS * blocks)).dropna()
-    with count_operations(engine) as counts:
-        done = _answers(engine, requests)
-    if bad := [one.error or one.outcome for one in done if one.outcome not in ("ok", "wrong")]:
-        raise EngineError(f"A request was not answered, so the lock cannot be counted: {bad[0]}.")
-    operations, rows = sum(counts.values()) / len(requests), []
+    send = partial(_send, engine, requests)
+    _in_turns(engine, send, -1)  # only warms up
+    turns = pd.DataFrame(_in_turns(engine, send, n) for n in range(_ROUNDS * blocks)).dropna()
+    latency_s, count = counted(engine, send)
+    if np.isnan(latency_s):
+        raise EngineError("A request was not answered, so the lock cannot be counted.")
+    rows = []
     for name, call in _operations(engine, requests[0].prompt).items():
-        with count_operations(engine) as counts:
-            call()
-        for number in threads:
-            for block in range(blocks):
-                row = {"operation": name, "threads": number, "locks": counts.total()}
-                times = _in_turns(engine, partial(_call_ns, call, number, seconds), block)
-                rows.append({**row, **times})
+        row = {"operation": name, "locks": counted(engine, call)[1]}
+        for number, block in product(threads, range(blocks)):
+            times = _in_turns(engine, partial(_call_ns, call, number, seconds), block)
+            rows.append({**row, "threads": number, **times})
     return LockCost(
         release=engine.release,
         prefix_sharing=engine.config.prefix_sharing,
-        operations=operations,
-        latency_s=float(np.median([one.latency_s for one in done])),
+        operations=count / len(requests),
+        latency_s=latency_s,
         costs=lock_costs(pd.DataFrame(rows)),
         alternated=alternated(turns),
     )
+
+
+def counted(engine: Engine, act: Callable[[], _T]) -> tuple[_T, int]:
+    """Return what `act` returns, and how often `lock-cache` was acquired meanwhile."""
+    with treat(engine, LOCK):
+        assert engine.service is not None
+        lock = engine.service.treatment_locks[-1]
+        before = lock.acquired
+        return act(), lock.acquired - before
 
 
 def lock_costs(timed: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -170,38 +170,6 @@ def lock_share(costs: pd.DataFrame, operations: float, latency_s: float) -> dict
     return share
 
 
-@contextmanager
-def count_operations(engine: Engine) -> Iterator[Counter[str]]:
-    """Count, by name, the operations of the live cache and pool that `lock-cache` locks.
-
-    An operation that calls another counts twice, since the lock is re-entrant.
-    """
-    cache = cache_of(engine)
-    counts: Counter[str] = Counter()
-    guard = threading.Lock()
-
-    def count(owner: Any, name: str) -> None:
-        call = getattr(owner, name)
-
-        def counted(*args: Any, **named: Any) -> Any:
-            if not isinstance(owner, type) or owner_of(args[0]) is cache:
-                with guard:
-                    counts[name] += 1
-            return call(*args, **named)
-
-        replace_attribute(undo, owner, name, counted)
-
-    owners: list[tuple[Any, Sequence[str]]] = [
-        (cache, CACHE_OPERATIONS), (cache.page_pool, POOL_OPERATIONS)
-    ]  # fmt: skip
-    owners += [(kind, ALLOCATION_OPERATIONS) for kind in allocation_kinds(engine)]
-    with ExitStack() as undo:
-        for owner, names in owners:
-            for name in (name for name in names if hasattr(owner, name)):
-                count(owner, name)
-        yield counts
-
-
 def _operations(engine: Engine, prompt: str) -> dict[str, Callable[[], object]]:
     """Return the operations to time; the prompt must have been answered before."""
     cache, tokens = cache_of(engine), engine.tokenizer.encode(prompt)
@@ -229,9 +197,12 @@ def _in_turns(engine: Engine, measure: Callable[[], float], block: int) -> dict[
     return times
 
 
-def _answers(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+def _send(engine: Engine, requests: Sequence[Request]) -> float:
+    """Send all requests at once; return their median latency, NaN if one is not answered."""
     sent = [engine.submit(r.prompt, r.max_new_tokens, 30.0) for r in requests]
-    return [future.result(40.0) for future in sent]
+    done = [future.result(40.0) for future in sent]
+    answered = all(one.outcome in ("ok", "wrong") for one in done)
+    return float(np.median([one.latency_s for one in done])) if answered else np.nan
 
 
 def _call_ns(call: Callable[[], object], threads: int, seconds: float) -> float:

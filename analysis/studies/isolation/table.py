@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.plots.tables import HtmlTable
+from analysis.plots.tables import HtmlTable, html_table
 
 if TYPE_CHECKING:
     from analysis.interleavings import Result
@@ -53,7 +53,7 @@ def broken_rules_table(results: Sequence[Result]) -> HtmlTable:
         for result in results
         for failure in result.shortest()
     ]
-    return _table(rows) if rows else HtmlTable(pd.DataFrame(), "<p>No rule was broken.</p>")
+    return _table(rows, empty="No rule was broken.")
 
 
 def left_out_table(results: Mapping[str, Result]) -> HtmlTable:
@@ -77,15 +77,10 @@ def _failing(row: dict[str, Any]) -> int | str:
     return int(row["failing"]) if row["complete"] else "not all covered"
 
 
-def _table(rows: list[dict[str, Any]]) -> HtmlTable:
-    def shown(name: str, value: Any) -> str:
-        if isinstance(value, int):
-            return f'<td style="text-align: right">{value:,}</td>'
-        text = escape(str(value))
-        return f"<td><code>{text}</code></td>" if "schedule" in name else f"<td>{text}</td>"
-
+def _table(rows: list[dict[str, Any]], empty: str = "") -> HtmlTable:
     frame = pd.DataFrame(rows)
-    header = "".join(f"<th>{escape(name)}</th>" for name in frame.columns)
-    body = "".join(f"<tr>{''.join(shown(*cell) for cell in row.items())}</tr>" for row in rows)
-    table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-    return HtmlTable(frame, table)
+    shown = frame.map(lambda value: f"{value:,}" if isinstance(value, int) else str(value))
+    schedules = [name for name in frame.columns if "schedule" in str(name)]
+    for name in schedules:
+        shown[name] = [f"<code>{escape(schedule)}</code>" for schedule in frame[name]]
+    return html_table(shown, frame=frame, empty=empty, html_columns=schedules)

@@ -18,7 +18,7 @@ from analysis.runs.store import read_manifest, trial_tables
 from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import WRONG_DATA, worst
 from analysis.sanitizer.recorded import Control
-from analysis.studies.validation.plan import Tolerated
+from analysis.studies.validation.plan import Settings, Tolerated
 from analysis.studies.validation.result import FindingGroup, Isolated, Level
 
 TABLES = ("trials", "requests", "findings", "snapshots", "events")
@@ -29,8 +29,8 @@ TABLES = ("trials", "requests", "findings", "snapshots", "events")
 class Evidence:
     """What one fresh engine showed."""
 
-    trial_id: str
-    workload: str
+    trial: Mapping[str, Any]
+    """The row of the table `trials`."""
     control: Control | None
     """The injected fault, if the engine is a control."""
     outcomes: Mapping[str, int]
@@ -42,13 +42,15 @@ class Evidence:
     """Rows of the table `findings` that are not tolerated."""
     tolerated: tuple[Mapping[str, Any], ...]
     leaked: int
-    peak_rss_bytes: int | None
     pages_in_use: int | None
     at_once: int | None
-    page_count: int
-    duration_s: float
-    failed_requests: tuple[str, ...] = ()
+    failed_requests: tuple[str, ...]
     """In the order in which they were sent."""
+
+    @property
+    def trial_id(self) -> str:
+        """The trial's name."""
+        return str(self.trial["trial_id"])
 
     @property
     def accepted(self) -> int:
@@ -99,8 +101,7 @@ def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
     for row in findings:
         split[(row["rule"], row["cause"]) in tolerated].append(row)
     return Evidence(
-        trial_id=trial["trial_id"],
-        workload=trial["workload"],
+        trial=trial,
         control=Control.of(trial, findings) if is_control(trial["treatments"] or ()) else None,
         outcomes=Counter(row["outcome"] for row in requests),
         retries=sum(row["retries"] or 0 for row in requests),
@@ -109,24 +110,14 @@ def _evidence(tables: Mapping[str, pa.Table], tolerated: Tolerated) -> Evidence:
         findings=tuple(split[False]),
         tolerated=tuple(split[True]),
         leaked=0 if badly else _leaked(tables),
-        peak_rss_bytes=trial["peak_rss_bytes"],
         pages_in_use=_pages_in_use(tables, trial["page_count"]),
         at_once=max_at_once(times, trial["concurrency"]),
-        page_count=trial["page_count"],
-        duration_s=trial["duration_s"],
         failed_requests=tuple(row["request_id"] for row in failed),
     )
 
 
 def level_of(
-    concurrency: int,
-    evidence: Iterable[Evidence],
-    *,
-    needed: int,
-    confidence: float,
-    rate: float,
-    tolerated: Tolerated,
-    run: str = "",
+    settings: Settings, concurrency: int, evidence: Iterable[Evidence], run: str = ""
 ) -> Level:
     """Return the level that these engines make."""
     every = list(evidence)
@@ -136,29 +127,29 @@ def level_of(
     outcomes = sum((Counter(item.outcomes) for item in own), Counter[str]())
     return Level(
         concurrency=concurrency,
-        needed=needed,
-        confidence=confidence,
-        rate=rate,
+        needed=settings.needed,
+        confidence=settings.confidence,
+        rate=settings.rate,
         accepted=sum(item.accepted for item in own),
         failures={name: outcomes[name] for name in FAILURES if outcomes[name]},
         rejected=outcomes["rejected"],
         retries=sum(item.retries for item in own),
         trials=len(own),
         failed_trials=sum(item.broken for item in own),
-        workloads=dict(Counter(item.workload for item in own)),
+        workloads=dict(Counter(item.trial["workload"] for item in own)),
         at_once=_most(item.at_once for item in own),
         endings=tuple(item.ending for item in own if item.ending),
         findings=_grouped(own, "findings", {}),
-        tolerated=_grouped(own, "tolerated", tolerated),
+        tolerated=_grouped(own, "tolerated", settings.tolerate),
         leaked=sum(item.leaked for item in own),
         controls=len(injected),
         detected=sum(control.alarmed for control in injected),
         faults=tuple(control.fault for control in controls),
         unchecked=tuple(sorted({item.unchecked for item in own if item.unchecked})),
-        peak_rss_bytes=_most(item.peak_rss_bytes for item in own),
+        peak_rss_bytes=_most(item.trial["peak_rss_bytes"] for item in own),
         pages_in_use=_most(item.pages_in_use for item in own),
-        page_count=_most(item.page_count for item in own),
-        seconds=sum(item.duration_s for item in every),
+        page_count=_most(item.trial["page_count"] for item in own),
+        seconds=sum(item.trial["duration_s"] for item in every),
         run=run,
         failing=_failing(own),
     )

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.plots import style
+from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import Isolated, Level, StagedValidation
 
 COLOURS = {
@@ -50,7 +51,7 @@ def validation_figure(validation: StagedValidation) -> Figure:
         if isinstance(step, Level):
             _interval(axes, place, step)
         words.text(0, place, _counts(step), va="center", fontsize=style.SMALL, linespacing=1.35)
-    axes.axvline(validation.rate, color=style.BLACK, linewidth=1.1, linestyle="--")
+    axes.axvline(validation.settings.rate, color=style.BLACK, linewidth=1.1, linestyle="--")
     axes.set_xscale("log")
     axes.set_xlim(_LEAST, 1.25)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
@@ -58,12 +59,12 @@ def validation_figure(validation: StagedValidation) -> Figure:
     axes.set_ylim(-0.6, len(steps) - 0.4)
     words.set_axis_off()
     mixed = any(len(level.workloads) > 1 for level in validation.results)
-    label = f"one-sided upper bounds, {100 * validation.confidence:g}%"
+    label = f"one-sided upper bounds, {100 * validation.settings.confidence:g}%"
     label += f"{', of the mix of workloads' if mixed else ''}"
     style.dress(axes, "", f"{label}\n(line: requests, if independent; square: engines)", "")
     axes.grid(visible=False)
     _title(figure, f"{validation.name}: {validation.verdict}", _TITLE, style.TITLE)
-    target = f"{100 * validation.rate:g}%, which must have shown"
+    target = f"{100 * validation.settings.rate:g}%, which must have shown"
     line = Line2D([], [], color=style.BLACK, linestyle="--", linewidth=1.1, label=target)
     _legend(figure, [*_patches(steps.values()), line])
     return figure
@@ -78,7 +79,7 @@ def validations_figure(validations: Sequence[StagedValidation], title: str | Non
     if not validations:
         return style.nothing_to_draw("No validation was run.")
     levels = sorted({number for one in validations for number in _steps(one)})
-    rows = [_row_name(one) for one in validations]
+    rows = [_row_name(one.settings) for one in validations]
     height = sum(0.24 + 0.2 * max(2, name.count("\n") + 1) for name in rows)
     figure = style.new_figure(9.0, 1.3 + height)
     axes = figure.add_subplot()
@@ -112,9 +113,8 @@ def soak_figure(frame: pd.DataFrame, title: str | None = None) -> Figure:
     latency, memory, leaked = figure.subplots(3, 1, sharex=True)
     longest = frame["latency_max"].max() if frame["latency_max"].notna().any() else 1.0
     for number, (level, own) in enumerate(frame.sort_values("iteration").groupby("level")):
-        colour = style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)]
-        marker = style.SERIES_MARKERS[number % len(style.SERIES_MARKERS)]
-        look = {"color": colour, "linewidth": 1.2, "marker": marker, "markersize": 4}
+        colour = style.colour(number)
+        look = {"color": colour, "linewidth": 1.2, "marker": style.marker(number), "markersize": 4}
         times = own["t_s"]
         latency.plot(times, own["latency_p50"], label=f"{level} at once", **look)
         latency.vlines(times, own["latency_p50"], own["latency_max"], color=colour, linewidth=0.7)
@@ -149,7 +149,7 @@ def soak_figure(frame: pd.DataFrame, title: str | None = None) -> Figure:
 def _steps(validation: StagedValidation) -> dict[int, Step]:
     """Return the results by level, 0 for the cache alone; None for levels that were not run."""
     steps: dict[int, Step] = {0: validation.isolated} if validation.isolated else {}
-    steps |= dict.fromkeys(validation.levels)
+    steps |= dict.fromkeys(validation.settings.levels)
     return steps | {level.concurrency: level for level in validation.results}
 
 
@@ -202,14 +202,14 @@ def _box(axes: Axes, row: int, column: int, step: Step) -> None:
     axes.text(column, row, "\n".join(lines), ha="center", va="center", fontsize=style.SMALL)
 
 
-def _row_name(one: StagedValidation) -> str:
-    names = " + ".join(one.treatments) or "no treatment"
-    if len(one.treatments) > 3:
-        names = f"all {len(one.treatments)}: {names}"
+def _row_name(settings: Settings) -> str:
+    names = " + ".join(settings.treatments) or "no treatment"
+    if len(settings.treatments) > 3:
+        names = f"all {len(settings.treatments)}: {names}"
     lines = textwrap.wrap(names, _NAMES, break_on_hyphens=False)
     if len(lines) > 3:
         lines = [*lines[:2], f"{lines[2][: _NAMES - 4]} ..."]
-    return "\n".join([f"{one.release}, {one.prefix_sharing}", *lines])
+    return "\n".join([f"{settings.release}, {settings.prefix_sharing}", *lines])
 
 
 def _patches(steps: Iterable[Step]) -> list[Artist]:

@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.core.errors import shown
+from analysis.core.errors import CachelabError, shown
 from analysis.core.paths import place_of
 from analysis.runs.schema import FAULT
 from analysis.sanitizer.rules import RULES
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
 from analysis.shortfin.releases import row_of
-from analysis.stats.bounds import least_rate
-from analysis.studies.validation.result import LEVELS, StagedValidation, ValidationError
+from analysis.stats.bounds import least_rate, requests_to_see
 from analysis.sweep.estimate import Estimate
 from analysis.sweep.plan import Plan
 from analysis.workloads.named import LONGEST_ANSWER, WORKLOADS, in_turn
 
+LEVELS = (2, 4, 8, 16, 32)
 EVERY: tuple[str, ...] = tuple(WORKLOADS)[::-1]
 """Workloads of the engines of a level, in turn: all, the most demanding first."""
 LOWEST_ONLY = ("evict_after_lookup",)
@@ -39,6 +39,10 @@ _PATIENCE = 4
 
 Tolerated = Mapping[tuple[str, str], str]
 """Rule and cause of findings that do not fail a level, with the reason."""
+
+
+class ValidationError(CachelabError):
+    """A validation cannot be run as requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         row_of(self.release)
+        if not (0 < self.confidence < 1 and 0 < self.rate < 1):
+            raise ValidationError(
+                "`--confidence` and `--rate` must lie between 0 and 1, not"
+                f" {self.confidence} and {self.rate}."
+            )
+        levels = self.levels
+        if not levels or min(levels) < 1 or list(levels) != sorted(set(levels)):
+            raise ValidationError(
+                f"The levels must be ascending numbers of requests from 1, not {list(levels)}."
+            )
         if faults := [name for name in self.treatments if name.startswith(FAULT)]:
             raise ValidationError(f"{faults[0]} injects a fault: name treatments only.")
         if not 0 <= self.isolated_s <= LONGEST_TIMEOUT_S:
@@ -87,10 +101,10 @@ class Settings:
                 )
             if not reason.strip():
                 raise ValidationError(f"Give the reason to tolerate {rule} ({cause}).")
-        if (needed := self.validation().needed) > _MOST_NEEDED:
+        if self.needed > _MOST_NEEDED:
             raise ValidationError(
                 f"To rule out a failure rate of {self.rate:g} with confidence {self.confidence:g},"
-                f" each level needs {needed:.3g} requests without a failure; the limit is"
+                f" each level needs {self.needed:.3g} requests without a failure; the limit is"
                 f" {_MOST_NEEDED:,}, about a day. Choose a `--rate` of at least"
                 f" {least_rate(_MOST_NEEDED, self.confidence):.2g}."
             )
@@ -106,17 +120,10 @@ class Settings:
         # A validation that ran out of time may go on with more time for the cache alone.
         return place_of(Path(path), {**self.as_dict(), "isolated_s": None})
 
-    def validation(self) -> StagedValidation:
-        """Return the validation before anything is run."""
-        return StagedValidation(
-            release=self.release,
-            prefix_sharing=self.prefix_sharing,
-            treatments=self.treatments,
-            confidence=self.confidence,
-            rate=self.rate,
-            levels=self.levels,
-            workload=self.workloads,
-        )
+    @property
+    def needed(self) -> int:
+        """Accepted requests without a failure that each level needs."""
+        return requests_to_see(self.rate, self.confidence)
 
     @property
     def workloads(self) -> str:
@@ -137,7 +144,7 @@ class Settings:
         """
         rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, self.per_trial // concurrency))
         names = self.workloads_at(concurrency)
-        engines = -(-self.validation().needed // (concurrency * rounds))
+        engines = -(-self.needed // (concurrency * rounds))
         pace = row_of(self.release).pace
         longest = max(self.max_new_tokens, LONGEST_ANSWER)
         longest_s = pace.first_token_s + pace.further_token_s * longest

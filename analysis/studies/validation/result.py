@@ -6,21 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import pandas as pd
-
-from analysis.core.errors import CachelabError
-from analysis.stats.bounds import requests_to_see, upper_bound
+from analysis.stats.bounds import upper_bound
 from analysis.stats.clustered import FEWEST
+from analysis.studies.validation.plan import Settings
 
-LEVELS = (2, 4, 8, 16, 32)
 Verdict = Literal["clean", "failed", "undecided", "void"]
 Outcome = Literal["validated", "failed", "undecided", "void"]
-EXIT_STATUS: Mapping[str, int] = {"validated": 0, "failed": 4, "undecided": 3, "void": 3}
-"""Exit status of `cachelab validate`."""
-
-
-class ValidationError(CachelabError):
-    """A validation cannot be run as requested."""
 
 
 @dataclass(frozen=True)
@@ -174,35 +165,12 @@ class Isolated:
 class StagedValidation:
     """One release with one set of treatments, from the cache alone up to the highest level."""
 
-    release: str
-    prefix_sharing: str
-    treatments: tuple[str, ...]
-    confidence: float = 0.95
-    rate: float = 0.01
-    levels: tuple[int, ...] = LEVELS
-    workload: str = "mixed"
+    settings: Settings
     isolated: Isolated | None = None
     """None if it was not requested."""
     results: tuple[Level, ...] = ()
     """Levels that were run."""
     out_of_time: bool = False
-
-    def __post_init__(self) -> None:
-        if not (0 < self.confidence < 1 and 0 < self.rate < 1):
-            raise ValidationError(
-                "`--confidence` and `--rate` must lie between 0 and 1, not"
-                f" {self.confidence} and {self.rate}."
-            )
-        levels = self.levels
-        if not levels or min(levels) < 1 or list(levels) != sorted(set(levels)):
-            raise ValidationError(
-                f"The levels must be ascending numbers of requests from 1, not {list(levels)}."
-            )
-
-    @property
-    def needed(self) -> int:
-        """Accepted requests without a failure that each level needs."""
-        return requests_to_see(self.rate, self.confidence)
 
     @property
     def last(self) -> Isolated | Level | None:
@@ -216,54 +184,29 @@ class StagedValidation:
             if step is not None and step.verdict != "clean":
                 return step.verdict
         done = tuple(level.concurrency for level in self.results)
-        return "validated" if done == self.levels else "undecided"
+        return "validated" if done == self.settings.levels else "undecided"
 
     @property
     def exit_status(self) -> int:
         """Exit status of `cachelab validate`: 0 validated, 4 failed, 3 undecided or void."""
-        return EXIT_STATUS[self.verdict]
+        return {"validated": 0, "failed": 4}.get(self.verdict, 3)
 
     @property
     def name(self) -> str:
         """The setting in words."""
-        names = " + ".join(self.treatments) or "no treatment"
-        return f"shortfin {self.release}, prefix sharing {self.prefix_sharing}, {names}"
-
-    def frame(self) -> pd.DataFrame:
-        """Return one row for the cache alone (level 0) and for each level, run or not.
-
-        Columns are the counts, bounds and resources of `Level`; `findings` counts groups.
-        """
-        rows: list[dict[str, Any]] = []
-        if self.isolated is not None:
-            failed, seconds = len(self.isolated.failures), self.isolated.seconds
-            verdict = self.isolated.verdict
-            rows.append({"level": 0, "verdict": verdict, "failed": failed, "seconds": seconds})
-        done = {level.concurrency: level for level in self.results}
-        for number in self.levels:
-            row: dict[str, Any] = {
-                "level": number, "verdict": "not begun", "needed": self.needed
-            }  # fmt: skip
-            if level := done.get(number):
-                row |= {name: getattr(level, name) for name in _COLUMNS[1:]}
-                row["findings"] = len(level.findings)
-            rows.append(row)
-        frame = pd.DataFrame(rows, columns=list(_COLUMNS))
-        whole = [name for name in _COLUMNS if name not in ("verdict", "upper", "seconds")]
-        return frame.astype(dict.fromkeys(whole, "Int64"))
+        one = self.settings
+        names = " + ".join(one.treatments) or "no treatment"
+        return f"shortfin {one.release}, prefix sharing {one.prefix_sharing}, {names}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with verdicts and bounds."""
-        plain = {**asdict(self), "verdict": self.verdict, "needed": self.needed}
+        plain = {**self.settings.as_dict(), "needed": self.settings.needed}
+        plain |= {"verdict": self.verdict, "out_of_time": self.out_of_time}
+        plain["isolated"] = None
         if self.isolated is not None:
-            plain["isolated"]["verdict"] = self.isolated.verdict
-        for row, level in zip(plain["results"], self.results, strict=True):
-            row |= {"verdict": level.verdict, "upper": level.upper, "failed": level.failed}
+            plain["isolated"] = {**asdict(self.isolated), "verdict": self.isolated.verdict}
+        plain["results"] = [
+            {**asdict(one), "verdict": one.verdict, "upper": one.upper, "failed": one.failed}
+            for one in self.results
+        ]
         return plain
-
-
-_COLUMNS = (
-    "level", "verdict", "needed", "accepted", "failed", "rejected", "retries", "at_once",
-    "upper", "findings", "leaked", "trials", "peak_rss_bytes", "pages_in_use", "page_count",
-    "seconds",
-)  # fmt: skip

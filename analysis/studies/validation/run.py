@@ -18,13 +18,8 @@ from analysis.runs.store import differences, load_run
 from analysis.shortfin.environments import python_of
 from analysis.shortfin.releases import row_of
 from analysis.studies.validation.evidence import Evidence, isolated_of, level_of, read_evidence
-from analysis.studies.validation.plan import Settings
-from analysis.studies.validation.result import (
-    Isolated,
-    Level,
-    StagedValidation,
-    ValidationError,
-)
+from analysis.studies.validation.plan import Settings, ValidationError
+from analysis.studies.validation.result import Isolated, Level, StagedValidation
 from analysis.sweep.plan import Plan
 from analysis.sweep.prepare import check_lengths
 from analysis.sweep.runner import run_sweep
@@ -68,7 +63,7 @@ def validate(
     out, ends = Path(out), time.monotonic() + budget_s
     _claim(out, settings)
     report = on_step or (lambda step: None)
-    validation = settings.validation()
+    validation = StagedValidation(settings)
     if settings.isolated_s:
         isolated = _isolated(settings, out, ends)
         validation = replace(validation, isolated=isolated)
@@ -108,15 +103,7 @@ def run_level(
 
     read()
     run_sweep(plan, path, jobs=jobs, on_trial=read, stop=stop, progress=progress)
-    level = level_of(
-        concurrency,
-        known.values(),
-        needed=settings.validation().needed,
-        confidence=settings.confidence,
-        rate=settings.rate,
-        tolerated=settings.tolerate,
-        run=path.name,
-    )
+    level = level_of(settings, concurrency, known.values(), run=path.name)
     if level.verdict == "failed":
         return replace(level, explanation=_explanation(path, level, plan))
     if missing := [name for name in plan.workloads if name not in _workloads(plan, known.values())]:

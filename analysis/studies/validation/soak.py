@@ -18,7 +18,7 @@ from analysis.core.errors import EngineError, MachineError
 from analysis.runs.tables import count_requests
 from analysis.shortfin.environments import python_of
 from analysis.shortfin.releases import installed_release
-from analysis.studies.validation.result import LEVELS
+from analysis.studies.validation.plan import LEVELS
 from analysis.sweep.plan import Plan, Trial
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.rows import checked_outcome
@@ -141,7 +141,7 @@ def _run(
     python: Path, plan: Plan, prepared: Prepared, trials: Sequence[Trial], seconds: float
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the iterations of one level, and why it ended early."""
-    job: dict[str, Any] = {
+    job = {
         "level": trials[0].concurrency,
         "seconds": seconds,
         "config": plan.engine_config(trials[0]),
@@ -151,28 +151,27 @@ def _run(
         "workloads": [[vars(r) for r in prepared.workload(trial).requests] for trial in trials],
     }
     # The last iteration may begin just before the end, and last as long as a request may.
-    limit_s = seconds + plan.request_timeout_s + _START_S
-    late = False
-    with children.scratch("cachelab-soak") as directory:
-        job["logs"] = str(directory / "logs")
-        child = jobs.Child(python, "analysis.studies.validation.soak_child", job, directory)
-        process = child.process
+    limit_s, late = seconds + plan.request_timeout_s + _START_S, False
+    with children.scratch("cachelab-soak") as place:
+        job["logs"] = str(place / "logs")
+        child = jobs.Child(python, "analysis.studies.validation.soak_child", job, place)
         try:
-            process.wait(limit_s)
+            child.process.wait(limit_s)
         except subprocess.TimeoutExpired:
             late = True
         finally:
             child.kill()
         lines, last = child.new_answers(), child.last_line()
-    if refused := next((line["error"] for line in lines if "error" in line), None):
-        raise EngineError(refused)
-    if process.returncode > 0 and not late and not any("begun" in line for line in lines):
+    if error := next((line["error"] for line in lines if "error" in line), None):
+        raise EngineError(error)
+    status = child.process.returncode
+    if status > 0 and not late and not any("begun" in line for line in lines):
         raise MachineError(f"The process of the soak test could not start an engine: {last}")
     ending = next((line["ending"] for line in lines if "ending" in line), None)
     if ending is None and late:
         ending = f"It was stopped after {limit_s:g} s."
-    if ending is None and process.returncode:
-        ending = f"Its process ended with status {process.returncode}: {last}"
+    if ending is None and status:
+        ending = f"Its process ended with status {status}: {last}"
     return [line for line in lines if "iteration" in line], ending
 
 

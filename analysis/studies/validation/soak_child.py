@@ -1,18 +1,14 @@
-"""One engine of a soak test, as the job of a child process (see `core/jobs.py`).
-
-Each iteration is an answer of its own when it ends, so a crash loses none of them.
-"""
+"""One engine of a soak test, a child module (see `analysis.core.jobs`): an answer an iteration."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from analysis.core import jobs
+from analysis.core.jobs import Emit, serve
 from analysis.workloads.workload import Request, Workload
 
 _QUIESCENCE_S = 1.0
@@ -20,7 +16,7 @@ _QUIESCENCE_S = 1.0
 _KEPT = ("request_id", "outcome", "text", "tokens", "latency_s", "ttft_s", "retries")
 
 
-def run(job: Mapping[str, Any], write: jobs.Say) -> None:
+def run(job: dict[str, Any], emit: Emit) -> None:
     """Run the workloads of a job in turn on one engine, until its time is up."""
     from analysis.engine import Engine, EngineConfig
     from analysis.treatments import treat
@@ -33,7 +29,7 @@ def run(job: Mapping[str, Any], write: jobs.Say) -> None:
         treat(engine, *job["treatments"]),
     ):
         started = time.monotonic()
-        write({"begun": True})
+        emit({"begun": True})
         for number, workload in enumerate(cycle(workloads)):
             begun = time.monotonic() - started
             if begun >= job["seconds"]:
@@ -53,12 +49,12 @@ def run(job: Mapping[str, Any], write: jobs.Say) -> None:
                 "workload": number % len(workloads),
                 "answers": [{name: row[name] for name in _KEPT} for row in answers],
             }
-            write({**line, **_at_quiescence(engine)})
+            emit({**line, **_at_quiescence(engine)})
             if engine.died is not None:
-                write({"ending": f"The engine died: {engine.died.message}"})
+                emit({"ending": f"The engine died: {engine.died.message}"})
                 return
             if all(row["outcome"] not in ("ok", "wrong") for row in answers):
-                write({"ending": "No request was answered any more."})
+                emit({"ending": "No request was answered any more."})
                 return
 
 
@@ -76,4 +72,4 @@ def _at_quiescence(engine: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    jobs.serve(run)
+    serve(run)

@@ -26,13 +26,13 @@ _UNITS = {
 def in_words(validation: StagedValidation) -> str:
     """Return the result as Markdown: a verdict, then a line for each level."""
     lines = [f"**{validation.name}: {_say('verdict', validation)}**", ""]
-    if len(names := in_turn(validation.workload)) > 1:
+    if len(names := in_turn(validation.settings.workloads)) > 1:
         lines += [f"Workloads, one for each fresh engine: {listed(names)}.", ""]
     alone = validation.isolated
     lines.append(f"- Cache alone: {isolated_in_words(alone) if alone else 'not examined.'}")
     lines += [f"- {level.name}: {level_in_words(level)}" for level in validation.results]
     done = {level.concurrency for level in validation.results}
-    if rest := [number for number in validation.levels if number not in done]:
+    if rest := [number for number in validation.settings.levels if number not in done]:
         lines.append(f"- Not begun: {listed(rest)} at once.")
     if any(level.accepted and not level.failed_trials for level in validation.results):
         lines += ["", _say("caveat", validation)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from support import REPORTED
 from synthetic_cost import cost_run
 
 from analysis.runs.store import to_frame
@@ -28,7 +29,7 @@ def lock_figures(added_ns: float = 400.0, sharing: str = "trie") -> LockCost:
         for threads, scale in ((1, 1), (8, 5))
     ]  # fmt: skip
     turns = {"blocks": 10.0, "ratio": 1.0, "low": 0.98, "high": 1.02}
-    return LockCost("3.1.0", sharing, 50.0, 0.1, pd.DataFrame(rows), turns)
+    return LockCost(REPORTED, sharing, 50.0, 0.1, pd.DataFrame(rows), turns)
 
 
 def test_fixes_that_cost_nothing_are_recommended() -> None:
@@ -105,8 +106,8 @@ def test_settings_are_told_apart() -> None:
     data = pd.concat([measure(*run) for run in runs])
     words = cost_in_words(data).split("\n\n")
     assert [text.split(".**")[0] for text in words] == [
-        "**shortfin 3.1.0, prefix sharing none",
-        "**shortfin 3.1.0, prefix sharing trie",
+        f"**shortfin {REPORTED}, prefix sharing none",
+        f"**shortfin {REPORTED}, prefix sharing trie",
     ]
     first, second = answer_in_a_sentence(data).split("; prefix sharing trie: ")
     assert "apply all fixes" in first

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from support import REPORTED
 from synthetic import request_row, trial_row
 
 from analysis.runs.store import RunWriter, new_manifest
+from analysis.stats.bounds import least_rate
 from analysis.studies.validation.evidence import level_of, read_evidence
+from analysis.studies.validation.plan import Settings
 from analysis.studies.validation.result import Level
 
 CONTROL, CONTROL_ALARM = "fault:seq-len-short", ("seq-len-mismatch", "underread")
@@ -23,7 +26,7 @@ def finding(number: int, rule: str, cause: str, request: str | None = "r0", **mo
 def snapshot(seq: int, **counts: int) -> dict:
     return {"moment": "asked", "seq": seq, "t_s": float(seq), "page_count": 256, "free": 0,
             "live": 0, "cached": 0, "leaked": 0, "nodes": 0, "leaves": 0, "consistent": True,
-            "states": "F" * 256, "holders": "{}", "trie": "[]", "duplicates": [],
+            "states": "f" * 256, "holders": [], "trie": [], "duplicates": [],
             "conflicts": [], **counts}  # fmt: skip
 
 
@@ -59,9 +62,10 @@ class Story:
         )
 
     def level(self, tolerated: dict | None = None, needed: int = 8) -> Level:
-        reasons = tolerated or {}
-        return level_of(4, read_evidence(self.path, reasons), needed=needed, confidence=0.95,
-                       rate=0.01, tolerated=reasons, run="level-04")  # fmt: skip
+        rate = 1.0001 * least_rate(needed)
+        settings = Settings(release=REPORTED, rate=rate, tolerate=tolerated or {})
+        assert settings.needed == needed
+        return level_of(settings, 4, read_evidence(self.path, settings.tolerate), "level-04")
 
 
 def control(story: Story, alarmed: bool = True) -> None:
@@ -89,7 +93,7 @@ def test_a_clean_run_makes_a_clean_level(tmp_path: Path) -> None:
 def test_a_fault_that_found_nothing_to_strike_says_nothing(tmp_path: Path) -> None:
     story = Story(tmp_path)
     story.trial("c", ("ok",) * 4)
-    story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected="null")
+    story.trial("control", ("ok",) * 4, treatments=[CONTROL], injected=False)
     level = story.level()
     assert (level.controls, level.detected, level.verdict) == (0, 0, "undecided")
     assert level.faults == (CONTROL,)

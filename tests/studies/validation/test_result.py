@@ -1,4 +1,4 @@
-"""Verdicts, words and frames of staged validations of known truth."""
+"""Verdicts, words and JSON of staged validations of known truth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import REPORTED
 from synthetic_validations import (
     ALL,
     ALONE,
@@ -19,16 +20,17 @@ from synthetic_validations import (
     LEAKS,
     TOO_FEW,
     VOID,
+    change,
     level,
     validation,
 )
 
 from analysis.stats.bounds import requests_to_see, upper_bound
+from analysis.studies.validation.plan import Settings, ValidationError
 from analysis.studies.validation.result import (
     FindingGroup,
     Isolated,
     StagedValidation,
-    ValidationError,
 )
 from analysis.studies.validation.words import answer_in_a_sentence, in_words, level_in_words
 
@@ -127,12 +129,12 @@ def test_a_bound_of_nothing_is_no_bound_and_of_the_impossible_an_error() -> None
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changes",
     [{"confidence": 1.0}, {"rate": 0.0}, {"levels": ()}, {"levels": (4, 2)}, {"levels": (0, 2)}],
 )
-def test_a_validation_that_makes_no_sense_is_refused(change: dict) -> None:
+def test_a_validation_that_makes_no_sense_is_refused(changes: dict) -> None:
     with pytest.raises(ValidationError):
-        replace(CLEAN, **change)
+        change(CLEAN, **changes)
 
 
 def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
@@ -225,35 +227,30 @@ def test_the_words_of_what_proves_nothing_say_why() -> None:
     assert "Tolerated: lockset-violation (x), because a trial." in in_words(validation(mild))
 
 
-def test_the_frame_has_a_row_for_every_level_also_for_those_to_come() -> None:
-    frame = FAILED.frame()
-    assert list(frame["level"]) == [0, 2, 4, 8, 16, 32]
-    assert list(frame["verdict"]) == ["clean"] * 3 + ["failed"] + ["not begun"] * 2
-    assert frame["failed"].tolist()[1:4] == [0, 0, 8]
-    assert frame["upper"].iloc[1] == pytest.approx(upper_bound(0, 320, 0.95))
-    assert frame["needed"].tolist()[1:] == [299] * 5
-    assert list(replace(FAILED, isolated=None).frame()["level"]) == [2, 4, 8, 16, 32]
-
-
 @pytest.mark.parametrize("name", list(ALL))
 def test_a_validation_is_plain_values_for_programs(name: str) -> None:
     plain = json.loads(json.dumps(ALL[name].as_dict()))
     assert plain["verdict"] == ALL[name].verdict
     assert [row["verdict"] for row in plain["results"]] == [r.verdict for r in ALL[name].results]
+    assert [row["failed"] for row in plain["results"]] == [r.failed for r in ALL[name].results]
+    assert [row["upper"] for row in plain["results"]] == [
+        pytest.approx(upper_bound(r.failed, r.accepted, 0.95)) for r in ALL[name].results
+    ]
+    assert (plain["needed"], plain["levels"]) == (299, [2, 4, 8, 16, 32])
     assert plain["isolated"]["verdict"] == ALL[name].isolated.verdict
 
 
 def test_defaults_are_those_of_the_report() -> None:
-    plain = StagedValidation("3.1.0", "none", ())
-    assert plain.levels == (2, 4, 8, 16, 32)
-    assert plain.needed == 299
+    plain = StagedValidation(Settings(release=REPORTED))
+    assert plain.settings.levels == (2, 4, 8, 16, 32)
+    assert plain.settings.needed == 299
     assert "no treatment" in plain.name
     assert ISOLATED.verdict == "clean"
 
 
 def test_the_answer_names_what_held_and_what_did_not() -> None:
-    whole = [CLEAN, replace(FAILED, prefix_sharing="trie")]
-    alone = replace(CLEAN, treatments=("correct-seq-lens",))
+    whole = [CLEAN, change(FAILED, prefix_sharing="trie")]
+    alone = change(CLEAN, treatments=("correct-seq-lens",))
     answer = answer_in_a_sentence(whole, [alone, LEAKS, LEAKS, TOO_FEW])
     assert answer.startswith("With all 3 fixes at once, prefix sharing none is validated up to 32 ")
     assert "a failure rate above 1% would have shown with 95% confidence" in answer

@@ -16,8 +16,7 @@ from analysis.cli import app
 from analysis.core.errors import CachelabError, ReleaseError
 from analysis.studies.validation import plan as plans
 from analysis.studies.validation.evidence import isolated_of
-from analysis.studies.validation.plan import Settings
-from analysis.studies.validation.result import ValidationError
+from analysis.studies.validation.plan import Settings, ValidationError
 from analysis.studies.validation.run import examine, jobs_of, run_level, validate
 from analysis.studies.validation.words import in_words
 from analysis.sweep.plan import Plan, PlanError

@@ -1,4 +1,4 @@
-"""The cache of 3.1: a request holds an allocation object, which extends, publishes and releases."""
+"""Observes a cache whose requests hold pages by allocation objects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAlloca
 
 @dataclass(slots=True)
 class _Noted:
-    """An allocation, the request that it was made for, and its number of pages when last seen."""
+    """An allocation, its request, and its number of pages as of the last event."""
 
     allocation: Any
     request: str
@@ -36,16 +36,16 @@ class _Noted:
 
 
 class AllocationProbe(BaseProbe):
-    """Knows which request an allocation, or the list of its tokens, belongs to."""
+    """Notes to which request an allocation, or a list of tokens, belongs."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # By identity; the objects are kept so that no identity comes twice.
+        # By identity; the objects are kept so that no identity is used twice.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
         self._read: dict[str, bytes | None] = {}
         """By request: the logits that its next token is chosen from; None if unknown."""
-        self._pending_invocations: dict[int, list[FinishedInvocation]] = {}
+        self._invocations: dict[int, list[FinishedInvocation]] = {}
         """By process: it may call the model more than once."""
 
     def holdings(self) -> dict[str, list[int]]:
@@ -99,7 +99,7 @@ class AllocationProbe(BaseProbe):
             submit(item)
 
         hooks.attribute(self.native.batcher, "submit", submitted)
-        self._hook_requests(hooks)
+        self.hook_requests(hooks, GenerateItemProcess, self._begin)
         self._hook_choice(hooks)
         self._hook_acquire(hooks)
         for kind in _ALLOCATIONS:
@@ -115,7 +115,7 @@ class AllocationProbe(BaseProbe):
 
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
-        def flying(process: Any) -> None:
+        def started(process: Any) -> None:
             if process.service is not self.native:
                 return  # another engine's
             self.starts_invocation(process)
@@ -129,38 +129,26 @@ class AllocationProbe(BaseProbe):
                     node = getattr(allocation, "last_cached_node", None)
                     self.emit_unprotected(note.request, node)
 
-        def landed(state: Any, process: Any) -> None:
-            for flown in self._pending_invocations.pop(id(process), ()):
-                self.finish(flown)
+        def ended(state: Any, process: Any) -> None:
+            for finished in self._invocations.pop(id(process), ()):
+                self.finish(finished)
 
-        hooks.around_task(components.InferenceExecutorProcess, "run", before=flying, after=landed)
-        hooks.also(self._pending_invocations.clear)
+        hooks.around_task(components.InferenceExecutorProcess, "run", before=started, after=ended)
+        hooks.also(self._invocations.clear)
 
     def returned_invocation(self, finished: FinishedInvocation) -> None:
         # Its process ends when every row's logits are on the host.
-        self._pending_invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(finished)
+        self._invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(finished)
 
     def invocation_requests(self, process: Any) -> list[str]:
         return [request.rid for request in process.exec_requests]
 
-    def _hook_requests(self, hooks: Hooks) -> None:
-        def started(process: Any) -> str | None:
-            if process.client.batcher is not self.native.batcher:
-                return None
-            request: str = process.gen_req.rid
-            CURRENT_REQUEST.set(request)
-            return request
-
-        def ended(request: str | None, process: Any) -> None:
-            if request is not None:
-                with hooks.grouped(request):
-                    self.forget(request)
-                    hooks.observer.holds(request, ())
-
-        hooks.around_task(GenerateItemProcess, "run", before=started, after=ended)
+    def _begin(self, process: Any) -> str | None:
+        own = process.client.batcher is self.native.batcher
+        return str(process.gen_req.rid) if own else None
 
     def _hook_choice(self, hooks: Hooks) -> None:
-        """Tell from which logits each token that is appended to an answer was chosen."""
+        """Report from which logits each token that is appended to an answer was chosen."""
         fault, read, batcher = hooks.observer.fault, self._read, self.native.batcher
 
         def wrap_argmax(argmax: Any) -> Any:
@@ -184,7 +172,7 @@ class AllocationProbe(BaseProbe):
                         if (logits := read.pop(request)) is not None:
                             self.emit_chosen(request, logits, token)
                         else:
-                            self.emit("chosen", request_id=request)  # from which is not known
+                            self.emit("chosen", request_id=request)  # its logits are not known
                 except Exception as error:
                     fault(error)
                 append(process, token)
@@ -219,7 +207,7 @@ class AllocationProbe(BaseProbe):
         stride = self.cache.tokens_per_page
 
         def grows(allocation: Any, tokens: Any, *, extra_token_slots: int = 0) -> bool:
-            # Asked for every token of every request; nothing happens while its pages suffice.
+            # Called for every token of every request; no operation while its pages suffice.
             room = len(allocation._pages) * stride
             return len(tokens) + extra_token_slots > room and mine(allocation)
 
@@ -244,12 +232,12 @@ class AllocationProbe(BaseProbe):
         ):
             plain = kind is BasePagedAttentionCacheAllocation
             if plain and operation == "publish":
-                continue  # it does nothing, for every token of every request
+                continue  # no operation, called for every token of every request
             ours = grows if plain and operation == "extend" else mine
             hooks.around(kind, name, operation, applies=ours, request_of=request_of, after=done)
 
     def _held(self, request: str) -> None:
-        """Tell what a request holds now."""
+        """Report the pages that a request holds now."""
         assert self.observer is not None
         pages: dict[int, None] = {}
         for note in list(self._allocations.values()):

@@ -1,4 +1,4 @@
-"""The cache of 3.9: a request's decoder and page manager hold its pages, not the cache."""
+"""Observes a cache whose requests hold pages by records of a decoder and by its page manager."""
 
 from __future__ import annotations
 
@@ -28,103 +28,112 @@ _OPERATIONS: dict[str, str | None] = {
 
 
 @dataclass
-class _Live:
-    """A request under way: what may hold pages for it."""
+class _Pending:
+    """A pending request: its objects that may hold pages."""
 
     decoder: Any
     manager: Any = None
     seen: tuple[Any, ...] = ()
-    """What of the manager's pages was told last."""
-    left: list[int] | None = None
-    """After its last publication, what it has beside what it published or set aside: those are
-    the cache's then, which may evict and free them while the request has yet to be put away."""
+    """The manager's pages as of the last event."""
+    unpublished: list[int] | None = None
+    """After its last publication, the pages that it neither published nor gave up as duplicates.
+
+    The others belong to the cache then, which may evict and free them before the request ends.
+    """
+
+    @property
+    def records(self) -> list[Any]:
+        """The decoder's records that are not released."""
+        records = list(self.decoder._allocated_cach_recs.values())
+        return [record for record in records if record is not None]
+
+    @property
+    def stock(self) -> list[int]:
+        """Pages that the manager has allocated and not used."""
+        return [] if self.manager is None else list(self.manager._free_pages)
 
     @property
     def is_over(self) -> bool:
-        """Whether one of its records was given back, which is the last thing a decoder does."""
+        """Whether one of its records was released, the last operation of a decoder."""
         return any(record is None for record in self.decoder._allocated_cach_recs.values())
 
-    def finish(self, set_aside: set[int]) -> None:
-        """Take note that it has computed all, and published what it computed."""
-        published = {page for r in self.decoder._allocated_cach_recs.values() if r is not None
-                     for page in indices(r.pages)}  # fmt: skip
-        stock = set() if self.manager is None else set(self.manager._free_pages)
-        theirs = published | set_aside | stock
-        self.left = [page for page in self.pages() if page not in theirs]
+    def publish_last(self, duplicates: set[int]) -> None:
+        """Note that the request has computed and published everything."""
+        published = {page for record in self.records for page in indices(record.pages)}
+        given = published | duplicates | set(self.stock)
+        self.unpublished = [page for page in self.pages() if page not in given]
+
+    def is_served_by(self, manager: Any) -> bool:
+        """Return whether a new page manager has its first pages from the decoder's records."""
+        own = [*manager._shared_pages, *(page for beam in manager._beam_page_ids for page in beam)]
+        pages = {page for record in self.records for page in indices(record.pages)}
+        return self.manager is None and bool(own) and own[0] in pages
 
     def moved(self) -> bool:
-        """Tell whether the manager's pages changed; most steps stay on their page."""
+        """Return whether the manager's pages changed; most steps stay on their page."""
         beams = [beam[-1:] for beam in self.manager._beam_page_ids]
         seen = (len(self.manager._free_pages), beams)
         moved, self.seen = seen != self.seen, seen
         return moved
 
     def pages(self) -> list[int]:
-        """Return its pages, each once.
-
-        When its first record is given back, what remains is what the manager keeps in stock.
-        """
-        records = list(self.decoder._allocated_cach_recs.values())
-        held: dict[int, None] = {}
-        if self.left is not None:
-            held.update(dict.fromkeys(() if self.is_over else self.left))
-        elif not self.is_over:
-            for record in records:
-                held.update(dict.fromkeys(indices(record.pages)))
+        """Return its pages, each once; after its first record is released, the manager's stock."""
+        held: list[int] = []
+        if self.is_over:
+            pass
+        elif self.unpublished is not None:
+            held += self.unpublished
+        else:
+            for record in self.records:
+                held += indices(record.pages)
             if self.manager is not None:
-                held.update(dict.fromkeys(self.manager._shared_pages))
+                held += self.manager._shared_pages
                 for beam in self.manager._beam_page_ids:
-                    held.update(dict.fromkeys(beam))
-        if self.manager is not None:
-            held.update(dict.fromkeys(self.manager._free_pages))
-        return list(held)
+                    held += beam
+        return list(dict.fromkeys([*held, *self.stock]))
 
 
 class RecordProbe(BaseProbe):
-    """Knows the decoders under way; all that one does is done in its request's own task."""
+    """Notes the decoders of pending requests; each works in its request's own task."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._live: dict[str, _Live] = {}
-        self._pending_invocations: dict[int, list[tuple[Any, FinishedInvocation]]] = {}
+        self._requests: dict[str, _Pending] = {}
+        self._invocations: dict[int, list[tuple[Any, FinishedInvocation]]] = {}
         """By the first argument: the calls that were made with it, each with its process."""
 
     def holdings(self) -> dict[str, list[int]]:
-        return {request: live.pages() for request, live in list(self._live.items())}
+        return {request: pending.pages() for request, pending in list(self._requests.items())}
 
     def last_node(self, request_id: str) -> Any:
-        live = self._live.get(request_id)
-        records = () if live is None else list(live.decoder._allocated_cach_recs.values())
-        return next((r.last_cached_node for r in records if r is not None), None)
+        pending = self._requests.get(request_id)
+        return next((r.last_cached_node for r in pending.records), None) if pending else None
 
     def stock(self, request_id: str) -> list[int]:
-        live = self._live.get(request_id)
-        return [] if live is None or live.manager is None else list(live.manager._free_pages)
+        pending = self._requests.get(request_id)
+        return pending.stock if pending else []
 
     def note_request(self, part: Any) -> None:
-        self._live[part._rid] = _Live(part)
+        self._requests[part._rid] = _Pending(part)
 
     def find_requests(self) -> None:
         for decoder in objects_of(LlmDecoder):
-            # One that has not begun or has ended holds nothing, or lies in the hands of nobody.
-            if decoder._page_cache is self.cache and self._is_running(decoder):
-                self._live.setdefault(decoder._rid, _Live(decoder))
+            # A decoder that has not begun or has ended holds no pages.
+            pending = _Pending(decoder)
+            if decoder._page_cache is self.cache and pending.records and not pending.is_over:
+                self._requests.setdefault(decoder._rid, pending)
         for manager in objects_of(PageManager):
             if manager._page_cache is self.cache:
-                for live in self._live.values():
-                    if live.manager is None and _serves(manager, live.decoder):
-                        live.manager = manager
+                for pending in self._requests.values():
+                    if pending.is_served_by(manager):
+                        pending.manager = manager
 
     def forget(self, request_id: str) -> None:
         super().forget(request_id)
-        self._live.pop(request_id, None)
-
-    def _is_running(self, decoder: Any) -> bool:
-        records = list(decoder._allocated_cach_recs.values())
-        return bool(records) and not any(record is None for record in records)
+        self._requests.pop(request_id, None)
 
     def hook(self, hooks: Hooks) -> None:
-        self._hook_requests(hooks)
+        self.hook_requests(hooks, LlmDecoder, self._begin)
         self._hook_decoder(hooks)
         for name, operation in _OPERATIONS.items():
             if hasattr(self.cache, name):
@@ -142,34 +151,36 @@ class RecordProbe(BaseProbe):
 
         ours = (self.native.prefill_functions, self.native.decode_functions)
 
-        def flying(process: Any) -> None:
+        def started(process: Any) -> None:
             if not any(process._functions is functions for functions in ours):
                 return  # another engine's
             self.starts_invocation(process)
             if not hasattr(self.cache, "root"):
                 return
             for request in self.invocation_requests(process):
-                live = self._live.get(request)
-                for record in () if live is None else live.decoder._allocated_cach_recs.values():
+                pending = self._requests.get(request)
+                for record in (
+                    () if pending is None else pending.decoder._allocated_cach_recs.values()
+                ):
                     if record is not None:
                         self.emit_unprotected(request, record.last_cached_node)
 
         def ended(state: Any, process: Any) -> None:
-            # Its arguments were not given back, as after an error.
-            for key, calls in list(self._pending_invocations.items()):
+            # After an error its arguments are not released.
+            for key, calls in list(self._invocations.items()):
                 if any(owner is process for owner, _ in calls):
-                    for _, finished in self._pending_invocations.pop(key, ()):
+                    for _, finished in self._invocations.pop(key, ()):
                         self.finish(finished)
 
-        hooks.around_task(LlmInvocationProcess, "run", before=flying, after=ended)
-        self._hook_landing(hooks)
+        hooks.around_task(LlmInvocationProcess, "run", before=started, after=ended)
+        self._hook_release(hooks)
         self._hook_choice(hooks)
 
     def _hook_operation(self, hooks: Hooks, name: str, operation: str | None) -> None:
         def request_of(*args: Any, **named: Any) -> str | None:
             return CURRENT_REQUEST.get()
 
-        def set_aside(*args: Any, **named: Any) -> set[int]:
+        def duplicates(*args: Any, **named: Any) -> set[int]:
             return set(indices(getattr(self.cache, "_duplicated_pages", ())))
 
         def published(before: set[int], *rest: Any, **named: Any) -> None:
@@ -177,21 +188,21 @@ class RecordProbe(BaseProbe):
             if added:
                 self.emit("duplicate", pages=sorted(added))
 
-        def asked(pages: list[int], *rest: Any, **named: Any) -> None:
+        def check_listed(pages: list[int], *rest: Any, **named: Any) -> None:
             if pages:
                 missing = set(pages) - set(indices(list(self.cache._allocated_pages)))
                 if missing:
                     self.emit("unlisted", pages=sorted(missing))
 
         if name in ("get_allocated_pages", "free_allocated_pages"):
-            hooks.around(self.cache, name, operation, request_of=request_of, before=asked)
+            hooks.around(self.cache, name, operation, request_of=request_of, before=check_listed)
         elif operation == "publish":
             hooks.around(
                 self.cache,
                 name,
                 operation,
                 request_of=request_of,
-                before=set_aside,
+                before=duplicates,
                 after=published,
             )
         else:
@@ -202,30 +213,30 @@ class RecordProbe(BaseProbe):
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
     def returned_invocation(self, finished: FinishedInvocation) -> None:
-        # When the device is done, the arrays are given back for the next call.
+        # When the device has finished, the arrays are released for the next call.
         call = (CURRENT_INVOCATION.get(), finished)
-        self._pending_invocations.setdefault(id(finished.arguments[0]), []).append(call)
+        self._invocations.setdefault(id(finished.arguments[0]), []).append(call)
 
-    def _hook_landing(self, hooks: Hooks) -> None:
+    def _hook_release(self, hooks: Hooks) -> None:
         def wrap(release: Any) -> Any:
-            def finished(allocation: Any) -> Any:
+            def releasing(allocation: Any) -> Any:
                 try:
-                    for _, landed in self._pending_invocations.pop(id(allocation._device), ()):
-                        self.finish(landed)
+                    for _, finished in self._invocations.pop(id(allocation._device), ()):
+                        self.finish(finished)
                 except Exception as error:
                     hooks.observer.fault(error)
                 return release(allocation)
 
-            return finished
+            return releasing
 
         hooks.wrap(Allocation, "release", wrap)
-        hooks.also(self._pending_invocations.clear)
+        hooks.also(self._invocations.clear)
 
     def _hook_choice(self, hooks: Hooks) -> None:
-        """Tell from which logits each token of an answer was chosen."""
+        """Report from which logits each token of an answer was chosen."""
         observer = hooks.observer
 
-        def tell(selector: Any, request: str, logits: Any, index: Any, tokens: Any) -> None:
+        def report(selector: Any, request: str, logits: Any, index: Any, tokens: Any) -> None:
             try:
                 token = _chosen(selector, tokens) if index is None else None
                 self.emit_chosen(request, raw(logits), token)
@@ -238,8 +249,8 @@ class RecordProbe(BaseProbe):
                 chosen = step(selector, logits, indices)
                 try:
                     request = CURRENT_REQUEST.get()
-                    if request in self._live and observer.verifies and len(logits) == 1:
-                        tell(selector, request, logits[0], indices[0], chosen[1])
+                    if request in self._requests and observer.verifies and len(logits) == 1:
+                        report(selector, request, logits[0], indices[0], chosen[1])
                 except Exception as error:
                     observer.fault(error)
                 return chosen
@@ -248,77 +259,65 @@ class RecordProbe(BaseProbe):
 
         hooks.wrap(TokenSelector, "step", wrap)
 
-    def _hook_requests(self, hooks: Hooks) -> None:
-        def started(decoder: Any) -> str | None:
-            if decoder._page_cache is not self.cache:
-                return None
-            request: str = decoder._rid
-            CURRENT_REQUEST.set(request)
-            self._live[request] = _Live(decoder)
-            return request
-
-        def ended(request: str | None, decoder: Any) -> None:
-            if request is not None:
-                with hooks.grouped(request):
-                    self.forget(request)
-                    hooks.observer.holds(request, ())
-
-        hooks.around_task(LlmDecoder, "run", before=started, after=ended)
+    def _begin(self, decoder: Any) -> str | None:
+        if decoder._page_cache is not self.cache:
+            return None
+        self.note_request(decoder)
+        return str(decoder._rid)
 
     def _request_of(self, part: Any) -> str | None:
         """Return the request that a decoder or a page manager works for.
 
-        Its task knows, unless it had begun before the hooks were there.
+        The context of its task has it, unless the task began before the hooks were put on.
         """
         if (request := CURRENT_REQUEST.get()) is not None:
             return request
         if isinstance(part, LlmDecoder):
-            self._live.setdefault(part._rid, _Live(part))
+            self._requests.setdefault(part._rid, _Pending(part))
             return str(part._rid)
-        for request, live in list(self._live.items()):
-            if live.manager is part or (live.manager is None and _serves(part, live.decoder)):
-                live.manager = part
+        for request, pending in list(self._requests.items()):
+            if pending.manager is part or pending.is_served_by(part):
+                pending.manager = part
                 return request
         return None
 
     def _hook_decoder(self, hooks: Hooks) -> None:
-        """After each step that can change what a request holds, tell what it holds."""
+        """Report a request's pages after each step that can change them."""
 
         def request_of(part: Any, *args: Any, **named: Any) -> str | None:
             return self._request_of(part)
 
         def held(state: Any, result: Any, error: Any, part: Any, *a: Any, **k: Any) -> None:
             request = self._request_of(part)
-            live = self._live.get(request or "")
-            if request is None or live is None:
+            pending = self._requests.get(request or "")
+            if request is None or pending is None:
                 return
-            pages = live.pages()
-            for record in live.decoder._allocated_cach_recs.values():
-                if record is not None:
-                    self.emit_duplicates(request, indices(record.pages))
+            pages = pending.pages()
+            for record in pending.records:
+                self.emit_duplicates(request, indices(record.pages))
             hooks.observer.holds(request, pages)
-            if not pages and live.is_over and CURRENT_REQUEST.get() is None:
-                self.forget(request)  # nobody else tells its end
+            if not pages and pending.is_over and CURRENT_REQUEST.get() is None:
+                self.forget(request)  # its own task does not report its end
 
         def published(
             state: Any, result: Any, error: Any, decoder: Any, req: Any, *a: Any, **k: Any
         ) -> None:
-            live = self._live.get(self._request_of(decoder) or "")
+            pending = self._requests.get(self._request_of(decoder) or "")
             last = k.get("publish_incomplete_page", bool(a and a[0]))
-            # Without a trie nothing is published: what it has stays its own until it is released.
-            if last and error is None and live is not None and hasattr(self.cache, "root"):
-                live.finish(set(indices(self.cache._duplicated_pages)))
+            # Without a trie nothing is published: a request keeps its pages until its release.
+            if last and error is None and pending is not None and hasattr(self.cache, "root"):
+                pending.publish_last(set(indices(self.cache._duplicated_pages)))
             held(state, result, error, decoder)
 
         def stepped(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
-            live = self._live.get(self._request_of(manager) or "")
-            if live is not None and (live.manager is not manager or live.moved()):
+            pending = self._requests.get(self._request_of(manager) or "")
+            if pending is not None and (pending.manager is not manager or pending.moved()):
                 held(state, result, error, manager)
 
         def made(state: Any, result: Any, error: Any, manager: Any, *a: Any, **k: Any) -> None:
-            live = self._live.get(self._request_of(manager) or "")
-            if live is not None:
-                live.manager = manager
+            pending = self._requests.get(self._request_of(manager) or "")
+            if pending is not None:
+                pending.manager = manager
             held(state, result, error, manager)
 
         def of_decoder(decoder: Any, *args: Any, **named: Any) -> bool:
@@ -358,20 +357,13 @@ class RecordProbe(BaseProbe):
 
 
 def _chosen(selector: Any, tokens: Any) -> int | None:
-    """Return the token that was chosen in a step, None where the selection is not greedy."""
+    """Return the token that a step chose, None where the selection is not greedy."""
     config = selector._decode_config
     kept = config.temperature in (None, 1.0) and config.logits_normalization.name != "SOFTMAX"
     if config.num_beams > 1 or not kept:
         return None
-    # The end of an answer is not among the tokens to go on with.
+    # The end of an answer is not among the tokens to continue with.
     return int(tokens[0]) if len(tokens) else int(selector._eos_token_id)
-
-
-def _serves(manager: Any, decoder: Any) -> bool:
-    """Tell whether a page manager has its first pages from this decoder's records."""
-    pages = {page for r in decoder._allocated_cach_recs.values() if r for page in indices(r.pages)}
-    own = [*manager._shared_pages, *(page for beam in manager._beam_page_ids for page in beam)]
-    return bool(own) and own[0] in pages
 
 
 PROBE = RecordProbe

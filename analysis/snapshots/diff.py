@@ -1,18 +1,20 @@
-"""What changed between two snapshots of the cache, and both in words."""
+"""What changed between two snapshots of the cache, and both in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.core.errors import CachelabError
-from analysis.snapshots.snapshot import STATES, Conflict, Node, Snapshot
+from analysis.core.wording import capitalised, counted, listed, ranges, short_names
+from analysis.snapshots.state import STATES, Conflict, Node, SnapshotBase
 
 _MOST_PARTS = 8
-_NAME_LENGTH = 14
+S = TypeVar("S", bound=SnapshotBase)
 
 
 class SnapshotError(CachelabError, ValueError):
@@ -20,15 +22,15 @@ class SnapshotError(CachelabError, ValueError):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Change:
+class Diff(Generic[S]):
     """What changed from `before` to `after`; `str(change)` says it in sentences.
 
     False where nothing changed. Nodes are told apart by their numbers, so both snapshots must be
     of the same engine.
     """
 
-    before: Snapshot
-    after: Snapshot
+    before: S
+    after: S
     moved: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     """Pages by the state that they left and the one they went to."""
     gained: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -100,28 +102,22 @@ class Change:
 
     def sentences(self) -> list[str]:
         """Return what changed, a sentence each; none where nothing did."""
-        return _Telling(self).all()
+        return _Sentences(self).all()
 
     def __bool__(self) -> bool:
-        return any(getattr(self, name) for name in _PARTS)
+        return any(getattr(self, part.name) for part in fields(self)[2:])
 
     def __str__(self) -> str:
         return " ".join(self.sentences()) or "Nothing changed."
 
     def __repr__(self) -> str:
-        return f"<Change: {self}>"
+        return f"<Diff: {self}>"
 
     def _to(self, state: str) -> tuple[int, ...]:
         return _sorted(p for (_, new), pages in self.moved.items() if new == state for p in pages)
 
 
-_PARTS = (
-    "moved", "gained", "lost", "created", "gone", "altered", "references", "leaves_gained",
-    "leaves_lost", "duplicates_gained", "duplicates_lost", "rewritten", "conflicts",
-)  # fmt: skip
-
-
-def change_between(before: Snapshot, after: Snapshot) -> Change:
+def diff(before: S, after: S) -> Diff[S]:
     """Return what changed; `after - before` is the same.
 
     Raises SnapshotError if the two are of pools of different sizes.
@@ -134,7 +130,7 @@ def change_between(before: Snapshot, after: Snapshot) -> Change:
     new_leaves = {node.node for node in after.nodes if node.leaf}
     old_aside, new_aside = set(before.state.duplicates), set(after.state.duplicates)
     known = set(before.conflicts)
-    return Change(
+    return Diff(
         before=before,
         after=after,
         moved=_moved(before.states, after.states),
@@ -159,7 +155,7 @@ def change_between(before: Snapshot, after: Snapshot) -> Change:
     )
 
 
-def same_pool(before: Snapshot, after: Snapshot) -> None:
+def same_pool(before: SnapshotBase, after: SnapshotBase) -> None:
     """Raise SnapshotError unless both snapshots are of pools of the same size."""
     if before.page_count != after.page_count:
         raise SnapshotError(
@@ -168,78 +164,10 @@ def same_pool(before: Snapshot, after: Snapshot) -> None:
         )
 
 
-def describe_snapshot(snapshot: Snapshot) -> str:
-    """Return a snapshot in one to three sentences."""
-    counts = snapshot.counts
-    holding = sum(bool(pages) for pages in snapshot.state.holdings.values())
-    by = f" (held by {counted(holding, 'request')})" if counts["live"] else ""
-    text = (
-        f"{counted(snapshot.page_count, 'page')}: {counts['free']} free, {counts['live']} live"
-        f"{by}, {counts['cached']} cached, {counts['leaked']} leaked"
-    )
-    if snapshot.nodes:
-        leaves = sum(node.leaf for node in snapshot.nodes)
-        text += f"; {counted(len(snapshot.nodes) - 1, 'node')} in the trie, {leaves} as leaves"
-    text += "."
-    if not snapshot.consistent:
-        text += " It was taken during an operation of the cache, so it may contradict itself."
-    if snapshot.conflicts:
-        named = " ".join(map(str, snapshot.conflicts[:2]))
-        more = len(snapshot.conflicts) - 2
-        text += f" In conflict: {named}" + (f" And {more} more." if more > 0 else "")
-    return text
-
-
-# -- words ---------------------------------------------------------------------------------
-
-
-def ranges(numbers: Iterable[int], most: int = _MOST_PARTS) -> str:
-    """Return numbers as text, such as "3-5 and 9"; past `most` ranges, how many more there are."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    parts = [f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:most]]
-    return listed(parts, sum(b - a + 1 for a, b in runs[most:]))
-
-
-def listed(parts: Sequence[str], more: int = 0) -> str:
-    """Return parts as "a, b and c", or "a, b and 7 more"."""
-    parts = [*parts, f"{more} more"] if more else list(parts)
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def cut(parts: Sequence[str], most: int = _MOST_PARTS) -> str:
-    """Return at most so many parts as a list in words, and how many more there are."""
-    return listed(parts[:most], max(0, len(parts) - most))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return such as "1 page" or "3 pages"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def short_names(request_ids: Iterable[str]) -> dict[str, str]:
-    """Return a name for each request: its id, or eight characters of one longer than fourteen.
-
-    They are its first or its last ones, whichever differ between the requests.
-    """
-    ids = list(dict.fromkeys(request_ids))
-    names = {name: name for name in ids}
-    cuts: list[Callable[[str], str]] = [lambda n: n[:8], lambda n: n[-8:]]
-    for shorten in cuts:
-        short = {n: n if len(n) <= _NAME_LENGTH else shorten(n) for n in ids}
-        if len(set(short.values())) == len(ids):
-            return short
-    return names
-
-
-class _Telling:
+class _Sentences:
     """Puts a change into sentences."""
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Diff[Any]) -> None:
         self.change = change
         self.before, self.after = change.before, change.after
         self.names = short_names([*self.before.state.holdings, *self.after.state.holdings])
@@ -316,35 +244,38 @@ class _Telling:
             if nodes:
                 verb = one if len(nodes) == 1 else many
                 pages = [node.page for node in nodes if node.page is not None]
-                on = f" ({_pages(pages)})" if pages else ""
+                on = f" ({_numbers('page', pages)})" if pages else ""
                 number = counted(len(nodes), "node")
                 found.append(f"{number} {verb}: {ranges(node.node for node in nodes)}{on}.")
         if change.altered:
             parts = [f"node {a.node}{_altered(a, b)}" for a, b in change.altered]
-            found.append(f"Nodes changed: {cut(parts)}.")
+            found.append(f"Nodes changed: {listed(parts, most=_MOST_PARTS)}.")
         if change.references:
             parts = [f"node {n} {a} -> {b}" for n, (a, b) in change.references.items()]
-            found.append(f"References: {cut(parts)}.")
-        if change.leaves_gained:
-            found.append(f"Became leaves: {_nodes(change.leaves_gained)}.")
-        if change.leaves_lost:
-            found.append(f"No longer leaves: {_nodes(change.leaves_lost)}.")
+            found.append(f"References: {listed(parts, most=_MOST_PARTS)}.")
+        found += [
+            f"{words}: {_numbers('node', nodes)}."
+            for words, nodes in (
+                ("Became leaves", change.leaves_gained),
+                ("No longer leaves", change.leaves_lost),
+            )
+            if nodes
+        ]
         return found
 
     def _other(self) -> list[str]:
-        change, found = self.change, []
-        if pages := change.duplicates_gained:
-            verb = "was" if len(pages) == 1 else "were"
-            number = counted(len(pages), "duplicate page")
-            found.append(f"{number} {verb} set aside to be freed: {ranges(pages)}.")
-        if pages := change.duplicates_lost:
-            verb = "is" if len(pages) == 1 else "are"
-            number = counted(len(pages), "duplicate page")
-            found.append(f"{number} {verb} no longer set aside: {ranges(pages)}.")
-        if pages := change.rewritten:
-            verb = "holds" if len(pages) == 1 else "hold"
-            found.append(f"{counted(len(pages), 'page')} {verb} other contents: {ranges(pages)}.")
-        return found
+        ways = (
+            (self.change.duplicates_gained, "duplicate page", "was", "were",
+             "set aside to be freed"),
+            (self.change.duplicates_lost, "duplicate page", "is", "are", "no longer set aside"),
+            (self.change.rewritten, "page", "holds", "hold", "other contents"),
+        )  # fmt: skip
+        return [
+            f"{counted(len(pages), noun)} {one if len(pages) == 1 else many} {what}:"
+            f" {ranges(pages)}."
+            for pages, noun, one, many, what in ways
+            if pages
+        ]
 
     def _counts(self) -> list[str]:
         a, b = self.before.counts, self.after.counts
@@ -357,8 +288,7 @@ class _Telling:
             )
             if old != new
         ]
-        text = ", ".join(parts)
-        return [f"{text[0].upper()}{text[1:]}."] if parts else []
+        return [f"{capitalised(', '.join(parts))}."] if parts else []
 
     def _leaks(self) -> list[str]:
         """Return which pages leaked, and where they had been last."""
@@ -399,6 +329,9 @@ class _Telling:
             )
         return found
 
+    def _named(self, requests: Iterable[str]) -> str:
+        return listed((self.names[request] for request in requests), most=4)
+
     def _by_holder(
         self, pages: Iterable[int], holders: Mapping[int, Sequence[str]], verb: str
     ) -> str:
@@ -407,7 +340,7 @@ class _Telling:
         for page in pages:
             groups.setdefault(tuple(holders.get(page, ())), []).append(page)
         parts = [
-            ranges(group) + (f" {verb} {cut([self.names[r] for r in who], 4)}" if who else "")
+            ranges(group) + (f" {verb} {self._named(who)}" if who else "")
             for who, group in list(groups.items())[:_MOST_PARTS]
         ]
         if len(parts) == 1:
@@ -449,12 +382,8 @@ def _altered(a: Node, b: Node) -> str:
     return "".join([*words, " other tokens" if a.tokens != b.tokens else ""])
 
 
-def _nodes(numbers: Sequence[int]) -> str:
-    return f"{'node' if len(numbers) == 1 else 'nodes'} {ranges(numbers)}"
-
-
-def _pages(numbers: Sequence[int]) -> str:
-    return f"{'page' if len(numbers) == 1 else 'pages'} {ranges(numbers)}"
+def _numbers(noun: str, numbers: Sequence[int]) -> str:
+    return f"{noun if len(numbers) == 1 else noun + 's'} {ranges(numbers)}"
 
 
 def _sorted(numbers: Iterable[int]) -> tuple[int, ...]:

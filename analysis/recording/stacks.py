@@ -1,0 +1,63 @@
+"""Frames of the engine's code: kept as code objects, formatted when they are read."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Sequence
+from types import CodeType, FrameType
+from typing import Any
+
+_SHOWN_FRAMES = 12
+
+
+def current_stack() -> tuple[tuple[CodeType, int], ...]:
+    """Return the engine's own frames, innermost first; put into words only when they are read."""
+    frames = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if _is_engines(code):
+            # Which line that is takes long to find.
+            frames.append((code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(frames)
+
+
+@functools.cache
+def _is_engines(code: CodeType) -> bool:
+    return "shortfin" in code.co_filename
+
+
+def stack_in_words(frames: Sequence[tuple[CodeType, int]] | str | None) -> str | None:
+    """Return frames of the engine, innermost last, a line each."""
+    if frames is None or isinstance(frames, str):
+        return frames
+    return "\n".join(_frame(code, _line(code, at)) for code, at in reversed(frames))
+
+
+@functools.cache
+def _line(code: CodeType, at: int) -> int | None:
+    """Return the line of an instruction."""
+    lines = (line for first, last, line in code.co_lines() if first <= at < last)
+    return next(lines, code.co_firstlineno)
+
+
+def _frame(code: CodeType, line: int | None) -> str:
+    file = code.co_filename.rpartition("site-packages/")[2]
+    return f"{file}:{line} in {code.co_qualname}"
+
+
+def all_threads() -> list[dict[str, Any]]:
+    """Return what every thread of the process does, innermost first."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    found: list[dict[str, Any]] = []
+    for ident, top in list(sys._current_frames().items()):
+        lines: list[str] = []
+        frame: FrameType | None = top
+        while frame is not None and len(lines) < _SHOWN_FRAMES:
+            lines.append(_frame(frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        found.append({"thread": f"{names.get(ident, 'thread')} {ident}", "frames": lines})
+    return found

@@ -1,0 +1,74 @@
+"""Walks the nodes of a prefix cache's trie, by numbers, however broken the trie is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from analysis.snapshots.state import Node
+
+
+class Step(NamedTuple):
+    """A node as a walk comes to it."""
+
+    node: Node
+    depth: int
+    parent: int | None
+    """The node that the walk came from; None for one that it starts from."""
+
+
+class Trie:
+    """Nodes of a trie with their children.
+
+    A node without a parent, or with one that is unknown, is a root. Nodes that are each other's
+    ancestors have no root: a walk comes to them last.
+    """
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.nodes = {node.node: node for node in nodes}
+        self.children: dict[int, list[int]] = {}
+        self.roots: list[int] = []
+        for node in self.nodes.values():
+            if node.parent in self.nodes and node.parent != node.node:
+                assert node.parent is not None
+                self.children.setdefault(node.parent, []).append(node.node)
+            else:
+                self.roots.append(node.node)
+
+    def walk(self, start: int | None = None) -> Iterator[Step]:
+        """Yield every node once, parents before children, siblings in order.
+
+        With `start`, only that node and those below it.
+        """
+        seen: set[int] = set()
+        for first in [*self.roots, *self.nodes] if start is None else [start]:
+            waiting: list[tuple[int, int, int | None]] = [(first, 0, None)]
+            while waiting:
+                number, depth, parent = waiting.pop()
+                if number in seen:
+                    continue
+                seen.add(number)
+                yield Step(self.nodes[number], depth, parent)
+                below = reversed(self.children.get(number, ()))
+                waiting += [(child, depth + 1, number) for child in below]
+
+    def path(self, number: int | None) -> list[Node]:
+        """Return the nodes from the root to a node; [] if they do not begin at a true root."""
+        found: list[Node] = []
+        while number is not None:
+            node = self.nodes.get(number)
+            if node is None or len(found) > len(self.nodes):
+                return []
+            found.append(node)
+            number = node.parent
+        return found[::-1]
+
+    def tokens(self, number: int | None) -> list[int]:
+        """Return the tokens from the root to the end of a node; [] as `path`."""
+        return [token for node in self.path(number) for token in node.tokens]
+
+    def reachable(self) -> Iterator[Node]:
+        """Yield the nodes that are below a true root, parents first."""
+        for root in self.roots:
+            if self.nodes[root].parent is None:
+                yield from (step.node for step in self.walk(root))
