@@ -19,7 +19,7 @@ from analysis import Engine, EngineConfig
 from analysis.recording import observe
 from analysis.sanitizer import sanitize
 from analysis.sanitizer.checker import Checker
-from analysis.sanitizer.world import Event, Invocation
+from analysis.sanitizer.trace import Event, Invocation
 from analysis.snapshots.snapshot import CacheState, Snapshot
 
 BLOCKS, REQUESTS, PAGES, STRIDE = 40, 64, 4096, 16

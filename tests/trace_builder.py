@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.recording.writes import PADDING_PAGE
 from analysis.runs.schema import EVENT_EXTRAS
 from analysis.sanitizer.checker import Checker
 from analysis.sanitizer.findings import Findings
-from analysis.sanitizer.world import PADDING_PAGE, Event, Invocation, World
+from analysis.sanitizer.state import EngineState
+from analysis.sanitizer.trace import Event, Invocation
 from analysis.snapshots.snapshot import CacheState, Node, Snapshot
 
 ROOT = Node(0, None, None, (), 0, False)
@@ -54,7 +56,7 @@ class TraceBuilder:
         state = CacheState(page_count, free, holdings, nodes)
         self.stride, self.context = stride, context
         self.first = Snapshot(state, seq=0, t_s=0.0)
-        self.world = World(self.first, stride)
+        self.state = EngineState(self.first, stride)
         """The cache as told so far; invocations do not go through it."""
         self.items: list[tuple[int, Event | Invocation | None]] = []
         self.snapshots: list[Snapshot] = []
@@ -83,7 +85,7 @@ class TraceBuilder:
         values |= {**fields, "seq": seq, "kind": kind, "request_id": request, "digest": digest}
         event = Event(**values | {"pages": tuple(pages), "extras": extras})
         self.items.append((seq, event))
-        self.world.step(event)
+        self.state.step(event)
         return seq
 
     @contextmanager
@@ -124,11 +126,11 @@ class TraceBuilder:
         return self.event("done", request, outcome=outcome, value=missing)
 
     def acquire(self, request: str | None, *pages: int, **fields: Any) -> int:
-        counted = {"free_pages": len(self.world.free - set(pages)), **fields}
+        counted = {"free_pages": len(self.state.free - set(pages)), **fields}
         return self.event("acquire", request, pages, **counted)
 
     def free(self, request: str | None, *pages: int, **fields: Any) -> int:
-        counted = {"free_pages": len(self.world.free | set(pages)), **fields}
+        counted = {"free_pages": len(self.state.free | set(pages)), **fields}
         return self.event("free", request, pages, **counted)
 
     def hold(self, request: str, *pages: int) -> int:
@@ -176,13 +178,13 @@ class TraceBuilder:
         return self.event("unlink", request, self._page_of(node), node=node)
 
     def reference(self, node: int, change: int, request: str | None) -> int:
-        before = self.world.references.get(node, 0)
+        before = self.state.references.get(node, 0)
         return self.event(
             "reference", request, node=node, ref_before=before, ref_count=before + change
         )
 
     def _page_of(self, node: int) -> list[int]:
-        found = self.world.nodes.get(node)
+        found = self.state.nodes.get(node)
         return [] if found is None or found.page is None else [found.page]
 
     def publish(
@@ -193,7 +195,7 @@ class TraceBuilder:
             for place, page in enumerate(pages):
                 block = tokens[place * self.stride : (place + 1) * self.stride]
                 self.create(request, page, block, parent)
-                if parent in self.world.leaves:
+                if parent in self.state.leaves:
                     self.no_leaf(parent, request)
                 parent = self.last_node
                 self.leaf(parent, request)
@@ -201,11 +203,11 @@ class TraceBuilder:
 
     def evict(self, node: int) -> int:
         """Take a leaf out of the trie and free its page; return the place of the unlinking."""
-        parent, (page,) = self.world.nodes[node].parent, self._page_of(node)
+        parent, (page,) = self.state.nodes[node].parent, self._page_of(node)
         with self.within("evict"):
             seq = self.unlink(node)
             self.no_leaf(node)
-            if parent and not self.world.children[parent]:
+            if parent and not self.state.children[parent]:
                 self.leaf(parent)
             self.free(None, page)
         return seq
@@ -302,18 +304,18 @@ class TraceBuilder:
     def snapshot(self, *, consistent: bool = True, **changes: Any) -> int:
         """Look at the cache, which is as told but for `changes` of its state."""
         seq = self.event("snapshot", moment="asked")
-        state = replace(self.world.snapshot().state, **changes)
+        state = replace(self.state.snapshot().state, **changes)
         self.snapshots.append(Snapshot(state, seq=seq, t_s=seq / 1000, consistent=consistent))
         return seq
 
     def release(self, request: str) -> None:
         """Give back all references and pages of a request; those in the trie stay there."""
-        for node, count in list(self.world.balance.get(request, {}).items()):
+        for node, count in list(self.state.balance.get(request, {}).items()):
             if count > 0:
                 self.reference(node, -count, request)
-        if pages := sorted(self.world.held.get(request, ())):
+        if pages := sorted(self.state.held.get(request, ())):
             self.drop(request, *pages)
-            lost = [page for page in pages if self.world.is_lost(page)]
+            lost = [page for page in pages if self.state.is_leaked(page)]
             if lost:
                 self.free(request, *lost)
 
@@ -324,7 +326,7 @@ class TraceBuilder:
 
     def close(self) -> TraceBuilder:
         """End everybody who is under way."""
-        for request in sorted(self.world.under_way):
+        for request in sorted(self.state.under_way):
             self.end(request)
         return self
 
@@ -339,7 +341,7 @@ class TraceBuilder:
 
     def checker(self) -> Checker:
         """Return a checker that has its snapshots, and no item yet."""
-        checker = Checker(self.first, self.stride, context=self.context)
+        checker = Checker(self.first, self.stride, context_length=self.context)
         for snapshot in self.snapshots:
             checker.put_snapshot(snapshot)
         return checker

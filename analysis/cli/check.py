@@ -80,7 +80,7 @@ def _words(checked: Checked) -> str:
             *(f"      {line}" for line in (lead.first.stack or "").splitlines()[-3:]),
         ]
     lines += [f"  not checked: {note}" for note in checked.not_checked]
-    lines += [f"  not seen on {checked.release}: {spot}" for spot in checked.blind]
+    lines += [f"  limit on {checked.release}: {r}: {text}" for r, text in checked.limits.items()]
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from analysis.diagnosis.pages import PageHistory, owner_in_words
 from analysis.diagnosis.request_trace import RequestTrace
 from analysis.diagnosis.timeline import RequestInvocation, state_of
 from analysis.sanitizer.findings import WRONG_DATA, Finding
-from analysis.sanitizer.meanings import meaning_of
+from analysis.sanitizer.rules import consequence_of
 
 _PACKAGE = "analysis.diagnosis"
 _DEATH = 160
@@ -69,7 +69,7 @@ def diagnosis_of(
 
 
 def _consequence(finding: Finding) -> str:
-    return meaning_of(finding.rule, finding.cause)
+    return consequence_of(finding.rule, finding.cause)
 
 
 def _wrong(

@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from analysis.plots import style
-from analysis.sanitizer.findings import Finding
-from analysis.sanitizer.scene import (
+from analysis.sanitizer.findings import (
     NOTHING_KIND,
     PADDING_KIND,
     TOKEN_KIND,
-    PageScene,
-    Scene,
+    Finding,
+    FindingContext,
+    PageContext,
     Slot,
 )
 
@@ -39,7 +39,7 @@ def finding_figure(finding: Finding) -> Figure:
     A slot has the colour of the request that wrote it and shows the position that it holds. A page
     that the step did not change has one strip. A finding without a scene is shown as text.
     """
-    scene = finding.scene
+    scene = finding.context
     if scene is None or not scene.pages:
         return _in_words(finding)
     slots = max(len(page.after) for page in scene.pages)
@@ -82,7 +82,7 @@ def colours_of(finding: Finding) -> dict[str | None, str]:
     if finding.other_request_id:
         colours.setdefault(finding.other_request_id, OTHER)
     further = iter(FURTHER)
-    for page in finding.scene.pages if finding.scene else ():
+    for page in finding.context.pages if finding.context else ():
         for slot in (*page.before, *page.after):
             if slot.kind == TOKEN_KIND and slot.request_id not in colours:
                 colours[slot.request_id] = next(further, FURTHER[-1])
@@ -98,9 +98,9 @@ def fill_of(slot: Slot, colours: dict[str | None, str]) -> str:
 
 def _page(
     axes: Axes,
-    page: PageScene,
+    page: PageContext,
     y: float,
-    scene: Scene,
+    scene: FindingContext,
     finding: Finding,
     colours: dict[str | None, str],
 ) -> float:
@@ -155,7 +155,7 @@ def _heading(finding: Finding) -> list[_Line]:
     ]
 
 
-def _tables(scene: Scene) -> list[_Line]:
+def _tables(scene: FindingContext) -> list[_Line]:
     lines = []
     for request, pages in scene.tables.items():
         length = scene.lengths.get(request)
@@ -165,7 +165,9 @@ def _tables(scene: Scene) -> list[_Line]:
     return lines
 
 
-def _legend(scene: Scene, finding: Finding, colours: dict[str | None, str]) -> list[Patch | Line2D]:
+def _legend(
+    scene: FindingContext, finding: Finding, colours: dict[str | None, str]
+) -> list[Patch | Line2D]:
     slots = [slot for page in scene.pages for slot in (*page.before, *page.after)]
     writers = {slot.request_id for slot in slots if slot.kind == TOKEN_KIND}
     kinds = {slot.kind for slot in slots}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -95,7 +96,7 @@ def pages_of(
     pages = [page for page in also if page is not None]
     for invocation in invocations:
         own = invocation.own_length or invocation.own_row.seq_len or 0
-        pages += invocation.own_row.table[: -(-own // trace.stride)]
+        pages += invocation.own_row.table[: -(-own // trace.page_tokens)]
     for more in trace.events_of("pages_held")["pages"]:
         pages += more or ()
     return list(dict.fromkeys(int(page) for page in pages))
@@ -107,7 +108,7 @@ def histories_of(trace: RequestTrace, pages: Sequence[int]) -> tuple[PageHistory
     events = _events_by_page(trace, wanted)
     written: dict[int, list[_Write]] = {page: [] for page in pages}
     for invocation in trace.invocations.to_dict("records"):
-        for page, write in _writes(invocation, trace.stride):
+        for page, write in _writes(invocation, trace.page_tokens):
             if page in wanted:
                 written[page].append(write)
     first = first_snapshot(trace)
@@ -155,45 +156,34 @@ def _entries(events: Sequence[_Event], page: int) -> list[Entry]:
     return entries
 
 
-def _writes(invocation: dict[Any, Any], stride: int) -> Iterable[tuple[int, _Write]]:
-    """Yield each page that an invocation wrote, with what it wrote: also padding."""
+def _writes(invocation: dict[Any, Any], page_tokens: int) -> Iterable[tuple[int, _Write]]:
+    """Yield each page that an invocation wrote, with the write; padding writes, too."""
     tables, tokens = invocation["block_tables"], invocation["tokens"]
     if not tables or not tokens or value_of(invocation["seq"]) is None:
         return
     requests, starts = invocation["request_ids"] or (), invocation["start_positions"]
-    seq, t_s, number = (
-        int(invocation["seq"]),
-        value_of(invocation["t_s"]),
-        int(invocation["invocation_id"]),
-    )
-    prefill = invocation["phase"] == "prefill"
-    for row, table in enumerate(tables):
+    seq, number = int(invocation["seq"]), int(invocation["invocation_id"])
+    t_s, prefill = value_of(invocation["t_s"]), invocation["phase"] == "prefill"
+    for row, (table, ids) in enumerate(zip(tables, tokens, strict=False)):
         request = requests[row] if row < len(requests) else None
         start = int(starts[row]) if starts else 0
-        width = len(tokens[row])
-        own = min(width, max(int(invocation["seq_lens"][row]) - start, 0)) if prefill else width
-        for block in range(start // stride, (start + width - 1) // stride + 1):
-            if block >= len(table):
-                break
-            first, last = max(start, block * stride), min(start + width, (block + 1) * stride) - 1
-            in_row = request is not None and first < start + own
-            who = str(request) if in_row else f"padding of {request}" if request else "padding rows"
-            last = min(last, start + own - 1) if in_row else last
-            yield (
-                int(table[block]),
-                _Write(seq, t_s, number, who, request if in_row else None, first, last),
-            )
+        end = start + len(ids)
+        own_end = min(end, max(int(invocation["seq_lens"][row]), start)) if prefill else end
+        for block in range(start // page_tokens, min((end - 1) // page_tokens + 1, len(table))):
+            first = max(start, block * page_tokens)
+            last = min(end, (block + 1) * page_tokens) - 1
+            own = request is not None and first < own_end
+            who = str(request) if own else f"padding of {request}" if request else "padding rows"
+            last = min(last, own_end - 1) if own else last
+            write = _Write(seq, t_s, number, who, request if own else None, first, last)
+            yield int(table[block]), write
 
 
 def _merged(entries: list[Entry], written: list[_Write]) -> tuple[Entry, ...]:
     """Return events and writes in order; what one request wrote between two events is one entry."""
     places = [entry.seq for entry in entries]
     merged = list(entries)
-
-    def between(write: _Write) -> int:
-        return sum(place < write.seq for place in places)
-
-    for _, several in groupby(written, between):
+    for _, several in groupby(written, lambda write: bisect_left(places, write.seq)):
         by: dict[str, list[_Write]] = {}
         for write in several:
             by.setdefault(write.who, []).append(write)
@@ -204,11 +194,9 @@ def _merged(entries: list[Entry], written: list[_Write]) -> tuple[Entry, ...]:
 def _entry(who: str, writes: list[_Write]) -> Entry:
     first, last = min(w.first for w in writes), max(w.last for w in writes)
     invocations = list(dict.fromkeys(w.invocation_id for w in writes))
-    when = (
-        f"invocations {invocations[0]} to {invocations[-1]}"
-        if len(invocations) > 1
-        else f"invocation {invocations[0]}"
-    )
+    when = f"invocation {invocations[0]}"
+    if len(invocations) > 1:
+        when = f"invocations {invocations[0]} to {invocations[-1]}"
     what = f"positions {first} to {last}" if last > first else f"position {first}"
     words = f"{who} wrote {what} ({when})"
     request = writes[0].request_id

@@ -52,7 +52,7 @@ class RequestTrace:
         return len(self.events) > 0 or len(self.invocations) > 0
 
     @cached_property
-    def stride(self) -> int:
+    def page_tokens(self) -> int:
         """Tokens of a page. Raises RunError where the run does not say how many they are."""
         if (number := self.trial["page_tokens"]) is None:
             raise RunError(

@@ -118,10 +118,10 @@ def peers_of(
     """Return the requests that shared invocations with it, the most frequent first."""
     shared: dict[str, list[set[int]]] = {}
     for invocation in invocations:
-        own = set(_used(invocation.own_row, trace.stride))
+        own = set(_used(invocation.own_row, trace.page_tokens))
         for row in invocation.rows:
             if row.request_id and row is not invocation.own_row:
-                common = own & set(_used(row, trace.stride))
+                common = own & set(_used(row, trace.page_tokens))
                 shared.setdefault(row.request_id, []).append(common)
     outcomes = dict(zip(trace.requests["request_id"], trace.requests["outcome"], strict=True))
     return tuple(
@@ -224,11 +224,11 @@ def _tokens_of(event: Mapping[Any, Any]) -> int:
     return len(event["tokens"] or ())
 
 
-def _used(row: BatchRow, stride: int) -> tuple[int, ...]:
+def _used(row: BatchRow, page_tokens: int) -> tuple[int, ...]:
     """Return the pages of a row's table that its own tokens reach into."""
     if row.start is not None:
-        return row.table[: row.start // stride + 1] if row.tokens == 1 else row.table
-    return row.table[: -(-(row.seq_len or 0) // stride)]
+        return row.table[: row.start // page_tokens + 1] if row.tokens == 1 else row.table
+    return row.table[: -(-(row.seq_len or 0) // page_tokens)]
 
 
 def _at(values: Sequence[Any], index: int) -> Any:

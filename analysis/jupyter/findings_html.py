@@ -8,8 +8,14 @@ from analysis.core.templates import render
 from analysis.core.wording import counted
 from analysis.diagnosis.finding_figure import colours_of, fill_of
 from analysis.plots.style import VERMILLION
-from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group
-from analysis.sanitizer.scene import PADDING_KIND, TOKEN_KIND
+from analysis.sanitizer.findings import (
+    PADDING_KIND,
+    TOKEN_KIND,
+    WRONG_DATA,
+    Finding,
+    Findings,
+    Group,
+)
 
 _SHOWN, _PAGES = 12, 3
 """Most groups in full, and most pages of a finding."""
@@ -28,7 +34,7 @@ def findings_html(findings: Findings) -> str:
         shown=[_finding(g.first, _title(g), g.severity) for g in groups[:_SHOWN]],
         further=[_title(group) for group in groups[_SHOWN:]],
         not_checked=findings.not_checked,
-        blind=findings.blind,
+        limits=findings.limits,
         vermillion=VERMILLION,
     )
 
@@ -71,7 +77,7 @@ def _finding(finding: Finding, title: str, severity: str) -> dict[str, Any]:
 
 def _pages(finding: Finding) -> dict[str, Any]:
     """Return the slots of the first pages of a finding's scene, before and after its step."""
-    scene = finding.scene
+    scene = finding.context
     if scene is None or not scene.pages:
         return {"strips": []}
     colours, strips = colours_of(finding), []

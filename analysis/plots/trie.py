@@ -14,6 +14,7 @@ from analysis.core.wording import counted
 from analysis.plots import style
 from analysis.plots.page_map import moment_of, plain
 from analysis.snapshots.snapshot import Node, Snapshot
+from analysis.snapshots.trie import Trie
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -123,15 +124,11 @@ def tree_rows(
     A node is only shown with its ancestors: of the important ones in their order, then of all.
     The second value is how many nodes are left out.
     """
-    by_number = {node.node: node for node in nodes}
-    children: dict[int, list[int]] = {}
-    tops = []
-    for node in nodes:
-        if node.parent in by_number and node.parent != node.node:
-            children.setdefault(node.parent, []).append(node.node)
-        else:
-            tops.append(node.node)
-    order, depth, parent = _walk(tops, children, [node.node for node in nodes])
+    tree = Trie(nodes)
+    steps = list(tree.walk())
+    order = [step.node.node for step in steps]
+    depth = {step.node.node: step.depth for step in steps}
+    parent = {step.node.node: step.parent for step in steps}
     kept = _chosen([*important, *sorted(order, key=lambda n: depth[n])], parent, limit)
     below = dict.fromkeys(order, 0)
     for number in reversed(order):
@@ -143,8 +140,8 @@ def tree_rows(
     for number in order:
         if number in kept:
             line[number] = len(rows)
-            shown = [child for child in children.get(number, ()) if child in kept]
-            # What is below a child that is shown is told there.
+            shown = [child for child in tree.children.get(number, ()) if child in kept]
+            # Nodes below a shown child are counted in the child's line.
             hidden = below[number] - sum(below[child] for child in shown)
             rows.append(Row(number, depth[number], line.get(parent[number]), hidden))
     return rows, len(order) - len(rows)
@@ -288,28 +285,6 @@ def _legend(panels: Sequence[_Panel], rows: Sequence[Row]) -> list[Artist]:
 def _indent(rows: Sequence[Row]) -> float:
     """Return how far a level is indented, in inches: less where the tree is deep."""
     return min(_INDENT, _TREE / max(1, max((row.depth for row in rows), default=0)))
-
-
-def _walk(
-    tops: Sequence[int], children: Mapping[int, Sequence[int]], numbers: Sequence[int]
-) -> tuple[list[int], dict[int, int], dict[int, int | None]]:
-    """Return all nodes in the order of their lines, with depth and parent of each.
-
-    Nodes that no root leads to, because they are each other's ancestors, come last.
-    """
-    order: list[int] = []
-    depth: dict[int, int] = {}
-    parent: dict[int, int | None] = {}
-    for start in [*tops, *numbers]:
-        stack: list[tuple[int, int, int | None]] = [(start, 0, None)]
-        while stack:
-            number, level, above = stack.pop()
-            if number in depth:
-                continue
-            order.append(number)
-            depth[number], parent[number] = level, above
-            stack += [(child, level + 1, number) for child in reversed(children.get(number, ()))]
-    return order, depth, parent
 
 
 def _chosen(wanted: Iterable[int], parent: Mapping[int, int | None], limit: int) -> set[int]:

@@ -75,8 +75,10 @@ def _struct(**fields: pa.DataType) -> pa.StructType:
 BLOCKS = pa.list_(_struct(layer=_INT, kind=_TEXT, head=_INT))
 """Parts of a slot: layer, K or V, and head."""
 INJECTION = _struct(
-    request_id=_TEXT, other_request_id=_TEXT, page=_INT, invocation_id=_INT, seq=_INT
-)
+    request_id=_TEXT, other_request_id=_TEXT, page=_INT, invocation_id=_INT, seq=_INT,
+    rule=_TEXT, cause=_TEXT,
+)  # fmt: skip
+"""Where a fault was injected, and the rule and cause of the finding that must report it."""
 CHANGED_ARGUMENT = _struct(
     argument=_TEXT, row=_INT, column=_INT, filled=_INT, read=_INT, moment=_TEXT
 )

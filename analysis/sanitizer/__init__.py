@@ -1,4 +1,4 @@
-"""A sanitizer for the KV cache: the first step that breaks a rule, live or in a recorded run."""
+"""A sanitizer for the KV cache: the first step that violates a rule, live or in a recorded run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from analysis.model import elements
 from analysis.recording import observe
 from analysis.recording.checking import checksummed
 from analysis.recording.recorder import Recorder
-from analysis.sanitizer.blind import blind_spots
 from analysis.sanitizer.findings import Finding, Findings, Group
 from analysis.sanitizer.live import Follower
 from analysis.sanitizer.recorded import check_run, check_tables
-from analysis.sanitizer.rules import RULES, Rule
-from analysis.sanitizer.rules.liveness import REST_S
+from analysis.sanitizer.rules import RULES, Rule, limits_of
+from analysis.sanitizer.rules.liveness import QUIET_S
 
 __all__ = [
     "RULES", "Finding", "Findings", "Group", "Rule", "check_run", "check_tables", "sanitize",
@@ -27,7 +26,7 @@ __all__ = [
 
 _SETTLE_S, _SETTLED_S = 2.0, 0.1
 _GIVEN_UP_S = 10.0
-"""How long the engine is waited for while it has to end a request that its client gave up."""
+"""Longest wait while the engine has to end a request that its client gave up."""
 
 
 @contextmanager
@@ -39,35 +38,46 @@ def sanitize(
     checksums: str | None = "sampled",
     max_events: int = 500_000,
 ) -> Iterator[Findings]:
-    """Check a running engine as long as the block lasts, and yield what is found as it is found.
+    """Check a running engine during the block, and yield the findings as they come.
 
-    The engine is observed for it (see `observe`), unless it is already: then that recording is
-    followed from its beginning. `stacks` adds the engine's own frames to findings. `contents` also
-    looks into the pages that each invocation used, when it has landed, for NaN and infinity, and
-    compares copied pages with their source; that costs more.
+    The engine is recorded (see `observe`), unless it is already: then that recording is followed
+    from its beginning. The quiescent cache is checked at the end of the block.
 
-    `checksums` looks for bytes of pages that change although nothing writes them, and for written
-    ones that do not arrive, see `Checksums`. *sampled* follows one page in 32, drawn by chance: a
-    wrong byte is in one of them with that probability, and is then found when the next invocation
-    that writes to its page lands, or when the page is freed, acquired, found in the trie, let go
-    of, or the block ends. *landings* follows all pages, and reads four more an invocation, drawn
-    from those that its rows use: of N such pages a wrong byte is found after N / 4 invocations on
-    average. *whole* reads all pages before and after every invocation; None reads none. Each costs
-    more than the one before it. `Findings.bytes_checked` says what was read. Padding page 0 is not
-    judged, nor a change that an invocation under way writes over.
+    Parameters
+    ----------
+    engine
+        A running engine.
+    stacks
+        Add the engine's stacks to findings.
+    contents
+        Also read the pages of each invocation, when it has finished, for NaN and infinity, and
+        compare copied pages with their source. This costs more.
+    checksums
+        How page bytes are read to find changes that nothing wrote, and writes that do not arrive
+        (see `Checksums`), from cheap to costly: None, no bytes; *sampled*, one page in 32, drawn by
+        chance: a wrong byte is in one of them with that probability, and is found when the next
+        invocation that writes to its page finishes, or when the page is freed, acquired, found in
+        the trie or dropped, or at the end; *landings*, all pages, and four more an invocation drawn
+        from those of its rows: of N such pages a wrong byte is found after N / 4 invocations on
+        average; *whole*, all pages before and after every invocation. `Findings.bytes_checked` says
+        what was read. Padding page 0 is not checked, nor a change that an invocation under way
+        overwrites.
+    max_events
+        After so many events or invocations, or more bytes than a recording keeps, nothing more is
+        checked; a note says so.
 
-    The cache at rest is checked when the block ends. After `max_events` events or invocations, or
-    more bytes than a recording keeps (see `observe`), nothing more is checked, and it says so.
+    Raises
+    ------
+    EngineError
+        If the engine is not running, and with `contents` if the type of its keys and values cannot
+        be read.
 
-    Raises EngineError if the engine is not running, and with `contents` if its keys and values are
-    of a type that cannot be read.
     """
     probe = engine.probe
     watcher = None if probe is None else probe.observer
     if watcher is not None and not isinstance(watcher, Recorder):
-        raise EngineError("This engine is watched by somebody else: end that first.")
-    # What is on this stack comes last, also when the block ends with an error: then findings are
-    # worth most.
+        raise EngineError("Another observer is attached to this engine: end that first.")
+    # The callbacks on this stack run last, also after an error in the block.
     with (
         ExitStack() as last,
         (
@@ -92,9 +102,10 @@ def sanitize(
         last.callback(setattr, recorder, "verifies", recorder.verifies)
         recorder.verifies = True
         model = engine.model.config
-        stride, context = model.block_seq_stride, model.max_seq_len
-        follower = Follower(recorder, recorder.snapshots[0], stride, context)
-        follower.checker.findings.blind = blind_spots(engine.release)
+        follower = Follower(
+            recorder, recorder.snapshots[0], model.block_seq_stride, model.max_seq_len
+        )
+        follower.checker.findings.limits = limits_of(engine.release)
         last.callback(follower.finish)
         with follower:
             with checksummed(recorder, checksums) if recording is None else nullcontext():
@@ -106,16 +117,16 @@ def sanitize(
 
 
 def settle(engine: Engine, recorder: Recorder) -> None:
-    """Wait until an observed engine is at rest: it has put away what it answered, and does nothing.
+    """Wait until a recorded engine is quiescent: it works on nothing.
 
-    It is waited for up to 2 s; up to 10 s while it has to end a request that its client gave up, or
-    until it stands still with it for longer than any request waits for others.
+    It waits up to 2 s; up to 10 s while the engine has to end a request that its client gave up,
+    or until it has not moved for longer than any request waits for others.
     """
     begun = since = time.monotonic()
     seen: tuple[Any, ...] = ()
     while engine.died is None:
         now, activity = time.monotonic(), recorder.activity
-        quiet_s = REST_S + _SETTLED_S if recorder.awaits else _SETTLED_S
+        quiet_s = QUIET_S + _SETTLED_S if recorder.awaits else _SETTLED_S
         if now - begun > (_GIVEN_UP_S if recorder.awaits else _SETTLE_S):
             return
         busy = recorder.mark() is None or recorder.under_way

@@ -1,49 +1,87 @@
-"""Findings: broken rules, the first of each kind in full and the rest counted."""
+"""Findings: violations of rules, the first of each kind in full and the others counted."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from analysis.core.wording import counted
 from analysis.recording.stacks import stack_in_words
 from analysis.runs.tables import to_frame
-from analysis.sanitizer.unchecked import Unchecked
-
-if TYPE_CHECKING:
-    from analysis.sanitizer.scene import Scene
 
 WRONG_DATA = "wrong data"
 """The model computed with keys and values that are not the request's own."""
 AT_RISK = "at risk"
-"""A rule is broken, and no wrong data was read by it yet."""
+"""A rule is violated, but no wrong data was read because of it yet."""
 SEVERITIES = (WRONG_DATA, AT_RISK)
-"""From the worst on."""
+"""Worst first."""
+NOTHING_KIND, UNKNOWN_KIND, PADDING_KIND, TOKEN_KIND = "nothing", "unknown", "padding", "token"
 _MEMBERS = 10_000
+_SHOWN, _MOST_NAMED = 6, 100_000
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Content of one slot."""
+
+    kind: str
+    """nothing, unknown, padding or token."""
+    request_id: str | None = None
+    """Request that wrote it."""
+    position: int = -1
+    """Position of the token in that request."""
+    tainted: bool = False
+    """Whether it was computed from wrong data."""
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """A page at the step of a finding."""
+
+    page: int
+    where: str
+    """Its state: free, held, cached ..."""
+    before: tuple[Slot, ...]
+    after: tuple[Slot, ...]
+    """All slots; equal to `before` where the step wrote nothing."""
+
+
+@dataclass(frozen=True)
+class FindingContext:
+    """Pages of the requests involved; the page of the finding comes first."""
+
+    pages: tuple[PageContext, ...]
+    tables: dict[str, tuple[int, ...]]
+    """Pages of each request involved: its block table in the invocation, or the pages it held."""
+    lengths: dict[str, int]
+    """Own length of each request, in tokens."""
+    reads: tuple[tuple[int, int], ...] = ()
+    """Slots (page, slot) that the affected request's row attended to in the invocation."""
 
 
 @dataclass(slots=True)
 class Finding:
-    """One broken rule at the step that broke it."""
+    """One violation of a rule, at the step that violated it."""
 
     cause: str
-    """What kind of breach, in a few words; findings of one rule and cause are one group."""
+    """Code of the way in which the rule is violated; rule and cause make a group."""
     message: str | Callable[[], str]
-    """What happened, in one sentence; put into words only if it is shown."""
+    """What happened, in one sentence; a function is called only if the message is shown."""
     request_id: str | None = None
-    """The request that suffers."""
+    """The affected request."""
     other_request_id: str | None = None
-    """The request whose data or page it met, or that did it."""
+    """The request that owns the data or page, or that caused it."""
     page: int | None = None
     slot: int | None = None
     """Slot within the page."""
     severity: str = AT_RISK
     other_stack: str | None = None
-    """Where the other one was in the engine's code."""
-    # What follows is filled in by the checker.
+    """Stack of the other request's operation."""
+    # The checker fills in the fields below.
     rule: str = ""
     sentence: str = ""
     """What must always hold."""
@@ -55,9 +93,9 @@ class Finding:
     """Seconds since the engine started."""
     thread: str | None = None
     stack: str | None = None
-    """Where in the engine's code."""
-    scene: Scene | None = None
-    """What it looked like; only of the first of its group."""
+    """Stack in the engine's code."""
+    context: FindingContext | None = None
+    """Only of the first finding of its group."""
 
     @property
     def text(self) -> str:
@@ -68,7 +106,7 @@ class Finding:
 
     @property
     def at(self) -> str:
-        """At which step, in words."""
+        """The step: invocation, event and time."""
         parts = [] if self.invocation_id is None else [f"invocation {self.invocation_id}"]
         parts += [] if self.seq is None else [f"event {self.seq}"]
         parts += [] if self.t_s is None else [f"{self.t_s:.3f} s"]
@@ -80,24 +118,24 @@ class Finding:
 
 @dataclass
 class Group:
-    """Findings of one rule and one cause; the first leads."""
+    """Findings of one rule and one cause."""
 
     first: Finding
     count: int = 0
-    """How often it was found altogether."""
+    """All findings of the group."""
     by_request: dict[str | None, Finding] = field(default_factory=dict)
     """The first of each request, in order."""
     counts: dict[str | None, int] = field(default_factory=dict)
-    """How often it was found for each of these requests."""
+    """Findings of each of these requests."""
 
     @property
     def rule(self) -> str:
-        """The broken rule."""
+        """Code of the violated rule."""
         return self.first.rule
 
     @property
     def cause(self) -> str:
-        """In which way it was broken."""
+        """Code of the way in which it is violated."""
         return self.first.cause
 
     @property
@@ -107,42 +145,83 @@ class Group:
 
 
 def worst(severities: Iterable[str]) -> str:
-    """Return the worst of some severities. Raises ValueError for none, or for one not known."""
+    """Return the worst of some severities. Raises ValueError for none, or for an unknown one."""
     return SEVERITIES[min(map(SEVERITIES.index, severities))]
+
+
+class Unchecked:
+    """Invocations that were not checked, or not by every rule; false if there is none."""
+
+    def __init__(self) -> None:
+        self.invocations = 0
+        self.requests: Counter[str] = Counter()
+        """Unchecked invocations of each request, of the first 100,000 requests."""
+        self.reasons: Counter[str] = Counter()
+        """Unchecked invocations by reason."""
+
+    def add(self, reason: str, request_ids: Iterable[str] = (), count: int = 1) -> None:
+        """Count invocations of these requests."""
+        self.invocations += count
+        self.reasons[reason] += count
+        for request_id in request_ids:
+            if request_id in self.requests or len(self.requests) < _MOST_NAMED:
+                self.requests[request_id] += count
+
+    def update(self, other: Unchecked, trial_id: str = "") -> None:
+        """Add the counts of another engine; its requests are prefixed with their trial."""
+        self.invocations += other.invocations
+        self.reasons.update(other.reasons)
+        prefix = f"{trial_id}/" if trial_id else ""
+        self.requests.update({f"{prefix}{r}": count for r, count in other.requests.items()})
+
+    def __bool__(self) -> bool:
+        return self.invocations > 0
+
+    def __str__(self) -> str:
+        if not self:
+            return "nothing"
+        named = [f"{request} ({count})" for request, count in self.requests.most_common(_SHOWN)]
+        if (more := len(self.requests) - _SHOWN) > 0:
+            named.append(counted(more, "more request"))
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common())
+        of = f" of {', '.join(named)}" if named else ""
+        return f"{counted(self.invocations, 'invocation')}{of}: {reasons}"
+
+    def __repr__(self) -> str:
+        return f"<Unchecked: {self}>"
 
 
 class Findings:
     """What a sanitizer found: groups in the order in which they began.
 
-    While the engine is still being watched it grows. `len` counts groups; iterating gives the
-    first finding of each.
+    It grows while the engine is checked. `len` counts groups; iterating gives the first finding of
+    each.
     """
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str], Group] = {}
         self.notes: list[str] = []
         """What could not be checked, in sentences."""
-        self.blind: list[str] = []
-        """What cannot be seen on this release, in sentences that begin with the rule."""
+        self.limits: dict[str, str] = {}
+        """What a rule cannot detect on this release, by rule."""
         self.bytes_checked = ""
         """How far the bytes of pages were checked, in a sentence; empty if they were not."""
         self.unchecked = Unchecked()
-        """Invocations that could not be checked, or only in part."""
         self.waits: str | None = None
-        """What the live check waits for at this moment, in a sentence."""
+        """What the live check waits for now, in a sentence."""
         self.invocations = 0
-        """Invocations that were checked."""
+        """Checked invocations."""
         self.events = 0
-        """Events that were checked."""
+        """Checked events."""
         self.slots_read = 0
         """Slots read by real rows of those invocations."""
         self.rewritten = 0
-        """Slots of shared pages that were written again with what they held."""
+        """Slots of shared pages that were overwritten with the same prefix."""
 
     def add(self, finding: Finding) -> bool:
         """Count a finding; keep it if it is the first of its cause for its request.
 
-        Returns whether a new group began with it.
+        Returns whether it begins a new group.
         """
         group = self._groups.get((finding.rule, finding.cause))
         if group is None:
@@ -160,7 +239,7 @@ class Findings:
         return group.first is finding
 
     def note(self, sentence: str) -> None:
-        """Say once what could not be checked."""
+        """Add what could not be checked, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -171,13 +250,13 @@ class Findings:
 
     @property
     def not_checked(self) -> list[str]:
-        """What was not checked, in sentences; [] if all was."""
-        counted = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
-        return [*counted, *self.notes, *([self.waits] if self.waits else [])]
+        """What was not checked, in sentences."""
+        unchecked = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
+        return [*unchecked, *self.notes, *([self.waits] if self.waits else [])]
 
     @property
     def groups(self) -> list[Group]:
-        """All groups, the one that began first first."""
+        """All groups, in the order in which they began."""
         return list(self._groups.values())
 
     @property
@@ -197,7 +276,7 @@ class Findings:
         return [group for group in self.groups if group.severity == WRONG_DATA]
 
     def group(self, rule: str, cause: str | None = None) -> Group | None:
-        """Return the first group of a rule, None if it was not broken (in that way)."""
+        """Return the first group of a rule (and cause), None without one."""
         for (name, why), group in self._groups.items():
             if name == rule and cause in (None, why):
                 return group
@@ -219,32 +298,18 @@ class Findings:
 
     def rows(self, trial_id: str = "") -> list[dict[str, Any]]:
         """Return rows of the table `findings`: the first of each cause for each request."""
-        rows = []
-        for group in self.groups:
-            for request, finding in group.by_request.items():
-                rows.append(
-                    {
-                        "finding_id": "",
-                        "trial_id": trial_id,
-                        "rule": finding.rule,
-                        "cause": finding.cause,
-                        "severity": finding.severity,
-                        "seq": finding.seq,
-                        "t_s": finding.t_s,
-                        "request_id": request,
-                        "other_request_id": finding.other_request_id,
-                        "page": finding.page,
-                        "slot": finding.slot,
-                        "invocation_id": finding.invocation_id,
-                        "count": group.counts[request],
-                        "message": finding.text,
-                        "thread": finding.thread,
-                        "stack": finding.stack,
-                        "other_stack": finding.other_stack,
-                    }
-                )
+        copied = (
+            "rule", "cause", "severity", "seq", "t_s", "request_id", "other_request_id", "page",
+            "slot", "invocation_id", "thread", "stack", "other_stack",
+        )  # fmt: skip
+        rows = [
+            {name: getattr(finding, name) for name in copied}
+            | {"trial_id": trial_id, "count": group.counts[request], "message": finding.text}
+            for group in self.groups
+            for request, finding in group.by_request.items()
+        ]
         rows.sort(key=lambda row: row["seq"] if row["seq"] is not None else -1)
-        return [{**row, "finding_id": f"{i:04d}"} for i, row in enumerate(rows)]
+        return [{"finding_id": f"{i:04d}", **row} for i, row in enumerate(rows)]
 
     def frame(self, trial_id: str = "") -> pd.DataFrame:
         """Return the table `findings`."""
@@ -262,10 +327,9 @@ class Findings:
             where = "" if self.complete else " in what was checked"
             return f"No rule was broken{where} ({checked})."
         total = sum(group.count for group in self.groups)
-        wrong = len(self.wrong_data)
         return (
-            f"{counted(total, 'finding')} of {counted(len(self), 'cause')}, {wrong} of them with"
-            f" wrong data read ({checked})."
+            f"{counted(total, 'finding')} of {counted(len(self), 'cause')},"
+            f" {len(self.wrong_data)} of them with wrong data read ({checked})."
         )
 
     def __str__(self) -> str:
@@ -277,11 +341,11 @@ class Findings:
             lines.append(f"  at {first.at}; {_times(group.count, requests)}")
             lines += [f"    {line}" for line in (first.stack or "").splitlines()[-3:]]
             if first.other_stack:
-                lines.append("  and the other one:")
+                lines.append("  the other operation:")
                 lines += [f"    {line}" for line in first.other_stack.splitlines()[-3:]]
         lines += [f"\n{self.bytes_checked}"] if self.bytes_checked else []
         lines += [f"\nNot checked: {note}" for note in self.not_checked]
-        lines += [f"\nNot seen on this release: {spot}" for spot in self.blind]
+        lines += [f"\nLimit on this release: {rule}: {text}" for rule, text in self.limits.items()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The sanitizer over what a run recorded."""
+"""The sanitizer over the recordings of a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from analysis.model.artifacts import load_model
 from analysis.runs.schema import FAULT
 from analysis.runs.store import load_run_trials, read_manifest, trial_tables
 from analysis.runs.tables import arm_of, is_control
-from analysis.sanitizer.blind import blind_spots
 from analysis.sanitizer.checker import Checker
-from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group
-from analysis.sanitizer.stream import tabled_events, tabled_invocations
-from analysis.sanitizer.unchecked import Unchecked
+from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group, Unchecked
+from analysis.sanitizer.rules import limits_of
+from analysis.sanitizer.trace import events_of_table, invocations_of_table
 from analysis.snapshots.snapshot import Snapshot
 
 OnTrial = Callable[[str, Findings | None], None]
-
-"""Tokens of a page where no invocation shows it."""
 
 
 @dataclass
@@ -36,24 +33,24 @@ class Checked:
     treatments: tuple[str, ...]
     trials: int = 0
     unobserved: int = 0
-    """Trials of which nothing was recorded."""
+    """Trials without a recording."""
     invocations: int = 0
     events: int = 0
     controls: int = 0
-    """Engines with these treatments in which a planted fault was injected."""
+    """Engines with these treatments in which a fault was injected."""
     alarms: int = 0
-    """Of these, in how many it was found for what it is."""
+    """Those of them in which it was detected."""
     idle: int = 0
-    """Engines in which the planted fault was never injected: these say nothing."""
+    """Engines in which the fault had no occasion: they prove nothing."""
     planted: list[str] = field(default_factory=list)
     """The faults of all of them."""
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
-    """By rule and cause: the trial and what it found there."""
+    """By rule and cause: the trials with their groups."""
     notes: list[str] = field(default_factory=list)
     unchecked: Unchecked = field(default_factory=Unchecked)
-    """Invocations that could not be checked, over all trials; requests as trial/request."""
+    """Unchecked invocations of all trials; requests as trial/request."""
     unchecked_wrong: list[str] = field(default_factory=list)
-    """Requests with unchecked invocations whose answers were wrong, as trial/request."""
+    """Requests with unchecked invocations and wrong answers, as trial/request."""
     trial_ids: list[str] = field(default_factory=list)
 
     @property
@@ -62,13 +59,13 @@ class Checked:
         return " ".join([self.release, self.prefix_sharing, *self.treatments])
 
     @property
-    def blind(self) -> list[str]:
-        """What cannot be seen on this release, in sentences that begin with the rule."""
-        return blind_spots(self.release)
+    def limits(self) -> dict[str, str]:
+        """What a rule cannot detect on this release, by rule."""
+        return limits_of(self.release)
 
     @property
     def void(self) -> bool:
-        """Whether a control stayed silent, so that silence elsewhere means nothing."""
+        """Whether an injected fault was not detected, so that no findings prove nothing."""
         return self.alarms < self.controls
 
     @property
@@ -78,13 +75,13 @@ class Checked:
 
     @property
     def not_checked(self) -> list[str]:
-        """What was not checked, in sentences; [] if all was."""
-        said = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
+        """What was not checked, in sentences."""
+        sentences = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
         if self.unchecked_wrong:
-            said.append(f"Of these requests, wrong were: {', '.join(self.unchecked_wrong)}.")
+            sentences.append(f"Of these requests, wrong were: {', '.join(self.unchecked_wrong)}.")
         if self.unobserved:
-            said.append(f"{self.unobserved} of {self.trials} trials: nothing was recorded of them.")
-        return [*said, *self.notes]
+            sentences.append(f"{self.unobserved} of {self.trials} trials have no recording.")
+        return [*sentences, *self.notes]
 
     @property
     def wrong_data(self) -> list[tuple[str, str]]:
@@ -100,88 +97,80 @@ class Checked:
 
         Of several trials (if `among` is given, of these) the one that comes first counts.
         """
-        leads = [
+        found = [
             (trial, group.first)
             for members in self.groups.values()
             for trial, group in members
             if among is None or trial in among
         ]
-        trials = self.trial_ids
-        return min(
-            leads,
-            key=lambda lead: (
-                lead[1].severity != WRONG_DATA,
-                trials.index(lead[0]),
-                -1 if lead[1].seq is None else lead[1].seq,
-            ),
-            default=None,
-        )
 
-    def add(self, trial_id: str, findings: Findings) -> None:
-        """Add what was found in a trial."""
+        def order(lead: tuple[str, Finding]) -> tuple[bool, int, int]:
+            trial, first = lead
+            place = -1 if first.seq is None else first.seq
+            return first.severity != WRONG_DATA, self.trial_ids.index(trial), place
+
+        return min(found, key=order, default=None)
+
+    def add(self, trial_id: str, findings: Findings, requests: pa.Table | None = None) -> None:
+        """Add what was found in a trial, with its table of requests."""
         self.trial_ids.append(trial_id)
         self.invocations += findings.invocations
         self.events += findings.events
         for group in findings.groups:
             self.groups.setdefault((group.rule, group.cause), []).append((trial_id, group))
         self.unchecked.update(findings.unchecked, trial_id)
-        for note in findings.notes:
-            if note not in self.notes:
-                self.notes.append(note)
-
-    def add_wrong(self, trial_id: str, findings: Findings, requests: pa.Table) -> None:
-        """Add the requests of a trial that were answered wrong and not checked to the end."""
-        wrong = requests.filter(pc.field("outcome") == "wrong")["request_id"].to_pylist()
-        unchecked = findings.unchecked.requests
-        self.unchecked_wrong += [f"{trial_id}/{request}" for request in wrong if unchecked[request]]
+        self.notes += [note for note in findings.notes if note not in self.notes]
+        if requests is not None:
+            wrong = requests.filter(pc.field("outcome") == "wrong")["request_id"].to_pylist()
+            unchecked = findings.unchecked.requests
+            self.unchecked_wrong += [f"{trial_id}/{r}" for r in wrong if unchecked[r]]
 
 
 @dataclass(frozen=True)
 class Control:
-    """One engine in which a fault was planted, beside the treatments of its arm."""
+    """One engine in which a fault was injected, beside the treatments of its arm."""
 
     release: str
     prefix_sharing: str
     arm: tuple[str, ...]
     fault: str
     injected: bool
-    """Whether the fault was injected, as far as it is known."""
+    """Whether the fault was injected, as far as is known."""
     alarmed: bool
-    """Whether it was found, for what it is."""
+    """Whether it was detected, by its rule and cause."""
 
     @property
     def silent(self) -> bool:
-        """Whether the sanitizer missed it, so that its silence in this arm means nothing."""
+        """Whether the sanitizer missed it, so that no findings in this arm prove nothing."""
         return self.injected and not self.alarmed
 
     @classmethod
     def of(cls, trial: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> Control:
-        """Return the control that a row of `trials` is, from the rows of its findings.
+        """Return the control of a row of `trials`, from the rows of its findings.
 
-        The alarm counts only if it names a request or the page that the injection names, for an
-        untreated engine may break the same rule by itself. In runs that did not keep what was
-        injected, any finding of that rule and cause counts.
+        A finding counts if it has the rule and cause that the trial expects, and a request or the
+        page of the injection: an engine without treatments may violate the same rule by itself.
+        Where a former run has not recorded one of these, it is not compared.
         """
-        from analysis.treatments.faults import FAULTS  # treatments need the sanitizer's rules
-
         names = tuple(trial["treatments"] or ())
-        [fault, *_] = [name for name in names if name.startswith(FAULT)]
-        known = FAULTS.get(":".join(fault.split(":")[:2]))
+        fault = next(name for name in names if name.startswith(FAULT))
         injection = trial.get("injection") or {}
-        meant = None if known is None else known.alarm(trial["release"])
-        alarmed = any(
-            # A fault that this package no longer knows cannot be told for what it is.
-            meant in (None, (row["rule"], row["cause"])) and _names(row, injection)
-            for row in findings
+        return cls(
+            trial["release"],
+            trial["prefix_sharing"],
+            arm_of(names),
+            fault,
+            trial.get("injected") is not False,
+            any(_matches(row, injection) for row in findings),
         )
-        return cls(trial["release"], trial["prefix_sharing"], arm_of(names), fault,
-                   trial.get("injected") is not False, alarmed)  # fmt: skip
 
 
-def _names(row: Mapping[str, Any], injected: Mapping[str, Any]) -> bool:
-    """Tell whether a finding names a request or the page of the injection, if it says any."""
-    requests = {injected.get("request_id"), injected.get("other_request_id")} - {None}
-    page = injected.get("page")
+def _matches(row: Mapping[str, Any], injection: Mapping[str, Any]) -> bool:
+    """Return whether a finding is the one that an injection must lead to."""
+    if any(injection.get(name) not in (None, row[name]) for name in ("rule", "cause")):
+        return False
+    requests = {injection.get("request_id"), injection.get("other_request_id")} - {None}
+    page = injection.get("page")
     if not requests and page is None:
         return True
     return bool(requests & {row["request_id"], row["other_request_id"]}) or (
@@ -194,31 +183,28 @@ def controls_of(path: str | Path) -> list[Control]:
 
     Raises RunError if `path` is no run or something in it is damaged.
     """
-    found = []
-    trials = load_run_trials(path)
+    found, trials = [], load_run_trials(path)
     for trial_id, tables in trial_tables(path, ("findings",)):
-        trial = trials[trial_id]
-        if is_control(trial["treatments"] or ()):
+        if is_control(trials[trial_id]["treatments"] or ()):
             rows = tables["findings"].to_pylist() if "findings" in tables else []
-            found.append(Control.of(trial, rows))
+            found.append(Control.of(trials[trial_id], rows))
     return found
 
 
 def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked]:
     """Check every trial of a run and return what was found in each setting.
 
-    `on_trial` is told each trial's id and findings, None where the trial was not observed; controls
-    are left out. Raises RunError if `path` is no run, something in it is damaged, or none of its
-    trials was observed.
+    `on_trial` gets each trial's id and findings, None without a recording; controls are left out.
+    Raises RunError if `path` is no run, something in it is damaged, or no trial was recorded.
     """
     trials = load_run_trials(path)
-    context = context_of(read_manifest(path).get("plan"))
+    context_length = context_length_of(read_manifest(path).get("plan"))
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
     controls: list[Control] = []
     for trial_id, tables in trial_tables(path, ("requests", "events", "invocations", "snapshots")):
         trial = trials[trial_id]
         names = tuple(trial["treatments"] or ())
-        findings = check_tables(tables, trial["page_tokens"], context=context)
+        findings = check_tables(tables, trial["page_tokens"], context_length=context_length)
         if is_control(names):
             rows = [] if findings is None else findings.rows(trial_id)
             controls.append(Control.of(trial, rows))
@@ -231,8 +217,7 @@ def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked
         if findings is None:
             checked.unobserved += 1
         else:
-            checked.add(trial_id, findings)
-            checked.add_wrong(trial_id, findings, tables["requests"])
+            checked.add(trial_id, findings, tables["requests"])
     for control in controls:
         own = settings.get((control.release, control.prefix_sharing, control.arm))
         if own is not None:
@@ -241,16 +226,14 @@ def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked
             own.alarms += control.injected and control.alarmed
             own.idle += not control.injected
     if not settings:
-        raise RunError(f"{path} has no trial but controls, so there is nothing to check.")
+        raise RunError(f"{path} has no trials but controls, so there is nothing to check.")
     if all(checked.unobserved == checked.trials for checked in settings.values()):
-        raise RunError(
-            f"Nothing was recorded in the trials of {path}: sweep with --sanitize or --observe."
-        )
+        raise RunError(f"No trial of {path} has a recording: sweep with --sanitize or --observe.")
     return list(settings.values())
 
 
-def context_of(plan: Any) -> int | None:
-    """Return how many positions the model of a run's plan was made for; None if it is not here."""
+def context_length_of(plan: Any) -> int | None:
+    """Return the context length of the model of a run's plan; None if the model is not here."""
     model = plan.get("model") if isinstance(plan, dict) else None
     try:
         return load_model(Path(model) if model else None).config.max_seq_len
@@ -259,47 +242,46 @@ def context_of(plan: Any) -> int | None:
 
 
 def check_tables(
-    tables: Mapping[str, pa.Table], page_tokens: int | None, *, context: int | None = None
+    tables: Mapping[str, pa.Table], page_tokens: int | None, *, context_length: int | None = None
 ) -> Findings | None:
-    """Check what was recorded of one trial, by the names of its tables; None if nothing was.
+    """Check the recording of one trial, by the names of its tables; None without one.
 
-    `context` is how many positions the model was made for; None if that is not known. Raises
-    RunError where there is something to check and `page_tokens`, the tokens of a page, is None.
+    `page_tokens` is the tokens of a page, `context_length` the positions that the model was made
+    for, None if unknown. Raises RunError for a recording without a `page_tokens`.
     """
     if "snapshots" not in tables or "events" not in tables or not tables["snapshots"].num_rows:
         return None
     rows = tables["snapshots"].sort_by("seq").to_pylist()
-    snapshots = [Snapshot.from_row(row) for row in rows]
-    if snapshots[0].seq is None:
+    first, *later = [Snapshot.from_row(row) for row in rows]
+    if first.seq is None:
         raise RunError("The snapshots have no place among the events: record the run again.")
     if page_tokens is None:
         raise RunError("The trial lacks the tokens of a page (page_tokens): record the run again.")
-    invocations = tables.get("invocations")
-    last = pc.max(tables["events"]["seq"]).as_py() or 0
-    checker = Checker(snapshots[0], page_tokens, context=context)
-    for snapshot in snapshots[1:]:
+    events, invocations = tables["events"], tables.get("invocations")
+    last = pc.max(events["seq"]).as_py() or 0
+    checker = Checker(first, page_tokens, context_length=context_length)
+    for snapshot in later:
         checker.put_snapshot(snapshot)
-    for event in tabled_events(tables["events"]):
+    for event in events_of_table(events):
         checker.put(event.seq, event)
     unchecked = checker.findings.unchecked
     full, numbers = False, set()
     for seq, end_seq, invocation in (
-        tabled_invocations(invocations) if invocations is not None else ()
+        invocations_of_table(invocations) if invocations is not None else ()
     ):
         numbers.add(invocation.invocation_id)
-        # Once a recording is full it has invocations still, and no events between them.
+        # A full recording still gets invocations, but no events between them.
         full |= seq > last
         if seq < last:
             checker.put(seq, invocation)
             checker.put(end_seq, None)
         else:
             unchecked.add("the recording was full", invocation.request_ids)
-    numbers.update(
-        tables["events"].filter(pc.field("kind") == "invocation_unfinished")["value"].to_pylist()
-    )
+    unended = events.filter(pc.field("kind") == "invocation_unfinished")
+    numbers.update(unended["value"].to_pylist())
     if missing := max(numbers, default=-1) + 1 - len(numbers):
-        unchecked.add("nothing was recorded of their end", count=missing)
+        unchecked.add("their end was not recorded", count=missing)
     findings = checker.finish(to_the_end=not full)
     if full:
-        findings.note("The recording was full: what came later was not checked.")
+        findings.note("The recording was full: later steps were not checked.")
     return findings

@@ -1,8 +1,8 @@
-"""A shadow of the page table: for every slot, whose prefix was last written there, and when.
+"""A shadow of the page table: for every slot, which prefix was last written there, and when.
 
 The key and value of a position depend on all tokens up to it, so a slot is described by a hash of
-that prefix. Like a sanitizer's shadow memory it is kept beside the real one, and only from what is
-seen at the boundary where the engine calls the compiled model.
+that prefix. The shadow is built only from what crosses the boundary between the engine and the
+compiled model.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 
 NOTHING, UNKNOWN, PADDING = np.uint64(0), np.uint64(1), np.uint64(2)
-"""Contents that are no prefix: never written; written before the watching began; padding."""
+"""Contents that are no prefix: never written; written before the recording began; padding."""
 NOBODY = -1
 _ALL = 2**64 - 1
 
 
 class Shadow:
-    """What the slots of a page table hold; every array is of shape [pages x stride].
+    """Contents of the slots of a page table; every array has the shape [pages x stride].
 
     A slot's number is page * stride + offset.
     """
 
     def __init__(self, page_count: int, stride: int, unknown_pages: list[int]) -> None:
-        """Begin with pages of which nothing is known, and all others never written."""
+        """Begin with pages of unknown content; all others were never written."""
         slots = page_count * stride
         self.page_count, self.stride = page_count, stride
         self.content: Hashes = np.full(slots, NOTHING, dtype=np.uint64)
         self.writer = np.full(slots, NOBODY, dtype=np.int32)
         """The number of the sequence that wrote it last."""
         self.position = np.full(slots, -1, dtype=np.int32)
-        """As which position of that sequence."""
+        """The position in that sequence."""
         self.invocation = np.full(slots, -1, dtype=np.int32)
-        """In which invocation."""
+        """The invocation that wrote it."""
         self.tainted = np.zeros(slots, dtype=bool)
         """Whether it was computed from wrong data."""
         self.freed_after = np.full(page_count, -1, dtype=np.int64)
@@ -44,7 +44,7 @@ class Shadow:
             self.forget(page)
 
     def copy(self, source: int, target: int) -> None:
-        """Copy one page's slots to another's, if there are such pages."""
+        """Copy the slots of one page to another, if both exist."""
         if not (0 <= source < self.page_count and 0 <= target < self.page_count):
             return
         a, b = (slice(p * self.stride, (p + 1) * self.stride) for p in (source, target))
@@ -52,14 +52,14 @@ class Shadow:
             array[b] = array[a]
 
     def forget(self, page: int) -> None:
-        """Take note that nobody knows what a page's slots hold, if there is such a page."""
+        """Set the content of a page to unknown, if it exists."""
         if 0 <= page < self.page_count:
             slots = slice(page * self.stride, (page + 1) * self.stride)
             self.content[slots], self.writer[slots], self.position[slots] = UNKNOWN, NOBODY, -1
             self.tainted[slots] = False
 
-    def know(self, page: int) -> None:
-        """Take note that a page changes hands: its new holder wrote nothing there yet."""
+    def allocate(self, page: int) -> None:
+        """Set the unknown slots of an allocated page to not written: its new owner wrote none."""
         if 0 <= page < self.page_count:
             content = self.content[page * self.stride : (page + 1) * self.stride]
             content[content == UNKNOWN] = NOTHING
@@ -84,7 +84,7 @@ def mix(tokens: Ints, first_position: int) -> Hashes:
 
 
 def mix_one(token: int, position: int) -> int:
-    """Return what one token adds to the hash of a prefix: `mix` without an array's overhead."""
+    """Return the same of one token, without the overhead of an array."""
     x = token * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1342543DE82EF95 & _ALL
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _ALL
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _ALL

@@ -133,26 +133,6 @@ class Service(CacheOwner, Protocol):
         """Return the class with a method `run` that is one invocation."""
 
 
-class LiveEngine(Protocol):
-    """An engine, as treatments see it."""
-
-    @property
-    def release(self) -> str:
-        """The installed release."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """The settings that it was started with."""
-
-    @property
-    def service(self) -> Service | None:
-        """The service while the engine runs."""
-
-    @property
-    def probe(self) -> CacheProbe | None:
-        """The attached probe while the engine is observed."""
-
-
 class CacheProbe(Protocol):
     """Reads the cache of one live engine and, once attached, reports its operations.
 

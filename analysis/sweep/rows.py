@@ -120,10 +120,10 @@ def finding_rows(
     The second value is a sentence on what it could not check; None if it checked everything. The
     number of unchecked invocations of each request goes into the `rows` of `requests`.
     """
-    from analysis.sanitizer.recorded import check_tables, context_of
+    from analysis.sanitizer.recorded import check_tables, context_length_of
 
-    context = context_of({"model": plan.model})
-    findings = check_tables(recorded, ended.facts.get("page_tokens"), context=context)
+    context = context_length_of({"model": plan.model})
+    findings = check_tables(recorded, ended.facts.get("page_tokens"), context_length=context)
     if findings is None:
         return [], None
     for row in rows:

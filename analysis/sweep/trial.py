@@ -133,7 +133,9 @@ def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> Non
     if engine.died is not None:
         facts["death"] = engine.died.message
     if faults:
-        facts["injected"] = faults[0].injected and asdict(faults[0].injected)
+        rule, cause = faults[0].alarm(engine.release)
+        injected = faults[0].injected
+        facts["injected"] = injected and {**asdict(injected), "rule": rule, "cause": cause}
     facts["log"] = engine.log
     facts["peak_rss_bytes"] = peak_rss_bytes()
 

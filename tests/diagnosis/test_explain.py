@@ -302,16 +302,16 @@ def test_owners_of_pages_equal_those_of_a_replay(steps):
     story = TraceBuilder()
     owner: dict[int, str] = {}
     for number, (step, page) in enumerate(steps):
-        if step == "take" and page in story.world.free:
+        if step == "take" and page in story.state.free:
             owner[page] = f"r{number}"
             story.allocate(owner[page], page)
         elif step == "publish" and page in owner:
-            if not any(node.page == page for node in story.world.nodes.values()):
+            if not any(node.page == page for node in story.state.nodes.values()):
                 story.publish(owner[page], (number,) * 4, [page])
         elif step in ("give", "leak") and page in owner:
             request = owner.pop(page)
             story.drop(request, page)
-            if step == "give" and not any(n.page == page for n in story.world.nodes.values()):
+            if step == "give" and not any(n.page == page for n in story.state.nodes.values()):
                 story.free(request, page)
     run = run_of(story, {"request_id": "r"})
     trace = trace_of(run, "r")

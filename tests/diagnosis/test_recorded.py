@@ -45,9 +45,8 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
     assert explained.invocations[token.token_index].invocation_id == token.invocation_id
     assert explained.invocations[token.token_index].top[0][0] == token.given
     assert explained.peers
-    held = set(
-        explained.invocations[0].own_row.table[: -(-explained.invocations[0].own_length // 16)]
-    )
+    first = explained.invocations[0]
+    held = set(first.own_row.table[: -(-first.own_length // explained.trace.page_tokens)])
     assert held <= {history.page for history in explained.pages}
 
 

@@ -12,8 +12,8 @@ from analysis.recording import checksums
 from analysis.recording.checking import checksummed
 from analysis.recording.checksums import Checksums
 from analysis.recording.recorder import Recorder
-from analysis.sanitizer.rules.contents import coverage_in_words
-from analysis.sanitizer.world import Event
+from analysis.sanitizer.rules.contents import describe_coverage
+from analysis.sanitizer.trace import Event
 
 PAGE = 3
 
@@ -103,8 +103,8 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
         said = recorder.checksums.coverage  # type: ignore[union-attr]
     assert said["undecided"] == [4, 5]
     assert said["unchecked"] == 2
-    assert any("2 changes of a page were not judged" in n for n in told(unchecked=2)[1])
-    assert any("1 change of a page was not judged" in n for n in told(unchecked=1)[1])
+    assert any("2 changes not checked" in n for n in told(unchecked=2)[1])
+    assert any("1 change not checked" in n for n in told(unchecked=1)[1])
 
 
 def told(**changes: Any) -> tuple[str, list[str]]:
@@ -113,14 +113,14 @@ def told(**changes: Any) -> tuple[str, list[str]]:
         "pages_offered": 1, "not_judged": [], "undecided": [],
     }  # fmt: skip
     event = Event(*[None] * (len(Event._fields) - 1), {"coverage": said | changes})
-    return coverage_in_words(event)
+    return describe_coverage(event)
 
 
 def test_one_page_is_said_in_the_singular() -> None:
     text, notes = told(not_judged=[3], undecided=[4])
     assert "1 written slot read back after 1 invocation, 1 page read again" in text
-    assert "(1 page)" in notes[0]
-    assert "of 1 page could" in notes[1]
+    assert "Bytes of 1 page were" in notes[0]
+    assert "bytes of 1 page were" in notes[1]
     assert told()[1] == []
 
 

@@ -22,11 +22,16 @@ def test_every_rule_has_a_code_of_its_own() -> None:
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_every_rule_is_in_the_glossary(rule: type) -> None:
     glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text()
-    assert f"| `{rule.name}` |" in glossary
+    causes = ", ".join(f"`{cause}`" for cause in rule.causes)
+    assert f"| `{rule.name}` | {rule.sentence} | {causes} |" in glossary
 
 
-def test_former_codes_lead_to_rules_of_today() -> None:
+def test_former_codes_lead_to_rules_and_causes_of_today() -> None:
     assert {code for now in CODES.values() for code in now} == set(NAMES)
+    known = {rule.name: set(rule.causes) for rule in RULES}
+    for now in CODES.values():
+        for code, causes in now.items():
+            assert set(causes.values()) <= known[code]
 
 
 def test_findings_of_a_former_run_have_the_codes_of_today() -> None:

@@ -9,14 +9,14 @@ from support import NEWEST, REPORTED, ChildRunner, has
 
 from analysis.core.errors import ModelError
 from analysis.model.artifacts import load_model
-from analysis.sanitizer import contents
+from analysis.sanitizer import kv_compare, kv_reference
 
 _SERVE = """
 import time
 import numpy as np
 import pandas as pd
 from analysis.recording import observe
-from analysis.sanitizer import contents
+from analysis.sanitizer import kv_compare, kv_reference
 from analysis.treatments.pages import fill_page
 PROMPTS = {"a": "1 2 3 4 5 ", "b": "z y x w v u t s r q p o n ",
            "c": "3 6 9 12 15 18 21 24 27 30 33 36 39 ", "d": "abc def ghi >abc d"}
@@ -30,7 +30,7 @@ def serve(engine, prompts=PROMPTS, tokens=11):
         while recording.invocations_under_way and time.monotonic() < deadline:
             time.sleep(0.01)
     assert [c.outcome for c in ended] == ["ok"] * len(prompts), ended
-    rows = contents.written(recording)
+    rows = kv_compare.written(recording)
     for c in ended:  # the last token is never fed back
         assert rows[c.request_id][1] == (*c.prompt_tokens, *c.tokens[:-1]), c
         assert rows[c.request_id][0] == len(c.prompt_tokens)
@@ -39,12 +39,12 @@ def serve(engine, prompts=PROMPTS, tokens=11):
 def put(engine, page, slots, values):
     # [layers, 2, slots, heads, dim]
     (table,) = engine.service.native.page_cache.page_pool.page_tables
-    now = contents.read_pages(engine, [page])[0]
+    now = kv_compare.read_pages(engine, [page])[0]
     now[:, :, slots] = values
     with table.view(page).map(write=True) as mapped:
         array = np.asarray(memoryview(mapped)).view(np.float16).reshape(-1)
         array[:] = now.reshape(-1)
-    assert np.array_equal(contents.read_pages(engine, [page])[0].view(np.uint16),
+    assert np.array_equal(kv_compare.read_pages(engine, [page])[0].view(np.uint16),
                           now.view(np.uint16))
 
 def counts(frame):
@@ -76,7 +76,7 @@ with Engine(EngineConfig(page_count=64, batch_sizes={batch_sizes})) as engine:
     frames, rows = [], {{}}
     for group in groups:
         rows |= (now := serve(engine, group))
-        frames.append(contents.compare(engine, now))
+        frames.append(kv_compare.compare(engine, now))
     frame = pd.concat(frames)
 say([counts(frame), sum(prompt for prompt, _, _ in rows.values()),
      frame.ulps[~frame.decoded].max(), frame.ulps[frame.decoded].min(),
@@ -85,18 +85,18 @@ say([counts(frame), sum(prompt for prompt, _, _ in rows.values()),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found, prompts, of_prompts, least, layers = done.said
-    assert of_prompts <= contents.NUMERICS
+    assert of_prompts <= kv_compare.NUMERICS
     held = sum(n for k, n in found.items() if k in {"prompt equal", "prompt numerics"})
     assert held == prompts
     if has(release, "records"):
         assert set(found) <= {
-            f"{p} {v}" for p in ("prompt", "decoded") for v in contents.VERDICTS[:2]
+            f"{p} {v}" for p in ("prompt", "decoded") for v in kv_compare.VERDICTS[:2]
         }
     else:
         # Lengths that are too long have slots read that nobody wrote, from the first decode on:
         # the token is right (layer 0 is), what was attended to is not.
         assert found["decoded other context"] == 4 * 10
-        assert least > contents.NUMERICS
+        assert least > kv_compare.NUMERICS
         assert min(layers) >= 1
 
 
@@ -108,7 +108,7 @@ def test_overwritten_slots_are_told_and_named(child: ChildRunner, release: str) 
 with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     rows = serve(engine)
     page = {name: pages for name, (_, _, pages) in rows.items()}
-    read = lambda p: contents.read_pages(engine, [p])[0]
+    read = lambda p: kv_compare.read_pages(engine, [p])[0]
     # Slots 3 to 6 of b's first page get those of c's second one; 9 zeros; 12 one NaN; 14 noise.
     put(engine, page["b"][0], slice(3, 7), read(page["c"][1])[:, :, 3:7])
     put(engine, page["b"][0], [9], 0)
@@ -122,7 +122,7 @@ with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     # What c decoded, which on the reported release is not what the reference has there.
     put(engine, page["a"][0], [7], read(page["c"][2])[:, :, [8]])
     others = {"d": rows.pop("d")[:2]}
-    frame = contents.compare(engine, rows, others=others)
+    frame = kv_compare.compare(engine, rows, others=others)
 strange = frame[~frame.verdict.isin(["equal", "numerics", "other context"])]
 strange = strange.sort_values(["request_id", "position"])
 plain = lambda v: v if isinstance(v, str) else None if pd.isna(v) else int(v)
@@ -153,7 +153,7 @@ def test_damage_above_the_first_layer_is_no_other_context(child: ChildRunner, re
 with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     rows = serve(engine)
     page = {name: pages for name, (_, _, pages) in rows.items()}
-    read = lambda p: contents.read_pages(engine, [p])[0]
+    read = lambda p: kv_compare.read_pages(engine, [p])[0]
     b, c = read(page["b"][0]), read(page["c"][0])
     b[2, :, 3:7] = c[2, :, 3:7]  # a whole layer of another request
     b[3, :, 8] = c[3, :, 8]  # the last layer, after which there is none to tell
@@ -166,12 +166,12 @@ with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     d = read(pages[at // 16])
     d[2, :, at % 16] = c[2, :, 5]
     put(engine, pages[at // 16], slice(0, 16), d)
-    frame = contents.compare(engine, rows)
+    frame = kv_compare.compare(engine, rows)
 plain = lambda v: v if isinstance(v, str) else None if pd.isna(v) else int(v)
 say([[[r.request_id, int(r.position), r.damage, plain(r.other_request_id),
        plain(r.other_position)]
       for r in frame[frame.verdict == "damaged"].sort_values(["request_id", "position"])
-      .itertuples()], counts(frame), at, contents.in_words(frame)])
+      .itertuples()], counts(frame), at, kv_compare.describe(frame)])
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -201,19 +201,19 @@ with Engine(EngineConfig(page_count=64)) as engine:
     pool = engine.service.native.page_cache.page_pool
     for page in range(64):
         fill_page(pool, page, 0.0)
-    clean = contents.masked_nonfinite(engine, [5, 6, 0, 0], 20)
+    clean = kv_compare.masked_nonfinite(engine, [5, 6, 0, 0], 20)
     put(engine, 0, [2], np.inf)
     put(engine, 5, [7], np.nan)
     put(engine, 6, [3], np.nan)
     put(engine, 6, [4, 15], -np.inf)
     put(engine, 9, [0], np.nan)
-    bad = contents.masked_nonfinite(engine, [5, 6, 0, 0], 20)
+    bad = kv_compare.masked_nonfinite(engine, [5, 6, 0, 0], 20)
     try:
-        contents.read_pages(engine, [64])
+        kv_compare.read_pages(engine, [64])
     except EngineError as error:
         strange = str(error)
 try:
-    contents.read_pages(engine, [1])
+    kv_compare.read_pages(engine, [1])
 except EngineError as error:
     say([clean, bad, strange, str(error)])
 """,
@@ -229,20 +229,20 @@ except EngineError as error:
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept of earlier tests."""
-    monkeypatch.setattr(contents, "_kept", type(contents._kept)())
+    monkeypatch.setattr(kv_reference, "_kept", type(kv_reference._kept)())
 
 
 @pytest.mark.usefixtures("forgotten")
 def test_the_reference_is_asked_once_for_sequences_that_begin_alike(monkeypatch) -> None:
     model, tokens = load_model(), tuple(range(1, 23))
-    long = contents.reference_slots(model, {"x": (10, tokens)}, release=REPORTED)["x"]
+    long = kv_compare.reference_slots(model, {"x": (10, tokens)}, release=REPORTED)["x"]
     assert long.shape == (22, 4, 2, 2, 32)
     assert long.dtype == np.float16
     # However it is computed, the same comes out but for numerics.
-    whole = contents.reference_slots(model, {"x": (22, tokens)}, release=REPORTED)["x"]
-    assert 0 < contents._distance(whole, long)[1].max() <= contents.NUMERICS
-    monkeypatch.setattr(contents, "oracle_of", None)
-    again = contents.reference_slots(model, {"y": (10, tokens[:15])}, release=REPORTED)["y"]
+    whole = kv_compare.reference_slots(model, {"x": (22, tokens)}, release=REPORTED)["x"]
+    assert 0 < kv_compare._distance(whole, long)[1].max() <= kv_compare.NUMERICS
+    monkeypatch.setattr(kv_reference, "oracle_of", None)
+    again = kv_compare.reference_slots(model, {"y": (10, tokens[:15])}, release=REPORTED)["y"]
     assert np.array_equal(again, long[:15])
 
 
@@ -250,11 +250,11 @@ def test_the_reference_is_asked_once_for_sequences_that_begin_alike(monkeypatch)
 def test_a_reference_that_fails_or_hangs_says_so_in_one_sentence() -> None:
     model = load_model()
     with pytest.raises(ModelError, match="batch size 3"):
-        contents.reference_slots(model, {"x": (1, [1])}, release=REPORTED, batch_sizes=(3,))
+        kv_compare.reference_slots(model, {"x": (1, [1])}, release=REPORTED, batch_sizes=(3,))
     with pytest.raises(ModelError, match="prompt of 3 tokens"):
-        contents.reference_slots(model, {"x": (3, [1])}, release=REPORTED)
+        kv_compare.reference_slots(model, {"x": (3, [1])}, release=REPORTED)
     with pytest.raises(ModelError, match="gave no answer"):
-        contents.reference_slots(model, {"x": (1, [1])}, release=REPORTED, timeout_s=0.01)
+        kv_compare.reference_slots(model, {"x": (1, [1])}, release=REPORTED, timeout_s=0.01)
 
 
 def test_what_slots_hold_is_said_in_words() -> None:
@@ -272,9 +272,9 @@ def test_what_slots_hold_is_said_in_words() -> None:
         ]
     )  # fmt: skip
     slots["other_position"] = slots["other_position"].astype("Int64")
-    assert contents.in_words(slots) == (
+    assert kv_compare.describe(slots) == (
         "2 of 4 slots hold what the reference decoder has in their place (1 to the bit). 1 hold the"
         " bytes of another token: slot 2 of page 3, for position 2 of a, has position 7 of b. 1"
         " hold zeros."
     )
-    assert contents.in_words(slots.iloc[:0]) == "No slot was compared."
+    assert kv_compare.describe(slots.iloc[:0]) == "No slot was compared."

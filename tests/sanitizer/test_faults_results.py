@@ -48,7 +48,7 @@ tables = {name: seen.table(name) for name in ("events", "invocations", "snapshot
 again = check_tables(tables)
 report("all", {
     "injected": injected, "findings": findings.rows(), "notes": findings.notes,
-    "blind": findings.blind,
+    "limits": findings.limits,
     "again": again.rows(), "faults": seen.faults,
 })
 """
@@ -132,8 +132,8 @@ def test_what_was_recorded_says_the_same(release: str, sharing: str) -> None:
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
 def test_what_cannot_be_seen_is_said(release: str, sharing: str) -> None:
-    blind = planted(release, sharing)["blind"]
-    assert any(sentence.startswith("arguments as filled: ") for sentence in blind)
+    limits = planted(release, sharing)["limits"]
+    assert "argument-changed" in limits
 
 
 def test_each_fault_says_what_it_sets_off() -> None:

@@ -21,8 +21,8 @@ from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame
 from analysis.sanitizer import RULES, check_run
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding, Findings, worst
-from analysis.sanitizer.meanings import meaning_of
 from analysis.sanitizer.recorded import Checked
+from analysis.sanitizer.rules import consequence_of
 from analysis.studies.first_error.detection_lead import detection_lead
 from analysis.studies.first_error.figures import (
     checked_table,
@@ -76,7 +76,7 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
     assert (lead.request_id, lead.other_request_id, lead.page, lead.slot) == ("a", "b", 3, 0)
     for text in (str(findings), read(html_of(findings)).text):
         assert findings.summary in text
-        assert "A decode of a reads its position 0 from slot 0 of page 3" in text
+        assert "decode of a: reads its position 0 from slot 0 of page 3" in text
         assert "invocation 2" in text
         assert "wrong-kv-read (cross-request)" in text
     html = read(html_of(findings))
@@ -157,7 +157,7 @@ def test_a_picture_shows_whose_data_the_pages_hold() -> None:
     ):
         assert part in said, part
     assert finding.text.split()[0] in said
-    pages = finding.scene.pages
+    pages = finding.context.pages
     strips = [s for p in pages for s in ([p.before, p.after] if p.before != p.after else [p.after])]
     slots = [slot for strip in strips for slot in strip]
     drawn = fills(figure)
@@ -275,7 +275,7 @@ def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
     ill, well = text.split("\n\n")
     assert "1 of 2 accepted requests were answered wrong and 0 failed otherwise, 0 rej" in ill
     assert "1 of 2 requests read wrong data" in ill
-    assert "A decode of a reads its position 0 from slot 0 of page 3" in ill
+    assert "decode of a: reads its position 0 from slot 0 of page 3" in ill
     assert "correct-seq-lens" in well
     assert "No rule was broken." in well
     assert "not known whether the sanitizer" not in text
@@ -329,7 +329,7 @@ def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
     assert "release" not in found.frame  # the same everywhere
     (row,) = found.frame[found.frame["rule"] == "wrong-kv-read"].to_dict("records")
     assert (row["severity"], row["requests"], row["trials"]) == ("wrong data", 1, 1)
-    assert row["what it leads to"] == meaning_of("wrong-kv-read", "cross-request")
+    assert row["what it leads to"] == consequence_of("wrong-kv-read", "cross-request")
     assert "No rule was broken" in findings_table([]).markup
 
 
@@ -352,7 +352,7 @@ def test_the_lead_is_the_first_wrong_data_of_the_first_trial(run) -> None:
     ill, well = check_run(run.path)
     trial, finding = ill.lead()
     assert (trial, finding.rule, finding.cause) == ("ill", "wrong-kv-read", "cross-request")
-    assert finding.scene.pages
+    assert finding.context.pages
     assert ill.lead(["other"]) is None
     assert well.lead() is None
 
@@ -368,6 +368,7 @@ def test_the_answer_is_a_sentence(run) -> None:
 
 def test_what_it_leads_to_is_known_of_every_rule() -> None:
     for rule in RULES:
-        causes = [fault.cause for fault in FAULTS.values() if fault.rule == rule.name] or [None]
-        for cause in causes:
-            assert meaning_of(rule.name, cause or "").endswith("."), (rule.name, cause)
+        injected = {fault.cause for fault in FAULTS.values() if fault.rule == rule.name}
+        assert injected <= set(rule.causes)
+        for cause in rule.causes:
+            assert consequence_of(rule.name, cause).endswith("."), (rule.name, cause)

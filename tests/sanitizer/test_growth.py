@@ -6,7 +6,7 @@ import pytest
 from growth import grown, kept
 from trace_builder import TraceBuilder
 
-from analysis.sanitizer import findings, unchecked, world
+from analysis.sanitizer import findings, state
 from analysis.sanitizer.checker import Checker
 
 _MANY = 200
@@ -14,10 +14,10 @@ _MANY = 200
 
 @pytest.fixture(autouse=True)
 def little_is_remembered(monkeypatch) -> None:
-    monkeypatch.setattr(world, "_ENDED", 20)
+    monkeypatch.setattr(state, "_ENDED", 20)
     monkeypatch.setattr(findings, "_MEMBERS", 20)
-    monkeypatch.setattr(unchecked, "_MOST_NAMED", 20)
-    monkeypatch.setattr("analysis.sanitizer.rules.results._REMEMBERED", 20)
+    monkeypatch.setattr(findings, "_MOST_NAMED", 20)
+    monkeypatch.setattr("analysis.sanitizer.rules.results._KEPT", 20)
 
 
 def serve(story: TraceBuilder, number: int) -> None:
@@ -77,6 +77,6 @@ def test_nothing_that_a_checker_keeps_grows_with_the_requests_that_were() -> Non
     assert checker.findings.events == len([i for _, i in story.items if hasattr(i, "kind")])
     assert grown(*sizes) == {}
     # Who wrote a slot long ago is still known by name, and no more of it.
-    world = checker.world
-    assert world.name(int(world.shadow.writer[5 * world.stride])) == "old"
-    assert "old" not in world.last_of
+    state = checker.state
+    assert state.name(int(state.shadow.writer[5 * state.stride])) == "old"
+    assert "old" not in state.last_of

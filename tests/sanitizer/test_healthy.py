@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trace_builder import Row, TraceBuilder
 
 from analysis.sanitizer.findings import WRONG_DATA
-from analysis.sanitizer.world import Invocation
+from analysis.sanitizer.trace import Invocation
 
 PAGES = 20
 Memory = dict[int, tuple[int, ...]]
@@ -95,7 +95,7 @@ class Scheduler:
         story, name = self.story, request.name
         story.submit(name, request.prompt)
         if path:
-            request.pages = [story.world.nodes[node].page for node in path]
+            request.pages = [story.state.nodes[node].page for node in path]
             with story.within("acquire", name):
                 story.match(name, *request.pages, node=path[-1])
                 self._refer(request, path[-1])
@@ -130,7 +130,7 @@ class Scheduler:
                     block = tokens[-self.stride :]
                     self.story.create(request.name, page, block, node)
                     self.nodes[tokens] = self.story.last_node
-                    if node in self.story.world.leaves:
+                    if node in self.story.state.leaves:
                         self.story.no_leaf(node, request.name)
                     self.story.leaf(self.nodes[tokens], request.name)
                 node = self.nodes[tokens]
@@ -138,7 +138,7 @@ class Scheduler:
                 self._refer(request, node)
 
     def _evict(self) -> None:
-        world = self.story.world
+        world = self.story.state
         for tokens, node in self.nodes.items():
             page = world.nodes[node].page
             if not (world.children[node] or world.references.get(node) or page in world.holders):
@@ -149,7 +149,7 @@ class Scheduler:
 
     def _end(self, request: Request) -> None:
         self.story.end(request.name)
-        self.free += [p for p in request.pages if p in self.story.world.free]
+        self.free += [p for p in request.pages if p in self.story.state.free]
         self.random.shuffle(self.free)
         self.served.remove(request)
 
@@ -199,7 +199,7 @@ class Scheduler:
         if not request.node:
             return 0
         # Not before: padding behind a chunk that ended in a shared page would spoil it.
-        return min(len(self.story.world.path(request.node)), len(request.prompt) - 1)
+        return min(len(self.story.state.path(request.node)), len(request.prompt) - 1)
 
     def _land(self, invocation: Invocation, batch: list[Request]) -> None:
         self.story.land(invocation)

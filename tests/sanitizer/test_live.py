@@ -85,8 +85,8 @@ say([lost and [lost.count, lost.first.text], stuck and
     lost, stuck = done.said
     assert lost is not None
     assert lost[0] == 1
-    assert "nothing is to be done for it" in lost[1]
+    assert "no step is pending for it" in lost[1]
     assert stuck is not None
     assert stuck[0] == 4
-    assert "waits to be boarded for a prefill" in stuck[1]
+    assert "waits for a prefill" in stuck[1]
     assert stuck[2] > 3  # a line for every thread

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.sanitizer.sequence import Sequence
 from analysis.sanitizer.shadow import (
     NOBODY,
     NOTHING,
@@ -16,7 +17,6 @@ from analysis.sanitizer.shadow import (
     mix_one,
     prefix_hashes,
 )
-from analysis.sanitizer.world import Sequence
 
 ALL = 2**64 - 1
 tokens_of = st.integers(0, 2**31 - 1)
@@ -141,6 +141,6 @@ def test_a_page_is_forgotten_and_no_other():
 def test_who_takes_a_page_knows_that_nothing_of_its_own_is_there():
     shadow = Shadow(3, 2, [0, 1])
     shadow.content[2] = 77
-    shadow.know(1)
-    shadow.know(-1)
+    shadow.allocate(1)
+    shadow.allocate(-1)
     assert shadow.content.tolist() == [UNKNOWN, UNKNOWN, 77, *[NOTHING] * 3]

@@ -29,6 +29,7 @@ class Busy(MadeEngine):
     """
 
     device, log = "made up", ""
+    model = SimpleNamespace(config=SimpleNamespace(block_seq_stride=16))
 
     def __init__(self, invocations: int | None) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from analysis.core.errors import EngineError
 from analysis.recording import observe
-from analysis.sanitizer import contents
+from analysis.sanitizer import kv_compare
 from analysis.treatments import FAULTS, TREATMENTS, treat
 from analysis.shortfin.treatment import allocation_kinds, part
 from analysis.workloads.named import make_workload
@@ -135,7 +135,7 @@ def test_what_pages_hold(child: ChildRunner, release: str) -> None:
         _PRELUDE
         + """
 def held(engine, pages):
-    read = contents.read_pages(engine, pages)
+    read = kv_compare.read_pages(engine, pages)
     return ["nan" if np.isnan(page).all() else sorted(set(page.ravel().tolist()))[:2]
             for page in read]
 

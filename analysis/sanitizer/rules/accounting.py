@@ -1,259 +1,288 @@
-"""In whose hands every page is."""
+"""The state of every page, free, held or cached, and the quiescent cache."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 
+from analysis.core.wording import counted, numbered
+from analysis.recording.replay import differences
+from analysis.recording.writes import PADDING_PAGE
 from analysis.sanitizer.findings import Finding
-from analysis.sanitizer.rules.base import Rule
-from analysis.sanitizer.world import ENDED_WELL, PADDING_PAGE, Event, World
+from analysis.sanitizer.rules.base import Rule, each
+from analysis.sanitizer.state import SERVED, EngineState
+from analysis.sanitizer.trace import Event
 from analysis.snapshots.snapshot import Snapshot
+
+_SHOWN = 8
+_SHARED = "Two requests can hold the page, and overwrite each other."
 
 
 class DoubleAllocation(Rule):
-    """A page is allocated once until it is freed."""
-
     name = "double-allocation"
-    sentence = "An allocated page was free, and is in one allocation once."
+    sentence = "A page is allocated only while it is free, and once."
+    causes = each("page-in-use same-request", _SHARED)
 
-    def on_acquire(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for place, page in enumerate(event.pages):
             again = page in event.pages[:place]
-            if page in world.free and not again:
+            if page in state.free and not again:
                 continue
-            owed = world.owed.get(page)
-            holders = sorted(world.holders.get(page, ()))
-            other = holders[0] if holders else owed.request_id if owed else None
+            last = state.unaccounted.get(page)
+            holders = sorted(state.holders.get(page, ()))
+            where = "twice at once" if again else f"which is {state.where(page)}"
             yield Finding(
-                cause="page-in-use",
-                message=f"{event.request_id or 'Somebody'} is given page {page}"
-                + (" twice at once." if again else f", which is {world.where(page)}."),
-                request_id=event.request_id,
-                other_request_id=other,
+                "page-in-use",
+                f"Page {page} is allocated to {event.request_id or 'no request'}, {where}.",
+                event.request_id,
+                holders[0] if holders else last.request_id if last else None,
                 page=page,
-                other_stack=owed.event.stack if owed else None,
+                other_stack=last.stack if last else None,
             )
 
-    def on_duplicate_page(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_duplicate_page(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            yield Finding(
-                cause="same-request",
-                message=f"{event.request_id} holds page {page} twice in its own list.",
-                request_id=event.request_id,
-                page=page,
-            )
+            what = f"{event.request_id} has page {page} twice in its own list."
+            yield Finding("same-request", what, event.request_id, page=page)
 
 
 class DoubleFree(Rule):
-    """A page is freed once."""
-
     name = "double-free"
-    sentence = "A freed page was allocated."
+    sentence = "A page is freed only while it is not free."
+    causes = {"already-free": _SHARED}
 
-    def on_free(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_free(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            if page in world.free:
-                yield Finding(
-                    cause="already-free",
-                    message=f"Page {page} is freed, and was free already.",
-                    request_id=event.request_id,
-                    page=page,
-                )
+            if page in state.free:
+                what = f"Page {page} is freed, and is already {state.where(page)}."
+                yield Finding("already-free", what, event.request_id, page=page)
 
 
 class FreeWhileReferenced(Rule):
-    """A page is free or in use, never both."""
-
     name = "free-while-referenced"
-    sentence = "No request and no node of the trie references a free page."
+    sentence = "No request and no node of the trie uses a free page."
+    causes = each("held cached held-after-free", _SHARED)
 
-    def on_pages_held(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_pages_held(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            if page in world.free:
-                yield Finding(
-                    cause="held-after-free",
-                    message=f"{event.request_id} has page {page} on its list from now on, which is"
-                    " free.",
-                    request_id=event.request_id,
-                    page=page,
-                )
+            if page in state.free:
+                what = f"{event.request_id} lists page {page}, which is {state.where(page)}."
+                yield Finding("held-after-free", what, event.request_id, page=page)
 
-    def on_free(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_free(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            others = sorted(world.holders.get(page, set()) - {event.request_id})
-            if others and page not in world.resting:
-                yield Finding(
-                    cause="held",
-                    message=f"Page {page} is freed while {' and '.join(others)}"
-                    f" hold{'s' if len(others) == 1 else ''} it.",
-                    request_id=others[0],
-                    other_request_id=event.request_id,
-                    page=page,
-                )
-            if page in world.node_at:
-                yield Finding(
-                    cause="cached",
-                    message=f"Page {page} is freed while node {world.node_at[page]} of the trie"
-                    " still serves it.",
-                    request_id=event.request_id,
-                    page=page,
-                )
+            others = sorted(state.holders.get(page, set()) - {event.request_id})
+            if others and page not in state.quarantined:
+                what = f"Page {page} is freed while it is held by {' and '.join(others)}."
+                yield Finding("held", what, others[0], event.request_id, page=page)
+            if page in state.node_at:
+                what = f"Page {page} is freed while it is cached in node {state.node_at[page]}."
+                yield Finding("cached", what, event.request_id, page=page)
 
 
-class FreeCount(Rule):
-    """The pool has as many free pages as its operations leave it."""
-
+class FreeCountMismatch(Rule):
     name = "free-count-mismatch"
     sentence = "The pool's number of free pages follows from its allocations and frees."
+    causes = {
+        "too-few": "The pool lost a page.",
+        "too-many": "The pool can allocate a page twice.",
+    }
 
-    def after_acquire(self, world: World, event: Event) -> Iterator[Finding]:
-        # Several threads record in another order than they act, then the numbers may differ.
-        if event.free_pages is None or len(world.pool_threads) > 1:
+    def after_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
+        # Several threads may record in another order than they act; then the numbers differ.
+        if event.free_pages is None or len(state.pool_threads) != 1:
             return
-        counted, due = event.free_pages, len(world.free) + world.uncounted
-        if counted != due:
-            world.uncounted += counted - due  # from then on the pool's count is the right one
+        count, due = event.free_pages, len(state.free) + state.uncounted
+        if count != due:
+            state.uncounted += count - due  # from now on the pool's count is taken as right
             yield Finding(
-                cause="too-few" if counted < due else "too-many",
-                message=f"The pool has {counted} free pages where {due} are due.",
-                request_id=event.request_id,
+                "too-few" if count < due else "too-many",
+                f"The pool has {count} free pages; its allocations and frees leave {due}.",
+                event.request_id,
                 page=event.pages[0] if event.pages else None,
             )
 
     after_free = after_acquire
 
 
-class Leak(Rule):
-    """When a request has ended, its pages are free or cached."""
-
+class PageLeak(Rule):
     name = "page-leak"
-    sentence = "When a request has ended, none of its pages is left in nobody's hands."
+    sentence = "When a request has ended, all of its pages are free or cached."
+    causes = each(
+        "dropped acquired unlinked still-held",
+        "The pool lost the page; with every request there are fewer, until none is left.",
+    )
 
-    def after_done(self, world: World, event: Event) -> Iterator[Finding]:
-        # The engine may still be at work on one that was given up; it is looked at at rest.
-        if event.outcome not in (*ENDED_WELL, "empty"):
+    def after_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
+        # The engine may still work on a request that was given up: `not-quiescent` checks it.
+        if event.outcome not in SERVED:
             return
-        lost = [p for p, owed in world.owed.items() if owed.request_id == event.request_id]
-        for page in lost:
-            owed = world.owed.pop(page)
-            if not world.is_lost(page):
+        own = [p for p, e in state.unaccounted.items() if e.request_id == event.request_id]
+        for page in own:
+            last = state.unaccounted.pop(page)
+            if not state.is_leaked(page):
                 continue
-            how = {"pages_dropped": "dropped", "acquire": "acquired"}.get(
-                owed.event.kind, "unlinked"
-            )
+            how = {"pages_dropped": "dropped", "acquire": "acquired"}.get(last.kind, "unlinked")
             yield Finding(
-                cause=how,
-                message=f"Page {page} of {event.request_id} was {how} in event"
-                f" {owed.event.seq} and is in nobody's hands now that the request has ended.",
-                request_id=event.request_id,
+                how,
+                f"Page {page} of {event.request_id} was {how} at event {last.seq}, and is neither"
+                " free nor cached now that the request has ended.",
+                event.request_id,
                 page=page,
-                other_stack=owed.event.stack,
+                other_stack=last.stack,
             )
-        held = sorted(world.held.get(event.request_id or "", ()))
-        if held:
-            yield Finding(
-                cause="still-held",
-                message=f"{event.request_id} has ended and still holds pages"
-                f" {', '.join(map(str, held))}.",
-                request_id=event.request_id,
-                page=held[0],
-            )
+        if held := sorted(state.held.get(event.request, ())):
+            what = f"{event.request_id} has ended and still holds {numbered('page', held)}."
+            yield Finding("still-held", what, event.request_id, page=held[0])
 
 
-class PaddingPage(Rule):
-    """The page that padding is written to belongs to nobody."""
-
+class PaddingPageAllocated(Rule):
     name = "padding-page-allocated"
-    sentence = f"Page {PADDING_PAGE}, which padding is written to, is never given to a request."
+    sentence = f"Page {PADDING_PAGE}, to which padding is written, is never allocated."
+    causes = {"allocated": "Padding rows and padded block tables write to the data of its owner."}
 
-    def on_acquire(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if PADDING_PAGE in event.pages:
-            yield Finding(
-                cause="allocated",
-                message=f"{event.request_id or 'Somebody'} is given page {PADDING_PAGE}, which"
-                " padding rows and padded block tables write to.",
-                request_id=event.request_id,
-                page=PADDING_PAGE,
-            )
+            what = f"Page {PADDING_PAGE} is allocated to {event.request_id or 'no request'}."
+            yield Finding("allocated", what, event.request_id, page=PADDING_PAGE)
 
 
-class AllocationLists(Rule):
-    """What a cache notes of its pages beside the pool and the trie.
+_LISTS = {
+    "held-page-missing": "is held by a request, and missing in the cache's list of allocated pages",
+    "held-and-free": "is free, and in the list of a request",
+    "pending-free-twice": "is twice among the duplicates to be freed",
+    "pending-free-and-free": "is free, and among the duplicates to be freed",
+    "pending-free-and-cached": "is cached, and among the duplicates to be freed",
+    "listed-twice": "is twice in the cache's list of allocated pages",
+    "listed-and-free": "is free, and in the cache's list of allocated pages",
+    "listed-and-cached": "is cached, and in the cache's list of allocated pages",
+}
 
-    On 3.1 each request has a list of its pages. 3.9 keeps one of all pages that it gave out and did
-    not publish, by which it finds and frees them, and one of those that it set aside as duplicates.
-    Without prefix sharing 3.9 takes no page off its list, ever: there only missing ones show.
+
+class AllocationListMismatch(Rule):
+    """Lists that a cache keeps beside the pool and the trie.
+
+    With allocations each request has a list of its pages. With records the cache keeps one list of
+    all pages that it allocated and did not publish, by which it finds and frees them, and one of
+    duplicates. Without prefix sharing it removes no page from the first: only missing ones show.
     """
 
     name = "allocation-list-mismatch"
     sentence = (
-        "No page on a list of those held, given out or set aside is free; a held one that is not"
-        " cached is on the cache's list, once, and no cached one is."
+        "No page on a list of held, allocated or duplicate pages is free; a held page that is not"
+        " cached is on the cache's list, once, and no cached page is."
     )
+    causes = {
+        **dict.fromkeys(_LISTS, "The cache may free the page, or list it for a request, although"
+                        " another request owns it by then."),
+        "held-page-missing": "A request that asks for the page by its number does not get it, and"
+        " nothing frees it.",
+        "listed-twice": "A request that asks for the page by its number lists it twice: what"
+        " follows is cached under other tokens than its own.",
+    }  # fmt: skip
+    limits = {
+        "allocations": "A list that lacks its last page is found when the next decode reads the"
+        " page in its place.",
+        "records": "Without prefix sharing the cache removes no page from its list: only missing"
+        " entries are found, no stale or doubled ones.",
+    }
 
     def __init__(self) -> None:
-        self._told: set[tuple[str, int]] = set()
+        self._reported: set[tuple[str, int]] = set()
 
-    def on_unlisted(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_unlisted(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            self._told.add(("held-page-missing", page))
+            self._reported.add(("held-page-missing", page))
             yield Finding(
-                cause="held-page-missing",
-                message=f"Page {page} is asked for by {event.request_id}, which holds it, and the"
-                " cache's list of allocated pages lacks it.",
-                request_id=event.request_id,
+                "held-page-missing",
+                f"{event.request_id} asks for page {page}, which it holds: the page is missing in"
+                " the cache's list of allocated pages.",
+                event.request_id,
                 page=page,
             )
 
-    def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
-        state, cached = snapshot.state, snapshot.node_of_page
-        free = set(state.free)
-        aside = Counter(state.duplicates)
-        yield from self._some(
-            "pending-free-twice", [p for p, n in aside.items() if n > 1], snapshot
-        )
-        yield from self._some("pending-free-and-free", [p for p in aside if p in free], snapshot)
-        yield from self._some(
-            "pending-free-and-cached", [p for p in aside if p in cached], snapshot
-        )
-        live = {r: pages for r, pages in state.holdings.items() if r in world.under_way}
+    def at_snapshot(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
+        cache, cached = snapshot.state, snapshot.node_of_page
+        free, pending = set(cache.free), Counter(cache.duplicates)
+        live = {r: pages for r, pages in cache.holdings.items() if r in state.under_way}
         held = {page for pages in live.values() for page in pages}
-        yield from self._some("held-and-free", sorted(held & free), snapshot)
-        if state.allocated is None:
-            return
-        listed = Counter(state.allocated)
-        missing = held - listed.keys() - cached.keys() - aside.keys()
-        yield from self._some("held-page-missing", sorted(missing), snapshot)
-        if not snapshot.nodes:
-            return
-        yield from self._some("listed-twice", [p for p, n in listed.items() if n > 1], snapshot)
-        yield from self._some("listed-and-free", [p for p in listed if p in free], snapshot)
-        yield from self._some("listed-and-cached", [p for p in listed if p in cached], snapshot)
+        found = {
+            "pending-free-twice": [p for p, n in pending.items() if n > 1],
+            "pending-free-and-free": [p for p in pending if p in free],
+            "pending-free-and-cached": [p for p in pending if p in cached],
+            "held-and-free": sorted(held & free),
+        }
+        if cache.allocated is not None:
+            listed = Counter(cache.allocated)
+            missing = held - listed.keys() - cached.keys() - pending.keys()
+            found["held-page-missing"] = sorted(missing)
+            if snapshot.nodes:
+                found["listed-twice"] = [p for p, n in listed.items() if n > 1]
+                found["listed-and-free"] = [p for p in listed if p in free]
+                found["listed-and-cached"] = [p for p in listed if p in cached]
+        for cause, pages in found.items():
+            yield from self._some(cause, pages, snapshot)
 
     def _some(self, cause: str, pages: list[int], snapshot: Snapshot) -> Iterator[Finding]:
-        new = [page for page in pages if (cause, page) not in self._told]
+        new = [page for page in pages if (cause, page) not in self._reported]
         if not new:
             return
-        self._told.update((cause, page) for page in new)
+        self._reported.update((cause, page) for page in new)
         holders = snapshot.holders.get(new[0], ())
-        others = f", and {len(new) - 1} more" if len(new) > 1 else ""
-        yield Finding(
-            cause=cause,
-            message=f"Page {new[0]}{others}: {_LISTED[cause]}.",
-            request_id=holders[0] if holders else None,
-            page=new[0],
-        )
+        more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
+        what = f"Page {new[0]}{more} {_LISTS[cause]}."
+        yield Finding(cause, what, holders[0] if holders else None, page=new[0])
 
 
-_LISTED = {
-    "held-and-free": "a request has it on its list, and it is free",
-    "pending-free-twice": "the cache has it twice among the duplicates to be freed",
-    "pending-free-and-free": "the cache has it among the duplicates to be freed, and it is free",
-    "pending-free-and-cached": "the cache has it among the duplicates to be freed, and serves it",
-    "held-page-missing": "a request holds it, and the cache's list of allocated pages lacks it",
-    "listed-twice": "the cache's list of allocated pages has it twice",
-    "listed-and-free": "the cache's list of allocated pages still has it, and it is free",
-    "listed-and-cached": "the cache's list of allocated pages still has it, and the trie serves it",
-}
-"""Causes of findings about the cache's lists, in words."""
+class NotQuiescent(Rule):
+    name = "not-quiescent"
+    sentence = "With no request under way every page is free or cached, and no node is referenced."
+    causes = {
+        "missing-pages": "The pool lost the pages.",
+        "references": "The nodes can never be evicted.",
+    }
+
+    def __init__(self) -> None:
+        self._reported: set[int] = set()
+        self._referenced: set[int] = set()
+
+    def at_quiescence(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
+        leaked = sorted([*snapshot.pages("leaked"), *snapshot.pages("live")])
+        if new := [page for page in leaked if page not in self._reported]:
+            self._reported.update(new)
+            counts = snapshot.counts
+            yield Finding(
+                "missing-pages",
+                f"With no request under way, {counts['free']} pages are free and"
+                f" {counts['cached']} cached of {snapshot.page_count}: missing are"
+                f" {numbered('page', leaked, most=_SHOWN)}.",
+                page=new[0],
+            )
+        self._referenced.intersection_update(node.node for node in snapshot.nodes)
+        for node in snapshot.nodes:
+            if node.ref_count > 0 and node.parent is not None and node.node not in self._referenced:
+                self._referenced.add(node.node)
+                has = counted(node.ref_count, "reference")
+                what = f"With no request under way, node {node.node} (page {node.page}) has {has}."
+                yield Finding("references", what, page=node.page)
+
+
+class Reconciliation(Rule):
+    name = "state-divergence"
+    sentence = "The cache is as its operations left it, and no page is in two states."
+    causes = dict.fromkeys(
+        ("wrong-key", "two-states", "untracked-change"),
+        "The cache is not what its own operations made it: nothing in it is certain.",
+    )
+
+    def at_quiescence(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
+        page = next(iter(snapshot.conflict_pages), None)
+        for conflict in snapshot.conflicts:
+            cause = "wrong-key" if conflict.code == "wrong-key" else "two-states"
+            yield Finding(cause, str(conflict), page=page)
+        derived = state.snapshot()
+        if derived.counts == snapshot.counts and len(derived.nodes) == len(snapshot.nodes):
+            return
+        for difference in differences(derived, snapshot)[:3]:
+            what = f"The cache is not as its operations left it: {difference}."
+            yield Finding("untracked-change", what)

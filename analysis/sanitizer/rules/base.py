@@ -1,36 +1,54 @@
-"""What a rule is."""
+"""The base class of rules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
-from analysis.sanitizer.findings import Finding
-from analysis.sanitizer.passage import Passage
-from analysis.sanitizer.world import World
+from analysis.sanitizer.findings import AT_RISK, Finding
+from analysis.sanitizer.state import EngineState
+from analysis.sanitizer.step import ShadowStep
 from analysis.snapshots.snapshot import Snapshot
 
 
 class Rule:
-    """A sentence that must always hold; one object of it watches one engine."""
+    """An invariant of the engine; one object checks one engine."""
 
     name: ClassVar[str]
+    """Its code."""
     sentence: ClassVar[str]
-    bears_gaps: ClassVar[bool] = False
-    """Whether it can be asked although an event of the cache is not known."""
+    """What must always hold."""
+    causes: ClassVar[Mapping[str, str]]
+    """Codes of the ways in which it is violated, each with its consequence."""
+    limits: ClassVar[Mapping[str, str]] = {}
+    """What it cannot detect, by the capability of the release that is the reason; "" for all."""
+    tolerates_gaps: ClassVar[bool] = False
+    """Whether it can be checked although an event of the cache is unknown."""
 
-    def invocation(self, world: World, passage: Passage) -> Iterable[Finding]:
-        """Check an invocation that has just gone through the shadow."""
-        return ()
+    def invocation(self, state: EngineState, step: ShadowStep) -> Iterable[Finding] | None:
+        """Check an invocation that was just executed on the shadow."""
 
-    def look(self, world: World, snapshot: Snapshot) -> Iterable[Finding]:
-        """Check the engine's own cache between two operations, whoever is under way."""
-        return ()
+    def at_snapshot(self, state: EngineState, snapshot: Snapshot) -> Iterable[Finding] | None:
+        """Check the engine's own cache between two operations."""
 
-    def rest(self, world: World, snapshot: Snapshot) -> Iterable[Finding]:
+    def at_quiescence(self, state: EngineState, snapshot: Snapshot) -> Iterable[Finding] | None:
         """Check the engine's own cache while no request is under way."""
-        return ()
 
-    def finish(self, world: World) -> Iterable[Finding]:
-        """Check what the stream has come to at its end."""
-        return ()
+    def finish(self, state: EngineState) -> Iterable[Finding] | None:
+        """Check the state at the end of the trace."""
+
+
+def about(
+    step: ShadowStep, row: int, cause: str, what: str, severity: str = AT_RISK,
+    slot: int | None = None, **fields: Any,
+) -> Finding:  # fmt: skip
+    """Return a finding about a row of an invocation; `slot` counts through all pages."""
+    if slot is not None:
+        fields["page"], fields["slot"] = divmod(slot, step.state.stride)
+    fields.setdefault("request_id", step.invocation.request_of(row))
+    return Finding(cause, f"{step.label(row)}: {what}.", severity=severity, **fields)
+
+
+def each(causes: str, consequence: str) -> dict[str, str]:
+    """Return causes, separated by spaces, that have one consequence."""
+    return dict.fromkeys(causes.split(), consequence)

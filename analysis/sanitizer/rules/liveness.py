@@ -1,282 +1,252 @@
-"""That every accepted request is served to its end."""
+"""Whether every accepted request is served to its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from analysis.core.wording import counted
+from analysis.core.wording import counted, listed
 from analysis.sanitizer.findings import WRONG_DATA, Finding
-from analysis.sanitizer.passage import Passage
-from analysis.sanitizer.rules.base import Rule
-from analysis.sanitizer.stream import unlanded
-from analysis.sanitizer.world import Event, World
+from analysis.sanitizer.rules.base import Rule, about, each
+from analysis.sanitizer.state import GIVEN_UP, EngineState
+from analysis.sanitizer.step import ShadowStep
+from analysis.sanitizer.trace import Event, unfinished
 
-REST_S = 1.5
-"""How long nothing must have happened to a request, and no invocation begun, until it stands still.
+QUIET_S = 1.5
+"""A request is stuck after so long without progress and without any new invocation.
 
-3.1.0 lets a request wait for up to 0.5 s for others to share its invocation; later releases less.
+Release 3.1 lets a request wait for up to 0.5 s for others to share its invocation; later ones less.
 """
 STARVED_S = 10.0
-"""After how long a request stands still to which nothing happened while others were served."""
+"""A request is stuck after so long without progress while others are served."""
 _NAMED = 6
 
 
-class Completed(Rule):
-    """A request that was accepted gets its answer.
+class StuckRequest(Rule):
+    """Requests that do not get an answer.
 
-    That a client's deadline passed says nothing yet: what counts is whether the engine has ended
-    the request when the recording ends, or at least still works on it.
+    A client's deadline alone proves nothing: what counts is whether the engine has ended the
+    request, or still works on it, when the recording ends.
     """
 
     name = "stuck-request"
     sentence = "Every accepted request is answered."
-    bears_gaps = True
+    causes = each(
+        "worker-died lock-held invocation-pending batcher-stalled lost-wakeup not-ended",
+        "The client waits for an answer that does not come.",
+    )
+    tolerates_gaps = True
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Event] = {}
+        self._stalls: dict[str, Mapping[str, Any]] = {}
         self._given_up: dict[str, Event] = {}
         """The end of each request that its client gave up and the engine has not ended."""
         self._ended: set[str] = set()
-        """Requests that the engine ended before it was told that their clients gave them up."""
-        self._moved_s: dict[str, float] = {}
-        """When something happened last to a request that is under way, or was given up."""
+        """Requests that the engine ended before the record that their clients gave them up."""
+        self._progress_s: dict[str, float] = {}
+        """Time of the last progress of a request that is under way, or was given up."""
         self._begun_s = 0.0
-        """When the last invocation began."""
+        """Time of the last start of an invocation."""
         self._now_s = 0.0
         self._cut = False
-        """Whether the recording ends before the engine had its time."""
+        """Whether the recording ends before the engine was stopped."""
         self._death: Event | None = None
         self._threads: Sequence[Mapping[str, Any]] = ()
-        """What every thread did when the first request was given up; told once."""
+        """Stacks of all threads when the first request was given up; reported once."""
 
-    def on_worker_died(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_worker_died(self, state: EngineState, event: Event) -> Iterator[Finding]:
         self._death = self._death or event
-        waiting = ", ".join(sorted(world.under_way)) or "nobody"
-        yield Finding(
-            cause="worker-died",
-            message=f"A worker of the engine died while {waiting} waited: {event.message}",
-            request_id=event.request_id,
-        )
+        waiting = listed(sorted(state.under_way))
+        what = f"A worker of the engine died; waiting requests: {waiting}. {event.message}"
+        yield Finding("worker-died", what, event.request_id)
 
-    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
-        self._begun_s = max(self._begun_s, passage.invocation.t_s)
-        for request in passage.invocation.request_ids:
-            self._moves(world, request, passage.invocation.t_s)
-        return iter(())
+    def invocation(self, state: EngineState, step: ShadowStep) -> None:
+        invocation = step.invocation
+        self._begun_s = max(self._begun_s, invocation.t_s)
+        for request in invocation.request_ids:
+            self._progress(state, request, invocation.t_s)
 
-    def _moves(self, world: World, request: str | None, t_s: float) -> None:
+    def _progress(self, state: EngineState, request: str | None, t_s: float) -> None:
         self._now_s = max(self._now_s, t_s)
-        if request is not None and (request in world.under_way or request in self._given_up):
-            self._moved_s[request] = max(t_s, self._moved_s.get(request, 0.0))
+        if request is not None and (request in state.under_way or request in self._given_up):
+            self._progress_s[request] = max(t_s, self._progress_s.get(request, 0.0))
 
-    def on_token(self, world: World, event: Event) -> Iterator[Finding]:
-        self._moves(world, event.request_id, event.t_s)
-        return iter(())
+    def on_token(self, state: EngineState, event: Event) -> None:
+        self._progress(state, event.request_id, event.t_s)
 
-    on_first_token = on_pages_held = on_pages_dropped = on_token
+    on_first_token = on_pages_held = on_pages_dropped = after_submitted = on_token
 
-    def on_submitted(self, world: World, event: Event) -> Iterator[Finding]:
-        # The same name may be sent in again, after a refusal.
-        self._forget(event.request_id or "")
-        return self.on_snapshot(world, event)
-
-    def after_submitted(self, world: World, event: Event) -> Iterator[Finding]:
-        return self.on_token(world, event)
+    def on_submitted(self, state: EngineState, event: Event) -> None:
+        self._forget(event.request)  # the same name may be submitted again, after a rejection
+        self.on_snapshot(state, event)
 
     def _forget(self, request: str) -> None:
-        """Forget what was noted of a request that the engine has ended."""
+        """Remove a request that the engine has ended."""
         self._ended.discard(request)
-        for known in (self._given_up, self._moved_s, self._waiting):
+        for known in (self._given_up, self._progress_s, self._stalls):
             known.pop(request, None)
 
-    def on_invocation_unfinished(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_invocation_unfinished(self, state: EngineState, event: Event) -> None:
         self._begun_s = max(self._begun_s, event.t_s)
-        for request in unlanded(event).request_ids:
-            self._moves(world, request, event.t_s)
-        return iter(())
+        for request in unfinished(event).request_ids:
+            self._progress(state, request, event.t_s)
 
-    def on_snapshot(self, world: World, event: Event) -> Iterator[Finding]:
-        self._moves(world, None, event.t_s)
-        return iter(())
+    def on_snapshot(self, state: EngineState, event: Event) -> None:
+        self._progress(state, None, event.t_s)
 
     on_memory = on_snapshot
 
-    def on_stall(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_stall(self, state: EngineState, event: Event) -> None:
         if event.request_id is not None:
-            self._waiting[event.request_id] = event
+            self._stalls[event.request_id] = event.extras["stall"]
             self._threads = event.extras["stall"].get("threads") or self._threads
-        self._moves(world, None, event.t_s)
-        return iter(())
+        self._progress(state, None, event.t_s)
 
-    def on_cut(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_cut(self, state: EngineState, event: Event) -> None:
         self._cut = True
-        return self.on_snapshot(world, event)
+        self.on_snapshot(state, event)
 
-    def on_late(self, world: World, event: Event) -> Iterator[Finding]:
-        self._forget(event.request_id or "")
-        if event.request_id in world.under_way:  # only then its end is told afterwards
-            self._ended.add(event.request_id)
-        return self.on_token(world, event)
+    def on_late(self, state: EngineState, event: Event) -> None:
+        self._forget(event.request)
+        if event.request in state.under_way:  # only then its end is recorded afterwards
+            self._ended.add(event.request)
+        self.on_token(state, event)
 
-    def on_done(self, world: World, event: Event) -> Iterator[Finding]:
-        request, outcome = event.request_id or "", event.outcome
-        self._moves(world, None, event.t_s)
-        if outcome in ("timeout", "engine_died"):
+    def on_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
+        request = event.request
+        self._progress(state, None, event.t_s)
+        if event.outcome in GIVEN_UP:
             if self._death is not None:
-                yield self._finding(world, event)
+                yield self._finding(state, event)
             elif request not in self._ended:
                 self._given_up[request] = event
-                # Of one that was under way before the watching began nothing else is known.
-                self._moved_s.setdefault(request, event.t_s)
+                # Of a request from before the recording nothing else is known.
+                self._progress_s.setdefault(request, event.t_s)
         if request not in self._given_up:
             self._forget(request)
 
-    def _finding(self, world: World, event: Event) -> Finding:
-        request = event.request_id or ""
-        waiting = self._waiting.get(request)
-        said = waiting.extras["stall"] if waiting is not None else {}
-        cause, what = self._why(said.get("state"), said.get("phase"), world, request)
-        # The oldest: who waits for it may have others. A dead worker keeps what it had.
-        kept = max(said.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
-        if kept is not None and kept["seconds"] >= REST_S and self._death is None:
-            cause = "lock-held"
-            what = (
-                f"thread {kept['thread']} held the lock of the {kept['lock']} and had not released"
-                f" it after {kept['seconds']:g} s"
-            )
+    def _finding(self, state: EngineState, event: Event) -> Finding:
+        stall = self._stalls.get(event.request) or {}
+        cause, what = self._why(stall, state, event.request)
         threads, self._threads = self._threads, ()
         stacks = "\n".join(f"{t['thread']}: {' < '.join(t['frames'])}" for t in threads)
         return Finding(
-            cause=cause,
-            message=f"{request} ended without its answer ({event.outcome}): {what}.",
-            request_id=request,
+            cause,
+            f"{event.request} ended without its answer ({event.outcome}): {what}.",
+            event.request,
             other_stack=stacks or None,
             seq=event.seq,
             t_s=event.t_s,
             thread=event.thread,
         )
 
-    def _why(
-        self, state: str | None, phase: str | None, world: World, request: str
-    ) -> tuple[str, str]:
-        """Return what kind of standstill it is, and what the request waits for."""
+    def _why(self, stall: Mapping[str, Any], state: EngineState, request: str) -> tuple[str, str]:
+        """Return the cause, and what the request waits for."""
         if self._death is not None:
-            return "worker-died", f"a worker had died in event {self._death.seq}"
-        if request in world.unlanded:
-            return "invocation-pending", "its invocation never landed"
-        match state:
-            case "pending":
-                return "batcher-stalled", f"it waits to be boarded for a {phase or 'invocation'}"
-            case "reserved":
-                return "batcher-stalled", "the scheduler waits for others of its group"
-        sequence = world.last_of.get(request)
-        flown = 0 if sequence is None else sequence.takeoffs
-        invocations = counted(flown, "invocation")
-        if sequence is None or flown > len(sequence.answer):
-            return "lost-wakeup", f"nothing is to be done for it, after {invocations}"
-        return "batcher-stalled", f"no invocation was begun for its next step, after {invocations}"
+            return "worker-died", f"a worker had died at event {self._death.seq}"
+        # The oldest lock: who waits for it may hold others.
+        lock = max(stall.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
+        if lock is not None and lock["seconds"] >= QUIET_S:
+            return "lock-held", (
+                f"thread {lock['thread']} held the lock of the {lock['lock']} and had not released"
+                f" it after {lock['seconds']:g} s"
+            )
+        if request in state.unfinished:
+            return "invocation-pending", "its invocation never finished"
+        if stall.get("state") == "pending":
+            return "batcher-stalled", f"it waits for a {stall.get('phase') or 'invocation'}"
+        if stall.get("state") == "reserved":
+            return "batcher-stalled", "the scheduler waits for others of its group"
+        sequence = state.last_of.get(request)
+        executed = 0 if sequence is None else sequence.invocations
+        after = f"after {counted(executed, 'invocation')}"
+        if sequence is None or executed > len(sequence.answer):
+            return "lost-wakeup", f"no step is pending for it, {after}"
+        return "batcher-stalled", f"no invocation was started for its next step, {after}"
 
-    def _stands_still(self, request: str) -> bool:
-        """Tell whether a request had not gone on for so long that it would never have."""
-        still_s = self._now_s - self._moved_s.get(request, 0.0)
-        at_rest = still_s >= REST_S and self._now_s - self._begun_s >= REST_S
-        return at_rest or still_s >= STARVED_S
+    def _is_stuck(self, request: str) -> bool:
+        """Return whether a request had made no progress for so long that it never would."""
+        still_s = self._now_s - self._progress_s.get(request, 0.0)
+        quiet = still_s >= QUIET_S and self._now_s - self._begun_s >= QUIET_S
+        return quiet or still_s >= STARVED_S
 
-    def finish(self, world: World) -> Iterator[Finding]:
+    def finish(self, state: EngineState) -> Iterator[Finding]:
         early = []
         for request, event in sorted(self._given_up.items()):
-            if self._death is not None or self._stands_still(request):
-                yield self._finding(world, event)
+            if self._death is not None or self._is_stuck(request):
+                yield self._finding(state, event)
             else:
                 early.append(request)
         if early:
-            more = f" and {len(early) - _NAMED} more" if len(early) > _NAMED else ""
-            world.remarks.append(
-                f"Whether the engine would have ended {', '.join(early[:_NAMED])}{more}, which"
-                " their clients gave up, is not known: the recording ended too soon."
+            state.remarks.append(
+                f"Clients gave up {listed(early, most=_NAMED)}; the recording ended too soon to"
+                " show whether the engine would have ended them."
             )
-        for request in sorted(world.under_way):
-            sequence = world.under_way[request]
-            if self._cut and self._death is None and not self._stands_still(request):
-                continue  # its process was ended, and nothing says that the engine had stopped
+        for request in sorted(state.under_way):
+            if self._cut and self._death is None and not self._is_stuck(request):
+                continue  # its process was ended; nothing shows that the engine had stopped
+            executed = counted(state.under_way[request].invocations, "invocation")
             yield Finding(
-                cause="worker-died" if self._death else "not-ended",
-                message=f"{request} was still under way when the recording ended, after"
-                f" {counted(sequence.takeoffs, 'invocation')}.",
-                request_id=request,
+                "worker-died" if self._death else "not-ended",
+                f"{request} was still under way when the recording ended, after {executed}.",
+                request,
             )
 
 
 class EmptyAnswer(Rule):
-    """A request is answered with tokens."""
-
     name = "empty-answer"
-    sentence = "The answer of a request has at least one token."
-    bears_gaps = True
+    sentence = "An answer has at least one token."
+    causes = {"no-tokens": "The client takes an empty answer for a valid one."}
+    tolerates_gaps = True
 
-    def on_done(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if event.outcome == "empty":
-            yield Finding(
-                cause="no-tokens",
-                message=f"{event.request_id} was completed without a single token.",
-                request_id=event.request_id,
-            )
+            what = f"{event.request_id} was completed without a single token."
+            yield Finding("no-tokens", what, event.request_id)
 
 
-class OnceExecuted(Rule):
-    """No step of a request is executed more than once."""
-
+class DuplicateExecution(Rule):
     name = "duplicate-execution"
     sentence = "Every step of a request is executed once."
-    bears_gaps = True
+    causes = {
+        "repeated-step": "The step costs twice its time, and there are two results for one token."
+    }
+    tolerates_gaps = True
 
-    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
-        invocation = passage.invocation
-        for row, sequence in passage.known_rows():
-            if not passage.repeats[row]:
+    def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
+        for row, _ in step.known_rows():
+            if not step.repeats[row]:
                 continue
-            twin, first = passage.twin_of[row] != row, int(passage.first[row])
-            when = "in the same invocation" if twin else f"as in invocation {passage.made_by[row]}"
-            yield Finding(
-                cause="repeated-step",
-                message=f"A {invocation.phase} of {sequence.request_id} from position {first} on is"
-                f" executed once more, {when}.",
-                request_id=sequence.request_id,
-            )
+            twin = step.twin_of[row] != row
+            where = "the same invocation" if twin else f"invocation {step.executed_by[row]}"
+            first = int(step.first[row])
+            what = f"the step from position {first} on was already executed in {where}"
+            yield about(step, row, "repeated-step", what)
 
 
-class FlownTokens(Rule):
-    """No token comes from nowhere."""
-
+class TokenWithoutInvocation(Rule):
     name = "token-without-invocation"
     sentence = "Every token of an answer comes from an invocation of its own."
-    bears_gaps = True
+    causes = each(
+        "extra-token completed-early", "The answer does not have one token for each computation."
+    )
+    tolerates_gaps = True
 
-    def after_token(self, world: World, event: Event) -> Iterator[Finding]:
-        sequence = world.under_way.get(event.request_id or "")
-        if sequence is None or sequence.lost:
+    def after_token(self, state: EngineState, event: Event) -> Iterator[Finding]:
+        sequence = state.under_way.get(event.request)
+        if sequence is None or sequence.unknown or len(sequence.answer) <= sequence.invocations:
             return
-        if len(sequence.answer) > sequence.takeoffs:
-            yield Finding(
-                cause="extra-token",
-                message=f"{event.request_id} got token {len(sequence.answer)} of its answer after"
-                f" {counted(sequence.takeoffs, 'invocation')}.",
-                request_id=event.request_id,
-                severity=WRONG_DATA,
-            )
+        executed = counted(sequence.invocations, "invocation")
+        token = f"token {len(sequence.answer)} of its answer"
+        what = f"{event.request_id} got {token} after {executed}."
+        yield Finding("extra-token", what, event.request_id, severity=WRONG_DATA)
 
     after_first_token = after_token
 
-    def after_done(self, world: World, event: Event) -> Iterator[Finding]:
+    def after_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if event.value and event.outcome in ("ok", "wrong"):
-            sequence = world.last_of.get(event.request_id or "")
-            flown = (
-                "" if sequence is None else f", after {counted(sequence.takeoffs, 'invocation')}"
-            )
-            yield Finding(
-                cause="completed-early",
-                message=f"{event.request_id} was completed"
-                f" {counted(event.value, 'token')} too early{flown}.",
-                request_id=event.request_id,
-            )
+            sequence = state.last_of.get(event.request)
+            executed = 0 if sequence is None else sequence.invocations
+            after = "" if sequence is None else f", after {counted(executed, 'invocation')}"
+            what = f"{event.request_id} was completed {counted(event.value, 'token')} too early"
+            yield Finding("completed-early", f"{what}{after}.", event.request_id)

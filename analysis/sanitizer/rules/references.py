@@ -4,197 +4,175 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from analysis.core.wording import counted
 from analysis.sanitizer.findings import Finding
-from analysis.sanitizer.passage import Passage
-from analysis.sanitizer.rules.base import Rule
-from analysis.sanitizer.world import ENDED_WELL, Event, World
+from analysis.sanitizer.rules.base import Rule, each
+from analysis.sanitizer.rules.trie import node_label, page_of
+from analysis.sanitizer.state import SERVED, EngineState
+from analysis.sanitizer.step import ShadowStep
+from analysis.sanitizer.trace import Event
 from analysis.snapshots.snapshot import Node, Snapshot
 
 _NONE: Mapping[int, int] = {}
 
 
-class References(Rule):
-    """A node has as many references as there are allocations that hold it."""
-
+class RefCountMismatch(Rule):
     name = "ref-count-mismatch"
     sentence = (
         "References to a node equal the live allocations that hold it, and are never negative."
     )
+    causes = {
+        "not-released": "The node can never be evicted: the cache fills up with unused pages.",
+        **each(
+            "negative no-owner over-released",
+            "The node may be evicted while a request still reads its page.",
+        ),
+    }
 
-    def after_reference(self, world: World, event: Event) -> Iterator[Finding]:
-        assert event.node is not None
+    def after_reference(self, state: EngineState, event: Event) -> Iterator[Finding]:
         node, request = event.node, event.request_id
+        assert node is not None
         count, before = event.ref_count or 0, event.ref_before or 0
         if count < 0:
-            yield self._finding(world, event, "negative", f"has {count} references")
+            yield self._finding(state, node, "negative", request, f"has {count} references")
         if request is None:
-            yield self._finding(
-                world, event, "no-owner", f"goes from {before} to {count} references"
-            )
+            what = f"goes from {before} to {counted(count, 'reference')}"
+            yield self._finding(state, node, "no-owner", None, f"{what} for no request")
             return
-        holders = [r for r, held in world.balance.items() if r != request and held[node] > 0]
-        taken = sum(world.balance[r][node] for r in holders)
+        holders = [r for r, held in state.balance.items() if r != request and held[node] > 0]
+        taken = sum(state.balance[r][node] for r in holders)
         if holders and count < before and count < taken:
-            yield self._finding(
-                world,
-                event,
-                "over-released",
-                f"is left with {count} references by {request}, while"
-                f" {' and '.join(map(str, holders))} took {taken}",
-                suffers=str(holders[0]),
-                other=request,
+            what = (
+                f"is left with {counted(count, 'reference')} by {request}, but"
+                f" {' and '.join(map(str, holders))} took {taken}"
             )
+            holder = str(holders[0])
+            yield self._finding(state, node, "over-released", holder, what, other=request)
         elif (
             count < before
-            # One that was under way when the watching began took references that nobody saw.
-            and request in world.last_of
-            and sum(world.balance.get(request, _NONE).values()) < 0
+            # The references of a request that was under way before the recording are unknown.
+            and request in state.last_of
+            and sum(state.balance.get(request, _NONE).values()) < 0
         ):
-            yield self._finding(
-                world, event, "over-released", f"loses a reference that {request} never took"
-            )
+            what = f"loses a reference that {request} never took"
+            yield self._finding(state, node, "over-released", request, what)
 
-    def after_done(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.outcome not in (*ENDED_WELL, "empty"):
+    def after_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
+        if event.outcome not in SERVED:
             return
-        for node, count in world.balance.pop(event.request_id, {}).items():
-            if count <= 0 or (node not in world.nodes and node not in world.leaves):
-                continue  # one unlinked is told of elsewhere
-            yield self._finding(
-                world,
-                event,
-                "not-released",
-                f"keeps {count} reference{'s' if count > 1 else ''} of {event.request_id}, which"
-                " has ended",
-                node=node,
-            )
+        for node, count in state.balance.pop(event.request_id, {}).items():
+            if count > 0 and (node in state.nodes or node in state.leaves):
+                what = f"keeps {counted(count, 'reference')} of {event.request_id}, which has ended"
+                yield self._finding(state, node, "not-released", event.request_id, what)
 
     def _finding(
-        self,
-        world: World,
-        event: Event,
-        cause: str,
-        what: str,
-        *,
-        node: int | None = None,
-        suffers: str | None = None,
+        self, state: EngineState, node: int, cause: str, request: str | None, what: str,
         other: str | None = None,
-    ) -> Finding:
-        number = event.node if node is None else node
-        assert number is not None
-        place = world.nodes.get(number)
-        page = None if place is None else place.page
-        where = "The root" if number == 0 else f"Node {number} (page {page})"
-        return Finding(
-            cause=cause,
-            message=f"{where} {what}.",
-            request_id=suffers or event.request_id,
-            other_request_id=other,
-            page=page,
-        )
+    ) -> Finding:  # fmt: skip
+        page = page_of(state, node)
+        return Finding(cause, f"{node_label(node, page)} {what}.", request, other, page=page)
 
 
-class Unreferenced(Rule):
-    """Only what nobody refers to is evicted."""
-
+class EvictedWhileReferenced(Rule):
     name = "evicted-while-referenced"
-    sentence = "A node that is referred to is never taken out of the trie."
+    sentence = "A referenced node is never removed from the trie."
+    causes = {"referenced-node": "A page that a request still reads returns to the pool."}
 
-    def on_unlink(self, world: World, event: Event) -> Iterator[Finding]:
+    def on_unlink(self, state: EngineState, event: Event) -> Iterator[Finding]:
         assert event.node is not None
-        count = world.references.get(event.node, 0)
+        count = state.references.get(event.node, 0)
         if count <= 0:
             return
-        holders = [r for r, held in world.balance.items() if r is not None and held[event.node] > 0]
+        holders = state.holders_of_node(event.node)
+        of = f" of {' and '.join(holders)}" if holders else ""
         yield Finding(
-            cause="referenced-node",
-            message=f"Node {event.node} (page {event.pages[0]}) is taken out of the trie with"
-            f" {count} references" + (f", of {' and '.join(holders)}." if holders else "."),
-            request_id=holders[0] if holders else event.request_id,
-            other_request_id=event.request_id if holders else None,
+            "referenced-node",
+            f"Node {event.node} (page {event.pages[0]}) is removed from the trie with"
+            f" {counted(count, 'reference')}{of}.",
+            holders[0] if holders else event.request_id,
+            event.request_id if holders else None,
             page=event.pages[0],
         )
 
 
-class Protected(Rule):
-    """What a request computes with cannot be evicted from under it.
+class UnprotectedPage(Rule):
+    """Cached pages that a request uses.
 
-    Only a node without references and without children is evicted, so a reference to a node below
-    protects it, too. Asked at every invocation whose requests' pages or references changed since
-    the last, and by the engine's own counts at every snapshot.
+    Only a node without references and children is evicted, so a reference to a node below protects
+    it, too. Checked at every invocation whose requests' pages or references changed, and by the
+    engine's own counts at every snapshot.
     """
 
     name = "unprotected-page"
     sentence = "A cached page that a live request uses has a reference to its node, or below it."
+    causes = {
+        "no-reference": "The page may be evicted and allocated to another request while this one"
+        " still reads it."
+    }
 
     def __init__(self) -> None:
-        self._sure: set[str] = set()
-        """Requests that were looked at since anything changed."""
-        self._told: dict[str, set[int]] = {}
-        """Nodes that were told of, by the request under way."""
+        self._checked: set[str] = set()
+        """Requests that were checked since the last change."""
+        self._reported: dict[str, set[int]] = {}
+        """Reported nodes, by the request under way."""
 
-    def _change(self, world: World, event: Event) -> Iterator[Finding]:
-        self._sure.clear()
-        return iter(())
+    def _change(self, state: EngineState, event: Event) -> None:
+        self._checked.clear()
 
     on_reference = on_create = on_unlink = on_node_overwritten = _change
     on_pages_held = on_pages_dropped = _change
 
-    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
-        if not world.node_at:
+    def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
+        if not state.node_at:
             return
-        for row, sequence in passage.known_rows():
+        for row, sequence in step.known_rows():
             request = sequence.request_id
-            if request in self._sure:
+            if request in self._checked:
                 continue
-            self._sure.add(request)
-            cached = [n for p in passage.pages_of(row) if (n := world.node_at.get(p)) is not None]
-            if cached and not _referred(world.nodes, world.references, cached[-1]):
-                yield from self._one(world.nodes[cached[-1]], request, passage.invocation.phase)
+            self._checked.add(request)
+            cached = [n for p in step.pages_of(row) if (n := state.node_at.get(p)) is not None]
+            if cached and not _referenced(state.nodes, state.references, cached[-1]):
+                yield from self._one(state.nodes[cached[-1]], request, step.label(row))
 
-    def after_done(self, world: World, event: Event) -> Iterator[Finding]:
-        if event.request_id not in world.given_up:
-            self._told.pop(event.request_id or "", None)
-        return iter(())
+    def after_done(self, state: EngineState, event: Event) -> None:
+        if event.request_id not in state.given_up:
+            self._reported.pop(event.request, None)
 
-    def after_late(self, world: World, event: Event) -> Iterator[Finding]:
-        self._told.pop(event.request_id or "", None)
-        return iter(())
+    def after_late(self, state: EngineState, event: Event) -> None:
+        self._reported.pop(event.request, None)
 
-    def on_unprotected(self, world: World, event: Event) -> Iterator[Finding]:
-        node = world.nodes.get(-1 if event.node is None else event.node)
+    def on_unprotected(self, state: EngineState, event: Event) -> Iterator[Finding]:
+        node = state.nodes.get(-1 if event.node is None else event.node)
         if node is not None and event.request_id is not None:
-            yield from self._one(node, event.request_id, "invocation")
+            yield from self._one(node, event.request, f"invocation of {event.request_id}")
 
-    def look(self, world: World, snapshot: Snapshot) -> Iterator[Finding]:
-        """Check the engine's own counts for what those who have yet to finish hold."""
+    def at_snapshot(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
         nodes = {node.node: node for node in snapshot.nodes}
         counts = {node.node: node.ref_count for node in snapshot.nodes}
         for request, pages in snapshot.state.holdings.items():
-            if request not in world.under_way:
+            if request not in state.under_way:
                 continue
             for page in sorted(pages):
                 node = nodes.get(snapshot.node_of_page.get(page, -1))
-                if node is not None and not _referred(nodes, counts, node.node):
-                    yield from self._one(node, request, None)
+                if node is not None and not _referenced(nodes, counts, node.node):
+                    yield from self._one(node, request, request)
 
-    def _one(self, node: Node, request: str, phase: str | None) -> Iterator[Finding]:
-        told = self._told.setdefault(request, set())
-        if node.node in told:
+    def _one(self, node: Node, request: str, label: str) -> Iterator[Finding]:
+        reported = self._reported.setdefault(request, set())
+        if node.node in reported:
             return
-        told.add(node.node)
-        doing = f"A {phase} of {request} uses" if phase else f"{request} is under way and holds"
+        reported.add(node.node)
         yield Finding(
-            cause="no-reference",
-            message=f"{doing} cached page {node.page}, and neither its node {node.node} nor one"
-            " below it has a reference.",
-            request_id=request,
+            "no-reference",
+            f"{label}: uses cached page {node.page}; neither its node {node.node} nor a node below"
+            " has a reference.",
+            request,
             page=node.page,
         )
 
 
-def _referred(nodes: Mapping[int, Node], counts: Mapping[int, int], node: int) -> bool:
-    """Tell whether a node or one below it has a reference."""
+def _referenced(nodes: Mapping[int, Node], counts: Mapping[int, int], node: int) -> bool:
+    """Return whether a node or one below it has a reference."""
     if counts.get(node, 0) > 0:
         return True
     for number, count in counts.items():

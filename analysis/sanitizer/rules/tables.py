@@ -1,213 +1,191 @@
-"""Which pages an invocation may name, and which of them it may write."""
+"""Pages that an invocation may reference, and those that it may write."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
 
 from analysis.core.wording import counted
+from analysis.recording.writes import PADDING_PAGE
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
-from analysis.sanitizer.passage import Passage
-from analysis.sanitizer.rules.base import Rule
+from analysis.sanitizer.rules.base import Rule, about, each
 from analysis.sanitizer.shadow import PADDING, UNKNOWN
-from analysis.sanitizer.world import PADDING_PAGE, World
+from analysis.sanitizer.state import EngineState
+from analysis.sanitizer.step import ShadowStep
 
 _NONE: frozenset[Any] = frozenset()
 _PADDING = frozenset([PADDING_PAGE])
 
 
-def _kind(world: World, page: int) -> str:
-    """Return what a page is that does not belong into a row's block table."""
-    if not 0 <= page < world.page_count:
+def _kind(state: EngineState, page: int) -> str:
+    """Return the cause for a page that does not belong into a row's block table."""
+    if not 0 <= page < state.page_count:
         return "no-such-page"
-    if page == PADDING_PAGE and page not in world.holders:
+    if page == PADDING_PAGE and page not in state.holders:
         return "padding-page"
-    if page in world.free:
+    if page in state.free:
         return "free-page"
-    if page not in world.holders and (page in world.node_at or page in world.duplicates):
+    if page not in state.holders and (page in state.node_at or page in state.duplicates):
         return "cached-page"
-    return "leaked-page" if world.is_lost(page) else "foreign-page"
+    return "leaked-page" if state.is_leaked(page) else "foreign-page"
 
 
-def _where(world: World, page: int) -> str:
-    """Say what a page is, for a sentence that names it."""
-    padding = _kind(world, page) == "padding-page"
-    return "the padding page" if padding else world.where(page)
+def _where(state: EngineState, page: int) -> str:
+    padding = _kind(state, page) == "padding-page"
+    return "the padding page" if padding else state.where(page)
 
 
-class BlockTable(Rule):
-    """A row's block table has the pages of its request, each once."""
+def _reference(
+    state: EngineState, step: ShadowStep, row: int, place: int, page: int, severity: str,
+    behind: str = "",
+) -> Finding:  # fmt: skip
+    """Return the finding on a block table that references a page which it must not."""
+    others = sorted(state.holders.get(page, set()) - {step.invocation.request_ids[row]})
+    what = f"block {place} of the block table{behind} references page {page}"
+    return about(
+        step, row, _kind(state, page), f"{what}, which is {_where(state, page)}", severity,
+        page=page, other_request_id=others[0] if others else None,
+    )  # fmt: skip
 
+
+_OVERWRITTEN = "The next owner of the page overwrites what the row reads."
+_OTHERS = "The row writes to a page that is not its own, and reads from it."
+
+
+class BlockTableMismatch(Rule):
     name = "block-table-mismatch"
     sentence = "Up to its row's own length a block table has only pages of its request, each once."
+    causes = {
+        "padding-page": "The row has no page for this block. It shares page 0, the padding of all"
+        " block tables, with padding rows and with every row in the same state.",
+        "no-such-page": "Writes to a page that does not exist are lost, or go to other memory.",
+        **each("free-page freed-page", _OVERWRITTEN),
+        **each("cached-page leaked-page foreign-page duplicate-page too-short", _OTHERS),
+    }
 
-    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
-        invocation = passage.invocation
-        for row, sequence in passage.known_rows():
-            pages, request = passage.pages_of(row), sequence.request_id
-            held = world.held.get(request, set())
+    def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
+        for row, sequence in step.known_rows():
+            pages, request = step.pages_of(row), sequence.request_id
+            held = state.held.get(request, set())
             if len(set(pages)) == len(pages) and held.issuperset(pages):
-                if not world.free.isdisjoint(pages):
-                    page = next(page for page in pages if page in world.free)
-                    yield Finding(
-                        cause="freed-page",
-                        message=f"{request} flies in a {invocation.phase} with page {page}, which"
-                        " was"
-                        " freed.",
-                        request_id=request,
-                        page=page,
-                    )
-                if -(-passage.lengths[row] // world.stride) > len(pages):
-                    yield Finding(
-                        cause="too-short",
-                        message=f"The block table of {request} in a {invocation.phase} has"
-                        f" {counted(len(pages), 'page')} for"
-                        f" {counted(passage.lengths[row], 'token')}.",
-                        request_id=request,
-                        severity=WRONG_DATA,
-                    )
+                yield from self._own_pages(state, step, row)
                 continue
-            strange = [page for page in pages if page not in held]
-            if strange:
+            if strange := [page for page in pages if page not in held]:
                 page = strange[0]
-                holders = sorted(world.holders.get(page, ()))
-                yield Finding(
-                    cause=_kind(world, page),
-                    message=f"The block table of {request} in a {invocation.phase} has page {page}"
-                    " at"
-                    f" place {pages.index(page)}, which is {_where(world, page)}.",
-                    request_id=request,
-                    other_request_id=holders[0] if holders else None,
-                    page=page,
-                    # What lies beyond the pool is certainly nobody's data.
-                    severity=AT_RISK if 0 <= page < world.page_count else WRONG_DATA,
-                )
+                # Beyond the pool there is certainly no data of the request.
+                severity = AT_RISK if 0 <= page < state.page_count else WRONG_DATA
+                yield _reference(state, step, row, pages.index(page), page, severity)
             else:
                 page = next(p for p in pages if pages.count(p) > 1)
-                yield Finding(
-                    cause="duplicate-page",
-                    message=f"The block table of {request} in a {invocation.phase} has page {page}"
-                    f" {pages.count(page)} times.",
-                    request_id=request,
-                    page=page,
-                )
+                what = f"the block table references page {page} {pages.count(page)} times"
+                yield about(step, row, "duplicate-page", what, page=page)
+
+    def _own_pages(self, state: EngineState, step: ShadowStep, row: int) -> Iterator[Finding]:
+        pages, length = step.pages_of(row), step.lengths[row]
+        if not state.free.isdisjoint(pages):
+            page = next(page for page in pages if page in state.free)
+            what = f"the block table references page {page}, which is {state.where(page)}"
+            yield about(step, row, "freed-page", what, page=page)
+        if -(-length // state.stride) > len(pages):
+            has = f"the block table has {counted(len(pages), 'page')}"
+            what = f"{has} for {counted(length, 'token')}"
+            yield about(step, row, "too-short", what, WRONG_DATA)
 
 
-class TablePadding(Rule):
-    """What a mask hides is still named: a padded write, or a length too long, would reach it.
+class BlockTablePadding(Rule):
+    """Pages behind a row's own length: a padded write, or a length too long, reaches them.
 
-    Both releases pad a block table with 0, whole rows too; on 3.1.0 a request may hold a page more
-    than its length needs, and the engine lists it.
+    All releases pad with page 0; with allocations a request may hold a page more than its length
+    needs, and the engine lists it.
     """
 
     name = "block-table-padding"
     sentence = (
-        "Beyond its row's own length a block table has only page 0 and further pages that its"
-        " request holds, and a padding row's only page 0."
+        "Behind its row's own length a block table has only page 0 and further pages of its"
+        " request; a padding row has only page 0."
+    )
+    causes = each(
+        "no-such-page padding-page free-page cached-page leaked-page foreign-page padding-row",
+        "The mask hides the page from reads. The padding of a prompt is written to it, and a"
+        " length that is too long reads it.",
     )
 
-    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
-        invocation, stride = passage.invocation, world.stride
-        tables = invocation.tables.tolist()  # a row at a time is quicker in sets than in arrays
-        for row, sequence in passage.known_rows():
-            rest = {*tables[row][-(-passage.lengths[row] // stride) :]} - _PADDING
-            held = world.held.get(sequence.request_id, _NONE)
-            if rest and not (rest <= held and rest.isdisjoint(world.free)):
-                yield self._beyond(world, passage, row, sequence.request_id)
-        for row in range(invocation.real, len(tables)):
+    def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
+        stride = state.stride
+        tables = step.invocation.tables.tolist()  # for one row, sets are faster than arrays
+        for row, sequence in step.known_rows():
+            rest = {*tables[row][-(-step.lengths[row] // stride) :]} - _PADDING
+            held = state.held.get(sequence.request_id, _NONE)
+            if rest and not (rest <= held and rest.isdisjoint(state.free)):
+                yield self._beyond(state, step, row, tables[row], held)
+        for row in range(step.invocation.real, len(tables)):
             place = next((p for p, page in enumerate(tables[row]) if page != PADDING_PAGE), None)
             if place is not None:
-                yield self._in_padding(world, passage, row, place)
+                page = tables[row][place]
+                holders = sorted(state.holders.get(page, ()))
+                what = f"block {place} of the block table references page {page}"
+                what += f" instead of page {PADDING_PAGE}; the page is {_where(state, page)}"
+                owner = holders[0] if holders else None
+                yield about(step, row, "padding-row", what, page=page, request_id=owner)
 
-    def _beyond(self, world: World, passage: Passage, row: int, request: str) -> Finding:
-        table = passage.invocation.tables[row].tolist()
-        length = passage.lengths[row]
-        blocks = -(-length // world.stride)
-        held = world.held.get(request, _NONE)
+    def _beyond(
+        self, state: EngineState, step: ShadowStep, row: int, table: list[int], held: Set[int]
+    ) -> Finding:
+        blocks = -(-step.lengths[row] // state.stride)
         places = [place for place in range(blocks, len(table)) if table[place] != PADDING_PAGE]
         strange = [place for place in places if table[place] not in held]
-        place = (strange or [place for place in places if table[place] in world.free])[0]
-        page = table[place]
-        holders = sorted(world.holders.get(page, set()) - {request})
-        return Finding(
-            cause=_kind(world, page),
-            message=f"The block table of {request} in a {passage.invocation.phase} has page {page}"
-            " at"
-            f" place {place}, beyond the {counted(blocks, 'page')} of its"
-            f" {counted(length, 'token')}; the page is {_where(world, page)}.",
-            request_id=request,
-            other_request_id=holders[0] if holders else None,
-            page=page,
-        )
-
-    def _in_padding(self, world: World, passage: Passage, row: int, place: int) -> Finding:
-        page = int(passage.invocation.tables[row, place])
-        holders = sorted(world.holders.get(page, ()))
-        return Finding(
-            cause="padding-row",
-            message=f"Padding row {row} of a {passage.invocation.phase} has page {page} at place"
-            f" {place} of its block table, where page {PADDING_PAGE} belongs; the page is"
-            f" {_where(world, page)}.",
-            request_id=holders[0] if holders else None,
-            page=page,
-        )
+        place = (strange or [place for place in places if table[place] in state.free])[0]
+        length = counted(step.lengths[row], "token")
+        behind = f", behind the {counted(blocks, 'page')} of its {length},"
+        return _reference(state, step, row, place, table[place], AT_RISK, behind)
 
 
-class SharedPages(Rule):
-    """A page that others read is not written with anything new."""
-
+class SharedPageWrite(Rule):
     name = "shared-page-write"
-    sentence = "What the trie or another request relies on is written only with what it holds."
+    sentence = "Slots that the trie or another request uses are only written with the same prefix."
+    causes = {
+        "padding-row": "Padding is written to page 0, and the page has an owner.",
+        "request-row": "The other users of the page read what was written over its data.",
+    }
 
     def __init__(self) -> None:
         self.rewritten = 0
-        """Slots of such pages that were written again with the same prefix: wasted, not wrong."""
+        """Slots of such pages that were written again with the same prefix: wasteful, not wrong."""
 
-    def invocation(self, world: World, passage: Passage) -> Iterator[Finding]:
-        invocation = passage.invocation
-        written = (passage.write_slots // world.stride).tolist()
-        for row, pages in enumerate(written):
-            request = invocation.request_ids[row] if row < invocation.real else None
+    def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
+        for row, pages in enumerate((step.write_slots // state.stride).tolist()):
+            request = step.invocation.request_of(row)
             for page in sorted(set(pages)):
-                others = world.holders.get(page, _NONE) - {request}
-                node = world.nodes.get(world.node_at.get(page, -1))
+                others = state.holders.get(page, _NONE) - {request}
+                node = state.nodes.get(state.node_at.get(page, -1))
                 if page >= 0 and (others or node is not None):
                     length = 0 if node is None else len(node.tokens)
-                    yield from self._one(world, passage, row, page, sorted(others), length)
+                    yield from self._one(state, step, row, page, sorted(others), length)
 
     def _one(
-        self,
-        world: World,
-        passage: Passage,
-        row: int,
-        page: int,
-        others: list[str],
+        self, state: EngineState, step: ShadowStep, row: int, page: int, others: list[str],
         published_length: int,
-    ) -> Iterator[Finding]:
-        mine = passage.write_slots[row] // world.stride == page
-        offsets = passage.write_slots[row][mine] % world.stride
-        before, now = passage.before[row][mine], passage.write_content[row][mine]
+    ) -> Iterator[Finding]:  # fmt: skip
+        own = step.write_slots[row] // state.stride == page
+        offsets = step.write_slots[row][own] % state.stride
+        before, now = step.before[row][own], step.write_content[row][own]
         published = offsets < published_length
-        numbers = [s.number for r in others if (s := world.last_of.get(r)) is not None]
-        theirs = np.isin(passage.writer_before[row][mine], numbers) & (before > PADDING)
-        relied_on = published | theirs
-        changed = relied_on & (before != now) & (before != UNKNOWN) & (now != UNKNOWN)
-        self.rewritten += int((relied_on & (before == now)).sum())
+        numbers = [s.number for r in others if (s := state.last_of.get(r)) is not None]
+        theirs = np.isin(step.writer_before[row][own], numbers) & (before > PADDING)
+        used = published | theirs
+        changed = used & (before != now) & (before != UNKNOWN) & (now != UNKNOWN)
+        self.rewritten += int((used & (before == now)).sum())
         if not changed.any():
             return
-        invocation = passage.invocation
-        request = invocation.request_ids[row] if row < invocation.real else None
-        offset = int(offsets[np.flatnonzero(changed)[0]])
+        request, offset = step.invocation.request_of(row), int(offsets[np.flatnonzero(changed)[0]])
         cached = bool(published[changed].any())
-        relying = f"node {world.node_at[page]} of the trie" if cached else " and ".join(others)
-        yield Finding(
-            cause="padding-row" if request is None else "request-row",
-            message=f"{'A padding row' if request is None else request} writes slot {offset} of"
-            f" page {page} in a {invocation.phase}, on which {relying} relies.",
-            request_id=others[0] if others and request is None else request,
-            other_request_id=others[0] if others and request is not None else None,
-            page=page,
-            slot=offset,
-        )
+        users = f"node {state.node_at[page]} of the trie" if cached else " and ".join(others)
+        other = others[0] if others else None
+        cause = "padding-row" if request is None else "request-row"
+        what = f"overwrites slot {offset} of page {page}, which {users} uses"
+        yield about(
+            step, row, cause, what, slot=page * state.stride + offset,
+            request_id=request or other, other_request_id=other if request else None,
+        )  # fmt: skip

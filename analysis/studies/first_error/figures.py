@@ -16,8 +16,8 @@ from analysis.plots import style
 from analysis.plots.tables import HtmlTable, html_table
 from analysis.runs.tables import is_control
 from analysis.sanitizer.findings import AT_RISK, SEVERITIES, WRONG_DATA, worst
-from analysis.sanitizer.meanings import meaning_of
 from analysis.sanitizer.recorded import Checked
+from analysis.sanitizer.rules import consequence_of
 
 _SETTING = ["release", "prefix_sharing", "treatments"]
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def findings_table(checked: Sequence[Checked]) -> HtmlTable:
                     "cause": cause,
                     "requests": requests or "",
                     "trials": len(members),
-                    "what it leads to": meaning_of(rule, cause),
+                    "what it leads to": consequence_of(rule, cause),
                 }
             )
     if not rows:

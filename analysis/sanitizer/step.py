@@ -1,4 +1,4 @@
-"""One invocation as the compiled model executes it: all rows' writes, then their reads."""
+"""One invocation on the shadow: the writes of all rows, then their reads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
+from analysis.sanitizer.sequence import Sequence
 from analysis.sanitizer.shadow import (
     NOBODY,
     NOTHING,
@@ -17,23 +18,23 @@ from analysis.sanitizer.shadow import (
     mix_one,
     prefix_hashes,
 )
-from analysis.sanitizer.world import Invocation, Sequence, World
+from analysis.sanitizer.state import EngineState
+from analysis.sanitizer.trace import Invocation
 
 _ALL = 2**64 - 1
 OUTSIDE = -1
 """A slot that lies outside of the row's block table, or on a page that does not exist."""
 
 
-class Passage:
-    """An invocation going through the shadow.
+class ShadowStep:
+    """Executes one invocation on the shadow memory; the rules read its arrays.
 
-    Making one takes note of all that the invocation writes; its arrays are what the rules look at.
-    Rows beyond `invocation.real` are padding. It costs as much as the invocation has slots, however
-    large the pool is.
+    Rows from `invocation.real` on are padding. The cost grows with the slots of the invocation, not
+    with the pool.
     """
 
-    def __init__(self, world: World, invocation: Invocation) -> None:
-        self.world, self.invocation = world, invocation
+    def __init__(self, state: EngineState, invocation: Invocation) -> None:
+        self.state, self.invocation = state, invocation
         real = invocation.real
         rows, width = invocation.tokens.shape
         self.first: Ints = (
@@ -41,76 +42,76 @@ class Passage:
         )
         """First position that each row writes, [rows]."""
         self.sequences: list[Sequence | None] = [
-            None if (s := world.last_of.get(r)) is None or s.lost else s
+            None if (s := state.last_of.get(r)) is None or s.unknown else s
             for r in invocation.request_ids
         ]
-        """Of each real row; None where nothing is known of it."""
+        """The sequence of each real row; None if it is not followed."""
         self._resume()
         self.twin_of = _twins(invocation, self.first)
-        """For each real row the first one of the same request and arguments, itself if alone."""
+        """For each real row the first row of the same request and arguments, or itself."""
         self.repeats = [
             s is not None and (self.twin_of[row] != row or self._again(row, s))
             for row, s in enumerate(self.sequences)
         ]
-        """Whether each real row makes a step once more that was made before."""
+        """Whether each real row repeats an earlier step."""
         self._leave_beams_out()
         prefills = invocation.phase == "prefill"
-        self.made_by = [
+        self.executed_by = [
             -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_invocation
             for s in self.sequences
         ]
-        """The invocation of the last step of each real row's sequence, or of its last prefill."""
+        """The invocation of the last step, or last prefill, of each real row's sequence."""
         self.due_first = [
             -1 if s is None else int(self.first[row]) if again else _next(s, invocation)
             for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
         ]
-        """Where each real row's sequence stands."""
+        """The position from which each real row must start."""
         self.due_tokens = [
             None if s is None else _due_tokens(s, invocation, row, again)
             for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
         ]
-        """The tokens that it is to go on with, where they are known."""
+        """The tokens that each real row must have, where they are known."""
         positions = self.first[:, None] + np.arange(width)
         if invocation.phase == "decode":
             self.tokens_of = np.ones(rows, dtype=np.int64)
         else:
             self.tokens_of = np.clip(invocation.seq_lens - self.first, 0, width)
-        """Tokens of each row that are no padding, as it flew, [rows]."""
+        """Tokens of each row that are not padding, [rows]."""
         self.tokens_of[real:] = 0
         self.write_slots = self._slots(positions)
         """[rows, width]"""
         self.wrong_tokens: list[int | None] = [
             self._wrong_token(row, due) for row, due in enumerate(self.due_tokens)
         ]
-        """First position at which a real row flew with a token that is not its own, or none."""
+        """First position at which a real row has a wrong or missing token, or None."""
         self.write_content = self._contents(positions)
         written = self.write_slots >= 0
-        self.before = np.where(written, world.shadow.content[self.write_slots], UNKNOWN)
-        """What stood in the slots before, [rows, width]."""
-        self.writer_before = np.where(written, world.shadow.writer[self.write_slots], NOBODY)
+        self.before = np.where(written, state.shadow.content[self.write_slots], UNKNOWN)
+        """Content of the slots before the writes, [rows, width]."""
+        self.writer_before = np.where(written, state.shadow.writer[self.write_slots], NOBODY)
         self.outside = ~written
-        """Where nothing is written, for want of a page, [rows, width]."""
-        self.position_before = np.where(written, world.shadow.position[self.write_slots], -1)
+        """Positions that are not written because they have no page, [rows, width]."""
+        self.position_before = np.where(written, state.shadow.position[self.write_slots], -1)
         self._write(positions, written)
         self._advance()
         self._read()
 
-        shadow = world.shadow
+        shadow = state.shadow
         held = shadow.content[self.read_slots]
         strange = (held != self.expected) & (held != UNKNOWN)
         known = np.array([s is not None for s in self.sequences], dtype=bool)[:, None]
         own = self.reads & ~self.beyond & known
         self.wrong = own & strange
-        """Slots that a row attends to and that hold something else than its own prefix."""
+        """Slots that a row attends to and that do not hold its own prefix."""
         self.inherited = own & ~strange & shadow.tainted[self.read_slots]
         """Slots that hold the row's own prefix, but computed from wrong data."""
         if invocation.phase == "decode" and self.inherited.size:
-            # What it has just written itself is not an inheritance.
+            # What the row has just written itself is not inherited.
             self.inherited &= self.read_slots != self.write_slots[:real, :1]
         self._taint()
 
     def _resume(self) -> None:
-        """Give a sequence that begins behind a cached prefix the tokens of that prefix."""
+        """Extend a sequence that starts behind a cached prefix by the tokens of that prefix."""
         for row, sequence in enumerate(
             self.sequences if self.invocation.phase == "prefill" else ()
         ):
@@ -119,26 +120,26 @@ class Passage:
                 sequence.restart(np.array(sequence.prompt[:first], dtype=np.int64), 0)
 
     def _again(self, row: int, sequence: Sequence) -> bool:
-        """Tell whether a row makes the last step of its sequence once more.
+        """Return whether a row repeats the last step of its sequence.
 
-        A decode does so if it flies the token that was flown last, and no other was chosen since;
-        a prefill if it starts where the last one did.
+        A decode does if it has the token of the last step, and no other was chosen since; a prefill
+        if it starts where the last one did.
         """
         invocation, first = self.invocation, int(self.first[row])
         if invocation.phase == "prefill":
             return sequence.prefilled is not None and first == sequence.prefilled[0]
-        if first != sequence.length - 1 or not sequence.takeoffs:
+        if first != sequence.length - 1 or not sequence.invocations:
             return False
-        # Where a further row of the request makes its next step, this one is late.
+        # If another row of the request executes its next step, this row is a late repeat.
         if sequence.chose_next and invocation.request_ids.count(sequence.request_id) == 1:
             return False
         if sequence.prompt is not None and first < len(sequence.prompt):
             return False
-        flown = sequence.hash_before(first) + mix_one(int(invocation.tokens[row, 0]), first) & _ALL
-        return flown == sequence.last
+        token = int(invocation.tokens[row, 0])
+        return sequence.hash_before(first) + mix_one(token, first) & _ALL == sequence.last
 
     def _leave_beams_out(self) -> None:
-        """Follow no request that has several rows for its next step: beams share its name."""
+        """Stop following requests with several rows for their next step: these are beams."""
         ids = self.invocation.request_ids
         if len(set(ids)) == len(ids):
             return
@@ -146,24 +147,24 @@ class Passage:
         for row, request_id in enumerate(ids):
             sequence = self.sequences[row]
             if sequence is not None and steps[request_id] > 1:
-                sequence.lost = True
+                sequence.unknown = True
                 self.sequences[row], self.repeats[row] = None, False
 
     # -- writing ---------------------------------------------------------------------------
 
     def _slots(self, positions: Ints) -> Ints:
         """Return the slot of each position through each row's own block table."""
-        tables, stride = self.invocation.tables, self.world.stride
+        tables, stride = self.invocation.tables, self.state.stride
         blocks = positions // stride
         inside = (blocks >= 0) & (blocks < tables.shape[1])
         rows = np.arange(len(tables))[:, None]
         pages = tables[rows, blocks if inside.all() else blocks.clip(0, tables.shape[1] - 1)]
-        inside &= (pages >= 0) & (pages < self.world.page_count)
+        inside &= (pages >= 0) & (pages < self.state.page_count)
         slots: Ints = np.where(inside, pages * stride + positions % stride, OUTSIDE)
         return slots
 
     def _contents(self, positions: Ints) -> Hashes:
-        """Return what each row writes: prefixes of what it flew with, or padding."""
+        """Return what each row writes: prefixes of its tokens, or padding."""
         invocation = self.invocation
         contents = np.full(self.write_slots.shape, PADDING, dtype=np.uint64)
         for row, sequence in enumerate(self.sequences):
@@ -179,7 +180,7 @@ class Passage:
         return contents
 
     def _write(self, positions: Ints, written: npt.NDArray[np.bool_]) -> None:
-        shadow, real = self.world.shadow, self.invocation.real
+        shadow, real = self.state.shadow, self.invocation.real
         writers = np.full(len(positions), NOBODY, dtype=np.int32)
         writers[:real] = [NOBODY if s is None else s.number for s in self.sequences]
         slots = self.write_slots[written]
@@ -195,17 +196,17 @@ class Passage:
         if self.invocation.phase == "decode":
             same = int(due[0]) == int(self.invocation.tokens[row, 0])
             return None if same else int(self.first[row])
-        flown = self.invocation.tokens[row, : int(self.tokens_of[row])]
-        # A length that is too short is told by a rule of its own.
+        executed = self.invocation.tokens[row, : int(self.tokens_of[row])]
+        # `seq-len-mismatch` reports a length that is too short.
         due = due[: max(0, int(self.invocation.seq_lens[row]) - int(self.first[row]))]
-        both = min(len(due), len(flown))
-        unlike = np.flatnonzero(due[:both] != flown[:both])
-        if not len(unlike) and len(flown) >= len(due):
+        both = min(len(due), len(executed))
+        unlike = np.flatnonzero(due[:both] != executed[:both])
+        if not len(unlike) and len(executed) >= len(due):
             return None
         return int(self.first[row]) + (int(unlike[0]) if len(unlike) else both)
 
     def _advance(self) -> None:
-        """Move each sequence on as it should be, whatever was flown."""
+        """Advance each sequence by its correct step, whatever was executed."""
         for row, sequence in enumerate(self.sequences):
             if sequence is None:
                 continue
@@ -213,11 +214,11 @@ class Passage:
                 sequence.result = self.invocation.result(row) if sequence.is_whole else None
                 continue
             due, first = self.due_tokens[row], self.due_first[row]
-            flown = self.invocation.tokens[row, : int(self.tokens_of[row])]
+            executed = self.invocation.tokens[row, : int(self.tokens_of[row])]
             if self.invocation.phase == "decode":
-                sequence.append(int(due[0] if due is not None else flown[0]))
+                sequence.append(int(due[0] if due is not None else executed[0]))
             else:
-                sequence.restart(flown if due is None else due, first)
+                sequence.restart(executed if due is None else due, first)
             sequence.step(self.invocation.phase, first, self.invocation.invocation_id)
             if sequence.is_whole:
                 sequence.result = self.invocation.result(row)
@@ -225,7 +226,7 @@ class Passage:
     # -- reading ---------------------------------------------------------------------------
 
     def _read(self) -> None:
-        invocation, stride, real = self.invocation, self.world.stride, self.invocation.real
+        invocation, stride, real = self.invocation, self.state.stride, self.invocation.real
         size = invocation.tables.shape[1] * stride
         lengths = invocation.seq_lens[:real] if invocation.phase == "decode" else self.first[:real]
         width = int(min(max(lengths, default=0), size)) if (lengths > 0).any() else 0
@@ -237,9 +238,9 @@ class Passage:
         ]
         self.reads &= self.read_slots >= 0
         self.expected = np.full((real, width), NOTHING, dtype=np.uint64)
-        """The hash that each slot should hold."""
+        """The hash that each slot must hold."""
         self.lengths = [0 if s is None else s.length for s in self.sequences]
-        """Own length of each real row, this invocation's tokens included."""
+        """Own length of each real row, including this invocation's tokens."""
         for row, sequence in enumerate(self.sequences):
             if sequence is not None:
                 if self.repeats[row]:
@@ -249,11 +250,11 @@ class Passage:
                 self.expected[row, :count] = sequence.hashes[:count]
         own = np.array(self.lengths, dtype=np.int64)
         self.beyond = self.reads & (positions[None, :] >= own[:, None])
-        """Slots past the row's own length that it attends to all the same."""
+        """Slots past the row's own length that it attends to."""
         self.beyond[[row for row, s in enumerate(self.sequences) if s is None]] = False
 
     def _taint(self) -> None:
-        """Mark what rows wrote that had read something wrong."""
+        """Mark the writes of rows that read something wrong."""
         real = self.invocation.real
         bad = self.wrong.any(axis=1) | self.inherited.any(axis=1) | self.beyond.any(axis=1)
         for row, sequence in enumerate(self.sequences):
@@ -262,21 +263,27 @@ class Passage:
             ):
                 bad[row] = True
         slots = self.write_slots[:real][bad]
-        self.world.shadow.tainted[slots[slots >= 0]] = True
+        self.state.shadow.tainted[slots[slots >= 0]] = True
 
-    # -- what the rules ask ----------------------------------------------------------------
+    # -- queries of the rules --------------------------------------------------------------
 
     def has_wrong_place(self, row: int) -> bool:
-        """Tell whether a row flew from another position than where its sequence stands."""
+        """Return whether a row starts from another position than it must."""
         return self.due_first[row] >= 0 and int(self.first[row]) != self.due_first[row]
 
+    def label(self, row: int) -> str:
+        """Return the beginning of a message about a row."""
+        request = self.invocation.request_of(row)
+        who = f"padding row {row}" if request is None else request
+        return f"{self.invocation.phase} of {who}"
+
     def known_rows(self) -> list[tuple[int, Sequence]]:
-        """Return the real rows of which something is known."""
+        """Return the real rows that are followed, with their sequences."""
         return [(row, s) for row, s in enumerate(self.sequences) if s is not None]
 
     def pages_of(self, row: int) -> tuple[int, ...]:
         """Return the part of a row's block table that its own length needs."""
-        blocks = -(-self.lengths[row] // self.world.stride)
+        blocks = -(-self.lengths[row] // self.state.stride)
         return tuple(self.invocation.tables[row, :blocks].tolist())
 
 
@@ -298,14 +305,14 @@ def _twins(invocation: Invocation, starts: Ints) -> list[int]:
 
 
 def _next(sequence: Sequence, invocation: Invocation) -> int:
-    """Return the position that a sequence has come to."""
+    """Return the next position of a sequence."""
     if invocation.phase == "decode":
         return sequence.length
     return 0 if invocation.starts is None else sequence.length
 
 
 def _due_tokens(sequence: Sequence, invocation: Invocation, row: int, again: bool) -> Ints | None:
-    """Return the tokens that a sequence is to go on with, or to repeat."""
+    """Return the tokens of the next step of a sequence, or of the repeated one."""
     if sequence.prompt is None:
         return None
     if invocation.phase == "prefill":
@@ -314,7 +321,7 @@ def _due_tokens(sequence: Sequence, invocation: Invocation, row: int, again: boo
             return prompt
         return prompt[int(invocation.starts[row]) : int(invocation.seq_lens[row])]
     if again:
-        return None  # it is the one that was flown: that is how a repetition is known
+        return None  # a repeat has the token of the last step by definition
     place = sequence.length - len(sequence.prompt)
     token = sequence.answer[place] if 0 <= place < len(sequence.answer) else None
     return None if token is None else np.array([token], dtype=np.int64)

@@ -1,28 +1,23 @@
-"""Corruption or mere numerics? What slots of a live cache hold, and what they should hold."""
+"""Compares the slots of a live cache with the reference decoder: corruption or numerics."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.core.errors import EngineError, ModelError
+from analysis.core.errors import EngineError
 from analysis.model import elements
-from analysis.shortfin.oracle import oracle_of
-from analysis.shortfin.releases import installed_release, reported
+from analysis.sanitizer.kv_reference import REFERENCE_TIMEOUT_S, Floats, reference_slots
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.engine.engine import Engine
-    from analysis.model.artifacts import ModelArtifacts
     from analysis.recording.recording import Recording
 
-Floats = NDArray[Any]
 Row = tuple[int, Sequence[int], Sequence[int]]
 """A request: tokens of its prompt, all tokens whose slots were written, its pages in order."""
 
@@ -31,31 +26,28 @@ VERDICTS = (
 )  # fmt: skip
 """What a slot can be found to hold, see `compare`."""
 NUMERICS = 16.0
-"""Most units in the last place by which honest arithmetic may differ.
+"""Most units in the last place by which correct arithmetic differs.
 
 A unit is that of the largest element of a layer's keys, or values, of the slot: of small elements,
 sums that cancelled, the units are far finer than the error (legitimate ones differ by up to 10,772
 of their own). Measured with the counting model, on the CPU, 64 to 80 tokens a sequence:
 
-* Healthy engines against the reference of their release: 0, every bit the same. 3.9.0, prompts and
-  decoded tokens, and 3.1.0, prompts, with one request at a time and four at once, batch sizes 1, 4,
-  and 1 and 4 (1602 slots of prompts and 456 decoded ones in each of ten settings).
+* Healthy engines against the reference of their release: 0, every bit the same (1602 slots of
+  prompts and 456 decoded ones in each of ten settings).
 * The same tokens prefilled in one piece instead of decoded: 2. Decoded from the second on: 3.
-* 3.1.0 against 3.9.0: 1.
+* The first supported release against the newest: 1.
 * A slot of the same token at the same position behind another context: never less than 257; of
   another token at the same position: never less than 1419. One head of one layer above the first
   may come as near as 1.1 there, but not one in 2160 was the same to the bit.
 """
-REFERENCE_TIMEOUT_S = 300.0
-_KEPT_BYTES = 256 << 20
 _CHUNK = 512
 _NEAREST = 4
 
 
 def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
-    """Return what pages of a live engine hold, [pages, layers, 2 (K, V), 16, kv heads, head dim].
+    """Return the content of pages of a live engine, [pages, layers, 2 (K, V), stride, heads, dim].
 
-    An invocation that is under way may write to them meanwhile. Raises EngineError if the engine is
+    An invocation under way may write to them meanwhile. Raises EngineError if the engine is
     not running, a page does not exist, or the device's memory cannot be read from here.
     """
     probe = engine.probe or (engine.service.probe() if engine.service is not None else None)
@@ -80,9 +72,9 @@ def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
 
 
 def written(recording: Recording) -> dict[str, Row]:
-    """Return, by request, what its invocations wrote, as `compare` wants it.
+    """Return, by request, what its invocations wrote, as the argument of `compare`.
 
-    Tokens are what the device got, up to the first position that no invocation wrote.
+    Tokens are those that the device got, up to the first position that no invocation wrote.
     """
     prompts: dict[str, int] = {}
     tokens: dict[str, dict[int, int]] = {}
@@ -110,69 +102,6 @@ def written(recording: Recording) -> dict[str, Row]:
     return rows
 
 
-# -- what they should hold -----------------------------------------------------------------
-
-_Key = tuple[str, str, tuple[int, ...], tuple[int, ...]]
-_kept: OrderedDict[_Key, tuple[tuple[int, ...], Floats]] = OrderedDict()
-_kept_lock = threading.Lock()
-
-
-def reference_slots(
-    model: ModelArtifacts,
-    sequences: Mapping[str, tuple[int, Sequence[int]]],
-    *,
-    release: str | None = None,
-    batch_sizes: Sequence[int] = (4,),
-    timeout_s: float = REFERENCE_TIMEOUT_S,
-) -> dict[str, Floats]:
-    """Return keys and values as the reference decoder has them, [tokens, layers, 2, heads, dim].
-
-    Of each sequence the first `prompt` tokens are prefilled and the others decoded one by one, as
-    an engine does. The decoder runs in a child process of the release's environment (by default of
-    the installed one), on the model compiled for the CPU. What it said is kept in memory, and used
-    again for sequences that begin alike. Raises ModelError if it fails or takes more than
-    `timeout_s` seconds for one of them, ReleaseError if the release has no environment here.
-    """
-    release = release or installed_release() or reported()
-    wanted: dict[str, tuple[_Key, tuple[int, ...]]] = {}
-    for name, (prompt, given) in sequences.items():
-        tokens = tuple(int(token) for token in given)
-        if not 0 < prompt <= len(tokens):
-            raise ModelError(
-                f"A prompt of {prompt} tokens is no part of the {len(tokens)} of {name!r}: name 1"
-                " or more of them."
-            )
-        wanted[name] = (model.checksum, release, tuple(batch_sizes), tokens[:prompt]), tokens
-    found = {name: _recall(*asked) for name, asked in wanted.items()}
-    if missing := [name for name, slots in found.items() if slots is None]:
-        oracle = oracle_of(release, model=model.directory, batch_sizes=batch_sizes)
-        asked = [(len(wanted[name][0][-1]), wanted[name][1]) for name in missing]
-        for name, slots in zip(missing, oracle.keys_values(asked, timeout_s), strict=True):
-            found[name] = slots
-            _keep(*wanted[name], slots)
-    return {name: slots for name, slots in found.items() if slots is not None}
-
-
-def _recall(key: _Key, tokens: tuple[int, ...]) -> Floats | None:
-    with _kept_lock:
-        known = _kept.get(key)
-        if known is None or known[0][: len(tokens)] != tokens:
-            return None
-        _kept.move_to_end(key)
-        return known[1][: len(tokens)]
-
-
-def _keep(key: _Key, tokens: tuple[int, ...], slots: Floats) -> None:
-    with _kept_lock:
-        _kept[key] = tokens, slots
-        _kept.move_to_end(key)
-        while sum(kept.nbytes for _, kept in _kept.values()) > _KEPT_BYTES and len(_kept) > 1:
-            _kept.popitem(last=False)
-
-
-# -- comparing -----------------------------------------------------------------------------
-
-
 def compare(
     engine: Engine,
     sequences: Mapping[str, Row],
@@ -180,20 +109,19 @@ def compare(
     others: Mapping[str, tuple[int, Sequence[int]]] | None = None,
     timeout_s: float = REFERENCE_TIMEOUT_S,
 ) -> pd.DataFrame:
-    """Return what every slot of some requests holds now, against the reference decoder.
+    """Compare every slot of some requests with the reference decoder.
 
-    Read it while the pages are theirs, or after they ended and before their pages are taken again.
+    Call it while the pages are theirs, or before they are allocated again.
 
     Parameters
     ----------
     engine
-        A live engine; invocations that are under way may write meanwhile.
+        A live engine; invocations under way may write meanwhile.
     sequences
-        By request: how many tokens its prompt has, all tokens whose keys and values were written
-        (not the last one of the answer, which is never fed back), its pages in order. `written`
-        makes it of a recording.
+        By request: the tokens of its prompt, all tokens whose keys and values were written (not the
+        last one of the answer), and its pages in order. `written` derives it from a recording.
     others
-        More requests whose data may have strayed in: prompt length and tokens.
+        More requests whose data may be in the slots: prompt length and tokens.
     timeout_s
         Longest wait for the reference decoder, in seconds.
 
@@ -202,23 +130,20 @@ def compare(
     pandas.DataFrame
         One row a slot: ``request_id``, ``position``, ``decoded`` (not of the prompt), ``page``,
         ``slot``, ``difference`` (largest, absolute), ``ulps`` (largest, see `NUMERICS`),
-        ``first_layer`` (the first that differs by more than numerics, None if none does),
-        ``verdict``, ``damage`` (of a damaged one: what of it is wrong, in words), and for verdicts
-        *other* and *damaged* ``other_request_id`` and ``other_position``, where it is known whose
-        bytes these are.
+        ``first_layer`` (the first that differs by more than numerics), ``verdict``, ``damage``
+        (wrong parts of a damaged slot), and ``other_request_id`` and ``other_position`` of the data
+        where they are known.
 
-        Verdicts: *equal*, to the bit; *numerics*, within `NUMERICS`; *empty*, all zeros; *not
-        finite*, NaN or infinity anywhere; *other*, what belongs at another place, of whichever
-        request; *other context*, the right token at the right position (the first layer says so, as
-        it sees nothing else), computed while something wrong was attended to, now or earlier;
-        *damaged*, the right token with wrong parts in layers above, which no context explains: what
-        is computed from a wrong part is right to the bit, or a layer is that of another token;
-        *unknown data*. A wrong last layer of unknown origin counts as another context.
+        Verdicts: *equal*, bit by bit; *numerics*, within `NUMERICS`; *empty*, all zeros; *not
+        finite*, NaN or infinity; *other*, the data of another place; *other context*, the right
+        token at the right position (by the first layer, which sees nothing else), computed while
+        something wrong was attended to; *damaged*, the right token with wrong parts in layers
+        above, which no context explains; *unknown data*.
 
     Notes
     -----
-    On 3.1.0 every decoded slot is of *other context*, even of one request alone: its seq_lens are
-    too long, so slots that nobody wrote are read (456 of 456, by up to 3462 units).
+    Where seq_lens are too long, as in the reported release, every decoded slot is of *other
+    context*, even of a single request (456 of 456, by up to 3462 units).
 
     Raises
     ------
@@ -256,8 +181,8 @@ def compare(
         "unknown data",
     ).astype(object)
 
-    # Whose is it? What any request should hold anywhere, and what slots that kept their own token
-    # really hold: on 3.1.0 these two are not the same.
+    # Compare with what any request must hold anywhere, and with what slots that kept their own
+    # token really hold: with too long seq_lens these two differ.
     names = list(right)
     lengths = [len(right[name]) for name in names]
     known = np.concatenate([held[:0], *(right[name] for name in names), held[own_token]])
@@ -268,8 +193,8 @@ def compare(
     for kind, count in (("other context", sum(lengths)), ("unknown data", len(known))):
         strange = np.flatnonzero(verdict == kind)
         nearest, apart = _nearest(held[strange], known[:count])
-        # With the right token, only all layers can tell it from another's. A strange token is told
-        # by layer 0: those above may have been computed from what was wrong already.
+        # With the right token, only all layers together identify a slot. Layer 0 identifies a wrong
+        # token: the layers above may have been computed from wrong data.
         layers = apart if kind == "other context" else apart[:, :1]
         chosen = layers.max(axis=(1, 2), initial=0.0) <= NUMERICS
         rows, found = strange[chosen], nearest[chosen]
@@ -317,11 +242,11 @@ def compare(
 
 
 def masked_nonfinite(engine: Engine, pages: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Return slots that hold NaN or infinity where a row of this length masks them.
+    """Return the masked slots (page, slot) of a row that hold NaN or infinity.
 
-    These are (page, slot) beyond the first `length` tokens of the row's pages, and anywhere in the
-    padding page 0. A mask that is added as -inf hides no NaN (NaN - inf = NaN), and one that
-    multiplies a value by a weight of 0 hides neither (0 x inf = NaN).
+    These are beyond the first `length` tokens of the row's pages, or in the padding page 0. An
+    added mask of -inf hides no NaN (NaN - inf = NaN), and a weight of 0 hides neither (0 x inf =
+    NaN).
     """
     stride = engine.model.config.block_seq_stride
     row = np.array(pages, dtype=np.int64)
@@ -376,7 +301,7 @@ def _foreign_layer(
 
 
 def _wrong_parts(unlike: NDArray[np.bool_]) -> str:
-    """Say which layers, halves and heads of a slot differ, [layers, 2, heads]."""
+    """Return which layers, halves and heads of a slot differ, [layers, 2, heads]."""
     words = []
     for layer in np.flatnonzero(unlike.any(axis=(1, 2))).tolist():
         for kind, name in enumerate(("K", "V")):
@@ -419,8 +344,8 @@ def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
     return np.concatenate(nearest), np.concatenate(distances)
 
 
-def in_words(slots: pd.DataFrame) -> str:
-    """Say what slots were found to hold, in sentences; `slots` is what `compare` returns."""
+def describe(slots: pd.DataFrame) -> str:
+    """Return the result of `compare` in sentences."""
     if slots.empty:
         return "No slot was compared."
     counts = slots["verdict"].value_counts()
