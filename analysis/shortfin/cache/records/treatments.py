@@ -64,7 +64,7 @@ class RegisterOnce(Treatment):
     """A request holds one reference, however often it takes pages."""
 
     name = "register-once"
-    hypothesis = "Requests whose prompt fills its last page count twice, and end once."
+    hypothesis = "A request with a prompt that fills its last page is counted twice, released once."
     change = "Only a request's first allocation adds a reference to the node that it goes on from."
     needs = frozenset({"records", "trie"})
 
@@ -98,7 +98,7 @@ class RegisterOnce(Treatment):
 
 
 class ReferToPublished(Treatment):
-    """A request refers to the node whose pages it uses, whoever published it."""
+    """A request refers to the node that has its pages, whichever request published it."""
 
     name = "refer-to-published"
     hypothesis = (
@@ -192,7 +192,7 @@ class PinOnLookup(Treatment):
         lock = lock_for(engine, undo, self.name)
         pinned: dict[int, tuple[Any, Any]] = {}
         lost: deque[int] = deque()
-        """Of lookups that nobody has any more; their ends come at any moment, under any lock."""
+        """Keys of lookups that were dropped; this can occur at any moment, under any lock."""
 
         def unpin(key: int) -> None:
             _, node = pinned.pop(key, (None, None))
@@ -204,7 +204,7 @@ class PinOnLookup(Treatment):
                 unpin(lost.popleft())
 
         def looked_up(*args: Any, **named: Any) -> Any:
-            with lock:  # nobody allocates, hence evicts, before the pin is in
+            with lock:  # no allocation, hence no eviction, before the node is pinned
                 found = lookup(*args, **named)
                 unpin_lost()
                 if found.last_cached_node is not cache.root:
