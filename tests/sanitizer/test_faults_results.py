@@ -45,7 +45,7 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=4096)) as engine:
                 treated = ask(number, f"{name}:{number:02d}-")
                 injected[name] = injection_of(treated[name])
 tables = {name: seen.table(name) for name in ("events", "invocations", "snapshots")}
-again = check_tables(tables)
+again = check_tables(tables, engine.model.config.block_seq_stride)
 report("all", {
     "injected": injected, "findings": findings.rows(), "notes": findings.notes,
     "limits": findings.limits,
