@@ -51,7 +51,7 @@ def ratio(ours: np.ndarray, theirs: np.ndarray, quantile: float) -> str:
 def event_cost(engine: Engine, count: int = 100_000) -> str:
     """Time and memory of one event, told while nothing else happens."""
     with observe(engine, snapshots=False, memory_every_s=0) as recording:
-        recorder = recording._recorder
+        recorder = recording.recorder
         pages = [[number % 512, 3, 5] for number in range(count)]
         before, started = psutil.Process().memory_info().rss, time.perf_counter()
         for held in pages:

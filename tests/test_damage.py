@@ -541,7 +541,7 @@ def test_broken_options_and_faults_are_one_sentence(run: Path, value: str, cache
 
     def change(table: Any) -> Any:
         table = with_value(table, "options", value)
-        table = with_value(table, "injected", value)
+        table = with_value(table, "struck", value)
         return with_value(table, "treatments", ["fault:seq-len-short"])
 
     whole = Path(shutil.copytree(run, run.with_name("whole")))

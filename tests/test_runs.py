@@ -204,7 +204,7 @@ def test_to_ask_whether_a_run_is_written_is_not_to_write_it(
     with open(run / ".sweep.lock") as asking:
         fcntl.flock(asking, fcntl.LOCK_SH)
         monkeypatch.setattr(
-            "analysis.runs.store.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN)
+            "analysis.runs.lock.time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN)
         )
         with alone_in(run):
             pass

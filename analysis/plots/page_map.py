@@ -33,11 +33,11 @@ _EDGE = "#B5B5B5"
 
 @dataclass(frozen=True)
 class Owner:
-    """A request that holds pages, as it is told apart in a map."""
+    """A request that holds pages, with its looks in a map."""
 
     request_id: str
     name: str
-    """Short and free of characters that a font may lack."""
+    """Short, in characters that any font has."""
     letter: str
     colour: str
 
@@ -49,11 +49,11 @@ def page_map(
     columns: int | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw every page as a square: its state, who holds it, and what is odd about it.
+    """Draw every page as a square: its state, the requests that hold it, and inconsistencies.
 
-    With `before` both moments are drawn beside each other, and pages that changed carry a dot.
-    Past 1,024 pages the map is an image without outlines. `columns` is the number of pages in a
-    row. Raises SnapshotError for fewer than one column, or snapshots of different pools.
+    With `before` both moments are drawn side by side, and changed pages have a dot. A map of more
+    than 1,024 pages is an image without outlines. `columns` is the number of pages in a row. Raises
+    SnapshotError for fewer than one column, or snapshots of different pools.
     """
     if columns is not None and columns < 1:
         raise SnapshotError(f"A page map needs at least one column, not {columns}.")
@@ -79,9 +79,7 @@ def page_map(
         _Map(axes, one, columns, cell, everyone, dotted).draw()
         heading = style.words(moment_of(one)) or name * (len(shown) - 1)
         axes.set_title(heading, fontsize=style.SMALL, loc="left")
-    figure.suptitle(
-        title or f"The pool of {count:,} {'page' if count == 1 else 'pages'}", fontsize=style.TITLE
-    )
+    figure.suptitle(title or f"The pool of {counted(count, 'page')}", fontsize=style.TITLE)
     panels[0].set_ylabel("first page of the row", fontsize=style.SMALL)
     figure.legend(
         handles=handles,
@@ -97,7 +95,7 @@ def page_map(
 
 
 def default_columns(count: int, maps: int = 1) -> int:
-    """Return how many pages a row has where nobody says."""
+    """Return the default number of pages in a row."""
     if count <= 256:
         return 16
     if count <= SQUARES:
@@ -140,9 +138,8 @@ def plain(text: str, most: int) -> str:
 
 
 def moment_of(snapshot: Snapshot) -> str:
-    """Return when a snapshot was taken, in words; nothing if that is not known."""
-    words = {"before": "before", "after": "after", "failure": "failure"}
-    text = words.get(snapshot.moment, "")
+    """Return when a snapshot was taken, in words; "" if that is not known."""
+    text = snapshot.moment if snapshot.moment in ("before", "after", "failure") else ""
     if snapshot.request_id is not None:
         [name] = short_names([snapshot.request_id]).values()
         text = f"{text or 'at'} request {plain(name, 24)}".replace("failure", "failure of")
@@ -153,7 +150,7 @@ def moment_of(snapshot: Snapshot) -> str:
 
 
 def in_trie_too(snapshot: Snapshot) -> list[int]:
-    """Return pages that requests hold and the trie has as well."""
+    """Return pages that requests hold and the trie has, too."""
     return sorted(snapshot.holders.keys() & snapshot.node_of_page.keys())
 
 
@@ -187,6 +184,7 @@ class _Map:
         self.rows = math.ceil(self.count / columns)
 
     def draw(self) -> None:
+        """Draw everything."""
         self._frame()
         if self.count > SQUARES:
             self._image()
@@ -263,7 +261,7 @@ class _Map:
                                weight="bold")  # fmt: skip
 
     def _marks(self) -> None:
-        """Mark what a colour alone would not show."""
+        """Mark what colours do not show."""
         small = self.points**2
         conflicts = self.snapshot.conflict_pages
         if self.count > SQUARES:
@@ -312,7 +310,7 @@ class _Map:
 
 
 def _legend(shown: Sequence[Snapshot]) -> list[Artist]:
-    """Return what explains the maps: states, marks that occur, and at most eight requests."""
+    """Return legend entries: states, marks that occur, and at most eight requests."""
     last = shown[-1]
     handles: list[Artist] = [
         Patch(facecolor=STATE_COLOURS[name], edgecolor=_EDGE,
@@ -329,29 +327,27 @@ def _legend(shown: Sequence[Snapshot]) -> list[Artist]:
         handles.append(_marker("o", "none", style.VERMILLION, "here leaked pages begin"))
     if len(shown) > 1:
         number = len((last - shown[0]).changed_pages)
-        # On the later of two large maps dots would cover what the pages have become.
+        # On the later of two large maps dots would hide the new states.
         where = "change afterwards" if large else "changed"
         handles.append(_marker("s" if large else "o", "black", "black", f"{where}: {number:,}"))
     if large:
         return handles
     for owner in list(owners(shown).values())[: len(REQUEST_COLOURS)]:
         numbers = [len(set(s.state.holdings.get(owner.request_id, ()))) for s in shown]
-        text = f"{owner.letter}: {style.words(owner.name)}, {_both(numbers)} pages"
-        handles.append(
-            Patch(facecolor="white", edgecolor=owner.colour, linewidth=2,
-                  label=text.replace(", 1 pages", ", 1 page"))
-        )  # fmt: skip
+        noun = "page" if set(numbers) == {1} else "pages"
+        text = f"{owner.letter}: {style.words(owner.name)}, {_both(numbers)} {noun}"
+        handles.append(Patch(facecolor="white", edgecolor=owner.colour, linewidth=2, label=text))
     return handles
 
 
 def _notes(shown: Sequence[Snapshot]) -> list[str]:
-    """Return what else a reader must know, a line each."""
+    """Return further notes for the reader, a line each."""
     notes = []
     large = shown[-1].page_count > SQUARES
     number = len(owners(shown))
     if number and large:
         notes.append(f"{counted(number, 'request')} held pages; maps of over {SQUARES:,} pages "
-                     "do not tell them apart.")  # fmt: skip
+                     "do not distinguish them.")  # fmt: skip
     elif number > len(REQUEST_COLOURS):
         rest = list(owners(shown).values())[len(REQUEST_COLOURS) :]
         names = listed((f"{owner.letter} {owner.name}" for owner in rest), most=8)
@@ -378,7 +374,7 @@ def _both(numbers: Sequence[int]) -> str:
 
 
 def _step(count: int, room: float) -> int:
-    """Return the smallest round step that leaves no more labels than there is room for."""
+    """Return the smallest round step whose labels fit."""
     for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
         if count / step <= max(2.0, room):
             break

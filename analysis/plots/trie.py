@@ -1,7 +1,8 @@
-"""The prefix cache's trie at one moment, and at two beside each other."""
+"""The trie of the prefix cache at one moment, or at two moments side by side."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from analysis.core.wording import counted
 from analysis.plots import style
 from analysis.plots.page_map import moment_of, plain
 from analysis.snapshots.snapshot import Node, Snapshot
+from analysis.snapshots.trie import Trie
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -28,15 +30,14 @@ _MONO = 7.5
 
 @dataclass(frozen=True)
 class Row:
-    """A node's place in a tree that is drawn with one node a line, its root at the top left."""
+    """A node of a tree that is drawn with one node a line and the root at the top left."""
 
     number: int
-    """The node's."""
     depth: int
     parent: int | None
-    """The line on which its parent is."""
+    """Line of its parent."""
     hidden: int
-    """How many nodes below it are left out."""
+    """Nodes below it that are left out."""
 
 
 def trie(
@@ -46,10 +47,10 @@ def trie(
     title: str | None = None,
     limit: int = NODES,
 ) -> Figure:
-    """Draw the trie as a tree, a line a node: its page, references, first tokens, what is wrong.
+    """Draw the trie as a tree, a line a node: its page, references, first tokens and defects.
 
-    Squares are in the engine's set of leaves; nodes in use are blue. `decode` makes text of token
-    ids. Of more than `limit` nodes those with references or something wrong come first.
+    Squares are in the engine's set of leaves; nodes in use are blue. `decode` turns token ids into
+    text. Of more than `limit` nodes those with references or defects come first.
     """
     if len(snapshot.nodes) < 2:
         return style.nothing_to_draw(_nothing(snapshot))
@@ -70,7 +71,7 @@ def tries(
 ) -> Figure:
     """Draw two tries of the same engine side by side, each node on the same line in both.
 
-    What is new, gone or changed says so. Of more than `limit` nodes the changed come first.
+    New, gone and changed nodes are marked. Of more than `limit` nodes the changed come first.
     """
     if len(before.nodes) < 2 and len(after.nodes) < 2:
         return style.nothing_to_draw(_nothing(after))
@@ -80,7 +81,7 @@ def tries(
     nodes = [*new.values(), *(node for number, node in old.items() if number not in new)]
     then, now = defects(before), defects(after)
     important = [*gone, *fate, *now, *then]
-    rows, left_out = tree_rows(_parents_first(nodes), important, limit)
+    rows, left_out = tree_rows(sorted(nodes, key=lambda node: node.node), important, limit)
     panels = [
         _Panel(before, decode, 20, _join(gone, then), "before"),
         _Panel(after, decode, 20, _join(fate, now), "after"),
@@ -89,16 +90,13 @@ def tries(
 
 
 def defects(snapshot: Snapshot) -> dict[int, str]:
-    """Return what is wrong with nodes of the trie, in a few words, by number of the node."""
+    """Return the defects of nodes in a few words, by number of the node."""
     nodes = snapshot.nodes
     known = {node.node for node in nodes}
     parents = {node.parent for node in nodes}
     free = set(snapshot.state.free)
-    pages: dict[int, int] = {}
-    for node in nodes:
-        if node.page is not None:
-            pages[node.page] = pages.get(node.page, 0) + 1
-    found: dict[int, list[str]] = {}
+    pages = Counter(node.page for node in nodes if node.page is not None)
+    found = {}
     for node in nodes:
         root = node.parent is None
         checks = (
@@ -108,30 +106,25 @@ def defects(snapshot: Snapshot) -> dict[int, str]:
             (not root and node.parent not in known, f"parent {node.parent} is gone"),
             (node.ref_count < 0, "negative references"),
             (node.page in free, "its page is free"),
-            (pages.get(-1 if node.page is None else node.page, 0) > 1, "page of two nodes"),
+            (node.page is not None and pages[node.page] > 1, "page of two nodes"),
         )
-        if words := [text for wrong, text in checks if wrong]:
-            found[node.node] = words
-    return {number: ", ".join(words) for number, words in found.items()}
+        if defects := [text for wrong, text in checks if wrong]:
+            found[node.node] = ", ".join(defects)
+    return found
 
 
 def tree_rows(
     nodes: Sequence[Node], important: Iterable[int] = (), limit: int = NODES
 ) -> tuple[list[Row], int]:
-    """Return at most `limit` nodes as lines of a tree, children below parents, and the rest.
+    """Return at most `limit` nodes as lines of a tree, and how many nodes are left out.
 
-    A node is only shown with its ancestors: of the important ones in their order, then of all.
-    The second value is how many nodes are left out.
+    The important nodes are chosen first, then those near the root, each with its ancestors.
     """
-    by_number = {node.node: node for node in nodes}
-    children: dict[int, list[int]] = {}
-    tops = []
-    for node in nodes:
-        if node.parent in by_number and node.parent != node.node:
-            children.setdefault(node.parent, []).append(node.node)
-        else:
-            tops.append(node.node)
-    order, depth, parent = _walk(tops, children, [node.node for node in nodes])
+    tree = Trie(nodes)
+    steps = list(tree.walk())
+    order = [step.node.node for step in steps]
+    depth = {step.node.node: step.depth for step in steps}
+    parent = {step.node.node: step.parent for step in steps}
     kept = _chosen([*important, *sorted(order, key=lambda n: depth[n])], parent, limit)
     below = dict.fromkeys(order, 0)
     for number in reversed(order):
@@ -143,8 +136,8 @@ def tree_rows(
     for number in order:
         if number in kept:
             line[number] = len(rows)
-            shown = [child for child in children.get(number, ()) if child in kept]
-            # What is below a child that is shown is told there.
+            shown = [child for child in tree.children.get(number, ()) if child in kept]
+            # Nodes below a shown child are counted in the child's line.
             hidden = below[number] - sum(below[child] for child in shown)
             rows.append(Row(number, depth[number], line.get(parent[number]), hidden))
     return rows, len(order) - len(rows)
@@ -163,7 +156,7 @@ def tokens_text(node: Node, decode: Decode | None, most: int) -> str:
 
 
 class _Panel:
-    """One trie of a figure, and what is said beside its nodes: text, and whether it is bad."""
+    """One trie of a figure, with remarks beside its nodes: text, and whether it is a defect."""
 
     def __init__(
         self,
@@ -179,10 +172,10 @@ class _Panel:
         self.texts = {n: tokens_text(node, decode, most) for n, node in self.nodes.items()}
 
     def remark(self, row: Row) -> str:
-        said = [self.remarks[row.number][0]] if row.number in self.remarks else []
+        texts = [self.remarks[row.number][0]] if row.number in self.remarks else []
         if row.hidden and row.number in self.nodes:
-            said.append(f"+ {row.hidden} below")
-        return ", ".join(said)
+            texts.append(f"+ {row.hidden} below")
+        return ", ".join(texts)
 
     def widths(self, rows: Sequence[Row]) -> tuple[float, float, float]:
         """Return the inches that the tree, the columns and the remarks take."""
@@ -223,8 +216,8 @@ class _Panel:
                          edgecolor=style.VERMILLION if bad else "#333333")  # fmt: skip
             self._text(axes, x + 0.1, line + 0.5, str(node.node))
             page = "-" if node.page is None else str(node.page)
-            cells = f"{page:>5} {node.ref_count:>5}  {self.texts[row.number]}"
-            self._text(axes, tree, line + 0.5, cells)
+            columns_text = f"{page:>5} {node.ref_count:>5}  {self.texts[row.number]}"
+            self._text(axes, tree, line + 0.5, columns_text)
             if remark := self.remark(row):
                 self._text(axes, tree + columns, line + 0.5, remark,
                            colour=style.VERMILLION if bad else style.BLUE, bold=bad)  # fmt: skip
@@ -255,7 +248,7 @@ def _figure(panels: Sequence[_Panel], rows: Sequence[Row], left_out: int, title:
     for axes, panel, inches in zip(spread, panels, widths, strict=True):
         panel.draw(axes, rows, inches * (width / (sum(widths) + 0.3 * len(widths))))
     figure.suptitle(title, fontsize=style.TITLE)
-    note = f"{counted(left_out, 'node')} left out; + n below: so many of them are below this one"
+    note = f"{counted(left_out, 'node')} left out; + n below: n of them are below this node"
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -286,30 +279,8 @@ def _legend(panels: Sequence[_Panel], rows: Sequence[Row]) -> list[Artist]:
 
 
 def _indent(rows: Sequence[Row]) -> float:
-    """Return how far a level is indented, in inches: less where the tree is deep."""
+    """Return the indentation of a level in inches: less if the tree is deep."""
     return min(_INDENT, _TREE / max(1, max((row.depth for row in rows), default=0)))
-
-
-def _walk(
-    tops: Sequence[int], children: Mapping[int, Sequence[int]], numbers: Sequence[int]
-) -> tuple[list[int], dict[int, int], dict[int, int | None]]:
-    """Return all nodes in the order of their lines, with depth and parent of each.
-
-    Nodes that no root leads to, because they are each other's ancestors, come last.
-    """
-    order: list[int] = []
-    depth: dict[int, int] = {}
-    parent: dict[int, int | None] = {}
-    for start in [*tops, *numbers]:
-        stack: list[tuple[int, int, int | None]] = [(start, 0, None)]
-        while stack:
-            number, level, above = stack.pop()
-            if number in depth:
-                continue
-            order.append(number)
-            depth[number], parent[number] = level, above
-            stack += [(child, level + 1, number) for child in reversed(children.get(number, ()))]
-    return order, depth, parent
 
 
 def _chosen(wanted: Iterable[int], parent: Mapping[int, int | None], limit: int) -> set[int]:
@@ -325,24 +296,13 @@ def _chosen(wanted: Iterable[int], parent: Mapping[int, int | None], limit: int)
     return kept
 
 
-def _parents_first(nodes: Sequence[Node]) -> list[Node]:
-    """Order siblings by number, so that both tries agree on the order."""
-    return sorted(nodes, key=lambda node: node.node)
-
-
 def _fate(old: Node | None, new: Node) -> str:
-    """Return how a node differs from what it was."""
+    """Return how a node changed."""
     if old is None:
         return "new"
-    words = [
-        f"{name} {a} -> {b}"
-        for name, a, b in (
-            ("refs", old.ref_count, new.ref_count),
-            ("page", old.page, new.page),
-            ("parent", old.parent, new.parent),
-        )
-        if a != b
-    ]
+    fields = (("refs", "ref_count"), ("page", "page"), ("parent", "parent"))
+    pairs = [(name, getattr(old, field), getattr(new, field)) for name, field in fields]
+    words = [f"{name} {a} -> {b}" for name, a, b in pairs if a != b]
     words += ["other tokens"] if old.tokens != new.tokens else []
     words += [] if old.leaf == new.leaf else ["now a leaf" if new.leaf else "no longer a leaf"]
     return ", ".join(words)
@@ -358,6 +318,4 @@ def _join(
 
 
 def _nothing(snapshot: Snapshot) -> str:
-    if snapshot.nodes:
-        return "The trie is empty."
-    return "There is no trie here."
+    return "The trie is empty." if snapshot.nodes else "There is no trie here."

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.core.templates import render as render_template
+
 _TEMPLATES = Path(__file__).parent / "templates"
 # Widgets and scripts are dead in a page, so their outputs fall back to what else they offer.
 _SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
@@ -67,15 +69,9 @@ def render_index(entries: Sequence[Mapping[str, Any]], chart: bytes | None = Non
 
     `chart` is a PNG that compares the pages' runs, shown above the table.
     """
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
-    # The style is ours; escaped, its quotes would not be CSS any more.
-    from markupsafe import Markup
-
-    css = Markup(_css())  # noqa: S704
-    return environment.get_template("index_page.html.j2").render(
-        pages=entries, css=css, chart=base64.b64encode(chart).decode() if chart else None
+    picture = base64.b64encode(chart).decode() if chart else None
+    return render_template(
+        "analysis.report", "index_page.html.j2", pages=entries, css=_css(), chart=picture
     )
 
 

@@ -1,7 +1,7 @@
-"""Tests and intervals whose unit is the engine: one trial, with all requests that it was asked.
+"""Tests and intervals that rest on engines: one trial each, with all of its requests.
 
-Requests of one engine share batches and accidents, so they are not independent; engines are. Each
-procedure here was calibrated on synthetic engines of known truth (docs/statistics.md).
+Requests of one engine share batches and are not independent; engines are. Each procedure was
+calibrated on synthetic engines of known truth (docs/statistics.md).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from scipy.optimize import brentq
 from analysis.stats.bounds import wilson
 
 FEWEST = 5
-"""Engines below which an interval is by request only."""
+"""With fewer engines an interval is by request only."""
 _EXACT = 16
 """Real-valued differences up to which all signs are enumerated."""
 _DRAWS = 9_999
 """Relabellings drawn where there are too many to enumerate; the smallest p is then 0.0001."""
 _SIGNS = 99_999
 ASSUMED_ICC = 0.2
-"""Assumed at least, as long as fewer than 8 engines failed somewhere, or stayed right somewhere."""
+"""Smallest ICC assumed as long as fewer than 8 engines had a failure, or a right answer."""
 _INFORMATIVE = 8
 _FAR = 1e6
 
@@ -38,10 +38,9 @@ Floats = npt.NDArray[np.float64]
 def sign_flip(differences: Sequence[float] | npt.NDArray[np.generic]) -> float:
     """Return the two-sided p value of the exact sign-flip test that differences are about 0.
 
-    One difference for each pair of engines. If two settings do alike, each difference is as likely
-    to have the opposite sign. Whole numbers are tested exactly, however many; real ones up to 16
-    pairs, then by 99,999 random sign patterns. The smallest p with k pairs that differ is 2^(1-k).
-
+    One difference for each pair of engines. If two settings are equal, each difference is as likely
+    to have the opposite sign. Whole numbers are tested exactly; real ones exactly up to 16 pairs,
+    then with 99,999 random sign patterns. The smallest p with k pairs that differ is 2^(1-k).
     Source: R. A. Fisher (1935), The Design of Experiments, section 21.
     """
     values = np.asarray(differences, dtype=float)
@@ -60,9 +59,9 @@ def sign_flip(differences: Sequence[float] | npt.NDArray[np.generic]) -> float:
 
 @lru_cache(maxsize=2)
 def _signs(count: int) -> Floats:
-    """Return patterns of so many signs, a row each: all, or 99,999 drawn."""
+    """Return patterns of so many signs, a row each: all, or 99,999 random ones."""
     if count <= _EXACT:
-        # The last sign may stand still: the others come in all ways, and sums are symmetric.
+        # The last sign is fixed, because the sums are symmetric.
         minus = (np.arange(2 ** (count - 1))[:, None] >> np.arange(count)) & 1
     else:
         minus = np.random.default_rng(0).integers(0, 2, (_SIGNS, count))
@@ -70,10 +69,10 @@ def _signs(count: int) -> Floats:
 
 
 def _whole_sign_flip(sizes: Sequence[int], seen: int) -> float:
-    """Return the same for whole numbers above 0, from how often each sum comes about.
+    """Return the same for whole numbers above 0, by counting how often each sum occurs.
 
     The number `ways` consists of fields of `width` bits: field s counts the sign patterns in which
-    the numbers of sign + add up to s. None overflows, as there are 2^(width - 1) patterns.
+    the numbers with sign + add up to s. No field overflows, as there are 2^(width - 1) patterns.
     """
     if not seen:
         return 1.0
@@ -81,25 +80,22 @@ def _whole_sign_flip(sizes: Sequence[int], seen: int) -> float:
     ways = 1
     for size in sizes:
         ways += ways << size * width
-    # The sum of all is at least `seen` where that of sign + is at least this.
+    # The total is at least `seen` if the numbers with sign + add up to at least this.
     beyond = ways >> (sum(sizes) + seen) // 2 * width
-    # The remainder by 2^width - 1 is the sum of all fields, as that of digits is by 9.
+    # The remainder by 2^width - 1 is the sum of all fields, as the remainder by 9 is of digits.
     patterns: int = 1 << len(sizes)
     return 2 * (beyond % (2 * patterns - 1)) / patterns
 
 
 def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[bool]) -> float:
-    """Return the two-sided p value of a permutation test that two groups of engines do alike.
+    """Return the two-sided p value of a permutation test that two groups of engines are equal.
 
-    `failures` of `sizes` requests failed in each engine, and `second` says which group it is of.
-    What is permuted is each engine's share of failures, less the share of all and in units of the
-    spread that so many requests have: an engine asked one request scatters more than one asked
-    eight, and with raw shares that alone would look like a difference. All relabellings are
-    enumerated up to 9,999, else so many are drawn. 1 where all or none failed, NaN where a group
-    has fewer than two engines.
-
-    Source: B. Efron and R. J. Tibshirani (1993), An Introduction to the Bootstrap, chapter 15; the
-    spread is that of the beta-binomial distribution.
+    `failures` of `sizes` requests failed in each engine; `second` marks the engines of the second
+    group. Permuted is each engine's failure rate, less the overall rate, in units of its expected
+    spread: an engine with one request scatters more than one with eight. All relabellings are
+    enumerated up to 9,999, else so many are drawn. 1 if all or none failed, NaN if a group has
+    fewer than two engines. Source: B. Efron and R. J. Tibshirani (1993), An Introduction to the
+    Bootstrap, chapter 15; the spread is that of the beta-binomial distribution.
     """
     x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
     x, others, n = x[n > 0], np.asarray(second, dtype=bool)[n > 0], n[n > 0]
@@ -113,7 +109,7 @@ def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[
     effect = 1 + (n - 1) * (0.0 if math.isnan(together) else together)
     values = (x / n - share_of_all) / np.sqrt(share_of_all * (1 - share_of_all) * effect / n)
     total, rest = float(values.sum()), len(n) - count
-    # Not by BLAS: its threads take several times as long as one.
+    # einsum, because BLAS threads take several times as long as one.
     relabelled = np.einsum("ij,j->i", _relabellings(len(n), count), values)
     sums = np.append(relabelled, values[others].sum())
     apart = np.abs(sums / count - (total - sums) / rest)
@@ -127,7 +123,7 @@ def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[
 
 @lru_cache(maxsize=4)
 def _relabellings(engines: int, count: int) -> Floats:
-    """Return ways to choose so many engines, a row of zeros and ones each: all, or 9,999 drawn."""
+    """Return choices of so many engines, a row of zeros and ones each: all, or 9,999 random."""
     if math.comb(engines, count) <= _DRAWS:
         chosen = np.array(list(combinations(range(engines), count)))
     else:
@@ -140,7 +136,7 @@ def _relabellings(engines: int, count: int) -> Floats:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of requests, with an interval that allows for what requests of an engine share."""
+    """A share of requests, with an interval that allows for correlated requests of an engine."""
 
     failures: int
     n: int
@@ -148,11 +144,11 @@ class Rate:
     low: float
     high: float
     icc: float
-    """Intraclass correlation of an engine's requests, estimated; NaN where it cannot be."""
+    """Estimated intraclass correlation of an engine's requests; NaN if it cannot be estimated."""
     icc_used: float
-    """The one that the interval goes by: at least ASSUMED_ICC where few engines tell of it."""
+    """The one that the interval uses: at least ASSUMED_ICC if few engines are informative."""
     by_engine: bool
-    """Whether the interval carries the design effect; else it is by request, and too narrow."""
+    """Whether the interval includes the design effect; else it is by request and too narrow."""
 
     @property
     def value(self) -> float:
@@ -163,9 +159,7 @@ class Rate:
 def icc(failures: Sequence[int], sizes: Sequence[int]) -> float:
     """Return the intraclass correlation of failures, by analysis of variance; NaN if unknown.
 
-    `failures` of `sizes` requests failed in each engine. At least 0. Not known with one engine, one
-    request an engine, no failure or nothing else.
-
+    At least 0. Unknown with one engine, one request an engine, no failures or only failures.
     Source: M. S. Ridout, C. G. B. Demetrio and D. Firth (1999), Biometrics 55:137.
     """
     x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
@@ -185,10 +179,10 @@ def rate(failures: Sequence[int], sizes: Sequence[int], confidence: float = 0.95
     """Return the share of requests that failed, from each engine's failures and requests.
 
     With five engines or more the interval is that of Clopper and Pearson on the effective number of
-    requests, n / (1 + (m - 1) ICC), made smaller by the quotient of t quantiles for so few engines
-    (E. L. Korn and B. I. Graubard 1998, Survey Methodology 24:193). An ICC of few failures is too
-    often estimated as 0, so that at least ASSUMED_ICC is taken then. With fewer engines it is
-    Wilson's on the requests, which takes them for independent and is too narrow.
+    requests, n / (1 + (m - 1) ICC), reduced by the quotient of t quantiles (E. L. Korn and B. I.
+    Graubard 1998, Survey Methodology 24:193). With few failures the ICC is too often estimated as
+    0, so at least ASSUMED_ICC is used. With fewer engines the interval is Wilson's on the requests,
+    which takes them as independent and is too narrow.
     """
     x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
     x, n = x[n > 0], n[n > 0]
@@ -207,7 +201,7 @@ def rate(failures: Sequence[int], sizes: Sequence[int], confidence: float = 0.95
     tail = 0.5 + confidence / 2
     few = float(special.stdtrit(total - 1, tail) / special.stdtrit(k - 1, tail)) ** 2
     effect = 1 + (m - 1) * used
-    # One request an engine: these are independent, whatever their number.
+    # With one request an engine, requests are independent.
     effective = total if effect == 1 else min(total, total / effect * few)
     events = failed / total * effective
     low, high, others = 0.0, 1.0, effective - events
@@ -230,12 +224,10 @@ class Share:
 def share(minuend: Rate, subtrahend: Rate | None, whole: Rate) -> Share:
     """Return (minuend - subtrahend) / whole of failure rates, with its interval over engines.
 
-    The intervals of the rates are recovered into one of their difference, and that with the whole's
-    into one of the quotient, so that the uncertainty of the denominator is carried, and skewed
-    rates near 0 stay skewed. Engines asked the same are taken for independent, which makes it a
-    little too wide. NaN where nothing of the whole failed; no interval if one of the rates rests
-    on fewer than five engines.
-
+    The intervals of the rates give one of their difference, and that with the whole's gives one of
+    the quotient, so the uncertainty of the denominator is included. Engines with the same requests
+    are taken as independent, which makes the interval a little too wide. NaN if nothing of the
+    whole failed; no interval if a rate rests on fewer than five engines.
     Source: A. Donner and G. Y. Zou (2012), Statistical Methods in Medical Research 21:347 (MOVER).
     """
     if not whole.failures or not minuend.n or (subtrahend is not None and not subtrahend.n):
@@ -253,16 +245,13 @@ def share(minuend: Rate, subtrahend: Rate | None, whole: Rate) -> Share:
 
 
 def gone(first: Rate, second: Rate) -> Share:
-    """Return the share of the first rate's failures that the second does not have: 1 - their ratio.
-
-    As `share`, of which the whole is the minuend here.
-    """
+    """Return the share of the first rate's failures that the second does not have, as `share`."""
     left = share(second, None, first)
     return Share(1 - left.value, 1 - left.high, min(1.0, 1 - left.low))
 
 
 def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, float]:
-    """Return where the interval of net - R * whole leaves 0, for R from below and from above."""
+    """Return the R at which the interval of net - R * whole leaves 0, on both sides."""
     value, below, above = net
     down, up = whole.value - whole.low, whole.high - whole.value
 
@@ -278,8 +267,8 @@ def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, floa
 
 
 def _root(falling: Callable[[float], float]) -> float:
-    """Return where a falling function is 0, infinite if that is nowhere within a million."""
-    # Where nothing failed: a root that is 0 to nine places would leave the true share out.
+    """Return the root of a falling function, infinite beyond a million."""
+    # Exactly 0, as a root that is 0 to nine places would exclude the true share.
     if falling(0.0) == 0:
         return 0.0
     if falling(_FAR) > 0:
@@ -292,8 +281,8 @@ def _root(falling: Callable[[float], float]) -> float:
 def relative_change(first: Sequence[float], second: Sequence[float]) -> Share:
     """Return (sum(second) - sum(first)) / sum(first) over pairs of engines, with a 95% interval.
 
-    For measured amounts, not for counts of rare events: Student's t on what is left of each pair
-    when the common quotient is taken away (W. G. Cochran 1977, Sampling Techniques, section 6).
+    For measured amounts, not for counts of rare events: Student's t on the residual of each pair
+    from the common quotient (W. G. Cochran 1977, Sampling Techniques, section 6).
     """
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     total, k = float(one.sum()), len(one)
@@ -307,17 +296,17 @@ def relative_change(first: Sequence[float], second: Sequence[float]) -> Share:
 
 
 def engines_to_reach(tests: int, alpha: float = 0.05) -> int:
-    """Return the fewest engines with which a sign-flip test among so many can be significant."""
+    """Return the fewest engines with which one of so many sign-flip tests can be significant."""
     return math.ceil(1 + math.log2(max(1, tests) / alpha))
 
 
 def engines_needed(
     mean: float, spread: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8
 ) -> int:
-    """Return about how many pairs of engines a sign-flip test among so many takes, at this power.
+    """Return about how many pairs of engines one of so many sign-flip tests needs at this power.
 
-    `mean` and `spread` are those of the engines' differences, by the normal approximation, and at
-    least what the test can reach. Raises ValueError for a mean of 0.
+    From mean and spread of the engines' differences, by the normal approximation, and at least
+    `engines_to_reach`. Raises ValueError for a mean of 0.
     """
     if not mean:
         raise ValueError("a difference of 0 cannot be shown with any number of engines")

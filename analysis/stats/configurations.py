@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.runs.tables import treated
 
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
-"""Columns of `trials` that tell configurations apart."""
+"""Columns of `trials` that distinguish configurations."""
 _FORMS = {
     "release": "shortfin {}",
     "prefix_sharing": "prefix sharing {}",

@@ -155,7 +155,7 @@ def test_a_large_pool_is_an_image() -> None:
         assert same == snapshot.counts[name]
     assert dots(left) == [1501], "what changes afterwards"
     assert dots(right) == [1], "where leaked pages begin"
-    assert "do not tell them apart" in notes(figure)
+    assert "do not distinguish them" in notes(figure)
     assert legend(figure)[0] == "free: 100,000 -> 98,499"
 
 

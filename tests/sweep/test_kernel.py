@@ -45,7 +45,7 @@ def test_in_a_kernel_too_a_full_disk_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel, "ask", full)
     with pytest.raises(MachineError, match="No space left"):
         kernel.run_trial({}, tmp_path / "work")
-    assert kernel._told_by(tmp_path / "work") is None  # so that it is run anew
+    assert kernel._ended_before(tmp_path / "work") is None  # so that it is run anew
 
 
 _FREEZE = """

@@ -168,7 +168,7 @@ def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert list(run.trials["status"]) == ["engine_died"]
     (died,) = run.events[run.events["kind"] == "worker_died"].itertuples()
-    assert died.detail == run.trials["status_detail"][0]
+    assert died.message == run.trials["status_detail"][0]
     assert (run.events["kind"] == "failed").any()
     assert "failure" in set(run.snapshots["moment"])
 

@@ -19,7 +19,6 @@ from analysis.stats.paired import spread
 from analysis.studies.causes.estimates import MOST, Measurement
 
 Status = Literal["supported", "contributes", "refuted", "undecided"]
-STATUSES: tuple[Status, ...] = ("supported", "contributes", "refuted", "undecided")
 ALPHA = 0.05
 _TIMES = 3
 """Further factor on the p values of "more than MOST": there are two questions, and the differences
