@@ -11,9 +11,9 @@ import pytest
 from support import NEWEST, RELEASES, ROOT
 from synthetic import request_row, trial_row
 
-from analysis import sweep
 from analysis.runs.store import OUTCOMES, TABLES, RunWriter, load_run
 from analysis.shortfin import environments as releases
+from analysis.sweep import runner
 
 SWEEP = ("sweep", "--releases", NEWEST)
 VALIDATE = ("validate", "--release", NEWEST)
@@ -273,7 +273,7 @@ def test_the_last_line_counts_controls_that_did_not_end_well(cachelab, tmp_path,
         writer.write_trial(trial_row(**control), [request_row(trial_id="k", outcome="engine_died")])
         return load_run(place)
 
-    monkeypatch.setattr(sweep, "run_sweep", swept)
+    monkeypatch.setattr(runner, "run_sweep", swept)
     status, stdout, _ = cachelab(*SWEEP, "--sanitize", "--out", tmp_path / "run")
     assert status == 0
     assert "1 trials (0 did not end well), 1 controls (1 did not end well), 0 of 1" in stdout
