@@ -60,7 +60,7 @@ class CacheHarness:
         """Pages that the last operation asked the pool for."""
         self._undo = ExitStack()
         self._hook_pool()
-        self._undo.enter_context(treat(self.engine, *treatments))  # type: ignore[arg-type]
+        self._undo.enter_context(treat(self.engine, *treatments))
         self._reserved = [p.index for p in self.pool.acquire_free_pages(scenario.reserved) or ()]
         self.add(*scenario.requests)
 

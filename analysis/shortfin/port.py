@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class CacheOwner(Protocol):
     """The release's own service object, live and unmodified."""
     withheld: set[int]
     """Pages that a treatment keeps out of the pool; they count as free."""
+    quarantined: deque[tuple[Any, bytes]]
+    """Freed pages that a treatment withholds for a while, each with the digest of its bytes."""
     treatment_locks: list[WatchedLock]
     """Locks that treatments put around operations of the cache."""
 
@@ -132,6 +135,10 @@ class Service(CacheOwner, Protocol):
     def invocation_class(self) -> Any:
         """Return the class with a method `run` that is one invocation."""
 
+    @property
+    def edits(self) -> Any:
+        """The module of the generation with changes that treatments and faults make."""
+
 
 class CacheProbe(Protocol):
     """Reads the cache of one live engine and, once attached, reports its operations.
@@ -173,6 +180,17 @@ class CacheProbe(Protocol):
 
     def stock(self, request_id: str) -> list[int]:
         """Return pages that a request has allocated and not used yet."""
+
+    @property
+    def allocated_entries(self) -> list[Any]:
+        """The cache's own list of allocated pages, live; only with records."""
+
+    @property
+    def duplicate_entries(self) -> list[Any]:
+        """The cache's own list of duplicates that are freed next, live; only with records."""
+
+    def edit_allocation(self, request_id: str, edit: Callable[[Any], Any]) -> None:
+        """Replace a request's own list of pages by what `edit` makes of it; with allocations."""
 
     def find_requests(self) -> None:
         """Search for pending requests that began before the probe was attached."""

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
+import threading
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from analysis.core.errors import EngineError
 from analysis.core.wording import listed
 from analysis.shortfin import hooks
+from analysis.shortfin.config import EngineConfig
+from analysis.shortfin.locks import WatchedLock
 from analysis.shortfin.releases import CAPABILITIES, RELEASES
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _PATIENCE_S = 2.0
 
 Place = Literal["cache", "contents", "server"]
+
+
+class LiveEngine(Protocol):
+    """What treatments need of a running engine, or of a cache without a server."""
+
+    @property
+    def release(self) -> str:
+        """The release of shortfin."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """The configuration that it was started with."""
+
+    @property
+    def service(self) -> Any:
+        """The `Service`, or another `CacheOwner`; None while it does not run."""
+
+    @property
+    def probe(self) -> Any:
+        """The `CacheProbe` of an observed engine, None while it is not observed."""
+
+    @property
+    def changes(self) -> hooks.Changes:
+        """The changes of the engine that are to be undone."""
 
 
 class Treatment(ABC):
@@ -102,7 +125,7 @@ class Treatment(ABC):
         return True
 
     @abstractmethod
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Change the engine; whatever undoes it goes onto the stack."""
 
 
@@ -116,41 +139,30 @@ def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> Non
 
 
 def take_pool_lock(pool: Any) -> bool:
-    """Take a pool's own lock, which is held for microseconds; False if it is not to be had."""
+    """Take a pool's own lock, which is held for microseconds; False if a thread keeps it."""
     return bool(pool._lock.acquire(timeout=_PATIENCE_S))
 
 
-def part(engine: Engine, name: str) -> Any:
-    """Return a module of the engine under study, beside the one that its service comes from."""
-    assert engine.service is not None
-    package = type(engine.service.native).__module__.rpartition(".")[0]
-    return importlib.import_module(f"{package}.{name}")
+def lock_for(engine: LiveEngine, undo: ExitStack, name: str) -> WatchedLock:
+    """Return a re-entrant lock that observers of the engine, present and later, see by a name."""
+    observer = None if engine.probe is None else engine.probe.observer
+    lock = WatchedLock(threading.RLock(), name, None if observer is None else observer.locks)
+    engine.service.treatment_locks.append(lock)
+    undo.callback(engine.service.treatment_locks.remove, lock)
+    return lock
 
 
-def cache_of(engine: Engine) -> Any:
+def cache_of(engine: LiveEngine) -> Any:
     """Return the live cache."""
-    assert engine.service is not None
-    return engine.service.native.page_cache
-
-
-def allocation_kinds(engine: Engine) -> list[Any]:
-    """Return the classes of the objects by which requests hold pages, where there are such."""
-    names = ("BasePagedAttentionCacheAllocation", "TriePagedAttentionCacheAllocation")
-    modules = [part(engine, f"kvcache.{m}_attention_cache") for m in ("base", "trie")]
-    return [getattr(m, n) for m, n in zip(modules, names, strict=True) if hasattr(m, n)]
-
-
-def owner_of(allocation: Any) -> Any:
-    """Return the cache that an allocation was made by."""
-    return getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
+    return engine.service.cache
 
 
 def nodes_below(root: Any) -> list[Any]:
     """Return all nodes of a trie but its root."""
     found: list[Any] = []
-    waiting = [root]
-    while waiting:
-        children = list((waiting.pop().children or {}).values())
+    pending = [root]
+    while pending:
+        children = list((pending.pop().children or {}).values())
         found += children
-        waiting += children
+        pending += children
     return found

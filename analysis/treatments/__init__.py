@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.core.errors import EngineError, shown
 from analysis.shortfin.cache.allocations.treatments import (
@@ -17,27 +17,24 @@ from analysis.shortfin.cache.allocations.treatments import (
 from analysis.shortfin.cache.records.treatments import (
     DelistFreedPages,
     KeepDecodeRecord,
+    PinOnLookup,
     ReferToPublished,
     RegisterOnce,
 )
 from analysis.shortfin.releases import RELEASES
-from analysis.shortfin.treatment import Treatment
+from analysis.shortfin.treatment import LiveEngine, Treatment
 from analysis.treatments.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
-from analysis.treatments.failures import RequeueUnscheduled, SurviveAllocationFailure
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.treatments.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
-from analysis.treatments.pool import BigPool, ReservePaddingPage
+from analysis.treatments.pool import BigPool, FreeUnpublishedPages, ReservePaddingPage
 from analysis.treatments.scheduling import (
     LockCache,
     OneAtATime,
     OneWorker,
-    PinOnLookup,
+    RequeueUnscheduled,
     ShortStrobes,
+    SurviveAllocationFailure,
 )
-from analysis.treatments.unpublished import FreeUnpublishedPages
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 TREATMENTS: dict[str, type[Treatment]] = {
     treatment.name: treatment
@@ -106,7 +103,7 @@ class Treated:
 
 
 @contextmanager
-def treat(engine: Engine, *names: str) -> Iterator[Treated]:
+def treat(engine: LiveEngine, *names: str) -> Iterator[Treated]:
     """Change a running engine as long as the block lasts, and put everything back at its end.
 
     Where several change the same thing, they do so in the order in which they are named.

@@ -1,28 +1,24 @@
-"""Treatments of what the compiled model is told: lengths and start positions."""
+"""Treatments of the arguments of the compiled model: lengths and start positions."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
-from analysis.shortfin.treatment import Treatment
+from analysis.shortfin.treatment import LiveEngine, Treatment
 from analysis.treatments.invocations import PendingInvocation, edit_invocations
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 
 class CorrectSeqLens(Treatment):
     """Decodes attend to their own positions only."""
 
     name = "correct-seq-lens"
-    hypothesis = "Rows attend to slots beyond their own sequence, and meet what others left there."
-    change = "The length of each decode's row is its start position plus one."
+    hypothesis = "Rows attend to slots beyond their own sequence, with data of other requests."
+    change = "The length of each row of a decode is its start position plus one."
     upstream = "#873"
     needs = frozenset({"history-lengths"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 starts = invocation.arrays["start_positions"]
@@ -35,13 +31,13 @@ class UndoCorrectSeqLens(Treatment):
     """Decodes attend to too many positions again, as 3.1 has them."""
 
     name = "undo-correct-seq-lens"
-    hypothesis = "It is the too long lengths that made 3.1 fail, and nothing that came later."
-    change = "The length of each decode's row is its start position plus that of its history."
+    hypothesis = "The lengths that are too long made 3.1 fail, not a later change."
+    change = "The length of each row of a decode is its start position plus that of its history."
     upstream = "the reverse of #873"
     needs = frozenset({"exact-lengths"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 starts = invocation.arrays["start_positions"]
@@ -54,13 +50,13 @@ class ZeroStartPositions(Treatment):
     """Padding rows write the first slot of the padding page, not the second."""
 
     name = "zero-start-positions"
-    hypothesis = "Padding rows that start at position 1 read a slot that nobody wrote."
-    change = "Padding rows of a decode fly with start position 0."
+    hypothesis = "Padding rows that start at position 1 read a slot that was never written."
+    change = "Padding rows of a decode have start position 0."
     upstream = "#826"
     needs = frozenset({"padding-at-one"})
     acts_on = "server"
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         def edit(invocation: PendingInvocation) -> None:
             if invocation.phase == "decode":
                 invocation.arrays["start_positions"][invocation.real :] = 0

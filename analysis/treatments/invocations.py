@@ -1,4 +1,4 @@
-"""Changing what the compiled model is called with, in the very arrays that it gets."""
+"""Edits of the arguments of the compiled model, in the very arrays that it gets."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, values_of
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replace_attribute
 from analysis.shortfin.verify import note_edit
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass
 class PendingInvocation:
-    """An invocation about to start. Arrays are changed in place."""
+    """An invocation that is about to be called, with its rows. Arrays are changed in place."""
 
     phase: str
     request_ids: list[str]
@@ -33,25 +30,21 @@ class PendingInvocation:
     process: Any
     """The engine's own process that is calling."""
     secretly: bool = False
-    """Set to have nobody told that the arrays were changed after they had been filled."""
+    """Whether observers get the arrays as they were filled, not as they were changed."""
     put_back: bool = False
-    """Set to have the arrays as they were again when the call has returned."""
+    """Whether the arrays are restored when the call has returned."""
     later: dict[str, Ints] = field(default_factory=dict)
-    """Set to have arrays overwritten with these when the call has returned."""
+    """Values that overwrite arrays when the call has returned."""
     skip: bool = False
-    """Set to have the call not made, and the last results of its kind given instead."""
+    """Whether the call is not made; the last results of its kind are given instead."""
     again: bool = False
-    """Set to have the call made once more; the first one's results are thrown away."""
+    """Whether the call is made once more; the results of the first are thrown away."""
     other_arrays: dict[str, Ints] = field(default_factory=dict)
-    """Arguments that are to be others then, by name."""
+    """Arguments of that second call that differ, by name."""
     hang_s: float = 0.0
     """For how long the results are kept from the engine."""
     afterwards: Callable[[], None] | None = None
-    """Set to have something done when the call was made, before the engine goes on."""
-
-    def row(self, request_id: str) -> int:
-        """Return the row of a request; ValueError if it has none."""
-        return self.request_ids.index(request_id)
+    """Called when the call was made, before the engine goes on."""
 
     @property
     def real(self) -> int:
@@ -62,34 +55,38 @@ class PendingInvocation:
 Editor = Callable[[PendingInvocation], None]
 
 
-def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
-    """Have every invocation changed by `editor` before it starts.
+def edit_invocations(engine: LiveEngine, undo: ExitStack, editor: Editor) -> None:
+    """Give every invocation to `editor` before it is called.
 
-    Its arguments are changed in the arrays that the engine made, when its own transfers to them
-    are done: an observer that reads them sees the changed ones, whichever came first.
+    The arguments are changed in the arrays that the engine made, after its own transfers to them:
+    an observer reads the changed ones, whether it was attached before or after.
     """
-    adapter = engine.service
-    assert adapter is not None
-    probe = engine.probe or adapter.probe()
-    service, tables = adapter.native, len(probe.pool.page_tables)
+    service = engine.service
+    assert service is not None
+    probe = engine.probe or service.probe()
+    tables = len(probe.pool.page_tables)
     _note_process(engine, undo)
     last: dict[tuple[str, int], Any] = {}
-    on = [True]
-    undo.callback(lambda: on.__setitem__(0, False))
+    active = True
+
+    def deactivate() -> None:
+        nonlocal active
+        active = False
+
+    undo.callback(deactivate)
 
     def edited(phase: str, size: int, function: Any) -> Any:
-        async def fly(*args: Any, fiber: Any) -> Any:
+        async def call(*args: Any, fiber: Any) -> Any:
             process = CURRENT_INVOCATION.get()
-            if not on[0] or process is None:
+            if not active or process is None:
                 return await function(*args, fiber=fiber)
             await fiber.device(0)
             arguments = args[: len(args) - tables]
             names = probe.argument_names(phase, len(arguments))
             before = {n: _read(a) for n, a in zip(names, arguments, strict=True)}
             ids = probe.invocation_requests(process)
-            pending = PendingInvocation(
-                phase, ids, {n: a.copy() for n, a in before.items()}, process
-            )
+            arrays = {name: array.copy() for name, array in before.items()}
+            pending = PendingInvocation(phase, ids, arrays, process)
             editor(pending)
             for name, array in zip(names, arguments, strict=True):
                 if not np.array_equal(before[name], pending.arrays[name]):
@@ -118,25 +115,24 @@ def edit_invocations(engine: Engine, undo: ExitStack, editor: Editor) -> None:
                 pending.afterwards()
             return results
 
-        return fly
+        return call
 
     for phase in ("prefill", "decode"):
-        functions = getattr(service, f"{phase}_functions")
+        functions = getattr(service.native, f"{phase}_functions")
         for size, function in list(functions.items()):
             wrapper = edited(phase, size, function)
             functions[size] = wrapper
-            undo.callback(_put_back, functions, size, wrapper, function)
+            undo.callback(_restore, functions, size, wrapper, function)
 
 
-def _put_back(functions: dict[int, Any], size: int, wrapper: Any, function: Any) -> None:
-    # One that was wrapped again stays where it is and only passes on.
+def _restore(functions: dict[int, Any], size: int, wrapper: Any, function: Any) -> None:
+    # A wrapper that was wrapped again stays where it is and only passes on.
     if functions[size] is wrapper:
         functions[size] = function
 
 
-def _note_process(engine: Engine, undo: ExitStack) -> None:
-    """Have the invocations of this engine know the process that calls, as an observer has too."""
-    assert engine.service is not None
+def _note_process(engine: LiveEngine, undo: ExitStack) -> None:
+    """Note the process of each invocation of this engine, as an observer does, too."""
     invocation = engine.service.invocation_class()
     run = invocation.run
 

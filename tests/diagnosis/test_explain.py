@@ -266,7 +266,7 @@ def test_a_right_answer_is_no_failure_and_its_broken_rules_are_listed():
     story.close()
     [sentence] = explained(run_of(story, {"request_id": "a"}), "a").diagnosis
     assert "A rule was broken on it nevertheless" in sentence
-    assert "page 0" in sentence
+    assert "Page 0" in sentence
 
 
 def test_unknown_and_ambiguous_names_raise_one_sentence():

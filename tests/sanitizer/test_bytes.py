@@ -9,7 +9,7 @@ from planted import reported
 from support import RELEASES, dialect
 
 from analysis.recording.checksums import MODES
-from analysis.treatments.faults.bytes import BYTES_FAULTS
+from analysis.treatments.faults import family
 
 _INJECT = """
 from analysis.recording import checksums
@@ -71,14 +71,14 @@ CASES = [
     pytest.param(*run.values, fault, id=f"{run.id}-{fault.name[6:]}", marks=run.marks)
     for run in RUNS
     for sharing in [run.values[1]]
-    for fault in BYTES_FAULTS
+    for fault in family("bytes")
     if sharing in fault.sharings()
 ]
 
 
 def case_of(release: str, sharing: str, mode: str, name: str) -> dict[str, Any]:
     """Return what was reported of a fault, planted while its engine is sanitized."""
-    own = [fault.name for fault in BYTES_FAULTS if sharing in fault.sharings()]
+    own = [fault.name for fault in family("bytes") if sharing in fault.sharings()]
     return reported(name, _INJECT, release, sharing, mode, *own)
 
 

@@ -8,13 +8,13 @@ import pytest
 from planted import reported
 from support import RELEASES
 
-from analysis.treatments.faults.execution import EXECUTION_FAULTS
+from analysis.treatments.faults import family
 
 ENDS_ENGINE = ("fault:never-finishes", "fault:dropped-by-batcher")
 """What leaves requests in the engine that nobody ends: each has an engine of its own."""
 
 _INJECT = """
-from analysis.treatments.faults.execution import EXECUTION_FAULTS
+from analysis.treatments.faults import family
 
 alone = arguments
 
@@ -34,7 +34,7 @@ def run(engine, name, timeout_s):
         "summary": findings.summary,
     })
 
-own = [f.name for f in EXECUTION_FAULTS if release in f.releases()]
+own = [f.name for f in family("execution") if release in f.releases()]
 with Engine(EngineConfig(page_count=512)) as engine:
     for name in ["nothing", *[n for n in own if n not in alone]]:
         run(engine, name, 30.0)
@@ -47,7 +47,7 @@ for name in alone:
 CASES = [
     pytest.param(release, fault, id=f"{release}-{fault.name[6:]}")
     for release in RELEASES
-    for fault in EXECUTION_FAULTS
+    for fault in family("execution")
     if release in fault.releases()
 ]
 AT_RISK = {("page-leak", "dropped"), ("not-quiescent", "missing-pages")}

@@ -8,11 +8,11 @@ import pytest
 from planted import names_injection, reported
 from support import RELEASES
 
-from analysis.treatments.faults.cache import CACHE_FAULTS
-from analysis.treatments.faults.invocations import INVOCATION_FAULTS
-from analysis.treatments.faults.requests import REQUEST_FAULTS
+from analysis.treatments.faults import family
 
-FAULTS = {fault.name: fault for fault in (*INVOCATION_FAULTS, *CACHE_FAULTS, *REQUEST_FAULTS)}
+FAULTS = {
+    fault.name: fault for name in ("invocations", "cache", "requests") for fault in family(name)
+}
 """Each of the other families is planted in a test of its own."""
 
 _INJECT = """

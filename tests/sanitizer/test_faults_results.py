@@ -11,9 +11,7 @@ import pytest
 from planted import reported
 from support import RELEASES
 
-from analysis.treatments.faults import FAULTS
-from analysis.treatments.faults.arguments import ARGUMENT_FAULTS
-from analysis.treatments.faults.results import RESULT_FAULTS
+from analysis.treatments.faults import FAULTS, family
 
 OWN_RULES = {
     "logits-mismatch", "sampling-mismatch", "answer-mismatch", "duplicate-answer",
@@ -45,7 +43,7 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=4096)) as engine:
                 treated = ask(number, f"{name}:{number:02d}-")
                 injected[name] = injection_of(treated[name])
 tables = {name: seen.table(name) for name in ("events", "invocations", "snapshots")}
-again = check_tables(tables)
+again = check_tables(tables, engine.model.config.block_seq_stride)
 report("all", {
     "injected": injected, "findings": findings.rows(), "notes": findings.notes,
     "limits": findings.limits,
@@ -55,7 +53,7 @@ report("all", {
 
 
 def faults_of(release: str, sharing: str) -> list[str]:
-    return [f.name for f in (*RESULT_FAULTS, *ARGUMENT_FAULTS) if f.fits(release, sharing)]
+    return [f.name for f in (*family("results"), *family("arguments")) if f.fits(release, sharing)]
 
 
 SETTINGS = [(release, sharing) for release in RELEASES for sharing in ("none", "trie")]
@@ -137,6 +135,6 @@ def test_what_cannot_be_seen_is_said(release: str, sharing: str) -> None:
 
 
 def test_each_fault_says_what_it_sets_off() -> None:
-    for fault in (*RESULT_FAULTS, *ARGUMENT_FAULTS):
+    for fault in (*family("results"), *family("arguments")):
         assert fault.rule in OWN_RULES
-    assert {fault.rule for fault in (*RESULT_FAULTS, *ARGUMENT_FAULTS)} == OWN_RULES
+    assert {fault.rule for fault in (*family("results"), *family("arguments"))} == OWN_RULES

@@ -48,7 +48,7 @@ REAL = {
     # the lock under which they are taken.
     ("records", "trie"): {
         ("page-leak", "dropped"), ("not-quiescent", "missing-pages"),
-        ("ref-count-mismatch", "not-released"), ("not-quiescent", "ref-count-mismatch"),
+        ("ref-count-mismatch", "not-released"), ("not-quiescent", "references"),
         ("lockset-violation", "ref-counts"),
     },
 }  # fmt: skip

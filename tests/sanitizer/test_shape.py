@@ -8,7 +8,7 @@ import pytest
 from planted import names_injection, reported
 from support import RELEASES
 
-from analysis.treatments.faults.shape import SHAPE_FAULTS
+from analysis.treatments.faults import family
 
 _INJECT = """
 sharing, *names = arguments
@@ -49,7 +49,7 @@ SEEN_BY = {
 """Kind of event that a fault shows in, if no snapshot comes before it; else `detached`."""
 ALSO = {"fault:entry-twice": ("allocation-list-mismatch", "listed-and-cached")}
 """What else a fault may be found as: published meanwhile, one of two entries is left."""
-PLANTED = [fault for fault in SHAPE_FAULTS if fault.name != "fault:lock-kept"]
+PLANTED = [fault for fault in family("shape") if fault.name != "fault:lock-kept"]
 SHARINGS = ("none", "trie")
 
 CASES = [

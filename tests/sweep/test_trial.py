@@ -16,6 +16,7 @@ import analysis.engine
 import analysis.sanitizer
 from analysis.engine.completion import Completion
 from analysis.recording.stream import read_stream
+from analysis.shortfin.releases import reported
 from analysis.sweep import trial
 from analysis.treatments.faults import FAULTS, Fault
 from analysis.workloads.workload import Request, Workload
@@ -28,7 +29,7 @@ class Busy(MadeEngine):
     ever.
     """
 
-    device, log = "made up", ""
+    release, device, log = reported(), "made up", ""
     model = SimpleNamespace(config=SimpleNamespace(block_seq_stride=16))
 
     def __init__(self, invocations: int | None) -> None:

@@ -15,7 +15,7 @@ from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import kv_compare
 from analysis.treatments import FAULTS, TREATMENTS, treat
-from analysis.shortfin.treatment import allocation_kinds, part
+from analysis.shortfin.operations import dialect_of
 from analysis.workloads.named import make_workload
 
 def fingerprint(engine):
@@ -27,16 +27,16 @@ def fingerprint(engine):
               type(engine.service)}
     owners |= {n: getattr(service, n) for n in vars(service)
                if n.endswith("batcher") or n == "main_fiber_pool"}
-    owners |= {kind.__name__: kind for kind in allocation_kinds(engine)}
+    owners |= {kind.__name__: kind for kind in dialect_of(engine).allocation_classes(engine)}
     for module, names in (("generate", ["GenerateItemProcess"]), ("service", ["BatcherProcess"]),
                           ("decoder.decoder", ["LlmDecoder", "PageManager", "TokenSelector"])):
         try:
-            owners |= {n: getattr(part(engine, module), n) for n in names}
+            owners |= {n: getattr(engine.service.component(module), n) for n in names}
         except (ImportError, AttributeError):
             pass  # not of this release
     if has(engine.release, "allocations"):
-        owners["client"] = sys.modules[type(engine.service).__module__]._Client
-        owners["arrays"] = part(engine, "generate").sfnp
+        owners["client"] = sys.modules[type(engine.service).__module__].Client
+        owners["arrays"] = engine.service.component("generate").sfnp
     else:
         owners["facade"] = service.unified_batcher._impl
         lanes = service.unified_batcher._impl.batching_engine

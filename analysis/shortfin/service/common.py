@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any
@@ -71,6 +72,7 @@ class LiveCache(CacheOwner):
 
     def __init__(self) -> None:
         self.withheld: set[int] = set()
+        self.quarantined: deque[tuple[Any, bytes]] = deque()
         self.treatment_locks: list[WatchedLock] = []
         self._numbers = NodeNumbers()
 
@@ -93,6 +95,10 @@ class CommonService(LiveCache, Service):
     def __init__(self) -> None:
         super().__init__()
         self.responders: dict[str, Responder] = {}
+
+    @property
+    def edits(self) -> Any:
+        return importlib.import_module(f"{type(self).__module__}_edits")
 
     def load(self, setup: Setup) -> None:
         """Load the compiled model and its parameters into the native service."""

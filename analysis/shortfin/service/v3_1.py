@@ -32,7 +32,7 @@ class _Ids:
         self.ids = list(ids)  # the engine appends to the list that it is given
 
 
-class _Client(ClientGenerateBatchProcess):  # type: ignore[misc]
+class Client(ClientGenerateBatchProcess):  # type: ignore[misc]
     """The engine's own client process, which also reports when a token arrived."""
 
     def tokenize(self) -> Any:
@@ -96,7 +96,7 @@ class V31(CommonService):
         )
         request.post_init()
         responder = self.responders[call.request_id] = _Responder(call, self.end)
-        _Client(self.native, request, responder).launch()
+        Client(self.native, request, responder).launch()
 
     def request_state(self, request_id: str) -> str:
         batcher = self.native.batcher

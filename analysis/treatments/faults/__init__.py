@@ -1,40 +1,45 @@
-"""Planted faults: known defects, by which it is seen whether the sanitizer sounds the alarm."""
+"""Faults by name and by family, and those that the controls of a sweep use."""
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 
-from analysis.treatments.faults.arguments import ARGUMENT_FAULTS
-from analysis.treatments.faults.base import Fault, Injection
-from analysis.treatments.faults.bytes import BYTES_FAULTS
-from analysis.treatments.faults.cache import CACHE_FAULTS
-from analysis.treatments.faults.execution import EXECUTION_FAULTS
-from analysis.treatments.faults.invocations import INVOCATION_FAULTS
-from analysis.treatments.faults.requests import REQUEST_FAULTS
-from analysis.treatments.faults.results import RESULT_FAULTS
-from analysis.treatments.faults.shape import SHAPE_FAULTS
+# In this order, controls take turns between families.
+from analysis.treatments.faults import invocations  # isort: split
 
-FAMILIES: tuple[tuple[type[Fault], ...], ...] = (
-    INVOCATION_FAULTS,
-    CACHE_FAULTS,
-    REQUEST_FAULTS,
-    SHAPE_FAULTS,
-    BYTES_FAULTS,
-    RESULT_FAULTS,
-    ARGUMENT_FAULTS,
-    EXECUTION_FAULTS,
+from analysis.treatments.faults import cache  # isort: split
+
+from analysis.treatments.faults import requests  # isort: split
+
+from analysis.treatments.faults import shape  # isort: split
+
+from analysis.treatments.faults import bytes as bytes_  # isort: split
+
+from analysis.treatments.faults import results  # isort: split
+
+from analysis.treatments.faults import arguments  # isort: split
+
+from analysis.treatments.faults import execution  # isort: split
+
+from analysis.treatments.faults.base import FAULTS, Fault, Injection
+
+FAMILIES: tuple[tuple[type[Fault], ...], ...] = tuple(
+    tuple(group) for _, group in groupby(FAULTS.values(), key=lambda kind: kind.family)
 )
-FAULTS: dict[str, type[Fault]] = {fault.name: fault for family in FAMILIES for fault in family}
-"""By name, which begins with `fault:`."""
 TRIES = 3
-"""Faults that are planted in an arm, one engine each, until one finds something to inject."""
+"""Faults that are tried in an arm, one engine each, until one could be injected."""
+
+
+def family(name: str) -> tuple[type[Fault], ...]:
+    """Return the faults of a family, such as `cache`."""
+    return tuple(kind for kind in FAULTS.values() if kind.family == name)
 
 
 def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
     """Return the faults that a control may have, in turn from one family to the next."""
     families = [
-        [fault.name for fault in family if fault.control and fault.fits(release, prefix_sharing)]
-        for family in FAMILIES
+        [kind.name for kind in members if kind.control and kind.fits(release, prefix_sharing)]
+        for members in FAMILIES
     ]
     turns = zip_longest(*families)
     return tuple(name for turn in turns for name in turn if name is not None)
@@ -47,10 +52,13 @@ def tried(release: str, prefix_sharing: str, number: int) -> tuple[str, ...]:
     """
     faults = controls(release, prefix_sharing)
     start = number % len(faults)
-    by_family: dict[tuple[type[Fault], ...], str] = {}
+    by_family: dict[str, str] = {}
     for name in (*faults[start:], *faults[:start]):
-        by_family.setdefault(next(f for f in FAMILIES if FAULTS[name] in f), name)
+        by_family.setdefault(FAULTS[name].family, name)
     return tuple(by_family.values())[:TRIES]
 
 
-__all__ = ["FAMILIES", "FAULTS", "TRIES", "Fault", "Injection", "controls", "tried"]
+__all__ = [
+    "FAMILIES", "FAULTS", "TRIES", "Fault", "Injection", "arguments", "bytes_", "cache", "controls",
+    "execution", "family", "invocations", "requests", "results", "shape", "tried",
+]  # fmt: skip

@@ -1,200 +1,109 @@
-"""Faults between the filling of arguments and their reading, and in the order of invocations."""
+"""Faults between the filling of arguments and the device's reading of them.
+
+The arguments are as they were filled before and after the device reads them, so that an observer
+that reads them when the invocation has finished does not see the change.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from abc import abstractmethod
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
-from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, Injection, InvocationFault, place_of
-from analysis.treatments.faults.requests import Mute
-from analysis.treatments.invocations import PendingInvocation
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
+from analysis.shortfin.treatment import LiveEngine
+from analysis.treatments.faults.base import Fault, Injection, Site, fault, place_of
 
 _PATIENCE_S = 2.0
+_secret = partial(fault, rule="argument-changed", secret=True)
 
 
-class Passing(InvocationFault):
-    """A fault in arguments that are as they were filled before, and after, the device reads them.
-
-    Who reads them only when the invocation has landed sees nothing of it.
-    """
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        injected = self.alter(invocation, row, probe)
-        invocation.secretly = invocation.put_back = injected is not None
-        return injected
-
-    @abstractmethod
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        """Change the arrays of an invocation; None if it does not offer itself."""
+@_secret("tokens-exchanged-after-filling", cause="tokens")
+def tokens_exchanged(site: Site) -> Injection | None:
+    """Two rows of one decode have each other's tokens while the device reads, once."""
+    tokens = site.arrays["tokens"]
+    for other in range(site.invocation.real):
+        if tokens[site.row, 0] != tokens[other, 0]:
+            tokens[[site.row, other]] = tokens[[other, site.row]]
+            return site.injection()
+    return None
 
 
-class TokensExchanged(Passing):
-    """Two rows are exchanged in a buffer that was filled."""
-
-    name = "fault:tokens-exchanged-after-filling"
-    change = "Two rows of one decode have each other's tokens while the device reads, once."
-    rule, cause = "argument-changed", "tokens"
-
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tokens = invocation.arrays["tokens"]
-        for other in range(invocation.real):
-            if tokens[row, 0] != tokens[other, 0]:
-                tokens[[row, other]] = tokens[[other, row]]
-                return Injection(invocation.request_ids[row])
+@_secret("tokens-of-last-invocation", cause="tokens")
+def tokens_of_last(site: Site) -> Injection | None:
+    """The tokens of one decode are those of the one before while the device reads, once."""
+    tokens, last = site.arrays["tokens"], site.memory.get("tokens")
+    site.memory["tokens"] = tokens.copy()
+    if last is None or last.shape != tokens.shape or last[site.row, 0] == tokens[site.row, 0]:
         return None
+    tokens[:] = last
+    return site.injection()
 
 
-class TokensOfLast(Passing):
-    """A buffer holds the tokens of the invocation before."""
-
-    name = "fault:tokens-of-last-invocation"
-    change = "The tokens of one decode are those of the one before while the device reads, once."
-    rule, cause = "argument-changed", "tokens"
-
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._last: Any = None
-
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tokens, last = invocation.arrays["tokens"], self._last
-        self._last = tokens.copy()
-        if last is None or last.shape != tokens.shape or last[row, 0] == tokens[row, 0]:
-            return None
-        tokens[:] = last
-        return Injection(invocation.request_ids[row])
+@_secret("prompt-changed-after-filling", cause="tokens", phase="prefill", after=0)
+def prompt_changed(site: Site) -> Injection:
+    """One token of one row of a prefill is another while the device reads, once."""
+    tokens = site.arrays["tokens"]
+    tokens[site.row, 1] += 1 if tokens[site.row, 1] < 5 else -1
+    return site.injection()
 
 
-class PromptChanged(Passing):
-    """A token of a prompt is another one when the device reads it."""
-
-    name = "fault:prompt-changed-after-filling"
-    change = "One token of one row of a prefill is another while the device reads, once."
-    phase, after = "prefill", 0
-    rule, cause = "argument-changed", "tokens"
-
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tokens = invocation.arrays["tokens"]
-        tokens[row, 1] += 1 if tokens[row, 1] < 5 else -1
-        return Injection(invocation.request_ids[row])
+@_secret("length-changed-after-filling", cause="seq_lens")
+def length_changed(site: Site) -> Injection:
+    """One row of a decode is one token too short while the device reads, once."""
+    site.arrays["seq_lens"][site.row] -= 1
+    return site.injection()
 
 
-class LengthChanged(Passing):
-    """A row's length is another one when the device reads it."""
-
-    name = "fault:length-changed-after-filling"
-    change = "One row of a decode is one token too short while the device reads, once."
-    rule, cause = "argument-changed", "seq_lens"
-
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.arrays["seq_lens"][row] -= 1
-        return Injection(invocation.request_ids[row])
+@_secret("start-changed-after-filling", cause="start_positions")
+def start_changed(site: Site) -> Injection:
+    """One row of a decode starts one position early while the device reads, once."""
+    site.arrays["start_positions"][site.row] -= 1
+    return site.injection()
 
 
-class StartChanged(Passing):
-    """A row's start is another one when the device reads it."""
-
-    name = "fault:start-changed-after-filling"
-    change = "One row of a decode starts one position early while the device reads, once."
-    rule, cause = "argument-changed", "start_positions"
-
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.arrays["start_positions"][row] -= 1
-        return Injection(invocation.request_ids[row])
+@_secret("table-changed-after-filling", cause="block_tables")
+def table_changed(site: Site) -> Injection | None:
+    """The first page of one row of a decode is a free one while the device reads, once."""
+    if not site.free:
+        return None
+    # From the middle: one that was hardly ever in a block table.
+    site.table[0] = page = site.free[len(site.free) // 2].index
+    return site.injection(page)
 
 
-class TableChanged(Passing):
-    """A row's block table is another one when the device reads it."""
-
-    name = "fault:table-changed-after-filling"
-    change = "The first page of one row of a decode is a free one while the device reads, once."
-    rule, cause = "argument-changed", "block_tables"
-
-    def alter(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        free = probe.pool.available_pages
-        if not free:
-            return None
-        # From the middle: one that was hardly ever in a block table.
-        invocation.arrays["block_tables"][row, 0] = page = int(free[len(free) // 2].index)
-        return Injection(invocation.request_ids[row], None, page)
+@fault("refilled-in-invocation", "argument-changed", "seq_lens")
+def refilled_in_invocation(site: Site) -> Injection:
+    """The lengths of one decode are overwritten after its call, before it has finished, once."""
+    site.invocation.later = {"seq_lens": np.roll(site.arrays["seq_lens"], 1) + 1}
+    return site.injection()
 
 
-class RefilledDuringInvocation(InvocationFault):
-    """The buffers of an invocation are given to another one before it has landed."""
+@fault("next-before-finish", "read-before-write", "write-pending", kind=Fault,
+       needs=["request-list"])  # fmt: skip
+def next_before_finish(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
+    """One decode is reported as done with the last results before it has finished, once."""
+    edits, results = engine.service.edits, self.memory
+    begun = False
 
-    name = "fault:refilled-in-invocation"
-    change = "The lengths of one decode are overwritten when it was called, before it lands, once."
-    rule, cause = "argument-changed", "seq_lens"
+    def started(requests: list[Any]) -> None:
+        nonlocal begun
+        if self.injected is not None:
+            begun |= any(request.rid == self.injected.request_id for request in requests)
 
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.later = {"seq_lens": np.roll(invocation.arrays["seq_lens"], 1) + 1}
-        return Injection(invocation.request_ids[row])
+    async def finished(requests: list[Any]) -> None:
+        """Complete one request of a decode that was called, and wait for its next one."""
+        for row, request in enumerate(requests):
+            if request.rid in results and self.targets(request.rid):
+                self.injected = Injection(request.rid, seq=place_of(engine.probe))
+                edits.mute(requests, row)
+                edits.complete(request, results[request.rid])
+                deadline = time.monotonic() + _PATIENCE_S
+                while not begun and time.monotonic() < deadline:
+                    await asyncio.sleep(0.001)
+                return
 
-
-class NextBeforeFinish(Fault):
-    """A request goes on before its decode has landed."""
-
-    name = "fault:next-before-finish"
-    change = "One decode is reported as done with the last results before it has landed, once."
-    needs = frozenset({"request-list"})
-    rule, cause = "read-before-write", "write-pending"
-
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._results: dict[str, Any] = {}
-        self._begun = False
-
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Hold one decode back until the next of a request of it has begun."""
-        adapter = engine.service
-        assert adapter is not None
-        executor, functions = adapter.invocation_class(), adapter.native.decode_functions
-        run = executor.run
-
-        async def running(process: Any) -> None:
-            await run(process)
-            for request in process.exec_requests:
-                if request.result_logits is not None:
-                    self._results[request.rid] = request.result_logits
-
-        replace_attribute(undo, executor, "run", running)
-        for size, function in list(functions.items()):
-            functions[size] = self._holding(function, engine)
-            undo.callback(functions.__setitem__, size, function)
-
-    def _holding(self, function: Any, engine: Engine) -> Any:
-        async def fly(*args: Any, fiber: Any) -> Any:
-            process = CURRENT_INVOCATION.get()
-            requests = [] if process is None else process.exec_requests
-            if self.injected is not None:
-                self._begun |= any(r.rid == self.injected.request_id for r in requests)
-                return await function(*args, fiber=fiber)
-            results = await function(*args, fiber=fiber)
-            for row, request in enumerate(requests):
-                if request.rid in self._results and self.targets(request.rid):
-                    self.injected = Injection(request.rid, seq=place_of(engine.probe))
-                    requests[row] = Mute(request)
-                    request.result_logits = self._results[request.rid]
-                    request.done.set_success()
-                    deadline = time.monotonic() + _PATIENCE_S
-                    while not self._begun and time.monotonic() < deadline:
-                        await asyncio.sleep(0.001)
-                    break
-            return results
-
-        return fly
-
-
-ARGUMENT_FAULTS = (
-    TokensExchanged, TokensOfLast, PromptChanged, LengthChanged, StartChanged, TableChanged,
-    RefilledDuringInvocation, NextBeforeFinish,
-)  # fmt: skip
+    edits.around_decodes(engine.service, undo, started, finished, results)

@@ -1,91 +1,97 @@
-"""What a planted fault is: it strikes once, and keeps what it did."""
+"""Faults: defects injected on purpose, to verify that the sanitizer reports them.
+
+A fault is a function with the decorator `fault`, which names what must be reported: a rule and a
+cause. Its docstring is the description. `kind` decides where it is called, and with what.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from analysis.recording.recorder import Recorder
 from analysis.shortfin.releases import row_of
-from analysis.shortfin.treatment import Place, Treatment
-from analysis.treatments.invocations import PendingInvocation, edit_invocations
+from analysis.shortfin.treatment import LiveEngine, Place, Treatment
+from analysis.treatments.invocations import Ints, PendingInvocation, edit_invocations
 
-if TYPE_CHECKING:
-    from analysis.engine import Engine
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Injection:
-    """What a fault did."""
+    """What a fault changed."""
 
     request_id: str | None = None
-    """The request that suffers."""
+    """The request whose data or state is damaged."""
     other_request_id: str | None = None
     page: int | None = None
     invocation_id: int | None = None
-    """The invocation at which it was done, as a recording numbers it; None for one not made."""
+    """The invocation in which it was injected, as a recording numbers it; None outside of one."""
     seq: int | None = None
-    """A place among the recorded events just before it was done."""
-
-
-def place_of(probe: Any) -> int | None:
-    """Return a place among the events that a probe tells, None if nothing is recorded."""
-    watcher = None if probe is None else probe.observer
-    if not isinstance(watcher, Recorder):
-        return None
-    place = watcher.reserve()
-    watcher.unused(place)
-    return place[0]
+    """Sequence number among the recorded events, just before the injection."""
 
 
 class Fault(Treatment):
-    """A defect planted on purpose, to see whether the alarm sounds.
+    """A defect that is injected once."""
 
-    Its parameter is the beginning of the ids of the requests that it may inject.
-    """
-
-    hypothesis = "None: it shows that the sanitizer finds such a defect."
-    takes = "the beginning of a request's id"
+    hypothesis = "None: it verifies that the sanitizer reports such a defect."
+    takes = "the beginning of the id of the requests that it may damage"
     acts_on: ClassVar[Place] = "server"
+    family: ClassVar[str]
+    """The module of the fault; controls take turns between families."""
     rule: ClassVar[str]
-    """The rule that it breaks."""
+    """The rule that must report it."""
     cause: ClassVar[str]
-    """In which way."""
+    """The cause that must be reported."""
     instead: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """By capability, rule and cause on releases that have it, where those differ."""
     control: ClassVar[bool] = True
-    """Whether a sanitized sweep finds it from what it records, so that controls may have it."""
+    """Whether a sanitized sweep finds it in its recordings, so that controls may use it."""
+    function: ClassVar[Callable[..., Any]]
+    """The decorated function."""
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
         self.injected: Injection | None = None
+        self.memory: dict[Any, Any] = {}
+        """What the function keeps from call to call."""
 
     @classmethod
     def alarm(cls, release: str) -> tuple[str, str]:
-        """Return rule and cause of the alarm that it must set off on a release."""
+        """Return the rule and the cause that must be reported on a release."""
         capabilities = row_of(release).capabilities
         others = [alarm for name, alarm in cls.instead.items() if name in capabilities]
         return others[0] if others else (cls.rule, cls.cause)
 
     def targets(self, request_id: str) -> bool:
-        """Tell whether a request is one that it is meant for."""
+        """Return whether it may still be injected into a request."""
         return self.injected is None and request_id.startswith(self.parameter or "")
+
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        """Call the function with this fault, the engine and the stack."""
+        type(self).function(self, engine, undo)
 
 
 class InvocationFault(Fault):
-    """A fault in what the model is called with, in one invocation."""
+    """A fault in one invocation, before the model is called: `function(site)`.
+
+    The function changes the invocation or the cache, and returns an Injection, or None where the
+    site does not suit it.
+    """
 
     phase: ClassVar[str] = "decode"
     after: ClassVar[int] = 3
-    """Invocations of the phase that pass first, so that there is something to damage."""
+    """Invocations of the phase that are left alone first, so that there is state to damage."""
+    secret: ClassVar[bool] = False
+    """Whether the arguments differ from what was filled in only while the device reads them."""
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Look at every invocation for one that it can inject."""
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        """Offer every row of the invocations until the fault is injected."""
         passed = 0
-        probe = engine.probe or engine.service.probe()  # type: ignore[union-attr]
+        probe = engine.probe or engine.service.probe()
 
         def edit(invocation: PendingInvocation) -> None:
             nonlocal passed
@@ -95,41 +101,143 @@ class InvocationFault(Fault):
             if passed <= self.after:
                 return
             for row, request_id in enumerate(invocation.request_ids):
-                if self.targets(request_id):
-                    place = place_of(probe)
-                    injected = self.inject(invocation, row, probe)
-                    if injected is not None:
-                        self.injected = replace(injected, seq=place)
-                        self._note_number(invocation, probe)
-                        return
+                if not self.targets(request_id):
+                    continue
+                place = place_of(probe)
+                injection = self.inject(Site(invocation, row, probe, engine.service, self.memory))
+                if injection is not None:
+                    self.injected = replace(injection, seq=place)
+                    invocation.secretly = invocation.put_back = self.secret
+                    self._note_number(invocation, probe)
+                    return
 
         edit_invocations(engine, undo, edit)
 
+    def inject(self, site: Site) -> Injection | None:
+        """Damage a row; None if the site does not suit the fault."""
+        injection: Injection | None = type(self).function(site)
+        return injection
+
     def _note_number(self, invocation: PendingInvocation, probe: Any) -> None:
-        """Have the number of the invocation noted when it has begun, if it is recorded."""
-        then, watcher = invocation.afterwards, probe.observer
+        """Note the number of the invocation when it has begun, if it is recorded."""
+        then, observer = invocation.afterwards, probe.observer
 
         def begun() -> None:
             if then is not None:
                 then()
-            if isinstance(watcher, Recorder) and self.injected is not None:
-                number = watcher.last_invocation_of(invocation.request_ids)
+            if isinstance(observer, Recorder) and self.injected is not None:
+                number = observer.last_invocation_of(invocation.request_ids)
                 self.injected = replace(self.injected, invocation_id=number)
 
         invocation.afterwards = begun
 
-    @abstractmethod
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        """Damage a row; return what was done, None if this one does not offer itself."""
+
+@dataclass
+class Site:
+    """One row of an invocation that is about to be called."""
+
+    invocation: PendingInvocation
+    row: int
+    probe: Any
+    service: Any
+    memory: dict[Any, Any]
+
+    @property
+    def request(self) -> str:
+        """The request of the row."""
+        return self.invocation.request_ids[self.row]
+
+    @property
+    def other(self) -> int | None:
+        """Another row that carries a request, None if there is none."""
+        return next((row for row in range(self.invocation.real) if row != self.row), None)
+
+    @property
+    def arrays(self) -> dict[str, Ints]:
+        """The arguments of the model."""
+        return self.invocation.arrays
+
+    @property
+    def tables(self) -> Ints:
+        """The block tables of all rows."""
+        return self.arrays["block_tables"]
+
+    @property
+    def table(self) -> Ints:
+        """The block table of the row."""
+        row: Ints = self.tables[self.row]
+        return row
+
+    @property
+    def start(self) -> int:
+        """The start position of a decode's row: its slot is written."""
+        return int(self.arrays["start_positions"][self.row])
+
+    @property
+    def stride(self) -> int:
+        """Tokens of a page."""
+        return int(self.probe.cache.tokens_per_page)
+
+    @property
+    def own_block(self) -> int:
+        """The place in the block table that a decode's row writes to."""
+        return min(self.start // self.stride, len(self.table) - 1)
+
+    @property
+    def free(self) -> Any:
+        """The free list of the pool, live."""
+        return self.probe.pool.available_pages
+
+    @property
+    def held(self) -> list[int]:
+        """The pages of the request, those that the trie does not have first."""
+        nodes = {node.page for node in self.probe.read().nodes}
+        pages = self.probe.holdings().get(self.request, [])
+        return sorted(pages, key=lambda page: page in nodes)
+
+    def entry(self, page: int) -> Any:
+        """Return the pool's own object for a page."""
+        return self.probe.pool.attn_page_entries[page]
+
+    def injection(self, page: int | None = None, other: int | None = None) -> Injection:
+        """Return an injection into the row's request; `other` is a row."""
+        name = None if other is None else self.invocation.request_ids[other]
+        return Injection(self.request, name, None if page is None else int(page))
 
 
-def another(invocation: PendingInvocation, row: int) -> int | None:
-    """Return another real row of an invocation, None if there is none."""
-    return next((other for other in range(invocation.real) if other != row), None)
+FAULTS: dict[str, type[Fault]] = {}
+"""By name, which begins with `fault:`."""
 
 
-def own_block(invocation: PendingInvocation, row: int, probe: Any) -> int:
-    """Return the place in the block table that a decode's row writes to."""
-    width = invocation.arrays["block_tables"].shape[1]
-    place = int(invocation.arrays["start_positions"][row]) // int(probe.cache.tokens_per_page)
-    return int(min(place, width - 1))
+def fault(
+    name: str,
+    rule: str,
+    cause: str,
+    *,
+    kind: type[Fault] = InvocationFault,
+    needs: Iterable[str] = (),
+    **settings: Any,
+) -> Callable[[_Function], _Function]:
+    """Register a function as a fault; `settings` are class attributes of `kind`."""
+
+    def register(function: _Function) -> _Function:
+        text = inspect.cleandoc(function.__doc__ or "")
+        values = {
+            "__doc__": text, "__module__": function.__module__, "name": f"fault:{name}",
+            "change": text, "family": function.__module__.rpartition(".")[2], "rule": rule,
+            "cause": cause, "needs": frozenset(needs), "function": staticmethod(function),
+        }  # fmt: skip
+        FAULTS[f"fault:{name}"] = type(function.__name__, (kind,), values | settings)
+        return function
+
+    return register
+
+
+def place_of(probe: Any) -> int | None:
+    """Return the present place among the recorded events, None if nothing is recorded."""
+    observer = None if probe is None else probe.observer
+    if not isinstance(observer, Recorder):
+        return None
+    place = observer.reserve()
+    observer.unused(place)
+    return place[0]

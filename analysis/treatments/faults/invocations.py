@@ -1,219 +1,121 @@
-"""Faults in the arguments of an invocation."""
+"""Faults in the arguments of an invocation, as an engine might fill them wrongly."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from analysis.treatments.faults.base import Injection, InvocationFault, another, own_block
-from analysis.treatments.invocations import PendingInvocation
+from analysis.treatments.faults.base import Injection, Site, fault
 
 
-class WrongPage(InvocationFault):
-    """A row reads another request's page."""
-
-    name = "fault:wrong-page"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "The first page of one row's block table is another request's, once."
-    rule, cause = "wrong-kv-read", "cross-request"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        other = another(invocation, row)
-        if other is None:
-            return None
-        tables = invocation.arrays["block_tables"]
-        if tables[row, 0] == tables[other, 0]:
-            return None
-        tables[row, 0] = tables[other, 0]
-        ids = invocation.request_ids
-        return Injection(ids[row], ids[other], int(tables[row, 0]))
-
-
-class SwappedTables(InvocationFault):
-    """Two rows have each other's pages."""
-
-    name = "fault:swapped-tables"
-    change = "Two rows of one invocation have each other's block tables, once."
-    rule, cause = "block-table-mismatch", "foreign-page"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        other = another(invocation, row)
-        if other is None:
-            return None
-        tables = invocation.arrays["block_tables"]
-        tables[[row, other]] = tables[[other, row]]
-        ids = invocation.request_ids
-        return Injection(ids[row], ids[other], int(tables[row, 0]))
-
-
-class StalePage(InvocationFault):
-    """A row reads a page that an earlier request left behind."""
-
-    name = "fault:stale-page"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "The first page of one row's block table is a free one that was used before, once."
-    rule, cause = "wrong-kv-read", "stale-after-free"
-
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._seen: dict[int, str] = {}
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tables, ids = invocation.arrays["block_tables"], invocation.request_ids
-        free = {page.index for page in probe.pool.available_pages}
-        for page, owner in self._seen.items():
-            if page in free and owner not in ids:
-                tables[row, 0] = page
-                return Injection(ids[row], owner, page)
-        for place, owner in enumerate(ids):
-            self._seen[int(tables[place, 0])] = owner
+@fault("wrong-page", "wrong-kv-read", "cross-request", control=False)
+def wrong_page(site: Site) -> Injection | None:
+    """The first page of one row's block table is another request's, once."""
+    other = site.other
+    if other is None or site.table[0] == site.tables[other, 0]:
         return None
+    site.table[0] = site.tables[other, 0]
+    return site.injection(site.table[0], other)
 
 
-class SeqLenLong(InvocationFault):
-    """A row attends to one slot more than it has."""
-
-    name = "fault:seq-len-long"
-    change = "One row's length is one too long, once."
-    rule, cause = "seq-len-mismatch", "overread"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row] + 2
-        return Injection(invocation.request_ids[row])
-
-
-class SeqLenShort(InvocationFault):
-    """A row does not attend to its own last token."""
-
-    name = "fault:seq-len-short"
-    change = "One row's length is one too short, once."
-    rule, cause = "seq-len-mismatch", "underread"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.arrays["seq_lens"][row] = invocation.arrays["start_positions"][row]
-        return Injection(invocation.request_ids[row])
-
-
-class StartPositionEarly(InvocationFault):
-    """A row overwrites its last token."""
-
-    name = "fault:start-position-early"
-    change = "One row starts one position too early, once."
-    rule, cause = "position-mismatch", "behind"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.arrays["start_positions"][row] -= 1
-        return Injection(invocation.request_ids[row])
-
-
-class StartPositionLate(InvocationFault):
-    """A row leaves a gap."""
-
-    name = "fault:start-position-late"
-    change = "One row starts one position too late, once."
-    rule, cause = "position-mismatch", "ahead"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        starts = invocation.arrays["start_positions"]
-        if (int(starts[row]) + 1) // probe.cache.tokens_per_page >= invocation.arrays[
-            "block_tables"
-        ].shape[1]:
-            return None
-        starts[row] += 1
-        return Injection(invocation.request_ids[row])
-
-
-class WrongToken(InvocationFault):
-    """A row is prefilled with a token that is not its own."""
-
-    name = "fault:wrong-token"
-    change = "One token of one row's prompt is another, once."
-    phase, after = "prefill", 0
-    rule, cause = "token-mismatch", "wrong-token"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tokens = invocation.arrays["tokens"]
-        tokens[row, 1] = tokens[row, 1] + 1 if tokens[row, 1] < 5 else tokens[row, 1] - 1
-        return Injection(invocation.request_ids[row])
-
-
-class PaddingPageInTable(InvocationFault):
-    """A row has the padding page for one of its own."""
-
-    name = "fault:padding-page-in-table"
-    change = "The first page of one row's block table is page 0, once."
-    rule, cause = "block-table-mismatch", "padding-page"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tables = invocation.arrays["block_tables"]
-        if tables[row, 0] == 0:
-            return None
-        tables[row, 0] = 0
-        return Injection(invocation.request_ids[row], None, 0)
-
-
-class PaddingWritesPage(InvocationFault):
-    """Padding is written over a request's data."""
-
-    name = "fault:padding-writes-page"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "A padding row's block table has a request's page, once."
-    rule, cause = "shared-page-write", "padding-row"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tables = invocation.arrays["block_tables"]
-        if invocation.real >= len(tables):
-            return None
-        tables[invocation.real, 0] = tables[row, 0]
-        return Injection(invocation.request_ids[row], None, int(tables[row, 0]))
-
-
-class MisplacedWrite(InvocationFault):
-    """A row's new key and value go where they are never read again."""
-
-    name = "fault:misplaced-write"
-    change = "One row writes into its own first page instead of its last, once."
-    rule, cause = "block-table-mismatch", "duplicate-page"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
-        if block == 0:
-            return None
-        tables[row, block] = tables[row, 0]
-        return Injection(invocation.request_ids[row], None, int(tables[row, 0]))
-
-
-class DroppedWrite(InvocationFault):
-    """A decode step does not happen, and nobody notices."""
-
-    name = "fault:dropped-write"
-    change = "One decode is not made; the results of the last one are given again."
-    rule, cause = "token-without-invocation", "extra-token"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        invocation.skip = True
-        return Injection(invocation.request_ids[row])
-
-
-class SharedPageWrite(InvocationFault):
-    """A row writes into a page of the trie."""
-
-    name = "fault:shared-page-write"
-    change = "The page that one row writes to is one that the trie serves to others, once."
-    needs = frozenset({"trie"})
-    rule, cause = "shared-page-write", "request-row"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tables, block = invocation.arrays["block_tables"], own_block(invocation, row, probe)
-        own = set(tables[row].tolist())
-        for node in probe.read().nodes:
-            if node.page is not None and node.page not in own:
-                tables[row, block] = node.page
-                return Injection(invocation.request_ids[row], None, node.page)
+@fault("swapped-tables", "block-table-mismatch", "foreign-page")
+def swapped_tables(site: Site) -> Injection | None:
+    """Two rows of one invocation have each other's block tables, once."""
+    other = site.other
+    if other is None:
         return None
+    site.tables[[site.row, other]] = site.tables[[other, site.row]]
+    return site.injection(site.table[0], other)
 
 
-INVOCATION_FAULTS = (
-    WrongPage, SwappedTables, StalePage, SeqLenLong, SeqLenShort, StartPositionEarly,
-    StartPositionLate, WrongToken, PaddingPageInTable, PaddingWritesPage, MisplacedWrite,
-    DroppedWrite, SharedPageWrite,
-)  # fmt: skip
+@fault("stale-page", "wrong-kv-read", "stale-after-free", control=False)
+def stale_page(site: Site) -> Injection | None:
+    """The first page of one row's block table is a free one that was used before, once."""
+    ids, free = site.invocation.request_ids, {page.index for page in site.free}
+    for page, owner in site.memory.items():
+        if page in free and owner not in ids:
+            site.table[0] = page
+            return Injection(site.request, owner, page)
+    site.memory.update((int(site.tables[row, 0]), owner) for row, owner in enumerate(ids))
+    return None
+
+
+@fault("seq-len-long", "seq-len-mismatch", "overread")
+def seq_len_long(site: Site) -> Injection:
+    """One row's length is one too long, once."""
+    site.arrays["seq_lens"][site.row] = site.start + 2
+    return site.injection()
+
+
+@fault("seq-len-short", "seq-len-mismatch", "underread")
+def seq_len_short(site: Site) -> Injection:
+    """One row's length is one too short, once."""
+    site.arrays["seq_lens"][site.row] = site.start
+    return site.injection()
+
+
+@fault("start-position-early", "position-mismatch", "behind")
+def start_position_early(site: Site) -> Injection:
+    """One row starts one position too early, once."""
+    site.arrays["start_positions"][site.row] -= 1
+    return site.injection()
+
+
+@fault("start-position-late", "position-mismatch", "ahead")
+def start_position_late(site: Site) -> Injection | None:
+    """One row starts one position too late, once."""
+    if (site.start + 1) // site.stride >= len(site.table):
+        return None
+    site.arrays["start_positions"][site.row] += 1
+    return site.injection()
+
+
+@fault("wrong-token", "token-mismatch", "wrong-token", phase="prefill", after=0)
+def wrong_token(site: Site) -> Injection:
+    """One token of one row's prompt is another, once."""
+    tokens = site.arrays["tokens"]
+    tokens[site.row, 1] += 1 if tokens[site.row, 1] < 5 else -1
+    return site.injection()
+
+
+@fault("padding-page-in-table", "block-table-mismatch", "padding-page")
+def padding_page_in_table(site: Site) -> Injection | None:
+    """The first page of one row's block table is page 0, once."""
+    if site.table[0] == 0:
+        return None
+    site.table[0] = 0
+    return site.injection(0)
+
+
+@fault("padding-writes-page", "shared-page-write", "padding-row", control=False)
+def padding_writes_page(site: Site) -> Injection | None:
+    """A padding row's block table has a request's page, once."""
+    padding = site.invocation.real
+    if padding >= len(site.tables):
+        return None
+    site.tables[padding, 0] = site.table[0]
+    return site.injection(site.table[0])
+
+
+@fault("misplaced-write", "block-table-mismatch", "duplicate-page")
+def misplaced_write(site: Site) -> Injection | None:
+    """One row writes into its own first page instead of its last, once."""
+    if site.own_block == 0:
+        return None
+    site.table[site.own_block] = site.table[0]
+    return site.injection(site.table[0])
+
+
+@fault("dropped-write", "token-without-invocation", "extra-token")
+def dropped_write(site: Site) -> Injection:
+    """One decode is not made; the results of the last one are given again."""
+    site.invocation.skip = True
+    return site.injection()
+
+
+@fault("shared-page-write", "shared-page-write", "request-row", needs=["trie"])
+def shared_page_write(site: Site) -> Injection | None:
+    """The page that one row writes to is one that the trie serves to others, once."""
+    own = set(site.table.tolist())
+    for node in site.probe.read().nodes:
+        if node.page is not None and node.page not in own:
+            site.table[site.own_block] = node.page
+            return site.injection(node.page)
+    return None

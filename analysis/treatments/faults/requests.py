@@ -1,111 +1,93 @@
-"""Faults in how a request is led to its end; those that know the engine say which."""
+"""Faults in the completion of a request's steps, between the batcher and the request."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from analysis.shortfin.treatment import replace_attribute
-from analysis.treatments.faults.base import Fault, Injection, InvocationFault
-from analysis.treatments.invocations import PendingInvocation
+from analysis.shortfin.treatment import LiveEngine, replace_attribute
+from analysis.treatments.faults.base import Fault, Injection, Site, fault, place_of
 
 if TYPE_CHECKING:
-    from analysis.engine import Engine
     from analysis.shortfin.port import Call
 
 
-class LostCompletion(InvocationFault):
-    """A request's invocation lands and nobody tells it."""
+class SubmitFault(Fault):
+    """A fault in the submission of a decode to the batcher: `function(submit, item, last)`.
 
-    name = "fault:lost-completion"
-    change = "One request is not woken when its invocation has landed."
-    needs = frozenset({"request-list"})
-    rule, cause = "stuck-request", "lost-wakeup"
+    `last` are the logits of the request's last step.
+    """
 
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        if row != invocation.real - 1:
-            return None  # the rows before it must keep their places
-        requests = invocation.process.exec_requests
+    after = 4
+    """Decodes of the request that are submitted properly first."""
 
-        def mute() -> None:
-            requests[-1] = Mute(requests[-1])
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        """Offer every decode that is submitted."""
+        submitted: dict[str, int] = {}
 
-        invocation.afterwards = mute
-        return Injection(invocation.request_ids[row])
-
-
-class Mute:
-    """Stands for a request, and lets nobody know that it is done."""
-
-    def __init__(self, request: Any) -> None:
-        self._request, self.done = request, self
-
-    def set_success(self) -> None:
-        """Do nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
-
-
-class CompletedEarly(Fault):
-    """A request is told that its decode was done, which it was not."""
-
-    name = "fault:completed-early"
-    change = "One decode is reported as done without an invocation, with the last results."
-    needs = frozenset({"request-list"})
-    rule, cause = "token-without-invocation", "extra-token"
-
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Answer one decode where the batcher takes it in."""
-        batcher = engine.service.native.batcher  # type: ignore[union-attr]
-        submit = batcher.submit
-        results: dict[str, Any] = {}
-
-        def submitted(item: Any) -> None:
-            request = getattr(item, "rid", None)
-            if request is not None and item.phase.name == "DECODE":
-                count = len(item.input_token_ids)
-                seen = results.setdefault(request, count)
-                if count == seen + 4 and self.targets(request):
-                    self.injected = Injection(request)
-                    item.result_logits = self._logits
-                    item.done.set_success()
-                    return
+        def edit(item: Any, submit: Callable[[Any], None]) -> None:
+            submitted[item.rid] = count = submitted.get(item.rid, 0) + 1
+            if count > self.after and self.targets(item.rid):
+                self.injected = Injection(item.rid)
+                type(self).function(submit, item, self.memory.get(item.rid))
+                return
+            self._keep_logits(item)
             submit(item)
 
-        self._logits: Any = None
-        executor = engine.service.invocation_class()  # type: ignore[union-attr]
-        run = executor.run
+        engine.service.edits.edit_submissions(engine.service, undo, edit)
 
-        async def noted(process: Any) -> None:
-            await run(process)
-            for request in process.exec_requests:
-                self._logits = request.result_logits
+    def _keep_logits(self, item: Any) -> None:
+        """Keep the logits of a step when the request is made ready for its next one."""
+        reset = item.reset
 
-        replace_attribute(undo, executor, "run", noted)
-        replace_attribute(undo, batcher, "submit", submitted)
+        def kept(phase: Any) -> None:
+            self.memory[item.rid] = item.result_logits
+            reset(phase)
+
+        if "reset" not in vars(item):
+            item.reset = kept
 
 
-class TooShort(Fault):
-    """A request is ended before it has all its tokens."""
+class CallFault(Fault):
+    """A fault in one request from its launch on: `function(service, call, launch)`."""
 
-    name = "fault:too-short"
-    change = "One request is let have three tokens less than it wants."
-    rule, cause = "token-without-invocation", "completed-early"
-
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        adapter = engine.service
-        assert adapter is not None
-        launch = adapter.launch
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        """Offer every request that is launched and long enough."""
+        service = engine.service
+        assert service is not None
+        launch = service.launch
 
         def launched(call: Call) -> None:
-            if self.targets(call.request_id) and call.max_new_tokens > 3:
-                self.injected = Injection(call.request_id)
-                call = dataclasses.replace(call, max_new_tokens=call.max_new_tokens - 3)
-            launch(call)
+            if not self.targets(call.request_id) or call.max_new_tokens < 4:
+                launch(call)
+                return
+            self.injected = Injection(call.request_id, seq=place_of(engine.probe))
+            type(self).function(service, call, launch)
 
-        replace_attribute(undo, adapter, "launch", launched)
+        replace_attribute(undo, service, "launch", launched)
 
 
-REQUEST_FAULTS = (LostCompletion, CompletedEarly, TooShort)
+@fault("lost-completion", "stuck-request", "lost-wakeup", needs=["request-list"])
+def lost_completion(site: Site) -> Injection | None:
+    """One request is not woken when its invocation has finished."""
+    if site.row != site.invocation.real - 1:
+        return None  # the rows before it must keep their places
+    requests = site.invocation.process.exec_requests
+    site.invocation.afterwards = lambda: site.service.edits.mute(requests, -1)
+    return site.injection()
+
+
+@fault("completed-early", "token-without-invocation", "extra-token", kind=SubmitFault,
+       needs=["request-list"])  # fmt: skip
+def completed_early(submit: Callable[[Any], None], item: Any, last: Any) -> None:
+    """One decode is reported as done without an invocation, with the last results."""
+    item.result_logits = last
+    item.done.set_success()
+
+
+@fault("too-short", "token-without-invocation", "completed-early", kind=CallFault)
+def too_short(service: Any, call: Call, launch: Callable[[Call], None]) -> None:
+    """One request gets three tokens less than it wants."""
+    launch(dataclasses.replace(call, max_new_tokens=call.max_new_tokens - 3))

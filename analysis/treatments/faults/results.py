@@ -1,464 +1,231 @@
-"""Faults on the way back: whose logits a request gets, which token is chosen, what is answered."""
+"""Faults on the way back: logits of a row, the choice of a token, the answer of a request."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
-from analysis.shortfin.cache.probe import CURRENT_REQUEST
-from analysis.shortfin.treatment import part, replace_attribute
-from analysis.treatments.faults.base import Fault, Injection, place_of
+from analysis.shortfin.service.edits import Results
+from analysis.shortfin.treatment import LiveEngine
+from analysis.treatments.faults.base import Fault, Injection, fault, place_of
+from analysis.treatments.faults.requests import CallFault
 
 if TYPE_CHECKING:
-    from analysis.engine import Engine
     from analysis.shortfin.port import Call
 
 
-# -- whose logits a request gets ---------------------------------------------------------------
-
-
-@dataclass
-class Given:
-    """The logits of an invocation, on their way to its requests."""
-
-    phase: str
-    request_ids: list[str]
-    """Of each row that carries one; the rest is padding."""
-    logits: Any
-    """[batch, tokens, vocabulary]"""
-    instead: dict[int, tuple[Any, int, int]] = field(default_factory=dict)
-    """By row: the array, the row and the shift of position of what it gets instead."""
-
-    @property
-    def shape(self) -> Any:
-        """The shape of the logits."""
-        return self.logits.shape
-
-    def view(self, row: int, *place: Any) -> Any:
-        """Return what a row gets."""
-        array, row, shift = self.instead.get(row, (self.logits, row, 0))
-        return array.view(row, *((place[0] + shift, *place[1:]) if place else ()))
+# -- logits ------------------------------------------------------------------------------------
 
 
 class ResultFault(Fault):
-    """A fault in the logits that a row gets, in one invocation."""
+    """A fault in the logits that a row gets, in one invocation: `function(results, row, last)`.
 
-    phase: ClassVar[str] = "decode"
-    after: ClassVar[int] = 3
-    """Invocations of the phase that pass first."""
+    `last` are the logits and the row of each request's last invocation.
+    """
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Stand between the model and the requests of every invocation."""
+    phase = "decode"
+    after = 3
+    """Invocations of the phase that are left alone first."""
+
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        """Offer the results of every invocation."""
         passed = 0
 
-        def give(given: Given) -> None:
+        def edit(results: Results) -> None:
             nonlocal passed
-            if given.phase != self.phase or self.injected is not None:
+            if results.phase != self.phase or self.injected is not None:
                 return
             passed += 1
-            for row, request_id in enumerate(given.request_ids):
+            for row, request_id in enumerate(results.request_ids):
                 if passed > self.after and self.targets(request_id):
                     place = place_of(engine.probe)
-                    injected = self.inject(given, row)
-                    if injected is not None:
-                        self.injected = replace(injected, seq=place)
+                    injection = type(self).function(results, row, self.memory)
+                    if injection is not None:
+                        self.injected = dataclasses.replace(injection, seq=place)
                         return
-            self.pass_by(given)
+            for row, request_id in enumerate(results.request_ids):
+                self.memory[request_id] = (results.logits, row)
 
-        _stand_between(engine, undo, give)
-
-    @abstractmethod
-    def inject(self, given: Given, row: int) -> Injection | None:
-        """Give a row something else; None if it does not offer itself."""
-
-    def pass_by(self, given: Given) -> None:  # few remember anything
-        """Look at an invocation that is left alone."""
+        engine.service.edits.edit_results(engine.service, undo, edit)
 
 
-def _stand_between(engine: Engine, undo: ExitStack, give: Callable[[Given], None]) -> None:
-    adapter = engine.service
-    assert adapter is not None
-    if engine.release == "3.1.0":
-        for phase in ("prefill", "decode"):
-            functions = getattr(adapter.native, f"{phase}_functions")
-            for size, function in list(functions.items()):
-                functions[size] = _giving(phase, function, give)
-                undo.callback(functions.__setitem__, size, function)
-        return
-    lanes = adapter.native.unified_batcher._impl.batching_engine
-    for phase in ("prefill", "decode"):
-        responder = getattr(lanes, f"{phase}_lane")._llm_task_responder
-        replace_attribute(undo, responder, "set_success", _succeeding(phase, responder, give))
+_wrong_row = partial(fault, rule="logits-mismatch", kind=ResultFault)
 
 
-def _giving(phase: str, function: Any, give: Callable[[Given], None]) -> Any:
-    async def fly(*args: Any, fiber: Any) -> Any:
-        results = await function(*args, fiber=fiber)
-        process = CURRENT_INVOCATION.get()
-        if process is None:
-            return results
-        given = Given(phase, [request.rid for request in process.exec_requests], results[0])
-        give(given)
-        return (given,)
-
-    return fly
+@_wrong_row("rows-exchanged", cause="other-request")
+def rows_exchanged(results: Results, row: int, last: Any) -> Injection | None:
+    """Two rows of one decode give each other's requests their logits, once."""
+    ids = results.request_ids
+    other = next((r for r in range(len(ids)) if r != row), None)
+    if other is None:
+        return None
+    results.instead = {row: (results.logits, other, 0), other: (results.logits, row, 0)}
+    return Injection(ids[row], ids[other])
 
 
-def _succeeding(phase: str, responder: Any, give: Callable[[Given], None]) -> Any:
-    succeed = responder.set_success
-
-    def succeeding(task: Any, logits: Any, indices: Any) -> None:
-        requests = responder._get_requests_from_task(task)
-        given = Given(phase, [request.rid for request in requests], logits)
-        give(given)
-        succeed(task, given, indices)
-
-    return succeeding
+@_wrong_row("row-off-by-one", cause="other-request")
+def row_off_by_one(results: Results, row: int, last: Any) -> Injection | None:
+    """Every row of one decode gives its request the next row's logits, once."""
+    ids, batch = results.request_ids, int(results.shape[0])
+    if row + 1 >= len(ids):
+        return None
+    results.instead = {r: (results.logits, (r + 1) % batch, 0) for r in range(len(ids))}
+    return Injection(ids[row], ids[row + 1])
 
 
-class RowsExchanged(ResultFault):
-    """Two requests get each other's logits."""
-
-    name = "fault:rows-exchanged"
-    change = "Two rows of one decode give each other's requests their logits, once."
-    rule, cause = "logits-mismatch", "other-request"
-
-    def inject(self, given: Given, row: int) -> Injection | None:
-        other = next((r for r in range(len(given.request_ids)) if r != row), None)
-        if other is None:
-            return None
-        given.instead = {row: (given.logits, other, 0), other: (given.logits, row, 0)}
-        return Injection(given.request_ids[row], given.request_ids[other])
+@_wrong_row("padding-result", cause="unknown-logits")
+def padding_result(results: Results, row: int, last: Any) -> Injection | None:
+    """One row of a decode gives its request a padding row's logits, once."""
+    if len(results.request_ids) >= results.shape[0]:
+        return None
+    results.instead = {row: (results.logits, len(results.request_ids), 0)}
+    return Injection(results.request_ids[row])
 
 
-class RowOffByOne(ResultFault):
-    """Every request gets the logits of the row after its own."""
-
-    name = "fault:row-off-by-one"
-    change = "Every row of one decode gives its request the next row's logits, once."
-    rule, cause = "logits-mismatch", "other-request"
-
-    def inject(self, given: Given, row: int) -> Injection | None:
-        ids, batch = given.request_ids, int(given.shape[0])
-        if row + 1 >= len(ids):
-            return None
-        given.instead = {r: (given.logits, (r + 1) % batch, 0) for r in range(len(ids))}
-        return Injection(ids[row], ids[row + 1])
+@_wrong_row("stale-result", cause="earlier-invocation")
+def stale_result(results: Results, row: int, last: Any) -> Injection | None:
+    """One row of a decode gives its request the logits of the decode before, once."""
+    request = results.request_ids[row]
+    if request not in last:
+        return None
+    results.instead = {row: (*last[request], 0)}
+    return Injection(request)
 
 
-class PaddingResult(ResultFault):
-    """A request gets the logits of a padding row."""
-
-    name = "fault:padding-result"
-    change = "One row of a decode gives its request a padding row's logits, once."
-    rule, cause = "logits-mismatch", "unknown-logits"
-
-    def inject(self, given: Given, row: int) -> Injection | None:
-        if len(given.request_ids) >= given.shape[0]:
-            return None
-        given.instead = {row: (given.logits, len(given.request_ids), 0)}
-        return Injection(given.request_ids[row])
+@_wrong_row("foreign-stale-result", cause="other-request")
+def foreign_stale_result(results: Results, row: int, last: Any) -> Injection | None:
+    """One row of a decode gives its request another one's logits of the one before, once."""
+    request = results.request_ids[row]
+    other = next((r for r in last if r != request), None)
+    if other is None:
+        return None
+    results.instead = {row: (*last[other], 0)}
+    return Injection(request, other)
 
 
-class StaleResult(ResultFault):
-    """A request gets the logits of its invocation before."""
-
-    name = "fault:stale-result"
-    change = "One row of a decode gives its request the logits of the decode before, once."
-    rule, cause = "logits-mismatch", "earlier-invocation"
-
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._last: dict[str, tuple[Any, int]] = {}
-
-    def pass_by(self, given: Given) -> None:
-        self._last.update({r: (given.logits, row) for row, r in enumerate(given.request_ids)})
-
-    def inject(self, given: Given, row: int) -> Injection | None:
-        request = given.request_ids[row]
-        if request not in self._last:
-            return None
-        given.instead = {row: (*self._last[request], 0)}
-        return Injection(request)
+@_wrong_row("result-position-early", cause="unknown-logits", phase="prefill", after=0)
+def result_position_early(results: Results, row: int, last: Any) -> Injection:
+    """One row of a prefill gives the logits of the position before its last, once."""
+    results.instead = {row: (results.logits, row, -1)}
+    return Injection(results.request_ids[row])
 
 
-class ForeignStaleResult(StaleResult):
-    """A request gets logits of another one that has gone on since."""
-
-    name = "fault:foreign-stale-result"
-    change = "One row of a decode gives its request another one's logits of the one before, once."
-    rule, cause = "logits-mismatch", "other-request"
-
-    def inject(self, given: Given, row: int) -> Injection | None:
-        request = given.request_ids[row]
-        other = next((r for r in self._last if r != request), None)
-        if other is None:
-            return None
-        given.instead = {row: (*self._last[other], 0)}
-        return Injection(request, other)
-
-
-class PositionEarly(ResultFault):
-    """A prompt's next token comes from the position before its last."""
-
-    name = "fault:result-position-early"
-    change = "One row of a prefill gives the logits of the position before its last, once."
-    phase, after = "prefill", 0
-    rule, cause = "logits-mismatch", "unknown-logits"
-
-    def inject(self, given: Given, row: int) -> Injection | None:
-        given.instead = {row: (given.logits, row, -1)}
-        return Injection(given.request_ids[row])
-
-
-# -- which token is chosen ---------------------------------------------------------------------
+# -- the choice of a token ---------------------------------------------------------------------
 
 
 class TokenFault(Fault):
-    """A fault in the choice of one token; it needs an observer, who knows whose it is."""
+    """A fault in the choice of one token; it needs an observer, which knows the request."""
 
-    after: ClassVar[int] = 4
-    """Tokens of the request that pass first."""
+    after = 4
+    """Tokens of the request that are left alone first."""
 
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._passed: dict[str, int] = {}
-
-    def strikes(self, request_id: str | None, engine: Engine) -> bool:
-        """Tell whether this token of a request is the one, and take note of it."""
+    def is_due(self, request_id: str | None, engine: LiveEngine) -> bool:
+        """Return whether this token of a request is the one, and count it."""
         if request_id is None:
             return False
-        self._passed[request_id] = passed = self._passed.get(request_id, 0) + 1
-        if passed <= self.after or not self.targets(request_id):
+        self.memory[request_id] = count = self.memory.get(request_id, 0) + 1
+        if count <= self.after or not self.targets(request_id):
             return False
         self.injected = Injection(request_id, seq=place_of(engine.probe))
         return True
 
 
-class SecondBest(TokenFault):
-    """The second likeliest token is chosen."""
-
-    name = "fault:second-best-token"
-    change = "One token of a request is the second likeliest, once."
-    rule, cause = "sampling-mismatch", "not-argmax"
-
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Stand in for the engine's own selection."""
-        if engine.release == "3.1.0":
-            arrays = part(engine, "generate").sfnp
-            argmax = arrays.argmax
-
-            def choose(logits: Any, *args: Any, **named: Any) -> Any:
-                chosen = argmax(logits, *args, **named)
-                if not self.strikes(CURRENT_REQUEST.get(), engine):
-                    return chosen
-                return _Chosen([int(_second(np.array(logits.items).ravel()))])
-
-            replace_attribute(undo, arrays, "argmax", choose)
-            return
-        selectors = part(engine, "decoder.decoder").TokenSelector
-        step = selectors.step
-
-        def stepping(selector: Any, logits: Any, indices: Any) -> Any:
-            if not self.strikes(CURRENT_REQUEST.get(), engine):
-                return step(selector, logits, indices)
-            own = selector._select_function
-            selector._select_function = _select_second
-            try:
-                return step(selector, logits, indices)
-            finally:
-                selector._select_function = own
-
-        replace_attribute(undo, selectors, "step", stepping)
+_wrong_token = partial(fault, rule="sampling-mismatch", kind=TokenFault)
 
 
-@dataclass
-class _Chosen:
-    """A token, in the shape of an array of one."""
+@_wrong_token("second-best-token", cause="not-argmax")
+def second_best(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
+    """One token of a request is the second likeliest, once."""
 
-    items: list[int]
+    def choose(scores: Any) -> int:
+        return int(np.argsort(-scores, kind="stable")[1])
 
-
-def _second(scores: Any) -> Any:
-    return np.argsort(-scores, kind="stable")[1]
-
-
-def _select_second(scores: Any, config: Any) -> Any:
-    tokens = np.array([_second(scores.flatten())])
-    return tokens, scores.flatten()[tokens]
+    engine.service.edits.edit_choices(undo, lambda request: self.is_due(request, engine), choose)
 
 
-class TokenChanged(TokenFault):
-    """A token becomes another one when it has been chosen."""
+@_wrong_token("token-changed", cause="changed")
+def token_changed(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
+    """One token of a request is another one from when it was chosen, once."""
 
-    name = "fault:token-changed"
-    change = "One token of a request is another one from when it was chosen, once."
-    rule, cause = "sampling-mismatch", "changed"
+    def edit(request_id: str | None, token: int) -> int:
+        if not self.is_due(request_id, engine):
+            return token
+        return token - 1 if token > 5 else token + 1
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Change the token where it goes on from the selection."""
-        if engine.release == "3.1.0":
-            clients = sys.modules[type(engine.service).__module__]._Client
-            stream = clients.stream_results
-
-            def streaming(client: Any, process: Any) -> None:
-                if self.strikes(process.gen_req.rid, engine):
-                    process.result_token_ids[-1] = _other(process.result_token_ids[-1])
-                stream(client, process)
-
-            replace_attribute(undo, clients, "stream_results", streaming)
-            return
-        selectors = part(engine, "decoder.decoder").TokenSelector
-        step = selectors.step
-
-        def stepping(selector: Any, logits: Any, indices: Any) -> Any:
-            beams, tokens = step(selector, logits, indices)
-            if tokens and self.strikes(CURRENT_REQUEST.get(), engine):
-                tokens = [_other(int(tokens[0]))]
-            return beams, tokens
-
-        replace_attribute(undo, selectors, "step", stepping)
+    engine.service.edits.edit_tokens(undo, edit)
 
 
-def _other(token: int) -> int:
-    return token - 1 if token > 5 else token + 1
-
-
-# -- what is answered --------------------------------------------------------------------------
+# -- the answer --------------------------------------------------------------------------------
 
 
 class AnswerFault(Fault):
-    """A fault in the tokens of an answer, when all were chosen."""
+    """A fault in the tokens of a whole answer: `function(tokens, request, memory)`.
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Change a request's tokens when its own process has ended."""
-        items = part(engine, "generate").GenerateItemProcess
-        run = items.run
+    The function returns other tokens and the request that they are of, or None.
+    """
 
-        async def running(process: Any) -> None:
-            await run(process)
-            request = process.gen_req.rid if hasattr(process, "gen_req") else process.rid
-            tokens = process.result_token_ids
-            nested = bool(tokens) and isinstance(tokens[0], list)
-            flat = tokens[0] if nested else tokens
-            if len(flat) > 4 and self.targets(request):
-                place, changed = place_of(engine.probe), self.changed(list(flat), request)
-                if changed is not None:
-                    self.injected = Injection(request, self.other, seq=place)
-                    process.result_token_ids = [changed] if nested else changed
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        """Offer every answer that is long enough."""
 
-        replace_attribute(undo, items, "run", running)
+        def edit(request_id: str, tokens: list[int]) -> list[int]:
+            if len(tokens) <= 4 or not self.targets(request_id):
+                return tokens
+            place = place_of(engine.probe)
+            changed = type(self).function(list(tokens), request_id, self.memory)
+            if changed is None:
+                return tokens
+            self.injected = Injection(request_id, changed[1], seq=place)
+            return list(changed[0])
 
-    other: str | None = None
-    """The request whose answer it is."""
-
-    @abstractmethod
-    def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
-        """Return other tokens; None if these do not offer themselves."""
+        engine.service.edits.edit_answers(undo, edit)
 
 
-class TokenDropped(AnswerFault):
-    """An answer lacks one of its tokens."""
-
-    name = "fault:token-dropped"
-    change = "One token in the middle of an answer is left out, once."
-    rule, cause = "answer-mismatch", "missing-tokens"
-
-    def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
-        return tokens[:2] + tokens[3:]
+_Changed = tuple[list[int], str | None]
+_wrong_answer = partial(fault, rule="answer-mismatch", kind=AnswerFault)
 
 
-class TokenRepeated(AnswerFault):
-    """An answer has one of its tokens twice."""
-
-    name = "fault:token-repeated"
-    change = "One token in the middle of an answer is repeated, once."
-    rule, cause = "answer-mismatch", "extra-tokens"
-
-    def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
-        return tokens[:3] + tokens[2:]
+@_wrong_answer("token-dropped", cause="missing-tokens")
+def token_dropped(tokens: list[int], request: str, memory: Any) -> _Changed:
+    """One token in the middle of an answer is left out, once."""
+    return tokens[:2] + tokens[3:], None
 
 
-class TokensReordered(AnswerFault):
-    """Two tokens of an answer stand in each other's place."""
-
-    name = "fault:tokens-reordered"
-    change = "Two tokens of an answer that follow each other are exchanged, once."
-    rule, cause = "answer-mismatch", "wrong-tokens"
-
-    def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
-        place = next((i for i in range(len(tokens) - 1) if tokens[i] != tokens[i + 1]), None)
-        if place is None:
-            return None
-        tokens[place : place + 2] = [tokens[place + 1], tokens[place]]
-        return tokens
+@_wrong_answer("token-repeated", cause="extra-tokens")
+def token_repeated(tokens: list[int], request: str, memory: Any) -> _Changed:
+    """One token in the middle of an answer is repeated, once."""
+    return tokens[:3] + tokens[2:], None
 
 
-class ForeignAnswer(AnswerFault):
-    """A request gets the answer of another one."""
-
-    name = "fault:foreign-answer"
-    change = "One request is answered with the tokens of one that ended before, once."
-    rule, cause = "answer-mismatch", "other-request"
-
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._ended: tuple[str, list[int]] | None = None
-
-    def changed(self, tokens: list[int], request_id: str) -> list[int] | None:
-        ended, self._ended = self._ended, (request_id, tokens)
-        if ended is None or ended[1] == tokens:
-            return None
-        self.other = ended[0]
-        return list(ended[1])
+@_wrong_answer("tokens-reordered", cause="wrong-tokens")
+def tokens_reordered(tokens: list[int], request: str, memory: Any) -> _Changed | None:
+    """Two tokens of an answer that follow each other are exchanged, once."""
+    place = next((i for i in range(len(tokens) - 1) if tokens[i] != tokens[i + 1]), None)
+    if place is None:
+        return None
+    tokens[place : place + 2] = [tokens[place + 1], tokens[place]]
+    return tokens, None
 
 
-class ResponderFault(Fault):
-    """A fault in when, and how often, a request is answered."""
-
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        """Stand before the responder of one request, from its launch on."""
-        adapter = engine.service
-        assert adapter is not None
-        launch = adapter.launch
-
-        def launched(call: Call) -> None:
-            if not self.targets(call.request_id) or call.max_new_tokens < 4:
-                launch(call)
-                return
-            self.injected = Injection(call.request_id, seq=place_of(engine.probe))
-            launch(self.before(call, engine))
-            responder = adapter.responder_of(call.request_id)
-            if responder is not None:
-                self.after_launch(responder)
-
-        replace_attribute(undo, adapter, "launch", launched)
-
-    def before(self, call: Call, engine: Engine) -> Call:
-        """Return the call as it is to go in."""
-        return call
-
-    @abstractmethod
-    def after_launch(self, responder: Any) -> None:
-        """Change the responder of the request that was launched."""
+@_wrong_answer("foreign-answer", cause="other-request")
+def foreign_answer(tokens: list[int], request: str, memory: Any) -> _Changed | None:
+    """One request is answered with the tokens of one that ended before, once."""
+    ended = memory.get("ended")
+    memory["ended"] = (request, tokens)
+    if ended is None or ended[1] == tokens:
+        return None
+    return list(ended[1]), ended[0]
 
 
-class AnsweredTwice(ResponderFault):
-    """A request is answered twice."""
-
-    name = "fault:answered-twice"
-    change = "One request is sent its answer twice."
-    rule, cause = "duplicate-answer", "answered-again"
-
-    def after_launch(self, responder: Any) -> None:
+@fault("answered-twice", "duplicate-answer", "answered-again", kind=CallFault)
+def answered_twice(service: Any, call: Call, launch: Callable[[Call], None]) -> None:
+    """One request is sent its answer twice."""
+    launch(call)
+    if (responder := service.responder_of(call.request_id)) is not None:
         send = responder.send_response
 
         def twice(response: Any) -> None:
@@ -468,37 +235,19 @@ class AnsweredTwice(ResponderFault):
         responder.send_response = twice
 
 
-class AnsweredEarly(ResponderFault):
-    """A request is answered before its last tokens are there."""
+@_wrong_answer("answered-early", cause="answered-early", kind=CallFault)
+def answered_early(service: Any, call: Call, launch: Callable[[Call], None]) -> None:
+    """One request is sent an answer of its first three tokens, and goes on."""
+    seen: list[int] = []
 
-    name = "fault:answered-early"
-    change = "One request is sent an answer of its first three tokens, and goes on."
-    rule, cause = "answer-mismatch", "answered-early"
+    def arrived(token: int | None) -> None:
+        call.on_token(token)
+        seen.append(int(token or 0))
+        responder = service.responder_of(call.request_id)
+        if len(seen) == 3 and responder is not None:
+            response = service.edits.encode_answer(service, list(seen))
+            type(responder).send_response(responder, response)
 
-    def before(self, call: Call, engine: Engine) -> Call:
-        adapter, seen = engine.service, list[int]()
-        assert adapter is not None
-
-        def arrived(token: int | None) -> None:
-            call.on_token(token)
-            seen.append(int(token or 0))
-            responder = adapter.responder_of(call.request_id)
-            if len(seen) == 3 and responder is not None:
-                if engine.release == "3.1.0":
-                    (text,) = adapter.native.tokenizer.decode([seen])
-                    response: Any = b"data: " + text.encode() + b"\n\n"
-                else:
-                    response = [list(seen)]
-                type(responder).send_response(responder, response)
-
-        return dataclasses.replace(call, on_token=arrived)
-
-    def after_launch(self, responder: Any) -> None:
+    launch(dataclasses.replace(call, on_token=arrived))
+    if (responder := service.responder_of(call.request_id)) is not None:
         responder.send_response = lambda response: None
-
-
-RESULT_FAULTS = (
-    RowsExchanged, RowOffByOne, PaddingResult, StaleResult, ForeignStaleResult, PositionEarly,
-    SecondBest, TokenChanged, TokenDropped, TokenRepeated, TokensReordered, ForeignAnswer,
-    AnsweredTwice, AnsweredEarly,
-)  # fmt: skip

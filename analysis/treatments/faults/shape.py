@@ -1,416 +1,288 @@
-"""Faults in what a mask hides, in the trie's own pointers, and in a cache's notes of its pages."""
+"""Faults beyond a row's length, in the trie's pointers, and in lists of pages."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from analysis.shortfin.cache.base import indices
-from analysis.treatments.faults.base import Injection, InvocationFault, another
-from analysis.treatments.invocations import PendingInvocation
+from analysis.treatments.faults.base import Injection, InvocationFault, Site, fault
 
 # -- the table beyond the length ---------------------------------------------------------------
 
-
-def _place_beyond(invocation: PendingInvocation, row: int, probe: Any) -> int | None:
-    """Return the first place of a row's table that its length does not need, None if there is none.
-
-    One that holds padding, so that nothing of the request's is overwritten.
-    """
-    table = invocation.arrays["block_tables"][row]
-    stride = int(probe.cache.tokens_per_page)
-    start = invocation.arrays.get("start_positions")
-    decode = invocation.phase == "decode" and start is not None
-    length = int(start[row]) + 1 if decode else int(invocation.arrays["seq_lens"][row])  # type: ignore[index]
-    blocks = -(-length // stride)
-    return next((place for place in range(blocks, len(table)) if table[place] == 0), None)
+_beyond = partial(fault, rule="block-table-padding")
+_prefill: dict[str, Any] = {"phase": "prefill", "after": 0}
 
 
-def _anothers(invocation: PendingInvocation, row: int, probe: Any) -> tuple[str, int] | None:
-    """Return a request in another row and a page that it alone holds."""
-    other = another(invocation, row)
+def _place_beyond(site: Site) -> int | None:
+    """Return the first place of a row's table beyond its length that holds padding."""
+    decode = site.invocation.phase == "decode" and "start_positions" in site.arrays
+    length = site.start + 1 if decode else int(site.arrays["seq_lens"][site.row])
+    blocks = -(-length // site.stride)
+    return next((place for place in range(blocks, len(site.table)) if site.table[place] == 0), None)
+
+
+def _page_of_other(site: Site) -> tuple[int, int] | None:
+    """Return another row, and a page that only its request holds."""
+    other = site.other
     if other is None:
         return None
-    held = probe.holdings()
-    mine = set(held.get(invocation.request_ids[row], ()))
-    name = invocation.request_ids[other]
-    pages = [p for p in held.get(name, ()) if p not in mine and p != 0]
+    held = site.probe.holdings()
+    own = set(held.get(site.request, ()))
+    name = site.invocation.request_ids[other]
+    pages = [page for page in held.get(name, ()) if page not in own and page != 0]
     sharers = [r for r, theirs in held.items() if r != name and set(theirs) & set(pages[-1:])]
-    return (name, pages[-1]) if pages and not sharers else None
+    return (other, pages[-1]) if pages and not sharers else None
 
 
-class FreePageBeyond(InvocationFault):
-    """A row's table names a free page where its mask hides it."""
-
-    name = "fault:free-page-beyond"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "Beyond one decode row's length its block table has a free page, once."
-    rule, cause = "block-table-padding", "free-page"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        place, free = _place_beyond(invocation, row, probe), indices(probe.pool.available_pages)
-        if place is None or not free[1:]:
-            return None
-        invocation.arrays["block_tables"][row, place] = free[1]
-        return Injection(invocation.request_ids[row], None, free[1])
+# The first four need a circumstance that a sweep may not have, so they are no controls.
 
 
-class FreePageBeyondPrompt(FreePageBeyond):
-    """The same in a prefill, where padding is written there."""
-
-    name = "fault:free-page-beyond-prompt"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "Beyond one prompt's length its block table has a free page, once."
-    rule, cause = "block-table-padding", "free-page"
-    phase, after = "prefill", 0
-
-
-class OthersPageBeyond(InvocationFault):
-    """A row's table names another request's page where its mask hides it."""
-
-    name = "fault:others-page-beyond"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "Beyond one decode row's length its block table has another request's page, once."
-    rule, cause = "block-table-padding", "foreign-page"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        place, found = _place_beyond(invocation, row, probe), _anothers(invocation, row, probe)
-        if place is None or found is None:
-            return None
-        other, page = found
-        invocation.arrays["block_tables"][row, place] = page
-        return Injection(invocation.request_ids[row], other, page)
-
-
-class OthersPageBeyondPrompt(OthersPageBeyond):
-    """The same in a prefill, where padding is written there."""
-
-    name = "fault:others-page-beyond-prompt"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "Beyond one prompt's length its block table has another request's page, once."
-    rule, cause = "block-table-padding", "foreign-page"
-    phase, after = "prefill", 0
-
-
-class StaleRestOfTable(InvocationFault):
-    """A row's table ends as the one before it in the same row did."""
-
-    name = "fault:stale-rest-of-table"
-    change = "Beyond one row's length its block table is left as a freed request had it, once."
-    needs = frozenset({"no-trie"})  # with a trie such pages are cached, and free later if at all
-    rule, cause = "block-table-padding", "free-page"
-
-    def __init__(self, parameter: str | None = None) -> None:
-        super().__init__(parameter)
-        self._before: dict[int, tuple[str, list[int]]] = {}
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        free = set(indices(probe.pool.available_pages)) - {0}
-        place = _place_beyond(invocation, row, probe)
-        for owner, pages in self._before.values():
-            stale = [page for page in pages if page in free]
-            if place is not None and stale and owner not in invocation.request_ids:
-                invocation.arrays["block_tables"][row, place] = stale[0]
-                return Injection(invocation.request_ids[row], None, stale[0])
-        for number, owner in enumerate(invocation.request_ids):
-            table = invocation.arrays["block_tables"][number].tolist()
-            self._before[hash(owner)] = owner, table
+@_beyond("free-page-beyond", cause="free-page", control=False)
+def free_page_beyond(site: Site) -> Injection | None:
+    """Beyond one decode row's length its block table has a free page, once."""
+    place = _place_beyond(site)
+    if place is None or len(site.free) < 2:
         return None
+    site.table[place] = page = site.free[1].index
+    return site.injection(page)
 
 
-class NoSuchPageBeyond(InvocationFault):
-    """A row's table names a page that the pool has not."""
-
-    name = "fault:no-such-page-beyond"
-    change = "Beyond one decode row's length its block table has a page past the pool, once."
-    rule, cause = "block-table-padding", "no-such-page"
-    control = False  # an engine whose lengths are too long dies of it
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        place, page = _place_beyond(invocation, row, probe), len(probe.pool.attn_page_entries)
-        if place is None:
-            return None
-        invocation.arrays["block_tables"][row, place] = page
-        return Injection(invocation.request_ids[row], None, page)
+@_beyond("free-page-beyond-prompt", cause="free-page", control=False, **_prefill)
+def free_page_beyond_prompt(site: Site) -> Injection | None:
+    """Beyond one prompt's length its block table has a free page, once."""
+    return free_page_beyond(site)
 
 
-class PageInPaddingRow(InvocationFault):
-    """A padding row names a request's page where it neither reads nor writes."""
+@_beyond("others-page-beyond", cause="foreign-page", control=False)
+def others_page_beyond(site: Site) -> Injection | None:
+    """Beyond one decode row's length its block table has another request's page, once."""
+    place, found = _place_beyond(site), _page_of_other(site)
+    if place is None or found is None:
+        return None
+    other, page = found
+    site.table[place] = page
+    return site.injection(page, other)
 
-    name = "fault:page-in-padding-row"
-    change = "The last place of a padding row's block table has a request's page, once."
-    rule, cause = "block-table-padding", "padding-row"
 
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        tables, request = invocation.arrays["block_tables"], invocation.request_ids[row]
-        pages = probe.holdings().get(request, [])
-        own = [p for p in pages if p and not any(
-            p in held for r, held in probe.holdings().items() if r != request)]  # fmt: skip
-        if invocation.real >= len(tables) or tables.shape[1] < 2 or not own:
-            return None
-        tables[invocation.real, -1] = own[0]
-        return Injection(request, None, own[0])
+@_beyond("others-page-beyond-prompt", cause="foreign-page", control=False, **_prefill)
+def others_page_beyond_prompt(site: Site) -> Injection | None:
+    """Beyond one prompt's length its block table has another request's page, once."""
+    return others_page_beyond(site)
+
+
+# With a trie such pages are cached, and free later if at all.
+@_beyond("stale-rest-of-table", cause="free-page", needs=["no-trie"])
+def stale_rest_of_table(site: Site) -> Injection | None:
+    """Beyond one row's length its block table is left as a freed request had it, once."""
+    free = {page.index for page in site.free} - {0}
+    place, ids = _place_beyond(site), site.invocation.request_ids
+    for owner, pages in site.memory.items():
+        stale = [page for page in pages if page in free]
+        if place is not None and stale and owner not in ids:
+            site.table[place] = stale[0]
+            return site.injection(stale[0])
+    site.memory.update((owner, site.tables[row].tolist()) for row, owner in enumerate(ids))
+    return None
+
+
+# An engine with lengths that are too long dies of it.
+@_beyond("no-such-page-beyond", cause="no-such-page", control=False)
+def no_such_page_beyond(site: Site) -> Injection | None:
+    """Beyond one decode row's length its block table has a page past the pool, once."""
+    place, page = _place_beyond(site), len(site.probe.pool.attn_page_entries)
+    if place is None:
+        return None
+    site.table[place] = page
+    return site.injection(page)
+
+
+@_beyond("page-in-padding-row", cause="padding-row")
+def page_in_padding_row(site: Site) -> Injection | None:
+    """The last place of a padding row's block table has a request's page, once."""
+    held = dict(site.probe.holdings())
+    own = held.pop(site.request, [])
+    others = {page for pages in held.values() for page in pages}
+    alone = [page for page in own if page and page not in others]
+    padding = site.invocation.real
+    if padding >= len(site.tables) or site.tables.shape[1] < 2 or not alone:
+        return None
+    site.tables[padding, -1] = alone[0]
+    return site.injection(alone[0])
 
 
 # -- the trie's own pointers -------------------------------------------------------------------
 
 
-def _nodes(probe: Any) -> list[Any]:
+def _nodes(site: Site) -> list[Any]:
     """Return the nodes of the trie but its root, those near it first."""
-    found = list(probe.cache.root.children.values())
+    found = list(site.probe.cache.root.children.values())
     for node in found:
         found += node.children.values()
     return found
 
 
 def _is_below(node: Any, above: Any) -> bool:
-    """Tell whether a node is another one, or hangs on it."""
+    """Return whether a node is another one, or below it."""
     while node is not None and node is not above:
         node = node.parent
     return node is above
 
 
-class _NodeFault(InvocationFault):
-    needs = frozenset({"trie"})
+class NodeFault(InvocationFault):
+    """A fault in a node that the row's request uses: `function(node, other)`.
 
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        """Damage a node that this row's request uses, so that its end comes upon it."""
-        mine = set(probe.holdings().get(invocation.request_ids[row], ()))
-        nodes = _nodes(probe)
-        for node in nodes:
-            if node.page.index in mine:
-                other = next((n for n in nodes if not _is_below(n, node)), None)
-                return None if other is None else self.damage(probe, node, other)
+    `other` is neither the node nor below it.
+    """
+
+    def inject(self, site: Site) -> Injection | None:
+        own, nodes = set(site.probe.holdings().get(site.request, ())), _nodes(site)
+        node = next((node for node in nodes if node.page.index in own), None)
+        other = next((n for n in nodes if node is not None and not _is_below(n, node)), None)
+        if node is None or other is None:
+            return None
+        type(self).function(node, other)
+        return Injection(page=node.page.index)
+
+
+_pointer = partial(fault, rule="parent-mismatch", kind=NodeFault, needs=["trie"])
+
+
+@_pointer("parent-elsewhere", cause="wrong-parent")
+def parent_elsewhere(node: Any, other: Any) -> None:
+    """A node's parent pointer is set to another node of the trie, once."""
+    node.parent = other
+
+
+@_pointer("parent-lost", cause="wrong-parent")
+def parent_lost(node: Any, other: Any) -> None:
+    """A node's parent pointer is set to nothing, once, while it stays in its place."""
+    node.parent = None
+
+
+@_pointer("child-elsewhere", cause="wrong-child")
+def child_elsewhere(node: Any, other: Any) -> None:
+    """A node is moved among another node's children, once, and its pointer is left."""
+    del node.parent.children[node.tokens]
+    other.children[node.tokens] = node
+
+
+@_pointer("child-twice", cause="wrong-child")
+def child_twice(node: Any, other: Any) -> None:
+    """A node is put among another node's children too, once."""
+    other.children[node.tokens] = node
+
+
+# -- references of requests --------------------------------------------------------------------
+
+
+def _take_reference(site: Site, take: Callable[[Any], object]) -> Injection | None:
+    """Take the only reference to the node that the row's request goes on from."""
+    node = site.probe.last_node(site.request)
+    if node is None or node is site.probe.cache.root:
         return None
-
-    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
-        """Damage a node; `other` is neither it nor below it."""
-        raise NotImplementedError
-
-
-class ParentElsewhere(_NodeFault):
-    """A node points to another parent than the one that has it as a child."""
-
-    name = "fault:parent-elsewhere"
-    change = "A node's parent pointer is set to another node of the trie, once."
-    rule, cause = "parent-mismatch", "wrong-parent"
-
-    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
-        node.parent = other
-        return Injection(None, None, node.page.index)
-
-
-class ParentLost(_NodeFault):
-    """A node that has its place in the trie points to no parent."""
-
-    name = "fault:parent-lost"
-    change = "A node's parent pointer is set to nothing, once, while it stays in its place."
-    rule, cause = "parent-mismatch", "wrong-parent"
-
-    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
-        node.parent = None
-        return Injection(None, None, node.page.index)
-
-
-class ChildElsewhere(_NodeFault):
-    """A node is filed under another parent than it points to."""
-
-    name = "fault:child-elsewhere"
-    change = "A node is moved among another node's children, once, and its pointer is left."
-    rule, cause = "parent-mismatch", "wrong-child"
-
-    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
-        del node.parent.children[node.tokens]
-        other.children[node.tokens] = node
-        return Injection(None, None, node.page.index)
-
-
-class ChildTwice(_NodeFault):
-    """Two nodes have one as their child."""
-
-    name = "fault:child-twice"
-    change = "A node is put among another node's children too, once."
-    rule, cause = "parent-mismatch", "wrong-child"
-
-    def damage(self, probe: Any, node: Any, other: Any) -> Injection | None:
-        other.children[node.tokens] = node
-        return Injection(None, None, node.page.index)
-
-
-def _last_node(invocation: PendingInvocation, row: int, probe: Any) -> Any:
-    """Return the node that a row's request refers to, None if it has none or it is the root."""
-    request = invocation.request_ids[row]
-    node = probe.last_node(request)
-    return None if node is probe.cache.root else node
-
-
-class ReferenceTaken(InvocationFault):
-    """A request goes on while nothing keeps its cached pages from eviction."""
-
-    name = "fault:reference-taken"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "The only reference to a node that a decode of one request uses is given back, once."
-    needs = frozenset({"trie"})
-    rule, cause = "unprotected-page", "no-reference"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        node = _last_node(invocation, row, probe)
-        if node is None or node.ref_count.count != 1 or node.children:
-            return None
-        self.take(node)
-        return Injection(invocation.request_ids[row], None, node.page.index)
-
-    def take(self, node: Any) -> None:
-        """Give the reference back by the engine's own method."""
-        node.ref_count.decrement()
-
-
-class ReferenceTakenQuietly(ReferenceTaken):
-    """The same where no operation does it, so that only the engine's own count tells."""
-
-    name = "fault:reference-taken-quietly"
-    control = False  # it needs a circumstance that a sweep may not have
-    change = "The only reference to a node that one request uses is set to none, once."
-    rule, cause = "unprotected-page", "no-reference"
-
-    def take(self, node: Any) -> None:
-        node.ref_count.count = 0
-
-
-# -- a cache's notes of its pages --------------------------------------------------------------
-
-
-class EntryLost(InvocationFault):
-    """The cache's list of allocated pages lacks one that a request holds."""
-
-    name = "fault:entry-lost"
-    change = "A page that a request has in stock is taken off the cache's list, once."
-    needs = frozenset({"records"})
-    rule, cause = "allocation-list-mismatch", "held-page-missing"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        request = invocation.request_ids[row]
-        stock = probe.stock(request)
-        entries = [e for e in probe.cache._allocated_pages if e.index in stock[-1:]]
-        if len(entries) != 1:
-            return None
-        probe.cache._allocated_pages.remove(entries[0])
-        return Injection(request, None, entries[0].index)
-
-
-class _ListFault(InvocationFault):
-    needs = frozenset({"records", "trie"})
-
-
-class EntryStale(_ListFault):
-    """The cache's list of allocated pages has one that is free."""
-
-    name = "fault:entry-stale"
-    change = "A free page is put on the cache's list of allocated pages, once."
-    rule, cause = "allocation-list-mismatch", "listed-and-free"
-    control = False  # a sweep takes too few snapshots to see it
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        entry = probe.pool.available_pages[0]
-        probe.cache._allocated_pages.append(entry)
-        return Injection(None, None, entry.index)
-
-
-class EntryTwice(_ListFault):
-    """The cache's list of allocated pages has one twice."""
-
-    name = "fault:entry-twice"
-    change = "A page on the cache's list of allocated pages is put there again, once."
-    rule, cause = "allocation-list-mismatch", "listed-twice"
-    control = False  # a sweep takes too few snapshots to see it
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        held = set(probe.holdings().get(invocation.request_ids[row], ()))
-        for entry in probe.cache._allocated_pages:
-            if entry.index in held:
-                probe.cache._allocated_pages.append(entry)
-                return Injection(invocation.request_ids[row], None, entry.index)
+    if node.ref_count.count != 1 or node.children:
         return None
+    take(node.ref_count)
+    return site.injection(node.page.index)
 
 
-class EntryCached(_ListFault):
-    """The cache's list of allocated pages has one that the trie serves."""
-
-    name = "fault:entry-cached"
-    change = "A page of the trie is put on the cache's list of allocated pages, once."
-    rule, cause = "allocation-list-mismatch", "listed-and-cached"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        held = {page for pages in probe.holdings().values() for page in pages}
-        idle = [node.page for node in _nodes(probe) if node.page.index not in held]
-        if not idle:
-            return None
-        probe.cache._allocated_pages.append(idle[0])
-        return Injection(None, None, idle[0].index)
+_unprotected = partial(
+    fault, rule="unprotected-page", cause="no-reference", needs=["trie"], control=False
+)
 
 
-class FreePageAside(_ListFault):
-    """A free page is to be freed as a duplicate."""
-
-    name = "fault:free-page-aside"
-    change = "A free page is put among the duplicates that are freed next, once."
-    rule, cause = "double-free", "already-free"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        entry = probe.pool.available_pages[0]
-        probe.cache._duplicated_pages.append(entry)
-        return Injection(None, None, entry.index)
+@_unprotected("reference-taken")
+def reference_taken(site: Site) -> Injection | None:
+    """The only reference to a node that a decode of one request uses is given back, once."""
+    return _take_reference(site, lambda count: count.decrement())
 
 
-class AllocationHasFreePage(InvocationFault):
-    """A request's own list of pages has one that is free."""
-
-    name = "fault:allocation-has-free-page"
-    change = "A free page is put at the end of one request's list of pages, once."
-    needs = frozenset({"allocations"})
-    rule, cause = "free-while-referenced", "held-after-free"
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        allocation = invocation.process.exec_requests[row].allocation
-        entry = probe.pool.available_pages[0]
-        allocation._pages = type(allocation._pages)([*allocation._pages, entry])
-        return Injection(invocation.request_ids[row], None, entry.index)
+@_unprotected("reference-taken-quietly")
+def reference_taken_quietly(site: Site) -> Injection | None:
+    """The only reference to a node that one request uses is set to none, once."""
+    return _take_reference(site, lambda count: setattr(count, "count", 0))
 
 
-class AllocationLosesPage(InvocationFault):
-    """A request's own list of pages lacks its last one, so it takes another in its place."""
+# -- lists of pages ----------------------------------------------------------------------------
 
-    name = "fault:allocation-loses-page"
-    change = "The last page of one request's list of pages is taken off it, once."
-    needs = frozenset({"allocations"})
-    rule, cause = "wrong-kv-read", "uninitialized"
+_listed = partial(fault, rule="allocation-list-mismatch", needs=["records", "trie"])
 
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        allocation = invocation.process.exec_requests[row].allocation
-        if (int(invocation.arrays["start_positions"][row]) + 1) % probe.cache.tokens_per_page < 4:
-            return None  # it would lose a page that has hardly anything in it
-        allocation._pages = allocation._pages[:-1]
-        return Injection(invocation.request_ids[row])
+
+@_listed("entry-lost", cause="held-page-missing", needs=["records"])
+def entry_lost(site: Site) -> Injection | None:
+    """A page that a request has in stock is taken off the cache's list, once."""
+    last, listed = site.probe.stock(site.request)[-1:], site.probe.allocated_entries
+    entries = [entry for entry in listed if entry.index in last]
+    if len(entries) != 1:
+        return None
+    listed.remove(entries[0])
+    return site.injection(entries[0].index)
+
+
+# A sweep takes too few snapshots to see the next two.
+
+
+@_listed("entry-stale", cause="listed-and-free", control=False)
+def entry_stale(site: Site) -> Injection:
+    """A free page is put on the cache's list of allocated pages, once."""
+    site.probe.allocated_entries.append(site.free[0])
+    return Injection(page=site.free[0].index)
+
+
+@_listed("entry-twice", cause="listed-twice", control=False)
+def entry_twice(site: Site) -> Injection | None:
+    """A page on the cache's list of allocated pages is put there again, once."""
+    held = set(site.probe.holdings().get(site.request, ()))
+    for entry in site.probe.allocated_entries:
+        if entry.index in held:
+            site.probe.allocated_entries.append(entry)
+            return site.injection(entry.index)
+    return None
+
+
+@_listed("entry-cached", cause="listed-and-cached")
+def entry_cached(site: Site) -> Injection | None:
+    """A page of the trie is put on the cache's list of allocated pages, once."""
+    held = {page for pages in site.probe.holdings().values() for page in pages}
+    idle = [node.page for node in _nodes(site) if node.page.index not in held]
+    if not idle:
+        return None
+    site.probe.allocated_entries.append(idle[0])
+    return Injection(page=idle[0].index)
+
+
+@fault("free-page-aside", "double-free", "already-free", needs=["records", "trie"])
+def free_page_aside(site: Site) -> Injection:
+    """A free page is put among the duplicates that are freed next, once."""
+    site.probe.duplicate_entries.append(site.free[0])
+    return Injection(page=site.free[0].index)
+
+
+@fault("allocation-has-free-page", "free-while-referenced", "held-after-free",
+       needs=["allocations"])  # fmt: skip
+def allocation_has_free_page(site: Site) -> Injection:
+    """A free page is put at the end of one request's list of pages, once."""
+    entry = site.free[0]
+    site.probe.edit_allocation(site.request, lambda pages: [*pages, entry])
+    return site.injection(entry.index)
+
+
+@fault("allocation-loses-page", "wrong-kv-read", "uninitialized", needs=["allocations"])
+def allocation_loses_page(site: Site) -> Injection | None:
+    """The last page of one request's list of pages is taken off it, so it takes another, once."""
+    if (site.start + 1) % site.stride < 4:
+        return None  # it would lose a page that has hardly anything in it
+    site.probe.edit_allocation(site.request, lambda pages: pages[:-1])
+    return site.injection()
 
 
 # -- locks -------------------------------------------------------------------------------------
 
 
-class LockKept(InvocationFault):
-    """A thread of the engine takes the pool's lock and does not give it back."""
-
-    name = "fault:lock-kept"
-    change = "The lock of the pool is taken on the engine's thread, once, and not released."
-    rule, cause = "stuck-request", "lock-held"
-    control = False  # its trial would hang until its deadline
-
-    def inject(self, invocation: PendingInvocation, row: int, probe: Any) -> Injection | None:
-        probe.pool._lock.acquire(timeout=1.0)
-        return Injection()
-
-
-SHAPE_FAULTS = (
-    FreePageBeyond, FreePageBeyondPrompt, OthersPageBeyond, OthersPageBeyondPrompt,
-    StaleRestOfTable, NoSuchPageBeyond, PageInPaddingRow, ParentElsewhere, ParentLost,
-    ChildElsewhere, ChildTwice, ReferenceTaken, ReferenceTakenQuietly, EntryLost, EntryStale,
-    EntryTwice, EntryCached, FreePageAside, AllocationHasFreePage, AllocationLosesPage, LockKept,
-)  # fmt: skip
+# Its trial would hang until its deadline.
+@fault("lock-kept", "stuck-request", "lock-held", control=False)
+def lock_kept(site: Site) -> Injection:
+    """The lock of the pool is taken on the engine's thread, once, and not released."""
+    site.probe.pool._lock.acquire(timeout=1.0)
+    return Injection()

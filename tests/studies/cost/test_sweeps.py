@@ -15,15 +15,15 @@ from analysis.studies.cost.plan import full_batch, run_costs
 @pytest.mark.slow
 def test_every_arm_is_timed_and_then_recorded(tmp_path: Path, release: str) -> None:
     options: dict[str, Any] = {
-        "concurrency": (4,), "pages": 128, "rounds": 2, "repeats": 1, "recorded_repeats": 1,
-        "progress": False,
+        "concurrency": (4,), "pages": 128, "workload": "prefix_reuse", "rounds": 3, "repeats": 1,
+        "recorded_repeats": 1, "progress": False,
     }  # fmt: skip
     found = run_costs(tmp_path, release, **options)
     arms = ["untreated", "lock-cache", ALL]
     measures = found.measures
     assert sorted(measures["arm"]) == sorted(arms)
     assert list(measures["comparable"]) == [True] * 3
-    assert set(measures["answered"]) == {8}
+    assert set(measures["answered"]) == {12}
     for name in ("ttft_s", "inter_token_s", "latency_s", "tokens_per_s", "peak_rss_bytes"):
         assert (measures[name] > 0).all(), name
     assert (measures["ttft_s"] < measures["latency_s"]).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,12 @@ class AllocationProbe(BaseProbe):
 
     def stock(self, request_id: str) -> list[int]:
         return []  # an allocation has only pages that it uses
+
+    def edit_allocation(self, request_id: str, edit: Callable[[Any], Any]) -> None:
+        for note in list(self._allocations.values()):
+            if note.request == request_id and not note.allocation._is_released:
+                pages = note.allocation._pages
+                note.allocation._pages = type(pages)(edit(pages))
 
     def find_requests(self) -> None:
         for request in objects_of(InferenceExecRequest):

@@ -1,21 +1,34 @@
-"""Treatments of what allocations and the trie of 3.1 note: tokens, nodes, leaves, references."""
+"""Treatments of allocations and of the trie that goes with them: tokens, nodes, references."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.shortfin.treatment import (
+    LiveEngine,
     Treatment,
-    allocation_kinds,
     cache_of,
-    owner_of,
+    nodes_below,
     replace_attribute,
 )
 
-if TYPE_CHECKING:
-    from analysis.engine import Engine
+CACHE_OPERATIONS = ("acquire_pages_for_tokens", "_match", "_evict_pages")
+POOL_OPERATIONS = ("acquire_free_pages", "free_pages", "copy_page")
+ALLOCATION_OPERATIONS = ("extend_allocation", "publish_pages_for_tokens", "release_pages")
+
+
+def allocation_classes(engine: LiveEngine) -> list[Any]:
+    """Return the classes of the objects by which requests hold pages."""
+    modules = [engine.service.component(f"kvcache.{m}_attention_cache") for m in ("base", "trie")]
+    names = ("BasePagedAttentionCacheAllocation", "TriePagedAttentionCacheAllocation")
+    return [getattr(module, name) for module, name in zip(modules, names, strict=True)]
+
+
+def owner_of(allocation: Any) -> Any:
+    """Return the cache that made an allocation."""
+    return getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
 
 
 class CopyTokens(Treatment):
@@ -26,9 +39,9 @@ class CopyTokens(Treatment):
     change = "An allocation keeps a copy of its tokens, not the list that its request goes on with."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        for kind in allocation_kinds(engine):
+        for kind in allocation_classes(engine):
             for name in ("extend_allocation", "publish_pages_for_tokens"):
                 _copying(undo, kind, name, cache)
 
@@ -52,7 +65,7 @@ class ReuseExistingNode(Treatment):
     change = "Where a child with these tokens exists, it is returned, and none is made."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         kind = type(cache_of(engine).root)
         create = kind.create_child
 
@@ -71,7 +84,7 @@ class TrueLeaves(Treatment):
     change = "A node that has children is taken out of the leaves, and not put in."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         kind = type(cache.root)
         create = kind.create_child
@@ -82,7 +95,7 @@ class TrueLeaves(Treatment):
             return child
 
         replace_attribute(undo, kind, "create_child", created)
-        for allocation in allocation_kinds(engine):
+        for allocation in allocation_classes(engine):
             _with_true_leaves(undo, allocation, cache)
 
 
@@ -130,7 +143,7 @@ class GiveBackReference(Treatment):
     change = "An acquisition that fails gives back the reference that it took first."
     needs = frozenset({"allocations", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         match, acquire, take = (
             cache._match, cache.acquire_pages_for_tokens, cache.page_pool.acquire_free_pages,
@@ -162,3 +175,38 @@ class GiveBackReference(Treatment):
         replace_attribute(undo, cache, "_match", matched)
         replace_attribute(undo, cache, "acquire_pages_for_tokens", acquired)
         replace_attribute(undo, cache.page_pool, "acquire_free_pages", taken)
+
+
+def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
+    """Free with an allocation the pages that were not published."""
+    cache = cache_of(engine)
+    published = {node.page.index for node in nodes_below(cache.root)}
+    free, create = cache.page_pool.free_pages, type(cache.root).create_child
+
+    def freed(pages: Any) -> Any:
+        published.difference_update(page.index for page in pages)
+        return free(pages)
+
+    def created(node: Any, tokens: Any, page: Any) -> Any:
+        child = create(node, tokens, page)
+        published.add(child.page.index)
+        return child
+
+    def release(kind: Any) -> None:
+        before = kind.release_pages
+
+        def released(allocation: Any) -> Any:
+            done = allocation._is_released
+            answer = before(allocation)
+            if not done and owner_of(allocation) is cache:
+                # Once published, a page may be another's too, even if its node was replaced.
+                own = {p.index: p for p in allocation.pages if p.index not in published}
+                cache.page_pool.free_pages(list(own.values()))
+            return answer
+
+        replace_attribute(undo, kind, "release_pages", released)
+
+    replace_attribute(undo, cache.page_pool, "free_pages", freed)
+    replace_attribute(undo, type(cache.root), "create_child", created)
+    for kind in allocation_classes(engine):
+        release(kind)

@@ -113,6 +113,16 @@ class RecordProbe(BaseProbe):
         pending = self._requests.get(request_id)
         return pending.stock if pending else []
 
+    @property
+    def allocated_entries(self) -> list[Any]:
+        entries: list[Any] = self.cache._allocated_pages
+        return entries
+
+    @property
+    def duplicate_entries(self) -> list[Any]:
+        entries: list[Any] = self.cache._duplicated_pages
+        return entries
+
     def note_request(self, part: Any) -> None:
         self._requests[part._rid] = _Pending(part)
 

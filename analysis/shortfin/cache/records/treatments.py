@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis.shortfin.treatment import Treatment, cache_of, part, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, Treatment, cache_of, lock_for, replace_attribute
 
-if TYPE_CHECKING:
-    from analysis.engine import Engine
+CACHE_OPERATIONS = (
+    "lookup", "allocate", "match", "evict_pages", "publish_pages_for_tokens", "release_pages",
+    "free_pages", "free_allocated_pages", "free_cache_pages", "get_allocated_pages",
+)  # fmt: skip
+POOL_OPERATIONS = ("acquire_free_pages", "free_pages", "copy_page", "copy_page_index")
+ALLOCATION_OPERATIONS = ()
+
+
+def allocation_classes(engine: LiveEngine) -> list[Any]:
+    """Return no class: requests hold pages by records of a decoder."""
+    return []
+
+
+def _decoding(engine: LiveEngine) -> Any:
+    """Return the release's own module of decoders and page managers."""
+    return engine.service.component("decoder.decoder")
 
 
 class KeepDecodeRecord(Treatment):
@@ -23,8 +39,8 @@ class KeepDecodeRecord(Treatment):
     change = "What the cache returns for a decode's allocation replaces the request's record."
     needs = frozenset({"records"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
-        manager, cache = part(engine, "decoder.decoder").PageManager, cache_of(engine)
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        manager, cache = _decoding(engine).PageManager, cache_of(engine)
         allocate, ask, last = manager.allocate, cache.allocate, threading.local()
 
         def kept(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
@@ -48,11 +64,11 @@ class RegisterOnce(Treatment):
     """A request holds one reference, however often it takes pages."""
 
     name = "register-once"
-    hypothesis = "Requests whose prompt fills its last page count twice, and end once."
+    hypothesis = "A request with a prompt that fills its last page is counted twice, released once."
     change = "Only a request's first allocation adds a reference to the node that it goes on from."
     needs = frozenset({"records", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
         register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
@@ -82,7 +98,7 @@ class RegisterOnce(Treatment):
 
 
 class ReferToPublished(Treatment):
-    """A request refers to the node whose pages it uses, whoever published it."""
+    """A request refers to the node that has its pages, whichever request published it."""
 
     name = "refer-to-published"
     hypothesis = (
@@ -92,7 +108,7 @@ class ReferToPublished(Treatment):
     change = "At a publication the request's reference moves to the deepest node that it matches."
     needs = frozenset({"records", "trie"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
 
@@ -129,7 +145,7 @@ class DelistFreedPages(Treatment):
     change = "Pages are taken off the list of pages in use before they are freed."
     needs = frozenset({"records"})
 
-    def apply(self, engine: Engine, undo: ExitStack) -> None:
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
         pool, release, now = cache.page_pool, cache.release_pages, threading.local()
         free = pool.free_pages
@@ -157,3 +173,96 @@ class DelistFreedPages(Treatment):
 
         replace_attribute(undo, cache, "release_pages", released)
         replace_attribute(undo, pool, "free_pages", freed)
+
+
+class PinOnLookup(Treatment):
+    """What a request found in the trie stays there until the request holds it."""
+
+    name = "pin-on-lookup"
+    hypothesis = "Between lookup and allocation others evict what was found, and reuse its page."
+    change = (
+        "The node found is referred to from its lookup until its pages are allocated, or what was"
+        " found is given back or dropped."
+    )
+    needs = frozenset({"records", "trie"})
+
+    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
+        cache = cache_of(engine)
+        lookup, allocate, release = cache.lookup, cache.allocate, cache.release_pages
+        lock = lock_for(engine, undo, self.name)
+        pinned: dict[int, tuple[Any, Any]] = {}
+        lost: deque[int] = deque()
+        """Keys of lookups that were dropped; this can occur at any moment, under any lock."""
+
+        def unpin(key: int) -> None:
+            _, node = pinned.pop(key, (None, None))
+            if node is not None and not node.ref_count.is_empty():
+                node.ref_count.decrement()
+
+        def unpin_lost() -> None:
+            while lost:
+                unpin(lost.popleft())
+
+        def looked_up(*args: Any, **named: Any) -> Any:
+            with lock:  # no allocation, hence no eviction, before the node is pinned
+                found = lookup(*args, **named)
+                unpin_lost()
+                if found.last_cached_node is not cache.root:
+                    found.last_cached_node.ref_count.increment()
+                    key = id(found)
+                    end = weakref.ref(found, lambda _: lost.append(key))
+                    pinned[key] = end, found.last_cached_node
+                return found
+
+        def allocated(*args: Any, **named: Any) -> Any:
+            info = named.get("cache_info", args[1] if len(args) > 1 else None)
+            with lock:
+                unpin_lost()
+                try:
+                    return allocate(*args, **named)
+                finally:
+                    unpin(id(info))
+
+        def released(cache_info: Any) -> Any:
+            # Given back without an allocation: the reference that goes is the pin.
+            with lock:
+                unpin_lost()  # one of them may have had this id
+                pinned.pop(id(cache_info), None)
+            return release(cache_info)
+
+        def unpin_all() -> None:
+            for key in list(pinned):
+                unpin(key)
+
+        undo.callback(unpin_all)
+        replace_attribute(undo, cache, "lookup", looked_up)
+        replace_attribute(undo, cache, "allocate", allocated)
+        replace_attribute(undo, cache, "release_pages", released)
+
+
+def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
+    """Free with a request the pages that it took and did not publish."""
+    cache, decoding = cache_of(engine), _decoding(engine)
+    manager, decoder = decoding.PageManager, decoding.LlmDecoder
+    allocate, publish = manager.allocate, decoder.publish_request
+    taken: dict[int, list[int]] = {}  # by the identity of a decoder's records
+
+    def noted(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
+        pages, req = allocate(self, req, allocated_cache_recs, *args, **named)
+        if self._page_cache is cache:
+            taken.setdefault(id(allocated_cache_recs), []).extend(pages)
+        return pages, req
+
+    def published(self: Any, req: Any, publish_incomplete_page: bool = False) -> Any:
+        records, lost = self._allocated_cach_recs, []
+        if publish_incomplete_page and (record := records.get(req.instance_id)) is not None:
+            # The last publication exchanges pages in the record, so they are compared before.
+            known = {page.index for page in record.pages}
+            lost = [p for p in taken.pop(id(records), ()) if p not in known]
+        answer = publish(self, req, publish_incomplete_page)
+        if lost:
+            cache.free_allocated_pages(lost)
+        return answer
+
+    replace_attribute(undo, manager, "allocate", noted)
+    replace_attribute(undo, decoder, "publish_request", published)

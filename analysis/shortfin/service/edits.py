@@ -1,0 +1,60 @@
+"""Changes of a live server that treatments and faults make, common to all generations.
+
+Each generation has a module `<generation>_edits` with the functions that its capabilities promise;
+`Service.edits` is that module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("prefill", "decode")
+NO_PAGE = "There was no page for its next tokens, and none could be evicted."
+"""The error of a request that fails because it cannot grow."""
+
+
+@dataclass
+class Results:
+    """The logits of an invocation, on their way to its requests."""
+
+    phase: str
+    request_ids: list[str]
+    """Of each row that carries one; the rest is padding."""
+    logits: Any
+    """[batch, tokens, vocabulary]"""
+    instead: dict[int, tuple[Any, int, int]] = field(default_factory=dict)
+    """By row: the array, the row and the shift of position of what it gets instead."""
+
+    @property
+    def shape(self) -> Any:
+        """The shape of the logits."""
+        return self.logits.shape
+
+    def view(self, row: int, *place: Any) -> Any:
+        """Return what a row gets."""
+        array, row, shift = self.instead.get(row, (self.logits, row, 0))
+        return array.view(row, *((place[0] + shift, *place[1:]) if place else ()))
+
+
+def replace_functions(
+    functions: dict[int, Any], undo: ExitStack, wrap: Callable[[Any], Any]
+) -> None:
+    """Replace the compiled functions of a phase, by batch size, until the stack is closed."""
+    for size, function in list(functions.items()):
+        functions[size] = wrap(function)
+        undo.callback(functions.__setitem__, size, function)
+
+
+def decode_edit(edit: Callable[[Any, Callable[[Any], None]], None], submit: Any) -> Any:
+    """Return a `submit` that gives each decode of a request to `edit`, with the original."""
+
+    def submitted(request: Any) -> None:  # the engine passes it by this name
+        if getattr(request, "rid", None) is not None and request.phase.name == "DECODE":
+            edit(request, submit)
+        else:
+            submit(request)
+
+    return submitted

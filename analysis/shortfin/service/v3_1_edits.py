@@ -1,0 +1,220 @@
+"""Changes of a live server of the generation 3.1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import shortfin.array as sfnp
+from shortfin_apps.llm.components.generate import GenerateItemProcess
+from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
+from shortfin_apps.llm.components.service import BatcherProcess
+
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
+from analysis.shortfin.cache.probe import CURRENT_REQUEST
+from analysis.shortfin.service import v3_1
+from analysis.shortfin.service.edits import (
+    NO_PAGE,
+    PHASES,
+    Results,
+    decode_edit,
+    replace_functions,
+)
+from analysis.shortfin.treatment import replace_attribute
+
+
+def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
+    """Give the logits of every invocation to `edit` before its requests get them."""
+
+    def wrap(phase: str, function: Any) -> Any:
+        async def call(*args: Any, fiber: Any) -> Any:
+            outcome = await function(*args, fiber=fiber)
+            process = CURRENT_INVOCATION.get()
+            if process is None:
+                return outcome
+            ids = [request.rid for request in process.exec_requests]
+            results = Results(phase, ids, outcome[0])
+            edit(results)
+            return (results,)
+
+        return call
+
+    for phase in PHASES:
+        functions = getattr(service.native, f"{phase}_functions")
+        replace_functions(functions, undo, partial(wrap, phase))
+
+
+def edit_choices(
+    undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
+) -> None:
+    """Have `choose` select the tokens that are due, by the scores of the vocabulary."""
+    argmax = sfnp.argmax
+
+    def chosen(logits: Any, *args: Any, **named: Any) -> Any:
+        token = argmax(logits, *args, **named)
+        if not is_due(CURRENT_REQUEST.get()):
+            return token
+        return SimpleNamespace(items=[choose(np.array(logits.items).ravel())])
+
+    replace_attribute(undo, sfnp, "argmax", chosen)
+
+
+def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
+    """Give every token to `edit` when it was chosen."""
+    client = v3_1.Client
+    stream = client.stream_results
+
+    def streaming(self: Any, process: Any) -> None:
+        tokens = process.result_token_ids
+        tokens[-1] = edit(process.gen_req.rid, tokens[-1])
+        stream(self, process)
+
+    replace_attribute(undo, client, "stream_results", streaming)
+
+
+def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
+    """Give the tokens of every answer to `edit` when all were chosen."""
+    run = GenerateItemProcess.run
+
+    async def running(process: Any) -> None:
+        await run(process)
+        process.result_token_ids = edit(process.gen_req.rid, process.result_token_ids)
+
+    replace_attribute(undo, GenerateItemProcess, "run", running)
+
+
+def encode_answer(service: Any, tokens: list[int]) -> Any:
+    """Return what the server would respond with these tokens."""
+    (text,) = service.native.tokenizer.decode([tokens])
+    return b"data: " + text.encode() + b"\n\n"
+
+
+def edit_submissions(
+    service: Any, undo: ExitStack, edit: Callable[[Any, Callable[[Any], None]], None]
+) -> None:
+    """Give every submitted decode to `edit`, with the function that submits it."""
+    batcher = service.native.batcher
+    replace_attribute(undo, batcher, "submit", decode_edit(edit, batcher.submit))
+
+
+class _Muted:
+    """Stands for a request, and does not wake it when it is done."""
+
+    def __init__(self, request: Any) -> None:
+        self._request, self.done = request, self
+
+    def set_success(self) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+def mute(requests: list[Any], row: int) -> None:
+    """Have the end of an invocation not wake one of its requests."""
+    requests[row] = _Muted(requests[row])
+
+
+def complete(request: Any, logits: Any) -> None:
+    """Wake a request with the logits of its step."""
+    request.result_logits = logits
+    request.done.set_success()
+
+
+def around_decodes(
+    service: Any,
+    undo: ExitStack,
+    started: Callable[[list[Any]], None],
+    finished: Callable[[list[Any]], Any],
+    results: dict[str, Any],
+) -> None:
+    """Call `started` before and await `finished` after every decode, with its requests.
+
+    `results` is kept up to date with the last logits of each request.
+    """
+    executor = service.invocation_class()
+    run = executor.run
+
+    async def running(process: Any) -> None:
+        await run(process)
+        for request in process.exec_requests:
+            if request.result_logits is not None:
+                results[request.rid] = request.result_logits
+
+    def wrap(function: Any) -> Any:
+        async def call(*args: Any, fiber: Any) -> Any:
+            process = CURRENT_INVOCATION.get()
+            requests = [] if process is None else process.exec_requests
+            started(requests)
+            outcome = await function(*args, fiber=fiber)
+            await finished(requests)
+            return outcome
+
+        return call
+
+    replace_attribute(undo, executor, "run", running)
+    replace_functions(service.native.decode_functions, undo, wrap)
+
+
+def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
+    """Keep prefills that found no pages pending."""
+    batcher = service.native.batcher
+    decodes, flights = batcher.board_decodes, batcher.board_flights
+    left: set[Any] = set()
+
+    def board_decodes(*args: Any) -> Any:
+        # It runs after the prefills were launched, and before what is left is ended.
+        left.update(batcher.pending_prefills)
+        batcher.pending_prefills.clear()
+        return decodes(*args)
+
+    def board_flights() -> Any:
+        try:
+            return flights()
+        finally:
+            batcher.pending_prefills.update(left)
+            left.clear()
+
+    replace_attribute(undo, batcher, "board_decodes", board_decodes)
+    replace_attribute(undo, batcher, "board_flights", board_flights)
+
+
+def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
+    """Have a request that cannot grow fail by itself."""
+    batcher = service.native.batcher
+    decodes, run = batcher.board_decodes, GenerateItemProcess.run
+    failed: set[Any] = set()
+
+    def board_decodes(*args: Any) -> Any:
+        for request in list(batcher.pending_decodes):
+            try:
+                request.allocation.extend_allocation(request.input_token_ids, extra_token_slots=1)
+            except CacheAllocationFailure:
+                batcher.pending_decodes.remove(request)
+                failed.add(request.rid)
+                request.done.set_success()  # its process wakes up, and finds no result
+        return decodes(*args)
+
+    async def running(process: Any) -> Any:
+        rid = process.gen_req.rid
+        try:
+            return await run(process)
+        except Exception:
+            if process.client.batcher is not batcher or rid not in failed:
+                raise
+            failed.discard(rid)
+            if (responder := service.responder_of(rid)) is not None:
+                responder.fail(NO_PAGE)
+
+    replace_attribute(undo, batcher, "board_decodes", board_decodes)
+    replace_attribute(undo, GenerateItemProcess, "run", running)
+
+
+def shorten_strobes(undo: ExitStack, seconds: float) -> None:
+    """Set the time that the batcher waits for a batch to fill."""
+    for name in ("STROBE_SHORT_DELAY", "STROBE_LONG_DELAY"):
+        replace_attribute(undo, BatcherProcess, name, seconds)

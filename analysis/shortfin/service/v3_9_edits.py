@@ -1,0 +1,207 @@
+"""Changes of a live server of the generation 3.9."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, TokenSelector
+from shortfin_apps.llm.components.generate import GenerateItemProcess
+from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
+
+from analysis.shortfin.cache.probe import CURRENT_REQUEST
+from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, decode_edit
+from analysis.shortfin.treatment import nodes_below, replace_attribute
+
+_AGAIN_S, _PATIENCE_S = 0.005, 30.0
+
+
+def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
+    """Give the logits of every invocation to `edit` before its requests get them."""
+
+    def wrap(phase: str, responder: Any) -> Any:
+        succeed = responder.set_success
+
+        def succeeding(task: Any, logits: Any, indices: Any) -> None:
+            requests = responder._get_requests_from_task(task)
+            results = Results(phase, [request.rid for request in requests], logits)
+            edit(results)
+            succeed(task, results, indices)
+
+        return succeeding
+
+    lanes = service.native.unified_batcher._impl.batching_engine
+    for phase in PHASES:
+        responder = getattr(lanes, f"{phase}_lane")._llm_task_responder
+        replace_attribute(undo, responder, "set_success", wrap(phase, responder))
+
+
+def edit_choices(
+    undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
+) -> None:
+    """Have `choose` select the tokens that are due, by the scores of the vocabulary."""
+    step = TokenSelector.step
+
+    def select(scores: Any, config: Any) -> Any:
+        tokens = np.array([choose(scores.flatten())])
+        return tokens, scores.flatten()[tokens]
+
+    def stepping(selector: Any, logits: Any, indices: Any) -> Any:
+        if not is_due(CURRENT_REQUEST.get()):
+            return step(selector, logits, indices)
+        own = selector._select_function
+        selector._select_function = select
+        try:
+            return step(selector, logits, indices)
+        finally:
+            selector._select_function = own
+
+    replace_attribute(undo, TokenSelector, "step", stepping)
+
+
+def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
+    """Give every token to `edit` when it was chosen."""
+    step = TokenSelector.step
+
+    def stepping(selector: Any, logits: Any, indices: Any) -> Any:
+        beams, tokens = step(selector, logits, indices)
+        if tokens:
+            before = int(tokens[0])
+            after = edit(CURRENT_REQUEST.get(), before)
+            if after != before:
+                tokens = [after]
+        return beams, tokens
+
+    replace_attribute(undo, TokenSelector, "step", stepping)
+
+
+def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
+    """Give the tokens of every answer of one beam to `edit` when all were chosen."""
+    run = GenerateItemProcess.run
+
+    async def running(process: Any) -> None:
+        await run(process)
+        tokens = process.result_token_ids
+        nested = bool(tokens) and isinstance(tokens[0], list)
+        flat = tokens[0] if nested else tokens
+        changed = edit(process.rid, flat)
+        if changed is not flat:
+            process.result_token_ids = [changed] if nested else changed
+
+    replace_attribute(undo, GenerateItemProcess, "run", running)
+
+
+def encode_answer(service: Any, tokens: list[int]) -> Any:
+    """Return what the server would respond with these tokens."""
+    return [tokens]
+
+
+def edit_submissions(
+    service: Any, undo: ExitStack, edit: Callable[[Any, Callable[[Any], None]], None]
+) -> None:
+    """Give every submitted decode to `edit`, with the function that submits it."""
+    # Below the facade, where the token is noted that the decode goes on with.
+    batcher = service.native.unified_batcher._impl
+    replace_attribute(undo, batcher, "submit", decode_edit(edit, batcher.submit))
+
+
+def share_one_worker(service: Any, undo: ExitStack) -> None:
+    """Run the processes of all requests on one worker."""
+    fibers, fiber = service.native.main_fiber_pool, service.native.main_fiber
+    give_back = fibers.return_fiber
+
+    async def get() -> tuple[None, Any]:
+        return None, fiber
+
+    def returned(numbers: Any) -> None:
+        listed = numbers if isinstance(numbers, list) else [numbers]
+        give_back([n for n in listed if n is not None])
+
+    replace_attribute(undo, fibers, "get", get)
+    # What was taken before comes back after: this one accepts both kinds and stays to the end.
+    replace_attribute(undo, fibers, "return_fiber", returned)
+
+
+def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
+    """Have prefills that found no pages try again."""
+    cache, run = service.native.page_cache, LlmDecoder.run
+
+    async def running(self: Any, input_ids: Any) -> Any:
+        if self._page_cache is not cache:
+            return await run(self, input_ids)
+        deadline = time.monotonic() + _PATIENCE_S
+        create = self.create_prefill_req
+        while True:
+            try:
+                request = create(input_ids)
+                break
+            except CacheAllocationFailure:
+                if self._cancelled or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+        self.create_prefill_req = lambda _: request
+        return await run(self, input_ids)
+
+    replace_attribute(undo, LlmDecoder, "run", running)
+
+
+def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
+    """Have a request that cannot grow fail by itself."""
+    cache, run = service.native.page_cache, LlmDecoder.run
+    taken: ContextVar[set[int] | None] = ContextVar("taken", default=None)
+    allocate = cache.allocate
+
+    def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
+        answer = allocate(tokens, cache_info, *args, **named)
+        if (own := taken.get()) is not None:
+            had = {p.index for p in cache_info.pages} if cache_info is not None else set()
+            own.update(p.index for p in answer.pages if p.index not in had)
+        return answer
+
+    async def running(self: Any, input_ids: Any) -> Any:
+        if self._page_cache is not cache:
+            return await run(self, input_ids)
+        created: list[Any] = []
+        create = self.create_prefill_req
+
+        def noted(ids: Any) -> Any:
+            created.append(create(ids))
+            return created[-1]
+
+        self.create_prefill_req = noted
+        taken.set(set())  # each request is a task of its own, with a context of its own
+        try:
+            return await run(self, input_ids)
+        except CacheAllocationFailure:
+            _give_back(self, cache, created, taken.get() or set())
+            if (responder := service.responder_of(self._rid)) is not None:
+                responder.fail(NO_PAGE)
+
+    replace_attribute(undo, cache, "allocate", allocated)
+    replace_attribute(undo, LlmDecoder, "run", running)
+
+
+def _give_back(decoder: Any, cache: Any, created: list[Any], taken: set[int]) -> None:
+    """Give back the pages that a request took before it failed."""
+    for request in created:
+        # The others of its group would wait for it for ever.
+        decoder._unified_batcher.reserve_workload(rid=request.orig_instance_id, count=0)
+        record = decoder._allocated_cach_recs.get(request.instance_id)
+        listed = {page.index for page in record.pages} if record is not None else set()
+        # Without a trie they are freed with the record; with one, those that are neither
+        # published nor set aside belong to no request.
+        taken = (taken | listed) - _kept(cache) if hasattr(cache, "root") else taken - listed
+        cache.free_allocated_pages(list(taken))
+        decoder.free_req_cache(request)
+
+
+def _kept(cache: Any) -> set[int]:
+    """Return the pages that the trie has, and those that it frees by itself."""
+    with cache._lock:
+        published = {node.page.index for node in nodes_below(cache.root)}
+        return published | {page.index for page in cache._duplicated_pages}
