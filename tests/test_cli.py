@@ -164,7 +164,7 @@ def test_a_bound_comes_with_its_reason(option, said, cachelab):
 
 
 def test_validate_says_the_least_rate_and_which_rules_there_are(cachelab):
-    assert "choose a `--rate` from 3e-05 on" in cachelab(*VALIDATE, "--rate", "1e-9")[2]
+    assert "`--rate` of at least 3e-05" in cachelab(*VALIDATE, "--rate", "1e-9")[2]
     assert "wrong-kv-read" in cachelab(*VALIDATE, "--tolerate", "x:y=z")[2]
 
 
