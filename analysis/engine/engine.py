@@ -30,11 +30,13 @@ from analysis.model.artifacts import ModelArtifacts, load_model
 from analysis.model.compile import compile_model
 from analysis.model.tokenizer import ModelTokenizer
 from analysis.shortfin import devices, worker_crashes
+from analysis.shortfin.cache.probe import BaseProbe
 from analysis.shortfin.capture import StderrCapture, report_fault
 from analysis.shortfin.config import LONGEST_TIMEOUT_S, EngineConfig
 from analysis.shortfin.hooks import Changes
-from analysis.shortfin.port import CacheObserver, CacheProbe, Call, Service, Setup
+from analysis.shortfin.port import CacheObserver, Call, Setup
 from analysis.shortfin.service import installed_service
+from analysis.shortfin.service.common import Service
 from analysis.workloads.workload import Answers, Workload
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class Engine:
         """The release's service while the engine runs; `native` is shortfin's own object."""
         self.cache = Cache(self)
         """The KV cache: `engine.cache.snapshot()`."""
-        self.probe: CacheProbe | None = None
+        self.probe: BaseProbe | None = None
         """The attached probe while the engine is observed."""
         self._requests = Requests(
             self.tokenizer, self.tokenizer.token_id(self.model.eos_token), self.fault
@@ -296,7 +298,7 @@ class Engine:
         """Return the seconds since the engine was started, as in every table."""
         return time.monotonic() - self._started
 
-    def watch(self, observer: CacheObserver) -> CacheProbe:
+    def watch(self, observer: CacheObserver) -> BaseProbe:
         """Attach an observer to the live engine and return the probe of its cache.
 
         Raises EngineError if the engine is not running or observed already.
@@ -305,7 +307,7 @@ class Engine:
             raise EngineError("The engine is not running, so it cannot be observed.")
         if self.probe is not None:
             raise EngineError("This engine is observed already: end that first.")
-        probe = self.service.probe()
+        probe: BaseProbe = self.service.probe()
         probe.attach(observer)
         self.probe = probe
         return probe

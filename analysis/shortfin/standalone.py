@@ -18,11 +18,11 @@ from shortfin_apps.llm.components.kvcache import (
     trie_attention_cache,
 )
 
+from analysis.shortfin.cache.base import LiveCache
+from analysis.shortfin.cache.probe import BaseProbe
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.hooks import Changes
-from analysis.shortfin.port import CacheProbe
 from analysis.shortfin.service import installed_service
-from analysis.shortfin.service.common import LiveCache
 
 _ELEMENTS = 8
 _names = itertools.count()
@@ -109,7 +109,7 @@ class StandaloneEngine:
     def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
         self.service = StandaloneService(cache)
-        self.probe: CacheProbe | None = None
+        self.probe: BaseProbe | None = None
         self.changes = Changes()
         self.died = None
         self._clock = itertools.count()

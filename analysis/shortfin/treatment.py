@@ -22,25 +22,13 @@ Place = Literal["cache", "contents", "server"]
 class LiveEngine(Protocol):
     """What treatments need of a running engine, or of a cache without a server."""
 
-    @property
-    def release(self) -> str:
-        """The release of shortfin."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """The configuration that it was started with."""
-
-    @property
-    def service(self) -> Any:
-        """The `Service`, or another `CacheOwner`; None while it does not run."""
-
-    @property
-    def probe(self) -> Any:
-        """The `CacheProbe` of an observed engine, None while it is not observed."""
-
-    @property
-    def changes(self) -> hooks.Changes:
-        """The changes of the engine that are to be undone."""
+    release: str
+    config: EngineConfig
+    service: Any
+    """The `Service`, or another `LiveCache`; None while it does not run."""
+    probe: Any
+    """The `BaseProbe` of an observed engine, None while it is not observed."""
+    changes: hooks.Changes
 
 
 class Treatment(ABC):

@@ -66,6 +66,7 @@ class AllocationProbe(BaseProbe):
         return []  # an allocation has only pages that it uses
 
     def edit_allocation(self, request_id: str, edit: Callable[[Any], Any]) -> None:
+        """Replace a request's own list of pages by what `edit` makes of it."""
         for note in list(self._allocations.values()):
             if note.request == request_id and not note.allocation._is_released:
                 pages = note.allocation._pages

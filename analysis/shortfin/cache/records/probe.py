@@ -114,14 +114,14 @@ class RecordProbe(BaseProbe):
         return pending.stock if pending else []
 
     @property
-    def allocated_entries(self) -> list[Any]:
-        entries: list[Any] = self.cache._allocated_pages
-        return entries
+    def allocated_entries(self) -> Any:
+        """The cache's own list of allocated pages, live."""
+        return self.cache._allocated_pages
 
     @property
-    def duplicate_entries(self) -> list[Any]:
-        entries: list[Any] = self.cache._duplicated_pages
-        return entries
+    def duplicate_entries(self) -> Any:
+        """The cache's own list of duplicates that are freed next, live."""
+        return self.cache._duplicated_pages
 
     def note_request(self, part: Any) -> None:
         self._requests[part._rid] = _Pending(part)
