@@ -356,7 +356,7 @@ class Engine:
         return True
 
     def _die(self, message: str, text: str) -> None:
-        self.died = death = EngineDeath(message, text, time.monotonic() - self._started)
+        self.died = death = EngineDeath(message, text)
         self._requests.notify("died", death)
 
     def _watch(self) -> None:

@@ -127,7 +127,7 @@ class _Sweep:
             self.progress.begins(self.writer.path, len(self.trials) - len(self.left))
             if self.left:
                 self.prepared = prepare(self.plan, self.progress.preparing)
-                self._note_prepared()
+                self.writer.note(dropped_prompts=self.prepared.dropped)
                 if runner == "process":
                     self._in_processes(pythons)
                 else:
@@ -302,10 +302,6 @@ class _Sweep:
         for file in self._work(trial).glob("*"):
             if file.suffix in (".txt", ".log"):
                 shutil.copyfile(file, logs / file.name)
-
-    def _note_prepared(self) -> None:
-        """Write into the manifest how many prompts the model itself answers wrong."""
-        self.writer.note(dropped_prompts=self.prepared.dropped)
 
 
 def _idle(row: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.operations import dialect_of
+from analysis.shortfin.cache import part_of
 from analysis.shortfin.releases import row_of
 from analysis.shortfin.treatment import (
     LiveEngine,
@@ -108,4 +108,4 @@ class FreeUnpublishedPages(Treatment):
             )
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        dialect_of(engine).free_unpublished_pages(engine, undo)
+        part_of(engine.release, "treatments").free_unpublished_pages(engine, undo)

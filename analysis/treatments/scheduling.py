@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from analysis.shortfin.operations import cache_operations
+from analysis.shortfin.cache import part_of
 from analysis.shortfin.treatment import (
     LiveEngine,
     Treatment,
+    cache_of,
     lock_for,
     replace_attribute,
 )
@@ -29,7 +31,7 @@ class LockCache(Treatment):
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         lock = lock_for(engine, undo, self.name)
-        for owner, name, is_own in cache_operations(engine):
+        for owner, name, is_own in _cache_operations(engine):
             call = getattr(owner, name)
 
             @functools.wraps(call)
@@ -40,6 +42,23 @@ class LockCache(Treatment):
                     return call(*args, **named)
 
             replace_attribute(undo, owner, name, locked)
+
+
+def _cache_operations(engine: LiveEngine) -> Iterator[tuple[Any, str, Callable[..., bool]]]:
+    """Yield the operations of the cache and its pool: owner, name, and what recognises a call.
+
+    The last returns, for the arguments of a call, whether it is one on this engine's cache: an
+    owner may be a class that engines share.
+    """
+    cache, dialect = cache_of(engine), part_of(engine.release, "treatments")
+    owners = {cache: dialect.CACHE_OPERATIONS, cache.page_pool: dialect.POOL_OPERATIONS}
+    for owner, names in owners.items():
+        for name in names:
+            if hasattr(owner, name):
+                yield owner, name, lambda *args, **named: True
+    for kind in dialect.allocation_classes(engine):
+        for name in dialect.ALLOCATION_OPERATIONS:
+            yield kind, name, lambda allocation, *a, **n: dialect.owner_of(allocation) is cache
 
 
 class OneWorker(Treatment):

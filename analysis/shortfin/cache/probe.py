@@ -144,9 +144,12 @@ class BaseProbe(TrieProbe, InvocationProbe):
 
         def ended(request: str | None, process: Any) -> None:
             if request is not None:
-                with hooks.grouped(request):
+                hooks.observer.begin(None, request)
+                try:
                     self.forget(request)
                     hooks.observer.holds(request, ())
+                finally:
+                    hooks.observer.end(None)
 
         hooks.around_task(task, "run", before=started, after=ended)
 
