@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.core.errors import EngineError, is_encodable, seconds, shown, whole_number
 from analysis.core.interrupts import uninterrupted
 from analysis.engine.cache import Cache
-from analysis.engine.clients import OnResult, run_workload
+from analysis.engine.clients import run_workload
 from analysis.engine.completion import Completion, EngineDeath
 from analysis.engine.requests import PendingRequest, Requests, token_ids
 from analysis.engine.waiting import wait_until, within
@@ -37,10 +37,6 @@ from analysis.shortfin.hooks import Changes
 from analysis.shortfin.port import CacheObserver, Call, Setup
 from analysis.shortfin.service import installed_service
 from analysis.shortfin.service.common import Service
-from analysis.workloads.workload import Answers, Workload
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CLOSE_TIMEOUT_S = 5.0
 _CHECK_INTERVAL_S = 0.1
@@ -273,26 +269,7 @@ class Engine:
         """End those of these requests that are pending, as if their deadlines had passed."""
         self._requests.give_up(request_ids)
 
-    def run(
-        self,
-        workload: Workload,
-        concurrency: int,
-        *,
-        timeout_s: float = 60.0,
-        references: Answers | None = None,
-        on_result: OnResult | None = None,
-        resubmit_s: float | None = None,
-    ) -> pd.DataFrame:
-        """Send a workload's requests from client threads; see `clients.run_workload`."""
-        return run_workload(
-            self,
-            workload,
-            concurrency,
-            timeout_s=timeout_s,
-            references=references,
-            on_result=on_result,
-            resubmit_s=resubmit_s,
-        )
+    run = run_workload
 
     def clock_s(self) -> float:
         """Return the seconds since the engine was started, as in every table."""
