@@ -256,8 +256,7 @@ class _Sweep:
         recorded = read_stream(self._work(trial), ended.ended_ns)
         missing = " ".join(filter(None, [read_lacking(self._work(trial)), cut_of(recorded)]))
         if missing:
-            detail = f"{ended.detail} {missing}" if ended.detail else missing
-            ended = dataclasses.replace(ended, detail=detail)
+            ended = _with_detail(ended, missing)
         workload = self.prepared.workload(trial)
         requests = request_rows(trial, workload, self.prepared.answers[trial.release], ended)
         add_observed(requests, recorded)
@@ -266,8 +265,7 @@ class _Sweep:
         if self.plan.sanitize:
             findings, unchecked = finding_rows(self.plan, trial, requests, recorded, ended)
         if unchecked is not None and ended.status == "ok":
-            detail = f"{ended.detail} {unchecked}" if ended.detail else unchecked
-            ended = dataclasses.replace(ended, detail=detail)
+            ended = _with_detail(ended, unchecked)
         row = trial_row(self.run_id, self.plan, trial, ended, self.git_commit)
         self.writer.write_trial(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(trial), ignore_errors=True)
@@ -302,6 +300,11 @@ class _Sweep:
         for file in self._work(trial).glob("*"):
             if file.suffix in (".txt", ".log"):
                 shutil.copyfile(file, logs / file.name)
+
+
+def _with_detail(ended: Ended, more: str) -> Ended:
+    """Return how a trial ended with a further sentence."""
+    return dataclasses.replace(ended, detail=" ".join(filter(None, [ended.detail, more])))
 
 
 def _idle(row: Mapping[str, Any]) -> bool:
