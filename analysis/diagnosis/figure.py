@@ -236,7 +236,11 @@ def _legend(explained: Explanation, lanes: Sequence[str], pages: bool) -> list[L
         label = "page cached, held by no request"
         shown.append(Patch(facecolor=style.STATE_COLOURS["cached"], label=label))
     if pages and UNOWNED in owners:
-        shown.append(Patch(facecolor=style.STATE_COLOURS["leaked"], label="page leaked"))
+        shown.append(
+            Patch(
+                facecolor=style.STATE_COLOURS["leaked"], label="page not cached, held by no request"
+            )
+        )
     if pages and len(explained.trace.invocations):
         shown.append(Line2D([], [], color=grey, linewidth=2.2, label="writer (black: padding)"))
     if (kinds == "alloc_failed").any():
