@@ -27,8 +27,8 @@ def request_columns(
     columns = {
         "cached_tokens": _of_each(requests, _first_lookup(events)),
         "evictions_during": _evictions(events, requests),
-        "pages_before": _of_each(requests, _pages(snapshots, "before", "first")),
-        "pages_after": _of_each(requests, _pages(snapshots, "after", "last")),
+        "pages_before": _of_each(requests, _pages(snapshots, "before")),
+        "pages_after": _of_each(requests, _pages(snapshots[::-1], "after")),
     }
     return pd.DataFrame(columns, index=requests.index, dtype="Int64")
 
@@ -45,9 +45,10 @@ def _first_lookup(events: pd.DataFrame) -> pd.Series:
     return looked.set_index(_KEY)["tokens_hit"]
 
 
-def _pages(snapshots: pd.DataFrame, moment: str, keep: str) -> pd.Series:
+def _pages(snapshots: pd.DataFrame, moment: str) -> pd.Series:
+    """Return the pages out of the pool in the first snapshot of a moment, by request."""
     taken = snapshots[snapshots["moment"] == moment].dropna(subset=["request_id"])
-    taken = taken.drop_duplicates(_KEY, keep="first" if keep == "first" else "last")
+    taken = taken.drop_duplicates(_KEY)
     return (taken["page_count"] - taken["free"]).set_axis(pd.MultiIndex.from_frame(taken[_KEY]))
 
 

@@ -214,9 +214,7 @@ _COLUMNS = {
         _maybe("tokens_hit", _INT, "tokens found in the trie", "tokens"),
         _maybe("tokens_missed", _INT, "tokens not found there", "tokens"),
         _maybe(
-            "value",
-            _INT,
-            "token id, missing tokens, answers, invocation, slot or bytes: by kind",
+            "value", _INT, "token id, missing tokens, answers, invocation, slot or bytes: by kind"
         ),
         _maybe("tokens", _INTS, "token ids of a prompt, an answer, or a node"),
         _maybe("digest", _INT, "CRC-32 of the logits that a token was chosen from"),

@@ -87,16 +87,6 @@ class EngineState(Replay):
 
     # -- queries ---------------------------------------------------------------------------
 
-    @property
-    def references(self) -> dict[int, int]:
-        """References to every node, as the engine counts them."""
-        return self._references
-
-    @property
-    def leaves(self) -> set[int]:
-        """Nodes in the engine's set of leaves."""
-        return self._leaves
-
     def name(self, number: int) -> str | None:
         """Return the request of a sequence number, None if unknown."""
         return self._names.get(number)

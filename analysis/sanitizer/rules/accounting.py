@@ -81,10 +81,7 @@ class FreeWhileReferenced(Rule):
 class FreeCountMismatch(Rule):
     name = "free-count-mismatch"
     sentence = "The pool's number of free pages follows from its allocations and frees."
-    causes = {
-        "too-few": "The pool lost a page.",
-        "too-many": "The pool can allocate a page twice.",
-    }
+    causes = {"too-few": "The pool lost a page.", "too-many": "The pool can allocate a page twice."}
 
     def after_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
         # Several threads may record in another order than they act; then the numbers differ.

@@ -67,8 +67,8 @@ class LocksetViolation(Rule):
             f" {other.operation or other.kind} on thread {other.thread} under"
             f" {_named(other.locks or ())}."
         )
-        ids, page = (event.request_id, other.request_id), event.pages[0] if event.pages else None
-        yield Finding(part, what, *ids, page=page, other_stack=other.stack)
+        page, stack = event.pages[0] if event.pages else None, other.stack
+        yield Finding(part, what, event.request_id, other.request_id, page=page, other_stack=stack)
 
     on_acquire = on_free = on_create = on_node_overwritten = on_unlink = _change
     on_leaf_added = on_leaf_removed = on_reference = on_duplicate = _change

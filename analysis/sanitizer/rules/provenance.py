@@ -85,11 +85,12 @@ class SeqLenMismatch(Rule):
             )
             writers = state.shadow.writer[slots]
             foreign = writers[(writers >= 0) & (writers != sequence.number)]
-            ids = sequence.request_id, state.name(int(foreign[0])) if len(foreign) else None
+            other = state.name(int(foreign[0])) if len(foreign) else None
             page, slot = divmod(int(slots[0]), state.stride) if len(slots) else (None, None)
             # There is nothing to read beyond the block table.
             severity = WRONG_DATA if len(slots) or seq_len < own else AT_RISK
-            yield Finding(cause, message, *ids, page=page, slot=slot, severity=severity)
+            own_id = sequence.request_id
+            yield Finding(cause, message, own_id, other, page=page, slot=slot, severity=severity)
 
 
 class ContextOverflow(Rule):
@@ -162,8 +163,8 @@ class WrongKVRead(Rule):
             slot = int(step.read_slots[row, int(places[0])])
             cause, other = _content(state, slot, sequence)
             message = partial(_read_message, state, step.label(row), sequence, places, slot)
-            ids, (page, offset) = (sequence.request_id, other), divmod(slot, state.stride)
-            yield Finding(cause, message, *ids, page=page, slot=offset, severity=WRONG_DATA)
+            own_id, (page, slot) = sequence.request_id, divmod(slot, state.stride)
+            yield Finding(cause, message, own_id, other, page=page, slot=slot, severity=WRONG_DATA)
 
 
 class TaintedKVRead(Rule):

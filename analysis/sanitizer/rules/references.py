@@ -89,8 +89,10 @@ class EvictedWhileReferenced(Rule):
             f"Node {event.node} (page {event.pages[0]}) is removed from the trie with"
             f" {counted(count, 'reference')}{of}."
         )
-        ids = (holders[0], event.request_id) if holders else (event.request_id, None)
-        yield Finding("referenced-node", what, *ids, page=event.pages[0])
+        request, other = event.request_id, None
+        if holders:
+            request, other = holders[0], event.request_id
+        yield Finding("referenced-node", what, request, other, page=event.pages[0])
 
 
 class UnprotectedPage(Rule):
