@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 
 import pytest
@@ -25,3 +27,12 @@ def test_the_map_has_every_folder() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     folders = {path.parent.name for path in (ROOT / "analysis").glob("*/__init__.py")}
     assert set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)) >= folders
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_examples_import_exists(name: str) -> None:
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
+        for statement in ast.walk(ast.parse(code)):
+            if isinstance(statement, ast.ImportFrom) and statement.module:
+                module = importlib.import_module(statement.module)
+                assert [a.name for a in statement.names if not hasattr(module, a.name)] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from synthetic import reported_pattern
 
 from analysis import jupyter, report
 from analysis import plots as figures
+from analysis.runs.schema import EVENT_KINDS
 from analysis.stats.clustered import engines_to_reach
 from analysis.studies import reproduce
 from analysis.studies.causes import scenarios
@@ -91,6 +93,14 @@ def test_code_is_short(notebook: Any) -> None:
     for cell in code_cells(notebook):
         ast.parse(python_of(cell))
         assert len(cell.source.splitlines()) <= LONGEST
+
+
+def test_kinds_of_events_exist(notebook: Any) -> None:
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    kinds = re.findall(r"""\bkind"?\]? == ["'](\w+)""", source)
+    for several in re.findall(r"""\bkind"\]\.isin\(\[([^\]]*)\]""", source):
+        kinds += re.findall(r"\w+", several)
+    assert set(kinds) <= set(EVENT_KINDS)
 
 
 def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:

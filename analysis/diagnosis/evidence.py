@@ -12,6 +12,7 @@ from analysis.core.wording import one_line
 from analysis.diagnosis.cache import cache_at
 from analysis.diagnosis.request_trace import RequestTrace, value_of
 from analysis.diagnosis.timeline import message_of, time_of, wanted_of
+from analysis.recording.stacks import is_of_engine
 from analysis.sanitizer.findings import WRONG_DATA, Finding
 
 STUCK, LEAK, CONSEQUENCE = "stuck-request", "page-leak", "tainted-kv-read"
@@ -161,7 +162,7 @@ def death_of(trace: RequestTrace) -> EngineDeath | None:
 def last_frame(trace: RequestTrace) -> str | None:
     """Return the innermost frame of the engine in the last traceback of the trial's log."""
     log = trace.trial["engine_log"] or ""
-    frames = [match for match in _FRAME.finditer(log) if "shortfin" in match["file"]]
+    frames = [match for match in _FRAME.finditer(log) if is_of_engine(match["file"])]
     # The bridge to native code is innermost; the application's own frame is more useful.
     own = [match for match in frames if "shortfin_apps" in match["file"]] or frames
     if not own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 _SHOWN_FRAMES = 12
+_ENGINE = re.compile(r"(?<!/analysis)/_?shortfin\w*/")
 
 
 def current_stack() -> tuple[tuple[CodeType, int], ...]:
-    """Return the engine's own frames, innermost first; put into words only when they are read."""
+    """Return the engine's own frames, innermost first; `stack_in_words` formats them."""
     frames = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
@@ -25,9 +27,14 @@ def current_stack() -> tuple[tuple[CodeType, int], ...]:
     return tuple(frames)
 
 
+def is_of_engine(file: str) -> bool:
+    """Return True for a file of shortfin's packages, not for one of `analysis/shortfin/`."""
+    return _ENGINE.search(file) is not None
+
+
 @functools.cache
 def _is_engines(code: CodeType) -> bool:
-    return "shortfin" in code.co_filename
+    return is_of_engine(code.co_filename)
 
 
 def stack_in_words(frames: Sequence[tuple[CodeType, int]] | str | None) -> str | None:

@@ -95,13 +95,16 @@ for watched in (False, True):
             answers.append([engine.generate(p, 6).tokens for p in PROMPTS[:2]])
 stacks = recording.events.dropna(subset=["stack"])["stack"]
 say({"same": answers[0] == answers[1], "tokens": [len(t) for t in answers[0]],
-     "stacks": Counter("kvcache" in s for s in stacks)[True], "faults": recording.faults})
+     "stacks": Counter("kvcache" in s for s in stacks)[True],
+     "own": [line for s in stacks for line in s.splitlines() if "analysis/" in line],
+     "faults": recording.faults})
 """,
     )
     assert done.returncode == 0, done.stderr
     assert done.said["same"]
     assert done.said["tokens"] == [6, 6]
     assert done.said["stacks"] > 0
+    assert done.said["own"] == []
     assert done.said["faults"] == []
 
 
