@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.cli.values import Json
+
 if TYPE_CHECKING:
     from analysis.sanitizer import Findings, Group
     from analysis.sanitizer.recorded import Checked
@@ -16,9 +18,7 @@ if TYPE_CHECKING:
 
 def check(
     run: Annotated[Path, typer.Argument(help="a run's directory, swept with --sanitize/--observe")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON object per finding on stdout")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check what a run recorded, invocation by invocation and event by event.
 

@@ -9,13 +9,9 @@ from typing import Annotated
 
 import typer
 
-from analysis.cli.values import numbers, some
+from analysis.cli.values import HipTarget, Json, Model, numbers, some
 
 app = typer.Typer(help="The counting model: train, verify, build.", no_args_is_help=True)
-
-_Model = Annotated[
-    Path | None, typer.Option(help="a model's directory [default: the counting model]")
-]
 
 
 @app.command()
@@ -39,10 +35,8 @@ def build(
     releases: Annotated[str, typer.Option(help="compile for these releases, separated by commas")],
     batch_sizes: Annotated[str, typer.Option(help="which of the exported batch sizes")] = "4",
     device: Annotated[str, typer.Option(help="auto, local-task or amdgpu")] = "auto",
-    hip_target: Annotated[
-        str | None, typer.Option(help="gfx target to compile for on amdgpu [default: ask]")
-    ] = None,
-    model: _Model = None,
+    hip_target: HipTarget = None,
+    model: Model = None,
 ) -> None:
     """Compile the model with each release's own compiler, and keep it in the cache."""
     from analysis.shortfin.oracle import compile_for
@@ -62,8 +56,8 @@ def build(
 def verify(
     trials: Annotated[int, typer.Option(min=5, help="held-out prompts; more take longer")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="the same seed gives the same prompts")] = 0,
-    model: _Model = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    model: Model = None,
+    as_json: Json = False,
     card: Annotated[
         bool, typer.Option("--card", help="write the figures into the model's card, README.md")
     ] = False,

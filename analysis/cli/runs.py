@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analysis.cli.values import Json
+
 if TYPE_CHECKING:
     from analysis.sweep.upkeep import Listed, Verified
 
@@ -23,9 +25,7 @@ def list_(
     directory: Annotated[
         Path | None, typer.Argument(help="where to look [default: data/runs]")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON object per run on stdout")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List the runs at and below a directory: plan, progress and size.
 
@@ -53,9 +53,7 @@ def list_(
 @app.command()
 def verify(
     runs: _Runs,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON object per run on stdout")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check runs against their checksums and the declared tables.
 

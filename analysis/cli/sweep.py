@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.values import named, numbers, sets, texts
+from analysis.cli.values import HipTarget, Json, Model, named, numbers, sets, texts
 
 if TYPE_CHECKING:
     from analysis.runs.store import Run
@@ -44,12 +44,8 @@ def sweep(
     batch_sizes: Annotated[str, typer.Option(help="compiled batch sizes")] = "4",
     device: Annotated[str, typer.Option(help="auto, local-task or amdgpu")] = "auto",
     device_ids: Annotated[str, typer.Option(help="particular devices by name")] = "",
-    hip_target: Annotated[
-        str | None, typer.Option(help="gfx target to compile for on amdgpu [default: ask]")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="a model's directory [default: the counting model]")
-    ] = None,
+    hip_target: HipTarget = None,
+    model: Model = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, passed to the engine; repeatable")
     ] = None,
@@ -78,9 +74,7 @@ def sweep(
         typer.Option(help="seconds after which a refused request is sent again [default: never]"),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=1024, help="trials at the same time")] = 1,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="one JSON object per finished trial on stdout")
-    ] = False,
+    as_json: Json = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the grid and an estimate, run nothing")
     ] = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analysis.cli.values import OptionError, numbers, texts
+from analysis.cli.values import Json, OptionError, numbers, texts
 
 if TYPE_CHECKING:
     from analysis.studies.validation.result import Isolated, Level
@@ -58,7 +58,7 @@ def validate(
             min=1, max=1024, help="engines at the same time [default: as the cores allow]"
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="the result as one JSON object")] = False,
+    as_json: Json = False,
 ) -> None:
     """Validate treatments: the cache alone, then 2, 4, 8, 16 and 32 requests at once.
 

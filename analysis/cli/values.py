@@ -1,12 +1,23 @@
-"""Option values with several parts: `1,2,4` and `NAME=VALUE`."""
+"""Options of several commands, and values with parts: `1,2,4` and `NAME=VALUE`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from analysis.core.errors import CachelabError, shown
+
+HipTarget = Annotated[
+    str | None, typer.Option(help="gfx target to compile for on amdgpu [default: ask]")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, an object a line")]
+Model = Annotated[
+    Path | None, typer.Option(help="a model's directory [default: the counting model]")
+]
 
 
 class OptionError(CachelabError):

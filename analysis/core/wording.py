@@ -11,14 +11,14 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def listed(items: Iterable[object], *, most: int | None = None, last: str = "and") -> str:
+def listed(items: Iterable[object], *, most: int | None = None) -> str:
     """Return items as "a, b and c"; beyond `most` "a, b and 3 more"; without any "none"."""
     texts = [str(item) for item in items]
     if most is not None and len(texts) > most:
         texts = [*texts[:most], f"{len(texts) - most} more"]
     if len(texts) < 2:
         return texts[0] if texts else "none"
-    return f"{', '.join(texts[:-1])} {last} {texts[-1]}"
+    return f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def numbered(noun: str, numbers: Collection[int], *, most: int | None = None) -> str:
@@ -79,14 +79,14 @@ def ranges(numbers: Iterable[int], most: int = 8) -> str:
     return listed(parts) if parts else ""
 
 
-def short_names(names: Iterable[str], longest: int = 14) -> dict[str, str]:
+def short_names(names: Iterable[str]) -> dict[str, str]:
     """Return a short form of each name: itself, or eight characters where it is too long.
 
     They are the first or the last ones, whichever differ between the names.
     """
     known = list(dict.fromkeys(names))
     for part in (slice(8), slice(-8, None)):
-        short = {name: name if len(name) <= longest else name[part] for name in known}
+        short = {name: name if len(name) <= 14 else name[part] for name in known}
         if len(set(short.values())) == len(known):
             return short
     return {name: name for name in known}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from analysis.core.errors import CachelabError
 from analysis.core.wording import probability
@@ -75,13 +74,12 @@ def divergence_of(
     seq, seconds = _arrival(trace, place)
     engine = _engine(trace, invocation, given, right)
     theirs = _reference(trace, tuple(wanted[:place]), given, right) if reference else None
-    names = token_names(_model(trace))
     return Divergence(
         token_index=int(place),
         given=given,
         right=right,
-        given_text=names.get(given, "nothing"),
-        right_text=names.get(right, "nothing"),
+        given_text=token_name(trace, given),
+        right_text=token_name(trace, right),
         invocation_id=None if invocation is None else invocation.invocation_id,
         seq=seq if seq is not None else None if invocation is None else invocation.seq,
         t_s=seconds if seconds is not None else None if invocation is None else invocation.end_s,
@@ -93,19 +91,11 @@ def divergence_of(
 
 def token_name(trace: RequestTrace, token: int | None) -> str:
     """Return a token as text in quotation marks, or its number where that is not known."""
-    name: str = token_names(_model(trace)).get(token, "nothing")
-    return name
-
-
-class _Names(dict[int | None, str]):
-    """Names of tokens; one that has none goes by its number."""
-
-    def get(self, key: int | None, default: Any = None) -> Any:
-        return default if key is None else super().get(key, f"token {key}")
+    return "nothing" if token is None else _texts(_model(trace)).get(token, f"token {token}")
 
 
 @lru_cache(maxsize=8)
-def token_names(model: str | None) -> _Names:
+def _texts(model: str | None) -> dict[int, str]:
     """Return the text of each token of a model, in quotation marks."""
     try:
         from analysis.model.artifacts import load_model
@@ -115,8 +105,8 @@ def token_names(model: str | None) -> _Names:
         tokenizer = ModelTokenizer(artifacts)
         texts = {n: tokenizer.decode([n]) for n in range(tokenizer.vocabulary_size)}
     except (CachelabError, ImportError, AttributeError):
-        return _Names()
-    return _Names({n: f"“{text}”" for n, text in texts.items() if text})
+        return {}
+    return {n: f"“{text}”" for n, text in texts.items() if text}
 
 
 def _probabilities(

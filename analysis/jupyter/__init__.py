@@ -48,12 +48,10 @@ def html_of(value: object) -> str:
     return FORMATTERS[f"{kind.__module__}.{kind.__qualname__}"](value)
 
 
-def show(figure: Figure, alt: str, dpi: int = 160) -> Image:
+def show(figure: Figure, alt: str) -> Image:
     """Return a figure as an image that a notebook displays and a page embeds.
 
     `alt` describes the figure in one sentence for readers who cannot see it.
     """
     width: Any = int(figure.get_figwidth() * 100)
-    return Image(  # type: ignore[no-untyped-call,unused-ignore]
-        data=png_of(figure, dpi), width=width, alt=alt
-    )
+    return Image(data=png_of(figure), width=width, alt=alt)  # type: ignore[no-untyped-call,unused-ignore]

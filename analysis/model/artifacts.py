@@ -69,7 +69,6 @@ class ModelArtifacts:
     vmfb: Path | None
     parameters: tuple[Path, ...]
     tokenizer_json: Path
-    tokenizer_config_json: Path
     bos_token: str | None
     eos_token: str
     checksum: str
@@ -148,7 +147,6 @@ def _load(directory: Path) -> ModelArtifacts:
         vmfb=vmfb,
         parameters=parameters,
         tokenizer_json=tokenizer,
-        tokenizer_config_json=tokenizer_config,
         bos_token=_token(words.get("bos_token")),
         eos_token=eos,
         checksum=_checksum(files, digests),

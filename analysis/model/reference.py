@@ -152,11 +152,11 @@ class ReferenceSequence:
         raised = np.exp(self.logits - self.logits.max())
         return np.asarray(raised / raised.sum(), dtype=np.float32)
 
-    def step(self, token: int, *, seq_len: int | None = None, blocks: int | None = None) -> Logits:
+    def step(self, token: int, *, seq_len: int | None = None) -> Logits:
         """Append `token` by one decode and return the next logits, float32 ``[vocab]``.
 
-        `seq_len` is how many slots are read, `blocks` how many pages the block table has. They are
-        right by default; other values show what an engine's wrong ones would do.
+        `seq_len` is how many slots are read; another number than the default shows what an engine's
+        wrong one would do.
         """
         position = len(self.tokens)
         if position >= self.capacity:
@@ -166,7 +166,7 @@ class ReferenceSequence:
         decoder = self._decoder
         rows = decoder._decode_rows
         tokens = _column(rows, int(token), 0)[:, None]
-        table = self._block_table(rows, blocks or position // self._stride + 1)
+        table = self._block_table(rows, position // self._stride + 1)
         logits = decoder._call(
             decoder._decode,
             decoder._upload(tokens),

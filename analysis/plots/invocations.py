@@ -15,10 +15,7 @@ _PADDING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#BDBDBD"}
 
 
 def invocations(
-    invocations: pd.DataFrame,
-    *,
-    x: Literal["invocation", "time"] | None = None,
-    title: str | None = None,
+    invocations: pd.DataFrame, *, x: Literal["invocation", "time"] | None = None
 ) -> Figure:
     """Draw a bar for each row of each invocation, coloured by its request; prefills are hatched.
 
@@ -54,7 +51,7 @@ def invocations(
     x_label = "time since the engine started (s)" if x == "time" else "number of the invocation"
     prefills = int((rows["phase"] == "prefill").sum())
     calls = f"{counted(prefills, 'prefill')}, {counted(len(rows) - prefills, 'decode')}"
-    style.dress(axes, title or f"Requests of each batch: {calls}", x_label, "row of the batch")
+    style.dress(axes, f"Requests of each batch: {calls}", x_label, "row of the batch")
     axes.grid(visible=False)
     legend = [
         *style.request_patches(colours),

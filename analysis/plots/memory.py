@@ -10,7 +10,7 @@ from analysis.plots import style
 _MIB = 2**20
 
 
-def memory(events: pd.DataFrame, title: str | None = None) -> Figure:
+def memory(events: pd.DataFrame) -> Figure:
     """Draw resident memory and the bytes of the page table against time, from events `memory`."""
     rows = events[events["kind"] == "memory"]
     if rows.empty:
@@ -31,5 +31,5 @@ def memory(events: pd.DataFrame, title: str | None = None) -> Figure:
     axes.set_ylim(0, axes.dataLim.y1 * 1.15)
     span = max(seconds.max() - seconds.min(), 0.1)
     axes.set_xlim(seconds.min() - 0.02 * span, seconds.max() + 0.02 * span)
-    style.dress(axes, title or "Memory over time", "time since the engine started (s)", "MiB")
+    style.dress(axes, "Memory over time", "time since the engine started (s)", "MiB")
     return figure

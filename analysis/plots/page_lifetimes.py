@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,13 +17,7 @@ _STATE_SPAN = ["page", "state", "begin", "end"]
 _SPAN = ["page", "owner", "begin", "end", "place"]
 
 
-def page_lifetimes(
-    events: pd.DataFrame,
-    states: pd.DataFrame | None = None,
-    *,
-    pages: Sequence[int] | None = None,
-    title: str | None = None,
-) -> Figure:
+def page_lifetimes(events: pd.DataFrame, states: pd.DataFrame | None = None) -> Figure:
     """Draw which request held each page from when to when, and when it was cached or leaked.
 
     A lane has a bar from `hold` to `drop` in its request's colour (thinner bars where several hold
@@ -36,7 +29,7 @@ def page_lifetimes(
     if held.empty:
         return style.nothing_to_draw("No page was held by any request.")
     behind = pd.DataFrame(columns=_STATE_SPAN) if states is None else states
-    chosen = list(pages) if pages is not None else _busiest(held)
+    chosen = _busiest(held)
     everyone = {*held["page"], *behind["page"]}
     lanes = {page: lane for lane, page in enumerate(sorted(chosen, reverse=True))}
     owners = list(dict.fromkeys(held.sort_values("begin")["owner"]))
@@ -73,9 +66,7 @@ def page_lifetimes(
     axes.tick_params(axis="y", labelsize=7)
     left_out = len(everyone) - len(lanes)
     note = f" ({left_out} further pages that were used are left out)" if left_out > 0 else ""
-    style.dress(
-        axes, (title or "Requests that held each page") + note, "number of the event", "page"
-    )
+    style.dress(axes, "Requests that held each page" + note, "number of the event", "page")
     axes.tick_params(axis="y", labelsize=7)
     legend = [
         *style.request_patches(colours),

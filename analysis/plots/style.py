@@ -172,11 +172,11 @@ def request_colours(
     return {name: palette[n % len(palette)] for n, name in enumerate(requests)}
 
 
-def request_patches(colours: Mapping[str, str], most: int = 12) -> list[Patch]:
-    """Return legend entries of the first `most` requests, and one that counts the others."""
-    patches = [Patch(color=c, label=short_name(name)) for name, c in list(colours.items())[:most]]
-    if len(colours) > most:
-        patches.append(Patch(color="white", label=f"and {len(colours) - most} more requests"))
+def request_patches(colours: Mapping[str, str]) -> list[Patch]:
+    """Return legend entries of the first 12 requests, and one that counts the others."""
+    patches = [Patch(color=c, label=short_name(name)) for name, c in list(colours.items())[:12]]
+    if len(colours) > 12:
+        patches.append(Patch(color="white", label=f"and {len(colours) - 12} more requests"))
     return patches
 
 

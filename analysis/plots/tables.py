@@ -208,15 +208,11 @@ def failed_trials(trials: pd.DataFrame) -> HtmlTable:
     return html_table(shown, frame=frame, empty=f"All {len(trials)} trials ended well.")
 
 
-def rates_table(
-    requests: pd.DataFrame,
-    trials: pd.DataFrame,
-    by: Sequence[str] = ("release", "prefix_sharing", "concurrency"),
-) -> HtmlTable:
+def rates_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     """Show failure rates with intervals over engines; `frame` is `failure_rates`."""
-    frame = failure_rates(requests, trials, by)
+    frame = failure_rates(requests, trials)
     rows = frame.to_dict("records")
-    shown = frame[list(by)].copy()
+    shown = frame[["release", "prefix_sharing", "concurrency"]].copy()
     shown["requests"], shown["rejected"] = frame["n"], frame["rejected"]
     shown["failed"] = frame["failures"]
     shown["failure rate (95% interval)"] = [

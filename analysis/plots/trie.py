@@ -40,38 +40,25 @@ class Row:
     """Nodes below it that are left out."""
 
 
-def trie(
-    snapshot: Snapshot,
-    *,
-    decode: Decode | None = None,
-    title: str | None = None,
-    limit: int = NODES,
-) -> Figure:
+def trie(snapshot: Snapshot, *, decode: Decode | None = None) -> Figure:
     """Draw the trie as a tree, a line a node: its page, references, first tokens and defects.
 
     Squares are in the engine's set of leaves; nodes in use are blue. `decode` turns token ids into
-    text. Of more than `limit` nodes those with references or defects come first.
+    text. Of more than NODES nodes those with references or defects come first.
     """
     if len(snapshot.nodes) < 2:
         return style.nothing_to_draw(_nothing(snapshot))
     wrong = defects(snapshot)
     used = [node.node for node in snapshot.nodes if node.ref_count]
-    rows, left_out = tree_rows(snapshot.nodes, [*wrong, *used], limit)
+    rows, left_out = tree_rows(snapshot.nodes, [*wrong, *used])
     panel = _Panel(snapshot, decode, _TOKENS, {n: (text, True) for n, text in wrong.items()})
-    return _figure([panel], rows, left_out, title or "The trie of the prefix cache")
+    return _figure([panel], rows, left_out, "The trie of the prefix cache")
 
 
-def tries(
-    before: Snapshot,
-    after: Snapshot,
-    *,
-    decode: Decode | None = None,
-    title: str | None = None,
-    limit: int = NODES,
-) -> Figure:
+def tries(before: Snapshot, after: Snapshot, *, decode: Decode | None = None) -> Figure:
     """Draw two tries of the same engine side by side, each node on the same line in both.
 
-    New, gone and changed nodes are marked. Of more than `limit` nodes the changed come first.
+    New, gone and changed nodes are marked. Of more than NODES nodes the changed come first.
     """
     if len(before.nodes) < 2 and len(after.nodes) < 2:
         return style.nothing_to_draw(_nothing(after))
@@ -81,12 +68,12 @@ def tries(
     nodes = [*new.values(), *(node for number, node in old.items() if number not in new)]
     then, now = defects(before), defects(after)
     important = [*gone, *fate, *now, *then]
-    rows, left_out = tree_rows(sorted(nodes, key=lambda node: node.node), important, limit)
+    rows, left_out = tree_rows(sorted(nodes, key=lambda node: node.node), important)
     panels = [
         _Panel(before, decode, 20, _join(gone, then), "before"),
         _Panel(after, decode, 20, _join(fate, now), "after"),
     ]
-    return _figure(panels, rows, left_out, title or "The trie before and after")
+    return _figure(panels, rows, left_out, "The trie before and after")
 
 
 def defects(snapshot: Snapshot) -> dict[int, str]:

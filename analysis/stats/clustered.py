@@ -175,14 +175,14 @@ def icc(failures: Sequence[int], sizes: Sequence[int]) -> float:
     return max(0.0, (between - within) / spread) if spread > 0 else 0.0
 
 
-def rate(failures: Sequence[int], sizes: Sequence[int], confidence: float = 0.95) -> Rate:
+def rate(failures: Sequence[int], sizes: Sequence[int]) -> Rate:
     """Return the share of requests that failed, from each engine's failures and requests.
 
-    With five engines or more the interval is that of Clopper and Pearson on the effective number of
-    requests, n / (1 + (m - 1) ICC), reduced by the quotient of t quantiles (E. L. Korn and B. I.
-    Graubard 1998, Survey Methodology 24:193). With few failures the ICC is too often estimated as
-    0, so at least ASSUMED_ICC is used. With fewer engines the interval is Wilson's on the requests,
-    which takes them as independent and is too narrow.
+    With five engines or more the 95% interval is that of Clopper and Pearson on the effective
+    number of requests, n / (1 + (m - 1) ICC), reduced by the quotient of t quantiles (E. L. Korn
+    and B. I. Graubard 1998, Survey Methodology 24:193). With few failures the ICC is too
+    often estimated as 0, so at least ASSUMED_ICC is used. With fewer engines the interval is
+    Wilson's on the requests, which takes them as independent and is too narrow.
     """
     x, n = (np.asarray(values, dtype=float) for values in (failures, sizes))
     x, n = x[n > 0], n[n > 0]
@@ -192,13 +192,13 @@ def rate(failures: Sequence[int], sizes: Sequence[int], confidence: float = 0.95
     if not total:
         return Rate(*counts, math.nan, math.nan, together, math.nan, False)
     if k < FEWEST:
-        low, high = wilson(int(failed), int(total), confidence)
+        low, high = wilson(int(failed), int(total))
         return Rate(*counts, low, high, together, 0.0, False)
     used = 0.0 if math.isnan(together) else together
     if min((x > 0).sum(), (x < n).sum()) < _INFORMATIVE:
         used = max(used, ASSUMED_ICC)
     m = float((n**2).sum()) / total
-    tail = 0.5 + confidence / 2
+    tail = 0.975
     few = float(special.stdtrit(total - 1, tail) / special.stdtrit(k - 1, tail)) ** 2
     effect = 1 + (m - 1) * used
     # With one request an engine, requests are independent.
@@ -295,20 +295,18 @@ def relative_change(first: Sequence[float], second: Sequence[float]) -> Share:
     return Share(value, value - reach, value + reach)
 
 
-def engines_to_reach(tests: int, alpha: float = 0.05) -> int:
+def engines_to_reach(tests: int) -> int:
     """Return the fewest engines with which one of so many sign-flip tests can be significant."""
-    return math.ceil(1 + math.log2(max(1, tests) / alpha))
+    return math.ceil(1 + math.log2(max(1, tests) / 0.05))
 
 
-def engines_needed(
-    mean: float, spread: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8
-) -> int:
-    """Return about how many pairs of engines one of so many sign-flip tests needs at this power.
+def engines_needed(mean: float, spread: float, tests: int = 1) -> int:
+    """Return about how many pairs of engines one of so many sign-flip tests needs, 80% power.
 
     From mean and spread of the engines' differences, by the normal approximation, and at least
     `engines_to_reach`. Raises ValueError for a mean of 0.
     """
     if not mean:
         raise ValueError("a difference of 0 cannot be shown with any number of engines")
-    z = scipy_stats.norm.ppf(1 - alpha / max(1, tests) / 2) + scipy_stats.norm.ppf(power)
-    return max(engines_to_reach(tests, alpha), math.ceil((z * spread / abs(mean)) ** 2) + 2)
+    z = scipy_stats.norm.ppf(1 - 0.05 / max(1, tests) / 2) + scipy_stats.norm.ppf(0.8)
+    return max(engines_to_reach(tests), math.ceil((z * spread / abs(mean)) ** 2) + 2)

@@ -74,16 +74,16 @@ def _met_evictions(
     )
 
 
-def eviction_bins(evictions: Sequence[int], most: int = 6) -> list[tuple[int, int]]:
+def eviction_bins(evictions: Sequence[int]) -> list[tuple[int, int]]:
     """Return bins for numbers of evictions as (first, last): 0 alone, then each twice as wide.
 
-    If that makes more than `most` bins above 0, each bin is 4, 8, ... times as wide as the one
+    If that makes more than 6 bins above 0, each bin is 4, 8, ... times as wide as the one
     before. Empty bins are left out; the last bin ends at the largest number.
     """
     numbers = np.asarray(evictions, dtype=int)
     largest = int(numbers.max(initial=0))
     step = 1
-    while largest and largest.bit_length() > step * most:
+    while largest and largest.bit_length() > step * 6:
         step += 1
     bounds = [(0, 0)]
     while bounds[-1][1] < largest:
@@ -93,16 +93,13 @@ def eviction_bins(evictions: Sequence[int], most: int = 6) -> list[tuple[int, in
 
 
 def eviction_rates(
-    requests: pd.DataFrame,
-    trials: pd.DataFrame,
-    by: Sequence[str] = _GROUPS,
-    confidence: float = 0.95,
+    requests: pd.DataFrame, trials: pd.DataFrame, by: Sequence[str] = _GROUPS
 ) -> pd.DataFrame:
     """Return the failure rate for every group of `by` and bin of `evictions_during`.
 
     Columns: those of `by`; first and last (the bin, both included); n, failures, rate with its
-    interval low to high over engines, and by_engine (False where there were too few engines). The
-    bins are those of `eviction_bins` over all groups.
+    95% interval low to high over engines, and by_engine (False where there were too few engines).
+    The bins are those of `eviction_bins` over all groups.
     """
     known = _met_evictions(requests, trials, by)
     bins = eviction_bins(known["evictions"].tolist())
@@ -113,17 +110,14 @@ def eviction_rates(
             if within.empty:
                 continue
             of_trials = within.groupby("trial_id")["failed"].agg(["sum", "size"])
-            found = rate(of_trials["sum"].tolist(), of_trials["size"].tolist(), confidence)
+            found = rate(of_trials["sum"].tolist(), of_trials["size"].tolist())
             values = found.n, found.failures, found.value, found.low, found.high, found.by_engine
             rows.append((*key, first, last, *values))
     return pd.DataFrame(rows, columns=[*by, *_RATE_COLUMNS])
 
 
 def eviction_fit(
-    requests: pd.DataFrame,
-    trials: pd.DataFrame,
-    by: Sequence[str] = _GROUPS,
-    confidence: float = 0.95,
+    requests: pd.DataFrame, trials: pd.DataFrame, by: Sequence[str] = _GROUPS
 ) -> list[EvictionFit]:
     """Fit a logistic regression of failure on `evictions_during` to every group of `by`, sorted.
 
@@ -135,12 +129,12 @@ def eviction_fit(
     """
     known = _met_evictions(requests, trials, by)
     return [
-        _eviction_fit(dict(zip(by, key, strict=True)), group, confidence)
+        _eviction_fit(dict(zip(by, key, strict=True)), group)
         for key, group in known.groupby(list(by), dropna=False, sort=True)
     ]
 
 
-def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame, confidence: float) -> EvictionFit:
+def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame) -> EvictionFit:
     failed = group["failed"].to_numpy(dtype=bool)
     evictions = group["evictions"].to_numpy(dtype=float)
     n, failures = len(group), int(failed.sum())
@@ -158,7 +152,7 @@ def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame, confidence: float
     unscale = np.array([1.0, 1.0 / scale])
     params = result.params * unscale
     covariance = result.cov_params() * np.outer(unscale, unscale)
-    reach = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
+    reach = float(scipy_stats.norm.ppf(0.975))
     aside = reach * math.sqrt(covariance[1, 1])
     with np.errstate(over="ignore"):
         odds_ratio, low, high = np.exp(params[1] + np.array([0, -aside, aside])).tolist()

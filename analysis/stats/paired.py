@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.schema import FAILURES
+from analysis.runs.tables import arm_of
 from analysis.stats.clustered import sign_flip
 from analysis.stats.rates import with_trials
 
@@ -84,7 +85,7 @@ def pair(
     counts as failed only if `failures` contains "rejected".
     """
     joined = with_trials(requests, trials, ["concurrency", "repeat", "treatments"])
-    names = joined["treatments"].map(lambda value: tuple(value or ()))
+    names = joined["treatments"].map(arm_of)
     sides = []
     for name, wanted in (("first", tuple(first)), ("second", tuple(second))):
         own = joined[names == wanted] if len(joined) else joined

@@ -39,20 +39,18 @@ def with_trials(
     return requests.merge(beside, on="trial_id", how="left", validate="many_to_one")
 
 
-def per_trial(
-    requests: pd.DataFrame, trials: pd.DataFrame, failures: Sequence[str] = FAILURES
-) -> pd.DataFrame:
+def per_trial(requests: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials with counts of their requests: n, rejected, failures, taken, refused.
 
-    `taken` counts the requests in the denominator of the rate: all but the rejected ones, or all if
-    `failures` contains "rejected". `refused` counts the requests that the engine refused at least
-    once. `at_once` is the largest number of requests that ran at the same time, NaN if unknown; an
-    engine that refuses requests runs fewer than the concurrency that it was offered.
+    `taken` counts the requests in the denominator of the rate, all but the rejected ones; `refused`
+    those that the engine refused at least once. `at_once` is the largest number of requests that
+    ran at the same time, NaN if unknown; an engine that refuses requests runs fewer than the
+    concurrency that it was offered.
     """
     rejected = requests["outcome"] == "rejected"
-    failed = requests["outcome"].isin(tuple(failures))
+    failed = requests["outcome"].isin(FAILURES)
     again = requests["retries"].fillna(0) > 0 if "retries" in requests else False
-    columns = [1, rejected, failed, failed | ~rejected, rejected | again]
+    columns = [1, rejected, failed, ~rejected, rejected | again]
     counted = pd.DataFrame(dict(zip(_COUNTS, columns, strict=True)), index=requests.index)
     sums = counted.astype(int).groupby(requests["trial_id"]).sum().reset_index()
     whole = trials.merge(sums, on="trial_id", how="left")
@@ -63,14 +61,11 @@ def per_trial(
 
 
 def failure_rates(
-    requests: pd.DataFrame,
-    trials: pd.DataFrame,
-    by: Sequence[str] = _BY,
-    confidence: float = 0.95,
+    requests: pd.DataFrame, trials: pd.DataFrame, by: Sequence[str] = _BY
 ) -> pd.DataFrame:
     """Return one row for every group of trials that agree in the columns `by`, in sorted order.
 
-    Columns: those of `by`; n (requests), rejected, failures, rate with its interval low to high
+    Columns: those of `by`; n (requests), rejected, failures, rate with its 95% interval low to high
     (NaN if all requests were rejected), icc (intraclass correlation), by_engine (False with fewer
     than five engines: the interval is then by request and too narrow), rejected_share, trials,
     trials_failed (with at least one failure), trials_ended_badly (status other than ok), refused
@@ -78,7 +73,7 @@ def failure_rates(
     """
     rows = []
     for key, group in per_trial(requests, trials).groupby(list(by), dropna=False, sort=True):
-        found = rate(group["failures"].tolist(), group["taken"].tolist(), confidence)
+        found = rate(group["failures"].tolist(), group["taken"].tolist())
         total, rejected = int(group["n"].sum()), int(group["rejected"].sum())
         values = (
             total, rejected, found.failures, found.value, found.low, found.high, found.icc,
@@ -105,7 +100,6 @@ def latency_summary(
     trials: pd.DataFrame,
     by: Sequence[str] = _BY,
     column: str = "latency_s",
-    quantiles: Sequence[float] = (0.5, 0.95, 0.99),
 ) -> pd.DataFrame:
     """Return n and quantiles (columns p50, p95, p99; seconds) of a time of completed requests.
 
@@ -116,23 +110,18 @@ def latency_summary(
     done = joined[joined["outcome"].isin(("ok", "wrong")) & joined[column].notna()]
     rows = []
     for key, group in done.groupby(list(by), dropna=False, sort=True):
-        values = np.quantile(group[column].to_numpy(dtype=float), list(quantiles))
+        values = np.quantile(group[column].to_numpy(dtype=float), [0.5, 0.95, 0.99])
         rows.append((*key, len(group), *values.tolist()))
-    return pd.DataFrame(rows, columns=[*by, "n", *[f"p{100 * q:g}" for q in quantiles]])
+    return pd.DataFrame(rows, columns=[*by, "n", "p50", "p95", "p99"])
 
 
 def hit_rates(
-    requests: pd.DataFrame,
-    trials: pd.DataFrame,
-    by: Sequence[str] = _BY,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    requests: pd.DataFrame, trials: pd.DataFrame, by: Sequence[str] = _BY
 ) -> pd.DataFrame:
     """Return the share of prompt tokens that were found in the prefix cache, for groups of `by`.
 
     Columns: those of `by`; n (requests), trials, prompt_tokens, cached_tokens, rate with its
-    percentile bootstrap interval low to high, and `over`, the resampled unit: `trials` where every
+    95% bootstrap interval low to high, and `over`, the resampled unit: `trials` where every
     group has at least 5, else `requests`. Rejected requests, and those of which either number is
     unknown, are left out.
     """
@@ -145,13 +134,13 @@ def hit_rates(
     )
     groups = [(key, g) for key, g in joined.groupby(list(by), dropna=False) if g["asked"].sum()]
     over = "trials" if all(g["trial_id"].nunique() >= FEWEST for _, g in groups) else "requests"
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = []
     for key, group in groups:
         pairs = group[["found", "asked"]]
         if over == "trials":
             pairs = pairs.groupby(group["trial_id"]).sum()
-        low, high = _bootstrap_ratio(pairs.to_numpy(), confidence, resamples, rng)
+        low, high = _bootstrap_ratio(pairs.to_numpy(), rng)
         asked, found = int(group["asked"].sum()), int(group["found"].sum())
         trial_count = group["trial_id"].nunique()
         rows.append((*key, len(group), trial_count, asked, found, found / asked, low, high, over))
@@ -159,12 +148,12 @@ def hit_rates(
 
 
 def _bootstrap_ratio(
-    pairs: npt.NDArray[np.float64], confidence: float, resamples: int, rng: np.random.Generator
+    pairs: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Return the percentile interval of sum(first) / sum(second) over resampled rows."""
+    """Return the 95% percentile interval of sum(first) / sum(second) over resampled rows."""
     ratios = []
-    for _ in range(resamples):
+    for _ in range(1000):
         found, asked = pairs[rng.integers(0, len(pairs), len(pairs))].sum(axis=0)
         ratios.append(found / asked if asked else math.nan)
-    low, high = np.nanquantile(ratios, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.nanquantile(ratios, [0.025, 0.975])
     return float(low), float(high)

@@ -128,11 +128,10 @@ def draw_many(
     count: int,
     *,
     families: tuple[str, ...] = FAMILIES,
-    lengths: tuple[int, int] = (5, MAX_LENGTH),
     n: int = 15,
     split: Split = "any",
 ) -> list[Prompt]:
-    """Draw `count` distinct prompts, families in turn, lengths uniform over `lengths` (inclusive).
+    """Draw `count` distinct prompts, families in turn, 5 to MAX_LENGTH tokens.
 
     A length below a family's minimum is raised to that minimum.
     """
@@ -142,7 +141,7 @@ def draw_many(
         if len(prompts) == count:
             return prompts
         family = families[len(prompts) % len(families)]
-        length = max(int(rng.integers(lengths[0], lengths[1] + 1)), minimum_length(family))
+        length = max(int(rng.integers(5, MAX_LENGTH + 1)), minimum_length(family))
         made = draw(family, rng, length=length, n=n, split=split)
         if made.prompt not in seen:
             seen.add(made.prompt)

@@ -21,9 +21,7 @@ _SCOPE = "model"
 _PAGES = 256
 
 
-def export_model(
-    decoder: Decoder, directory: Path, *, batch_sizes: tuple[int, ...] = BATCH_SIZES
-) -> None:
+def export_model(decoder: Decoder, directory: Path) -> None:
     """Write the model to `directory`: config, program, weights, tokenizer, checksums."""
     directory.mkdir(parents=True, exist_ok=True)
     decoder = decoder.eval()
@@ -31,19 +29,19 @@ def export_model(
         parameter.requires_grad_(False)
     aot.externalize_module_parameters(decoder, external_scope=_SCOPE)
     aot.save_module_parameters(directory / "model.irpa", decoder)
-    (directory / "model.mlir").write_text(_mlir(decoder, batch_sizes), encoding="utf-8")
-    _write_json(directory / "config.json", _config(decoder.sizes, batch_sizes))
+    (directory / "model.mlir").write_text(_mlir(decoder), encoding="utf-8")
+    _write_json(directory / "config.json", _config(decoder.sizes))
     _write_json(directory / "tokenizer.json", _tokenizer())
     _write_json(directory / "tokenizer_config.json", _tokenizer_config(decoder.sizes))
     write_checksums(directory)
 
 
-def _mlir(decoder: Decoder, batch_sizes: tuple[int, ...]) -> str:
+def _mlir(decoder: Decoder) -> str:
     sizes = decoder.sizes
     builder = aot.FxProgramsBuilder(decoder)
     blocks = torch.export.Dim("blocks", min=2, max=sizes.max_seq_len // sizes.page_tokens - 1)
     pages = torch.export.Dim("pages", min=2)
-    for rows in batch_sizes:
+    for rows in BATCH_SIZES:
         block_ids = torch.zeros((rows, 3), dtype=torch.int64)
         slab = torch.zeros((8, sizes.page_elements), dtype=torch.float16)
         lengths = torch.ones(rows, dtype=torch.int64)
@@ -109,15 +107,15 @@ def portable(mlir: str) -> str:
     return re.sub(r"^(module @)\S+", r"\1module", text, flags=re.MULTILINE)
 
 
-def _config(sizes: Architecture, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+def _config(sizes: Architecture) -> dict[str, Any]:
     # Only keys that the oldest release knows: it refuses any other.
     return {
         "module_name": "module",
         "module_abi_version": 1,
         "max_seq_len": sizes.max_seq_len,
         "attn_head_dim": sizes.head_dim,
-        "prefill_batch_sizes": list(batch_sizes),
-        "decode_batch_sizes": list(batch_sizes),
+        "prefill_batch_sizes": list(BATCH_SIZES),
+        "decode_batch_sizes": list(BATCH_SIZES),
         "transformer_block_count": sizes.layers,
         "paged_kv_cache": {
             "attention_head_count_kv": sizes.kv_heads,

@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.runs.derive import exposure
 from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run
+from analysis.runs.tables import arm_of
 from analysis.sanitizer.findings import WRONG_DATA
 from analysis.sanitizer.recorded import Control
 from analysis.stats.clustered import Rate, Share, gone, rate, share, sign_flip
@@ -61,12 +62,7 @@ class Arm:
     @property
     def rate(self) -> Rate:
         """The failure rate with its 95% interval over engines."""
-        return self.at(0.95)
-
-    def at(self, confidence: float) -> Rate:
-        """Return the failure rate with its interval over engines at a confidence."""
-        failed, sizes = [k for k, _ in self.engines], [n for _, n in self.engines]
-        return rate(failed, sizes, confidence)
+        return rate([k for k, _ in self.engines], [n for _, n in self.engines])
 
 
 @dataclass(frozen=True)
@@ -123,19 +119,18 @@ class Measurement:
             found.append((sign_flip(apart), 1 if sum(apart) > 0 else -1))
         return found
 
-    def gone(self, confidence: float = 0.95) -> Share:
+    def gone(self) -> Share:
         """Return the share of the failures that its treatment removes when applied alone."""
-        return gone(self.without.at(confidence), self.single.at(confidence))
+        return gone(self.without.rate, self.single.rate)
 
-    def comes_back(self, confidence: float = 0.95) -> Share:
+    def comes_back(self) -> Share:
         """Return the failures that its absence brings back, as a share of those without treatment.
 
         Failures that remain with all fixes are subtracted. Without an ablation the result is all
         that remains with all fixes, because that may be due to it.
         """
-        own, whole = self.leave_one_out.at(confidence), self.without.at(confidence)
-        left = None if self.ablation is None else self.all_fixes.at(confidence)
-        return share(own, left, whole)
+        left = None if self.ablation is None else self.all_fixes.rate
+        return share(self.leave_one_out.rate, left, self.without.rate)
 
 
 def measure(
@@ -178,7 +173,7 @@ def measure(
     @cache
     def moved(first: Names, second: Names) -> tuple[Change, ...]:
         assert met is not None
-        names = met["treatments"].map(lambda value: tuple(value or ()))
+        names = met["treatments"].map(arm_of)
         return tuple(changes(met[names == first], met[names == second], ENGINE))
 
     found = []
@@ -210,7 +205,7 @@ def measure(
 
 def whole_arm(run: Run) -> Arm:
     """Return the arm of a run whose trials all have the same treatments, without its controls."""
-    names = tuple(run.trials["treatments"].iloc[0] or ())
+    names = arm_of(run.trials["treatments"].iloc[0])
     return _arm(run.requests, run.trials, run.findings, names, FAILURES)
 
 
@@ -221,7 +216,7 @@ def _arm(
     names: Names,
     failures: Sequence[str],
 ) -> Arm:
-    own = trials.loc[trials["treatments"].map(lambda v: tuple(v or ()) == names), "trial_id"]
+    own = trials.loc[trials["treatments"].map(arm_of) == names, "trial_id"]
     sent = requests[requests["trial_id"].isin(own)]
     rejected = sent["outcome"] == "rejected"
     counted = sent if "rejected" in failures else sent[~rejected]

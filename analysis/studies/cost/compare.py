@@ -41,11 +41,7 @@ _COLUMNS = [
 
 
 def costs(
-    measures: pd.DataFrame,
-    metrics: Sequence[Metric] = METRICS,
-    *,
-    confidence: float = 0.95,
-    among: int = 0,
+    measures: pd.DataFrame, metrics: Sequence[Metric] = METRICS, *, among: int = 0
 ) -> pd.DataFrame:
     """Compare every metric of every treated arm with the untreated arm.
 
@@ -53,7 +49,7 @@ def costs(
     all concurrencies. Columns: `pairs` compared;
     `left_out`, pairs with an accepted request that was not answered, or a missing value;
     `estimate`, the geometric mean of treated / untreated (or the mean of treated - untreated), with
-    its interval `low` to `high`; `spread`, the standard deviation within a concurrency (of
+    its 95% interval `low` to `high`; `spread`, the standard deviation within a concurrency (of
     logarithms, for a ratio); the two-sided `p_value` of the sign-flip test, and `p_adjusted` by
     Holm for all rows, and for more up to `among` (see `comparisons`). Intervals are not adjusted;
     the `verdict` follows `p_adjusted`.
@@ -67,7 +63,7 @@ def costs(
         for metric in metrics:
             for arm in arms:
                 about = {**setting, "arm": arm, "treatments": treatments[arm]}
-                rows.append({**about, **_compared(pairs[arm], metric, confidence)})
+                rows.append({**about, **_compared(pairs[arm], metric)})
     _add_verdicts(rows, {metric.name: metric for metric in metrics}, among)
     return pd.DataFrame(rows, columns=_COLUMNS)
 
@@ -82,19 +78,17 @@ def comparisons(measures: pd.DataFrame, cache: pd.DataFrame | None = None) -> in
     return count
 
 
-def pairs_needed(
-    spread: float, estimate: float, worth: float, power: float = 0.8, alpha: float = 0.05
-) -> float:
+def pairs_needed(spread: float, estimate: float, worth: float) -> float:
     """Return the pairs that decide whether a treatment costs more than `worth` (0.05: 5%).
 
-    With so many an interval around `estimate` excludes 1 + `worth` with this power; the two are
+    With so many an interval around `estimate` excludes 1 + `worth` with 80% power; the two are
     taken to be at least 1% apart. `spread` is the standard deviation of the logarithms of the
     ratios; NaN gives NaN.
     """
     if math.isnan(spread):
         return math.nan
     distance = max(abs(math.log(estimate) - math.log1p(worth)), math.log1p(0.01))
-    z = float(scipy_stats.norm.ppf(1 - alpha / 2) + scipy_stats.norm.ppf(power))
+    z = float(scipy_stats.norm.ppf(1 - _ALPHA / 2) + scipy_stats.norm.ppf(0.8))
     # Two more, since the spread is estimated (W. C. Guenther 1981).
     return float(math.ceil((z * spread / distance) ** 2) + 2)
 
@@ -107,7 +101,7 @@ def _pairs(group: pd.DataFrame, arm: str, metrics: Sequence[Metric]) -> pd.DataF
     return treated[columns].merge(plain[columns], on=beside, suffixes=("", "_plain"))
 
 
-def _compared(pairs: pd.DataFrame, metric: Metric, confidence: float) -> dict[str, Any]:
+def _compared(pairs: pd.DataFrame, metric: Metric) -> dict[str, Any]:
     ours, theirs = (
         pairs[name].to_numpy(dtype=float, na_value=math.nan)
         for name in (metric.name, f"{metric.name}_plain")
@@ -119,7 +113,7 @@ def _compared(pairs: pd.DataFrame, metric: Metric, confidence: float) -> dict[st
         changes = np.log(ours[fit] / theirs[fit])
     else:
         changes = (ours - theirs)[fit]
-    found = _interval(changes, pairs["concurrency"].to_numpy()[fit], confidence)
+    found = _interval(changes, pairs["concurrency"].to_numpy()[fit])
     if metric.scale == "ratio":
         found |= {name: math.exp(found[name]) for name in ("estimate", "low", "high")}
     return {
@@ -130,9 +124,7 @@ def _compared(pairs: pd.DataFrame, metric: Metric, confidence: float) -> dict[st
     }
 
 
-def _interval(
-    changes: npt.NDArray[np.float64], levels: npt.NDArray[Any], confidence: float
-) -> dict[str, float]:
+def _interval(changes: npt.NDArray[np.float64], levels: npt.NDArray[Any]) -> dict[str, float]:
     """Return the mean change over pairs and its t interval, with concurrencies as fixed strata.
 
     A cost that differs between concurrencies is no noise: the spread is taken within each.
@@ -151,11 +143,10 @@ def _interval(
     )
     spread = math.sqrt(within / freedom)
     error = spread / math.sqrt(len(changes))
-    reach = error * float(special.stdtrit(freedom, 0.5 + confidence / 2))
-    p_value = sign_flip(changes)
+    reach = error * float(special.stdtrit(freedom, 0.975))
     return {
         "estimate": mean, "low": mean - reach, "high": mean + reach, "spread": spread,
-        "p_value": p_value,
+        "p_value": sign_flip(changes),
     }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from analysis.studies.cost.measures import (
 )
 
 _MIB = 2**20
+_METRICS = (*METRICS, *CACHE_METRICS)
 _NAMED = {
     UNTREATED: (style.BLACK, "o"),
     LOCK: (style.BLUE, "s"),
@@ -129,16 +129,14 @@ def _mean(values: npt.NDArray[np.float64], metric: Metric) -> tuple[float, float
     return mean, max(0.0, mean - reach), min(1.0, mean + reach)  # a share
 
 
-def cost_ratios(
-    costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *CACHE_METRICS), title: str = ""
-) -> Figure:
+def cost_ratios(costs: pd.DataFrame, title: str = "") -> Figure:
     """Draw each arm of one setting compared with the untreated engine.
 
     `costs` comes from `compare.costs`, over all concurrencies. A panel for each metric, a row for
     each arm; bars are 95% intervals, not adjusted; colour and marker are the verdict, which is.
     """
     known = costs[costs["estimate"].notna()]
-    metrics = [metric for metric in metrics if (known["metric"] == metric.name).any()]
+    metrics = [metric for metric in _METRICS if (known["metric"] == metric.name).any()]
     arms = list(dict.fromkeys(known["arm"]))
     if not metrics:
         return style.nothing_to_draw("No two trials could be compared.")
@@ -223,16 +221,14 @@ def lock_figure(costs: pd.DataFrame, title: str | None = None) -> Figure:
     return figure
 
 
-def cost_table(
-    costs: pd.DataFrame, metrics: Sequence[Metric] = (*METRICS, *CACHE_METRICS)
-) -> HtmlTable:
+def cost_table(costs: pd.DataFrame) -> HtmlTable:
     """Show each arm of one setting compared with the untreated engine, with intervals.
 
     Ratios are treated / untreated, differences in percentage points; verdicts are adjusted.
     """
     if costs.empty:
         return HtmlTable(costs, "<p>No two trials could be compared.</p>")
-    metrics = [metric for metric in metrics if (costs["metric"] == metric.name).any()]
+    metrics = [metric for metric in _METRICS if (costs["metric"] == metric.name).any()]
     rows = []
     for arm, group in costs.groupby("arm", sort=False):
         by_metric = {row["metric"]: row for row in group.to_dict("records")}

@@ -102,7 +102,7 @@ def counted(engine: Engine, act: Callable[[], _T]) -> tuple[_T, int]:
         return act(), lock.acquired - before
 
 
-def lock_costs(timed: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
+def lock_costs(timed: pd.DataFrame) -> pd.DataFrame:
     """Return what the lock adds to a call, for each operation and number of threads.
 
     `timed` has a row a block: operation, threads, locks (how often a call takes the lock), `plain`
@@ -120,32 +120,30 @@ def lock_costs(timed: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame
             ("locked_ns", "locked_", group["locked"]),
             ("added_ns", "", added),
         ):
-            low, high = median_interval(values.to_numpy(dtype=float), confidence)
+            low, high = median_interval(values.to_numpy(dtype=float))
             row |= {name: values.median(), f"{prefix}low": low, f"{prefix}high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def alternated(blocks: pd.DataFrame, *, confidence: float = 0.95) -> dict[str, float]:
+def alternated(blocks: pd.DataFrame) -> dict[str, float]:
     """Return the median ratio locked / plain over blocks, with its exact interval.
 
     Keys: blocks, ratio, low, high (NaN with fewer than 6 blocks).
     """
     ratios = (blocks["locked"] / blocks["plain"]).to_numpy(dtype=float)
-    low, high = median_interval(ratios, confidence)
+    low, high = median_interval(ratios)
     middle = float(np.median(ratios)) if len(ratios) else np.nan
     return {"blocks": float(len(ratios)), "ratio": middle, "low": low, "high": high}
 
 
-def median_interval(
-    values: npt.NDArray[np.float64], confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return the exact interval of a median for any distribution; NaN if there are too few values.
+def median_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the exact 95% interval of a median for any distribution; NaN for under 6 values.
 
     Between two of the ordered values, from the sign test (W. R. Thompson 1936, Annals of
-    Mathematical Statistics 7:122). 95% needs at least 6 values.
+    Mathematical Statistics 7:122).
     """
-    rank = int(scipy_stats.binom.ppf(0.5 - confidence / 2, len(values), 0.5))
+    rank = int(scipy_stats.binom.ppf(0.025, len(values), 0.5))
     if rank < 1:
         return np.nan, np.nan
     ordered = np.sort(values)

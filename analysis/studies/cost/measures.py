@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.schema import FAILURES
+from analysis.runs.tables import arm_of
 from analysis.treatments import TREATMENTS, fixes
 
 UNTREATED, ALL, LOCK = "untreated", "all fixes", "lock-cache"
@@ -50,7 +51,7 @@ _COUNTS = ("asked", "rejected", "failed", "answered", "wrong", "comparable")
 
 def arm_name(treatments: Sequence[str] | None, release: str, prefix_sharing: str) -> str:
     """Return the name of an arm."""
-    names = tuple(treatments or ())
+    names = arm_of(treatments)
     if len(names) > 1 and set(names) == set(fixes(release, prefix_sharing)):
         return ALL
     return " + ".join(names) or UNTREATED
@@ -106,7 +107,7 @@ def _trials(
     rows = []
     for trial in trials.to_dict("records"):
         own = groups.get(trial["trial_id"], requests.iloc[:0])
-        names = tuple(trial["treatments"] if trial["treatments"] is not None else ())
+        names = arm_of(trial["treatments"])
         arm = arm_name(names, trial["release"], trial["prefix_sharing"])
         about = {name: trial.get(name) for name in _ABOUT} | {"treatments": names, "arm": arm}
         rows.append(({**about, **_counts(trial, own["outcome"])}, trial, own))

@@ -1,13 +1,7 @@
 """Study of notebook 03: failure rate against evictions."""
 
-from analysis.studies.evictions.figures import evictions_figure
-from analysis.studies.evictions.plan import force_duplicate_nodes, sweeps
-from analysis.studies.evictions.words import duplicates_in_words, evictions_in_words
-
-__all__ = [
-    "duplicates_in_words",
-    "evictions_figure",
-    "evictions_in_words",
-    "force_duplicate_nodes",
-    "sweeps",
-]
+from analysis.studies.evictions.figures import evictions_figure as evictions_figure
+from analysis.studies.evictions.plan import force_duplicate_nodes as force_duplicate_nodes
+from analysis.studies.evictions.plan import sweeps as sweeps
+from analysis.studies.evictions.words import duplicates_in_words as duplicates_in_words
+from analysis.studies.evictions.words import evictions_in_words as evictions_in_words

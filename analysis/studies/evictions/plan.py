@@ -34,10 +34,8 @@ def sweeps(
     ]  # fmt: skip
 
 
-def force_duplicate_nodes(
-    engine: Engine, *, rounds: int, at_once: int = 4, timeout_s: float = 20.0
-) -> int:
-    """Send the same prompt of two full pages `at_once` times at once, a new one every round.
+def force_duplicate_nodes(engine: Engine, *, rounds: int) -> int:
+    """Send the same prompt of two full pages four times at once, a new one every round.
 
     Each request publishes its own pages for the same tokens, and the trie grows by two pages a
     round until the pool is full and something must be evicted. Stops when the engine dies; returns
@@ -45,7 +43,7 @@ def force_duplicate_nodes(
     """
     for number in range(rounds):
         prompt = " ".join(str(100 + 10 * number + step) for step in range(9))[:_PROMPT_TOKENS]
-        futures = [engine.submit(prompt, 5, timeout_s) for _ in range(at_once)]
+        futures = [engine.submit(prompt, 5, 20.0) for _ in range(4)]
         for future in futures:
             future.result()
         if engine.died is not None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from analysis.plots import style
 from analysis.plots.tables import HtmlTable, html_table
-from analysis.runs.tables import is_control
+from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.findings import AT_RISK, SEVERITIES, WRONG_DATA, worst
 from analysis.sanitizer.recorded import Checked
 from analysis.sanitizer.rules import consequence_of
@@ -156,7 +156,7 @@ def leads_table(leads: pd.DataFrame, count: int = 10) -> HtmlTable:
 
 
 def _with_tuples(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(treatments=frame["treatments"].map(lambda names: tuple(names or ())))
+    return frame.assign(treatments=frame["treatments"].map(arm_of))
 
 
 def _title(text: str) -> str:

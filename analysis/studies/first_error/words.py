@@ -12,7 +12,7 @@ from analysis.core.templates import paragraph
 from analysis.core.wording import capitalised
 from analysis.plots.style import rows_of
 from analysis.runs.store import Run
-from analysis.runs.tables import RequestCounts, count_requests
+from analysis.runs.tables import RequestCounts, arm_of, count_requests
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA
 from analysis.sanitizer.recorded import Checked
 from analysis.stats.clustered import Rate, rate
@@ -76,7 +76,7 @@ def _measured(run: Run, checked: Sequence[Checked]) -> list[_Measured]:
 
 
 def _measure(run: Run, leads: pd.DataFrame, setting: Checked) -> _Measured:
-    names = run.trials["treatments"].map(lambda value: tuple(value or ()))
+    names = run.trials["treatments"].map(arm_of)
     key = {column: getattr(setting, column) for column in _SETTING}
     trials = rows_of(run.trials.assign(treatments=names), key)["trial_id"]
     requests, found, early = (

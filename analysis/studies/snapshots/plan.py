@@ -36,12 +36,7 @@ def crossing_prompt(number: int) -> str:
 
 
 def exhaust_pool(
-    engine: Engine,
-    *,
-    rounds: int,
-    at_once: int = 4,
-    max_new_tokens: int = 8,
-    timeout_s: float = 5.0,
+    engine: Engine, *, rounds: int, at_once: int = 4, timeout_s: float = 5.0
 ) -> pd.DataFrame:
     """Send rounds of new requests that share no prefix; count the pages after each round.
 
@@ -52,7 +47,7 @@ def exhaust_pool(
     rows, asked, answered, rejected, silent = [], 0, 0, 0, 0
     for number in range(rounds):
         prompts = [crossing_prompt(asked + row) for row in range(at_once)]
-        futures = [engine.submit(prompt, max_new_tokens, timeout_s) for prompt in prompts]
+        futures = [engine.submit(prompt, 8, timeout_s) for prompt in prompts]
         outcomes = pd.Series([future.result().outcome for future in futures])
         asked += at_once
         answered += int((outcomes == "ok").sum())

@@ -70,7 +70,7 @@ def validation_figure(validation: StagedValidation) -> Figure:
     return figure
 
 
-def validations_figure(validations: Sequence[StagedValidation], title: str | None = None) -> Figure:
+def validations_figure(validations: Sequence[StagedValidation]) -> Figure:
     """Draw several staged validations: a row each, a box for each level.
 
     A box has the sign of its verdict and failed of accepted requests; R marks broken rules, L
@@ -90,8 +90,7 @@ def validations_figure(validations: Sequence[StagedValidation], title: str | Non
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlim(-0.55, len(levels) - 0.45)
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    style.dress(axes, title or "Highest clean level of each set of treatments",
-                "concurrent requests", "")  # fmt: skip
+    style.dress(axes, "Highest clean level of each set of treatments", "concurrent requests", "")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)

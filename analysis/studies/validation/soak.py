@@ -34,7 +34,7 @@ _LEAST = 5
 """Iterations that a trend needs."""
 _WORKLOADS = 4
 """Different workloads, in turn."""
-_RESUBMIT_S = 0.05
+_RESUBMIT_S, _REQUEST_TIMEOUT_S = 0.05, 20.0
 _START_S = 60.0
 """Time that an engine may need to start and to stop."""
 
@@ -63,13 +63,13 @@ class Soak:
         names = " + ".join(self.treatments) or "no treatment"
         return f"shortfin {self.release}, prefix sharing {self.prefix_sharing}, {names}"
 
-    def trends(self, confidence: float = 0.95) -> pd.DataFrame:
+    def trends(self) -> pd.DataFrame:
         """Return the change of memory, leaked pages and latency per iteration, for each level.
 
         Columns: level, measure (a column of `frame`), n (iterations), slope (per iteration) and its
-        interval low to high; NaN with fewer than 5 iterations. The first quarter of the iterations
-        is left out. Source: H. Theil (1950) and P. K. Sen (1968), the median slope of all pairs,
-        which is robust against single jumps.
+        95% interval low to high; NaN with fewer than 5 iterations. The first quarter of the
+        iterations is left out. Source: H. Theil (1950) and P. K. Sen (1968), the median slope of
+        all pairs, which is robust against single jumps.
         """
         rows = []
         for level, group in self.frame.groupby("level"):
@@ -80,7 +80,7 @@ class Soak:
                 fit = (math.nan,) * 3
                 if len(values) >= _LEAST:
                     y, x = values[measure].astype(float), values["iteration"]
-                    slope, _, low, high = scipy_stats.theilslopes(y, x, confidence)
+                    slope, _, low, high = scipy_stats.theilslopes(y, x, 0.95)
                     fit = (slope, low, high)
                 rows.append((level, measure, len(values), *fit))
         return pd.DataFrame(rows, columns=["level", "measure", "n", "slope", "low", "high"])
@@ -94,9 +94,6 @@ def soak(
     *,
     release: str | None = None,
     pages: int = 256,
-    workload: str = "mixed",
-    max_new_tokens: int = 15,
-    request_timeout_s: float = 20.0,
     seed: int = 0,
 ) -> Soak:
     """Run one engine a level until its share of `budget_s` seconds has passed.
@@ -117,12 +114,11 @@ def soak(
         prefix_sharing=(prefix_sharing,),
         pages=(pages,),
         concurrency=tuple(levels),
-        workload=workload,
+        workload="mixed",
         repeats=_WORKLOADS,
         rounds=1,
         seed=seed,
-        max_new_tokens=max_new_tokens,
-        request_timeout_s=request_timeout_s,
+        request_timeout_s=_REQUEST_TIMEOUT_S,
         treatments=(tuple(treatments),),
         resubmit_s=_RESUBMIT_S,
     )
