@@ -27,8 +27,8 @@ def request_columns(
     columns = {
         "cached_tokens": _of_each(requests, _first_lookup(events)),
         "evictions_during": _evictions(events, requests),
-        "pages_before": _of_each(requests, _pages(snapshots, "before")),
-        "pages_after": _of_each(requests, _pages(snapshots[::-1], "after")),
+        "pages_before": _of_each(requests, _pages(snapshots, "before", "first")),
+        "pages_after": _of_each(requests, _pages(snapshots, "after", "last")),
     }
     return pd.DataFrame(columns, index=requests.index, dtype="Int64")
 
@@ -45,10 +45,9 @@ def _first_lookup(events: pd.DataFrame) -> pd.Series:
     return looked.set_index(_KEY)["tokens_hit"]
 
 
-def _pages(snapshots: pd.DataFrame, moment: str) -> pd.Series:
-    """Return the pages out of the pool in the first snapshot of a moment, by request."""
+def _pages(snapshots: pd.DataFrame, moment: str, keep: str) -> pd.Series:
     taken = snapshots[snapshots["moment"] == moment].dropna(subset=["request_id"])
-    taken = taken.drop_duplicates(_KEY)
+    taken = taken.drop_duplicates(_KEY, keep="first" if keep == "first" else "last")
     return (taken["page_count"] - taken["free"]).set_axis(pd.MultiIndex.from_frame(taken[_KEY]))
 
 

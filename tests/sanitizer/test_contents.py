@@ -27,7 +27,7 @@ def serve(engine, prompts=PROMPTS, tokens=11):
         sent = [engine.submit(p, tokens, request_id=n) for n, p in prompts.items()]
         ended = [future.result() for future in sent]
         deadline = time.monotonic() + 10
-        while recording.recorder.under_way and time.monotonic() < deadline:
+        while recording.invocations_under_way and time.monotonic() < deadline:
             time.sleep(0.01)
     assert [c.outcome for c in ended] == ["ok"] * len(prompts), ended
     rows = kv_compare.written(recording)
