@@ -12,7 +12,7 @@ from support import REPORTED, ROOT
 
 from analysis.core import paths
 from analysis.core.errors import ModelError
-from analysis.shortfin import oracle
+from analysis.shortfin.oracle import oracle_of
 from analysis.workloads.named import make_workload
 from analysis.workloads.workload import Request
 
@@ -32,9 +32,7 @@ def test_answers_are_right_and_kept(kept, release):
 
     decode = ModelTokenizer(load_model()).decode
     told = []
-    answers = oracle.reference_answers(
-        ASKED, release=release, on_progress=lambda *known: told.append(known)
-    )
+    answers = oracle_of(release).generate(ASKED, lambda *known: told.append(known))
     assert told == [(n, 5) for n in range(6)]
     assert decode(answers["1 2 3 4 5 ", 5]) == "6 7 8"
     right = [decode(answers[r.prompt, 15]) == r.expected for r in ASKED[:4]]
@@ -42,23 +40,19 @@ def test_answers_are_right_and_kept(kept, release):
     (file,) = kept.iterdir()
     before = file.read_bytes()
     told.clear()
-    again = oracle.reference_answers(
-        ASKED, release=release, on_progress=lambda *known: told.append(known)
-    )
+    again = oracle_of(release).generate(ASKED, lambda *known: told.append(known))
     assert again == answers
     assert told == [(5, 5)]
     assert file.read_bytes() == before
 
 
 def test_a_line_cut_short_is_asked_again_and_the_others_are_not(kept):
-    oracle.reference_answers(ASKED[:2], release=REPORTED)
+    oracle_of(REPORTED).generate(ASKED[:2])
     (file,) = kept.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-7])
     told = []
-    oracle.reference_answers(
-        ASKED[:2], release=REPORTED, on_progress=lambda *known: told.append(known)
-    )
+    oracle_of(REPORTED).generate(ASKED[:2], lambda *known: told.append(known))
     assert told == [(1, 2), (2, 2)]
     assert file.read_bytes().startswith(whole[:-7] + b"\n")
 
@@ -89,4 +83,4 @@ def test_two_processes_may_fill_one_file(tmp_path):
 
 def test_a_decoder_that_fails_says_so_in_one_sentence(kept):
     with pytest.raises(ModelError, match="batch size 3"):
-        oracle.reference_answers(ASKED[:1], release=REPORTED, batch_sizes=(3,))
+        oracle_of(REPORTED, batch_sizes=(3,)).generate(ASKED[:1])

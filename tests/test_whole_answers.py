@@ -32,7 +32,7 @@ MEASURED = {
     "02_cache_snapshots": ("steps", "used"),
     "03_evictions": ("requests", "fate"),
     "04_first_wrong_step": ("run", "checked", "bytes_in_words", "findings", "ended"),
-    "05_root_causes": ("judged", "said", "put"),
+    "05_root_causes": ("judged", "whole_lines", "put"),
     "06_isolation": ("untreated", "treated", "left_out"),
     "07_fix_validation": ("whole", "alone", "soaked"),
     "08_cost": ("measures", "cache", "locks"),
@@ -101,7 +101,7 @@ def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
               for n, how in enumerate(["empty", "ok", "ok", "rejected"])]  # fmt: skip
     text = duplicates_in_words(60, None, to_frame("events", events))
     assert "4 requests ended (2 ok, 1 empty, 1 rejected)" in text
-    assert text.endswith("the engine lived.")
+    assert text.endswith("the engine did not die.")
     assert "died in round 3: Gone." in duplicates_in_words(3, "Gone.", to_frame("events", events))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,16 +39,19 @@ def build(
     model: Model = None,
 ) -> None:
     """Compile the model with each release's own compiler, and keep it in the cache."""
-    from analysis.shortfin.oracle import compile_for
+    from analysis.shortfin.config import EngineConfig
+    from analysis.shortfin.oracle import oracle_of
 
-    for release in some("--releases", releases):
-        compile_for(
-            release,
-            model=model,
-            batch_sizes=numbers("--batch-sizes", batch_sizes),
-            device=device,
-            hip_target=hip_target,
-        )
+    names = some("--releases", releases)
+    settings: dict[str, Any] = {
+        "model": model,
+        "batch_sizes": numbers("--batch-sizes", batch_sizes),
+        "device": device,
+        "hip_target": hip_target,
+    }
+    EngineConfig.from_json(settings)  # refuses also what the device here makes no use of
+    for release in names:
+        oracle_of(release, **settings).compile()
         typer.echo(f"{release}  compiled")
 
 

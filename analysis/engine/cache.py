@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.port import CacheProbe, Service
+from analysis.shortfin.cache.probe import BaseProbe
+from analysis.shortfin.service.common import Service
 from analysis.snapshots.snapshot import CacheState, Snapshot
 
 _PAUSE_S = 0.0001
@@ -17,7 +18,7 @@ _SETTLE_S = 0.001
 
 class _Engine(Protocol):
     service: Service | None
-    probe: CacheProbe | None
+    probe: BaseProbe | None
 
     def clock_s(self) -> float: ...
 
@@ -54,7 +55,7 @@ class Cache:
 
 
 def read_between(
-    probe: CacheProbe, mark: Callable[[], Any], place: Callable[[], int], timeout_s: float
+    probe: BaseProbe, mark: Callable[[], Any], place: Callable[[], int], timeout_s: float
 ) -> tuple[CacheState, int, bool]:
     """Return the state between two operations, its place among the events, and if it is consistent.
 
@@ -72,7 +73,7 @@ def read_between(
         time.sleep(_PAUSE_S)
 
 
-def _read_twice(probe: CacheProbe, deadline: float) -> tuple[CacheState, bool]:
+def _read_twice(probe: BaseProbe, deadline: float) -> tuple[CacheState, bool]:
     """Return a state that was read twice in a row: without an observer operations are unknown."""
     last = None
     while True:

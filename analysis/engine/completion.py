@@ -40,5 +40,3 @@ class EngineDeath:
 
     message: str
     traceback: str
-    died_s: float
-    """Seconds since the engine started."""

@@ -15,13 +15,12 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.core.errors import EngineError, is_encodable, seconds, shown, whole_number
 from analysis.core.interrupts import uninterrupted
 from analysis.engine.cache import Cache
-from analysis.engine.clients import OnResult, run_workload
+from analysis.engine.clients import run_workload
 from analysis.engine.completion import Completion, EngineDeath
 from analysis.engine.requests import PendingRequest, Requests, token_ids
 from analysis.engine.waiting import wait_until, within
@@ -30,15 +29,13 @@ from analysis.model.artifacts import ModelArtifacts, load_model
 from analysis.model.compile import compile_model
 from analysis.model.tokenizer import ModelTokenizer
 from analysis.shortfin import devices, worker_crashes
+from analysis.shortfin.cache.probe import BaseProbe
 from analysis.shortfin.capture import StderrCapture, report_fault
 from analysis.shortfin.config import LONGEST_TIMEOUT_S, EngineConfig
 from analysis.shortfin.hooks import Changes
-from analysis.shortfin.port import CacheObserver, CacheProbe, Call, Service, Setup
+from analysis.shortfin.port import CacheObserver, Call, Setup
 from analysis.shortfin.service import installed_service
-from analysis.workloads.workload import Answers, Workload
-
-if TYPE_CHECKING:
-    import pandas as pd
+from analysis.shortfin.service.common import Service
 
 CLOSE_TIMEOUT_S = 5.0
 _CHECK_INTERVAL_S = 0.1
@@ -93,7 +90,7 @@ class Engine:
         """The release's service while the engine runs; `native` is shortfin's own object."""
         self.cache = Cache(self)
         """The KV cache: `engine.cache.snapshot()`."""
-        self.probe: CacheProbe | None = None
+        self.probe: BaseProbe | None = None
         """The attached probe while the engine is observed."""
         self._requests = Requests(
             self.tokenizer, self.tokenizer.token_id(self.model.eos_token), self.fault
@@ -184,12 +181,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # -- asking ----------------------------------------------------------------------------
@@ -271,32 +263,13 @@ class Engine:
         """End those of these requests that are pending, as if their deadlines had passed."""
         self._requests.give_up(request_ids)
 
-    def run(
-        self,
-        workload: Workload,
-        concurrency: int,
-        *,
-        timeout_s: float = 60.0,
-        references: Answers | None = None,
-        on_result: OnResult | None = None,
-        resubmit_s: float | None = None,
-    ) -> pd.DataFrame:
-        """Send a workload's requests from client threads; see `clients.run_workload`."""
-        return run_workload(
-            self,
-            workload,
-            concurrency,
-            timeout_s=timeout_s,
-            references=references,
-            on_result=on_result,
-            resubmit_s=resubmit_s,
-        )
+    run = run_workload
 
     def clock_s(self) -> float:
         """Return the seconds since the engine was started, as in every table."""
         return time.monotonic() - self._started
 
-    def watch(self, observer: CacheObserver) -> CacheProbe:
+    def watch(self, observer: CacheObserver) -> BaseProbe:
         """Attach an observer to the live engine and return the probe of its cache.
 
         Raises EngineError if the engine is not running or observed already.
@@ -305,7 +278,7 @@ class Engine:
             raise EngineError("The engine is not running, so it cannot be observed.")
         if self.probe is not None:
             raise EngineError("This engine is observed already: end that first.")
-        probe = self.service.probe()
+        probe: BaseProbe = self.service.probe()
         probe.attach(observer)
         self.probe = probe
         return probe
@@ -354,7 +327,7 @@ class Engine:
         return True
 
     def _die(self, message: str, text: str) -> None:
-        self.died = death = EngineDeath(message, text, time.monotonic() - self._started)
+        self.died = death = EngineDeath(message, text)
         self._requests.notify("died", death)
 
     def _watch(self) -> None:

@@ -10,7 +10,8 @@ from analysis.interleavings.harness import CacheHarness
 from analysis.interleavings.minimise import Minimiser
 from analysis.interleavings.result import Covered, Failure, Result
 from analysis.interleavings.scenarios import SCENARIOS, IsolationError, Scenario, select
-from analysis.shortfin.cache.driver import driver_of
+from analysis.shortfin.cache import part_of
+from analysis.shortfin.cache.driver import RequestDriver
 from analysis.shortfin.config import PREFIX_SHARING
 from analysis.shortfin.service import installed_service
 from analysis.treatments import check_names
@@ -28,7 +29,7 @@ class HarnessFactory:
                 f"prefix_sharing {prefix_sharing!r} is unknown: choose none or trie."
             )
         self.release, _ = installed_service()
-        self.kind = driver_of(self.release)
+        self.kind: type[RequestDriver] = part_of(self.release, "driver").DRIVER
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
         asked = check_names(self.treatments)
         for treatment in asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from analysis.core.errors import CachelabError
 from analysis.shortfin.cache.driver import Request
@@ -152,7 +152,7 @@ class Step:
 class Schedule:
     """Operations of requests, one after another."""
 
-    steps: tuple[Step, ...] = field(default=())
+    steps: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
         return " ".join(map(str, self.steps))

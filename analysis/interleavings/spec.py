@@ -143,7 +143,8 @@ def _shape(view: CacheView) -> Iterator[Violation]:
             yield Violation("malformed-trie", text, pages=_pages(node))
         elif node.page is not None and node.leaf != (children == 0):
             has = "is" if node.leaf else "is not"
-            text = f"{_name(node)} has {children} children and {has} in the set of leaves."
+            many = counted(children, "child", "children")
+            text = f"{_name(node)} has {many} and {has} in the set of leaves."
             yield Violation("malformed-trie", text, pages=_pages(node))
     for node in view.detached:
         if node.leaf:

@@ -96,13 +96,16 @@ def concurrency_axis(axes: Axes, concurrency: pd.Series[Any], numbers: pd.Series
     counts: dict[int, list[int]] = {}
     for level, number in zip(concurrency, numbers, strict=True):
         counts.setdefault(int(level), []).append(int(number))
-    levels = sorted(counts)
+    level_axis(axes, {level: tick_label(level, counts[level]) for level in sorted(counts)})
+
+
+def level_axis(axes: Axes, labels: Mapping[int, str]) -> None:
+    """Make x a log2 axis with a labelled tick at each level, in ascending order."""
+    levels = list(labels)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(levels))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(
-        FixedFormatter([tick_label(level, counts[level]) for level in levels])
-    )
+    axes.xaxis.set_major_formatter(FixedFormatter(list(labels.values())))
     axes.set_xlim(levels[0] / 1.45, levels[-1] * 1.45)
 
 

@@ -27,7 +27,7 @@ from analysis.recording.digests import (
 from analysis.recording.writes import PADDING_PAGE, Mask, Written
 
 if TYPE_CHECKING:
-    from analysis.shortfin.port import CacheProbe
+    from analysis.shortfin.cache.probe import BaseProbe
 
 
 MODES = ("sampled", "landings", "whole")
@@ -73,7 +73,7 @@ class Checksums(PageDigests):
     EngineError where the page table cannot be read from here.
     """
 
-    def __init__(self, probe: CacheProbe, recorder: Sink, *, mode: str = "sampled") -> None:
+    def __init__(self, probe: BaseProbe, recorder: Sink, *, mode: str = "sampled") -> None:
         super().__init__(probe)
         self.mode = mode
         self.lock = threading.RLock()

@@ -15,7 +15,7 @@ from analysis.model.elements import nans_in_words
 from analysis.recording.writes import Ints, Mask
 
 if TYPE_CHECKING:
-    from analysis.shortfin.port import CacheProbe
+    from analysis.shortfin.cache.probe import BaseProbe
 
 Digests = npt.NDArray[np.uint64]
 UNKNOWN_TOKEN = -1
@@ -81,7 +81,7 @@ class PageDigests:
     from here.
     """
 
-    def __init__(self, probe: CacheProbe) -> None:
+    def __init__(self, probe: BaseProbe) -> None:
         self._open(probe)
         shape = (self._count, self._stride)
         layers, kinds, stride, shard = self._tables[0].shape[1:5]
@@ -127,7 +127,7 @@ class PageDigests:
         self._since[pages] = np.maximum(self._since[pages], self._last_begun)
         self._known[pages] = True
 
-    def _open(self, probe: CacheProbe) -> None:
+    def _open(self, probe: BaseProbe) -> None:
         """Map the page tables."""
         self._stride = int(probe.cache.tokens_per_page)
         self._count = len(probe.pool.attn_page_entries)

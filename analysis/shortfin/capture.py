@@ -77,7 +77,8 @@ class StderrCapture:
                 os.close(target)
             self._from = self.path.stat().st_size
             _live.append(self)
-            _take_logs()
+            _engine_logger.addHandler(_handler)  # one that is there is not added again
+            _engine_logger.propagate = False
 
     def stop(self) -> None:
         """Restore the descriptor after the last capture; the captured text stays readable."""
@@ -87,7 +88,9 @@ class StderrCapture:
                 return
             self._text = self.text()
             _live.remove(self)
-            _leave_logs()
+            if not _live:
+                _engine_logger.removeHandler(_handler)
+                _engine_logger.propagate = True
             if not _live and _saved_fd is not None:
                 os.dup2(_saved_fd, 2)
                 os.close(_saved_fd)
@@ -105,19 +108,6 @@ class StderrCapture:
             file.seek(self._from)
             return file.read().decode(errors="replace")
         return ""
-
-
-def _take_logs() -> None:
-    """Let the engine's Python loggers write to descriptor 2 only."""
-    if len(_live) == 1:
-        _engine_logger.addHandler(_handler)
-        _engine_logger.propagate = False
-
-
-def _leave_logs() -> None:
-    if not _live:
-        _engine_logger.removeHandler(_handler)
-        _engine_logger.propagate = True
 
 
 def terminal_fd() -> int:

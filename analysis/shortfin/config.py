@@ -101,19 +101,8 @@ class EngineConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> EngineConfig:
-        """Make a config from the JSON object that `to_json` gave."""
+        """Make a config from a JSON object with some of its settings."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise EngineError(f"An engine has no setting {unknown[0]!r}: it has {sorted(known)}.")
         return cls(**data)  # type: ignore[arg-type]  # __post_init__ makes lists tuples again
-
-    def to_json(self) -> dict[str, object]:
-        """Return the settings as plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {
-            "model": str(self.model) if self.model else None,
-            "device_ids": list(self.device_ids),
-            "batch_sizes": list(self.batch_sizes),
-            "options": dict(self.options),
-        }
-        return values

@@ -127,15 +127,6 @@ class Hooks:
         """Call `undo` at `restore`."""
         self._undo.append(undo)
 
-    @contextlib.contextmanager
-    def grouped(self, request: str | None) -> Iterator[None]:
-        """Group the events of a block on this thread."""
-        self.observer.begin(None, request)
-        try:
-            yield
-        finally:
-            self.observer.end(None)
-
     def around(
         self,
         owner: Any,

@@ -18,11 +18,12 @@ from shortfin_apps.llm.components.kvcache import (
     trie_attention_cache,
 )
 
+from analysis.shortfin.cache.base import LiveCache
+from analysis.shortfin.cache.probe import BaseProbe
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.hooks import Changes
-from analysis.shortfin.port import CacheProbe
 from analysis.shortfin.service import installed_service
-from analysis.shortfin.service.common import LiveCache
+from analysis.shortfin.treatment import replace_attribute
 
 _ELEMENTS = 8
 _names = itertools.count()
@@ -46,8 +47,9 @@ class StandaloneSystem:
         self._tables: dict[int, list[Any]] = {}
         self._clock = itertools.count(1)
         clock = SimpleNamespace(monotonic=lambda: float(next(self._clock)))
-        self._replace(trie_attention_cache, "time", clock)
-        self._replace(messages, "sf", SimpleNamespace(VoidFuture=SimpleNamespace))
+        replace_attribute(self._undo, trie_attention_cache, "time", clock)
+        no_future = SimpleNamespace(VoidFuture=SimpleNamespace)
+        replace_attribute(self._undo, messages, "sf", no_future)
         # Without a handler on the root logger, the pool's root-level calls install one of theirs.
         handler = logging.NullHandler()
         logging.getLogger().addHandler(handler)
@@ -55,10 +57,6 @@ class StandaloneSystem:
         logger = logging.getLogger("shortfin_apps")  # failed allocations are expected here
         self._undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
-
-    def _replace(self, owner: Any, name: str, value: Any) -> None:
-        self._undo.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
 
     def close(self) -> None:
         """Stop the system's worker and put the clock and the loggers back."""
@@ -109,7 +107,7 @@ class StandaloneEngine:
     def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
         self.service = StandaloneService(cache)
-        self.probe: CacheProbe | None = None
+        self.probe: BaseProbe | None = None
         self.changes = Changes()
         self.died = None
         self._clock = itertools.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -22,25 +23,13 @@ Place = Literal["cache", "contents", "server"]
 class LiveEngine(Protocol):
     """What treatments need of a running engine, or of a cache without a server."""
 
-    @property
-    def release(self) -> str:
-        """The release of shortfin."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """The configuration that it was started with."""
-
-    @property
-    def service(self) -> Any:
-        """The `Service`, or another `CacheOwner`; None while it does not run."""
-
-    @property
-    def probe(self) -> Any:
-        """The `CacheProbe` of an observed engine, None while it is not observed."""
-
-    @property
-    def changes(self) -> hooks.Changes:
-        """The changes of the engine that are to be undone."""
+    release: str
+    config: EngineConfig
+    service: Any
+    """The `Service`, or another `LiveCache`; None while it does not run."""
+    probe: Any
+    """The `BaseProbe` of an observed engine, None while it is not observed."""
+    changes: hooks.Changes
 
 
 class Treatment(ABC):
@@ -127,6 +116,28 @@ class Treatment(ABC):
     @abstractmethod
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Change the engine; whatever undoes it goes onto the stack."""
+
+
+def treatment(
+    name: str,
+    hypothesis: str,
+    *,
+    upstream: str | None = None,
+    needs: Iterable[str] = (),
+    acts_on: Place = "cache",
+) -> Callable[[Callable[[LiveEngine, ExitStack], None]], type[Treatment]]:
+    """Make a treatment of a function that changes the engine; its docstring is the change."""
+
+    def make(function: Callable[[LiveEngine, ExitStack], None]) -> type[Treatment]:
+        values = {
+            "__doc__": function.__doc__, "__module__": function.__module__, "name": name,
+            "hypothesis": hypothesis, "change": function.__doc__, "upstream": upstream,
+            "needs": frozenset(needs), "acts_on": acts_on,
+            "apply": lambda self, engine, undo: function(engine, undo),
+        }  # fmt: skip
+        return type(function.__name__, (Treatment,), values)
+
+    return make
 
 
 def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:

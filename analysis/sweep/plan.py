@@ -12,7 +12,6 @@ from typing import Any
 
 from analysis.core.errors import CachelabError, EngineError, seconds, shown, whole_number
 from analysis.core.paths import place_of
-from analysis.runs.tables import is_control
 from analysis.shortfin import devices
 from analysis.shortfin.config import (
     LONGEST_TIMEOUT_S,
@@ -78,11 +77,6 @@ class Trial:
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
             f"-c{self.concurrency}-r{self.repeat}{treated}"
         )
-
-    @property
-    def is_control(self) -> bool:
-        """Whether a fault is injected, which the sanitizer must detect."""
-        return is_control(self.treatments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.core.errors import WorkloadError, shown
-from analysis.shortfin.oracle import reference_answers
+from analysis.shortfin.oracle import oracle_of
 from analysis.sweep.plan import Plan, Trial
 from analysis.workloads.named import (
     Decode,
@@ -139,15 +139,14 @@ def _ask(
             if on_progress is not None:
                 on_progress(release, known, wanted)
 
-        answers[release] = reference_answers(
-            requests,
-            release=release,
+        oracle = oracle_of(
+            release,
             model=plan.model,
             batch_sizes=plan.batch_sizes,
             device=plan.device,
             hip_target=plan.hip_target,
-            on_progress=report,
         )
+        answers[release] = oracle.generate(requests, report)
     return answers
 
 

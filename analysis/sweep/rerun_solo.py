@@ -14,7 +14,7 @@ from analysis.core.errors import MachineError, RunError
 from analysis.runs.store import Run
 from analysis.runs.tables import broken_json
 from analysis.shortfin import environments as releases
-from analysis.shortfin.oracle import reference_answers
+from analysis.shortfin.oracle import oracle_of
 from analysis.sweep.process import TrialProcess
 from analysis.sweep.rows import Ended, checked_outcome
 from analysis.sweep.trial import specification
@@ -101,14 +101,14 @@ def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
         ]
         if not blank:
             continue
-        answers = reference_answers(
-            [_request(run, case) for case in blank],
-            release=release,
+        oracle = oracle_of(
+            release,
             model=plan["model"],
             batch_sizes=plan["batch_sizes"],
             device=plan["device"],
             hip_target=plan["hip_target"],
         )
+        answers = oracle.generate([_request(run, case) for case in blank])
         for case in blank:
             request = _request(run, case)
             case["reference_tokens"] = answers[request.prompt, request.max_new_tokens]

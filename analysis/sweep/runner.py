@@ -127,7 +127,7 @@ class _Sweep:
             self.progress.begins(self.writer.path, len(self.trials) - len(self.left))
             if self.left:
                 self.prepared = prepare(self.plan, self.progress.preparing)
-                self._note_prepared()
+                self.writer.note(dropped_prompts=self.prepared.dropped)
                 if runner == "process":
                     self._in_processes(pythons)
                 else:
@@ -256,8 +256,7 @@ class _Sweep:
         recorded = read_stream(self._work(trial), ended.ended_ns)
         missing = " ".join(filter(None, [read_lacking(self._work(trial)), cut_of(recorded)]))
         if missing:
-            detail = f"{ended.detail} {missing}" if ended.detail else missing
-            ended = dataclasses.replace(ended, detail=detail)
+            ended = _with_detail(ended, missing)
         workload = self.prepared.workload(trial)
         requests = request_rows(trial, workload, self.prepared.answers[trial.release], ended)
         add_observed(requests, recorded)
@@ -266,8 +265,7 @@ class _Sweep:
         if self.plan.sanitize:
             findings, unchecked = finding_rows(self.plan, trial, requests, recorded, ended)
         if unchecked is not None and ended.status == "ok":
-            detail = f"{ended.detail} {unchecked}" if ended.detail else unchecked
-            ended = dataclasses.replace(ended, detail=detail)
+            ended = _with_detail(ended, unchecked)
         row = trial_row(self.run_id, self.plan, trial, ended, self.git_commit)
         self.writer.write_trial(row, requests, **recorded, findings=findings)
         shutil.rmtree(self._work(trial), ignore_errors=True)
@@ -303,9 +301,10 @@ class _Sweep:
             if file.suffix in (".txt", ".log"):
                 shutil.copyfile(file, logs / file.name)
 
-    def _note_prepared(self) -> None:
-        """Write into the manifest how many prompts the model itself answers wrong."""
-        self.writer.note(dropped_prompts=self.prepared.dropped)
+
+def _with_detail(ended: Ended, more: str) -> Ended:
+    """Return how a trial ended with a further sentence."""
+    return dataclasses.replace(ended, detail=" ".join(filter(None, [ended.detail, more])))
 
 
 def _idle(row: Mapping[str, Any]) -> bool:

@@ -8,62 +8,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.core.errors import EngineError, shown
-from analysis.shortfin.cache.allocations.treatments import (
-    CopyTokens,
-    GiveBackReference,
-    ReuseExistingNode,
-    TrueLeaves,
-)
-from analysis.shortfin.cache.records.treatments import (
-    DelistFreedPages,
-    KeepDecodeRecord,
-    PinOnLookup,
-    ReferToPublished,
-    RegisterOnce,
-)
+from analysis.shortfin.cache.allocations import treatments as allocations
+from analysis.shortfin.cache.records import treatments as records
 from analysis.shortfin.releases import RELEASES
 from analysis.shortfin.treatment import LiveEngine, Treatment
-from analysis.treatments.arguments import CorrectSeqLens, UndoCorrectSeqLens, ZeroStartPositions
+from analysis.treatments import arguments, pages, pool, scheduling
 from analysis.treatments.faults import FAULTS, Fault
-from analysis.treatments.pages import PoisonFreedPages, Quarantine, ZeroOnAcquire, ZeroPageTables
-from analysis.treatments.pool import BigPool, FreeUnpublishedPages, ReservePaddingPage
-from analysis.treatments.scheduling import (
-    LockCache,
-    OneAtATime,
-    OneWorker,
-    RequeueUnscheduled,
-    ShortStrobes,
-    SurviveAllocationFailure,
-)
 
 TREATMENTS: dict[str, type[Treatment]] = {
-    treatment.name: treatment
-    for treatment in (
-        CorrectSeqLens,
-        ZeroStartPositions,
-        ZeroPageTables,
-        ZeroOnAcquire,
-        CopyTokens,
-        KeepDecodeRecord,
-        DelistFreedPages,
-        RegisterOnce,
-        ReferToPublished,
-        ReuseExistingNode,
-        TrueLeaves,
-        GiveBackReference,
-        FreeUnpublishedPages,
-        ReservePaddingPage,
-        BigPool,
-        LockCache,
-        OneWorker,
-        OneAtATime,
-        ShortStrobes,
-        PinOnLookup,
-        RequeueUnscheduled,
-        SurviveAllocationFailure,
-        PoisonFreedPages,
-        Quarantine,
-        UndoCorrectSeqLens,
+    kind.name: kind
+    for kind in (
+        arguments.correct_seq_lens,
+        arguments.zero_start_positions,
+        pages.zero_page_tables,
+        pages.zero_on_acquire,
+        allocations.copy_tokens,
+        records.keep_decode_record,
+        records.delist_freed_pages,
+        records.register_once,
+        records.refer_to_published,
+        allocations.reuse_existing_node,
+        allocations.true_leaves,
+        allocations.give_back_reference,
+        pool.FreeUnpublishedPages,
+        pool.reserve_padding_page,
+        pool.BigPool,
+        scheduling.lock_cache,
+        scheduling.one_worker,
+        scheduling.one_at_a_time,
+        scheduling.short_strobes,
+        records.PinOnLookup,
+        scheduling.requeue_unscheduled,
+        scheduling.survive_allocation_failure,
+        pages.PoisonFreedPages,
+        pages.Quarantine,
+        arguments.undo_correct_seq_lens,
     )
 }
 """By name, candidate causes and fixes; faults are in `analysis.treatments.faults`."""

@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
-from analysis.shortfin.treatment import LiveEngine, Treatment
-from analysis.treatments.invocations import PendingInvocation, edit_invocations
+from analysis.shortfin.treatment import LiveEngine, treatment
+from analysis.treatments.invocations import Ints, PendingInvocation, edit_invocations
 
 
-class CorrectSeqLens(Treatment):
-    """Decodes attend to their own positions only."""
+def _set_lengths(engine: LiveEngine, undo: ExitStack, length: Callable[[Ints], Ints]) -> None:
+    """Set the length of each row of a decode by its start position."""
 
-    name = "correct-seq-lens"
-    hypothesis = "Rows attend to slots beyond their own sequence, with data of other requests."
-    change = "The length of each row of a decode is its start position plus one."
-    upstream = "#873"
-    needs = frozenset({"history-lengths"})
-    acts_on = "server"
+    def edit(invocation: PendingInvocation) -> None:
+        if invocation.phase == "decode":
+            starts = invocation.arrays["start_positions"][: invocation.real]
+            invocation.arrays["seq_lens"][: invocation.real] = length(starts)
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        def edit(invocation: PendingInvocation) -> None:
-            if invocation.phase == "decode":
-                starts = invocation.arrays["start_positions"]
-                invocation.arrays["seq_lens"][: invocation.real] = starts[: invocation.real] + 1
-
-        edit_invocations(engine, undo, edit)
+    edit_invocations(engine, undo, edit)
 
 
-class UndoCorrectSeqLens(Treatment):
-    """Decodes attend to too many positions again, as 3.1 has them."""
-
-    name = "undo-correct-seq-lens"
-    hypothesis = "The lengths that are too long made 3.1 fail, not a later change."
-    change = "The length of each row of a decode is its start position plus that of its history."
-    upstream = "the reverse of #873"
-    needs = frozenset({"exact-lengths"})
-    acts_on = "server"
-
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        def edit(invocation: PendingInvocation) -> None:
-            if invocation.phase == "decode":
-                starts = invocation.arrays["start_positions"]
-                invocation.arrays["seq_lens"][: invocation.real] = 2 * starts[: invocation.real] + 1
-
-        edit_invocations(engine, undo, edit)
+@treatment(
+    "correct-seq-lens",
+    "Rows attend to slots beyond their own sequence, with data of other requests.",
+    upstream="#873",
+    acts_on="server",
+    needs=["history-lengths"],
+)
+def correct_seq_lens(engine: LiveEngine, undo: ExitStack) -> None:
+    """The length of each row of a decode is its start position plus one."""
+    _set_lengths(engine, undo, lambda starts: starts + 1)
 
 
-class ZeroStartPositions(Treatment):
-    """Padding rows write the first slot of the padding page, not the second."""
+@treatment(
+    "undo-correct-seq-lens",
+    "The lengths that are too long made 3.1 fail, not a later change.",
+    upstream="the reverse of #873",
+    acts_on="server",
+    needs=["exact-lengths"],
+)
+def undo_correct_seq_lens(engine: LiveEngine, undo: ExitStack) -> None:
+    """The length of each row of a decode is its start position plus that of its history."""
+    _set_lengths(engine, undo, lambda starts: 2 * starts + 1)
 
-    name = "zero-start-positions"
-    hypothesis = "Padding rows that start at position 1 read a slot that was never written."
-    change = "Padding rows of a decode have start position 0."
-    upstream = "#826"
-    needs = frozenset({"padding-at-one"})
-    acts_on = "server"
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        def edit(invocation: PendingInvocation) -> None:
-            if invocation.phase == "decode":
-                invocation.arrays["start_positions"][invocation.real :] = 0
+@treatment(
+    "zero-start-positions",
+    "Padding rows that start at position 1 read a slot that was never written.",
+    upstream="#826",
+    acts_on="server",
+    needs=["padding-at-one"],
+)
+def zero_start_positions(engine: LiveEngine, undo: ExitStack) -> None:
+    """Padding rows of a decode have start position 0."""
 
-        edit_invocations(engine, undo, edit)
+    def edit(invocation: PendingInvocation) -> None:
+        if invocation.phase == "decode":
+            invocation.arrays["start_positions"][invocation.real :] = 0
+
+    edit_invocations(engine, undo, edit)

@@ -19,6 +19,7 @@ from analysis.shortfin.treatment import (
     cache_of,
     replace_attribute,
     take_pool_lock,
+    treatment,
 )
 
 _PATTERNS = {"nan": float("nan"), "zero": 0.0}
@@ -47,40 +48,36 @@ def page_digest(pool: Any, page: int) -> bytes:
     return digest.digest()
 
 
-class ZeroPageTables(Treatment):
-    """The page table begins with zeros instead of whatever the memory held."""
+@treatment(
+    "zero-page-tables",
+    "Slots that were never written hold what another program left there.",
+    upstream="#738",
+    acts_on="contents",
+)
+def zero_page_tables(engine: LiveEngine, undo: ExitStack) -> None:
+    """All free pages are filled with zeros once, when it is applied."""
+    pool = _pool(engine)
+    for page in list(pool.available_pages):
+        _fill(pool, page.index, 0.0)
 
-    name = "zero-page-tables"
-    hypothesis = "Slots that were never written hold what another program left there."
-    change = "All free pages are filled with zeros once, when it is applied."
-    upstream = "#738"
-    acts_on = "contents"
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        pool = _pool(engine)
-        for page in list(pool.available_pages):
+@treatment(
+    "zero-on-acquire",
+    "Rows read what an earlier request left in a page that was allocated again.",
+    acts_on="contents",
+)
+def zero_on_acquire(engine: LiveEngine, undo: ExitStack) -> None:
+    """Every page is filled with zeros when it is taken from the pool."""
+    pool = _pool(engine)
+    acquire = pool.acquire_free_pages
+
+    def acquired(count: int) -> Any:
+        pages = acquire(count)
+        for page in pages or ():
             _fill(pool, page.index, 0.0)
+        return pages
 
-
-class ZeroOnAcquire(Treatment):
-    """Pages are zero when they are allocated."""
-
-    name = "zero-on-acquire"
-    hypothesis = "Rows read what an earlier request left in a page that was allocated again."
-    change = "Every page is filled with zeros when it is taken from the pool."
-    acts_on = "contents"
-
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        pool = _pool(engine)
-        acquire = pool.acquire_free_pages
-
-        def acquired(count: int) -> Any:
-            pages = acquire(count)
-            for page in pages or ():
-                _fill(pool, page.index, 0.0)
-            return pages
-
-        replace_attribute(undo, pool, "acquire_free_pages", acquired)
+    replace_attribute(undo, pool, "acquire_free_pages", acquired)
 
 
 class PoisonFreedPages(Treatment):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.shortfin.operations import dialect_of
+from analysis.shortfin.cache import part_of
 from analysis.shortfin.releases import row_of
 from analysis.shortfin.treatment import (
     LiveEngine,
@@ -15,53 +15,52 @@ from analysis.shortfin.treatment import (
     cache_of,
     replace_attribute,
     take_pool_lock,
+    treatment,
 )
 
 _PADDING_PAGE = 0
 _MANY = 4096
 
 
-class ReservePaddingPage(Treatment):
-    """No request gets the page that padding writes."""
-
-    name = "reserve-padding-page"
-    hypothesis = "A request is given page 0, which rows and block tables are padded with."
-    change = "Page 0 is kept out of the pool."
-
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        pool, withheld = cache_of(engine).page_pool, engine.service.withheld
-        if not take_pool_lock(pool):
+@treatment(
+    "reserve-padding-page",
+    "A request is given page 0, which rows and block tables are padded with.",
+)
+def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
+    """Page 0 is kept out of the pool."""
+    pool, withheld = cache_of(engine).page_pool, engine.service.withheld
+    if not take_pool_lock(pool):
+        raise EngineError(
+            "The pool's lock is kept by some thread of the engine, so page 0 cannot be"
+            " reserved: start a new engine."
+        )
+    try:
+        reserved = [p for p in pool.available_pages if p.index == _PADDING_PAGE]
+        if not reserved:
             raise EngineError(
-                "The pool's lock is kept by some thread of the engine, so page 0 cannot be"
-                " reserved: start a new engine."
+                "Page 0 is in use, so it cannot be reserved: apply reserve-padding-page before"
+                " the engine has answered anything."
             )
-        try:
-            reserved = [p for p in pool.available_pages if p.index == _PADDING_PAGE]
-            if not reserved:
-                raise EngineError(
-                    "Page 0 is in use, so it cannot be reserved: apply reserve-padding-page before"
-                    " the engine has answered anything."
-                )
-            pool.available_pages.remove(reserved[0])
-        finally:
+        pool.available_pages.remove(reserved[0])
+    finally:
+        pool._lock.release()
+    free = pool.free_pages
+
+    def freed(pages: Sequence[Any]) -> Any:
+        # A block table that was padded with 0 may be given back; the page was never taken.
+        return free([p for p in pages if p.index != _PADDING_PAGE])
+
+    def back() -> None:
+        withheld.discard(_PADDING_PAGE)
+        # A thread that hangs may keep the lock; inserting is one step of the interpreter.
+        got = take_pool_lock(pool)
+        pool.available_pages.insert(0, reserved[0])
+        if got:
             pool._lock.release()
-        free = pool.free_pages
 
-        def freed(pages: Sequence[Any]) -> Any:
-            # A block table that was padded with 0 may be given back; the page was never taken.
-            return free([p for p in pages if p.index != _PADDING_PAGE])
-
-        def back() -> None:
-            withheld.discard(_PADDING_PAGE)
-            # A thread that hangs may keep the lock; inserting is one step of the interpreter.
-            got = take_pool_lock(pool)
-            pool.available_pages.insert(0, reserved[0])
-            if got:
-                pool._lock.release()
-
-        replace_attribute(undo, pool, "free_pages", freed)
-        withheld.add(_PADDING_PAGE)
-        undo.callback(back)
+    replace_attribute(undo, pool, "free_pages", freed)
+    withheld.add(_PADDING_PAGE)
+    undo.callback(back)
 
 
 class BigPool(Treatment):
@@ -108,4 +107,4 @@ class FreeUnpublishedPages(Treatment):
             )
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        dialect_of(engine).free_unpublished_pages(engine, undo)
+        part_of(engine.release, "treatments").free_unpublished_pages(engine, undo)

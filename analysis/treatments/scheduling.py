@@ -5,139 +5,141 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from analysis.shortfin.operations import cache_operations
+from analysis.shortfin.cache import part_of
 from analysis.shortfin.treatment import (
     LiveEngine,
-    Treatment,
+    cache_of,
     lock_for,
     replace_attribute,
+    treatment,
 )
 
 _STROBE_S = 0.004
 
 
-class LockCache(Treatment):
-    """Operations of the cache and of the pool exclude each other."""
+@treatment("lock-cache", "Threads change the trie, its references or the pool at the same time.")
+def lock_cache(engine: LiveEngine, undo: ExitStack) -> None:
+    """One re-entrant lock is held during every operation of the cache and of the pool."""
+    lock = lock_for(engine, undo, "lock-cache")
+    for owner, name, is_own in _cache_operations(engine):
+        call = getattr(owner, name)
 
-    name = "lock-cache"
-    hypothesis = "Threads change the trie, its references or the pool at the same time."
-    change = "One re-entrant lock is held during every operation of the cache and of the pool."
+        @functools.wraps(call)
+        def locked(*args: Any, call: Any = call, is_own: Any = is_own, **named: Any) -> Any:
+            if not is_own(*args, **named):
+                return call(*args, **named)
+            with lock:
+                return call(*args, **named)
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        lock = lock_for(engine, undo, self.name)
-        for owner, name, is_own in cache_operations(engine):
-            call = getattr(owner, name)
-
-            @functools.wraps(call)
-            def locked(*args: Any, call: Any = call, is_own: Any = is_own, **named: Any) -> Any:
-                if not is_own(*args, **named):
-                    return call(*args, **named)
-                with lock:
-                    return call(*args, **named)
-
-            replace_attribute(undo, owner, name, locked)
+        replace_attribute(undo, owner, name, locked)
 
 
-class OneWorker(Treatment):
-    """Requests share one thread, as they did up to 3.4."""
+def _cache_operations(engine: LiveEngine) -> Iterator[tuple[Any, str, Callable[..., bool]]]:
+    """Yield the operations of the cache and its pool: owner, name, and what recognises a call.
 
-    name = "one-worker"
-    hypothesis = "Requests on several threads interleave with each other's steps."
-    change = "Each request's process, with all that it does to the cache, runs on one worker."
-    needs = frozenset({"worker-pool"})
-    acts_on = "server"
+    The last returns, for the arguments of a call, whether it is one on this engine's cache: an
+    owner may be a class that engines share.
+    """
+    cache, dialect = cache_of(engine), part_of(engine.release, "treatments")
+    owners = {cache: dialect.CACHE_OPERATIONS, cache.page_pool: dialect.POOL_OPERATIONS}
+    for owner, names in owners.items():
+        for name in names:
+            if hasattr(owner, name):
+                yield owner, name, lambda *args, **named: True
+    for kind in dialect.allocation_classes(engine):
+        for name in dialect.ALLOCATION_OPERATIONS:
+            yield kind, name, lambda allocation, *a, **n: dialect.owner_of(allocation) is cache
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        engine.service.edits.share_one_worker(engine.service, undo)
+
+@treatment(
+    "one-worker",
+    "Requests on several threads interleave with each other's steps.",
+    acts_on="server",
+    needs=["worker-pool"],
+)
+def one_worker(engine: LiveEngine, undo: ExitStack) -> None:
+    """Each request's process, with all that it does to the cache, runs on one worker."""
+    engine.service.edits.share_one_worker(engine.service, undo)
 
 
-class OneAtATime(Treatment):
-    """One request is processed at a time, so no batch has two rows."""
+@treatment(
+    "one-at-a-time", "Concurrent requests disturb each other, in whatever way.", acts_on="server"
+)
+def one_at_a_time(engine: LiveEngine, undo: ExitStack) -> None:
+    """A request goes to the engine when the one before it has ended."""
+    service = engine.service
+    assert service is not None
+    launch, lock = service.launch, threading.Lock()
+    queued: deque[Any] = deque()
+    running: list[Any] = []
 
-    name = "one-at-a-time"
-    hypothesis = "Concurrent requests disturb each other, in whatever way."
-    change = "A request goes to the engine when the one before it has ended."
-    acts_on = "server"
+    def go(call: Any) -> None:
+        ended = threading.Event()
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        service = engine.service
-        assert service is not None
-        launch, lock = service.launch, threading.Lock()
-        queued: deque[Any] = deque()
-        running: list[Any] = []
-
-        def go(call: Any) -> None:
-            ended = threading.Event()
-
-            def on_end(answer: Any) -> None:
-                call.on_end(answer)
-                if not ended.is_set():
-                    ended.set()
-                    after(call)
-
-            try:
-                launch(replace(call, on_end=on_end))
-            except Exception:
+        def on_end(answer: Any) -> None:
+            call.on_end(answer)
+            if not ended.is_set():
+                ended.set()
                 after(call)
-                raise
 
-        def after(call: Any) -> None:
-            with lock:
-                if call in running:
-                    running.remove(call)
-                following = queued.popleft() if queued and not running else None
-                if following is not None:
-                    running.append(following)
+        try:
+            launch(replace(call, on_end=on_end))
+        except Exception:
+            after(call)
+            raise
+
+    def after(call: Any) -> None:
+        with lock:
+            if call in running:
+                running.remove(call)
+            following = queued.popleft() if queued and not running else None
             if following is not None:
-                go(following)
+                running.append(following)
+        if following is not None:
+            go(following)
 
-        def launched(call: Any) -> None:
-            with lock:
-                if running:
-                    queued.append(call)
-                    return
-                running.append(call)
-            go(call)
+    def launched(call: Any) -> None:
+        with lock:
+            if running:
+                queued.append(call)
+                return
+            running.append(call)
+        go(call)
 
-        replace_attribute(undo, service, "launch", launched)
-
-
-class ShortStrobes(Treatment):
-    """The batcher waits less for a batch to fill."""
-
-    name = "short-strobes"
-    hypothesis = "The timing matters: what happens between the batcher's long waits."
-    change = "The batcher looks for work every 4 ms, not every 100 to 250."
-    needs = frozenset({"strobes"})
-    acts_on = "server"
-
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        engine.service.edits.shorten_strobes(undo, _STROBE_S)
+    replace_attribute(undo, service, "launch", launched)
 
 
-class RequeueUnscheduled(Treatment):
-    """A prefill that does not fit waits until it does."""
+@treatment(
+    "short-strobes",
+    "The timing matters: what happens between the batcher's long waits.",
+    acts_on="server",
+    needs=["strobes"],
+)
+def short_strobes(engine: LiveEngine, undo: ExitStack) -> None:
+    """The batcher looks for work every 4 ms, not every 100 to 250."""
+    engine.service.edits.shorten_strobes(undo, _STROBE_S)
 
-    name = "requeue-unscheduled"
-    hypothesis = "Prefills that find no pages are completed without an answer."
-    change = "A prefill that found no pages stays pending and tries again."
-    acts_on = "server"
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        engine.service.edits.requeue_unscheduled(engine.service, undo)
+@treatment(
+    "requeue-unscheduled",
+    "Prefills that find no pages are completed without an answer.",
+    acts_on="server",
+)
+def requeue_unscheduled(engine: LiveEngine, undo: ExitStack) -> None:
+    """A prefill that found no pages stays pending and tries again."""
+    engine.service.edits.requeue_unscheduled(engine.service, undo)
 
 
-class SurviveAllocationFailure(Treatment):
-    """A request that cannot grow fails by itself."""
-
-    name = "survive-allocation-failure"
-    hypothesis = "One request's missing page ends the worker, or leaves its pages and others wait."
-    change = "A request for which there is no page fails with an error, and gives back what it has."
-    acts_on = "server"
-
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        engine.service.edits.survive_allocation_failure(engine.service, undo)
+@treatment(
+    "survive-allocation-failure",
+    "One request's missing page ends the worker, or leaves its pages and others wait.",
+    acts_on="server",
+)
+def survive_allocation_failure(engine: LiveEngine, undo: ExitStack) -> None:
+    """A request for which there is no page fails with an error, and gives back what it has."""
+    engine.service.edits.survive_allocation_failure(engine.service, undo)

@@ -10,7 +10,7 @@ from support import NEWEST, REPORTED, ChildRunner, dialect
 
 from analysis.model.artifacts import load_model
 from analysis.model.tokenizer import ModelTokenizer
-from analysis.shortfin.oracle import reference_answers
+from analysis.shortfin.oracle import oracle_of
 from analysis.workloads.named import candidates, select
 from analysis.workloads.workload import Workload
 
@@ -69,7 +69,7 @@ def right_ones(name: str, release: str, count: int, seed: int) -> list[Workload]
     """Return a workload for each concurrency, of prompts that the model alone answers right."""
     total = count * len(CONCURRENCY)
     offered = candidates(name, count=total, seed=seed)
-    answers = reference_answers(offered, release=release)
+    answers = oracle_of(release).generate(offered)
     chosen, _ = select(offered, total, [answers], ModelTokenizer(load_model()).decode)
     parts = [chosen[i : i + count] for i in range(0, total, count)]
     return [

@@ -11,7 +11,7 @@ from support import NEWEST, REPORTED
 
 from analysis.core.errors import CachelabError
 from analysis.runs.store import RunWriter
-from analysis.runs.tables import arm_of
+from analysis.runs.tables import arm_of, is_control
 from analysis.sweep.plan import Plan, PlanError
 from analysis.treatments import FAULTS, fixes
 from analysis.treatments.faults import FAMILIES, TRIES
@@ -39,7 +39,7 @@ plans = st.builds(
 def test_every_combination_has_one_trial_with_an_id_of_its_own(plan):
     trials = plan.trials()
     assert len({trial.trial_id for trial in trials}) == len(trials)
-    assert {dataclasses.astuple(trial) for trial in trials if not trial.is_control} == {
+    assert {dataclasses.astuple(trial) for trial in trials if not is_control(trial.treatments)} == {
         (release, sharing, pages, concurrency, repeat, ())
         for release in plan.releases
         for sharing in plan.prefix_sharing
@@ -53,7 +53,7 @@ def test_every_combination_has_one_trial_with_an_id_of_its_own(plan):
 def test_a_sanitized_plan_has_a_control_for_every_arm(plan, count):
     treatments = ((), ("lock-cache",), ("one-at-a-time",))[:count]
     plan = dataclasses.replace(plan, treatments=treatments)
-    controls = [trial for trial in plan.trials() if trial.is_control]
+    controls = [trial for trial in plan.trials() if is_control(trial.treatments)]
     wanted = wanted_arms(plan) if plan.sanitize else 0
     assert len(controls) == wanted
     assert plan.trials()[:wanted] == controls
@@ -75,7 +75,7 @@ def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
                 for trial in Plan(
                     releases=(release,), prefix_sharing=(sharing,), sanitize=True, seed=seed
                 ).trials()
-                if trial.is_control
+                if is_control(trial.treatments)
             }
             assert seen == {
                 name
@@ -90,7 +90,7 @@ def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(pl
     idle: set[str] = set()
     tried: dict[tuple[str, str], list[str]] = {}
     for number in range(1, TRIES + 1):
-        controls = [trial for trial in plan.trials(idle) if trial.is_control]
+        controls = [trial for trial in plan.trials(idle) if is_control(trial.treatments)]
         new = [trial for trial in controls if trial.trial_id not in idle]
         assert len(controls) == number * len(new) == number * wanted_arms(plan)
         for trial in new:
@@ -100,7 +100,7 @@ def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(pl
         assert kept in plan.trials(idle | {trial.trial_id for trial in others})
         idle |= {trial.trial_id for trial in new}
     assert [trial.trial_id for trial in plan.trials(idle) if trial.trial_id not in idle] == [
-        trial.trial_id for trial in plan.trials() if not trial.is_control
+        trial.trial_id for trial in plan.trials() if not is_control(trial.treatments)
     ]
     for faults in tried.values():
         families = [f for f in FAMILIES for name in faults if FAULTS[name] in f]

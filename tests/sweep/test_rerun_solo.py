@@ -12,7 +12,7 @@ from synthetic import request_row, trial_row
 
 from analysis.cli.rerun_solo import rerun_solo
 from analysis.runs.store import RunWriter, load_run
-from analysis.shortfin.oracle import reference_answers
+from analysis.shortfin.oracle import oracle_of
 from analysis.sweep.plan import Plan
 from analysis.sweep.rerun_solo import rerun_wrong_prompts, wrong_prompts
 from analysis.workloads.workload import Request
@@ -53,7 +53,7 @@ def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
     _run(tmp_path / "run", [("1 2 3 4 5 ", None)])
     assert command(tmp_path / "run") == 0  # the decoder was asked what is right
     assert f"{NEWEST} trie: 1 of 1 answered right alone\n" in capsys.readouterr().out
-    known = reference_answers([Request("", "1 2 3 4 5 ", 5)], release=NEWEST)
+    known = oracle_of(NEWEST).generate([Request("", "1 2 3 4 5 ", 5)])
     wrong = [*next(iter(known.values()))[:-1], 0]
     refuted = _run(tmp_path / "other", [("1 2 3 4 5 ", None)], reference=wrong)
     assert list(rerun_wrong_prompts(refuted)["outcome"]) == ["wrong"]

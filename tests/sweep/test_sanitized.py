@@ -33,7 +33,7 @@ def test_trials_say_how_they_were_treated(old):
     assert [arm_of(trial.treatments) for trial in plan.trials()] == [
         (), CORRECTED, (), CORRECTED, CORRECTED, ()
     ]  # fmt: skip
-    assert [trial.is_control for trial in plan.trials()] == [True, True, *[False] * 4]
+    assert [is_control(trial.treatments) for trial in plan.trials()] == [True, True, *[False] * 4]
     treated = run.trials["treatments"].map(lambda names: tuple(names))
     assert sorted(treated) == sorted([(), (), CORRECTED, CORRECTED])
     assert set(run.trials["recording"]) == {"events"}

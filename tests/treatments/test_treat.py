@@ -15,7 +15,7 @@ from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import kv_compare
 from analysis.treatments import FAULTS, TREATMENTS, treat
-from analysis.shortfin.operations import dialect_of
+from analysis.shortfin.cache import part_of
 from analysis.workloads.named import make_workload
 
 def fingerprint(engine):
@@ -27,7 +27,8 @@ def fingerprint(engine):
               type(engine.service)}
     owners |= {n: getattr(service, n) for n in vars(service)
                if n.endswith("batcher") or n == "main_fiber_pool"}
-    owners |= {kind.__name__: kind for kind in dialect_of(engine).allocation_classes(engine)}
+    dialect = part_of(engine.release, "treatments")
+    owners |= {kind.__name__: kind for kind in dialect.allocation_classes(engine)}
     for module, names in (("generate", ["GenerateItemProcess"]), ("service", ["BatcherProcess"]),
                           ("decoder.decoder", ["LlmDecoder", "PageManager", "TokenSelector"])):
         try:

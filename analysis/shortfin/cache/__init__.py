@@ -9,5 +9,5 @@ from analysis.shortfin.releases import row_of
 
 
 def part_of(release: str, part: str) -> Any:
-    """Return a module (`probe` or `driver`) of the dialect that a release's cache speaks."""
+    """Return a module, such as `probe`, of the dialect that a release's cache speaks."""
     return import_module(f"{__name__}.{row_of(release).cache}.{part}")

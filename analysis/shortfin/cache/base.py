@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from analysis.shortfin.cache import part_of
 from analysis.shortfin.cache.nodes import NodeNumbers
-from analysis.shortfin.port import CacheObserver, CacheOwner, CacheProbe
+from analysis.shortfin.locks import WatchedLock
+from analysis.shortfin.port import CacheObserver
+from analysis.shortfin.releases import installed_release
+from analysis.snapshots.snapshot import CacheState
 
 
-class ProbeBase(CacheProbe):
+class LiveCache:
+    """Access to the cache of a native service, behind a server or by itself."""
+
+    native: Any
+    """The release's own service object, live and unmodified."""
+
+    def __init__(self) -> None:
+        self.withheld: set[int] = set()
+        """Pages that a treatment keeps out of the pool; they count as free."""
+        self.quarantined: deque[tuple[Any, bytes]] = deque()
+        """Freed pages that a treatment withholds for a while, each with a digest of its bytes."""
+        self.treatment_locks: list[WatchedLock] = []
+        """Locks that treatments put around operations of the cache."""
+        self._numbers = NodeNumbers()
+
+    @property
+    def cache(self) -> Any:
+        """The release's own cache, live."""
+        return self.native.page_cache
+
+    def component(self, name: str) -> Any:
+        """Return a module of the release beside the one that its service comes from."""
+        package = type(self.native).__module__.rpartition(".")[0]
+        return importlib.import_module(f"{package}.{name}")
+
+    def probe(self) -> Any:
+        """Return a `BaseProbe` of the cache; nodes keep their numbers from probe to probe."""
+        return part_of(installed_release() or "", "probe").PROBE(self, self._numbers)
+
+
+class ProbeBase(ABC):
     """The live objects that a probe reads, and how it reports events."""
 
-    def __init__(self, service: CacheOwner, numbers: NodeNumbers) -> None:
+    def __init__(self, service: LiveCache, numbers: NodeNumbers) -> None:
         self.service, self.native = service, service.native
         self.cache = service.cache
         self.pool = self.cache.page_pool
@@ -25,10 +62,16 @@ class ProbeBase(CacheProbe):
         if (root := getattr(self.cache, "root", None)) is not None:
             numbers.of(root)
 
+    @abstractmethod
+    def read(self) -> CacheState:
+        """Return the state of the cache now."""
+
     def number_of(self, node: Any) -> int:
+        """Return the number of a node of the trie: 0 is the root, and no number is used twice."""
         return self.numbers.of(node)
 
     def counted_node(self, ref_count: Any) -> Any:
+        """Return the node of a reference count, None for one of another engine's trie."""
         return self.numbers.counted_by(ref_count)
 
     def emit(self, kind: str, **fields: Any) -> None:
@@ -48,6 +91,7 @@ class ProbeBase(CacheProbe):
         return new
 
     def forget(self, request_id: str) -> None:
+        """Forget all that was noted of a request, which has ended."""
         self._emitted.pop(request_id, None)
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar
-
-from analysis.core.errors import ReleaseError
-from analysis.shortfin.releases import row_of, supported
 
 Invoke = Callable[[list[int], list[int], int], None]
 """Called with all tokens, a block table and the first position that is written."""
@@ -98,15 +94,3 @@ class RequestDriver(ABC):
     def over(self) -> bool:
         """Whether the last operation is done."""
         return self.position == len(self.operations)
-
-
-def driver_of(release: str) -> type[RequestDriver]:
-    """Return the driver of a release's requests. Raises ReleaseError where there is none."""
-    if release not in supported():
-        raise ReleaseError(
-            f"The cache of shortfin {release} is not supported: choose one of"
-            f" {', '.join(supported())}."
-        )
-    module = import_module(f"{__package__}.{row_of(release).cache}.driver")
-    kind: type[RequestDriver] = module.DRIVER
-    return kind

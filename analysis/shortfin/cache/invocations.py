@@ -50,6 +50,7 @@ class InvocationProbe(ProbeBase):
 
     @property
     def dtype(self) -> str:
+        """The type of the keys and values in the page tables, by its name."""
         return str(self.pool.page_tables[0].dtype)
 
     def bytes_of(self, page: int) -> bytes:
@@ -57,6 +58,7 @@ class InvocationProbe(ProbeBase):
         return b"".join(raw(table.view(page)) for table in self.pool.page_tables)
 
     def elements(self, page: int) -> Any:
+        """Return a page's elements. Raises EngineError for a type that cannot be read."""
         return elements.decode(self.bytes_of(page), self.dtype)
 
     @abstractmethod
@@ -157,7 +159,7 @@ class InvocationProbe(ProbeBase):
         """
 
     def finish(self, finished: FinishedInvocation, error: BaseException | None = None) -> None:
-        """Report the end of an invocation."""
+        """Report the end of an invocation, when the device has finished it."""
         observer = self.observer
         assert observer is not None
         invocation, phase, rows, arguments, results, filled, returned = finished

@@ -14,13 +14,13 @@ import numpy as np
 
 from analysis.core.errors import EngineError
 from analysis.model import elements
-from analysis.shortfin.cache.base import indices
+from analysis.shortfin.cache.base import LiveCache, indices
 from analysis.shortfin.cache.invocations import InvocationProbe
 from analysis.shortfin.cache.nodes import NodeNumbers
 from analysis.shortfin.cache.trie import TrieProbe, read_trie
 from analysis.shortfin.hooks import Hooks
 from analysis.shortfin.locks import Locks, WatchedLock
-from analysis.shortfin.port import CacheObserver, CacheOwner
+from analysis.shortfin.port import CacheObserver
 from analysis.snapshots.snapshot import CacheState, PageContent
 
 CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=None)
@@ -30,12 +30,36 @@ _LONG_S = 0.5
 
 
 class BaseProbe(TrieProbe, InvocationProbe):
-    """A probe without what is particular to a dialect."""
+    """Reads the cache of one live engine and, once attached, reports its operations.
 
-    def __init__(self, service: CacheOwner, numbers: NodeNumbers) -> None:
+    The engine's own objects are read, never copies. Only the objects that belong to pending
+    requests are noted when they are made, or found among all objects of the process.
+    """
+
+    def __init__(self, service: LiveCache, numbers: NodeNumbers) -> None:
         super().__init__(service, numbers)
         self._hooks: Hooks | None = None
         self._locks: list[WatchedLock] = []
+
+    @abstractmethod
+    def holdings(self) -> dict[str, list[int]]:
+        """Return the pages that each pending request holds, each page once."""
+
+    @abstractmethod
+    def last_node(self, request_id: str) -> Any:
+        """Return the node of the trie that a pending request refers to, None without one."""
+
+    @abstractmethod
+    def stock(self, request_id: str) -> list[int]:
+        """Return pages that a request has allocated and not used yet."""
+
+    @abstractmethod
+    def find_requests(self) -> None:
+        """Search for pending requests that began before the probe was attached."""
+
+    @abstractmethod
+    def note_request(self, part: Any) -> None:
+        """Note the release's own object of a request that the probe cannot observe itself."""
 
     def read(self) -> CacheState:
         root = getattr(self.cache, "root", None)
@@ -58,6 +82,11 @@ class BaseProbe(TrieProbe, InvocationProbe):
         )
 
     def contents(self, pages: Sequence[int]) -> dict[int, PageContent]:
+        """Return the contents of pages, over all devices.
+
+        An invocation that runs meanwhile may write to them. Raises EngineError where they cannot be
+        read.
+        """
         elements.check(self.dtype)
         try:
             return {page: _content(self.elements(page)) for page in pages}
@@ -68,12 +97,14 @@ class BaseProbe(TrieProbe, InvocationProbe):
 
     @property
     def page_table_bytes(self) -> int:
+        """Bytes of all page tables of the pool, over all devices."""
         return sum(
             int(table.dtype.compute_dense_nd_size(list(table.shape)))
             for table in self.pool.page_tables
         )
 
     def attach(self, observer: CacheObserver) -> None:
+        """Put hooks on the live objects. Raises EngineError if they are hooked already."""
         if self._hooks is not None:
             raise EngineError("This engine is observed already: end that first.")
         self.observer = observer
@@ -91,6 +122,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             raise
 
     def detach(self) -> None:
+        """Remove the hooks: every object is as it was before."""
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.restore()
@@ -112,9 +144,12 @@ class BaseProbe(TrieProbe, InvocationProbe):
 
         def ended(request: str | None, process: Any) -> None:
             if request is not None:
-                with hooks.grouped(request):
+                hooks.observer.begin(None, request)
+                try:
                     self.forget(request)
                     hooks.observer.holds(request, ())
+                finally:
+                    hooks.observer.end(None)
 
         hooks.around_task(task, "run", before=started, after=ended)
 
@@ -143,6 +178,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             hooks.attribute(lock, "locks", locks)
 
     def kept_locks(self) -> list[dict[str, Any]]:
+        """Return which locks a thread has held for long, and which thread that is."""
         now, kept = time.monotonic(), []
         for lock in (*self._locks, *self.service.treatment_locks):
             if (holder := lock.holder) is not None and now - holder[2] > _LONG_S:

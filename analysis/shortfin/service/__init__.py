@@ -10,8 +10,8 @@ from importlib import import_module
 
 from analysis.core.errors import EngineError
 from analysis.core.interrupts import uninterrupted
-from analysis.shortfin.port import Service
 from analysis.shortfin.releases import installed_release, row_of, supported
+from analysis.shortfin.service.common import Service
 
 
 def service_of(release: str) -> type[Service]:

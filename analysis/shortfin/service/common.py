@@ -6,19 +6,15 @@ import asyncio
 import importlib
 import inspect
 import threading
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
-from shortfin_apps.llm.components.tokenizer import Tokenizer
-
 from analysis.core.errors import EngineError
-from analysis.shortfin.cache import part_of
-from analysis.shortfin.cache.nodes import NodeNumbers
+from analysis.shortfin.cache.base import LiveCache
 from analysis.shortfin.capture import report_fault
-from analysis.shortfin.locks import WatchedLock
-from analysis.shortfin.port import Answer, CacheOwner, CacheProbe, Call, Service, Setup
+from analysis.shortfin.port import Answer, Call, Setup
 from analysis.shortfin.releases import installed_release
 
 
@@ -67,37 +63,45 @@ class Responder:
         self._on_end(self, answer)
 
 
-class LiveCache(CacheOwner):
-    """Access to the cache of a native service."""
+class Service(LiveCache, ABC):
+    """Builds, starts and stops one server, and sends requests to it.
 
-    def __init__(self) -> None:
-        self.withheld: set[int] = set()
-        self.quarantined: deque[tuple[Any, bytes]] = deque()
-        self.treatment_locks: list[WatchedLock] = []
-        self._numbers = NodeNumbers()
+    A generation is a subclass that builds `native` and `sysman` from a `Setup`.
+    """
 
-    @property
-    def cache(self) -> Any:
-        return self.native.page_cache
+    name: str
+    """The setup's name, a prefix of the names of the engine's workers."""
+    sysman: Any
+    """The release's own system manager."""
 
-    def component(self, name: str) -> Any:
-        package = type(self.native).__module__.rpartition(".")[0]
-        return importlib.import_module(f"{package}.{name}")
-
-    def probe(self) -> CacheProbe:
-        probe: CacheProbe = part_of(installed_release() or "", "probe").PROBE(self, self._numbers)
-        return probe
-
-
-class CommonService(LiveCache, Service):
-    """What the generations share; a generation builds `native` and `sysman`."""
-
-    def __init__(self) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
+        self.name = setup.name
         self.responders: dict[str, Responder] = {}
+
+    @abstractmethod
+    def launch(self, call: Call) -> None:
+        """Send one request in; returns at once. May be called from any thread."""
+
+    @abstractmethod
+    def request_state(self, request_id: str) -> str:
+        """Return the state of a request: pending, reserved, executing, working or unknown.
+
+        A phase may follow. pending: in a batcher's list; reserved: waits for others of its group;
+        working: in no list, and its own task has not ended.
+        """
+
+    @abstractmethod
+    def invocation_class(self) -> Any:
+        """Return the class with a method `run` that is one invocation."""
+
+    @abstractmethod
+    def workers(self) -> dict[str, str]:
+        """Return the processes of the server by name, each as shortfin prints it."""
 
     @property
     def edits(self) -> Any:
+        """The module of the generation with changes that treatments and faults make."""
         return importlib.import_module(f"{type(self).__module__}_edits")
 
     def load(self, setup: Setup) -> None:
@@ -106,6 +110,7 @@ class CommonService(LiveCache, Service):
         self.native.load_inference_parameters(*setup.model.parameters, parameter_scope="model")
 
     def start(self, timeout_s: float = 10.0) -> None:
+        """Start the system, wait until its loop runs, and start the service's processes."""
         # A process that is launched before the system's loop runs can freeze with the GIL held:
         # one side holds the GIL and waits for the system's lock, the other the reverse.
         running, run = threading.Event(), self.sysman.run
@@ -129,34 +134,41 @@ class CommonService(LiveCache, Service):
         responder.call.on_end(answer)
 
     def responder_of(self, request_id: str) -> Responder | None:
+        """Return what receives the answer to a pending request, None without such a request."""
         return self.responders.get(request_id)
 
     def cancel(self, call: Call) -> None:
-        pass
+        """Cancel a launched request, where the generation supports that."""
 
     def owns(self, worker: Any) -> bool:
+        """Return whether a worker belongs to this engine."""
         return f"'{self.name}-" in str(worker)
 
-    def workers(self) -> dict[str, str]:
-        """Return the processes of the server by name, each as shortfin prints it."""
-        raise NotImplementedError
-
     def dead_worker(self) -> str | None:
+        """Describe a process of the engine that ended without an error, None while all live."""
         for name, state in self.workers().items():
             if "TERMINATED" in state:
                 return f"The {name} ended: {state}."
         return None
 
     def has_stopped(self) -> bool:
+        """Return whether all processes of a stopped service have ended.
+
+        What a worker still waits for when its thread stops keeps the engine's memory and
+        descriptors.
+        """
         return all("TERMINATED" in state for state in self.workers().values())
 
     def stop_service(self) -> None:
+        """Run the release's own service shutdown; may raise or hang."""
         self.native.shutdown()
 
     def stop_system(self) -> None:
+        """Stop every worker thread; may hang."""
         self.sysman.shutdown()
 
     def serialise_invocations(self) -> Callable[[], None]:
+        """Let one invocation at a time run on each fiber; return what undoes it."""
         # Invocations take a lock of their fiber's own loop, before they touch the device.
         invocation = self.invocation_class()
         original, locks = invocation.run, dict[int, asyncio.Lock]()
@@ -172,8 +184,10 @@ class CommonService(LiveCache, Service):
         return undo
 
 
-def tokenizer_of(setup: Setup) -> Tokenizer:
+def tokenizer_of(setup: Setup) -> Any:
     """Return the release's own tokenizer for the model."""
+    from shortfin_apps.llm.components.tokenizer import Tokenizer
+
     return Tokenizer.from_tokenizer_json_file(
         setup.model.tokenizer_json, eos_token=setup.model.eos_token
     )

@@ -14,8 +14,8 @@ from shortfin_apps.llm.components.manager import SystemManager
 from analysis.shortfin.capture import report_fault
 from analysis.shortfin.port import Answer, Call, Setup
 from analysis.shortfin.service.common import (
-    CommonService,
     Responder,
+    Service,
     cache_settings,
     model_settings,
     parameters_of,
@@ -52,13 +52,12 @@ class _Responder(Responder):
         return Answer(text=response.removeprefix(b"data: ").removesuffix(b"\n\n").decode())
 
 
-class V31(CommonService):
+class V31(Service):
     """The generation of 3.1."""
 
     def __init__(self, setup: Setup) -> None:
-        super().__init__()
+        super().__init__(setup)
         config, model = setup.config, setup.model.config
-        self.name = setup.name
         ours = {*model_settings(setup), "paged_kv_cache"}
         options = share_out(config.options, {
             "system": parameters_of(SystemManager.__init__, {"device", "device_ids"}),

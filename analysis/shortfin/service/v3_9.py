@@ -22,8 +22,8 @@ from shortfin_apps.llm.components.service import LlmGenerateService
 from analysis.shortfin.capture import report_fault
 from analysis.shortfin.port import Answer, Call, Setup
 from analysis.shortfin.service.common import (
-    CommonService,
     Responder,
+    Service,
     cache_settings,
     model_settings,
     parameters_of,
@@ -54,13 +54,12 @@ class _Responder(Responder):
         self.end(Answer(refused=name in _REFUSALS, error=error))
 
 
-class V39(CommonService):
+class V39(Service):
     """The generation of 3.9."""
 
     def __init__(self, setup: Setup) -> None:
-        super().__init__()
+        super().__init__(setup)
         config, model = setup.config, setup.model.config
-        self.name = setup.name
         ours = {*model_settings(setup), *cache_settings(setup), "paged_kv_cache",
                 "prefix_sharing_algorithm", "device_ids", "decode_config",
                 "paged_kv_block_size_elements_per_device"}  # fmt: skip

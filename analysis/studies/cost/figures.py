@@ -13,13 +13,7 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedFormatter,
-    FixedLocator,
-    FuncFormatter,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats as scipy_stats
 
 from analysis.plots import style
@@ -208,12 +202,7 @@ def lock_figure(costs: pd.DataFrame, title: str | None = None) -> Figure:
                 color=colour, marker=marker, markersize=6, linewidth=1.4, capsize=3,
                 label=label if axes is panels[0] else None,
             )  # fmt: skip
-        levels = sorted(set(rows["threads"]))
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(levels))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FixedFormatter([str(level) for level in levels]))
-        axes.set_xlim(levels[0] / 1.45, levels[-1] * 1.45)
+        style.level_axis(axes, {level: str(level) for level in sorted(set(rows["threads"]))})
         axes.set_ylim(bottom=0)
         style.dress(axes, name, "threads that call at once", "time a call takes (us)")
     style.legend_below(figure, most=2)

@@ -53,7 +53,7 @@ def duplicates_in_words(rounds: int, death: str | None, events: pd.DataFrame) ->
     """Return how requests, pages and engine ended in `force_duplicate_nodes`, from its events."""
     ended = events.loc[events["kind"] == "done", "outcome"].value_counts()
     evicted = int(events.loc[events["kind"] == "evict", "pages"].map(len).sum())
-    fate = f"the engine died in round {rounds}: {death}" if death else "the engine lived"
+    fate = f"the engine died in round {rounds}: {death}" if death else "the engine did not die"
     counts = ", ".join(f"{number} {outcome}" for outcome, number in ended.items())
     return (
         f"In {rounds} rounds of equal prompts {int(ended.sum())} requests ended ({counts}),"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from analysis.sweep.plan import Plan
 from analysis.treatments import applies
@@ -14,16 +15,14 @@ def sanitized_sweep(
     pages: Sequence[int],
     concurrency: Sequence[int],
     corrected: Sequence[str],
-    *,
-    workload: str = "mixed",
-    repeats: int,
-    rounds: int = 1,
-    seed: int = 0,
+    **more: Any,
 ) -> Plan:
-    """Return a sweep without treatment and, where the release has them, with `corrected`."""
+    """Return a sweep without treatment and, where the release has them, with `corrected`.
+
+    `more` are further fields of `Plan`.
+    """
     arms = [()] + ([tuple(corrected)] if applies(corrected, release) else [])
     return Plan(
         releases=(release,), prefix_sharing=tuple(prefix_sharing), pages=tuple(pages),
-        concurrency=tuple(concurrency), workload=workload, repeats=repeats, rounds=rounds,
-        seed=seed, treatments=tuple(arms), sanitize=True,
+        concurrency=tuple(concurrency), treatments=tuple(arms), sanitize=True, **more,
     )  # fmt: skip

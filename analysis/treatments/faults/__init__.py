@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import groupby, zip_longest
 
-# In this order, controls take turns between families.
-from analysis.treatments.faults import invocations  # isort: split
-
-from analysis.treatments.faults import cache  # isort: split
-
-from analysis.treatments.faults import requests  # isort: split
-
-from analysis.treatments.faults import shape  # isort: split
-
-from analysis.treatments.faults import bytes as bytes_  # isort: split
-
-from analysis.treatments.faults import results  # isort: split
-
-from analysis.treatments.faults import arguments  # isort: split
-
-from analysis.treatments.faults import execution  # isort: split
-
 from analysis.treatments.faults.base import FAULTS, Fault, Injection
+
+# Each module is a family; in this order, controls take turns between them.
+for _module in ("invocations", "cache", "requests", "shape", "bytes", "results", "arguments",
+                "execution"):  # fmt: skip
+    import_module(f"{__name__}.{_module}")
 
 FAMILIES: tuple[tuple[type[Fault], ...], ...] = tuple(
     tuple(group) for _, group in groupby(FAULTS.values(), key=lambda kind: kind.family)
@@ -58,7 +47,4 @@ def tried(release: str, prefix_sharing: str, number: int) -> tuple[str, ...]:
     return tuple(by_family.values())[:TRIES]
 
 
-__all__ = [
-    "FAMILIES", "FAULTS", "TRIES", "Fault", "Injection", "arguments", "bytes_", "cache", "controls",
-    "execution", "family", "invocations", "requests", "results", "shape", "tried",
-]  # fmt: skip
+__all__ = ["FAMILIES", "FAULTS", "TRIES", "Fault", "Injection", "controls", "family", "tried"]

@@ -101,6 +101,12 @@ def test_the_lock_is_told_with_its_share_of_a_request() -> None:
     assert "a lock" not in answer_in_a_sentence(data, locks=[other])
 
 
+def test_no_bound_of_the_lock_is_given_where_blocks_are_too_few() -> None:
+    data, lock = measures({LOCK: 1.0, ALL: 1.0}), lock_figures(float("nan"))
+    texts = answer_in_a_sentence(data, locks=[lock]), cost_in_words(data, None, [lock])
+    assert all("too few blocks to bound" in text and "nan" not in text for text in texts)
+
+
 def test_settings_are_told_apart() -> None:
     runs = [cost_run({"untreated": 1.0, ALL: f}, sharing=s) for s, f in (("none", 1), ("trie", 2))]
     data = pd.concat([measure(*run) for run in runs])

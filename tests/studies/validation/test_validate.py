@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from analysis.cli import app
 from analysis.core.errors import CachelabError, ReleaseError
+from analysis.runs.tables import is_control
 from analysis.studies.validation import plan as plans
 from analysis.studies.validation.evidence import isolated_of
 from analysis.studies.validation.plan import Settings, ValidationError
@@ -150,11 +151,11 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize("level", [2, 4, 8, 16, 32])
 def test_a_level_has_enough_requests_on_several_fresh_engines(level: int) -> None:
     plan = Settings(release=REPORTED, workload="mixed").plan(level)
-    own = [trial for trial in plan.trials() if not trial.is_control]
+    own = [trial for trial in plan.trials() if not is_control(trial.treatments)]
     assert len(own) * plan.request_count(level) >= 299
     assert len(own) >= 6
     assert (len(own) - 1) * plan.request_count(level) < 299 or len(own) == 6
-    assert sum(trial.is_control for trial in plan.trials()) == 1
+    assert sum(is_control(trial.treatments) for trial in plan.trials()) == 1
     assert plan.resubmit_s
 
 
@@ -163,7 +164,9 @@ def test_every_level_asks_every_workload_of_fresh_engines() -> None:
                      Settings(release=REPORTED, **QUICK)):  # fmt: skip
         for level in settings.levels:
             plan = settings.plan(level)
-            asked = [plan.workload_of(c.repeat) for c in plan.trials() if not c.is_control]
+            asked = [
+                plan.workload_of(c.repeat) for c in plan.trials() if not is_control(c.treatments)
+            ]
             missing = {*WORKLOADS}.difference(asked)
             assert missing == (set() if level == 2 else {"evict_after_lookup"})  # for two clients
             counts = [asked.count(name) for name in {*asked}]

@@ -17,6 +17,7 @@ from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
 )
 from shortfin_apps.llm.components.messages import InferenceExecRequest
 
+from analysis.shortfin.cache.allocations.treatments import owner_of
 from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, FinishedInvocation
 from analysis.shortfin.cache.probe import CURRENT_REQUEST, BaseProbe, objects_of
@@ -66,6 +67,7 @@ class AllocationProbe(BaseProbe):
         return []  # an allocation has only pages that it uses
 
     def edit_allocation(self, request_id: str, edit: Callable[[Any], Any]) -> None:
+        """Replace a request's own list of pages by what `edit` makes of it."""
         for note in list(self._allocations.values()):
             if note.request == request_id and not note.allocation._is_released:
                 pages = note.allocation._pages
@@ -74,13 +76,9 @@ class AllocationProbe(BaseProbe):
     def find_requests(self) -> None:
         for request in objects_of(InferenceExecRequest):
             self.note_request(request)
-            if request.allocation is not None and self._is_ours(request.allocation):
+            if request.allocation is not None and owner_of(request.allocation) is self.cache:
                 note = _Noted(request.allocation, request.rid)
                 self._allocations[id(request.allocation)] = note
-
-    def _is_ours(self, allocation: Any) -> bool:
-        cache = getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
-        return cache is self.cache
 
     def note_request(self, part: Any) -> None:
         self._prompts[id(part.input_token_ids)] = part.input_token_ids, part.rid
@@ -208,7 +206,7 @@ class AllocationProbe(BaseProbe):
         notes = self._allocations
 
         def mine(allocation: Any, *rest: Any, **named: Any) -> bool:
-            return id(allocation) in notes or self._is_ours(allocation)
+            return id(allocation) in notes or owner_of(allocation) is self.cache
 
         stride = self.cache.tokens_per_page
 

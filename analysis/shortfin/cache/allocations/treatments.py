@@ -8,10 +8,10 @@ from typing import Any
 
 from analysis.shortfin.treatment import (
     LiveEngine,
-    Treatment,
     cache_of,
     nodes_below,
     replace_attribute,
+    treatment,
 )
 
 CACHE_OPERATIONS = ("acquire_pages_for_tokens", "_match", "_evict_pages")
@@ -31,19 +31,17 @@ def owner_of(allocation: Any) -> Any:
     return getattr(allocation, "cache", None) or getattr(allocation, "_cache", None)
 
 
-class CopyTokens(Treatment):
-    """An allocation knows for which tokens it has room."""
-
-    name = "copy-tokens"
-    hypothesis = "A decode that enters a new block gets no page, and shares the padding page."
-    change = "An allocation keeps a copy of its tokens, not the list that its request goes on with."
-    needs = frozenset({"allocations", "trie"})
-
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        cache = cache_of(engine)
-        for kind in allocation_classes(engine):
-            for name in ("extend_allocation", "publish_pages_for_tokens"):
-                _copying(undo, kind, name, cache)
+@treatment(
+    "copy-tokens",
+    "A decode that enters a new block gets no page, and shares the padding page.",
+    needs=["allocations", "trie"],
+)
+def copy_tokens(engine: LiveEngine, undo: ExitStack) -> None:
+    """An allocation keeps a copy of its tokens, not the list that its request goes on with."""
+    cache = cache_of(engine)
+    for kind in allocation_classes(engine):
+        for name in ("extend_allocation", "publish_pages_for_tokens"):
+            _copying(undo, kind, name, cache)
 
 
 def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
@@ -57,46 +55,42 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
     replace_attribute(undo, kind, name, copied)
 
 
-class ReuseExistingNode(Treatment):
-    """Two requests that publish the same tokens publish one node."""
+@treatment(
+    "reuse-existing-node",
+    "A node published under a key that is taken hides the one that is there.",
+    needs=["allocations", "trie"],
+)
+def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
+    """Where a child with these tokens exists, it is returned, and none is made."""
+    kind = type(cache_of(engine).root)
+    create = kind.create_child
 
-    name = "reuse-existing-node"
-    hypothesis = "A node published under a key that is taken hides the one that is there."
-    change = "Where a child with these tokens exists, it is returned, and none is made."
-    needs = frozenset({"allocations", "trie"})
+    def reused(node: Any, tokens: Any, page: Any) -> Any:
+        there = node.children.get(tokens) if node.children else None
+        return create(node, tokens, page) if there is None else there
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        kind = type(cache_of(engine).root)
-        create = kind.create_child
-
-        def reused(node: Any, tokens: Any, page: Any) -> Any:
-            there = node.children.get(tokens) if node.children else None
-            return create(node, tokens, page) if there is None else there
-
-        replace_attribute(undo, kind, "create_child", reused)
+    replace_attribute(undo, kind, "create_child", reused)
 
 
-class TrueLeaves(Treatment):
-    """Only nodes without children are evicted."""
+@treatment(
+    "true-leaves",
+    "Inner nodes stay among the leaves, and their eviction orphans what hangs on them.",
+    needs=["allocations", "trie"],
+)
+def true_leaves(engine: LiveEngine, undo: ExitStack) -> None:
+    """A node that has children is taken out of the leaves, and not put in."""
+    cache = cache_of(engine)
+    kind = type(cache.root)
+    create = kind.create_child
 
-    name = "true-leaves"
-    hypothesis = "Inner nodes stay among the leaves, and their eviction orphans what hangs on them."
-    change = "A node that has children is taken out of the leaves, and not put in."
-    needs = frozenset({"allocations", "trie"})
+    def created(node: Any, tokens: Any, page: Any) -> Any:
+        child = create(node, tokens, page)
+        cache.leaves.discard(node)
+        return child
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        cache = cache_of(engine)
-        kind = type(cache.root)
-        create = kind.create_child
-
-        def created(node: Any, tokens: Any, page: Any) -> Any:
-            child = create(node, tokens, page)
-            cache.leaves.discard(node)
-            return child
-
-        replace_attribute(undo, kind, "create_child", created)
-        for allocation in allocation_classes(engine):
-            _with_true_leaves(undo, allocation, cache)
+    replace_attribute(undo, kind, "create_child", created)
+    for allocation in allocation_classes(engine):
+        _with_true_leaves(undo, allocation, cache)
 
 
 class _TrueLeaves:
@@ -135,46 +129,44 @@ def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
     replace_attribute(undo, kind, "publish_pages_for_tokens", published)
 
 
-class GiveBackReference(Treatment):
-    """A request that gets no pages leaves no reference behind."""
+@treatment(
+    "give-back-reference",
+    "Requests that found too few pages keep what they found from being evicted.",
+    needs=["allocations", "trie"],
+)
+def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
+    """An acquisition that fails gives back the reference that it took first."""
+    cache = cache_of(engine)
+    match, acquire, take = (
+        cache._match, cache.acquire_pages_for_tokens, cache.page_pool.acquire_free_pages,
+    )  # fmt: skip
+    found: list[Any] = []
+    shortages = [0]
 
-    name = "give-back-reference"
-    hypothesis = "Requests that found too few pages keep what they found from being evicted."
-    change = "An acquisition that fails gives back the reference that it took first."
-    needs = frozenset({"allocations", "trie"})
+    def matched(*args: Any) -> Any:
+        answer = match(*args)
+        found.append(answer[0])
+        return answer
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        cache = cache_of(engine)
-        match, acquire, take = (
-            cache._match, cache.acquire_pages_for_tokens, cache.page_pool.acquire_free_pages,
-        )  # fmt: skip
-        found: list[Any] = []
-        shortages = [0]
-
-        def matched(*args: Any) -> Any:
-            answer = match(*args)
-            found.append(answer[0])
-            return answer
-
-        def acquired(*args: Any, **named: Any) -> Any:
+    def acquired(*args: Any, **named: Any) -> Any:
+        found.clear()
+        shortages[0] = 0
+        try:
+            return acquire(*args, **named)
+        finally:
             found.clear()
-            shortages[0] = 0
-            try:
-                return acquire(*args, **named)
-            finally:
-                found.clear()
 
-        def taken(count: int) -> Any:
-            pages = take(count)
-            if pages is None and found:
-                shortages[0] += 1
-                if shortages[0] == 2:  # what could be evicted was: now the acquisition fails
-                    found.pop().ref_count.decrement()
-            return pages
+    def taken(count: int) -> Any:
+        pages = take(count)
+        if pages is None and found:
+            shortages[0] += 1
+            if shortages[0] == 2:  # what could be evicted was: now the acquisition fails
+                found.pop().ref_count.decrement()
+        return pages
 
-        replace_attribute(undo, cache, "_match", matched)
-        replace_attribute(undo, cache, "acquire_pages_for_tokens", acquired)
-        replace_attribute(undo, cache.page_pool, "acquire_free_pages", taken)
+    replace_attribute(undo, cache, "_match", matched)
+    replace_attribute(undo, cache, "acquire_pages_for_tokens", acquired)
+    replace_attribute(undo, cache.page_pool, "acquire_free_pages", taken)
 
 
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:

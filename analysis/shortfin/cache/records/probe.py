@@ -114,14 +114,14 @@ class RecordProbe(BaseProbe):
         return pending.stock if pending else []
 
     @property
-    def allocated_entries(self) -> list[Any]:
-        entries: list[Any] = self.cache._allocated_pages
-        return entries
+    def allocated_entries(self) -> Any:
+        """The cache's own list of allocated pages, live."""
+        return self.cache._allocated_pages
 
     @property
-    def duplicate_entries(self) -> list[Any]:
-        entries: list[Any] = self.cache._duplicated_pages
-        return entries
+    def duplicate_entries(self) -> Any:
+        """The cache's own list of duplicates that are freed next, live."""
+        return self.cache._duplicated_pages
 
     def note_request(self, part: Any) -> None:
         self._requests[part._rid] = _Pending(part)
@@ -187,9 +187,6 @@ class RecordProbe(BaseProbe):
         self._hook_choice(hooks)
 
     def _hook_operation(self, hooks: Hooks, name: str, operation: str | None) -> None:
-        def request_of(*args: Any, **named: Any) -> str | None:
-            return CURRENT_REQUEST.get()
-
         def duplicates(*args: Any, **named: Any) -> set[int]:
             return set(indices(getattr(self.cache, "_duplicated_pages", ())))
 
@@ -204,19 +201,13 @@ class RecordProbe(BaseProbe):
                 if missing:
                     self.emit("unlisted", pages=sorted(missing))
 
+        before: Any = None
+        after: Any = None
         if name in ("get_allocated_pages", "free_allocated_pages"):
-            hooks.around(self.cache, name, operation, request_of=request_of, before=check_listed)
+            before = check_listed
         elif operation == "publish":
-            hooks.around(
-                self.cache,
-                name,
-                operation,
-                request_of=request_of,
-                before=duplicates,
-                after=published,
-            )
-        else:
-            hooks.around(self.cache, name, operation, request_of=request_of)
+            before, after = duplicates, published
+        hooks.around(self.cache, name, operation, request_of=_current, before=before, after=after)
 
     def invocation_requests(self, process: Any) -> list[str]:
         requests = process._responder._exec_requests
@@ -275,7 +266,7 @@ class RecordProbe(BaseProbe):
         self.note_request(decoder)
         return str(decoder._rid)
 
-    def _request_of(self, part: Any) -> str | None:
+    def _request_of(self, part: Any, *args: Any, **named: Any) -> str | None:
         """Return the request that a decoder or a page manager works for.
 
         The context of its task has it, unless the task began before the hooks were put on.
@@ -293,9 +284,6 @@ class RecordProbe(BaseProbe):
 
     def _hook_decoder(self, hooks: Hooks) -> None:
         """Report a request's pages after each step that can change them."""
-
-        def request_of(part: Any, *args: Any, **named: Any) -> str | None:
-            return self._request_of(part)
 
         def held(state: Any, result: Any, error: Any, part: Any, *a: Any, **k: Any) -> None:
             request = self._request_of(part)
@@ -330,40 +318,28 @@ class RecordProbe(BaseProbe):
                 pending.manager = manager
             held(state, result, error, manager)
 
-        def of_decoder(decoder: Any, *args: Any, **named: Any) -> bool:
-            return decoder._page_cache is self.cache
-
-        def of_manager(manager: Any, *args: Any, **named: Any) -> bool:
-            return manager._page_cache is self.cache
+        def ours(part: Any, *args: Any, **named: Any) -> bool:
+            return part._page_cache is self.cache
 
         def of_new_manager(manager: Any, page_cache: Any, *args: Any, **named: Any) -> bool:
             return page_cache is self.cache
 
-        def new_for(manager: Any, *args: Any, **named: Any) -> str | None:
-            return CURRENT_REQUEST.get()
+        for owner, name, after in (
+            (LlmDecoder, "publish_request", published),
+            (LlmDecoder, "create_prefill_req", held),
+            (LlmDecoder, "create_decode_reqs", held),
+            (LlmDecoder, "free_req_cache", held),
+            (PageManager, "update_decode_reqs", stepped),
+            (PageManager, "release_pages", held),
+        ):
+            hooks.around(owner, name, applies=ours, request_of=self._request_of, after=after)
+        hooks.around(
+            PageManager, "__init__", applies=of_new_manager, request_of=_current, after=made
+        )
 
-        hooks.around(
-            LlmDecoder,
-            "publish_request",
-            applies=of_decoder,
-            request_of=request_of,
-            after=published,
-        )
-        for name in ("create_prefill_req", "create_decode_reqs", "free_req_cache"):
-            hooks.around(LlmDecoder, name, applies=of_decoder, request_of=request_of, after=held)
-        hooks.around(
-            PageManager,
-            "update_decode_reqs",
-            applies=of_manager,
-            request_of=request_of,
-            after=stepped,
-        )
-        hooks.around(
-            PageManager, "release_pages", applies=of_manager, request_of=request_of, after=held
-        )
-        hooks.around(
-            PageManager, "__init__", applies=of_new_manager, request_of=new_for, after=made
-        )
+
+def _current(*args: Any, **named: Any) -> str | None:
+    return CURRENT_REQUEST.get()
 
 
 def _chosen(selector: Any, tokens: Any) -> int | None:

@@ -8,7 +8,14 @@ from collections import deque
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
-from analysis.shortfin.treatment import LiveEngine, Treatment, cache_of, lock_for, replace_attribute
+from analysis.shortfin.treatment import (
+    LiveEngine,
+    Treatment,
+    cache_of,
+    lock_for,
+    replace_attribute,
+    treatment,
+)
 
 CACHE_OPERATIONS = (
     "lookup", "allocate", "match", "evict_pages", "publish_pages_for_tokens", "release_pages",
@@ -28,151 +35,137 @@ def _decoding(engine: LiveEngine) -> Any:
     return engine.service.component("decoder.decoder")
 
 
-class KeepDecodeRecord(Treatment):
-    """A request's record of its pages has all of them."""
+@treatment(
+    "keep-decode-record",
+    "The first pages that decoding takes are not noted: one leaks, and what is cached"
+    " afterwards stands under other tokens than its own.",
+    needs=["records"],
+)
+def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
+    """What the cache returns for a decode's allocation replaces the request's record."""
+    manager, cache = _decoding(engine).PageManager, cache_of(engine)
+    allocate, ask, last = manager.allocate, cache.allocate, threading.local()
 
-    name = "keep-decode-record"
-    hypothesis = (
-        "The first pages that decoding takes are not noted: one leaks, and what is cached"
-        " afterwards stands under other tokens than its own."
-    )
-    change = "What the cache returns for a decode's allocation replaces the request's record."
-    needs = frozenset({"records"})
+    def kept(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
+        if self._page_cache is not cache:
+            return allocate(self, req, allocated_cache_recs, *args, **named)
+        last.answer = None
+        result = allocate(self, req, allocated_cache_recs, *args, **named)
+        if last.answer is not None:
+            allocated_cache_recs[req.instance_id] = last.answer
+        return result
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        manager, cache = _decoding(engine).PageManager, cache_of(engine)
-        allocate, ask, last = manager.allocate, cache.allocate, threading.local()
+    def asked(*args: Any, **named: Any) -> Any:
+        last.answer = ask(*args, **named)
+        return last.answer
 
-        def kept(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
-            if self._page_cache is not cache:
-                return allocate(self, req, allocated_cache_recs, *args, **named)
-            last.answer = None
-            result = allocate(self, req, allocated_cache_recs, *args, **named)
-            if last.answer is not None:
-                allocated_cache_recs[req.instance_id] = last.answer
-            return result
-
-        def asked(*args: Any, **named: Any) -> Any:
-            last.answer = ask(*args, **named)
-            return last.answer
-
-        replace_attribute(undo, manager, "allocate", kept)
-        replace_attribute(undo, cache, "allocate", asked)
+    replace_attribute(undo, manager, "allocate", kept)
+    replace_attribute(undo, cache, "allocate", asked)
 
 
-class RegisterOnce(Treatment):
-    """A request holds one reference, however often it takes pages."""
+@treatment(
+    "register-once",
+    "A request with a prompt that fills its last page is counted twice, released once.",
+    needs=["records", "trie"],
+)
+def register_once(engine: LiveEngine, undo: ExitStack) -> None:
+    """Only a request's first allocation adds a reference to the node that it goes on from."""
+    cache = cache_of(engine)
+    kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
+    register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
 
-    name = "register-once"
-    hypothesis = "A request with a prompt that fills its last page is counted twice, released once."
-    change = "Only a request's first allocation adds a reference to the node that it goes on from."
-    needs = frozenset({"records", "trie"})
+    def mark(info: Any) -> Any:
+        setattr(info, held, True)  # what a request keeps from now on says that it has one
+        return info
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        cache = cache_of(engine)
-        kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
-        register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
+    def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
+        now.holds = hasattr(cache_info, held)
+        try:
+            return mark(allocate(tokens, cache_info, *args, **named))
+        finally:
+            now.holds = False
 
-        def mark(info: Any) -> Any:
-            setattr(info, held, True)  # what a request keeps from now on says that it has one
-            return info
+    def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+        answer = publish(cache_info, *args, **named)
+        return mark(answer) if hasattr(cache_info, held) else answer
 
-        def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
-            now.holds = hasattr(cache_info, held)
-            try:
-                return mark(allocate(tokens, cache_info, *args, **named))
-            finally:
-                now.holds = False
+    def registered(node: Any) -> Any:
+        if not getattr(now, "holds", False):
+            return register(node)
 
-        def published(cache_info: Any, *args: Any, **named: Any) -> Any:
-            answer = publish(cache_info, *args, **named)
-            return mark(answer) if hasattr(cache_info, held) else answer
-
-        def registered(node: Any) -> Any:
-            if not getattr(now, "holds", False):
-                return register(node)
-
-        replace_attribute(undo, cache, "allocate", allocated)
-        replace_attribute(undo, cache, "publish_pages_for_tokens", published)
-        replace_attribute(undo, kind, "register_allocation", registered)
+    replace_attribute(undo, cache, "allocate", allocated)
+    replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+    replace_attribute(undo, kind, "register_allocation", registered)
 
 
-class ReferToPublished(Treatment):
-    """A request refers to the node that has its pages, whichever request published it."""
+@treatment(
+    "refer-to-published",
+    "A request that finds its pages published by another goes on with that one's, and its own"
+    " reference does not protect them.",
+    needs=["records", "trie"],
+)
+def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
+    """At a publication the request's reference moves to the deepest node that it matches."""
+    cache = cache_of(engine)
+    match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
 
-    name = "refer-to-published"
-    hypothesis = (
-        "A request that finds its pages published by another goes on with that one's, and its own"
-        " reference does not protect them."
-    )
-    change = "At a publication the request's reference moves to the deepest node that it matches."
-    needs = frozenset({"records", "trie"})
+    def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+        now.info = cache_info
+        try:
+            return publish(cache_info, *args, **named)
+        finally:
+            now.info = None
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        cache = cache_of(engine)
-        match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
+    def matched(tokens: Any) -> Any:
+        node, pages = match(tokens)
+        info = getattr(now, "info", None)
+        if info is not None and node is not info.last_cached_node and pages:
+            node.ref_count.increment()  # under the cache's own lock, before it looks on
+            if not info.last_cached_node.ref_count.is_empty():
+                info.last_cached_node.ref_count.decrement()
+            info.last_cached_node = node
+        return node, pages
 
-        def published(cache_info: Any, *args: Any, **named: Any) -> Any:
-            now.info = cache_info
-            try:
-                return publish(cache_info, *args, **named)
-            finally:
-                now.info = None
-
-        def matched(tokens: Any) -> Any:
-            node, pages = match(tokens)
-            info = getattr(now, "info", None)
-            if info is not None and node is not info.last_cached_node and pages:
-                node.ref_count.increment()  # under the cache's own lock, before it looks on
-                if not info.last_cached_node.ref_count.is_empty():
-                    info.last_cached_node.ref_count.decrement()
-                info.last_cached_node = node
-            return node, pages
-
-        replace_attribute(undo, cache, "match", matched)
-        replace_attribute(undo, cache, "publish_pages_for_tokens", published)
+    replace_attribute(undo, cache, "match", matched)
+    replace_attribute(undo, cache, "publish_pages_for_tokens", published)
 
 
-class DelistFreedPages(Treatment):
-    """The cache's list of pages in use does not name pages that were freed."""
+@treatment(
+    "delist-freed-pages",
+    "A page that is freed (with the trie: a duplicate) stays on the cache's list of pages in"
+    " use. Taken again it stands there twice, a decode that asks for it notes it twice, and"
+    " with the trie what follows is cached under other tokens than its own.",
+    needs=["records"],
+)
+def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
+    """Pages are taken off the list of pages in use before they are freed."""
+    cache = cache_of(engine)
+    pool, release, now = cache.page_pool, cache.release_pages, threading.local()
+    free = pool.free_pages
 
-    name = "delist-freed-pages"
-    hypothesis = (
-        "A page that is freed (with the trie: a duplicate) stays on the cache's list of pages in"
-        " use. Taken again it stands there twice, a decode that asks for it notes it twice, and"
-        " with the trie what follows is cached under other tokens than its own."
-    )
-    change = "Pages are taken off the list of pages in use before they are freed."
-    needs = frozenset({"records"})
+    def released(*args: Any, **named: Any) -> Any:
+        now.releases = True
+        try:
+            return release(*args, **named)
+        finally:
+            now.releases = False
 
-    def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        cache = cache_of(engine)
-        pool, release, now = cache.page_pool, cache.release_pages, threading.local()
-        free = pool.free_pages
+    def freed(pages: Any) -> Any:
+        # With the trie, pages that were published are off it already.
+        if hasattr(cache, "root") and not getattr(now, "releases", False):
+            return free(pages)
+        # First the list, then the pool: once free, a page may be taken and listed again.
+        mine = list(pages)
+        # Without the trie there is no lock, so that pages are taken off one by one.
+        with getattr(cache, "_lock", nullcontext()):
+            for page in mine:
+                with suppress(ValueError):
+                    while True:  # it may stand there more than once
+                        cache._allocated_pages.remove(page)
+        return free(mine)
 
-        def released(*args: Any, **named: Any) -> Any:
-            now.releases = True
-            try:
-                return release(*args, **named)
-            finally:
-                now.releases = False
-
-        def freed(pages: Any) -> Any:
-            # With the trie, pages that were published are off it already.
-            if hasattr(cache, "root") and not getattr(now, "releases", False):
-                return free(pages)
-            # First the list, then the pool: once free, a page may be taken and listed again.
-            mine = list(pages)
-            # Without the trie there is no lock, so that pages are taken off one by one.
-            with getattr(cache, "_lock", nullcontext()):
-                for page in mine:
-                    with suppress(ValueError):
-                        while True:  # it may stand there more than once
-                            cache._allocated_pages.remove(page)
-            return free(mine)
-
-        replace_attribute(undo, cache, "release_pages", released)
-        replace_attribute(undo, pool, "free_pages", freed)
+    replace_attribute(undo, cache, "release_pages", released)
+    replace_attribute(undo, pool, "free_pages", freed)
 
 
 class PinOnLookup(Treatment):
