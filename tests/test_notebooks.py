@@ -15,6 +15,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from support import RELEASES
 from synthetic import reported_pattern
+from synthetic_validations import CLEAN, FAILED, change
 
 from analysis import jupyter, report
 from analysis import plots as figures
@@ -22,6 +23,8 @@ from analysis.runs.schema import EVENT_KINDS
 from analysis.stats.clustered import engines_to_reach
 from analysis.studies import reproduce
 from analysis.studies.causes import scenarios
+from analysis.studies.validation.figures import validations_figure
+from analysis.studies.validation.words import level_in_words
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14
@@ -129,3 +132,40 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
     assert said == [f"{reproduce.answer_in_words(run)}\n\n{by_itself}"]
     answer = json.loads((tmp_path / "answer.json").read_text())["answer"]
     assert answer == f"{reproduce.answer_in_a_sentence(run)} {by_itself}"
+
+
+def test_07_shows_the_levels_of_its_validations(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOKS[0].parent / "07_fix_validation.ipynb", as_version=4)
+    single = change(FAILED, treatments=("correct-seq-lens",))
+    shown: list[Any] = []
+    explained = SimpleNamespace(summary="why")
+    names: dict[str, Any] = {
+        "whole": {"none": CLEAN},
+        "alone": [single],
+        "places": {("correct-seq-lens", "none"): tmp_path},
+        "level_in_words": level_in_words,
+        "validations_figure": validations_figure,
+        "Markdown": str,
+        "display": lambda *values: shown.extend(values),
+        "show": lambda figure, alt: alt,
+        "load_run": lambda path: path,
+        "explain": lambda run, request, trial: shown.append((run, request, trial)) or explained,
+        "explanation_figure": lambda explanation: None,
+    }
+    cells = [
+        cell.source
+        for cell in code_cells(notebook)
+        if "engine" not in cell.metadata.get("tags", [])
+    ]
+    for source in cells:
+        if "alone" in source and "write_answer" not in source:
+            exec(compile(source, "cell", "exec"), names)
+    assert names["lines"] == [
+        "- **correct-seq-lens, prefix sharing none**, 8 at once: r0003 read what r0002 had written."
+    ]
+    assert shown == [
+        (tmp_path / "level-08", "r0003", "c"),
+        f"**{single.name}, 8 at once**",
+        explained,
+        "why",
+    ]

@@ -24,7 +24,7 @@ def sweep(
         Path | None,
         typer.Option(help="the run's directory, also to go on with it [default: a new one]"),
     ] = None,
-    prefix_sharing: Annotated[str, typer.Option(help="none, trie or both")] = "none",
+    prefix_sharing: Annotated[str, typer.Option(help="none, trie or none,trie")] = "none",
     pages: Annotated[str, typer.Option(help="sizes of the page pool")] = "256",
     concurrency: Annotated[str, typer.Option(help="numbers of client threads")] = "1,2,4,8",
     workload: Annotated[
