@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis.core.errors import EngineError
 from analysis.engine.engine import Engine
-from analysis.recording.checking import checksummed
+from analysis.recording.checksums import MODES, Checksums
 from analysis.recording.recorder import Recorder
 from analysis.recording.recording import Recording
 from analysis.recording.sizes import MOST_BYTES
 from analysis.shortfin.capture import ObserverWarning
 
-__all__ = ["ObserverWarning", "Recording", "observe"]
+__all__ = ["ObserverWarning", "Recording", "checksummed", "observe"]
 
 
 @contextmanager
@@ -102,3 +103,33 @@ def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+@contextmanager
+def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
+    """Look at the bytes of pages as long as the block lasts, unless that is done already.
+
+    Where they cannot be read, an event says so. Raises EngineError for an unknown mode.
+    """
+    if mode is not None and mode not in MODES:
+        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
+    probe = recorder.engine.probe
+    if mode is None or probe is None or recorder.checksums is not None:
+        yield
+        return
+    try:
+        mine = Checksums(probe, recorder, mode=mode)
+    except EngineError as error:
+        recorder.event("checksums", message=str(error))
+        yield
+        return
+    try:
+        mine.open()
+        if recorder.checksums is mine:
+            recorder.event("checksums", coverage=mine.coverage)
+        yield
+    finally:
+        if recorder.checksums is mine:
+            recorder.read_all_bytes()
+        recorder.checksums = None
+        mine.close()

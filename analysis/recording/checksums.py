@@ -122,8 +122,6 @@ class Checksums(PageDigests):
             _watching.pop(id(self._pool), None)
             self._tables, self._maps = [], []
 
-    # -- reading ---------------------------------------------------------------------------
-
     # -- what the engine does --------------------------------------------------------------
 
     def begins(self, invocation: int) -> None:

@@ -11,11 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.core.wording import counted, listed
-from analysis.recording.recorder import (
-    EVENT_FIELDS,
-    INVOCATION_FIELDS,
-    Recorder,
-)
+from analysis.recording.recorder import EVENT_FIELDS, INVOCATION_FIELDS, Recorder
 from analysis.recording.stacks import stack_in_words
 from analysis.runs.schema import TABLES
 from analysis.runs.tables import to_frame, to_table
@@ -23,17 +19,16 @@ from analysis.shortfin.scores import likeliest
 from analysis.shortfin.verify import digest_of, results_of
 from analysis.snapshots.snapshot import Snapshot
 
+STREAMED = ("events", "invocations", "snapshots")
+"""The tables of a recording."""
+
 
 class Recording:
     """Invocations, events and snapshots of one engine; they grow while it is observed."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    @property
-    def recorder(self) -> Recorder:
-        """The recorder, for those who follow it while it grows."""
-        return self._recorder
+        self.recorder = recorder
+        """It may be followed while it grows."""
 
     @property
     def events(self) -> pd.DataFrame:
@@ -53,7 +48,7 @@ class Recording:
     @property
     def taken(self) -> list[Snapshot]:
         """The snapshots themselves, in order."""
-        return sorted(self._recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
+        return sorted(self.recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
 
     def before(self, request_id: str) -> Snapshot:
         """Return the snapshot taken before a request was sent in; KeyError if there is none."""
@@ -64,7 +59,7 @@ class Recording:
         return self._moment("after", request_id)
 
     def _moment(self, moment: str, request_id: str) -> Snapshot:
-        for snapshot in reversed(self._recorder.snapshots):
+        for snapshot in reversed(self.recorder.snapshots):
             if (snapshot.moment, snapshot.request_id) == (moment, request_id):
                 return snapshot
         raise KeyError(f"No snapshot was taken {moment} request {request_id!r}.")
@@ -77,17 +72,17 @@ class Recording:
     @property
     def invocations_under_way(self) -> list[list[str]]:
         """The requests of each invocation that has begun and not ended."""
-        return [list(invocation[2]) for invocation in list(self._recorder.under_way.values())]
+        return [list(invocation[2]) for invocation in list(self.recorder.under_way.values())]
 
     @property
     def faults(self) -> list[str]:
         """Errors of the recording itself; each is also an event `observer_error`."""
-        return list(self._recorder.faults)
+        return list(self.recorder.faults)
 
     @property
     def overflow(self) -> str | None:
         """What was left out because the recording was full, in a sentence; None if nothing was."""
-        left_out = {name: count for name, count in self._recorder.dropped.items() if count}
+        left_out = {name: count for name, count in self.recorder.dropped.items() if count}
         if not left_out:
             return None
         kinds = listed(counted(count, name[:-1]) for name, count in left_out.items())
@@ -96,11 +91,7 @@ class Recording:
 
     def sizes(self) -> dict[str, int]:
         """Return how many rows each table has so far."""
-        return {
-            "events": len(self._recorder.events),
-            "invocations": len(self._recorder.invocations),
-            "snapshots": len(self._recorder.snapshots),
-        }
+        return {name: len(getattr(self.recorder, name)) for name in STREAMED}
 
     def standing(self, skipped: int = 0) -> dict[str, Any]:
         """Return what is pending, as plain values, for a `StreamWriter`.
@@ -110,21 +101,18 @@ class Recording:
         name) and `invocations` (seq, t_ns, number, phase, request_ids); the places that stay empty,
         from the one numbered `skipped` on.
         """
-        recorder = self._recorder
+        recorder = self.recorder
         # Whether it has ended first: then nothing comes any more.
         ended = recorder.closed
         unfinished = [[seq, *what] for seq, what in list(recorder._open.items())]
-        invocations = [
-            [seq, t_ns, number, phase, ids]
-            for number, phase, ids, seq, t_ns, _ in list(recorder.under_way.values())
-        ]
+        under_way = list(recorder.under_way.values())
         return {
             "ended": ended,
             "full": recorder.dropped["events"] > 0,
             "began_ns": recorder._started_ns,
             "t_ns": time.monotonic_ns() - recorder._started_ns,
             "unfinished": unfinished,
-            "invocations": invocations,
+            "invocations": [[seq, at, n, phase, ids] for n, phase, ids, seq, at, _ in under_way],
             "skipped": recorder.skipped[skipped:],
         }
 
@@ -134,17 +122,17 @@ class Recording:
         Rows that were recorded later than others may have come before them: sort several parts.
         """
         if name == "snapshots":
-            rows = [s.to_row(trial_id) for s in self._recorder.snapshots[start:]]
+            rows = [s.to_row(trial_id) for s in self.recorder.snapshots[start:]]
             return to_table(name, sorted(rows, key=lambda row: row["seq"]))
         if name == "events":
-            return _columns(name, EVENT_FIELDS, self._recorder.events[start:], trial_id)
-        invocations = self._recorder.invocations[start:]
-        return _columns(name, INVOCATION_FIELDS, invocations, trial_id, self._recorder.likeliest)
+            return _columns(name, EVENT_FIELDS, self.recorder.events[start:], trial_id)
+        invocations = self.recorder.invocations[start:]
+        return _columns(name, INVOCATION_FIELDS, invocations, trial_id, self.recorder.likeliest)
 
     def __str__(self) -> str:
         sizes = self.sizes()
         text = ", ".join(counted(number, name[:-1]) for name, number in sizes.items())
-        kinds = Counter(row[EVENT_FIELDS.index("kind")] for row in list(self._recorder.events))
+        kinds = Counter(row[EVENT_FIELDS.index("kind")] for row in list(self.recorder.events))
         often = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
         return f"{text} ({often}). {self.overflow or ''}".strip()
 

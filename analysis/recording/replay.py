@@ -33,8 +33,10 @@ class Replay:
         self.held = {request: set(pages) for request, pages in first.state.holdings.items()}
         self.duplicates = set(first.state.duplicates)
         self.nodes = {node.node: node for node in first.nodes}
-        self._references = {node.node: node.ref_count for node in first.nodes}
-        self._leaves = {node.node for node in first.nodes if node.leaf}
+        self.references = {node.node: node.ref_count for node in first.nodes}
+        """References to every node, as the engine counts them."""
+        self.leaves = {node.node for node in first.nodes if node.leaf}
+        """Nodes in the engine's set of leaves."""
 
     def apply(self, events: pd.DataFrame, until: int | None = None) -> Replay:
         """Go through the events that were not yet applied, up to `until` (its `seq`) or the end."""
@@ -74,17 +76,17 @@ class Replay:
                 self.nodes.pop(int(event.node), None)
                 self._forget_count(int(event.node))
             case "reference":
-                self._references[int(event.node)] = int(event.ref_count)
+                self.references[int(event.node)] = int(event.ref_count)
                 self._forget_count(int(event.node))
             case "leaf_added":
-                self._leaves.add(int(event.node))
+                self.leaves.add(int(event.node))
             case "leaf_removed":
-                self._leaves.discard(int(event.node))
+                self.leaves.discard(int(event.node))
 
     def _forget_count(self, node: int) -> None:
         """Keep no count of a node that is gone, unless it still has references."""
-        if node not in self.nodes and not self._references.get(node):
-            self._references.pop(node, None)
+        if node not in self.nodes and not self.references.get(node):
+            self.references.pop(node, None)
 
     def cached(self) -> set[int]:
         """Return the pages that the prefix cache has now, held by requests or not."""
@@ -92,16 +94,10 @@ class Replay:
 
     def snapshot(self) -> Snapshot:
         """Return the cache as it must be now; the free list is sorted."""
+        counts, leaves = self.references, self.leaves
         nodes = tuple(
-            Node(
-                node.node,
-                node.parent,
-                node.page,
-                node.tokens,
-                self._references.get(node.node, 0),
-                node.node in self._leaves,
-            )
-            for node in self._reachable()
+            Node(n.node, n.parent, n.page, n.tokens, counts.get(n.node, 0), n.node in leaves)
+            for n in self._reachable()
         )
         state = CacheState(
             page_count=self.page_count,

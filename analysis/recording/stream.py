@@ -1,8 +1,8 @@
 """A recording on disk while it grows: it survives a crash of the process.
 
-One file, `recorded`, that only grows: rows of the tables as Arrow record
-batches, and after them a mark that says how far all is there. A process may end at any moment:
-what is behind the last whole mark is left out.
+One file, `recorded`, that only grows: rows of the tables as Arrow record batches, and after them a
+mark that says how far all is there. A process may end at any moment: what is behind the last whole
+mark is left out.
 """
 
 from __future__ import annotations
@@ -17,39 +17,22 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.recording.recording import STREAMED, Recording
 from analysis.runs.schema import TABLES
 from analysis.runs.tables import to_table
 from analysis.shortfin.capture import ObserverWarning
 
-STREAMED = ("events", "invocations", "snapshots")
 _FILE, _MARK = "recorded", len(STREAMED)
 _HEAD = struct.Struct("<BII")
 """Before each frame: which table, or _MARK; its bytes as they are in memory, and as written."""
 _CODEC = "lz4"
 _PATIENCE_S = 20.0
 """How long the end waits for rows that are being written."""
-
-
-class Source(Protocol):
-    """What can be written: a `Recording`."""
-
-    @property
-    def overflow(self) -> str | None:
-        """What was left out, in a sentence."""
-
-    def sizes(self) -> dict[str, int]:
-        """Return how many rows each table has so far."""
-
-    def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
-        """Return a table from row `start` on, in order of recording."""
-
-    def standing(self, skipped: int = 0) -> dict[str, Any]:
-        """Return what is pending, as plain values; see `Recording.standing`."""
 
 
 class StreamWriter:
@@ -60,7 +43,7 @@ class StreamWriter:
     """
 
     def __init__(
-        self, recording: Source, directory: Path, trial_id: str, every_s: float = 0.05
+        self, recording: Recording, directory: Path, trial_id: str, every_s: float = 0.05
     ) -> None:
         """Wrap a recording; nothing is written before the block begins or `write` is called."""
         self.failure: Exception | None = None
@@ -120,7 +103,11 @@ class StreamWriter:
         reach = self._reach.after(tables, before, after)
         said = [self._recording.overflow, None if failure is None else _in_words(failure)]
         mark = {**reach.mark, "lacking": " ".join(filter(None, said)) or None}
-        frames = [_frames(name, table) for name, table in tables.items()]
+        frames = [
+            _frame(STREAMED.index(name), batch.serialize())
+            for name, table in tables.items()
+            for batch in table.to_batches()
+        ]
         self._append(b"".join([*frames, _frame(_MARK, json.dumps(mark).encode())]))
         # Only now: rows that could not be written are tried again.
         self._reach = reach
@@ -204,11 +191,6 @@ class _Reach:
 def _in_words(error: Exception) -> str:
     words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
     return f"What was recorded could not all be written ({words})."
-
-
-def _frames(name: str, table: pa.Table) -> bytes:
-    kind = STREAMED.index(name)
-    return b"".join(_frame(kind, batch.serialize()) for batch in table.to_batches())
 
 
 def _frame(kind: int, content: Any) -> bytes:

@@ -57,12 +57,7 @@ class Written:
         self._mark(self.rows < self._real)
 
     def _prefill(
-        self,
-        rows: int,
-        width: int,
-        first: list[int],
-        lengths: list[int],
-        tokens: Sequence[int],
+        self, rows: int, width: int, first: list[int], lengths: list[int], tokens: Sequence[int]
     ) -> None:
         starts = np.array(first, dtype=np.int64)
         tables = np.asarray(self._tables, dtype=np.int64).reshape(rows, self._blocks)

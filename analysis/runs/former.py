@@ -142,10 +142,6 @@ def with_page_tokens(tables: Mapping[str, pa.Table]) -> pa.Table:
 # -- values --------------------------------------------------------------------------------
 
 
-def _mapped(column: pa.ChunkedArray, names: Mapping[str, str]) -> pa.Array:
-    return pa.array([names.get(v, v) for v in column.to_pylist()], pa.string())
-
-
 def _parsed(column: pa.ChunkedArray, convert: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:
     """Return what each JSON text stands for; null stays null."""
     texts = column.to_pylist()
@@ -170,7 +166,8 @@ def _trials(columns: Mapping[str, pa.ChunkedArray]) -> Row:
 
 
 def _requests(columns: Mapping[str, pa.ChunkedArray]) -> Row:
-    return {"outcome": _mapped(columns["outcome"], _OUTCOMES)}
+    outcomes = columns["outcome"].to_pylist()
+    return {"outcome": pa.array([_OUTCOMES.get(v, v) for v in outcomes], pa.string())}
 
 
 def _invocations(columns: Mapping[str, pa.ChunkedArray]) -> Row:

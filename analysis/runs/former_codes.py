@@ -192,8 +192,6 @@ def code_of(rule: str, cause: str | None) -> tuple[str, str | None]:
 
 def with_codes(findings: pa.Table) -> pa.Table:
     """Return a table `findings` of a former version with codes of rules and causes."""
-    if not {"rule", "cause"} <= set(findings.column_names):
-        return findings
     pairs = zip(findings["rule"].to_pylist(), findings["cause"].to_pylist(), strict=True)
     codes = [code_of(rule, cause) for rule, cause in pairs]
     for column, name in enumerate(("rule", "cause")):

@@ -26,15 +26,9 @@ _READ = (*former.VERSIONS, SCHEMA_VERSION)
 _DEEPEST = 50
 """Levels of a manifest's values; more would not be written again."""
 _PACKAGES = (
-    "cachelab",
-    "shortfin",
-    "iree-base-compiler",
-    "iree-base-runtime",
-    "numpy",
-    "pandas",
-    "pyarrow",
+    "cachelab", "shortfin", "iree-base-compiler", "iree-base-runtime", "numpy", "pandas", "pyarrow",
     "tokenizers",
-)
+)  # fmt: skip
 
 
 def new_manifest(command: str | Sequence[str], seed: int | None, **extra: Any) -> dict[str, Any]:

@@ -47,28 +47,10 @@ from analysis.runs.schema import OUTCOMES, SCHEMA_VERSION, TABLES, TRIAL_STATUS
 from analysis.runs.tables import checked, describe, is_control, to_frame, to_table
 
 __all__ = [
-    "LOCK",
-    "MANIFEST",
-    "OUTCOMES",
-    "TABLES",
-    "TRIAL_STATUS",
-    "Run",
-    "RunWriter",
-    "alone_in",
-    "describe",
-    "differences",
-    "is_written",
-    "join_runs",
-    "load_run",
-    "load_run_trials",
-    "new_manifest",
-    "pack_run",
-    "parts_of",
-    "read_manifest",
-    "to_frame",
-    "to_table",
-    "trial_tables",
-]
+    "LOCK", "MANIFEST", "OUTCOMES", "TABLES", "TRIAL_STATUS", "Run", "RunWriter", "alone_in",
+    "describe", "differences", "is_written", "join_runs", "load_run", "load_run_trials",
+    "new_manifest", "pack_run", "parts_of", "read_manifest", "to_frame", "to_table", "trial_tables",
+]  # fmt: skip
 
 _TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
 TEMPORARY = ".writing-"

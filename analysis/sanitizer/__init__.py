@@ -10,8 +10,7 @@ from typing import Any
 from analysis.core.errors import EngineError
 from analysis.engine.engine import Engine
 from analysis.model import elements
-from analysis.recording import observe
-from analysis.recording.checking import checksummed
+from analysis.recording import checksummed, observe
 from analysis.recording.recorder import Recorder
 from analysis.sanitizer.findings import Finding, Findings, Group
 from analysis.sanitizer.live import Follower

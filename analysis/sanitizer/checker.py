@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +30,7 @@ _BEFORE, _BEAMS, _UNKNOWN = (
 )
 _PART = "checked in part, after an unknown operation of the cache"
 _LATE = "known too late, when more waited for it than is kept"
+FULL = "the recording was full"
 """Reasons why an invocation is not checked."""
 
 
@@ -60,7 +62,9 @@ class Checker:
         self._errors = 0
         self._skipped: set[int] = set()
         """Invocations that were counted as unchecked."""
-        self._waiting: list[tuple[int, _Entry]] = []
+        self._waiting: list[tuple[int, int, Item | None]] = []
+        """A heap of items by their places; numbered, for items are not compared."""
+        self._count = itertools.count()
         self._snapshots: dict[int, Snapshot] = {}
 
     def _set_handlers(self) -> None:
@@ -79,7 +83,7 @@ class Checker:
     def put(self, seq: int, item: Item | None) -> None:
         """Take an item for its place; None for an unused place, or an invocation's end."""
         if seq >= self._next:
-            heapq.heappush(self._waiting, (seq, _Entry(item)))
+            heapq.heappush(self._waiting, (seq, next(self._count), item))
         elif seq >= self._first and isinstance(item, Invocation | UnknownInvocation):
             self._skip(UnknownInvocation(item.invocation_id, item.request_ids, reason=_LATE))
 
@@ -95,9 +99,9 @@ class Checker:
         """
         done = 0
         while self._waiting and (whole or self._waiting[0][0] <= self._next):
-            seq, entry = heapq.heappop(self._waiting)
+            seq, _, item = heapq.heappop(self._waiting)
             self._next = max(self._next, seq + 1)
-            self._check(entry.item)
+            self._check(item)
             done += 1
             if time.monotonic() >= until_s:
                 break
@@ -124,13 +128,15 @@ class Checker:
         """The place that must be filled first; None if nothing waits."""
         return self._next if self._waiting else None
 
-    def finish(self, *, to_the_end: bool = True) -> Findings:
-        """Check what is left and, if the recording is complete, the final state."""
+    def finish(self, *, full: bool = False) -> Findings:
+        """Check what is left and, unless the recording was full, the final state."""
         self.go(whole=True)
-        for rule in self._rules if to_the_end else ():
+        for rule in () if full else self._rules:
             self._add(rule, rule.finish(self.state), None)
         for remark in [*self.state.remarks, *describe_coverage(self._coverage)[1]]:
             self.findings.note(remark)
+        if full:
+            self.findings.note("The recording was full: later steps were not checked.")
         return self.findings
 
     # -- checking --------------------------------------------------------------------------
@@ -235,15 +241,3 @@ class Checker:
                 finding.stack, finding.operation = at.stack, at.operation
             if self.findings.add(finding):
                 finding.context = context_of(self.state, finding, step)
-
-
-class _Entry:
-    """An item of the queue; the heap never compares items."""
-
-    __slots__ = ("item",)
-
-    def __init__(self, item: Item | None) -> None:
-        self.item = item
-
-    def __lt__(self, other: object) -> bool:
-        return False

@@ -34,7 +34,8 @@ def context_of(state: EngineState, finding: Finding, step: ShadowStep | None) ->
     if step is not None:
         for row, request in enumerate(step.invocation.request_ids):
             if request in tables and step.sequences[row] is not None:
-                blocks = max(len(step.pages_of(row)), _blocks_read(step, row))
+                read = -(-int(step.reads[row].sum()) // state.stride)
+                blocks = max(len(step.pages_of(row)), read)
                 tables[request] = tuple(step.invocation.tables[row, :blocks].tolist())
                 if request == finding.request_id:
                     slots = step.read_slots[row][step.reads[row]].tolist()
@@ -42,17 +43,8 @@ def context_of(state: EngineState, finding: Finding, step: ShadowStep | None) ->
     pages = [] if finding.page is None else [finding.page]
     pages += [page for request in requests for page in tables[request]]
     shown = [p for p in dict.fromkeys(pages) if 0 <= p < state.page_count][:_MOST_PAGES]
-    return FindingContext(
-        pages=tuple(_page(state, page, step) for page in shown),
-        tables=tables,
-        lengths=lengths,
-        reads=reads,
-    )
-
-
-def _blocks_read(step: ShadowStep, row: int) -> int:
-    count = int(step.reads[row].sum()) if row < len(step.reads) else 0
-    return -(-count // step.state.stride)
+    contexts = tuple(_page(state, page, step) for page in shown)
+    return FindingContext(contexts, tables, lengths, reads)
 
 
 def _page(state: EngineState, page: int, step: ShadowStep | None) -> PageContext:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from analysis.recording.recorder import INVOCATION_FIELDS, Recorder
-from analysis.sanitizer.checker import Checker
+from analysis.sanitizer.checker import FULL, Checker
 from analysis.sanitizer.trace import Item, UnknownInvocation, event_of, invocation_of
 from analysis.snapshots.snapshot import Snapshot
 
@@ -21,7 +21,6 @@ _PATIENCE_S = 5.0
 """Delay after which the findings say what the check waits for."""
 _MOST_WAITING = 200_000
 """Items that are kept for a missing one; they take some 100 MB."""
-_FULL = "the recording was full"
 _BEGUN = 3
 """Field of an invocation under way: its place among the events."""
 _SEQ, _END_SEQ, _IDS = (INVOCATION_FIELDS.index(name) for name in ("seq", "end_seq", "request_ids"))
@@ -94,26 +93,18 @@ class Follower:
             for invocation in under_way:
                 if invocation[0] not in finished:
                     self._given_up.add(invocation[0])
-                    self.checker.put(
-                        invocation[_BEGUN],
-                        UnknownInvocation(
-                            invocation[0],
-                            list(invocation[2]),
-                            invocation[1],
-                            "not ended when the check did",
-                            finished=False,
-                        ),
-                    )
+                    number, phase, ids = invocation[:3]
+                    reason = "not ended when the check did"
+                    item = UnknownInvocation(number, list(ids), phase, reason, finished=False)
+                    self.checker.put(invocation[_BEGUN], item)
             self._go_to_the_end()
             full = bool(recorder.dropped["events"] or recorder.dropped["invocations"])
-            self.checker.finish(to_the_end=not full)
+            self.checker.finish(full=full)
             findings.waits = None
             for request_ids in recorder.unkept:
-                findings.unchecked.add(_FULL, request_ids)
+                findings.unchecked.add(FULL, request_ids)
             if nameless := recorder.dropped["invocations"] - len(recorder.unkept):
-                findings.unchecked.add(_FULL, count=nameless)
-            if full:
-                findings.note("The recording was full: later steps were not checked.")
+                findings.unchecked.add(FULL, count=nameless)
 
     def _go_to_the_end(self) -> None:
         """Check all that is left; a place that is still empty stays empty."""
@@ -150,7 +141,7 @@ class Follower:
             last = recorder.events[-1][0] if recorder.events else -1
             for row in invocations:
                 if row[_SEQ] >= last:
-                    checker.findings.unchecked.add(_FULL, row[_IDS])
+                    checker.findings.unchecked.add(FULL, row[_IDS])
             invocations = [row for row in invocations if row[_SEQ] < last]
         for row in invocations:
             self._put(row[_SEQ], None if row[0] in self._given_up else invocation_of(row))

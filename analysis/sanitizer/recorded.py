@@ -15,7 +15,7 @@ from analysis.model.artifacts import load_model
 from analysis.runs.schema import FAULT
 from analysis.runs.store import load_run_trials, read_manifest, trial_tables
 from analysis.runs.tables import arm_of, is_control
-from analysis.sanitizer.checker import Checker
+from analysis.sanitizer.checker import FULL, Checker
 from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group, Unchecked
 from analysis.sanitizer.rules import limits_of
 from analysis.sanitizer.trace import events_of_table, invocations_of_table
@@ -276,12 +276,9 @@ def check_tables(
             checker.put(seq, invocation)
             checker.put(end_seq, None)
         else:
-            unchecked.add("the recording was full", invocation.request_ids)
+            unchecked.add(FULL, invocation.request_ids)
     unended = events.filter(pc.field("kind") == "invocation_unfinished")
     numbers.update(unended["value"].to_pylist())
     if missing := max(numbers, default=-1) + 1 - len(numbers):
         unchecked.add("their end was not recorded", count=missing)
-    findings = checker.finish(to_the_end=not full)
-    if full:
-        findings.note("The recording was full: later steps were not checked.")
-    return findings
+    return checker.finish(full=full)

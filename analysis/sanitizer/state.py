@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.recording.replay import Replay
+from analysis.recording.replay import REPLAYED, Replay
 from analysis.recording.writes import PADDING_PAGE
 from analysis.sanitizer.sequence import Sequence
 from analysis.sanitizer.shadow import Shadow
@@ -87,16 +87,6 @@ class EngineState(Replay):
 
     # -- queries ---------------------------------------------------------------------------
 
-    @property
-    def references(self) -> dict[int, int]:
-        """References to every node, as the engine counts them."""
-        return self._references
-
-    @property
-    def leaves(self) -> set[int]:
-        """Nodes in the engine's set of leaves."""
-        return self._leaves
-
     def name(self, number: int) -> str | None:
         """Return the request of a sequence number, None if unknown."""
         return self._names.get(number)
@@ -149,6 +139,8 @@ class EngineState(Replay):
         action = getattr(self, f"_see_{event.kind}", None)
         if action is not None:
             action(event)
+        if event.kind in REPLAYED:
+            self._one(event)
         self.seq = event.seq
 
     def _see_submitted(self, event: Event) -> None:
@@ -216,14 +208,12 @@ class EngineState(Replay):
         self.given_up.discard(event.request)
 
     def _see_acquire(self, event: Event) -> None:
-        self._one(event)
         self.pool_threads.add(event.thread)
         for page in event.pages:
             self.unaccounted[page] = event
             self.shadow.allocate(page)
 
     def _see_free(self, event: Event) -> None:
-        self._one(event)
         self.pool_threads.add(event.thread)
         for page in event.pages:
             self.unaccounted.pop(page, None)
@@ -233,13 +223,11 @@ class EngineState(Replay):
                 self.shadow.freed_after[page] = self.last_invocation
 
     def _see_pages_held(self, event: Event) -> None:
-        self._one(event)
         for page in event.pages:
             self.holders.setdefault(page, set()).add(event.request)
             self.unaccounted.pop(page, None)
 
     def _see_pages_dropped(self, event: Event) -> None:
-        self._one(event)
         for page in event.pages:
             holders = self.holders.get(page, set())
             holders.discard(event.request)
@@ -247,17 +235,10 @@ class EngineState(Replay):
                 self.holders.pop(page, None)
             self._check_account(page, event)
 
-    def _see_duplicate(self, event: Event) -> None:
-        self._one(event)
-
-    _see_leaf_added = _see_leaf_removed = _see_duplicate
-
     def _see_quarantined(self, event: Event) -> None:
-        self._one(event)
         self.quarantined.update(event.pages)
 
     def _see_create(self, event: Event) -> None:
-        self._one(event)
         assert event.node is not None
         self.node_at[event.pages[0]] = event.node
         self.children[event.parent or 0] += 1
@@ -266,7 +247,6 @@ class EngineState(Replay):
     def _see_unlink(self, event: Event) -> None:
         assert event.node is not None
         node = self.nodes.get(event.node)
-        self._one(event)
         if (without_request := self.balance.get(None)) is not None:
             without_request.pop(event.node, None)  # no end of a request removes it
         if node is None:
@@ -282,7 +262,6 @@ class EngineState(Replay):
     _see_node_overwritten = _see_unlink
 
     def _see_reference(self, event: Event) -> None:
-        self._one(event)
         assert event.node is not None
         balance = self.balance.setdefault(event.request_id, Counter())
         balance[event.node] += (event.ref_count or 0) - (event.ref_before or 0)

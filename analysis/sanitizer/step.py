@@ -84,7 +84,7 @@ class ShadowStep:
             self._wrong_token(row, due) for row, due in enumerate(self.due_tokens)
         ]
         """First position at which a real row has a wrong or missing token, or None."""
-        self.write_content = self._contents(positions)
+        self.write_content = self._contents()
         written = self.write_slots >= 0
         self.before = np.where(written, state.shadow.content[self.write_slots], UNKNOWN)
         """Content of the slots before the writes, [rows, width]."""
@@ -163,7 +163,7 @@ class ShadowStep:
         slots: Ints = np.where(inside, pages * stride + positions % stride, OUTSIDE)
         return slots
 
-    def _contents(self, positions: Ints) -> Hashes:
+    def _contents(self) -> Hashes:
         """Return what each row writes: prefixes of its tokens, or padding."""
         invocation = self.invocation
         contents = np.full(self.write_slots.shape, PADDING, dtype=np.uint64)

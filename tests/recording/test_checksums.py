@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from made_engine import PAGES, MadeEngine, decode, events, recorder_of
 
-from analysis.recording import checksums
-from analysis.recording.checking import checksummed
+from analysis.recording import checksummed, checksums
 from analysis.recording.checksums import Checksums
 from analysis.recording.recorder import Recorder
 from analysis.sanitizer.rules.contents import describe_coverage

@@ -31,13 +31,11 @@ class DoubleAllocation(Rule):
             last = state.unaccounted.get(page)
             holders = sorted(state.holders.get(page, ()))
             where = "twice at once" if again else f"which is {state.where(page)}"
+            what = f"Page {page} is allocated to {event.request_id or 'no request'}, {where}."
+            other = holders[0] if holders else last.request_id if last else None
+            stack = last.stack if last else None
             yield Finding(
-                "page-in-use",
-                f"Page {page} is allocated to {event.request_id or 'no request'}, {where}.",
-                event.request_id,
-                holders[0] if holders else last.request_id if last else None,
-                page=page,
-                other_stack=last.stack if last else None,
+                "page-in-use", what, event.request_id, other, page=page, other_stack=stack
             )
 
     def on_duplicate_page(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -83,10 +81,7 @@ class FreeWhileReferenced(Rule):
 class FreeCountMismatch(Rule):
     name = "free-count-mismatch"
     sentence = "The pool's number of free pages follows from its allocations and frees."
-    causes = {
-        "too-few": "The pool lost a page.",
-        "too-many": "The pool can allocate a page twice.",
-    }
+    causes = {"too-few": "The pool lost a page.", "too-many": "The pool can allocate a page twice."}
 
     def after_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
         # Several threads may record in another order than they act; then the numbers differ.
@@ -95,12 +90,10 @@ class FreeCountMismatch(Rule):
         count, due = event.free_pages, len(state.free) + state.uncounted
         if count != due:
             state.uncounted += count - due  # from now on the pool's count is taken as right
-            yield Finding(
-                "too-few" if count < due else "too-many",
-                f"The pool has {count} free pages; its allocations and frees leave {due}.",
-                event.request_id,
-                page=event.pages[0] if event.pages else None,
-            )
+            what = f"The pool has {count} free pages; its allocations and frees leave {due}."
+            page = event.pages[0] if event.pages else None
+            cause = "too-few" if count < due else "too-many"
+            yield Finding(cause, what, event.request_id, page=page)
 
     after_free = after_acquire
 
@@ -123,14 +116,11 @@ class PageLeak(Rule):
             if not state.is_leaked(page):
                 continue
             how = {"pages_dropped": "dropped", "acquire": "acquired"}.get(last.kind, "unlinked")
-            yield Finding(
-                how,
+            what = (
                 f"Page {page} of {event.request_id} was {how} at event {last.seq}, and is neither"
-                " free nor cached now that the request has ended.",
-                event.request_id,
-                page=page,
-                other_stack=last.stack,
+                " free nor cached now that the request has ended."
             )
+            yield Finding(how, what, event.request_id, page=page, other_stack=last.stack)
         if held := sorted(state.held.get(event.request, ())):
             what = f"{event.request_id} has ended and still holds {numbered('page', held)}."
             yield Finding("still-held", what, event.request_id, page=held[0])
@@ -187,19 +177,14 @@ class AllocationListMismatch(Rule):
         " entries are found, no stale or doubled ones.",
     }
 
-    def __init__(self) -> None:
-        self._reported: set[tuple[str, int]] = set()
-
     def on_unlisted(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
-            self._reported.add(("held-page-missing", page))
-            yield Finding(
-                "held-page-missing",
+            self.is_new("held-page-missing", page)
+            what = (
                 f"{event.request_id} asks for page {page}, which it holds: the page is missing in"
-                " the cache's list of allocated pages.",
-                event.request_id,
-                page=page,
+                " the cache's list of allocated pages."
             )
+            yield Finding("held-page-missing", what, event.request_id, page=page)
 
     def at_snapshot(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
         cache, cached = snapshot.state, snapshot.node_of_page
@@ -221,17 +206,12 @@ class AllocationListMismatch(Rule):
                 found["listed-and-free"] = [p for p in listed if p in free]
                 found["listed-and-cached"] = [p for p in listed if p in cached]
         for cause, pages in found.items():
-            yield from self._some(cause, pages, snapshot)
-
-    def _some(self, cause: str, pages: list[int], snapshot: Snapshot) -> Iterator[Finding]:
-        new = [page for page in pages if (cause, page) not in self._reported]
-        if not new:
-            return
-        self._reported.update((cause, page) for page in new)
-        holders = snapshot.holders.get(new[0], ())
-        more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
-        what = f"Page {new[0]}{more} {_LISTS[cause]}."
-        yield Finding(cause, what, holders[0] if holders else None, page=new[0])
+            new = [page for page in pages if self.is_new(cause, page)]
+            if new:
+                more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
+                what = f"Page {new[0]}{more} {_LISTS[cause]}."
+                holder = next(iter(snapshot.holders.get(new[0], ())), None)
+                yield Finding(cause, what, holder, page=new[0])
 
 
 class NotQuiescent(Rule):
@@ -243,21 +223,19 @@ class NotQuiescent(Rule):
     }
 
     def __init__(self) -> None:
-        self._reported: set[int] = set()
+        super().__init__()
         self._referenced: set[int] = set()
 
     def at_quiescence(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
         leaked = sorted([*snapshot.pages("leaked"), *snapshot.pages("live")])
-        if new := [page for page in leaked if page not in self._reported]:
-            self._reported.update(new)
+        if new := [page for page in leaked if self.is_new(page)]:
             counts = snapshot.counts
-            yield Finding(
-                "missing-pages",
+            what = (
                 f"With no request under way, {counts['free']} pages are free and"
                 f" {counts['cached']} cached of {snapshot.page_count}: missing are"
-                f" {numbered('page', leaked, most=_SHOWN)}.",
-                page=new[0],
+                f" {numbered('page', leaked, most=_SHOWN)}."
             )
+            yield Finding("missing-pages", what, page=new[0])
         self._referenced.intersection_update(node.node for node in snapshot.nodes)
         for node in snapshot.nodes:
             if node.ref_count > 0 and node.parent is not None and node.node not in self._referenced:

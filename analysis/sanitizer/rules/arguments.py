@@ -51,6 +51,7 @@ class ReadBeforeWrite(Rule):
     }
 
     def __init__(self) -> None:
+        super().__init__()
         self._under_way: dict[int, tuple[int, Ints]] = {}
         """By invocation: its end, and the slots that it changes."""
 

@@ -25,6 +25,16 @@ class Rule:
     tolerates_gaps: ClassVar[bool] = False
     """Whether it can be checked although an event of the cache is unknown."""
 
+    def __init__(self) -> None:
+        self.reported: set[Any] = set()
+        """What is reported once only; see `is_new`."""
+
+    def is_new(self, *what: Any) -> bool:
+        """Return whether this was not reported yet, and note that it is."""
+        known = what in self.reported
+        self.reported.add(what)
+        return not known
+
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterable[Finding] | None:
         """Check an invocation that was just executed on the shadow."""
 

@@ -21,6 +21,11 @@ from analysis.sanitizer.trace import Event
 _KEPT_STEPS = 64
 
 
+def _wrong_slot(cause: str, what: str, event: Event, page: int, slot: int | None) -> Finding:
+    """Return the finding that a slot holds wrong data."""
+    return Finding(cause, what, event.request_id, page=page, slot=slot, severity=WRONG_DATA)
+
+
 class NonfiniteKV(Rule):
     name = "nonfinite-kv"
     sentence = "No slot of a page of an invocation holds NaN or infinity, not even a masked one."
@@ -35,15 +40,11 @@ class NonfiniteKV(Rule):
         cause = "padding-page" if page == PADDING_PAGE else "foreign-page"
         if page in state.held.get(event.request, ()):
             cause = "own-page"
-        yield Finding(
-            cause,
+        what = (
             f"Slot {event.value} of page {page}, in the block table of {event.request_id}, holds"
-            " NaN or infinity; an added mask does not hide it.",
-            event.request_id,
-            page=page,
-            slot=event.value,
-            severity=WRONG_DATA,
+            " NaN or infinity; an added mask does not hide it."
         )
+        yield _wrong_slot(cause, what, event, page, event.value)
 
 
 class PartialCopy(Rule):
@@ -55,14 +56,8 @@ class PartialCopy(Rule):
     def after_copy(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if event.value is not None:  # the first slot that differs, read only on request
             source, target = event.pages[:2]
-            yield Finding(
-                "missing-slots",
-                f"Page {target} was copied from page {source} except for slot {event.value}.",
-                event.request_id,
-                page=target,
-                slot=event.value,
-                severity=WRONG_DATA,
-            )
+            what = f"Page {target} was copied from page {source} except for slot {event.value}."
+            yield _wrong_slot("missing-slots", what, event, target, event.value)
 
 
 class WriteAfterFree(Rule):
@@ -99,6 +94,7 @@ class KVCorruption(Rule):
     tolerates_gaps = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._invocation: Ints = np.zeros(0, dtype=np.int64)
         """By slot: the last invocation that attended to it, and the sequence for which it did."""
         self._reader: Ints = self._invocation
@@ -131,24 +127,17 @@ class KVCorruption(Rule):
         if source is not None:
             place = source * state.stride + change["from_slot"]
             writer = state.name(int(state.shadow.writer[place]))
+        what = _changed_message(page, change, readers, writer)
+        severity, slot = WRONG_DATA if readers else AT_RISK, change["slots"][0]
         affected: list[str | None] = [*readers] or [event.request_id]
         for request in affected:
-            yield Finding(
-                cause,
-                _changed_message(page, change, readers, writer),
-                request,
-                writer if writer != request else None,
-                page=page,
-                slot=change["slots"][0],
-                severity=WRONG_DATA if readers else AT_RISK,
-            )
+            other = writer if writer != request else None
+            yield Finding(cause, what, request, other, page=page, slot=slot, severity=severity)
 
     def after_bytes_changed(self, state: EngineState, event: Event) -> None:
         """Taint the slots: what is computed from them is wrong."""
-        first = event.pages[0] * state.stride
-        state.shadow.tainted[[first + slot for slot in event.extras["changed_bytes"]["slots"]]] = (
-            True
-        )
+        slots = np.array(event.extras["changed_bytes"]["slots"], dtype=np.int64)
+        state.shadow.tainted[event.pages[0] * state.stride + slots] = True
 
     def _readers(self, state: EngineState, page: int, change: Mapping[str, Any]) -> list[str]:
         """Return the requests that read these slots meanwhile, or would read them next."""
@@ -180,6 +169,7 @@ class LostWrite(Rule):
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self._steps: OrderedDict[int, ShadowStep] = OrderedDict()
 
     def invocation(self, state: EngineState, step: ShadowStep) -> None:
@@ -200,15 +190,12 @@ class LostWrite(Rule):
         first = kept[lost[0]]
         state.shadow.tainted[[page * state.stride + slot for slot in lost]] = True
         holds = "zeros" if first["zeros"] else "the former bytes"
-        yield Finding(
-            "whole-slot" if first["whole"] else "part-of-slot",
+        cause = "whole-slot" if first["whole"] else "part-of-slot"
+        what = (
             f"Invocation {event.value} wrote {numbered('slot', lost, most=_SHOWN)} of page {page}"
-            f" for {event.request_id}; afterwards there are {holds}{_parts(first['blocks'])}.",
-            event.request_id,
-            page=page,
-            slot=lost[0],
-            severity=WRONG_DATA,
+            f" for {event.request_id}; afterwards there are {holds}{_parts(first['blocks'])}."
         )
+        yield _wrong_slot(cause, what, event, page, lost[0])
 
 
 _SHOWN = 4
@@ -255,10 +242,8 @@ def _changed_message(
         parts.append(f"now the bytes of slot {change['from_slot']} of page {source}{whose}")
     if since >= 0:
         parts.append(f"last read right after invocation {since} began")
-    if readers:
-        parts.append(f"{' and '.join(readers)} read them since, or will")
-    else:
-        parts.append("no request is known to have read them since")
+    read = f"{' and '.join(readers)} read them since, or will"
+    parts.append(read if readers else "no request is known to have read them since")
     return f"{'; '.join(parts)}."
 
 

@@ -38,6 +38,7 @@ class StuckRequest(Rule):
     tolerates_gaps = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._stalls: dict[str, Mapping[str, Any]] = {}
         self._given_up: dict[str, Event] = {}
         """The end of each request that its client gave up and the engine has not ended."""

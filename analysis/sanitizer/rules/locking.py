@@ -39,9 +39,9 @@ class LocksetViolation(Rule):
     tolerates_gaps = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._last: dict[str, dict[str | None, Event]] = {}
         self._common: dict[str, frozenset[str]] = {}
-        self._reported: set[tuple[str, str | None]] = set()
 
     def _change(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if event.locks is None:
@@ -56,23 +56,19 @@ class LocksetViolation(Rule):
         # The first thread's changes count from its last one on: alone it was in no danger.
         common = frozenset(others[-1].locks or ()) if common is None else common
         self._common[part] = common = common & locks
-        if common or (part, event.operation) in self._reported:
+        if common or not self.is_new(part, event.operation):
             return
-        self._reported.add((part, event.operation))
         other = next((e for e in reversed(others) if not (locks & frozenset(e.locks or ()))), None)
         if other is None:
             return
-        yield Finding(
-            part,
+        what = (
             f"The operation {event.operation or event.kind} on thread {event.thread} changes the"
             f" {part.replace('-', ' ')} under {_named(locks)}, and"
             f" {other.operation or other.kind} on thread {other.thread} under"
-            f" {_named(other.locks or ())}.",
-            event.request_id,
-            other.request_id,
-            page=event.pages[0] if event.pages else None,
-            other_stack=other.stack,
+            f" {_named(other.locks or ())}."
         )
+        page, stack = event.pages[0] if event.pages else None, other.stack
+        yield Finding(part, what, event.request_id, other.request_id, page=page, other_stack=stack)
 
     on_acquire = on_free = on_create = on_node_overwritten = on_unlink = _change
     on_leaf_added = on_leaf_removed = on_reference = on_duplicate = _change

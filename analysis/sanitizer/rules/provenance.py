@@ -79,16 +79,18 @@ class SeqLenMismatch(Rule):
             if seq_len == own:
                 continue
             slots = step.read_slots[row][step.beyond[row]]
-            yield Finding(
-                "overread" if seq_len > own else "underread",
-                partial(_length_message, state, step.label(row), sequence, seq_len, own, slots),
-                sequence.request_id,
-                _first_foreign(state, slots, sequence),
-                page=int(slots[0]) // state.stride if len(slots) else None,
-                slot=int(slots[0]) % state.stride if len(slots) else None,
-                # There is nothing to read beyond the block table.
-                severity=WRONG_DATA if len(slots) or seq_len < own else AT_RISK,
+            cause = "overread" if seq_len > own else "underread"
+            message = partial(
+                _length_message, state, step.label(row), sequence, seq_len, own, slots
             )
+            writers = state.shadow.writer[slots]
+            foreign = writers[(writers >= 0) & (writers != sequence.number)]
+            other = state.name(int(foreign[0])) if len(foreign) else None
+            page, slot = divmod(int(slots[0]), state.stride) if len(slots) else (None, None)
+            # There is nothing to read beyond the block table.
+            severity = WRONG_DATA if len(slots) or seq_len < own else AT_RISK
+            own_id = sequence.request_id
+            yield Finding(cause, message, own_id, other, page=page, slot=slot, severity=severity)
 
 
 class ContextOverflow(Rule):
@@ -97,9 +99,6 @@ class ContextOverflow(Rule):
     causes = each(
         "past-context", "The model was not made for such positions: its answer has no meaning."
     )
-
-    def __init__(self) -> None:
-        self._reported: set[str] = set()
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
         limit = state.context_length
@@ -110,19 +109,16 @@ class ContextOverflow(Rule):
         if not (ends > limit).any():
             return
         for row, sequence in step.known_rows():
-            if ends[row] <= limit or sequence.request_id in self._reported:
-                continue
-            self._reported.add(sequence.request_id)
-            last = int(ends[row]) - 1
-            what = f"reaches position {last}; the model's context length is {limit}"
-            yield about(step, row, "past-context", what)
+            if ends[row] > limit and self.is_new(sequence.request_id):
+                last = int(ends[row]) - 1
+                what = f"reaches position {last}; the model's context length is {limit}"
+                yield about(step, row, "past-context", what)
 
     def after_done(self, state: EngineState, event: Event) -> None:
-        if event.request_id not in state.given_up:
-            self._reported.discard(event.request)
+        if event.request_id not in state.given_up:  # after `late` it is not
+            self.reported.discard((event.request,))
 
-    def after_late(self, state: EngineState, event: Event) -> None:
-        self._reported.discard(event.request)
+    after_late = after_done
 
 
 class WriteWriteConflict(Rule):
@@ -166,15 +162,9 @@ class WrongKVRead(Rule):
                 continue
             slot = int(step.read_slots[row, int(places[0])])
             cause, other = _content(state, slot, sequence)
-            yield Finding(
-                cause,
-                partial(_read_message, state, step.label(row), sequence, places, slot),
-                sequence.request_id,
-                other,
-                page=slot // state.stride,
-                slot=slot % state.stride,
-                severity=WRONG_DATA,
-            )
+            message = partial(_read_message, state, step.label(row), sequence, places, slot)
+            own_id, (page, slot) = sequence.request_id, divmod(slot, state.stride)
+            yield Finding(cause, message, own_id, other, page=page, slot=slot, severity=WRONG_DATA)
 
 
 class TaintedKVRead(Rule):
@@ -252,9 +242,3 @@ def _content(state: EngineState, slot: int, sequence: Sequence) -> tuple[str, st
         return "wrong-position", None
     stale = shadow.freed_after[slot // state.stride] >= shadow.invocation[slot]
     return "stale-after-free" if stale else "cross-request", state.name(writer)
-
-
-def _first_foreign(state: EngineState, slots: Ints, sequence: Sequence) -> str | None:
-    writers = state.shadow.writer[slots]
-    foreign = writers[(writers >= 0) & (writers != sequence.number)]
-    return state.name(int(foreign[0])) if len(foreign) else None

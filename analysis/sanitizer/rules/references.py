@@ -85,14 +85,14 @@ class EvictedWhileReferenced(Rule):
             return
         holders = state.holders_of_node(event.node)
         of = f" of {' and '.join(holders)}" if holders else ""
-        yield Finding(
-            "referenced-node",
+        what = (
             f"Node {event.node} (page {event.pages[0]}) is removed from the trie with"
-            f" {counted(count, 'reference')}{of}.",
-            holders[0] if holders else event.request_id,
-            event.request_id if holders else None,
-            page=event.pages[0],
+            f" {counted(count, 'reference')}{of}."
         )
+        request, other = event.request_id, None
+        if holders:
+            request, other = holders[0], event.request_id
+        yield Finding("referenced-node", what, request, other, page=event.pages[0])
 
 
 class UnprotectedPage(Rule):
@@ -111,6 +111,7 @@ class UnprotectedPage(Rule):
     }
 
     def __init__(self) -> None:
+        super().__init__()
         self._checked: set[str] = set()
         """Requests that were checked since the last change."""
         self._reported: dict[str, set[int]] = {}
@@ -135,11 +136,10 @@ class UnprotectedPage(Rule):
                 yield from self._one(state.nodes[cached[-1]], request, step.label(row))
 
     def after_done(self, state: EngineState, event: Event) -> None:
-        if event.request_id not in state.given_up:
+        if event.request_id not in state.given_up:  # after `late` it is not
             self._reported.pop(event.request, None)
 
-    def after_late(self, state: EngineState, event: Event) -> None:
-        self._reported.pop(event.request, None)
+    after_late = after_done
 
     def on_unprotected(self, state: EngineState, event: Event) -> Iterator[Finding]:
         node = state.nodes.get(-1 if event.node is None else event.node)
@@ -162,13 +162,11 @@ class UnprotectedPage(Rule):
         if node.node in reported:
             return
         reported.add(node.node)
-        yield Finding(
-            "no-reference",
+        what = (
             f"{label}: uses cached page {node.page}; neither its node {node.node} nor a node below"
-            " has a reference.",
-            request,
-            page=node.page,
+            " has a reference."
         )
+        yield Finding("no-reference", what, request, page=node.page)
 
 
 def _referenced(nodes: Mapping[int, Node], counts: Mapping[int, int], node: int) -> bool:

@@ -25,6 +25,15 @@ def _result(state: EngineState, event: Event) -> tuple[Sequence, Result] | None:
     return sequence, sequence.result
 
 
+def _next_token(sequence: Sequence) -> str:
+    return f"Token {len(sequence.chosen) + 1} of {sequence.request_id}"
+
+
+def _wrong(cause: str, what: str, sequence: Sequence, other: str | None = None) -> Finding:
+    """Return the finding that a request continues or is answered with wrong tokens."""
+    return Finding(cause, what, sequence.request_id, other, severity=WRONG_DATA)
+
+
 class LogitsMismatch(Rule):
     name = "logits-mismatch"
     sentence = "A token is chosen from the logits of its request's own row, in its last invocation."
@@ -38,6 +47,7 @@ class LogitsMismatch(Rule):
     }
 
     def __init__(self) -> None:
+        super().__init__()
         self._seen: OrderedDict[int, tuple[str, int]] = OrderedDict()
 
     def invocation(self, state: EngineState, step: ShadowStep) -> None:
@@ -68,14 +78,8 @@ class LogitsMismatch(Rule):
                 cause, whose = "other-request", f"of {other} in invocation {number}; {own}"
             else:
                 other, whose = None, f"of its invocation {number}; {own}"
-        yield Finding(
-            cause,
-            f"Token {len(sequence.chosen) + 1} of {sequence.request_id} was chosen from logits"
-            f" {whose}.",
-            sequence.request_id,
-            other,
-            severity=WRONG_DATA,
-        )
+        what = f"{_next_token(sequence)} was chosen from logits {whose}."
+        yield _wrong(cause, what, sequence, other)
 
 
 class SamplingMismatch(Rule):
@@ -97,13 +101,9 @@ class SamplingMismatch(Rule):
         sequence, result = known
         # `logits-mismatch` reports foreign logits; of a NaN no token is the right one.
         if event.digest == result.digest and result.token >= 0 and event.value != result.token:
-            yield Finding(
-                "not-argmax",
-                f"Token {len(sequence.chosen) + 1} of {sequence.request_id} is {event.value}; the"
-                f" most likely one of invocation {result.invocation_id} is {result.token}.",
-                sequence.request_id,
-                severity=WRONG_DATA,
-            )
+            likeliest = f"the most likely one of invocation {result.invocation_id}"
+            what = f"{_next_token(sequence)} is {event.value}; {likeliest} is {result.token}."
+            yield _wrong("not-argmax", what, sequence)
 
     def on_token(self, state: EngineState, event: Event) -> Iterator[Finding]:
         sequence = state.under_way.get(event.request)
@@ -117,12 +117,8 @@ class SamplingMismatch(Rule):
             cause, what = "changed", f"was chosen as {chosen}"
         else:
             return
-        yield Finding(
-            cause,
-            f"Token {place + 1} of {sequence.request_id} arrived as {event.value}, and {what}.",
-            sequence.request_id,
-            severity=WRONG_DATA,
-        )
+        token = f"Token {place + 1} of {sequence.request_id}"
+        yield _wrong(cause, f"{token} arrived as {event.value}, and {what}.", sequence)
 
     on_first_token = on_token
 
@@ -147,14 +143,8 @@ class AnswerMismatch(Rule):
         # `empty-answer` reports an empty answer.
         if None in chosen or not delivered or delivered == chosen:
             return
-        other = next(
-            (
-                s.request_id
-                for s in reversed(state.last_of.values())
-                if s.request_id != sequence.request_id and s.chosen == delivered
-            ),
-            None,
-        )
+        alike = (s.request_id for s in reversed(state.last_of.values()) if s.chosen == delivered)
+        other = next((name for name in alike if name != sequence.request_id), None)
         if other is not None:
             cause = "other-request"
         elif len(delivered) != len(chosen):
@@ -164,21 +154,18 @@ class AnswerMismatch(Rule):
         pairs = enumerate(zip(delivered, chosen, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(len(delivered), len(chosen)))
         whose = f"; {other} has this answer" if other else ""
-        yield Finding(
-            cause,
+        what = (
             f"The answer of {sequence.request_id} has {counted(len(delivered), 'token')}, of"
-            f" {len(chosen)} that were chosen, and differs at token {first + 1}{whose}.",
-            sequence.request_id,
-            other,
-            severity=WRONG_DATA,
+            f" {len(chosen)} that were chosen, and differs at token {first + 1}{whose}."
         )
+        yield _wrong(cause, what, sequence, other)
 
     def on_chosen(self, state: EngineState, event: Event) -> Iterator[Finding]:
         sequence = state.last_of.get(event.request)
         if sequence is not None and sequence.answers:
             had = counted(len(sequence.chosen), "token")
             what = f"{sequence.request_id} was answered with {had}; another was chosen afterwards."
-            yield Finding("answered-early", what, sequence.request_id, severity=WRONG_DATA)
+            yield _wrong("answered-early", what, sequence)
 
 
 class DuplicateAnswer(Rule):

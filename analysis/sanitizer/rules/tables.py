@@ -151,6 +151,7 @@ class SharedPageWrite(Rule):
     }
 
     def __init__(self) -> None:
+        super().__init__()
         self.rewritten = 0
         """Slots of such pages that were written again with the same prefix: wasteful, not wrong."""
 

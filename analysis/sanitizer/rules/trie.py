@@ -60,22 +60,18 @@ def _compare(
         return
     slot = int(slots[wrong[0]])
     other = state.name(int(shadow.writer[slot]))
-    cause, holds = {
-        int(NOTHING): ("uninitialized", "was never written"),
-        int(PADDING): ("padding", "holds padding"),
-    }.get(
-        int(shadow.content[slot]),
-        ("other-prefix", f"holds position {int(shadow.position[slot])} of {other}"),
+    cause, holds = "other-prefix", f"holds position {int(shadow.position[slot])} of {other}"
+    if shadow.content[slot] == NOTHING:
+        cause, holds = "uninitialized", "was never written"
+    elif shadow.content[slot] == PADDING:
+        cause, holds = "padding", "holds padding"
+    page, offset = divmod(slot, stride)
+    what = (
+        f"Page {page} is {what}, but does not hold position {first + int(wrong[0])} of it: slot"
+        f" {offset} {holds}."
     )
-    yield Finding(
-        cause,
-        f"Page {slot // stride} is {what}, but does not hold position {first + int(wrong[0])} of"
-        f" it: slot {slot % stride} {holds}.",
-        event.request_id,
-        other if other != event.request_id else None,
-        page=slot // stride,
-        slot=slot % stride,
-    )
+    other = other if other != event.request_id else None
+    yield Finding(cause, what, event.request_id, other, page=page, slot=offset)
 
 
 class OrphanedNode(Rule):
@@ -92,14 +88,13 @@ class OrphanedNode(Rule):
         count = state.references.get(event.node, 0)
         holders = state.holders_of_node(event.node)
         leaf = " and in the set of leaves" if event.node in state.leaves else ""
-        yield Finding(
-            "overwritten",
+        what = (
             f"Node {event.node} (page {event.pages[0]}) was replaced in the trie by a new node of"
-            f" the same tokens, with {counted(count, 'reference')}{leaf}.",
-            event.request_id,
-            next((h for h in holders if h != event.request_id), None),
-            page=event.pages[0] if node is None else node.page,
+            f" the same tokens, with {counted(count, 'reference')}{leaf}."
         )
+        other = next((h for h in holders if h != event.request_id), None)
+        page = event.pages[0] if node is None else node.page
+        yield Finding("overwritten", what, event.request_id, other, page=page)
 
 
 class ParentMismatch(Rule):
@@ -116,9 +111,6 @@ class ParentMismatch(Rule):
         "Eviction removes a node by its parent pointer: it fails, or removes another node.",
     )
     limits = {"": "Between two snapshots a pointer is checked only when a lookup passes it."}
-
-    def __init__(self) -> None:
-        self._reported: set[tuple[int, str]] = set()
 
     def after_detached(self, state: EngineState, event: Event) -> Iterator[Finding]:
         assert event.node is not None
@@ -138,15 +130,14 @@ class ParentMismatch(Rule):
             yield from self._one(state, node, right, what, None)
 
     def after_unlink(self, state: EngineState, event: Event) -> None:
-        self._reported -= {(node, cause) for node, cause in self._reported if node == event.node}
+        self.reported -= {(node, cause) for node, cause in self.reported if node == event.node}
 
     def _one(
         self, state: EngineState, node: int, right: bool, what: str, request: str | None
     ) -> Iterator[Finding]:
         cause = "wrong-child" if right else "wrong-parent"
-        if (node, cause) in self._reported:
+        if not self.is_new(node, cause):
             return
-        self._reported.add((node, cause))
         page = page_of(state, node)
         holders = sorted(state.holders.get(-1 if page is None else page, ()))
         request = request or (holders[0] if holders else None)
@@ -164,6 +155,7 @@ class LeafSetMismatch(Rule):
     }
 
     def __init__(self) -> None:
+        super().__init__()
         self._touched: dict[str | None, set[int]] = {}
         """Nodes that the operation under way on each thread changed."""
 
