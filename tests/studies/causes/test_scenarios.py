@@ -11,6 +11,7 @@ import pytest
 from support import NEWEST, REPORTED
 
 from analysis.core.errors import EngineError
+from analysis.runs.tables import is_control
 from analysis.sanitizer.recorded import controls_of
 from analysis.studies.causes import (
     applicable,
@@ -62,9 +63,9 @@ def test_scenarios_are_those_of_a_release_and_make_plans(
             assert () in first
             assert fixes(release, scenario.prefix_sharing) in first
             every = scenario.whole_plan(8, 4, 1)
-            assert {trial.treatments for trial in every.trials() if not trial.is_control} == {
-                fixes(release, scenario.prefix_sharing)
-            }
+            assert {
+                trial.treatments for trial in every.trials() if not is_control(trial.treatments)
+            } == {fixes(release, scenario.prefix_sharing)}
     assert [s.name for s in scenarios(REPORTED, ["trie"])] == ["trie"]
     with pytest.raises(EngineError, match="has no scenario 'dream'"):
         scenarios(REPORTED, ["dream"])
