@@ -26,6 +26,7 @@ LONGEST = (
     "sweep/test_observed.py", "sweep/test_kills.py", "recording/test_conservation.py",
     "sanitizer/test_faults.py",
     "studies/causes/test_scenarios.py", "recording/test_observe.py",
+    "recording/test_observe_failures.py",
     "interleavings/test_examine.py", "interleavings/test_machine.py",
     "test_report.py", "model/test_compile.py",
     "model/test_verify.py",

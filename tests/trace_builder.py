@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from trace_rows import event_row, invocation_row
 
 from analysis.recording.writes import PADDING_PAGE
 from analysis.runs.schema import EVENT_EXTRAS
@@ -351,11 +352,9 @@ class TraceBuilder:
         events, invocations = [], []
         for _, item in self.items:
             if isinstance(item, Event):
-                row = item._asdict()
-                extras = row.pop("extras")
-                events.append({**row, **extras, "trial_id": trial_id, "pages": list(item.pages)})
+                events.append(event_row(item, trial_id))
             elif item is not None:
-                invocations.append(_invocation_row(item, trial_id))
+                invocations.append(invocation_row(item, trial_id))
         snapshots = [snapshot.to_row(trial_id) for snapshot in (self.first, *self.snapshots)]
         return {"events": events, "invocations": invocations, "snapshots": snapshots}
 
@@ -366,29 +365,6 @@ def _row(row: str | Row | None) -> Row:
 
 def _padded(values: Sequence[int], width: int, filler: int) -> list[int]:
     return [*values, *[filler] * (width - len(values))]
-
-
-def _invocation_row(invocation: Invocation, trial_id: str) -> dict[str, Any]:
-    return {
-        "invocation_id": invocation.invocation_id,
-        "trial_id": trial_id,
-        "phase": invocation.phase,
-        "rows": invocation.real,
-        "batch_size": len(invocation.tokens),
-        "request_ids": invocation.request_ids,
-        "tokens": invocation.tokens.tolist(),
-        "seq_lens": invocation.seq_lens.tolist(),
-        "start_positions": None if invocation.starts is None else invocation.starts.tolist(),
-        "block_tables": invocation.tables.tolist(),
-        "seq": invocation.seq,
-        "end_seq": invocation.end_seq,
-        "thread": invocation.thread,
-        "t_s": invocation.t_s,
-        "duration_s": (invocation.end_seq - invocation.seq) / 1000,
-        "result_tokens": invocation.result_tokens,
-        "result_digests": invocation.result_digests,
-        "changed": invocation.changed,
-    }
 
 
 def strayed(name: str = "a", other: str = "b") -> TraceBuilder:
