@@ -151,11 +151,11 @@ def test_a_writer_killed_at_any_moment_leaves_whole_trials(tmp_path: Path) -> No
         with writer:
             # After a number of trials that has nothing to do with where in a trial the kill
             # arrives.
-            said = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
+            output = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
             writer.send_signal(signal.SIGKILL)
         run = load_run(tmp_path / "run")
         assert verify_run(tmp_path / "run").troubles == ()
-        assert set(said[1:]) <= set(run.trials["trial_id"])
+        assert set(output[1:]) <= set(run.trials["trial_id"])
         assert (run.requests.groupby("trial_id").size() == 50).all()
         assert run.requests["trial_id"].nunique() == len(run.trials)
     RunWriter.resume(tmp_path / "run", {"plan": {}, "seed": 0})

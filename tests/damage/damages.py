@@ -27,19 +27,19 @@ COMMANDS = ("plot", "check", "explain", "export", "list", "verify")
 
 
 def story() -> TraceBuilder:
-    """Return a story in which a rule is broken: b's page is read by a."""
-    told = TraceBuilder()
-    told.submit("b", B)
-    told.allocate("b", 3)
-    told.prefill("b")
-    told.token("b", 25)
-    told.submit("a", A)
-    told.allocate("a", 1, 2)
-    told.prefill("a")
-    told.token("a", 17)
-    told.done("b")
-    told.done("a")
-    return told
+    """Return a trace that breaks a rule: a reads b's page."""
+    trace = TraceBuilder()
+    trace.submit("b", B)
+    trace.allocate("b", 3)
+    trace.prefill("b")
+    trace.token("b", 25)
+    trace.submit("a", A)
+    trace.allocate("a", 1, 2)
+    trace.prefill("a")
+    trace.token("a", 17)
+    trace.done("b")
+    trace.done("a")
+    return trace
 
 
 def read(run: Path) -> Run:
@@ -67,7 +67,7 @@ def flip(file: Path, place: int) -> None:
 
 
 def rewrite(file: Path, change: Callable[[Any], Any]) -> None:
-    """Change a table and its checksum, as one who knows of it might."""
+    """Change a table and its checksum."""
     pq.write_table(change(pq.read_table(file)), file)
     sums = file.with_name("checksums.json")
     if sums.exists():

@@ -28,20 +28,20 @@ def as_another_user(action: Callable[[], Any]) -> str:
             os.setgid(65534)
             os.setuid(65534)
             action()
-            said = ""
+            output = ""
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
+            output = f"{type(error).__name__}: {error}"
+        os.write(writing, output.encode())
         os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
         in_time = select.select([pipe], [], [], 60)[0]
         if not in_time:
             os.kill(child, signal.SIGKILL)
-        said = pipe.read().decode()
+        output = pipe.read().decode()
     os.waitpid(child, 0)
     assert in_time
-    return said
+    return output
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_what_another_user_may_not_read_is_said_to_be_theirs(
             break
         place.chmod(place.stat().st_mode | 0o055)
     (run / closed).chmod(mode)
-    said = as_another_user(lambda: load_run(run))
-    assert said.startswith("RunError:")
-    assert f"{run / closed} may not be read by you, for it belongs to root" in said
-    assert "chmod" in said
-    assert "delete" not in said
-    assert "damaged" not in said
+    output = as_another_user(lambda: load_run(run))
+    assert output.startswith("RunError:")
+    assert f"{run / closed} may not be read by you, for it belongs to root" in output
+    assert "chmod" in output
+    assert "delete" not in output
+    assert "damaged" not in output
 
 
 def test_a_file_of_ones_own_that_is_closed_is_said_to_be_so() -> None:
@@ -84,13 +84,13 @@ def test_what_is_none_of_the_runs_is_never_to_be_deleted(
             (place / "thesis.txt").write_text("years of work")
     for command in COMMANDS:
         status, stdout, stderr = cachelab(command, run)
-        said = stdout + stderr
+        output = stdout + stderr
         assert status == 1, command
-        assert f"{place} is no trial of the run" in said
-        assert "move it out of" in said
-        assert "delete" not in said
-        assert "damaged" not in said
-    # A hidden one is an editor's or a file manager's.
+        assert f"{place} is no trial of the run" in output
+        assert "move it out of" in output
+        assert "delete" not in output
+        assert "damaged" not in output
+    # Editors and file managers create hidden ones.
     place.rename(run / "trials" / ".notes")
     assert len(load_run(run).trials) == 3
 

@@ -90,7 +90,7 @@ def test_damage_never_gives_other_data_nor_a_traceback(
         # Commands that need not read what is damaged may give what is right of the rest.
         assert status != 0 or command == "list"
         return
-    if layout == "old":  # other data cannot be told
+    if layout == "old":  # other data cannot be detected
         assert "Traceback" not in "".join(cachelab(command, run)[1:])
         return
     trials = set(now.trials["trial_id"])

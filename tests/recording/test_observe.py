@@ -54,7 +54,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == {
+    assert done.reply == {
         "hooked": [True, True, True],
         "same": [True, True, True],
         "after": [True, True],
@@ -91,11 +91,11 @@ say({"same": answers[0] == answers[1], "tokens": [len(t) for t in answers[0]],
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["same"]
-    assert done.said["tokens"] == [6, 6]
-    assert done.said["stacks"] > 0
-    assert done.said["own"] == []
-    assert done.said["faults"] == []
+    assert done.reply["same"]
+    assert done.reply["tokens"] == [6, 6]
+    assert done.reply["stacks"] > 0
+    assert done.reply["own"] == []
+    assert done.reply["faults"] == []
 
 
 def test_invocations_are_what_the_device_got(child: ChildRunner, release: str) -> None:
@@ -133,25 +133,25 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["prefill_rows"] == 3
-    assert said["prefills"]
-    assert said["decodes"]
-    assert said["decode_rows"] == {"r0": 5, "r1": 5, "r2": 5}
-    assert said["batch"] == [4]
-    assert said["padded"] >= 1
-    assert said["ordered"]
-    assert said["times"]
-    assert said["faults"] == []
-    assert said["under_way"] == []
+    reply = done.reply
+    assert reply["prefill_rows"] == 3
+    assert reply["prefills"]
+    assert reply["decodes"]
+    assert reply["decode_rows"] == {"r0": 5, "r1": 5, "r2": 5}
+    assert reply["batch"] == [4]
+    assert reply["padded"] >= 1
+    assert reply["ordered"]
+    assert reply["times"]
+    assert reply["faults"] == []
+    assert reply["under_way"] == []
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
 def test_rows_and_page_events_carry_the_right_request_with_32_at_once(
     child: ChildRunner, release: str, sharing: str
 ) -> None:
-    # Independent of what the hooks say: a prompt's tokens name its request, and the pages that are
-    # flown with them are that request's. What a later release refuses is sent in again.
+    # Independent of the hooks' request ids: a prompt's tokens identify its request and the pages
+    # of its invocation. Requests that a later release refuses are sent again.
     done = child(
         release,
         PRELUDE.format(sharing=sharing)
@@ -202,16 +202,16 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=512)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["outcomes"] == {"ok": 32}
-    assert said["rows"] >= 32 * 11
-    assert said["rows_right"] == said["rows"]
-    assert said["page_events"] >= 64
-    assert said["named"] >= 0.99 * said["page_events"]
-    assert said["holds_right"] == said["holds"] > 0
-    assert said["agree"] == said["pages"] > 0
-    assert said["requests"] == 32
-    assert said["faults"] == []
+    reply = done.reply
+    assert reply["outcomes"] == {"ok": 32}
+    assert reply["rows"] >= 32 * 11
+    assert reply["rows_right"] == reply["rows"]
+    assert reply["page_events"] >= 64
+    assert reply["named"] >= 0.99 * reply["page_events"]
+    assert reply["holds_right"] == reply["holds"] > 0
+    assert reply["agree"] == reply["pages"] > 0
+    assert reply["requests"] == 32
+    assert reply["faults"] == []
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
@@ -242,10 +242,10 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["wrong"] == []
-    assert done.said["faults"] == []
-    assert done.said["rounds"] > 6
-    assert done.said["held"] > 0
+    assert done.reply["wrong"] == []
+    assert done.reply["faults"] == []
+    assert done.reply["rounds"] > 6
+    assert done.reply["held"] > 0
 
 
 @pytest.mark.parametrize("first", ["", "import analysis.recording.replay"])
@@ -265,7 +265,7 @@ def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == [True, 2, True]
+    assert done.reply == [True, 2, True]
 
 
 def test_a_snapshot_needs_no_observer_and_counts_what_pages_hold(
@@ -305,16 +305,16 @@ say({"empty": empty.counts, "live": len(during), "holders": list(during[-1].hold
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["empty"] == {"free": 64, "live": 0, "cached": 0, "leaked": 0}
-    assert said["live"] > 0
-    assert said["holders"] == [said["id"]]
-    assert said["after"]["live"] == 0
-    assert said["after"]["cached"] > 0
-    assert said["contents"] == 64 - said["after"]["free"]
-    assert said["nan"] == 0
-    assert said["maximum"] > 0
-    assert len(said["digest"]) == 16
-    assert "observed already" in said["twice"]
-    assert "not running" in said["closed"]
-    assert said["asked"] == ["asked", "asked", "asked"]
+    reply = done.reply
+    assert reply["empty"] == {"free": 64, "live": 0, "cached": 0, "leaked": 0}
+    assert reply["live"] > 0
+    assert reply["holders"] == [reply["id"]]
+    assert reply["after"]["live"] == 0
+    assert reply["after"]["cached"] > 0
+    assert reply["contents"] == 64 - reply["after"]["free"]
+    assert reply["nan"] == 0
+    assert reply["maximum"] > 0
+    assert len(reply["digest"]) == 16
+    assert "observed already" in reply["twice"]
+    assert "not running" in reply["closed"]
+    assert reply["asked"] == ["asked", "asked", "asked"]

@@ -36,12 +36,12 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["answered"] == [6, 6, 6, 6]
-    assert not said["died"]
-    assert said["events"] == said["faults"] > 0
-    assert 1 <= len(said["shown"]) <= 3
-    assert "planted" in said["shown"][0]
+    reply = done.reply
+    assert reply["answered"] == [6, 6, 6, 6]
+    assert not reply["died"]
+    assert reply["events"] == reply["faults"] > 0
+    assert 1 <= len(reply["shown"]) <= 3
+    assert "planted" in reply["shown"][0]
 
 
 def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
@@ -59,12 +59,12 @@ with Engine(EngineConfig()) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["sizes"]["events"] == 30
-    assert said["sizes"]["snapshots"] == 3
-    assert "full" in said["overflow"]
-    assert said["overflow"] in said["text"]
-    assert sum("recording is full" in text for text in said["shown"]) == 2
+    reply = done.reply
+    assert reply["sizes"]["events"] == 30
+    assert reply["sizes"]["snapshots"] == 3
+    assert "full" in reply["overflow"]
+    assert reply["overflow"] in reply["text"]
+    assert sum("recording is full" in text for text in reply["shown"]) == 2
 
 
 def test_the_death_of_the_engine_is_caught_in_the_act(child: ChildRunner) -> None:
@@ -97,14 +97,14 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
         short_strobes=False,  # the four must be in one batch
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["died"] == 1
-    assert len(said["failed"]) == 1
-    assert "KeyError" in said["failed"][0]
-    assert "KeyError" in said["detail"][0]
-    assert said["operation"] == ["acquire"]
-    assert said["order"]
-    assert said["before_it"]
-    assert said["failures"] >= 2
-    assert said["nodes"] > 1
-    assert said["faults"] == []
+    reply = done.reply
+    assert reply["died"] == 1
+    assert len(reply["failed"]) == 1
+    assert "KeyError" in reply["failed"][0]
+    assert "KeyError" in reply["detail"][0]
+    assert reply["operation"] == ["acquire"]
+    assert reply["order"]
+    assert reply["before_it"]
+    assert reply["failures"] >= 2
+    assert reply["nodes"] > 1
+    assert reply["faults"] == []
