@@ -72,7 +72,7 @@ def between_concurrencies(
 ) -> float:
     """Return how often the test says that rates differ, in one of two configurations or in both."""
     below, above, engines, rounds = GRIDS[grid]
-    told = 0
+    reported = 0
     for _ in range(runs):
         p_values = []
         for _ in range(CONFIGURATIONS):
@@ -83,8 +83,8 @@ def between_concurrencies(
                     sizes += [level * rounds] * engines
                     second += [later] * engines
             p_values.append(permutation(failed, sizes, second))
-        told += min(p_values) < ALPHA / CONFIGURATIONS
-    return told / runs
+        reported += min(p_values) < ALPHA / CONFIGURATIONS
+    return reported / runs
 
 
 # Two settings, engine by engine, and the verdicts on a notebook's hypotheses.
@@ -219,7 +219,7 @@ def share_coverage(
 
 
 def pair_wrong(rng: Rng, p: float, icc: float, engines: int, runs: int) -> float:
-    """Return how often two settings that do alike are told apart by one sign-flip test."""
+    """Return how often two settings of equal effect are distinguished by one sign-flip test."""
     apart = 0
     for _ in range(runs):
         one, other = (failures(rng, p, icc, 32, engines) for _ in range(2))
@@ -310,12 +310,12 @@ def any_of(claimed: Sequence[Sequence[str]], *words: str) -> float:
 
 
 def cost_claims(rng: Rng, factor: float, pairs: int, arms: int, runs: int) -> tuple[float, float]:
-    """Return how often any arm is wrongly said to cost or save, and how often the first is told.
+    """Return how often any arm is wrongly reported to cost or save, and how often the first is.
 
     `factor` is what the first arm costs; the others cost nothing. Two concurrencies, times that
     scatter by 5% from engine to engine.
     """
-    wrong = told = 0
+    wrong = reported = 0
     for _ in range(runs):
         rows = []
         for level in (4, 8):
@@ -333,5 +333,5 @@ def cost_claims(rng: Rng, factor: float, pairs: int, arms: int, runs: int) -> tu
         shown = found["verdict"].isin(("costs", "saves"))
         null = found["arm"] != ALL if factor != 1 else found["arm"].notna()
         wrong += bool((shown & null).any())
-        told += bool((shown & ~null & (found["metric"] == "latency_s")).any())
-    return wrong / runs, told / runs
+        reported += bool((shown & ~null & (found["metric"] == "latency_s")).any())
+    return wrong / runs, reported / runs

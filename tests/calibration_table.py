@@ -62,18 +62,18 @@ def _rates(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
 
 def _concurrencies(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
     for grid in GRIDS:
-        told, p = max(
+        share, p = max(
             (between_concurrencies(rng, icc, grid, p, p, runs), p) for p in (0.05, 0.1, 0.3, 0.5)
         )
-        yield Row(grid, f"false claims in a notebook, worst at {p:.0%}", told, runs)
-        told = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
-        yield Row(grid, "power: 3% against 25%, in one of two or both", told, runs)
+        yield Row(grid, f"false claims in a notebook, worst at {p:.0%}", share, runs)
+        share = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
+        yield Row(grid, "power: 3% against 25%, in one of two or both", share, runs)
 
 
 def _pairs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
     for engines in (6, QUICK, FULL):
-        told, p = max((pair_wrong(rng, p, icc, engines, 4 * runs), p) for p in (0.05, 0.3, 0.6))
-        yield Row(f"{engines} engines", f"false claims, worst at {p:.0%}", told, 4 * runs)
+        share, p = max((pair_wrong(rng, p, icc, engines, 4 * runs), p) for p in (0.05, 0.3, 0.6))
+        yield Row(f"{engines} engines", f"false claims, worst at {p:.0%}", share, 4 * runs)
 
 
 def _shares(rng: Rng, icc: float, runs: int) -> Iterator[Row]:

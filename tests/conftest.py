@@ -26,6 +26,7 @@ LONGEST = (
     "sweep/test_observed.py", "sweep/test_kills.py", "recording/test_conservation.py",
     "sanitizer/test_faults.py",
     "studies/causes/test_scenarios.py", "recording/test_observe.py",
+    "recording/test_observe_failures.py",
     "interleavings/test_examine.py", "interleavings/test_machine.py",
     "test_report.py", "model/test_compile.py",
     "model/test_verify.py",
@@ -43,9 +44,9 @@ from analysis.engine import Engine, EngineConfig
 from analysis.shortfin.releases import row_of
 def has(release, capability):
     return capability in row_of(release).capabilities
-said = Path(sys.argv[1])
+reply = Path(sys.argv[1])
 def say(value):
-    said.write_text(json.dumps(value))
+    reply.write_text(json.dumps(value))
 """
 
 
@@ -65,15 +66,15 @@ def child(tmp_path: Path) -> ChildRunner:
     def run(
         release: str, source: str, *, timeout_s: float = 300, short_strobes: bool = True
     ) -> Child:
-        said = tmp_path / "said.json"
+        reply = tmp_path / "reply.json"
         source = _PRELUDE + textwrap.dedent(source)
         try:
             done = run_python(
-                release, source, str(said), timeout_s=timeout_s, short_strobes=short_strobes
+                release, source, str(reply), timeout_s=timeout_s, short_strobes=short_strobes
             )
         except ReleaseError as error:
             pytest.fail(f"{error} (`make test` does)")
-        value = json.loads(said.read_text()) if said.exists() else None
+        value = json.loads(reply.read_text()) if reply.exists() else None
         return Child(value, done.returncode, done.stdout, done.stderr)
 
     return run

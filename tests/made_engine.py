@@ -55,8 +55,8 @@ class MadeEngine:
     def clock_s(self) -> float:
         return 0.0
 
-    def watch(self, watcher: Recorder) -> None:
-        self.probe, self.made.observer = self.made, watcher
+    def watch(self, observer: Recorder) -> None:
+        self.probe, self.made.observer = self.made, observer
 
     def unwatch(self) -> None:
         self.probe = None

@@ -125,31 +125,31 @@ def _stall(row: Row) -> str:
     stall = dict(row["stall"])
     state = "flying" if stall["state"] == "executing" else stall["state"]
     threads = {t["thread"]: t["frames"] for t in stall.pop("threads") or ()}
-    said = {"where": " ".join(filter(None, (state, stall.pop("phase")))), **stall}
-    return json.dumps({**said, "threads": threads})
+    former = {"where": " ".join(filter(None, (state, stall.pop("phase")))), **stall}
+    return json.dumps({**former, "threads": threads})
 
 
 def _checksums(row: Row) -> str:
     if row["coverage"] is None:
         return json.dumps({"ended": row["message"]})
-    said = dict(row["coverage"])
-    followed = said.pop("followed"), said.pop("page_count")
-    return json.dumps(said if None in followed else {**said, "followed": followed})
+    former = dict(row["coverage"])
+    followed = former.pop("followed"), former.pop("page_count")
+    return json.dumps(former if None in followed else {**former, "followed": followed})
 
 
 def _changed(row: Row) -> str:
-    said = dict(row["changed_bytes"])
-    page, slot, zeros = (said.pop(name) for name in ("from_page", "from_slot", "zeros"))
-    said["holds"] = "zeros" if zeros else None if page is None else [page, slot]
-    said["moment"] = _KINDS.get(said["moment"], said["moment"])
-    return json.dumps({**said, "parts": _parts(said.pop("blocks"))})
+    former = dict(row["changed_bytes"])
+    page, slot, zeros = (former.pop(name) for name in ("from_page", "from_slot", "zeros"))
+    former["holds"] = "zeros" if zeros else None if page is None else [page, slot]
+    former["moment"] = _KINDS.get(former["moment"], former["moment"])
+    return json.dumps({**former, "parts": _parts(former.pop("blocks"))})
 
 
 def _kept(row: Row) -> str:
     slots = {
-        said["slot"]: {"all": said["whole"], "parts": _parts(said["blocks"]),
-                       "zeros": said["zeros"], "other_token": said["other_token"]}
-        for said in row["kept_bytes"]
+        former["slot"]: {"all": former["whole"], "parts": _parts(former["blocks"]),
+                       "zeros": former["zeros"], "other_token": former["other_token"]}
+        for former in row["kept_bytes"]
     }  # fmt: skip
     return json.dumps({"slots": slots})
 

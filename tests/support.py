@@ -34,9 +34,9 @@ _DEADLINE_S = 120.0
 
 @dataclass(frozen=True)
 class Child:
-    """A child process that ended: `said` is the JSON that it gave to `say`."""
+    """A child process that ended: `reply` is the JSON that it gave to `say`."""
 
-    said: Any
+    reply: Any
     returncode: int
     stdout: str
     stderr: str
@@ -46,7 +46,7 @@ ChildRunner = Callable[..., Child]
 
 
 def has(release: str, capability: str) -> bool:
-    """Tell whether a release has a capability; see `analysis.shortfin.releases`."""
+    """Return whether a release has a capability; see `analysis.shortfin.releases`."""
     return capability in row_of(release).capabilities
 
 

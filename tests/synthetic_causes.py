@@ -67,14 +67,14 @@ def tried(
         "trials": to_frame("trials", trial_rows),
         "findings": to_frame("findings", findings),
     }
-    return judged(tables, hypotheses), tables
+    return verdicts_of(tables, hypotheses), tables
 
 
 def control(arm: Names, *, injected: bool = True, alarmed: bool = True) -> Control:
     return Control(REPORTED, "trie", arm, "fault:wrong-page", injected, alarmed)
 
 
-def judged(
+def verdicts_of(
     tables: dict[str, pd.DataFrame],
     hypotheses: Sequence[Hypothesis],
     failures: Sequence[str] = FAILURES,
@@ -101,8 +101,8 @@ def one_cause(names: Sequence[str]) -> float:
 
 
 def two_that_mask_each_other(names: Sequence[str]) -> float:
-    mended = {"correct-seq-lens", "copy-tokens"} & set(names)
-    return {0: 0.5, 1: 0.5, 2: 0.0}[len(mended)]
+    fixed = {"correct-seq-lens", "copy-tokens"} & set(names)
+    return {0: 0.5, 1: 0.5, 2: 0.0}[len(fixed)]
 
 
 def two_that_add_up(names: Sequence[str]) -> float:

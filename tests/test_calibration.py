@@ -47,7 +47,7 @@ def runs_to_see(times: float, wanted: float = FALSE) -> int:
 
 
 def at_most(share: float, wanted: float, runs: int) -> bool:
-    """Tell whether a share of so many runs fits a true one of at most `wanted`."""
+    """Return whether a share of so many runs fits a true one of at most `wanted`."""
     return round(share * runs) <= most(wanted, runs)
 
 
@@ -77,8 +77,8 @@ def test_a_constant_rate_is_seldom_called_a_matter_of_concurrency(
 ) -> None:
     rng, runs = np.random.default_rng(0), runs_to_see(times)
     for p in (0.05, 0.3):
-        told = calibration.between_concurrencies(rng, icc, grid, p, p, runs)
-        assert at_most(told, FALSE, runs), p
+        share = calibration.between_concurrencies(rng, icc, grid, p, p, runs)
+        assert at_most(share, FALSE, runs), p
 
 
 @pytest.mark.parametrize("grid", GRIDS)

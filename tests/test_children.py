@@ -40,9 +40,9 @@ def test_a_child_does_not_import_from_the_working_directory(shadow: Path, what: 
         "-c": "import analysis; print(analysis.__file__)",
     }[what]
     child = children.start([sys.executable, what, asked], stdout=subprocess.PIPE)
-    said, _ = child.communicate(timeout=60)
+    output, _ = child.communicate(timeout=60)
     assert child.returncode == 0
-    assert said.decode().strip() == ("" if what == "-m" else analysis.__file__)
+    assert output.decode().strip() == ("" if what == "-m" else analysis.__file__)
 
 
 def test_no_kernel_imports_from_the_notebook_s_folder(shadow: Path, monkeypatch) -> None:
@@ -131,16 +131,16 @@ def test_a_trial_says_what_the_machine_lacked_by_its_status(
         assert _number_of(wrapped) == number
 
 
-@pytest.mark.parametrize(("status", "said"), [(128, "No space left"), (255, None), (1, None)])
+@pytest.mark.parametrize(("status", "output"), [(128, "No space left"), (255, None), (1, None)])
 def test_only_what_is_an_error_of_the_system_is_read_from_a_status(
-    tmp_path: Path, status: int, said: str | None
+    tmp_path: Path, status: int, output: str | None
 ) -> None:
     trial = TrialProcess(Path("/bin/true"), ASKED, tmp_path / "work", 60)
     wait_for(trial.poll, "the trial's end")
     (trial.directory / STACKS).touch()  # it came to where an engine is started
     trial._process.returncode = status
-    if said:
-        with pytest.raises(MachineError, match=said):
+    if output:
+        with pytest.raises(MachineError, match=output):
             trial.ended()
     else:
         assert trial.ended().status == "crashed"

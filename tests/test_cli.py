@@ -158,9 +158,9 @@ BOUNDS = [
 ]
 
 
-@pytest.mark.parametrize(("option", "said"), BOUNDS)
-def test_a_bound_comes_with_its_reason(option, said, cachelab):
-    assert said in cachelab(*SWEEP, *option, "--dry-run")[2]
+@pytest.mark.parametrize(("option", "output"), BOUNDS)
+def test_a_bound_comes_with_its_reason(option, output, cachelab):
+    assert output in cachelab(*SWEEP, *option, "--dry-run")[2]
 
 
 def test_validate_says_the_least_rate_and_which_rules_there_are(cachelab):
@@ -170,7 +170,7 @@ def test_validate_says_the_least_rate_and_which_rules_there_are(cachelab):
 
 @pytest.fixture
 def unwritable(tmp_path):
-    """Return a path below a file, where nobody can write, not even the superuser."""
+    """Return a path below a file, where no user can write, not even the superuser."""
     (tmp_path / "file").write_text("")
     return tmp_path / "file" / "out"
 
@@ -222,7 +222,7 @@ def test_what_is_no_notebook_is_refused_in_a_sentence(text, cachelab, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("line", "said"), [
+@pytest.mark.parametrize(("line", "output"), [
     ('{"prompt": "1 2 ", "max_new_tokens": 50000}', "as the reference decoder computes each"),
     ('{"prompt": "1 2 ", "max_new_tokens": 300}', "from 1 to 256, the model's context"),
     (json.dumps({"prompt": "1 " * 200}), "from 1 to 256, the model's context, tokens, not 401"),
@@ -231,14 +231,14 @@ def test_what_is_no_notebook_is_refused_in_a_sentence(text, cachelab, tmp_path):
     ("[" * 100_000, "line 1"),
 ])  # fmt: skip
 def test_a_workload_that_cannot_be_asked_is_refused_before_a_run_begins(
-    line, said, cachelab, tmp_path
+    line, output, cachelab, tmp_path
 ):
     (tmp_path / "w.jsonl").write_text(line)
     out = tmp_path / "run"
     status, _, stderr = cachelab(*SWEEP, "--workload", tmp_path / "w.jsonl", "--out", out)
     assert status == 1
     assert len(stderr.splitlines()) == 1
-    assert said in stderr
+    assert output in stderr
     assert not out.exists()
 
 

@@ -65,7 +65,7 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
         """,
     )
     assert done.returncode == 0, done.stderr
-    for used, text in done.said.values():
+    for used, text in done.reply.values():
         for counts in zip(*(used[state] for state in STATES), strict=True):
             assert sum(counts) == 64
         if has(release, "records"):
@@ -93,7 +93,7 @@ def test_duplicate_nodes_kill_releases_with_allocations_and_no_others(
         short_strobes=False,  # those of a round must be in one batch
     )
     assert done.returncode == 0, done.stderr
-    rounds, death = done.said
+    rounds, death = done.reply
     if has(release, "allocations"):
         assert rounds < 20
         assert "KeyError" in death

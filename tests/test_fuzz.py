@@ -51,10 +51,10 @@ def examples(few: int, many: int) -> pytest.MarkDecorator:
 
 
 def is_a_sentence(error: Exception) -> None:
-    said = str(error)
-    assert said.endswith("."), said
-    assert len(said.splitlines()) == 1, said
-    assert len(said) < LONGEST_SENTENCE, said
+    reply = str(error)
+    assert reply.endswith("."), reply
+    assert len(reply.splitlines()) == 1, reply
+    assert len(reply) < LONGEST_SENTENCE, reply
 
 
 NUMBERS = st.one_of(
@@ -335,11 +335,11 @@ def test_an_engine_goes_on_after_whatever_it_was_asked(
         """,
     )
     assert done.returncode == 0, done.stderr
-    refused, answered, healthy, died = done.said
+    refused, answered, healthy, died = done.reply
     assert died == "None"
     assert len(refused) + answered == count
     assert min(len(refused), answered) > count // 10
     assert len(healthy) == count // 20
     assert all(text.startswith("6 7 8") for text in healthy)
-    for said in refused:
-        is_a_sentence(EngineError(said))
+    for reply in refused:
+        is_a_sentence(EngineError(reply))

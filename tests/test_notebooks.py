@@ -109,14 +109,14 @@ def test_kinds_of_events_exist(notebook: Any) -> None:
 def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
     run = reported_pattern()
-    said: list[str] = []
+    output: list[str] = []
     names: dict[str, Any] = {
         "run": run,
         "home": tmp_path,
         "figures": figures,
         "report": report,
         "reproduce": reproduce,
-        "Markdown": said.append,
+        "Markdown": output.append,
         "alone": SimpleNamespace(prompt="1 2 3 4 5 ", text="6 7 9 1"),
         "show": jupyter.show,
         "asked_again": SimpleNamespace(frame=pd.DataFrame({"right_alone": [True, False, None]})),
@@ -129,7 +129,7 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
         "Asked alone, '1 2 3 4 5 ' was answered with '6 7 9 1', not '6 7 8'. Of 2 answers to"
     )
     by_itself += " prompts that had been answered wrong, asked again alone, 1 were right."
-    assert said == [f"{reproduce.answer_in_words(run)}\n\n{by_itself}"]
+    assert output == [f"{reproduce.answer_in_words(run)}\n\n{by_itself}"]
     answer = json.loads((tmp_path / "answer.json").read_text())["answer"]
     assert answer == f"{reproduce.answer_in_a_sentence(run)} {by_itself}"
 

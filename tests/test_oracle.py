@@ -31,18 +31,18 @@ def test_answers_are_right_and_kept(kept, release):
     from analysis.model.tokenizer import ModelTokenizer
 
     decode = ModelTokenizer(load_model()).decode
-    told = []
-    answers = oracle_of(release).generate(ASKED, lambda *known: told.append(known))
-    assert told == [(n, 5) for n in range(6)]
+    progress = []
+    answers = oracle_of(release).generate(ASKED, lambda *known: progress.append(known))
+    assert progress == [(n, 5) for n in range(6)]
     assert decode(answers["1 2 3 4 5 ", 5]) == "6 7 8"
     right = [decode(answers[r.prompt, 15]) == r.expected for r in ASKED[:4]]
     assert sum(right) >= 3  # the model may err on one in 200
     (file,) = kept.iterdir()
     before = file.read_bytes()
-    told.clear()
-    again = oracle_of(release).generate(ASKED, lambda *known: told.append(known))
+    progress.clear()
+    again = oracle_of(release).generate(ASKED, lambda *known: progress.append(known))
     assert again == answers
-    assert told == [(5, 5)]
+    assert progress == [(5, 5)]
     assert file.read_bytes() == before
 
 
@@ -51,9 +51,9 @@ def test_a_line_cut_short_is_asked_again_and_the_others_are_not(kept):
     (file,) = kept.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-7])
-    told = []
-    oracle_of(REPORTED).generate(ASKED[:2], lambda *known: told.append(known))
-    assert told == [(1, 2), (2, 2)]
+    progress = []
+    oracle_of(REPORTED).generate(ASKED[:2], lambda *known: progress.append(known))
+    assert progress == [(1, 2), (2, 2)]
     assert file.read_bytes().startswith(whole[:-7] + b"\n")
 
 

@@ -272,11 +272,11 @@ def test_a_snapshot_says_what_it_is() -> None:
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_say_every_number_once(numbers: set[int]) -> None:
     text = ranges(numbers, most=100)
-    said = []
+    output = []
     for part in text.replace(" and ", ", ").split(", ") if text else []:
         first, _, last = part.partition("-")
-        said += range(int(first), int(last or first) + 1)
-    assert said == sorted(numbers)
+        output += range(int(first), int(last or first) + 1)
+    assert output == sorted(numbers)
 
 
 def test_ranges_are_cut() -> None:

@@ -113,7 +113,7 @@ def test_shares_carry_the_uncertainty_of_what_they_are_shares_of() -> None:
     half = share(_rate(12), _rate(2), _rate(20))
     assert half.value == pytest.approx(0.5)
     assert 0 < half.low < 0.5 < half.high < 1
-    # What fails all the same is credited to nobody.
+    # Remaining failures are credited to no fix.
     assert share(_rate(12), _rate(12), _rate(20)).value == 0
     assert math.isnan(share(_rate(2), None, _rate(0)).value)
     assert math.isnan(gone(_rate(2, 4), _rate(0, 4)).low)

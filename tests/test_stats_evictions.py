@@ -57,7 +57,7 @@ def sweep(
     return pd.DataFrame(requests), frame
 
 
-def judged(requests: pd.DataFrame, trials: pd.DataFrame) -> EvictionVerdict:
+def verdict_of(requests: pd.DataFrame, trials: pd.DataFrame) -> EvictionVerdict:
     [verdict] = decide_evictions([evictions_contrast(requests, trials)])
     assert verdict is not None
     return verdict
@@ -71,7 +71,7 @@ def test_evictions_that_cause_failures_are_found_out() -> None:
     requests, trials = sweep(
         more_with_concurrency, lambda level, evicted: 0.05 + 0.4 * (evicted > 0)
     )
-    verdict = judged(requests, trials)
+    verdict = verdict_of(requests, trials)
     assert verdict.contrast.interval()[0] > 2
     assert verdict.contrast.p_value < 0.001
     assert verdict.status == "explain"
@@ -88,7 +88,7 @@ def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         trials_each=40,
     )  # fmt: skip
-    verdict = judged(requests, trials)
+    verdict = verdict_of(requests, trials)
     assert verdict.contrast.crude_p_value < 0.001
     assert verdict.contrast.crude_odds_ratio > 1.5
     low, high = verdict.contrast.interval()
@@ -181,7 +181,7 @@ def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         trials_each=3,
     )  # fmt: skip
-    verdict = judged(requests, trials)
+    verdict = verdict_of(requests, trials)
     assert verdict.status == "undecided"
     assert not verdict.equivalent
     words = evictions_in_words(requests, trials)

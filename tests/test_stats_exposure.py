@@ -1,4 +1,4 @@
-"""Exposures of two arms: what moved, what did not, and what cannot be said."""
+"""Exposures of two arms: what moved, what did not, and what cannot be estimated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of engines that were asked the same: what is counted, and what it tells."""
+"""Pairs of engines that got the same requests: counts and estimates."""
 
 from __future__ import annotations
 

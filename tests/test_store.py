@@ -1,16 +1,9 @@
-"""A run on disk: what is written comes back, and nothing half-written ever does."""
+"""Tables of a run on disk: what is written is read back, and what does not fit is refused."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +19,15 @@ from support import ROOT
 from synthetic import request_row, trial_row
 
 from analysis.core.errors import RunError
-from analysis.core.files import write_atomically
-from analysis.runs import store
 from analysis.runs.store import (
     TABLES,
     RunWriter,
-    alone_in,
     describe,
     load_run,
-    load_run_trials,
     new_manifest,
-    pack_run,
     to_frame,
     to_table,
 )
-from analysis.sweep.upkeep import verify_run
 
 MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
 
@@ -281,152 +268,6 @@ def test_an_unknown_table_is_refused() -> None:
         to_table("fights", [])
 
 
-def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    RunWriter.resume(run, MANIFEST).write_trial(trial_row(), [])
-    again = RunWriter.resume(run, {**MANIFEST, "command": "typed differently"})
-    assert set(load_run_trials(run)) == {"c"}
-    assert again.manifest["command"] == "test"
-    with pytest.raises(RunError, match="another plan"):
-        RunWriter.resume(run, {**MANIFEST, "seed": 1})
-    with pytest.raises(RunError, match="already holds a run"):
-        RunWriter.create(run, MANIFEST)
-
-
-def test_of_two_that_begin_a_run_at_once_only_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "trials").mkdir()
-    with alone_in(tmp_path), pytest.raises(RunError, match="Another sweep is writing"):
-        RunWriter.create(tmp_path, MANIFEST)
-    held = store.alone_in
-
-    @contextmanager
-    def late(path: Path) -> Iterator[None]:
-        monkeypatch.setattr(store, "alone_in", held)
-        RunWriter.create(path, {**MANIFEST, "run_id": "first"})
-        with held(path):
-            yield
-
-    monkeypatch.setattr(store, "alone_in", late)
-    with pytest.raises(RunError, match="already holds a run"):
-        RunWriter.create(tmp_path, {**MANIFEST, "run_id": "second"})
-    assert load_run(tmp_path).manifest["run_id"] == "first"
-
-
-@pytest.mark.parametrize("start", [RunWriter.create, RunWriter.resume])
-def test_a_foreign_directory_is_refused(tmp_path: Path, start: Any) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is no run"):
-        start(tmp_path, MANIFEST)
-    with pytest.raises(RunError, match="is a file"):
-        start(tmp_path / "thesis.txt", MANIFEST)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_what_is_no_run_is_said_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"has no manifest\.json"):
-        load_run(tmp_path / "nowhere")
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match=r"manifest\.json cannot be read"):
-        load_run(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(RunError, match="schema version 99"):
-        load_run(tmp_path)
-
-
-def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, MANIFEST)
-    for name in ("a", "b"):
-        writer.write_trial(trial_row(trial_id=name), [request_row(trial_id=name)])
-    file = tmp_path / "trials" / "b" / "requests.parquet"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(
-        RunError, match=r"trials/b/requests\.parquet is damaged: delete .*trials/b and"
-    ):
-        load_run(tmp_path)
-    file.unlink()
-    with pytest.raises(RunError, match=r"trials/b/requests\.parquet is missing"):
-        load_run(tmp_path)
-
-
-def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
-    for name in ("a", "b"):
-        writer.write_trial(trial_row(trial_id=name), [request_row(trial_id=name)])
-    packed = pack_run(tmp_path / "run", tmp_path / "packed")
-    assert sorted(file.name for file in packed.iterdir()) == [
-        "checksums.json", "manifest.json", "requests.parquet", "trials.parquet",
-    ]  # fmt: skip
-    whole, again = load_run(tmp_path / "run"), load_run(packed)
-    assert again.manifest == {**whole.manifest, "packed": True}
-    pd.testing.assert_frame_equal(again.trials, whole.trials)
-    pd.testing.assert_frame_equal(again.requests, whole.requests)
-    with pytest.raises(RunError, match="exists already"):
-        pack_run(tmp_path / "run", packed)
-    with pytest.raises(RunError, match="packed run"):
-        RunWriter.resume(packed, {"plan": {}, "seed": 0})
-    file = packed / "requests.parquet"
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(RunError, match=r"requests\.parquet is damaged: restore the packed run"):
-        load_run(packed)
-
-
-WRITER = """
-import sys
-from analysis.runs.store import RunWriter
-from synthetic import trial_row, request_row
-writer = RunWriter.resume(sys.argv[1], {"plan": {}, "seed": 0})
-print("ready", flush=True)
-for number in range(1000000):
-    name = f"{number:06d}-{sys.argv[2]}"
-    requests = [request_row(trial_id=name, request_id=str(i)) for i in range(50)]
-    writer.write_trial(trial_row(trial_id=name), requests)
-    print(name, flush=True)
-"""
-
-
-def test_a_writer_killed_at_any_moment_leaves_whole_trials(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
-    for sitting in range(2):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "run"), str(sitting)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert writer.stdout
-        with writer:
-            # After a number of trials that has nothing to do with where in a trial the kill
-            # arrives.
-            said = [writer.stdout.readline().strip() for _ in range(5 + 7 * sitting)]
-            writer.send_signal(signal.SIGKILL)
-        run = load_run(tmp_path / "run")
-        assert verify_run(tmp_path / "run").troubles == ()
-        assert set(said[1:]) <= set(run.trials["trial_id"])
-        assert (run.requests.groupby("trial_id").size() == 50).all()
-        assert run.requests["trial_id"].nunique() == len(run.trials)
-    RunWriter.resume(tmp_path / "run", {"plan": {}, "seed": 0})
-    assert not list((tmp_path / "run" / "trials").glob(".*"))
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-
-    def full(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_every_column_says_what_it_means() -> None:
     for name in TABLES:
         described = describe(name)
@@ -442,18 +283,3 @@ def test_a_manifest_tells_what_a_run_was_made_with() -> None:
     assert manifest["machine"]["cores"] >= 1
     assert manifest["versions"]["pyarrow"] == pa.__version__
     json.dumps(manifest)
-
-
-def test_a_trial_whose_place_cannot_be_written_out_is_there_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = RunWriter.create(tmp_path / "run", MANIFEST)
-    trials = tmp_path / "run" / "trials"
-
-    def fail(path: Path) -> None:
-        if path == trials:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("analysis.runs.store.to_disk", fail)
-    writer.write_trial(trial_row(trial_id="one"), [])
-    assert [path.name for path in trials.iterdir()] == ["one"]

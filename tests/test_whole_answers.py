@@ -114,10 +114,10 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
     run = make_run({(REPORTED, "none", 4): {"ok": 8, "wrong": 4}})
     untreated = Checked(REPORTED, "none", (), trials=4)
     nothing = Checked(REPORTED, "none", ("correct-seq-lens",), trials=4)
-    said = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
-    assert "of 12 requests read wrong data and 4 answered wrong" in said
-    assert "with correct-seq-lens: 0 of 0 requests" in said
-    assert said.endswith("A pool of 64 pages: 9 empty.")
+    output = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
+    assert "of 12 requests read wrong data and 4 answered wrong" in output
+    assert "with correct-seq-lens: 0 of 0 requests" in output
+    assert output.endswith("A pool of 64 pages: 9 empty.")
 
 
 def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence() -> None:
@@ -133,8 +133,8 @@ def test_what_failed_in_a_soak_test_and_with_a_fix_left_out_is_in_the_sentence()
     result: Any = SimpleNamespace(release=NEWEST, prefix_sharing="none", ok=True, complete=True,
                                   interleavings=7, failures=(), shortest=lambda: ())  # fmt: skip
     broken: Any = SimpleNamespace(ok=False, failures=("one",))
-    said = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
-    assert "left out alone, 1 of 2 fixes bring a failure back" in said
+    output = isolation_in_a_sentence([result], [result], {"x": broken, "y": result})
+    assert "left out alone, 1 of 2 fixes bring a failure back" in output
 
 
 def test_rejections_are_named_where_evictions_are_judged() -> None:

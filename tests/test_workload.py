@@ -46,7 +46,7 @@ def test_only_the_prompt_must_be_there(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "output"),
     [
         ("{", "line 2"),
         ("[]", "not a JSON object"),
@@ -62,12 +62,12 @@ def test_only_the_prompt_must_be_there(tmp_path: Path):
         ("[" * 100_000, "line 2"),
     ],
 )
-def test_a_bad_line_is_named_with_its_file(tmp_path: Path, line, said):
+def test_a_bad_line_is_named_with_its_file(tmp_path: Path, line, output):
     path = tmp_path / "w.jsonl"
     path.write_text(json.dumps({"id": "first", "prompt": "1 2 "}) + "\n" + line + "\n")
     with pytest.raises(WorkloadError) as error:
         Workload.read(path)
-    assert said in str(error.value)
+    assert output in str(error.value)
     assert "w.jsonl, line 2" in str(error.value)
 
 

@@ -2,7 +2,7 @@
 them.
 
 Everything is right by default: an invocation has its requests' own tokens, positions, lengths and
-pages, a pool counts what it has, and whoever is still under way at the end is ended properly.
+pages, a pool counts what it has, and requests still under way at the end are ended properly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from trace_rows import event_row, invocation_row
 
 from analysis.recording.writes import PADDING_PAGE
 from analysis.runs.schema import EVENT_EXTRAS
@@ -37,7 +38,7 @@ class Row:
 
 
 class TraceBuilder:
-    """A stream under way; every method that tells something returns its place or its invocation."""
+    """A stream under way; every method that adds an item returns its place or its invocation."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class TraceBuilder:
         taken: Iterable[int] = (),
         context: int | None = None,
     ) -> None:
-        """Begin with pages in use by nodes, requests or (`taken`) nobody; all others are free."""
+        """Begin with pages in use by nodes, requests or (`taken`) no owner; all others are free."""
         nodes, holdings = (ROOT, *nodes), holdings or {}
         used = {n.page for n in nodes} | {p for pages in holdings.values() for p in pages}
         free = [page for page in range(page_count) if page not in used | set(taken)]
@@ -57,7 +58,7 @@ class TraceBuilder:
         self.stride, self.context = stride, context
         self.first = Snapshot(state, seq=0, t_s=0.0)
         self.state = EngineState(self.first, stride)
-        """The cache as told so far; invocations do not go through it."""
+        """The cache after the events so far; invocations do not go through it."""
         self.items: list[tuple[int, Event | Invocation | None]] = []
         self.snapshots: list[Snapshot] = []
         self.prompts: dict[str, tuple[int, ...]] = {}
@@ -92,7 +93,7 @@ class TraceBuilder:
     def within(
         self, operation: str | None = None, request: str | None = None, thread: str | None = None
     ) -> Iterator[None]:
-        """Have what is told belong to an operation, or happen on another thread."""
+        """Assign the events inside to an operation or to another thread."""
         before = self.operation_name, self.thread
         self.operation_name, self.thread = operation, thread or self.thread
         try:
@@ -214,14 +215,14 @@ class TraceBuilder:
 
     # -- invocations ---------------------------------------------------------------------------
 
-    def prefill(self, *rows: str | Row | None, lands: bool = True) -> Invocation:
-        """Fly prompts, in chunks if any row has a start; None is a padding row."""
-        told = [_row(row) for row in rows]
-        chunked = any(row.start is not None for row in told)
-        whole = [self._prefill_row(row, chunked) for row in told]
+    def prefill(self, *rows: str | Row | None, finishes: bool = True) -> Invocation:
+        """Execute prompts, in chunks if any row has a start; None is a padding row."""
+        given = [_row(row) for row in rows]
+        chunked = any(row.start is not None for row in given)
+        whole = [self._prefill_row(row, chunked) for row in given]
         width = max(len(row.tokens) for row in whole)
         width = -(-width // self.stride) * self.stride
-        return self._fly("prefill", whole, width, starts=chunked, lands=lands)
+        return self._execute("prefill", whole, width, starts=chunked, finishes=finishes)
 
     def _prefill_row(self, row: Row, chunked: bool) -> Row:
         request = row.request_id
@@ -239,10 +240,10 @@ class TraceBuilder:
             table = self.pages[request][: -(-(start + len(tokens)) // self.stride)]
         return Row(request, tokens, start, length, table)
 
-    def decode(self, *rows: str | Row | None, blocks: int = 0, lands: bool = True) -> Invocation:
-        """Fly one token of each row; block tables are padded, to at least `blocks`."""
+    def decode(self, *rows: str | Row | None, blocks: int = 0, finishes: bool = True) -> Invocation:
+        """Execute one token of each row; block tables are padded, to at least `blocks`."""
         whole = [self._decode_row(_row(row)) for row in rows]
-        return self._fly("decode", whole, 1, starts=True, lands=lands, blocks=blocks)
+        return self._execute("decode", whole, 1, starts=True, finishes=finishes, blocks=blocks)
 
     def _decode_row(self, row: Row) -> Row:
         request = row.request_id
@@ -260,8 +261,15 @@ class TraceBuilder:
             request, tokens, start, length + 1 if row.seq_len is None else row.seq_len, table
         )
 
-    def _fly(
-        self, phase: str, rows: list[Row], width: int, *, starts: bool, lands: bool, blocks: int = 0
+    def _execute(
+        self,
+        phase: str,
+        rows: list[Row],
+        width: int,
+        *,
+        starts: bool,
+        finishes: bool,
+        blocks: int = 0,
     ) -> Invocation:
         blocks = max(blocks, 1, *(len(row.table) for row in rows))
         seq = self._place()
@@ -281,12 +289,12 @@ class TraceBuilder:
         assert not any(row.request_id for row in rows[invocation.real :]), "padding comes last"
         self._invocations += 1
         self.items.append((seq, invocation))
-        if lands:
-            self.land(invocation)
+        if finishes:
+            self.finish(invocation)
         return invocation
 
-    def land(self, invocation: Invocation) -> None:
-        """End an invocation that was begun with `lands=False`."""
+    def finish(self, invocation: Invocation) -> None:
+        """End an invocation that was begun with `finishes=False`."""
         invocation.end_seq = self._place()
         self.items.append((invocation.end_seq, None))
 
@@ -302,7 +310,7 @@ class TraceBuilder:
     # -- the end ---------------------------------------------------------------------------
 
     def snapshot(self, *, consistent: bool = True, **changes: Any) -> int:
-        """Look at the cache, which is as told but for `changes` of its state."""
+        """Take a snapshot: the cache after the events so far, with `changes` of its state."""
         seq = self.event("snapshot", moment="asked")
         state = replace(self.state.snapshot().state, **changes)
         self.snapshots.append(Snapshot(state, seq=seq, t_s=seq / 1000, consistent=consistent))
@@ -325,7 +333,7 @@ class TraceBuilder:
         return self.done(request, outcome)
 
     def close(self) -> TraceBuilder:
-        """End everybody who is under way."""
+        """End all requests that are under way."""
         for request in sorted(self.state.under_way):
             self.end(request)
         return self
@@ -351,11 +359,9 @@ class TraceBuilder:
         events, invocations = [], []
         for _, item in self.items:
             if isinstance(item, Event):
-                row = item._asdict()
-                extras = row.pop("extras")
-                events.append({**row, **extras, "trial_id": trial_id, "pages": list(item.pages)})
+                events.append(event_row(item, trial_id))
             elif item is not None:
-                invocations.append(_invocation_row(item, trial_id))
+                invocations.append(invocation_row(item, trial_id))
         snapshots = [snapshot.to_row(trial_id) for snapshot in (self.first, *self.snapshots)]
         return {"events": events, "invocations": invocations, "snapshots": snapshots}
 
@@ -368,31 +374,8 @@ def _padded(values: Sequence[int], width: int, filler: int) -> list[int]:
     return [*values, *[filler] * (width - len(values))]
 
 
-def _invocation_row(invocation: Invocation, trial_id: str) -> dict[str, Any]:
-    return {
-        "invocation_id": invocation.invocation_id,
-        "trial_id": trial_id,
-        "phase": invocation.phase,
-        "rows": invocation.real,
-        "batch_size": len(invocation.tokens),
-        "request_ids": invocation.request_ids,
-        "tokens": invocation.tokens.tolist(),
-        "seq_lens": invocation.seq_lens.tolist(),
-        "start_positions": None if invocation.starts is None else invocation.starts.tolist(),
-        "block_tables": invocation.tables.tolist(),
-        "seq": invocation.seq,
-        "end_seq": invocation.end_seq,
-        "thread": invocation.thread,
-        "t_s": invocation.t_s,
-        "duration_s": (invocation.end_seq - invocation.seq) / 1000,
-        "result_tokens": invocation.result_tokens,
-        "result_digests": invocation.result_digests,
-        "changed": invocation.changed,
-    }
-
-
 def strayed(name: str = "a", other: str = "b") -> TraceBuilder:
-    """Return a story in which a request reads another one's page."""
+    """Return a trace in which a request reads another one's page."""
     story = TraceBuilder()
     for request, first, pages in ((name, 11, (1, 2)), (other, 21, (3, 4))):
         story.submit(request, range(first, first + 6))

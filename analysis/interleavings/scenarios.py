@@ -109,7 +109,7 @@ _ALL = (
     ),
     Scenario(
         "published beneath",
-        "A request publishes beneath what another published, then a third needs pages.",
+        "A request publishes below a node that another one published, then a third needs pages.",
         6,
         (Request("A", _run(1, 4)), Request("B", (*_run(1, 4), 11, 12)), Request("C", _run(20, 6))),
     ),

@@ -166,7 +166,7 @@ def _seal(vmfb: Path) -> Path:
 
 
 def _is_whole(vmfb: Path) -> bool:
-    """Tell whether a compiled model is there as the compiler left it."""
+    """Return whether a compiled model is present and unchanged since its compilation."""
     try:
         return _seal(vmfb).read_text().strip() == sha256(vmfb)
     except (OSError, ValueError):

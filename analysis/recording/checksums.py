@@ -1,7 +1,7 @@
 """Checksums of the pages' bytes: what nothing wrote must stay, what was written must have arrived.
 
-A page that looks changed is judged only when every invocation that may have written to it meanwhile
-has landed, by the arguments of these invocations.
+A page that looks changed is checked only when every invocation that may have written to it
+meanwhile has finished, by the arguments of these invocations.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def writing(pool: Any, page: int) -> Iterator[None]:
 class Checksums(PageDigests):
     """Digests of all slots of one engine's page table, compared whenever a page is read again.
 
-    The slots that an invocation wrote are read when it lands, and pages when they are acquired,
+    The slots that an invocation wrote are read when it finishes, and pages when they are acquired,
     freed, found in the trie or let go of by a request. *sampled* does that with one page in 32,
     drawn by chance, and leaves the others alone. *landings* does it with all pages, and every
-    landing also reads four, drawn from those that its rows use; with *whole* all pages are read
-    when an invocation starts and when it lands. Padding page 0 is never judged: padding rows write
-    to it.
+    completion also reads four, drawn from those that its rows use; with *whole* all pages are read
+    when an invocation starts and when it finishes. Padding page 0 is never checked: padding rows
+    write to it.
 
     Nothing is read before `open`. Its other methods are called on the engine's own threads. Raises
     EngineError where the page table cannot be read from here.
@@ -84,7 +84,7 @@ class Checksums(PageDigests):
         self.slots_written = 0
         """Slots that were read when the invocation that wrote them had ended."""
         self.unchecked = 0
-        """Changes of a page that were not judged because too many were pending."""
+        """Changes of a page that were not checked because too many were pending."""
         self._offered = 0
         """Pages that could have been read at the ends of invocations."""
         self.recorder, self._pool = recorder, probe.pool
@@ -279,7 +279,7 @@ class Checksums(PageDigests):
                 self.unchecked += 1
 
     def _settle(self, invocation: int, written: frozenset[int]) -> None:
-        """Judge changes that waited for an invocation that has ended, except what it wrote."""
+        """Check changes that waited for an invocation that has ended, except what it wrote."""
         left = []
         for pending in self._pending:
             if invocation in pending.invocations:
@@ -300,7 +300,7 @@ class Checksums(PageDigests):
             return
         was, held = self._digest[page][:, :, slots], pending.held[:, :, slots]
         parts = (was != held).any(axis=2)  # [layers, 2, heads]
-        said = {
+        change = {
             "slots": slots,
             "blocks": blocks_of(parts),
             **self._origin(page, slots, was != held, held),
@@ -317,7 +317,7 @@ class Checksums(PageDigests):
         self._token[page, slots] = UNKNOWN_TOKEN
         self._since[page] = self._last_begun
         self.recorder.event("bytes_changed", request_id=pending.request_id, pages=[page],
-                            value=slots[0], changed_bytes=said)  # fmt: skip
+                            value=slots[0], changed_bytes=change)  # fmt: skip
 
     # -- what arrives ----------------------------------------------------------------------
 
@@ -355,13 +355,13 @@ class Checksums(PageDigests):
     ) -> None:
         """Report written slots of which a part is as before, or zeros."""
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
-        judged = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
+        checked = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
         if self._unsure:
-            judged &= ~np.isin(pages, list(self._unsure))
+            checked &= ~np.isin(pages, list(self._unsure))
         before = self._token[pages, slots]
-        lost = self._lost(held, same, judged, before, tokens) | ((held == 0) & aligned(real))
+        lost = self._lost(held, same, checked, before, tokens) | ((held == 0) & aligned(real))
         suspects = lost.any(axis=(1, 2, 3))
-        other = (before != tokens) & (before != UNKNOWN_TOKEN) & judged
+        other = (before != tokens) & (before != UNKNOWN_TOKEN) & checked
         for page in dict.fromkeys(pages[suspects].tolist()):
             here = np.flatnonzero(suspects & (pages == page))
             kept = [

@@ -96,7 +96,7 @@ class PageDigests:
         """The last invocation that had begun when a page was last seen as it should be."""
         self._clock, self._last_begun = 1, -1
         self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
-        """What slots held that changed, which may stand elsewhere now: pages exchanged."""
+        """What slots held that changed, which other slots may hold now if pages were exchanged."""
         self._air: dict[int, int] = {}
         """Invocations under way, each with the clock when it began, -1 if that was not seen."""
         self._copied: dict[int, Copy] = {}
@@ -187,13 +187,13 @@ class PageDigests:
                     return {"zeros": False, "from_page": q, "from_slot": s}
         return {"zeros": False}
 
-    def _lost(self, held: Digests, same: Mask, judged: Mask, before: Ints, tokens: Ints) -> Mask:
+    def _lost(self, held: Digests, same: Mask, checked: Mask, before: Ints, tokens: Ints) -> Mask:
         """Return which blocks still hold what they held, where a write should have changed them.
 
         The first layer's values follow from the token, and its keys from the token and its
         position: that they stay says nothing where the token may be the same. Nor does NaN.
         """
-        kept = same & aligned(judged) & ~np.isin(held, self._nan)
+        kept = same & aligned(checked) & ~np.isin(held, self._nan)
         first = kept[:, 0]
         keys, values = first[:, 0], first[:, 1]
         whole_keys, whole_values = keys.all(axis=1), values.all(axis=1)

@@ -53,7 +53,7 @@ class _Here(threading.local):
         self.operations: list[tuple[str | None, str | None]] = []
         self.marks: list[int] = []
         """How many locks had been taken when each of them began."""
-        self.told = 0
+        self.emitted = 0
         """Events of the current operation."""
         self.version: list[int] | None = None
 
@@ -117,7 +117,7 @@ class EventLog:
             self._versions.append(here.version)
         if not here.operations:
             here.version[0] += 1
-            here.told = 0
+            here.emitted = 0
         elif request_id is None:
             request_id = here.operations[-1][1]
         # The outermost name stands: an eviction within an acquisition is part of that.
@@ -130,7 +130,7 @@ class EventLog:
     def end(self, error: BaseException | None) -> None:
         """End this thread's last operation; one without any event is not recorded."""
         here = self._here
-        if error is not None or here.told:
+        if error is not None or here.emitted:
             operation, _ = here.operations[-1]
             outer = here.operations[-2][0] if len(here.operations) > 1 else None
             if operation is not None and outer is None:
@@ -215,7 +215,7 @@ class EventLog:
                 self._skip(place[0])
             return
         here = self._here
-        here.told += 1
+        here.emitted += 1
         operations = here.operations
         current, owner = operations[-1] if operations else (None, None)
         if place is None:

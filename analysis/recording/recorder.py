@@ -107,7 +107,7 @@ class Recorder(EventLog):
 
     def invocation_unseen(self) -> None:
         """Note that an invocation begins that could not be recorded: it writes unseen."""
-        self._no_more_checksums("an invocation could not be told")
+        self._no_more_checksums("an invocation could not be recorded")
 
     def invocation_ends(
         self, invocation: tuple[Any, ...], arrays: dict[str, Any], error: BaseException | None
@@ -146,8 +146,8 @@ class Recorder(EventLog):
 
     def last_invocation_of(self, request_ids: list[str]) -> int | None:
         """Return the number of the last invocation of exactly these requests, ended or not."""
-        landed = ((f[0], f[_IDS]) for f in reversed(self.invocations))
-        last = next((number for number, ids in landed if ids == request_ids), -1)
+        finished = ((f[0], f[_IDS]) for f in reversed(self.invocations))
+        last = next((number for number, ids in finished if ids == request_ids), -1)
         begun = [
             n for n, invocation in list(self.under_way.items()) if invocation[2] == request_ids
         ]

@@ -224,21 +224,22 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["page", "state", "begin", "end"])
 
 
-def differences(told: Snapshot, seen: Snapshot) -> list[str]:
+def differences(replayed: Snapshot, seen: Snapshot) -> list[str]:
     """Return in which respects two snapshots of the same moment differ, in words; [] if in none.
 
-    `told` comes from a replay, `seen` was read off the engine. Orders do not count.
+    `replayed` comes from a replay, `seen` was read off the engine. Orders do not count.
     """
     found = []
-    pages = [p for p in range(seen.page_count) if told.states[p] != seen.states[p]]
+    pages = [p for p in range(seen.page_count) if replayed.states[p] != seen.states[p]]
     if pages:
-        found.append(f"pages {pages} are told {told.states[pages]} and seen {seen.states[pages]}")
-    mine, theirs = ({page: set(r) for page, r in s.holders.items()} for s in (told, seen))
-    if mine != theirs:
-        found.append(f"holders are told {mine} and seen {theirs}")
-    if set(told.state.duplicates) != set(seen.state.duplicates):
-        found.append(f"duplicates: {told.state.duplicates} and {seen.state.duplicates}")
-    ours, others = ({node.node: node for node in s.nodes} for s in (told, seen))
+        states = replayed.states[pages], seen.states[pages]
+        found.append(f"pages {pages}: {states[0]} in the replay, {states[1]} in the engine")
+    holders, held = ({page: set(r) for page, r in s.holders.items()} for s in (replayed, seen))
+    if holders != held:
+        found.append(f"holders: {holders} in the replay, {held} in the engine")
+    if set(replayed.state.duplicates) != set(seen.state.duplicates):
+        found.append(f"duplicates: {replayed.state.duplicates} and {seen.state.duplicates}")
+    ours, others = ({node.node: node for node in s.nodes} for s in (replayed, seen))
     for number in sorted(set(ours) | set(others)):
         if ours.get(number) != others.get(number):
             found.append(f"node {number}: {ours.get(number)} and {others.get(number)}")

@@ -38,7 +38,7 @@ _PATIENCE_S = 20.0
 class StreamWriter:
     """Writes what a recording gained to `directory/recorded`, 20 times a second, on its own thread.
 
-    Nothing that goes wrong here reaches the engine or whoever asks it: the error is kept in
+    Nothing that goes wrong here reaches the engine or its clients: the error is kept in
     `failure`, the first one becomes a warning, and the same rows are tried again next time.
     """
 
@@ -101,8 +101,8 @@ class StreamWriter:
                 failure = error
         after = self._recording.standing(self._reach.skipped)
         reach = self._reach.after(tables, before, after)
-        said = [self._recording.overflow, None if failure is None else _in_words(failure)]
-        mark = {**reach.mark, "lacking": " ".join(filter(None, said)) or None}
+        missing = [self._recording.overflow, None if failure is None else _in_words(failure)]
+        mark = {**reach.mark, "lacking": " ".join(filter(None, missing)) or None}
         frames = [
             _frame(STREAMED.index(name), batch.serialize())
             for name, table in tables.items()
@@ -223,14 +223,14 @@ def read_stream(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Ta
 
 def read_lacking(directory: Path) -> str | None:
     """Return what is missing from the stream, in words; None if that is not known of any."""
-    said = None
+    lacking = None
     for _, mark in _ticks(directory):
-        said = mark["lacking"]
-    return said
+        lacking = mark["lacking"]
+    return lacking
 
 
 def cut_of(tables: Mapping[str, pa.Table]) -> str | None:
-    """Return where a recording ends that its process did not live to end; None if it is whole."""
+    """Return where a recording ends if its process was killed; None if it is complete."""
     if "events" not in tables:
         return None
     for row in tables["events"].filter(pc.field("kind") == "cut").to_pylist():
@@ -239,13 +239,13 @@ def cut_of(tables: Mapping[str, pa.Table]) -> str | None:
 
 
 def cut_in_words(t_s: float, late_s: float | None, request_ids: Sequence[str] | None) -> str:
-    """Say of an event `cut` where the recording ends, and how many requests have no end in it."""
+    """Describe an event `cut`: where the recording ends, how many requests it leaves open."""
     late = "" if late_s is None else f"at most {late_s * 1e3:.0f} ms "
-    said = f"The recording ends at {t_s:.3f} s, {late}before its process did"
+    sentence = f"The recording ends at {t_s:.3f} s, {late}before its process did"
     if not (number := len(request_ids or ())):
-        return f"{said}."
+        return f"{sentence}."
     have = "1 request has" if number == 1 else f"{number} requests have"
-    return f"{said}; {have} no end in it, which says nothing of the engine."
+    return f"{sentence}; {have} no end in it, so it does not show how the engine ended."
 
 
 def _cut(
@@ -255,7 +255,7 @@ def _cut(
     place, t_ns = mark["to"], mark["t_ns"]
     kept = {name: table.filter(pc.field("seq") < place) for name, table in tables.items()}
     trial_id = next(iter(tables.values()))["trial_id"][0].as_py()
-    landed = set(kept["invocations"]["seq"].to_pylist()) if "invocations" in kept else set()
+    finished = set(kept["invocations"]["seq"].to_pylist()) if "invocations" in kept else set()
     happened = set(kept["events"]["seq"].to_pylist()) if "events" in kept else set()
     rows = [
         {"seq": seq, "t_s": at / 1e9, "kind": "unfinished", "request_id": owner,
@@ -267,7 +267,7 @@ def _cut(
         {"seq": seq, "t_s": at / 1e9, "kind": "invocation_unfinished", "value": number,
          "phase": phase, "request_ids": request_ids}
         for seq, at, number, phase, request_ids in mark["invocations"]
-        if seq not in landed
+        if seq not in finished
     ]  # fmt: skip
     late_s = None if ended_ns is None else max(0, ended_ns - mark["began_ns"] - t_ns) / 1e9
     events = kept.get("events", TABLES["events"].empty_table())

@@ -101,8 +101,8 @@ def exposure(
     end.
     """
     asked = dict(tuple(requests.groupby("trial_id")))
-    flown = dict(tuple(invocations.groupby("trial_id")))
-    told = dict(tuple(events.groupby("trial_id")))
+    by_trial = dict(tuple(invocations.groupby("trial_id")))
+    events_by_trial = dict(tuple(events.groupby("trial_id")))
     rows = []
     for trial in trials.to_dict("records"):
         name = trial["trial_id"]
@@ -111,8 +111,8 @@ def exposure(
             {
                 "trial_id": name,
                 **_admitted(own, int(trial["concurrency"])),
-                **_batches(flown.get(name)),
-                **_cache(told.get(name), own, trial.get("page_count")),
+                **_batches(by_trial.get(name)),
+                **_cache(events_by_trial.get(name), own, trial.get("page_count")),
             }
         )
     return pd.DataFrame(rows, columns=["trial_id", *EXPOSURES])

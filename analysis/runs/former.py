@@ -174,18 +174,18 @@ def _invocations(columns: Mapping[str, pa.ChunkedArray]) -> Row:
     if "changed" not in columns:
         return {}
 
-    def entries(said: Sequence[Sequence[Any]]) -> list[Row]:
-        return [dict(zip(_CHANGED_FIELDS, entry, strict=True)) for entry in said]
+    def entries(former: Sequence[Sequence[Any]]) -> list[Row]:
+        return [dict(zip(_CHANGED_FIELDS, entry, strict=True)) for entry in former]
 
     return {"changed": _parsed(columns["changed"], entries, _type("invocations", "changed"))}
 
 
 def _snapshots(columns: Mapping[str, pa.ChunkedArray]) -> Row:
-    def holders(said: Mapping[str, Any]) -> list[Row]:
-        return [{"request_id": name, "pages": pages} for name, pages in said.items()]
+    def holders(former: Mapping[str, Any]) -> list[Row]:
+        return [{"request_id": name, "pages": pages} for name, pages in former.items()]
 
-    def nodes(said: Sequence[Sequence[Any]]) -> list[Row]:
-        return [dict(zip(_NODE_FIELDS, node, strict=True)) for node in said]
+    def nodes(former: Sequence[Sequence[Any]]) -> list[Row]:
+        return [dict(zip(_NODE_FIELDS, node, strict=True)) for node in former]
 
     conflicts = [
         None if sentences is None else [_conflict(sentence) for sentence in sentences]
@@ -255,20 +255,20 @@ def _message(detail: str) -> Row:
 
 
 def _unlanded(detail: str) -> Row:
-    said = json.loads(detail)
-    return {"phase": said.get("phase"), "request_ids": said.get("requests")}
+    former = json.loads(detail)
+    return {"phase": former.get("phase"), "request_ids": former.get("requests")}
 
 
 def _stall(detail: str) -> Row:
-    said = json.loads(detail)
-    state, _, phase = str(said.get("where", "unknown")).partition(" ")
-    threads = said.get("threads")
+    former = json.loads(detail)
+    state, _, phase = str(former.get("where", "unknown")).partition(" ")
+    threads = former.get("threads")
     return {
         "stall": {
             "state": "executing" if state == "flying" else state,
             "phase": phase or None,
-            "invocations": said.get("invocations"),
-            "locks": said.get("locks"),
+            "invocations": former.get("invocations"),
+            "locks": former.get("locks"),
             "threads": threads
             and [{"thread": name, "frames": frames} for name, frames in threads.items()],
         }
@@ -276,29 +276,29 @@ def _stall(detail: str) -> Row:
 
 
 def _checksums(detail: str) -> Row:
-    said = json.loads(detail)
-    if "ended" in said:
-        return {"message": said["ended"]}
-    followed, count = said.pop("followed", None) or (None, None)
-    return {"coverage": {**said, "followed": followed, "page_count": count}}
+    former = json.loads(detail)
+    if "ended" in former:
+        return {"message": former["ended"]}
+    followed, count = former.pop("followed", None) or (None, None)
+    return {"coverage": {**former, "followed": followed, "page_count": count}}
 
 
 def _changed_bytes(detail: str) -> Row:
-    said = json.loads(detail)
-    holds = said.pop("holds")
+    former = json.loads(detail)
+    holds = former.pop("holds")
     page, slot = holds if isinstance(holds, list) else (None, None)
-    said["moment"] = _KINDS.get(said["moment"], said["moment"])
+    former["moment"] = _KINDS.get(former["moment"], former["moment"])
     more = {"zeros": holds == "zeros", "from_page": page, "from_slot": slot}
-    return {"changed_bytes": {**said, **more, "blocks": _blocks(said.pop("parts"))}}
+    return {"changed_bytes": {**former, **more, "blocks": _blocks(former.pop("parts"))}}
 
 
 def _kept_bytes(detail: str) -> Row:
     slots = json.loads(detail)["slots"]
     return {
         "kept_bytes": [
-            {**said, "slot": int(slot), "whole": said.pop("all"),
-             "blocks": _blocks(said.pop("parts"))}
-            for slot, said in slots.items()
+            {**former, "slot": int(slot), "whole": former.pop("all"),
+             "blocks": _blocks(former.pop("parts"))}
+            for slot, former in slots.items()
         ]
     }  # fmt: skip
 

@@ -105,7 +105,7 @@ def _cpu_model() -> str:
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
     file = Path(path) / MANIFEST
-    mend = "restore it, or run the sweep again"
+    advice = "restore it, or run the sweep again"
     try:
         text = contents(file)
     except FileNotFoundError as error:
@@ -115,11 +115,11 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} cannot be read ({error}): {mend}.") from error
+        raise RunError(f"{file} cannot be read ({error}): {advice}.") from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise RunError(f"{file} is no manifest of a run: {mend}.")
+        raise RunError(f"{file} is no manifest of a run: {advice}.")
     if is_deeper(manifest, _DEEPEST):
-        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {mend}.")
+        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {advice}.")
     version = manifest["schema_version"]
     if type(version) is not int or version not in _READ:
         raise RunError(
@@ -128,12 +128,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         )
     stored = manifest.pop("checksum", None)
     if stored != digest_of(manifest) and not (stored is None and version == 1):
-        raise RunError(f"{file} is damaged, for it is not what its checksum says: {mend}.")
+        raise RunError(f"{file} is damaged, for its checksum differs: {advice}.")
     plan = manifest.get("plan")
     if not isinstance(plan, dict | None):
-        raise RunError(f"{file} has {shown(plan)} for the run's plan: {mend}.")
+        raise RunError(f"{file} has {shown(plan)} for the run's plan: {advice}.")
     if not isinstance(model := (plan or {}).get("model"), str | None):
-        raise RunError(f"{file} has {shown(model)} for the directory of a model: {mend}.")
+        raise RunError(f"{file} has {shown(model)} for the directory of a model: {advice}.")
     return manifest
 
 

@@ -158,7 +158,7 @@ _COLUMNS = {
         _maybe("text", _TEXT, "what the engine answered"),
         _maybe("tokens", _INTS, "the same as token ids"),
         _column("outcome", _TEXT, f"one of {', '.join(OUTCOMES)}"),
-        _maybe("error", _TEXT, "what the engine said when it refused or failed"),
+        _maybe("error", _TEXT, "the engine's message when it refused or failed"),
         _maybe("first_divergence", _INT, "first token unlike the reference's, from 0", "tokens"),
         _maybe("submitted_s", _REAL, "when it was sent, since the engine started", "s"),
         _maybe("latency_s", _REAL, "from sending it to its last token", "s"),

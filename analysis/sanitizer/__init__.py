@@ -73,8 +73,8 @@ def sanitize(
 
     """
     probe = engine.probe
-    watcher = None if probe is None else probe.observer
-    if watcher is not None and not isinstance(watcher, Recorder):
+    observer = None if probe is None else probe.observer
+    if observer is not None and not isinstance(observer, Recorder):
         raise EngineError("Another observer is attached to this engine: end that first.")
     # The callbacks on this stack run last, also after an error in the block.
     with (
@@ -88,11 +88,11 @@ def sanitize(
                 max_events=max_events,
                 checksums=checksums,
             )
-            if watcher is None
+            if observer is None
             else nullcontext()
         ) as recording,
     ):
-        recorder = watcher if recording is None else recording.recorder
+        recorder = observer if recording is None else recording.recorder
         assert isinstance(recorder, Recorder)
         if contents and engine.probe is not None:
             elements.check(engine.probe.dtype)

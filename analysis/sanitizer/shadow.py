@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 NOTHING, UNKNOWN, PADDING = np.uint64(0), np.uint64(1), np.uint64(2)
 """Contents that are no prefix: never written; written before the recording began; padding."""
-NOBODY = -1
+NO_WRITER = -1
 _ALL = 2**64 - 1
 
 
@@ -30,7 +30,7 @@ class Shadow:
         slots = page_count * stride
         self.page_count, self.stride = page_count, stride
         self.content: Hashes = np.full(slots, NOTHING, dtype=np.uint64)
-        self.writer = np.full(slots, NOBODY, dtype=np.int32)
+        self.writer = np.full(slots, NO_WRITER, dtype=np.int32)
         """The number of the sequence that wrote it last."""
         self.position = np.full(slots, -1, dtype=np.int32)
         """The position in that sequence."""
@@ -55,7 +55,7 @@ class Shadow:
         """Set the content of a page to unknown, if it exists."""
         if 0 <= page < self.page_count:
             slots = slice(page * self.stride, (page + 1) * self.stride)
-            self.content[slots], self.writer[slots], self.position[slots] = UNKNOWN, NOBODY, -1
+            self.content[slots], self.writer[slots], self.position[slots] = UNKNOWN, NO_WRITER, -1
             self.tainted[slots] = False
 
     def allocate(self, page: int) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from analysis.sanitizer.sequence import Sequence
 from analysis.sanitizer.shadow import (
-    NOBODY,
+    NO_WRITER,
     NOTHING,
     PADDING,
     UNKNOWN,
@@ -88,7 +88,7 @@ class ShadowStep:
         written = self.write_slots >= 0
         self.before = np.where(written, state.shadow.content[self.write_slots], UNKNOWN)
         """Content of the slots before the writes, [rows, width]."""
-        self.writer_before = np.where(written, state.shadow.writer[self.write_slots], NOBODY)
+        self.writer_before = np.where(written, state.shadow.writer[self.write_slots], NO_WRITER)
         self.outside = ~written
         """Positions that are not written because they have no page, [rows, width]."""
         self.position_before = np.where(written, state.shadow.position[self.write_slots], -1)
@@ -181,8 +181,8 @@ class ShadowStep:
 
     def _write(self, positions: Ints, written: npt.NDArray[np.bool_]) -> None:
         shadow, real = self.state.shadow, self.invocation.real
-        writers = np.full(len(positions), NOBODY, dtype=np.int32)
-        writers[:real] = [NOBODY if s is None else s.number for s in self.sequences]
+        writers = np.full(len(positions), NO_WRITER, dtype=np.int32)
+        writers[:real] = [NO_WRITER if s is None else s.number for s in self.sequences]
         slots = self.write_slots[written]
         shadow.content[slots] = self.write_content[written]
         shadow.writer[slots] = np.broadcast_to(writers[:, None], positions.shape)[written]

@@ -102,7 +102,7 @@ class StandaloneService(LiveCache):
 
 
 class StandaloneEngine:
-    """What an engine is to treatments and watchers that only ask for its cache."""
+    """The parts of an engine that treatments and observers of its cache use."""
 
     def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config

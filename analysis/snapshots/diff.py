@@ -25,7 +25,7 @@ class SnapshotError(CachelabError, ValueError):
 class Diff(Generic[S]):
     """What changed from `before` to `after`; `str(change)` says it in sentences.
 
-    False where nothing changed. Nodes are told apart by their numbers, so both snapshots must be
+    False where nothing changed. Nodes are identified by their numbers, so both snapshots must be
     of the same engine.
     """
 
@@ -220,19 +220,19 @@ class _Sentences:
             (self.change.lost, "gave up", self.after.holders, "still held by"),
         )
         for requests, verb, others, relation in ways:
-            told = [
+            lines = [
                 (request, kept)
                 for request, pages in requests.items()
                 if (kept := [page for page in pages if page not in moved])
             ]
-            for request, pages in told[:_MOST_PARTS]:
+            for request, pages in lines[:_MOST_PARTS]:
                 rest = {page: tuple(h for h in others.get(page, ()) if h != request)
                         for page in pages}  # fmt: skip
                 where = self._by_holder(pages, rest, relation)
                 number = counted(len(pages), "page")
                 found.append(f"{self.names[request]} {verb} {number}: {where}.")
-            if len(told) > _MOST_PARTS:
-                found.append(f"{len(told) - _MOST_PARTS} more requests {verb} such pages.")
+            if len(lines) > _MOST_PARTS:
+                found.append(f"{len(lines) - _MOST_PARTS} more requests {verb} such pages.")
         return found
 
     def _trie(self) -> list[str]:

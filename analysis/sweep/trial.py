@@ -184,12 +184,12 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         verifies=spec["sanitize"],
         checksums="landings" if spec["sanitize"] else None,
     ) as recording:
-        spill = StreamWriter(recording, directory, spec["trial_id"])
-        with spill:
+        stream = StreamWriter(recording, directory, spec["trial_id"])
+        with stream:
             yield recording.recorder
-    spill.write()  # with the last snapshot, which is taken when the watching ends
-    if isinstance(spill.failure, OSError | MemoryError):
-        raise spill.failure
+    stream.write()  # with the last snapshot, which is taken when the observation ends
+    if isinstance(stream.failure, OSError | MemoryError):
+        raise stream.failure
 
 
 @contextmanager

@@ -13,7 +13,7 @@ Families
     Letters of the alphabet with a constant step, past ``z`` back to ``a``: ``a d g j ``. From
     `LANES_FROM` tokens on, twelve counters in turn.
 ``recall``
-    A list of made-up words closed by ``>``, to be said again from its start, over and over; or,
+    A list of made-up words closed by ``>``, to be repeated from its start, over and over; or,
     after ``>`` and the first letters of one of its words, from there on.
 
 Counters in turn repeat with a period of `PERIOD` = 24 characters. What is read for the next 15

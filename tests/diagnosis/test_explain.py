@@ -1,4 +1,4 @@
-"""Explanations of failures whose truth is known: what is named, and what is said to be missing."""
+"""Explanations of failures with known causes: what they name, and what they list as missing."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_the_first_finding_is_a_read_of_wrong_data_with_its_writer(wrong):
 
 
 def test_the_diagnosis_names_token_invocation_page_and_other_request(wrong):
-    said = " ".join(wrong.diagnosis)
-    assert "Token 2 of its answer, chosen in invocation 3" in said
-    assert "came 1 invocation earlier (invocation 2" in said
-    assert "slot 0 of page 3, which holds position 0 of b" in said
-    assert "Page 3 was held by b and a" in said
-    assert "b wrote positions 0 to 3 (invocation 0)" in said
+    output = " ".join(wrong.diagnosis)
+    assert "Token 2 of its answer, chosen in invocation 3" in output
+    assert "came 1 invocation earlier (invocation 2" in output
+    assert "slot 0 of page 3, which holds position 0 of b" in output
+    assert "Page 3 was held by b and a" in output
+    assert "b wrote positions 0 to 3 (invocation 0)" in output
 
 
 def test_invocations_have_rows_lengths_and_batch_peers(wrong):
@@ -131,11 +131,11 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
 @pytest.mark.parametrize("outcome", ["empty", "timeout", "error"])
 def test_a_short_pool_comes_with_the_first_leak(outcome):
     found = explained(short_pool(outcome), "c")
-    said = " ".join(found.diagnosis)
-    assert "3 pages were wanted and 1 was free" in said
-    assert "2 were held by requests" in said
-    assert "5 leaked" in said
-    assert "Page 1 of a" in said
+    output = " ".join(found.diagnosis)
+    assert "3 pages were wanted and 1 was free" in output
+    assert "2 were held by requests" in output
+    assert "5 leaked" in output
+    assert "Page 1 of a" in output
     assert found.death is None
     pool = found.pool
     assert (pool[-1].leaked, pool[-1].live, pool[-1].free) == (5, 2, 1)
@@ -144,12 +144,12 @@ def test_a_short_pool_comes_with_the_first_leak(outcome):
 
 def test_a_death_comes_with_its_frame_and_the_operation_that_failed_before_it():
     found = explained(short_pool("engine_died"), "c")
-    said = " ".join(found.diagnosis)
+    output = " ".join(found.diagnosis)
     assert found.death.requests == ("c",)
-    assert "shortfin_apps/llm/a.py:7 in run" in said
+    assert "shortfin_apps/llm/a.py:7 in run" in output
     assert "/x/site-packages" not in str(found)
-    assert "TypeError: nothing to add" in said
-    assert "3 pages were wanted" in said
+    assert "TypeError: nothing to add" in output
+    assert "3 pages were wanted" in output
     other = explained(short_pool("engine_died"), "b")
     assert "operations had failed for c" in " ".join(other.diagnosis)
 
@@ -174,17 +174,17 @@ def test_a_stall_names_the_batch_peer_with_the_operation_failed():
         {"request_id": "a", "outcome": "timeout", "prompt_tokens": A[:3], "latency_s": 6.0},
         {"request_id": "b", "outcome": "empty", "prompt_tokens": B[:3]},
     )
-    said = " ".join(explained(run, "a").diagnosis)
-    assert "its last invocation, 1, which it shared with b, allocate failed for b" in said
-    assert "8 pages were wanted, 0 were free" in said
-    assert "“executing decode”" in said
+    output = " ".join(explained(run, "a").diagnosis)
+    assert "its last invocation, 1, which it shared with b, allocate failed for b" in output
+    assert "8 pages were wanted, 0 were free" in output
+    assert "“executing decode”" in output
 
 
 def test_a_trial_that_hung_is_explained_by_its_status():
     story = TraceBuilder()
     story.submit("a", A)
     story.allocate("a", 1, 2)
-    story.prefill("a", lands=False)
+    story.prefill("a", finishes=False)
     run = run_of(
         story,
         {"request_id": "a", "outcome": "timeout", "tokens": None, "text": None, "ttft_s": None,
@@ -225,7 +225,7 @@ def test_a_rejection_names_the_requests_under_way():
 
 
 @pytest.mark.parametrize(
-    ("without", "said"),
+    ("without", "output"),
     [
         (("events", "snapshots"), "No events were recorded"),
         (("snapshots",), "No snapshot was recorded"),
@@ -233,13 +233,13 @@ def test_a_rejection_names_the_requests_under_way():
         (("events", "invocations", "snapshots"), "Nothing was recorded of this trial"),
     ],
 )
-def test_what_was_not_recorded_is_listed(without, said):
+def test_what_was_not_recorded_is_listed(without, output):
     run = wrong_page()
     whole = {name: getattr(run, name) for name in ("events", "invocations", "snapshots")}
     run = type(run)(**{**vars(run), **{name: whole[name].iloc[:0] for name in without}})
     found = explained(run, "a")
-    assert any(said in sentence for sentence in found.missing)
-    assert said in str(found)
+    assert any(output in sentence for sentence in found.missing)
+    assert output in str(found)
     assert found.divergence.given == 33
     explanation_figure(found)
 

@@ -40,7 +40,7 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
     assert explained.finding.severity == WRONG_DATA
     assert explained.finding.seq < token.seq
     assert explained.finding.text in " ".join(explained.diagnosis)
-    # As the engine flew: a prefill, then a decode for each further token.
+    # As the engine executed: a prefill, then a decode for each further token.
     assert [f.token_index for f in explained.invocations] == list(range(len(explained.invocations)))
     assert explained.invocations[token.token_index].invocation_id == token.invocation_id
     assert explained.invocations[token.token_index].top[0][0] == token.given
@@ -53,12 +53,12 @@ def test_the_engine_computed_the_wrong_token_and_the_reference_the_right_one(swe
 def test_a_request_of_a_dead_engine_names_the_worker_crash(swept):
     row = of_outcome(swept, "engine_died")
     explained = explain(swept, row["request_id"], row["trial_id"])
-    said = " ".join(explained.diagnosis)
-    assert "died" in said
+    output = " ".join(explained.diagnosis)
+    assert "died" in output
     assert explained.death.frame.startswith("shortfin_apps/")
     assert explained.death.requests
-    assert "pages were wanted" in said
-    assert explained.death.requests[-1] in said
+    assert "pages were wanted" in output
+    assert explained.death.requests[-1] in output
 
 
 def test_the_command_prints_the_text_and_writes_figure_and_page(
@@ -82,7 +82,7 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
     page = (tmp_path / "explanation.html").read_text()
     assert "data:image/png;base64," in page
     assert "Requests in the same batches" in page
-    for wrong, said in (
+    for wrong, output in (
         ((*asked,), "name the trial"),
         ((swept.path, "r9999"), "no request 'r9999'"),
         ((*asked, "--trial", "absent"), "no trial 'absent'"),
@@ -91,4 +91,4 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
         status, out, err = cachelab(*wrong)
         assert (status, out) == (1, "")
         assert len(err.splitlines()) == 1
-        assert said in err
+        assert output in err

@@ -33,7 +33,7 @@ def run_of(
             invocation["top_logprobs"] = [[log for _, log in row] for row in rows]
     tables = {name: [] if name in without else rows for name, rows in tables.items()}
     return Run(
-        path=Path("told"),
+        path=Path("trace"),
         manifest={},
         trials=to_frame("trials", [trial_row(**trial)]),
         requests=to_frame("requests", [request_row(**request) for request in requests]),

@@ -95,7 +95,7 @@ def test_what_cannot_be_asked_is_refused_and_the_engine_serves_on(
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == {
+    assert done.reply == {
         "accepted": [], "untyped": [], "text": "6 7", "configs": [], "long": []
     }  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_a_late_answer_ends_no_other_request_of_its_name(child: ChildRunner, rel
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == ["timeout", "ok", "6 7 8"]
+    assert done.reply == ["timeout", "ok", "6 7 8"]
 
 
 def test_a_closed_engine_gives_its_descriptors_and_threads_back(
@@ -131,7 +131,7 @@ def test_a_closed_engine_gives_its_descriptors_and_threads_back(
         """,
     )
     assert done.returncode == 0, done.stderr
-    (fds, threads), last = done.said[0], done.said[-1]
+    (fds, threads), last = done.reply[0], done.reply[-1]
     # shortfin itself keeps one open file of each engine's model.
     assert last[0] <= fds + 3
     assert last[1] <= threads
@@ -156,7 +156,7 @@ def test_two_hundred_engines_in_one_process_with_as_many_open_files_as_usual(
         timeout_s=1800,
     )
     assert done.returncode == 0, done.stderr
-    outcomes, counts = done.said
+    outcomes, counts = done.reply
     assert outcomes == ["ok"] * 200
     (fds, threads), last = counts[0], counts[-1]
     # shortfin itself keeps one open file of each engine's model.
@@ -196,10 +196,10 @@ def test_ctrl_c_ends_a_workload_and_the_engine_serves_on(child: ChildRunner, rel
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["interrupted"]
-    assert done.said["answered"] <= 8
-    assert done.said["clients"] == []
-    assert done.said["text"] == "6 7 8"
+    assert done.reply["interrupted"]
+    assert done.reply["answered"] <= 8
+    assert done.reply["clients"] == []
+    assert done.reply["text"] == "6 7 8"
 
 
 def test_ctrl_c_while_closing_leaves_the_process_as_it_was(
@@ -229,7 +229,7 @@ def test_ctrl_c_while_closing_leaves_the_process_as_it_was(
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == {"interrupted": True, "same": True, "threads": []}
+    assert done.reply == {"interrupted": True, "same": True, "threads": []}
 
 
 def test_ctrl_c_during_the_first_start_leaves_no_module_half_made(release: str) -> None:
@@ -272,4 +272,4 @@ def test_a_forked_child_ends_and_leaves_the_engine_alone(child: ChildRunner, rel
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == [3, "6 7 8"]
+    assert done.reply == [3, "6 7 8"]

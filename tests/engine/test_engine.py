@@ -29,17 +29,17 @@ def test_answers_the_reported_prompt_alone(child: ChildRunner, release: str) -> 
         """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["release"] == release
-    assert said["device"] == "local-task"
-    assert said["outcome"] == "ok"
-    assert said["text"].startswith("6 7 8")
-    assert said["tokens"] == 15
-    assert 0 < said["ttft"] < said["latency"]
-    assert said["seen"] >= 14  # the last one may arrive with the answer itself
-    assert said["from_ids"] == said["text"][:4]
-    assert said["untouched"]
-    assert said["one"] == said["text"][:1]
+    reply = done.reply
+    assert reply["release"] == release
+    assert reply["device"] == "local-task"
+    assert reply["outcome"] == "ok"
+    assert reply["text"].startswith("6 7 8")
+    assert reply["tokens"] == 15
+    assert 0 < reply["ttft"] < reply["latency"]
+    assert reply["seen"] >= 14  # the last one may arrive with the answer itself
+    assert reply["from_ids"] == reply["text"][:4]
+    assert reply["untouched"]
+    assert reply["one"] == reply["text"][:1]
 
 
 def test_engines_follow_one_another_and_the_interpreter_ends(
@@ -60,8 +60,8 @@ def test_engines_follow_one_another_and_the_interpreter_ends(
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert [text[:5] for text in done.said["texts"]] == ["6 7 8"] * 8
-    assert done.said["handler"] == "PyWorkerEventLoop.call_exception_handler"
+    assert [text[:5] for text in done.reply["texts"]] == ["6 7 8"] * 8
+    assert done.reply["handler"] == "PyWorkerEventLoop.call_exception_handler"
     assert done.stderr == ""
 
 
@@ -86,7 +86,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
                 return lambda *args: self.heard.add(name)
 
         shown = warnings.catch_warnings(record=True)
-        told = shown.__enter__()
+        warned = shown.__enter__()
         warnings.simplefilter("always")
         worker_crashes.listen(Loud().death)  # before the engine does
         with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
@@ -108,7 +108,7 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
             second.service.native.batcher.board_flights = lambda: 1 / 0
             later = second.generate("1 2 3 4 5 ", 5, timeout_s=30)
         shown.__exit__(None, None, None)
-        try:  # as a worker of nobody's engine does, for which nobody listens any more
+        try:  # as a worker without an engine does, which has no listener any more
             PyWorkerEventLoop("another").call_exception_handler({"exception": KeyError("foreign")})
             foreign = "swallowed"
         except RuntimeError as error:
@@ -116,34 +116,34 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
         say({"outcomes": sorted({c.outcome for c in ended}), "late": late.outcome,
              "late_error": late.error, "died": died and died.traceback, "log": log,
              "again": again.text, "heard": sorted(Quiet.heard), "faults": faults,
-             "warned": [str(w.message) for w in told if w.category is ObserverWarning],
+             "warned": [str(w.message) for w in warned if w.category is ObserverWarning],
              "later": [later.outcome, second.died and second.died.traceback, second.log],
              "same": engine.died is died, "foreign": foreign})
         """,
         short_strobes=False,  # the four must be in one batch
     )
     assert done.returncode == 0, done.stderr
-    assert "engine_died" in done.said["outcomes"]
-    assert "timeout" not in done.said["outcomes"]
-    assert "KeyError" in done.said["died"]
-    # Listeners that raise keep nothing from the engine, from others, or from whoever looks.
-    assert {"submitted", "token", "answered", "done", "died"} <= set(done.said["heard"])
-    assert "Async exception on" in done.said["log"]
-    assert "planted in death" in done.said["log"]
-    assert "planted in submitted" in done.said["log"]
-    assert any("planted in submitted" in text for text in done.said["warned"])
-    assert len(done.said["warned"]) < 30 < done.said["faults"]
-    # A later engine's death is its own, and whoever comes after a dead one is not silenced.
-    outcome, traceback, log = done.said["later"]
+    assert "engine_died" in done.reply["outcomes"]
+    assert "timeout" not in done.reply["outcomes"]
+    assert "KeyError" in done.reply["died"]
+    # Listeners that raise affect neither the engine nor other listeners or observers.
+    assert {"submitted", "token", "answered", "done", "died"} <= set(done.reply["heard"])
+    assert "Async exception on" in done.reply["log"]
+    assert "planted in death" in done.reply["log"]
+    assert "planted in submitted" in done.reply["log"]
+    assert any("planted in submitted" in text for text in done.reply["warned"])
+    assert len(done.reply["warned"]) < 30 < done.reply["faults"]
+    # A later engine's death is recorded for it alone, also after another engine died.
+    outcome, traceback, log = done.reply["later"]
     assert outcome == "engine_died"
     assert "ZeroDivisionError" in traceback
     assert "Async exception on" in log
-    assert done.said["same"]
-    assert "foreign" in done.said["foreign"]
-    assert done.said["late"] == "engine_died"
-    assert "KeyError" in done.said["late_error"]
-    assert "Unhandled exception" in done.said["log"]
-    assert done.said["again"] == "6 7 8"
+    assert done.reply["same"]
+    assert "foreign" in done.reply["foreign"]
+    assert done.reply["late"] == "engine_died"
+    assert "KeyError" in done.reply["late_error"]
+    assert "Unhandled exception" in done.reply["log"]
+    assert done.reply["again"] == "6 7 8"
     assert done.stderr == ""
 
 
@@ -169,7 +169,7 @@ def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) ->
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == {"hung": "timeout", "lost": "engine_died", "again": "6 7 8"}
+    assert done.reply == {"hung": "timeout", "lost": "engine_died", "again": "6 7 8"}
 
 
 def test_a_freeze_with_the_gil_held_is_ended_from_outside(
@@ -185,7 +185,7 @@ def test_a_freeze_with_the_gil_held_is_ended_from_outside(
         """,
     )
     assert done.returncode == -signal.SIGKILL
-    assert done.said == "6 7 8"  # nothing that was already recorded is lost
+    assert done.reply == "6 7 8"  # nothing that was already recorded is lost
     assert "froze for 3 s" in done.stderr
     (dump,) = tmp_path.glob("watchdog-*.txt")
     sentence, _, stacks = dump.read_text().partition("\n")
@@ -214,7 +214,7 @@ def test_a_process_at_work_or_stopped_by_a_debugger_is_not_frozen(child: ChildRu
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["left"] is False
+    assert done.reply["left"] is False
 
 
 @pytest.mark.parametrize(("resumed_s", "beats_s", "killed"), [(3.9, 5.5, False), (3.9, 9.0, True)])
@@ -247,10 +247,10 @@ def test_a_full_queue_rejects_with_its_reason(child: ChildRunner) -> None:
         """,
     )
     assert done.returncode == 0, done.stderr
-    rejected = [error for outcome, error in done.said if outcome == "rejected"]
+    rejected = [error for outcome, error in done.reply if outcome == "rejected"]
     assert rejected
     assert all("QUEUE_FULL" in error for error in rejected)
-    assert {outcome for outcome, _ in done.said} <= {"ok", "rejected"}
+    assert {outcome for outcome, _ in done.reply} <= {"ok", "rejected"}
 
 
 def test_invocations_are_serialised_on_request(child: ChildRunner, release: str) -> None:
@@ -267,9 +267,9 @@ def test_invocations_are_serialised_on_request(child: ChildRunner, release: str)
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["texts"] == ["6 7 8"] * 4
-    assert "serialise_invocations" in done.said["inside"]
-    assert "serialise_invocations" not in done.said["after"]
+    assert done.reply["texts"] == ["6 7 8"] * 4
+    assert "serialise_invocations" in done.reply["inside"]
+    assert "serialise_invocations" not in done.reply["after"]
 
 
 def test_what_cxx_prints_is_kept_and_what_python_prints_is_shown(
@@ -287,7 +287,7 @@ def test_what_cxx_prints_is_kept_and_what_python_prints_is_shown(
         """,
     )
     assert done.returncode == 0
-    assert done.said == "from beneath\n"
+    assert done.reply == "from beneath\n"
     assert done.stderr == "from Python\nafterwards\n"
 
 
@@ -322,7 +322,7 @@ def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
         """,
     )
     assert done.returncode == 0, done.stderr
-    option, device, sizes, model, empty, none, ids, closed, twice = done.said
+    option, device, sizes, model, empty, none, ids, closed, twice = done.reply
     assert "no option 'no_such_option'" in option
     assert "offers" in option
     assert "libamdhip64.so" in device
@@ -352,5 +352,5 @@ def test_what_the_engine_logs_in_python_is_kept_and_not_sprayed(child: ChildRunn
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == [True, True]
+    assert done.reply == [True, True]
     assert done.stderr == ""

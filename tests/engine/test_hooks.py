@@ -87,7 +87,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
             return [{name: id(value) for name, value in vars(thing).items() if callable(value)}
                     for thing in things]
 
-        def told(recording):
+        def frames(recording):
             return [sorted(set(recording.events["request_id"].dropna())),
                     sorted({r for ids in recording.invocations["request_ids"] for r in ids})]
 
@@ -105,7 +105,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
                 other = (two, one)[first]
                 other.submit("1 2 3 4 5 ", 4, 60, "c").result()
                 blocks[1 - first].__exit__(None, None, None)
-                pairs.append([told(recording) for recording in recordings])
+                pairs.append([frames(recording) for recording in recordings])
             restored = kinds(one) == before
         # What the engine answers may be anything: it must not come back to it as an error.
         import importlib
@@ -119,7 +119,7 @@ def test_two_observed_engines_do_not_disturb_each_other(child: ChildRunner, rele
         """,
     )
     assert done.returncode == 0, done.stderr
-    (first, second), restored, left, (unread,) = done.said
+    (first, second), restored, left, (unread,) = done.reply
     assert "could not be read" in unread
     assert all(len(noted) > 2 and not any(noted.values()) for noted in left), left
     assert first == [[["a"]] * 2, [["b", "c"]] * 2]
@@ -157,7 +157,7 @@ def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
     with pytest.warns(ObserverWarning, match="planted"):
         assert Watched().call() == "original"
     on.restore()
-    assert [*events(recorder, "free")], "an own call is told, for whomever it was done"
+    assert [*events(recorder, "free")], "an own call is recorded, for any request"
     assert recorder.mark() is not None
 
 

@@ -49,7 +49,7 @@ def causes(findings):
     return sorted({f"{f.rule}: {f.cause}" for f in findings})
 
 found = {name: causes(cross_check(name, text)) for name, text in AGREED.items()}
-treatments, rng, mended = fixes(RELEASE, "trie"), random.Random(0), {}
+treatments, rng, fixed = fixes(RELEASE, "trie"), random.Random(0), {}
 with HarnessFactory("trie") as factory:
     harnesses = {name: factory.open(s) for name, s in SCENARIOS.items()}
 for name, scenario in SCENARIOS.items():
@@ -63,16 +63,16 @@ for name, scenario in SCENARIOS.items():
         rng.shuffle(order)
         mixed = [workers[w].pop(0) for w in order]
         schedule = Schedule((*before, *mixed))
-        if told := causes(cross_check(name, schedule, "trie", treatments)):
-            mended[f"{name}: {schedule}"] = told
-say([found, mended])
+        if found_causes := causes(cross_check(name, schedule, "trie", treatments)):
+            fixed[f"{name}: {schedule}"] = found_causes
+say([found, fixed])
 """.replace("AGREED", repr({n: text for n, (text, _) in AGREED[dialect(release)].items()})).replace(
             "RELEASE", repr(release)
         ),
         timeout_s=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found, mended = done.said
+    found, fixed = done.reply
     for name, (_, expected) in AGREED[dialect(release)].items():
         assert expected <= set(found[name]), name
-    assert mended == {}
+    assert fixed == {}

@@ -65,14 +65,14 @@ from analysis.treatments import fixes
 
 RELEASE, CAUSES = sys.argv[1], json.loads(sys.argv[2])
 TWO = [name for name, s in SCENARIOS.items() if len(s.workers) == 2]
-said = {}
+reply = {}
 
 result = examine("trie", scenarios=TWO)
 replays, spare = [], []
 with HarnessFactory("trie") as factory:
     for f in result.shortest():
-        told = replay(f.scenario, str(f.schedule))
-        rules = [[b.rule for b in m.violations] for m in told.moments]
+        replayed = replay(f.scenario, str(f.schedule))
+        rules = [[b.rule for b in m.violations] for m in replayed.moments]
         replays.append([f.rule, f.rule in rules[-1], any(f.rule in r for r in rules[:-1])])
         if not f.sequential:
             minimiser = Minimiser(SCENARIOS[f.scenario], f.rule, factory.open)
@@ -81,31 +81,31 @@ with HarnessFactory("trie") as factory:
                 fewer = [s for n, s in enumerate(f.schedule.steps) if n != of[-1]]
                 if fewer and minimiser.breaks(fewer):
                     spare.append([f.rule, str(f.schedule), name])
-said["found"] = [result.as_json(), replays, spare]
+reply["found"] = [result.as_json(), replays, spare]
 
-said["merged"] = []
+reply["merged"] = []
 for treatments in ((), fixes(RELEASE, "trie")):
     with HarnessFactory("trie", treatments) as factory:
         for name in ("equal prompts", "evicting what has children"):
             both = [Explorer(lambda: factory.open(SCENARIOS[name]), merge=memory).explore()
                     for memory in (True, False)]
-            said["merged"].append([[e.interleavings, dict(e.failing), sorted(e.first)]
+            reply["merged"].append([[e.interleavings, dict(e.failing), sorted(e.first)]
                                    for e in both] + [both[0].states < both[1].states])
 
 treatments = fixes(RELEASE, "trie")
-said["mended"] = [examine("trie", treatments, TWO).as_json(),
+reply["fixed"] = [examine("trie", treatments, TWO).as_json(),
                   examine("trie", treatments, ["short of pages"]).as_json(),
                   examine("none", fixes(RELEASE, "none"), ["equal prompts"]).as_json()]
-said["treatments"], said["back"] = treatments, {}
+reply["treatments"], reply["back"] = treatments, {}
 for name, (scenario, rule) in CAUSES.items():
     rest = [t for t in treatments if t != name]
-    said["back"][name] = [f.rule for f in examine("trie", rest, [scenario]).failures]
+    reply["back"][name] = [f.rule for f in examine("trie", rest, [scenario]).failures]
 
-said["none"] = examine("none", scenarios=["equal prompts", "answers that enter a page"]).as_json()
-said["out of time"] = examine("trie", scenarios=["churn"], budget_s=0.2).as_json()
+reply["none"] = examine("none", scenarios=["equal prompts", "answers that enter a page"]).as_json()
+reply["out of time"] = examine("trie", scenarios=["churn"], budget_s=0.2).as_json()
 
-said["asked"] = []
-for line in (["--scenario", "equal prompts", "--replay", said["found"][1][0] and
+reply["asked"] = []
+for line in (["--scenario", "equal prompts", "--replay", reply["found"][1][0] and
               next(str(f.schedule) for f in result.failures
                    if (f.rule, f.scenario) == ("padding-page-allocated", "equal prompts"))],
              ["--scenario", "equal prompts", "--prefix-sharing", "none", "--json",
@@ -116,25 +116,25 @@ for line in (["--scenario", "equal prompts", "--replay", said["found"][1][0] and
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(line)
-    said["asked"].append([status, out.getvalue(), err.getvalue()])
+    reply["asked"].append([status, out.getvalue(), err.getvalue()])
 
 from analysis.treatments import TREATMENTS
-said["inactive_treatments"] = []
+reply["inactive_treatments"] = []
 for name, kind in TREATMENTS.items():
     if kind.fits(RELEASE, "trie"):
         with HarnessFactory("trie", [name]) as factory:
-            said["inactive_treatments"] += factory.inactive
+            reply["inactive_treatments"] += factory.inactive
 TREATMENTS["reserve-padding-page"].apply = lambda self, engine, undo: engine.service.sevice
 try:
     examine("trie", ["reserve-padding-page"], ["equal prompts"])
 except AttributeError as error:
-    said["misspelt"] = str(error)
-print(json.dumps(said))
+    reply["misspelt"] = str(error)
+print(json.dumps(reply))
 """
 
 
 @pytest.fixture(scope="module", params=RELEASES)
-def said(request: pytest.FixtureRequest) -> Any:
+def reply(request: pytest.FixtureRequest) -> Any:
     """What a child of each release found, with the release's name."""
     release = request.param
     done = run_python(
@@ -144,8 +144,8 @@ def said(request: pytest.FixtureRequest) -> Any:
     return {"release": release, **json.loads(done.stdout)}
 
 
-def test_what_is_found_is_real_short_and_complete(said: Any) -> None:
-    result, replays, spare = said["found"]
+def test_what_is_found_is_real_short_and_complete(reply: Any) -> None:
+    result, replays, spare = reply["found"]
     assert result["complete"]
     assert not result["ok"]
     found: dict[str, set[bool]] = {}
@@ -153,56 +153,56 @@ def test_what_is_found_is_real_short_and_complete(said: Any) -> None:
         found.setdefault(failure["rule"], set()).add(failure["sequential"])
         assert failure["reachable"] is True
         assert failure["interleavings"] > 0
-    assert found == KNOWN[dialect(said["release"])]
+    assert found == KNOWN[dialect(reply["release"])]
     assert set(found) <= set(RULES)
     # Each is broken by its schedule's last step, not earlier; without any of its steps it is not.
     assert [r for r in replays if r[1:] != [True, False]] == []
     assert spare == []
     # One request has 3 steps with allocations and 5 with records.
-    steps = 3 if has(said["release"], "allocations") else 5
+    steps = 3 if has(reply["release"], "allocations") else 5
     by_name = {s["scenario"]: s for s in result["scenarios"]}
     assert by_name["equal prompts"]["interleavings"] == math.comb(2 * steps, steps)
     assert by_name["lookup, evict, allocate"]["interleavings"] == math.comb(2 * steps, steps)
     assert all(0 < s["failing"] <= s["interleavings"] for s in result["scenarios"])
 
 
-def test_merging_equal_states_changes_nothing(said: Any) -> None:
-    assert len(said["merged"]) == 4
-    for merged, plain, fewer in said["merged"]:
+def test_merging_equal_states_changes_nothing(reply: Any) -> None:
+    assert len(reply["merged"]) == 4
+    for merged, plain, fewer in reply["merged"]:
         assert merged == plain
         assert fewer
 
 
-def test_all_fixes_mend_it(said: Any) -> None:
-    for result in said["mended"]:
+def test_all_fixes_mend_it(reply: Any) -> None:
+    for result in reply["fixed"]:
         assert result["failures"] == []
         assert result["ok"]
         assert result["complete"]
-    three = 1680 if has(said["release"], "allocations") else 756_756  # 9! / 3!^3 and 15! / 5!^3
-    assert said["mended"][1]["interleavings"] == three
+    three = 1680 if has(reply["release"], "allocations") else 756_756  # 9! / 3!^3 and 15! / 5!^3
+    assert reply["fixed"][1]["interleavings"] == three
 
 
-def test_each_cause_comes_back_alone(said: Any) -> None:
-    for name, (_, rule) in CAUSES[dialect(said["release"])].items():
-        assert name in said["treatments"]
-        assert rule in said["back"][name], name
+def test_each_cause_comes_back_alone(reply: Any) -> None:
+    for name, (_, rule) in CAUSES[dialect(reply["release"])].items():
+        assert name in reply["treatments"]
+        assert rule in reply["back"][name], name
 
 
-def test_without_sharing_only_records_and_the_padding_page_fail(said: Any) -> None:
-    rules = {failure["rule"] for failure in said["none"]["failures"]}
-    lost = {"page-leak", "not-quiescent"} if has(said["release"], "records") else set()
+def test_without_sharing_only_records_and_the_padding_page_fail(reply: Any) -> None:
+    rules = {failure["rule"] for failure in reply["none"]["failures"]}
+    lost = {"page-leak", "not-quiescent"} if has(reply["release"], "records") else set()
     assert rules - {"padding-page-allocated"} == lost
 
 
-def test_when_time_ends_it_says_so(said: Any) -> None:
-    result = said["out of time"]
+def test_when_time_ends_it_says_so(reply: Any) -> None:
+    result = reply["out of time"]
     assert not result["complete"]
     assert result["interleavings"] == 0  # none of it counts as covered
     assert "Time ended" in result["words"] or "covered in time" in result["words"]
 
 
-def test_the_command_tells_by_its_exit_status(said: Any) -> None:
-    replayed, clean, *refused = said["asked"]
+def test_the_command_tells_by_its_exit_status(reply: Any) -> None:
+    replayed, clean, *refused = reply["asked"]
     assert replayed[0] == 4
     assert "padding-page-allocated: A request is given page 0." in replayed[1]
     assert clean[0] == 0
@@ -230,10 +230,10 @@ def test_the_module_can_be_run() -> None:
     assert "breaks" in done.stdout
 
 
-def test_inactive_is_what_lacks_its_object_and_no_error_of_ours(said: Any) -> None:
+def test_inactive_is_what_lacks_its_object_and_no_error_of_ours(reply: Any) -> None:
     everywhere = {"big-pool", "survive-allocation-failure", "requeue-unscheduled", "one-at-a-time",
                   "zero-page-tables", "zero-on-acquire", "poison-freed-pages"}  # fmt: skip
     of_dialect = {"allocations": {"correct-seq-lens", "zero-start-positions", "short-strobes"},
                   "records": {"one-worker", "undo-correct-seq-lens"}}  # fmt: skip
-    assert set(said["inactive_treatments"]) == everywhere | of_dialect[dialect(said["release"])]
-    assert "sevice" in said["misspelt"]
+    assert set(reply["inactive_treatments"]) == everywhere | of_dialect[dialect(reply["release"])]
+    assert "sevice" in reply["misspelt"]

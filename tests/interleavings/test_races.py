@@ -9,7 +9,7 @@ _SOURCE = """
 from analysis.interleavings import find_races
 from analysis.treatments import fixes
 
-def told(scenario, operations, treatments=(), **more):
+def races_of(scenario, operations, treatments=(), **more):
     races = find_races(scenario, "trie", treatments, operations=operations, **more)
     return [races.complete, races.runs, [[r.rule, r.reachable, str(r)] for r in races.found]]
 """
@@ -20,12 +20,12 @@ def test_a_page_is_lost_between_two_lines_unless_locked(child: ChildRunner) -> N
         NEWEST,
         _SOURCE
         + """
-say([told("equal prompts", ("release", "publish")),
-     told("equal prompts", ("release", "publish"), ["lock-cache"])])
+say([races_of("equal prompts", ("release", "publish")),
+     races_of("equal prompts", ("release", "publish"), ["lock-cache"])])
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (complete, runs, races), (locked_complete, locked_runs, locked) = done.said
+    (complete, runs, races), (locked_complete, locked_runs, locked) = done.reply
     assert complete
     assert locked_complete
     assert min(runs, locked_runs) > 100
@@ -35,9 +35,10 @@ say([told("equal prompts", ("release", "publish")),
 
 
 def test_one_thread_does_not_come_to_what_two_would(child: ChildRunner) -> None:
-    done = child(REPORTED, _SOURCE + 'say(told("lookup, evict, allocate", ("acquire", "acquire")))')
+    call = 'say(races_of("lookup, evict, allocate", ("acquire", "acquire")))'
+    done = child(REPORTED, _SOURCE + call)
     assert done.returncode == 0, done.stderr[-3000:]
-    complete, _, races = done.said
+    complete, _, races = done.reply
     assert complete
     # Between its match and its pages an acquisition loses what it found, as on 3.9.0.
     assert "duplicate-page" in {rule for rule, _, _ in races}
@@ -54,13 +55,13 @@ def test_with_the_fixes_no_line_of_any_operation_matters(
         _SOURCE
         + f"""
 treatments = fixes("3.9.0", "trie")
-say([told(name, None, treatments, preemptions={preemptions}, budget_s=240)
+say([races_of(name, None, treatments, preemptions={preemptions}, budget_s=240)
      for name in ("equal prompts", "lookup, evict, allocate", "evicting what has children")])
 """,
         timeout_s=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for complete, runs, races in done.said:
+    for complete, runs, races in done.reply:
         assert complete or preemptions == 2
         assert runs > 1000
         assert races == []

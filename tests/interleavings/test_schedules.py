@@ -49,7 +49,7 @@ def test_each_scenario_can_be_told_and_scheduled() -> None:
         names = [request.name for request in scenario.requests]
         assert len(names) == len(set(names))
         assert all(len(request.prompt) >= 1 for request in scenario.requests)
-        # Every prompt fits into the pool by itself, or nothing could be said of its failure.
+        # Every prompt fits into the pool by itself, or its failure would show nothing.
         most = max(len(request.prompt) for request in scenario.requests)
         assert -(-most // 2) <= scenario.pages
 

@@ -196,15 +196,17 @@ compile_model(load_model(Path(sys.argv[1])), batch_sizes=[1], cache_dir=Path(sys
 
 def test_a_killed_build_leaves_no_compiler_and_its_folder_not_for_long(copy, tmp_path, counted):
     tiny(copy)
-    said, cache = tmp_path / "compiler", tmp_path / "cache"
+    output, cache = tmp_path / "compiler", tmp_path / "cache"
     slow = tmp_path / "slow"
-    slow.write_text(f"#!/bin/sh\necho $$ > {said}.tmp; mv {said}.tmp {said}\nexec sleep 1000\n")
+    slow.write_text(
+        f"#!/bin/sh\necho $$ > {output}.tmp; mv {output}.tmp {output}\nexec sleep 1000\n"
+    )
     slow.chmod(0o755)
     build = subprocess.Popen(
         [sys.executable, "-c", _COMPILE, str(copy), str(slow), str(cache)], env=CHILD_ENVIRONMENT
     )
-    wait_for(said.is_file, "the compiler")
-    compiler = psutil.Process(int(said.read_text()))
+    wait_for(output.is_file, "the compiler")
+    compiler = psutil.Process(int(output.read_text()))
     build.kill()
     build.wait(60)
     wait_for(lambda: not compiler.is_running(), "the compiler's end")

@@ -19,14 +19,14 @@ def test_the_interval_is_wilsons():
 
 
 def test_the_shipped_model_counts_and_reads_its_context(model, vmfb):
-    said: list[str] = []
-    report = verify_model(model, vmfb, trials=120, seed=4, progress=said.append)
+    output: list[str] = []
+    report = verify_model(model, vmfb, trials=120, seed=4, progress=output.append)
     assert report.reported_right
     assert report.overall_accuracy.share >= 0.97
     assert report.as_dict()["sensitivity"]["all"]["share"] >= 0.9
     assert max(share.share for share in report.last_two_tokens.values()) <= 0.2
     assert max(share.share for share in report.last_page.values()) <= 0.2
-    assert len(said) == 5
+    assert len(output) == 5
     assert json.loads(json.dumps(report.as_dict()))["checksum"] == model.checksum
 
 

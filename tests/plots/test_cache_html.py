@@ -97,11 +97,11 @@ def test_blocks_cover_as_much_as_there_are_pages() -> None:
 
 def test_coarse_squares_say_what_is_in_them() -> None:
     snapshot = scattered(100_000)
-    told = dict.fromkeys(("free", "live", "cached", "leaked"), 0)
+    shown = dict.fromkeys(("free", "live", "cached", "leaked"), 0)
     for title in titles(snapshot_html(snapshot)):
         for number, state in re.findall(r"([\d,]+) (free|live|cached|leaked)", title):
-            told[state] += int(number.replace(",", ""))
-    assert told == snapshot.counts
+            shown[state] += int(number.replace(",", ""))
+    assert shown == snapshot.counts
     assert re.search(r"A square stands for \d+ pages", snapshot_html(snapshot))
 
 

@@ -1,4 +1,4 @@
-"""Each figure is asked what it drew; looks are judged by eye."""
+"""The content of each figure; a person reviews its looks."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_nothing_is_said_in_words(draw: Callable[[pd.DataFrame, pd.DataFrame], F
 
 
 def _is_heading(artist: Artist) -> bool:
-    """Tell whether something is the heading of a figure or a part of one, and says something."""
+    """Return whether something is the heading of a figure or a part of one, and says something."""
     figure = artist.figure
     return isinstance(artist, Text) and bool(artist.get_text()) and artist is figure._suptitle
 

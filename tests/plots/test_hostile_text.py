@@ -42,11 +42,11 @@ def drawn(figure: Figure) -> str:
         figure.savefig(io.BytesIO(), format="png", dpi=20)
     seen = []
     for text in figure.findobj(Text):
-        said, parsed = text.get_text(), text.get_parse_math()
-        if said and not said.startswith(r"$\mathdefault"):  # matplotlib's own ticks
-            assert not (parsed and is_math_text(said)), said
-            assert re.sub(r"\n", "", said).isprintable(), said
-            seen.append(said.replace(r"\$", "$") if parsed else said)
+        output, parsed = text.get_text(), text.get_parse_math()
+        if output and not output.startswith(r"$\mathdefault"):  # matplotlib's own ticks
+            assert not (parsed and is_math_text(output)), output
+            assert re.sub(r"\n", "", output).isprintable(), output
+            seen.append(output.replace(r"\$", "$") if parsed else output)
     return " | ".join(seen)
 
 
@@ -90,9 +90,9 @@ DRAW: dict[str, Any] = {
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("figure", DRAW)
 def test_a_figure_shows_an_id_as_it_is(figure: str, name: str) -> None:
-    said = drawn(DRAW[figure](name))
+    output = drawn(DRAW[figure](name))
     if name.isascii() and name.isprintable():
-        assert repr(name)[1:-1] in said or name in said
+        assert repr(name)[1:-1] in output or name in output
 
 
 @pytest.fixture
@@ -118,13 +118,13 @@ def strayed(tmp_path: Path) -> Any:
 def test_explanations_findings_and_tables_show_an_id_as_it_is(name: str, strayed: Any) -> None:
     path = strayed(name)
     run = load_run(path)
-    told = explain(run, name, reference=False)
-    assert words(name).strip() in drawn(explanation_figure(told)).replace("$", r"\$")
+    explanation = explain(run, name, reference=False)
+    assert words(name).strip() in drawn(explanation_figure(explanation)).replace("$", r"\$")
     [checked] = check_run(path)
     leading = [group.first for _, [(_, group), *_] in checked.groups.items()]
     assert leading
     for finding in leading:
         drawn(finding_figure(finding))
     wrong = figures.wrong_answers(run.requests, run.trials)
-    for page in (html_of(told), html_of(wrong)):
+    for page in (html_of(explanation), html_of(wrong)):
         assert html.escape(name) in page

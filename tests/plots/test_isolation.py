@@ -39,11 +39,11 @@ def texts(figure: Any) -> list[str]:
 
 def test_a_schedule_is_drawn_with_its_failing_step_and_page() -> None:
     figure = interleaving_figure(_REPLAY)
-    said = texts(figure)
-    assert said.count("take") == 2
-    assert any("After step 2, “page-conflict” is broken." in text for text in said)
-    assert any("a story: shortfin 9.9.9" in text and "lock-cache" in text for text in said)
-    assert "A B" in said  # held by both
+    output = texts(figure)
+    assert output.count("take") == 2
+    assert any("After step 2, “page-conflict” is broken." in text for text in output)
+    assert any("a story: shortfin 9.9.9" in text and "lock-cache" in text for text in output)
+    assert "A B" in output  # held by both
     marked = [
         patch
         for axes in figure.axes

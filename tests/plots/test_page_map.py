@@ -1,4 +1,4 @@
-"""What the map of pages draws; looks are judged by eye."""
+"""The content of the page map; a person reviews its looks."""
 
 from __future__ import annotations
 

@@ -51,9 +51,9 @@ def test_no_two_states_look_alike(seen: str) -> None:
 def test_no_request_has_the_colour_of_a_state() -> None:
     schedule = module("studies.isolation.figures")
     assert not set(REQUEST_COLOURS) & set(STATE_COLOURS.values())
-    fellows = module("diagnosis.figure").PEERS
-    assert not set(fellows) & set(STATE_COLOURS.values())
-    assert len(set(fellows)) == len(fellows) >= 7
+    peers = module("diagnosis.figure").PEERS
+    assert not set(peers) & set(STATE_COLOURS.values())
+    assert len(set(peers)) == len(peers) >= 7
     assert not set(schedule._COLOURS) & {colour for colour, _ in schedule._UNUSED.values()}
 
 
@@ -93,7 +93,7 @@ REPLACED = [
     event(4, "create", node=2, parent=1, pages=[2], tokens=[9, 9]),
     event(5, "acquire", request_id="b", pages=[3]),
     event(6, "pages_held", request_id="b", pages=[3]),
-    # The child of a node that lost its place is not found any more either, though nobody says so.
+    # The child of a node that lost its place is not found any more either, and no event records it.
     event(7, "node_overwritten", node=1, parent=0, pages=[1]),
     event(8, "create", node=3, parent=0, pages=[3], tokens=[7, 8]),
     event(9, "pages_dropped", request_id="a", pages=[1, 2]),

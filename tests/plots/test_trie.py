@@ -1,4 +1,4 @@
-"""What the drawings of the trie show; looks are judged by eye."""
+"""The content of the drawings of the trie; a person reviews their looks."""
 
 from __future__ import annotations
 

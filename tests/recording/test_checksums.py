@@ -1,4 +1,4 @@
-"""The bytes of pages, over plain memory: no write is missed, and what is not judged is said."""
+"""Checksums of pages in plain memory: no write is missed, unchecked changes are reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.sanitizer.trace import Event
 PAGE = 3
 
 
-def fly(engine: MadeEngine, recorder: Recorder, page: int = PAGE) -> None:
+def execute(engine: MadeEngine, recorder: Recorder, page: int = PAGE) -> None:
     """Have a decode write a slot of a page."""
     invocation = recorder.invocation_begins("decode", ["a"])
     engine.table.content[page, ..., 0, :, :] += 1
@@ -25,21 +25,21 @@ def fly(engine: MadeEngine, recorder: Recorder, page: int = PAGE) -> None:
 
 
 def changed(recorder: Recorder) -> set[int]:
-    """Return the pages of which it was told that something changed them that nothing wrote."""
+    """Return the pages for which a change without a write was reported."""
     return {row[6][0] for row in events(recorder, "bytes_changed")}
 
 
 def coverage(recorder: Recorder) -> dict[str, Any]:
     *_, last = events(recorder, "checksums")
-    said: dict[str, Any] = last[16]["coverage"]
-    return said
+    output: dict[str, Any] = last[16]["coverage"]
+    return output
 
 
 @pytest.mark.parametrize("page", [PAGE, PAGES - 1])
 def test_what_is_written_while_the_checking_begins_is_no_change(monkeypatch, page: int) -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
-    at_work = threading.Thread(target=fly, args=(engine, recorder, page))
+    at_work = threading.Thread(target=execute, args=(engine, recorder, page))
     read = Checksums._of_pages
 
     def busy(self: Checksums, pages: Any) -> Any:
@@ -77,7 +77,7 @@ def test_an_invocation_that_lands_while_the_checking_begins_keeps_no_page_undeci
     watched = checksummed(recorder, "landings")
 
     def opening() -> tuple[int, int]:
-        # As another thread may do, between two steps of the landing.
+        # As another thread may do, between two steps of the completion.
         monkeypatch.setattr(recorder, "_place", place)
         watched.__enter__()
         return place()
@@ -99,28 +99,28 @@ def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> 
         engine.table.content[4:8] += 1
         for page in range(4, 8):
             recorder.event("match", pages=[page])
-        said = recorder.checksums.coverage  # type: ignore[union-attr]
-    assert said["undecided"] == [4, 5]
-    assert said["unchecked"] == 2
-    assert any("2 changes not checked" in n for n in told(unchecked=2)[1])
-    assert any("1 change not checked" in n for n in told(unchecked=1)[1])
+        output = recorder.checksums.coverage  # type: ignore[union-attr]
+    assert output["undecided"] == [4, 5]
+    assert output["unchecked"] == 2
+    assert any("2 changes not checked" in n for n in described(unchecked=2)[1])
+    assert any("1 change not checked" in n for n in described(unchecked=1)[1])
 
 
-def told(**changes: Any) -> tuple[str, list[str]]:
-    said: dict[str, Any] = {
+def described(**changes: Any) -> tuple[str, list[str]]:
+    output: dict[str, Any] = {
         "mode": "landings", "invocations": 1, "pages_read": 1, "slots_written": 1,
         "pages_offered": 1, "not_judged": [], "undecided": [],
     }  # fmt: skip
-    event = Event(*[None] * (len(Event._fields) - 1), {"coverage": said | changes})
+    event = Event(*[None] * (len(Event._fields) - 1), {"coverage": output | changes})
     return describe_coverage(event)
 
 
 def test_one_page_is_said_in_the_singular() -> None:
-    text, notes = told(not_judged=[3], undecided=[4])
+    text, notes = described(not_judged=[3], undecided=[4])
     assert "1 written slot read back after 1 invocation, 1 page read again" in text
     assert "Bytes of 1 page were" in notes[0]
     assert "bytes of 1 page were" in notes[1]
-    assert told()[1] == []
+    assert described()[1] == []
 
 
 def test_what_was_read_is_said_also_when_the_block_raises() -> None:
@@ -129,7 +129,7 @@ def test_what_was_read_is_said_also_when_the_block_raises() -> None:
 
     def broken_off() -> None:
         with checksummed(recorder, "landings"):
-            fly(engine, recorder)
+            execute(engine, recorder)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -147,7 +147,7 @@ def test_with_sampled_some_pages_are_followed_wholly_and_the_others_not_at_all()
         assert len(followed) == -(-(PAGES - 1) // checksums.FOLLOWED)
         other = next(page for page in range(1, PAGES) if page not in followed)
         for page in (followed[0], other, followed[0]):
-            fly(engine, recorder, page)
+            execute(engine, recorder, page)
         assert changed(recorder) == set()
         engine.table.content[[followed[1], other]] += 1  # nothing wrote that
     assert changed(recorder) == {followed[1]}

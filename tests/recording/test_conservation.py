@@ -1,4 +1,4 @@
-"""Pages are conserved, and events tell all: on the real engines, over random workloads."""
+"""Pages are conserved and events are complete: real engines, random workloads."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support import CHILD_ENVIRONMENT, RELEASES, ROOT, SHORT_STROBES, has
 
 from analysis.shortfin.environments import python_of
 
-# A child of the release's environment, where Hypothesis is not installed: it asks what it is told
-# to, a line each, and answers with what it found wrong in the recording.
+# A child of the release's environment, where Hypothesis is not installed: it reads prompts,
+# a line each, and answers with what it found wrong in the recording.
 SERVER = """
 import json, sys
 from analysis.engine import Engine, EngineConfig
@@ -31,10 +31,11 @@ def check(recording, pages):
         if sum(seen.counts.values()) != pages or len(seen.states) != pages:
             wrong.append(f"{seen.counts} are not {pages} pages")
         if seen.consistent:
-            told = replay.apply(events, seen.seq).snapshot()
-            wrong += [f"{seen.moment} at {seen.seq}: {text}" for text in differences(told, seen)]
-            if told.counts != seen.counts:
-                wrong.append(f"counts are told {told.counts} and seen {seen.counts}")
+            replayed = replay.apply(events, seen.seq).snapshot()
+            wrong += [f"{seen.moment} at {seen.seq}: {text}" for text in differences(
+                replayed, seen)]
+            if replayed.counts != seen.counts:
+                wrong.append(f"counts: {replayed.counts} replayed, {seen.counts} seen")
     if not events["seq"].is_unique or not events["seq"].is_monotonic_increasing:
         wrong.append("events have no order")
     return wrong
@@ -113,11 +114,11 @@ def test_every_page_is_in_one_state_and_events_lead_from_snapshot_to_snapshot(
         print(json.dumps([sharing, pages, workload]), file=server.stdin, flush=True)
         ready, _, _ = select.select([server.stdout], [], [], 120)
         assert ready, "no answer within 120 s"
-        said = json.loads(server.stdout.readline())  # type: ignore[union-attr]
-        seen.update(said["kinds"])
-        seen.update(snapshots=said["snapshots"], inconsistent=said["inconsistent"])
-        seen.update(said["outcomes"])
-        assert said["wrong"] == []
+        output = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+        seen.update(output["kinds"])
+        seen.update(snapshots=output["snapshots"], inconsistent=output["inconsistent"])
+        seen.update(output["outcomes"])
+        assert output["wrong"] == []
 
     conserved()
     assert seen["ok"] > 0

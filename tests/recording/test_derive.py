@@ -1,4 +1,4 @@
-"""What a recording tells of each request, against a version that takes one event at a time."""
+"""Columns derived from a recording, against a version that takes one event at a time."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def derived(events: list[Row], snapshots: list[Row], requests: list[Row]) -> pd.
 @settings(max_examples=80, deadline=None)
 def test_it_tells_what_one_event_at_a_time_tells(made: tuple[list[Row], ...]) -> None:
     events, snapshots, requests = made
-    told = derived(events, snapshots, requests)
-    assert list(told.columns) == COLUMNS
-    assert {str(kind) for kind in told.dtypes} == {"Int64"}
-    for row, request in zip(told.itertuples(index=False), requests, strict=True):
+    derived_columns = derived(events, snapshots, requests)
+    assert list(derived_columns.columns) == COLUMNS
+    assert {str(kind) for kind in derived_columns.dtypes} == {"Int64"}
+    for row, request in zip(derived_columns.itertuples(index=False), requests, strict=True):
         plain = [None if pd.isna(value) else int(value) for value in row]
         assert plain == naive(events, snapshots, request)
 
@@ -101,15 +101,17 @@ def test_the_index_of_the_requests_is_kept() -> None:
                "pages": pages} for n, (kind, request, pages) in enumerate(
         [("submitted", "r0", None), ("evict", "r9", [4]), ("submitted", "r1", None),
          ("evict", None, [5, 6]), ("done", "r0", None), ("evict", "r1", [1])])]  # fmt: skip
-    told = request_columns(to_frame("events", events), to_frame("snapshots", []), shuffled)
-    assert list(told.index) == [7, 7, 3]
-    assert told["evictions_during"].tolist() == [3, 3, pd.NA]
-    assert shuffled.assign(**told)["evictions_during"].tolist() == [3, 3, pd.NA]
+    derived_columns = request_columns(
+        to_frame("events", events), to_frame("snapshots", []), shuffled
+    )
+    assert list(derived_columns.index) == [7, 7, 3]
+    assert derived_columns["evictions_during"].tolist() == [3, 3, pd.NA]
+    assert shuffled.assign(**derived_columns)["evictions_during"].tolist() == [3, 3, pd.NA]
 
 
 def test_nothing_recorded_is_nothing_known() -> None:
-    told = derived([], [], [request_row()])
-    assert told.isna().all(axis=None)
+    derived_columns = derived([], [], [request_row()])
+    assert derived_columns.isna().all(axis=None)
     assert derived([], [], []).empty
 
 

@@ -100,11 +100,11 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
         """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    read, refused = done.said
+    read, refused = done.reply
     assert "of the type int8 cannot be read" in read.pop("int8")
     assert set(read) >= {"float16", "bfloat16", "float32"}
     assert ("float8_e4m3fnuz" in read) == (not has(release, "allocations"))
-    for dtype, said in read.items():
-        assert said == [[-1.5] * 8, -1.5, 8, False], dtype
+    for dtype, reply in read.items():
+        assert reply == [[-1.5] * 8, -1.5, 8, False], dtype
     assert "no type 'int7'" in refused[0]
     assert "no type 'zeros'" in refused[1]

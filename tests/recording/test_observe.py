@@ -1,20 +1,10 @@
-"""Watching a live engine: what is seen, that nothing is changed, and that all of it comes off."""
+"""Observing a live engine: what is recorded, and that the hooks change nothing."""
 
 from __future__ import annotations
 
 import pytest
-from support import NEWEST, REPORTED, ChildRunner
-
-PRELUDE = """
-from collections import Counter
-from analysis.recording import observe
-import warnings
-sharing = {sharing!r}
-PROMPTS = ["1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 ", "10 20 30 40 50 60 70 80 90 100 110 ",
-           "3 6 9 12 15 18 21 24 27 30 33 36 39 ", "2 4 6 8 10 12 14 16 18 20 22 24 26 28 "]
-def ask(engine, tokens=20):
-    return [f.result().tokens for f in [engine.submit(p, tokens) for p in PROMPTS]]
-"""
+from observed import PRELUDE
+from support import NEWEST, ChildRunner
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
@@ -64,7 +54,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == {
+    assert done.reply == {
         "hooked": [True, True, True],
         "same": [True, True, True],
         "after": [True, True],
@@ -101,11 +91,11 @@ say({"same": answers[0] == answers[1], "tokens": [len(t) for t in answers[0]],
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["same"]
-    assert done.said["tokens"] == [6, 6]
-    assert done.said["stacks"] > 0
-    assert done.said["own"] == []
-    assert done.said["faults"] == []
+    assert done.reply["same"]
+    assert done.reply["tokens"] == [6, 6]
+    assert done.reply["stacks"] > 0
+    assert done.reply["own"] == []
+    assert done.reply["faults"] == []
 
 
 def test_invocations_are_what_the_device_got(child: ChildRunner, release: str) -> None:
@@ -143,25 +133,25 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["prefill_rows"] == 3
-    assert said["prefills"]
-    assert said["decodes"]
-    assert said["decode_rows"] == {"r0": 5, "r1": 5, "r2": 5}
-    assert said["batch"] == [4]
-    assert said["padded"] >= 1
-    assert said["ordered"]
-    assert said["times"]
-    assert said["faults"] == []
-    assert said["under_way"] == []
+    reply = done.reply
+    assert reply["prefill_rows"] == 3
+    assert reply["prefills"]
+    assert reply["decodes"]
+    assert reply["decode_rows"] == {"r0": 5, "r1": 5, "r2": 5}
+    assert reply["batch"] == [4]
+    assert reply["padded"] >= 1
+    assert reply["ordered"]
+    assert reply["times"]
+    assert reply["faults"] == []
+    assert reply["under_way"] == []
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
 def test_rows_and_page_events_carry_the_right_request_with_32_at_once(
     child: ChildRunner, release: str, sharing: str
 ) -> None:
-    # Independent of what the hooks say: a prompt's tokens name its request, and the pages that are
-    # flown with them are that request's. What a later release refuses is sent in again.
+    # Independent of the hooks' request ids: a prompt's tokens identify its request and the pages
+    # of its invocation. Requests that a later release refuses are sent again.
     done = child(
         release,
         PRELUDE.format(sharing=sharing)
@@ -212,54 +202,16 @@ with Engine(EngineConfig(prefix_sharing=sharing, page_count=512)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["outcomes"] == {"ok": 32}
-    assert said["rows"] >= 32 * 11
-    assert said["rows_right"] == said["rows"]
-    assert said["page_events"] >= 64
-    assert said["named"] >= 0.99 * said["page_events"]
-    assert said["holds_right"] == said["holds"] > 0
-    assert said["agree"] == said["pages"] > 0
-    assert said["requests"] == 32
-    assert said["faults"] == []
-
-
-def test_an_error_of_the_watching_never_reaches_the_engine(
-    child: ChildRunner, release: str
-) -> None:
-    done = child(
-        release,
-        PRELUDE.format(sharing="trie")
-        + """
-from contextlib import ExitStack
-from unittest.mock import patch
-from analysis.shortfin.cache import invocations, probe, trie
-def broken(*args):
-    raise RuntimeError("planted")
-with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
-    alone = ask(engine, 6)
-with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")
-        with observe(engine) as recording:
-            with ExitStack() as planted:
-                for module, name in ((probe, "indices"), (trie, "indices"),
-                                     (invocations, "values_of")):
-                    planted.enter_context(patch.object(module, name, broken))
-                watched = ask(engine, 6)
-    say({"answered": [len(t) for t in watched], "died": bool(engine.died),
-         "shown": [str(w.message) for w in shown],
-         "events": int((recording.events["kind"] == "observer_error").sum()),
-         "faults": len(recording.faults)})
-""",
-    )
-    assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["answered"] == [6, 6, 6, 6]
-    assert not said["died"]
-    assert said["events"] == said["faults"] > 0
-    assert 1 <= len(said["shown"]) <= 3
-    assert "planted" in said["shown"][0]
+    reply = done.reply
+    assert reply["outcomes"] == {"ok": 32}
+    assert reply["rows"] >= 32 * 11
+    assert reply["rows_right"] == reply["rows"]
+    assert reply["page_events"] >= 64
+    assert reply["named"] >= 0.99 * reply["page_events"]
+    assert reply["holds_right"] == reply["holds"] > 0
+    assert reply["agree"] == reply["pages"] > 0
+    assert reply["requests"] == 32
+    assert reply["faults"] == []
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
@@ -290,10 +242,10 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said["wrong"] == []
-    assert done.said["faults"] == []
-    assert done.said["rounds"] > 6
-    assert done.said["held"] > 0
+    assert done.reply["wrong"] == []
+    assert done.reply["faults"] == []
+    assert done.reply["rounds"] > 6
+    assert done.reply["held"] > 0
 
 
 @pytest.mark.parametrize("first", ["", "import analysis.recording.replay"])
@@ -313,73 +265,7 @@ def test_the_package_exports_it(child: ChildRunner, first: str) -> None:
         """,
     )
     assert done.returncode == 0, done.stderr
-    assert done.said == [True, 2, True]
-
-
-def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
-    done = child(
-        REPORTED,
-        PRELUDE.format(sharing="none")
-        + """
-with Engine(EngineConfig()) as engine:
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")
-        with observe(engine, max_events=30, max_snapshots=3) as recording:
-            ask(engine, 8)
-    say({"sizes": recording.sizes(), "overflow": recording.overflow,
-         "shown": [str(w.message) for w in shown], "text": str(recording)})
-""",
-    )
-    assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["sizes"]["events"] == 30
-    assert said["sizes"]["snapshots"] == 3
-    assert "full" in said["overflow"]
-    assert said["overflow"] in said["text"]
-    assert sum("recording is full" in text for text in said["shown"]) == 2
-
-
-def test_the_death_of_the_engine_is_caught_in_the_act(child: ChildRunner) -> None:
-    done = child(
-        REPORTED,
-        PRELUDE.format(sharing="trie")
-        + """
-with Engine(EngineConfig(prefix_sharing="trie", page_count=24)) as engine:
-    with observe(engine) as recording:
-        for first in range(100, 700, 10):
-            # Two full pages, the same for all: each publishes its own copy of them.
-            prompt = " ".join(str(first + n) for n in range(9))[:32]
-            for future in [engine.submit(prompt, 5, timeout_s=30) for _ in range(4)]:
-                future.result()
-            if engine.died:
-                break
-    events = recording.events
-    died = events[events["kind"] == "worker_died"]
-    failed = events[events["kind"] == "failed"]
-    moments = [s.moment for s in recording.failures]
-    orphaned = events[events["kind"] == "node_overwritten"]
-    say({"died": len(died), "failed": list(failed["message"]),
-         "operation": list(failed["operation"]),
-         "detail": list(died["message"]),
-         "order": bool(failed["seq"].iloc[0] < died["seq"].iloc[0]),
-         "before_it": bool(orphaned["seq"].iloc[0] < failed["seq"].iloc[0]),
-         "failures": len(moments), "nodes": max(len(s.nodes) for s in recording.failures),
-         "faults": recording.faults})
-""",
-        short_strobes=False,  # the four must be in one batch
-    )
-    assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["died"] == 1
-    assert len(said["failed"]) == 1
-    assert "KeyError" in said["failed"][0]
-    assert "KeyError" in said["detail"][0]
-    assert said["operation"] == ["acquire"]
-    assert said["order"]
-    assert said["before_it"]
-    assert said["failures"] >= 2
-    assert said["nodes"] > 1
-    assert said["faults"] == []
+    assert done.reply == [True, 2, True]
 
 
 def test_a_snapshot_needs_no_observer_and_counts_what_pages_hold(
@@ -419,16 +305,16 @@ say({"empty": empty.counts, "live": len(during), "holders": list(during[-1].hold
 """,
     )
     assert done.returncode == 0, done.stderr
-    said = done.said
-    assert said["empty"] == {"free": 64, "live": 0, "cached": 0, "leaked": 0}
-    assert said["live"] > 0
-    assert said["holders"] == [said["id"]]
-    assert said["after"]["live"] == 0
-    assert said["after"]["cached"] > 0
-    assert said["contents"] == 64 - said["after"]["free"]
-    assert said["nan"] == 0
-    assert said["maximum"] > 0
-    assert len(said["digest"]) == 16
-    assert "observed already" in said["twice"]
-    assert "not running" in said["closed"]
-    assert said["asked"] == ["asked", "asked", "asked"]
+    reply = done.reply
+    assert reply["empty"] == {"free": 64, "live": 0, "cached": 0, "leaked": 0}
+    assert reply["live"] > 0
+    assert reply["holders"] == [reply["id"]]
+    assert reply["after"]["live"] == 0
+    assert reply["after"]["cached"] > 0
+    assert reply["contents"] == 64 - reply["after"]["free"]
+    assert reply["nan"] == 0
+    assert reply["maximum"] > 0
+    assert len(reply["digest"]) == 16
+    assert "observed already" in reply["twice"]
+    assert "not running" in reply["closed"]
+    assert reply["asked"] == ["asked", "asked", "asked"]

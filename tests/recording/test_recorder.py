@@ -22,7 +22,7 @@ BOUND, NAMED = 20, 1000
 
 @pytest.fixture
 def full() -> Recorder:
-    """A recorder that keeps 20 events and as many invocations, and was told 5000 of everything."""
+    """A recorder that keeps 20 events and as many invocations, and was given 5000 of everything."""
     recorder = recorder_of(MadeEngine(), max_events=BOUND)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ObserverWarning)
@@ -59,9 +59,9 @@ def test_one_thing_left_out_is_said_in_the_singular() -> None:
     recorder.event("free", pages=[1])
     with pytest.warns(ObserverWarning):
         recorder.event("free", pages=[2])
-    said = Recording(recorder)
-    assert said.overflow == "The recording was full: 1 event was counted but not kept."
-    assert str(said).startswith("1 event, 0 invocations, 0 snapshots")
+    output = Recording(recorder)
+    assert output.overflow == "The recording was full: 1 event was counted but not kept."
+    assert str(output).startswith("1 event, 0 invocations, 0 snapshots")
 
 
 def observed(engine: Any, raises: bool) -> Recording:
@@ -144,7 +144,7 @@ def test_nothing_but_what_is_recorded_grows_with_the_requests_that_were() -> Non
             begun = recorder.invocation_begins("decode", [request])
             recorder.invocation_ends(begun, decode(1), None)
             if number % 2:
-                recorder.late(request, "ok")  # before it is told that the client gave it up
+                recorder.late(request, "ok")  # before the client's cancellation arrives
             recorder.done(completion(request, "timeout" if number % 3 else "ok"))
             recorder.late(request, "ok")
             recorder.holds(request, ())

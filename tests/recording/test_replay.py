@@ -28,11 +28,11 @@ steps = st.lists(
 )  # fmt: skip
 
 
-def events_of(told: list[tuple[str, int, int, str]]) -> pd.DataFrame:
+def events_of(steps: list[tuple[str, int, int, str]]) -> pd.DataFrame:
     """Make events of steps; a node hangs on any that ever was, also on one that is gone."""
     rows: list[dict[str, Any]] = []
     nodes = 0
-    for kind, page, number, request in told:
+    for kind, page, number, request in steps:
         row: dict[str, Any] = {"seq": len(rows) + 1, "trial_id": "c", "t_s": 0.0, "kind": kind}
         if kind == "create":
             nodes += 1
@@ -51,8 +51,8 @@ def events_of(told: list[tuple[str, int, int, str]]) -> pd.DataFrame:
 
 @given(steps)
 @settings(max_examples=20, deadline=None)
-def test_cached_pages_are_those_that_a_walk_through_the_trie_finds(told) -> None:
-    events = events_of([*told, ("done", 1, 0, "a")])
+def test_cached_pages_are_those_that_a_walk_through_the_trie_finds(steps) -> None:
+    events = events_of([*steps, ("done", 1, 0, "a")])
     spans, walked = cached_or_leaked(events), Replay(ROOT)
     cached = spans[spans["state"] == "cached"]
     for seq in range(1, len(events)):
@@ -64,6 +64,6 @@ def test_the_trie_is_not_walked_again_at_every_event(monkeypatch) -> None:
     walks: list[int] = []
     walk = Replay._reachable
     monkeypatch.setattr(Replay, "_reachable", lambda self: walks.append(1) or walk(self))
-    told = [("create", 1 + n % 5, n, "a") for n in range(50)] + [("free", 1, 0, "a")] * 50
-    assert len(cached_or_leaked(events_of(told)))
+    steps = [("create", 1 + n % 5, n, "a") for n in range(50)] + [("free", 1, 0, "a")] * 50
+    assert len(cached_or_leaked(events_of(steps)))
     assert not walks

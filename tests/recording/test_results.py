@@ -46,8 +46,8 @@ def differing(before, content, returned, landed):
         name: (shape, array("q", values))
         for name, shape, values in zip(NAMES, ((2, 2), (2,)), landed, strict=True)
     }
-    said = changes(NAMES, arguments, filled, then, arrays)
-    return [tuple(entry.values()) for entry in said or ()]
+    fields = changes(NAMES, arguments, filled, then, arrays)
+    return [tuple(entry.values()) for entry in fields or ()]
 
 
 OLD, NEW = ([1, 2, 3, 4], [5, 6]), ([11, 12, 13, 14], [15, 16])
@@ -81,10 +81,10 @@ values = st.lists(st.integers(0, 3), min_size=4, max_size=4)
 
 @given(values, values, values)
 def test_whatever_is_read_differently_at_the_landing_is_told(before, content, landed):
-    said = differing((before, OLD[1]), (content, NEW[1]), (content, NEW[1]), (landed, NEW[1]))
+    fields = differing((before, OLD[1]), (content, NEW[1]), (content, NEW[1]), (landed, NEW[1]))
     rows = {row for row in (0, 1) if content[2 * row :][:2] != landed[2 * row :][:2]}
-    assert {entry[1] for entry in said} == rows
-    for _, row, column, filled, read, when in said:
+    assert {entry[1] for entry in fields} == rows
+    for _, row, column, filled, read, when in fields:
         place = 2 * row + column
         assert (filled, read, when) == (content[place], landed[place], "landed")
         assert filled != read
@@ -93,7 +93,7 @@ def test_whatever_is_read_differently_at_the_landing_is_told(before, content, la
 def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch):
     from analysis.shortfin.cache.allocations import probe as allocations
 
-    told, faults, batcher = [], [], object()
+    emitted, faults, batcher = [], [], object()
 
     class Item:
         """A request's process of 3.1.0, which appends what it chose."""
@@ -112,14 +112,15 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
     monkeypatch.setattr(allocations, "sfnp", SimpleNamespace(argmax=lambda logits, *rest: 5))
     monkeypatch.setattr(allocations, "GenerateItemProcess", Item)
     monkeypatch.setattr(allocations, "raw", lambda logits: unreadable(logits.content))
-    watcher = SimpleNamespace(
-        verifies=True, fault=faults.append, event=lambda kind, **said: told.append((kind, said)),
-        at_token=lambda kind, request, value, digest: told.append((kind, {"value": value})),
+    observer = SimpleNamespace(
+        verifies=True, fault=faults.append,
+        event=lambda kind, **fields: emitted.append((kind, fields)),
+        at_token=lambda kind, request, value, digest: emitted.append((kind, {"value": value})),
     )  # fmt: skip
     probe = object.__new__(allocations.AllocationProbe)
     probe._read = {}
-    probe.native, probe.observer = SimpleNamespace(batcher=batcher), watcher
-    probe._hook_choice(Hooks(watcher))
+    probe.native, probe.observer = SimpleNamespace(batcher=batcher), observer
+    probe._hook_choice(Hooks(observer))
     request, item = allocations.CURRENT_REQUEST.set("a"), Item()
     try:
         for content in (b"1", None, b"1"):
@@ -129,6 +130,6 @@ def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch)
         allocations.CURRENT_REQUEST.reset(request)
     assert item.tokens == [5, 5, 5]
     assert len(faults) == 1
-    assert [(kind, said.get("value")) for kind, said in told] == [
+    assert [(kind, fields.get("value")) for kind, fields in emitted] == [
         ("chosen", 5), ("chosen", None), ("chosen", 5)
     ]  # fmt: skip

@@ -82,13 +82,13 @@ class _Array:
 
 def test_of_a_prefill_the_last_token_of_each_row_counts():
     values = np.arange(2 * 8 * 5, dtype=np.float32).reshape(2, 8, 5)
-    told = {"seq_lens": ((2,), [3, 8])}
-    whole = copy_scores(_Array(values), "prefill", 2, told)
+    arguments = {"seq_lens": ((2,), [3, 8])}
+    whole = copy_scores(_Array(values), "prefill", 2, arguments)
     assert whole.array().tolist() == [values[0, 2].tolist(), values[1, 7].tolist()]
-    told["start_positions"] = ((2,), [2, 0])
-    later = copy_scores(_Array(values), "prefill", 1, told)
+    arguments["start_positions"] = ((2,), [2, 0])
+    later = copy_scores(_Array(values), "prefill", 1, arguments)
     assert later.array().tolist() == [values[0, 0].tolist()]
-    decode = copy_scores(_Array(values[:, :1]), "decode", 2, told)
+    decode = copy_scores(_Array(values[:, :1]), "decode", 2, arguments)
     assert decode.array().tolist() == values[:, 0].tolist()
 
 
@@ -115,7 +115,7 @@ say([answers, best, [size for sizes in sizes for size in sizes], recording.fault
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    answers, best, sizes, faults, plain, invocations = done.said
+    answers, best, sizes, faults, plain, invocations = done.reply
     assert faults == []
     assert all(len(tokens) == 6 for tokens in answers.values())
     for prompt, tokens in answers.items():

@@ -49,8 +49,8 @@ def lists_that_are_right(story):
     of_one_request(story, duplicates=[3], free=[0, 4, 5, 6, 7])
 
 
-def lists(cause: str, tell, request: str | None, page: int, **changes) -> None:
-    case = functools.partial(tell, **changes)
+def lists(cause: str, write, request: str | None, page: int, **changes) -> None:
+    case = functools.partial(write, **changes)
     case.__name__ = f"a_list_in_which_is_{cause.replace(' ', '_')}"
     CASES.append(Case(case, "allocation-list-mismatch", cause, request=request, page=page))
 
@@ -105,7 +105,7 @@ def a_page_that_did_not_reach_the_free_list(story):
     begin(story, "a", A, 1, 2)
     story.drop("a", 2)
     place = story.free("a", 2, free_pages=6)
-    story.event("free", "a", (), free_pages=6)  # said once
+    story.event("free", "a", (), free_pages=6)  # reported once
     story.drop("a", 1)
     story.free("a", 1, free_pages=7)
     return place

@@ -310,7 +310,7 @@ def a_step_after_a_wrong_one(story):
 def a_cached_step_after_a_wrong_one(story):
     ready(story, "a", (*A, 17), 1, 2)
     story.allocate("a", 3)
-    # It reads its first page from elsewhere while it computes what it publishes afterwards.
+    # It reads its first page from another place while it computes what it publishes afterwards.
     story.copy(2, 3)
     story.decode(Row("a", table=(3, 2)))
     story.token("a", 101)
@@ -337,8 +337,8 @@ def beams_that_share_a_requests_name(story):
 @silent
 def a_request_under_way_before_the_watching_began(story):
     ready(story, "a", A, 1, 2)
-    strange = Row("stranger", tokens=(3,), start=17, seq_len=30, table=(7, 5))
+    strange = Row("preexisting", tokens=(3,), start=17, seq_len=30, table=(7, 5))
     story.decode("a", strange)
     story.token("a", 101)
     story.decode("a")
-    story.event("done", "stranger", outcome="ok")
+    story.event("done", "preexisting", outcome="ok")

@@ -27,7 +27,7 @@ def pages_of_a_request_that_was_given_up(story):
     ready(story, "a", A, 1, 2)
     story.done("a", "error")
     place = story.snapshot()
-    story.snapshot()  # said once
+    story.snapshot()  # reported once
     return place
 
 

@@ -79,7 +79,7 @@ def a_token_that_was_never_chosen(story):
 
 
 def answered(*tokens: int) -> Callable[[TraceBuilder], Step]:
-    def tell(story):
+    def write(story):
         answering(story, "b", B, 3, 4)
         decoded(story, "b", token=9)
         story.chosen("b", 9)
@@ -90,8 +90,8 @@ def answered(*tokens: int) -> Callable[[TraceBuilder], Step]:
             story.token("a", token)
         return story.answered("a", *tokens)
 
-    tell.__name__ = f"answered_{'_'.join(map(str, tokens))}"
-    return tell
+    write.__name__ = f"answered_{'_'.join(map(str, tokens))}"
+    return write
 
 
 for words, due in (
@@ -203,21 +203,21 @@ def padding_that_changed_after_filling(story):
 @breaks("read-before-write", "write-pending", page=2, slot=2, severity=WRONG_DATA)
 def a_decode_before_the_one_before_has_landed(story):
     ready(story, "a", A, 1, 2)
-    first = story.results_of(story.decode("a", lands=False), 101)
+    first = story.results_of(story.decode("a", finishes=False), 101)
     story.token("a", 101)
     second = decoded(story, "a", token=102)
-    story.land(first)
+    story.finish(first)
     return second
 
 
 @silent
 def a_decode_when_the_own_row_of_the_one_before_has_landed(story):
     answering(story, "a", A, 1, 2)
-    first = story.results_of(story.decode("a", lands=False), 101)
+    first = story.results_of(story.decode("a", finishes=False), 101)
     story.chosen("a", 101)
     story.token("a", 101)
     decoded(story, "a", token=102)
-    story.land(first)
+    story.finish(first)
 
 
 @silent
@@ -225,12 +225,12 @@ def a_shared_page_that_is_written_again_as_it_was(story):
     answering(story, "a", A, 1, 2)
     story.submit("b", A[:4])
     story.hold("b", 1)
-    again = story.results_of(story.prefill("b", lands=False), 100)
+    again = story.results_of(story.prefill("b", finishes=False), 100)
     decoded(story, "a")
-    story.land(again)
+    story.finish(again)
 
 
-def changed(story: TraceBuilder, page: int, *slots: int, **said: object) -> int:
+def changed(story: TraceBuilder, page: int, *slots: int, **fields: object) -> int:
     """Have slots of a page hold other bytes; nothing wrote them."""
     found = {
         "slots": slots,
@@ -242,13 +242,15 @@ def changed(story: TraceBuilder, page: int, *slots: int, **said: object) -> int:
         "holders": ["a"],
         "copy_of": None,
     }
-    return story.event("bytes_changed", None, (page,), changed_bytes=found | said)
+    return story.event("bytes_changed", None, (page,), changed_bytes=found | fields)
 
 
-def kept(story: TraceBuilder, invocation: Invocation, page: int, slot: int, **said: object) -> int:
+def kept(
+    story: TraceBuilder, invocation: Invocation, page: int, slot: int, **fields: object
+) -> int:
     """Have a slot that an invocation wrote hold what it held before."""
     slots = [{"slot": slot, "whole": True, "blocks": None, "zeros": False, "other_token": False,
-              **said}]  # fmt: skip
+              **fields}]  # fmt: skip
     return story.event("bytes_kept", "a", (page,), value=invocation.invocation_id, kept_bytes=slots)
 
 

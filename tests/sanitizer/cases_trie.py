@@ -45,7 +45,7 @@ def a_partial_page_published_for_what_it_holds(story):
     story.token("a", 100)
     story.publish("a", A, [1, 2])
     story.reference(2, +1, "a")
-    story.decode("a")  # goes on in the slots that nobody was promised
+    story.decode("a")  # goes on in slots promised to no request
     story.submit("b", A[:4])
     story.match("b", 1, node=1)
 
@@ -56,7 +56,7 @@ def a_publication_finds_what_it_has_flown(story):
     story.decode("a")
     with story.within("publish", "a"):
         story.match("a", 1, 2)
-    story.match("nobody", 7)
+    story.match("unknown", 7)
 
 
 @breaks("cached-prefix-mismatch", "other-prefix", other="b", page=3, slot=0)

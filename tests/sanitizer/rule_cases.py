@@ -16,9 +16,9 @@ A, B = (11, 12, 13, 14, 15, 16), (21, 22, 23, 24, 25, 26)
 
 @dataclass(frozen=True)
 class Case:
-    """A story that breaks a rule at the step that it returns, and what is to be said of it."""
+    """A story that breaks a rule at the step that it returns, and the finding that it must give."""
 
-    tell: Callable[[TraceBuilder], Step]
+    write: Callable[[TraceBuilder], Step]
     rule: str
     cause: str
     request: str | None = "a"
@@ -36,16 +36,16 @@ SILENT: list[Callable[[TraceBuilder], object]] = []
 
 
 def breaks(rule: str, cause: str, **due):
-    def add(tell):
-        CASES.append(Case(tell, rule, cause, **due))
-        return tell
+    def add(write):
+        CASES.append(Case(write, rule, cause, **due))
+        return write
 
     return add
 
 
-def silent(tell):
-    SILENT.append(tell)
-    return tell
+def silent(write):
+    SILENT.append(write)
+    return write
 
 
 def begin(story: TraceBuilder, request: str, prompt: tuple[int, ...], *pages: int) -> None:

@@ -102,11 +102,11 @@ def test_damage_is_found_in_the_stated_time(
     assert not [row for row in case["findings"] if row["seq"] < injected["seq"]]
     started = sum(seq < first for seq in case["starts"])
     if fault.rule == "lost-write":
-        # In either mode, when the very invocation lands.
+        # In either mode, when this invocation finishes.
         assert {row["severity"] for row in found} == {"wrong data"}
         assert f"Invocation {injected['invocation_id']} wrote" in found[0]["message"]
     elif mode == "whole" or fault.name == "fault:copied-without-layer":
-        # At the next start or landing, or when those have landed that were under way then.
+        # At the next start or end of an invocation, or when those under way then have finished.
         assert started <= 1 + 4
     else:
         # At the latest when its page is given up or, if that is never, at the end.

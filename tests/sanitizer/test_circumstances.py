@@ -1,4 +1,4 @@
-"""What is told of a sound engine, or of another trouble, in circumstances that misled the rules."""
+"""Findings in circumstances that once misled the rules: healthy engines and other failures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def rows(findings):
 def run(child: ChildRunner, release: str, source: str) -> list[list[str]]:
     done = child(release, f"RELEASE = {release!r}\n" + _PRELUDE + source)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.said  # type: ignore[no-any-return]
+    return done.reply  # type: ignore[no-any-return]
 
 
 def test_references_taken_before_the_watching_are_not_given_back_too_often(
     child: ChildRunner, release: str
 ) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -44,7 +44,7 @@ with Engine(EngineConfig(prefix_sharing="trie", page_count=96)) as engine:
 say([under_way, outcomes, rows(findings)])
 """,
     )
-    under_way, outcomes, findings = said
+    under_way, outcomes, findings = reply
     assert min(under_way) > 0, "They had ended before the watching began."
     assert set(outcomes) == {"ok"}
     assert "over-released" not in {row[1] for row in findings}
@@ -69,7 +69,7 @@ say([causes(), causes("lock-cache")])
 def test_a_call_that_failed_is_not_checked_by_what_the_one_before_left(
     child: ChildRunner, release: str
 ) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -89,7 +89,7 @@ with Engine(EngineConfig(page_count=96)) as engine:
 say([len(calls), rows(findings), findings.notes])
 """,
     )
-    calls, findings, notes = said
+    calls, findings, notes = reply
     assert calls >= 6
     assert not [row for row in findings if row[2] == "wrong data"], findings
     assert any("failed" in note for note in notes)
@@ -98,7 +98,7 @@ say([len(calls), rows(findings), findings.notes])
 def test_a_lock_that_is_kept_is_named_and_treatments_are_left_all_the_same(
     child: ChildRunner, release: str
 ) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -110,7 +110,7 @@ with Engine(EngineConfig(page_count=96)) as engine:
 say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"].injected is None])
 """,
     )
-    outcomes, findings, given_back, silent = said
+    outcomes, findings, given_back, silent = reply
     assert not silent
     assert given_back
     assert "timeout" in outcomes
@@ -120,7 +120,7 @@ say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"
 
 
 def test_a_treatment_that_needs_a_lock_says_who_keeps_it(child: ChildRunner) -> None:
-    said = run(
+    reply = run(
         child,
         NEWEST,
         """
@@ -133,14 +133,14 @@ with Engine(EngineConfig(page_count=96)) as engine:
         say(str(error))
 """,
     )
-    assert "The pool's lock is kept by some thread of the engine" in str(said)
+    assert "The pool's lock is kept by some thread of the engine" in str(reply)
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
 def test_answers_past_the_models_context_are_told(
     child: ChildRunner, release: str, sharing: str
 ) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -153,8 +153,8 @@ say([[len(fits.tokens), len(passes.tokens)], rows(findings),
      [f.request_id for f in findings if f.rule == "context-overflow"]])
 """.replace("SHARING", repr(sharing)),
     )
-    lengths, findings, who = said
-    # The last token of an answer is not flown: 240 + 16 positions fit.
+    lengths, findings, who = reply
+    # The last token of an answer is not executed: 240 + 16 positions fit.
     assert lengths == [17, 18]
     assert who == ["passes"]
     assert not [row for row in findings if row[2] == "wrong data"], findings

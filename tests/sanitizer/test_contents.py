@@ -1,4 +1,4 @@
-"""Whether slots of a real cache are told right: healthy ones, and such as were overwritten."""
+"""Slots of a real cache are classified correctly: healthy and overwritten ones."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ say([counts(frame), sum(prompt for prompt, _, _ in rows.values()),
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found, prompts, of_prompts, least, layers = done.said
+    found, prompts, of_prompts, least, layers = done.reply
     assert of_prompts <= kv_compare.NUMERICS
     held = sum(n for k, n in found.items() if k in {"prompt equal", "prompt numerics"})
     assert held == prompts
@@ -93,7 +93,7 @@ say([counts(frame), sum(prompt for prompt, _, _ in rows.values()),
             f"{p} {v}" for p in ("prompt", "decoded") for v in kv_compare.VERDICTS[:2]
         }
     else:
-        # Lengths that are too long have slots read that nobody wrote, from the first decode on:
+        # Lengths that are too long have unwritten slots read, from the first decode on:
         # the token is right (layer 0 is), what was attended to is not.
         assert found["decoded other context"] == 4 * 10
         assert least > kv_compare.NUMERICS
@@ -132,7 +132,7 @@ say([[[r.request_id, int(r.position), bool(r.page == page[r.request_id][r.positi
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found, (prompt, length) = done.said
+    found, (prompt, length) = done.reply
     assert prompt <= 40 < length  # slot 8 of c's third page was decoded
     assert found == [
         ["a", 7, True, 7, "other", "c", 40],
@@ -156,7 +156,7 @@ with Engine(EngineConfig(page_count=64, batch_sizes=(4,))) as engine:
     read = lambda p: kv_compare.read_pages(engine, [p])[0]
     b, c = read(page["b"][0]), read(page["c"][0])
     b[2, :, 3:7] = c[2, :, 3:7]  # a whole layer of another request
-    b[3, :, 8] = c[3, :, 8]  # the last layer, after which there is none to tell
+    b[3, :, 8] = c[3, :, 8]  # the last layer: no later one shows it
     b[1, 1, 9] = 0  # half of a layer
     b[2, 0, 10, 1] = 0  # one head
     put(engine, page["b"][0], slice(0, 16), b)
@@ -175,7 +175,7 @@ say([[[r.request_id, int(r.position), r.damage, plain(r.other_request_id),
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found, counted, decoded, words = done.said
+    found, counted, decoded, words = done.reply
     assert found[0][:2] == ["a", decoded]
     assert found[0][3:] == ["c", 5]
     assert found[1:] == [
@@ -219,7 +219,7 @@ except EngineError as error:
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    clean, bad, strange, closed = done.said
+    clean, bad, strange, closed = done.reply
     assert clean == []
     assert bad == [[0, 2], [6, 4], [6, 15]]
     assert strange == "Page 64 does not exist: the pool has pages 0 to 63."

@@ -1,4 +1,4 @@
-"""Nobody is said to read wrong data at the edges: whole pages, the context's end, what is ended."""
+"""No false finding of wrong reads at the edges: whole pages, the context's end, ended requests."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_no_wrong_data_is_told_at_the_edges(
     )
     done = child(release, source, timeout_s=200 + 300 * (rounds - 1))
     assert done.returncode == 0, done.stderr[-3000:]
-    found, outcomes = done.said
+    found, outcomes = done.reply
     for edge, groups, not_checked, invocations in found:
         ended = outcomes[edge]
         assert ended.get("ok") or edge in ("timed_out", "cancelled"), (edge, ended)

@@ -1,4 +1,4 @@
-"""Steps that are executed twice, elsewhere, never or after a stall are found; deadlines are not."""
+"""Steps executed twice, on other pages, never or after a stall are found; deadlines are not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support import RELEASES
 from analysis.treatments.faults import family
 
 ENDS_ENGINE = ("fault:never-finishes", "fault:dropped-by-batcher")
-"""What leaves requests in the engine that nobody ends: each has an engine of its own."""
+"""Faults that leave unfinished requests in the engine: each has an engine of its own."""
 
 _INJECT = """
 from analysis.treatments.faults import family
@@ -64,7 +64,7 @@ def test_a_fault_of_execution_is_found_where_it_struck(release: str, fault: Any)
     case = case_of(release, fault.name)
     injected = case["injected"]
     assert injected is not None, "It was never injected."
-    # What an invocation wrote that did not land is not known.
+    # The writes of an invocation that did not finish are unknown.
     assert bool(case["notes"]) == (fault.name == "fault:never-finishes")
     rows = case["findings"]
     found = [row for row in rows if (row["rule"], row["cause"]) == (fault.rule, fault.cause)]
@@ -76,7 +76,7 @@ def test_a_fault_of_execution_is_found_where_it_struck(release: str, fault: Any)
         )
     wrong = [row["seq"] for row in rows if row["severity"] == "wrong data"]
     assert min(wrong, default=10**9) > (injected["seq"] or 0)
-    # Whatever it did, checking goes on: only what never landed is unchecked, and is counted.
+    # Whatever it did, checking goes on: only what never finished is unchecked, and is counted.
     if fault.name == "fault:never-finishes":
         assert injected["request_id"] in case["unchecked"]
         assert "unchecked: 1 invocation" in case["summary"]

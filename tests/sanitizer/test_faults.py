@@ -124,7 +124,7 @@ def _first_event(events: list[Any], kind: str, injected: dict[str, Any]) -> int:
     """Return the first event of a kind after a inject that has its page, if it has any."""
     same = (
         seq
-        for seq, told, pages in events
-        if seq > injected["seq"] and told == kind and (pages is None or injected["page"] in pages)
+        for seq, event, pages in events
+        if seq > injected["seq"] and event == kind and (pages is None or injected["page"] in pages)
     )
     return next(same)

@@ -71,10 +71,10 @@ def planted(release: str, sharing: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
 def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str) -> None:
-    said, fault = planted(release, sharing), FAULTS[name]
-    injected = said["injected"].get(name)
+    output, fault = planted(release, sharing), FAULTS[name]
+    injected = output["injected"].get(name)
     assert injected is not None, "It was never injected."
-    own = [row for row in said["findings"] if row["request_id"] == injected["request_id"]]
+    own = [row for row in output["findings"] if row["request_id"] == injected["request_id"]]
     found = [row for row in own if (row["rule"], row["cause"]) == (fault.rule, fault.cause)]
     assert found, [(row["rule"], row["cause"]) for row in own]
     for column in ("other_request_id", "page"):
@@ -82,7 +82,7 @@ def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str)
     if found[0]["invocation_id"] is not None:
         assert injected["invocation_id"] in (None, found[0]["invocation_id"])
     assert found[0]["message"].endswith(".")
-    # Nothing is told of the request by these rules before the injection, and of all that reads
+    # These rules report nothing of the request before the injection, and of all that reads
     # wrong data the fault's own rule speaks first; but for one that injects twice.
     ours = [row for row in own if row["rule"] in OWN_RULES or row["severity"] == "wrong data"]
     assert min(row["seq"] for row in ours) > injected["seq"]
@@ -92,16 +92,18 @@ def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str)
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
 def test_whoever_was_not_struck_is_left_alone(release: str, sharing: str) -> None:
-    said = planted(release, sharing)
-    assert not said["notes"]
-    assert not said["faults"]
-    met = {s[key] for s in said["injected"].values() for key in ("request_id", "other_request_id")}
-    first = [row for row in said["findings"] if (row["request_id"] or "").startswith("00-")]
+    output = planted(release, sharing)
+    assert not output["notes"]
+    assert not output["faults"]
+    met = {
+        s[key] for s in output["injected"].values() for key in ("request_id", "other_request_id")
+    }
+    first = [row for row in output["findings"] if (row["request_id"] or "").startswith("00-")]
     assert not [row for row in first if row["rule"] in OWN_RULES]
-    shaken = {f"{n:02d}" for n, name in enumerate(said["injected"], 1) if name in _OF_MANY}
+    shaken = {f"{n:02d}" for n, name in enumerate(output["injected"], 1) if name in _OF_MANY}
     others = [
         row
-        for row in said["findings"]
+        for row in output["findings"]
         if row["rule"] in OWN_RULES
         and row["request_id"] not in met
         and (row["request_id"] or "")[:2] not in shaken
@@ -118,9 +120,9 @@ _OF_MANY = {
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
 def test_what_was_recorded_says_the_same(release: str, sharing: str) -> None:
-    said = planted(release, sharing)
+    output = planted(release, sharing)
     live, again = (
-        [(r["rule"], r["cause"], r["request_id"], r["seq"]) for r in said[name]]
+        [(r["rule"], r["cause"], r["request_id"], r["seq"]) for r in output[name]]
         for name in ("findings", "again")
     )
     assert [row for row in again if row[0] in OWN_RULES] == [

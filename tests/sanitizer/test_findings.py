@@ -1,4 +1,4 @@
-"""What is said and drawn of findings: in words, as HTML, as figures."""
+"""Findings as text, as HTML and as figures."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def test_one_of_a_kind_is_said_in_the_singular() -> None:
     finding = Finding("cause", "message", "r", severity=WRONG_DATA)
     finding.rule = "rule"
     findings.add(finding)
-    said = (
+    output = (
         "1 finding of 1 cause, 1 of them with wrong data read (1 invocation and 1 event checked)."
     )
-    assert findings.summary == said
+    assert findings.summary == output
 
 
 def test_hostile_names_are_escaped() -> None:
@@ -142,7 +142,7 @@ def fills(figure: Figure) -> list[tuple[float, ...]]:
 def test_a_picture_shows_whose_data_the_pages_hold() -> None:
     finding = strayed().check().first_wrong_data
     figure = finding_figure(finding)
-    said = words(figure)
+    output = words(figure)
     for part in (
         "page 3",
         "page 2",
@@ -155,8 +155,8 @@ def test_a_picture_shows_whose_data_the_pages_hold() -> None:
         "the slot of the finding",
         "pages of a, 7 tokens: 3, 2",
     ):
-        assert part in said, part
-    assert finding.text.split()[0] in said
+        assert part in output, part
+    assert finding.text.split()[0] in output
     pages = finding.context.pages
     strips = [s for p in pages for s in ([p.before, p.after] if p.before != p.after else [p.after])]
     slots = [slot for strip in strips for slot in strip]
@@ -251,11 +251,11 @@ def test_lead_times_has_a_bar_for_each_wrong_answer() -> None:
 
 def test_the_chart_counts_requests_by_rule_and_leaves_controls_out(run) -> None:
     figure = findings_chart(run.findings, run.requests, run.trials)
-    said = words(figure)
-    assert "wrong-kv-read: cross-request" in said
-    assert "1 of 2" in said
-    assert "no rule was broken" in said
-    assert "underread" not in said
+    output = words(figure)
+    assert "wrong-kv-read: cross-request" in output
+    assert "1 of 2" in output
+    assert "no rule was broken" in output
+    assert "underread" not in output
     assert len(figure.axes) == 2
     nothing = findings_chart(run.findings, run.requests, run.trials.iloc[:0])
     assert "No trial was checked." in words(nothing)

@@ -142,7 +142,7 @@ def test_an_operation_that_never_ends_leaves_the_rules_of_data():
 
 
 class Growing(SimpleNamespace):
-    """A recorder that is told something more right after its events were read."""
+    """A recorder that gets another event right after its events were read."""
 
     late: list
 
@@ -156,8 +156,8 @@ class Growing(SimpleNamespace):
 
 @pytest.mark.parametrize("late", [item for item in WELL.items if isinstance(item[1], Event)][:-1])
 def test_an_event_that_comes_while_the_rest_is_read_leaves_no_gap(late):
-    told = recorder_of([item for item in WELL.items if item is not late], WELL.snapshots)
-    recorder = Growing(**vars(told), late=[recorder_row(late[1])])
+    source = recorder_of([item for item in WELL.items if item is not late], WELL.snapshots)
+    recorder = Growing(**vars(source), late=[recorder_row(late[1])])
     follower = Follower(recorder, WELL.first, WELL.stride)
     follower.finish()
     assert follower.checker.findings.complete
@@ -168,7 +168,7 @@ def test_an_event_that_comes_while_the_rest_is_read_leaves_no_gap(late):
 def test_an_invocation_that_has_landed_by_the_time_that_it_is_read_is_checked(late):
     # It was under way when that was looked at.
     invocation = dict(WELL.items)[late]
-    told = recorder_of(WELL.items, WELL.snapshots)
+    source = recorder_of(WELL.items, WELL.snapshots)
     row = (
         invocation.invocation_id,
         invocation.phase,
@@ -177,19 +177,19 @@ def test_an_invocation_that_has_landed_by_the_time_that_it_is_read_is_checked(la
         0,
         None,
     )
-    told.under_way = {invocation.invocation_id: row}
-    follower = Follower(told, WELL.first, WELL.stride)
+    source.under_way = {invocation.invocation_id: row}
+    follower = Follower(source, WELL.first, WELL.stride)
     follower.finish()
     assert follower.checker.findings.complete
     assert what(follower.checker.findings) == what(WELL.check(close=False))
 
 
 def test_what_is_told_after_the_check_began_to_end_makes_no_gap():
-    told = recorder_of(WELL.items, WELL.snapshots)
+    source = recorder_of(WELL.items, WELL.snapshots)
     last = max(seq for seq, _ in WELL.items)
     # Between them is an invocation that began when it had been looked at what was under way.
     fields = dict.fromkeys(EVENT_FIELDS) | {"seq": last + 5, "t_ns": 0, "kind": "memory"}
-    recorder = Growing(**vars(told), late=[tuple(fields.values())])
+    recorder = Growing(**vars(source), late=[tuple(fields.values())])
     follower = Follower(recorder, WELL.first, WELL.stride)
     follower.finish()
     assert follower.checker.findings.complete
@@ -206,10 +206,10 @@ def test_all_invocations_of_a_full_recording_are_counted():
 
 
 def coverage(**changes):
-    said = {"mode": "sampled", "invocations": 0, "pages_read": 0, "slots_written": 0,
+    fields = {"mode": "sampled", "invocations": 0, "pages_read": 0, "slots_written": 0,
             "not_judged": [],
             "pages_offered": 0, "undecided": []}  # fmt: skip
-    return said | changes
+    return fields | changes
 
 
 def test_only_the_last_word_on_the_bytes_of_pages_counts():
@@ -247,7 +247,7 @@ def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
     follower = Follower(recorder, WELL.first, WELL.stride)
     for _ in range(len(WELL.items)):
         follower.step()
-    # It lands after all: too late to be checked, and it is counted once.
+    # It finishes after all: too late to be checked, and it is counted once.
     recorder.under_way = {}
     recorder.invocations.append(recorder_row(invocation))
     follower.finish()
@@ -261,7 +261,7 @@ def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
 def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
     # On 3.1.0 a row's result is there while those of the rows behind it are still awaited.
     live, recorded = one_token_in(), one_token_in()
-    invocation = live.decode("a", lands=False)
+    invocation = live.decode("a", finishes=False)
     number = invocation.invocation_id
     recorded.event("invocation_unfinished", value=number, phase="decode", request_ids=["a"])
     for story in (live, recorded):

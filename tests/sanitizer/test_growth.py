@@ -44,7 +44,7 @@ def serve(story: TraceBuilder, number: int) -> None:
     elif ending == 2:
         story.answered(request, 7)
     with story.within("release", request):
-        if ending != 3:  # else it is given back by nobody's name
+        if ending != 3:  # else it is given back without a request id
             story.reference(node, -1, request)
         story.drop(request, 1, 2)
         story.free(request, 2)

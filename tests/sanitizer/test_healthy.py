@@ -1,7 +1,7 @@
 """A correct scheduler is never blamed, and one wrong argument of an invocation always is.
 
-The scheduler here is written for the purpose and keeps, apart from what it tells, what the device's
-memory must hold: that decides whether a changed argument matters.
+The scheduler here is written for the purpose and keeps, apart from the events it emits, what the
+device's memory must hold: that decides whether a changed argument matters.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Request:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     pages: list[int] = field(default_factory=list)
-    flown: int = 0
+    executed: int = 0
     node: int = 0
     """The deepest node of the trie that it refers to."""
-    flying: bool = False
+    pending: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class Request:
 
 
 class Scheduler:
-    """Serves random requests as they should be, and tells it to a story."""
+    """Serves random requests correctly, and writes the events to a trace."""
 
     def __init__(self, seed: int, *, sharing: bool) -> None:
         self.random = random.Random(seed)
@@ -50,7 +50,7 @@ class Scheduler:
         self.free = list(range(1, PAGES))  # all but the padding page
         self.random.shuffle(self.free)
         self.served: list[Request] = []
-        self.in_air: list[tuple[Invocation, list[Request]]] = []
+        self.under_way: list[tuple[Invocation, list[Request]]] = []
         self.nodes: dict[tuple[int, ...], int] = {}
         self.memory: Memory = {}
         self.before: list[Memory] = []
@@ -65,14 +65,16 @@ class Scheduler:
             stem = self.random.choice(stems)
             prompt = stem[: self.random.randint(0, len(stem))] + self._tokens(1, 6)
             waiting.append(Request(f"r{number}", prompt, self._tokens(1, 6)))
-        while waiting or self.served or self.in_air:
-            action = self.random.choice(("submit", "fly", "fly", "fly", "land", "evict"))
+        while waiting or self.served or self.under_way:
+            action = self.random.choice(
+                ("submit", "execute", "execute", "execute", "finish", "evict")
+            )
             if action == "submit" and waiting and self._submit(waiting[0]):
                 waiting.pop(0)
-            elif action == "fly":
-                self._fly()
-            elif action == "land" and self.in_air:
-                self._land(*self.in_air.pop(self.random.randrange(len(self.in_air))))
+            elif action == "execute":
+                self._execute()
+            elif action == "finish" and self.under_way:
+                self._finish(*self.under_way.pop(self.random.randrange(len(self.under_way))))
             elif action == "evict" and self.nodes:
                 self._evict()
         self.story.snapshot()
@@ -155,12 +157,12 @@ class Scheduler:
 
     # -- invocations ---------------------------------------------------------------------------
 
-    def _fly(self) -> None:
-        ready = [r for r in self.served if not r.flying]
+    def _execute(self) -> None:
+        ready = [r for r in self.served if not r.pending]
         phase = self.random.choice(("prefill", "chunks", "decode"))
-        ready = [r for r in ready if (r.flown >= len(r.prompt)) == (phase == "decode")]
+        ready = [r for r in ready if (r.executed >= len(r.prompt)) == (phase == "decode")]
         if phase == "prefill":
-            ready = [r for r in ready if not r.flown]  # whole prompts
+            ready = [r for r in ready if not r.executed]  # whole prompts
         if not ready:
             return
         batch = self.random.sample(ready, self.random.randint(1, min(4, len(ready))))
@@ -169,27 +171,27 @@ class Scheduler:
         names = [r.name for r in batch]
         if phase == "decode":
             blocks = self.random.randint(0, 6)
-            invocation = self.story.decode(*names, *padding, blocks=blocks, lands=False)
-            ends = [r.flown + 1 for r in batch]
-            starts = [r.flown for r in batch]
+            invocation = self.story.decode(*names, *padding, blocks=blocks, finishes=False)
+            ends = [r.executed + 1 for r in batch]
+            starts = [r.executed for r in batch]
         elif phase == "prefill":
-            invocation = self.story.prefill(*names, *padding, lands=False)
+            invocation = self.story.prefill(*names, *padding, finishes=False)
             ends, starts = [len(r.prompt) for r in batch], [0] * len(batch)
         else:
-            starts = [r.flown or self._cached(r) for r in batch]
+            starts = [r.executed or self._cached(r) for r in batch]
             ends = [
                 self.random.randint(start + 1, len(r.prompt))
                 for r, start in zip(batch, starts, strict=True)
             ]
             rows = [Row(*row) for row in zip(names, [None] * len(names), starts, ends, strict=True)]
-            invocation = self.story.prefill(*rows, *padding, lands=False)
+            invocation = self.story.prefill(*rows, *padding, finishes=False)
         for request, start, end in zip(batch, starts, ends, strict=True):
-            request.flying, request.flown = True, end
+            request.pending, request.executed = True, end
             for position in range(start, end):
                 slot = self.slot(request.pages, position)
                 self.memory[slot] = request.tokens[: position + 1]
         self.invocations.append(invocation)
-        self.in_air.append((invocation, batch))
+        self.under_way.append((invocation, batch))
 
     def slot(self, pages, position: int) -> int:
         return int(pages[position // self.stride]) * self.stride + position % self.stride
@@ -201,13 +203,13 @@ class Scheduler:
         # Not before: padding behind a chunk that ended in a shared page would spoil it.
         return min(len(self.story.state.path(request.node)), len(request.prompt) - 1)
 
-    def _land(self, invocation: Invocation, batch: list[Request]) -> None:
-        self.story.land(invocation)
+    def _finish(self, invocation: Invocation, batch: list[Request]) -> None:
+        self.story.finish(invocation)
         for request in batch:
-            request.flying = False
-            if request.flown < len(request.prompt):
+            request.pending = False
+            if request.executed < len(request.prompt):
                 continue
-            place = request.flown - len(request.prompt)
+            place = request.executed - len(request.prompt)
             if self.sharing and place == 0:
                 self._publish(request)
             self.story.token(request.name, request.answer[place])
@@ -274,10 +276,10 @@ def change_start(scheduler, invocation, row, draw):
     if invocation.phase == "prefill":
         # The same tokens one place further on are the same, where they are all equal.
         due = scheduler.of[invocation.request_ids[row]].prompt[start + step : length]
-        flown = tuple(
+        executed = tuple(
             invocation.tokens[row, : max(0, min(len(due), invocation.tokens.shape[1]))].tolist()
         )
-        assume(flown and flown != due[: len(flown)])
+        assume(executed and executed != due[: len(executed)])
     invocation.starts[row] += step
 
 
@@ -368,8 +370,8 @@ def test_what_lies_beyond_the_own_length_is_a_risk_and_no_wrong_data(seed, draw)
     findings = scheduler.story.check(close=False)
     assert {finding.rule for finding in findings} <= {"block-table-padding"}, str(findings)
     assert not findings.wrong_data
-    told = {r for group in findings.groups for r in group.by_request}
-    assert told == strange
+    reported = {r for group in findings.groups for r in group.by_request}
+    assert reported == strange
 
 
 def test_a_chunk_cut_short_is_found_at_its_token_and_the_next_invocation():

@@ -50,7 +50,7 @@ with engine:
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    stopped, after_error, seen, checked, invocations, idle, detached, faults = done.said
+    stopped, after_error, seen, checked, invocations, idle, detached, faults = done.reply
     assert "not running" in stopped
     assert after_error
     assert seen
@@ -82,7 +82,7 @@ say([lost and [lost.count, lost.first.text], stuck and
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    lost, stuck = done.said
+    lost, stuck = done.reply
     assert lost is not None
     assert lost[0] == 1
     assert "no step is pending for it" in lost[1]

@@ -1,4 +1,4 @@
-"""Where answers are right, nobody is said to read wrong data; and what is found is really there."""
+"""No finding of wrong reads where answers are right, and every finding is real."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_no_wrong_data_is_told_where_answers_are_right(
     )
     done = child(release, source, timeout_s=1500)
     assert done.returncode == 0, done.stderr[-3000:]
-    found, outcomes, invocations = done.said
+    found, outcomes, invocations = done.reply
     # Releases with a worker pool refuse too many requests at once.
     assert outcomes.keys() <= {"ok", "rejected"}, outcomes
     assert sum(outcomes.values()) == 8 * each

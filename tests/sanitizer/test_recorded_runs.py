@@ -119,11 +119,11 @@ def test_a_run_says_what_the_stream_said(write_run, tmp_path, packed):
     run = write_run(c1=(ILL, {}), c2=(WELL, {}), c3=(ILL, {"release": "3.9.0"}), c4=(None, {}))
     if packed:
         run = pack_run(run, tmp_path / "packed")
-    said = {}
+    output = {}
     settings = check_run(
-        run, on_trial=lambda trial, f: said.update({trial: None if f is None else f.rows(trial)})
+        run, on_trial=lambda trial, f: output.update({trial: None if f is None else f.rows(trial)})
     )
-    assert said == {"c1": found(ILL, "c1"), "c2": [], "c3": found(ILL, "c3"), "c4": None}
+    assert output == {"c1": found(ILL, "c1"), "c2": [], "c3": found(ILL, "c3"), "c4": None}
     old, new = settings
     assert (old.name, new.name) == ("3.1.0 none", "3.9.0 none")
     assert (old.trials, old.unobserved, new.trials, new.unobserved) == (3, 1, 1, 0)

@@ -70,10 +70,10 @@ def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) ->
     assert (found.cause, found.page) == (cause, page)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.tell.__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.write.__name__)
 def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
     story = TraceBuilder()
-    step = case.tell(story)
+    step = case.write(story)
     findings = story.check(close=case.close)
     groups = {(group.rule, group.cause) for group in findings.groups}
     assert groups == {(case.rule, case.cause), *case.also}, str(findings)
@@ -98,17 +98,17 @@ NOT_CHECKED = (
     a_request_under_way_before_the_watching_began,
     a_choice_after_an_invocation_that_could_not_be_read,
 )
-"""Stories in which rows cannot be followed, which is said."""
+"""Traces whose rows cannot be followed; the findings report it."""
 
 
-@pytest.mark.parametrize("tell", SILENT, ids=lambda tell: tell.__name__)
-def test_a_near_miss_is_silent(tell: Callable[[TraceBuilder], object]) -> None:
+@pytest.mark.parametrize("write", SILENT, ids=lambda write: write.__name__)
+def test_a_near_miss_is_silent(write: Callable[[TraceBuilder], object]) -> None:
     story = TraceBuilder()
-    tell(story)
+    write(story)
     findings = story.check()
     assert not findings, str(findings)
     assert not findings.notes
-    assert bool(findings.unchecked) == (tell in NOT_CHECKED)
+    assert bool(findings.unchecked) == (write in NOT_CHECKED)
 
 
 @pytest.mark.xfail(
@@ -119,12 +119,12 @@ def test_a_near_miss_is_silent(tell: Callable[[TraceBuilder], object]) -> None:
 def test_a_page_freed_and_rewritten_during_an_invocation_is_told() -> None:
     story = TraceBuilder()
     ready(story, "a", A, 1, 2)
-    invocation = story.decode("a", lands=False)
+    invocation = story.decode("a", finishes=False)
     story.drop("a", 1, 2)
     story.free("a", 1, 2)
     begin(story, "b", B, 1, 2)
     story.prefill("b")
-    story.land(invocation)
+    story.finish(invocation)
     story.token("a", 101)
     assert story.check()
 
@@ -178,15 +178,15 @@ def test_every_rule_is_broken_here_and_says_what_must_hold() -> None:
 
 
 def test_strangers_that_hold_pages_are_left_alone() -> None:
-    story = TraceBuilder(holdings={"stranger": [1, 2]})
+    story = TraceBuilder(holdings={"preexisting": [1, 2]})
     begin(story, "a", A, 3, 4)
     story.prefill("a")
     story.token("a", 100)
-    story.decode("a", Row("stranger", tokens=(3,), start=6, seq_len=7, table=(1, 2)))
+    story.decode("a", Row("preexisting", tokens=(3,), start=6, seq_len=7, table=(1, 2)))
     story.end("a")
-    story.snapshot()  # the stranger still has its pages, and nothing is said about it
-    story.drop("stranger", 1, 2)
-    story.free("stranger", 1, 2)
+    story.snapshot()  # the earlier request still has its pages: no finding
+    story.drop("preexisting", 1, 2)
+    story.free("preexisting", 1, 2)
     story.snapshot()
     findings = story.check()
     assert not findings, str(findings)

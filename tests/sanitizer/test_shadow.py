@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from analysis.sanitizer.sequence import Sequence
 from analysis.sanitizer.shadow import (
-    NOBODY,
+    NO_WRITER,
     NOTHING,
     PADDING,
     UNKNOWN,
@@ -107,7 +107,7 @@ def test_a_sequence_grows_without_bound():
 def test_pages_begin_unwritten_or_unknown():
     shadow = Shadow(3, 2, [1])
     assert shadow.content.tolist() == [*[NOTHING] * 2, *[UNKNOWN] * 2, *[NOTHING] * 2]
-    assert set(shadow.writer.tolist()) == {NOBODY}
+    assert set(shadow.writer.tolist()) == {NO_WRITER}
     assert not shadow.tainted.any()
 
 
@@ -133,7 +133,7 @@ def test_a_page_is_forgotten_and_no_other():
     shadow.content[2:4], shadow.writer[:], shadow.tainted[:] = 77, 7, True
     shadow.forget(1)
     assert shadow.content.tolist() == [UNKNOWN] * 6
-    assert shadow.writer.tolist() == [7, 7, NOBODY, NOBODY, 7, 7]
+    assert shadow.writer.tolist() == [7, 7, NO_WRITER, NO_WRITER, 7, 7]
     assert shadow.tainted.tolist() == [True, True, False, False, True, True]
     shadow.forget(3)
 

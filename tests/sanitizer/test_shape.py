@@ -40,7 +40,7 @@ for name in ["nothing", *names]:
 AT_INVOCATION = ("block-table-padding", "unprotected-page")
 """Rules that a fault is found under at the very invocation that it was injected."""
 SEEN_BY = {
-    # No operation tells that these changed: what comes upon it next does.
+    # No event reports these changes: the next operation on them does.
     "fault:reference-taken-quietly": "unprotected",
     "fault:allocation-has-free-page": "pages_held",
     "fault:free-page-aside": "free",
@@ -120,8 +120,8 @@ def _next_look(case: dict[str, Any], fault: Any, injected: dict[str, Any]) -> in
     kind = SEEN_BY.get(fault.name, "detached")
     seen = [
         seq
-        for seq, told, pages in case["events"]
-        if seq > injected["seq"] and told == kind and injected["page"] in pages
+        for seq, event, pages in case["events"]
+        if seq > injected["seq"] and event == kind and injected["page"] in pages
     ]
     if fault.rule not in ("double-free", "free-while-referenced"):
         seen += [seq for seq in case["snapshots"] if seq > injected["seq"]]

@@ -38,13 +38,13 @@ def sweep_and_signal(
     """Run a sweep of one trial, and send its process a signal once `ready(out)` says so."""
     me, seen = psutil.Process(), []
 
-    def strike() -> None:
+    def kill() -> None:
         wait_for(lambda: ready(out), "the trial in progress")
         (trial,) = (p for p in me.children() if "analysis.sweep.trial" in p.cmdline())
         seen.append(trial.pid)
         trial.send_signal(number)
 
-    thread = threading.Thread(target=strike)
+    thread = threading.Thread(target=kill)
     thread.start()
     run = run_sweep(plan, out, progress=False)
     thread.join()

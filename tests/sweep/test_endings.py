@@ -26,8 +26,8 @@ def test_a_trial_past_its_deadline_is_hung_and_keeps_what_it_finished_and_record
 
     def late_once_recorded(trial):
         """Add an hour as soon as the first answer is recorded, however long that takes."""
-        spilled = read_stream(trial.directory)
-        recorded = "invocations" in spilled and "done" in spilled["events"]["kind"].to_pylist()
+        streamed = read_stream(trial.directory)
+        recorded = "invocations" in streamed and "done" in streamed["events"]["kind"].to_pylist()
         return elapsed_s(trial) + 3600 * (recorded and has_answered(tmp_path / "run"))
 
     monkeypatch.setattr(TrialProcess, "elapsed_s", property(late_once_recorded))

@@ -29,7 +29,7 @@ def test_trials_run_one_after_another_in_this_process(child: ChildRunner, releas
     ended = child(release, f"rows = []\n{sweep}\nfirst, rows = rows, []\n{sweep}\n"
                            "say([os.getpid(), first, rows])")  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    pid, first, second = ended.said
+    pid, first, second = ended.reply
     assert [(status, where) for _, status, where in first] == [("ok", pid)] * 2
     assert second == []
     run = load_run(out)

@@ -1,4 +1,4 @@
-"""Sweeps and trials killed at random moments: what was finished stays, what is lost is told."""
+"""Sweeps and trials killed at random moments: finished trials stay, lost ones are reported."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def test_a_sweep_that_is_killed_again_and_again_keeps_every_finished_trial(tmp_p
     ]  # fmt: skip
     finished: set[str] = set()
     for number in range(kills):
-        with (tmp_path / "said").open("wb") as said:
+        with (tmp_path / "output").open("wb") as output:
             sweep = subprocess.Popen(
-                command, stdout=said, stderr=subprocess.DEVNULL,
+                command, stdout=output, stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
         if number % 2 == 0:  # some must be finished, that they can be lost
-            wait_for(lambda: (tmp_path / "said").stat().st_size, "a finished trial")
+            wait_for(lambda: (tmp_path / "output").stat().st_size, "a finished trial")
         time.sleep(rng.uniform(0, _LONGEST_S))
         assert sweep.poll() is None
         sweep.kill()
         sweep.wait(60)
         wait_for(lambda: not _processes_of(out), "the end of its trials")
-        lines = (tmp_path / "said").read_text().splitlines(keepends=True)
+        lines = (tmp_path / "output").read_text().splitlines(keepends=True)
         finished |= {json.loads(line)["trial_id"] for line in lines if line.endswith("\n")}
         run = load_run(out)
         assert finished <= set(run.trials["trial_id"])
@@ -111,16 +111,16 @@ def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_pat
         missing = set(ended["request_id"]) - _ended(run)
         answered, lost = answered + len(ended), lost + len(missing)
         late_ms.append(round(cut.late_s * 1e3))
-        # Whatever was under way there, nobody says that the engine stopped with it.
+        # Whatever was under way there, no message says that the engine stopped with it.
         open_ = cut.request_ids
         assert open_
         (checked,) = check_run(out)
         assert not [key for key in checked.groups if key[0] == "stuck-request"]
         assert any(note.startswith("The recording ends at ") for note in checked.not_checked)
         under_way = next(r for r in open_ if r in set(run.requests["request_id"]))
-        told = str(explain(run, under_way, reference=False))
-        assert "The recording ends at " in told
-        assert "never flew again" not in told
+        explanation = str(explain(run, under_way, reference=False))
+        assert "The recording ends at " in explanation
+        assert "had no further invocation" not in explanation
     with capsys.disabled():
         sys.stdout.write(
             f" [{kills} kills: {lost} of {answered} answered requests have no end in the"
@@ -130,9 +130,9 @@ def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_pat
 
 def _is_whole(run: Run) -> None:
     """Hold every invocation to be recorded, and every token of a request that has its end there."""
-    unlanded = run.events[run.events["kind"] == "invocation_unfinished"]["value"]
-    flown = {*run.invocations["invocation_id"], *unlanded}
-    assert flown == set(range(len(flown)))
+    unfinished = run.events[run.events["kind"] == "invocation_unfinished"]["value"]
+    executed = {*run.invocations["invocation_id"], *unfinished}
+    assert executed == set(range(len(executed)))
     events = run.events
     tokens = events[events["kind"].isin(["first_token", "token"])].groupby("request_id").size()
     done = run.requests[run.requests["request_id"].isin(_ended(run))]

@@ -56,8 +56,8 @@ def test_invocations_events_and_snapshots_are_stored_with_the_trial(watched, rel
     for moment in ("before", "after"):
         assert set(snapshots[snapshots["moment"] == moment]["request_id"]) == asked
     assert snapshots["moment"].iloc[0] == snapshots["moment"].iloc[-1] == "asked"
-    flown = {request for ids in invocations["request_ids"] for request in ids}
-    assert flown == asked
+    executed = {request for ids in invocations["request_ids"] for request in ids}
+    assert executed == asked
     assert list(invocations["invocation_id"]) == sorted(set(invocations["invocation_id"]))
     states = snapshots[["free", "live", "cached", "leaked"]].sum(axis=1)
     assert (states == snapshots["page_count"]).all()
@@ -72,10 +72,10 @@ def test_requests_say_what_was_seen_of_them(watched, release):
     assert (requests["pages_after"] > 0).all()
     looked = events[(events["kind"] == "match") & events["operation"].isin(["acquire", "lookup"])]
     first = looked.drop_duplicates("request_id").set_index("request_id")["tokens_hit"]
-    told = requests.set_index("request_id")["cached_tokens"]
-    assert dict(told) == dict(first)
-    assert (told >= 0).all()
-    assert (told > 0).any()  # prompts that share a prefix found it in the cache
+    reported = requests.set_index("request_id")["cached_tokens"]
+    assert dict(reported) == dict(first)
+    assert (reported >= 0).all()
+    assert (reported > 0).any()  # prompts that share a prefix found it in the cache
 
 
 def test_times_lie_on_one_axis(watched, release):
@@ -86,8 +86,10 @@ def test_times_lie_on_one_axis(watched, release):
         ("submitted", requests["submitted_s"]),
         ("done", requests["submitted_s"] + requests["latency_s"]),
     ):
-        told = events[events["kind"] == kind].set_index("request_id")["t_s"]
-        assert ((told - at).abs() < 1).all()  # far apart only if clocks start at different moments
+        reported = events[events["kind"] == kind].set_index("request_id")["t_s"]
+        assert (
+            (reported - at).abs() < 1
+        ).all()  # far apart only if clocks start at different moments
 
 
 def test_without_snapshots_there_are_events_and_invocations(tmp_path):
@@ -116,9 +118,9 @@ def test_a_watched_sweep_is_gone_on_with(watched, tmp_path):
     # The first trial as it is on disk, the second never run.
     (run.path / "trials" / kept).rename(writer.path / "trials" / kept)
     try:
-        told = []
-        again = run_sweep(plan, out, on_trial=lambda row, _: told.append(row), progress=False)
-        assert [row["trial_id"] for row in told] == [missing]
+        reported = []
+        again = run_sweep(plan, out, on_trial=lambda row, _: reported.append(row), progress=False)
+        assert [row["trial_id"] for row in reported] == [missing]
         assert set(again.events["trial_id"]) == {kept, missing}
     finally:
         (writer.path / "trials" / kept).rename(run.path / "trials" / kept)
@@ -126,9 +128,9 @@ def test_a_watched_sweep_is_gone_on_with(watched, tmp_path):
 
 def _has_spilled_an_answer(out: Path) -> bool:
     for directory in out.glob("work/*"):
-        spilled = read_stream(directory)
-        if "snapshots" in spilled and "done" in spilled["events"]["kind"].to_pylist():
-            return "after" in spilled["snapshots"]["moment"].to_pylist()
+        streamed = read_stream(directory)
+        if "snapshots" in streamed and "done" in streamed["events"]["kind"].to_pylist():
+            return "after" in streamed["snapshots"]["moment"].to_pylist()
     return False
 
 

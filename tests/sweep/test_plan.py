@@ -178,7 +178,7 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "output"),
     [
         ({"releases": ()}, "--releases"),
         ({"releases": ("3.0.0",)}, "3.0.0"),
@@ -202,10 +202,10 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
         ({"observe": "everything"}, "--observe"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused_at_once(bad, said):
+def test_a_value_that_makes_no_sense_is_refused_at_once(bad, output):
     with pytest.raises(CachelabError) as error:
         Plan(**{"releases": (REPORTED,), **bad})
-    assert said in str(error.value)
+    assert output in str(error.value)
     assert str(error.value).endswith(".")
 
 

@@ -41,7 +41,7 @@ def test_each_wrong_prompt_is_asked_once_alone_on_a_fresh_engine(tmp_path: Path)
     asked = asked.set_index("prompt")
     assert asked.loc["1 2 3 4 5 ", "text"] == "6 7 8"
     assert asked.loc["1 2 3 4 5 ", "outcome"] == "ok"
-    assert asked.loc["10 20 30 ", "outcome"] == "wrong"  # nobody answers 99 98 to that
+    assert asked.loc["10 20 30 ", "outcome"] == "wrong"  # no engine answers 99 98 to that
     assert set(asked["prefix_sharing"]) == {"none"}
     assert len(seen) == 2
 
@@ -71,9 +71,9 @@ def test_a_prompt_that_could_not_be_asked_is_not_called_wrong(
     assert row["outcome"] is None
     assert "No module named analysis" in row["detail"]
     assert command(tmp_path / "run") == 1
-    said = capsys.readouterr()
-    assert f"{NEWEST} trie: 0 of 0 answered right alone; 1 could not be tried\n" in said.out
-    assert "could not be tried (its process could not start the engine: No module" in said.err
+    output = capsys.readouterr()
+    assert f"{NEWEST} trie: 0 of 0 answered right alone; 1 could not be tried\n" in output.out
+    assert "could not be tried (its process could not start the engine: No module" in output.err
 
 
 def command(run: Path) -> int:

@@ -29,15 +29,19 @@ FAST = Plan(releases=(REPORTED, NEWEST), concurrency=(4,), repeats=1, seed=1)
 def swept(tmp_path_factory):
     """One trial on each release, both at once."""
     out = tmp_path_factory.mktemp("sweep") / "run"
-    told = []
+    reported = []
     run = run_sweep(
-        FAST, out, jobs=2, on_trial=lambda row, counts: told.append((row, counts)), progress=False
+        FAST,
+        out,
+        jobs=2,
+        on_trial=lambda row, counts: reported.append((row, counts)),
+        progress=False,
     )
-    return out, run, told
+    return out, run, reported
 
 
 def test_trials_end_well_and_say_what_they_were(swept):
-    _, run, told = swept
+    _, run, reported = swept
     assert set(run.trials["trial_id"]) == {
         f"{REPORTED}-none-p256-c4-r0",
         f"{NEWEST}-none-p256-c4-r0",
@@ -49,8 +53,8 @@ def test_trials_end_well_and_say_what_they_were(swept):
     assert set(run.trials["run_id"]) == {run.manifest["run_id"]}
     assert run.manifest["plan"]["concurrency"] == [4]
     assert run.manifest["dropped_prompts"] >= 0
-    assert sorted(row["trial_id"] for row, _ in told) == sorted(run.trials["trial_id"])
-    assert all(set(counts) == set(OUTCOMES) for _, counts in told)
+    assert sorted(row["trial_id"] for row, _ in reported) == sorted(run.trials["trial_id"])
+    assert all(set(counts) == set(OUTCOMES) for _, counts in reported)
 
 
 def test_every_release_is_asked_the_same(swept):
@@ -84,9 +88,9 @@ def test_the_newest_release_answers_four_clients_right(swept):
 
 def test_a_finished_sweep_is_not_run_again(swept):
     out, run, _ = swept
-    told = []
-    again = run_sweep(FAST, out, on_trial=lambda *trial: told.append(trial), progress=False)
-    assert told == []
+    reported = []
+    again = run_sweep(FAST, out, on_trial=lambda *trial: reported.append(trial), progress=False)
+    assert reported == []
     assert again.trials.equals(run.trials)
     assert sorted(path.name for path in out.iterdir()) == [
         ".sweep.lock",
@@ -102,9 +106,9 @@ def test_what_is_missing_is_run_and_the_rest_is_kept(swept, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "trials" / f"{NEWEST}-none-p256-c4-r0")
-    told = []
-    again = run_sweep(FAST, copy, on_trial=lambda row, _: told.append(row), progress=False)
-    assert [row["trial_id"] for row in told] == [f"{NEWEST}-none-p256-c4-r0"]
+    reported = []
+    again = run_sweep(FAST, copy, on_trial=lambda row, _: reported.append(row), progress=False)
+    assert [row["trial_id"] for row in reported] == [f"{NEWEST}-none-p256-c4-r0"]
     assert list(again.requests["prompt"]) == list(run.requests["prompt"])
 
 
@@ -144,7 +148,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
 ):
     planted = []
 
-    class Told:
+    class Reported:
         """A trial that ends at once; only the third fault of the untreated arm is injected."""
 
         elapsed_s = 1.0
@@ -168,7 +172,7 @@ def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
 
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
     prepared = Prepared({(1, 0): asked, (1, 1): asked}, {REPORTED: {}}, 0)
-    monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Told)
+    monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Reported)
     monkeypatch.setattr("analysis.sweep.runner.prepare", lambda *_: prepared)
     plan = Plan(releases=(REPORTED,), concurrency=(1,), repeats=2, sanitize=True,
                 treatments=((), ("lock-cache",)))  # fmt: skip
@@ -209,9 +213,9 @@ def test_a_trial_that_a_full_disk_stopped_is_no_failure_and_is_run_again(
         run_sweep(plan, tmp_path / "run")
     assert os.strerror(errno.ENOSPC) in str(raised.value)
     assert len(started) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"{tmp_path / 'run'}: a new run of 1 trial\n")
-    assert "it is tried again in 0.1 s" in said
+    output = capsys.readouterr().err
+    assert output.startswith(f"{tmp_path / 'run'}: a new run of 1 trial\n")
+    assert "it is tried again in 0.1 s" in output
     assert load_run(tmp_path / "run").requests.empty
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert len(started) == 4

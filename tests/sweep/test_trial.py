@@ -34,7 +34,7 @@ class Busy(MadeEngine):
 
     def __init__(self, invocations: int | None) -> None:
         super().__init__()
-        self.invocations, self.flown = invocations, 0
+        self.invocations, self.executed = invocations, 0
         self.treated, self.over, self.asked = False, threading.Event(), []  # type: ignore[var-annotated]
         self.worker = threading.Thread(target=self.work)
 
@@ -54,12 +54,12 @@ class Busy(MadeEngine):
 
     def work(self) -> None:
         recorder = self.probe.observer
-        while self.flown != self.invocations and not self.over.is_set():
+        while self.executed != self.invocations and not self.over.is_set():
             name = "treated" if self.treated else "untreated"
             invocation = recorder.invocation_begins("decode", [name])
             self.over.wait(0.02)
             recorder.invocation_ends(invocation, decode(1), None)
-            self.flown += 1
+            self.executed += 1
         recorder.late("r0", "ok")
 
     def generate(self, *asked: Any, **options: Any) -> Any:
@@ -82,8 +82,8 @@ def ended(monkeypatch, tmp_path):
             yield [fault] if fault else []
             engine.treated = False
             # Putting everything back takes a while, in which the engine goes on if it has to.
-            until = engine.flown + 3
-            while engine.worker.is_alive() and engine.flown < until:
+            until = engine.executed + 3
+            while engine.worker.is_alive() and engine.executed < until:
                 engine.worker.join(0.01)
 
         monkeypatch.setattr(analysis.engine, "Engine", lambda *asked, **options: engine)
@@ -97,7 +97,7 @@ def ended(monkeypatch, tmp_path):
     return run
 
 
-def flown(recorded: Any) -> list[str]:
+def executed_requests(recorded: Any) -> list[str]:
     return [name for names in recorded["invocations"]["request_ids"].to_pylist() for name in names]
 
 
@@ -108,7 +108,7 @@ def kinds(recorded: Any) -> list[str]:
 
 def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended) -> None:
     _, _, recorded = ended(invocations=5)
-    assert flown(recorded) == ["treated"] * 5
+    assert executed_requests(recorded) == ["treated"] * 5
     assert kinds(recorded).count("late") == 1
     assert "invocation_unfinished" not in kinds(recorded)
 
@@ -116,8 +116,8 @@ def test_treatments_end_when_the_engine_has_ended_what_its_clients_gave_up(ended
 def test_what_an_engine_does_without_its_treatments_is_not_recorded(ended, monkeypatch) -> None:
     monkeypatch.setattr(analysis.sanitizer, "_GIVEN_UP_S", 0.1)
     engine, _, recorded = ended(invocations=None)
-    assert set(flown(recorded)) == {"treated"}
-    assert engine.flown > len(flown(recorded))
+    assert set(executed_requests(recorded)) == {"treated"}
+    assert engine.executed > len(executed_requests(recorded))
     assert recorded["snapshots"]["moment"].to_pylist() == ["asked", "asked"]
 
 

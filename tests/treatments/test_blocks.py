@@ -61,7 +61,7 @@ def test_blocks_that_end_out_of_order_say_so_and_leave_nothing(
         """,
     )
     assert done.returncode == 0, done.stderr
-    *cases, closed = done.said
+    *cases, closed = done.reply
     assert closed
     for first, second, complaint, text, restored in cases:
         assert "End blocks in reverse order." in complaint, (first, second)

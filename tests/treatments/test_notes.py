@@ -74,12 +74,12 @@ say({
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.said
-    assert said["twice"] == [1, 0]
-    assert said["grown"] == [1, 2]
-    assert said["longer"] == [1, 0]
-    assert said["refused"] == [["CacheAllocationFailure", 1], ["CacheAllocationFailure", 0]]
-    assert said["unpublished"] == [3, 2]
+    reply = done.reply
+    assert reply["twice"] == [1, 0]
+    assert reply["grown"] == [1, 2]
+    assert reply["longer"] == [1, 0]
+    assert reply["refused"] == [["CacheAllocationFailure", 1], ["CacheAllocationFailure", 0]]
+    assert reply["unpublished"] == [3, 2]
 
 
 def test_3_9_0(child: ChildRunner) -> None:
@@ -141,10 +141,10 @@ def untreated(*names):
     with engine_with(8) as engine:
         cache = engine.service.native.page_cache
         with treat(engine, *names):
-            said = found(cache)
+            reply = found(cache)
             info = cache.lookup(list(range(32)))
-            said.append(count(info.last_cached_node))
-        return [*said, count(info.last_cached_node)]
+            reply.append(count(info.last_cached_node))
+        return [*reply, count(info.last_cached_node)]
 
 def held(what, *names, pages=64):
     with engine_with(pages) as engine, treat(engine, *names):
@@ -156,7 +156,7 @@ def leaked(*names, sharing):
             engine.generate(f"{start} {start + 1} {start + 2} {start + 3} ", 15, 20)
         return engine.cache.snapshot().counts["leaked"]
 
-mended = ("keep-decode-record",)
+fixed = ("keep-decode-record",)
 say({
     "aligned": [held(aligned), held(aligned, "register-once")],
     "equal": [held(equal), held(equal, "refer-to-published")],
@@ -168,15 +168,15 @@ say({
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.said
-    assert said["aligned"] == [[2, 1], [1, 0]]
-    assert said["equal"] == [[True, 0, 0], [True, 1, 0]]
-    assert said["taken again"] == [2, 1]
-    (unpinned, twice, _, never), (pinned, refused, left, counts, last, ended) = said["found"]
+    reply = done.reply
+    assert reply["aligned"] == [[2, 1], [1, 0]]
+    assert reply["equal"] == [[True, 0, 0], [True, 1, 0]]
+    assert reply["taken again"] == [2, 1]
+    (unpinned, twice, _, never), (pinned, refused, left, counts, last, ended) = reply["found"]
     assert never == [0, 0, 0]
     assert counts == [1, 0, 0]
     assert (last, ended) == (1, 0)
     assert (unpinned, pinned) == (0, 1)
     assert twice > 0
     assert (refused, left) == ("CacheAllocationFailure", 0)
-    assert said["leaked"] == {"none": [3, 0, 0], "trie": [3, 0, 0]}
+    assert reply["leaked"] == {"none": [3, 0, 0], "trie": [3, 0, 0]}

@@ -30,7 +30,7 @@ CHANGES = ["acquire", "free", "create", "unlink", "reference", "leaf_added",
 def run(child: ChildRunner, release: str, source: str) -> object:
     done = child(release, f"RELEASE = {release!r}\n" + _PRELUDE + source)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.said
+    return done.reply
 
 
 def test_a_lock_around_everything_is_held_at_every_change(child: ChildRunner, release: str) -> None:
@@ -51,7 +51,7 @@ say([locks(), locks("lock-cache")])
 
 
 def test_one_at_a_time_and_on_one_worker(child: ChildRunner, release: str) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -64,7 +64,7 @@ others = ["one-worker"] if not has(RELEASE, "allocations") else []
 say([shape(), shape("one-at-a-time"), [shape(name) for name in others]])
 """,
     )
-    together, alone, workers = said  # type: ignore[misc]
+    together, alone, workers = reply  # type: ignore[misc]
     assert together[0] > 1
     assert alone[0] == 1
     if has(release, "allocations"):
@@ -78,7 +78,7 @@ say([shape(), shape("one-at-a-time"), [shape(name) for name in others]])
 
 
 def test_the_padding_page_is_nobodys(child: ChildRunner, release: str) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -101,7 +101,7 @@ else:
     say([taken(), taken("reserve-padding-page"), None])
 """,
     )
-    given, reserved, padded = said  # type: ignore[misc]
+    given, reserved, padded = reply  # type: ignore[misc]
     pages = 16 if has(release, "allocations") else 48
     assert given == [True, pages]
     assert reserved == [False, pages]  # and it counts as free
@@ -111,7 +111,7 @@ else:
 
 
 def test_what_finds_no_pages_waits_or_fails_by_itself(child: ChildRunner, release: str) -> None:
-    said = run(
+    reply = run(
         child,
         release,
         """
@@ -125,7 +125,7 @@ say([outcomes(*leaks, timeout_s=6), outcomes(*leaks, one),
      outcomes(*leaks, "requeue-unscheduled", "survive-allocation-failure")])
 """,
     )
-    plain, one, both = said  # type: ignore[misc]
+    plain, one, both = reply  # type: ignore[misc]
     outcomes, died = both
     assert not died
     assert not {"engine_died", "timeout", "empty"} & set(outcomes)
@@ -150,7 +150,7 @@ def test_a_big_pool_is_made_when_the_engine_starts() -> None:
 
 
 def test_a_pool_that_is_not_big_is_refused(child: ChildRunner) -> None:
-    said = run(
+    reply = run(
         child,
         NEWEST,
         """
@@ -160,7 +160,7 @@ except Exception as error:
     say(str(error))
 """,
     )
-    assert "EngineConfig(page_count=4096)" in str(said)
+    assert "EngineConfig(page_count=4096)" in str(reply)
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])

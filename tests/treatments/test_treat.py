@@ -52,7 +52,7 @@ def fingerprint(engine):
             seen[f"{phase}.{size}"] = id(function)
     return seen
 
-def flown(engine, *names, count=12, concurrency=4):
+def executed(engine, *names, count=12, concurrency=4):
     with observe(engine, snapshots=False, memory_every_s=0) as recording:
         with treat(engine, *names):
             engine.run(make_workload("mixed", count=count, seed=3), concurrency, timeout_s=20)
@@ -96,7 +96,7 @@ say([changed, left, right])
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    changed, left, outcome = done.said
+    changed, left, outcome = done.reply
     assert outcome == "ok"
     assert len(changed) > 20
     assert {name: keys for name, keys in left.items() if keys} == {}
@@ -112,7 +112,7 @@ def test_lengths_positions_and_their_reverse(child: ChildRunner, release: str) -
         + """
 def lengths(*names):
     with Engine(EngineConfig(page_count=256)) as engine:
-        rows = list(decodes(flown(engine, *names)))
+        rows = list(decodes(executed(engine, *names)))
     own = [(length - start) for name, length, start in rows if name is not None]
     return [min(own), max(own), max((s for n, _, s in rows if n is None), default=0)]
 
@@ -121,7 +121,7 @@ say([lengths(), lengths(NAME), zeroed])
 """.replace("NAME", repr("undo-" * (not has(release, "allocations")) + "correct-seq-lens")),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    plain, treated, zeroed = done.said
+    plain, treated, zeroed = done.reply
     wrong, right = (plain, treated) if has(release, "allocations") else (treated, plain)
     # A row attends to its own token and what precedes it: one more than its start position.
     assert right[:2] == [1, 1]
@@ -140,7 +140,7 @@ def held(engine, pages):
     return ["nan" if np.isnan(page).all() else sorted(set(page.ravel().tolist()))[:2]
             for page in read]
 
-told = {}
+reports = {}
 with Engine(EngineConfig(page_count=64)) as engine:
     pool = engine.service.native.page_cache.page_pool
     for name in ("zero-page-tables", "poison-freed-pages", "poison-freed-pages:zero",
@@ -151,10 +151,10 @@ with Engine(EngineConfig(page_count=64)) as engine:
             taken = pool.acquire_free_pages(2)
             pool.free_pages(taken)
             freed = held(engine, [page.index for page in taken])
-        told[name] = [[v for i, v in enumerate(fresh) if v not in fresh[:i]], freed]
+        reports[name] = [[v for i, v in enumerate(fresh) if v not in fresh[:i]], freed]
     with treat(engine, "poison-freed-pages:7", "zero-on-acquire"):
         taken = pool.acquire_free_pages(2)
-        told["zero-on-acquire"] = held(engine, [page.index for page in taken])
+        reports["zero-on-acquire"] = held(engine, [page.index for page in taken])
         pool.free_pages(taken)
     with treat(engine, "quarantine:3"):
         pages = []
@@ -164,21 +164,21 @@ with Engine(EngineConfig(page_count=64)) as engine:
             pages.append(page.index)
         out = len(pool.available_pages)
         everything = pool.acquire_free_pages(64)  # what is held back is no shortage
-        told["quarantine"] = [len(set(pages[:3])), out, len(everything)]
+        reports["quarantine"] = [len(set(pages[:3])), out, len(everything)]
         pool.free_pages(everything)
-    told["after"] = len(pool.available_pages)
-say(told)
+    reports["after"] = len(pool.available_pages)
+say(reports)
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.said
-    assert said["zero-page-tables"] == [[[0.0]], [[0.0], [0.0]]]
-    assert said["poison-freed-pages"] == [["nan"], ["nan", "nan"]]
-    assert said["poison-freed-pages:zero"] == [[[0.0]], [[0.0], [0.0]]]
-    assert said["poison-freed-pages:7"] == [[[7.0]], [[7.0], [7.0]]]
-    assert said["zero-on-acquire"] == [[0.0], [0.0]]
-    assert said["quarantine"] == [3, 61, 64]
-    assert said["after"] == 64
+    reply = done.reply
+    assert reply["zero-page-tables"] == [[[0.0]], [[0.0], [0.0]]]
+    assert reply["poison-freed-pages"] == [["nan"], ["nan", "nan"]]
+    assert reply["poison-freed-pages:zero"] == [[[0.0]], [[0.0], [0.0]]]
+    assert reply["poison-freed-pages:7"] == [[[7.0]], [[7.0], [7.0]]]
+    assert reply["zero-on-acquire"] == [[0.0], [0.0]]
+    assert reply["quarantine"] == [3, 61, 64]
+    assert reply["after"] == 64
 
 
 def test_a_treatment_that_cannot_be_applied_changes_nothing(
@@ -208,7 +208,7 @@ say([refusals, unchanged])
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (stopped, sharing, other, parameter), unchanged = done.said
+    (stopped, sharing, other, parameter), unchanged = done.reply
     assert "not running" in stopped
     assert "needs prefix sharing trie" in sharing
     assert "needs the capability" in other
@@ -246,11 +246,11 @@ def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     from analysis.cli import app
 
     app(["treatments", "--release", NEWEST], standalone_mode=False)
-    said = capsys.readouterr().out
+    reply = capsys.readouterr().out
     for name in fixes(NEWEST, "trie"):
-        assert f"{name} *  (" in said
-    assert f"undo-correct-seq-lens  ({NEWEST}, upstream the reverse of #873)" in said
-    assert "copy-tokens" not in said
-    assert "fault:" not in said
+        assert f"{name} *  (" in reply
+    assert f"undo-correct-seq-lens  ({NEWEST}, upstream the reverse of #873)" in reply
+    assert "copy-tokens" not in reply
+    assert "fault:" not in reply
     with pytest.raises(EngineError, match="none or trie, not 'some'"):
         app(["treatments", "--prefix-sharing", "some"], standalone_mode=False)

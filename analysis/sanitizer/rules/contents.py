@@ -13,7 +13,7 @@ from analysis.recording.checksums import SAMPLED
 from analysis.recording.writes import PADDING_PAGE
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA, Finding
 from analysis.sanitizer.rules.base import Rule, each
-from analysis.sanitizer.shadow import NOBODY, NOTHING, PADDING, UNKNOWN, Ints
+from analysis.sanitizer.shadow import NO_WRITER, NOTHING, PADDING, UNKNOWN, Ints
 from analysis.sanitizer.state import EngineState
 from analysis.sanitizer.step import ShadowStep
 from analysis.sanitizer.trace import Event
@@ -109,7 +109,7 @@ class KVCorruption(Rule):
     def _begin(self, state: EngineState) -> None:
         if not len(self._invocation):
             self._invocation = np.full(state.page_count * state.stride, -1, dtype=np.int64)
-            self._reader = np.full_like(self._invocation, NOBODY)
+            self._reader = np.full_like(self._invocation, NO_WRITER)
             state.written_by.append(self._reader)
 
     def on_bytes_changed(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -238,8 +238,8 @@ def _changed_message(
     if change.get("zeros"):
         parts.append("now zeros")
     elif source is not None:
-        whose = f" of {writer}" if writer else ""
-        parts.append(f"now the bytes of slot {change['from_slot']} of page {source}{whose}")
+        owner = f" of {writer}" if writer else ""
+        parts.append(f"now the bytes of slot {change['from_slot']} of page {source}{owner}")
     if since >= 0:
         parts.append(f"last read right after invocation {since} began")
     read = f"{' and '.join(readers)} read them since, or will"

@@ -69,16 +69,16 @@ class LogitsMismatch(Rule):
             again, result.used = result.used, True
             if not again:
                 return
-            whose = f"of invocation {result.invocation_id}, from which one was already chosen"
+            origin = f"of invocation {result.invocation_id}, from which one was already chosen"
         else:
             other, number = self._seen.get(digest, (None, None))
             if other is None:
-                cause, whose = "unknown-logits", f"of no row's last position; {own}"
+                cause, origin = "unknown-logits", f"of no row's last position; {own}"
             elif other != sequence.request_id:
-                cause, whose = "other-request", f"of {other} in invocation {number}; {own}"
+                cause, origin = "other-request", f"of {other} in invocation {number}; {own}"
             else:
-                other, whose = None, f"of its invocation {number}; {own}"
-        what = f"{_next_token(sequence)} was chosen from logits {whose}."
+                other, origin = None, f"of its invocation {number}; {own}"
+        what = f"{_next_token(sequence)} was chosen from logits {origin}."
         yield _wrong(cause, what, sequence, other)
 
 
@@ -153,10 +153,10 @@ class AnswerMismatch(Rule):
             cause = "wrong-tokens"
         pairs = enumerate(zip(delivered, chosen, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(len(delivered), len(chosen)))
-        whose = f"; {other} has this answer" if other else ""
+        origin = f"; {other} has this answer" if other else ""
         what = (
             f"The answer of {sequence.request_id} has {counted(len(delivered), 'token')}, of"
-            f" {len(chosen)} that were chosen, and differs at token {first + 1}{whose}."
+            f" {len(chosen)} that were chosen, and differs at token {first + 1}{origin}."
         )
         yield _wrong(cause, what, sequence, other)
 

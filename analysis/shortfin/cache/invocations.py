@@ -153,7 +153,7 @@ class InvocationProbe(ProbeBase):
 
     @abstractmethod
     def returned_invocation(self, finished: FinishedInvocation) -> None:
-        """Have `land` called once the engine itself has waited for the device.
+        """Call `land` once the engine itself has waited for the device.
 
         Until then the arrays must be kept, and hold what the device got.
         """

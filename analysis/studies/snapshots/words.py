@@ -33,7 +33,7 @@ def put_back_in_words(sharing: str, steps: Sequence[Step], used: Mapping[str, pd
     holds the results of `exhaust_pool` by prefix sharing.
     """
     if not steps and not used:
-        return "Nothing was asked, so nothing can be said."
+        return "No request was sent, so there is no result."
     where, sentences = [], []
     for step in steps:
         before, after = step.before.counts, step.after.counts

@@ -160,7 +160,7 @@ def copy_short(site: Site, source: int, parts: int) -> Injection:
     """Copy a page without the last one of so many parts, and free the copy."""
     pool = site.probe.pool
     tables = pool.page_tables
-    # Beneath the hooks of the method: only the bytes show it.
+    # Bypasses the hooks of the method: only the bytes show it.
     pool.page_tables = [_ShortTable(table, parts) for table in tables]
     try:
         if hasattr(pool, "copy_page"):

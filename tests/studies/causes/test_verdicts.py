@@ -10,12 +10,12 @@ from support import REPORTED
 from synthetic_causes import (
     TRIED,
     control,
-    judged,
     of,
     one_cause,
     tried,
     two_that_add_up,
     two_that_mask_each_other,
+    verdicts_of,
     words,
 )
 
@@ -139,13 +139,13 @@ def test_an_arm_in_which_no_planted_fault_was_found_has_no_verdict(
     controls: list[Control], because: str
 ) -> None:
     found, tables = tried(one_cause)
-    elsewhere = [
+    other_family = [
         control(names)
         for names in dict.fromkeys(tables["trials"]["treatments"].map(tuple))
         if names != ("correct-seq-lens",)
     ]
     hypotheses = [verdict.hypothesis for verdict in found]
-    again = judged(tables, hypotheses, controls=[*elsewhere, *controls])
+    again = verdicts_of(tables, hypotheses, controls=[*other_family, *controls])
     cause = of(again, "correct-seq-lens")
     assert cause.objection == because
     assert because in verdict_in_words(cause)
@@ -159,7 +159,7 @@ def test_the_arm_with_all_fixes_counts_for_what_is_no_fix_too() -> None:
     every = fixes(REPORTED, "trie")
     sets = dict.fromkeys(tables["trials"]["treatments"].map(tuple))
     controls = [control(names) for names in sets if names != every]
-    again = judged(tables, [verdict.hypothesis for verdict in found], controls=controls)
+    again = verdicts_of(tables, [verdict.hypothesis for verdict in found], controls=controls)
     assert set(words(again).values()) == {"undecided"}
 
 
@@ -181,8 +181,8 @@ def test_a_treatment_that_makes_it_worse_is_no_cause() -> None:
 def test_rejected_requests_count_only_if_asked_for() -> None:
     _, tables = tried(one_cause, outcome="rejected")
     hypotheses = applicable(REPORTED, "trie", TRIED)
-    assert judged(tables, hypotheses)[0].without.failures == 0
-    counted = judged(tables, hypotheses, ("wrong", "rejected"))
+    assert verdicts_of(tables, hypotheses)[0].without.failures == 0
+    counted = verdicts_of(tables, hypotheses, ("wrong", "rejected"))
     assert words(counted)["correct-seq-lens"] == "supported"
 
 
@@ -192,15 +192,15 @@ def test_a_fix_whose_absence_brings_nothing_back_is_no_headline() -> None:
 
     found, _ = tried(either_mends)
     assert words(found)["correct-seq-lens"] in ("supported", "contributes")
-    said = answer_in_a_sentence({"a scenario": found})
+    output = answer_in_a_sentence({"a scenario": found})
     assert not any(verdict.returns for verdict in found)
-    assert "none is certain" in said
+    assert "none is certain" in output
     listed = causes_in_words("a scenario", found)
     assert "come back without it alone is not shown" in listed
     assert all(verdict.spared for verdict in ranked(found))
-    for text in (said, listed):
+    for text in (output, listed):
         assert "the rest the other fixes do as well" in text
-    # Too much scatter for a bound: then it is said of none, though as little comes back.
+    # Too much scatter for a bound: then no cause gets it, though as little comes back.
     unsure = []
     for verdict in found:
         if verdict.ablation is not None:
@@ -222,10 +222,10 @@ def test_only_what_a_lock_or_a_single_worker_ends_is_a_race() -> None:
 def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     found, _ = tried(one_cause)
     scenarios = {"a scenario": found}
-    said = causes_in_words("a scenario", found)
-    assert "1. `correct-seq-lens` (supported)" in said
-    assert "upstream #873" in said
-    assert "2." not in said
+    output = causes_in_words("a scenario", found)
+    assert "1. `correct-seq-lens` (supported)" in output
+    assert "upstream #873" in output
+    assert "2." not in output
     against = against_the_report(scenarios)
     assert "A lock around the cache is refuted as the main cause" in against
     assert "**Races in the cache**: no cause was shown here" in against

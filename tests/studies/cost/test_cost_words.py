@@ -1,4 +1,4 @@
-"""What is said of costs follows from them, and advises only what the data allow."""
+"""Sentences on costs follow from the data, and advise only what the data allow."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def lock_figures(added_ns: float = 400.0, sharing: str = "trie") -> LockCost:
 
 
 def test_fixes_that_cost_nothing_are_recommended() -> None:
-    said = answer_in_a_sentence(measures({LOCK: 1.0, ALL: 1.0}))
-    assert said.startswith("Prefix sharing trie: apply all fixes, which cost at most 5%")
-    assert said.endswith(".")
+    output = answer_in_a_sentence(measures({LOCK: 1.0, ALL: 1.0}))
+    assert output.startswith("Prefix sharing trie: apply all fixes, which cost at most 5%")
+    assert output.endswith(".")
     words = cost_in_words(measures({LOCK: 1.0, ALL: 1.0}))
     assert "longer is ruled out" in words
     assert "For lock-cache alone no difference was shown" in words
@@ -43,9 +43,9 @@ def test_fixes_that_cost_nothing_are_recommended() -> None:
 
 def test_fixes_that_cost_much_are_called_dear_and_the_dearest_is_named() -> None:
     data = measures({LOCK: 1.0, FIX: 1.15, "true-leaves": 1.0, ALL: 1.2})
-    said = answer_in_a_sentence(data)
-    assert "all fixes cost more than 5% of the time" in said
-    assert f"optimise {FIX} first" in said
+    output = answer_in_a_sentence(data)
+    assert "all fixes cost more than 5% of the time" in output
+    assert f"optimise {FIX} first" in output
     words = cost_in_words(data)
     assert "One by one, a whole answer: copy-tokens 1.1" in words
     assert "For 2 others alone no difference was shown" in words
@@ -89,9 +89,11 @@ def test_memory_and_hits_are_told() -> None:
 
 def test_the_lock_is_told_with_its_share_of_a_request() -> None:
     data, lock = measures({LOCK: 1.0, ALL: 1.0}), lock_figures()
-    said = answer_in_a_sentence(data, locks=[lock])
+    output = answer_in_a_sentence(data, locks=[lock])
     # 50 times 400 ns are 20 us, which are 0.02% of 100 ms.
-    assert "a lock around the cache adds at most 20 us to a request, by the most expensive" in said
+    assert (
+        "a lock around the cache adds at most 20 us to a request, by the most expensive" in output
+    )
     words = cost_in_words(data, None, [lock])
     assert "takes the cache's lock 50 times" in words
     assert "adds at most 0.40 us" in words

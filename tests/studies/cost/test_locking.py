@@ -113,7 +113,7 @@ say([before == after, lock.operations, lock.alternated["blocks"], by_hand, right
 """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    same, operations, blocks, by_hand, right, rows, share = done.said
+    same, operations, blocks, by_hand, right, rows, share = done.reply
     assert same
     assert right == "ok"
     assert blocks == 18

@@ -217,12 +217,12 @@ def test_refused_requests_stay_refused_unless_a_plan_says_otherwise() -> None:
 
 def test_only_what_can_happen_on_the_threads_of_the_release_fails_the_lowest_level() -> None:
     failure = {"scenario": "equal prompts", "message": "Page 4 is lost.", "schedule": "A B"}
-    said = {"interleavings": 70, "complete": True,
+    output = {"interleavings": 70, "complete": True,
             "failures": [{**failure, "reachable": False}]}  # fmt: skip
-    isolated = isolated_of(said, 1.5)
+    isolated = isolated_of(output, 1.5)
     assert (isolated.verdict, isolated.unreachable, isolated.interleavings) == ("clean", 1, 70)
-    said["failures"].append({**failure, "reachable": True})
-    isolated = isolated_of(said, 1.5)
+    output["failures"].append({**failure, "reachable": True})
+    isolated = isolated_of(output, 1.5)
     assert isolated.verdict == "failed"
     assert isolated.failures == ("equal prompts: Page 4 is lost.",)
 
@@ -237,14 +237,14 @@ def test_the_command_line_names_what_is_wrong_and_ends_with_the_verdicts_status(
     tmp_path: Path,
 ) -> None:
     run = CliRunner().invoke
-    told = run(app, ["validate", "--release", REPORTED, "--tolerate", "page-leak"])
-    assert "takes RULE:CAUSE=REASON" in str(told.exception)
+    result = run(app, ["validate", "--release", REPORTED, "--tolerate", "page-leak"])
+    assert "takes RULE:CAUSE=REASON" in str(result.exception)
     command = ["validate", "--release", REPORTED, "--isolated", "0", "--time-budget", "0", "--json",
                "--out", str(tmp_path / "out"),
                "--tolerate", "page-leak:x=it is a trial"]  # fmt: skip
-    told = run(app, command)
-    assert told.exit_code == 3
-    assert json.loads(told.stdout)["verdict"] == "undecided"
+    result = run(app, command)
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["verdict"] == "undecided"
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["tolerate"] == [["page-leak", "x", "it is a trial"]]
     assert settings["treatments"] == list(fixes(REPORTED, "none"))
