@@ -33,7 +33,11 @@ def stale_page(site: Site) -> Injection | None:
         if page in free and owner not in ids:
             site.table[0] = page
             return Injection(site.request, owner, page)
-    site.memory.update((int(site.tables[row, 0]), owner) for row, owner in enumerate(ids))
+    for row, owner in enumerate(ids):
+        first, *further = site.tables[row].tolist()
+        for page in further:  # it has the data of another request since
+            site.memory.pop(page, None)
+        site.memory[first] = owner
     return None
 
 
