@@ -13,7 +13,7 @@ from analysis.core.wording import listed
 from analysis.shortfin import hooks
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.locks import WatchedLock
-from analysis.shortfin.releases import CAPABILITIES, RELEASES
+from analysis.shortfin.releases import CAPABILITIES, RELEASES, supported
 
 _PATIENCE_S = 2.0
 
@@ -78,9 +78,7 @@ class Treatment(ABC):
     @classmethod
     def releases(cls) -> tuple[str, ...]:
         """Return the supported releases that offer what it needs."""
-        return tuple(
-            row.version for row in RELEASES if row.service and cls._lacks(row.version) == []
-        )
+        return supported(*cls._capabilities())
 
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
@@ -98,11 +96,15 @@ class Treatment(ABC):
             )
 
     @classmethod
+    def _capabilities(cls) -> frozenset[str]:
+        return cls.needs - {"trie", "no-trie"}
+
+    @classmethod
     def _lacks(cls, release: str | None) -> list[str]:
         offered = next(
             (row.capabilities for row in RELEASES if row.version == release), frozenset()
         )
-        return sorted(cls.needs - {"trie", "no-trie"} - offered)
+        return sorted(cls._capabilities() - offered)
 
     @classmethod
     def fits(cls, release: str | None, prefix_sharing: str) -> bool:
@@ -166,14 +168,3 @@ def lock_for(engine: LiveEngine, undo: ExitStack, name: str) -> WatchedLock:
 def cache_of(engine: LiveEngine) -> Any:
     """Return the live cache."""
     return engine.service.cache
-
-
-def nodes_below(root: Any) -> list[Any]:
-    """Return all nodes of a trie but its root."""
-    found: list[Any] = []
-    pending = [root]
-    while pending:
-        children = list((pending.pop().children or {}).values())
-        found += children
-        pending += children
-    return found

@@ -21,7 +21,7 @@ _FEW = 1024
 """Bytes of logits that an event keeps unchanged."""
 NO_TOKEN = -1
 """The token of a row of logits with a NaN."""
-RETURNED, LANDED = "returned", "landed"
+RETURNED, FINISHED = "returned", "landed"
 """When an argument was read again: after the call returned, and with its results."""
 
 
@@ -124,7 +124,7 @@ def changes(
         due, before = (np.frombuffer(part, dtype=np.int64) for part in (note.content, note.before))
         for when, read in (
             (RETURNED, np.frombuffer(then, dtype=np.int64)),
-            (LANDED, np.asarray(values, dtype=np.int64)),
+            (FINISHED, np.asarray(values, dtype=np.int64)),
         ):
             differs = read != due
             if when == RETURNED and not _is_through(id(array), filled, read_then):

@@ -99,10 +99,8 @@ def test_what_fills_a_gap_late_is_checked_in_its_order(story, kind, monkeypatch)
         assert what(findings) == what(story.check(close=False))
 
 
-def test_an_invocation_that_never_lands_is_counted_and_leaves_the_rest_checked(monkeypatch):
-    *items, last = (item for item in WELL.items if isinstance(item[1], Invocation))
-    invocation = last[1]
-    recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
+def under_way(invocation):
+    """What a recorder notes of an invocation that has not ended, by its number."""
     row = (
         invocation.invocation_id,
         invocation.phase,
@@ -111,7 +109,14 @@ def test_an_invocation_that_never_lands_is_counted_and_leaves_the_rest_checked(m
         0,
         None,
     )
-    recorder.under_way = {invocation.invocation_id: row}
+    return {invocation.invocation_id: row}
+
+
+def test_an_invocation_that_never_lands_is_counted_and_leaves_the_rest_checked(monkeypatch):
+    *items, last = (item for item in WELL.items if isinstance(item[1], Invocation))
+    invocation = last[1]
+    recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
+    recorder.under_way = under_way(invocation)
     follower = Follower(recorder, WELL.first, WELL.stride)
     stalled(follower, monkeypatch)
     follower.finish()
@@ -235,15 +240,7 @@ def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
     monkeypatch.setattr(live, "_MOST_WAITING", 5)
     invocation = dict(WELL.items)[INVOCATIONS[0]]
     recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
-    row = (
-        invocation.invocation_id,
-        invocation.phase,
-        invocation.request_ids,
-        invocation.seq,
-        0,
-        None,
-    )
-    recorder.under_way = {invocation.invocation_id: row}
+    recorder.under_way = under_way(invocation)
     follower = Follower(recorder, WELL.first, WELL.stride)
     for _ in range(len(WELL.items)):
         follower.step()
@@ -267,15 +264,7 @@ def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
     for story in (live, recorded):
         story.token("a", 101)
     recorder = recorder_of([item for item in live.items if item[1] is not invocation])
-    row = (
-        invocation.invocation_id,
-        invocation.phase,
-        invocation.request_ids,
-        invocation.seq,
-        0,
-        None,
-    )
-    recorder.under_way = {invocation.invocation_id: row}
+    recorder.under_way = under_way(invocation)
     follower = Follower(recorder, live.first, live.stride)
     follower.finish()
     for findings in (follower.checker.findings, recorded.check(close=False)):

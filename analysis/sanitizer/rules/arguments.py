@@ -12,7 +12,7 @@ from analysis.sanitizer.shadow import UNKNOWN, Ints
 from analysis.sanitizer.state import EngineState
 from analysis.sanitizer.step import ShadowStep
 from analysis.sanitizer.trace import Event
-from analysis.shortfin.verify import LANDED
+from analysis.shortfin.verify import FINISHED
 
 
 class ArgumentChanged(Rule):
@@ -30,7 +30,7 @@ class ArgumentChanged(Rule):
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
         for changed in step.invocation.changed or ():
             argument, row, read = changed["argument"], changed["row"], changed["read"]
-            request, late = step.invocation.request_of(row), changed["moment"] == LANDED
+            request, late = step.invocation.request_of(row), changed["moment"] == FINISHED
             moment = "it had finished" if late else "the call had returned"
             filled = f"{argument} was filled with {changed['filled']} at column {changed['column']}"
             what = f"{filled} of row {row}, and was {read} when {moment}"

@@ -163,7 +163,7 @@ def around_decodes(
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
     """Keep prefills that found no pages pending."""
     batcher = service.native.batcher
-    decodes, flights = batcher.board_decodes, batcher.board_flights
+    decodes, prefills = batcher.board_decodes, batcher.board_flights
     left: set[Any] = set()
 
     def board_decodes(*args: Any) -> Any:
@@ -174,7 +174,7 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
 
     def board_flights() -> Any:
         try:
-            return flights()
+            return prefills()
         finally:
             batcher.pending_prefills.update(left)
             left.clear()

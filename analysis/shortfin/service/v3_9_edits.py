@@ -15,8 +15,9 @@ from shortfin_apps.llm.components.generate import GenerateItemProcess
 from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
 
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
+from analysis.shortfin.cache.trie import read_trie
 from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, decode_edit
-from analysis.shortfin.treatment import nodes_below, replace_attribute
+from analysis.shortfin.treatment import replace_attribute
 
 _AGAIN_S, _PATIENCE_S = 0.005, 30.0
 
@@ -203,5 +204,5 @@ def _give_back(decoder: Any, cache: Any, created: list[Any], taken: set[int]) ->
 def _kept(cache: Any) -> set[int]:
     """Return the pages that the trie has, and those that it frees by itself."""
     with cache._lock:
-        published = {node.page.index for node in nodes_below(cache.root)}
+        published = {node.page.index for node in read_trie(cache.root, (), id).live[1:]}
         return published | {page.index for page in cache._duplicated_pages}

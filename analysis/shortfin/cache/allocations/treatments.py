@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from analysis.shortfin.cache.trie import read_trie
 from analysis.shortfin.treatment import (
     LiveEngine,
     cache_of,
-    nodes_below,
     replace_attribute,
     treatment,
 )
@@ -172,7 +172,7 @@ def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Free with an allocation the pages that were not published."""
     cache = cache_of(engine)
-    published = {node.page.index for node in nodes_below(cache.root)}
+    published = {node.page.index for node in read_trie(cache.root, (), id).live[1:]}
     free, create = cache.page_pool.free_pages, type(cache.root).create_child
 
     def freed(pages: Any) -> Any:
