@@ -27,7 +27,7 @@ def test_every_rule_is_in_the_glossary(rule: type) -> None:
 
 
 def test_former_codes_lead_to_rules_and_causes_of_today() -> None:
-    assert {code for now in CODES.values() for code in now} == set(NAMES)
+    assert {code for now in CODES.values() for code in now} <= set(NAMES)
     known = {rule.name: set(rule.causes) for rule in RULES}
     for now in CODES.values():
         for code, causes in now.items():
