@@ -20,7 +20,7 @@ from analysis.stats.dose_response import (
     evictions_contrast,
 )
 from analysis.studies.evictions.estimates import EvictionVerdict, decide_evictions
-from analysis.studies.evictions.words import evictions_in_words, verdict_in_words
+from analysis.studies.evictions.words import evictions_in_words, odds_cells
 
 LEVELS = (2, 4, 8, 16)
 
@@ -78,9 +78,9 @@ def test_evictions_that_cause_failures_are_found_out() -> None:
     assert not verdict.equivalent
     [fit] = eviction_fit(requests, trials)
     assert fit.low > 1
-    assert "Evictions explain failures beyond what the settings do" in evictions_in_words(
-        requests, trials
-    )
+    words = evictions_in_words(requests, trials)
+    assert "evictions explain failures beyond what the settings do" in words
+    assert "| explain failures |" in words
 
 
 def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
@@ -97,7 +97,8 @@ def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
     words = evictions_in_words(requests, trials)
     assert "merely accompany" in words
     assert "adjusted for 2 claims), but at equal concurrency (offered 2, 4, 8 and 16" in words
-    assert "(95% interval over engines" in words
+    assert "(95%: " in words
+    assert "the interval is over engines" in words
 
 
 def contrast(p_value: float, crude: float, error: float) -> EvictionContrast:
@@ -121,13 +122,13 @@ def test_what_one_configuration_shows_is_not_shown_among_four() -> None:
 
 
 def test_the_interval_that_is_printed_is_the_one_that_bears_the_claim() -> None:
-    trials = pd.DataFrame({"page_count": [64], "workload": ["mixed"]})
     for verdict in decide_evictions([contrast(0.5, 0.0001, 0.1)] * 2):
         assert verdict is not None
-        words = verdict_in_words(verdict, trials)
-        assert "merely accompany" in words
-        assert "(97.5% interval over engines 0.79 to 1.3, sign-flip test over 60 engines" in words
-        assert words.count("adjusted for 4 claims") == 2
+        assert (verdict.status, verdict.claims) == ("accompany", 4)
+        cells = odds_cells(verdict)
+        assert cells["odds ratio"] == "1.1 (97.5%: 0.79 to 1.3)"
+        assert cells["engines"] == "60"
+        assert cells["p, adjusted"] == "p = 1"
 
 
 def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
@@ -163,7 +164,7 @@ def test_a_small_pool_that_fails_for_other_reasons_is_no_effect_of_evictions() -
     regardless = evictions_contrast(requests, trials.assign(page_count=64))
     assert regardless is not None
     assert regardless.interval()[0] > 1.5
-    assert "Evictions explain failures" not in evictions_in_words(requests, trials)
+    assert "evictions explain failures" not in evictions_in_words(requests, trials)
 
 
 def test_too_little_data_gets_no_verdict() -> None:
@@ -191,12 +192,12 @@ def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
 
 def test_no_evictions_and_no_failures_are_said_as_they_are() -> None:
     none, trials = sweep(lambda level, rng: 0, lambda level, evicted: 0.3, trials_each=2)
-    assert "No page was evicted" in evictions_in_words(none, trials)
+    assert "no page was evicted" in evictions_in_words(none, trials)
     assert "explain none" in evictions_in_words(none, trials)
     fine, trials = sweep(more_with_concurrency, lambda level, evicted: 0.0, trials_each=2)
-    assert "No request failed" in evictions_in_words(fine, trials)
+    assert "no request failed" in evictions_in_words(fine, trials)
     rejected = fine.assign(outcome="rejected")
-    assert "No request was accepted" in evictions_in_words(rejected, trials)
+    assert "no request was accepted" in evictions_in_words(rejected, trials)
 
 
 @pytest.mark.parametrize(

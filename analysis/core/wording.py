@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -19,6 +19,33 @@ def listed(items: Iterable[object], *, most: int | None = None) -> str:
     if len(texts) < 2:
         return texts[0] if texts else "none"
     return f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows as a Markdown table whose heads are their keys, "" without rows.
+
+    Columns without any text are left out. Cells are padded, for readers in a terminal.
+    """
+    heads = [
+        head
+        for head in dict.fromkeys(head for row in rows for head in row)
+        if any(_cell(row.get(head, "")) for row in rows)
+    ]
+    if not heads:
+        return ""
+    lines = [heads, *([_cell(row.get(head, "")) for head in heads] for row in rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
+    lines.insert(1, ["-" * width for width in widths])
+    # The last column holds the longest texts: padded, it would wrap in every line.
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=False))}"
+        f"{' | ' if len(line) > 1 else ''}{line[-1]} |"
+        for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def numbered(noun: str, numbers: Collection[int], *, most: int | None = None) -> str:

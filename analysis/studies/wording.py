@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from analysis.core.templates import paragraph
+from analysis.core.wording import short_percent
 from analysis.runs.derive import EXPOSURES
 from analysis.stats.clustered import Rate
 from analysis.stats.exposure import MARGIN, Change
@@ -29,6 +30,15 @@ def acts_through(found: Sequence[Change], through: Sequence[str]) -> str:
     """Return how the exposures of `through` changed; "" if none was compared."""
     acting = [change for change in found if change.name in through]
     return _fill("acts_through", acting, _moved(acting))
+
+
+def rate_cell(rate: Rate) -> str:
+    """Return a rate for a table, with its 95% interval: "12 of 48: 25% (14% to 39%)"."""
+    if not rate.n:
+        return "none"
+    low, high = short_percent(rate.low), short_percent(rate.high)
+    narrow = "" if rate.by_engine else ", by request only"
+    return f"{rate.failures} of {rate.n}: {short_percent(rate.value)} ({low} to {high}{narrow})"
 
 
 def interval_basis(rate: Rate) -> str:
