@@ -272,14 +272,20 @@ def test_the_chart_counts_trials_where_no_request_is_concerned() -> None:
 
 def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
     text = findings_in_words(run, check_run(run.path))
-    ill, well = text.split("\n\n")
-    assert "1 of 2 accepted requests were answered wrong and 0 failed otherwise, 0 rej" in ill
-    assert "1 of 2 requests read wrong data" in ill
+    ill, well, _, *table = text.splitlines()
+    assert "1 of 2 requests read wrong data." in ill
     assert "decode of a: reads its position 0 from slot 0 of page 3" in ill
     assert "correct-seq-lens" in well
-    assert "No rule was broken." in well
+    assert "no rule was broken." in well
     assert "not known whether the sanitizer" not in text
     assert not re.search(r"\bnan\b", text)
+    head, _, first, second = ([cell.strip() for cell in row.split("|")[1:-1]] for row in table)
+    row = dict(zip(head, first, strict=True))
+    assert (row["wrong answers"], row["other failures"], row["rejected"]) == ("1 of 2", "0", "0")
+    assert row["requests that read wrong data"].startswith("1 of 2: 50% (")
+    assert row["wrong answers after wrong data"] == "1 of 1"
+    assert row["calls before the wrong token"].startswith("median ")
+    assert dict(zip(head, second, strict=True))["treatments"] == "correct-seq-lens"
 
 
 def test_severity_of_a_group_is_the_worst_in_it() -> None:

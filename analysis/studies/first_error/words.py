@@ -1,4 +1,4 @@
-"""The answer of notebook 04 in sentences: what the sanitizer found, and how early."""
+"""The answer of notebook 04 in words: what the sanitizer found, and how early."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from functools import partial
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import capitalised
+from analysis.core.wording import capitalised, markdown_table
 from analysis.plots.style import rows_of
 from analysis.runs.store import Run
 from analysis.runs.tables import RequestCounts, arm_of, count_requests
 from analysis.sanitizer.findings import AT_RISK, WRONG_DATA
 from analysis.sanitizer.recorded import Checked
 from analysis.stats.clustered import Rate, rate
-from analysis.stats.configurations import setting_name
 from analysis.studies.first_error.detection_lead import detection_lead
-from analysis.studies.wording import interval_basis
+from analysis.studies.wording import rate_cell
 
 _fill = partial(paragraph, "analysis.studies.first_error", "words.j2")
 _SETTING = ("release", "prefix_sharing", "treatments")
@@ -46,19 +45,42 @@ class _Measured:
 
     @property
     def name(self) -> str:
-        return setting_name({column: getattr(self.setting, column) for column in _SETTING})
+        treatments = f", {' + '.join(self.setting.treatments)}" if self.setting.treatments else ""
+        return f"prefix sharing {self.setting.prefix_sharing}{treatments}"
+
+    @property
+    def calls(self) -> pd.Series:
+        """Calls of the model between that finding and the first wrong token."""
+        return self.early["invocations_before"].astype(float)
+
+    @property
+    def row(self) -> dict[str, object]:
+        """What a table shows of it."""
+        early = len(self.early)
+        ms = 1000 * self.early["seconds_before"].median()
+        return {
+            "prefix sharing": self.setting.prefix_sharing,
+            "treatments": " + ".join(self.setting.treatments),
+            "wrong answers": f"{self.wrong} of {self.counts.accepted}",
+            "other failures": self.counts.failed - self.wrong,
+            "rejected": self.counts.rejected,
+            "requests that read wrong data": rate_cell(self.readers),
+            "wrong answers after wrong data": f"{early} of {self.wrong}" if self.wrong else "",
+            "calls before the wrong token": _fill("lead", self.calls, ms) if early else "",
+            "other rules broken": _fill("risks", self),
+        }
 
 
 def findings_in_words(run: Run, checked: Sequence[Checked]) -> str:
-    """Return what was found and how early, a paragraph of Markdown for each setting.
+    """Return what was found and how early as Markdown: a line and a row for each setting.
 
     `checked` is what `check_run` returns for this sanitized run.
     """
-    paragraphs = [
-        f"**{one.name}.** {_fill('setting', one, interval_basis(one.readers))}"
-        for one in _measured(run, checked)
-    ]
-    return "\n\n".join(paragraphs) or "No trial was checked, so there is nothing to say."
+    found = _measured(run, checked)
+    if not found:
+        return "No trial was checked, so there is no result."
+    lines = "\n".join(f"- **{one.name}**: {_fill('setting', one)}" for one in found)
+    return f"{lines}\n\n{markdown_table([one.row for one in found])}"
 
 
 def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[str] = ()) -> str:
