@@ -1,10 +1,10 @@
-"""The answer of an examination, in words that follow from its results."""
+"""The answer of notebook 06 in words: which rules the cache breaks by itself, and what it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from analysis.core.wording import counted, listed
+from analysis.core.wording import counted, listed, markdown_table
 from analysis.interleavings.result import Result
 
 
@@ -35,33 +35,42 @@ def answer_in_a_sentence(
 def answer_in_words(
     untreated: Sequence[Result], treated: Sequence[Result], left_out: Mapping[str, Result]
 ) -> str:
-    """Return the answer, what it takes to fail, and which fixes made a difference."""
-    failures = [failure for result in untreated for failure in result.failures]
-    serial = sorted({failure.rule for failure in failures if failure.sequential})
-    only = sorted({failure.rule for failure in failures}.difference(serial))
-    text = f"This release carries out requests on {untreated[0].threads}."
-    if serial:
-        text += (
-            f" These rules break without concurrency, when each request waits for the one before:"
-            f" {_names(serial)}."
-        )
-    if only:
-        reachable = ", which this release can come to" if all(f.reachable for f in failures) else ""
-        text += (
-            f" These rules break only in an interleaving of whole operations{reachable}:"
-            f" {_names(only)}."
-        )
-    lines = [f"**{answer_in_a_sentence(untreated, treated)}**", text]
+    """Return the answer as Markdown: a sentence, a row for each broken rule, and what fixes it."""
+    lines = [answer_in_a_sentence(untreated, treated, left_out)]
+    lines.append(markdown_table([row for result in untreated for row in _rows(result)]))
+    lines.append(f"Threads of this release: {untreated[0].threads}.")
     if left_out:
-        matter = [name for name, result in left_out.items() if not result.ok]
-        without = [name for name, result in left_out.items() if result.ok]
-        text = f"Left out alone, each of these fixes brings a failure back: {_names(matter)}."
-        if without:
-            text += f" These fixes make no difference here: {_names(without)}."
-        lines.append(text)
+        kinds = (
+            ("Left out alone, these fixes bring a failure back", False),
+            ("These make no difference here", True),
+        )
+        said = [
+            f"{what}: {listed(f'`{name}`' for name in names)}."
+            for what, ok in kinds
+            if (names := [name for name, result in left_out.items() if result.ok == ok])
+        ]
+        lines.append(" ".join(said))
     if not all(result.complete for result in (*untreated, *treated)):
         lines.append("Time ended before every interleaving was covered.")
-    return "\n\n".join(lines)
+    return "\n\n".join(line for line in lines if line)
+
+
+def _rows(result: Result) -> list[dict[str, object]]:
+    """Return a row for each rule that is broken: what it takes, and whether it can happen."""
+    rows = []
+    for rule in sorted({failure.rule for failure in result.failures}):
+        own = [failure for failure in result.failures if failure.rule == rule]
+        serial = any(failure.sequential for failure in own)
+        rows.append(
+            {
+                "prefix sharing": result.prefix_sharing,
+                "broken rule": rule,
+                "one request after another": "broken" if serial else "holds",
+                "operations of requests interleaved": "broken",
+                "its threads can do that": "yes" if any(f.reachable for f in own) else "no",
+            }
+        )
+    return rows
 
 
 def _found(result: Result) -> str:
@@ -73,7 +82,3 @@ def _found(result: Result) -> str:
     failing = sum(covered.failing for covered in result.scenarios if covered.complete)
     verb = "is" if len(rules) == 1 else "are"
     return f"{how} {counted(len(rules), 'rule')} {verb} broken, in {failing:,} of {many}"
-
-
-def _names(names: Sequence[str]) -> str:
-    return listed(f"*{name}*" for name in names)
