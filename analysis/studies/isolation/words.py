@@ -57,7 +57,7 @@ def answer_in_words(
 
 def _rows(result: Result) -> list[dict[str, object]]:
     """Return a row for each rule that is broken: what it takes, and whether it can happen."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for rule in sorted({failure.rule for failure in result.failures}):
         own = [failure for failure in result.failures if failure.rule == rule]
         serial = any(failure.sequential for failure in own)
