@@ -53,13 +53,13 @@ def _write(explanation: Explanation, out: Path) -> list[Path]:
     """Write the figure, and a page with text and figure that opens offline; return the files."""
     from analysis.core.files import write_atomically
     from analysis.diagnosis.figure import explanation_figure
-    from analysis.jupyter.explanation_html import explanation_page
     from analysis.plots.style import png_of
+    from analysis.report.pages import render_explanation
 
     png = png_of(explanation_figure(explanation), dpi=150)
     files: dict[Path, str | bytes] = {
         out / "explanation.png": png,
-        out / "explanation.html": explanation_page(explanation, png),
+        out / "explanation.html": render_explanation(explanation, png),
     }
     with writing(out):
         for file, content in files.items():

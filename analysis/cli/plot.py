@@ -31,7 +31,7 @@ def plot(
         raise OptionError(f"`--out` {out} is not a regular file: name another path.")
     figure = failure_rate(*join_runs([load_run(path) for path in runs]))
     picture = io.BytesIO()
-    figure.savefig(picture, format=out.suffix[1:], dpi=150, bbox_inches="tight")
+    figure.savefig(picture, format=out.suffix[1:], dpi=150)
     with writing(out):
         write_atomically(place, picture.getvalue())
     typer.echo(out)

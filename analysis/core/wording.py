@@ -85,6 +85,15 @@ def one_line(text: object, most: int = 300) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def plain(text: str, most: int) -> str:
+    """Return text that any font can show, in one line, cut to `most` characters."""
+    shown = "".join(
+        c if c.isprintable() and ord(c) < 0x250 else c.encode("unicode_escape").decode()
+        for c in text
+    )
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
 def probability(value: float) -> str:
     """Return a probability in percent, with more digits close to 0 and to 1."""
     if math.isnan(value):

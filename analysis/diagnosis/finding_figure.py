@@ -61,13 +61,12 @@ def finding_figure(finding: Finding) -> Figure:
     for page in scene.pages:
         y = _page(axes, page, y, scene, finding, colours)
     _write(figure, notes, (below - 0.05) / height)
-    figure.legend(
-        handles=_legend(scene, finding, colours),
+    style.legend_below(
+        figure,
+        _legend(scene, finding, colours),
+        most=5,
         loc="lower left",
         bbox_to_anchor=(0.005, 0.0),
-        ncols=5,
-        fontsize=style.SMALL - 0.5,
-        frameon=False,
         handlelength=1.4,
         columnspacing=1.3,
     )
@@ -109,7 +108,7 @@ def _page(
     strips = [(page.before, "before"), (page.after, "after")] if changed else [(page.after, "")]
     where = style.words(textwrap.shorten(page.where, 26, placeholder="…"))
     axes.text(-_LEFT + 0.15, y + 0.5, f"page {page.page}", va="center", fontsize=style.TEXT)
-    axes.text(-_LEFT + 0.15, y + 1.05, where, va="center", fontsize=7.5, color=style.GREY)
+    axes.text(-_LEFT + 0.15, y + 1.05, where, va="center", fontsize=style.LEAST, color=style.GREY)
     read = {slot for number, slot in scene.reads if number == page.page}
     for slots, label in strips:
         axes.text(-0.25, y + 0.5, label, ha="right", va="center", fontsize=style.SMALL)

@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from analysis.core.templates import render
-from analysis.core.wording import counted
-from analysis.jupyter.page_map import FILLS, map_of
-from analysis.plots.page_map import CONFLICT_COLOUR, moment_of, plain
+from analysis.core.wording import counted, plain
+from analysis.jupyter.page_map import CONFLICT_COLOUR, FILLS, in_turn, maps_of
 from analysis.plots.style import STATE_COLOURS, VERMILLION
 from analysis.plots.trie import Decode, colour_of, defects, tokens_text, tree_rows
 from analysis.snapshots.diff import Diff
-from analysis.snapshots.snapshot import STATES, Snapshot, describe
+from analysis.snapshots.snapshot import STATES, Snapshot, describe, moment_of
 
 if TYPE_CHECKING:
     from analysis.recording.recording import Recording
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 _NODES = 150
 _COLOURS = {
     "fills": FILLS,
-    "inks": {"leaked": "#fff", "free": "currentColor"},
-    "swatches": {**STATE_COLOURS, "free": ""},
+    "cached": STATE_COLOURS["cached"],
     "conflict_colour": CONFLICT_COLOUR,
     "vermillion": VERMILLION,
 }
@@ -34,18 +32,18 @@ def snapshot_html(snapshot: Snapshot, *, decode: Decode | None = None) -> str:
 
     `decode` makes text of token ids.
     """
-    return _render("snapshot.html.j2", **_snapshot(snapshot, decode))
+    return _render("snapshot.html.j2", snapshot=_snapshot(snapshot, decode))
 
 
 def change_html(change: Diff[Snapshot]) -> str:
-    """Return what changed in sentences, and the later page map with the changed pages dotted."""
-    shown = (
-        {"legend": _legend(change.before, change.after),
-         "map": map_of(change.after, change.changed_pages)}
-        if change
-        else {"map": None}
-    )  # fmt: skip
-    return _render("change.html.j2", sentences=change.sentences(), **shown)
+    """Return what changed in sentences, and the page maps of both moments with changes marked."""
+    shown = (change.before, change.after)
+    return _render(
+        "change.html.j2",
+        sentences=change.sentences(),
+        legend=_legend(*shown),
+        maps=maps_of(*shown, changed=change.changed_pages) if change else None,
+    )
 
 
 def recording_html(recording: Recording) -> str:
@@ -72,7 +70,7 @@ def _snapshot(snapshot: Snapshot, decode: Decode | None) -> dict[str, Any]:
         "when": moment_of(snapshot),
         "description": describe(snapshot),
         "legend": _legend(snapshot),
-        "map": map_of(snapshot),
+        "maps": maps_of(snapshot),
         "conflicts": [str(conflict) for conflict in snapshot.conflicts[2:]],
         "trie": _trie(snapshot, decode),
     }
@@ -80,9 +78,7 @@ def _snapshot(snapshot: Snapshot, decode: Decode | None) -> dict[str, Any]:
 
 def _legend(*shown: Snapshot) -> dict[str, str]:
     """Return the pages in each state, before and after where there are two snapshots."""
-    return {
-        name: " → ".join(dict.fromkeys(f"{one.counts[name]:,}" for one in shown)) for name in STATES
-    }
+    return {name: in_turn([one.counts[name] for one in shown]) for name in STATES}
 
 
 def _trie(snapshot: Snapshot, decode: Decode | None) -> dict[str, Any] | None:

@@ -8,14 +8,17 @@ from analysis.core.templates import render
 from analysis.diagnosis.explanation import Explanation
 
 
-def explanation_html(explanation: Explanation) -> str:
-    """Return what a notebook shows of an explanation."""
-    return render("analysis.jupyter", "explanation.html.j2", explanation=explanation, picture="")
+def explanation_html(
+    explanation: Explanation, *, heading: str = "h3", png: bytes | None = None
+) -> str:
+    """Return what a notebook shows of an explanation.
 
-
-def explanation_page(explanation: Explanation, png: bytes) -> str:
-    """Return a page that opens offline, with the figure of an explanation in it."""
-    picture = base64.b64encode(png).decode()
+    `heading` is the element of its title; `png` is its figure, shown after the first section.
+    """
     return render(
-        "analysis.jupyter", "explanation_page.html.j2", explanation=explanation, picture=picture
+        "analysis.jupyter",
+        "explanation.html.j2",
+        explanation=explanation,
+        heading=heading,
+        picture=base64.b64encode(png).decode() if png else "",
     )

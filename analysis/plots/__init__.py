@@ -7,7 +7,6 @@ from analysis.plots.latency import latency as latency
 from analysis.plots.memory import memory as memory
 from analysis.plots.outcomes import outcomes as outcomes
 from analysis.plots.page_lifetimes import page_lifetimes as page_lifetimes
-from analysis.plots.page_map import page_map as page_map
 from analysis.plots.pages_over_time import pages_over_time as pages_over_time
 from analysis.plots.tables import HtmlTable as HtmlTable
 from analysis.plots.tables import asked_again as asked_again

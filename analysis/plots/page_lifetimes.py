@@ -57,17 +57,16 @@ def page_lifetimes(events: pd.DataFrame, states: pd.DataFrame | None = None) -> 
         if span.of == 1 and width > last * 0.013 * len(name):
             axes.text(
                 span.begin + width / 2, lanes[span.page], name, ha="center", va="center",
-                fontsize=7, color="white" if colours[span.owner] not in _PALE else "black",
-                clip_on=True,
+                fontsize=style.LEAST, clip_on=True,
+                color="white" if colours[span.owner] not in _PALE else "black",
             )  # fmt: skip
     axes.set_ylim(-0.7, len(lanes) - 0.3)
     axes.set_yticks(list(lanes.values()), [str(page) for page in lanes])
     axes.set_xlim(0, last * 1.01)
-    axes.tick_params(axis="y", labelsize=7)
     left_out = len(everyone) - len(lanes)
     note = f" ({left_out} further pages that were used are left out)" if left_out > 0 else ""
     style.dress(axes, "Requests that held each page" + note, "number of the event", "page")
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", labelsize=style.LEAST)
     legend = [
         *style.request_patches(colours),
         *(

@@ -38,10 +38,14 @@ OUTCOME_COLOURS = {
 }
 STATE_COLOURS = {"free": "#EFEFEF", "live": SKY, "cached": "#E9CF58", "leaked": VERMILLION}
 """Colours of page states in every figure and widget. No request has one of these."""
+WITHHELD_COLOUR = "#9A9A9A"
+"""For pages that a scenario keeps out of the pool, which are in none of the states."""
 REQUEST_COLOURS = (BLUE, BLACK, GREEN, PURPLE, ORANGE, "#7A1B4B", "#6B4A00", "#6A5ACD")
 """Colours of requests in figures that show page states, too."""
 GREY = "#5A5A5A"
 TEXT, SMALL, TITLE = 10.0, 9.0, 11.5
+LEAST = 7.5
+"""Size of the smallest text of a figure, in points: 9.4 pixels where a page shows it smallest."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -67,25 +71,37 @@ def panel_title(key: Mapping[str, Any], width: float) -> str:
     return textwrap.fill(series_label(key), int(width * 9))
 
 
-def legend_below(figure: Figure, handles: Sequence[Any] | None = None, *, most: int) -> None:
+def legend_below(
+    figure: Figure, handles: Sequence[Any] | None = None, *, most: int, **looks: Any
+) -> None:
     """Put a legend below the axes, in at most `most` columns and no wider than the figure.
 
-    Without `handles` it lists all labelled artists of the figure's axes.
+    Without `handles` it lists all labelled artists of the figure's axes. Labels that are too long
+    for one column are wrapped, and the figure becomes higher by their further lines. `looks` are
+    arguments of `Figure.legend`.
     """
     if handles is None:
         handles = [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
+    if not handles:
+        return
+    labels = [str(handle.get_label()) for handle in handles]
+    looks = {
+        "loc": "outside lower center", "fontsize": SMALL, "title_fontsize": SMALL,
+        "frameon": False, **looks,
+    }  # fmt: skip
+    excess = 1.0
     for columns in range(min(most, len(handles)), 0, -1):
-        legend = figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=columns,
-            fontsize=SMALL,
-            frameon=False,
-        )
-        if legend.get_window_extent().width <= figure.bbox.width:
+        legend = figure.legend(handles, labels, ncols=columns, **looks)
+        excess = legend.get_window_extent().width / figure.bbox.width
+        if excess <= 1:
             return
-        if columns > 1:
-            legend.remove()
+        legend.remove()
+    # The margin is for the handle, and for letters that are wider than others.
+    room = max(int(max(map(len, labels)) / excess * 0.9) - 4, 12)
+    wrapped = [textwrap.fill(label, room) for label in labels]
+    further = sum(label.count("\n") for label in wrapped)
+    figure.set_figheight(figure.get_figheight() + further * SMALL * 1.2 / 72)
+    figure.legend(handles, wrapped, ncols=1, **looks)
 
 
 def concurrency_axis(axes: Axes, concurrency: pd.Series[Any], numbers: pd.Series[Any]) -> None:

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.core.wording import counted
+from analysis.core.wording import counted, plain
 from analysis.plots import style
-from analysis.plots.page_map import moment_of, plain
-from analysis.snapshots.snapshot import Node, Snapshot
+from analysis.snapshots.snapshot import Node, Snapshot, moment_of
 from analysis.snapshots.trie import Trie
 
 Decode = Callable[[Sequence[int]], str]
@@ -25,7 +24,6 @@ NODES = 60
 _ROW, _CHARACTER = 0.25, 0.0655
 _INDENT, _TREE = 0.24, 3.0
 _TOKENS = 30
-_MONO = 7.5
 
 
 @dataclass(frozen=True)
@@ -213,8 +211,9 @@ class _Panel:
         self, axes: Axes, x: float, line: float, text: str, *, colour: str = "black",
         bold: bool = False,
     ) -> None:  # fmt: skip
-        axes.text(x, line * _ROW, text, fontsize=_MONO, family="DejaVu Sans Mono", va="center",
-                  color=colour, weight="bold" if bold else "normal", parse_math=False)  # fmt: skip
+        axes.text(x, line * _ROW, text, fontsize=style.LEAST, family="DejaVu Sans Mono",
+                  va="center", color=colour, weight="bold" if bold else "normal",
+                  parse_math=False)  # fmt: skip
 
 
 def colour_of(node: Node) -> str:
@@ -236,15 +235,7 @@ def _figure(panels: Sequence[_Panel], rows: Sequence[Row], left_out: int, title:
         panel.draw(axes, rows, inches * (width / (sum(widths) + 0.3 * len(widths))))
     figure.suptitle(title, fontsize=style.TITLE)
     note = f"{counted(left_out, 'node')} left out; + n below: n of them are below this node"
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=wide,
-        fontsize=style.SMALL - 0.5,
-        frameon=False,
-        title=note if left_out else None,
-        title_fontsize=style.SMALL - 0.5,
-    )
+    style.legend_below(figure, handles, most=wide, title=note if left_out else None)
     return figure
 
 

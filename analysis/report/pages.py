@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.core.templates import render as render_template
 
+if TYPE_CHECKING:
+    from analysis.diagnosis.explanation import Explanation
+
 _TEMPLATES = Path(__file__).parent / "templates"
+_CODE_STYLES = {"light": "xcode", "dark": "lightbulb"}
+"""Pygments styles by colour scheme; every colour has a contrast of 4.5 or more on its page."""
 # Widgets and scripts are dead in a page, so their outputs fall back to what else they offer.
 _SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 
@@ -45,7 +50,6 @@ class Page:
 def render(notebook: Any, page: Page) -> str:
     """Return an executed notebook as a page: code folded away, images and styles inside."""
     from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped,unused-ignore]
     from traitlets.config import Config
 
     config = Config()
@@ -58,8 +62,7 @@ def render(notebook: Any, page: Page) -> str:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    colours = HtmlFormatter(style="default").get_style_defs(".highlight")
-    shown = {**asdict(page), "css": f"{_css()}\n{colours}"}
+    shown = {**asdict(page), "css": f"{_css()}\n{_code_css()}"}
     body, _ = exporter.from_notebook_node(_untitled(notebook), resources={"page": shown})
     return str(body)
 
@@ -72,6 +75,20 @@ def render_index(entries: Sequence[Mapping[str, Any]], chart: bytes | None = Non
     picture = base64.b64encode(chart).decode() if chart else None
     return render_template(
         "analysis.report", "index_page.html.j2", pages=entries, css=_css(), chart=picture
+    )
+
+
+def render_explanation(explanation: Explanation, png: bytes) -> str:
+    """Return an explanation with its figure, a PNG, as a page."""
+    from analysis.jupyter.explanation_html import explanation_html  # needs IPython
+
+    body = explanation_html(explanation, heading="h1", png=png)
+    return render_template(
+        "analysis.report",
+        "explanation_page.html.j2",
+        title=explanation.title,
+        body=body,
+        css=_css(),
     )
 
 
@@ -93,6 +110,17 @@ def _untitled(notebook: Any) -> Any:
             cell.source = cell.source.partition("\n")[2].strip()
             break
     return copy
+
+
+def _code_css() -> str:
+    """Return the colours of code, on the background that `style.css` gives it."""
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped,unused-ignore]
+
+    rules = []
+    for scheme, style in _CODE_STYLES.items():
+        colours = HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight")
+        rules.append(f"@media (prefers-color-scheme: {scheme}) {{\n{colours}\n}}")
+    return "\n".join(rules)
 
 
 def _css() -> str:

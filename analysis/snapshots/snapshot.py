@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.core.errors import RunError
-from analysis.core.wording import counted
+from analysis.core.wording import counted, plain, short_names
 from analysis.snapshots.diff import Diff, diff
 from analysis.snapshots.state import (
     CACHED,
@@ -37,6 +37,7 @@ __all__ = [
     "PageContent",
     "Snapshot",
     "describe",
+    "moment_of",
 ]
 
 _LETTERS = np.frombuffer(b"flcx", dtype=np.uint8)
@@ -145,3 +146,15 @@ def describe(snapshot: Snapshot) -> str:
         more = len(snapshot.conflicts) - 2
         text += f" In conflict: {named}" + (f" And {more} more." if more > 0 else "")
     return text
+
+
+def moment_of(snapshot: Snapshot) -> str:
+    """Return when a snapshot was taken, in words; "" if that is not known."""
+    text = snapshot.moment if snapshot.moment in ("before", "after", "failure") else ""
+    if snapshot.request_id is not None:
+        [name] = short_names([snapshot.request_id]).values()
+        text = f"{text or 'at'} request {plain(name, 24)}".replace("failure", "failure of")
+    elif snapshot.moment == "failure":
+        text = "at a failure"
+    parts = [text, "" if snapshot.t_s is None else f"at {snapshot.t_s:.3f} s"]
+    return ", ".join(part for part in parts if part)

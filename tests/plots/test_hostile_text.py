@@ -22,6 +22,7 @@ from synthetic import request_row, trial_row
 from trace_builder import strayed as strayed_story
 
 from analysis import plots as figures
+from analysis.core.wording import plain
 from analysis.diagnosis import explain
 from analysis.diagnosis.figure import explanation_figure
 from analysis.diagnosis.finding_figure import finding_figure
@@ -80,7 +81,6 @@ def series(name: str) -> Figure:
 DRAW: dict[str, Any] = {
     "page_lifetimes": lambda name: figures.page_lifetimes(events(name)),
     "invocations": lambda name: figures.invocations(invocations(name)),
-    "page_map": lambda name: figures.page_map(snapshot(name)),
     "trie": lambda name: figures.trie(snapshot("r"), decode=lambda ids: name),
     "tries": lambda name: figures.tries(snapshot(name), snapshot(name), decode=lambda ids: name),
     "failure_rate": series,
@@ -93,6 +93,13 @@ def test_a_figure_shows_an_id_as_it_is(figure: str, name: str) -> None:
     output = drawn(DRAW[figure](name))
     if name.isascii() and name.isprintable():
         assert repr(name)[1:-1] in output or name in output
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_page_map_shows_an_id_as_it_is(name: str) -> None:
+    for page in (html_of(snapshot(name)), html_of(snapshot(name) - snapshot("other"))):
+        assert not re.search(r"<b>\W*,", page), "an id is no tag"
+        assert html.escape(plain(name, 24)) in page
 
 
 @pytest.fixture

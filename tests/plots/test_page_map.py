@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import re
+from typing import Any
+
 import pytest
+from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from analysis.core.errors import CachelabError
-from analysis.plots.page_map import letters, page_map, plain
-from analysis.plots.style import REQUEST_COLOURS, STATE_COLOURS
+from analysis.core.wording import plain
+from analysis.jupyter import html_of
+from analysis.jupyter.page_map import CONFLICT_COLOUR, FILLS, letters, maps_of
+from analysis.plots.style import GREY, REQUEST_COLOURS, STATE_COLOURS, VERMILLION
 from analysis.snapshots.snapshot import STATES, CacheState, Node, Snapshot
 
 ROOT = Node(0, None, None, (), 0, False)
@@ -28,159 +29,175 @@ def make(count: int, holdings: dict[str, list[int]], *, leaked: int = 0, cached:
     return Snapshot(CacheState(count, free, holdings, (ROOT, *nodes)), **rest)  # type: ignore[arg-type]
 
 
-def squares(axes: Axes, state: str) -> set[tuple[int, int]]:
-    """Places (column, row) of the squares of a state."""
+class Shown:
+    """The maps of what Jupyter shows of a value, and the words around them."""
+
+    def __init__(self, value: object) -> None:
+        soup: Any = BeautifulSoup(html_of(value), "html.parser")
+        self.maps = soup.select("figure svg")
+        self.captions = [caption.get_text() for caption in soup.find_all("figcaption")]
+        for figure in soup.find_all("figure"):
+            figure.extract()
+        self.words = " ".join(soup.get_text(" ").split())
+
+
+def squares(svg: Any, state: str) -> set[tuple[int, int]]:
+    """Places (column, row) of the squares of a state, of 28 pixels after a margin of 40."""
+    fill = dict(re.findall(r'([\w-]+)="([^"]*)"', FILLS[state]))["fill"]
     return {
-        (int(path.vertices[0][0]), int(path.vertices[0][1]))
-        for collection in axes.collections
-        if isinstance(collection, PolyCollection) and collection.get_label() == state
-        for path in collection.get_paths()
+        ((int(rect["x"]) - 41) // 28, (int(rect["y"]) - 1) // 28)
+        for rect in svg.find_all("rect")
+        if rect["fill"] == fill
     }
 
 
-def outlined(axes: Axes, colour: str) -> int:
-    return sum(
-        len(collection.get_paths())
-        for collection in axes.collections
-        if isinstance(collection, PolyCollection)
-        and collection.get_label() not in STATES
-        and to_hex(collection.get_edgecolor()[0]) == to_hex(colour)
-    )
+def outlined(svg: Any, colour: str) -> int:
+    return sum(rect.get("stroke") == colour for rect in svg.find_all("rect", fill="none"))
 
 
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+def texts(svg: Any) -> list[str]:
+    """What stands in the squares, without the numbers at the left of the rows."""
+    return [text.get_text() for text in svg.find_all("text") if text["text-anchor"] == "middle"]
 
 
-def notes(figure: Figure) -> str:
-    return figure.legends[0].get_title().get_text()
+def dots(svg: Any, colour: str) -> int:
+    return len(svg.find_all("circle", fill=colour))
 
 
-def texts(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.texts]
-
-
-def dots(axes: Axes) -> list[int]:
-    """Numbers of marks that were scattered, largest first."""
-    return sorted(
-        (len(c.get_offsets()) for c in axes.collections if not isinstance(c, PolyCollection)),
-        reverse=True,
-    )
+def rings(svg: Any, colour: str) -> int:
+    return len(svg.find_all("circle", fill="none", stroke=colour))
 
 
 def test_every_page_has_a_square_of_its_state() -> None:
     snapshot = make(40, {"a": [0, 17]}, leaked=3, cached=5)
-    figure = page_map(snapshot, columns=10)
-    [axes] = figure.axes
+    shown = Shown(snapshot)
+    [svg] = shown.maps
     for name in STATES:
-        assert squares(axes, name) == {(p % 10, p // 10) for p in snapshot.pages(name)}
-    assert legend(figure)[:4] == ["free: 30", "live: 2", "cached: 5", "leaked: 3"]
-    assert "A: a, 2 pages" in legend(figure)
-    assert outlined(axes, REQUEST_COLOURS[0]) == 2
-    assert [str(page) for page in range(40)] == [t for t in texts(axes) if t != "A"]
-    assert texts(axes).count("A") == 2
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "10", "20", "30"]
-    assert axes.get_xlabel()
-    assert axes.get_ylabel()
+        assert squares(svg, name) == {(p % 16, p // 16) for p in snapshot.pages(name)}
+    assert "free 30 live 2 cached 5 leaked 3" in shown.words
+    assert "A: a, 2 pages" in shown.words
+    assert outlined(svg, REQUEST_COLOURS[0]) == 2
+    assert [str(page) for page in range(40)] == [t for t in texts(svg) if t != "A"]
+    assert texts(svg).count("A") == 2
+    labels = [t.get_text() for t in svg.find_all("text") if t["text-anchor"] == "end"]
+    assert labels == ["0", "16", "32"]
+    assert svg["aria-label"] == "page map: 30 free, 2 live, 5 cached, 3 leaked"
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 400))
-def test_all_pages_are_drawn_in_any_number_of_columns(count: int, columns: int) -> None:
-    [axes] = page_map(make(count, {}), columns=columns).axes
-    assert len(squares(axes, "free")) == count
+@given(st.integers(1, 1024))
+def test_all_pages_are_drawn_inside_the_map(count: int) -> None:
+    [drawn] = maps_of(make(count, {})).maps
+    assert len({(square["x"], square["y"]) for square in drawn.squares}) == count
+    for square in drawn.squares:
+        assert square["x"] + square["cell"] < drawn.width
+        assert square["y"] + square["cell"] < drawn.height
 
 
 def test_leaked_pages_strike_the_eye() -> None:
-    for count in (300, 5000):
-        figure = page_map(make(count, {"a": [count - 1]}, leaked=1))
-        [axes] = figure.axes
-        assert 1 in dots(axes), "a leaked page has a mark of its own"
-    assert "here leaked pages begin" in legend(figure)
+    [svg] = Shown(make(300, {"a": [299]}, leaked=1)).maps
+    assert len(svg.find_all("path", stroke="#000", fill=None)) == 1, "a mark of its own"
+    shown = Shown(make(5000, {"a": [4999]}, leaked=1))
+    assert rings(shown.maps[0], VERMILLION) == 1
+    assert "here leaked pages begin" in shown.words
 
 
 def test_shared_pages_are_marked_and_explained() -> None:
     nodes = (ROOT, Node(1, 0, 2, (1,), 1, True))
-    snapshot = Snapshot(CacheState(8, [4, 5, 6, 7], {"a": [0, 2], "b": [0, 1]}, nodes))
-    figure = page_map(snapshot)
-    [axes] = figure.axes
-    assert outlined(axes, REQUEST_COLOURS[0]) == 2
-    assert outlined(axes, REQUEST_COLOURS[1]) == 2
-    assert "A+B" in texts(axes)
-    assert "held, and in the trie" in legend(figure)
-    assert "a page that several requests hold" in notes(figure)
-    assert dots(axes) == [1]
+    shown = Shown(Snapshot(CacheState(8, [4, 5, 6, 7], {"a": [0, 2], "b": [0, 1]}, nodes)))
+    [svg] = shown.maps
+    assert outlined(svg, REQUEST_COLOURS[0]) == 2
+    assert outlined(svg, REQUEST_COLOURS[1]) == 2
+    assert "A+B" in texts(svg)
+    assert "held by a request and in the trie" in shown.words
+    assert "several requests hold it" in shown.words
+    assert len(svg.find_all("path", fill=STATE_COLOURS["cached"])) == 1
 
 
 def test_conflicts_are_marked() -> None:
-    snapshot = Snapshot(CacheState(4, [0, 1, 2, 3, 3, 77], {"a": [0]}), consistent=False)
-    figure = page_map(snapshot)
-    assert "in two places at once" in legend(figure)
-    assert dots(figure.axes[0]) == [2]
-    assert "page 77" in notes(figure)
-    assert "during an operation" in notes(figure)
+    state = CacheState(4, [0, 1, 2, 3, 3, 77], {"a": [0]})
+    shown = Shown(Snapshot(state, consistent=False))
+    assert "Purple dot: in two places at once" in shown.words
+    assert dots(shown.maps[0], CONFLICT_COLOUR) == 2
+    assert "without being in the pool: page 77" in shown.words
+    assert "during an operation" in shown.words
+    large = Shown(Snapshot(CacheState(5000, [*range(5000), 3], {"a": [9]})))
+    assert rings(large.maps[0], CONFLICT_COLOUR) == 2
+    assert "Purple ring: in two places at once" in large.words
 
 
 def test_many_requests_are_cut_with_a_note() -> None:
-    figure = page_map(make(64, {f"client-{i}": [i] for i in range(30)}))
-    assert sum(": client-" in text for text in legend(figure)) == len(REQUEST_COLOURS)
-    assert notes(figure).replace("\n", " ").endswith("and 14 more are outlined in grey.")
-    assert "AD" in texts(figure.axes[0])
+    shown = Shown(make(64, {f"client-{i}": [i] for i in range(30)}))
+    assert len(re.findall(r"\w+: client-\d+, 1 page", shown.words)) == len(REQUEST_COLOURS)
+    assert "AB client-27" not in shown.words
+    assert "and 14 more" in shown.words
+    assert "In grey: I client-8, J client-9" in shown.words
+    assert outlined(shown.maps[0], GREY) == 30 - len(REQUEST_COLOURS)
+    assert "AD" in texts(shown.maps[0])
 
 
 def test_two_maps_mark_what_changed() -> None:
     before = make(32, {"a": [0, 1], "b": [5]})
     after = make(32, {"b": [5, 0], "c": [9]})
-    figure = page_map(after, before=before)
-    left, right = figure.axes
-    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("before", "after")
-    assert dots(left) == dots(right) == [3]
-    assert "changed: 3" in legend(figure)
-    assert "live: 3" in legend(figure)
-    assert "A: a, 2 -> 0 pages" in legend(figure)
+    shown = Shown(after - before)
+    left, right = shown.maps
+    assert shown.captions == ["before", "after"]
+    assert dots(left, "#000") == dots(right, "#000") == 3
+    assert "Black dot: changed (3 pages)" in shown.words
+    assert "live 3" in shown.words
+    assert "A: a, 2 → 0 pages" in shown.words
     # The same request has the same colour in both.
     assert outlined(left, REQUEST_COLOURS[1]) == 1
     assert outlined(right, REQUEST_COLOURS[1]) == 2
 
 
-def test_a_large_pool_is_an_image() -> None:
+def test_two_maps_say_when_they_were_taken() -> None:
+    before = make(8, {}, moment="before", request_id="r1", t_s=0.5)
+    after = make(8, {"r1": [2]}, moment="after", request_id="r1", t_s=1.25)
+    assert Shown(after - before).captions == [
+        "before request r1, at 0.500 s",
+        "after request r1, at 1.250 s",
+    ]
+
+
+def test_a_large_pool_is_drawn_in_blocks() -> None:
     snapshot = make(100_000, {"a": [*range(500)]}, cached=1000, leaked=1)
-    figure = page_map(snapshot, before=make(100_000, {}))
-    left, right = figure.axes
-    [image] = right.images
-    pixels = image.get_array().reshape(-1, 3)
-    for name in STATES:
-        colour = [int(STATE_COLOURS[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        same = np.isclose(pixels, colour).all(axis=1).sum()
-        assert same == snapshot.counts[name]
-    assert dots(left) == [1501], "what changes afterwards"
-    assert dots(right) == [1], "where leaked pages begin"
-    assert "do not distinguish them" in notes(figure)
-    assert legend(figure)[0] == "free: 100,000 -> 98,499"
+    shown = Shown(snapshot - make(100_000, {}))
+    _, right = shown.maps
+    counts = {}
+    for path in right.find_all("path"):
+        [(number, state)] = re.findall(r"([\d,]+) (free|live|cached|leaked)", path.get_text())
+        assert all(f'{k}="{path[k]}"' in FILLS[state] for k in ("fill",)), state
+        counts[state] = counts.get(state, 0) + int(number.replace(",", ""))
+    assert counts == snapshot.counts
+    assert "Changed pages: 0-1500." in shown.words
+    assert rings(right, VERMILLION) == 1, "where leaked pages begin"
+    assert "1 request held pages" in shown.words
+    assert "free 100,000 → 98,499" in shown.words
 
 
 def test_nothing_is_clipped() -> None:
     held = {f"request-{i}-$x_y$-東": [i, i + 8] for i in range(8)}
     for snapshot in (make(24, held, leaked=2), make(1, {}), make(1000, held), make(3000, held)):
-        figure = page_map(snapshot, before=snapshot, title="A title")
-        figure.canvas.draw()
-        box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert box.x0 > -0.02
-        assert box.y0 > -0.02
-        assert box.x1 < width + 0.02
-        assert box.y1 < height + 0.02
+        for drawn in maps_of(snapshot, snapshot, changed=(0,)).maps:
+            ends = [(s["x"] + s["cell"], s["y"] + s["cell"]) for s in drawn.squares]
+            ends += [(r["x"] + 6, r["y"] + 6) for r in drawn.rings]
+            for block in drawn.blocks:
+                for x, y, w, h in re.findall(
+                    r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)", block["path"]
+                ):
+                    ends.append((float(x) + float(w), float(y) + float(h)))
+            assert max(x for x, _ in ends) < drawn.width
+            assert max(y for _, y in ends) < drawn.height
 
 
 def test_no_pages_are_said_in_words() -> None:
-    assert "no pages" in page_map(make(0, {})).texts[0].get_text()
+    assert "no pages" in Shown(make(0, {})).words
 
 
-def test_bad_input_is_one_sentence() -> None:
-    with pytest.raises(CachelabError, match="at least one column, not 0"):
-        page_map(make(4, {}), columns=0)
+def test_maps_of_different_pools_are_refused() -> None:
     with pytest.raises(CachelabError, match="different pools"):
-        page_map(make(4, {}), before=make(5, {}))
+        maps_of(make(5, {}), make(4, {}))
 
 
 def test_letters_go_on_past_z() -> None:

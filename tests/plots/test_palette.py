@@ -14,7 +14,8 @@ from matplotlib.colors import to_hex, to_rgb
 from support import ROOT
 
 from analysis import plots as figures
-from analysis.plots.style import REQUEST_COLOURS, STATE_COLOURS
+from analysis.jupyter.page_map import FILLS
+from analysis.plots.style import REQUEST_COLOURS, STATE_COLOURS, WITHHELD_COLOUR
 from analysis.recording.replay import Replay, cached_or_leaked
 from analysis.runs.tables import to_frame
 from analysis.snapshots.snapshot import STATES, CacheState, Node, Snapshot
@@ -48,6 +49,27 @@ def test_no_two_states_look_alike(seen: str) -> None:
         assert np.linalg.norm(colours[one] - colours[other]) > FAINT, (one, other)
 
 
+@pytest.mark.parametrize("seen", SEEN)
+def test_pages_kept_out_of_the_pool_look_like_no_state(seen: str) -> None:
+    withheld = lab(WITHHELD_COLOUR, SEEN[seen])
+    for state, colour in STATE_COLOURS.items():
+        assert np.linalg.norm(withheld - lab(colour, SEEN[seen])) > FAINT, state
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize(("ink", "paper"), [("#1c1c1c", "#ffffff"), ("#e4e4e1", "#15171a")])
+def test_free_pages_of_a_map_look_like_no_other_state(ink: str, paper: str, seen: str) -> None:
+    """They have the colour of the text, hardly opaque, on a light page or a dark one."""
+    opacity = float(re.findall(r'fill-opacity="([\d.]+)"', FILLS["free"])[0])
+    free = to_hex(opacity * np.array(to_rgb(ink)) + (1 - opacity) * np.array(to_rgb(paper)))
+    for state in ("live", "cached", "leaked"):
+        assert FILLS[state] == f'fill="{STATE_COLOURS[state]}"'
+        distance = lab(STATE_COLOURS[state], SEEN[seen]) - lab(free, SEEN[seen])
+        assert np.linalg.norm(distance) > FAINT, state
+    if paper == "#ffffff":
+        assert free.upper() == STATE_COLOURS["free"]
+
+
 def test_no_request_has_the_colour_of_a_state() -> None:
     schedule = module("studies.isolation.figures")
     assert not set(REQUEST_COLOURS) & set(STATE_COLOURS.values())
@@ -59,7 +81,7 @@ def test_no_request_has_the_colour_of_a_state() -> None:
 
 def test_there_is_one_palette_of_states() -> None:
     for name in (
-        "plots.page_map",
+        "jupyter.page_map",
         "plots.pages_over_time",
         "jupyter.cache_html",
         "diagnosis.figure_parts",
@@ -68,6 +90,7 @@ def test_there_is_one_palette_of_states() -> None:
     tree, schedule = module("plots.trie"), module("studies.isolation.figures")
     assert (STATE_COLOURS["live"], STATE_COLOURS["cached"]) == (tree.IN_USE, tree.UNUSED)
     assert schedule._UNUSED["cached"][0] == STATE_COLOURS["cached"]
+    assert schedule._UNUSED["pending free"][0] == STATE_COLOURS["cached"]
     assert schedule._UNUSED["leaked"][0] == STATE_COLOURS["leaked"]
     defined = [
         file.name

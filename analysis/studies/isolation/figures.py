@@ -19,11 +19,12 @@ _COLOURS = tuple(colour for colour in style.REQUEST_COLOURS if colour != style.B
 _UNUSED = {
     "free": (style.STATE_COLOURS["free"], "free"),
     "cached": (style.STATE_COLOURS["cached"], "cached, held by no request"),
-    "pending free": ("#E8DCC8", "pending to be freed"),
-    "withheld": ("#C9C9C9", "withheld from the pool"),
+    "pending free": (style.STATE_COLOURS["cached"], "cached, pending to be freed"),
+    "withheld": (style.WITHHELD_COLOUR, "withheld from the pool"),
     "leaked": (style.STATE_COLOURS["leaked"], "leaked"),
 }
 """Colour and label of owners that are no requests."""
+_HATCHES = {"pending free": "...."}
 _LINE = 96
 
 
@@ -127,6 +128,8 @@ def _draw_field(
         _box(axes, step + number * size, page - 0.5, size, 1, facecolor=colour, alpha=alpha,
              edgecolor="none")  # fmt: skip
     hatch = "////" if requests and "cached" in owners else None
+    if not requests:
+        hatch = _HATCHES.get(owners[0])
     _box(axes, step, page - 0.5, 1, 1, edgecolor="#8A8A8A", linewidth=0.6, hatch=hatch)
     text = " ".join(requests)
     if requests and "free" in owners:
@@ -145,7 +148,7 @@ def _legend(replay: Replay, colours: dict[str, str]) -> list[Patch]:
         for name, colour in colours.items()
     ]
     handles += [
-        Patch(facecolor=colour, edgecolor="#999999", label=label)
+        Patch(facecolor=colour, edgecolor="#8A8A8A", label=label, hatch=_HATCHES.get(kind))
         for kind, (colour, label) in _UNUSED.items()
         if any(kind in owners and set(owners) <= _UNUSED.keys() for owners in fields)
     ]

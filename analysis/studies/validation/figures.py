@@ -66,7 +66,7 @@ def validation_figure(validation: StagedValidation) -> Figure:
     _title(figure, f"{validation.name}: {validation.verdict}", _TITLE, style.TITLE)
     target = f"{100 * validation.settings.rate:g}%, which must have shown"
     line = Line2D([], [], color=style.BLACK, linestyle="--", linewidth=1.1, label=target)
-    _legend(figure, [*_patches(steps.values()), line])
+    style.legend_below(figure, [*_patches(steps.values()), line], most=6)
     return figure
 
 
@@ -96,7 +96,7 @@ def validations_figure(validations: Sequence[StagedValidation]) -> Figure:
     axes.tick_params(length=0)
     begun = [step for one in validations for step in _steps(one).values() if step is not None]
     key = Patch(color="none", label="k/n: failed of accepted; R: rules, L: leaked pages")
-    _legend(figure, [*_patches(begun), key])
+    style.legend_below(figure, [*_patches(begun), key], most=6)
     return figure
 
 
@@ -218,11 +218,6 @@ def _patches(steps: Iterable[Step]) -> list[Artist]:
         for name, colour in COLOURS.items()
         if name in present
     ]
-
-
-def _legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles),
-                  fontsize=style.SMALL, frameon=False)  # fmt: skip
 
 
 def _title(figure: Figure, text: str, width: int, size: float) -> None:
