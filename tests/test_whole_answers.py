@@ -72,28 +72,27 @@ def test_pages_that_leaked_early_are_not_forgotten_where_the_last_experiment_lea
         "Markdown": str,
     })  # fmt: skip
     text = json.loads((tmp_path / "answer.json").read_text())["answer"]
-    assert text.startswith(
-        "Not everything was put back: pages were missing in 1 of 4 experiments, after eight"
-        " requests at once (prefix sharing trie)."
+    assert text == (
+        "Pages did not come back in 1 of 4 experiments: 14 pages leaked after eight requests at"
+        " once (prefix sharing trie)."
     )
-    assert "(6 ok, 2 rejected) 14 more of 64 pages had leaked, 16 in all." in text
-    assert "none of the 64 pages leaked" in text  # of those round after round, which is true
+    table = put_back_in_words("trie", steps, {"none": clean})
+    assert "| eight requests at once | trie           | 6 ok and 2 rejected | 14 of 64" in table
+    assert "| many small requests    | none           | 8 of 8 ok           | 0 of 64" in table
     fine = put_back_in_words("trie", steps[:1], {"none": clean})
-    assert fine.startswith("Everything was put back in all 2 experiments.")
+    assert fine.startswith("Every page came back in all 2 experiments.")
     late = put_back_in_words("trie", steps[:1], {"none": clean, "trie": rounds((4, 4, 4, 0))})
-    assert "missing in 1 of 3 experiments, after many small requests (prefix sharing trie)" in late
+    assert "in 1 of 3 experiments: 4 pages leaked after many small requests (prefix shar" in late
     kept = put_back_in_words("trie", steps[:1], {"none": rounds((4, 0, 0, 6))})
-    assert "missing in 1 of 2 experiments, after many small requests (prefix sharing none)" in kept
+    assert "in 1 of 2 experiments: 0 pages leaked and 6 pages were still held after many" in kept
     held = put_back_in_words("trie", [Step("two", ["ok"] * 2, snapshot(0), snapshot(0, 3))], {})
-    assert "3 pages held" in held
-    assert held.startswith("Not everything")
+    assert "3 pages were still held after two (prefix sharing trie)" in held
 
 
 def test_a_leak_in_an_early_round_counts_though_none_is_seen_in_the_last() -> None:
     text = put_back_in_words("trie", [], {"none": rounds((4, 4, 5, 0), (8, 8, 0, 0))})
-    assert "missing in 1 of 1 experiments" in text
-    assert "5 of 64 pages had leaked after 4 requests, 0 at the end" in text
-    assert "none of the" not in text
+    assert "Pages did not come back in 1 of 1 experiment: 5 pages leaked" in text
+    assert "5 after 4 requests, 0 of 64 at the end" in text
 
 
 def test_requests_that_failed_on_an_engine_that_lived_are_told() -> None:
