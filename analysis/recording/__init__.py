@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import psutil
+
+from analysis.core.background import repeated
 from analysis.core.errors import EngineError
 from analysis.engine.engine import Engine
 from analysis.recording.checksums import MODES, Checksums
@@ -81,28 +81,19 @@ def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
     if not every_s:
         yield
         return
-    stop, page = threading.Event(), os.sysconf("SC_PAGE_SIZE")
-    probe = recorder.engine.probe
+    process, probe = psutil.Process(), recorder.engine.probe
     assert probe is not None
     table = probe.page_table_bytes
 
     def sample() -> None:
-        while True:
-            try:
-                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-                recorder.event("memory", value=resident, page_table_bytes=table)
-            except Exception as error:
-                recorder.fault(error)
-            if stop.wait(every_s):
-                return
+        try:
+            recorder.event("memory", value=process.memory_info().rss, page_table_bytes=table)
+        except Exception as error:
+            recorder.fault(error)
 
-    thread = threading.Thread(target=sample, name="cachelab-memory", daemon=True)
-    thread.start()
-    try:
+    sample()
+    with repeated(sample, "cachelab-memory", every_s, patience_s=5.0):
         yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
 
 
 @contextmanager

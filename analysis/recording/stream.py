@@ -16,12 +16,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.core.background import repeated
 from analysis.recording.recording import STREAMED, Recording
 from analysis.runs.schema import TABLES
 from analysis.runs.tables import to_table
@@ -36,45 +36,36 @@ _PATIENCE_S = 20.0
 
 
 class StreamWriter:
-    """Writes what a recording gained to `directory/recorded`, 20 times a second, on its own thread.
+    """Writes what a recording gained to `directory/recorded`.
 
     Nothing that goes wrong here reaches the engine or its clients: the error is kept in
     `failure`, the first one becomes a warning, and the same rows are tried again next time.
     """
 
-    def __init__(
-        self, recording: Recording, directory: Path, trial_id: str, every_s: float = 0.05
-    ) -> None:
-        """Wrap a recording; nothing is written before the block begins or `write` is called."""
+    def __init__(self, recording: Recording, directory: Path, trial_id: str) -> None:
+        """Wrap a recording; nothing is written before `write` or `writing` is called."""
         self.failure: Exception | None = None
         """Why not all is written of what was recorded; None if all is."""
-        self._recording, self._trial_id, self._every_s = recording, trial_id, every_s
+        self._recording, self._trial_id = recording, trial_id
         self._path = directory / _FILE
         self._size = 0
         self._rows = dict.fromkeys(STREAMED, 0)
         self._reach = _Reach()
         self._warned = False
-        self._writing = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cachelab-stream", daemon=True)
+        self._lock = threading.Lock()
 
-    def __enter__(self) -> StreamWriter:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join(timeout=_PATIENCE_S)
-        self.write()
+    @contextlib.contextmanager
+    def writing(self, every_s: float = 0.05) -> Iterator[None]:
+        """Write every `every_s` seconds on a thread of its own, and at the end of the block."""
+        try:
+            with repeated(self.write, "cachelab-stream", every_s, patience_s=_PATIENCE_S):
+                yield
+        finally:
+            self.write()
 
     def write(self) -> None:
         """Write what was recorded since the last time; also after the block, for what came last."""
-        if not self._writing.acquire(timeout=_PATIENCE_S):
+        if not self._lock.acquire(timeout=_PATIENCE_S):
             self._failed(OSError(errno.ETIMEDOUT, "the disk takes too long"))
             return
         try:
@@ -82,11 +73,7 @@ class StreamWriter:
         except Exception as error:
             self._failed(error)
         finally:
-            self._writing.release()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self.write()
+            self._lock.release()
 
     def _write(self) -> None:
         # What is pending is read before and after the rows: what ends meanwhile is in one of them.

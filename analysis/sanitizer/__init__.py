@@ -106,7 +106,7 @@ def sanitize(
         )
         follower.checker.findings.limits = limits_of(engine.release)
         last.callback(follower.finish)
-        with follower:
+        with follower.following():
             with checksummed(recorder, checksums) if recording is None else nullcontext():
                 yield follower.checker.findings
                 settle(engine, recorder)

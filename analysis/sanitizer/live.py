@@ -6,9 +6,10 @@ import itertools
 import math
 import threading
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
+from analysis.core.background import repeated
 from analysis.recording.recorder import INVOCATION_FIELDS, Recorder
 from analysis.sanitizer.checker import FULL, Checker
 from analysis.sanitizer.trace import Item, UnknownInvocation, event_of, invocation_of
@@ -41,31 +42,20 @@ class Follower:
         """Invocations that had not ended when the check did."""
         self._stuck_since: float | None = None
         self._stuck_at: int | None = None
-        self._stop = threading.Event()
+        self._seen = -1
+        """Events that were recorded at the last turn."""
         self._checking = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="cachelab-sanitize", daemon=True)
 
-    def __enter__(self) -> Follower:
-        self._thread.start()
-        return self
+    def following(self) -> AbstractContextManager[None]:
+        """Check on a thread of its own as long as the block lasts."""
+        return repeated(self._turn, "cachelab-sanitize", _PAUSE_S, patience_s=_PATIENCE_S)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join(timeout=_PATIENCE_S)
-
-    def _run(self) -> None:
-        seen, pause_s = -1, _PAUSE_S
-        while not self._stop.wait(pause_s):
-            recorded = len(self._recorder.events)
-            # While the engine works, the check takes the interpreter's lock only for short slices.
-            pause_s, seen = (_PAUSE_S if recorded != seen else 0.0), recorded
-            if not self.step(time.monotonic() + _SLICE_S):
-                pause_s = _PAUSE_S
+    def _turn(self) -> float:
+        """Check for a short time; return the seconds until the next turn."""
+        before, self._seen = self._seen, len(self._recorder.events)
+        done = self.step(time.monotonic() + _SLICE_S)
+        # While the engine works, the check takes the interpreter's lock only for short slices.
+        return 0.0 if done and self._seen == before else _PAUSE_S
 
     def step(self, until_s: float = math.inf) -> int:
         """Check what was recorded since the last call; return the number of items."""

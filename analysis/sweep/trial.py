@@ -185,7 +185,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         checksums="landings" if spec["sanitize"] else None,
     ) as recording:
         stream = StreamWriter(recording, directory, spec["trial_id"])
-        with stream:
+        with stream.writing():
             yield recording.recorder
     stream.write()  # with the last snapshot, which is taken when the observation ends
     if isinstance(stream.failure, OSError | MemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,11 @@ def test_every_row_is_written_once_in_the_end_in_order(tmp_path_factory, order, 
 def test_it_writes_while_the_block_lasts_and_at_its_end(tmp_path: Path) -> None:
     made = Made()
     made.rows["events"] = [0, 1]
-    with StreamWriter(made, tmp_path, "c", every_s=0.01):
+    with StreamWriter(made, tmp_path, "c").writing(0.01):
         wait_for(lambda: seqs(tmp_path) == {"events": [0, 1]}, "the events")
         made.rows["snapshots"] = [2]
         wait_for(lambda: "snapshots" in seqs(tmp_path), "the snapshots")
-    with StreamWriter(made, tmp_path / "other", "c", every_s=1000):
+    with StreamWriter(made, tmp_path / "other", "c").writing(1000):
         made.rows["invocations"] = [7]
     assert seqs(tmp_path / "other") == {"events": [0, 1], "invocations": [7], "snapshots": [2]}
 
@@ -107,7 +108,7 @@ def test_an_error_within_the_block_is_the_block_s_own(tmp_path: Path) -> None:
     made = Made()
 
     def block() -> None:
-        with StreamWriter(made, tmp_path, "c", every_s=1000):
+        with StreamWriter(made, tmp_path, "c").writing(1000):
             made.rows["events"] = [5]
             raise KeyError
 
@@ -151,9 +152,10 @@ def test_where_warnings_are_errors_none_leaves_the_block(tmp_path: Path) -> None
     (tmp_path / "recorded").mkdir()  # where a file should be
     made = Made()
     made.rows["events"] = [0]
-    with StreamWriter(made, tmp_path, "c", every_s=0.01) as writer:
+    writer = StreamWriter(made, tmp_path, "c")
+    with writer.writing(0.01):
         wait_for(lambda: writer.failure, "an error")
-        assert writer._thread.is_alive()
+        assert "cachelab-stream" in [thread.name for thread in threading.enumerate()]
     with pytest.raises(IsADirectoryError):  # what cannot be read is not an empty recording
         read_stream(tmp_path)
 
@@ -167,7 +169,7 @@ def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> No
 
     made = Broken()
     made.rows = {"events": [0], "invocations": [1], "snapshots": []}
-    with StreamWriter(made, tmp_path, "c", every_s=1000):
+    with StreamWriter(made, tmp_path, "c").writing(1000):
         pass
     assert seqs(tmp_path) == {"invocations": [1]}  # the other tables come all the same
     assert "boom" in str(read_lacking(tmp_path))

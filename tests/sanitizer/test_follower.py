@@ -174,15 +174,7 @@ def test_an_invocation_that_has_landed_by_the_time_that_it_is_read_is_checked(la
     # It was under way when that was looked at.
     invocation = dict(WELL.items)[late]
     source = recorder_of(WELL.items, WELL.snapshots)
-    row = (
-        invocation.invocation_id,
-        invocation.phase,
-        invocation.request_ids,
-        invocation.seq,
-        0,
-        None,
-    )
-    source.under_way = {invocation.invocation_id: row}
+    source.under_way = under_way(invocation)
     follower = Follower(source, WELL.first, WELL.stride)
     follower.finish()
     assert follower.checker.findings.complete

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from analysis.core.jobs import Emit, serve
 from analysis.workloads.workload import Request, Workload
@@ -66,9 +67,8 @@ def _at_quiescence(engine: Any) -> dict[str, Any]:
         if not counts["live"] or time.monotonic() >= deadline:
             break
         time.sleep(0.02)
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     pages = {name: int(counts[name]) for name in ("free", "cached", "live", "leaked")}
-    return {"rss_bytes": resident, **pages}
+    return {"rss_bytes": psutil.Process().memory_info().rss, **pages}
 
 
 if __name__ == "__main__":
