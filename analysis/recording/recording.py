@@ -70,11 +70,6 @@ class Recording:
         return [snapshot for snapshot in self.taken if snapshot.moment == "failure"]
 
     @property
-    def invocations_under_way(self) -> list[list[str]]:
-        """The requests of each invocation that has begun and not ended."""
-        return [list(invocation[2]) for invocation in list(self.recorder.under_way.values())]
-
-    @property
     def faults(self) -> list[str]:
         """Errors of the recording itself; each is also an event `observer_error`."""
         return list(self.recorder.faults)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from analysis.snapshots.snapshot import CacheState, Node, Snapshot
+from analysis.snapshots.trie import Trie
 
 REPLAYED = frozenset(
     ["acquire", "free", "pages_held", "pages_dropped", "duplicate", "quarantined", "create",
@@ -108,14 +109,9 @@ class Replay:
         )
         return Snapshot(state, moment="asked", seq=self.seq)
 
-    def _reachable(self) -> Iterable[Node]:
+    def _reachable(self) -> Iterator[Node]:
         """Return the nodes whose ancestors all have their place in the trie, parents first."""
-        reached: set[int] = set()
-        for number in sorted(self.nodes):  # a child is always younger than its parent
-            node = self.nodes[number]
-            if node.parent is None or node.parent in reached:
-                reached.add(number)
-                yield node
+        return Trie(self.nodes.values()).reachable()
 
 
 class _Tracked(Replay):

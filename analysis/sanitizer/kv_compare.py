@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 Row = tuple[int, Sequence[int], Sequence[int]]
 """A request: tokens of its prompt, all tokens whose slots were written, its pages in order."""
 
-VERDICTS = (
-    "equal", "numerics", "empty", "not finite", "other", "other context", "damaged", "unknown data",
-)  # fmt: skip
-"""What a slot can be found to hold, see `compare`."""
 NUMERICS = 16.0
 """Most units in the last place by which correct arithmetic differs.
 
@@ -239,25 +235,6 @@ def compare(
             ).astype("Int64"),
         }
     )
-
-
-def masked_nonfinite(engine: Engine, pages: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Return the masked slots (page, slot) of a row that hold NaN or infinity.
-
-    These are beyond the first `length` tokens of the row's pages, or in the padding page 0. An
-    added mask of -inf hides no NaN (NaN - inf = NaN), and a weight of 0 hides neither (0 x inf =
-    NaN).
-    """
-    stride = engine.model.config.block_seq_stride
-    row = np.array(pages, dtype=np.int64)
-    places = np.stack([np.repeat(row, stride), np.tile(np.arange(stride), len(row))], axis=1)
-    padding = np.stack([np.zeros(stride, np.int64), np.arange(stride)], axis=1)
-    masked = places[length:]
-    places = np.concatenate([padding, masked[masked[:, 0] != 0]])
-    needed, which = np.unique(places[:, 0], return_inverse=True)
-    slots = np.moveaxis(read_pages(engine, needed.tolist()), 3, 1)[which, places[:, 1]]
-    bad = places[~np.isfinite(slots).all(axis=(1, 2, 3, 4))]
-    return list(dict.fromkeys((int(page), int(slot)) for page, slot in bad))
 
 
 def _places(name: str, row: Row, stride: int) -> NDArray[np.int64]:

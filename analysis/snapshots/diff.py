@@ -60,17 +60,8 @@ class Diff(Generic[S]):
     @property
     def leaked(self) -> tuple[int, ...]:
         """Pages that leaked in between, in ascending order."""
-        return self._to("leaked")
-
-    @property
-    def taken(self) -> tuple[int, ...]:
-        """Pages that left the pool, whatever became of them, in ascending order."""
-        return _sorted(p for (old, _), pages in self.moved.items() if old == "free" for p in pages)
-
-    @property
-    def returned(self) -> tuple[int, ...]:
-        """Pages that came back to the pool, in ascending order."""
-        return self._to("free")
+        ways = self.moved.items()
+        return _sorted(page for (_, new), pages in ways if new == "leaked" for page in pages)
 
     @property
     def changed_pages(self) -> tuple[int, ...]:
@@ -87,19 +78,6 @@ class Diff(Generic[S]):
         ]
         return _sorted({page for pages in groups for page in pages})
 
-    def apply(self, states: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Return the states (of shape [page_count]) that follow from those before.
-
-        Raises SnapshotError if `states` are not those that this change starts from.
-        """
-        result = states.copy()
-        for (old, new), pages in self.moved.items():
-            places = np.asarray(pages)
-            if places.max() >= len(states) or (states[places] != STATES.index(old)).any():
-                raise SnapshotError(f"Pages {ranges(pages)} are not all {old}, as they were.")
-            result[places] = STATES.index(new)
-        return result
-
     def sentences(self) -> list[str]:
         """Return what changed, a sentence each; none where nothing did."""
         return _Sentences(self).all()
@@ -112,9 +90,6 @@ class Diff(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<Diff: {self}>"
-
-    def _to(self, state: str) -> tuple[int, ...]:
-        return _sorted(p for (_, new), pages in self.moved.items() if new == state for p in pages)
 
 
 def diff(before: S, after: S) -> Diff[S]:

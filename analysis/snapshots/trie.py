@@ -52,21 +52,6 @@ class Trie:
                 below = reversed(self.children.get(number, ()))
                 waiting += [(child, depth + 1, number) for child in below]
 
-    def path(self, number: int | None) -> list[Node]:
-        """Return the nodes from the root to a node; [] if they do not begin at a true root."""
-        found: list[Node] = []
-        while number is not None:
-            node = self.nodes.get(number)
-            if node is None or len(found) > len(self.nodes):
-                return []
-            found.append(node)
-            number = node.parent
-        return found[::-1]
-
-    def tokens(self, number: int | None) -> list[int]:
-        """Return the tokens from the root to the end of a node; [] as `path`."""
-        return [token for node in self.path(number) for token in node.tokens]
-
     def reachable(self) -> Iterator[Node]:
         """Yield the nodes that are below a true root, parents first."""
         for root in self.roots:

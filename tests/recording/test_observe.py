@@ -129,7 +129,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
          "padded": int((frame["batch_size"] - frame["rows"]).max()),
          "ordered": bool((frame["seq"] < frame["end_seq"]).all()),
          "times": bool((frame["duration_s"] > 0).all()), "faults": recording.faults,
-         "under_way": recording.invocations_under_way})
+         "under_way": [list(i[2]) for i in recording.recorder.under_way.values()]})
 """,
     )
     assert done.returncode == 0, done.stderr
