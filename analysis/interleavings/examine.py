@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from analysis.interleavings.explore import ANY, Exploration, Explorer
 from analysis.interleavings.harness import CacheHarness
@@ -71,7 +71,6 @@ def examine(
     scenarios: Iterable[str] | None = None,
     workers: Iterable[int] = (2, 3),
     budget_s: float = 60.0,
-    progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Carry out every interleaving of the scenarios on the installed release's own cache.
 
@@ -89,8 +88,6 @@ def examine(
             left_s = max(0.0, budget_s - (time.monotonic() - began))
             share = 1 if number == len(names) - 1 else 2
             scenario = SCENARIOS[name]
-            if progress is not None:
-                progress(name)
             explored = factory.explore(scenario, time.monotonic() + left_s / share)
             failures += _failures(factory, scenario, explored)
             covered.append(
@@ -112,23 +109,17 @@ def examine(
 
 
 def leave_out(
-    prefix_sharing: str,
-    treatments: Sequence[str],
-    workers: Iterable[int] = (2,),
-    budget_s: float = 60.0,
-    progress: Callable[[str], None] | None = None,
+    prefix_sharing: str, treatments: Sequence[str], budget_s: float = 60.0
 ) -> dict[str, Result]:
-    """Examine with each active treatment left out by itself; return the results by its name."""
+    """Examine two workers without each of the active treatments; return the results by its name."""
     began = time.monotonic()
     with HarnessFactory(prefix_sharing, treatments) as factory:
-        names, workers = factory.active, tuple(workers)
+        names = factory.active
     found = {}
     for number, name in enumerate(names):
         left_s = max(0.0, budget_s - (time.monotonic() - began)) / (len(names) - number)
-        if progress is not None:
-            progress(f"without {name}")
         rest = [other for other in treatments if other != name]
-        found[name] = examine(prefix_sharing, rest, workers=workers, budget_s=left_s)
+        found[name] = examine(prefix_sharing, rest, workers=(2,), budget_s=left_s)
     return found
 
 
