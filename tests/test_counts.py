@@ -143,6 +143,21 @@ def test_the_table_of_results_is_what_the_shipped_run_says() -> None:
     assert "\n".join(table) + "\n" in (ROOT / "docs" / "results.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_rates_of_the_documents_are_those_of_the_shipped_run(name: str) -> None:
+    text = " ".join((ROOT / name).read_text().split())
+    run = load_run(ROOT / "data" / "reference")
+    rows = failure_rates(run.requests, run.trials).set_index(
+        ["release", "prefix_sharing", "concurrency"]
+    )
+    for sharing in ("none", "trie"):
+        one = rows.loc[(REPORTED, sharing, 8)]
+        assert f"{one['rate']:.0%} ({one['low']:.0%} to {one['high']:.0%})" in text
+    newest = rows.loc[NEWEST]
+    assert newest["failures"].sum() == 0
+    assert f"{(newest['n'] - newest['rejected']).sum()}" in text
+
+
 def test_notebook_05_counts_failures_as_everywhere_and_says_what_its_verdicts_count() -> None:
     run = make_run({KEY: {"ok": 27, "timeout": 19, "rejected": 50}})
     (strict,) = scenarios(NEWEST, ["no sharing, 64 pages"])
