@@ -90,4 +90,5 @@ def _leaked(step: Step) -> int:
 
 def _worst(used: pd.DataFrame) -> pd.Series:
     """Return the first round after which most pages had leaked."""
-    return used[used["leaked"] == used["leaked"].max()].iloc[0]
+    row: pd.Series = used[used["leaked"] == used["leaked"].max()].iloc[0]
+    return row
