@@ -32,7 +32,7 @@ MEASURED = {
     "02_cache_snapshots": ("steps", "used"),
     "03_evictions": ("requests", "fate"),
     "04_first_wrong_step": ("run", "checked", "bytes_in_words", "findings", "ended"),
-    "05_root_causes": ("judged", "whole_lines", "put"),
+    "05_root_causes": ("judged", "wholes", "put"),
     "06_isolation": ("untreated", "treated", "left_out"),
     "07_fix_validation": ("whole", "alone", "soaked"),
     "08_cost": ("measures", "cache", "locks"),

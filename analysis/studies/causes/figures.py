@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.core.wording import counted, p_value
 from analysis.plots import style
 from analysis.plots.tables import HtmlTable
 from analysis.studies.causes.estimates import Arm
 from analysis.studies.causes.hypotheses import SUSPECTS
 from analysis.studies.causes.verdicts import Verdict
-from analysis.studies.causes.words import verdict_in_words
+from analysis.studies.causes.words import exposure_cell, remark
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "supported": {"color": style.VERMILLION, "marker": "D"},
@@ -28,9 +29,17 @@ _OWN_CONTROL: dict[str, Any] = {
     "color": style.BLACK, "marker": "|", "markersize": 13, "linestyle": ""
 }  # fmt: skip
 _ROW = 0.36
-_HEADS = (
-    "hypothesis", "treatment", "verdict", "why", "requests with findings, without / with it alone",
-)  # fmt: skip
+_COLUMNS = {
+    "hypothesis": "hypothesis",
+    "without": "failed without its treatment",
+    "single": "with it alone",
+    "leave_one_out": "with all fixes but it",
+    "all_fixes": "with all fixes",
+    "p_shown": "p, adjusted",
+    "exposure": "exposure, without and with it",
+    "findings": "requests with findings, without and with it alone",
+}
+"""Columns of the frame of `verdict_table` that are shown as they are, and their headings."""
 
 
 def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
@@ -85,26 +94,27 @@ def verdict_figure(verdicts: Sequence[Verdict], title: str) -> Figure:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> HtmlTable:
-    """Show each hypothesis with its verdict, failures and findings of both arms, and evidence."""
+    """Show each hypothesis of a scenario: failures of its arms, p, verdict, exposure, findings."""
     frame = pd.DataFrame([_row(verdict) for verdict in verdicts])
     if frame.empty:
         return HtmlTable(frame, "<p>No hypothesis was tested.</p>")
-    head = "".join(f"<th>{name}</th>" for name in _HEADS)
+    heads = ["treatment", "verdict", *_COLUMNS.values()]
+    head = "".join(f"<th>{name}</th>" for name in heads)
     body = []
     for suspect, group in frame.groupby("suspect", sort=False):
-        body.append(f'<tr><th colspan="{len(_HEADS)}">{html.escape(str(suspect))}</th></tr>')
+        body.append(f'<tr><th colspan="{len(heads)}">{html.escape(str(suspect))}</th></tr>')
         for row in group.to_dict("records"):
             upstream = f" ({row['upstream']})" if isinstance(row["upstream"], str) else ""
             cells = (
-                html.escape(row["hypothesis"]),
                 f"<code>{html.escape(row['treatment'])}</code>{html.escape(upstream)}",
-                f"<strong>{row['verdict']}</strong>",
-                html.escape(row["why"]),
-                f"{row['findings_without']}<br>{row['findings_single']}",
+                f"<strong>{row['verdict']}</strong> {html.escape(row['remark'])}",
+                *(html.escape(str(row[name])) for name in _COLUMNS),
             )
             body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     markup = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return HtmlTable(frame, markup)
+    tests = verdicts[0].tests
+    below = f"p: sign-flip test over pairs of engines, adjusted for {tests} hypotheses (Holm)."
+    return HtmlTable(frame, f"{markup}<p>{below}</p>")
 
 
 def _row(verdict: Verdict) -> dict[str, object]:
@@ -112,14 +122,15 @@ def _row(verdict: Verdict) -> dict[str, object]:
     arms = {
         "without": verdict.without,
         "single": verdict.single,
-        "leave_one_out": verdict.leave_one_out,
+        "leave_one_out": None if verdict.ablation is None else verdict.leave_one_out,
+        "all_fixes": verdict.all_fixes,
     }
     return {
         "suspect": SUSPECTS[known.suspect],
         "hypothesis": known.statement,
         "treatment": known.treatment,
         "verdict": verdict.status,
-        **{name: f"{arm.failures} of {arm.n}" for name, arm in arms.items()},
+        **{name: f"{arm.failures} of {arm.n}" if arm else "" for name, arm in arms.items()},
         "only_without": effect.only_first,
         "only_single": effect.only_second,
         "rejected_without": effect.first_rejected,
@@ -128,10 +139,11 @@ def _row(verdict: Verdict) -> dict[str, object]:
         "p_value": verdict.p_value,
         "p_adjusted": verdict.p_adjusted,
         "icc": verdict.without.rate.icc,
-        "findings_without": _findings(verdict.without),
-        "findings_single": _findings(verdict.single),
         "upstream": known.upstream,
-        "why": verdict_in_words(verdict),
+        "p_shown": f"{p_value(verdict.p_adjusted)}, {counted(len(verdict.nets), 'pair')}",
+        "exposure": exposure_cell(verdict),
+        "findings": f"{_findings(verdict.without)}; {_findings(verdict.single)}",
+        "remark": remark(verdict),
     }
 
 

@@ -1,13 +1,14 @@
-"""The answer of notebook 05 in sentences: verdicts, ranked causes, and the report's suspects."""
+"""The answer of notebook 05 in words: verdicts, ranked causes, and the report's suspects."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import listed
+from analysis.core.wording import markdown_table, short_percent
 from analysis.runs.store import Run
 from analysis.runs.tables import count_requests
 from analysis.stats.bounds import upper_bound
@@ -17,20 +18,25 @@ from analysis.studies.causes.estimates import MOST, Arm
 from analysis.studies.causes.hypotheses import SUSPECTS
 from analysis.studies.causes.scenarios import Scenario
 from analysis.studies.causes.verdicts import ALPHA, Verdict
-from analysis.studies.wording import exposure_in_words, interval_basis
+from analysis.studies.wording import exposure_in_words, rate_cell
 
 _fill = partial(paragraph, "analysis.studies.causes", "words.j2")
-_RACES = {"lock-cache": "A lock around the cache", "one-worker": "A single worker"}
+_CAUSES = ("supported", "contributes")
+Scenarios = Mapping[str, Sequence[Verdict]]
+"""Verdicts by name of the scenario."""
 
 
-def verdict_in_words(verdict: Verdict) -> str:
-    """Return the evidence for a verdict, in a few sentences."""
-    exposed = "Exposure not recorded."
-    if verdict.exposures is not None:
-        distinct = list(dict.fromkeys(verdict.exposures))
-        exposed = exposure_in_words(distinct, verdict.hypothesis.through)
-        exposed = "" if verdict.objection else exposed
-    return _fill("verdict", verdict, MOST, _findings_come_back(verdict), exposed)
+def remark(verdict: Verdict) -> str:
+    """Return why a verdict is undecided or what else its arms show; "" if there is nothing."""
+    return _fill("remark", verdict, MOST, _findings_come_back(verdict))
+
+
+def exposure_cell(verdict: Verdict) -> str:
+    """Return how the arms of a hypothesis compare in exposure, for a table."""
+    if verdict.exposures is None:
+        return "Exposure not recorded."
+    distinct = list(dict.fromkeys(verdict.exposures))
+    return exposure_in_words(distinct, verdict.hypothesis.through)
 
 
 def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -38,66 +44,84 @@ def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
     Conditions come last: treatments that make failures rarer but are no fix of the release.
     """
-    causes = [v for v in verdicts if v.status in ("supported", "contributes")]
+    causes = [v for v in verdicts if v.status in _CAUSES]
     return sorted(causes, key=lambda v: (v.ablation is None, v.status != "supported", -v.share))
 
 
-def causes_in_words(scenario: str, verdicts: Sequence[Verdict]) -> str:
-    """Return the ranked causes of a scenario as Markdown, with evidence, fix and source."""
-    if not verdicts:
-        return f"**{scenario}.** No hypothesis was tested."
-    causes = ranked(verdicts)
-    arms = verdicts[0].without, verdicts[0].all_fixes
-    head = f"**{scenario}.** {_fill('scenario', *arms, causes)}"
-    lines = [
-        f"{number}. " + _fill("cause", v, verdict_in_words(v), *_shares(v), MOST)
-        for number, v in enumerate(causes, 1)
+def causes_in_words(scenarios: Scenarios) -> str:
+    """Return the scenarios and their causes as two Markdown tables, the largest cause first."""
+    causes = [
+        {"scenario": name, **_cause(verdict)}
+        for name, verdicts in scenarios.items()
+        for verdict in ranked(verdicts)
     ]
-    return "\n".join([head, "", *lines] if lines else [head])
+    tables = [markdown_table([_scenario(*item) for item in scenarios.items()])]
+    tables.append(markdown_table(causes) or "No cause was shown.")
+    return "\n\n".join(filter(None, tables))
 
 
-def against_the_report(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
-    """Return the evidence for and against each suspect of the report, as Markdown."""
-    lines = []
+def against_the_report(scenarios: Scenarios) -> str:
+    """Return, for each suspect of the report, its hypotheses by verdict, as a Markdown table."""
+    every = [verdict for verdicts in scenarios.values() for verdict in verdicts]
+    kinds = (("causes", _CAUSES), ("refuted", ("refuted",)), ("undecided", ("undecided",)))
+    rows = []
     for suspect, title in SUSPECTS.items():
-        found = []
-        for name, verdicts in scenarios.items():
-            own = [v for v in verdicts if v.hypothesis.suspect == suspect]
-            if causes := [f"`{v.hypothesis.treatment}`" for v in ranked(own)]:
-                found.append(f"{name}: {listed(causes)}")
-        lines.append(f"- **{title}**: {'; '.join(found) or 'no cause was shown here'}.")
-    for treatment, what in _RACES.items():
-        where: dict[str, list[str]] = {"refuted": [], "undecided": []}
-        for name, verdicts in scenarios.items():
-            for v in verdicts:
-                if v.hypothesis.treatment == treatment and v.status in where:
-                    where[v.status].append(name)
-        if where["refuted"]:
-            lines.append(
-                f"- {what} is refuted as the main cause ({'; '.join(where['refuted'])}): it"
-                f" accounts for less than {MOST:.0%} of the failures."
-            )
-        if where["undecided"]:
-            lines.append(f"- {what} is undecided in: {'; '.join(where['undecided'])}.")
-    return "\n".join(lines)
+        own = [v for v in every if v.hypothesis.suspect == suspect]
+        asked = Counter(v.hypothesis.treatment for v in own)
+        row = {"suspect": title}
+        for kind, statuses in kinds:
+            met = Counter(v.hypothesis.treatment for v in own if v.status in statuses)
+            found = [f"`{name}` in {n} of {asked[name]} scenarios" for name, n in met.items()]
+            row[kind] = ", ".join(found) or "none"
+        rows.append(row)
+    return markdown_table(rows)
 
 
-def answer_in_a_sentence(scenarios: Mapping[str, Sequence[Verdict]]) -> str:
-    """Return the main cause of each scenario as a sentence, for the index of a report."""
-    clauses = []
+def answer_in_a_sentence(
+    scenarios: Scenarios, wholes: Mapping[tuple[str, int], Arm] | None = None
+) -> str:
+    """Return the causes of each scenario, and what fails with all fixes, for an index.
+
+    `wholes` has the arms with all fixes at once, by scenario and number of clients.
+    """
+    clauses, known = [], set()
     for name, verdicts in scenarios.items():
         causes = ranked(verdicts)
         # A fix is known to be needed only if failures come back without it.
-        needed = [c.hypothesis.treatment for c in causes if c.returns]
-        clauses.append(f"{name}: {_fill('clause', causes, needed, MOST)}")
-    return f"Causes, by their fixes: {'; '.join(clauses) or 'no scenario was tested'}."
+        names = [c.hypothesis.treatment for c in causes if c.returns]
+        names = names or [c.hypothesis.treatment for c in causes[:1]]
+        if names and names[0] not in known:
+            known.add(names[0])
+            [meaning] = {
+                c.hypothesis.statement for c in causes if c.hypothesis.treatment == names[0]
+            }
+            names[0] += f" ({meaning[:1].lower()}{meaning[1:].rstrip('.')})"
+        clauses.append(f"{name}: {_fill('clause', causes, names, MOST)}")
+    return _fill("answer", clauses, list((wholes or {}).values()))
 
 
-def whole_in_words(arm: Arm) -> str:
-    """Return the failure rate with all fixes at once, and its upper bounds."""
-    rate = arm.rate
-    bound = upper_bound(arm.engines_failed, rate.engines, 0.95)
-    return _fill("whole", arm, rate, interval_basis(rate), bound)
+def whole_in_words(
+    wholes: Mapping[tuple[str, int], Arm], ran: Mapping[tuple[str, int], str]
+) -> str:
+    """Return the failure rates with all fixes at once, and their bounds, as a Markdown table.
+
+    Both are by scenario and number of clients; `ran` says where fewer requests ran at once.
+    """
+    rows = []
+    for (name, clients), arm in wholes.items():
+        rate = arm.rate
+        bound = upper_bound(arm.engines_failed, rate.engines, 0.95)
+        rows.append(
+            {
+                "scenario": name,
+                "clients": clients,
+                "ran at once": ran.get((name, clients), ""),
+                "failed (95% interval)": rate_cell(rate),
+                "engines with a failure": f"{arm.engines_failed} of {rate.engines}",
+                "their share, at most (95%)": short_percent(bound) if rate.n else "",
+            }
+        )
+    return markdown_table(rows)
 
 
 def put_in_words(effect: Paired, treatment: str, others: int = 0) -> str:
@@ -121,6 +145,37 @@ def counted_in_words(scenario: Scenario, run: Run) -> str:
             " no right answer, because a healthy engine rejects none here."
         )
     return text
+
+
+def _scenario(name: str, verdicts: Sequence[Verdict]) -> dict[str, object]:
+    if not verdicts:
+        return {"scenario": name, "failed untreated": "no hypothesis was tested"}
+    bare, every = verdicts[0].without, verdicts[0].all_fixes
+    refused = f"{bare.rejected} and {every.rejected}" if bare.rejected or every.rejected else ""
+    causes = ranked(verdicts)
+    return {
+        "scenario": name,
+        "failed untreated": rate_cell(bare.rate),
+        "failed with all fixes": rate_cell(every.rate),
+        "refused, untreated and with all fixes": refused,
+        "causes": ", ".join(f"`{v.hypothesis.treatment}`" for v in causes) or "none shown",
+    }
+
+
+def _cause(verdict: Verdict) -> dict[str, object]:
+    hypothesis = verdict.hypothesis
+    gone, back = _shares(verdict)
+    returns = [_fill("share", back) if back else "", _fill("returns", verdict, MOST)]
+    upstream = f"upstream {hypothesis.upstream}" if hypothesis.upstream else ""
+    return {
+        "cause": f"`{hypothesis.treatment}`",
+        "verdict": verdict.status,
+        "what goes wrong": hypothesis.statement,
+        "failures it removes alone": _fill("share", gone) if gone else "",
+        "failures that come back without it": "; ".join(filter(None, returns)),
+        "the fix": hypothesis.change if verdict.ablation else "",
+        "in a later release": upstream,
+    }
 
 
 def _findings_come_back(verdict: Verdict) -> list[str]:
