@@ -32,6 +32,12 @@ RELEASE_LIST := $(subst $(space),$(comma),$(strip $(RELEASES)))
 
 help: ## List what there is to run
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	echo
+	echo 'For example:'
+	echo '  make report NOTEBOOKS=all RELEASES="$(DEFAULT)" OUT=data/reports/all'
+	echo '  make test SLOW=1 ARGS="tests/test_cli.py -n0"'
+	echo '  make lab ARGS="--no-browser --port=8899"'
+	echo '  make lock RELEASES="$(DEFAULT)"'
 
 setup: $(VENV)/.ready $(foreach r,$(RELEASES),.venvs/.ready-$(r)) ## Make the environments and compile the model (every target below does it)
 

@@ -11,8 +11,8 @@ import pytest
 from support import NEWEST, RELEASES, ROOT
 from synthetic import request_row, trial_row
 
+from analysis.core import paths
 from analysis.runs.store import OUTCOMES, TABLES, RunWriter, load_run
-from analysis.shortfin import environments as releases
 from analysis.sweep import runner
 
 SWEEP = ("sweep", "--releases", NEWEST)
@@ -246,7 +246,7 @@ def test_an_environment_that_cannot_be_written_is_a_sentence(cachelab, tmp_path,
     (tmp_path / "environments").mkdir()
     (tmp_path / "environments" / f"{NEWEST}.txt").write_text("")
     (tmp_path / ".venvs").write_text("a file where the environments go")
-    monkeypatch.setattr(releases, "repo_root", lambda: tmp_path)
+    monkeypatch.setattr(paths, "repo_root", lambda: tmp_path)
     status, stdout, stderr = cachelab("releases", "install", NEWEST)
     assert (status, stdout, len(stderr.splitlines())) == (1, "", 1)
     assert f"{tmp_path / '.venvs'} cannot be used" in stderr

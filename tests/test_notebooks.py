@@ -19,6 +19,7 @@ from synthetic_validations import CLEAN, FAILED, change
 
 from analysis import jupyter, report
 from analysis import plots as figures
+from analysis.report.parameters import conform, declared
 from analysis.runs.schema import EVENT_KINDS
 from analysis.stats.clustered import engines_to_reach
 from analysis.studies import reproduce
@@ -59,15 +60,11 @@ def test_it_says_what_it_asks_how_long_it_takes_and_with_which_parameters(notebo
     assert notebook.metadata["kernelspec"]["name"] == "python3"
     assert 0 < about["minutes_quick"] <= about["minutes_full"]
     [cell] = code_cells(notebook, "parameters")
-    declared = {
-        target.id
-        for statement in ast.parse(cell.source).body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name)
-    }
-    assert "run_dir" in declared
-    assert set(about["quick"]) | set(about["full"]) <= declared
+    kinds = declared(cell.source)
+    assert kinds["run_dir"] is str
+    assert Any not in kinds.values()  # papermill passes a list as text: its type reads it
+    for mode in ("quick", "full"):
+        assert all(conform(k, value, kinds[k]) == value for k, value in about[mode].items())
     assert notebook.cells[0].source.startswith("# ")
     assert "minute" in notebook.cells[0].source
 
@@ -79,7 +76,7 @@ def test_the_quick_plan_of_05_has_engines_enough_for_every_verdict(release: str)
     [repeats] = [
         ast.literal_eval(statement.value)
         for statement in ast.parse(cell.source).body
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "repeats"
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "repeats"
     ]
     tests = 1 + sum(len(scenario.hypotheses()) for scenario in scenarios(release))
     # "Supported" is tested three times as strictly as an effect.
@@ -90,6 +87,7 @@ def test_the_formatters_are_registered_before_anything_is_shown(notebook: Any) -
     parameters, first, *_ = code_cells(notebook)
     assert parameters.metadata["tags"] == ["parameters"]
     assert first.source.splitlines()[0] == "%load_ext analysis.jupyter"
+    assert "report.read_parameters(globals())" in first.source.splitlines()
 
 
 def test_code_is_short(notebook: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import typer
 from typer import Abort, TyperException
 
-from analysis.cli import model, releases, runs
+from analysis.cli import model, notebooks, releases, runs
 from analysis.cli.check import check
 from analysis.cli.explain import explain
 from analysis.cli.export import export
@@ -38,6 +38,7 @@ for command in (
 app.add_typer(model.app, name="model")
 app.add_typer(releases.app, name="releases")
 app.add_typer(runs.app, name="runs")
+app.add_typer(notebooks.app, name="notebooks")
 
 
 def main() -> None:

@@ -23,9 +23,13 @@ def check(
     """Check what a run recorded, invocation by invocation and event by event.
 
     The exit status is 0 if no rule was broken and all was checked, 4 if a rule was broken, 3 if
-    a control stayed silent or something could not be checked, so that it is undecided, and 1 if
-    there is nothing to check. What a control's fault broke is left
-    out.
+    an injected fault was not detected or something could not be checked, and 1 if there is nothing
+    to check. What injected faults broke is left out.
+
+
+    For example:
+
+    cachelab check runs/checked
     """
     from analysis.sanitizer.recorded import check_run
 

@@ -31,6 +31,11 @@ def explain(
 
     The exit status is 1 if there is no such run, trial or request, if several trials have one, or
     if nothing was recorded of its trial: then only facts of the answer are printed.
+
+
+    For example:
+
+    cachelab explain runs/checked r0001 --trial 3.1.0-none-p256-c4-r0
     """
     from analysis.diagnosis import explain as explain_request
     from analysis.runs.store import load_run

@@ -23,7 +23,12 @@ def train(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="processor threads")] = 2,
 ) -> None:
-    """Train the counting model from scratch and export it; needs the extra `train`."""
+    """Train the counting model from scratch and export it; needs the extra `train`.
+
+    For example:
+
+    cachelab model train my-model --seed 1
+    """
     from analysis.model.train import train_model
 
     made = train_model(out, seed=seed, steps=steps, threads=threads, progress=_say)
@@ -38,7 +43,12 @@ def build(
     hip_target: HipTarget = None,
     model: Model = None,
 ) -> None:
-    """Compile the model with each release's own compiler, and keep it in the cache."""
+    """Compile the model with each release's own compiler, and keep it in the cache.
+
+    For example:
+
+    cachelab model build --releases 3.1.0,3.9.0
+    """
     from analysis.shortfin.config import EngineConfig
     from analysis.shortfin.oracle import oracle_of
 
@@ -65,7 +75,12 @@ def verify(
         bool, typer.Option("--card", help="write the figures into the model's card, README.md")
     ] = False,
 ) -> None:
-    """Measure whether the model counts, and whether it does so because it reads its context."""
+    """Measure whether the model counts, and whether it does so because it reads its context.
+
+    For example:
+
+    cachelab model verify --trials 100
+    """
     from analysis.model.artifacts import load_model
     from analysis.model.card import write_model_card
     from analysis.model.compile import compile_model

@@ -19,7 +19,12 @@ def plot(
         "failure_rate.png"
     ),
 ) -> None:
-    """Draw failure rate against concurrency, with 95% intervals, for the trials of some runs."""
+    """Draw failure rate against concurrency, with 95% intervals, for the trials of some runs.
+
+    For example:
+
+    cachelab plot runs/first --out failure_rate.svg
+    """
     from analysis.core.files import write_atomically
     from analysis.plots import failure_rate
     from analysis.runs.store import join_runs, load_run

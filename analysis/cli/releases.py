@@ -11,7 +11,12 @@ app = typer.Typer(help="The shortfin releases and their environments.", no_args_
 
 @app.command("list")
 def list_() -> None:
-    """List every known release, and the interpreter of its environment if it has one."""
+    """List every known release, and the interpreter of its environment if it has one.
+
+    For example:
+
+    cachelab releases list
+    """
     from analysis.shortfin.environments import status
 
     for row in status():
@@ -23,7 +28,15 @@ def list_() -> None:
 def install(
     releases: Annotated[list[str], typer.Argument(help="releases of `cachelab releases list`")],
 ) -> None:
-    """Make the environments of releases, and register their Jupyter kernels."""
+    """Make the environments of releases, and register their Jupyter kernels.
+
+    An environment takes about 1 GB, and a minute where packages come fast.
+
+
+    For example:
+
+    cachelab releases install 3.9.0
+    """
     from analysis.shortfin.environments import install as make
     from analysis.shortfin.releases import row_of
 

@@ -16,9 +16,15 @@ def report(
     ] = "01_reproduce",
     releases: Annotated[
         str | None,
-        typer.Option(help="run each notebook once per release, in its kernel [default: all]"),
+        typer.Option(
+            help="run each notebook once per release, in its kernel"
+            " [default: all that have an environment here]"
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="where the pages go")] = Path("data/reports"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="where the pages go [default: data/reports, or ./reports if installed]"),
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="the parameters meant for publication")
     ] = False,
@@ -26,13 +32,25 @@ def report(
         list[str] | None, typer.Option(help="NAME=VALUE of a notebook; repeatable")
     ] = None,
 ) -> None:
-    """Execute notebooks and publish each as one HTML page that opens offline, with an index."""
+    """Execute notebooks and publish each as one HTML page that opens offline, with an index.
+
+    The exit status is 1 if a notebook did not run to its end.
+
+    For example:
+
+    cachelab report
+
+    cachelab report --notebooks 01,03 --releases 3.9.0 --parameter repeats=2
+
+    cachelab report --notebooks all --full --out pages
+    """
+    from analysis.core.paths import reports_dir
     from analysis.report import find_notebooks, publish
 
     result = publish(
         find_notebooks(some("--notebooks", notebooks.replace(" ", ","))),
         releases=None if releases is None else some("--releases", releases),
-        out=out,
+        out=out or reports_dir(),
         full=full,
         parameters=named("--parameter", parameter or ()),
     )

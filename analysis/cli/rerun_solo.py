@@ -20,6 +20,11 @@ def rerun_solo(
     """Send each prompt that a run answered wrong again, alone on a fresh, untreated engine.
 
     The exit status is 0 if every answer is right then, 1 if one is wrong or could not be tried.
+
+
+    For example:
+
+    cachelab rerun-solo runs/first
     """
     from analysis.runs.store import load_run
     from analysis.sweep.rerun_solo import rerun_wrong_prompts

@@ -23,13 +23,21 @@ _Runs = Annotated[list[Path], typer.Argument(help="directories of runs")]
 @app.command("list")
 def list_(
     directory: Annotated[
-        Path | None, typer.Argument(help="where to look [default: data/runs]")
+        Path | None,
+        typer.Argument(help="where to look [default: data/runs, or ./runs if installed]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """List the runs at and below a directory: plan, progress and size.
 
     The exit status is 1 if one of them cannot be read.
+
+
+    For example:
+
+    cachelab runs list
+
+    cachelab runs list runs
     """
     from analysis.core.errors import RunError
     from analysis.core.paths import runs_dir
@@ -58,6 +66,11 @@ def verify(
     """Check runs against their checksums and the declared tables.
 
     The exit status is 0 if everything is as it was written, else 1.
+
+
+    For example:
+
+    cachelab runs verify runs/first
     """
     from analysis.sweep.upkeep import check_is_run, verify_run
 
@@ -79,6 +92,11 @@ def rm(
     """Remove the files of runs; other files in their directories stay.
 
     A run that a process is writing to is not removed.
+
+
+    For example:
+
+    cachelab runs rm runs/first --yes
     """
     from analysis.core.errors import RunError
     from analysis.runs.store import is_written, read_manifest

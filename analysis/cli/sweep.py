@@ -82,6 +82,15 @@ def sweep(
     """Measure how often the engine fails, over a grid of releases, settings and concurrency.
 
     Run again with the same options and the same --out, it goes on where it stopped.
+
+
+    For example:
+
+    cachelab sweep --releases 3.9.0 --concurrency 4,8 --out runs/first
+
+    cachelab sweep --releases 3.1.0 --repeats 1 --sanitize --out runs/checked
+
+    cachelab sweep --releases 3.1.0,3.9.0 --prefix-sharing none,trie --dry-run
     """
     from analysis.core.errors import MachineError
     from analysis.core.paths import runs_dir

@@ -19,6 +19,13 @@ def treatments(
     """List the treatments: what each tests, what it changes, and where it applies.
 
     An asterisk marks a fix of the release: `all` stands for these.
+
+
+    For example:
+
+    cachelab treatments --release 3.9.0 --prefix-sharing none
+
+    cachelab treatments --faults
     """
     from analysis.shortfin.config import PREFIX_SHARING
     from analysis.shortfin.releases import row_of, supported

@@ -68,6 +68,13 @@ def validate(
     have shown. The first level that is not clean ends the validation and is explained. Exit status:
     0 if all levels were clean, 4 if one failed, 3 if one is undecided or an injected fault was not
     detected, 1 or 2 if nothing could be run.
+
+
+    For example:
+
+    cachelab validate --release 3.9.0 --prefix-sharing trie
+
+    cachelab validate --release 3.1.0 --treatments correct-seq-lens --rate 0.1
     """
     from analysis.core.paths import runs_dir
     from analysis.studies.validation.plan import Settings

@@ -1,4 +1,4 @@
-"""Directories: the checkout, the cache, the runs."""
+"""Directories: the checkout, what ships with the package, the cache, the runs, the reports."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def repo_root() -> Path | None:
     root = Path(__file__).resolve().parents[2]
     is_checkout = (root / "pyproject.toml").is_file() and (root / "environments").is_dir()
     return root if is_checkout else None
+
+
+def shipped(name: str) -> Path:
+    """Return a folder that ships with the package: in the checkout, or inside the wheel."""
+    root = repo_root()
+    return root / name if root else Path(__file__).resolve().parents[1] / "_data" / name
 
 
 def cache_dir() -> Path:
@@ -40,7 +46,25 @@ def place_of(path: Path, identity: Mapping[str, Any]) -> Path:
     return path.with_name(f"{path.name}-{digest.hexdigest()[:8]}")
 
 
+def environments_dir() -> Path:
+    """Return the directory of the releases' environments, one folder a release.
+
+    It is `.venvs` of the checkout. An installed package has one of its own in the user's data
+    directory: two installations can have different versions of this package and of Python.
+    """
+    if root := repo_root():
+        return root / ".venvs"
+    place = Path(platformdirs.user_data_dir("cachelab")) / "environments"
+    return place_of(place, {"package": str(Path(__file__).resolve().parents[1])})
+
+
 def runs_dir() -> Path:
     """Return where runs go by default: `data/runs`, or `./runs` outside a checkout."""
     root = repo_root()
     return root / "data" / "runs" if root else Path.cwd() / "runs"
+
+
+def reports_dir() -> Path:
+    """Return where reports go by default: `data/reports`, or `./reports` outside a checkout."""
+    root = repo_root()
+    return root / "data" / "reports" if root else Path.cwd() / "reports"

@@ -6,7 +6,9 @@ imports IPython.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import Image
@@ -40,6 +42,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     for path, render in FORMATTERS.items():
         module, _, name = path.rpartition(".")
         formatter.for_type_by_name(module, name, render)
+    formatter.for_type(Image, _image_html)
 
 
 def html_of(value: object) -> str:
@@ -55,3 +58,15 @@ def show(figure: Figure, alt: str) -> Image:
     """
     width: Any = int(figure.get_figwidth() * 100)
     return Image(data=png_of(figure), width=width, alt=alt)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def _image_html(image: Image) -> str | None:
+    """Return a PNG with its alt text as HTML: nbconvert's stock page drops it from a PNG.
+
+    The PNG itself stays beside it, for what shows no HTML.
+    """
+    if image.format != "png" or image.data is None or not image.alt:
+        return image._repr_html_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+    width = f' width="{image.width}"' if image.width else ""
+    data = b64encode(image.data).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(image.alt)}"{width}>'

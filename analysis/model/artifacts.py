@@ -85,9 +85,10 @@ def shipped_model() -> Path:
     for place in places:
         if (place / "config.json").is_file():
             return place
+    restore = "restore it with `git checkout data/model`" if root else "install the package again"
     raise ModelError(
-        f"The counting model is missing from {places[0]}; restore it with `git checkout data/model`"
-        " or make it anew with `cachelab model train`."
+        f"The counting model is missing from {places[0]}; {restore} or make it anew with"
+        " `cachelab model train`."
     )
 
 

@@ -26,17 +26,20 @@ from analysis.core.files import write_atomically
 from analysis.core.paths import runs_dir
 from analysis.report import pages
 from analysis.report.execution import Execution, execute
-from analysis.report.notebooks import Job, ReportError, find_notebooks, plan
+from analysis.report.notebooks import Job, ReportError, copy_notebooks, find_notebooks, plan
+from analysis.report.parameters import read_parameters
 from analysis.runs.store import join_runs, load_run
-from analysis.shortfin.environments import kernel_name
-from analysis.shortfin.releases import installed_release, row_of
+from analysis.shortfin import environments
+from analysis.shortfin.releases import installed_release, supported
 
 __all__ = [
     "PublishResult",
     "PublishedPage",
     "ReportError",
+    "copy_notebooks",
     "find_notebooks",
     "publish",
+    "read_parameters",
     "run_directory",
     "write_answer",
 ]
@@ -85,8 +88,9 @@ def publish(
 ) -> PublishResult:
     """Run each notebook once per release in that release's kernel, and publish a page of each run.
 
-    `notebooks` None means all of them, `releases` None every supported one. `full`
-    chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override both.
+    `notebooks` None means all of them, `releases` None every one that has an environment here.
+    `full` chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override
+    both.
     A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page
     with the failure, and `ok` False. Progress goes to `screen` (standard error).
 
@@ -98,8 +102,13 @@ def publish(
     chosen = (
         [Path(path) for path in notebooks] if notebooks is not None else find_notebooks(["all"])
     )
-    jobs = plan(chosen, releases, full, dict(parameters or {}), kernel_of or _kernel_name)
+    run_on = releases or environments.present() or supported()
+    jobs = plan(chosen, run_on, full, dict(parameters or {}), kernel_of or environments.kernel_of)
     check_writable(out)
+    if absent := " ".join(
+        release for release in supported() if not releases and release not in run_on
+    ):
+        _say(screen, f"Left out without an environment here: `cachelab releases install {absent}`")
     done = []
     for number, job in enumerate(jobs, 1):
         _say(screen, f"[{number}/{len(jobs)}] {job.stem} on shortfin {job.release}{job.duration}")
@@ -268,10 +277,6 @@ def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
     if len({release for run in runs for release in run.trials["release"]}) < 2:
         return None
     return png_of(failure_rate(*join_runs(runs)))
-
-
-def _kernel_name(release: str) -> str:
-    return kernel_name(row_of(release).version)
 
 
 def _fresh_directory(parent: Path, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.core.errors import CachelabError, seconds, shown
-from analysis.core.paths import repo_root
+from analysis.core.errors import CachelabError, PlaceError, seconds, shown, writing
+from analysis.core.files import write_atomically
+from analysis.core.paths import shipped
+from analysis.report import parameters as types
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
-from analysis.shortfin.releases import supported
 
 _ABOUT = {"quick": dict, "full": dict, "question": str}
 """Keys of a notebook's metadata, with their types."""
@@ -25,8 +25,7 @@ class ReportError(CachelabError):
 
 def find_notebooks(names: Sequence[str]) -> list[Path]:
     """Return the notebooks meant by names: "all", a number ("01"), a stem, or a path to a file."""
-    root = repo_root()
-    home = root / "notebooks" if root else Path(__file__).parent.parent / "_data" / "notebooks"
+    home = shipped("notebooks")
     present = sorted(path for path in home.glob("*.ipynb") if path.name[0] != ".")
     found: list[Path] = []
     for name in names:
@@ -42,6 +41,29 @@ def find_notebooks(names: Sequence[str]) -> list[Path]:
             raise ReportError(f"There is no notebook {shown(name)}: those in {home} are {known}.")
         found += [path for path in matches if path not in found]
     return found
+
+
+def copy_notebooks(directory: Path) -> list[Path]:
+    """Copy the notebooks into a new or empty directory, to be edited; return the copies.
+
+    Raises PlaceError if the directory is not empty, or cannot be written.
+    """
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise PlaceError(
+                f"{directory} is not empty, and no file is overwritten: name a new directory."
+            )
+        copies: list[Path] = []
+        try:
+            for notebook in find_notebooks(["all"]):
+                copies.append(directory / notebook.name)
+                write_atomically(copies[-1], notebook.read_bytes())
+        except BaseException:
+            for copy in copies:
+                copy.unlink(missing_ok=True)
+            raise
+    return copies
 
 
 @dataclass(frozen=True)
@@ -71,21 +93,23 @@ class Job:
 
 def plan(
     notebooks: Sequence[Path],
-    releases: Sequence[str] | None,
+    releases: Sequence[str],
     full: bool,
     parameters: dict[str, Any],
     kernel_of: Callable[[str], str],
 ) -> list[Job]:
     """Return the jobs, with everything checked that can be checked before the first one runs."""
     mode = "full" if full else "quick"
-    jobs, declared_anywhere = [], set()
+    jobs: list[Job] = []
+    declared_anywhere: set[str] = set()
     for path in notebooks:
         notebook = _read_notebook(path)
         about = notebook.metadata.get("cachelab", {})
         declared = _declared_parameters(notebook)
-        declared_anywhere |= declared
+        declared_anywhere |= declared.keys()
         own = {**about.get(mode, {}), **{k: v for k, v in parameters.items() if k in declared}}
-        for release in releases or supported():
+        own = {k: types.conform(k, v, declared.get(k, Any)) for k, v in own.items()}
+        for release in releases:
             jobs.append(
                 Job(
                     path=path,
@@ -139,19 +163,12 @@ def _check_about(about: Any) -> None:
         raise ValueError(f"its metadata {wrong[0]!r} is not of type {_ABOUT[wrong[0]].__name__}")
 
 
-def _declared_parameters(notebook: Any) -> set[str]:
-    """Return the names assigned in the cell that is tagged `parameters`."""
+def _declared_parameters(notebook: Any) -> dict[str, Any]:
+    """Return the names assigned in the cell that is tagged `parameters`, with their types."""
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            names = set()
-            for statement in ast.parse(cell.source).body:
-                if isinstance(statement, ast.Assign):
-                    targets = statement.targets
-                else:
-                    targets = [statement.target] if isinstance(statement, ast.AnnAssign) else []
-                names |= {target.id for target in targets if isinstance(target, ast.Name)}
-            return names
-    return set()
+            return types.declared(cell.source)
+    return {}
 
 
 def _title(notebook: Any) -> str:

@@ -1,8 +1,8 @@
 """Environments and Jupyter kernels of the releases.
 
 Each release needs the IREE compiler and runtime of its own version, so every release has an
-environment of its own. The default one is `.venv` at the
-root of the checkout; the others lie under `.venvs/` and are kernels of the default one's Jupyter.
+environment of its own. The default one is `.venv` at the root of the checkout, or the one that this
+package was installed into; the others lie in `environments_dir` and are kernels of its Jupyter.
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ from pathlib import Path
 
 from analysis.core import children
 from analysis.core.errors import ReleaseError
-from analysis.core.paths import repo_root
-from analysis.shortfin.releases import KNOWN, installed_release, reported, row_of
+from analysis.core.files import write_atomically
+from analysis.core.paths import environments_dir, repo_root, shipped
+from analysis.shortfin.releases import KNOWN, installed_release, reported, row_of, supported
 
 INSTALL_TIMEOUT_S = 1800
 _LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
 # Other releases run kernels and trials; JupyterLab, papermill and nbconvert run in the default one.
-_ONLY_IN_DEFAULT = ("jupyterlab", "nbconvert", "papermill")
+_ONLY_IN_DEFAULT = ("jupyterlab", "nbconvert", "papermill", "uv")
+_STAMP = "cachelab.lock"
+"""In a complete environment: the lock file that it was made from."""
+_DEFAULT = "default"
+"""Beside the environments of an installed package: the path of its own interpreter."""
+
+
+class UvError(ReleaseError):
+    """`uv`, which makes environments and lock files, failed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Environment:
     release: str
     python: Path | None
     locked: bool
-    """A lock file for it ships in environments/."""
+    """A lock file for it ships with the package."""
 
 
 def kernel_name(release: str) -> str:
@@ -70,56 +79,111 @@ def status() -> list[Environment]:
     return rows
 
 
+def present() -> tuple[str, ...]:
+    """Return the supported releases that have an environment here, oldest first."""
+    return tuple(row.release for row in status() if row.python and row.release in supported())
+
+
 def install(release: str) -> Path:
     """Make the environment of `release` from its lock, register its kernel, return its python.
 
-    The environment appears under its final name only when it is complete. One that is there and was
-    made from the same lock is left alone. Raises ReleaseError when it cannot be made.
+    An environment counts as complete only when everything is in it. One that is there and was made
+    from the same lock is left alone. Raises ReleaseError when it cannot be made.
     """
     row_of(release)
     check_platform()
     lock = _lock_file(release)
-    root = repo_root()
-    if root is None or lock is None:
+    if lock is None:
         have = ", ".join(r.release for r in status() if r.locked) or "none"
+        make = f", or make it with `make lock RELEASES={release}`" if repo_root() else ""
         raise ReleaseError(
-            f"No lock file for shortfin {release} is at hand (have: {have}): work from a checkout"
-            " of the project and run `make lock RELEASES=" + release + "` there first."
+            f"No lock file for shortfin {release} ships with this package: choose among {have}"
+            f"{make}."
         )
     try:
-        return _make(release, root, lock)
+        return _make(release, lock)
+    except UvError as error:
+        raise ReleaseError(
+            f"The environment of shortfin {release} was not made ({error}): check that the network"
+            " reaches the package index, and run the same command again."
+        ) from error
     except OSError as error:
-        place = error.filename or root / ".venvs"
+        place = error.filename or environments_dir()
         raise ReleaseError(
             f"The environment of shortfin {release} cannot be made, as {place} cannot be used"
             f" ({error.strerror or error}): get the right to write there, or free its space."
         ) from error
 
 
-def _make(release: str, root: Path, lock: Path) -> Path:
+def _make(release: str, lock: Path) -> Path:
+    home = environments_dir() / release
+    if repo_root() is None and installed_release() == reported():
+        write_atomically(home.with_name(_DEFAULT), sys.executable)
     if release == installed_release():
         register_kernel(release, Path(sys.executable))
         return Path(sys.executable)
-    home = root / ".venvs" / release
-    stamp = home / "cachelab.lock"
+    stamp = home / _STAMP
     if not (stamp.is_file() and stamp.read_bytes() == lock.read_bytes()):
         with _exclusively(home):
             _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(home))
             _uv("pip", "install", "--quiet", "--python", str(home / "bin" / "python"),
                 "--require-hashes", "-r", str(lock))  # fmt: skip
-            # The package itself is not built: a path file makes the checkout importable.
             site = sysconfig.get_path("purelib", "venv", {"base": str(home)})
-            Path(site, "cachelab.pth").write_text(f"{root}\n")
+            _make_importable(Path(site))
             shutil.copyfile(lock, stamp)
     python = home / "bin" / "python"
     register_kernel(release, python)
     return python
 
 
+def _make_importable(site: Path) -> None:
+    """Make this package importable in another environment, without a copy of it.
+
+    Of an installed package only the package itself: what lies beside it is of another release.
+    """
+    if root := repo_root():
+        (site / "cachelab.pth").write_text(f"{root}\n")
+    else:
+        package = Path(__file__).resolve().parents[1]
+        (site / package.name).symlink_to(package)
+
+
+def kernel_of(release: str) -> str:
+    """Return the name of the kernel of `release`, which is registered on its first use.
+
+    Raises ReleaseError if the release has no environment here.
+    """
+    python, name = python_of(release), kernel_name(release)
+    for place in _kernel_places(name):
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            there = Path(json.loads((place / "kernel.json").read_text())["argv"][0])
+            if there.is_file() and there.parent.samefile(python.parent):
+                return name
+    register_kernel(release, python)
+    return name
+
+
 def register_kernel(release: str, python: Path) -> Path:
-    """Write the kernel spec of `release` under this interpreter's own prefix, and return it."""
-    directory = Path(sys.prefix, "share", "jupyter", "kernels", kernel_name(release))
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write the kernel spec of `release`, and return its directory.
+
+    It lies under this interpreter's prefix, or in the user's Jupyter directory if the prefix may
+    not be written. Raises OSError if neither can be.
+    """
+    first, second = _kernel_places(kernel_name(release))
+    try:
+        return _write_kernel(first, release, python)
+    except OSError:
+        return _write_kernel(second, release, python)
+
+
+def _kernel_places(name: str) -> tuple[Path, Path]:
+    from jupyter_core.paths import jupyter_data_dir
+
+    places = (Path(sys.prefix, "share", "jupyter"), Path(jupyter_data_dir()))
+    return places[0] / "kernels" / name, places[1] / "kernels" / name
+
+
+def _write_kernel(directory: Path, release: str, python: Path) -> Path:
     spec = {
         # -P: a folder beside the notebook must not take the place of a package of the same name.
         "argv": [str(python), "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -129,9 +193,7 @@ def register_kernel(release: str, python: Path) -> Path:
         "env": {"PYTHONNOUSERSITE": "1"},
         "metadata": {"debugger": True},
     }
-    temporary = directory / f".kernel.json.{os.getpid()}"
-    temporary.write_text(json.dumps(spec, indent=1))
-    temporary.replace(directory / "kernel.json")
+    write_atomically(directory / "kernel.json", json.dumps(spec, indent=1))
     return directory
 
 
@@ -162,6 +224,7 @@ def lock(releases: Sequence[str]) -> None:
         try:
             _uv("pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header",
                 "--no-annotate", "--python-version", "3.11", "--overrides", str(overrides),
+                "--constraints", str(root / "environments" / "bootstrap.txt"),
                 *arguments, str(root / "pyproject.toml"),
                 "-o", str(root / "environments" / f"{release}.txt"), cwd=root)  # fmt: skip
         finally:
@@ -174,8 +237,9 @@ def start_lab(arguments: Sequence[str] = ()) -> int:
     Ctrl-C, SIGTERM and SIGHUP end it and its kernels in order, and the status is 128 and the
     signal's number then. A second signal, or `_LAB_ENDS_S` seconds, end it at once.
     """
-    root = repo_root()
-    directory = root if root else Path.cwd()
+    directory = repo_root() or Path.cwd()
+    for release in present():
+        kernel_of(release)
     command = children.until_we_end(sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1",
                                     f"--ServerApp.root_dir={directory}", *arguments)  # fmt: skip
     caught: list[int] = []
@@ -194,36 +258,39 @@ def start_lab(arguments: Sequence[str] = ()) -> int:
 def _candidates(release: str) -> Iterator[Path]:
     if release == installed_release():
         yield Path(sys.executable)
-    root = repo_root()
-    if root is not None:
-        if release == reported():
+    home = environments_dir() / release
+    if release == reported():
+        if root := repo_root():
             yield root / ".venv" / "bin" / "python"
-        yield root / ".venvs" / release / "bin" / "python"
+        else:
+            with suppress(OSError):
+                yield Path(home.with_name(_DEFAULT).read_text())
+    if (home / _STAMP).is_file():
+        yield home / "bin" / "python"
 
 
 def _lock_file(release: str) -> Path | None:
-    root = repo_root()
-    path = root / "environments" / f"{release}.txt" if root else None
-    return path if path is not None and path.is_file() else None
+    path = shipped("environments") / f"{release}.txt"
+    return path if path.is_file() else None
 
 
 def _uv(*arguments: str, cwd: Path | None = None) -> None:
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath]))
     if uv is None:
-        raise ReleaseError("`uv` is missing from this environment: run `make setup` first.")
+        raise ReleaseError(
+            "`uv` is missing from this environment: add it with"
+            f" `{sys.executable} -m pip install uv`."
+        )
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
     environment.pop("VIRTUAL_ENV", None)
     try:
         subprocess.run([uv, *arguments], check=True, cwd=cwd, env=environment,
                        stderr=subprocess.PIPE, text=True, timeout=INSTALL_TIMEOUT_S)  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise ReleaseError(
-            f"`uv {arguments[0]}` did not end within {INSTALL_TIMEOUT_S} s: check the network and"
-            " run the same command again."
-        ) from None
+        raise UvError(f"`uv {arguments[0]}` did not end within {INSTALL_TIMEOUT_S} s") from None
     except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stderr.split())[-600:]
-        raise ReleaseError(f"`uv {' '.join(arguments[:2])}` failed: {reason}") from None
+        reason = " ".join(error.stderr.split())[-600:].rstrip(".")
+        raise UvError(f"`uv {' '.join(arguments[:2])}` failed: {reason}") from None
 
 
 @contextmanager
@@ -231,8 +298,8 @@ def _exclusively(home: Path) -> Iterator[None]:
     """Hold the right to build `home`; a build that fails leaves nothing that looks complete."""
     import fcntl
 
-    home.parent.mkdir(exist_ok=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
     with open(home.parent / f".{home.name}.lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        (home / "cachelab.lock").unlink(missing_ok=True)
+        (home / _STAMP).unlink(missing_ok=True)
         yield
