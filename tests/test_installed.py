@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -187,15 +188,18 @@ def test_papermill_by_hand_passes_lists_as_text(installed: Installed) -> None:
     assert "The notebook's parameter `clients` must be a list of whole numbers" in done.stderr
 
 
-def test_nbconvert_by_hand_keeps_alt_texts(installed: Installed) -> None:
+def test_nbconvert_by_hand_keeps_alt_texts_and_needs_no_network(installed: Installed) -> None:
     installed.cachelab("releases", "install", REPORTED)
     notebook = tiny(installed.home / "tiny.ipynb")
-    done = installed.run("python", "-m", "nbconvert", "--execute", "--to", "html", notebook)
-    assert done.returncode == 0, done.stderr
-    page = (installed.home / "tiny.html").read_text()
-    assert page.count('alt="An &lt;empty&gt; figure."') == 1
-    assert page.count("data:image/png;base64,") == 1
-    assert "No description has been provided" not in page
+    nbconvert = ("python", "-m", "nbconvert", "--execute", notebook, "--to")
+    for form in ("html", "cachelab"):
+        done = installed.run(*nbconvert, form)
+        assert done.returncode == 0, done.stderr
+        page = (installed.home / "tiny.html").read_text()
+        assert page.count('alt="An &lt;empty&gt; figure."') == 1
+        assert page.count("data:image/png;base64,") == 1
+    assert not re.search(r"<script|http|@import|url\(", page)
+    assert page.count("A small question") == 2  # the tab's title and the page's
 
 
 @pytest.mark.slow

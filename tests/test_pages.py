@@ -15,6 +15,7 @@ from pygments.styles import get_style_by_name
 
 from analysis.jupyter import html_of
 from analysis.report import pages
+from analysis.report.exporter import render
 from analysis.snapshots.snapshot import CacheState, Snapshot
 
 PICTURE = base64.b64encode(b"a picture").decode()
@@ -60,7 +61,7 @@ def page() -> Any:
         ),
         new_markdown_cell("## Answer"),
     ]
-    return BeautifulSoup(pages.render(new_notebook(cells=cells), PAGE), "html.parser")
+    return BeautifulSoup(render(new_notebook(cells=cells), PAGE), "html.parser")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

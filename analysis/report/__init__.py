@@ -140,6 +140,8 @@ def run_directory(notebook: str, run_dir: str = "") -> Path:
 
 
 def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, dict[str, Any]]:
+    from analysis.report.exporter import render  # needs nbconvert
+
     name = f"{job.stem}-{job.release}"
     started = datetime.now(UTC)
     run_dir = _fresh_directory(out / "runs", f"{name}-{started:%Y%m%d-%H%M%S}")
@@ -174,7 +176,7 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
         notices=_notices(executed, out),
         failed=not executed.ok,
     )
-    write_atomically(html, pages.render(executed.notebook, page))
+    write_atomically(html, render(executed.notebook, page))
     status = "ran to its end" if executed.ok else executed.problem
     entry = {
         **{

@@ -118,7 +118,7 @@ def plan(
                     mode=mode,
                     declared=frozenset(declared),
                     parameters=own,
-                    title=_title(notebook) or path.stem,
+                    title=title_of(notebook) or path.stem,
                     question=str(about.get("question", "")),
                     minutes=about.get(f"minutes_{mode}"),
                 )
@@ -171,7 +171,8 @@ def _declared_parameters(notebook: Any) -> dict[str, Any]:
     return {}
 
 
-def _title(notebook: Any) -> str:
+def title_of(notebook: Any) -> str:
+    """Return the first heading of a notebook, empty without one."""
     lines = (
         line
         for cell in notebook.cells

@@ -1,11 +1,10 @@
-"""An executed notebook as one HTML page, and the index of all; nothing needs the network."""
+"""Pages that need no network: their styles, the index, an explanation; a notebook's head."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,9 @@ from analysis.core.templates import render as render_template
 if TYPE_CHECKING:
     from analysis.diagnosis.explanation import Explanation
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _CODE_STYLES = {"light": "xcode", "dark": "lightbulb"}
 """Pygments styles by colour scheme; every colour has a contrast of 4.5 or more on its page."""
-# Widgets and scripts are dead in a page, so their outputs fall back to what else they offer.
-_SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 
 
 @dataclass(frozen=True)
@@ -33,38 +30,18 @@ class Notice:
 
 @dataclass(frozen=True)
 class Page:
-    """The head of a page."""
+    """The head of a page; what is empty is left out."""
 
     title: str
-    notebook: str
-    release: str
-    date: str
-    took: str
-    mode: str
+    notebook: str = ""
+    release: str = ""
+    date: str = ""
+    took: str = ""
+    mode: str = ""
     answer: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
     notices: Sequence[Notice] = ()
     failed: bool = False
-
-
-def render(notebook: Any, page: Page) -> str:
-    """Return an executed notebook as a page: code folded away, images and styles inside."""
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    config = Config()
-    config.NbConvertBase.display_data_priority = _SHOWN
-    exporter = HTMLExporter(
-        config=config,
-        template_name="cachelab",
-        extra_template_basedirs=[str(_TEMPLATES)],
-        embed_images=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
-    shown = {**asdict(page), "css": f"{_css()}\n{_code_css()}"}
-    body, _ = exporter.from_notebook_node(_untitled(notebook), resources={"page": shown})
-    return str(body)
 
 
 def render_index(entries: Sequence[Mapping[str, Any]], chart: bytes | None = None) -> str:
@@ -102,14 +79,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _untitled(notebook: Any) -> Any:
-    """Return a notebook without its title, which the page's head shows already."""
-    copy = deepcopy(notebook)
-    for cell in copy.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("# "):
-            cell.source = cell.source.partition("\n")[2].strip()
-            break
-    return copy
+def page_css() -> str:
+    """Return the styles of a page with code."""
+    return f"{_css()}\n{_code_css()}"
 
 
 def _code_css() -> str:
@@ -124,4 +96,4 @@ def _code_css() -> str:
 
 
 def _css() -> str:
-    return (_TEMPLATES / "style.css").read_text(encoding="utf-8")
+    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
