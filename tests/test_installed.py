@@ -197,7 +197,7 @@ def test_nbconvert_by_hand_keeps_alt_texts_and_needs_no_network(installed: Insta
         assert done.returncode == 0, done.stderr
         page = (installed.home / "tiny.html").read_text()
         assert page.count('alt="An &lt;empty&gt; figure."') == 1
-        assert page.count("data:image/png;base64,") == 1
+        assert page.count("<img") == 1
     assert not re.search(r"<script|http|@import|url\(", page)
     assert page.count("A small question") == 2  # the tab's title and the page's
 
