@@ -25,7 +25,7 @@ from analysis.stats.clustered import engines_to_reach
 from analysis.studies import reproduce
 from analysis.studies.causes import scenarios
 from analysis.studies.validation.figures import validations_figure
-from analysis.studies.validation.words import level_in_words
+from analysis.studies.validation.words import singles_in_words
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LONGEST = 14
@@ -136,14 +136,15 @@ def test_07_shows_the_levels_of_its_validations(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS[0].parent / "07_fix_validation.ipynb", as_version=4)
     single = change(FAILED, treatments=("correct-seq-lens",))
     shown: list[Any] = []
+    singles: list[str] = []
     explained = SimpleNamespace(summary="why")
     names: dict[str, Any] = {
         "whole": {"none": CLEAN},
         "alone": [single],
         "places": {("correct-seq-lens", "none"): tmp_path},
-        "level_in_words": level_in_words,
+        "singles_in_words": singles_in_words,
         "validations_figure": validations_figure,
-        "Markdown": str,
+        "Markdown": lambda text: singles.append(text) if text.startswith("| fix") else text,
         "display": lambda *values: shown.extend(values),
         "show": lambda figure, alt: alt,
         "load_run": lambda path: path,
@@ -158,9 +159,7 @@ def test_07_shows_the_levels_of_its_validations(tmp_path: Path) -> None:
     for source in cells:
         if "alone" in source and "write_answer" not in source:
             exec(compile(source, "cell", "exec"), names)
-    assert names["lines"] == [
-        "- **correct-seq-lens, prefix sharing none**, 8 at once: r0003 read what r0002 had written."
-    ]
+    assert singles == [singles_in_words([single])]
     assert shown == [
         (tmp_path / "level-08", "r0003", "c"),
         f"**{single.name}, 8 at once**",

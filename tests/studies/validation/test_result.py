@@ -32,9 +32,22 @@ from analysis.studies.validation.result import (
     Isolated,
     StagedValidation,
 )
-from analysis.studies.validation.words import answer_in_a_sentence, in_words, level_in_words
+from analysis.studies.validation.words import (
+    answer_in_a_sentence,
+    in_words,
+    level_row,
+    singles_in_words,
+)
 
 SHARES = st.floats(0.001, 0.5)
+LEVELS = (2, 4, 8, 16, 32)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    """Return the rows of the Markdown table in a text."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -142,12 +155,17 @@ def test_the_words_say_what_was_shown_and_how_sure_it_is() -> None:
     assert "validated up to 32 at once" in text
     assert "a failure rate above 1% would have shown with 95% confidence" in text
     assert "33,776 interleavings, all there are" in text
-    assert text.count("320 requests accepted by 10 fresh engines, none failed") == 5
-    assert (
-        "at most 0.93% of requests fail if they are independent, and at most 26% of engines" in text
-    )
+    rows = rows_of(text)
+    assert [row["level"] for row in rows] == ["cache alone", *(f"{n} at once" for n in LEVELS)]
+    for row in rows[1:]:
+        assert row["verdict"] == "clean"
+        assert row["requests failed"] == "0 of 320, at most 0.93%"
+        assert row["engines failed"] == "0 of 10, at most 26%"
+        assert (row["rules broken"], row["pages leaked"]) == ("0", "0")
+        assert row["injected faults detected"] == "1 of 1"
+    assert "The bound on requests holds only if requests are independent" in text
     assert "requests that share batches are not" in text
-    assert "Not begun" not in text
+    assert "not begun" not in text
 
 
 MIX = {"mixed": 4, "multi_turn": 3, "reported": 3}
@@ -157,18 +175,24 @@ def test_a_bound_of_several_workloads_is_said_to_be_that_of_their_mix() -> None:
     mixed = validation(
         *[level(n, workloads=MIX) for n in (2, 4, 8, 16, 32)], workload="+".join(MIX)
     )
-    asked = "in the mix of workloads (engines: 4 mixed, 3 multi_turn, 3 reported)"
-    none = "no single workload is bounded, with too few engines each"
+    none = "No single workload is bounded, with too few engines each."
     text = in_words(mixed)
-    assert text.count(f"at most 26% of engines fail, {asked}; {none}.") == 5
+    assert [row["engines failed"] for row in rows_of(text)[1:]] == ["0 of 10, at most 26%"] * 5
+    asked = "Engines for each workload: 4 mixed, 3 multi_turn, 3 reported."
+    assert text.count(f"{asked} {none}") == 1
+    other = validation(*mixed.results[:4], level(32, workloads={"mixed": 5, "reported": 5}))
+    assert f"- 2 at once, 4 at once, 8 at once and 16 at once: {asked} {none}" in in_words(other)
+    assert "- 32 at once: Engines for each workload: 5 mixed, 5 reported." in in_words(other)
     assert "for the mix of workloads at that level and for no workload alone" in text
-    assert f"the share of engines at 26%, {asked}; {none}" in answer_in_a_sentence([mixed])
+    bound = "the share of engines at 26%, in the mix of 3 workloads and in no single one"
+    assert bound in text
+    assert bound in answer_in_a_sentence([mixed])
     # One workload of which nothing is known but one engine is no ground for a bound of its own.
-    one = level(2, workloads={"mixed": 9, "reported": 1})
-    words = level_in_words(one)
-    assert "(engines: 9 mixed, 1 reported); reported alone is not bounded" in words
-    enough = level_in_words(level(2, workloads={"mixed": 5, "reported": 5}))
-    assert "(engines: 5 mixed, 5 reported), not in a single workload" in enough
+    one = validation(level(2, workloads={"mixed": 9, "reported": 1}))
+    assert "9 mixed, 1 reported. reported alone is not bounded, with too few" in in_words(one)
+    enough = in_words(validation(level(2, workloads={"mixed": 5, "reported": 5})))
+    assert "5 mixed, 5 reported." in enough
+    assert "not bounded" not in enough
     assert "the mix" not in in_words(CLEAN)
 
 
@@ -189,37 +213,40 @@ def test_a_level_is_named_by_what_ran() -> None:
     assert level(32, at_once=3).name == "32 at once"
     text = in_words(validation(*less))
     assert "validated up to 4 at once (offered 32)" in text
-    assert "- 4 at once (offered 16): 320 requests accepted" in text
+    row = next(row for row in rows_of(text) if row["level"] == "4 at once (offered 16)")
+    assert row["requests failed"].startswith("0 of 320")
     assert "validated up to 4 at once (offered 32) (" in answer_in_a_sentence([validation(*less)])
 
 
 def test_the_words_explain_the_first_level_that_failed() -> None:
     text = in_words(FAILED)
     assert "failed at 8 at once" in text
-    assert "8 failed (7 wrong and 1 timeout)" in text
-    assert "seq-len-mismatch (overread), wrong data in 12 requests." in text
-    assert "Not begun: 16 and 32 at once." in text
+    rows = {row["level"]: row for row in rows_of(text)}
+    assert rows["8 at once"]["requests failed"] == "8 of 32"
+    assert "Failed: 7 wrong and 1 timeout." in rows["8 at once"]["note"]
+    assert "seq-len-mismatch (overread): wrong data in 12 requests." in rows["8 at once"]["note"]
+    assert {rows[f"{n} at once"]["verdict"] for n in (16, 32)} == {"not begun"}
     assert text.endswith("r0003 read what r0002 had written.")
-    assert "zero-page-tables: failed at 8 at once.**" in text
+    assert "zero-page-tables**: failed at 8 at once." in text
 
 
 def test_the_words_of_what_proves_nothing_say_why() -> None:
     text = in_words(TOO_FEW)
     assert "undecided at 4 at once, out of time" in text
-    assert "109 never accepted and not counted" in text
+    assert "109 requests never accepted and not counted" in text
+    assert "3000 retries after a refusal" in text or "3,000 retries after a refusal" in text
     assert "needs 299 accepted requests" in text
-    assert "0 of 1 injected fault detected, so the absence of findings proves nothing" in in_words(
-        VOID
-    )
+    assert rows_of(in_words(VOID))[1]["injected faults detected"] == "0 of 1"
+    assert "not detected, so the absence of findings proves nothing" in in_words(VOID)
     assert "32 pages are neither free nor cached" in in_words(LEAKS)
-    assert "No rule was broken" not in in_words(LEAKS)
+    assert rows_of(in_words(LEAKS))[1]["pages leaked"] == "32"
     assert "equal prompts: B gets no pages." in in_words(ALONE)
     assert "failed in the cache alone" in in_words(ALONE)
     nothing = validation(isolated=Isolated(None, problem="It died."))
     assert "undecided" in in_words(nothing)
     assert "It died." in in_words(nothing)
     bare = in_words(validation(level(2, 0, trials=0, controls=0, detected=0)))
-    assert "No request was accepted by 0 fresh engines." in bare
+    assert "No request was accepted." in bare
     assert "absence of findings proves nothing yet" in bare
     mild = level(
         2, tolerated=(FindingGroup("lockset-violation", "x", "at risk", 3, 1, "m", "a trial"),)
@@ -254,14 +281,27 @@ def test_the_answer_names_what_held_and_what_did_not() -> None:
     answer = answer_in_a_sentence(whole, [alone, LEAKS, LEAKS, TOO_FEW])
     assert answer.startswith("With all 3 fixes at once, prefix sharing none is validated up to 32 ")
     assert "a failure rate above 1% would have shown with 95% confidence" in answer
-    assert "prefix sharing trie failed at 8 at once;" in answer
-    assert "of 4 single fixes 2 failed and 1 held (correct-seq-lens, none, up to 32" in answer
-    # Never the bound by requests without that by engines in the same sentence.
+    assert "prefix sharing trie failed at 8 at once." in answer
     assert (
-        answer.count("0 of 10 independent engines failed, which bounds the share of engines") == 2
+        "Of 4 single fixes 2 failed and 1 held (correct-seq-lens with prefix sharing none, up to 32"
+        in answer
     )
-    assert answer.count("at 26%)") == 2
+    # Never the bound by requests without that by engines in the same sentence.
+    bound = "0 of 10 independent engines failed, which bounds the share of engines at 26%)"
+    assert answer.count(bound) == answer.count("if requests were independent") == 1
     assert "none is undecided at 4 at once, out of time." in answer_in_a_sentence([TOO_FEW])
     assert "is void at 2 at once." in answer_in_a_sentence([VOID])
     assert "failed in the cache alone" in answer_in_a_sentence([ALONE])
     assert answer_in_a_sentence([]) == "No validation was run."
+
+
+def test_single_fixes_are_listed_by_the_level_at_which_they_ended() -> None:
+    single = change(FAILED, treatments=("correct-seq-lens",))
+    first, second = rows_of(singles_in_words([single, change(CLEAN, treatments=("copy-tokens",))]))
+    assert (first["fix"], first["prefix sharing"]) == ("correct-seq-lens", "none")
+    assert (first["ended at"], first["verdict"]) == ("8 at once", "failed")
+    assert first["note"] == "r0003 read what r0002 had written."
+    assert (second["ended at"], second["verdict"]) == ("32 at once", "clean")
+    assert "MiB resident" in second["note"]
+    assert level_row(CLEAN.results[0])["requests failed"] == "0 of 320, at most 0.93%"
+    assert singles_in_words([]) == "No single fix was validated."
