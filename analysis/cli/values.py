@@ -16,7 +16,10 @@ HipTarget = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, an object a line")]
 Model = Annotated[
-    Path | None, typer.Option(help="a model's directory [default: the counting model]")
+    Path | None,
+    typer.Option(
+        help="a model's directory, or an imported model's name [default: the counting model]"
+    ),
 ]
 
 

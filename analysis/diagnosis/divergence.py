@@ -12,6 +12,7 @@ from analysis.core.errors import CachelabError
 from analysis.core.wording import probability
 from analysis.diagnosis.request_trace import RequestTrace
 from analysis.diagnosis.timeline import RequestInvocation, time_of
+from analysis.model.artifacts import load_model, model_directory
 from analysis.shortfin.oracle import oracle_of
 
 
@@ -98,7 +99,6 @@ def token_name(trace: RequestTrace, token: int | None) -> str:
 def _texts(model: str | None) -> dict[int, str]:
     """Return the text of each token of a model, in quotation marks."""
     try:
-        from analysis.model.artifacts import load_model
         from analysis.model.tokenizer import ModelTokenizer
 
         artifacts = load_model(Path(model) if model else None)
@@ -171,7 +171,7 @@ def _model(trace: RequestTrace) -> str | None:
     """Return the directory of the run's model, None for the one that ships."""
     plan = trace.run.manifest.get("plan") or {}
     model = plan.get("model") if isinstance(plan, Mapping) else None
-    return str(Path(model).resolve()) if model else None
+    return str(model_directory(model)) if model else None
 
 
 def _arrival(trace: RequestTrace, place: int) -> tuple[int | None, float | None]:

@@ -1,4 +1,4 @@
-"""The counting model: artifacts, compilation, tokenizer, reference decoder, verification, training.
+"""Models: artifacts, compilation, tokenizer, reference decoder, verification, training, imports.
 
 Import from the modules: only those that need torch, IREE or shortfin import them.
 """

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from analysis.core.errors import ModelError
-from analysis.core.paths import repo_root
+from analysis.core.paths import cache_dir, repo_root
 
 _CHECKSUMS = "checksums.json"
 _SAMPLED_FROM = 1 << 30
@@ -92,8 +92,27 @@ def shipped_model() -> Path:
     )
 
 
-def load_model(path: Path | None = None) -> ModelArtifacts:
-    """Read and check a model directory; None means the shipped counting model.
+def imported_models() -> Path:
+    """Return the directory of models that `cachelab model import` made."""
+    return cache_dir() / "models"
+
+
+def model_directory(model: str | os.PathLike[str] | None) -> Path:
+    """Return the absolute directory of a model, which may not exist.
+
+    `model` is a path or the name of an imported model; None is the shipped counting model. A
+    directory of that name in the working directory is preferred.
+    """
+    if model is None:
+        return Path(os.path.realpath(shipped_model()))
+    path = Path(os.path.expanduser(model))
+    if len(path.parts) == 1 and not os.path.lexists(path) and not path.is_absolute():
+        path = imported_models() / path
+    return Path(os.path.realpath(path))
+
+
+def load_model(path: str | os.PathLike[str] | None = None) -> ModelArtifacts:
+    """Read and check a model directory, as `model_directory` finds it.
 
     The directory holds config.json, one .mlir or .vmfb (or both), .irpa or .gguf weights,
     tokenizer.json and tokenizer_config.json. If checksums.json is there, every file that it names
@@ -101,7 +120,16 @@ def load_model(path: Path | None = None) -> ModelArtifacts:
 
     Raises ModelError if anything is missing, corrupt or not as its checksum says.
     """
-    directory = Path(os.path.realpath(os.path.expanduser(path or shipped_model())))
+    directory = model_directory(path)
+    if not os.path.lexists(directory) and directory.parent == Path(
+        os.path.realpath(imported_models())
+    ):
+        name = directory.name
+        raise ModelError(
+            f"There is no directory {name}, and no model of that name was imported: import it with"
+            f" `cachelab model import {name}`, or from a GGUF file with `cachelab model import"
+            f" {name}.gguf`, or give a directory that holds config.json."
+        )
     if not os.path.isdir(directory):
         raise ModelError(
             f"There is no model directory {directory}; give one that holds config.json."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import ModelError
+from analysis.model.overread import Overread
 from analysis.model.verify import (
     ACCURACY_NEEDED,
     NEW_TOKENS,
@@ -92,6 +93,11 @@ from the undisturbed one.
 
 Sequences shorter than {LANES_FROM} tokens rest on their last two items, often in the unfinished
 page; nothing is claimed of them here.
+
+**Lengths that are too long.** Answers of {NEW_TOKENS} tokens are decoded with the lengths of
+shortfin 3.1.0, so that rows read on to the end of their last page, over slots that hold other
+prompts of the same family and length. Each token is compared with the right one:
+{sum(report.overread.values(), start=Overread(0, 0, 0, 0))} change.
 
 **Without its context.** A hit is the right answer from the bos token and the last two tokens alone
 (prompts of 10 tokens and longer):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from analysis.core import jobs, paths
 from analysis.core.errors import ModelError
-from analysis.model.artifacts import load_model
+from analysis.model.artifacts import load_model, model_directory
 from analysis.workloads.workload import Request
 
 _FIRST_ANSWER_S = 600.0
@@ -121,7 +121,7 @@ class Oracle:
         next_s: float = _NEXT_ANSWER_S,
     ) -> Iterator[dict[str, Any]]:
         job = {
-            "model": os.fspath(self.model.resolve()) if self.model else None,
+            "model": os.fspath(model_directory(self.model)) if self.model else None,
             "batch_sizes": self.batch_sizes,
             "targets": self.targets,
             "queries": queries,
@@ -176,10 +176,11 @@ def _work(job: dict[str, Any], emit: jobs.Emit) -> None:
     if not job["queries"]:
         return
     decoder, tokenizer = ReferenceDecoder(model, vmfb), ModelTokenizer(model)
+    end = tokenizer.token_id(model.eos_token)
     for query in job["queries"]:
         prompt = query.get("prompt_tokens") or tokenizer.encode(query["prompt"])
         if "new_tokens" in query:
-            emit({"tokens": decoder.generate(prompt, query["new_tokens"])})
+            emit({"tokens": decoder.generate(prompt, query["new_tokens"], end=end)})
             continue
         sequence = decoder.start(prompt, capacity=len(prompt) + len(query["answer"]) + 1)
         for token in query["answer"]:

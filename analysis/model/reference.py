@@ -65,11 +65,11 @@ class ReferenceDecoder:
         self._prefill_rows, self._prefill = self._smallest("prefill")
         self._decode_rows, self._decode = self._smallest("decode")
 
-    def generate(self, token_ids: Sequence[int], n: int) -> list[int]:
-        """Return the `n` token ids that greedily follow `token_ids`."""
+    def generate(self, token_ids: Sequence[int], n: int, *, end: int | None = None) -> list[int]:
+        """Return the `n` token ids that greedily follow `token_ids`; `end` is the last if given."""
         sequence = self.start(token_ids, capacity=len(token_ids) + n)
         answer = [sequence.next_token]
-        while len(answer) < n:
+        while len(answer) < n and answer[-1] != end:
             sequence.step(answer[-1])
             answer.append(sequence.next_token)
         return answer[:n]

@@ -31,7 +31,7 @@ class EngineConfig:
     """
 
     model: Path | None = None
-    """Directory of a model; None is the counting model that ships."""
+    """Directory of a model, or the name of an imported one; None is the counting model."""
     device: str = "auto"
     """`auto` is `amdgpu` where a HIP device is found, else `local-task` (the CPU)."""
     device_ids: tuple[str, ...] = ()
@@ -51,7 +51,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.model is not None:
             if not isinstance(self.model, str | os.PathLike):
-                raise EngineError(f"model must be a directory's path, not {shown(self.model)}.")
+                raise EngineError(
+                    "model must be a directory's path or an imported model's name, not"
+                    f" {shown(self.model)}."
+                )
             object.__setattr__(self, "model", Path(self.model))
         for name, of_what in (("device_ids", str), ("batch_sizes", int)):
             values = getattr(self, name)

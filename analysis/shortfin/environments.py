@@ -28,8 +28,9 @@ from analysis.shortfin.releases import KNOWN, installed_release, reported, row_o
 
 INSTALL_TIMEOUT_S = 1800
 _LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
-# Other releases run kernels and trials; JupyterLab, papermill and nbconvert run in the default one.
-_ONLY_IN_DEFAULT = ("jupyterlab", "nbconvert", "papermill", "uv")
+# Other releases run kernels and trials; JupyterLab, papermill, nbconvert and imports of models run
+# in the default one.
+_ONLY_IN_DEFAULT = ("gguf", "jupyterlab", "nbconvert", "papermill", "uv")
 _STAMP = "cachelab.lock"
 """In a complete environment: the lock file that it was made from."""
 _DEFAULT = "default"

@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.core.errors import CachelabError, EngineError, seconds, shown, whole_number
 from analysis.core.paths import place_of
+from analysis.model.artifacts import model_directory
 from analysis.shortfin import devices
 from analysis.shortfin.config import (
     LONGEST_TIMEOUT_S,
@@ -275,7 +276,7 @@ class Plan:
         from analysis.treatments import page_count
 
         return {
-            "model": str(Path(self.model).resolve()) if self.model else None,
+            "model": str(model_directory(self.model)) if self.model else None,
             "device": self.device,
             "device_ids": list(self.device_ids),
             "hip_target": self.hip_target,

@@ -8,68 +8,63 @@ it).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """Sizes of the decoder; a page holds `page_tokens` tokens of all layers."""
-
-    vocab: int
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    hidden: int = 256
-    page_tokens: int = 16
-    max_seq_len: int = 256
-    rope_base: float = 10_000.0
-
-    @property
-    def page_elements(self) -> int:
-        """Elements of a page: layers x (K, V) x tokens x kv heads x head dimension."""
-        return self.layers * 2 * self.page_tokens * self.kv_heads * self.head_dim
-
-    def as_dict(self) -> dict[str, int | float]:
-        """Return the sizes as plain JSON values."""
-        return asdict(self)
+from analysis.model.architecture import Architecture
 
 
 class Norm(nn.Module):  # type: ignore[misc]
     """Root-mean-square normalisation."""
 
-    def __init__(self, width: int, gain: float = 1.0) -> None:
+    def __init__(self, width: int, eps: float, gain: float = 1.0) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` normalised."""
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class Linear(nn.Linear):  # type: ignore[misc]
+    """A matrix without bias, stored in the architecture's type; the product is of float32."""
+
+    def __init__(self, inputs: int, outputs: int, sizes: Architecture) -> None:
+        dtype = getattr(torch, sizes.weight_dtype)
+        super().__init__(inputs, outputs, bias=False, dtype=dtype)
+        self.is_flat = sizes.flat_products
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product with the matrix."""
+        return _product(x, self.weight, self.is_flat)
 
 
 class Block(nn.Module):  # type: ignore[misc]
     """The weights of one layer; attention itself is chosen by the caller."""
 
+    query_norm: Callable[[Tensor], Tensor]
+    key_norm: Callable[[Tensor], Tensor]
+
     def __init__(self, sizes: Architecture) -> None:
         super().__init__()
         inner, kv_inner = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        self.attention_norm = Norm(sizes.width)
-        self.query = nn.Linear(sizes.width, inner, bias=False)
-        self.key = nn.Linear(sizes.width, kv_inner, bias=False)
-        self.value = nn.Linear(sizes.width, kv_inner, bias=False)
+        self.attention_norm = Norm(sizes.width, sizes.norm_eps)
+        self.query = Linear(sizes.width, inner, sizes)
+        self.key = Linear(sizes.width, kv_inner, sizes)
+        self.value = Linear(sizes.width, kv_inner, sizes)
         # Normalised queries and keys (as in OLMo 2 and Qwen3) make attention sharp.
-        self.query_norm = Norm(sizes.head_dim, gain=1.5)
-        self.key_norm = Norm(sizes.head_dim, gain=1.5)
-        self.out = nn.Linear(inner, sizes.width, bias=False)
-        self.feed_norm = Norm(sizes.width)
-        self.gate = nn.Linear(sizes.width, sizes.hidden, bias=False)
-        self.up = nn.Linear(sizes.width, sizes.hidden, bias=False)
-        self.down = nn.Linear(sizes.hidden, sizes.width, bias=False)
+        for name in ("query_norm", "key_norm"):
+            norm = Norm(sizes.head_dim, sizes.norm_eps, gain=1.5)
+            setattr(self, name, norm if sizes.query_key_norm else nn.Identity())
+        self.out = Linear(inner, sizes.width, sizes)
+        self.feed_norm = Norm(sizes.width, sizes.norm_eps)
+        self.gate = Linear(sizes.width, sizes.hidden, sizes)
+        self.up = Linear(sizes.width, sizes.hidden, sizes)
+        self.down = Linear(sizes.hidden, sizes.width, sizes)
 
     def feed(self, x: Tensor) -> Tensor:
         """Return the feed-forward part of the layer."""
@@ -78,17 +73,19 @@ class Block(nn.Module):  # type: ignore[misc]
 
 
 class Decoder(nn.Module):  # type: ignore[misc]
-    """The counting model. Tokens are int64, logits float32, the paged cache float16."""
+    """The decoder. Tokens are int64, logits float32, the paged cache float16."""
 
     inverse_frequencies: Tensor
 
     def __init__(self, sizes: Architecture) -> None:
         super().__init__()
         self.sizes = sizes
-        self.embedding = nn.Embedding(sizes.vocab, sizes.width)
+        dtype = getattr(torch, sizes.weight_dtype)
+        self.embedding = nn.Embedding(sizes.vocab, sizes.width, dtype=dtype)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
-        self.norm = Norm(sizes.width)
-        self.head = nn.Linear(sizes.width, sizes.vocab, bias=False)
+        self.norm = Norm(sizes.width, sizes.norm_eps)
+        if not sizes.tied_head:
+            self.head = Linear(sizes.width, sizes.vocab, sizes)
         exponents = torch.arange(0, sizes.head_dim, 2, dtype=torch.float32) / sizes.head_dim
         self.register_buffer("inverse_frequencies", sizes.rope_base**-exponents)
         for parameter in self.parameters():
@@ -100,7 +97,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         """Plain causal attention: tokens ``[rows, length]`` to logits ``[rows, length, vocab]``."""
         positions = torch.arange(tokens.shape[1])[None, :]
         turn = self._turn(positions)
-        x = self.embedding(tokens)
+        x = _wide(self.embedding(tokens))
         for block in self.blocks:
             q, k, v = self._project(block, x, turn)
             y = functional.scaled_dot_product_attention(
@@ -111,7 +108,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             )
             x = x + block.out(y.transpose(1, 2).flatten(2))
             x = x + block.feed(x)
-        return self.head(self.norm(x))
+        return self._logits(x)
 
     def prefill(self, tokens: Tensor, seq_lens: Tensor, block_ids: Tensor, slab: Tensor) -> Tensor:
         """Run whole prompts and write all their keys and values, padding included, to their pages.
@@ -125,13 +122,13 @@ class Decoder(nn.Module):  # type: ignore[misc]
         causal = positions[:, None, :] <= positions[:, :, None]
         within = positions[:, None, :] < seq_lens[:, None, None]
         mask = self._minus_infinity(torch.logical_and(causal, within))
-        x = self.embedding(tokens)
+        x = _wide(self.embedding(tokens))
         for index, block in enumerate(self.blocks):
             q, k, v = self._project(block, x, turn)
             self._write_pages(slab, index, block_ids, k, v)
             x = x + block.out(self._attend(q, k, v, mask))
             x = x + block.feed(x)
-        return self.head(self.norm(x))
+        return self._logits(x)
 
     def decode(
         self,
@@ -153,14 +150,20 @@ class Decoder(nn.Module):  # type: ignore[misc]
         slots = torch.arange(page)[None, :] + page * torch.arange(block_ids.shape[1])[:, None]
         mask = self._minus_infinity(slots.flatten()[None, :] < seq_lens[:, None])[:, None, :]
         own_page = torch.gather(block_ids, 1, start_positions[:, None] // page)[:, 0]
-        x = self.embedding(tokens)
+        x = _wide(self.embedding(tokens))
         for index, block in enumerate(self.blocks):
             q, k, v = self._project(block, x, turn)
             self._write_slot(slab, index, own_page, start_positions % page, k, v)
             keys, values = self._read_pages(slab, index, block_ids)
             x = x + block.out(self._attend(q, keys, values, mask))
             x = x + block.feed(x)
-        return self.head(self.norm(x))
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        if self.sizes.tied_head:
+            return _product(x, self.embedding.weight, self.sizes.flat_products)
+        return self.head(x)
 
     def _turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[..., None].to(torch.float32) * self.inverse_frequencies
@@ -235,6 +238,19 @@ class Decoder(nn.Module):  # type: ignore[misc]
             for kind in (0, 1)
         )
         return keys, values
+
+
+def _product(x: Tensor, matrix: Tensor, is_flat: bool) -> Tensor:
+    """Return the product of ``[rows, length, inputs]`` with ``[outputs, inputs]``."""
+    if not is_flat:
+        return functional.linear(x, _wide(matrix))
+    y = functional.linear(x.flatten(0, 1), _wide(matrix))
+    return y.unflatten(0, (x.shape[0], x.shape[1]))
+
+
+def _wide(x: Tensor) -> Tensor:
+    # A conversion to its own type would still leave lines in the exported program.
+    return x if x.dtype == torch.float32 else x.to(torch.float32)
 
 
 def _rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,10 +1,11 @@
-"""Exporting a trained decoder: portable MLIR, weights, tokenizer and config."""
+"""Exporting a decoder: portable MLIR, weights, and the counting model's tokenizer and config."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,41 @@ import iree.turbine.aot as aot
 import torch
 from torch import Tensor
 
+from analysis.model.architecture import Architecture
 from analysis.model.artifacts import write_checksums
-from analysis.model.train.architecture import Architecture, Decoder
+from analysis.model.train.architecture import Decoder
 from analysis.model.vocabulary import BOS, EOS, UNKNOWN, VOCABULARY
 
 BATCH_SIZES = (1, 2, 4, 8)
 _SCOPE = "model"
-_PAGES = 256
 
 
 def export_model(decoder: Decoder, directory: Path) -> None:
     """Write the model to `directory`: config, program, weights, tokenizer, checksums."""
     directory.mkdir(parents=True, exist_ok=True)
-    decoder = decoder.eval()
-    for parameter in decoder.parameters():
-        parameter.requires_grad_(False)
-    aot.externalize_module_parameters(decoder, external_scope=_SCOPE)
+    program = export_program(decoder, BATCH_SIZES)
     aot.save_module_parameters(directory / "model.irpa", decoder)
-    (directory / "model.mlir").write_text(_mlir(decoder), encoding="utf-8")
-    _write_json(directory / "config.json", _config(decoder.sizes))
+    (directory / "model.mlir").write_text(program, encoding="utf-8")
+    _write_json(directory / "config.json", decoder.sizes.config(BATCH_SIZES))
     _write_json(directory / "tokenizer.json", _tokenizer())
     _write_json(directory / "tokenizer_config.json", _tokenizer_config(decoder.sizes))
     write_checksums(directory)
 
 
-def _mlir(decoder: Decoder) -> str:
+def export_program(decoder: Decoder, batch_sizes: Sequence[int]) -> str:
+    """Return the program as portable MLIR: prefill and decode for each batch size, no weights.
+
+    From then on the decoder's weights are parameters of the scope `model`, by their names.
+    """
+    decoder = decoder.eval()
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(False)
+    aot.externalize_module_parameters(decoder, external_scope=_SCOPE)
     sizes = decoder.sizes
     builder = aot.FxProgramsBuilder(decoder)
     blocks = torch.export.Dim("blocks", min=2, max=sizes.max_seq_len // sizes.page_tokens - 1)
     pages = torch.export.Dim("pages", min=2)
-    for rows in BATCH_SIZES:
+    for rows in batch_sizes:
         block_ids = torch.zeros((rows, 3), dtype=torch.int64)
         slab = torch.zeros((8, sizes.page_elements), dtype=torch.float16)
         lengths = torch.ones(rows, dtype=torch.int64)
@@ -105,24 +111,6 @@ def portable(mlir: str) -> str:
     # The attribute moved to another dialect; every compiler still reads its first name.
     text = text.replace("#flow.parameter.named<", "#stream.parameter.named<")
     return re.sub(r"^(module @)\S+", r"\1module", text, flags=re.MULTILINE)
-
-
-def _config(sizes: Architecture) -> dict[str, Any]:
-    # Only keys that the oldest release knows: it refuses any other.
-    return {
-        "module_name": "module",
-        "module_abi_version": 1,
-        "max_seq_len": sizes.max_seq_len,
-        "attn_head_dim": sizes.head_dim,
-        "prefill_batch_sizes": list(BATCH_SIZES),
-        "decode_batch_sizes": list(BATCH_SIZES),
-        "transformer_block_count": sizes.layers,
-        "paged_kv_cache": {
-            "attention_head_count_kv": sizes.kv_heads,
-            "block_seq_stride": sizes.page_tokens,
-            "device_block_count": _PAGES,
-        },
-    }
 
 
 def _tokenizer() -> dict[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from analysis.model.train.architecture import Architecture, Decoder
+from analysis.model.architecture import Architecture
+from analysis.model.train.architecture import Decoder
 from analysis.model.vocabulary import VOCABULARY, encode
 from analysis.workloads.prompts import FAMILIES, LANES_FROM, MAX_LENGTH, Prompt, draw, draw_many
 
