@@ -151,6 +151,25 @@ def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> Non
     undo.callback(hooks.replace_attribute(owner, name, value))
 
 
+def replaced(
+    undo: ExitStack, owner: Any, name: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Replace a method by the decorated function, to be restored as it was found.
+
+    The function is called with the former method before the arguments of the call.
+    """
+    former = getattr(owner, name)
+
+    def replace(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            return function(former, *args, **named)
+
+        replace_attribute(undo, owner, name, call)
+        return function
+
+    return replace
+
+
 def take_pool_lock(pool: Any) -> bool:
     """Take a pool's own lock, which is held for microseconds; False if a thread keeps it."""
     return bool(pool._lock.acquire(timeout=_PATIENCE_S))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, values_of
-from analysis.shortfin.treatment import LiveEngine, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replaced
 from analysis.shortfin.verify import note_edit
 
 Ints = npt.NDArray[np.int64]
@@ -133,14 +133,11 @@ def _restore(functions: dict[int, Any], size: int, wrapper: Any, function: Any) 
 
 def _note_process(engine: LiveEngine, undo: ExitStack) -> None:
     """Note the process of each invocation of this engine, as an observer does, too."""
-    invocation = engine.service.invocation_class()
-    run = invocation.run
 
-    async def noted(process: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, engine.service.invocation_class(), "run")
+    async def noted(run: Any, process: Any, *args: Any, **named: Any) -> Any:
         CURRENT_INVOCATION.set(process)
         return await run(process, *args, **named)
-
-    replace_attribute(undo, invocation, "run", noted)
 
 
 def _read(array: Any) -> Ints:

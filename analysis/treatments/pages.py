@@ -18,6 +18,7 @@ from analysis.shortfin.treatment import (
     Treatment,
     cache_of,
     replace_attribute,
+    replaced,
     take_pool_lock,
     treatment,
 )
@@ -69,15 +70,13 @@ def zero_page_tables(engine: LiveEngine, undo: ExitStack) -> None:
 def zero_on_acquire(engine: LiveEngine, undo: ExitStack) -> None:
     """Every page is filled with zeros when it is taken from the pool."""
     pool = _pool(engine)
-    acquire = pool.acquire_free_pages
 
-    def acquired(count: int) -> Any:
+    @replaced(undo, pool, "acquire_free_pages")
+    def acquired(acquire: Any, count: int) -> Any:
         pages = acquire(count)
         for page in pages or ():
             _fill(pool, page.index, 0.0)
         return pages
-
-    replace_attribute(undo, pool, "acquire_free_pages", acquired)
 
 
 class PoisonFreedPages(Treatment):
@@ -101,16 +100,14 @@ class PoisonFreedPages(Treatment):
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool, value = _pool(engine), self.value
-        free = pool.free_pages
+        for page in list(pool.available_pages):
+            _fill(pool, page.index, value)
 
-        def freed(pages: Sequence[Any]) -> Any:
+        @replaced(undo, pool, "free_pages")
+        def freed(free: Any, pages: Sequence[Any]) -> Any:
             for page in pages:
                 _fill(pool, page.index, value)
             return free(pages)
-
-        for page in list(pool.available_pages):
-            _fill(pool, page.index, value)
-        replace_attribute(undo, pool, "free_pages", freed)
 
 
 class Quarantine(Treatment):
@@ -133,7 +130,7 @@ class Quarantine(Treatment):
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool = _pool(engine)
-        acquire, free = pool.acquire_free_pages, pool.free_pages
+        free = pool.free_pages
         quarantined, lock = engine.service.quarantined, threading.Lock()
         undo.callback(quarantined.clear)
 
@@ -158,20 +155,19 @@ class Quarantine(Treatment):
                 over = len(quarantined) - self.size
             release(over)
 
-        def acquired(count: int) -> Any:
+        @replaced(undo, pool, "acquire_free_pages")
+        def acquired(acquire: Any, count: int) -> Any:
             # Withheld pages must not make the pool seem empty.
             release(count - len(pool.available_pages))
             return acquire(count)
 
         replace_attribute(undo, pool, "free_pages", freed)
-        replace_attribute(undo, pool, "acquire_free_pages", acquired)
 
+        @undo.callback
         def release_all() -> None:
             if take_pool_lock(pool):  # otherwise a thread that hangs keeps it
                 pool._lock.release()
                 release(len(quarantined))
-
-        undo.callback(release_all)
 
 
 def _once(pages: Iterable[Any]) -> list[Any]:

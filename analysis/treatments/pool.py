@@ -13,7 +13,7 @@ from analysis.shortfin.treatment import (
     LiveEngine,
     Treatment,
     cache_of,
-    replace_attribute,
+    replaced,
     take_pool_lock,
     treatment,
 )
@@ -44,9 +44,9 @@ def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
         pool.available_pages.remove(reserved[0])
     finally:
         pool._lock.release()
-    free = pool.free_pages
 
-    def freed(pages: Sequence[Any]) -> Any:
+    @replaced(undo, pool, "free_pages")
+    def freed(free: Any, pages: Sequence[Any]) -> Any:
         # A block table that was padded with 0 may be given back; the page was never taken.
         return free([p for p in pages if p.index != _PADDING_PAGE])
 
@@ -58,7 +58,6 @@ def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
         if got:
             pool._lock.release()
 
-    replace_attribute(undo, pool, "free_pages", freed)
     withheld.add(_PADDING_PAGE)
     undo.callback(back)
 

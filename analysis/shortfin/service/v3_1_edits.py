@@ -24,7 +24,7 @@ from analysis.shortfin.service.edits import (
     decode_edit,
     replace_functions,
 )
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import replace_attribute, replaced
 
 
 def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
@@ -52,39 +52,32 @@ def edit_choices(
     undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
 ) -> None:
     """Have `choose` select the tokens that are due, by the scores of the vocabulary."""
-    argmax = sfnp.argmax
 
-    def chosen(logits: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, sfnp, "argmax")
+    def chosen(argmax: Any, logits: Any, *args: Any, **named: Any) -> Any:
         token = argmax(logits, *args, **named)
         if not is_due(CURRENT_REQUEST.get()):
             return token
         return SimpleNamespace(items=[choose(np.array(logits.items).ravel())])
 
-    replace_attribute(undo, sfnp, "argmax", chosen)
-
 
 def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
     """Give every token to `edit` when it was chosen."""
-    client = v3_1.Client
-    stream = client.stream_results
 
-    def streaming(self: Any, process: Any) -> None:
+    @replaced(undo, v3_1.Client, "stream_results")
+    def streaming(stream: Any, self: Any, process: Any) -> None:
         tokens = process.result_token_ids
         tokens[-1] = edit(process.gen_req.rid, tokens[-1])
         stream(self, process)
 
-    replace_attribute(undo, client, "stream_results", streaming)
-
 
 def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
     """Give the tokens of every answer to `edit` when all were chosen."""
-    run = GenerateItemProcess.run
 
-    async def running(process: Any) -> None:
+    @replaced(undo, GenerateItemProcess, "run")
+    async def running(run: Any, process: Any) -> None:
         await run(process)
         process.result_token_ids = edit(process.gen_req.rid, process.result_token_ids)
-
-    replace_attribute(undo, GenerateItemProcess, "run", running)
 
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
@@ -136,10 +129,9 @@ def around_decodes(
 
     `results` is kept up to date with the last logits of each request.
     """
-    executor = service.invocation_class()
-    run = executor.run
 
-    async def running(process: Any) -> None:
+    @replaced(undo, service.invocation_class(), "run")
+    async def running(run: Any, process: Any) -> None:
         await run(process)
         for request in process.exec_requests:
             if request.result_logits is not None:
@@ -156,40 +148,37 @@ def around_decodes(
 
         return call
 
-    replace_attribute(undo, executor, "run", running)
     replace_functions(service.native.decode_functions, undo, wrap)
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
     """Keep prefills that found no pages pending."""
     batcher = service.native.batcher
-    decodes, prefills = batcher.board_decodes, batcher.board_flights
     left: set[Any] = set()
 
-    def board_decodes(*args: Any) -> Any:
+    @replaced(undo, batcher, "board_decodes")
+    def board_decodes(decodes: Any, *args: Any) -> Any:
         # It runs after the prefills were launched, and before what is left is ended.
         left.update(batcher.pending_prefills)
         batcher.pending_prefills.clear()
         return decodes(*args)
 
-    def board_flights() -> Any:
+    @replaced(undo, batcher, "board_flights")
+    def board_flights(prefills: Any) -> Any:
         try:
             return prefills()
         finally:
             batcher.pending_prefills.update(left)
             left.clear()
 
-    replace_attribute(undo, batcher, "board_decodes", board_decodes)
-    replace_attribute(undo, batcher, "board_flights", board_flights)
-
 
 def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
     """Have a request that cannot grow fail by itself."""
     batcher = service.native.batcher
-    decodes, run = batcher.board_decodes, GenerateItemProcess.run
     failed: set[Any] = set()
 
-    def board_decodes(*args: Any) -> Any:
+    @replaced(undo, batcher, "board_decodes")
+    def board_decodes(decodes: Any, *args: Any) -> Any:
         for request in list(batcher.pending_decodes):
             try:
                 request.allocation.extend_allocation(request.input_token_ids, extra_token_slots=1)
@@ -199,7 +188,8 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
                 request.done.set_success()  # its process wakes up, and finds no result
         return decodes(*args)
 
-    async def running(process: Any) -> Any:
+    @replaced(undo, GenerateItemProcess, "run")
+    async def running(run: Any, process: Any) -> Any:
         rid = process.gen_req.rid
         try:
             return await run(process)
@@ -209,9 +199,6 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
             failed.discard(rid)
             if (responder := service.responder_of(rid)) is not None:
                 responder.fail(NO_PAGE)
-
-    replace_attribute(undo, batcher, "board_decodes", board_decodes)
-    replace_attribute(undo, GenerateItemProcess, "run", running)
 
 
 def shorten_strobes(undo: ExitStack, seconds: float) -> None:

@@ -17,7 +17,7 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAlloc
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.cache.trie import read_trie
 from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, decode_edit
-from analysis.shortfin.treatment import replace_attribute
+from analysis.shortfin.treatment import replace_attribute, replaced
 
 _AGAIN_S, _PATIENCE_S = 0.005, 30.0
 
@@ -46,13 +46,13 @@ def edit_choices(
     undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
 ) -> None:
     """Have `choose` select the tokens that are due, by the scores of the vocabulary."""
-    step = TokenSelector.step
 
     def select(scores: Any, config: Any) -> Any:
         tokens = np.array([choose(scores.flatten())])
         return tokens, scores.flatten()[tokens]
 
-    def stepping(selector: Any, logits: Any, indices: Any) -> Any:
+    @replaced(undo, TokenSelector, "step")
+    def stepping(step: Any, selector: Any, logits: Any, indices: Any) -> Any:
         if not is_due(CURRENT_REQUEST.get()):
             return step(selector, logits, indices)
         own = selector._select_function
@@ -62,14 +62,12 @@ def edit_choices(
         finally:
             selector._select_function = own
 
-    replace_attribute(undo, TokenSelector, "step", stepping)
-
 
 def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
     """Give every token to `edit` when it was chosen."""
-    step = TokenSelector.step
 
-    def stepping(selector: Any, logits: Any, indices: Any) -> Any:
+    @replaced(undo, TokenSelector, "step")
+    def stepping(step: Any, selector: Any, logits: Any, indices: Any) -> Any:
         beams, tokens = step(selector, logits, indices)
         if tokens:
             before = int(tokens[0])
@@ -78,14 +76,12 @@ def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None
                 tokens = [after]
         return beams, tokens
 
-    replace_attribute(undo, TokenSelector, "step", stepping)
-
 
 def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
     """Give the tokens of every answer of one beam to `edit` when all were chosen."""
-    run = GenerateItemProcess.run
 
-    async def running(process: Any) -> None:
+    @replaced(undo, GenerateItemProcess, "run")
+    async def running(run: Any, process: Any) -> None:
         await run(process)
         tokens = process.result_token_ids
         nested = bool(tokens) and isinstance(tokens[0], list)
@@ -93,8 +89,6 @@ def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -
         changed = edit(process.rid, flat)
         if changed is not flat:
             process.result_token_ids = [changed] if nested else changed
-
-    replace_attribute(undo, GenerateItemProcess, "run", running)
 
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
@@ -114,25 +108,25 @@ def edit_submissions(
 def share_one_worker(service: Any, undo: ExitStack) -> None:
     """Run the processes of all requests on one worker."""
     fibers, fiber = service.native.main_fiber_pool, service.native.main_fiber
-    give_back = fibers.return_fiber
 
     async def get() -> tuple[None, Any]:
         return None, fiber
 
-    def returned(numbers: Any) -> None:
+    replace_attribute(undo, fibers, "get", get)
+
+    # What was taken before comes back after: this one accepts both kinds and stays to the end.
+    @replaced(undo, fibers, "return_fiber")
+    def returned(give_back: Any, numbers: Any) -> None:
         listed = numbers if isinstance(numbers, list) else [numbers]
         give_back([n for n in listed if n is not None])
-
-    replace_attribute(undo, fibers, "get", get)
-    # What was taken before comes back after: this one accepts both kinds and stays to the end.
-    replace_attribute(undo, fibers, "return_fiber", returned)
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
     """Have prefills that found no pages try again."""
-    cache, run = service.native.page_cache, LlmDecoder.run
+    cache = service.native.page_cache
 
-    async def running(self: Any, input_ids: Any) -> Any:
+    @replaced(undo, LlmDecoder, "run")
+    async def running(run: Any, self: Any, input_ids: Any) -> Any:
         if self._page_cache is not cache:
             return await run(self, input_ids)
         deadline = time.monotonic() + _PATIENCE_S
@@ -148,23 +142,24 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
         self.create_prefill_req = lambda _: request
         return await run(self, input_ids)
 
-    replace_attribute(undo, LlmDecoder, "run", running)
-
 
 def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
     """Have a request that cannot grow fail by itself."""
-    cache, run = service.native.page_cache, LlmDecoder.run
+    cache = service.native.page_cache
     taken: ContextVar[set[int] | None] = ContextVar("taken", default=None)
-    allocate = cache.allocate
 
-    def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
+    @replaced(undo, cache, "allocate")
+    def allocated(
+        allocate: Any, tokens: Any, cache_info: Any = None, *args: Any, **named: Any
+    ) -> Any:
         answer = allocate(tokens, cache_info, *args, **named)
         if (own := taken.get()) is not None:
             had = {p.index for p in cache_info.pages} if cache_info is not None else set()
             own.update(p.index for p in answer.pages if p.index not in had)
         return answer
 
-    async def running(self: Any, input_ids: Any) -> Any:
+    @replaced(undo, LlmDecoder, "run")
+    async def running(run: Any, self: Any, input_ids: Any) -> Any:
         if self._page_cache is not cache:
             return await run(self, input_ids)
         created: list[Any] = []
@@ -182,9 +177,6 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
             _give_back(self, cache, created, taken.get() or set())
             if (responder := service.responder_of(self._rid)) is not None:
                 responder.fail(NO_PAGE)
-
-    replace_attribute(undo, cache, "allocate", allocated)
-    replace_attribute(undo, LlmDecoder, "run", running)
 
 
 def _give_back(decoder: Any, cache: Any, created: list[Any], taken: set[int]) -> None:

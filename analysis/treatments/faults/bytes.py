@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.shortfin.treatment import LiveEngine, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replaced
 from analysis.treatments.faults.base import Injection, InvocationFault, Site, fault
 from analysis.treatments.faults.cache import copy_short
 
@@ -160,9 +160,9 @@ class WriteFault(InvocationFault):
         """Offer every invocation, and wait until the damaged one has finished."""
         probe = engine.probe
         if probe is not None:
-            finish = probe.finish
 
-            def finished(invocation: Any, error: BaseException | None = None) -> None:
+            @replaced(undo, probe, "finish")
+            def finished(finish: Any, invocation: Any, error: BaseException | None = None) -> None:
                 due = self._restore if self._is_damaged(invocation) else None
                 if due is not None and not self.afterwards:
                     due()
@@ -172,7 +172,6 @@ class WriteFault(InvocationFault):
                     if self.afterwards:
                         due()
 
-            replace_attribute(undo, probe, "finish", finished)
         super().apply(engine, undo)
 
     def _is_damaged(self, finished: Any) -> bool:

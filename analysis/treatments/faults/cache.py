@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from analysis.shortfin.treatment import LiveEngine, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replaced
 from analysis.treatments.faults.base import Fault, Injection, Site, fault
 from analysis.treatments.pages import fill_page
 
@@ -67,10 +67,9 @@ def _release_wrongly(
     `shared` says whether another request must hold the node, too.
     """
     probe = engine.probe or engine.service.probe()
-    counts = type(probe.cache.root.ref_count)
-    decrement = counts.decrement
 
-    def wrong(count: Any) -> Any:
+    @replaced(undo, type(probe.cache.root.ref_count), "decrement")
+    def wrong(decrement: Any, count: Any) -> Any:
         node = probe.counted_node(count)
         if self.injected is not None or node is None or node is probe.cache.root:
             return decrement(count)
@@ -81,8 +80,6 @@ def _release_wrongly(
         for _ in range(times):
             result = decrement(count)
         return result
-
-    replace_attribute(undo, counts, "decrement", wrong)
 
 
 _reference = partial(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from analysis.shortfin.treatment import LiveEngine, cache_of, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, cache_of, replace_attribute, replaced
 from analysis.treatments.faults.base import Injection, InvocationFault, Site, fault
 from analysis.treatments.faults.invocations import wrong_page
 from analysis.treatments.faults.requests import SubmitFault, completed_early
@@ -59,14 +59,15 @@ class StallFault(InvocationFault):
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         """Hold up the first thread that gives pages back, within the operation."""
         pool = cache_of(engine).page_pool
-        freeing, free = threading.local(), pool.free_pages
+        freeing = threading.local()
 
         def entered() -> None:
             if getattr(freeing, "on", False) and "stalled" not in self.memory:
                 time.sleep(_STALL_S)
                 self.memory["stalled"] = True
 
-        def freed(pages: Any) -> Any:
+        @replaced(undo, pool, "free_pages")
+        def freed(free: Any, pages: Any) -> Any:
             freeing.on = bool(pages)
             try:
                 return free(pages)
@@ -74,7 +75,6 @@ class StallFault(InvocationFault):
                 freeing.on = False
 
         replace_attribute(undo, pool, "_lock", _Entered(pool._lock, entered))
-        replace_attribute(undo, pool, "free_pages", freed)
         super().apply(engine, undo)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from analysis.shortfin.treatment import LiveEngine, replace_attribute
+from analysis.shortfin.treatment import LiveEngine, replaced
 from analysis.treatments.faults.base import Fault, Injection, Site, fault, place_of
 
 if TYPE_CHECKING:
@@ -57,16 +57,14 @@ class CallFault(Fault):
         """Offer every request that is launched and long enough."""
         service = engine.service
         assert service is not None
-        launch = service.launch
 
-        def launched(call: Call) -> None:
+        @replaced(undo, service, "launch")
+        def launched(launch: Callable[[Call], None], call: Call) -> None:
             if not self.targets(call.request_id) or call.max_new_tokens < 4:
                 launch(call)
                 return
             self.injected = Injection(call.request_id, seq=place_of(engine.probe))
             type(self).function(service, call, launch)
-
-        replace_attribute(undo, service, "launch", launched)
 
 
 @fault("lost-completion", "stuck-request", "lost-wakeup", needs=["request-list"])

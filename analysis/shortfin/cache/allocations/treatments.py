@@ -10,7 +10,7 @@ from analysis.shortfin.cache.trie import read_trie
 from analysis.shortfin.treatment import (
     LiveEngine,
     cache_of,
-    replace_attribute,
+    replaced,
     treatment,
 )
 
@@ -45,14 +45,11 @@ def copy_tokens(engine: LiveEngine, undo: ExitStack) -> None:
 
 
 def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
-    call = getattr(kind, name)
-
-    def copied(allocation: Any, tokens: Any, **named: Any) -> Any:
+    @replaced(undo, kind, name)
+    def copied(call: Any, allocation: Any, tokens: Any, **named: Any) -> Any:
         if owner_of(allocation) is cache:
             tokens = tuple(tokens)
         return call(allocation, tokens, **named)
-
-    replace_attribute(undo, kind, name, copied)
 
 
 @treatment(
@@ -62,14 +59,11 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
 )
 def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
     """Where a child with these tokens exists, it is returned, and none is made."""
-    kind = type(cache_of(engine).root)
-    create = kind.create_child
 
-    def reused(node: Any, tokens: Any, page: Any) -> Any:
+    @replaced(undo, type(cache_of(engine).root), "create_child")
+    def reused(create: Any, node: Any, tokens: Any, page: Any) -> Any:
         there = node.children.get(tokens) if node.children else None
         return create(node, tokens, page) if there is None else there
-
-    replace_attribute(undo, kind, "create_child", reused)
 
 
 @treatment(
@@ -80,15 +74,13 @@ def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
 def true_leaves(engine: LiveEngine, undo: ExitStack) -> None:
     """A node that has children is taken out of the leaves, and not put in."""
     cache = cache_of(engine)
-    kind = type(cache.root)
-    create = kind.create_child
 
-    def created(node: Any, tokens: Any, page: Any) -> Any:
+    @replaced(undo, type(cache.root), "create_child")
+    def created(create: Any, node: Any, tokens: Any, page: Any) -> Any:
         child = create(node, tokens, page)
         cache.leaves.discard(node)
         return child
 
-    replace_attribute(undo, kind, "create_child", created)
     for allocation in allocation_classes(engine):
         _with_true_leaves(undo, allocation, cache)
 
@@ -114,9 +106,8 @@ class _TrueLeaves:
 
 
 def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
-    publish = kind.publish_pages_for_tokens
-
-    def published(allocation: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, kind, "publish_pages_for_tokens")
+    def published(publish: Any, allocation: Any, *args: Any, **named: Any) -> Any:
         if owner_of(allocation) is not cache:
             return publish(allocation, *args, **named)
         leaves = cache.leaves
@@ -125,8 +116,6 @@ def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
             return publish(allocation, *args, **named)
         finally:
             cache.leaves = leaves
-
-    replace_attribute(undo, kind, "publish_pages_for_tokens", published)
 
 
 @treatment(
@@ -137,18 +126,17 @@ def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
 def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
     """An acquisition that fails gives back the reference that it took first."""
     cache = cache_of(engine)
-    match, acquire, take = (
-        cache._match, cache.acquire_pages_for_tokens, cache.page_pool.acquire_free_pages,
-    )  # fmt: skip
     found: list[Any] = []
     shortages = [0]
 
-    def matched(*args: Any) -> Any:
+    @replaced(undo, cache, "_match")
+    def matched(match: Any, *args: Any) -> Any:
         answer = match(*args)
         found.append(answer[0])
         return answer
 
-    def acquired(*args: Any, **named: Any) -> Any:
+    @replaced(undo, cache, "acquire_pages_for_tokens")
+    def acquired(acquire: Any, *args: Any, **named: Any) -> Any:
         found.clear()
         shortages[0] = 0
         try:
@@ -156,7 +144,8 @@ def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
         finally:
             found.clear()
 
-    def taken(count: int) -> Any:
+    @replaced(undo, cache.page_pool, "acquire_free_pages")
+    def taken(take: Any, count: int) -> Any:
         pages = take(count)
         if pages is None and found:
             shortages[0] += 1
@@ -164,41 +153,31 @@ def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
                 found.pop().ref_count.decrement()
         return pages
 
-    replace_attribute(undo, cache, "_match", matched)
-    replace_attribute(undo, cache, "acquire_pages_for_tokens", acquired)
-    replace_attribute(undo, cache.page_pool, "acquire_free_pages", taken)
-
 
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Free with an allocation the pages that were not published."""
     cache = cache_of(engine)
     published = {node.page.index for node in read_trie(cache.root, (), id).live[1:]}
-    free, create = cache.page_pool.free_pages, type(cache.root).create_child
 
-    def freed(pages: Any) -> Any:
+    @replaced(undo, cache.page_pool, "free_pages")
+    def freed(free: Any, pages: Any) -> Any:
         published.difference_update(page.index for page in pages)
         return free(pages)
 
-    def created(node: Any, tokens: Any, page: Any) -> Any:
+    @replaced(undo, type(cache.root), "create_child")
+    def created(create: Any, node: Any, tokens: Any, page: Any) -> Any:
         child = create(node, tokens, page)
         published.add(child.page.index)
         return child
 
-    def release(kind: Any) -> None:
-        before = kind.release_pages
+    def released(release: Any, allocation: Any) -> Any:
+        done = allocation._is_released
+        answer = release(allocation)
+        if not done and owner_of(allocation) is cache:
+            # Once published, a page may be another's too, even if its node was replaced.
+            own = {p.index: p for p in allocation.pages if p.index not in published}
+            cache.page_pool.free_pages(list(own.values()))
+        return answer
 
-        def released(allocation: Any) -> Any:
-            done = allocation._is_released
-            answer = before(allocation)
-            if not done and owner_of(allocation) is cache:
-                # Once published, a page may be another's too, even if its node was replaced.
-                own = {p.index: p for p in allocation.pages if p.index not in published}
-                cache.page_pool.free_pages(list(own.values()))
-            return answer
-
-        replace_attribute(undo, kind, "release_pages", released)
-
-    replace_attribute(undo, cache.page_pool, "free_pages", freed)
-    replace_attribute(undo, type(cache.root), "create_child", created)
     for kind in allocation_classes(engine):
-        release(kind)
+        replaced(undo, kind, "release_pages")(released)

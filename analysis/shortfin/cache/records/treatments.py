@@ -13,7 +13,7 @@ from analysis.shortfin.treatment import (
     Treatment,
     cache_of,
     lock_for,
-    replace_attribute,
+    replaced,
     treatment,
 )
 
@@ -43,10 +43,12 @@ def _decoding(engine: LiveEngine) -> Any:
 )
 def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
     """What the cache returns for a decode's allocation replaces the request's record."""
-    manager, cache = _decoding(engine).PageManager, cache_of(engine)
-    allocate, ask, last = manager.allocate, cache.allocate, threading.local()
+    cache, last = cache_of(engine), threading.local()
 
-    def kept(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, _decoding(engine).PageManager, "allocate")
+    def kept(
+        allocate: Any, self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any
+    ) -> Any:
         if self._page_cache is not cache:
             return allocate(self, req, allocated_cache_recs, *args, **named)
         last.answer = None
@@ -55,12 +57,10 @@ def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
             allocated_cache_recs[req.instance_id] = last.answer
         return result
 
-    def asked(*args: Any, **named: Any) -> Any:
-        last.answer = ask(*args, **named)
+    @replaced(undo, cache, "allocate")
+    def asked(allocate: Any, *args: Any, **named: Any) -> Any:
+        last.answer = allocate(*args, **named)
         return last.answer
-
-    replace_attribute(undo, manager, "allocate", kept)
-    replace_attribute(undo, cache, "allocate", asked)
 
 
 @treatment(
@@ -70,32 +70,31 @@ def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
 )
 def register_once(engine: LiveEngine, undo: ExitStack) -> None:
     """Only a request's first allocation adds a reference to the node that it goes on from."""
-    cache = cache_of(engine)
-    kind, allocate, publish = type(cache.root), cache.allocate, cache.publish_pages_for_tokens
-    register, held, now = kind.register_allocation, "_cachelab_held", threading.local()
+    cache, held, now = cache_of(engine), "_cachelab_held", threading.local()
 
     def mark(info: Any) -> Any:
         setattr(info, held, True)  # what a request keeps from now on says that it has one
         return info
 
-    def allocated(tokens: Any, cache_info: Any = None, *args: Any, **named: Any) -> Any:
+    @replaced(undo, cache, "allocate")
+    def allocated(
+        allocate: Any, tokens: Any, cache_info: Any = None, *args: Any, **named: Any
+    ) -> Any:
         now.holds = hasattr(cache_info, held)
         try:
             return mark(allocate(tokens, cache_info, *args, **named))
         finally:
             now.holds = False
 
-    def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, cache, "publish_pages_for_tokens")
+    def published(publish: Any, cache_info: Any, *args: Any, **named: Any) -> Any:
         answer = publish(cache_info, *args, **named)
         return mark(answer) if hasattr(cache_info, held) else answer
 
-    def registered(node: Any) -> Any:
+    @replaced(undo, type(cache.root), "register_allocation")
+    def registered(register: Any, node: Any) -> Any:
         if not getattr(now, "holds", False):
             return register(node)
-
-    replace_attribute(undo, cache, "allocate", allocated)
-    replace_attribute(undo, cache, "publish_pages_for_tokens", published)
-    replace_attribute(undo, kind, "register_allocation", registered)
 
 
 @treatment(
@@ -106,17 +105,18 @@ def register_once(engine: LiveEngine, undo: ExitStack) -> None:
 )
 def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
     """At a publication the request's reference moves to the deepest node that it matches."""
-    cache = cache_of(engine)
-    match, publish, now = cache.match, cache.publish_pages_for_tokens, threading.local()
+    cache, now = cache_of(engine), threading.local()
 
-    def published(cache_info: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, cache, "publish_pages_for_tokens")
+    def published(publish: Any, cache_info: Any, *args: Any, **named: Any) -> Any:
         now.info = cache_info
         try:
             return publish(cache_info, *args, **named)
         finally:
             now.info = None
 
-    def matched(tokens: Any) -> Any:
+    @replaced(undo, cache, "match")
+    def matched(match: Any, tokens: Any) -> Any:
         node, pages = match(tokens)
         info = getattr(now, "info", None)
         if info is not None and node is not info.last_cached_node and pages:
@@ -125,9 +125,6 @@ def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
                 info.last_cached_node.ref_count.decrement()
             info.last_cached_node = node
         return node, pages
-
-    replace_attribute(undo, cache, "match", matched)
-    replace_attribute(undo, cache, "publish_pages_for_tokens", published)
 
 
 @treatment(
@@ -139,18 +136,18 @@ def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
 )
 def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Pages are taken off the list of pages in use before they are freed."""
-    cache = cache_of(engine)
-    pool, release, now = cache.page_pool, cache.release_pages, threading.local()
-    free = pool.free_pages
+    cache, now = cache_of(engine), threading.local()
 
-    def released(*args: Any, **named: Any) -> Any:
+    @replaced(undo, cache, "release_pages")
+    def released(release: Any, *args: Any, **named: Any) -> Any:
         now.releases = True
         try:
             return release(*args, **named)
         finally:
             now.releases = False
 
-    def freed(pages: Any) -> Any:
+    @replaced(undo, cache.page_pool, "free_pages")
+    def freed(free: Any, pages: Any) -> Any:
         # With the trie, pages that were published are off it already.
         if hasattr(cache, "root") and not getattr(now, "releases", False):
             return free(pages)
@@ -163,9 +160,6 @@ def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
                     while True:  # it may stand there more than once
                         cache._allocated_pages.remove(page)
         return free(mine)
-
-    replace_attribute(undo, cache, "release_pages", released)
-    replace_attribute(undo, pool, "free_pages", freed)
 
 
 class PinOnLookup(Treatment):
@@ -181,7 +175,6 @@ class PinOnLookup(Treatment):
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         cache = cache_of(engine)
-        lookup, allocate, release = cache.lookup, cache.allocate, cache.release_pages
         lock = lock_for(engine, undo, self.name)
         pinned: dict[int, tuple[Any, Any]] = {}
         lost: deque[int] = deque()
@@ -196,7 +189,13 @@ class PinOnLookup(Treatment):
             while lost:
                 unpin(lost.popleft())
 
-        def looked_up(*args: Any, **named: Any) -> Any:
+        @undo.callback
+        def unpin_all() -> None:
+            for key in list(pinned):
+                unpin(key)
+
+        @replaced(undo, cache, "lookup")
+        def looked_up(lookup: Any, *args: Any, **named: Any) -> Any:
             with lock:  # no allocation, hence no eviction, before the node is pinned
                 found = lookup(*args, **named)
                 unpin_lost()
@@ -207,7 +206,8 @@ class PinOnLookup(Treatment):
                     pinned[key] = end, found.last_cached_node
                 return found
 
-        def allocated(*args: Any, **named: Any) -> Any:
+        @replaced(undo, cache, "allocate")
+        def allocated(allocate: Any, *args: Any, **named: Any) -> Any:
             info = named.get("cache_info", args[1] if len(args) > 1 else None)
             with lock:
                 unpin_lost()
@@ -216,37 +216,31 @@ class PinOnLookup(Treatment):
                 finally:
                     unpin(id(info))
 
-        def released(cache_info: Any) -> Any:
+        @replaced(undo, cache, "release_pages")
+        def released(release: Any, cache_info: Any) -> Any:
             # Given back without an allocation: the reference that goes is the pin.
             with lock:
                 unpin_lost()  # one of them may have had this id
                 pinned.pop(id(cache_info), None)
             return release(cache_info)
 
-        def unpin_all() -> None:
-            for key in list(pinned):
-                unpin(key)
-
-        undo.callback(unpin_all)
-        replace_attribute(undo, cache, "lookup", looked_up)
-        replace_attribute(undo, cache, "allocate", allocated)
-        replace_attribute(undo, cache, "release_pages", released)
-
 
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Free with a request the pages that it took and did not publish."""
     cache, decoding = cache_of(engine), _decoding(engine)
-    manager, decoder = decoding.PageManager, decoding.LlmDecoder
-    allocate, publish = manager.allocate, decoder.publish_request
     taken: dict[int, list[int]] = {}  # by the identity of a decoder's records
 
-    def noted(self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any) -> Any:
+    @replaced(undo, decoding.PageManager, "allocate")
+    def noted(
+        allocate: Any, self: Any, req: Any, allocated_cache_recs: Any, *args: Any, **named: Any
+    ) -> Any:
         pages, req = allocate(self, req, allocated_cache_recs, *args, **named)
         if self._page_cache is cache:
             taken.setdefault(id(allocated_cache_recs), []).extend(pages)
         return pages, req
 
-    def published(self: Any, req: Any, publish_incomplete_page: bool = False) -> Any:
+    @replaced(undo, decoding.LlmDecoder, "publish_request")
+    def published(publish: Any, self: Any, req: Any, publish_incomplete_page: bool = False) -> Any:
         records, lost = self._allocated_cach_recs, []
         if publish_incomplete_page and (record := records.get(req.instance_id)) is not None:
             # The last publication exchanges pages in the record, so they are compared before.
@@ -256,6 +250,3 @@ def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
         if lost:
             cache.free_allocated_pages(lost)
         return answer
-
-    replace_attribute(undo, manager, "allocate", noted)
-    replace_attribute(undo, decoder, "publish_request", published)
