@@ -1,4 +1,4 @@
-"""Why a request failed: `explain(run, request_id)`."""
+"""Explains why a request failed: `explain(run, request_id)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`explain`: an explanation from what was recorded of a request."""
+"""`explain`: builds the explanation of a request from its recording."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from analysis.runs.store import Run
 
 
-@broken_json("What was recorded of the run")
+@broken_json("The recording of the run")
 def explain(
     run: Run, request_id: str, trial_id: str | None = None, *, reference: bool = True
 ) -> Explanation:
-    """Explain why a request of a run failed, from what was recorded of it.
+    """Explain why a request of a run failed, from its recording.
 
-    `trial_id` chooses the trial where several have a request of that name. With `reference` the
-    reference decoder computes its probabilities of the first wrong token, in a child process of
-    the release. Raises RunError if there is no such request or trial, or more than one.
+    `trial_id` selects the trial if several have a request of that name. If `reference` is set, the
+    reference decoder computes the probabilities of the first wrong token, in a child process of
+    the release. Raises RunError if the request or trial does not exist or is ambiguous.
     """
     trace = trace_of(run, request_id, trial_id)
     invocations = invocations_of(trace)
@@ -70,27 +70,27 @@ def _missing(
     caches: Caches,
     divergence: Divergence | None,
 ) -> tuple[str, ...]:
-    """Return what is not known because it was not recorded."""
+    """Return what is unknown because it was not recorded, in sentences."""
     sentences = []
     if not trace.recorded:
         sentences.append(
-            "Nothing was recorded of this trial: sweep with --sanitize or --observe to record it."
+            "This trial has no recording. Sweep with --sanitize or --observe to record it."
         )
     elif trace.events.empty:
-        sentences.append("No events were recorded, so there is no history of its pages.")
+        sentences.append("No events were recorded, so the history of its pages is unknown.")
     elif trace.seq_of("submitted") is None:
-        sentences.append("The recording does not have its beginning.")
+        sentences.append("The recording began after the request was submitted.")
     if trace.recorded and trace.invocations.empty:
-        sentences.append("No invocation was recorded in its trial.")
+        sentences.append("No invocations were recorded in the trial.")
     elif trace.recorded and not invocations:
-        sentences.append("It was in no finished invocation.")
+        sentences.append("The request was in no finished invocation.")
     if trace.recorded and (caches.before is None or caches.after is None):
         sentences.append(caches.how)
     if trace.outcome == "wrong" and divergence is None:
         sentences.append(
-            "No reference answer was stored with it, so its first wrong token is unknown."
+            "The reference answer was not recorded, so the first wrong token is unknown."
             if trace.request["reference_tokens"] is None
-            else "Its tokens equal the reference decoder's."
+            else "The tokens equal the reference decoder's."
         )
     if trace.cut is not None:
         sentences.append(trace.cut)

@@ -1,4 +1,4 @@
-"""The cache before and after a request, as recorded or replayed from the events."""
+"""The cache before and after a request, recorded or replayed from events."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SAMPLES = 80
 
 @dataclass(frozen=True)
 class Caches:
-    """The cache around a request."""
+    """The cache before and after a request."""
 
     before: Snapshot | None
     after: Snapshot | None
     how: str
-    """Recorded, replayed, or why there is none, in a sentence."""
+    """Whether it was recorded or replayed, or why it is missing, in a sentence."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Pages by state at one event."""
+    """Number of pages in each state at one event."""
 
     seq: int
     free: int
@@ -40,14 +40,14 @@ def caches_of(trace: RequestTrace) -> Caches:
     if trace.events.empty:
         return Caches(None, None, "No events were recorded, so the cache is unknown.")
     if trace.snapshots["seq"].notna().sum() == 0:
-        return Caches(None, None, "No snapshot was recorded, so there is nothing to replay from.")
+        return Caches(None, None, "No snapshot was recorded, so the cache cannot be replayed.")
     sent, ended = trace.seq_of("submitted"), trace.seq_of("done")
     taken = {m: _taken(trace, m) for m in ("before", "after")}
     before = taken["before"] or cache_at(trace, None if sent is None else sent - 1)
     after = taken["after"] or cache_at(trace, ended)
     missing = [word for word, found in (("submit", before), ("end", after)) if found is None]
     if missing:
-        return Caches(before, after, f"There is no snapshot at its {' and '.join(missing)}.")
+        return Caches(before, after, f"No snapshot at the request's {' and '.join(missing)}.")
     how = "As recorded." if all(taken.values()) else "Replayed from the recorded events."
     return Caches(before, after, how)
 
@@ -73,7 +73,7 @@ def pool_until(trace: RequestTrace, end: int) -> tuple[Pool, ...]:
         return ()
     begin = start.seq
     changed = trace.events[(trace.events["seq"] > begin) & (trace.events["seq"] <= end)]
-    # Without "acquire": between it and "pages_held" a page has no owner.
+    # Skip "acquire": until "pages_held" the page has no owner.
     kinds = ["free", "pages_held", "pages_dropped", "create", "unlink", "node_overwritten"]
     places = [int(seq) for seq in changed.loc[changed["kind"].isin(kinds), "seq"]]
     replay, pools = Replay(start), [_pool(start, begin)]
@@ -83,7 +83,7 @@ def pool_until(trace: RequestTrace, end: int) -> tuple[Pool, ...]:
 
 
 def first_snapshot(trace: RequestTrace) -> Snapshot | None:
-    """Return the first snapshot with a place among the events."""
+    """Return the first snapshot with a `seq`."""
     placed = trace.snapshots[trace.snapshots["seq"].notna()]
     return None if placed.empty else _snapshot(placed, 0)
 

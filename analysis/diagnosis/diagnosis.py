@@ -1,4 +1,4 @@
-"""Why a request failed: facts from the tables, worded by the templates of this package."""
+"""The diagnosis of a failed request: facts from the tables, written with templates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from analysis.sanitizer.rules import consequence_of
 
 _PACKAGE = "analysis.diagnosis"
 _DEATH = 160
-"""Most characters of the message of an engine's death."""
+"""Most characters of the message of a died engine."""
 _NO_ANSWER = ("timeout", "engine_died")
 
 
@@ -42,7 +42,7 @@ def diagnosis_of(
     death: EngineDeath | None,
     histories: Sequence[PageHistory],
 ) -> tuple[str, ...]:
-    """Return why the request failed, in sentences, as far as the recording shows it."""
+    """Return why the request failed according to the recording, in sentences."""
     facts: dict[str, Any] = {
         "trace": trace,
         "finding": finding,
@@ -79,7 +79,7 @@ def _wrong(
     divergence: Divergence | None,
     histories: Sequence[PageHistory],
 ) -> dict[str, Any]:
-    """Return the facts of a wrong answer: when the first finding was, and who owned its page."""
+    """Return the facts of a wrong answer: the time of the first finding, and its page's owner."""
     token_seq = None if divergence is None else divergence.seq
     earlier, wrong_at = None, None if divergence is None else divergence.invocation_id
     if finding is not None and wrong_at is not None and finding.invocation_id is not None:
@@ -108,9 +108,9 @@ def _wrong(
 
 
 def _ownership(finding: Finding, histories: Sequence[PageHistory]) -> tuple[str | None, str | None]:
-    """Return who owned the page of a finding at its event, and what was last written to it.
+    """Return the owner of a finding's page at its event, and the last write to the page.
 
-    None if it was the request itself, or if that is not known.
+    None if the request itself was the owner, or if the owner is unknown.
     """
     history = next((h for h in histories if h.page == finding.page), None)
     if history is None or finding.seq is None:

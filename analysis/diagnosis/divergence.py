@@ -1,4 +1,4 @@
-"""The first token that differs from the reference, with its probability and the right one's."""
+"""The first wrong token of an answer, with the probabilities of it and of the right token."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from analysis.shortfin.oracle import oracle_of
 
 @dataclass(frozen=True)
 class TokenProbability:
-    """Probabilities of the given and of the right next token."""
+    """Probabilities of the given token and of the right token."""
 
     given: float | None
     right: float | None
     at_most: float = 0.0
-    """Upper bound of a probability that is None: only the likeliest tokens were recorded."""
+    """Upper bound of a missing probability (None): only the most likely tokens are recorded."""
     best: int | None = None
-    """The likeliest token."""
+    """The most likely token."""
 
     def words(self, value: float | None) -> str:
         """Return one of the two probabilities as text."""
@@ -39,32 +39,32 @@ class Divergence:
     """The first divergent token of an answer."""
 
     token_index: int
-    """Which token of the answer, from 0."""
+    """Index of the token in the answer, from 0."""
     given: int | None
-    """The token that the engine gave; None: it gave no more."""
+    """The engine's token; None if its answer ended."""
     right: int | None
-    """The reference decoder's; None: it gave no more."""
+    """The reference decoder's token; None if its answer ended."""
     given_text: str
     right_text: str
     invocation_id: int | None
-    """The invocation that gave it; None where it was not recorded."""
+    """The invocation that computed it; None if not recorded."""
     seq: int | None
-    """The event at which it arrived, else at which that invocation began."""
+    """`seq` of the token's arrival, else of the start of its invocation."""
     t_s: float | None
     engine: TokenProbability | None
-    """As the engine computed them in that invocation."""
+    """Probabilities computed by the engine in that invocation."""
     reference: TokenProbability | None
-    """As the reference decoder computes them after the same right tokens."""
+    """Probabilities computed by the reference decoder after the right tokens."""
     missing: tuple[str, ...] = ()
-    """Why one of them is missing, in sentences."""
+    """Why probabilities are missing, in sentences."""
 
 
 def divergence_of(
     trace: RequestTrace, invocations: Sequence[RequestInvocation], *, reference: bool = True
 ) -> Divergence | None:
-    """Return the first wrong token; None without one, or without a reference answer.
+    """Return the first wrong token; None if there is none, or no reference answer.
 
-    With `reference` the reference decoder computes its probabilities, in a child process.
+    If `reference` is set, the reference decoder computes its probabilities in a child process.
     """
     place = trace.request["first_divergence"]
     wanted, got = trace.request["reference_tokens"] or (), trace.request["tokens"] or ()
@@ -91,7 +91,7 @@ def divergence_of(
 
 
 def token_name(trace: RequestTrace, token: int | None) -> str:
-    """Return a token as text in quotation marks, or its number where that is not known."""
+    """Return a token as text in quotation marks, or its id if the text is unknown."""
     return "nothing" if token is None else _texts(_model(trace)).get(token, f"token {token}")
 
 
@@ -123,15 +123,15 @@ def _probabilities(
 def _engine(
     trace: RequestTrace, invocation: RequestInvocation | None, given: int | None, right: int | None
 ) -> TokenProbability | str:
-    """Return the engine's probabilities, or why they are not known."""
+    """Return the engine's probabilities, or why they are unknown."""
     if given is None:
-        return "The engine gave no further token, so it has no probability."
+        return "The engine's answer had ended, so there is no probability of the next token."
     if trace.invocations.empty:
         return "No invocations were recorded, so the engine's probabilities are unknown."
     if invocation is None:
-        return "The invocation that gave the token was not recorded."
+        return "The invocation that computed the token was not recorded."
     if not invocation.top:
-        return "The engine's probabilities were not recorded, so only the reference's are shown."
+        return "The engine's probabilities were not recorded; only the reference's are shown."
     known = {token: math.exp(log) for token, log in invocation.top}
     return _probabilities(known, given, right, min(known.values()))
 
@@ -139,7 +139,7 @@ def _engine(
 def _reference(
     trace: RequestTrace, prefix: tuple[int, ...], given: int | None, right: int | None
 ) -> TokenProbability | str:
-    """Return the reference decoder's probabilities after a right prefix, or why it failed."""
+    """Return the reference decoder's probabilities after the right tokens, or why it failed."""
     try:
         found = _reference_probabilities(
             str(trace.trial["release"]),
@@ -168,14 +168,14 @@ def _reference_probabilities(
 
 
 def _model(trace: RequestTrace) -> str | None:
-    """Return the directory of the run's model, None for the one that ships."""
+    """Return the directory of the run's model; None for the shipped one."""
     plan = trace.run.manifest.get("plan") or {}
     model = plan.get("model") if isinstance(plan, Mapping) else None
     return str(model_directory(model)) if model else None
 
 
 def _arrival(trace: RequestTrace, place: int) -> tuple[int | None, float | None]:
-    """Return the event at which a token of the answer arrived, and its time."""
+    """Return the event and the time at which a token of the answer arrived."""
     arrived = trace.events_of("first_token", "token")
     if place >= len(arrived):
         return None, None

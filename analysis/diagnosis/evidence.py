@@ -1,4 +1,4 @@
-"""What the tables show of a failure: findings, an engine's death, a pool that was short."""
+"""Evidence of a failure in the tables: findings, a dead engine, a pool without free pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analysis.recording.stacks import is_of_engine
 from analysis.sanitizer.findings import WRONG_DATA, Finding
 
 STUCK, LEAK, CONSEQUENCE = "stuck-request", "page-leak", "tainted-kv-read"
-"""Rules: a request without an answer, a lost page, a read of what was computed from wrong data."""
+"""Rules: a request without an answer, a leaked page, a read of tainted data."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
 
 
@@ -28,11 +28,11 @@ class EngineDeath:
     seq: int | None = None
     t_s: float | None = None
     frame: str | None = None
-    """The engine's innermost frame in the traceback that it printed."""
+    """The engine's innermost frame in its traceback."""
     requests: tuple[str, ...] = ()
-    """Requests that the last operations failed for before it, the latest last."""
+    """Requests with a failed operation before it, the latest last."""
     failure: str | None = None
-    """How the latest of those operations failed."""
+    """How the latest of these operations failed."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Shortage:
     wanted: str
     free: int | None
     counts: dict[str, int] | None
-    """Pages by state at that event; None where it cannot be replayed."""
+    """Number of pages in each state at that event; None if it cannot be replayed."""
     leak: Finding | None
-    """The first leak before it, if pages had leaked."""
+    """The first page leak before it; None if there was none."""
     leaking_requests: int
-    """Requests of which pages had leaked before it."""
+    """Number of requests with leaked pages before it."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ class Failure:
 
 
 def findings_of(trace: RequestTrace) -> tuple[Finding, ...]:
-    """Return the first finding of each kind on the request, in order."""
+    """Return the first finding of each kind about the request, in order."""
     own = trace.findings[trace.findings["request_id"] == trace.name]
     return _findings(own)
 
 
 def first_finding(trace: RequestTrace, findings: tuple[Finding, ...]) -> Finding | None:
-    """Return the first finding of wrong data on the request, else the first one at risk.
+    """Return the first finding with wrong data about the request, else the first one at risk.
 
-    Findings before its end go first; that it has no answer goes last.
+    Findings before the request's end come first; a missing answer comes last.
     """
     end = trace.seq_of("done")
     early = [f for f in findings if end is None or f.seq is None or f.seq < end]
@@ -87,14 +87,14 @@ def first_finding(trace: RequestTrace, findings: tuple[Finding, ...]) -> Finding
 
 
 def count_of(trace: RequestTrace, finding: Finding) -> int:
-    """Return how often a finding was made for the request."""
+    """Return how many such findings the request has."""
     rows = trace.findings
     same = (rows["rule"] == finding.rule) & (rows["cause"].fillna("") == finding.cause)
     return int(rows.loc[same & (rows["request_id"] == trace.name), "count"].fillna(1).sum())
 
 
 def shortage_of(trace: RequestTrace, request_id: str, since: int = -1) -> Shortage | None:
-    """Return the last allocation after an event that failed for want of pages."""
+    """Return the last allocation after an event that failed because the pool had too few pages."""
     own = trace.events_of("alloc_failed", request_id=request_id)
     own = own[own["seq"] > since]
     if own.empty:
@@ -140,7 +140,7 @@ def death_of(trace: RequestTrace) -> EngineDeath | None:
         return None
     if died.empty:
         message = trace.trial["status_detail"] or f"The trial ended as {status}."
-        # A trial that hung raised nothing: a traceback in its log is older.
+        # A trial that hung raised no error: a traceback in its log is older.
         frame = None if status == "hung" else last_frame(trace)
         return EngineDeath(one_line(message, 600), frame=frame)
     event = died.iloc[0].to_dict()
@@ -163,7 +163,7 @@ def last_frame(trace: RequestTrace) -> str | None:
     """Return the innermost frame of the engine in the last traceback of the trial's log."""
     log = trace.trial["engine_log"] or ""
     frames = [match for match in _FRAME.finditer(log) if is_of_engine(match["file"])]
-    # The bridge to native code is innermost; the application's own frame is more useful.
+    # The innermost frame is the bridge to native code; the engine's own frame is more useful.
     own = [match for match in frames if "shortfin_apps" in match["file"]] or frames
     if not own:
         return None

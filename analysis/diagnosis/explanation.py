@@ -1,4 +1,4 @@
-"""Why one request of a run failed, as data and as sections of text and tables."""
+"""The explanation of a failed request, as data and as sections of text and tables."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from analysis.diagnosis.timeline import BatchPeer, BatchRow, Moment, RequestInvo
 from analysis.sanitizer.findings import Finding
 
 _INVOCATIONS, _ENTRIES, _PAGES, _PEERS, _MOMENTS, _STACK = 40, 14, 12, 12, 40, 5
-"""Most rows of a kind that are shown, and lines of a stack."""
+"""Most rows that are shown of each kind, and most lines of a stack."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a heading."""
+    """Rows with column names."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -48,40 +48,40 @@ class Section:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why one request of a run failed; `str` gives it as text."""
+    """Explains why one request of a run failed; `str` returns the text."""
 
     request_id: str
     trial_id: str
     outcome: str
     summary: str
-    """How it ended, in a sentence."""
+    """How the request ended, in a sentence."""
     diagnosis: tuple[str, ...]
-    """Why it failed, in sentences, as far as the recording shows it."""
+    """Why it failed according to the recording, in sentences."""
     request: Mapping[str, Any]
-    """Its row of the table `requests`; what is missing is None."""
+    """Its row of the table `requests`; missing values are None."""
     trial: Mapping[str, Any]
-    """Its trial's row of `trials`."""
+    """Its trial's row of the table `trials`."""
     timeline: tuple[Moment, ...]
     invocations: tuple[RequestInvocation, ...]
     peers: tuple[BatchPeer, ...]
     finding: Finding | None
-    """The first finding of wrong data on it, else the first one at risk."""
+    """The first finding with wrong data about it, else the first one at risk."""
     findings: tuple[Finding, ...]
-    """The first finding of each kind on it, in order."""
+    """The first finding of each kind about it, in order."""
     death: EngineDeath | None
-    """How the engine died, if it did."""
+    """How the engine died; None if it did not."""
     pages: tuple[PageHistory, ...]
-    """The page of the finding, then its own pages in the order of its block table."""
+    """The page of the finding, then the request's pages in the order of its block table."""
     caches: Caches
     divergence: Divergence | None
     missing: tuple[str, ...]
-    """What is not known because it was not recorded, in sentences."""
+    """What is unknown because it was not recorded, in sentences."""
     begin: int
-    """Its first event."""
+    """`seq` of its first event."""
     end: int
-    """Its last event."""
+    """`seq` of its last event."""
     trace: RequestTrace
-    """The tables that it was made from."""
+    """The tables it was made from."""
 
     @property
     def title(self) -> str:
@@ -90,7 +90,7 @@ class Explanation:
 
     @property
     def pool(self) -> tuple[Pool, ...]:
-        """Pages by state, from the first snapshot to its end."""
+        """Number of pages in each state, from the first snapshot to the request's end."""
         return pool_until(self.trace, self.end)
 
     @property
@@ -138,7 +138,7 @@ def _finding(explained: Explanation) -> Section:
         return Section("First finding", none)
     where = [finding.at]
     if finding.other_request_id:
-        where.append(f"the other request {finding.other_request_id}")
+        where.append(f"other request {finding.other_request_id}")
     if finding.page is not None:
         slot = "" if finding.slot is None else f", slot {finding.slot}"
         where.append(f"page {finding.page}{slot}")
@@ -146,22 +146,22 @@ def _finding(explained: Explanation) -> Section:
     lines = [
         f"{finding.severity}: {finding.rule} ({finding.cause})",
         finding.text,
-        f"At {'; '.join(where)}; {often} on this request.",
+        f"At {'; '.join(where)}; {often} in this request.",
         *(finding.stack or "").splitlines()[-_STACK:],
     ]
     return Section("First finding", lines)
 
 
 def _further(explained: Explanation) -> Section:
-    """Return what else was found on the request, in order."""
+    """Return the other findings about the request, in order."""
     rows = tuple(
         (_whole(f.seq), _whole(f.invocation_id), f.severity, f"{f.rule} ({f.cause})", f.text)
         for f in explained.findings
         if explained.finding is None
         or (f.rule, f.cause) != (explained.finding.rule, explained.finding.cause)
     )
-    columns = ("event", "invocation", "severity", "rule", "what was found")
-    return Section("Further findings on it", (), Table(columns, rows))
+    columns = ("event", "invocation", "severity", "rule", "finding")
+    return Section("Further findings about the request", (), Table(columns, rows))
 
 
 def _token(explained: Explanation) -> Section:
@@ -178,8 +178,8 @@ def _token(explained: Explanation) -> Section:
         if one is not None
     )
     sentence = (
-        f"Token {wrong.token_index} is {wrong.given_text}; right is {wrong.right_text}."
-        " Probabilities after the same right tokens:"
+        f"Token {wrong.token_index} is {wrong.given_text} instead of {wrong.right_text}."
+        " Probabilities after the right tokens before it:"
     )
     columns = ("", f"{wrong.given_text} (given)", f"{wrong.right_text} (right)")
     return Section("First wrong token", (sentence,), Table(columns, rows))
@@ -209,15 +209,15 @@ def _invocations(explained: Explanation) -> Section:
         )
     if not rows:
         return Section("Invocations")
-    notes = ["A length in brackets is the request's own, where its row had another one."]
+    notes = ["Length: the row's seq_len, with the request's own length in brackets if it differs."]
     notes += _left_out(len(explained.invocations) - _INVOCATIONS, "later invocation")
-    columns = ("invocation", "s", "phase", "row", "with", "start", "length", "block table", "gave",
-               "right")  # fmt: skip
+    columns = ("invocation", "s", "phase", "row", "with", "start", "length", "block table", "token",
+               "right token")  # fmt: skip
     return Section("Invocations", notes, Table(columns, tuple(rows)))
 
 
 def _batch(explained: Explanation) -> Section:
-    """Return all rows of the invocation of the finding, else of the wrong token."""
+    """Return all rows of the finding's invocation, else of the wrong token's."""
     if not explained.invocations:
         return Section("")
     ids = [
@@ -237,7 +237,7 @@ def _batch(explained: Explanation) -> Section:
         for row in invocation.rows
     )
     columns = ("row", "request", "tokens", "start", "length", "block table")
-    title = f"Invocation {invocation.invocation_id}, a {invocation.phase}, as the device read it"
+    title = f"Invocation {invocation.invocation_id}, a {invocation.phase}, as passed to the device"
     return Section(title, (), Table(columns, rows))
 
 
@@ -264,7 +264,8 @@ def _pages(explained: Explanation) -> Section:
         *_left_out(left_out, "entry", "entries"),
         *_left_out(len(explained.pages) - _PAGES, "page"),
     ]
-    return Section("Its pages", notes, Table(("page", "event", "s", "what happened"), tuple(rows)))
+    columns = ("page", "event", "s", "what happened")
+    return Section("Pages of the request", notes, Table(columns, tuple(rows)))
 
 
 def _caches(explained: Explanation) -> Section:
@@ -274,7 +275,7 @@ def _caches(explained: Explanation) -> Section:
     lines += [] if after is None else [f"After: {after}"]
     if before is not None and after is not None:
         lines.append(f"Change: {after - before}")
-    return Section("The cache before and after it", lines)
+    return Section("The cache before and after the request", lines)
 
 
 def _left_out(number: int, noun: str, plural: str | None = None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Why a request failed, in one figure: batches, pages, and its first wrong token or the pool.
+"""The figure of an explanation: batches, pages, and the first wrong token or the pool.
 
-The axis of the upper two panels is the number of the event, because most of the time is waiting.
+The x axis of the upper two panels is the event number, because time would mostly show waiting.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from analysis.sanitizer.findings import WRONG_DATA
 
 OWN = style.BLUE
 PEERS = (*(c for c in style.REQUEST_COLOURS if c not in (OWN, style.BLACK)), style.BLACK)
-"""Colours of the request and of those those in its batches; vermillion marks what went wrong."""
+"""Colours of the request and its batch peers; vermillion marks errors."""
 OTHERS = "#9A9A9A"
 _LEAST, _PAGES = 24, 14
-"""Least events that the axis spans, and most pages that are drawn."""
+"""Fewest events that the axis spans, and most pages that are drawn."""
 _WIDTH, _STEP = 10.0, 0.6
-"""Inches; and the height of a mark's words, in lanes."""
+"""Sizes in inches, and the height of a mark's label in lanes."""
 
 
 def explanation_figure(explained: Explanation) -> Figure:
-    """Draw an explanation: invocations of the requests in its batches, owners of its pages, faults.
+    """Draw an explanation: invocations of the batch peers, owners of the pages, and errors.
 
-    Below are the probabilities of the first wrong token and the right one, by the engine and the
-    reference decoder; without a wrong token, the pages of the pool by state.
+    The lower panel shows the probabilities of the first wrong token and the right token, computed
+    by the engine and the reference decoder. Without a wrong token it shows the pages by state.
     """
     lanes = _lanes(explained)
     pages = [history for history in explained.pages if history.owners][:_PAGES]
@@ -52,7 +52,7 @@ def explanation_figure(explained: Explanation) -> Figure:
     elif pool:
         heights["pool"] = 2.0
     if not heights:
-        return style.nothing_to_draw("Nothing was recorded of this request's trial.")
+        return style.nothing_to_draw("This request's trial has no recording.")
     figure = style.new_figure(_WIDTH, sum(heights.values()) + 1.1)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights.values()))
     axes = {name: figure.add_subplot(grid[n]) for n, name in enumerate(heights)}
@@ -62,7 +62,7 @@ def explanation_figure(explained: Explanation) -> Figure:
         _draw_lanes(axes["lanes"], explained, lanes, colours)
     if "pages" in axes:
         marks = [seq for seq, _, _ in marks_of(explained)]
-        draw_pages(axes["pages"], explained, pages, lambda who: colours.get(who, OTHERS), marks)
+        draw_pages(axes["pages"], explained, pages, lambda owner: colours.get(owner, OTHERS), marks)
     for number, part in enumerate(shared):
         _number_axis(part, explained, last=number == len(shared) - 1)
     if has_probabilities:
@@ -78,12 +78,12 @@ def explanation_figure(explained: Explanation) -> Figure:
 
 
 def colours_of(lanes: Sequence[str]) -> dict[str, str]:
-    """Return the colour of each request that has a lane, the explained one first."""
+    """Return the colour of each request with a lane, the explained request first."""
     return dict(zip(lanes, (OWN, *PEERS), strict=False))
 
 
 def _lanes(explained: Explanation) -> list[str]:
-    """Return the request, then those in its batches, else those under way at the same time."""
+    """Return the request, then its batch peers, else the requests under way at the same time."""
     others = [peer.request_id for peer in explained.peers]
     if not others:
         events = explained.trace.events
@@ -101,7 +101,7 @@ def _lanes(explained: Explanation) -> list[str]:
 
 
 def _first(explained: Explanation, kind: str) -> dict[str, int]:
-    """Return the place of the first event of a kind for each request."""
+    """Return the `seq` of each request's first event of a kind."""
     events = explained.trace.events
     rows = events[events["kind"] == kind].drop_duplicates("request_id")
     return {str(r): int(s) for r, s in zip(rows["request_id"], rows["seq"], strict=True)}
@@ -137,7 +137,7 @@ def _draw_lanes(
     marks = marks_of(explained)
     axes.set_ylim(len(lanes) - 0.4, -0.35 - _STEP * max(len(marks), 1))
     for number, (seq, words, mark) in enumerate(marks):
-        height = -0.65 - _STEP * number  # each on a line of its own, for they may be close
+        height = -0.65 - _STEP * number  # one line each, because they may be close
         axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
         axes.plot([seq], [height], mark, color=style.VERMILLION, markersize=8, zorder=6)
         right = seq > (low + high) / 2
@@ -152,7 +152,7 @@ def _draw_lanes(
 
 
 def _small_marks(axes: Axes, explained: Explanation, place: dict[str, int]) -> None:
-    """Mark further findings of wrong data on the request, and every shortage, in their lanes."""
+    """Mark further findings with wrong data, and every shortage of pages, in their lanes."""
     events = explained.trace.events
     short = events[(events["kind"] == "alloc_failed") & events["request_id"].isin(list(place))]
     for seq, name in zip(short["seq"], short["request_id"], strict=True):
@@ -168,7 +168,7 @@ def _small_marks(axes: Axes, explained: Explanation, place: dict[str, int]) -> N
 
 
 def marks_of(explained: Explanation) -> list[tuple[float, str, str]]:
-    """Return what went wrong: event, words, marker; marks of the same event are joined."""
+    """Return errors as event, text and marker; marks of the same event are joined."""
     marks: dict[int, tuple[list[str], str]] = {}
 
     def mark(seq: int | None, words: str, sign: str) -> None:
@@ -179,7 +179,7 @@ def marks_of(explained: Explanation) -> list[tuple[float, str, str]]:
     if finding is not None:
         mark(finding.seq, f"{finding.rule} ({finding.cause})", "v")
     short = [moment.seq for moment in explained.timeline if moment.kind == "alloc_failed"]
-    mark(short[-1] if short else None, "too few pages for it", "s")
+    mark(short[-1] if short else None, "too few pages", "s")
     if wrong is not None:
         mark(wrong.seq, f"token {wrong.token_index} is wrong", "X")
     if death is not None:
@@ -190,7 +190,7 @@ def marks_of(explained: Explanation) -> list[tuple[float, str, str]]:
 
 
 def bounds_of(explained: Explanation) -> tuple[float, float]:
-    """Return the first and the last event that the axis spans."""
+    """Return the first and the last event of the axis."""
     span = explained.end - explained.begin
     before = max(0.03 * span, _LEAST - span, 4)
     return explained.begin - before, explained.end + max(0.03 * span, 4)
@@ -206,7 +206,7 @@ def _number_axis(axes: Axes, explained: Explanation, *, last: bool) -> None:
     seconds = _clock(explained)
     ticks = [tick for tick in axes.get_xticks() if low <= tick <= high and tick >= 0]
     axes.set_xticks(ticks, [f"{int(tick)}\n{seconds(tick):.3f} s" for tick in ticks])
-    axes.set_xlabel("number of the event, and its time since the engine started",
+    axes.set_xlabel("event number, and time since the engine started",
                     fontsize=style.TEXT)  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def _legend(explained: Explanation, lanes: Sequence[str], pages: bool) -> list[L
         shown += [
             Patch(facecolor=grey, edgecolor="white", hatch="//////", label="prefill"),
             Patch(facecolor=grey, label="decode"),
-            Patch(facecolor="none", edgecolor=grey, label="an invocation without it"),
+            Patch(facecolor="none", edgecolor=grey, label="invocation without it"),
         ]
     if pages and owners - {*colours_of(lanes), CACHED, UNOWNED, FREE}:
         shown.append(Patch(facecolor=OTHERS, label="another request's page"))

@@ -24,9 +24,9 @@ def draw_pages(
     colour: Callable[[str], str],
     marks: Sequence[float],
 ) -> None:
-    """Draw a lane for each page: a bar in its owner's colour, and below it a line for each writer.
+    """Draw a lane for each page: a bar in the owner's colour, and a line below for each writer.
 
-    `marks` are the events of what went wrong.
+    `marks` are the events of errors.
     """
     low = explained.begin - max(explained.end, 1)
     for y, history in enumerate(pages):
@@ -42,10 +42,10 @@ def draw_pages(
         writers: dict[str, int] = {}
         for entry in history.entries:
             if entry.kind == "write":
-                who = entry.request_id or "padding"
-                level = writers.setdefault(who, len(writers))
+                writer = entry.request_id or "padding"
+                level = writers.setdefault(writer, len(writers))
                 height = y + 0.24 + 0.09 * min(level, 3)
-                shade = style.BLACK if who == "padding" else colour(who)
+                shade = style.BLACK if writer == "padding" else colour(writer)
                 axes.plot([entry.seq - 0.3, max(entry.until, entry.seq) + 0.3], [height, height],
                           color=shade, linewidth=2.2, solid_capstyle="butt")  # fmt: skip
     labels = [str(history.page) for history in pages]
@@ -60,7 +60,7 @@ def draw_pages(
         axes.axvline(seq, color=style.VERMILLION, linewidth=1.1, linestyle="--", zorder=5)
     left_out = len(explained.pages) - len(pages)
     more = f" ({counted(left_out, 'page')} not drawn)" if left_out > 0 else ""
-    style.dress(axes, f"Owners of its pages (no bar: in the pool), and writers{more}", "", "page")
+    style.dress(axes, f"Owners and writers of its pages (no bar: in the pool){more}", "", "page")
     axes.grid(visible=False)
     axes.tick_params(axis="y", labelsize=8)
 
@@ -143,9 +143,9 @@ def draw_pool(axes: Axes, explained: Explanation, pool: Sequence[Pool]) -> None:
     axes.set_ylim(0, total * 1.14)
     handles = [
         axes.fill_between([], [], [], color=STATE_COLOURS[state],
-                          label=f"{state}, at its end {getattr(last, state)}")
+                          label=f"{state}, {getattr(last, state)} at the end")
         for state in reversed(_ORDER)
     ]  # fmt: skip
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
                 fontsize=style.SMALL, frameon=False)  # fmt: skip
-    style.dress(axes, "Pages of the pool by state", "number of the event", "pages")
+    style.dress(axes, "Pages of the pool by state", "event number", "pages")

@@ -1,4 +1,4 @@
-"""A finding as a figure: its pages before and after its step, with the writer of each slot."""
+"""The figure of a finding: its pages before and after the step, with each slot's writer."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FURTHER = (style.GREEN, style.PURPLE, style.YELLOW, "#B0B0F0")
 """Colours of the affected request, the other request, and further writers."""
 _PADDING, _UNKNOWN = "#C9C9C9", "#EDEDED"
 _LEFT, _WIDTH, _STEP, _CHARACTERS = 4.6, 9.0, 0.21, 92
-"""Room for labels, in slots; width and a line of text in inches; characters in a line."""
+"""Space for labels in slots; width and line height in inches; characters a line."""
 
 _Line = tuple[str, float, str]
 """A line of text, its size and its colour."""
 
 
 def finding_figure(finding: Finding) -> Figure:
-    """Draw the pages of a finding, a strip of slots each: before its step, and after it.
+    """Draw the pages of a finding, each as a strip of slots before its step and one after it.
 
-    A slot has the colour of the request that wrote it and shows the position that it holds. A page
-    that the step did not change has one strip. A finding without a scene is shown as text.
+    A slot has the colour of the request that wrote it, and shows the position that it holds. A page
+    that the step did not change has one strip. A finding without a context is drawn as text.
     """
     scene = finding.context
     if scene is None or not scene.pages:
@@ -74,7 +74,7 @@ def finding_figure(finding: Finding) -> Figure:
 
 
 def colours_of(finding: Finding) -> dict[str | None, str]:
-    """Return a colour for every request that wrote one of the slots of a finding's scene."""
+    """Return a colour for every request that wrote a slot in a finding's context."""
     colours: dict[str | None, str] = {}
     if finding.request_id:
         colours[finding.request_id] = MINE
@@ -103,7 +103,7 @@ def _page(
     finding: Finding,
     colours: dict[str | None, str],
 ) -> float:
-    """Draw a page's strips from y on; return where the next page begins."""
+    """Draw a page's strips from y on; return the y of the next page."""
     changed = page.before != page.after
     strips = [(page.before, "before"), (page.after, "after")] if changed else [(page.after, "")]
     where = style.words(textwrap.shorten(page.where, 26, placeholder="…"))
@@ -145,7 +145,7 @@ def _strip(axes: Axes, slots: Sequence[Slot], y: float, colours: dict[str | None
 
 
 def _heading(finding: Finding) -> list[_Line]:
-    """Return the lines above a picture: what happened, then the rule and the step."""
+    """Return the lines above the figure: the message, the rule and the step."""
     happened = textwrap.wrap(finding.text, _CHARACTERS)[:4]
     rule = textwrap.wrap(f"{finding.severity}. Rule: {finding.sentence}", _CHARACTERS + 14)[:3]
     return [
@@ -173,10 +173,12 @@ def _legend(
     edge: dict[str, Any] = {"edgecolor": "#7A7A7A", "linewidth": 0.6}
     shown: list[Patch | Line2D] = [
         Patch(
-            facecolor=colour, label=f"written by {style.words(who or 'an unknown request')}", **edge
+            facecolor=colour,
+            label=f"written by {style.words(name or 'an unknown request')}",
+            **edge,
         )
-        for who, colour in colours.items()
-        if who in writers
+        for name, colour in colours.items()
+        if name in writers
     ]
     if PADDING_KIND in kinds:
         shown.append(Patch(facecolor=_PADDING, hatch="////", label="padding", **edge))

@@ -1,4 +1,4 @@
-"""Histories of pages: every change of owner and every write, from the events."""
+"""Histories of pages: every change of owner and every write."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from analysis.diagnosis.timeline import RequestInvocation, time_of
 from analysis.snapshots.snapshot import Snapshot
 
 FREE, CACHED, UNOWNED = "free", "cached", "unowned"
-"""Owners of a page that are no request."""
+"""Owners of a page that are not requests."""
 _NO_REQUEST = (FREE, CACHED, UNOWNED)
 _BRIEF = 3
-"""Most events between a request's release of a page and its return to the pool."""
+"""Most events between a request's drop of a page and the page's return to the pool."""
 _WORDS = {
-    "acquire": "{who} took it from the pool",
-    "pages_held": "{who} held it from then on",
-    "pages_dropped": "{who} no longer held it",
-    "free": "{who} returned it to the pool",
-    "create": "{who} put it into the trie, as node {node}",
+    "acquire": "{request} took it from the pool",
+    "pages_held": "{request} held it",
+    "pages_dropped": "{request} dropped it",
+    "free": "{request} returned it to the pool",
+    "create": "{request} published it in the trie as node {node}",
     "unlink": "its node {node} was removed from the trie",
     "node_overwritten": "its node {node} was overwritten by another node",
-    "evict": "evicted from the trie for {who}",
-    "duplicate": "{who} set it aside as a duplicate of a cached page",
-    "duplicate_page": "{who} had it twice in its list",
-    "nonfinite": "it held NaN or infinity, from slot {value} on, in an invocation of {who}",
-    "written_after_free": "it was written after it had been freed",
+    "evict": "evicted from the trie for {request}",
+    "duplicate": "{request} listed it as a duplicate of a cached page",
+    "duplicate_page": "{request} had it twice in its list",
+    "nonfinite": "it held NaN or infinity, from slot {value} on, in an invocation of {request}",
+    "written_after_free": "it was written after it was freed",
 }
 _Event = dict[Any, Any]
 """A row of the table `events`."""
 _PAIRS = ({"acquire", "pages_held"}, {"free", "pages_dropped"})
-"""Two events of one step: the history has the first."""
+"""Pairs of events of one step: the history has only the first."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class OwnershipInterval:
-    """The owners of a page from one event to another."""
+    """The owners of a page between two events."""
 
     begin: int
     end: int
@@ -64,7 +64,7 @@ class OwnershipInterval:
 
 @dataclass(frozen=True)
 class PageHistory:
-    """The events and the owners of one page while its trial was recorded."""
+    """The events and owners of one page during the recording."""
 
     page: int
     entries: tuple[Entry, ...]
@@ -83,7 +83,7 @@ class _Write:
     seq: int
     t_s: float | None
     invocation_id: int
-    who: str
+    writer: str
     request_id: str | None
     first: int
     last: int
@@ -92,7 +92,7 @@ class _Write:
 def pages_of(
     trace: RequestTrace, invocations: Sequence[RequestInvocation], also: Iterable[int | None] = ()
 ) -> list[int]:
-    """Return the pages `also`, then those in the request's block tables and those it held."""
+    """Return the pages `also`, then those of the request's block tables, then those it held."""
     pages = [page for page in also if page is not None]
     for invocation in invocations:
         own = invocation.own_length or invocation.own_row.seq_len or 0
@@ -103,7 +103,7 @@ def pages_of(
 
 
 def histories_of(trace: RequestTrace, pages: Sequence[int]) -> tuple[PageHistory, ...]:
-    """Return the history of each page in the order given; without events there are only writes."""
+    """Return the history of each page, in the given order; only writes if there are no events."""
     wanted = set(pages)
     events = _events_by_page(trace, wanted)
     written: dict[int, list[_Write]] = {page: [] for page in pages}
@@ -123,7 +123,7 @@ def histories_of(trace: RequestTrace, pages: Sequence[int]) -> tuple[PageHistory
 
 
 def _events_by_page(trace: RequestTrace, pages: set[int]) -> dict[int, list[_Event]]:
-    """Return the events that concern each page, in order."""
+    """Return the events of each page, in order."""
     found: dict[int, list[_Event]] = {page: [] for page in pages}
     named = trace.events[trace.events["kind"].isin([*_WORDS, "copy"])]
     concerned = named[[bool(pages.intersection(several or ())) for several in named["pages"]]]
@@ -138,13 +138,13 @@ def _entries(events: Sequence[_Event], page: int) -> list[Entry]:
     entries: list[Entry] = []
     for event in events:
         kind, request = str(event["kind"]), value_of(event["request_id"])
-        who = request or "an unknown request"
+        owner = request or "an unknown request"
         if kind == "copy":
             source, target = event["pages"]
             words = f"copied to page {target}" if page == source else f"a copy of page {source}"
         else:
             words = _WORDS[kind].format(
-                who=who, node=value_of(event["node"]), value=value_of(event["value"])
+                request=owner, node=value_of(event["node"]), value=value_of(event["value"])
             )
         seq = int(event["seq"])
         entry = Entry(seq, time_of(event), kind, request, words, seq)
@@ -157,7 +157,7 @@ def _entries(events: Sequence[_Event], page: int) -> list[Entry]:
 
 
 def _writes(invocation: dict[Any, Any], page_tokens: int) -> Iterable[tuple[int, _Write]]:
-    """Yield each page that an invocation wrote, with the write; padding writes, too."""
+    """Yield each page that an invocation wrote, with the write; includes padding."""
     tables, tokens = invocation["block_tables"], invocation["tokens"]
     if not tables or not tokens or value_of(invocation["seq"]) is None:
         return
@@ -173,32 +173,32 @@ def _writes(invocation: dict[Any, Any], page_tokens: int) -> Iterable[tuple[int,
             first = max(start, block * page_tokens)
             last = min(end, (block + 1) * page_tokens) - 1
             own = request is not None and first < own_end
-            who = str(request) if own else f"padding of {request}" if request else "padding rows"
+            writer = str(request) if own else f"padding of {request}" if request else "padding rows"
             last = min(last, own_end - 1) if own else last
-            write = _Write(seq, t_s, number, who, request if own else None, first, last)
+            write = _Write(seq, t_s, number, writer, request if own else None, first, last)
             yield int(table[block]), write
 
 
 def _merged(entries: list[Entry], written: list[_Write]) -> tuple[Entry, ...]:
-    """Return events and writes in order; what one request wrote between two events is one entry."""
+    """Return events and writes in order; a request's writes between two events are one entry."""
     places = [entry.seq for entry in entries]
     merged = list(entries)
     for _, several in groupby(written, lambda write: bisect_left(places, write.seq)):
         by: dict[str, list[_Write]] = {}
         for write in several:
-            by.setdefault(write.who, []).append(write)
-        merged += [_entry(who, writes) for who, writes in by.items()]
+            by.setdefault(write.writer, []).append(write)
+        merged += [_entry(writer, writes) for writer, writes in by.items()]
     return tuple(sorted(merged, key=lambda entry: entry.seq))
 
 
-def _entry(who: str, writes: list[_Write]) -> Entry:
+def _entry(writer: str, writes: list[_Write]) -> Entry:
     first, last = min(w.first for w in writes), max(w.last for w in writes)
     invocations = list(dict.fromkeys(w.invocation_id for w in writes))
     when = f"invocation {invocations[0]}"
     if len(invocations) > 1:
         when = f"invocations {invocations[0]} to {invocations[-1]}"
     what = f"positions {first} to {last}" if last > first else f"position {first}"
-    words = f"{who} wrote {what} ({when})"
+    words = f"{writer} wrote {what} ({when})"
     request = writes[0].request_id
     return Entry(writes[0].seq, writes[0].t_s, "write", request, words, writes[-1].seq)
 
@@ -208,7 +208,7 @@ def _intervals(
 ) -> tuple[OwnershipInterval, ...]:
     """Return the owners of a page from the first snapshot to the last event.
 
-    A node that became unreachable with an ancestor still counts as cached here.
+    A node that became unreachable because of an ancestor still counts as cached.
     """
     free = page in set(first.state.free)
     holders = {r: None for r, pages in first.state.holdings.items() if page in pages}
@@ -239,7 +239,7 @@ def _intervals(
 
 
 def _without_handover(intervals: list[OwnershipInterval]) -> list[OwnershipInterval]:
-    """Leave out the events between the pool and a request, in both directions."""
+    """Remove the short unowned intervals between the pool and a request."""
     kept: list[OwnershipInterval] = []
     for interval in intervals:
         begin, owners = interval.begin, interval.owners

@@ -1,4 +1,4 @@
-"""A request with everything that was recorded of its trial."""
+"""A request with all recorded tables of its trial."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class RequestTrace:
-    """One request and the tables of its trial, each frame in the order of the events."""
+    """One request and the tables of its trial, in the order of events."""
 
     run: Run
     trial: Mapping[str, Any]
-    """The trial's row of `trials`; what is missing is None."""
+    """The trial's row of the table `trials`; missing values are None."""
     request: Mapping[str, Any]
-    """Its row of `requests`; what is missing is None."""
+    """Its row of the table `requests`; missing values are None."""
     requests: pd.DataFrame
     invocations: pd.DataFrame
     events: pd.DataFrame
@@ -43,27 +43,27 @@ class RequestTrace:
 
     @property
     def outcome(self) -> str:
-        """How it ended."""
+        """How the request ended."""
         return str(self.request["outcome"])
 
     @property
     def recorded(self) -> bool:
-        """Whether anything was recorded of its trial."""
+        """Whether its trial has a recording."""
         return len(self.events) > 0 or len(self.invocations) > 0
 
     @cached_property
     def page_tokens(self) -> int:
-        """Tokens of a page. Raises RunError where the run does not say how many they are."""
+        """Tokens of a page. Raises RunError if the run does not record it."""
         if (number := self.trial["page_tokens"]) is None:
             raise RunError(
-                f"Trial {self.trial['trial_id']} lacks the tokens of a page (page_tokens): record"
-                " the run again."
+                f"Trial {self.trial['trial_id']} has no page_tokens (tokens of a page). Record the"
+                " run again."
             )
         return int(number)
 
     @property
     def cut(self) -> str | None:
-        """Where the recording ends that has no end of the request, in a sentence, if it was cut."""
+        """If the recording was cut before the request's end: where, in a sentence."""
         for event in self.events[self.events["kind"] == "cut"].to_dict("records"):
             if self.name in (event["request_ids"] or ()):
                 return cut_in_words(event["t_s"], value_of(event["late_s"]), event["request_ids"])
@@ -71,25 +71,25 @@ class RequestTrace:
 
     @property
     def last_seq(self) -> int:
-        """The last event of the trial; 0 if there is none."""
+        """`seq` of the trial's last event; 0 if there is none."""
         return int(self.events["seq"].max()) if len(self.events) else 0
 
     def events_of(self, *kinds: str, request_id: str | None = None) -> pd.DataFrame:
-        """Return the events of some kinds for a request, by default the traced one."""
+        """Return the events of some kinds for a request (default: the traced one)."""
         own = self.events["request_id"] == (request_id or self.name)
         return self.events[own & self.events["kind"].isin(kinds)]
 
     def seq_of(self, kind: str) -> int | None:
-        """Return the place of the request's first event of a kind, None if there is none."""
+        """Return the `seq` of the request's first event of a kind; None if there is none."""
         found = self.events_of(kind)
         return None if found.empty else int(found["seq"].iloc[0])
 
 
 def trace_of(run: Run, request_id: str, trial_id: str | None = None) -> RequestTrace:
-    """Return the trace of a request; `trial_id` chooses among trials with such a request.
+    """Return the trace of a request; `trial_id` selects the trial if several have such a request.
 
-    A trial that was recorded without the sanitizer is checked now. Raises RunError if there is no
-    such trial or request, or if several trials have one.
+    A trial recorded without the sanitizer is checked first. Raises RunError if the trial or request
+    does not exist, or if several trials have such a request.
     """
     row = _row(run, request_id, trial_id)
     trial_id = str(row["trial_id"])
@@ -102,12 +102,12 @@ def trace_of(run: Run, request_id: str, trial_id: str | None = None) -> RequestT
 
 
 def plain(row: pd.Series[Any]) -> dict[str, Any]:
-    """Return a row as Python values, None where there is none."""
+    """Return a row as Python values, None for missing ones."""
     return {str(name): value_of(value) for name, value in row.items()}
 
 
 def value_of(value: Any) -> Any:
-    """Return a value of a frame as a Python value, None where it is missing."""
+    """Return a value of a frame as a Python value, None if missing."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
     return value.item() if hasattr(value, "item") else value
@@ -118,20 +118,20 @@ def _row(run: Run, request_id: str, trial_id: str | None) -> pd.Series[Any]:
     if trial_id is not None:
         if trial_id not in trials:
             raise RunError(
-                f"{run.path} has no trial {trial_id!r}: it has {listed(trials, most=_NAMED)}."
+                f"{run.path} has no trial {trial_id!r}. It has {listed(trials, most=_NAMED)}."
             )
         requests = requests[requests["trial_id"] == trial_id]
     found = requests[requests["request_id"] == request_id]
     if found.empty:
         where = f"trial {trial_id} of {run.path}" if trial_id else str(run.path)
         names = listed(sorted(requests["request_id"].unique()), most=_NAMED)
-        raise RunError(f"{where} has no request {request_id!r}: it has {names}.")
+        raise RunError(f"{where} has no request {request_id!r}. It has {names}.")
     if len(found) > 1:
         found = found.sort_values("outcome", key=lambda kinds: kinds == "ok", kind="stable")
         among = [f"{row.trial_id} ({row.outcome})" for row in found.itertuples()]
         raise RunError(
-            f"{len(found)} trials of {run.path} have a request {request_id!r}, so name the trial:"
-            f" {listed(among, most=_NAMED)}."
+            f"{len(found)} trials of {run.path} have a request {request_id!r}. Name one of these"
+            f" trials: {listed(among, most=_NAMED)}."
         )
     return found.iloc[0]
 

@@ -6,29 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.core.wording import listed, numbered, one_line
+from analysis.core.wording import counted, listed, numbered, one_line
 from analysis.diagnosis.request_trace import RequestTrace, value_of
 
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A row of an invocation, as the device read it."""
+    """A row of an invocation, as passed to the device."""
 
     row: int
     request_id: str | None
     """None: padding."""
     seq_len: int | None
     start: int | None
-    """Position of its first token; None where the model takes no such argument."""
+    """Position of its first token; None if the model has no such argument."""
     table: tuple[int, ...]
-    """Its block table, padded."""
+    """Its block table, with padding."""
     tokens: int
-    """Number of token ids that it brought."""
+    """Number of its token ids."""
 
 
 @dataclass(frozen=True)
 class RequestInvocation:
-    """An invocation in which the request has a row."""
+    """An invocation with a row of the request."""
 
     invocation_id: int
     phase: str
@@ -37,15 +37,15 @@ class RequestInvocation:
     seq: int | None
     end_seq: int | None
     rows: tuple[BatchRow, ...]
-    """All rows, with padding."""
+    """All rows, including padding."""
     own: int
     """Index of the request's row."""
     own_length: int | None
-    """Tokens of the request at that time: the length that its row should attend to."""
+    """Tokens of the request at that time: the length its row should attend to."""
     token_index: int | None
-    """Which token of the answer it computed, from 0."""
+    """Index of the answer's token that it computed, from 0."""
     top: tuple[tuple[int, float], ...]
-    """Likeliest next tokens of its row with their log probabilities; () if not recorded."""
+    """Most likely next tokens of the row, with log probabilities; () if not recorded."""
     error: str | None
 
     @property
@@ -85,27 +85,27 @@ _EVENTS = {
     "submitted": "submitted, {tokens} tokens",
     "match": "prefix lookup: {hit} tokens found{on}",
     "acquire": "took {pages} from the pool{left}",
-    "alloc_failed": "the pool had too few pages: {wanted}, {free} free",
+    "alloc_failed": "allocation failed: {wanted}, {free} free",
     "evict": "{pages} evicted to make room",
     "failed": "{operation} failed: {message}",
     "free": "returned {pages} to the pool{left}",
-    "pages_dropped": "no longer held {pages}",
+    "pages_dropped": "dropped {pages}",
     "duplicate_page": "had {pages} more than once in its list",
     "first_token": "first token",
     "stall": "timed out; its state in the engine: {state}",
     "worker_died": "{message}",
     "done": "ended; outcome for the engine: {outcome}",
 }
-"""Events of a request that its timeline has, one by one."""
+"""Event kinds in a timeline, with their text."""
 
 
 def invocations_of(trace: RequestTrace) -> tuple[RequestInvocation, ...]:
-    """Return the request's invocations in order; none where they were not recorded."""
+    """Return the request's invocations in order; () if not recorded."""
     prompt = len(trace.request["prompt_tokens"] or ()) or _prompt_length(trace)
     found: list[RequestInvocation] = []
     for record in trace.invocations.to_dict("records"):
         if trace.name in (record["request_ids"] or ()):
-            # A prefill computes the first token, every decode a further one.
+            # A prefill computes the first token, every decode one more.
             phases = {f.phase for f in found}
             index = sum(f.phase == "decode" for f in found) + ("prefill" in phases)
             found.append(_invocation(record, trace.name, prompt, index))
@@ -115,7 +115,7 @@ def invocations_of(trace: RequestTrace) -> tuple[RequestInvocation, ...]:
 def peers_of(
     trace: RequestTrace, invocations: Sequence[RequestInvocation]
 ) -> tuple[BatchPeer, ...]:
-    """Return the requests that shared invocations with it, the most frequent first."""
+    """Return the requests that shared invocations with the request, most frequent first."""
     shared: dict[str, list[set[int]]] = {}
     for invocation in invocations:
         own = set(_used(invocation.own_row, trace.page_tokens))
@@ -133,7 +133,7 @@ def peers_of(
 def timeline_of(
     trace: RequestTrace, invocations: Sequence[RequestInvocation]
 ) -> tuple[Moment, ...]:
-    """Return what happened to the request in order, without ordinary decodes and tokens."""
+    """Return the request's events in order, without ordinary decodes and tokens."""
     events = trace.events
     own = events[(events["request_id"] == trace.name) | (events["kind"] == "worker_died")]
     moments = [
@@ -145,10 +145,10 @@ def timeline_of(
         last = invocation is invocations[-1]
         if invocation.phase == "prefill" or last or invocation.error:
             words = f"invocation {invocation.invocation_id}"
-            words += ", its last" if last and len(invocations) > 1 else ""
+            words += " (the last)" if last and len(invocations) > 1 else ""
             words += f": a {invocation.phase}"
             words += f" with {listed(invocation.others)}" if invocation.others else ", alone"
-            words += f", which failed: {invocation.error}" if invocation.error else ""
+            words += f", failed: {invocation.error}" if invocation.error else ""
             moments.append(Moment(invocation.t_s, invocation.seq, "invocation", words))
     if not moments:
         moments = _from_the_answer(trace)
@@ -156,14 +156,14 @@ def timeline_of(
 
 
 def time_of(event: Mapping[Any, Any]) -> float:
-    """Return when an event happened, in seconds since the engine started."""
+    """Return the time of an event, in seconds since the engine started."""
     return float(event["t_s"])
 
 
 def wanted_of(event: Mapping[Any, Any]) -> str:
-    """Return how many pages a failed allocation wanted, in words."""
+    """Return how many pages a failed allocation needed, in words."""
     wanted = value_of(event["wanted"])
-    return "pages were wanted" if wanted is None else f"{wanted} pages were wanted"
+    return "pages needed" if wanted is None else f"{counted(int(wanted), 'page')} needed"
 
 
 def state_of(event: Mapping[Any, Any]) -> str:
@@ -220,12 +220,12 @@ def _prompt_length(trace: RequestTrace) -> int | None:
 
 
 def _tokens_of(event: Mapping[Any, Any]) -> int:
-    """Return how many tokens a submitted prompt has."""
+    """Return the number of tokens of a submitted prompt."""
     return len(event["tokens"] or ())
 
 
 def _used(row: BatchRow, page_tokens: int) -> tuple[int, ...]:
-    """Return the pages of a row's table that its own tokens reach into."""
+    """Return the pages of a row's table that its own tokens use."""
     if row.start is not None:
         return row.table[: row.start // page_tokens + 1] if row.tokens == 1 else row.table
     return row.table[: -(-(row.seq_len or 0) // page_tokens)]
@@ -254,7 +254,7 @@ def _words(event: Mapping[Any, Any]) -> str:
 
 
 def _from_the_answer(trace: RequestTrace) -> list[Moment]:
-    """Return the moments that the request's row of `requests` has."""
+    """Return the moments recorded in the request's row of `requests`."""
     row, submitted = trace.request, trace.request["submitted_s"]
     if submitted is None:
         return []

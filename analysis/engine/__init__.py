@@ -1,4 +1,4 @@
-"""The real shortfin engine in this process: start it, send requests, snapshot its cache."""
+"""Runs the real shortfin engine in this process: start, send requests, snapshot the cache."""
 
 from analysis.engine.completion import Completion, EngineDeath
 from analysis.engine.engine import Engine

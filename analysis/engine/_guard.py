@@ -1,4 +1,4 @@
-"""The helper process of the watchdog: only the standard library, so that it starts fast."""
+"""The helper process of the watchdog. Imports only the standard library, to start fast."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 _LOOKS = 10
-"""Looks in a row at a process that runs without a beat, after which it is frozen."""
+"""Number of successive checks without a beat after which a running process is frozen."""
 
 
 def _state(pid: int) -> str:
-    """Return the process state letter from /proc, empty once the process is gone."""
+    """Return the process state letter from /proc; "" if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -23,13 +23,13 @@ def _state(pid: int) -> str:
 
 
 def guard(pid: int, silence_s: float, dump: Path) -> None:
-    """Wait for the beats of `pid` on stdin; dump and end it when they stop (runs in the helper)."""
+    """Wait for beats of `pid` on stdin; when they stop, dump its stacks and kill it."""
     silent = 0
     while True:
         ready, _, _ = select.select([0], [], [], silence_s / _LOOKS)
         if ready:
             if not os.read(0, 4096):
-                return  # closed: the watchdog stopped, or the process ended
+                return  # end of file: the watchdog stopped or the process ended
             silent = 0
             continue
         state = _state(pid)
@@ -40,10 +40,10 @@ def guard(pid: int, silence_s: float, dump: Path) -> None:
         if silent < _LOOKS:
             continue
         sentence = (
-            f"The process {pid} froze for {silence_s:g} s (no Python code could run, so the GIL was"
-            f" held) and was ended; every thread's stack is in {dump}.\n"
+            f"Process {pid} was killed: it was frozen for {silence_s:g} s with the GIL held. The"
+            f" stacks of all threads are in {dump}.\n"
         )
-        # A disk that is full must not keep the process frozen.
+        # Kill the process even if the disk is full.
         with contextlib.suppress(OSError), open(dump, "ab") as file:
             file.write(sentence.encode())
         with contextlib.suppress(ProcessLookupError):

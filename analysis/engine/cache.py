@@ -32,11 +32,10 @@ class Cache:
     def snapshot(self, *, contents: bool = False, timeout_s: float = 1.0) -> Snapshot:
         """Return the state of the cache now; with `contents`, also of each page in use.
 
-        The snapshot is consistent if no operation of the cache ran meanwhile, and says so;
-        operations that take longer than `timeout_s` are not waited for. While the engine is
-        observed, operations are known, and the snapshot also goes into the recording; otherwise two
-        readings in a row must agree. Raises EngineError if the engine is not running, or its pages
-        cannot be read on this device.
+        `Snapshot.consistent` is set if no operation of the cache ran during the read; operations
+        longer than `timeout_s` are not waited for. If the engine is observed, its operations are
+        known, and the snapshot is also recorded; otherwise two successive reads must be equal.
+        Raises EngineError if the engine is not running, or if its pages cannot be read.
         """
         probe = self._engine.probe
         if probe is not None and probe.observer is not None:
@@ -57,10 +56,10 @@ class Cache:
 def read_between(
     probe: BaseProbe, mark: Callable[[], Any], place: Callable[[], int], timeout_s: float
 ) -> tuple[CacheState, int, bool]:
-    """Return the state between two operations, its place among the events, and if it is consistent.
+    """Return the state between two operations, its `seq`, and whether it is consistent.
 
-    A sequence lock: the engine never waits for readers. A reading is consistent if no operation was
-    under way before and none had begun after; otherwise the cache is read again.
+    This is a sequence lock: the engine never waits for readers. A read is consistent if no
+    operation was running before it and none began during it. Otherwise the cache is read again.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -74,7 +73,7 @@ def read_between(
 
 
 def _read_twice(probe: BaseProbe, deadline: float) -> tuple[CacheState, bool]:
-    """Return a state that was read twice in a row: without an observer operations are unknown."""
+    """Return a state that two successive reads agree on, for engines without an observer."""
     last = None
     while True:
         probe.find_requests()

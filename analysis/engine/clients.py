@@ -1,4 +1,4 @@
-"""Client threads as in the reported test: they start at once, each waits for its answers."""
+"""Client threads as in the reported test: they start together, and each waits for its answers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class RequestSender(Protocol):
     def submit(
         self, prompt: str, max_new_tokens: int, timeout_s: float, request_id: str
     ) -> Future[Completion]:
-        """Send a request; return the future of its completion."""
+        """Send a request, and return the future of its completion."""
 
     def give_up(self, request_ids: Iterable[str]) -> None:
-        """End those of these requests that are pending."""
+        """End the pending ones of these requests."""
 
 
 OnResult = Callable[[dict[str, Any]], None]
-"""Called with a row of the table `requests` when the request ends, one call at a time."""
+"""Called with each ended request's row of the table `requests`, one call at a time."""
 
 _BARRIER_TIMEOUT_S = 30.0
 _LONGEST_PAUSE = 8
-"""Times the first pause: many refused requests must not keep the engine busy."""
+"""Longest pause, as a multiple of the first: retries must not keep the engine busy."""
 
 
 def run_workload(
@@ -48,20 +48,21 @@ def run_workload(
 ) -> pd.DataFrame:
     """Send a workload's requests from `concurrency` client threads; return the rows of `requests`.
 
-    Request i belongs to client i modulo `concurrency`. All clients start at a barrier; each sends
-    its next request when the one before has ended (and not before its `arrival_s`). Every request
-    gets a row, in the workload's order, with its output checked against the expected text and
-    against `references`, the reference decoder's answers. With `resubmit_s`, a rejected request is
-    sent again after so many seconds, up to eight times as long after further rejections, until
-    `timeout_s` have passed since it was first sent; its row is that of the last attempt, and
-    `retries` counts the rejected ones.
+    Client c sends the requests i with i modulo `concurrency` = c. All clients start at a barrier.
+    Each sends its next request when the previous one has ended, not before its `arrival_s`. The
+    rows are in the workload's order. Outputs are checked against the expected text and against
+    `references`, the reference decoder's answers.
 
-    Ctrl-C ends it at once: clients send nothing more, and pending requests are given up.
+    If `resubmit_s` is set, a rejected request is sent again after that many seconds, then with
+    pauses of up to eight times that, until `timeout_s` after its first submission. Its row is that
+    of the last attempt; `retries` counts the rejected attempts.
+
+    Ctrl-C ends the run at once: pending requests are given up.
     """
     if concurrency < 1:
-        raise EngineError(f"A concurrency of {concurrency} is impossible: choose at least 1.")
+        raise EngineError(f"The concurrency must be at least 1, not {concurrency}.")
     if not workload.requests:
-        raise EngineError("The workload holds no request, so there is nothing to ask.")
+        raise EngineError("The workload has no requests. Give at least one.")
     clients = min(concurrency, len(workload.requests))
     barrier = threading.Barrier(clients)
     reporting, stop = threading.Lock(), threading.Event()
@@ -101,7 +102,7 @@ def run_workload(
         for thread in threads:
             thread.join()
     except BaseException:
-        # Ctrl-C and errors end the clients.
+        # Ctrl-C and errors stop the clients.
         stop.set()
         barrier.abort()
         engine.give_up(request.id for request in workload.requests)
@@ -125,9 +126,9 @@ def _send(
     deadline, retries = time.monotonic() + timeout_s, 0
     while True:
         future = engine.submit(request.prompt, request.max_new_tokens, timeout_s, request.id)
-        if stop.is_set():  # all others may be given up already
+        if stop.is_set():  # all other requests may have been given up already
             engine.give_up([request.id])
-        # The engine ends every request at its deadline; the margin guards against a bug in that.
+        # The engine ends every request at its deadline; the margin is for a bug in that.
         done = future.result(timeout=timeout_s + 10)
         if done.outcome != "rejected" or resubmit_s is None:
             break

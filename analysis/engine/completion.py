@@ -1,4 +1,4 @@
-"""How a request ended, and how an engine died."""
+"""The end of a request, and the death of an engine."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Completion:
-    """One request as it ended.
+    """An ended request.
 
-    `outcome` is ok (completed with tokens, right or not: output checks decide that), empty
-    (completed without tokens), rejected (refused by the engine), error, timeout, or lost (the
-    engine died).
+    `outcome` is one of ok (completed with tokens, right or wrong), empty (completed without
+    tokens), rejected (by the engine), error, timeout, and engine_died.
     """
 
     request_id: str
     prompt: str
     prompt_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
-    """The tokens of the answer; without an answer, those that arrived until then."""
+    """The tokens of the answer; without an answer, the tokens that had arrived."""
     text: str
     outcome: str
     error: str | None
     submitted_s: float
     """Seconds since the engine started."""
     latency_s: float
-    """Submission to the end."""
+    """Time from submission to the end."""
     ttft_s: float | None
-    """Submission to the first token (time to first token), None without tokens."""
+    """Time from submission to the first token; None without tokens."""
     token_s: tuple[float, ...]
-    """Submission to the arrival of each token."""
+    """Time from submission to the arrival of each token."""
     missing_tokens: int = 0
-    """Requested tokens that are missing although the model did not end the answer."""
+    """Number of requested tokens missing although the model did not end the answer."""
 
 
 @dataclass(frozen=True)
 class EngineDeath:
-    """The first worker of an engine that died, and how."""
+    """The first worker of an engine that died, with its error."""
 
     message: str
     traceback: str

@@ -1,4 +1,4 @@
-"""The real engine in this process: start it, send requests from any thread, stop it."""
+"""The real engine in this process: start, send requests from any thread, stop."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ from analysis.shortfin.service.common import Service
 CLOSE_TIMEOUT_S = 5.0
 _CHECK_INTERVAL_S = 0.1
 _DEAD_CHECKS = 3
-"""Checks in a row that find a dead worker, before the engine counts as dead without an error."""
+"""Successive checks that must find a dead worker before an engine without error is dead."""
 _SHOWN_FAULTS = 3
-"""Errors of this package that are shown a running engine, while no observer records them."""
+"""Most errors of this package that are shown for an engine without an observer."""
 _numbers = itertools.count(1)
 
 
 def _drop_exit_handlers() -> None:
-    """Drop the exit handlers in a forked child: they wait for threads that only the parent has.
+    """Remove all exit handlers in a forked child: shortfin's waits for threads of the parent.
 
-    shortfin registers one, and atexit cannot drop a single one. A child of `multiprocessing` runs
-    none of its parent's exit handlers either.
+    atexit cannot remove a single handler. Children of `multiprocessing` run none of their parent's
+    handlers either.
     """
     atexit._clear()
 
@@ -61,10 +61,10 @@ os.register_at_fork(after_in_child=_drop_exit_handlers)
 class Engine:
     """A shortfin engine of the installed release, in this process.
 
-    `with Engine(EngineConfig(...)) as engine:` builds and starts the release's own system manager,
-    service, page cache, batcher and scheduler, unmodified; leaving the block stops them. `log_dir`
-    (default: a temporary directory) gets the engine's output and the stacks of a freeze. Raises
-    EngineError or ModelError when it cannot start.
+    `with Engine(EngineConfig(...)) as engine:` starts the release's own system manager, service,
+    page cache, batcher and scheduler, unmodified; leaving the block stops them. The engine's output
+    and the stacks of a freeze are written to `log_dir` (default: a temporary directory). Raises
+    EngineError or ModelError if it cannot start.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class Engine:
         self.name = f"cachelab{next(_numbers)}"
         self.died: EngineDeath | None = None
         self.service: Service | None = None
-        """The release's service while the engine runs; `native` is shortfin's own object."""
+        """The release's service while the engine runs; `native` is shortfin's object."""
         self.cache = Cache(self)
         """The KV cache: `engine.cache.snapshot()`."""
         self.probe: BaseProbe | None = None
-        """The attached probe while the engine is observed."""
+        """The attached probe; None if the engine is not observed."""
         self._requests = Requests(
             self.tokenizer, self.tokenizer.token_id(self.model.eos_token), self.fault
         )
         self.listeners = self._requests.listeners
-        """Objects whose callbacks are called; see `requests.Listener`."""
+        """Objects with lifecycle callbacks; see `requests.Listener`."""
         self.faults = 0
-        """Errors of listeners and of other code of this package that observes the engine."""
+        """Errors of listeners and observers, as text."""
         self._temporary = None if log_dir else tempfile.TemporaryDirectory(prefix="cachelab-")
         self.log_dir = log_dir or Path(self._temporary.name)  # type: ignore[union-attr]
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -108,22 +108,22 @@ class Engine:
         self._closing = threading.Event()
         self._undo: list[Callable[[], None]] = []
         self.changes = Changes()
-        """Changes of `treat` and `observe` to undo."""
+        """Changes by `treat` and `observe`, to be undone."""
         self._started = 0.0
         self._dead_checks = 0
-        """Checks in a row that found a worker that ended without an error."""
+        """Successive checks that found a worker ended without an error."""
         self._pid = os.getpid()
 
     # -- life ------------------------------------------------------------------------------
 
     def start(self) -> Engine:
-        """Build and start the engine; on failure undo everything, then raise."""
+        """Build and start the engine; on failure, undo everything and raise."""
         if self._started:
-            raise EngineError("This engine was started before: make a new Engine.")
+            raise EngineError("This engine was already started. Make a new Engine.")
         self._started = self._requests.started = time.monotonic()
         self._capture.start()
         self._undo.append(self._capture.stop)
-        # Without a handler on the root logger, shortfin's root-level calls install one of theirs.
+        # Add a root handler, else the logging calls of shortfin install one.
         logging.getLogger().addHandler(self._logging)
         self._undo.append(lambda: logging.getLogger().removeHandler(self._logging))
         try:
@@ -142,7 +142,7 @@ class Engine:
             self.close()
             if isinstance(error, Exception) and not isinstance(error, EngineError):
                 raise EngineError(
-                    f"shortfin {self.release} could not be started on {self.device}:"
+                    f"shortfin {self.release} did not start on {self.device}:"
                     f" {_one_line(error)}"
                     + (f" (its output: {output[-300:].strip()})" if output else "")
                 ) from error
@@ -151,13 +151,13 @@ class Engine:
         return self
 
     def close(self) -> None:
-        """Stop the engine within 5 s, also a dead or hung one; pending requests end as lost.
+        """Stop the engine within 5 s, also if it is dead or hangs; pending requests are ended.
 
         A part that does not stop in time is left on a daemon thread: a new Engine can be started,
-        and the interpreter can end.
+        and the interpreter can exit.
         """
         if self._closing.is_set() or self._pid != os.getpid():
-            return  # in a forked child there is nothing to stop: the threads stayed behind
+            return  # a forked child has none of the threads
         self._closing.set()
         with uninterrupted():
             self.changes.undo_all()
@@ -176,7 +176,7 @@ class Engine:
             while self._undo:
                 self._guarded("Closing the engine", self._undo.pop())
             del service
-            gc.collect()  # the engine's own objects hold each other: with them go its descriptors
+            gc.collect()  # the engine's objects form cycles and own its descriptors
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -193,24 +193,24 @@ class Engine:
         timeout_s: float = 60.0,
         request_id: str | None = None,
     ) -> Future[Completion]:
-        """Send a prompt (text, or token ids) in; return the future of its completion.
+        """Send a prompt (text or token ids), and return the future of its completion.
 
-        The future always completes, at the latest after `timeout_s`; it carries an outcome, never
-        an exception. May be called from any thread. Raises EngineError for a request that cannot
-        be put (an empty prompt, no tokens wanted, a closed engine).
+        The future completes after `timeout_s` at the latest, with an outcome, never with an
+        exception. Can be called from any thread. Raises EngineError for an invalid request (such as
+        an empty prompt) or a closed engine.
         """
         context = self.model.config.max_seq_len
         max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1, context)
         timeout_s = seconds(timeout_s, "timeout_s", LONGEST_TIMEOUT_S)
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise EngineError(
-                f"A request's id is a text that is not empty, not {shown(request_id)}."
+                f"A request's id must be a text that is not empty, not {shown(request_id)}."
             )
         for what, given in (("prompt", prompt), ("id", request_id)):
             if isinstance(given, str) and not is_encodable(given):
                 raise EngineError(
-                    f"A request's {what} must be text that UTF-8 can encode, and {shown(given)} has"
-                    " a lone surrogate."
+                    f"A request's {what} must be valid UTF-8 text, but {shown(given)} has a lone"
+                    " surrogate."
                 )
         text = prompt if isinstance(prompt, str) else None
         ids = token_ids(prompt, self.tokenizer)
@@ -232,7 +232,7 @@ class Engine:
         with self._requests.lock:
             service = self.service
             if not self._started or self._closing.is_set() or service is None:
-                raise EngineError("The engine is not running: start it, or make a new one.")
+                raise EngineError("The engine is not running. Start it, or make a new one.")
             self._requests.add(pending)
         if self.died is not None:
             self._requests.end(pending, "engine_died", self.died.message)
@@ -255,38 +255,38 @@ class Engine:
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 15, timeout_s: float = 60.0
     ) -> Completion:
-        """Send one prompt in and wait for its completion; see `submit`."""
+        """Send a prompt and wait for its completion; see `submit`."""
         # The engine ends every request at its deadline; the margin guards against a bug in that.
         return self.submit(prompt, max_new_tokens, timeout_s).result(timeout=timeout_s + 10)
 
     def give_up(self, request_ids: Iterable[str]) -> None:
-        """End those of these requests that are pending, as if their deadlines had passed."""
+        """End the pending ones of these requests, as if their deadlines had passed."""
         self._requests.give_up(request_ids)
 
     run = run_workload
 
     def clock_s(self) -> float:
-        """Return the seconds since the engine was started, as in every table."""
+        """Return the seconds since the engine was started, the time of all tables."""
         return time.monotonic() - self._started
 
     def watch(self, observer: CacheObserver) -> BaseProbe:
         """Attach an observer to the live engine and return the probe of its cache.
 
-        Raises EngineError if the engine is not running or observed already.
+        Raises EngineError if the engine is not running or is already observed.
         """
         if self.service is None:
             raise EngineError("The engine is not running, so it cannot be observed.")
         if self.probe is not None:
-            raise EngineError("This engine is observed already: end that first.")
+            raise EngineError("This engine is already observed. End that observation first.")
         probe: BaseProbe = self.service.probe()
         probe.attach(observer)
         self.probe = probe
         return probe
 
     def unwatch(self) -> None:
-        """Detach the observer, so that the engine is as it was before."""
+        """Detach the observer, and restore the engine."""
         if (probe := self.probe) is not None:
-            probe.detach()  # first: until then an operation may ask for the probe
+            probe.detach()  # first: operations may still use the probe
             self.probe = None
 
     @property
@@ -297,7 +297,7 @@ class Engine:
     # -- faults and deaths -----------------------------------------------------------------
 
     def _guarded(self, what: str, action: Callable[..., object], *args: Any) -> None:
-        """Run code of this package on any thread; its errors must not reach the engine."""
+        """Run code of this package, and keep its errors from the engine."""
         try:
             action(*args)
         except Exception as error:
@@ -306,7 +306,7 @@ class Engine:
     def fault(self, what: str, error: Exception) -> None:
         """Report an error of this package. Must not raise.
 
-        An observer records it; without one the log and a warning show the first few.
+        An observer records it. Without one, the first few go to the log and a warning.
         """
         self.faults += 1
         observer = None if self.probe is None else self.probe.observer
@@ -316,7 +316,7 @@ class Engine:
             report_fault(what, error)
 
     def _on_death(self, worker: Any, error: BaseException | None, text: str) -> bool:
-        """Note a worker's death, on its own thread. Must be short and must not raise."""
+        """Record a worker's death, on the worker's thread. Must be fast and must not raise."""
         service = self.service
         if service is None or not service.owns(worker):
             return False
@@ -331,28 +331,28 @@ class Engine:
         self._requests.notify("died", death)
 
     def _watch(self) -> None:
-        """End requests that are past their deadline, or that wait for a dead engine."""
+        """End requests that are past their deadline or wait for a dead engine."""
         while not self._closing.wait(_CHECK_INTERVAL_S):
             self._guarded("Checking the engine", self._check)
 
     def _check(self) -> None:
         now, service = time.monotonic(), self.service
         if self.died is None and service is not None:
-            self._guarded("Looking for a dead worker", self._check_workers, service)
+            self._guarded("Checking the workers", self._check_workers, service)
         if self.died is not None:
             self._requests.lose_all(self.died.message)
             return
         for pending in self._requests.pending():
             if now > pending.deadline:
                 limit = f"No answer within {pending.timeout_s:g} s."
-                reason = "Its client gave it up." if pending.given_up else limit
+                reason = "The client gave the request up." if pending.given_up else limit
                 self._requests.end(pending, "timeout", reason)
                 if service is not None and pending.call is not None:
                     self._guarded("Cancelling a request", service.cancel, pending.call)
 
     def _check_workers(self, service: Service) -> None:
         dead = service.dead_worker()
-        # A worker that died of an error reports that first.
+        # A worker that died with an error reports the error first.
         self._dead_checks = self._dead_checks + 1 if dead else 0
         if dead and self._dead_checks > _DEAD_CHECKS:
             self._die(dead, self.log[-4000:])

@@ -1,4 +1,4 @@
-"""The pending requests of an engine: how their tokens arrive, and how each of them ends."""
+"""The pending requests of an engine: arrival of tokens, and end."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from analysis.shortfin.port import Answer, Call
 
 
 class Listener(Protocol):
-    """Request lifecycle callbacks, on the thread where something happens. Must not raise.
+    """Request lifecycle callbacks, called on the engine's threads. Must not raise.
 
-    An error of a callback is reported as a fault; it reaches neither the engine nor other
-    listeners.
+    An error in a callback is reported as a fault, and does not reach the engine or other listeners.
     """
 
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
-        """Handle a request that is about to be sent to the engine."""
+        """Handle a request before it is sent to the engine."""
 
     def token(self, request_id: str, token: int | None, first: bool) -> None:
         """Handle the arrival of a token."""
 
     def answered(self, request_id: str, tokens: Sequence[int], count: int) -> None:
-        """Handle an answer of these tokens, the `count`-th of the request."""
+        """Handle an answer; `count` is its number among the answers of the request."""
 
     def done(self, completion: Completion) -> None:
         """Handle the end of a request, before its future completes."""
 
     def late(self, request_id: str, outcome: str) -> None:
-        """Handle a late end: the engine ends a request after its deadline."""
+        """Handle a request that the engine ends after its deadline."""
 
     def died(self, death: EngineDeath) -> None:
-        """Handle the death of a worker, and of the engine with it."""
+        """Handle the death of a worker, which is the engine's."""
 
 
 @dataclass
@@ -59,7 +58,7 @@ class PendingRequest:
     call: Call | None = None
     given_up: bool = False
     answers: int = 0
-    """Answers that the engine delivered, without errors and refusals."""
+    """Number of answers from the engine, without errors and rejections."""
 
 
 class Requests:
@@ -70,7 +69,7 @@ class Requests:
     ) -> None:
         self.listeners: list[Listener] = []
         self.started = 0.0
-        """When the engine was started, of the monotonic clock."""
+        """Start of the engine on the monotonic clock, in seconds."""
         self.lock = threading.Lock()
         self._pending: dict[str, PendingRequest] = {}
         self._tokenizer, self._eos, self._fault = tokenizer, eos, fault
@@ -81,9 +80,11 @@ class Requests:
             return list(self._pending.values())
 
     def add(self, request: PendingRequest) -> None:
-        """Add a request, with the lock held. Raises EngineError if its id is taken."""
+        """Add a request; the lock must be held. Raises EngineError if its id is in use."""
         if request.request_id in self._pending:
-            raise EngineError(f"A request {request.request_id!r} is already under way.")
+            raise EngineError(
+                f"Request {request.request_id!r} is already under way. Use another id."
+            )
         self._pending[request.request_id] = request
 
     def give_up(self, request_ids: Iterable[str]) -> None:
@@ -93,7 +94,7 @@ class Requests:
                 request.given_up, request.deadline = True, 0.0
 
     def lose_all(self, reason: str) -> None:
-        """End all pending requests, as the engine died."""
+        """End all pending requests as engine_died."""
         for request in self.pending():
             self.end(request, "engine_died", reason)
 
@@ -104,7 +105,7 @@ class Requests:
         except Exception as error:
             self._fault("Reading an answer", error)
             text = f"{type(error).__name__}: {error}"
-            self.end(request, "error", f"Its answer could not be read: {text}")
+            self.end(request, "error", f"The answer could not be read: {text}")
             return
         if answer.error is None and self._is_last(request):
             request.answers += 1
@@ -118,12 +119,12 @@ class Requests:
             self.end(request, "ok" if request.tokens else "empty", None)
 
     def _delivered(self, request: PendingRequest, answer: Answer) -> list[int]:
-        """Return the tokens of an answer; those of a text are encoded if others had arrived."""
+        """Return the tokens of an answer; a text is encoded if tokens had arrived before."""
         if answer.tokens is not None:
             return list(answer.tokens)
         if answer.text is None or answer.text == self._tokenizer.decode(request.tokens):
             return request.tokens
-        first = len(self._tokenizer.encode(""))  # what is put before every text
+        first = len(self._tokenizer.encode(""))  # tokens put before every text
         return list(self._tokenizer.encode(answer.text))[first:]
 
     def _is_last(self, request: PendingRequest) -> bool:
@@ -131,9 +132,9 @@ class Requests:
         return self._pending.get(request.request_id) in (request, None)
 
     def end(self, request: PendingRequest, outcome: str, error: str | None) -> None:
-        """End a request; one that has ended before stays as it ended."""
+        """End a request; no effect if it has already ended."""
         with self.lock:
-            # By identity: after a timeout another request may have the same id.
+            # Compare by identity: after a timeout, another request may have the same id.
             over = self._pending.get(request.request_id) is not request
             if not over:
                 del self._pending[request.request_id]
@@ -161,7 +162,7 @@ class Requests:
         request.future.set_result(completion)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        """Return tokens as text, empty for invalid ones: the request must end."""
+        """Return tokens as text; "" for invalid ones, because the request must end."""
         try:
             return self._tokenizer.decode(tokens)
         except Exception as error:
@@ -174,7 +175,7 @@ class Requests:
         return request.max_new_tokens - len(request.tokens)
 
     def note_token(self, request: PendingRequest, token: int | None) -> None:
-        """Note that a token arrived, None where it is not known which. Hot path."""
+        """Record the arrival of a token (None if unknown). Hot path."""
         request.token_s.append(time.monotonic())
         self.notify("token", request.request_id, token, len(request.token_s) == 1)
         if token is not None:
@@ -186,25 +187,25 @@ class Requests:
             try:
                 getattr(listener, callback)(*args)
             except Exception as error:
-                self._fault("Listening to the engine", error)
+                self._fault("Calling a listener", error)
 
 
 def token_ids(prompt: object, tokenizer: ModelTokenizer) -> tuple[int, ...]:
-    """Return the token ids of a prompt; raise EngineError where there are none."""
+    """Return the token ids of a prompt; raise EngineError if it is invalid."""
     if isinstance(prompt, str):
         ids = tuple(tokenizer.encode(prompt))
         if not prompt or not ids:
-            raise EngineError("The prompt is empty: give at least one token.")
+            raise EngineError("The prompt is empty. Give at least one token.")
         return ids
     vocabulary = tokenizer.vocabulary_size
     try:
         ids = tuple(operator.index(token) for token in prompt)  # type: ignore[attr-defined]
     except TypeError:
         raise EngineError(
-            f"A prompt is a text or a list of token ids, not {shown(prompt)}."
+            f"A prompt must be a text or a list of token ids, not {shown(prompt)}."
         ) from None
     if not ids:
-        raise EngineError("The prompt is empty: give at least one token.")
+        raise EngineError("The prompt is empty. Give at least one token.")
     if not all(0 <= token < vocabulary for token in ids):
-        raise EngineError(f"A prompt's token ids must lie in 0 to {vocabulary - 1}.")
+        raise EngineError(f"The token ids of a prompt must be 0 to {vocabulary - 1}.")
     return ids

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait for at most `timeout_s` until a condition holds or raises."""
+    """Wait until a condition holds or raises, for at most `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     with contextlib.suppress(Exception):
         while not condition() and time.monotonic() < deadline:
@@ -17,7 +17,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 def within(action: Callable[[], None], timeout_s: float) -> None:
-    """Run `action` on a daemon thread for at most `timeout_s`, and ignore its errors."""
+    """Run `action` on a daemon thread, wait at most `timeout_s` seconds, and ignore its errors."""
 
     def run() -> None:
         with contextlib.suppress(Exception):

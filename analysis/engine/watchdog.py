@@ -1,7 +1,7 @@
-"""Ends a process that froze with the GIL held: no Python code can run in it any more.
+"""Kills a process that is frozen with the GIL held, so that no Python code can run.
 
-A thread writes a beat a second into a pipe. A helper process waits for the beats; when they stop it
-writes one sentence, lets faulthandler's C signal handler dump every thread's stack, and ends the
+A thread writes a beat into a pipe every second. If the beats stop, a helper process writes a
+message, dumps the stacks of all threads with faulthandler's C signal handler, and kills the
 process.
 """
 
@@ -27,9 +27,10 @@ _GUARD = Path(__file__).with_name("_guard.py")
 
 
 class Watchdog:
-    """Watches this process from `start` to `stop`; `silence_s` without a beat are a freeze.
+    """Watches this process from `start` to `stop`; `silence_s` seconds without a beat are a freeze.
 
-    `dump` gets the sentence and the stacks. A process has one watchdog; further ones join it.
+    The message and the stacks are written to `dump`. A process has one watchdog; further objects
+    share it.
     """
 
     _lock = threading.Lock()
@@ -44,13 +45,13 @@ class Watchdog:
         self.silence_s = seconds(silence_s, "freeze_after_s", LONGEST_SILENCE_S)
         if self.silence_s < 2 * BEAT_S:
             raise EngineError(
-                f"freeze_after_s must be at least {2 * BEAT_S:g}, as the process beats"
-                f" every {BEAT_S:g} s, not {silence_s:g}."
+                f"freeze_after_s must be at least {2 * BEAT_S:g}, not {silence_s:g}: the process"
+                f" sends a beat every {BEAT_S:g} s."
             )
         self._held = False
 
     def start(self) -> None:
-        """Start the helper, unless this process has one already."""
+        """Start the helper process, unless it is already running."""
         cls = Watchdog
         with cls._lock:
             self._held = True
@@ -75,7 +76,7 @@ class Watchdog:
             cls._thread.start()
 
     def stop(self) -> None:
-        """Stop the helper after the last holder; an empty dump is removed."""
+        """Stop the helper when the last watchdog stops, and remove an empty dump."""
         cls = Watchdog
         with cls._lock:
             if not self._held:
@@ -107,6 +108,6 @@ def _beat(write: int, stop: threading.Event) -> None:
         while not stop.wait(BEAT_S):
             os.write(write, b".")
     except OSError:
-        pass  # the helper is gone
+        pass  # the helper has ended
     finally:
         os.close(write)

@@ -1,4 +1,4 @@
-"""A sanitizer for the KV cache: the first step that violates a rule, live or in a recorded run."""
+"""A sanitizer for the KV cache: finds the first step that violates a rule, live or recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 _SETTLE_S, _SETTLED_S = 2.0, 0.1
 _GIVEN_UP_S = 10.0
-"""Longest wait while the engine has to end a request that its client gave up."""
+"""Longest wait for the engine to end a request that its client gave up, in seconds."""
 
 
 @contextmanager
@@ -37,10 +37,10 @@ def sanitize(
     checksums: str | None = "sampled",
     max_events: int = 500_000,
 ) -> Iterator[Findings]:
-    """Check a running engine during the block, and yield the findings as they come.
+    """Check a running engine during the block, and yield the findings, updated live.
 
-    The engine is recorded (see `observe`), unless it is already: then that recording is followed
-    from its beginning. The quiescent cache is checked at the end of the block.
+    The engine is recorded (see `observe`). If it is already being recorded, that recording is
+    checked from its beginning. The quiescent cache is checked at the end of the block.
 
     Parameters
     ----------
@@ -49,34 +49,39 @@ def sanitize(
     stacks
         Add the engine's stacks to findings.
     contents
-        Also read the pages of each invocation, when it has finished, for NaN and infinity, and
-        compare copied pages with their source. This costs more.
+        Also search the pages of each finished invocation for NaN and infinity, and compare copied
+        pages with their source. This costs more.
     checksums
-        How page bytes are read to find changes that nothing wrote, and writes that do not arrive
-        (see `Checksums`), from cheap to costly: None, no bytes; *sampled*, one page in 32, drawn by
-        chance: a wrong byte is in one of them with that probability, and is found when the next
-        invocation that writes to its page finishes, or when the page is freed, acquired, found in
-        the trie or dropped, or at the end; *landings*, all pages, and four more an invocation drawn
-        from those of its rows: of N such pages a wrong byte is found after N / 4 invocations on
-        average; *whole*, all pages before and after every invocation. `Findings.bytes_checked` says
-        what was read. Padding page 0 is not checked, nor a change that an invocation under way
-        overwrites.
+        Which page bytes are read, to find changes without a write and writes that are lost (see
+        `Checksums`), from cheap to costly:
+
+        - None: no bytes.
+        - *sampled*: one page in 32, drawn at random. A wrong byte in such a page is found when the
+          next invocation that writes to the page finishes, when the page is freed, acquired, found
+          in the trie or dropped, or at the end.
+        - *landings*: all pages in the same way, and after each invocation 4 pages drawn from those
+          of its rows. A wrong byte in one of N such pages is found after N / 4 invocations on
+          average.
+        - *whole*: all pages before and after every invocation.
+
+        `Findings.bytes_checked` describes what was read. Not checked: padding page 0, and changes
+        that an invocation overwrites.
     max_events
-        After so many events or invocations, or more bytes than a recording keeps, nothing more is
-        checked; a note says so.
+        Checking stops after this many events or invocations, or when the recording is full; a note
+        is added.
 
     Raises
     ------
     EngineError
-        If the engine is not running, and with `contents` if the type of its keys and values cannot
+        If the engine is not running, or if `contents` is set and the data type of the cache cannot
         be read.
 
     """
     probe = engine.probe
     observer = None if probe is None else probe.observer
     if observer is not None and not isinstance(observer, Recorder):
-        raise EngineError("Another observer is attached to this engine: end that first.")
-    # The callbacks on this stack run last, also after an error in the block.
+        raise EngineError("Another observer is attached to this engine. End it first.")
+    # These callbacks run last, also after an error in the block.
     with (
         ExitStack() as last,
         (
@@ -116,10 +121,10 @@ def sanitize(
 
 
 def settle(engine: Engine, recorder: Recorder) -> None:
-    """Wait until a recorded engine is quiescent: it works on nothing.
+    """Wait until a recorded engine is idle, for up to 2 s.
 
-    It waits up to 2 s; up to 10 s while the engine has to end a request that its client gave up,
-    or until it has not moved for longer than any request waits for others.
+    If a client gave up a request that the engine has not ended, wait up to 10 s, or until the
+    engine has made no progress for so long that it counts as stuck.
     """
     begun = since = time.monotonic()
     seen: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""Applies events and invocations to the state, in order, and asks the rules."""
+"""Applies events and invocations to the state in order, and checks the rules."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ _NOTED = ("invocation_unfinished", "unfinished", "cut", "observer_error")
 _MOST_ERRORS = 3
 _BEFORE, _BEAMS, _UNKNOWN = (
     "under way before the recording began",
-    "several beams under the name of one request",
+    "several beams of one request",
     "an earlier invocation of the request is unknown",
 )
 _PART = "checked in part, after an unknown operation of the cache"
-_LATE = "known too late, when more waited for it than is kept"
+_LATE = "recorded too late: the queue was full"
 FULL = "the recording was full"
 """Reasons why an invocation is not checked."""
 
 
 class Checker:
-    """Takes events, invocations and snapshots in any order and checks them in that of their `seq`.
+    """Takes events, invocations and snapshots in any order, and checks them in order of `seq`.
 
-    Every place in the sequence belongs to an event, to an invocation's start, or to its end. An
-    invocation is checked at its start, since its arguments are what they were then. It can be
-    checked only once its arguments are known, so later items wait for it.
+    Every number in the sequence is an event, the start of an invocation, or its end. An invocation
+    is checked at its start. Later items wait until its arguments are known.
     """
 
     def __init__(
@@ -58,12 +57,12 @@ class Checker:
         self._first = self._next = self.state.seq + 1
         self._has_gap = False
         self._coverage: Event | None = None
-        """The last event on how far the bytes of pages were checked."""
+        """The last event with the coverage of byte checks."""
         self._errors = 0
         self._skipped: set[int] = set()
-        """Invocations that were counted as unchecked."""
+        """Invocations already counted as unchecked."""
         self._waiting: list[tuple[int, int, Item | None]] = []
-        """A heap of items by their places; numbered, for items are not compared."""
+        """Heap of (seq, counter, item); the counter avoids comparing items."""
         self._count = itertools.count()
         self._snapshots: dict[int, Snapshot] = {}
 
@@ -81,21 +80,21 @@ class Checker:
     # -- the queue -------------------------------------------------------------------------
 
     def put(self, seq: int, item: Item | None) -> None:
-        """Take an item for its place; None for an unused place, or an invocation's end."""
+        """Add an item; None for an unused number or the end of an invocation."""
         if seq >= self._next:
             heapq.heappush(self._waiting, (seq, next(self._count), item))
         elif seq >= self._first and isinstance(item, Invocation | UnknownInvocation):
             self._skip(UnknownInvocation(item.invocation_id, item.request_ids, reason=_LATE))
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
-        """Take a snapshot, before its event is put."""
+        """Add a snapshot; call it before `put` of its event."""
         if snapshot.seq is not None:
             self._snapshots[snapshot.seq] = snapshot
 
     def go(self, *, whole: bool = False, until_s: float = math.inf) -> int:
-        """Check the items that are next and return their number.
+        """Check the items that are next, and return how many were checked.
 
-        With `whole`, across all gaps; until `until_s` of the monotonic clock at most.
+        `whole` ignores gaps. `until_s` is a limit on the monotonic clock, in seconds.
         """
         done = 0
         while self._waiting and (whole or self._waiting[0][0] <= self._next):
@@ -108,7 +107,7 @@ class Checker:
         return done
 
     def skip_gap(self) -> None:
-        """Skip the place that everything waits for; only rules that tolerate gaps go on."""
+        """Skip the missing item; from then on, only rules that tolerate gaps are checked."""
         if self._waiting:
             self._next = max(self._next, self._waiting[0][0])
             self._tolerate_gap()
@@ -120,16 +119,16 @@ class Checker:
 
     @property
     def waiting(self) -> int:
-        """Items that wait for their turn."""
+        """Number of queued items."""
         return len(self._waiting)
 
     @property
     def waits_for(self) -> int | None:
-        """The place that must be filled first; None if nothing waits."""
+        """`seq` of the missing item; None if the queue is empty."""
         return self._next if self._waiting else None
 
     def finish(self, *, full: bool = False) -> Findings:
-        """Check what is left and, unless the recording was full, the final state."""
+        """Check the remaining items and, unless the recording was full, the final state."""
         self.go(whole=True)
         for rule in () if full else self._rules:
             self._add(rule, rule.finish(self.state), None)
@@ -169,7 +168,7 @@ class Checker:
         if kind == "snapshot":
             self._snapshot(event)
         elif kind == "checksums":
-            # What cannot be checked at the beginning may be later: only the last event counts.
+            # Pages may become checkable later, so only the last event counts.
             self._coverage = event
             self.findings.bytes_checked, _ = describe_coverage(event)
 
@@ -179,15 +178,15 @@ class Checker:
         elif event.kind == "unfinished":
             self._tolerate_gap()
             self.findings.note(
-                "An operation of the cache had not ended when the recording did: what it changed is"
-                " unknown, and only some rules were checked after it."
+                "The recording ended during an operation of the cache. Its changes are unknown, so"
+                " only some rules were checked after it."
             )
         elif event.kind == "cut":
             late_s, requests = event.extras.get("late_s"), event.extras.get("request_ids")
             self.findings.note(cut_in_words(event.t_s, late_s, requests))
         elif self._errors < _MOST_ERRORS:
             self._errors += 1
-            self.findings.note(f"Recording failed at one point: {event.message}.")
+            self.findings.note(f"A part could not be recorded: {event.message}.")
 
     def _snapshot(self, event: Event) -> None:
         snapshot, state = self._snapshots.pop(event.seq, None), self.state

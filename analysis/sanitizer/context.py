@@ -20,7 +20,7 @@ _MOST_PAGES = 6
 
 
 def context_of(state: EngineState, finding: Finding, step: ShadowStep | None) -> FindingContext:
-    """Return the context of a new finding, as a copy; empty without a page and an invocation."""
+    """Return a copy of the pages around a finding; empty without a page and an invocation."""
     if finding.page is None and step is None:
         return FindingContext((), {}, {})
     requests = [r for r in (finding.request_id, finding.other_request_id) if r]
@@ -56,7 +56,7 @@ def _page(state: EngineState, page: int, step: ShadowStep | None) -> PageContext
     before = list(after)
     if step is not None:
         rows, columns = (step.write_slots // stride == page).nonzero()
-        # A slot that several rows write held the same before all of them.
+        # If several rows write a slot, all of them have the same content before.
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             content, writer, position = (
                 int(a[row, column]) for a in (step.before, step.writer_before, step.position_before)

@@ -1,4 +1,4 @@
-"""Findings: violations of rules, the first of each kind in full and the others counted."""
+"""Findings: violations of rules. The first of each kind is kept in full, others are counted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from analysis.recording.stacks import stack_in_words
 from analysis.runs.tables import to_frame
 
 WRONG_DATA = "wrong data"
-"""The model computed with keys and values that are not the request's own."""
+"""Severity: the model computed with wrong keys, values or tokens."""
 AT_RISK = "at risk"
-"""A rule is violated, but no wrong data was read because of it yet."""
+"""Severity: a rule is violated, but no wrong data was read yet."""
 SEVERITIES = (WRONG_DATA, AT_RISK)
 """Worst first."""
 NOTHING_KIND, UNKNOWN_KIND, PADDING_KIND, TOKEN_KIND = "nothing", "unknown", "padding", "token"
@@ -29,13 +29,13 @@ class Slot:
     """Content of one slot."""
 
     kind: str
-    """nothing, unknown, padding or token."""
+    """One of nothing, unknown, padding, token."""
     request_id: str | None = None
-    """Request that wrote it."""
+    """Request that wrote the slot."""
     position: int = -1
     """Position of the token in that request."""
     tainted: bool = False
-    """Whether it was computed from wrong data."""
+    """Whether the content was computed from wrong data."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class PageContext:
 
     page: int
     where: str
-    """Its state: free, held, cached ..."""
+    """State of the page: free, held, cached ..."""
     before: tuple[Slot, ...]
     after: tuple[Slot, ...]
-    """All slots; equal to `before` where the step wrote nothing."""
+    """All slots after the step."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class FindingContext:
     tables: dict[str, tuple[int, ...]]
     """Pages of each request involved: its block table in the invocation, or the pages it held."""
     lengths: dict[str, int]
-    """Own length of each request, in tokens."""
+    """Length of each request, in tokens."""
     reads: tuple[tuple[int, int], ...] = ()
-    """Slots (page, slot) that the affected request's row attended to in the invocation."""
+    """Slots (page, slot) that the affected request attended to in the invocation."""
 
 
 @dataclass(slots=True)
@@ -68,13 +68,13 @@ class Finding:
     """One violation of a rule, at the step that violated it."""
 
     cause: str
-    """Code of the way in which the rule is violated; rule and cause make a group."""
+    """Code of the kind of violation; rule and cause make a group."""
     message: str | Callable[[], str]
-    """What happened, in one sentence; a function is called only if the message is shown."""
+    """What happened, in one sentence. A function is called when the message is first used."""
     request_id: str | None = None
     """The affected request."""
     other_request_id: str | None = None
-    """The request that owns the data or page, or that caused it."""
+    """The request that owns the data or page, or that caused the violation."""
     page: int | None = None
     slot: int | None = None
     """Slot within the page."""
@@ -84,9 +84,9 @@ class Finding:
     # The checker fills in the fields below.
     rule: str = ""
     sentence: str = ""
-    """What must always hold."""
+    """The rule, in one sentence."""
     seq: int | None = None
-    """Its place among the events."""
+    """`seq` of the event."""
     invocation_id: int | None = None
     operation: str | None = None
     t_s: float | None = None
@@ -95,7 +95,7 @@ class Finding:
     stack: str | None = None
     """Stack in the engine's code."""
     context: FindingContext | None = None
-    """Only of the first finding of its group."""
+    """Only for the first finding of a group."""
 
     @property
     def text(self) -> str:
@@ -126,7 +126,7 @@ class Group:
     by_request: dict[str | None, Finding] = field(default_factory=dict)
     """The first of each request, in order."""
     counts: dict[str | None, int] = field(default_factory=dict)
-    """Findings of each of these requests."""
+    """Number of findings of each of these requests."""
 
     @property
     def rule(self) -> str:
@@ -135,29 +135,29 @@ class Group:
 
     @property
     def cause(self) -> str:
-        """Code of the way in which it is violated."""
+        """Code of the kind of violation."""
         return self.first.cause
 
     @property
     def severity(self) -> str:
-        """Wrong data if any of them read some."""
+        """Wrong data if any finding has it, else at risk."""
         return worst(finding.severity for finding in self.by_request.values())
 
 
 def worst(severities: Iterable[str]) -> str:
-    """Return the worst of some severities. Raises ValueError for none, or for an unknown one."""
+    """Return the worst severity. Raises ValueError for an empty list or an unknown severity."""
     return SEVERITIES[min(map(SEVERITIES.index, severities))]
 
 
 class Unchecked:
-    """Invocations that were not checked, or not by every rule; false if there is none."""
+    """Invocations that were not checked by every rule; false if there are none."""
 
     def __init__(self) -> None:
         self.invocations = 0
         self.requests: Counter[str] = Counter()
-        """Unchecked invocations of each request, of the first 100,000 requests."""
+        """Number of unchecked invocations of each request (at most 100,000 requests)."""
         self.reasons: Counter[str] = Counter()
-        """Unchecked invocations by reason."""
+        """Number of unchecked invocations by reason."""
 
     def add(self, reason: str, request_ids: Iterable[str] = (), count: int = 1) -> None:
         """Count invocations of these requests."""
@@ -168,7 +168,7 @@ class Unchecked:
                 self.requests[request_id] += count
 
     def update(self, other: Unchecked, trial_id: str = "") -> None:
-        """Add the counts of another engine; its requests are prefixed with their trial."""
+        """Add the counts of another engine, with `trial_id` before its requests."""
         self.invocations += other.invocations
         self.reasons.update(other.reasons)
         prefix = f"{trial_id}/" if trial_id else ""
@@ -192,36 +192,36 @@ class Unchecked:
 
 
 class Findings:
-    """What a sanitizer found: groups in the order in which they began.
+    """The findings of a sanitizer, in groups ordered by their first finding.
 
-    It grows while the engine is checked. `len` counts groups; iterating gives the first finding of
-    each.
+    Findings are added while the engine is checked. `len` is the number of groups; iterating gives
+    the first finding of each group.
     """
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str], Group] = {}
         self.notes: list[str] = []
-        """What could not be checked, in sentences."""
+        """Notes on what could not be checked."""
         self.limits: dict[str, str] = {}
-        """What a rule cannot detect on this release, by rule."""
+        """What each rule cannot detect on this release."""
         self.bytes_checked = ""
-        """How far the bytes of pages were checked, in a sentence; empty if they were not."""
+        """Which bytes of pages were checked, in a sentence; empty if none."""
         self.unchecked = Unchecked()
         self.waits: str | None = None
-        """What the live check waits for now, in a sentence."""
+        """What the live check is waiting for, in a sentence."""
         self.invocations = 0
         """Checked invocations."""
         self.events = 0
         """Checked events."""
         self.slots_read = 0
-        """Slots read by real rows of those invocations."""
+        """Number of slots read by real rows of those invocations."""
         self.rewritten = 0
-        """Slots of shared pages that were overwritten with the same prefix."""
+        """Number of slots of shared pages that were rewritten with the same content."""
 
     def add(self, finding: Finding) -> bool:
-        """Count a finding; keep it if it is the first of its cause for its request.
+        """Count a finding, and keep it if it is the first of its cause for its request.
 
-        Returns whether it begins a new group.
+        Return whether it begins a new group.
         """
         group = self._groups.get((finding.rule, finding.cause))
         if group is None:
@@ -239,13 +239,13 @@ class Findings:
         return group.first is finding
 
     def note(self, sentence: str) -> None:
-        """Add what could not be checked, once."""
+        """Add a note on what could not be checked, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
     @property
     def complete(self) -> bool:
-        """Whether all that was recorded was checked, by every rule."""
+        """Whether every rule was checked on the whole recording."""
         return not (self.unchecked or self.notes or self.waits)
 
     @property
@@ -261,22 +261,22 @@ class Findings:
 
     @property
     def first(self) -> Finding | None:
-        """The very first finding."""
+        """The first finding."""
         return min(self, key=_order, default=None)
 
     @property
     def first_wrong_data(self) -> Finding | None:
-        """The first finding at which wrong data was read."""
+        """The first finding with wrong data."""
         found = (f for g in self.groups for f in g.by_request.values())
         return min((f for f in found if f.severity == WRONG_DATA), key=_order, default=None)
 
     @property
     def wrong_data(self) -> list[Group]:
-        """Groups in which wrong data was read."""
+        """Groups with wrong data."""
         return [group for group in self.groups if group.severity == WRONG_DATA]
 
     def group(self, rule: str, cause: str | None = None) -> Group | None:
-        """Return the first group of a rule (and cause), None without one."""
+        """Return the first group of a rule (and cause); None without one."""
         for (name, why), group in self._groups.items():
             if name == rule and cause in (None, why):
                 return group
@@ -297,7 +297,7 @@ class Findings:
         return bool(self._groups)
 
     def rows(self, trial_id: str = "") -> list[dict[str, Any]]:
-        """Return rows of the table `findings`: the first of each cause for each request."""
+        """Return the rows of the table `findings`: the first of each cause for each request."""
         copied = (
             "rule", "cause", "severity", "seq", "t_s", "request_id", "other_request_id", "page",
             "slot", "invocation_id", "thread", "stack", "other_stack",
@@ -317,7 +317,7 @@ class Findings:
 
     @property
     def summary(self) -> str:
-        """What was checked and how much was found, in a sentence."""
+        """What was checked and found, in a sentence."""
         checked = (
             f"{counted(self.invocations, 'invocation')} and {counted(self.events, 'event')} checked"
         )
@@ -329,7 +329,7 @@ class Findings:
         total = sum(group.count for group in self.groups)
         return (
             f"{counted(total, 'finding')} of {counted(len(self), 'cause')},"
-            f" {len(self.wrong_data)} of them with wrong data read ({checked})."
+            f" {len(self.wrong_data)} of them with wrong data ({checked})."
         )
 
     def __str__(self) -> str:

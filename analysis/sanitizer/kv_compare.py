@@ -22,29 +22,29 @@ Row = tuple[int, Sequence[int], Sequence[int]]
 """A request: tokens of its prompt, all tokens whose slots were written, its pages in order."""
 
 NUMERICS = 16.0
-"""Most units in the last place by which correct arithmetic differs.
+"""Largest difference of correct arithmetic, in units in the last place.
 
-A unit is that of the largest element of a layer's keys, or values, of the slot: of small elements,
-sums that cancelled, the units are far finer than the error (legitimate ones differ by up to 10,772
-of their own). Measured with the counting model, on the CPU, 64 to 80 tokens a sequence:
+A unit is that of the largest element of a layer's keys (or values) in the slot, because the units
+of small elements are far finer than the rounding error (correct ones differ by up to 10,772 of
+their own units). Measured with the counting model, on the CPU, 64 to 80 tokens a sequence:
 
-* Healthy engines against the reference of their release: 0, every bit the same (1602 slots of
-  prompts and 456 decoded ones in each of ten settings).
-* The same tokens prefilled in one piece instead of decoded: 2. Decoded from the second on: 3.
-* The first supported release against the newest: 1.
-* A slot of the same token at the same position behind another context: never less than 257; of
-  another token at the same position: never less than 1419. One head of one layer above the first
-  may come as near as 1.1 there, but not one in 2160 was the same to the bit.
+* Healthy engines against the reference of their release: 0, bit-identical (1602 prompt slots and
+  456 decoded slots in each of ten settings).
+* The same tokens prefilled instead of decoded: 2. Decoded from the second token on: 3.
+* The oldest supported release against the newest: 1.
+* The same token and position with another context: at least 257. Another token at the same
+  position: at least 1419. There, single heads of higher layers differ by as little as 1.1, but
+  none of 2160 was bit-identical.
 """
 _CHUNK = 512
 _NEAREST = 4
 
 
 def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
-    """Return the content of pages of a live engine, [pages, layers, 2 (K, V), stride, heads, dim].
+    """Return the content of a live engine's pages, [pages, layers, 2 (K, V), stride, heads, dim].
 
-    An invocation under way may write to them meanwhile. Raises EngineError if the engine is
-    not running, a page does not exist, or the device's memory cannot be read from here.
+    An invocation may write to them at the same time. Raises EngineError if the engine is not
+    running, a page does not exist, or the device's memory cannot be read.
     """
     probe = engine.probe or (engine.service.probe() if engine.service is not None else None)
     if probe is None:
@@ -59,18 +59,16 @@ def read_pages(engine: Engine, pages: Sequence[int]) -> Floats:
     try:
         read = [probe.elements(page).reshape(shape) for page in pages]
     except Exception as error:
-        raise EngineError(
-            f"The page table of this device cannot be read from here: {error}"
-        ) from error
-    # Devices share out the heads.
+        raise EngineError(f"The page table of this device cannot be read: {error}") from error
+    # The heads are split over the devices.
     whole = [np.moveaxis(page, 0, 3).reshape(layers, kinds, stride, heads, size) for page in read]
     return np.array(whole) if whole else np.zeros((0, *shape[1:4], heads, size), np.float16)
 
 
 def written(recording: Recording) -> dict[str, Row]:
-    """Return, by request, what its invocations wrote, as the argument of `compare`.
+    """Return what the invocations of each request wrote, as the argument of `compare`.
 
-    Tokens are those that the device got, up to the first position that no invocation wrote.
+    The tokens are those passed to the device, up to the first position without a write.
     """
     prompts: dict[str, int] = {}
     tokens: dict[str, dict[int, int]] = {}
@@ -107,44 +105,50 @@ def compare(
 ) -> pd.DataFrame:
     """Compare every slot of some requests with the reference decoder.
 
-    Call it while the pages are theirs, or before they are allocated again.
+    Call it while the requests own the pages, or before the pages are allocated again.
 
     Parameters
     ----------
     engine
-        A live engine; invocations under way may write meanwhile.
+        A live engine; its invocations may write at the same time.
     sequences
-        By request: the tokens of its prompt, all tokens whose keys and values were written (not the
-        last one of the answer), and its pages in order. `written` derives it from a recording.
+        For each request: the number of prompt tokens, all tokens with written keys and values (not
+        the last one of the answer), and its pages in order. `written` derives it from a recording.
     others
-        More requests whose data may be in the slots: prompt length and tokens.
+        Other requests that may have written to the slots: prompt length and tokens.
     timeout_s
         Longest wait for the reference decoder, in seconds.
 
     Returns
     -------
     pandas.DataFrame
-        One row a slot: ``request_id``, ``position``, ``decoded`` (not of the prompt), ``page``,
+        One row a slot: ``request_id``, ``position``, ``decoded`` (False for the prompt), ``page``,
         ``slot``, ``difference`` (largest, absolute), ``ulps`` (largest, see `NUMERICS`),
         ``first_layer`` (the first that differs by more than numerics), ``verdict``, ``damage``
-        (wrong parts of a damaged slot), and ``other_request_id`` and ``other_position`` of the data
-        where they are known.
+        (wrong parts of a damaged slot), and, if known, ``other_request_id`` and ``other_position``
+        of the data.
 
-        Verdicts: *equal*, bit by bit; *numerics*, within `NUMERICS`; *empty*, all zeros; *not
-        finite*, NaN or infinity; *other*, the data of another place; *other context*, the right
-        token at the right position (by the first layer, which sees nothing else), computed while
-        something wrong was attended to; *damaged*, the right token with wrong parts in layers
-        above, which no context explains; *unknown data*.
+        Verdicts:
+
+        - *equal*: the same bits.
+        - *numerics*: within `NUMERICS`.
+        - *empty*: all zeros.
+        - *not finite*: NaN or infinity.
+        - *other*: the data of another position or request.
+        - *other context*: the right token and position (by layer 0, which depends on nothing else),
+          computed while attending to wrong data.
+        - *damaged*: the right token, with wrong parts in higher layers that no context explains.
+        - *unknown data*: anything else.
 
     Notes
     -----
-    Where seq_lens are too long, as in the reported release, every decoded slot is of *other
-    context*, even of a single request (456 of 456, by up to 3462 units).
+    If seq_lens are too long, as in release 3.1.0, every decoded slot is *other context*, even of a
+    single request (456 of 456, by up to 3462 units).
 
     Raises
     ------
     EngineError
-        If pages cannot be read, or are too few for the tokens.
+        If pages cannot be read, or there are too few for the tokens.
     ModelError
         If the reference decoder fails.
 
@@ -177,8 +181,8 @@ def compare(
         "unknown data",
     ).astype(object)
 
-    # Compare with what any request must hold anywhere, and with what slots that kept their own
-    # token really hold: with too long seq_lens these two differ.
+    # Candidates are the reference data of all requests, and the actual data of slots that kept
+    # their token: with too long seq_lens these two differ.
     names = list(right)
     lengths = [len(right[name]) for name in names]
     known = np.concatenate([held[:0], *(right[name] for name in names), held[own_token]])
@@ -189,21 +193,21 @@ def compare(
     for kind, count in (("other context", sum(lengths)), ("unknown data", len(known))):
         strange = np.flatnonzero(verdict == kind)
         nearest, apart = _nearest(held[strange], known[:count])
-        # With the right token, only all layers together identify a slot. Layer 0 identifies a wrong
-        # token: the layers above may have been computed from wrong data.
+        # Layer 0 identifies a wrong token; higher layers may be computed from wrong data. With the
+        # right token, only all layers together identify a slot.
         layers = apart if kind == "other context" else apart[:, :1]
         chosen = layers.max(axis=(1, 2), initial=0.0) <= NUMERICS
         rows, found = strange[chosen], nearest[chosen]
         verdict[rows] = "other"
         other_request[rows], other_position[rows] = known_of[found], known_at[found]
-    # A context that differs changes all parts of its layer and of those above, if by little.
+    # Another context changes all parts of a layer and of the layers above.
     blocks = (held.view(np.uint16) != should.view(np.uint16)).any(axis=4)
     damage = np.full(len(where), None, dtype=object)
     for at in np.flatnonzero(verdict == "other context"):
         first = int(beyond[at].argmax())
         proved = not blocks[at, first:].all()
         excluded = known_at == where[at, 0]
-        # Behind another context, others of the same token at the same position may be alike.
+        # With another context, slots of the same token and position may look alike.
         excluded &= (
             known_of == owners[at] if proved else (known[:, 0] == held[at, 0]).all(axis=(1, 2, 3))
         )
@@ -244,7 +248,7 @@ def _places(name: str, row: Row, stride: int) -> NDArray[np.int64]:
     if len(tokens) > len(pages) * stride:
         raise EngineError(
             f"{len(pages)} pages of {stride} slots cannot hold the {len(tokens)} tokens of"
-            f" {name!r}: name all of its pages."
+            f" {name!r}. Give all of its pages."
         )
     return np.stack(
         [positions, np.array(pages, dtype=np.int64)[positions // stride], positions % stride],
@@ -253,9 +257,9 @@ def _places(name: str, row: Row, stride: int) -> NDArray[np.int64]:
 
 
 def _distance(held: Floats, should: Floats) -> tuple[Floats, Floats]:
-    """Return the largest absolute difference [slots], and that in units [slots, layers, 2].
+    """Return the largest absolute difference [slots], and in units [slots, layers, 2].
 
-    Not finite ones are infinitely far away.
+    The difference of NaN or infinity is infinite.
     """
     largest = np.abs(should).max(axis=(3, 4), initial=0)
     with np.errstate(invalid="ignore"):
@@ -269,7 +273,7 @@ def _distance(held: Floats, should: Floats) -> tuple[Floats, Floats]:
 def _foreign_layer(
     held: Floats, beyond: NDArray[np.bool_], known: Floats, excluded: NDArray[np.bool_]
 ) -> int | None:
-    """Return which known slot a wrong layer of a slot comes from, None if from none."""
+    """Return the known slot that a wrong layer was taken from; None if there is none."""
     for layer in np.flatnonzero(beyond).tolist():
         alike = (known[:, layer] == held[layer]).all(axis=(1, 2, 3)) & ~excluded
         if alike.any():
@@ -278,7 +282,7 @@ def _foreign_layer(
 
 
 def _wrong_parts(unlike: NDArray[np.bool_]) -> str:
-    """Return which layers, halves and heads of a slot differ, [layers, 2, heads]."""
+    """Return in words which layers, halves and heads differ; `unlike` is [layers, 2, heads]."""
     words = []
     for layer in np.flatnonzero(unlike.any(axis=(1, 2))).tolist():
         for kind, name in enumerate(("K", "V")):
@@ -295,9 +299,9 @@ def _wrong_parts(unlike: NDArray[np.bool_]) -> str:
 
 
 def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Return, for each slot, the nearest known one and its distances in units [slots, layers, 2].
+    """Return the nearest known slot of each slot, and its distances in units [slots, layers, 2].
 
-    Of equally near ones the first is taken.
+    If several are equally near, the first is returned.
     """
     shape = held.shape[:3]
     if not len(held) or not len(known):
@@ -308,7 +312,7 @@ def _nearest(held: Floats, known: Floats) -> tuple[NDArray[np.int64], Floats]:
     count = min(_NEAREST, len(known)) - 1
     for start in range(0, len(held), _CHUNK):
         some = held[start : start + _CHUNK]
-        # The product is fast, and rounds: the few that it finds are compared exactly.
+        # The product is fast but rounds: its few best candidates are compared exactly.
         rough = lengths - 2 * some.reshape(len(some), -1).astype(np.float32) @ flat.T
         few = np.sort(np.argpartition(rough, count, axis=1)[:, : count + 1], axis=1)
         exact = np.stack(
@@ -328,7 +332,7 @@ def describe(slots: pd.DataFrame) -> str:
     counts = slots["verdict"].value_counts()
     right = int(counts.get("equal", 0) + counts.get("numerics", 0))
     exact = int(counts.get("equal", 0))
-    text = f"{right} of {len(slots)} slots hold what the reference decoder has in their place"
+    text = f"{right} of {len(slots)} slots equal the reference decoder's"
     text += f" ({'all of them' if exact == right else exact} to the bit)."
     strange = slots[slots["verdict"] == "other"]
     if len(strange):
@@ -339,11 +343,11 @@ def describe(slots: pd.DataFrame) -> str:
             f" position {first['other_position']} of {first['other_request_id']}."
         )
     for verdict, what in (
-        ("damaged", "hold the right token with parts that are not its own, in layers above"),
-        ("other context", "hold the right token, computed while something wrong was attended to"),
+        ("damaged", "hold the right token, with foreign parts in higher layers"),
+        ("other context", "hold the right token, computed while attending to wrong data"),
         ("empty", "hold zeros"),
         ("not finite", "hold NaN or infinity"),
-        ("unknown data", "hold what no compared request has anywhere"),
+        ("unknown data", "hold data of no compared request"),
     ):
         if count := int(counts.get(verdict, 0)):
             text += f" {count} {what}."

@@ -1,4 +1,4 @@
-"""Keys and values of the reference decoder, cached for sequences with the same beginning."""
+"""Keys and values of the reference decoder, cached for sequences with a common prefix."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def reference_slots(
     batch_sizes: Sequence[int] = (4,),
     timeout_s: float = REFERENCE_TIMEOUT_S,
 ) -> dict[str, Floats]:
-    """Return keys and values as the reference decoder has them, [tokens, layers, 2, heads, dim].
+    """Return the reference decoder's keys and values, [tokens, layers, 2, heads, dim].
 
-    Of each sequence the first `prompt` tokens are prefilled and the others decoded one by one, as
-    an engine does. The decoder runs in a child process of the release's environment (by default of
-    the installed one), on the model compiled for the CPU. Results are kept in memory, and reused
-    for sequences with the same beginning. Raises ModelError if it fails or takes more than
-    `timeout_s` seconds for one sequence, ReleaseError if the release has no environment here.
+    The first `prompt` tokens of each sequence are prefilled, the others decoded one by one, as in
+    an engine. The decoder runs in a child process in the release's environment (default: the
+    installed release), on the model compiled for the CPU. Results are kept in memory and reused for
+    sequences with a common prefix. Raises ModelError if it fails or takes more than `timeout_s`
+    seconds for one sequence, ReleaseError if the release has no environment.
     """
     release = release or installed_release() or reported()
     wanted: dict[str, tuple[_Key, tuple[int, ...]]] = {}
@@ -47,8 +47,8 @@ def reference_slots(
         tokens = tuple(int(token) for token in given)
         if not 0 < prompt <= len(tokens):
             raise ModelError(
-                f"A prompt of {prompt} tokens is no part of the {len(tokens)} of {name!r}: give 1"
-                " or more of them."
+                f"{name!r} has {len(tokens)} tokens, so its prompt cannot have {prompt}: give 1 to"
+                f" {len(tokens)}."
             )
         wanted[name] = (model.checksum, release, tuple(batch_sizes), tokens[:prompt]), tokens
     found = {name: _recall(*asked) for name, asked in wanted.items()}

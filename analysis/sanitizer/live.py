@@ -1,4 +1,4 @@
-"""The sanitizer beside a running engine: it follows the recorder on a thread of its own."""
+"""The live sanitizer: checks a recording on its own thread while the engine runs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from analysis.sanitizer.trace import Item, UnknownInvocation, event_of, invocati
 from analysis.snapshots.snapshot import Snapshot
 
 _SLICE_S, _PAUSE_S = 0.0005, 0.1
-"""The checker's turn, and the engine's; a turn ends with the item under way."""
+"""Longest slice of checking, and the pause after it when nothing is left, in seconds."""
 _ROWS = 100
 _PATIENCE_S = 5.0
-"""Delay after which the findings say what the check waits for."""
+"""Seconds after which the findings mention what the check waits for."""
 _MOST_WAITING = 200_000
-"""Items that are kept for a missing one; they take some 100 MB."""
+"""Most items queued behind a missing one, about 100 MB."""
 _BEGUN = 3
-"""Field of an invocation under way: its place among the events."""
+"""Index of `seq` in an unfinished invocation."""
 _SEQ, _END_SEQ, _IDS = (INVOCATION_FIELDS.index(name) for name in ("seq", "end_seq", "request_ids"))
 
 
 class Follower:
-    """Feeds a checker from a recorder, on a thread that leaves most of the time to the engine."""
+    """Feeds a checker from a recorder, on a thread that checks in short slices."""
 
     def __init__(
         self, recorder: Recorder, first: Snapshot, stride: int, context_length: int | None = None
@@ -37,9 +37,9 @@ class Follower:
         self._recorder = recorder
         self._taken = {"events": 0, "invocations": 0, "snapshots": 0, "skipped": 0}
         self._last = math.inf
-        """The last place that is checked."""
+        """Last `seq` that is checked."""
         self._given_up: set[int] = set()
-        """Invocations that had not ended when the check did."""
+        """Invocations that had not finished at the end of the check."""
         self._stuck_since: float | None = None
         self._stuck_at: int | None = None
         self._seen = -1
@@ -58,7 +58,7 @@ class Follower:
         return 0.0 if done and self._seen == before else _PAUSE_S
 
     def step(self, until_s: float = math.inf) -> int:
-        """Check what was recorded since the last call; return the number of items."""
+        """Check new items, and return how many were checked."""
         with self._checking:
             try:
                 done = self.checker.go(until_s=until_s)
@@ -72,19 +72,19 @@ class Follower:
             return done
 
     def finish(self) -> None:
-        """Check all that is left."""
+        """Check all remaining items and the final state."""
         with self._checking:
             recorder, findings = self._recorder, self.checker.findings
             last, under_way = _last_of(recorder), list(recorder.under_way.values())
             self._last = max([last, *(invocation[_BEGUN] for invocation in under_way)])
             self._take()
-            # Nothing waits any more for an invocation that is still under way.
+            # Do not wait for invocations that are still under way.
             finished = {row[0] for row in recorder.invocations[: self._taken["invocations"]]}
             for invocation in under_way:
                 if invocation[0] not in finished:
                     self._given_up.add(invocation[0])
                     number, phase, ids = invocation[:3]
-                    reason = "not ended when the check did"
+                    reason = "not finished at the end of the check"
                     item = UnknownInvocation(number, list(ids), phase, reason, finished=False)
                     self.checker.put(invocation[_BEGUN], item)
             self._go_to_the_end()
@@ -97,28 +97,25 @@ class Follower:
                 findings.unchecked.add(FULL, count=nameless)
 
     def _go_to_the_end(self) -> None:
-        """Check all that is left; a place that is still empty stays empty."""
+        """Check all remaining items, and skip missing ones."""
         self.checker.go()
         while self.checker.waits_for is not None:
             if self._fills_gap():
                 continue
             self.checker.findings.note(
-                "An operation of the cache had not ended: what it changed is unknown, and only some"
-                " rules were checked after it."
+                "An operation of the cache did not end. Its changes are unknown, so only some rules"
+                " were checked after it."
             )
             self.checker.skip_gap()
             self.checker.go()
 
     def _fills_gap(self) -> bool:
-        """Take what the recorder has by now, and return whether the check goes on with it.
-
-        The item for an empty place may come while rows of another kind are taken.
-        """
+        """Take new items from the recorder, and return whether any could be checked."""
         self._take()
         return self.checker.go() > 0
 
     def _take(self, most: int | None = None) -> None:
-        """Take what the recorder has, of each kind at most so many rows."""
+        """Take new items from the recorder, at most `most` rows of each kind."""
         recorder, checker = self._recorder, self.checker
         events = [event_of(row) for row in self._new("events", recorder.events, most)]
         for snapshot in self._new("snapshots", recorder.snapshots, None):
@@ -127,7 +124,7 @@ class Follower:
             self._put(event.seq, event)
         invocations, last = self._new("invocations", recorder.invocations, most), math.inf
         if recorder.dropped["events"]:
-            # Between dropped events an invocation cannot be checked.
+            # An invocation cannot be checked if events before it were dropped.
             last = recorder.events[-1][0] if recorder.events else -1
             for row in invocations:
                 if row[_SEQ] >= last:
@@ -151,7 +148,7 @@ class Follower:
         return new
 
     def _watch_gap(self, done: int) -> None:
-        """Wait for a missing item as long as the later ones can be kept; note it meanwhile."""
+        """Note a missing item that delays the check, and skip it when the queue is full."""
         now, gap, findings = time.monotonic(), self.checker.waits_for, self.checker.findings
         if gap is None or done or gap != self._stuck_at:
             self._stuck_at, self._stuck_since, findings.waits = gap, now, None
@@ -161,24 +158,24 @@ class Follower:
         what = "an operation of the cache" if invocation is None else f"invocation {invocation[0]}"
         if self._stuck_since is not None and now - self._stuck_since > _PATIENCE_S:
             findings.waits = (
-                f"The check waits for the end of {what}, at place {gap}: {self.checker.waiting}"
-                " later steps are kept until then."
+                f"The check waits for the end of {what} (event {gap}), with"
+                f" {self.checker.waiting} later steps in the queue."
             )
         if self.checker.waiting > _MOST_WAITING and not self._fills_gap():
             if invocation is not None:
-                reason = "not ended while more waited for it than is kept"
+                reason = "not finished before the queue was full"
                 item = UnknownInvocation(invocation[0], list(invocation[2]), reason=reason)
                 self.checker.put(gap, item)
             else:
                 findings.note(
-                    f"Place {gap} of the recording was empty while {_MOST_WAITING} steps waited for"
-                    " it: only some rules were checked after it."
+                    f"Event {gap} was missing and {_MOST_WAITING} later steps were in the queue:"
+                    " only some rules were checked after it."
                 )
                 self.checker.skip_gap()
 
 
 def _last_of(recorder: Recorder) -> int:
-    """Return the last recorded place; all before it are recorded, under way or about to be."""
+    """Return the last `seq` in a recording."""
     events = (row[0] for row in recorder.events)
     invocations = (row[_END_SEQ] for row in recorder.invocations)
     return max(itertools.chain(events, invocations, recorder.skipped), default=-1)

@@ -1,4 +1,4 @@
-"""The sanitizer over the recordings of a run."""
+"""The sanitizer on the recordings of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OnTrial = Callable[[str, Findings | None], None]
 
 @dataclass
 class Checked:
-    """What was found in all trials of one setting."""
+    """Findings of all trials of one setting."""
 
     release: str
     prefix_sharing: str
@@ -37,20 +37,20 @@ class Checked:
     invocations: int = 0
     events: int = 0
     controls: int = 0
-    """Engines with these treatments in which a fault was injected."""
+    """Number of engines with these treatments and an injected fault."""
     alarms: int = 0
-    """Those of them in which it was detected."""
+    """Number of these in which the fault was detected."""
     idle: int = 0
-    """Engines in which the fault had no occasion: they prove nothing."""
+    """Number of engines in which the fault could not be injected; they show nothing."""
     planted: list[str] = field(default_factory=list)
-    """The faults of all of them."""
+    """The injected faults."""
     groups: dict[tuple[str, str], list[tuple[str, Group]]] = field(default_factory=dict)
-    """By rule and cause: the trials with their groups."""
+    """Groups of each trial, by rule and cause."""
     notes: list[str] = field(default_factory=list)
     unchecked: Unchecked = field(default_factory=Unchecked)
-    """Unchecked invocations of all trials; requests as trial/request."""
+    """Unchecked invocations of all trials, with requests as trial/request."""
     unchecked_wrong: list[str] = field(default_factory=list)
-    """Requests with unchecked invocations and wrong answers, as trial/request."""
+    """Requests (trial/request) with unchecked invocations and wrong answers."""
     trial_ids: list[str] = field(default_factory=list)
 
     @property
@@ -60,17 +60,17 @@ class Checked:
 
     @property
     def limits(self) -> dict[str, str]:
-        """What a rule cannot detect on this release, by rule."""
+        """What each rule cannot detect on this release."""
         return limits_of(self.release)
 
     @property
     def void(self) -> bool:
-        """Whether an injected fault was not detected, so that no findings prove nothing."""
+        """Whether an injected fault was not detected, so that the results are invalid."""
         return self.alarms < self.controls
 
     @property
     def complete(self) -> bool:
-        """Whether all that was recorded was checked, by every rule, in every trial."""
+        """Whether every rule was checked on the whole recording of every trial."""
         return not (self.unchecked or self.notes or self.unobserved)
 
     @property
@@ -78,14 +78,14 @@ class Checked:
         """What was not checked, in sentences."""
         sentences = [f"Unchecked: {self.unchecked}."] if self.unchecked else []
         if self.unchecked_wrong:
-            sentences.append(f"Of these requests, wrong were: {', '.join(self.unchecked_wrong)}.")
+            sentences.append(f"Of these, {', '.join(self.unchecked_wrong)} had wrong answers.")
         if self.unobserved:
             sentences.append(f"{self.unobserved} of {self.trials} trials have no recording.")
         return [*sentences, *self.notes]
 
     @property
     def wrong_data(self) -> list[tuple[str, str]]:
-        """Rules and causes of which wrong data was read in some trial."""
+        """Rules and causes with wrong data read in some trial."""
         return [
             key
             for key, members in self.groups.items()
@@ -93,9 +93,9 @@ class Checked:
         ]
 
     def lead(self, among: Collection[str] | None = None) -> tuple[str, Finding] | None:
-        """Return the first finding, with its trial: of wrong data if any was read, else of any.
+        """Return the first finding with wrong data and its trial, else the first finding.
 
-        Of several trials (if `among` is given, of these) the one that comes first counts.
+        `among` limits the trials. Trials are searched in order.
         """
         found = [
             (trial, group.first)
@@ -112,7 +112,7 @@ class Checked:
         return min(found, key=order, default=None)
 
     def add(self, trial_id: str, findings: Findings, requests: pa.Table | None = None) -> None:
-        """Add what was found in a trial, with its table of requests."""
+        """Add the findings of a trial; `requests` is its table of requests."""
         self.trial_ids.append(trial_id)
         self.invocations += findings.invocations
         self.events += findings.events
@@ -128,20 +128,20 @@ class Checked:
 
 @dataclass(frozen=True)
 class Control:
-    """One engine in which a fault was injected, beside the treatments of its arm."""
+    """One engine with an injected fault and the treatments of its arm."""
 
     release: str
     prefix_sharing: str
     arm: tuple[str, ...]
     fault: str
     injected: bool
-    """Whether the fault was injected, as far as is known."""
+    """Whether the fault was injected; True if unknown."""
     alarmed: bool
-    """Whether it was detected, by its rule and cause."""
+    """Whether it was detected with the expected rule and cause."""
 
     @property
     def silent(self) -> bool:
-        """Whether the sanitizer missed it, so that no findings in this arm prove nothing."""
+        """Whether the sanitizer missed it, so that the arm's results are invalid."""
         return self.injected and not self.alarmed
 
     @classmethod
@@ -149,8 +149,8 @@ class Control:
         """Return the control of a row of `trials`, from the rows of its findings.
 
         A finding counts if it has the rule and cause that the trial expects, and a request or the
-        page of the injection: an engine without treatments may violate the same rule by itself.
-        Where a former run has not recorded one of these, it is not compared.
+        page of the injection, since the engine's own defects may violate the same rule. Values that
+        an older run did not record are not compared.
         """
         names = tuple(trial["treatments"] or ())
         fault = next(name for name in names if name.startswith(FAULT))
@@ -166,7 +166,7 @@ class Control:
 
 
 def _matches(row: Mapping[str, Any], injection: Mapping[str, Any]) -> bool:
-    """Return whether a finding is the one that an injection must lead to."""
+    """Return whether a finding is about an injected fault."""
     if any(injection.get(name) not in (None, row[name]) for name in ("rule", "cause")):
         return False
     requests = {injection.get("request_id"), injection.get("other_request_id")} - {None}
@@ -179,9 +179,9 @@ def _matches(row: Mapping[str, Any], injection: Mapping[str, Any]) -> bool:
 
 
 def controls_of(path: str | Path) -> list[Control]:
-    """Return the controls of a sanitized run, by the findings that it holds.
+    """Return the controls of a sanitized run, from its recorded findings.
 
-    Raises RunError if `path` is no run or something in it is damaged.
+    Raises RunError if `path` is not a run, or is damaged.
     """
     found, trials = [], load_run_trials(path)
     for trial_id, tables in trial_tables(path, ("findings",)):
@@ -192,10 +192,10 @@ def controls_of(path: str | Path) -> list[Control]:
 
 
 def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked]:
-    """Check every trial of a run and return what was found in each setting.
+    """Check every trial of a run except controls, and return the findings of each setting.
 
-    `on_trial` gets each trial's id and findings, None without a recording; controls are left out.
-    Raises RunError if `path` is no run, something in it is damaged, or no trial was recorded.
+    `on_trial` is called with each trial's id and findings (None without a recording). Raises
+    RunError if `path` is not a run, is damaged, or has no recording.
     """
     trials = load_run_trials(path)
     context_length = context_length_of(read_manifest(path).get("plan"))
@@ -226,14 +226,14 @@ def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked
             own.alarms += control.injected and control.alarmed
             own.idle += not control.injected
     if not settings:
-        raise RunError(f"{path} has no trials but controls, so there is nothing to check.")
+        raise RunError(f"{path} has only controls, so there is nothing to check.")
     if all(checked.unobserved == checked.trials for checked in settings.values()):
-        raise RunError(f"No trial of {path} has a recording: sweep with --sanitize or --observe.")
+        raise RunError(f"No trial of {path} has a recording. Sweep with --sanitize or --observe.")
     return list(settings.values())
 
 
 def context_length_of(plan: Any) -> int | None:
-    """Return the context length of the model of a run's plan; None if the model is not here."""
+    """Return the context length of the model of a run's plan; None if the model is missing."""
     model = plan.get("model") if isinstance(plan, dict) else None
     try:
         return load_model(Path(model) if model else None).config.max_seq_len
@@ -244,19 +244,19 @@ def context_length_of(plan: Any) -> int | None:
 def check_tables(
     tables: Mapping[str, pa.Table], page_tokens: int | None, *, context_length: int | None = None
 ) -> Findings | None:
-    """Check the recording of one trial, by the names of its tables; None without one.
+    """Check the recording of one trial from its tables, by name; return None without one.
 
-    `page_tokens` is the tokens of a page, `context_length` the positions that the model was made
-    for, None if unknown. Raises RunError for a recording without a `page_tokens`.
+    `page_tokens` is the number of tokens a page; `context_length` is the model's, None if unknown.
+    Raises RunError if `page_tokens` is missing.
     """
     if "snapshots" not in tables or "events" not in tables or not tables["snapshots"].num_rows:
         return None
     rows = tables["snapshots"].sort_by("seq").to_pylist()
     first, *later = [Snapshot.from_row(row) for row in rows]
     if first.seq is None:
-        raise RunError("The snapshots have no place among the events: record the run again.")
+        raise RunError("The snapshots have no sequence number. Record the run again.")
     if page_tokens is None:
-        raise RunError("The trial lacks the tokens of a page (page_tokens): record the run again.")
+        raise RunError("The trial has no page_tokens (tokens of a page). Record the run again.")
     events, invocations = tables["events"], tables.get("invocations")
     last = pc.max(events["seq"]).as_py() or 0
     checker = Checker(first, page_tokens, context_length=context_length)
@@ -270,7 +270,7 @@ def check_tables(
         invocations_of_table(invocations) if invocations is not None else ()
     ):
         numbers.add(invocation.invocation_id)
-        # A full recording still gets invocations, but no events between them.
+        # A full recording still has invocations, but no events between them.
         full |= seq > last
         if seq < last:
             checker.put(seq, invocation)
@@ -280,5 +280,5 @@ def check_tables(
     unended = events.filter(pc.field("kind") == "invocation_unfinished")
     numbers.update(unended["value"].to_pylist())
     if missing := max(numbers, default=-1) + 1 - len(numbers):
-        unchecked.add("their end was not recorded", count=missing)
+        unchecked.add("not finished at the end of the recording", count=missing)
     return checker.finish(full=full)

@@ -1,4 +1,4 @@
-"""The tokens of one request, as far as their keys and values must be in the cache."""
+"""The tokens of one request whose keys and values must be in the cache."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ _ALL = 2**64 - 1
 
 
 class Sequence:
-    """The tokens of a request, and what is known of its progress."""
+    """Tokens and progress of one request."""
 
     def __init__(self, number: int, request_id: str, prompt: tuple[int, ...] | None) -> None:
         self.number, self.request_id = number, request_id
         self.prompt = prompt
         self.answer: list[int | None] = []
-        """Tokens that arrived, in order; None where the engine did not show which."""
+        """Tokens that arrived, in order; None where the token is unknown."""
         self.length = 0
         """Executed positions."""
         self.chosen: list[int | None] = []
-        """Tokens that were chosen; None where the selection is not followed."""
+        """Chosen tokens, in order; None where the selection is not followed."""
         self.follows = True
         """Whether `chosen` is complete from the first token on."""
         self.answers = 0
         """Delivered answers."""
         self.result: Result | None = None
-        """Result of the last invocation that a token may come from."""
+        """Result of the last invocation that can give a token."""
         self.invocations = 0
-        """Invocations that a token of the answer may come from."""
+        """Number of invocations that can give a token."""
         self.unknown = False
-        """Whether one of its invocations is unknown, so that it can no longer be followed."""
+        """Whether an invocation is unknown, so that the request is no longer followed."""
         self.prefilled: tuple[int, int, int] | None = None
-        """First position of its last prefill, the position after its last, and its invocation."""
+        """First position, end position and invocation of its last prefill."""
         self.last_invocation = -1
         """The invocation of its last step."""
         self.done: str | None = None
@@ -42,7 +42,7 @@ class Sequence:
 
     @property
     def hashes(self) -> Hashes:
-        """Hash of the prefix up to each executed position, [length]."""
+        """Hash of the prefix that ends at each executed position, [length]."""
         return self._hashes[: self.length]
 
     @property
@@ -52,12 +52,12 @@ class Sequence:
 
     @property
     def chose_next(self) -> bool:
-        """Whether the token for its next decode is chosen."""
+        """Whether the token for its next decode has been chosen."""
         return self.prompt is None or len(self.answer) > self.length - len(self.prompt)
 
     @property
     def is_whole(self) -> bool:
-        """Whether a token may come next: none does from the first chunks of a prompt."""
+        """Whether a token may come next: not before the last chunk of the prompt."""
         return self.prompt is None or self.length >= len(self.prompt)
 
     def restart(self, tokens: Ints, first_position: int) -> None:
@@ -75,7 +75,7 @@ class Sequence:
         self.length += 1
 
     def step(self, phase: str, first: int, invocation_id: int) -> None:
-        """Record the invocation that brought it to its length."""
+        """Record the invocation of the last step."""
         self.last_invocation = invocation_id
         if phase == "prefill":
             self.prefilled = first, self.length, invocation_id

@@ -1,4 +1,4 @@
-"""The state of one engine that the rules look at, derived from its events and invocations."""
+"""The state of one engine for the rules, derived from its events and invocations."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from analysis.sanitizer.trace import Event, UnknownInvocation
 from analysis.snapshots.snapshot import Snapshot
 
 SERVED = ("ok", "wrong", "rejected", "empty")
-"""Outcomes of requests that the engine ended by itself."""
+"""Outcomes of requests that the engine ended."""
 GIVEN_UP = ("timeout", "engine_died")
 """Outcomes of requests that the engine had not ended."""
 _ENDED = 1000
-"""Ended requests that are kept in full: their invocations, tokens and releases come late."""
+"""Number of ended requests kept in full, because their last events may come late."""
 
 
 class EngineState(Replay):
@@ -33,19 +33,19 @@ class EngineState(Replay):
         in_use = sorted({*range(self.page_count)} - self.free)
         self.shadow = Shadow(self.page_count, stride, in_use)
         self.written_by: list[NDArray[Any]] = [self.shadow.writer]
-        """Arrays of sequence numbers: a sequence in one of them keeps its request's name."""
+        """Arrays of sequence numbers; the names of sequences in them are kept."""
         self._names: dict[int, str] = {}
         self._sequences = itertools.count()
         self._named = _ENDED
-        """With so many names the unused ones are removed."""
+        """Number of names at which unused names are removed."""
         self._ended: deque[Sequence] = deque()
-        """Ended sequences in `last_of`, in order."""
+        """Ended sequences in `last_of`, in order of their end."""
         self.under_way: dict[str, Sequence] = {}
         """Requests that were submitted and have not ended."""
         self.last_of: dict[str, Sequence] = {}
-        """The last sequence of every request, except those that ended long ago.
+        """The last sequence of every request, except requests that ended long ago.
 
-        A request that holds pages, or that the engine has yet to end, stays.
+        Requests that hold pages, or that the engine has not ended, are kept.
         """
         self.holders: dict[int, set[str]] = {}
         """Requests that hold a page."""
@@ -63,27 +63,27 @@ class EngineState(Replay):
         self.balance: dict[str | None, Counter[int]] = {}
         """References that each request took and did not release, by node."""
         self.unaccounted: dict[int, Event] = {}
-        """Pages that are not free, held or cached: the last event at which they were."""
+        """Pages that are not free, held or cached, each with its last event."""
         self.last_free: dict[int, tuple[str | None, int]] = {}
-        """The request and place of the last event that freed a page."""
+        """The request and `seq` of each page's last free."""
         self.uncounted = 0
-        """Free pages of the pool beyond those that its operations leave."""
+        """Free pages of the pool in excess of its recorded operations."""
         self.pool_threads: set[str | None] = set()
         self.quarantined: set[int] = set()
         """Dropped pages that a treatment withholds."""
         self.context_length: int | None = None
-        """Positions that the model was made for; None if unknown."""
+        """Context length of the model, in tokens; None if unknown."""
         self.last_invocation = -1
         """The last invocation that began."""
         self.unfinished: set[str] = set()
         """Requests of invocations that had not finished when the recording ended."""
         self._late: set[str] = set()
         self.given_up: set[str] = set()
-        """Requests that their clients gave up, and that the engine has not ended."""
+        """Requests that their clients gave up and the engine has not ended."""
         self.remarks: list[str] = []
-        """What rules could not decide, in sentences."""
+        """Notes of rules on what they could not decide."""
         self.has_starts = False
-        """Whether prefills start at positions of their own, behind cached prefixes."""
+        """Whether prefills have start positions (after cached prefixes)."""
 
     # -- queries ---------------------------------------------------------------------------
 
@@ -100,18 +100,18 @@ class EngineState(Replay):
                 return "free"
             by = f"by {last[0]} " if last[0] else ""
             return f"free (freed {by}at event {last[1]})"
-        if who := self.holders.get(page):
-            return f"held by {' and '.join(sorted(who))}"
+        if holders := self.holders.get(page):
+            return f"held by {' and '.join(sorted(holders))}"
         if page in self.node_at:
             return f"cached in node {self.node_at[page]}"
-        return "set aside" if page in self.duplicates else "leaked"
+        return "pending free" if page in self.duplicates else "leaked"
 
     def place(self, slot: int) -> str:
-        """Return a slot, counted through all pages, in words."""
+        """Return a slot's place in words; `slot` is page * stride + offset."""
         return f"slot {slot % self.stride} of page {slot // self.stride}"
 
     def is_leaked(self, page: int) -> bool:
-        """Return whether a page is not free, held, cached or set aside."""
+        """Return whether a page has no owner: not free, held, cached, quarantined or withheld."""
         return not (
             page in self.free
             or page in self.holders
@@ -120,7 +120,7 @@ class EngineState(Replay):
         )
 
     def holders_of_node(self, node: int) -> list[str]:
-        """Return the requests that have references to a node."""
+        """Return the requests with references to a node."""
         return [r for r, held in self.balance.items() if r is not None and held[node] > 0]
 
     def path(self, node: int) -> list[int]:
@@ -153,7 +153,7 @@ class EngineState(Replay):
         self.given_up.discard(request)
 
     def _name(self, sequence: Sequence) -> None:
-        """Keep a sequence's name as long as its number is in an array."""
+        """Store a sequence's name, and remove unused names."""
         if len(self._names) >= self._named:
             kept = set(np.concatenate([np.unique(numbers) for numbers in self.written_by]).tolist())
             kept.update(known.number for known in self.last_of.values())
@@ -164,7 +164,7 @@ class EngineState(Replay):
     def _end(self, sequence: Sequence) -> None:
         """Remove sequences that ended long ago and hold nothing."""
         self._ended.append(sequence)
-        for _ in range(2):  # one more than comes, so that those that had to stay are reached again
+        for _ in range(2):  # two for each new one, so that kept ones are visited again
             if len(self._ended) <= _ENDED:
                 return
             old = self._ended.popleft()
@@ -203,7 +203,7 @@ class EngineState(Replay):
             self._end(sequence)
 
     def _see_late(self, event: Event) -> None:
-        if event.request in self.under_way:  # only then its end is recorded afterwards
+        if event.request in self.under_way:  # its event `done` follows
             self._late.add(event.request)
         self.given_up.discard(event.request)
 
@@ -248,7 +248,7 @@ class EngineState(Replay):
         assert event.node is not None
         node = self.nodes.get(event.node)
         if (without_request := self.balance.get(None)) is not None:
-            without_request.pop(event.node, None)  # no end of a request removes it
+            without_request.pop(event.node, None)  # `done` will not remove it
         if node is None:
             return
         if node.parent is not None:
@@ -275,16 +275,16 @@ class EngineState(Replay):
         self.shadow.copy(source, target)
 
     def _check_account(self, page: int, event: Event) -> None:
-        # A freed page may be allocated again already, by a request that has yet to list it.
+        # A freed page may already belong to a request that has not listed it yet.
         if self.is_leaked(page) and page not in self.unaccounted:
             self.unaccounted[page] = event
 
     # -- unknown invocations ---------------------------------------------------------------
 
     def skip(self, invocation: UnknownInvocation) -> None:
-        """Apply an unknown invocation: the content of its requests' pages is unknown.
+        """Apply an unknown invocation: the content of its requests' pages becomes unknown.
 
-        Its requests go on as if it had executed its step, where that step is known.
+        If its step is known, its requests advance as if it was executed.
         """
         self.last_invocation = invocation.invocation_id
         if not invocation.finished:

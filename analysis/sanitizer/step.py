@@ -1,4 +1,4 @@
-"""One invocation on the shadow: the writes of all rows, then their reads."""
+"""Executes an invocation on the shadow: the writes of all rows, then their reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from analysis.sanitizer.trace import Invocation
 
 _ALL = 2**64 - 1
 OUTSIDE = -1
-"""A slot that lies outside of the row's block table, or on a page that does not exist."""
+"""A slot outside the row's block table, or on a page that does not exist."""
 
 
 class ShadowStep:
@@ -48,7 +48,7 @@ class ShadowStep:
         """The sequence of each real row; None if it is not followed."""
         self._resume()
         self.twin_of = _twins(invocation, self.first)
-        """For each real row the first row of the same request and arguments, or itself."""
+        """For each real row, the first row with the same request and arguments (or itself)."""
         self.repeats = [
             s is not None and (self.twin_of[row] != row or self._again(row, s))
             for row, s in enumerate(self.sequences)
@@ -60,7 +60,7 @@ class ShadowStep:
             -1 if s is None else s.prefilled[2] if prefills and s.prefilled else s.last_invocation
             for s in self.sequences
         ]
-        """The invocation of the last step, or last prefill, of each real row's sequence."""
+        """The invocation of the last step or prefill of each real row's sequence."""
         self.due_first = [
             -1 if s is None else int(self.first[row]) if again else _next(s, invocation)
             for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
@@ -70,27 +70,27 @@ class ShadowStep:
             None if s is None else _due_tokens(s, invocation, row, again)
             for row, (s, again) in enumerate(zip(self.sequences, self.repeats, strict=True))
         ]
-        """The tokens that each real row must have, where they are known."""
+        """The tokens that each real row must have; None if unknown."""
         positions = self.first[:, None] + np.arange(width)
         if invocation.phase == "decode":
             self.tokens_of = np.ones(rows, dtype=np.int64)
         else:
             self.tokens_of = np.clip(invocation.seq_lens - self.first, 0, width)
-        """Tokens of each row that are not padding, [rows]."""
+        """Number of tokens of each row, without padding, [rows]."""
         self.tokens_of[real:] = 0
         self.write_slots = self._slots(positions)
         """[rows, width]"""
         self.wrong_tokens: list[int | None] = [
             self._wrong_token(row, due) for row, due in enumerate(self.due_tokens)
         ]
-        """First position at which a real row has a wrong or missing token, or None."""
+        """First position with a wrong or missing token in each real row, or None."""
         self.write_content = self._contents()
         written = self.write_slots >= 0
         self.before = np.where(written, state.shadow.content[self.write_slots], UNKNOWN)
         """Content of the slots before the writes, [rows, width]."""
         self.writer_before = np.where(written, state.shadow.writer[self.write_slots], NO_WRITER)
         self.outside = ~written
-        """Positions that are not written because they have no page, [rows, width]."""
+        """Positions that have no page and are not written, [rows, width]."""
         self.position_before = np.where(written, state.shadow.position[self.write_slots], -1)
         self._write(positions, written)
         self._advance()
@@ -102,16 +102,16 @@ class ShadowStep:
         known = np.array([s is not None for s in self.sequences], dtype=bool)[:, None]
         own = self.reads & ~self.beyond & known
         self.wrong = own & strange
-        """Slots that a row attends to and that do not hold its own prefix."""
+        """Attended slots that do not hold the row's own prefix."""
         self.inherited = own & ~strange & shadow.tainted[self.read_slots]
-        """Slots that hold the row's own prefix, but computed from wrong data."""
+        """Attended slots with the row's own prefix, computed from wrong data."""
         if invocation.phase == "decode" and self.inherited.size:
-            # What the row has just written itself is not inherited.
+            # The row's own writes in this step are not inherited.
             self.inherited &= self.read_slots != self.write_slots[:real, :1]
         self._taint()
 
     def _resume(self) -> None:
-        """Extend a sequence that starts behind a cached prefix by the tokens of that prefix."""
+        """Add the tokens of a cached prefix to a sequence that starts after it."""
         for row, sequence in enumerate(
             self.sequences if self.invocation.phase == "prefill" else ()
         ):
@@ -122,15 +122,15 @@ class ShadowStep:
     def _again(self, row: int, sequence: Sequence) -> bool:
         """Return whether a row repeats the last step of its sequence.
 
-        A decode does if it has the token of the last step, and no other was chosen since; a prefill
-        if it starts where the last one did.
+        A decode repeats if it has the token of the last step and no token was chosen since. A
+        prefill repeats if it starts at the same position as the last one.
         """
         invocation, first = self.invocation, int(self.first[row])
         if invocation.phase == "prefill":
             return sequence.prefilled is not None and first == sequence.prefilled[0]
         if first != sequence.length - 1 or not sequence.invocations:
             return False
-        # If another row of the request executes its next step, this row is a late repeat.
+        # This row is a late repeat if another row of the request executes its next step.
         if sequence.chose_next and invocation.request_ids.count(sequence.request_id) == 1:
             return False
         if sequence.prompt is not None and first < len(sequence.prompt):
@@ -139,7 +139,7 @@ class ShadowStep:
         return sequence.hash_before(first) + mix_one(token, first) & _ALL == sequence.last
 
     def _leave_beams_out(self) -> None:
-        """Stop following requests with several rows for their next step: these are beams."""
+        """Stop following requests with several different rows in one invocation (beams)."""
         ids = self.invocation.request_ids
         if len(set(ids)) == len(ids):
             return
@@ -153,7 +153,7 @@ class ShadowStep:
     # -- writing ---------------------------------------------------------------------------
 
     def _slots(self, positions: Ints) -> Ints:
-        """Return the slot of each position through each row's own block table."""
+        """Return the slot of each position, by each row's block table."""
         tables, stride = self.invocation.tables, self.state.stride
         blocks = positions // stride
         inside = (blocks >= 0) & (blocks < tables.shape[1])
@@ -206,7 +206,7 @@ class ShadowStep:
         return int(self.first[row]) + (int(unlike[0]) if len(unlike) else both)
 
     def _advance(self) -> None:
-        """Advance each sequence by its correct step, whatever was executed."""
+        """Advance each sequence by its correct step, even if the executed one was wrong."""
         for row, sequence in enumerate(self.sequences):
             if sequence is None:
                 continue
@@ -232,15 +232,15 @@ class ShadowStep:
         width = int(min(max(lengths, default=0), size)) if (lengths > 0).any() else 0
         positions = np.arange(width)
         self.reads = positions[None, :] < lengths[:, None]
-        """Which slots each real row attends to through the cache, [real, width]."""
+        """Mask of the slots that each real row attends to, [real, width]."""
         self.read_slots = self._slots(np.broadcast_to(positions, (len(invocation.tables), width)))[
             :real
         ]
         self.reads &= self.read_slots >= 0
         self.expected = np.full((real, width), NOTHING, dtype=np.uint64)
-        """The hash that each slot must hold."""
+        """The prefix hash that each slot must hold."""
         self.lengths = [0 if s is None else s.length for s in self.sequences]
-        """Own length of each real row, including this invocation's tokens."""
+        """Length of each real row's sequence, including this invocation's tokens."""
         for row, sequence in enumerate(self.sequences):
             if sequence is not None:
                 if self.repeats[row]:
@@ -250,11 +250,11 @@ class ShadowStep:
                 self.expected[row, :count] = sequence.hashes[:count]
         own = np.array(self.lengths, dtype=np.int64)
         self.beyond = self.reads & (positions[None, :] >= own[:, None])
-        """Slots past the row's own length that it attends to."""
+        """Attended slots beyond the row's length."""
         self.beyond[[row for row, s in enumerate(self.sequences) if s is None]] = False
 
     def _taint(self) -> None:
-        """Mark the writes of rows that read something wrong."""
+        """Taint the writes of rows that read wrong data."""
         real = self.invocation.real
         bad = self.wrong.any(axis=1) | self.inherited.any(axis=1) | self.beyond.any(axis=1)
         for row, sequence in enumerate(self.sequences):
@@ -268,27 +268,27 @@ class ShadowStep:
     # -- queries of the rules --------------------------------------------------------------
 
     def has_wrong_place(self, row: int) -> bool:
-        """Return whether a row starts from another position than it must."""
+        """Return whether a row starts at a wrong position."""
         return self.due_first[row] >= 0 and int(self.first[row]) != self.due_first[row]
 
     def label(self, row: int) -> str:
         """Return the beginning of a message about a row."""
         request = self.invocation.request_of(row)
-        who = f"padding row {row}" if request is None else request
-        return f"{self.invocation.phase} of {who}"
+        owner = f"padding row {row}" if request is None else request
+        return f"{self.invocation.phase} of {owner}"
 
     def known_rows(self) -> list[tuple[int, Sequence]]:
-        """Return the real rows that are followed, with their sequences."""
+        """Return the followed real rows with their sequences."""
         return [(row, s) for row, s in enumerate(self.sequences) if s is not None]
 
     def pages_of(self, row: int) -> tuple[int, ...]:
-        """Return the part of a row's block table that its own length needs."""
+        """Return the pages of a row's block table within its length."""
         blocks = -(-self.lengths[row] // self.state.stride)
         return tuple(self.invocation.tables[row, :blocks].tolist())
 
 
 def _twins(invocation: Invocation, starts: Ints) -> list[int]:
-    """Return for each real row the first one that has the same request and arguments."""
+    """Return, for each real row, the first row with the same request and arguments."""
     ids = invocation.request_ids
     twins = list(range(len(ids)))
     if len(set(ids)) == len(ids):
@@ -312,7 +312,7 @@ def _next(sequence: Sequence, invocation: Invocation) -> int:
 
 
 def _due_tokens(sequence: Sequence, invocation: Invocation, row: int, again: bool) -> Ints | None:
-    """Return the tokens of the next step of a sequence, or of the repeated one."""
+    """Return the tokens of a sequence's next step, or of the repeated step."""
     if sequence.prompt is None:
         return None
     if invocation.phase == "prefill":

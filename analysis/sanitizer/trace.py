@@ -1,4 +1,4 @@
-"""The items of a trace, events and invocations: of a recorder, or of the tables of a run."""
+"""The items of a trace, events and invocations, from a recorder or from a run's tables."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Event(NamedTuple):
     locks: tuple[str, ...] | None
     stack: Any
     extras: Mapping[str, Any] = {}
-    """The columns that only some kinds have (`EVENT_EXTRAS`), but for `digest`."""
+    """Columns that only some kinds have (`EVENT_EXTRAS`), except `digest`."""
 
     @property
     def request(self) -> str:
-        """The request, "" without one."""
+        """The request; "" without one."""
         return self.request_id or ""
 
     @property
@@ -61,15 +61,15 @@ class Event(NamedTuple):
 
 @dataclass
 class Result:
-    """Logits of one row of an invocation."""
+    """The result of one row of an invocation."""
 
     invocation_id: int
     digest: int
     """Digest of the logits."""
     token: int
-    """The most likely token; negative if a logit is NaN."""
+    """Argmax of the logits; negative if a logit is NaN."""
     used: bool = False
-    """Whether a token was chosen from it."""
+    """Whether a token was chosen from these logits."""
 
 
 @dataclass(eq=False)
@@ -92,11 +92,11 @@ class Invocation:
     thread: str | None
     t_s: float
     result_tokens: list[int] | None = None
-    """The most likely token of each real row, -1 for NaN; None if not recorded."""
+    """Argmax of each real row's logits, -1 for NaN; None if not recorded."""
     result_digests: list[int] | None = None
     """Digest of each real row's logits."""
     changed: Iterable[Mapping[str, Any]] | None = None
-    """Arguments that were not read as they were filled: column `changed`."""
+    """Arguments that changed during the call: column `changed`."""
 
     def result(self, row: int) -> Result | None:
         """Return the result of a real row; None if it was not recorded."""
@@ -124,7 +124,7 @@ class UnknownInvocation:
     reason: str = "its arguments could not be read"
     """Why it cannot be checked."""
     done: bool = True
-    """Whether it executed its step all the same, as far as is known."""
+    """Whether it may have executed its step."""
     finished: bool = True
 
 
@@ -156,19 +156,19 @@ def invocation_of(row: Sequence[Any]) -> Invocation | UnknownInvocation:
 def unfinished(event: Event) -> UnknownInvocation:
     """Return the invocation of an event `invocation_unfinished`.
 
-    Its requests can only go on if it executed its step: tokens may arrive before it ends.
+    Tokens may arrive before it ends, so its step counts as executed if its requests continue.
     """
     return UnknownInvocation(
         event.value if event.value is not None else -1,
         list(event.extras.get("request_ids") or ()),
         event.extras.get("phase") or "",
-        "not ended when the recording did",
+        "not finished at the end of the recording",
         finished=False,
     )
 
 
 def events_of_table(table: pa.Table) -> Iterator[Event]:
-    """Yield the events of a table `events`, in its order."""
+    """Yield the events of a table `events` in its order."""
     columns = [
         table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
         for name in Event._fields
@@ -191,20 +191,20 @@ def invocations_of_table(
 ) -> Iterator[tuple[int, int, Invocation | UnknownInvocation]]:
     """Yield seq, end_seq and invocation for each row of a table `invocations`.
 
-    Raises RunError if an invocation has no place among the events, or no requests.
+    Raises RunError if an invocation has no `seq` or no requests.
     """
     for row in table.to_pylist():
         if any(row[name] is None for name in ("seq", "end_seq", "request_ids")):
             raise RunError(
-                f"Invocation {row['invocation_id']} has no place among the events or no requests:"
-                " record the run again."
+                f"Invocation {row['invocation_id']} has no sequence number or no requests. Record"
+                " the run again."
             )
         yield row["seq"], row["end_seq"], _invocation(row, _nested)
 
 
 def _invocation(f: dict[str, Any], array: Any) -> Invocation | UnknownInvocation:
     if f.get("error") is not None:
-        # The arrays of a failed call may still hold the arguments of the call before it.
+        # The arrays of a failed call may hold the arguments of the previous call.
         reason = "the call raised an error"
         return UnknownInvocation(
             f["invocation_id"], list(f["request_ids"]), f["phase"], reason, done=False

@@ -26,9 +26,9 @@ class LiveEngine(Protocol):
     release: str
     config: EngineConfig
     service: Any
-    """The `Service`, or another `LiveCache`; None while it does not run."""
+    """The `Service`, or another `LiveCache`; None if not running."""
     probe: Any
-    """The `BaseProbe` of an observed engine, None while it is not observed."""
+    """The `BaseProbe` of an observed engine; None if not observed."""
     changes: hooks.Changes
 
 
@@ -40,24 +40,24 @@ class Treatment(ABC):
 
     name: ClassVar[str]
     hypothesis: ClassVar[str]
-    """What it tests, in a sentence."""
+    """The cause that it tests, in a sentence."""
     change: ClassVar[str]
     """What it changes, in a sentence."""
     upstream: ClassVar[str | None] = None
-    """The upstream change that it corresponds to."""
+    """The corresponding upstream change."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Capabilities that it needs of a release, and `trie` or `no-trie` for prefix sharing."""
+    """Required capabilities of a release, and `trie` or `no-trie` for prefix sharing."""
     acts_on: ClassVar[Place] = "cache"
-    """What it changes: `cache` alone can be applied to a cache without a server."""
+    """What it changes; only `cache` treatments work on a cache without a server."""
     takes: ClassVar[str | None] = None
-    """What its parameter is; None if it takes none."""
+    """Description of its parameter; None if it takes none."""
 
     page_count: int | None = None
-    """Pages that the engine must be started with at least; None for any."""
+    """Least pages that the engine must be started with; None for any number."""
 
     def __init__(self, parameter: str | None = None) -> None:
         if parameter is not None and self.takes is None:
-            raise EngineError(f"The treatment {self.name} takes no parameter, so leave the colon.")
+            raise EngineError(f"The treatment {self.name} takes no parameter. Remove the colon.")
         self.parameter = parameter
 
     def __repr__(self) -> str:
@@ -65,24 +65,24 @@ class Treatment(ABC):
 
     @property
     def label(self) -> str:
-        """Its name with its parameter, as it was given."""
+        """Its name with its parameter, as given."""
         return self.name if self.parameter is None else f"{self.name}:{self.parameter}"
 
     @classmethod
     def sharings(cls) -> tuple[str, ...]:
-        """Return the ways of prefix sharing in which it can be applied."""
+        """Return the prefix sharing modes that it applies to."""
         if "no-trie" in cls.needs:
             return ("none",)
         return ("trie",) if "trie" in cls.needs else ("none", "trie")
 
     @classmethod
     def releases(cls) -> tuple[str, ...]:
-        """Return the supported releases that offer what it needs."""
+        """Return the supported releases with its required capabilities."""
         return supported(*cls._capabilities())
 
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
-        """Raise EngineError if it cannot be applied to such an engine."""
+        """Raise EngineError if it does not apply to such an engine."""
         if lacks := cls._lacks(release):
             raise EngineError(
                 f"The treatment {cls.name} needs the capability {listed(lacks)}"
@@ -91,7 +91,7 @@ class Treatment(ABC):
             )
         if prefix_sharing not in cls.sharings():
             raise EngineError(
-                f"The treatment {cls.name} needs prefix sharing {listed(cls.sharings())}: this"
+                f"The treatment {cls.name} needs prefix sharing {listed(cls.sharings())}, but this"
                 f" engine has {prefix_sharing}."
             )
 
@@ -108,7 +108,7 @@ class Treatment(ABC):
 
     @classmethod
     def fits(cls, release: str | None, prefix_sharing: str) -> bool:
-        """Return whether it can be applied to such an engine."""
+        """Return whether it applies to such an engine."""
         try:
             cls.check(release, prefix_sharing)
         except EngineError:
@@ -117,7 +117,7 @@ class Treatment(ABC):
 
     @abstractmethod
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Change the engine; whatever undoes it goes onto the stack."""
+        """Change the engine, and push its undo callbacks to the stack."""
 
 
 def treatment(
@@ -128,7 +128,7 @@ def treatment(
     needs: Iterable[str] = (),
     acts_on: Place = "cache",
 ) -> Callable[[Callable[[LiveEngine, ExitStack], None]], type[Treatment]]:
-    """Make a treatment of a function that changes the engine; its docstring is the change."""
+    """Make a treatment of a function that changes the engine, described by its docstring."""
 
     def make(function: Callable[[LiveEngine, ExitStack], None]) -> type[Treatment]:
         values = {
@@ -143,10 +143,10 @@ def treatment(
 
 
 def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of an object or a class, to be restored as it was found.
+    """Set an attribute of an object or a class, and restore it at the end.
 
-    Unlike `mock.patch.object` it also removes hooks of other engines that ended meanwhile on a
-    class that engines share.
+    Unlike `mock.patch.object`, this also removes hooks of other engines that ended meanwhile, if
+    engines share the class.
     """
     undo.callback(hooks.replace_attribute(owner, name, value))
 
@@ -171,12 +171,12 @@ def replaced(
 
 
 def take_pool_lock(pool: Any) -> bool:
-    """Take a pool's own lock, which is held for microseconds; False if a thread keeps it."""
+    """Take a pool's own lock; return False if a thread holds it for too long."""
     return bool(pool._lock.acquire(timeout=_PATIENCE_S))
 
 
 def lock_for(engine: LiveEngine, undo: ExitStack, name: str) -> WatchedLock:
-    """Return a re-entrant lock that observers of the engine, present and later, see by a name."""
+    """Return a named re-entrant lock that present and later observers of the engine record."""
     observer = None if engine.probe is None else engine.probe.observer
     lock = WatchedLock(threading.RLock(), name, None if observer is None else observer.locks)
     engine.service.treatment_locks.append(lock)

@@ -45,7 +45,7 @@ TREATMENTS: dict[str, type[Treatment]] = {
         arguments.undo_correct_seq_lens,
     )
 }
-"""By name, candidate causes and fixes; faults are in `analysis.treatments.faults`."""
+"""Candidate causes and fixes by name; faults are in `analysis.treatments.faults`."""
 
 __all__ = [
     "FAULTS",
@@ -64,13 +64,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Treated:
-    """What was applied to an engine, in order."""
+    """The treatments applied to an engine, in order."""
 
     treatments: tuple[Treatment, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names as they were given."""
+        """The names as given."""
         return tuple(treatment.label for treatment in self.treatments)
 
     def __getitem__(self, name: str) -> Any:
@@ -83,13 +83,13 @@ class Treated:
 
 @contextmanager
 def treat(engine: LiveEngine, *names: str) -> Iterator[Treated]:
-    """Change a running engine as long as the block lasts, and put everything back at its end.
+    """Apply treatments to a running engine during the block, and revert them at its end.
 
-    Where several change the same thing, they do so in the order in which they are named.
-    It may be observed already or be observed afterwards; end the blocks in reverse order. A name
-    may have a parameter after a colon, such as `poison-freed-pages:nan`. Raises EngineError for a
-    name that is not known, that is given twice, or that does not apply to this engine; then nothing
-    is changed. So it does at an end out of order (see `analysis.shortfin.hooks.Changes`).
+    Treatments of the same part act in the given order. The engine may be observed before or
+    afterwards; end the blocks in reverse order. A name may have a parameter after a colon, such as
+    `poison-freed-pages:nan`. Raises EngineError, and changes nothing, if a name is unknown, given
+    twice or does not apply to this engine; also if blocks end out of order (see
+    `analysis.shortfin.hooks.Changes`).
     """
     treatments = check_names(names)
     if engine.service is None:
@@ -97,62 +97,62 @@ def treat(engine: LiveEngine, *names: str) -> Iterator[Treated]:
     for treatment in treatments:
         treatment.check(engine.release, engine.config.prefix_sharing)
     with engine.changes.block(f"treat({', '.join(names)})") as undo:
-        # What is applied last stands outermost and acts first: so the first named acts first.
+        # The last applied is outermost and acts first, so apply in reverse order.
         for treatment in reversed(treatments):
             treatment.apply(engine, undo)
         yield Treated(treatments)
 
 
 def check_names(names: Iterable[str]) -> tuple[Treatment, ...]:
-    """Return the treatments that are meant; EngineError for a name not known, or given twice."""
+    """Return treatments by name; raise EngineError for unknown or repeated names."""
     found: list[Treatment] = []
     known = {**TREATMENTS, **FAULTS}
     for name in names:
         if not isinstance(name, str):
-            raise EngineError(f"A treatment is given by its name, not as {shown(name)}.")
+            raise EngineError(f"The name of a treatment is a text, not {shown(name)}.")
         prefix = "fault:" if name.startswith("fault:") else ""
         stem, colon, parameter = name.removeprefix(prefix).partition(":")
         kind = known.get(prefix + stem)
         if kind is None:
             offered = FAULTS if prefix else TREATMENTS
-            raise EngineError(f"There is no treatment {name!r}: there are {', '.join(offered)}.")
+            raise EngineError(f"Unknown treatment {name!r}. Known are {', '.join(offered)}.")
         if any(type(treatment) is kind for treatment in found):
-            raise EngineError(f"The treatment {prefix + stem} is named twice: once is enough.")
+            raise EngineError(f"The treatment {prefix + stem} is given twice. Give it once.")
         found.append(kind(parameter if colon else None))
     return tuple(found)
 
 
 def applies(names: Iterable[str], release: str) -> bool:
-    """Return whether all these treatments apply to a release; EngineError for an unknown name."""
+    """Return whether all these treatments apply to a release; EngineError for unknown names."""
     return all(release in treatment.releases() for treatment in check_names(names))
 
 
 def fixes(release: str, prefix_sharing: str) -> tuple[str, ...]:
-    """Return the treatments that fix a defect of a release, in the order of application."""
+    """Return the treatments that fix defects of a release, in the order of application."""
     known = next((row.fixes for row in RELEASES if row.version == release), ())
     return tuple(name for name in known if TREATMENTS[name].fits(release, prefix_sharing))
 
 
 ALL, ALL_BUT = "all", "all-but:"
-"""Names that stand for every fix of a release, and for every fix without one."""
+"""Names for all fixes of a release, and for all fixes except one."""
 
 
 def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str, ...]:
-    """Return a set of names with `all` and `all-but:NAME` replaced by what they stand for.
+    """Return a set of names with `all` and `all-but:NAME` replaced by the names of fixes.
 
-    Raises EngineError if NAME is not among the fixes of the release, or a name is given twice.
+    Raises EngineError if NAME is not a fix for the release, or if a name is given twice.
     """
     names, found = tuple(names), []
     if len(set(names)) != len(names):
-        raise EngineError(f"A set of treatments names one twice: {'+'.join(names)}.")
+        raise EngineError(f"A name is given twice in {'+'.join(names)}. Give each name once.")
     everything = fixes(release, prefix_sharing)
     for name in names:
         if name.startswith(ALL_BUT):
             left_out = name.removeprefix(ALL_BUT)
             if left_out not in everything:
                 raise EngineError(
-                    f"{left_out!r} is no fix of shortfin {release} with prefix sharing"
-                    f" {prefix_sharing}: those are {', '.join(everything)}."
+                    f"{left_out!r} is not a fix for shortfin {release} with prefix sharing"
+                    f" {prefix_sharing}. Its fixes are {', '.join(everything)}."
                 )
             found += [fix for fix in everything if fix != left_out]
         else:
@@ -161,5 +161,5 @@ def expand(names: Iterable[str], release: str, prefix_sharing: str) -> tuple[str
 
 
 def page_count(names: Iterable[str], pages: int) -> int:
-    """Return how many pages an engine must be started with, if `pages` are wanted otherwise."""
+    """Return the pages to start an engine with; `pages` is the number without treatments."""
     return max([pages, *(t.page_count or 0 for t in check_names(names))])

@@ -10,7 +10,7 @@ from analysis.treatments.invocations import Ints, PendingInvocation, edit_invoca
 
 
 def _set_lengths(engine: LiveEngine, undo: ExitStack, length: Callable[[Ints], Ints]) -> None:
-    """Set the length of each row of a decode by its start position."""
+    """Set the length of each decode row from its start position."""
 
     def edit(invocation: PendingInvocation) -> None:
         if invocation.phase == "decode":
@@ -22,37 +22,37 @@ def _set_lengths(engine: LiveEngine, undo: ExitStack, length: Callable[[Ints], I
 
 @treatment(
     "correct-seq-lens",
-    "Rows attend to slots beyond their own sequence, with data of other requests.",
+    "Rows attend to slots beyond their sequence, which hold data of other requests.",
     upstream="#873",
     acts_on="server",
     needs=["history-lengths"],
 )
 def correct_seq_lens(engine: LiveEngine, undo: ExitStack) -> None:
-    """The length of each row of a decode is its start position plus one."""
+    """Sets the length of each decode row to its start position plus one."""
     _set_lengths(engine, undo, lambda starts: starts + 1)
 
 
 @treatment(
     "undo-correct-seq-lens",
-    "The lengths that are too long made 3.1 fail, not a later change.",
+    "The too long lengths made 3.1 fail, not another difference from later releases.",
     upstream="the reverse of #873",
     acts_on="server",
     needs=["exact-lengths"],
 )
 def undo_correct_seq_lens(engine: LiveEngine, undo: ExitStack) -> None:
-    """The length of each row of a decode is its start position plus that of its history."""
+    """Sets the length of each decode row to twice its start position plus one, as in 3.1."""
     _set_lengths(engine, undo, lambda starts: 2 * starts + 1)
 
 
 @treatment(
     "zero-start-positions",
-    "Padding rows that start at position 1 read a slot that was never written.",
+    "Padding rows start at position 1 and read a slot that was never written.",
     upstream="#826",
     acts_on="server",
     needs=["padding-at-one"],
 )
 def zero_start_positions(engine: LiveEngine, undo: ExitStack) -> None:
-    """Padding rows of a decode have start position 0."""
+    """Sets the start position of padding rows of a decode to 0."""
 
     def edit(invocation: PendingInvocation) -> None:
         if invocation.phase == "decode":

@@ -1,4 +1,4 @@
-"""Edits of the arguments of the compiled model, in the very arrays that it gets."""
+"""Edits the arguments of the compiled model in place."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class PendingInvocation:
-    """An invocation that is about to be called, with its rows. Arrays are changed in place."""
+    """An invocation before its call, with its rows. Arrays are changed in place."""
 
     phase: str
     request_ids: list[str]
-    """Of each row that carries one; the rest is padding."""
+    """Request of each real row; further rows are padding."""
     arrays: dict[str, Ints]
-    """tokens, seq_lens, start_positions (not of every prefill), block_tables."""
+    """tokens, seq_lens, start_positions (not for every prefill), block_tables."""
     process: Any
-    """The engine's own process that is calling."""
+    """The engine's process that makes the call."""
     secretly: bool = False
-    """Whether observers get the arrays as they were filled, not as they were changed."""
+    """Whether observers get the original arrays, not the changed ones."""
     put_back: bool = False
-    """Whether the arrays are restored when the call has returned."""
+    """Whether the arrays are restored after the call."""
     later: dict[str, Ints] = field(default_factory=dict)
-    """Values that overwrite arrays when the call has returned."""
+    """Values that overwrite arrays after the call."""
     skip: bool = False
-    """Whether the call is not made; the last results of its kind are given instead."""
+    """Whether to skip the call and return the last results of its kind."""
     again: bool = False
-    """Whether the call is made once more; the results of the first are thrown away."""
+    """Whether to call twice, and discard the first results."""
     other_arrays: dict[str, Ints] = field(default_factory=dict)
-    """Arguments of that second call that differ, by name."""
+    """Changed arguments of that second call, by name."""
     hang_s: float = 0.0
-    """For how long the results are kept from the engine."""
+    """Seconds by which the results are delayed."""
     afterwards: Callable[[], None] | None = None
-    """Called when the call was made, before the engine goes on."""
+    """Called after the call, before the engine continues."""
 
     @property
     def real(self) -> int:
-        """Rows that carry a request."""
+        """Number of rows with a request."""
         return len(self.request_ids)
 
 
@@ -56,10 +56,10 @@ Editor = Callable[[PendingInvocation], None]
 
 
 def edit_invocations(engine: LiveEngine, undo: ExitStack, editor: Editor) -> None:
-    """Give every invocation to `editor` before it is called.
+    """Call `editor` with every invocation before its call.
 
-    The arguments are changed in the arrays that the engine made, after its own transfers to them:
-    an observer reads the changed ones, whether it was attached before or after.
+    The arguments are changed in the engine's arrays, after its own transfers. Observers read the
+    changed values, whether they were attached before or after.
     """
     service = engine.service
     assert service is not None
@@ -126,7 +126,7 @@ def edit_invocations(engine: LiveEngine, undo: ExitStack, editor: Editor) -> Non
 
 
 def _restore(functions: dict[int, Any], size: int, wrapper: Any, function: Any) -> None:
-    # A wrapper that was wrapped again stays where it is and only passes on.
+    # A wrapper that was wrapped again stays in place and only forwards.
     if functions[size] is wrapper:
         functions[size] = function
 

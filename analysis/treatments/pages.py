@@ -1,4 +1,4 @@
-"""Treatments of the contents of pages that are free, or were just allocated or freed."""
+"""Treatments of the content of free, newly allocated or just freed pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PATTERNS = {"nan": float("nan"), "zero": 0.0}
 
 
 def fill_page(pool: Any, page: int, value: float) -> None:
-    """Fill a page with a number, over all devices."""
+    """Fill a page with a number, on all devices."""
     for table in pool.page_tables:
         bits = encode(value, str(table.dtype))
         with table.view(page).map(write=True) as mapped:
@@ -35,13 +35,13 @@ def fill_page(pool: Any, page: int, value: float) -> None:
 
 
 def _fill(pool: Any, page: int, value: float) -> None:
-    """Fill a page, and note that for the checksums of its bytes."""
+    """Fill a page, and report the write to the byte checks."""
     with writing(pool, page):
         fill_page(pool, page, value)
 
 
 def page_digest(pool: Any, page: int) -> bytes:
-    """Return a hash of a page's bytes, over all devices."""
+    """Return a hash of a page's bytes on all devices."""
     digest = hashlib.blake2b(digest_size=16)
     for table in pool.page_tables:
         with table.view(page).map(read=True) as mapped:
@@ -51,12 +51,12 @@ def page_digest(pool: Any, page: int) -> bytes:
 
 @treatment(
     "zero-page-tables",
-    "Slots that were never written hold what another program left there.",
+    "Slots that were never written hold old data of the device memory.",
     upstream="#738",
     acts_on="contents",
 )
 def zero_page_tables(engine: LiveEngine, undo: ExitStack) -> None:
-    """All free pages are filled with zeros once, when it is applied."""
+    """Fills all free pages with zeros once, when it is applied."""
     pool = _pool(engine)
     for page in list(pool.available_pages):
         _fill(pool, page.index, 0.0)
@@ -64,11 +64,11 @@ def zero_page_tables(engine: LiveEngine, undo: ExitStack) -> None:
 
 @treatment(
     "zero-on-acquire",
-    "Rows read what an earlier request left in a page that was allocated again.",
+    "Rows read the data of an earlier request in a reused page.",
     acts_on="contents",
 )
 def zero_on_acquire(engine: LiveEngine, undo: ExitStack) -> None:
-    """Every page is filled with zeros when it is taken from the pool."""
+    """Fills every page with zeros when it is taken from the pool."""
     pool = _pool(engine)
 
     @replaced(undo, pool, "acquire_free_pages")
@@ -80,11 +80,11 @@ def zero_on_acquire(engine: LiveEngine, undo: ExitStack) -> None:
 
 
 class PoisonFreedPages(Treatment):
-    """Free pages are filled with a pattern, as SLUB poisons freed objects."""
+    """Fills free pages with a pattern, as SLUB poisons freed objects."""
 
     name = "poison-freed-pages"
-    hypothesis = "Freed or fresh pages are read; a pattern in them shows in the answers."
-    change = "Pages are filled with a pattern while they are free."
+    hypothesis = "Freed or new pages are read, so a pattern in them changes the answers."
+    change = "Fills pages with a pattern while they are free."
     takes = "nan, zero or a number"
     acts_on = "contents"
 
@@ -111,22 +111,22 @@ class PoisonFreedPages(Treatment):
 
 
 class Quarantine(Treatment):
-    """Freed pages are withheld for a while, as in AddressSanitizer's quarantine."""
+    """Withholds freed pages for a while, as AddressSanitizer's quarantine."""
 
     name = "quarantine"
-    hypothesis = "Pages are written or read after they were freed, when another request has them."
-    change = "The last freed pages are withheld, and compared when they are released."
-    takes = "the number of pages that are withheld"
+    hypothesis = "Pages are written or read after they were freed and another request owns them."
+    change = "Withholds the last freed pages, and checks their bytes when they are released."
+    takes = "the number of withheld pages"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
         if parameter is not None and not (parameter.isdigit() and int(parameter)):
             raise EngineError(
-                f"Quarantine withholds a whole number of pages from 1, not {parameter!r}."
+                f"Quarantine needs a whole number of pages, at least 1, not {parameter!r}."
             )
         self.size = int(parameter or 8)
         self.written: list[int] = []
-        """Pages that were written after they had been freed."""
+        """Pages that were written after they were freed."""
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         pool = _pool(engine)
@@ -165,7 +165,7 @@ class Quarantine(Treatment):
 
         @undo.callback
         def release_all() -> None:
-            if take_pool_lock(pool):  # otherwise a thread that hangs keeps it
+            if take_pool_lock(pool):  # False if a hanging thread holds it
                 pool._lock.release()
                 release(len(quarantined))
 

@@ -1,4 +1,4 @@
-"""Treatments of which pages a request can get, and when they are given back."""
+"""Treatments of the pool: which pages can be allocated, and when they are freed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _MANY = 4096
 
 @treatment(
     "reserve-padding-page",
-    "A request is given page 0, which rows and block tables are padded with.",
+    "A request gets page 0, which padding rows and block tables also use.",
 )
 def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
-    """Page 0 is kept out of the pool."""
+    """Removes page 0 from the pool."""
     pool, withheld = cache_of(engine).page_pool, engine.service.withheld
     if not take_pool_lock(pool):
         raise EngineError(
-            "The pool's lock is kept by some thread of the engine, so page 0 cannot be"
-            " reserved: start a new engine."
+            "A thread of the engine holds the pool's lock, so page 0 cannot be reserved. Start a"
+            " new engine."
         )
     try:
         reserved = [p for p in pool.available_pages if p.index == _PADDING_PAGE]
         if not reserved:
             raise EngineError(
-                "Page 0 is in use, so it cannot be reserved: apply reserve-padding-page before"
-                " the engine has answered anything."
+                "Page 0 is in use, so it cannot be reserved. Apply reserve-padding-page before"
+                " the first request."
             )
         pool.available_pages.remove(reserved[0])
     finally:
@@ -52,7 +52,7 @@ def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
 
     def back() -> None:
         withheld.discard(_PADDING_PAGE)
-        # A thread that hangs may keep the lock; inserting is one step of the interpreter.
+        # A hanging thread may hold the lock; the insertion is atomic in CPython.
         got = take_pool_lock(pool)
         pool.available_pages.insert(0, reserved[0])
         if got:
@@ -63,46 +63,46 @@ def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
 
 
 class BigPool(Treatment):
-    """There are enough pages for all requests."""
+    """Gives the engine enough pages for all requests."""
 
     name = "big-pool"
-    hypothesis = "Requests contend for pages: exhaustion, eviction and reuse make them fail."
-    change = "The engine is started with so many pages that none is missed."
+    hypothesis = "Requests fail because of few pages: exhaustion, eviction or reuse."
+    change = "Starts the engine with enough pages for all requests."
     takes = "the number of pages"
     acts_on = "server"
 
     def __init__(self, parameter: str | None = None) -> None:
         super().__init__(parameter)
         if parameter is not None and not (parameter.isdigit() and int(parameter)):
-            raise EngineError(f"A big pool has a whole number of pages from 1, not {parameter!r}.")
+            raise EngineError(f"big-pool needs a whole number of pages from 1, not {parameter!r}.")
         self.page_count = int(parameter or _MANY)
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
         if engine.config.page_count < (self.page_count or 0):
             raise EngineError(
-                f"The treatment {self.name} is made when an engine starts: start it with"
-                f" EngineConfig(page_count={self.page_count}), as sweeps do by themselves."
+                f"The treatment {self.name} takes effect when an engine starts. Start it with"
+                f" EngineConfig(page_count={self.page_count}); sweeps do this automatically."
             )
 
 
 class FreeUnpublishedPages(Treatment):
-    """Pages that a request took and did not publish go back to the pool when it ends.
+    """Frees a request's unpublished pages when it ends.
 
-    With records it ends the leak that `keep-decode-record` ends at its root, so it is no fix there.
+    With records, `keep-decode-record` prevents the same leak at its cause, so this is not a fix.
     """
 
     name = "free-unpublished-pages"
-    hypothesis = "Pages that a request took, and did not publish, are lost when it ends."
-    change = "At a request's end its pages are freed that are neither free nor known to the cache."
+    hypothesis = "A request's unpublished pages are leaked when it ends."
+    change = "Frees a request's pages at its end if they are neither free nor cached."
 
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
-        """Raise EngineError where it cannot be applied, or where nothing is ever published."""
+        """Raise EngineError if it cannot be applied, or if nothing is ever published."""
         super().check(release, prefix_sharing)
         if prefix_sharing == "none" and "allocations" in row_of(release or "").capabilities:
             raise EngineError(
-                f"The treatment {cls.name} needs prefix sharing trie on shortfin {release}: without"
-                " it nothing is published, and all is freed."
+                f"The treatment {cls.name} needs prefix sharing trie on shortfin {release}. Without"
+                " it all pages are freed."
             )
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:

@@ -1,4 +1,4 @@
-"""Treatments of scheduling: locks, threads, batches, and what happens when pages run short."""
+"""Treatments of scheduling: locks, threads, batches, and requests without free pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STROBE_S = 0.004
 
 @treatment("lock-cache", "Threads change the trie, its references or the pool at the same time.")
 def lock_cache(engine: LiveEngine, undo: ExitStack) -> None:
-    """One re-entrant lock is held during every operation of the cache and of the pool."""
+    """Holds one re-entrant lock during every operation of the cache and the pool."""
     lock = lock_for(engine, undo, "lock-cache")
     for owner, name, is_own in _cache_operations(engine):
         call = getattr(owner, name)
@@ -40,10 +40,10 @@ def lock_cache(engine: LiveEngine, undo: ExitStack) -> None:
 
 
 def _cache_operations(engine: LiveEngine) -> Iterator[tuple[Any, str, Callable[..., bool]]]:
-    """Yield the operations of the cache and its pool: owner, name, and what recognises a call.
+    """Yield the operations of the cache and its pool: owner, name, and a predicate.
 
-    The last returns, for the arguments of a call, whether it is one on this engine's cache: an
-    owner may be a class that engines share.
+    An owner may be a class that engines share, so the predicate returns whether a call with given
+    arguments is on this engine's cache.
     """
     cache, dialect = cache_of(engine), part_of(engine.release, "treatments")
     owners = {cache: dialect.CACHE_OPERATIONS, cache.page_pool: dialect.POOL_OPERATIONS}
@@ -58,20 +58,18 @@ def _cache_operations(engine: LiveEngine) -> Iterator[tuple[Any, str, Callable[.
 
 @treatment(
     "one-worker",
-    "Requests on several threads interleave with each other's steps.",
+    "Steps of requests on several threads interleave.",
     acts_on="server",
     needs=["worker-pool"],
 )
 def one_worker(engine: LiveEngine, undo: ExitStack) -> None:
-    """Each request's process, with all that it does to the cache, runs on one worker."""
+    """Runs the processes of all requests, and their cache operations, on one worker."""
     engine.service.edits.share_one_worker(engine.service, undo)
 
 
-@treatment(
-    "one-at-a-time", "Concurrent requests disturb each other, in whatever way.", acts_on="server"
-)
+@treatment("one-at-a-time", "Concurrent requests disturb each other.", acts_on="server")
 def one_at_a_time(engine: LiveEngine, undo: ExitStack) -> None:
-    """A request goes to the engine when the one before it has ended."""
+    """Sends a request to the engine only when the previous one has ended."""
     service = engine.service
     assert service is not None
     launch, lock = service.launch, threading.Lock()
@@ -116,12 +114,12 @@ def one_at_a_time(engine: LiveEngine, undo: ExitStack) -> None:
 
 @treatment(
     "short-strobes",
-    "The timing matters: what happens between the batcher's long waits.",
+    "The failure depends on the batcher's long waits.",
     acts_on="server",
     needs=["strobes"],
 )
 def short_strobes(engine: LiveEngine, undo: ExitStack) -> None:
-    """The batcher looks for work every 4 ms, not every 100 to 250."""
+    """Makes the batcher look for work every 4 ms instead of every 100 to 250 ms."""
     engine.service.edits.shorten_strobes(undo, _STROBE_S)
 
 
@@ -131,15 +129,15 @@ def short_strobes(engine: LiveEngine, undo: ExitStack) -> None:
     acts_on="server",
 )
 def requeue_unscheduled(engine: LiveEngine, undo: ExitStack) -> None:
-    """A prefill that found no pages stays pending and tries again."""
+    """Keeps a prefill that found no free pages pending, and retries it."""
     engine.service.edits.requeue_unscheduled(engine.service, undo)
 
 
 @treatment(
     "survive-allocation-failure",
-    "One request's missing page ends the worker, or leaves its pages and others wait.",
+    "A failed allocation kills the worker, or leaks pages and blocks other requests.",
     acts_on="server",
 )
 def survive_allocation_failure(engine: LiveEngine, undo: ExitStack) -> None:
-    """A request for which there is no page fails with an error, and gives back what it has."""
+    """Ends a request without free pages with an error, and frees its pages."""
     engine.service.edits.survive_allocation_failure(engine.service, undo)

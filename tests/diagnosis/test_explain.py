@@ -42,10 +42,10 @@ def test_the_first_finding_is_a_read_of_wrong_data_with_its_writer(wrong):
 
 def test_the_diagnosis_names_token_invocation_page_and_other_request(wrong):
     output = " ".join(wrong.diagnosis)
-    assert "Token 2 of its answer, chosen in invocation 3" in output
-    assert "came 1 invocation earlier (invocation 2" in output
+    assert "The first wrong token is token 2 (invocation 3)" in output
+    assert "First finding, 1 invocation earlier (invocation 2" in output
     assert "slot 0 of page 3, which holds position 0 of b" in output
-    assert "Page 3 was held by b and a" in output
+    assert "At that time page 3 was held by b and a" in output
     assert "b wrote positions 0 to 3 (invocation 0)" in output
 
 
@@ -80,8 +80,8 @@ def test_pages_have_their_histories_the_one_found_first(wrong):
     assert words == [
         "b took it from the pool",
         "b wrote positions 0 to 3 (invocation 0)",
-        "a held it from then on",
-        "a no longer held it",
+        "a held it",
+        "a dropped it",
         "b returned it to the pool",
     ]
     owners = [interval.owners for interval in wrong.pages[0].owners]
@@ -122,7 +122,7 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
     assert found.invocations[1].own_row.seq_len == 13
     assert found.invocations[1].own_length == 7
     assert "13 (7)" in str(found)
-    assert "In the same invocation (invocation 1" in " ".join(found.diagnosis)
+    assert "First finding, in the same invocation (invocation 1" in " ".join(found.diagnosis)
 
 
 # -- a pool that was too small -----------------------------------------------------------------
@@ -132,14 +132,12 @@ def test_wrong_data_goes_before_a_rule_that_was_broken_earlier():
 def test_a_short_pool_comes_with_the_first_leak(outcome):
     found = explained(short_pool(outcome), "c")
     output = " ".join(found.diagnosis)
-    assert "3 pages were wanted and 1 was free" in output
-    assert "2 were held by requests" in output
-    assert "5 leaked" in output
-    assert "Page 1 of a" in output
+    assert "3 pages needed, 1 free; of 8 pages, 2 held by requests, 0 cached, 5 leaked" in output
+    assert "a has ended, but its page 1 is neither free nor cached" in output
     assert found.death is None
     pool = found.pool
     assert (pool[-1].leaked, pool[-1].live, pool[-1].free) == (5, 2, 1)
-    assert "It was in no finished invocation." in found.missing
+    assert "The request was in no finished invocation." in found.missing
 
 
 def test_a_death_comes_with_its_frame_and_the_operation_that_failed_before_it():
@@ -149,9 +147,9 @@ def test_a_death_comes_with_its_frame_and_the_operation_that_failed_before_it():
     assert "shortfin_apps/llm/a.py:7 in run" in output
     assert "/x/site-packages" not in str(found)
     assert "TypeError: nothing to add" in output
-    assert "3 pages were wanted" in output
+    assert "3 pages needed" in output
     other = explained(short_pool("engine_died"), "b")
-    assert "operations had failed for c" in " ".join(other.diagnosis)
+    assert "operations failed for c" in " ".join(other.diagnosis)
 
 
 def test_a_stall_names_the_batch_peer_with_the_operation_failed():
@@ -175,8 +173,8 @@ def test_a_stall_names_the_batch_peer_with_the_operation_failed():
         {"request_id": "b", "outcome": "empty", "prompt_tokens": B[:3]},
     )
     output = " ".join(explained(run, "a").diagnosis)
-    assert "its last invocation, 1, which it shared with b, allocate failed for b" in output
-    assert "8 pages were wanted, 0 were free" in output
+    assert "Its last invocation was 1, shared with b. Then allocate failed for b" in output
+    assert "8 pages needed, 0 free" in output
     assert "“executing decode”" in output
 
 
@@ -217,8 +215,8 @@ def test_a_rejection_names_the_requests_under_way():
     )
     found = explained(run, "c")
     assert "QUEUE_FULL: come back later" in found.summary
-    assert "1 other had not ended: b." in found.diagnosis[0]
-    assert "a had timed out before it" in found.diagnosis[1]
+    assert "1 other request had not ended: b." in found.diagnosis[0]
+    assert "Earlier, a timed out" in found.diagnosis[1]
 
 
 # -- what is missing --------------------------------------------------------------------------
@@ -229,8 +227,8 @@ def test_a_rejection_names_the_requests_under_way():
     [
         (("events", "snapshots"), "No events were recorded"),
         (("snapshots",), "No snapshot was recorded"),
-        (("invocations",), "No invocation was recorded"),
-        (("events", "invocations", "snapshots"), "Nothing was recorded of this trial"),
+        (("invocations",), "No invocations were recorded in the trial"),
+        (("events", "invocations", "snapshots"), "This trial has no recording"),
     ],
 )
 def test_what_was_not_recorded_is_listed(without, output):
@@ -265,15 +263,15 @@ def test_a_right_answer_is_no_failure_and_its_broken_rules_are_listed():
     story.token("a", 17)
     story.close()
     [sentence] = explained(run_of(story, {"request_id": "a"}), "a").diagnosis
-    assert "A rule was broken on it nevertheless" in sentence
+    assert "But a rule was broken" in sentence
     assert "Page 0" in sentence
 
 
 def test_unknown_and_ambiguous_names_raise_one_sentence():
     run = wrong_page()
-    with pytest.raises(RunError, match=r"no request 'z': it has a and b\."):
+    with pytest.raises(RunError, match=r"no request 'z'\. It has a and b\."):
         explained(run, "z")
-    with pytest.raises(RunError, match=r"no trial 'd': it has c\."):
+    with pytest.raises(RunError, match=r"no trial 'd'\. It has c\."):
         explained(run, "a", trial_id="d")
     double = {
         name: type(frame)(frame).assign(trial_id="d")
@@ -284,7 +282,7 @@ def test_unknown_and_ambiguous_names_raise_one_sentence():
 
     joined = {name: pd.concat([getattr(run, name), frame]) for name, frame in double.items()}
     both = type(run)(**{**vars(run), **joined})
-    with pytest.raises(RunError, match=r"2 trials .* trial: c \(wrong\) and d \(wrong\)\."):
+    with pytest.raises(RunError, match=r"2 trials .* trials: c \(wrong\) and d \(wrong\)\."):
         explained(both, "a")
     assert explained(both, "a", trial_id="d").finding.page == 3
 

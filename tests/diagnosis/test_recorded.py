@@ -57,7 +57,7 @@ def test_a_request_of_a_dead_engine_names_the_worker_crash(swept):
     assert "died" in output
     assert explained.death.frame.startswith("shortfin_apps/")
     assert explained.death.requests
-    assert "pages were wanted" in output
+    assert "needed" in output
     assert explained.death.requests[-1] in output
 
 
@@ -83,7 +83,7 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
     assert "data:image/png;base64," in page
     assert "Requests in the same batches" in page
     for wrong, output in (
-        ((*asked,), "name the trial"),
+        ((*asked,), "Name one of these trials"),
         ((swept.path, "r9999"), "no request 'r9999'"),
         ((*asked, "--trial", "absent"), "no trial 'absent'"),
         ((tmp_path, "r0000"), "is no run"),

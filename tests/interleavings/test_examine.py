@@ -208,7 +208,7 @@ def test_the_command_tells_by_its_exit_status(reply: Any) -> None:
     assert clean[0] == 0
     assert json.loads(clean[1])["inactive_treatments"] == ["big-pool"]
     sentences = [
-        "There is no scenario 'nonsense'", "There is no treatment 'nonsense'",
+        "There is no scenario 'nonsense'", "Unknown treatment 'nonsense'",
         "choose none or trie", "is not what A does next", "has no request Z",
     ]  # fmt: skip
     for (status, out, err), sentence in zip(refused, sentences, strict=True):

@@ -187,7 +187,7 @@ say([[[r.request_id, int(r.position), r.damage, plain(r.other_request_id),
     assert counted.get("decoded other context", 0) == (
         4 * 10 - 1 if has(release, "allocations") else 0
     )
-    assert " 8 hold the right token with parts that are not its own" in words
+    assert " 8 hold the right token, with foreign parts in higher layers" in words
 
 
 def test_pages_that_cannot_be_read_say_why(child: ChildRunner, release: str) -> None:
@@ -260,8 +260,7 @@ def test_what_slots_hold_is_said_in_words() -> None:
     )  # fmt: skip
     slots["other_position"] = slots["other_position"].astype("Int64")
     assert kv_compare.describe(slots) == (
-        "2 of 4 slots hold what the reference decoder has in their place (1 to the bit). 1 hold the"
-        " bytes of another token: slot 2 of page 3, for position 2 of a, has position 7 of b. 1"
-        " hold zeros."
+        "2 of 4 slots equal the reference decoder's (1 to the bit). 1 hold the bytes of another"
+        " token: slot 2 of page 3, for position 2 of a, has position 7 of b. 1 hold zeros."
     )
     assert kv_compare.describe(slots.iloc[:0]) == "No slot was compared."

@@ -46,7 +46,7 @@ def test_snapshots_without_a_place_are_an_error():
     rows = WELL.tables()
     for row in rows["snapshots"]:
         row["seq"] = None
-    with pytest.raises(RunError, match="record the run again"):
+    with pytest.raises(RunError, match="Record the run again"):
         check_tables({name: to_table(name, table) for name, table in rows.items()}, 4)
 
 
@@ -55,7 +55,7 @@ def test_invocations_without_a_place_or_requests_are_an_error(lacking):
     rows = WELL.tables()
     for row in rows["invocations"]:
         row[lacking] = None
-    with pytest.raises(RunError, match="no place among the events or no requests"):
+    with pytest.raises(RunError, match="no sequence number or no requests"):
         check_tables({name: to_table(name, table) for name, table in rows.items()}, 4)
 
 

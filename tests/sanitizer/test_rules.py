@@ -28,7 +28,7 @@ def test_the_oldest_lock_is_named():
     story = TraceBuilder()
     locked(story, ("references", 1.6), ("pool", 3.0), ("cache", 2.0))
     text = story.check(close=False).group("stuck-request", "lock-held").first.text
-    assert "thread pool's held the lock of the pool and had not released it after 3 s" in text
+    assert "thread pool's has held the lock of the pool for 3 s" in text
 
 
 def test_a_request_that_went_on_when_its_process_was_killed_is_not_held_against_the_engine():
@@ -53,7 +53,7 @@ def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) ->
         " of 8 pages."
     )
     assert findings.group("position-mismatch").first.text == (
-        f"prefill of a: position 4 is written to page {page}, beyond the pool of 8 pages."
+        f"prefill of a: writes position 4 to page {page}, which is beyond the pool of 8 pages."
     )
     assert "does not exist" in consequence_of("block-table-mismatch", found.cause)
 

@@ -120,7 +120,7 @@ def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_pat
         under_way = next(r for r in open_ if r in set(run.requests["request_id"]))
         explanation = str(explain(run, under_way, reference=False))
         assert "The recording ends at " in explanation
-        assert "had no further invocation" not in explanation
+        assert "Its last invocation was" not in explanation
     with capsys.disabled():
         sys.stdout.write(
             f" [{kills} kills: {lost} of {answered} answered requests have no end in the"

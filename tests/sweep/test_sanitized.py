@@ -88,7 +88,7 @@ def test_a_newer_release_is_checked_too(tmp_path):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        ("nonsense", "There is no treatment 'nonsense'"),
+        ("nonsense", "Unknown treatment 'nonsense'"),
         ("undo-correct-seq-lens", f"which shortfin {REPORTED} lacks"),
         ("fault:orphaned-leaf", "needs prefix sharing trie"),
         ("quarantine:0", "whole number of pages"),

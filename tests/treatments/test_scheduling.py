@@ -173,5 +173,5 @@ def test_all_and_all_but_stand_for_the_fixes(release: str, sharing: str) -> None
         treatment.check(release, sharing)
         left = expand([f"all-but:{treatment.name}"], release, sharing)
         assert left == tuple(name for name in every if name != treatment.name)
-    with pytest.raises(EngineError, match="'big-pool' is no fix of shortfin"):
+    with pytest.raises(EngineError, match="'big-pool' is not a fix for shortfin"):
         expand(["all-but:big-pool"], release, sharing)

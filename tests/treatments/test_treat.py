@@ -219,8 +219,8 @@ say([refusals, unchanged])
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("nonsense", "There is no treatment 'nonsense'"),
-        ("fault:nonsense", "There is no treatment 'fault:nonsense'"),
+        ("nonsense", "Unknown treatment 'nonsense'"),
+        ("fault:nonsense", "Unknown treatment 'fault:nonsense'"),
         ("zero-on-acquire:3", "takes no parameter"),
         ("quarantine:0", "whole number of pages from 1"),
         ("quarantine:-1", "whole number of pages from 1"),

@@ -1,12 +1,15 @@
-"""The rules that must always hold, one class each.
+"""The rules of the sanitizer, one class each.
 
-A rule has a code (`name`), its sentence, and the codes of its causes with their consequences; it
-yields a Finding wherever it is violated. It is called where it has a method: `on_<kind>(state,
-event)` before the state applies an event of that kind, `after_<kind>(state, event)` afterwards,
-`invocation(state, step)` when an invocation was executed on the shadow, `at_snapshot(state,
-snapshot)` at every snapshot between two operations, `at_quiescence(state, snapshot)` if moreover no
-request is under way, `finish(state)` at the end. To add one, write it in a module here, put it into
-RULES, and list it in docs/glossary.md.
+A rule has a code (`name`), a sentence, and a consequence for each code of a cause. Its methods
+yield a Finding for each violation. They are optional, and are called
+- `on_<kind>(state, event)`: before the state applies an event of that kind,
+- `after_<kind>(state, event)`: after the state applied it,
+- `invocation(state, step)`: after an invocation was executed on the shadow,
+- `at_snapshot(state, snapshot)`: at every snapshot between two operations of the cache,
+- `at_quiescence(state, snapshot)`: at such a snapshot while no request is under way,
+- `finish(state)`: at the end.
+
+To add a rule, write it in a module here, put it into RULES, and list it in docs/glossary.md.
 """
 
 from __future__ import annotations
@@ -77,13 +80,13 @@ _BY_NAME = {rule.name: rule for rule in RULES}
 
 
 def consequence_of(rule: str, cause: str) -> str:
-    """Return what a violated rule leads to; "" if it is unknown."""
+    """Return the consequence of a violated rule; "" if it is unknown."""
     known = _BY_NAME.get(rule)
     return "" if known is None else known.causes.get(cause, "")
 
 
 def limits_of(release: str | None) -> dict[str, str]:
-    """Return what rules cannot detect on a release, by rule; {} for an unsupported release."""
+    """Return the limits of each rule on a release; {} for an unsupported release."""
     capabilities = row_of(release).capabilities if release in KNOWN else frozenset()
     found = {}
     for rule in RULES if capabilities else ():

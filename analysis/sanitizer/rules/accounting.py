@@ -1,4 +1,4 @@
-"""The state of every page, free, held or cached, and the quiescent cache."""
+"""Rules about page states: allocation, free, leaks, page lists, and the quiescent cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from analysis.sanitizer.trace import Event
 from analysis.snapshots.snapshot import Snapshot
 
 _SHOWN = 8
-_SHARED = "Two requests can hold the page, and overwrite each other."
+_SHARED = "Two requests can hold the page and overwrite each other."
 
 
 class DoubleAllocation(Rule):
     name = "double-allocation"
-    sentence = "A page is allocated only while it is free, and once."
+    sentence = "Only free pages are allocated, each of them once."
     causes = each("page-in-use same-request", _SHARED)
 
     def on_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -30,7 +30,7 @@ class DoubleAllocation(Rule):
                 continue
             last = state.unaccounted.get(page)
             holders = sorted(state.holders.get(page, ()))
-            where = "twice at once" if again else f"which is {state.where(page)}"
+            where = "twice in one operation" if again else f"but is {state.where(page)}"
             what = f"Page {page} is allocated to {event.request_id or 'no request'}, {where}."
             other = holders[0] if holders else last.request_id if last else None
             stack = last.stack if last else None
@@ -46,13 +46,13 @@ class DoubleAllocation(Rule):
 
 class DoubleFree(Rule):
     name = "double-free"
-    sentence = "A page is freed only while it is not free."
+    sentence = "Only pages in use are freed."
     causes = {"already-free": _SHARED}
 
     def on_free(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
             if page in state.free:
-                what = f"Page {page} is freed, and is already {state.where(page)}."
+                what = f"Page {page} is freed, but is already {state.where(page)}."
                 yield Finding("already-free", what, event.request_id, page=page)
 
 
@@ -64,7 +64,7 @@ class FreeWhileReferenced(Rule):
     def on_pages_held(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
             if page in state.free:
-                what = f"{event.request_id} lists page {page}, which is {state.where(page)}."
+                what = f"{event.request_id} lists page {page}, but the page is {state.where(page)}."
                 yield Finding("held-after-free", what, event.request_id, page=page)
 
     def on_free(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -80,17 +80,17 @@ class FreeWhileReferenced(Rule):
 
 class FreeCountMismatch(Rule):
     name = "free-count-mismatch"
-    sentence = "The pool's number of free pages follows from its allocations and frees."
+    sentence = "The pool's number of free pages matches its allocations and frees."
     causes = {"too-few": "The pool lost a page.", "too-many": "The pool can allocate a page twice."}
 
     def after_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
-        # Several threads may record in another order than they act; then the numbers differ.
+        # With several threads, records may be in another order than the operations.
         if event.free_pages is None or len(state.pool_threads) != 1:
             return
         count, due = event.free_pages, len(state.free) + state.uncounted
         if count != due:
-            state.uncounted += count - due  # from now on the pool's count is taken as right
-            what = f"The pool has {count} free pages; its allocations and frees leave {due}."
+            state.uncounted += count - due  # trust the pool's count from here on
+            what = f"The pool has {count} free pages, but its allocations and frees leave {due}."
             page = event.pages[0] if event.pages else None
             cause = "too-few" if count < due else "too-many"
             yield Finding(cause, what, event.request_id, page=page)
@@ -103,11 +103,11 @@ class PageLeak(Rule):
     sentence = "When a request has ended, all of its pages are free or cached."
     causes = each(
         "dropped acquired unlinked still-held",
-        "The pool lost the page; with every request there are fewer, until none is left.",
+        "The pool lost the page. If this repeats, the pool runs out of pages.",
     )
 
     def after_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
-        # The engine may still work on a request that was given up: `not-quiescent` checks it.
+        # The engine may still run a request that its client gave up; `not-quiescent` checks it.
         if event.outcome not in SERVED:
             return
         own = [p for p, e in state.unaccounted.items() if e.request_id == event.request_id]
@@ -117,19 +117,19 @@ class PageLeak(Rule):
                 continue
             how = {"pages_dropped": "dropped", "acquire": "acquired"}.get(last.kind, "unlinked")
             what = (
-                f"Page {page} of {event.request_id} was {how} at event {last.seq}, and is neither"
-                " free nor cached now that the request has ended."
+                f"{event.request_id} has ended, but its page {page} is neither free nor cached"
+                f" ({how} at event {last.seq})."
             )
             yield Finding(how, what, event.request_id, page=page, other_stack=last.stack)
         if held := sorted(state.held.get(event.request, ())):
-            what = f"{event.request_id} has ended and still holds {numbered('page', held)}."
+            what = f"{event.request_id} has ended, but still holds {numbered('page', held)}."
             yield Finding("still-held", what, event.request_id, page=held[0])
 
 
 class PaddingPageAllocated(Rule):
     name = "padding-page-allocated"
     sentence = f"Page {PADDING_PAGE}, to which padding is written, is never allocated."
-    causes = {"allocated": "Padding rows and padded block tables write to the data of its owner."}
+    causes = {"allocated": "Padding overwrites the data of the page's owner."}
 
     def on_acquire(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if PADDING_PAGE in event.pages:
@@ -138,51 +138,50 @@ class PaddingPageAllocated(Rule):
 
 
 _LISTS = {
-    "held-page-missing": "is held by a request, and missing in the cache's list of allocated pages",
-    "held-and-free": "is free, and in the list of a request",
-    "pending-free-twice": "is twice among the duplicates to be freed",
-    "pending-free-and-free": "is free, and among the duplicates to be freed",
-    "pending-free-and-cached": "is cached, and among the duplicates to be freed",
+    "held-page-missing": "is held by a request, but not in the cache's list of allocated pages",
+    "held-and-free": "is free, but in the list of a request",
+    "pending-free-twice": "is twice in the list of duplicates to be freed",
+    "pending-free-and-free": "is free, but in the list of duplicates to be freed",
+    "pending-free-and-cached": "is cached, but in the list of duplicates to be freed",
     "listed-twice": "is twice in the cache's list of allocated pages",
-    "listed-and-free": "is free, and in the cache's list of allocated pages",
-    "listed-and-cached": "is cached, and in the cache's list of allocated pages",
+    "listed-and-free": "is free, but in the cache's list of allocated pages",
+    "listed-and-cached": "is cached, but in the cache's list of allocated pages",
 }
 
 
 class AllocationListMismatch(Rule):
-    """Lists that a cache keeps beside the pool and the trie.
+    """Checks the page lists that a cache keeps in addition to the pool and the trie.
 
-    With allocations each request has a list of its pages. With records the cache keeps one list of
-    all pages that it allocated and did not publish, by which it finds and frees them, and one of
-    duplicates. Without prefix sharing it removes no page from the first: only missing ones show.
+    With allocations, each request has a list of its pages. With records, the cache has one list of
+    all allocated, unpublished pages, and one of duplicates. Without prefix sharing it never removes
+    a page from the first list, so only missing pages are detected.
     """
 
     name = "allocation-list-mismatch"
     sentence = (
-        "No page on a list of held, allocated or duplicate pages is free; a held page that is not"
-        " cached is on the cache's list, once, and no cached page is."
+        "No page in a list of held, allocated or duplicate pages is free. The cache's list has each"
+        " held, uncached page once, and no cached page."
     )
     causes = {
-        **dict.fromkeys(_LISTS, "The cache may free the page, or list it for a request, although"
-                        " another request owns it by then."),
-        "held-page-missing": "A request that asks for the page by its number does not get it, and"
-        " nothing frees it.",
-        "listed-twice": "A request that asks for the page by its number lists it twice: what"
-        " follows is cached under other tokens than its own.",
+        **dict.fromkeys(_LISTS, "The cache may free the page or list it for a request while another"
+                        " request owns it."),
+        "held-page-missing": "A lookup of the page by its number fails, and the page is never"
+        " freed.",
+        "listed-twice": "A lookup of the page by its number lists it twice. The pages after it are"
+        " cached under wrong tokens.",
     }  # fmt: skip
     limits = {
-        "allocations": "A list that lacks its last page is found when the next decode reads the"
-        " page in its place.",
-        "records": "Without prefix sharing the cache removes no page from its list: only missing"
-        " entries are found, no stale or doubled ones.",
+        "allocations": "If a list lacks its last page, this is detected only at the next decode.",
+        "records": "Without prefix sharing only missing entries are detected, not stale or doubled"
+        " ones.",
     }
 
     def on_unlisted(self, state: EngineState, event: Event) -> Iterator[Finding]:
         for page in event.pages:
             self.is_new("held-page-missing", page)
             what = (
-                f"{event.request_id} asks for page {page}, which it holds: the page is missing in"
-                " the cache's list of allocated pages."
+                f"{event.request_id} holds page {page}, but the page is not in the cache's list of"
+                " allocated pages."
             )
             yield Finding("held-page-missing", what, event.request_id, page=page)
 
@@ -216,10 +215,10 @@ class AllocationListMismatch(Rule):
 
 class NotQuiescent(Rule):
     name = "not-quiescent"
-    sentence = "With no request under way every page is free or cached, and no node is referenced."
+    sentence = "If no request is under way, all pages are free or cached, without references."
     causes = {
-        "missing-pages": "The pool lost the pages.",
-        "references": "The nodes can never be evicted.",
+        "missing-pages": "The pool has lost the pages.",
+        "references": "The nodes are never evicted.",
     }
 
     def __init__(self) -> None:
@@ -231,9 +230,9 @@ class NotQuiescent(Rule):
         if new := [page for page in leaked if self.is_new(page)]:
             counts = snapshot.counts
             what = (
-                f"With no request under way, {counts['free']} pages are free and"
-                f" {counts['cached']} cached of {snapshot.page_count}: missing are"
-                f" {numbered('page', leaked, most=_SHOWN)}."
+                f"No request is under way, but {numbered('page', leaked, most=_SHOWN)} of"
+                f" {snapshot.page_count} are missing: {counts['free']} are free and"
+                f" {counts['cached']} cached."
             )
             yield Finding("missing-pages", what, page=new[0])
         self._referenced.intersection_update(node.node for node in snapshot.nodes)
@@ -241,16 +240,17 @@ class NotQuiescent(Rule):
             if node.ref_count > 0 and node.parent is not None and node.node not in self._referenced:
                 self._referenced.add(node.node)
                 has = counted(node.ref_count, "reference")
-                what = f"With no request under way, node {node.node} (page {node.page}) has {has}."
+                label = f"node {node.node} (page {node.page})"
+                what = f"No request is under way, but {label} has {has}."
                 yield Finding("references", what, page=node.page)
 
 
 class Reconciliation(Rule):
     name = "state-divergence"
-    sentence = "The cache is as its operations left it, and no page is in two states."
+    sentence = "The cache matches its recorded operations, and no page is in two states."
     causes = dict.fromkeys(
         ("wrong-key", "two-states", "untracked-change"),
-        "The cache is not what its own operations made it: nothing in it is certain.",
+        "The cache changed without a recorded operation: later findings may be wrong.",
     )
 
     def at_quiescence(self, state: EngineState, snapshot: Snapshot) -> Iterator[Finding]:
@@ -262,5 +262,5 @@ class Reconciliation(Rule):
         if derived.counts == snapshot.counts and len(derived.nodes) == len(snapshot.nodes):
             return
         for difference in differences(derived, snapshot)[:3]:
-            what = f"The cache is not as its operations left it: {difference}."
+            what = f"The cache does not match its recorded operations: {difference}."
             yield Finding("untracked-change", what)

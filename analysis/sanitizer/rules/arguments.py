@@ -1,4 +1,4 @@
-"""What the device reads: its arguments, and slots that other invocations write."""
+"""Rules about races with the device: changed arguments, and slots read before they are written."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from analysis.shortfin.verify import FINISHED
 
 class ArgumentChanged(Rule):
     name = "argument-changed"
-    sentence = "Until an invocation has finished, its arguments are what they were filled with."
+    sentence = "The arguments of an invocation do not change until it has finished."
     causes = each(
         "tokens seq_lens start_positions block_tables",
-        "The device computes with other arguments than intended.",
+        "The device computes with wrong arguments.",
     )
     limits = {
-        "": "Not detected are changes that are undone before the call returns, and those that are"
-        " undone before the end and look like a transfer under way."
+        "": "A change is not detected if it is undone before the call returns, or if it is undone"
+        " before the end and looks like a transfer under way."
     }
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
         for changed in step.invocation.changed or ():
             argument, row, read = changed["argument"], changed["row"], changed["read"]
             request, late = step.invocation.request_of(row), changed["moment"] == FINISHED
-            moment = "it had finished" if late else "the call had returned"
-            filled = f"{argument} was filled with {changed['filled']} at column {changed['column']}"
-            what = f"{filled} of row {row}, and was {read} when {moment}"
-            # A change after the call had returned may come after the read.
+            moment = "after the invocation" if late else "when the call returned"
+            place = f"{argument}[{row}, {changed['column']}]"
+            what = f"{place} was filled with {changed['filled']}, but was {read} {moment}"
+            # The device may have read the argument before a late change.
             severity = AT_RISK if late or request is None else WRONG_DATA
             page = read if argument == "block_tables" else None
             yield about(step, row, argument, what, severity, page=page)
@@ -43,23 +43,23 @@ class ArgumentChanged(Rule):
 class ReadBeforeWrite(Rule):
     name = "read-before-write"
     sentence = "An invocation reads a slot only after the invocation that writes it has finished."
-    causes = {"write-pending": "The reader does not wait: it may read the slot before the write."}
+    causes = {"write-pending": "The slot may be read before it is written."}
     limits = {
-        "allocations": "A row's result shows that its invocation has finished; the order on the"
-        " device itself is not seen.",
-        "records": "The order on the device itself is not seen.",
+        "allocations": "An invocation counts as finished when the engine has a row's result; the"
+        " order on the device is not observed.",
+        "records": "The order on the device is not observed.",
     }
 
     def __init__(self) -> None:
         super().__init__()
         self._under_way: dict[int, tuple[int, Ints]] = {}
-        """By invocation: its end, and the slots that it changes."""
+        """The end and the changed slots of each unfinished invocation."""
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
         invocation, shadow = step.invocation, state.shadow
         for number in [n for n, (end, _) in self._under_way.items() if end < invocation.seq]:
             del self._under_way[number]
-        # Other rules report what a row must not read at all.
+        # Other rules report slots that the row must not read at all.
         sound = step.reads & ~step.wrong & ~step.beyond
         for number, (_, slots) in self._under_way.items():
             early = sound & (shadow.invocation[step.read_slots] == number)
@@ -72,22 +72,22 @@ class ReadBeforeWrite(Rule):
                 writer = state.name(int(shadow.writer[slot]))
                 other = None if writer == invocation.request_ids[row] else writer
                 what = (
-                    f"reads its position {position} from {state.place(slot)} while invocation"
-                    f" {number}, which writes it, has not finished"
+                    f"reads its position {position} from {state.place(slot)} before invocation"
+                    f" {number}, which writes the slot, has finished"
                 )
                 yield about(
                     step, row, "write-pending", what, WRONG_DATA, slot, other_request_id=other
                 )
-        # A slot that is overwritten with its own content may be read meanwhile.
+        # A slot that is overwritten with the same content may be read at any time.
         changed = (step.write_slots >= 0) & (step.write_content != step.before)
         changed &= (step.before != UNKNOWN) & (step.write_content != UNKNOWN)
-        # Without recorded choices, nothing shows when a row's result was there.
+        # Without recorded results, the time when a row's result was available is unknown.
         if invocation.result_digests is not None:
             written = step.write_slots[changed]
             self._under_way[invocation.invocation_id] = invocation.end_seq, written
 
     def on_chosen(self, state: EngineState, event: Event) -> None:
-        # A row's result is there before the engine has processed the other rows.
+        # A row's result is available before the engine has processed the other rows.
         sequence = state.last_of.get(event.request)
         result = None if sequence is None else sequence.result
         if result is not None and event.digest == result.digest:

@@ -12,31 +12,31 @@ from analysis.snapshots.snapshot import Snapshot
 
 
 class Rule:
-    """An invariant of the engine; one object checks one engine."""
+    """Base class: an invariant of the engine. One object checks one engine."""
 
     name: ClassVar[str]
-    """Its code."""
+    """Code of the rule."""
     sentence: ClassVar[str]
-    """What must always hold."""
+    """The invariant, in one sentence."""
     causes: ClassVar[Mapping[str, str]]
-    """Codes of the ways in which it is violated, each with its consequence."""
+    """Consequence of each kind of violation, by its code."""
     limits: ClassVar[Mapping[str, str]] = {}
-    """What it cannot detect, by the capability of the release that is the reason; "" for all."""
+    """What the rule cannot detect, by the capability of a release; "" for all releases."""
     tolerates_gaps: ClassVar[bool] = False
-    """Whether it can be checked although an event of the cache is unknown."""
+    """Whether the rule can still be checked after an unknown event of the cache."""
 
     def __init__(self) -> None:
         self.reported: set[Any] = set()
-        """What is reported once only; see `is_new`."""
+        """Keys already reported; see `is_new`."""
 
     def is_new(self, *what: Any) -> bool:
-        """Return whether this was not reported yet, and note that it is."""
+        """Return whether this key was not reported before, and mark it as reported."""
         known = what in self.reported
         self.reported.add(what)
         return not known
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterable[Finding] | None:
-        """Check an invocation that was just executed on the shadow."""
+        """Check an invocation after it was executed on the shadow."""
 
     def at_snapshot(self, state: EngineState, snapshot: Snapshot) -> Iterable[Finding] | None:
         """Check the engine's own cache between two operations."""
@@ -52,7 +52,7 @@ def about(
     step: ShadowStep, row: int, cause: str, what: str, severity: str = AT_RISK,
     slot: int | None = None, **fields: Any,
 ) -> Finding:  # fmt: skip
-    """Return a finding about a row of an invocation; `slot` counts through all pages."""
+    """Return a finding about a row of an invocation; `slot` is page * stride + offset."""
     if slot is not None:
         fields["page"], fields["slot"] = divmod(slot, step.state.stride)
     fields.setdefault("request_id", step.invocation.request_of(row))
@@ -60,5 +60,5 @@ def about(
 
 
 def each(causes: str, consequence: str) -> dict[str, str]:
-    """Return causes, separated by spaces, that have one consequence."""
+    """Return a dictionary of causes (separated by spaces) with the same consequence."""
     return dict.fromkeys(causes.split(), consequence)

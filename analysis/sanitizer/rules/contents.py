@@ -1,4 +1,4 @@
-"""What the pages really hold, where their bytes were read."""
+"""Rules about the bytes in pages, checked where they were read back."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _KEPT_STEPS = 64
 
 
 def _wrong_slot(cause: str, what: str, event: Event, page: int, slot: int | None) -> Finding:
-    """Return the finding that a slot holds wrong data."""
+    """Return a finding about a slot with wrong data."""
     return Finding(cause, what, event.request_id, page=page, slot=slot, severity=WRONG_DATA)
 
 
 class NonfiniteKV(Rule):
     name = "nonfinite-kv"
-    sentence = "No slot of a page of an invocation holds NaN or infinity, not even a masked one."
+    sentence = "No slot of an invocation's pages holds NaN or infinity, including masked slots."
     causes = each(
         "padding-page foreign-page own-page",
-        "A NaN in a masked slot is still in the sum: the whole row is lost.",
+        "A NaN spreads to the whole row, even from a masked slot.",
     )
     tolerates_gaps = True
 
@@ -42,7 +42,7 @@ class NonfiniteKV(Rule):
             cause = "own-page"
         what = (
             f"Slot {event.value} of page {page}, in the block table of {event.request_id}, holds"
-            " NaN or infinity; an added mask does not hide it."
+            " NaN or infinity. An additive mask does not hide it."
         )
         yield _wrong_slot(cause, what, event, page, event.value)
 
@@ -50,20 +50,20 @@ class NonfiniteKV(Rule):
 class PartialCopy(Rule):
     name = "partial-copy"
     sentence = "A copied page holds the same bytes as its source."
-    causes = {"missing-slots": "A request that reads the copy lacks data of its source."}
+    causes = {"missing-slots": "A request that reads the copy gets incomplete data."}
     tolerates_gaps = True
 
     def after_copy(self, state: EngineState, event: Event) -> Iterator[Finding]:
-        if event.value is not None:  # the first slot that differs, read only on request
+        if event.value is not None:  # the first slot that differs; None if not compared
             source, target = event.pages[:2]
-            what = f"Page {target} was copied from page {source} except for slot {event.value}."
+            what = f"Page {target} was copied from page {source}, but slot {event.value} differs."
             yield _wrong_slot("missing-slots", what, event, target, event.value)
 
 
 class WriteAfterFree(Rule):
     name = "write-after-free"
-    sentence = "A page that leaves quarantine is as it was when it was freed."
-    causes = {"quarantined-page": "The page may belong to another request when it is written."}
+    sentence = "A freed page does not change while it is in quarantine."
+    causes = {"quarantined-page": "Without quarantine the write may hit another request's page."}
     tolerates_gaps = True
 
     def on_written_after_free(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -77,26 +77,26 @@ class WriteAfterFree(Rule):
 
 class KVCorruption(Rule):
     name = "kv-corruption"
-    sentence = "A slot that nothing wrote holds the bytes that it held before."
+    sentence = "The bytes of a slot change only by a recorded write."
     causes = {
-        "copied-page": "A request that reads the copy lacks data of its source.",
-        "free-page": "Something other than the model writes to the pages; here to a free one.",
+        "copied-page": "A request that reads the copy gets incomplete data.",
+        "free-page": "Something other than the model wrote to a free page.",
         **each(
             "other-slot changed",
-            "Something other than the model writes to the pages: a row that attends to the slot is"
+            "Something other than the model wrote to the page. Rows that attend to the slot are"
             " wrong.",
         ),
     }
     limits = {
-        "": "Page 0 is not checked, nor pages in use when the recording began, nor a change that an"
-        " invocation under way overwrites."
+        "": "Not checked: page 0, pages in use when the recording began, and changes that an"
+        " invocation overwrites."
     }
     tolerates_gaps = True
 
     def __init__(self) -> None:
         super().__init__()
         self._invocation: Ints = np.zeros(0, dtype=np.int64)
-        """By slot: the last invocation that attended to it, and the sequence for which it did."""
+        """For each slot, the last invocation that attended to it; `_reader` has its sequence."""
         self._reader: Ints = self._invocation
 
     def invocation(self, state: EngineState, step: ShadowStep) -> None:
@@ -135,12 +135,12 @@ class KVCorruption(Rule):
             yield Finding(cause, what, request, other, page=page, slot=slot, severity=severity)
 
     def after_bytes_changed(self, state: EngineState, event: Event) -> None:
-        """Taint the slots: what is computed from them is wrong."""
+        """Taint the slots: results computed from them are wrong."""
         slots = np.array(event.extras["changed_bytes"]["slots"], dtype=np.int64)
         state.shadow.tainted[event.pages[0] * state.stride + slots] = True
 
     def _readers(self, state: EngineState, page: int, change: Mapping[str, Any]) -> list[str]:
-        """Return the requests that read these slots meanwhile, or would read them next."""
+        """Return the requests that read these slots after the change, or will read them next."""
         since, seen, shadow = change["since_invocation"], change["seen_invocation"], state.shadow
         found: set[str] = set()
         self._begin(state)
@@ -151,7 +151,7 @@ class KVCorruption(Rule):
             for name in change["holders"]:
                 sequence = state.under_way.get(name)
                 position = int(shadow.position[place])
-                # A write since the read shows nothing of what was there before.
+                # After a later write, the earlier content is unknown.
                 if shadow.invocation[place] > seen or (
                     sequence is not None
                     and 0 <= position < sequence.length
@@ -163,9 +163,9 @@ class KVCorruption(Rule):
 
 class LostWrite(Rule):
     name = "lost-write"
-    sentence = "When an invocation has finished, each token's whole key and value is in its slot."
+    sentence = "After an invocation, each of its tokens has its complete key and value in its slot."
     causes = each(
-        "whole-slot part-of-slot", "Every later token of the request attends to the missing data."
+        "whole-slot part-of-slot", "All later tokens of the request attend to the missing data."
     )
 
     def __init__(self) -> None:
@@ -189,11 +189,11 @@ class LostWrite(Rule):
             return
         first = kept[lost[0]]
         state.shadow.tainted[[page * state.stride + slot for slot in lost]] = True
-        holds = "zeros" if first["zeros"] else "the former bytes"
+        holds = "zeros" if first["zeros"] else "the old bytes"
         cause = "whole-slot" if first["whole"] else "part-of-slot"
         what = (
             f"Invocation {event.value} wrote {numbered('slot', lost, most=_SHOWN)} of page {page}"
-            f" for {event.request_id}; afterwards there are {holds}{_parts(first['blocks'])}."
+            f" for {event.request_id}, but afterwards they hold {holds}{_parts(first['blocks'])}."
         )
         yield _wrong_slot(cause, what, event, page, lost[0])
 
@@ -202,13 +202,13 @@ _SHOWN = 4
 
 
 def _is_new(step: ShadowStep | None, place: int) -> bool:
-    """Return whether an invocation wrote a slot with something else than it held."""
+    """Return whether an invocation wrote new content to a slot."""
     if step is None:
         return False
     real = step.invocation.real
     where = step.write_slots[:real] == place
     before, content = step.before[:real][where], step.write_content[:real][where]
-    # A slot that was not written since the recording began may have held the same.
+    # A slot that was not written since the recording began may have held the same content.
     strange = (UNKNOWN, PADDING, NOTHING)
     unknown = np.isin(before, strange) | np.isin(content, strange)
     return bool(len(before) and (before != content).all() and not unknown.any())
@@ -231,24 +231,25 @@ def _changed_message(
     slots, since, source = change["slots"], change["since_invocation"], change.get("from_page")
     parts = [
         f"{capitalised(numbered('slot', slots, most=_SHOWN))} of page {page} changed without a"
-        f" recorded write{_parts(change['blocks'])}; seen when {_MOMENTS[change['moment']]}"
+        f" recorded write{_parts(change['blocks'])}; detected when {_MOMENTS[change['moment']]}"
     ]
     if change["copy_of"] is not None:
-        parts.append(f"the page was copied from page {change['copy_of']}")
+        parts.append(f"the page is a copy of page {change['copy_of']}")
     if change.get("zeros"):
-        parts.append("now zeros")
+        parts.append("it now holds zeros")
     elif source is not None:
         owner = f" of {writer}" if writer else ""
-        parts.append(f"now the bytes of slot {change['from_slot']} of page {source}{owner}")
+        place = f"slot {change['from_slot']} of page {source}"
+        parts.append(f"it now holds the bytes of {place}{owner}")
     if since >= 0:
-        parts.append(f"last read right after invocation {since} began")
-    read = f"{' and '.join(readers)} read them since, or will"
-    parts.append(read if readers else "no request is known to have read them since")
+        parts.append(f"last checked after the start of invocation {since}")
+    read = f"read since, or to be read, by {' and '.join(readers)}"
+    parts.append(read if readers else "no known request has read the slot since")
     return f"{'; '.join(parts)}."
 
 
 def _parts(blocks: Sequence[Mapping[str, Any]] | None) -> str:
-    """Return which layers and heads, if not all."""
+    """Return the affected layers and heads in words; "" for all."""
     if blocks is None:
         return ""
     layers, kinds, heads = (
@@ -261,15 +262,15 @@ def _parts(blocks: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 _UNREAD = {
-    "not_judged": "Bytes of {pages} were not checked: the pages were in use when the recording"
-    " began, or a failed invocation may have written them.",
-    "undecided": "Changed bytes of {pages} were not checked: invocations that may have written them"
-    " did not finish.",
+    "not_judged": "The bytes of {pages} were not checked: the pages were in use when the recording"
+    " began, or a failed invocation may have written to them.",
+    "undecided": "Changed bytes of {pages} were not checked: unfinished invocations may have"
+    " written them.",
 }
 
 
 def describe_coverage(event: Event | None) -> tuple[str, list[str]]:
-    """Return how far the bytes of pages were checked, and notes on what was not."""
+    """Return how far the bytes of pages were checked, and notes on unchecked bytes."""
     if event is None:
         return "", []
     coverage = event.extras.get("coverage")
@@ -280,19 +281,19 @@ def describe_coverage(event: Event | None) -> tuple[str, list[str]]:
         for name, sentence in _UNREAD.items()
         if coverage[name]
     ]
-    if unchecked := coverage.get("unchecked"):  # missing in former runs
+    if unchecked := coverage.get("unchecked"):  # missing in older runs
         changes = counted(unchecked, "change")
-        notes.append(f"{changes} not checked: more invocations were unfinished than are kept.")
+        notes.append(f"{changes} not checked: too many invocations were unfinished.")
     invocations, pages = coverage["invocations"], counted(coverage["pages_read"], "page")
     slots = counted(coverage["slots_written"], "written slot")
     text = f"Bytes: {slots} read back after {counted(invocations, 'invocation')}, {pages} read"
-    followed = coverage.get("followed")  # missing in former runs, which followed all pages
+    followed = coverage.get("followed")  # missing in older runs, which followed all pages
     if coverage["mode"] == "whole":
         scope = " (all pages before and after each invocation)"
     elif coverage["mode"] == "sampled" and followed is not None:
-        scope = f", of {followed} of {coverage['page_count']} pages, drawn by chance"
+        scope = f", of {followed} of {coverage['page_count']} pages, drawn at random"
     else:
         every = coverage["pages_offered"] / (SAMPLED * invocations) if invocations else 0.0
         rate = f"; of the pages of an invocation 1 in {max(every, 1.0):.1f}" if invocations else ""
-        scope = f"{rate} (all at the latest when dropped, acquired, found or at the end)"
+        scope = f"{rate} (each page also when it is dropped, acquired or found, and at the end)"
     return f"{text} again{scope}.", notes

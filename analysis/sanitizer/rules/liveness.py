@@ -1,4 +1,4 @@
-"""Whether every accepted request is served to its end."""
+"""Rules about the progress of requests: stuck, empty or incomplete answers, repeated steps."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from analysis.sanitizer.step import ShadowStep
 from analysis.sanitizer.trace import Event, unfinished
 
 QUIET_S = 1.5
-"""A request is stuck after so long without progress and without any new invocation.
+"""Seconds without progress, and without any new invocation, after which a request is stuck.
 
-Release 3.1 lets a request wait for up to 0.5 s for others to share its invocation; later ones less.
+Release 3.1 delays a request by up to 0.5 s to batch it with others, later releases by less.
 """
 STARVED_S = 10.0
-"""A request is stuck after so long without progress while others are served."""
+"""Seconds without progress after which a request is stuck while others are served."""
 _NAMED = 6
 
 
 class StuckRequest(Rule):
-    """Requests that do not get an answer.
+    """Detects requests that never get an answer.
 
-    A client's deadline alone proves nothing: what counts is whether the engine has ended the
-    request, or still works on it, when the recording ends.
+    A client's timeout alone is no finding: the engine may end the request later. The rule checks
+    whether it did, or still makes progress, when the recording ends.
     """
 
     name = "stuck-request"
     sentence = "Every accepted request is answered."
     causes = each(
         "worker-died lock-held invocation-pending batcher-stalled lost-wakeup not-ended",
-        "The client waits for an answer that does not come.",
+        "The client never gets an answer.",
     )
     tolerates_gaps = True
 
@@ -41,16 +41,16 @@ class StuckRequest(Rule):
         super().__init__()
         self._stalls: dict[str, Mapping[str, Any]] = {}
         self._given_up: dict[str, Event] = {}
-        """The end of each request that its client gave up and the engine has not ended."""
+        """Event `done` of each request that its client gave up and the engine has not ended."""
         self._ended: set[str] = set()
-        """Requests that the engine ended before the record that their clients gave them up."""
+        """Requests that the engine ended before their client gave up."""
         self._progress_s: dict[str, float] = {}
-        """Time of the last progress of a request that is under way, or was given up."""
+        """Time of the last progress of each unfinished request, in seconds."""
         self._begun_s = 0.0
-        """Time of the last start of an invocation."""
+        """Time of the last start of an invocation, in seconds."""
         self._now_s = 0.0
         self._cut = False
-        """Whether the recording ends before the engine was stopped."""
+        """Whether the recording ended before the engine was stopped."""
         self._death: Event | None = None
         self._threads: Sequence[Mapping[str, Any]] = ()
         """Stacks of all threads when the first request was given up; reported once."""
@@ -58,7 +58,7 @@ class StuckRequest(Rule):
     def on_worker_died(self, state: EngineState, event: Event) -> Iterator[Finding]:
         self._death = self._death or event
         waiting = listed(sorted(state.under_way))
-        what = f"A worker of the engine died; waiting requests: {waiting}. {event.message}"
+        what = f"A worker thread of the engine died; waiting requests: {waiting}. {event.message}"
         yield Finding("worker-died", what, event.request_id)
 
     def invocation(self, state: EngineState, step: ShadowStep) -> None:
@@ -78,7 +78,7 @@ class StuckRequest(Rule):
     on_first_token = on_pages_held = on_pages_dropped = after_submitted = on_token
 
     def on_submitted(self, state: EngineState, event: Event) -> None:
-        self._forget(event.request)  # the same name may be submitted again, after a rejection
+        self._forget(event.request)  # a rejected request may be submitted again
         self.on_snapshot(state, event)
 
     def _forget(self, request: str) -> None:
@@ -109,7 +109,7 @@ class StuckRequest(Rule):
 
     def on_late(self, state: EngineState, event: Event) -> None:
         self._forget(event.request)
-        if event.request in state.under_way:  # only then its end is recorded afterwards
+        if event.request in state.under_way:  # its event `done` follows
             self._ended.add(event.request)
         self.on_token(state, event)
 
@@ -121,7 +121,7 @@ class StuckRequest(Rule):
                 yield self._finding(state, event)
             elif request not in self._ended:
                 self._given_up[request] = event
-                # Of a request from before the recording nothing else is known.
+                # Earlier progress of a request from before the recording is unknown.
                 self._progress_s.setdefault(request, event.t_s)
         if request not in self._given_up:
             self._forget(request)
@@ -133,7 +133,7 @@ class StuckRequest(Rule):
         stacks = "\n".join(f"{t['thread']}: {' < '.join(t['frames'])}" for t in threads)
         return Finding(
             cause,
-            f"{event.request} ended without its answer ({event.outcome}): {what}.",
+            f"{event.request} ended without an answer ({event.outcome}): {what}.",
             event.request,
             other_stack=stacks or None,
             seq=event.seq,
@@ -142,15 +142,15 @@ class StuckRequest(Rule):
         )
 
     def _why(self, stall: Mapping[str, Any], state: EngineState, request: str) -> tuple[str, str]:
-        """Return the cause, and what the request waits for."""
+        """Return the cause and what the request waits for, in words."""
         if self._death is not None:
             return "worker-died", f"a worker had died at event {self._death.seq}"
-        # The oldest lock: who waits for it may hold others.
+        # The lock held longest: threads that wait for it may hold others.
         lock = max(stall.get("locks") or (), key=lambda lock: lock["seconds"], default=None)
         if lock is not None and lock["seconds"] >= QUIET_S:
             return "lock-held", (
-                f"thread {lock['thread']} held the lock of the {lock['lock']} and had not released"
-                f" it after {lock['seconds']:g} s"
+                f"thread {lock['thread']} has held the lock of the {lock['lock']} for"
+                f" {lock['seconds']:g} s"
             )
         if request in state.unfinished:
             return "invocation-pending", "its invocation never finished"
@@ -166,7 +166,7 @@ class StuckRequest(Rule):
         return "batcher-stalled", f"no invocation was started for its next step, {after}"
 
     def _is_stuck(self, request: str) -> bool:
-        """Return whether a request had made no progress for so long that it never would."""
+        """Return whether a request has made no progress for so long that it counts as stuck."""
         still_s = self._now_s - self._progress_s.get(request, 0.0)
         quiet = still_s >= QUIET_S and self._now_s - self._begun_s >= QUIET_S
         return quiet or still_s >= STARVED_S
@@ -180,12 +180,12 @@ class StuckRequest(Rule):
                 early.append(request)
         if early:
             state.remarks.append(
-                f"Clients gave up {listed(early, most=_NAMED)}; the recording ended too soon to"
-                " show whether the engine would have ended them."
+                f"Clients gave up {listed(early, most=_NAMED)}, and the recording ended too early"
+                " to show whether the engine is stuck."
             )
         for request in sorted(state.under_way):
             if self._cut and self._death is None and not self._is_stuck(request):
-                continue  # its process was ended; nothing shows that the engine had stopped
+                continue  # the process was killed: the engine may have been working
             executed = counted(state.under_way[request].invocations, "invocation")
             yield Finding(
                 "worker-died" if self._death else "not-ended",
@@ -202,16 +202,14 @@ class EmptyAnswer(Rule):
 
     def on_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if event.outcome == "empty":
-            what = f"{event.request_id} was completed without a single token."
+            what = f"{event.request_id} was completed with no token."
             yield Finding("no-tokens", what, event.request_id)
 
 
 class DuplicateExecution(Rule):
     name = "duplicate-execution"
     sentence = "Every step of a request is executed once."
-    causes = {
-        "repeated-step": "The step costs twice its time, and there are two results for one token."
-    }
+    causes = {"repeated-step": "The step takes twice the time, and one token has two results."}
     tolerates_gaps = True
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
@@ -221,15 +219,15 @@ class DuplicateExecution(Rule):
             twin = step.twin_of[row] != row
             where = "the same invocation" if twin else f"invocation {step.executed_by[row]}"
             first = int(step.first[row])
-            what = f"the step from position {first} on was already executed in {where}"
+            what = f"repeats the step from position {first}, already executed in {where}"
             yield about(step, row, "repeated-step", what)
 
 
 class TokenWithoutInvocation(Rule):
     name = "token-without-invocation"
-    sentence = "Every token of an answer comes from an invocation of its own."
+    sentence = "Every token of an answer comes from its own invocation."
     causes = each(
-        "extra-token completed-early", "The answer does not have one token for each computation."
+        "extra-token completed-early", "The answer has more or fewer tokens than were computed."
     )
     tolerates_gaps = True
 

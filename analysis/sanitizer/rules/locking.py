@@ -1,4 +1,4 @@
-"""Whether state that several threads change is guarded by one lock."""
+"""Rule about locks: state that several threads change needs one common lock."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _STATE = {
     "reference": "ref-counts",
     "duplicate": "pending-free",
 }
-"""The state that an event changes. Per node or page there would be many findings for one defect."""
+"""The part of the cache that an event changes: one finding a part, not one a node or page."""
 
 
 class LocksetViolation(Rule):
     """The lockset method of Eraser (Savage et al., 1997), for each operation.
 
-    For each part of the cache, the locks that were held at every change since a second thread
-    changed it; if none is left, the threads can change it at once.
+    For each part of the cache, it keeps the set of locks held at every change since a second
+    thread changed it. If the set becomes empty, two threads can change the part at the same time.
     """
 
     name = "lockset-violation"
-    sentence = "State that several threads change is changed under one common lock."
+    sentence = "Threads that change the same state hold a common lock."
     causes = each(
         "free-list trie leaf-set ref-counts pending-free",
-        "Two threads can change it at once, so a change can be lost.",
+        "Two threads can change it at the same time, and a change can be lost.",
     )
     tolerates_gaps = True
 
@@ -45,7 +45,7 @@ class LocksetViolation(Rule):
 
     def _change(self, state: EngineState, event: Event) -> Iterator[Finding]:
         if event.locks is None:
-            return  # not recorded, or a treatment's own change under a lock of its own
+            return  # not recorded, or a treatment's change under its own lock
         part, locks = _STATE[event.kind], frozenset(event.locks)
         last = self._last.setdefault(part, {})
         others = [e for thread, e in last.items() if thread != event.thread]
@@ -53,7 +53,7 @@ class LocksetViolation(Rule):
         if not others:
             return
         common = self._common.get(part)
-        # The first thread's changes count from its last one on: alone it was in no danger.
+        # Earlier changes by a single thread need no lock: only its last one counts.
         common = frozenset(others[-1].locks or ()) if common is None else common
         self._common[part] = common = common & locks
         if common or not self.is_new(part, event.operation):
@@ -62,9 +62,9 @@ class LocksetViolation(Rule):
         if other is None:
             return
         what = (
-            f"The operation {event.operation or event.kind} on thread {event.thread} changes the"
-            f" {part.replace('-', ' ')} under {_named(locks)}, and"
-            f" {other.operation or other.kind} on thread {other.thread} under"
+            f"Two threads change the {part.replace('-', ' ')} without a common lock:"
+            f" {event.operation or event.kind} on thread {event.thread} holds {_named(locks)},"
+            f" {other.operation or other.kind} on thread {other.thread} holds"
             f" {_named(other.locks or ())}."
         )
         page, stack = event.pages[0] if event.pages else None, other.stack

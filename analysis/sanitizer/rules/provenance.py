@@ -1,4 +1,4 @@
-"""Keys and values that a row reads: the rules that define what a correct answer is."""
+"""Rules about what a row computes: its tokens, positions, and the keys and values it reads."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from analysis.sanitizer.trace import Event
 
 class TokenMismatch(Rule):
     name = "token-mismatch"
-    sentence = "A row has its request's own prompt, or the token that was chosen for it last."
-    causes = each("wrong-token missing-token", "The row computes an answer to another prompt.")
+    sentence = "A row has the tokens of its request: its prompt, or the token chosen last."
+    causes = each("wrong-token missing-token", "The row computes the answer to a different prompt.")
     tolerates_gaps = True
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
@@ -31,7 +31,7 @@ class TokenMismatch(Rule):
                 continue
             missing = position >= int(step.first[row]) + int(step.tokens_of[row])
             cause = "missing-token" if missing else "wrong-token"
-            what = "its token is missing" if missing else "the token is not its own"
+            what = "has no token" if missing else "has a wrong token"
             yield about(step, row, cause, f"{what} at position {position}", WRONG_DATA)
 
 
@@ -39,7 +39,7 @@ class PositionMismatch(Rule):
     name = "position-mismatch"
     sentence = "A row starts at the next position of its sequence, on a page of its block table."
     causes = each(
-        "ahead behind no-page", "The token's key and value are not written where they are read."
+        "ahead behind no-page", "The token's key and value are written to the wrong place."
     )
     tolerates_gaps = True
 
@@ -57,10 +57,11 @@ class PositionMismatch(Rule):
             if some_outside and len(outside := np.flatnonzero(step.outside[row, :count])):
                 position, table = first + int(outside[0]), step.invocation.tables[row]
                 place = position // state.stride
-                where = f"outside of its block table of {counted(len(table), 'page')}"
+                where = f"outside its block table of {counted(len(table), 'page')}"
                 if place < len(table):
-                    where = f"to page {int(table[place])}, {state.where(int(table[place]))}"
-                what = f"position {position} is written {where}"
+                    page = int(table[place])
+                    where = f"to page {page}, which is {state.where(page)}"
+                what = f"writes position {position} {where}"
                 yield about(step, row, "no-page", what, WRONG_DATA)
 
 
@@ -68,7 +69,7 @@ class SeqLenMismatch(Rule):
     name = "seq-len-mismatch"
     sentence = "A row attends to exactly the positions of its own sequence."
     causes = {
-        "overread": "The softmax of the row includes slots that are not its own.",
+        "overread": "The row's softmax includes slots that do not belong to its sequence.",
         "underread": "The row does not attend to its own last tokens.",
     }
     tolerates_gaps = True
@@ -87,7 +88,7 @@ class SeqLenMismatch(Rule):
             foreign = writers[(writers >= 0) & (writers != sequence.number)]
             other = state.name(int(foreign[0])) if len(foreign) else None
             page, slot = divmod(int(slots[0]), state.stride) if len(slots) else (None, None)
-            # There is nothing to read beyond the block table.
+            # Beyond the block table there is nothing to read.
             severity = WRONG_DATA if len(slots) or seq_len < own else AT_RISK
             own_id = sequence.request_id
             yield Finding(cause, message, own_id, other, page=page, slot=slot, severity=severity)
@@ -97,7 +98,7 @@ class ContextOverflow(Rule):
     name = "context-overflow"
     sentence = "No row writes or attends to a position beyond the model's context length."
     causes = each(
-        "past-context", "The model was not made for such positions: its answer has no meaning."
+        "past-context", "The model does not support such positions: its output is meaningless."
     )
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
@@ -111,11 +112,11 @@ class ContextOverflow(Rule):
         for row, sequence in step.known_rows():
             if ends[row] > limit and self.is_new(sequence.request_id):
                 last = int(ends[row]) - 1
-                what = f"reaches position {last}; the model's context length is {limit}"
+                what = f"reaches position {last}, but the model's context length is {limit}"
                 yield about(step, row, "past-context", what)
 
     def after_done(self, state: EngineState, event: Event) -> None:
-        if event.request_id not in state.given_up:  # after `late` it is not
+        if event.request_id not in state.given_up:  # false after `late`
             self.reported.discard((event.request,))
 
     after_late = after_done
@@ -123,8 +124,8 @@ class ContextOverflow(Rule):
 
 class WriteWriteConflict(Rule):
     name = "write-write-conflict"
-    sentence = "In one invocation two rows write a slot only with the same prefix."
-    causes = each("two-rows padding-row", "The rows overwrite each other; the last one wins.")
+    sentence = "Two rows of an invocation never write different content to the same slot."
+    causes = each("two-rows padding-row", "One row overwrites the other's key and value.")
     tolerates_gaps = True
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
@@ -140,7 +141,7 @@ class WriteWriteConflict(Rule):
         one, two = sorted(rows[place : place + 2].tolist())
         other, place = step.invocation.request_of(two), int(slots[place])
         cause = "padding-row" if other is None else "two-rows"
-        what = f"{other or f'padding row {two}'} writes other data to its {state.place(place)}"
+        what = f"{other or f'padding row {two}'} writes other data to the same {state.place(place)}"
         yield about(step, one, cause, what, slot=place, other_request_id=other)
 
 
@@ -149,7 +150,7 @@ class WrongKVRead(Rule):
     sentence = "Every slot that a row attends to holds the key and value of its own prefix."
     causes = each(
         "cross-request stale-after-free uninitialized padding wrong-position",
-        "The row attends to keys and values of other tokens, so its next token is a guess.",
+        "The row attends to keys and values of other tokens, so its output is wrong.",
     )
     tolerates_gaps = True
 
@@ -172,7 +173,7 @@ class TaintedKVRead(Rule):
     sentence = "No slot that a row attends to was computed from wrong data."
     causes = each(
         "own-steps other-request",
-        "The results of wrong data are in the cache now, and are read again and again.",
+        "The results of wrong data are now in the cache, and every later step reads them.",
     )
     tolerates_gaps = True
 
@@ -191,8 +192,8 @@ class TaintedKVRead(Rule):
             own = other == sequence.request_id
             cause, other = ("own-steps", None) if own else ("other-request", other)
             what = (
-                f"reads its position {int(places[place])}, which {other or 'itself'} computed from"
-                f" wrong data in invocation {int(state.shadow.invocation[slot])}"
+                f"reads its position {int(places[place])}, which {other or 'the request itself'}"
+                f" computed from wrong data in invocation {int(state.shadow.invocation[slot])}"
             )
             yield about(step, row, cause, what, WRONG_DATA, slot, other_request_id=other)
 
@@ -205,7 +206,7 @@ def _length_message(
         cause, other = _content(state, slot, sequence)
         kinds[f"data of {other}" if other else cause] += 1
     listed = ", ".join(f"{kind} in {number}" for kind, number in kinds.most_common(4))
-    beyond = f"; the slots beyond hold {listed}" if listed else ""
+    beyond = f"; slots beyond the sequence: {listed}" if listed else ""
     attends = f"{label}: attends to {counted(seq_len, 'position')}"
     return f"{attends}, but its sequence has {own}{beyond}."
 
@@ -219,8 +220,8 @@ def _read_message(
     holds = {
         "uninitialized": "was never written",
         "padding": f"holds padding, written in invocation {invocation}",
-        "wrong-position": f"holds its own position {position} of invocation {invocation}, after"
-        " other tokens",
+        "wrong-position": f"holds its position {position} after other tokens, written in invocation"
+        f" {invocation}",
     }.get(cause, f"holds position {position} of {other}, written in invocation {invocation}")
     since = ", before the page was freed" if cause == "stale-after-free" else ""
     more = f" ({len(places)} such slots)" if len(places) > 1 else ""
@@ -231,7 +232,7 @@ def _read_message(
 
 
 def _content(state: EngineState, slot: int, sequence: Sequence) -> tuple[str, str | None]:
-    """Return the cause by which a slot's content is wrong, and the request that wrote it."""
+    """Return why a slot's content is wrong (the cause), and the request that wrote it."""
     shadow = state.shadow
     content, writer = shadow.content[slot], int(shadow.writer[slot])
     if content == NOTHING:

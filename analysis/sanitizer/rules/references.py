@@ -1,4 +1,4 @@
-"""References to the nodes of the trie."""
+"""Rules about reference counts of trie nodes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ _NONE: Mapping[int, int] = {}
 
 class RefCountMismatch(Rule):
     name = "ref-count-mismatch"
-    sentence = (
-        "References to a node equal the live allocations that hold it, and are never negative."
-    )
+    sentence = "A node's reference count is the number of live allocations that hold it."
     causes = {
-        "not-released": "The node can never be evicted: the cache fills up with unused pages.",
+        "not-released": "The node can never be evicted, and the cache fills up with unused pages.",
         **each(
             "negative no-owner over-released",
             "The node may be evicted while a request still reads its page.",
@@ -37,24 +35,24 @@ class RefCountMismatch(Rule):
             yield self._finding(state, node, "negative", request, f"has {count} references")
         if request is None:
             what = f"goes from {before} to {counted(count, 'reference')}"
-            yield self._finding(state, node, "no-owner", None, f"{what} for no request")
+            yield self._finding(state, node, "no-owner", None, f"{what} without a request")
             return
         holders = [r for r, held in state.balance.items() if r != request and held[node] > 0]
         taken = sum(state.balance[r][node] for r in holders)
         if holders and count < before and count < taken:
             what = (
-                f"is left with {counted(count, 'reference')} by {request}, but"
+                f"has only {counted(count, 'reference')} after {request} released it, but"
                 f" {' and '.join(map(str, holders))} took {taken}"
             )
             holder = str(holders[0])
             yield self._finding(state, node, "over-released", holder, what, other=request)
         elif (
             count < before
-            # The references of a request that was under way before the recording are unknown.
+            # References taken before the recording are unknown.
             and request in state.last_of
             and sum(state.balance.get(request, _NONE).values()) < 0
         ):
-            what = f"loses a reference that {request} never took"
+            what = f"loses a reference: {request} released one that it never took"
             yield self._finding(state, node, "over-released", request, what)
 
     def after_done(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -62,7 +60,8 @@ class RefCountMismatch(Rule):
             return
         for node, count in state.balance.pop(event.request_id, {}).items():
             if count > 0 and (node in state.nodes or node in state.leaves):
-                what = f"keeps {counted(count, 'reference')} of {event.request_id}, which has ended"
+                has = f"still has {counted(count, 'reference')}"
+                what = f"{has} of {event.request_id}, which has ended"
                 yield self._finding(state, node, "not-released", event.request_id, what)
 
     def _finding(
@@ -76,7 +75,7 @@ class RefCountMismatch(Rule):
 class EvictedWhileReferenced(Rule):
     name = "evicted-while-referenced"
     sentence = "A referenced node is never removed from the trie."
-    causes = {"referenced-node": "A page that a request still reads returns to the pool."}
+    causes = {"referenced-node": "A page returns to the pool while a request still reads it."}
 
     def on_unlink(self, state: EngineState, event: Event) -> Iterator[Finding]:
         assert event.node is not None
@@ -86,7 +85,7 @@ class EvictedWhileReferenced(Rule):
         holders = state.holders_of_node(event.node)
         of = f" of {' and '.join(holders)}" if holders else ""
         what = (
-            f"Node {event.node} (page {event.pages[0]}) is removed from the trie with"
+            f"Node {event.node} (page {event.pages[0]}) is removed from the trie, but has"
             f" {counted(count, 'reference')}{of}."
         )
         request, other = event.request_id, None
@@ -96,26 +95,26 @@ class EvictedWhileReferenced(Rule):
 
 
 class UnprotectedPage(Rule):
-    """Cached pages that a request uses.
+    """Checks that the cached pages of a live request cannot be evicted.
 
-    Only a node without references and children is evicted, so a reference to a node below protects
-    it, too. Checked at every invocation whose requests' pages or references changed, and by the
-    engine's own counts at every snapshot.
+    Only nodes without references and children are evicted, so a reference to a descendant also
+    protects a node. Checked at an invocation after any change of pages or references, and at every
+    snapshot with the engine's own counts.
     """
 
     name = "unprotected-page"
-    sentence = "A cached page that a live request uses has a reference to its node, or below it."
+    sentence = "If a live request uses a cached page, its node or a descendant has a reference."
     causes = {
-        "no-reference": "The page may be evicted and allocated to another request while this one"
-        " still reads it."
+        "no-reference": "The page may be evicted and allocated to another request while it is still"
+        " read."
     }
 
     def __init__(self) -> None:
         super().__init__()
         self._checked: set[str] = set()
-        """Requests that were checked since the last change."""
+        """Requests checked since the last change."""
         self._reported: dict[str, set[int]] = {}
-        """Reported nodes, by the request under way."""
+        """Reported nodes of each request under way."""
 
     def _change(self, state: EngineState, event: Event) -> None:
         self._checked.clear()
@@ -163,14 +162,14 @@ class UnprotectedPage(Rule):
             return
         reported.add(node.node)
         what = (
-            f"{label}: uses cached page {node.page}; neither its node {node.node} nor a node below"
-            " has a reference."
+            f"{label}: uses cached page {node.page}, but neither its node {node.node} nor a"
+            " descendant has a reference."
         )
         yield Finding("no-reference", what, request, page=node.page)
 
 
 def _referenced(nodes: Mapping[int, Node], counts: Mapping[int, int], node: int) -> bool:
-    """Return whether a node or one below it has a reference."""
+    """Return whether a node or a descendant has a reference."""
     if counts.get(node, 0) > 0:
         return True
     for number, count in counts.items():

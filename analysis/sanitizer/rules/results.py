@@ -1,4 +1,4 @@
-"""The way back: from logits to the chosen token, and to the delivered answer."""
+"""Rules about results: from logits to the chosen token, and to the delivered answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from analysis.sanitizer.step import ShadowStep
 from analysis.sanitizer.trace import Event, Result
 
 _KEPT = 10_000
-"""Rows of past invocations by which foreign logits are recognised."""
+"""Number of past rows that are kept to identify foreign logits."""
 
 
 def _result(state: EngineState, event: Event) -> tuple[Sequence, Result] | None:
-    """Return the sequence of an event `chosen`, and the last result of its row."""
+    """Return the sequence of an event `chosen` and its last result; None if unknown."""
     sequence = state.under_way.get(event.request)
     if sequence is None or sequence.unknown or sequence.result is None:
         return None
@@ -30,20 +30,20 @@ def _next_token(sequence: Sequence) -> str:
 
 
 def _wrong(cause: str, what: str, sequence: Sequence, other: str | None = None) -> Finding:
-    """Return the finding that a request continues or is answered with wrong tokens."""
+    """Return a finding about a request with a wrong token or answer."""
     return Finding(cause, what, sequence.request_id, other, severity=WRONG_DATA)
 
 
 class LogitsMismatch(Rule):
     name = "logits-mismatch"
-    sentence = "A token is chosen from the logits of its request's own row, in its last invocation."
+    sentence = "A token is chosen from the logits of its request's own row in its last invocation."
     causes = each(
         "earlier-invocation unknown-logits other-request",
-        "The token continues the computation of another row or another step.",
+        "The token belongs to another row or another step.",
     )
     limits = {
-        "records": "Results are not followed with several beams, or with a selection among indices"
-        " of the device."
+        "records": "Results are not followed with several beams, or if the device selects the"
+        " tokens."
     }
 
     def __init__(self) -> None:
@@ -63,17 +63,17 @@ class LogitsMismatch(Rule):
         if known is None or digest is None:
             return
         sequence, result = known
-        own = f"its own logits are those of invocation {result.invocation_id}"
+        own = f"its logits are those of invocation {result.invocation_id}"
         cause, other = "earlier-invocation", None
         if digest == result.digest:
             again, result.used = result.used, True
             if not again:
                 return
-            origin = f"of invocation {result.invocation_id}, from which one was already chosen"
+            origin = f"of invocation {result.invocation_id}, which already gave a token"
         else:
             other, number = self._seen.get(digest, (None, None))
             if other is None:
-                cause, origin = "unknown-logits", f"of no row's last position; {own}"
+                cause, origin = "unknown-logits", f"of unknown origin; {own}"
             elif other != sequence.request_id:
                 cause, origin = "other-request", f"of {other} in invocation {number}; {own}"
             else:
@@ -84,14 +84,14 @@ class LogitsMismatch(Rule):
 
 class SamplingMismatch(Rule):
     name = "sampling-mismatch"
-    sentence = "A token is the most likely one of its logits, and is passed on unchanged."
+    sentence = "A token is the argmax of its logits, and is passed on unchanged."
     causes = each(
         "not-argmax not-sampled changed",
-        "The answer continues with a token that the model did not choose.",
+        "The answer continues with a token that the model did not predict.",
     )
     limits = {
-        "records": "Only greedy selection is checked: not several beams, a temperature other than"
-        " 1, or softmax normalisation."
+        "records": "Only greedy selection is checked, not several beams, a temperature other than 1"
+        " or softmax normalisation."
     }
 
     def on_chosen(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -99,10 +99,10 @@ class SamplingMismatch(Rule):
         if known is None or event.value is None:
             return
         sequence, result = known
-        # `logits-mismatch` reports foreign logits; of a NaN no token is the right one.
+        # `logits-mismatch` reports foreign logits. Logits with NaN have no argmax.
         if event.digest == result.digest and result.token >= 0 and event.value != result.token:
-            likeliest = f"the most likely one of invocation {result.invocation_id}"
-            what = f"{_next_token(sequence)} is {event.value}; {likeliest} is {result.token}."
+            argmax = f"the argmax of invocation {result.invocation_id}"
+            what = f"{_next_token(sequence)} is {event.value}, but {argmax} is {result.token}."
             yield _wrong("not-argmax", what, sequence)
 
     def on_token(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -118,21 +118,21 @@ class SamplingMismatch(Rule):
         else:
             return
         token = f"Token {place + 1} of {sequence.request_id}"
-        yield _wrong(cause, f"{token} arrived as {event.value}, and {what}.", sequence)
+        yield _wrong(cause, f"{token} arrived as {event.value}, but {what}.", sequence)
 
     on_first_token = on_token
 
 
 class AnswerMismatch(Rule):
     name = "answer-mismatch"
-    sentence = "An answer has the tokens that were chosen for its request: each once, in order."
+    sentence = "An answer has exactly the tokens that were chosen for its request, in order."
     causes = each(
         "other-request missing-tokens extra-tokens wrong-tokens answered-early",
-        "The client gets another answer than the one that was computed.",
+        "The client does not get the answer that was computed.",
     )
     limits = {
-        "text-answers": "Answers are texts: special tokens, and tokens with the same text, cannot"
-        " be distinguished."
+        "text-answers": "Answers are compared as text: special tokens, and tokens with the same"
+        " text, are not distinguished."
     }
 
     def on_answered(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -153,10 +153,10 @@ class AnswerMismatch(Rule):
             cause = "wrong-tokens"
         pairs = enumerate(zip(delivered, chosen, strict=False))
         first = next((i for i, (a, b) in pairs if a != b), min(len(delivered), len(chosen)))
-        origin = f"; {other} has this answer" if other else ""
+        origin = f"; it equals the answer of {other}" if other else ""
         what = (
-            f"The answer of {sequence.request_id} has {counted(len(delivered), 'token')}, of"
-            f" {len(chosen)} that were chosen, and differs at token {first + 1}{origin}."
+            f"The answer of {sequence.request_id} has {counted(len(delivered), 'token')} where"
+            f" {len(chosen)} were chosen, and differs from token {first + 1} on{origin}."
         )
         yield _wrong(cause, what, sequence, other)
 
@@ -164,7 +164,7 @@ class AnswerMismatch(Rule):
         sequence = state.last_of.get(event.request)
         if sequence is not None and sequence.answers:
             had = counted(len(sequence.chosen), "token")
-            what = f"{sequence.request_id} was answered with {had}; another was chosen afterwards."
+            what = f"{sequence.request_id} was answered with {had}, but another was chosen later."
             yield _wrong("answered-early", what, sequence)
 
 
@@ -175,7 +175,7 @@ class DuplicateAnswer(Rule):
     tolerates_gaps = True
 
     def on_answered(self, state: EngineState, event: Event) -> Iterator[Finding]:
-        # A late answer, after the client gave up, is still the first.
+        # An answer after the client gave up still counts as the first.
         if (event.value or 0) > 1:
             what = f"{event.request_id} was answered {event.value} times."
             yield Finding("answered-again", what, event.request_id)

@@ -1,4 +1,4 @@
-"""Pages that an invocation may reference, and those that it may write."""
+"""Rules about the pages that an invocation may reference and write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PADDING = frozenset([PADDING_PAGE])
 
 
 def _kind(state: EngineState, page: int) -> str:
-    """Return the cause for a page that does not belong into a row's block table."""
+    """Return the cause for a page that must not be in a row's block table."""
     if not 0 <= page < state.page_count:
         return "no-such-page"
     if page == PADDING_PAGE and page not in state.holders:
@@ -41,7 +41,7 @@ def _reference(
     state: EngineState, step: ShadowStep, row: int, place: int, page: int, severity: str,
     behind: str = "",
 ) -> Finding:  # fmt: skip
-    """Return the finding on a block table that references a page which it must not."""
+    """Return a finding about a page that must not be in a block table."""
     others = sorted(state.holders.get(page, set()) - {step.invocation.request_ids[row]})
     what = f"block {place} of the block table{behind} references page {page}"
     return about(
@@ -51,16 +51,16 @@ def _reference(
 
 
 _OVERWRITTEN = "The next owner of the page overwrites what the row reads."
-_OTHERS = "The row writes to a page that is not its own, and reads from it."
+_OTHERS = "The row writes to a page of another owner and reads from it."
 
 
 class BlockTableMismatch(Rule):
     name = "block-table-mismatch"
-    sentence = "Up to its row's own length a block table has only pages of its request, each once."
+    sentence = "Within the row's length, a block table has only pages of its request, each once."
     causes = {
-        "padding-page": "The row has no page for this block. It shares page 0, the padding of all"
-        " block tables, with padding rows and with every row in the same state.",
-        "no-such-page": "Writes to a page that does not exist are lost, or go to other memory.",
+        "padding-page": "The row has no page for this block. It uses page 0 instead, which padding"
+        " rows and other rows without a page overwrite.",
+        "no-such-page": "Writes to a page that does not exist are lost or go to other memory.",
         **each("free-page freed-page", _OVERWRITTEN),
         **each("cached-page leaked-page foreign-page duplicate-page too-short", _OTHERS),
     }
@@ -74,7 +74,7 @@ class BlockTableMismatch(Rule):
                 continue
             if strange := [page for page in pages if page not in held]:
                 page = strange[0]
-                # Beyond the pool there is certainly no data of the request.
+                # A page beyond the pool cannot hold the request's data.
                 severity = AT_RISK if 0 <= page < state.page_count else WRONG_DATA
                 yield _reference(state, step, row, pages.index(page), page, severity)
             else:
@@ -90,31 +90,31 @@ class BlockTableMismatch(Rule):
             yield about(step, row, "freed-page", what, page=page)
         if -(-length // state.stride) > len(pages):
             has = f"the block table has {counted(len(pages), 'page')}"
-            what = f"{has} for {counted(length, 'token')}"
+            what = f"{has}, too few for {counted(length, 'token')}"
             yield about(step, row, "too-short", what, WRONG_DATA)
 
 
 class BlockTablePadding(Rule):
-    """Pages behind a row's own length: a padded write, or a length too long, reaches them.
+    """Checks the part of a block table beyond the row's length.
 
-    All releases pad with page 0; with allocations a request may hold a page more than its length
-    needs, and the engine lists it.
+    Padded writes and too long seq_lens reach it. All releases pad with page 0. With allocations, a
+    request may hold one more page than its length needs, and the engine lists it.
     """
 
     name = "block-table-padding"
     sentence = (
-        "Behind its row's own length a block table has only page 0 and further pages of its"
-        " request; a padding row has only page 0."
+        "Beyond the row's length, a block table has only page 0 and further pages of its request;"
+        " a padding row has only page 0."
     )
     causes = each(
         "no-such-page padding-page free-page cached-page leaked-page foreign-page padding-row",
-        "The mask hides the page from reads. The padding of a prompt is written to it, and a"
-        " length that is too long reads it.",
+        "The mask hides the page from correct reads, but the padding of a prompt is written to it,"
+        " and too long seq_lens read it.",
     )
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
         stride = state.stride
-        tables = step.invocation.tables.tolist()  # for one row, sets are faster than arrays
+        tables = step.invocation.tables.tolist()  # sets are faster than arrays here
         for row, sequence in step.known_rows():
             rest = {*tables[row][-(-step.lengths[row] // stride) :]} - _PADDING
             held = state.held.get(sequence.request_id, _NONE)
@@ -138,22 +138,22 @@ class BlockTablePadding(Rule):
         strange = [place for place in places if table[place] not in held]
         place = (strange or [place for place in places if table[place] in state.free])[0]
         length = counted(step.lengths[row], "token")
-        behind = f", behind the {counted(blocks, 'page')} of its {length},"
+        behind = f", beyond the {counted(blocks, 'page')} of its {length},"
         return _reference(state, step, row, place, table[place], AT_RISK, behind)
 
 
 class SharedPageWrite(Rule):
     name = "shared-page-write"
-    sentence = "Slots that the trie or another request uses are only written with the same prefix."
+    sentence = "Slots used by the trie or another request are only rewritten with the same content."
     causes = {
-        "padding-row": "Padding is written to page 0, and the page has an owner.",
-        "request-row": "The other users of the page read what was written over its data.",
+        "padding-row": "Padding is written to page 0, but the page has an owner.",
+        "request-row": "The other users of the page read the overwritten data.",
     }
 
     def __init__(self) -> None:
         super().__init__()
         self.rewritten = 0
-        """Slots of such pages that were written again with the same prefix: wasteful, not wrong."""
+        """Number of such slots that were rewritten with the same content; this is no violation."""
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
         for row, pages in enumerate((step.write_slots // state.stride).tolist()):
@@ -185,7 +185,7 @@ class SharedPageWrite(Rule):
         users = f"node {state.node_at[page]} of the trie" if cached else " and ".join(others)
         other = others[0] if others else None
         cause = "padding-row" if request is None else "request-row"
-        what = f"overwrites slot {offset} of page {page}, which {users} uses"
+        what = f"overwrites slot {offset} of page {page}, in use by {users}"
         yield about(
             step, row, cause, what, slot=page * state.stride + offset,
             request_id=request or other, other_request_id=other if request else None,

@@ -1,4 +1,4 @@
-"""The shape of the trie, and the content of its pages."""
+"""Rules about the trie: its structure, and the content of its pages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from analysis.snapshots.snapshot import Snapshot
 
 class CachedPrefixMismatch(Rule):
     name = "cached-prefix-mismatch"
-    sentence = "A cached page holds the prefix for which it is published and served."
+    sentence = "A cached page holds the prefix that it is published or served for."
     causes = {
-        "padding": "Padding is written to page 0, and the page is in the trie.",
+        "padding": "Padding is written to page 0, but the page is in the trie.",
         **each("uninitialized other-prefix", "A request that finds the page reads other tokens."),
     }
 
@@ -35,7 +35,7 @@ class CachedPrefixMismatch(Rule):
         sequence = state.under_way.get(event.request)
         if sequence is None or sequence.prompt is None or sequence.unknown:
             return
-        # A publication looks up what was executed, with the answer, and may continue what it finds.
+        # A publication looks up the prompt and the answer.
         answer = sequence.answer if event.operation == "publish" else []
         known = [*sequence.prompt, *answer][: len(event.pages) * state.stride]
         wanted = [token for token in known if token is not None]
@@ -46,7 +46,7 @@ class CachedPrefixMismatch(Rule):
 def _compare(
     state: EngineState, event: Event, tokens: Sequence[int], first: int, what: str
 ) -> Iterator[Finding]:
-    """Compare pages with the prefix that they must hold from position `first` on."""
+    """Compare the content of pages with the prefix they must hold, from position `first` on."""
     if not len(tokens):
         return
     due = prefix_hashes(np.array(tokens, dtype=np.int64))[first:]
@@ -67,7 +67,7 @@ def _compare(
         cause, holds = "padding", "holds padding"
     page, offset = divmod(slot, stride)
     what = (
-        f"Page {page} is {what}, but does not hold position {first + int(wrong[0])} of it: slot"
+        f"Page {page} is {what}, but lacks position {first + int(wrong[0])} of the prefix: slot"
         f" {offset} {holds}."
     )
     other = other if other != event.request_id else None
@@ -76,10 +76,10 @@ def _compare(
 
 class OrphanedNode(Rule):
     name = "orphaned-node"
-    sentence = "Every node of the trie is found under its own tokens until it is evicted."
+    sentence = "A lookup of a node's tokens finds the node until it is evicted."
     causes = {
-        "overwritten": "Two requests publish the same prefix. Lookups no longer reach the earlier"
-        " node and its page, which may never be evicted."
+        "overwritten": "Two requests published the same prefix. Lookups no longer reach the earlier"
+        " node, and its page may never be evicted."
     }
 
     def on_node_overwritten(self, state: EngineState, event: Event) -> Iterator[Finding]:
@@ -87,10 +87,10 @@ class OrphanedNode(Rule):
         node = state.nodes.get(event.node)
         count = state.references.get(event.node, 0)
         holders = state.holders_of_node(event.node)
-        leaf = " and in the set of leaves" if event.node in state.leaves else ""
+        leaf = " and is in the set of leaves" if event.node in state.leaves else ""
         what = (
-            f"Node {event.node} (page {event.pages[0]}) was replaced in the trie by a new node of"
-            f" the same tokens, with {counted(count, 'reference')}{leaf}."
+            f"Node {event.node} (page {event.pages[0]}) was replaced in the trie by a new node with"
+            f" the same tokens; it still has {counted(count, 'reference')}{leaf}."
         )
         other = next((h for h in holders if h != event.request_id), None)
         page = event.pages[0] if node is None else node.page
@@ -98,26 +98,26 @@ class OrphanedNode(Rule):
 
 
 class ParentMismatch(Rule):
-    """Pointers up and down the trie.
+    """Compares parent and child pointers of the trie.
 
-    Eviction follows the parent pointers, a lookup the children: each node that a lookup passes is
-    checked then, and all of them at every snapshot.
+    Eviction follows parent pointers, lookups follow children. A node is checked when a lookup
+    passes it; all nodes are checked at every snapshot.
     """
 
     name = "parent-mismatch"
-    sentence = "Every node's parent is the one node that has it as a child, under its own tokens."
+    sentence = "A node's parent pointer names the node that has it as a child, under its tokens."
     causes = each(
         "wrong-parent wrong-child",
-        "Eviction removes a node by its parent pointer: it fails, or removes another node.",
+        "Eviction uses the parent pointer: it fails or removes the wrong node.",
     )
-    limits = {"": "Between two snapshots a pointer is checked only when a lookup passes it."}
+    limits = {"": "Between two snapshots, a pointer is checked only when a lookup passes it."}
 
     def after_detached(self, state: EngineState, event: Event) -> Iterator[Finding]:
         assert event.node is not None
         known = state.nodes.get(event.node)
         right = known is not None and known.parent == event.parent
         parent = "the root" if event.parent == 0 else f"node {event.parent}"
-        what = f"points to {parent} as its parent, which does not have it as a child"
+        what = f"points to {parent} as its parent, but is not its child"
         what = "points to no parent" if event.parent is None else f"{what} under its tokens"
         yield from self._one(state, event.node, right, what, event.request_id)
 
@@ -126,7 +126,7 @@ class ParentMismatch(Rule):
             known = state.nodes.get(node)
             right = known is not None and known.parent == pointer
             parent = "no parent" if pointer < 0 else f"node {pointer} as its parent"
-            what = f"points to {parent}, and is a child of node {above}"
+            what = f"points to {parent}, but is a child of node {above}"
             yield from self._one(state, node, right, what, None)
 
     def after_unlink(self, state: EngineState, event: Event) -> None:
@@ -148,16 +148,16 @@ class LeafSetMismatch(Rule):
     name = "leaf-set-mismatch"
     sentence = "The set of leaves has exactly the nodes of the trie without children."
     causes = {
-        "inner-node": "Eviction may remove this node before its children, which lookups no longer"
-        " reach then.",
-        "unlinked-node": "Eviction chooses from this set: it removes a node that is gone.",
-        "missing-leaf": "Eviction chooses from this set: it never finds this node.",
+        "inner-node": "Eviction may remove this node before its children; then lookups no longer"
+        " reach them.",
+        "unlinked-node": "Eviction chooses from this set, and may remove a node that is gone.",
+        "missing-leaf": "Eviction chooses from this set, and never finds this node.",
     }
 
     def __init__(self) -> None:
         super().__init__()
         self._touched: dict[str | None, set[int]] = {}
-        """Nodes that the operation under way on each thread changed."""
+        """Nodes changed by the current operation, by thread."""
 
     def on_create(self, state: EngineState, event: Event) -> None:
         self._touch(event, event.parent)
@@ -179,7 +179,7 @@ class LeafSetMismatch(Rule):
     after_failed = after_operation
 
     def after_leaf_added(self, state: EngineState, event: Event) -> Iterator[Finding]:
-        # Outside of an operation no later event ends the change.
+        # Outside an operation, no later event ends the change.
         if event.operation is None:
             yield from self.after_operation(state, event)
 
@@ -189,14 +189,14 @@ class LeafSetMismatch(Rule):
         node = state.nodes.get(number)
         is_leaf, children = number in state.leaves, state.children[number]
         if node is None and is_leaf:
-            cause, what = "unlinked-node", "is in the set of leaves, and not in the trie"
+            cause, what = "unlinked-node", "is in the set of leaves, but not in the trie"
         elif node is None or node.parent is None or is_leaf == (children <= 0):
             return
         elif is_leaf:
             has = counted(children, "child", "children")
-            cause, what = "inner-node", f"is in the set of leaves, and has {has}"
+            cause, what = "inner-node", f"is in the set of leaves, but has {has}"
         else:
-            cause, what = "missing-leaf", "has no children, and is not in the set of leaves"
+            cause, what = "missing-leaf", "has no children, but is not in the set of leaves"
         page = page_of(state, number)
         yield Finding(cause, f"{node_label(number, page)} {what}.", event.request_id, page=page)
 
@@ -207,7 +207,7 @@ def page_of(state: EngineState, node: int) -> int | None:
 
 
 def node_label(node: int, page: int | None) -> str:
-    """Return a node with its page."""
+    """Return a node and its page in words."""
     if node == 0:
         return "The root"
     return f"Node {node}" if page is None else f"Node {node} (page {page})"

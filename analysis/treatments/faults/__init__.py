@@ -7,7 +7,7 @@ from itertools import groupby, zip_longest
 
 from analysis.treatments.faults.base import FAULTS, Fault, Injection
 
-# Each module is a family; in this order, controls take turns between them.
+# Each module is a family. Controls alternate between families in this order.
 for _module in ("invocations", "cache", "requests", "shape", "bytes", "results", "arguments",
                 "execution"):  # fmt: skip
     import_module(f"{__name__}.{_module}")
@@ -16,7 +16,7 @@ FAMILIES: tuple[tuple[type[Fault], ...], ...] = tuple(
     tuple(group) for _, group in groupby(FAULTS.values(), key=lambda kind: kind.family)
 )
 TRIES = 3
-"""Faults that are tried in an arm, one engine each, until one could be injected."""
+"""Most faults tried in an arm, one engine each, until one could be injected."""
 
 
 def family(name: str) -> tuple[type[Fault], ...]:
@@ -25,7 +25,7 @@ def family(name: str) -> tuple[type[Fault], ...]:
 
 
 def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
-    """Return the faults that a control may have, in turn from one family to the next."""
+    """Return the faults that controls use, alternating between families."""
     families = [
         [kind.name for kind in members if kind.control and kind.fits(release, prefix_sharing)]
         for members in FAMILIES
@@ -35,9 +35,9 @@ def controls(release: str, prefix_sharing: str) -> tuple[str, ...]:
 
 
 def tried(release: str, prefix_sharing: str, number: int) -> tuple[str, ...]:
-    """Return the faults to try as an arm's control, in order, each of another family.
+    """Return the faults to try as an arm's control, in order, each from another family.
 
-    The first is the `number`-th of `controls`, counted on from the last to the first again.
+    The first is number `number` of `controls`, counted cyclically.
     """
     faults = controls(release, prefix_sharing)
     start = number % len(faults)

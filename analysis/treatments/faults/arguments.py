@@ -1,7 +1,7 @@
-"""Faults between the filling of arguments and the device's reading of them.
+"""Faults in arguments between their filling and the device's read.
 
-The arguments are as they were filled before and after the device reads them, so that an observer
-that reads them when the invocation has finished does not see the change.
+The arguments are changed only while the device reads them. An observer that reads them after the
+invocation does not see the change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _secret = partial(fault, rule="argument-changed", secret=True)
 
 @_secret("tokens-exchanged-after-filling", cause="tokens")
 def tokens_exchanged(site: Site) -> Injection | None:
-    """Two rows of one decode have each other's tokens while the device reads, once."""
+    """Swaps the tokens of two rows of a decode while the device reads, once."""
     tokens = site.arrays["tokens"]
     for other in range(site.invocation.real):
         if tokens[site.row, 0] != tokens[other, 0]:
@@ -34,7 +34,7 @@ def tokens_exchanged(site: Site) -> Injection | None:
 
 @_secret("tokens-of-last-invocation", cause="tokens")
 def tokens_of_last(site: Site) -> Injection | None:
-    """The tokens of one decode are those of the one before while the device reads, once."""
+    """Sets the tokens of a decode to those of the previous one while the device reads, once."""
     tokens, last = site.arrays["tokens"], site.memory.get("tokens")
     site.memory["tokens"] = tokens.copy()
     if last is None or last.shape != tokens.shape or last[site.row, 0] == tokens[site.row, 0]:
@@ -45,7 +45,7 @@ def tokens_of_last(site: Site) -> Injection | None:
 
 @_secret("prompt-changed-after-filling", cause="tokens", phase="prefill", after=0)
 def prompt_changed(site: Site) -> Injection:
-    """One token of one row of a prefill is another while the device reads, once."""
+    """Changes a token of a prefill row while the device reads, once."""
     tokens = site.arrays["tokens"]
     tokens[site.row, 1] += 1 if tokens[site.row, 1] < 5 else -1
     return site.injection()
@@ -53,31 +53,31 @@ def prompt_changed(site: Site) -> Injection:
 
 @_secret("length-changed-after-filling", cause="seq_lens")
 def length_changed(site: Site) -> Injection:
-    """One row of a decode is one token too short while the device reads, once."""
+    """Shortens a decode row by one token while the device reads, once."""
     site.arrays["seq_lens"][site.row] -= 1
     return site.injection()
 
 
 @_secret("start-changed-after-filling", cause="start_positions")
 def start_changed(site: Site) -> Injection:
-    """One row of a decode starts one position early while the device reads, once."""
+    """Decrements the start position of a decode row while the device reads, once."""
     site.arrays["start_positions"][site.row] -= 1
     return site.injection()
 
 
 @_secret("table-changed-after-filling", cause="block_tables")
 def table_changed(site: Site) -> Injection | None:
-    """The first page of one row of a decode is a free one while the device reads, once."""
+    """Replaces the first page of a decode row by a free page while the device reads, once."""
     if not site.free:
         return None
-    # From the middle: one that was hardly ever in a block table.
+    # From the middle of the free list: such a page was rarely in a block table.
     site.table[0] = page = site.free[len(site.free) // 2].index
     return site.injection(page)
 
 
 @fault("refilled-in-invocation", "argument-changed", "seq_lens")
 def refilled_in_invocation(site: Site) -> Injection:
-    """The lengths of one decode are overwritten after its call, before it has finished, once."""
+    """Overwrites the lengths of a decode after its call, before it finishes, once."""
     site.invocation.later = {"seq_lens": np.roll(site.arrays["seq_lens"], 1) + 1}
     return site.injection()
 
@@ -85,7 +85,7 @@ def refilled_in_invocation(site: Site) -> Injection:
 @fault("next-before-finish", "read-before-write", "write-pending", kind=Fault,
        needs=["request-list"])  # fmt: skip
 def next_before_finish(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
-    """One decode is reported as done with the last results before it has finished, once."""
+    """Reports a decode as done, with the previous results, before it finishes, once."""
     edits, results = engine.service.edits, self.memory
     begun = False
 
@@ -95,7 +95,7 @@ def next_before_finish(self: Fault, engine: LiveEngine, undo: ExitStack) -> None
             begun |= any(request.rid == self.injected.request_id for request in requests)
 
     async def finished(requests: list[Any]) -> None:
-        """Complete one request of a decode that was called, and wait for its next one."""
+        """Complete one request of a called decode, and wait for its next one."""
         for row, request in enumerate(requests):
             if request.rid in results and self.targets(request.rid):
                 self.injected = Injection(request.rid, seq=place_of(engine.probe))

@@ -1,7 +1,7 @@
 """Faults: defects injected on purpose, to verify that the sanitizer reports them.
 
-A fault is a function with the decorator `fault`, which names what must be reported: a rule and a
-cause. Its docstring is the description. `kind` decides where it is called, and with what.
+A fault is a function with the decorator `fault`, which gives the expected rule and cause. Its
+docstring is the description. `kind` determines where and with what it is called.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Injection:
-    """What a fault changed."""
+    """The change that a fault made."""
 
     request_id: str | None = None
     """The request whose data or state is damaged."""
     other_request_id: str | None = None
     page: int | None = None
     invocation_id: int | None = None
-    """The invocation in which it was injected, as a recording numbers it; None outside of one."""
+    """The invocation in which it was injected, as numbered in a recording; None outside of one."""
     seq: int | None = None
     """Sequence number among the recorded events, just before the injection."""
 
@@ -37,19 +37,19 @@ class Injection:
 class Fault(Treatment):
     """A defect that is injected once."""
 
-    hypothesis = "None: it verifies that the sanitizer reports such a defect."
-    takes = "the beginning of the id of the requests that it may damage"
+    hypothesis = "None: it checks that the sanitizer detects such a defect."
+    takes = "a prefix of the ids of the requests that it may damage"
     acts_on: ClassVar[Place] = "server"
     family: ClassVar[str]
-    """The module of the fault; controls take turns between families."""
+    """The module of the fault; controls alternate between families."""
     rule: ClassVar[str]
-    """The rule that must report it."""
+    """The expected rule."""
     cause: ClassVar[str]
-    """The cause that must be reported."""
+    """The expected cause."""
     instead: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """By capability, rule and cause on releases that have it, where those differ."""
+    """Expected rule and cause on releases with a capability, if they differ there."""
     control: ClassVar[bool] = True
-    """Whether a sanitized sweep finds it in its recordings, so that controls may use it."""
+    """Whether a sanitized sweep can detect it, so that controls may use it."""
     function: ClassVar[Callable[..., Any]]
     """The decorated function."""
 
@@ -57,11 +57,11 @@ class Fault(Treatment):
         super().__init__(parameter)
         self.injected: Injection | None = None
         self.memory: dict[Any, Any] = {}
-        """What the function keeps from call to call."""
+        """State of the function between calls."""
 
     @classmethod
     def alarm(cls, release: str) -> tuple[str, str]:
-        """Return the rule and the cause that must be reported on a release."""
+        """Return the expected rule and cause on a release."""
         capabilities = row_of(release).capabilities
         others = [alarm for name, alarm in cls.instead.items() if name in capabilities]
         return others[0] if others else (cls.rule, cls.cause)
@@ -78,18 +78,18 @@ class Fault(Treatment):
 class InvocationFault(Fault):
     """A fault in one invocation, before the model is called: `function(site)`.
 
-    The function changes the invocation or the cache, and returns an Injection, or None where the
-    site does not suit it.
+    The function changes the invocation or the cache and returns an Injection, or None if the site
+    is not suitable.
     """
 
     phase: ClassVar[str] = "decode"
     after: ClassVar[int] = 3
-    """Invocations of the phase that are left alone first, so that there is state to damage."""
+    """Number of invocations of the phase to skip first, so that there is state to damage."""
     secret: ClassVar[bool] = False
-    """Whether the arguments differ from what was filled in only while the device reads them."""
+    """Whether the arguments are changed only while the device reads them."""
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Offer every row of the invocations until the fault is injected."""
+        """Try every row of every invocation until the fault is injected."""
         passed = 0
         probe = engine.probe or engine.service.probe()
 
@@ -114,12 +114,12 @@ class InvocationFault(Fault):
         edit_invocations(engine, undo, edit)
 
     def inject(self, site: Site) -> Injection | None:
-        """Damage a row; None if the site does not suit the fault."""
+        """Damage a row; return None if the site is not suitable."""
         injection: Injection | None = type(self).function(site)
         return injection
 
     def _note_number(self, invocation: PendingInvocation, probe: Any) -> None:
-        """Note the number of the invocation when it has begun, if it is recorded."""
+        """Record the number of the invocation when it begins."""
         then, observer = invocation.afterwards, probe.observer
 
         def begun() -> None:
@@ -149,7 +149,7 @@ class Site:
 
     @property
     def other(self) -> int | None:
-        """Another row that carries a request, None if there is none."""
+        """Another row with a request; None if there is none."""
         return next((row for row in range(self.invocation.real) if row != self.row), None)
 
     @property
@@ -170,7 +170,7 @@ class Site:
 
     @property
     def start(self) -> int:
-        """The start position of a decode's row: its slot is written."""
+        """The start position of a decode row: the slot it writes."""
         return int(self.arrays["start_positions"][self.row])
 
     @property
@@ -180,17 +180,17 @@ class Site:
 
     @property
     def own_block(self) -> int:
-        """The place in the block table that a decode's row writes to."""
+        """Index in the block table of the page that a decode row writes to."""
         return min(self.start // self.stride, len(self.table) - 1)
 
     @property
     def free(self) -> Any:
-        """The free list of the pool, live."""
+        """The pool's own free list."""
         return self.probe.pool.available_pages
 
     @property
     def held(self) -> list[int]:
-        """The pages of the request, those that the trie does not have first."""
+        """The pages of the request, uncached ones first."""
         nodes = {node.page for node in self.probe.read().nodes}
         pages = self.probe.holdings().get(self.request, [])
         return sorted(pages, key=lambda page: page in nodes)
@@ -206,7 +206,7 @@ class Site:
 
 
 FAULTS: dict[str, type[Fault]] = {}
-"""By name, which begins with `fault:`."""
+"""Faults by name; names begin with `fault:`."""
 
 
 def fault(
@@ -234,7 +234,7 @@ def fault(
 
 
 def place_of(probe: Any) -> int | None:
-    """Return the present place among the recorded events, None if nothing is recorded."""
+    """Return the current `seq` of the recording; None without a recording."""
     observer = None if probe is None else probe.observer
     if not isinstance(observer, Recorder):
         return None

@@ -1,4 +1,4 @@
-"""Faults in the bytes of pages: beside the model's writes, or instead of them."""
+"""Faults in the bytes of pages: additional writes, and lost writes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _FLIP = 0x0100
 
 @contextmanager
 def bits_of(probe: Any, page: int) -> Iterator[Bits]:
-    """Give a page's bits to be changed in place, [layers, 2, stride, heads, head dim].
+    """Yield a page's bits, to be changed in place, [layers, 2, stride, heads, head dim].
 
-    For an engine on one device with memory that can be mapped.
+    Works on one device with mappable memory.
     """
     [table] = probe.pool.page_tables
     params = probe.native.model_params
@@ -36,9 +36,9 @@ def bits_of(probe: Any, page: int) -> Iterator[Bits]:
 
 
 def _settled_page(site: Site, row: int) -> int | None:
-    """Return the page that a row writes to if its first slots were written already.
+    """Return the page that a row writes to, if its first slots are already written.
 
-    Those before it may be shared, and be written again meanwhile by another request's prefill.
+    Earlier pages may be shared and rewritten by another request's prefill.
     """
     position = int(site.arrays["start_positions"][row])
     page = int(site.tables[row, position // site.stride])
@@ -70,7 +70,7 @@ class TwoPagesFault(InvocationFault):
         if page is None or source is None or page == source:
             return None
         with bits_of(site.probe, page) as bits, bits_of(site.probe, source) as others:
-            # Of the same tokens the bytes are the same, and nothing would change.
+            # The same tokens have the same bytes: nothing would change.
             if np.array_equal(bits[_LAYER, :, _SLOT], others[_LAYER, :, _SLOT]):
                 return None
             type(self).function(bits, others)
@@ -82,13 +82,13 @@ _corrupted = partial(fault, rule="kv-corruption")
 
 @_corrupted("flipped-bit", cause="changed", kind=PageFault)
 def flipped_bit(bits: Bits) -> None:
-    """One bit of a page of a pending request is flipped, once."""
+    """Flips one bit in a page of a pending request, once."""
     bits[_LAYER, 1, _SLOT, _HEAD, 5] ^= _FLIP
 
 
 @_corrupted("flipped-bit-cached", cause="changed", needs=["trie"])
 def flipped_bit_cached(site: Site) -> Injection | None:
-    """One bit of a page of the trie that no request holds is flipped, once."""
+    """Flips one bit in a cached page that no request holds, once."""
     state = site.probe.read()
     held = {page for pages in state.holdings.values() for page in pages}
     for node in state.nodes:
@@ -101,7 +101,7 @@ def flipped_bit_cached(site: Site) -> Injection | None:
 
 @_corrupted("flipped-bit-free", cause="free-page")
 def flipped_bit_free(site: Site) -> Injection | None:
-    """One bit of a free page is flipped, once."""
+    """Flips one bit in a free page, once."""
     page = site.free[len(site.free) // 2].index
     if page == 0:
         return None
@@ -112,31 +112,31 @@ def flipped_bit_free(site: Site) -> Injection | None:
 
 @_corrupted("head-zeroed", cause="changed", kind=PageFault)
 def head_zeroed(bits: Bits) -> None:
-    """The keys of one attention head become zeros in a page of a request, once."""
+    """Zeroes the keys of one attention head in a page of a request, once."""
     bits[:, 0, :, _HEAD] = 0
 
 
 @_corrupted("values-zeroed", cause="changed", kind=PageFault)
 def values_zeroed(bits: Bits) -> None:
-    """All values of a page of a request become zeros, once."""
+    """Zeroes all values in a page of a request, once."""
     bits[:, 1] = 0
 
 
 @_corrupted("slots-shifted", cause="other-slot", kind=PageFault)
 def slots_shifted(bits: Bits) -> None:
-    """The slots of a page of a request move on by one, once."""
+    """Shifts the slots of a page of a request by one, once."""
     bits[:, :, 1:] = bits[:, :, :-1].copy()
 
 
 @_corrupted("foreign-layer", cause="other-slot", kind=TwoPagesFault)
 def foreign_layer(bits: Bits, others: Bits) -> None:
-    """One layer of a page of a request becomes that of another request's, once."""
+    """Overwrites one layer of a request's page with that of another request's page, once."""
     bits[_LAYER] = others[_LAYER]
 
 
 @_corrupted("pages-swapped", cause="other-slot", kind=TwoPagesFault)
 def pages_swapped(bits: Bits, others: Bits) -> None:
-    """The bytes of the last pages of two requests are exchanged, once."""
+    """Swaps the bytes of the last pages of two requests, once."""
     bits[:], others[:] = others.copy(), bits.copy()
 
 
@@ -146,8 +146,8 @@ def pages_swapped(bits: Bits, others: Bits) -> None:
 class WriteFault(InvocationFault):
     """A fault in the slot that a decode writes for a row: `function(slot, before)`.
 
-    The function restores a part of the slot, [layers, 2, heads, head dim], when the decode has
-    finished: before the observer learns of it, or after if `afterwards`.
+    The function restores a part of the slot, [layers, 2, heads, head dim], after the decode:
+    before the observer is called, or after it if `afterwards` is set.
     """
 
     afterwards = False
@@ -157,7 +157,7 @@ class WriteFault(InvocationFault):
         self._restore: Callable[[], None] | None = None
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Offer every invocation, and wait until the damaged one has finished."""
+        """Try every invocation, and wait until the damaged one has finished."""
         probe = engine.probe
         if probe is not None:
 
@@ -199,37 +199,37 @@ _lost = partial(fault, rule="lost-write", kind=WriteFault)
 
 @_lost("write-lost", cause="whole-slot")
 def write_lost(slot: Bits, before: Bits) -> None:
-    """The slot of one decode keeps what it held before."""
+    """Discards the write of one decode to its slot."""
     slot[:] = before
 
 
 @_lost("values-lost", cause="part-of-slot")
 def values_lost(slot: Bits, before: Bits) -> None:
-    """The values in the slot of one decode stay what they were before."""
+    """Discards the values that one decode writes to its slot."""
     slot[:, 1] = before[:, 1]
 
 
 @_lost("head-lost", cause="part-of-slot")
 def head_lost(slot: Bits, before: Bits) -> None:
-    """The keys of one head in the slot of one decode stay what they were before."""
+    """Discards the keys of one head that one decode writes to its slot."""
     slot[:, 0, _HEAD] = before[:, 0, _HEAD]
 
 
 @_lost("layer-lost", cause="part-of-slot")
 def layer_lost(slot: Bits, before: Bits) -> None:
-    """The last layer in the slot of one decode stays what it was before."""
+    """Discards the last layer that one decode writes to its slot."""
     slot[-1] = before[-1]
 
 
 @_corrupted("write-undone", cause="changed", kind=WriteFault, afterwards=True)
 def write_undone(slot: Bits, before: Bits) -> None:
-    """The slot of one decode goes back to what it held before, after the decode has finished."""
+    """Restores the old content of one decode's slot after the decode has finished."""
     slot[:] = before
 
 
-# Of the four layers that the model has here; a sweep does not look into the pages.
+# No control: a sweep does not compare the bytes of copied pages.
 @_corrupted("copied-without-layer", cause="copied-page", control=False)
 def copied_without_layer(site: Site) -> Injection | None:
-    """A page is copied without its last layer, once; the copy is freed again."""
+    """Copies a page without its last layer and frees the copy, once."""
     page = _settled_page(site, site.row)
     return None if page is None else copy_short(site, page, 4)

@@ -1,4 +1,4 @@
-"""Faults in the pool and in the trie; most are injected before a decode, on the engine's thread."""
+"""Faults in the pool and the trie; most are injected before a decode, on the engine's thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _trie = partial(fault, needs=["trie"])
 
 @fault("free-while-used", "free-while-referenced", "held")
 def free_while_used(site: Site) -> Injection | None:
-    """A page of a pending request is given back to the pool, once."""
+    """Returns a page of a pending request to the pool, once."""
     if not (pages := site.held):
         return None
     site.probe.pool.free_pages([site.entry(pages[0])])
@@ -24,7 +24,7 @@ def free_while_used(site: Site) -> Injection | None:
 
 @fault("handed-out-twice", "double-allocation", "page-in-use")
 def handed_out_twice(site: Site) -> Injection | None:
-    """A page of a pending request is put into the free list, once, to be taken next."""
+    """Puts a page of a pending request at the head of the free list, once."""
     if not (pages := site.held):
         return None
     site.free.append(site.entry(pages[0]))
@@ -33,24 +33,24 @@ def handed_out_twice(site: Site) -> Injection | None:
 
 @fault("double-free", "double-free", "already-free")
 def double_free(site: Site) -> Injection:
-    """A free page is given back to the pool again, once."""
+    """Frees a free page again, once."""
     entry = site.free[0]
     site.probe.pool.free_pages([entry])
     return Injection(page=entry.index)
 
 
-# With records, events do not say how many pages the pool has: one is missed when it is counted.
+# With records, events do not have the pool's free count: the loss shows at quiescence.
 @fault("lost-page", "free-count-mismatch", "too-few",
        instead={"records": ("state-divergence", "untracked-change")})  # fmt: skip
 def lost_page(site: Site) -> Injection:
-    """A page vanishes from the free list, once."""
+    """Removes a page from the free list, once."""
     site.free.pop(0)
     return Injection()
 
 
 @fault("padding-page-given", "padding-page-allocated", "allocated", control=False)
 def padding_page_given(site: Site) -> Injection | None:
-    """Page 0 becomes the next page to be handed out, once."""
+    """Makes page 0 the next page to be allocated, once."""
     entry, free = site.entry(0), site.free
     if not any(page is entry for page in free):
         return None
@@ -62,9 +62,9 @@ def padding_page_given(site: Site) -> Injection | None:
 def _release_wrongly(
     self: Fault, engine: LiveEngine, undo: ExitStack, *, times: int, shared: bool
 ) -> None:
-    """Have one reference to a node given back `times` times.
+    """Release one reference to a node `times` times.
 
-    `shared` says whether another request must hold the node, too.
+    `shared` requires that another request also holds the node.
     """
     probe = engine.probe or engine.service.probe()
 
@@ -89,19 +89,19 @@ _reference = partial(
 
 @_reference("reference-leaked", cause="not-released")
 def reference_leaked(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
-    """One reference to a node of the trie is not given back."""
+    """Does not release one reference to a node of the trie."""
     _release_wrongly(self, engine, undo, times=0, shared=False)
 
 
 @_reference("reference-dropped", cause="over-released")
 def reference_dropped(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
-    """One reference to a node of the trie is given back twice."""
+    """Releases one reference to a node of the trie twice."""
     _release_wrongly(self, engine, undo, times=2, shared=True)
 
 
 @_trie("orphaned-leaf", "leaf-set-mismatch", "unlinked-node")
 def orphaned_leaf(site: Site) -> Injection:
-    """A node that is not in the trie is put into the set of leaves, once."""
+    """Adds a node that is not in the trie to the set of leaves, once."""
     cache = site.probe.cache
     cache.leaves.add(type(cache.root)(tokens=(1, 2, 3), page=site.entry(site.held[-1])))
     return Injection()
@@ -109,7 +109,7 @@ def orphaned_leaf(site: Site) -> Injection:
 
 @_trie("missing-leaf", "leaf-set-mismatch", "missing-leaf")
 def missing_leaf(site: Site) -> Injection | None:
-    """A leaf of the trie is taken out of the set of leaves, once."""
+    """Removes a leaf of the trie from the set of leaves, once."""
     for leaf in list(site.probe.cache.leaves):
         if not leaf.children and leaf.parent is not None:
             site.probe.cache.leaves.discard(leaf)
@@ -119,7 +119,7 @@ def missing_leaf(site: Site) -> Injection | None:
 
 @_trie("wrong-key", "state-divergence", "wrong-key")
 def wrong_key(site: Site) -> Injection | None:
-    """A node is filed under other tokens than its own, once."""
+    """Stores a node under wrong tokens, once."""
     children = site.probe.cache.root.children
     for key, node in list(children.items()):
         children[(*key[:-1], key[-1] + 1)] = children.pop(key)
@@ -127,10 +127,10 @@ def wrong_key(site: Site) -> Injection | None:
     return None
 
 
-# It shows only if one of the two is looked up again.
+# No control: it is detected only if one of the two is looked up again.
 @_trie("stale-prefix", "cached-prefix-mismatch", "other-prefix", control=False)
 def stale_prefix(site: Site) -> Injection | None:
-    """Two nodes of the trie exchange their pages, once."""
+    """Swaps the pages of two nodes of the trie, once."""
     children = site.probe.cache.root.children.values()
     nodes = [node for node in children if node.ref_count.count <= 0]
     if len(nodes) < 2:
@@ -142,7 +142,7 @@ def stale_prefix(site: Site) -> Injection | None:
 
 @_trie("evict-referenced", "evicted-while-referenced", "referenced-node")
 def evict_referenced(site: Site) -> Injection | None:
-    """A node that a request refers to is taken out of the trie, once."""
+    """Removes a node that a request references from the trie, once."""
     leaves = site.probe.cache.leaves
     for leaf in list(leaves):
         in_place = leaf.parent is not None and leaf.parent.children.get(leaf.tokens) is leaf
@@ -154,10 +154,10 @@ def evict_referenced(site: Site) -> Injection | None:
 
 
 def copy_short(site: Site, source: int, parts: int) -> Injection:
-    """Copy a page without the last one of so many parts, and free the copy."""
+    """Copy a page without its last part of `parts`, and free the copy."""
     pool = site.probe.pool
     tables = pool.page_tables
-    # Bypasses the hooks of the method: only the bytes show it.
+    # Bypasses the method's hooks, so only the bytes show it.
     pool.page_tables = [_ShortTable(table, parts) for table in tables]
     try:
         if hasattr(pool, "copy_page"):
@@ -172,7 +172,7 @@ def copy_short(site: Site, source: int, parts: int) -> Injection:
 
 
 class _ShortTable:
-    """A page table with pages that are copied but for the last one of so many parts."""
+    """A page table that copies pages without their last part."""
 
     def __init__(self, table: Any, parts: int) -> None:
         self._table, self._parts = table, parts
@@ -193,7 +193,7 @@ class _ShortView:
         self.map = view.map
 
     def copy_from(self, source: Any) -> None:
-        """Copy another page's elements, but for the last part; layers lie one after the other."""
+        """Copy another page's elements except the last part; layers are contiguous."""
         with source.view.map(read=True) as mapped:
             elements = list(mapped.items)
         missing = max(1, len(elements) // self._parts)
@@ -202,18 +202,18 @@ class _ShortView:
             mapped.items = elements
 
 
-# A sweep does not look into the pages, so the next three are no controls.
+# The next three are no controls: a sweep does not read the bytes they change.
 
 
 @fault("copied-short", "partial-copy", "missing-slots", control=False)
 def copied_short(site: Site) -> Injection:
-    """A page is copied and its last slot left out, once; the copy is freed again."""
+    """Copies a page without its last slot and frees the copy, once."""
     return copy_short(site, site.held[0], 1024)
 
 
 @fault("nan-in-padding-page", "nonfinite-kv", "padding-page", control=False)
 def nan_in_padding_page(site: Site) -> Injection | None:
-    """Page 0 is filled with NaN, once."""
+    """Fills page 0 with NaN, once."""
     if not (site.tables[: site.invocation.real] == 0).any():
         return None
     fill_page(site.probe.pool, 0, float("nan"))
@@ -222,7 +222,7 @@ def nan_in_padding_page(site: Site) -> Injection | None:
 
 @fault("written-after-free", "write-after-free", "quarantined-page", control=False)
 def written_after_free(site: Site) -> Injection | None:
-    """A page in quarantine is filled with ones, once; the treatment must be on for it."""
+    """Fills a page in quarantine with ones, once; needs the treatment `quarantine`."""
     pages = [page.index for page, _ in list(site.service.quarantined)]
     if not pages:
         return None

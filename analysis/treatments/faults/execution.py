@@ -1,4 +1,4 @@
-"""Faults in how often, and whether, a step of a request is executed."""
+"""Faults in the execution of steps: repeated, skipped or stalled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.treatments.faults.invocations import wrong_page
 from analysis.treatments.faults.requests import SubmitFault, completed_early
 
 _STALL_S = 6.5
-"""How long a thread is held up: longer than the live check waits for the next event."""
+"""Seconds that a thread is stalled: longer than the live check waits for the next event."""
 _HANG_S = 600.0
 
 
@@ -23,20 +23,20 @@ _repeated = "duplicate-execution", "repeated-step"
 
 @fault("executed-twice", *_repeated)
 def executed_twice(site: Site) -> Injection:
-    """One decode is made twice; the engine goes on with the results of the second call."""
+    """Executes a decode twice; the engine gets the second results."""
     site.invocation.again = True
     return site.injection()
 
 
 @fault("prefill-twice", *_repeated, phase="prefill", after=0)
 def prefill_twice(site: Site) -> Injection:
-    """One prefill is made twice; the engine goes on with the results of the second call."""
+    """Executes a prefill twice; the engine gets the second results."""
     return executed_twice(site)
 
 
 @fault("repeated-elsewhere", "wrong-kv-read", "cross-request", control=False)
 def repeated_elsewhere(site: Site) -> Injection | None:
-    """One decode is made twice, the second time with another request's first page."""
+    """Executes a decode twice, the second time with another request's first page."""
     before = site.tables.copy()
     injection = wrong_page(site)
     if injection is not None:
@@ -48,16 +48,16 @@ def repeated_elsewhere(site: Site) -> Injection | None:
 
 @fault("never-finishes", "stuck-request", "invocation-pending", control=False)
 def never_finishes(site: Site) -> Injection:
-    """The results of one decode never reach the engine."""
+    """Withholds the results of one decode from the engine."""
     site.invocation.hang_s = _HANG_S
     return site.injection()
 
 
 class StallFault(InvocationFault):
-    """A fault after a thread was held up while it gave pages back."""
+    """A fault after a thread was stalled while it freed pages."""
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Hold up the first thread that gives pages back, within the operation."""
+        """Stall the first thread that frees pages, within the operation."""
         pool = cache_of(engine).page_pool
         freeing = threading.local()
 
@@ -97,24 +97,24 @@ class _Entered:
 
 @fault("wrong-page-after-stall", "wrong-kv-read", "cross-request", kind=StallFault, control=False)
 def wrong_page_after_stall(site: Site) -> Injection | None:
-    """A thread is held up for 6.5 s while it gives pages back, then a row reads a wrong page."""
+    """Stalls a thread for 6.5 s while it frees pages, then gives a row a wrong page."""
     return wrong_page(site) if "stalled" in site.memory else None
 
 
 @fault("submitted-twice", *_repeated, kind=SubmitFault, needs=["task-queue"])
 def submitted_twice(submit: Callable[[Any], None], item: Any, last: Any) -> None:
-    """One decode is submitted to the batcher twice."""
+    """Submits a decode to the batcher twice."""
     submit(item)
     submit(item)
 
 
 @fault("dropped-by-batcher", "stuck-request", "batcher-stalled", kind=SubmitFault)
 def dropped_by_batcher(submit: Callable[[Any], None], item: Any, last: Any) -> None:
-    """One decode never reaches the batcher's queue."""
+    """Drops a decode before the batcher's queue."""
 
 
 @fault("step-skipped", "token-without-invocation", "extra-token", kind=SubmitFault,
        needs=["task-queue"])  # fmt: skip
 def step_skipped(submit: Callable[[Any], None], item: Any, last: Any) -> None:
-    """One decode is not made; its request goes on with the results of the last one."""
+    """Skips a decode; its request gets the previous results."""
     completed_early(submit, item, last)

@@ -1,4 +1,4 @@
-"""Faults in the arguments of an invocation, as an engine might fill them wrongly."""
+"""Faults in the arguments of an invocation, as a wrong engine would fill them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from analysis.treatments.faults.base import Injection, Site, fault
 
 @fault("wrong-page", "wrong-kv-read", "cross-request", control=False)
 def wrong_page(site: Site) -> Injection | None:
-    """The first page of one row's block table is another request's, once."""
+    """Replaces the first page of a row's block table by another request's page, once."""
     other = site.other
     if other is None or site.table[0] == site.tables[other, 0]:
         return None
@@ -17,7 +17,7 @@ def wrong_page(site: Site) -> Injection | None:
 
 @fault("swapped-tables", "block-table-mismatch", "foreign-page")
 def swapped_tables(site: Site) -> Injection | None:
-    """Two rows of one invocation have each other's block tables, once."""
+    """Swaps the block tables of two rows of an invocation, once."""
     other = site.other
     if other is None:
         return None
@@ -27,7 +27,7 @@ def swapped_tables(site: Site) -> Injection | None:
 
 @fault("stale-page", "wrong-kv-read", "stale-after-free", control=False)
 def stale_page(site: Site) -> Injection | None:
-    """The first page of one row's block table is a free one that was used before, once."""
+    """Replaces the first page of a row's block table by a freed page, once."""
     ids, free = site.invocation.request_ids, {page.index for page in site.free}
     for page, owner in site.memory.items():
         if page in free and owner not in ids:
@@ -35,7 +35,7 @@ def stale_page(site: Site) -> Injection | None:
             return Injection(site.request, owner, page)
     for row, owner in enumerate(ids):
         first, *further = site.tables[row].tolist()
-        for page in further:  # it has the data of another request since
+        for page in further:  # it holds another request's data by now
             site.memory.pop(page, None)
         site.memory[first] = owner
     return None
@@ -43,28 +43,28 @@ def stale_page(site: Site) -> Injection | None:
 
 @fault("seq-len-long", "seq-len-mismatch", "overread")
 def seq_len_long(site: Site) -> Injection:
-    """One row's length is one too long, once."""
+    """Increments the length of a row, once."""
     site.arrays["seq_lens"][site.row] = site.start + 2
     return site.injection()
 
 
 @fault("seq-len-short", "seq-len-mismatch", "underread")
 def seq_len_short(site: Site) -> Injection:
-    """One row's length is one too short, once."""
+    """Decrements the length of a row, once."""
     site.arrays["seq_lens"][site.row] = site.start
     return site.injection()
 
 
 @fault("start-position-early", "position-mismatch", "behind")
 def start_position_early(site: Site) -> Injection:
-    """One row starts one position too early, once."""
+    """Decrements the start position of a row, once."""
     site.arrays["start_positions"][site.row] -= 1
     return site.injection()
 
 
 @fault("start-position-late", "position-mismatch", "ahead")
 def start_position_late(site: Site) -> Injection | None:
-    """One row starts one position too late, once."""
+    """Increments the start position of a row, once."""
     if (site.start + 1) // site.stride >= len(site.table):
         return None
     site.arrays["start_positions"][site.row] += 1
@@ -73,7 +73,7 @@ def start_position_late(site: Site) -> Injection | None:
 
 @fault("wrong-token", "token-mismatch", "wrong-token", phase="prefill", after=0)
 def wrong_token(site: Site) -> Injection:
-    """One token of one row's prompt is another, once."""
+    """Changes a token of a row's prompt, once."""
     tokens = site.arrays["tokens"]
     tokens[site.row, 1] += 1 if tokens[site.row, 1] < 5 else -1
     return site.injection()
@@ -81,7 +81,7 @@ def wrong_token(site: Site) -> Injection:
 
 @fault("padding-page-in-table", "block-table-mismatch", "padding-page")
 def padding_page_in_table(site: Site) -> Injection | None:
-    """The first page of one row's block table is page 0, once."""
+    """Replaces the first page of a row's block table by page 0, once."""
     if site.table[0] == 0:
         return None
     site.table[0] = 0
@@ -90,7 +90,7 @@ def padding_page_in_table(site: Site) -> Injection | None:
 
 @fault("padding-writes-page", "shared-page-write", "padding-row", control=False)
 def padding_writes_page(site: Site) -> Injection | None:
-    """A padding row's block table has a request's page, once."""
+    """Puts a request's page into a padding row's block table, once."""
     padding = site.invocation.real
     if padding >= len(site.tables):
         return None
@@ -100,7 +100,7 @@ def padding_writes_page(site: Site) -> Injection | None:
 
 @fault("misplaced-write", "block-table-mismatch", "duplicate-page")
 def misplaced_write(site: Site) -> Injection | None:
-    """One row writes into its own first page instead of its last, once."""
+    """Redirects the write of a row from its last page to its first, once."""
     if site.own_block == 0:
         return None
     site.table[site.own_block] = site.table[0]
@@ -109,14 +109,14 @@ def misplaced_write(site: Site) -> Injection | None:
 
 @fault("dropped-write", "token-without-invocation", "extra-token")
 def dropped_write(site: Site) -> Injection:
-    """One decode is not made; the results of the last one are given again."""
+    """Skips a decode; the engine gets the previous results again."""
     site.invocation.skip = True
     return site.injection()
 
 
 @fault("shared-page-write", "shared-page-write", "request-row", needs=["trie"])
 def shared_page_write(site: Site) -> Injection | None:
-    """The page that one row writes to is one that the trie serves to others, once."""
+    """Redirects the write of a row to a page that the trie serves to others, once."""
     own = set(site.table.tolist())
     for node in site.probe.read().nodes:
         if node.page is not None and node.page not in own:

@@ -21,10 +21,10 @@ class SubmitFault(Fault):
     """
 
     after = 4
-    """Decodes of the request that are submitted properly first."""
+    """Number of the request's decodes that are submitted unchanged first."""
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Offer every decode that is submitted."""
+        """Try every submitted decode."""
         submitted: dict[str, int] = {}
 
         def edit(item: Any, submit: Callable[[Any], None]) -> None:
@@ -39,7 +39,7 @@ class SubmitFault(Fault):
         engine.service.edits.edit_submissions(engine.service, undo, edit)
 
     def _keep_logits(self, item: Any) -> None:
-        """Keep the logits of a step when the request is made ready for its next one."""
+        """Keep the logits of a step when the request is prepared for its next one."""
         reset = item.reset
 
         def kept(phase: Any) -> None:
@@ -51,10 +51,10 @@ class SubmitFault(Fault):
 
 
 class CallFault(Fault):
-    """A fault in one request from its launch on: `function(service, call, launch)`."""
+    """A fault in the launch of a request: `function(service, call, launch)`."""
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Offer every request that is launched and long enough."""
+        """Try every launched request that is long enough."""
         service = engine.service
         assert service is not None
 
@@ -69,9 +69,9 @@ class CallFault(Fault):
 
 @fault("lost-completion", "stuck-request", "lost-wakeup", needs=["request-list"])
 def lost_completion(site: Site) -> Injection | None:
-    """One request is not woken when its invocation has finished."""
+    """Does not wake one request when its invocation has finished."""
     if site.row != site.invocation.real - 1:
-        return None  # the rows before it must keep their places
+        return None  # the rows before it must keep their indices
     requests = site.invocation.process.exec_requests
     site.invocation.afterwards = lambda: site.service.edits.mute(requests, -1)
     return site.injection()
@@ -80,12 +80,12 @@ def lost_completion(site: Site) -> Injection | None:
 @fault("completed-early", "token-without-invocation", "extra-token", kind=SubmitFault,
        needs=["request-list"])  # fmt: skip
 def completed_early(submit: Callable[[Any], None], item: Any, last: Any) -> None:
-    """One decode is reported as done without an invocation, with the last results."""
+    """Reports a decode as done without an invocation, with the previous results."""
     item.result_logits = last
     item.done.set_success()
 
 
 @fault("too-short", "token-without-invocation", "completed-early", kind=CallFault)
 def too_short(service: Any, call: Call, launch: Callable[[Call], None]) -> None:
-    """One request gets three tokens less than it wants."""
+    """Gives one request three tokens fewer than requested."""
     launch(dataclasses.replace(call, max_new_tokens=call.max_new_tokens - 3))

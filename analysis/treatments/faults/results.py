@@ -1,4 +1,4 @@
-"""Faults on the way back: logits of a row, the choice of a token, the answer of a request."""
+"""Faults in results: logits of a row, the choice of a token, the answer of a request."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class ResultFault(Fault):
-    """A fault in the logits that a row gets, in one invocation: `function(results, row, last)`.
+    """A fault in the logits of a row, in one invocation: `function(results, row, last)`.
 
     `last` are the logits and the row of each request's last invocation.
     """
 
     phase = "decode"
     after = 3
-    """Invocations of the phase that are left alone first."""
+    """Number of invocations of the phase to skip first."""
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Offer the results of every invocation."""
+        """Try the results of every invocation."""
         passed = 0
 
         def edit(results: Results) -> None:
@@ -59,7 +59,7 @@ _wrong_row = partial(fault, rule="logits-mismatch", kind=ResultFault)
 
 @_wrong_row("rows-exchanged", cause="other-request")
 def rows_exchanged(results: Results, row: int, last: Any) -> Injection | None:
-    """Two rows of one decode give each other's requests their logits, once."""
+    """Swaps the logits of two rows of a decode, once."""
     ids = results.request_ids
     other = next((r for r in range(len(ids)) if r != row), None)
     if other is None:
@@ -70,7 +70,7 @@ def rows_exchanged(results: Results, row: int, last: Any) -> Injection | None:
 
 @_wrong_row("row-off-by-one", cause="other-request")
 def row_off_by_one(results: Results, row: int, last: Any) -> Injection | None:
-    """Every row of one decode gives its request the next row's logits, once."""
+    """Gives every request of a decode the logits of the next row, once."""
     ids, batch = results.request_ids, int(results.shape[0])
     if row + 1 >= len(ids):
         return None
@@ -80,7 +80,7 @@ def row_off_by_one(results: Results, row: int, last: Any) -> Injection | None:
 
 @_wrong_row("padding-result", cause="unknown-logits")
 def padding_result(results: Results, row: int, last: Any) -> Injection | None:
-    """One row of a decode gives its request a padding row's logits, once."""
+    """Gives a request of a decode the logits of a padding row, once."""
     if len(results.request_ids) >= results.shape[0]:
         return None
     results.instead = {row: (results.logits, len(results.request_ids), 0)}
@@ -89,7 +89,7 @@ def padding_result(results: Results, row: int, last: Any) -> Injection | None:
 
 @_wrong_row("stale-result", cause="earlier-invocation")
 def stale_result(results: Results, row: int, last: Any) -> Injection | None:
-    """One row of a decode gives its request the logits of the decode before, once."""
+    """Gives a request of a decode its logits of the previous decode, once."""
     request = results.request_ids[row]
     if request not in last:
         return None
@@ -99,7 +99,7 @@ def stale_result(results: Results, row: int, last: Any) -> Injection | None:
 
 @_wrong_row("foreign-stale-result", cause="other-request")
 def foreign_stale_result(results: Results, row: int, last: Any) -> Injection | None:
-    """One row of a decode gives its request another one's logits of the one before, once."""
+    """Gives a request of a decode another request's logits of the previous decode, once."""
     request = results.request_ids[row]
     other = next((r for r in last if r != request), None)
     if other is None:
@@ -110,7 +110,7 @@ def foreign_stale_result(results: Results, row: int, last: Any) -> Injection | N
 
 @_wrong_row("result-position-early", cause="unknown-logits", phase="prefill", after=0)
 def result_position_early(results: Results, row: int, last: Any) -> Injection:
-    """One row of a prefill gives the logits of the position before its last, once."""
+    """Gives a request of a prefill the logits of the last position but one, once."""
     results.instead = {row: (results.logits, row, -1)}
     return Injection(results.request_ids[row])
 
@@ -119,13 +119,13 @@ def result_position_early(results: Results, row: int, last: Any) -> Injection:
 
 
 class TokenFault(Fault):
-    """A fault in the choice of one token; it needs an observer, which knows the request."""
+    """A fault in the choice of one token; needs an observer to identify the request."""
 
     after = 4
-    """Tokens of the request that are left alone first."""
+    """Number of the request's tokens to skip first."""
 
     def is_due(self, request_id: str | None, engine: LiveEngine) -> bool:
-        """Return whether this token of a request is the one, and count it."""
+        """Count a token of a request, and return whether it is the one to change."""
         if request_id is None:
             return False
         self.memory[request_id] = count = self.memory.get(request_id, 0) + 1
@@ -140,7 +140,7 @@ _wrong_token = partial(fault, rule="sampling-mismatch", kind=TokenFault)
 
 @_wrong_token("second-best-token", cause="not-argmax")
 def second_best(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
-    """One token of a request is the second likeliest, once."""
+    """Chooses the second most likely token for a request, once."""
 
     def choose(scores: Any) -> int:
         return int(np.argsort(-scores, kind="stable")[1])
@@ -150,7 +150,7 @@ def second_best(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
 
 @_wrong_token("token-changed", cause="changed")
 def token_changed(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None:
-    """One token of a request is another one from when it was chosen, once."""
+    """Replaces a token of a request after it was chosen, once."""
 
     def edit(request_id: str | None, token: int) -> int:
         if not self.is_due(request_id, engine):
@@ -166,11 +166,11 @@ def token_changed(self: TokenFault, engine: LiveEngine, undo: ExitStack) -> None
 class AnswerFault(Fault):
     """A fault in the tokens of a whole answer: `function(tokens, request, memory)`.
 
-    The function returns other tokens and the request that they are of, or None.
+    The function returns the changed tokens and the request they belong to, or None.
     """
 
     def apply(self, engine: LiveEngine, undo: ExitStack) -> None:
-        """Offer every answer that is long enough."""
+        """Try every answer that is long enough."""
 
         def edit(request_id: str, tokens: list[int]) -> list[int]:
             if len(tokens) <= 4 or not self.targets(request_id):
@@ -191,19 +191,19 @@ _wrong_answer = partial(fault, rule="answer-mismatch", kind=AnswerFault)
 
 @_wrong_answer("token-dropped", cause="missing-tokens")
 def token_dropped(tokens: list[int], request: str, memory: Any) -> _Changed:
-    """One token in the middle of an answer is left out, once."""
+    """Drops a token in the middle of an answer, once."""
     return tokens[:2] + tokens[3:], None
 
 
 @_wrong_answer("token-repeated", cause="extra-tokens")
 def token_repeated(tokens: list[int], request: str, memory: Any) -> _Changed:
-    """One token in the middle of an answer is repeated, once."""
+    """Repeats a token in the middle of an answer, once."""
     return tokens[:3] + tokens[2:], None
 
 
 @_wrong_answer("tokens-reordered", cause="wrong-tokens")
 def tokens_reordered(tokens: list[int], request: str, memory: Any) -> _Changed | None:
-    """Two tokens of an answer that follow each other are exchanged, once."""
+    """Swaps two adjacent tokens of an answer, once."""
     place = next((i for i in range(len(tokens) - 1) if tokens[i] != tokens[i + 1]), None)
     if place is None:
         return None
@@ -213,7 +213,7 @@ def tokens_reordered(tokens: list[int], request: str, memory: Any) -> _Changed |
 
 @_wrong_answer("foreign-answer", cause="other-request")
 def foreign_answer(tokens: list[int], request: str, memory: Any) -> _Changed | None:
-    """One request is answered with the tokens of one that ended before, once."""
+    """Answers a request with the tokens of an earlier request, once."""
     ended = memory.get("ended")
     memory["ended"] = (request, tokens)
     if ended is None or ended[1] == tokens:
@@ -223,7 +223,7 @@ def foreign_answer(tokens: list[int], request: str, memory: Any) -> _Changed | N
 
 @fault("answered-twice", "duplicate-answer", "answered-again", kind=CallFault)
 def answered_twice(service: Any, call: Call, launch: Callable[[Call], None]) -> None:
-    """One request is sent its answer twice."""
+    """Answers a request twice."""
     launch(call)
     if (responder := service.responder_of(call.request_id)) is not None:
         send = responder.send_response
@@ -237,7 +237,7 @@ def answered_twice(service: Any, call: Call, launch: Callable[[Call], None]) -> 
 
 @_wrong_answer("answered-early", cause="answered-early", kind=CallFault)
 def answered_early(service: Any, call: Call, launch: Callable[[Call], None]) -> None:
-    """One request is sent an answer of its first three tokens, and goes on."""
+    """Answers a request after its first three tokens, and continues it."""
     seen: list[int] = []
 
     def arrived(token: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Faults beyond a row's length, in the trie's pointers, and in lists of pages."""
+"""Faults in block tables beyond a row's length, in trie pointers and in page lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _prefill: dict[str, Any] = {"phase": "prefill", "after": 0}
 
 
 def _place_beyond(site: Site) -> int | None:
-    """Return the first place of a row's table beyond its length that holds padding."""
+    """Return the first index of a row's table beyond its length that is padding."""
     decode = site.invocation.phase == "decode" and "start_positions" in site.arrays
     length = site.start + 1 if decode else int(site.arrays["seq_lens"][site.row])
     blocks = -(-length // site.stride)
@@ -23,7 +23,7 @@ def _place_beyond(site: Site) -> int | None:
 
 
 def _page_of_other(site: Site) -> tuple[int, int] | None:
-    """Return another row, and a page that only its request holds."""
+    """Return another row and a page that only its request holds."""
     other = site.other
     if other is None:
         return None
@@ -35,12 +35,12 @@ def _page_of_other(site: Site) -> tuple[int, int] | None:
     return (other, pages[-1]) if pages and not sharers else None
 
 
-# The first four need a circumstance that a sweep may not have, so they are no controls.
+# The first four are no controls: a sweep may not have the required state.
 
 
 @_beyond("free-page-beyond", cause="free-page", control=False)
 def free_page_beyond(site: Site) -> Injection | None:
-    """Beyond one decode row's length its block table has a free page, once."""
+    """Puts a free page beyond a decode row's length into its block table, once."""
     place = _place_beyond(site)
     if place is None or len(site.free) < 2:
         return None
@@ -50,13 +50,13 @@ def free_page_beyond(site: Site) -> Injection | None:
 
 @_beyond("free-page-beyond-prompt", cause="free-page", control=False, **_prefill)
 def free_page_beyond_prompt(site: Site) -> Injection | None:
-    """Beyond one prompt's length its block table has a free page, once."""
+    """Puts a free page beyond a prompt's length into its block table, once."""
     return free_page_beyond(site)
 
 
 @_beyond("others-page-beyond", cause="foreign-page", control=False)
 def others_page_beyond(site: Site) -> Injection | None:
-    """Beyond one decode row's length its block table has another request's page, once."""
+    """Puts another request's page beyond a decode row's length into its table, once."""
     place, found = _place_beyond(site), _page_of_other(site)
     if place is None or found is None:
         return None
@@ -67,14 +67,14 @@ def others_page_beyond(site: Site) -> Injection | None:
 
 @_beyond("others-page-beyond-prompt", cause="foreign-page", control=False, **_prefill)
 def others_page_beyond_prompt(site: Site) -> Injection | None:
-    """Beyond one prompt's length its block table has another request's page, once."""
+    """Puts another request's page beyond a prompt's length into its block table, once."""
     return others_page_beyond(site)
 
 
-# With a trie such pages are cached, and free later if at all.
+# With a trie, such pages are cached and rarely free.
 @_beyond("stale-rest-of-table", cause="free-page", needs=["no-trie"])
 def stale_rest_of_table(site: Site) -> Injection | None:
-    """Beyond one row's length its block table is left as a freed request had it, once."""
+    """Leaves a freed request's pages beyond a row's length in its block table, once."""
     free = {page.index for page in site.free} - {0}
     place, ids = _place_beyond(site), site.invocation.request_ids
     for owner, pages in site.memory.items():
@@ -86,10 +86,10 @@ def stale_rest_of_table(site: Site) -> Injection | None:
     return None
 
 
-# An engine with lengths that are too long dies of it.
+# An engine with too long lengths dies of it.
 @_beyond("no-such-page-beyond", cause="no-such-page", control=False)
 def no_such_page_beyond(site: Site) -> Injection | None:
-    """Beyond one decode row's length its block table has a page past the pool, once."""
+    """Puts a page past the pool beyond a decode row's length into its table, once."""
     place, page = _place_beyond(site), len(site.probe.pool.attn_page_entries)
     if place is None:
         return None
@@ -99,7 +99,7 @@ def no_such_page_beyond(site: Site) -> Injection | None:
 
 @_beyond("page-in-padding-row", cause="padding-row")
 def page_in_padding_row(site: Site) -> Injection | None:
-    """The last place of a padding row's block table has a request's page, once."""
+    """Puts a request's page at the end of a padding row's block table, once."""
     held = dict(site.probe.holdings())
     own = held.pop(site.request, [])
     others = {page for pages in held.values() for page in pages}
@@ -115,7 +115,7 @@ def page_in_padding_row(site: Site) -> Injection | None:
 
 
 def _nodes(site: Site) -> list[Any]:
-    """Return the nodes of the trie but its root, those near it first."""
+    """Return the nodes of the trie except the root, nearest to the root first."""
     found = list(site.probe.cache.root.children.values())
     for node in found:
         found += node.children.values()
@@ -123,7 +123,7 @@ def _nodes(site: Site) -> list[Any]:
 
 
 def _is_below(node: Any, above: Any) -> bool:
-    """Return whether a node is another one, or below it."""
+    """Return whether a node is `above` or one of its descendants."""
     while node is not None and node is not above:
         node = node.parent
     return node is above
@@ -132,7 +132,7 @@ def _is_below(node: Any, above: Any) -> bool:
 class NodeFault(InvocationFault):
     """A fault in a node that the row's request uses: `function(node, other)`.
 
-    `other` is neither the node nor below it.
+    `other` is neither the node nor one of its descendants.
     """
 
     def inject(self, site: Site) -> Injection | None:
@@ -150,26 +150,26 @@ _pointer = partial(fault, rule="parent-mismatch", kind=NodeFault, needs=["trie"]
 
 @_pointer("parent-elsewhere", cause="wrong-parent")
 def parent_elsewhere(node: Any, other: Any) -> None:
-    """A node's parent pointer is set to another node of the trie, once."""
+    """Sets a node's parent pointer to another node of the trie, once."""
     node.parent = other
 
 
 @_pointer("parent-lost", cause="wrong-parent")
 def parent_lost(node: Any, other: Any) -> None:
-    """A node's parent pointer is set to nothing, once, while it stays in its place."""
+    """Sets the parent pointer of a node in the trie to None, once."""
     node.parent = None
 
 
 @_pointer("child-elsewhere", cause="wrong-child")
 def child_elsewhere(node: Any, other: Any) -> None:
-    """A node is moved among another node's children, once, and its pointer is left."""
+    """Moves a node to another node's children without changing its parent pointer, once."""
     del node.parent.children[node.tokens]
     other.children[node.tokens] = node
 
 
 @_pointer("child-twice", cause="wrong-child")
 def child_twice(node: Any, other: Any) -> None:
-    """A node is put among another node's children too, once."""
+    """Adds a node to the children of a second node, once."""
     other.children[node.tokens] = node
 
 
@@ -177,7 +177,7 @@ def child_twice(node: Any, other: Any) -> None:
 
 
 def _take_reference(site: Site, take: Callable[[Any], object]) -> Injection | None:
-    """Take the only reference to the node that the row's request goes on from."""
+    """Remove the only reference to the node that the row's request continues from."""
     node = site.probe.last_node(site.request)
     if node is None or node is site.probe.cache.root:
         return None
@@ -194,13 +194,13 @@ _unprotected = partial(
 
 @_unprotected("reference-taken")
 def reference_taken(site: Site) -> Injection | None:
-    """The only reference to a node that a decode of one request uses is given back, once."""
+    """Releases the only reference to a node that a decode of a request uses, once."""
     return _take_reference(site, lambda count: count.decrement())
 
 
 @_unprotected("reference-taken-quietly")
 def reference_taken_quietly(site: Site) -> Injection | None:
-    """The only reference to a node that one request uses is set to none, once."""
+    """Sets the reference count of a node that a request uses to zero, once."""
     return _take_reference(site, lambda count: setattr(count, "count", 0))
 
 
@@ -211,7 +211,7 @@ _listed = partial(fault, rule="allocation-list-mismatch", needs=["records", "tri
 
 @_listed("entry-lost", cause="held-page-missing", needs=["records"])
 def entry_lost(site: Site) -> Injection | None:
-    """A page that a request has in stock is taken off the cache's list, once."""
+    """Removes a page that a request holds for later from the cache's list, once."""
     last, listed = site.probe.stock(site.request)[-1:], site.probe.allocated_entries
     entries = [entry for entry in listed if entry.index in last]
     if len(entries) != 1:
@@ -220,19 +220,19 @@ def entry_lost(site: Site) -> Injection | None:
     return site.injection(entries[0].index)
 
 
-# A sweep takes too few snapshots to see the next two.
+# The next two are no controls: a sweep takes too few snapshots to detect them.
 
 
 @_listed("entry-stale", cause="listed-and-free", control=False)
 def entry_stale(site: Site) -> Injection:
-    """A free page is put on the cache's list of allocated pages, once."""
+    """Adds a free page to the cache's list of allocated pages, once."""
     site.probe.allocated_entries.append(site.free[0])
     return Injection(page=site.free[0].index)
 
 
 @_listed("entry-twice", cause="listed-twice", control=False)
 def entry_twice(site: Site) -> Injection | None:
-    """A page on the cache's list of allocated pages is put there again, once."""
+    """Adds a page to the cache's list of allocated pages a second time, once."""
     held = set(site.probe.holdings().get(site.request, ()))
     for entry in site.probe.allocated_entries:
         if entry.index in held:
@@ -243,7 +243,7 @@ def entry_twice(site: Site) -> Injection | None:
 
 @_listed("entry-cached", cause="listed-and-cached")
 def entry_cached(site: Site) -> Injection | None:
-    """A page of the trie is put on the cache's list of allocated pages, once."""
+    """Adds a cached page to the cache's list of allocated pages, once."""
     held = {page for pages in site.probe.holdings().values() for page in pages}
     idle = [node.page for node in _nodes(site) if node.page.index not in held]
     if not idle:
@@ -254,7 +254,7 @@ def entry_cached(site: Site) -> Injection | None:
 
 @fault("free-page-aside", "double-free", "already-free", needs=["records", "trie"])
 def free_page_aside(site: Site) -> Injection:
-    """A free page is put among the duplicates that are freed next, once."""
+    """Adds a free page to the list of duplicates to be freed, once."""
     site.probe.duplicate_entries.append(site.free[0])
     return Injection(page=site.free[0].index)
 
@@ -262,7 +262,7 @@ def free_page_aside(site: Site) -> Injection:
 @fault("allocation-has-free-page", "free-while-referenced", "held-after-free",
        needs=["allocations"])  # fmt: skip
 def allocation_has_free_page(site: Site) -> Injection:
-    """A free page is put at the end of one request's list of pages, once."""
+    """Adds a free page to the end of a request's list of pages, once."""
     entry = site.free[0]
     site.probe.edit_allocation(site.request, lambda pages: [*pages, entry])
     return site.injection(entry.index)
@@ -270,9 +270,9 @@ def allocation_has_free_page(site: Site) -> Injection:
 
 @fault("allocation-loses-page", "wrong-kv-read", "uninitialized", needs=["allocations"])
 def allocation_loses_page(site: Site) -> Injection | None:
-    """The last page of one request's list of pages is taken off it, so it takes another, once."""
+    """Removes the last page of a request's list, so that it allocates another, once."""
     if (site.start + 1) % site.stride < 4:
-        return None  # it would lose a page that has hardly anything in it
+        return None  # its last page is almost empty
     site.probe.edit_allocation(site.request, lambda pages: pages[:-1])
     return site.injection()
 
@@ -280,9 +280,9 @@ def allocation_loses_page(site: Site) -> Injection | None:
 # -- locks -------------------------------------------------------------------------------------
 
 
-# Its trial would hang until its deadline.
+# No control: the trial would hang until its deadline.
 @fault("lock-kept", "stuck-request", "lock-held", control=False)
 def lock_kept(site: Site) -> Injection:
-    """The lock of the pool is taken on the engine's thread, once, and not released."""
+    """Takes the pool's lock on the engine's thread and does not release it, once."""
     site.probe.pool._lock.acquire(timeout=1.0)
     return Injection()

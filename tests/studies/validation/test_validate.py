@@ -230,7 +230,7 @@ def test_only_what_can_happen_on_the_threads_of_the_release_fails_the_lowest_lev
 def test_an_examination_that_fails_proves_nothing() -> None:
     isolated = examine(Settings(release=REPORTED, treatments=("nonsense",)), 5)
     assert isolated.verdict == "undecided"
-    assert "There is no treatment 'nonsense'" in isolated.problem
+    assert "Unknown treatment 'nonsense'" in isolated.problem
 
 
 def test_the_command_line_names_what_is_wrong_and_ends_with_the_verdicts_status(
