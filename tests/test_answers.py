@@ -163,7 +163,7 @@ def test_exposures_through_which_a_setting_acts_are_reported() -> None:
     assert "prefix sharing trie failed more often than prefix sharing none" in words
     assert (
         "The exposure that it acts through changed with it"
-        " (pages in use at once, at most: 206, then 56)." in words
+        " (most pages in use at the same time: 206, then 56)." in words
     )
 
 

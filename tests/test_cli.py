@@ -112,7 +112,7 @@ def test_a_place_that_holds_something_else_is_refused(cachelab, tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     status, _, stderr = cachelab(*SWEEP, "--out", tmp_path)
     assert status == 1
-    assert "holds something that is no run" in stderr
+    assert "has other files than a run" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -256,7 +256,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(cachelab, tmp_path):
     path = os.fsdecode(b"run\x1b[31m\xff\r")
     status, _, stderr = cachelab("check", path)
     assert status == 1
-    assert r"run\x1b[31m\udcff\r is no run" in stderr
+    assert r"run\x1b[31m\udcff\r is not a run" in stderr
     name = "r\x1b]0;title\x07\u202e"
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
     writer.write_trial(trial_row(), [request_row(request_id=name, outcome="wrong")])

@@ -40,7 +40,7 @@ def test_resume_takes_the_same_plan_only(tmp_path: Path) -> None:
     assert again.manifest["command"] == "test"
     with pytest.raises(RunError, match="another plan"):
         RunWriter.resume(run, {**MANIFEST, "seed": 1})
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match="already has a run"):
         RunWriter.create(run, MANIFEST)
 
 
@@ -60,7 +60,7 @@ def test_of_two_that_begin_a_run_at_once_only_one_does(
             yield
 
     monkeypatch.setattr(store, "alone_in", late)
-    with pytest.raises(RunError, match="already holds a run"):
+    with pytest.raises(RunError, match="already has a run"):
         RunWriter.create(tmp_path, {**MANIFEST, "run_id": "second"})
     assert load_run(tmp_path).manifest["run_id"] == "first"
 
@@ -68,7 +68,7 @@ def test_of_two_that_begin_a_run_at_once_only_one_does(
 @pytest.mark.parametrize("start", [RunWriter.create, RunWriter.resume])
 def test_a_foreign_directory_is_refused(tmp_path: Path, start: Any) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="has other files than a run"):
         start(tmp_path, MANIFEST)
     with pytest.raises(RunError, match="is a file"):
         start(tmp_path / "thesis.txt", MANIFEST)
@@ -93,7 +93,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "trials" / "b" / "requests.parquet"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(
-        RunError, match=r"trials/b/requests\.parquet is damaged: delete .*trials/b and"
+        RunError, match=r"trials/b/requests\.parquet is damaged\. Delete .*trials/b and"
     ):
         load_run(tmp_path)
     file.unlink()
@@ -113,13 +113,13 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
     assert again.manifest == {**whole.manifest, "packed": True}
     pd.testing.assert_frame_equal(again.trials, whole.trials)
     pd.testing.assert_frame_equal(again.requests, whole.requests)
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match=r"exists\. Choose"):
         pack_run(tmp_path / "run", packed)
     with pytest.raises(RunError, match="packed run"):
         RunWriter.resume(packed, {"plan": {}, "seed": 0})
     file = packed / "requests.parquet"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(RunError, match=r"requests\.parquet is damaged: restore the packed run"):
+    with pytest.raises(RunError, match=r"requests\.parquet is damaged\. Restore the packed run"):
         load_run(packed)
 
 

@@ -107,7 +107,7 @@ def test_every_trouble_is_named(run: Path, cachelab: CacheLab) -> None:
     assert f"{run}: 1 of 4 planned trials, 2 requests" in stdout
     assert f"{first}/requests.parquet is damaged" in stdout
     assert f"{second}/requests.parquet is missing" in stdout
-    assert f"{run}/trials/notes is no trial of the run" in stdout
+    assert f"{run}/trials/notes is not a trial of the run" in stdout
     assert "as they were written" not in stdout
     _, stdout, _ = cachelab("verify", run, "--json")
     assert len(json.loads(stdout)["troubles"]) == 3
@@ -160,7 +160,7 @@ def test_what_must_not_be_removed_stays(
     for place in (home, tmp_path / "nowhere", run / "trials"):
         status, stdout, stderr = cachelab("rm", run, place, "--yes")
         assert (status, stdout) == (1, "")
-        assert f"{place} is no run" in stderr
+        assert f"{place} is not a run" in stderr
     with alone_in(run):
         status, stdout, stderr = cachelab("rm", run, "--yes")
     assert (status, stdout) == (1, "")
@@ -220,4 +220,4 @@ def test_a_stream_that_the_shell_closed_is_no_matter(
 def test_what_is_no_run_is_not_verified(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
     status, stdout, stderr = cachelab("verify", run, tmp_path)
     assert (status, stdout) == (1, "")
-    assert "is no run" in stderr
+    assert "is not a run" in stderr

@@ -31,7 +31,7 @@ def test_what_fell_and_what_rose_is_told_from_what_scatters() -> None:
     assert (found["hits"].fell, found["hits"].rose) == (False, False)
     assert (found["evictions"].fell, found["evictions"].rose) == (False, True)
     assert "overlap" not in found  # not recorded
-    assert found["batch_rows"].label.startswith("requests in a batch, on average: ")
+    assert found["batch_rows"].label.startswith("mean number of requests in a batch: ")
 
 
 def test_a_change_below_a_fifth_and_one_of_few_engines_is_none() -> None:
@@ -51,7 +51,7 @@ def test_what_a_cause_acts_through_is_said_apart_from_what_differs() -> None:
     found = changes(first, second, ["repeat"])
     words = exposure_in_words(found, ("pages",))
     assert words.startswith(
-        "The exposure that it acts through changed with it (pages in use at once, at most: 4"
+        "The exposure that it acts through changed with it (most pages in use at the same time: 4"
     )
     assert words.endswith("Exposed alike (within 20%).")
     assert exposure_in_words(found).startswith("Exposure differed (pages")

@@ -1,1 +1,1 @@
-"""A run on disk: schema of its tables, writing, reading, and older versions."""
+"""Runs on disk: schema of the tables, writing, reading, and older versions."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 DERIVED_FROM = ("submitted", "match", "evict", "done")
-"""The kinds of events that are looked at; others may be left out."""
+"""The event kinds that are used; others may be left out."""
 _LOOKUPS = ("acquire", "lookup")
 _KEY = ["trial_id", "request_id"]
 
@@ -14,13 +14,14 @@ _KEY = ["trial_id", "request_id"]
 def request_columns(
     events: pd.DataFrame, snapshots: pd.DataFrame, requests: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return four columns of `requests`, with its index and null where nothing was seen.
+    """Return four columns of `requests`, with its index; null where not recorded.
 
-    `cached_tokens`: prompt tokens found in the trie when the request was first looked up there.
-    `evictions_during`: pages that were evicted, for whomever, between its `submitted` and its
-    `done`; up to the end of the events where it was never done, null where it was not seen to be
-    submitted. `pages_before` and `pages_after`: pages out of the pool in the snapshots before and
-    after it. The frames are those of the tables of the same names, of any number of trials.
+    - `cached_tokens`: prompt tokens found in the trie at the request's first lookup.
+    - `evictions_during`: pages evicted for any request between its `submitted` and its `done` (the
+      end of the events if there is no `done`); null if it has no `submitted`.
+    - `pages_before`, `pages_after`: pages in use in the snapshots before and after it.
+
+    The frames are the tables of the same names, of any number of trials.
     """
     events = events.sort_values("seq", kind="stable")
     snapshots = snapshots.sort_values("seq", kind="stable")
@@ -34,7 +35,7 @@ def request_columns(
 
 
 def _of_each(requests: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Return the value of each request, looked up by its trial and its id."""
+    """Return the value of each request, by its trial and id."""
     keys = pd.MultiIndex.from_frame(requests[_KEY])
     return pd.Series(values.reindex(keys).array, index=requests.index, dtype="Int64")
 
@@ -54,7 +55,7 @@ def _pages(snapshots: pd.DataFrame, moment: str, keep: str) -> pd.Series:
 def _evictions(events: pd.DataFrame, requests: pd.DataFrame) -> pd.Series:
     starts = _of_each(requests, _seq_of(events, "submitted"))
     ends = _of_each(requests, _seq_of(events, "done"))
-    ends = ends.where(ends > starts)  # one that was refused is not done with what it is sent again
+    ends = ends.where(ends > starts)  # the `done` of a rejected try is not that of the next try
     evicted = events[events["kind"] == "evict"]
     found = pd.Series(pd.NA, index=requests.index, dtype="Int64")
     for trial_id, places in requests.groupby("trial_id").indices.items():
@@ -75,20 +76,20 @@ def _evictions(events: pd.DataFrame, requests: pd.DataFrame) -> pd.Series:
 
 def _seq_of(events: pd.DataFrame, kind: str) -> pd.Series:
     wanted = events[events["kind"] == kind].dropna(subset=["request_id"])
-    # One that was refused and sent again was served the last time.
+    # A request that was rejected and sent again was served at its last try.
     return wanted.drop_duplicates(_KEY, keep="last").set_index(_KEY)["seq"]
 
 
 EXPOSURES = {
-    "accepted": "accepted requests, as a share of those sent",
-    "at_once": "requests that the engine worked on at once, at most",
-    "batch_rows": "requests in a batch, on average",
-    "overlap": "batches that ran while another one did, as a share",
-    "hits": "prompt tokens found cached, as a share",
-    "evictions": "pages evicted for each accepted request",
-    "pages": "pages in use at once, at most",
+    "accepted": "share of the sent requests that were accepted",
+    "at_once": "most requests under way at the same time",
+    "batch_rows": "mean number of requests in a batch",
+    "overlap": "share of the batches that ran at the same time as another",
+    "hits": "share of the prompt tokens found in the cache",
+    "evictions": "evicted pages per accepted request",
+    "pages": "most pages in use at the same time",
 }
-"""What an engine met that may make a request fail: columns of `exposure`."""
+"""Conditions that may cause failures: columns of `exposure`."""
 
 
 def exposure(
@@ -96,9 +97,8 @@ def exposure(
 ) -> pd.DataFrame:
     """Return a row for each trial: its trial_id, and a column for each of EXPOSURES.
 
-    NaN where it was not recorded: all but `accepted` and `at_once` take the tables `invocations`
-    and `events`. A request of which it is not known how long it took counts as under way to the
-    end.
+    A value is NaN if it was not recorded: all except `accepted` and `at_once` need the tables
+    `invocations` and `events`. A request of unknown duration counts as under way to the end.
     """
     asked = dict(tuple(requests.groupby("trial_id")))
     by_trial = dict(tuple(invocations.groupby("trial_id")))
@@ -127,7 +127,7 @@ def _admitted(own: pd.DataFrame, concurrency: int) -> dict[str, float]:
 
 
 def max_at_once(own: pd.DataFrame, concurrency: int) -> int | None:
-    """Return how many requests of one trial were under way at once, at most; None if unknown."""
+    """Return the most requests of a trial under way at the same time; None if unknown."""
     taken = own[own["outcome"] != "rejected"]
     sent = taken["submitted_s"].to_numpy(dtype=float)
     known = ~np.isnan(sent)
@@ -135,7 +135,7 @@ def max_at_once(own: pd.DataFrame, concurrency: int) -> int | None:
         return None if len(taken) or own.empty else 0
     took = taken["latency_s"].to_numpy(dtype=float)[known]
     starts, ends = np.sort(sent[known]), np.sort(sent[known] + np.nan_to_num(took, nan=np.inf))
-    # As of each start: those that began by then less those that had ended.
+    # At each start: requests begun so far minus requests ended.
     under_way = np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right")
     return min(concurrency, int(under_way.max()))
 
@@ -150,7 +150,7 @@ def _batches(own: pd.DataFrame | None) -> dict[str, float]:
     starts, ends = (np.sort(whole[name].to_numpy(dtype=float)) for name in ("seq", "end_seq"))
     begun = np.searchsorted(starts, whole["end_seq"].to_numpy(dtype=float), side="left")
     ended = np.searchsorted(ends, whole["seq"].to_numpy(dtype=float), side="right")
-    # Begun before it ended, less ended before it began, less itself.
+    # Begun before its end, minus ended before its start, minus itself.
     return {"batch_rows": rows, "overlap": float(np.mean(begun - ended - 1 > 0))}
 
 

@@ -1,7 +1,7 @@
-"""Tables of schema versions 1 and 2, read as those of version 3.
+"""Converts tables of schema versions 1 and 2 to version 3.
 
-Everything above `analysis.runs` sees version 3 only. Older files had other names of tables, columns
-and kinds, and JSON or sentences in some of their text columns, which are parsed here.
+Everything outside `analysis.runs` uses version 3 only. Older files have other names of tables,
+columns and kinds, and JSON or sentences in some text columns, which are parsed here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from analysis.runs.schema import EVENT_EXTRAS, TABLES
 
 VERSIONS = (1, 2)
 FILES = {"trials": "cells", "invocations": "flights"}
-"""What tables were called."""
+"""Old names of tables."""
 LACKING: dict[int, dict[str, tuple[str, ...]]] = {
     1: {
         "trials": ("observed", "struck"),
@@ -33,7 +33,7 @@ LACKING: dict[int, dict[str, tuple[str, ...]]] = {
     },
     2: {},
 }  # fmt: skip
-"""By version and table, the columns that a file may lack: they are read as null."""
+"""Columns that a file may lack, by version and table; they are read as null."""
 _RENAMED = {
     "trial_id": "cell_id",
     "invocation_id": "flight_id",
@@ -59,7 +59,7 @@ _KINDS = {
 }
 _OUTCOMES = {"lost": "engine_died"}
 _PAGE_TOKENS = 16
-"""Tokens of a page where nothing in a run shows how many they are: those of the shipped model."""
+"""Tokens of a page if a run does not show them: those of the shipped model."""
 _NODE_FIELDS = ("node", "parent", "page", "tokens", "ref_count", "leaf")
 _CHANGED_FIELDS = ("argument", "row", "column", "filled", "read", "moment")
 _CONFLICTS = {
@@ -74,22 +74,19 @@ Row = dict[str, Any]
 
 
 def columns_of(name: str) -> list[str]:
-    """Return the columns that a table had in versions 1 and 2, by their names then."""
+    """Return the old column names of a table in versions 1 and 2."""
     kept = [c for c in TABLES[name].names if c not in _NEW.get(name, ())]
     return [_RENAMED.get(column, column) for column in kept] + [*_GONE.get(name, ())]
 
 
 def updated(name: str, table: pa.Table, version: int) -> pa.Table:
-    """Return a table of a file of an earlier version with the columns of today.
+    """Return a table of an earlier version with the current columns.
 
-    Raises RunError for a column that is unknown, there twice or missing, and for a text that is not
-    what that version wrote.
+    Raises RunError for an unknown, repeated or missing column, and for an invalid value.
     """
     known, names = columns_of(name), table.column_names
     if strange := [c for c in names if c not in known or names.count(c) > 1]:
-        raise RunError(
-            f"The table `{name}` has a column {shown(strange[0])}, which is not declared."
-        )
+        raise RunError(f"The table `{name}` has an unknown column {shown(strange[0])}.")
     optional = LACKING[version].get(name, ())
     if missing := [c for c in known if c not in names and c not in optional]:
         raise RunError(f"The table `{name}` has no column {missing[0]}.")
@@ -99,7 +96,7 @@ def updated(name: str, table: pa.Table, version: int) -> pa.Table:
             columns |= _CONVERTED[name](columns)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"The table `{name}` holds a broken value ({error}): restore the run, or record it"
+            f"The table `{name}` has an invalid value ({error}). Restore the run, or record it"
             " again."
         ) from error
     nothing = {field.name: pa.nulls(table.num_rows, field.type) for field in TABLES[name]}
@@ -108,10 +105,10 @@ def updated(name: str, table: pa.Table, version: int) -> pa.Table:
 
 
 def page_tokens_of(invocations: pa.Table | None, snapshots: pa.Table | None) -> int:
-    """Return the tokens of a page: the most that a cached page, or one of a prefill, has.
+    """Return the tokens of a page: the most tokens found in a cached page or a prefill's page.
 
-    A cached page may have been published before it was full, and a prefill's block table may be
-    wider than its tokens need.
+    The maximum is needed because a cached page may have been published before it was full, and a
+    prefill's block table may be wider than its tokens need.
     """
     seen = [0]
     if snapshots is not None:
@@ -125,7 +122,7 @@ def page_tokens_of(invocations: pa.Table | None, snapshots: pa.Table | None) -> 
 
 
 def with_page_tokens(tables: Mapping[str, pa.Table]) -> pa.Table:
-    """Return the table `trials` with the tokens of a page, by what was recorded of each trial."""
+    """Return the table `trials` with the tokens of a page, from each trial's recording."""
     trials = tables["trials"]
     numbers = []
     for trial_id in trials["trial_id"].to_pylist():
@@ -143,7 +140,7 @@ def with_page_tokens(tables: Mapping[str, pa.Table]) -> pa.Table:
 
 
 def _parsed(column: pa.ChunkedArray, convert: Callable[[Any], Any], kind: pa.DataType) -> pa.Array:
-    """Return what each JSON text stands for; null stays null."""
+    """Return the value of each JSON text; null stays null."""
     texts = column.to_pylist()
     return pa.array([None if t is None else convert(json.loads(t)) for t in texts], kind)
 
@@ -330,7 +327,7 @@ _DETAILS: Mapping[str, Callable[[str], Row]] = {
     "bytes_kept": _kept_bytes,
     "snapshot": lambda detail: {"moment": detail},
 }
-"""By kind, how its text became columns."""
+"""Conversions of an event's text to columns, by kind."""
 _CONVERTED: Mapping[str, Callable[[Mapping[str, pa.ChunkedArray]], Row]] = {
     "trials": _trials,
     "requests": _requests,

@@ -1,4 +1,4 @@
-"""Codes of findings as runs of schema versions 1 and 2 have them."""
+"""Codes of findings in runs of schema versions 1 and 2."""
 
 from __future__ import annotations
 
@@ -178,11 +178,11 @@ def _codes() -> dict[str, dict[str, dict[str, str]]]:
 
 
 CODES = _codes()
-"""By former rule: the rules that it became, each with its causes by their former names."""
+"""New rules of each old rule, each with its causes by their old names."""
 
 
 def code_of(rule: str, cause: str | None) -> tuple[str, str | None]:
-    """Return rule and cause under their codes; what is not known stays as it is."""
+    """Return the codes of a rule and a cause; unknown names stay unchanged."""
     now = CODES.get(rule, {})
     for code, causes in now.items():
         if cause in causes:
@@ -191,7 +191,7 @@ def code_of(rule: str, cause: str | None) -> tuple[str, str | None]:
 
 
 def with_codes(findings: pa.Table) -> pa.Table:
-    """Return a table `findings` of a former version with codes of rules and causes."""
+    """Return a table `findings` of an older version with current codes."""
     pairs = zip(findings["rule"].to_pylist(), findings["cause"].to_pylist(), strict=True)
     codes = [code_of(rule, cause) for rule, cause in pairs]
     for column, name in enumerate(("rule", "cause")):

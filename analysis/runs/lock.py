@@ -1,4 +1,4 @@
-"""The lock on a run that is written: one process at a time."""
+"""The lock of a run: one process at a time may write to it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LOOKS, _LOOK_S = 5, 0.05
 
 @contextmanager
 def alone_in(path: Path) -> Iterator[None]:
-    """Hold the lock on a run; the system releases it however this process ends.
+    """Hold the lock of a run; the system releases it when this process ends.
 
-    Raises RunError if another process has it, or it cannot be had.
+    Raises RunError if another process holds it, or if the run cannot be written.
     """
     try:
         handle = open(path / LOCK, "w")  # noqa: SIM115
@@ -33,8 +33,8 @@ def alone_in(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if not left:
                     raise RunError(
-                        f"Another sweep is writing to {path}: wait for its end, or choose another"
-                        " place."
+                        f"Another sweep is writing to {path}. Wait for its end, or choose another"
+                        " directory."
                     ) from None
                 time.sleep(_LOOK_S)  # another process may be in `is_written`
         yield
@@ -50,7 +50,7 @@ def is_written(path: Path) -> bool:
         raise unreadable(path / LOCK, error) from error
     with handle:
         try:
-            # Shared and released at once: several processes may ask.
+            # Shared and released at once, so that several processes can check.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 _READ = (*former.VERSIONS, SCHEMA_VERSION)
 """Schema versions that can be read."""
 _DEEPEST = 50
-"""Levels of a manifest's values; more would not be written again."""
+"""Most nesting levels of a manifest's values."""
 _PACKAGES = (
     "cachelab", "shortfin", "iree-base-compiler", "iree-base-runtime", "numpy", "pandas", "pyarrow",
     "tokenizers",
@@ -32,10 +32,10 @@ _PACKAGES = (
 
 
 def new_manifest(command: str | Sequence[str], seed: int | None, **extra: Any) -> dict[str, Any]:
-    """Return the manifest of a run that starts now.
+    """Return the manifest of a new run.
 
-    `command` is what the user typed; `extra` is stored beside it, above all `plan`, by which a run
-    is recognised when it is resumed. Packages that are not installed here are None.
+    `command` is the user's command line. `extra` is also stored, such as `plan`, which is compared
+    when a run is resumed. The version of a package that is not installed is None.
     """
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,7 +50,7 @@ def new_manifest(command: str | Sequence[str], seed: int | None, **extra: Any) -
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor's name, the cores this process may use, memory in bytes, the system."""
+    """Return the processor's name, usable cores, memory in bytes and operating system."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     try:
         memory: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -65,7 +65,7 @@ def machine() -> dict[str, Any]:
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Return the commit of the checkout and whether files differ from it; None outside of git."""
+    """Return the commit of the checkout and whether files were changed; None without git."""
     try:
         commit = _git(directory, "rev-parse", "HEAD")
         changed = bool(_git(directory, "status", "--porcelain", "--untracked-files=no"))
@@ -103,37 +103,37 @@ def _cpu_model() -> str:
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Return the manifest of the run at `path`; RunError if there is none or it cannot be read."""
+    """Return the manifest of a run; raise RunError if it is missing or unreadable."""
     file = Path(path) / MANIFEST
-    advice = "restore it, or run the sweep again"
+    advice = "Restore it, or run the sweep again"
     try:
         text = contents(file)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is no run, for it has no {MANIFEST}: name a run's directory."
+            f"{path} is not a run: it has no {MANIFEST}. Give the directory of a run."
         ) from error
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} cannot be read ({error}): {advice}.") from error
+        raise RunError(f"{file} cannot be read ({error}). {advice}.") from error
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise RunError(f"{file} is no manifest of a run: {advice}.")
+        raise RunError(f"{file} is not the manifest of a run. {advice}.")
     if is_deeper(manifest, _DEEPEST):
-        raise RunError(f"{file} has values more than {_DEEPEST} levels deep: {advice}.")
+        raise RunError(f"{file} has values more than {_DEEPEST} levels deep. {advice}.")
     version = manifest["schema_version"]
     if type(version) is not int or version not in _READ:
         raise RunError(
-            f"{file} has schema version {shown(version)}, this package reads {listed(_READ)}:"
-            " read it with the version of the package that wrote it."
+            f"{file} has schema version {shown(version)}, but this package reads {listed(_READ)}."
+            " Read it with the version of the package that wrote it."
         )
     stored = manifest.pop("checksum", None)
     if stored != digest_of(manifest) and not (stored is None and version == 1):
-        raise RunError(f"{file} is damaged, for its checksum differs: {advice}.")
+        raise RunError(f"{file} is damaged: its checksum differs. {advice}.")
     plan = manifest.get("plan")
     if not isinstance(plan, dict | None):
-        raise RunError(f"{file} has {shown(plan)} for the run's plan: {advice}.")
+        raise RunError(f"{file} has an invalid plan, {shown(plan)}. {advice}.")
     if not isinstance(model := (plan or {}).get("model"), str | None):
-        raise RunError(f"{file} has {shown(model)} for the directory of a model: {advice}.")
+        raise RunError(f"{file} has an invalid model directory, {shown(model)}. {advice}.")
     return manifest
 
 
@@ -144,12 +144,12 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def digest_of(manifest: Mapping[str, Any]) -> str:
-    """Return the checksum of a manifest without the one that it has."""
+    """Return the checksum of a manifest, without its own checksum field."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return in which values two plans differ, in words; "" if in none."""
+    """Return the differences of two plans in words; "" if they are equal."""
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return "; ".join(f"{n} there {_given(there, n)}, here {_given(here, n)}" for n in names)
 
@@ -159,13 +159,13 @@ def _given(plan: Mapping[str, Any], name: str) -> str:
 
 
 def planned(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two manifests the same plan; versions and machines may differ."""
+    """Return the values that identify a plan; versions and machines may differ."""
     plan = manifest.get("plan")
     return {**(plan if isinstance(plan, dict) else {"plan": plan}), "seed": manifest.get("seed")}
 
 
 def as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest as it will be read back, so that tuples compare equal to lists."""
+    """Return the manifest as read back from JSON, so that tuples compare equal to lists."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(manifest), default=str))
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A directory of a run's tables, written with their checksums and held against them when read."""
+"""A directory of a run's tables, with checksums that are verified when it is read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from analysis.core.errors import RunError
 from analysis.core.files import contents, names_in, to_disk
+from analysis.core.wording import capitalised
 from analysis.runs import former
 from analysis.runs.schema import TABLES
 from analysis.runs.tables import as_declared
@@ -22,13 +23,13 @@ from analysis.runs.tables import as_declared
 REQUIRED = ("trials", "requests")
 CHECKSUMS = "checksums.json"
 OURS = frozenset({CHECKSUMS, *(f"{name}.parquet" for name in TABLES)})
-"""The names of the files that such a directory consists of."""
+"""Names of the files in such a directory."""
 _LARGE = 1_000_000
-"""Bytes of a file from which on several threads read it."""
+"""Size in bytes from which on several threads read a file."""
 
 
 def write_tables(directory: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Write tables, then their checksums, which are of what was meant to be on disk."""
+    """Write tables, then their checksums, computed from the data in memory."""
     sums = {}
     for name, table in tables.items():
         written = pa.BufferOutputStream()
@@ -46,22 +47,22 @@ def write_tables(directory: Path, tables: Mapping[str, pa.Table]) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """A directory of tables: a trial's, or that of a packed run."""
+    """A directory of tables: of one trial, or of a packed run."""
 
     directory: Path
     manifest: Mapping[str, Any]
     packed: bool = False
 
     def read(self, names: Collection[str]) -> dict[str, pa.Table]:
-        """Read those of the tables that there are, and hold them against their checksums.
+        """Read the existing ones of these tables, and verify their checksums.
 
-        Raises RunError, with the file to look at, if this is no part of a run, or something in it
-        is missing, damaged, may not be read or belongs elsewhere.
+        Raises RunError, with the file, if the directory is not part of a run, or if a file is
+        missing, damaged, unreadable or from another run.
         """
         return self._read(names, *self._listed())
 
     def verify(self) -> tuple[dict[str, pa.Table], bool]:
-        """Read all tables; return them, and whether there were checksums. Raises as `read` does."""
+        """Read all tables; return them, and whether they have checksums. Raises as `read` does."""
         present, sums = self._listed()
         return self._read(TABLES, present, sums), sums is not None
 
@@ -77,7 +78,7 @@ class Part:
         return self.manifest["schema_version"] in former.VERSIONS
 
     def _ours(self) -> set[str]:
-        """Return the names of the files that such a directory consists of."""
+        """Return the names of the files in such a directory."""
         return {CHECKSUMS, *(self.file(name).name for name in TABLES)}
 
     def _read(
@@ -85,7 +86,7 @@ class Part:
     ) -> dict[str, pa.Table]:
         due = {*names, "trials"} if self.packed else {*names}
         if self._is_former and "trials" in names:
-            due |= {"invocations", "snapshots"}  # they show how many tokens a page has
+            due |= {"invocations", "snapshots"}  # they show the tokens of a page
         tables = {
             name: self._table(name, None if sums is None else sums[name])
             for name in TABLES
@@ -97,35 +98,35 @@ class Part:
         return {name: table for name, table in tables.items() if name in names}
 
     def _listed(self) -> tuple[set[str], dict[str, str] | None]:
-        """Return the names of the tables that there are, and of what is known their checksums."""
+        """Return the names of the existing tables, and their checksums if known."""
         try:
             there = names_in(self.directory)
         except NotADirectoryError:
             raise RunError(
-                f"{self.directory} is no trial of the run but a file: move it out of"
+                f"{self.directory} is a file, not a trial of the run. Move it out of"
                 f" {self.directory.parent}."
             ) from None
         except FileNotFoundError:
-            raise RunError(f"{self.directory} is gone: restore it, or try again.") from None
+            raise RunError(f"{self.directory} is missing. Restore it, or try again.") from None
         if not self.packed and not there & self._ours():
             raise RunError(
-                f"{self.directory} is no trial of the run, for it has none of a trial's files: move"
+                f"{self.directory} is not a trial of the run: it has none of a trial's files. Move"
                 f" it out of {self.directory.parent}."
             )
         present = {name for name in TABLES if self.file(name).name in there}
         sums = self._checksums()
         for name in TABLES:
             if name not in present and (name in REQUIRED or name in (sums or ())):
-                raise RunError(f"{self.file(name)} is missing: {self._mend()}.")
+                raise RunError(f"{self.file(name)} is missing. {self._fix()}.")
             if sums is not None and name in present and name not in sums:
                 raise RunError(
-                    f"{self.file(name)} was not written with the tables beside it: move it"
-                    " elsewhere."
+                    f"{self.file(name)} does not belong to the other tables in its directory. Move"
+                    " it elsewhere."
                 )
         return present, sums
 
     def _checksums(self) -> dict[str, str] | None:
-        """Return the checksums of the tables by their names, None where there never were any."""
+        """Return the checksums of the tables by name; None for a run written without checksums."""
         file = self.directory / CHECKSUMS
         try:
             listed = json.loads(contents(file))["files"]
@@ -134,18 +135,18 @@ class Part:
         except FileNotFoundError:
             if self.manifest["schema_version"] == 1:
                 return None
-            raise RunError(f"{file} is missing: {self._mend()}.") from None
+            raise RunError(f"{file} is missing. {self._fix()}.") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"{file} is damaged: {self._mend()}.") from error
+            raise RunError(f"{file} is damaged. {self._fix()}.") from error
 
     def _table(self, name: str, digest: str | None) -> pa.Table:
-        """Return a table with the declared schema; `digest` is None where it is not known."""
+        """Return a table with the declared schema; `digest` is None if unknown."""
         file = self.file(name)
-        damaged = f"{file} is damaged: {self._mend()}."
+        damaged = f"{file} is damaged. {self._fix()}."
         try:
             content = contents(file)
         except FileNotFoundError:
-            raise RunError(f"{file} is missing: {self._mend()}.") from None
+            raise RunError(f"{file} is missing. {self._fix()}.") from None
         if digest is not None and hashlib.sha256(content).hexdigest() != digest:
             raise RunError(damaged)
         try:
@@ -156,16 +157,13 @@ class Part:
             return as_declared(name, table, self.manifest["schema_version"])
         except RunError as error:
             raise RunError(
-                f"{file} does not hold what it should: {str(error).rstrip('.')}; {self._mend()}."
+                f"{file} has wrong content: {str(error).rstrip('.')}. {self._fix()}."
             ) from error
         except (pa.ArrowException, OSError, ValueError) as error:
             raise RunError(damaged) from error
 
     def _check_trials(self, tables: Mapping[str, pa.Table]) -> None:
-        """Refuse rows that are not of this trial, and a trial that is there twice.
-
-        A copied file or directory has rows of the trial that it was copied from.
-        """
+        """Raise RunError for rows of another trial, as in copied files, and for repeated trials."""
         known = {self.directory.name}
         trials = tables.get("trials")
         if trials is not None:
@@ -175,28 +173,28 @@ class Part:
             again = [trial_id for trial_id, number in Counter(ids).items() if number > 1]
             if again or not (self.packed or ids):
                 what = f"the trial {again[0]} twice" if again else "no trial"
-                raise RunError(f"{self.file('trials')} has {what}: {self._mend()}.")
+                raise RunError(f"{self.file('trials')} has {what}. {self._fix()}.")
             run_id = self.manifest.get("run_id")
             if run_id is not None and (strange := {*trials["run_id"].to_pylist()} - {run_id}):
                 raise RunError(
-                    f"{self.file('trials')} is of the run {min(strange)}, not of {run_id}:"
-                    f" {self._mend(copied=True)}."
+                    f"{self.file('trials')} belongs to the run {min(strange)}, not to {run_id}."
+                    f" {self._fix(copied=True)}."
                 )
         for name, table in tables.items():
             if strange := {*table["trial_id"].unique().to_pylist()} - known:
                 raise RunError(
-                    f"{self.file(name)} has rows of the trial {min(strange)}, which do not belong"
-                    f" there: {self._mend(copied=True)}."
+                    f"{self.file(name)} has rows of another trial, {min(strange)}."
+                    f" {self._fix(copied=True)}."
                 )
 
-    def _mend(self, *, copied: bool = False) -> str:
-        """Return how to repair it; files that a run did not write are never to be deleted."""
+    def _fix(self, *, copied: bool = False) -> str:
+        """Return how to repair the run; never advise to delete files that a run did not write."""
         if self.packed:
-            return "restore the packed run"
+            return "Restore the packed run"
         try:
             foreign = sorted(names_in(self.directory) - self._ours())
         except (OSError, RunError):
             foreign = []
         moved = f"move {self.directory / foreign[0]} elsewhere, " if foreign else ""
         what = f"move {self.directory} out of the run" if copied else f"delete {self.directory}"
-        return f"{moved}{what} and resume the run"
+        return capitalised(f"{moved}{what} and resume the run")

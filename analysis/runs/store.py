@@ -5,11 +5,10 @@
     RUN/trials/TRIAL_ID/requests.parquet   one row a request; further tables where recorded
     RUN/trials/TRIAL_ID/checksums.json     of each of these tables
 
-A trial appears whole or not at all: its tables are written into a hidden directory, which is then
-renamed. What was finished before a crash or a kill can be read, and a sweep that starts again on
-the same directory continues where the last one stopped. Everything that is read is compared with
-its checksum; runs of schema version 1 have none. `pack_run` writes a run anew with one file a
-table, for sharing. The columns are declared in `schema`.
+A trial is stored atomically: its tables are written into a hidden directory, which is then renamed.
+After a crash or a kill, the finished trials can be read, and the sweep can be resumed. Checksums
+are verified when a run is read; runs of schema version 1 have none. `pack_run` writes a run with
+one file a table, for sharing. The columns are declared in `schema`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ TRIALS, LOGS, WORK = "trials", "logs", "work"
 
 @dataclass(frozen=True)
 class Run:
-    """A run read back: each table a frame with the declared columns, also where it has no rows."""
+    """A run read from disk: each table is a frame with the declared columns, maybe without rows."""
 
     path: Path
     manifest: dict[str, Any]
@@ -72,10 +71,10 @@ class Run:
 
 
 class RunWriter:
-    """Writes one run, trial by trial; safe to kill at any moment."""
+    """Writes a run, trial by trial; can be killed at any moment."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        """Wrap a directory that already is a run; use `create` or `resume` instead."""
+        """Wrap a directory that is a run; use `create` or `resume` instead."""
         self.path = path
         self.manifest = manifest
         self._trials = path / TRIALS
@@ -84,11 +83,11 @@ class RunWriter:
     def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
         """Start a run in a directory that is new or empty.
 
-        Raises RunError if the directory already holds something, or cannot be written.
+        Raises RunError if the directory is not empty or cannot be written.
         """
         path = Path(path)
         held = RunError(
-            f"{path} already holds a run: resume it with its plan, or choose another place."
+            f"{path} already has a run. Resume it with its plan, or choose another directory."
         )
         if _is_run(path):
             raise held
@@ -97,42 +96,42 @@ class RunWriter:
         try:
             (path / TRIALS).mkdir(parents=True, exist_ok=True)
             with alone_in(path):
-                if _is_run(path):  # another process was faster; its trials name its manifest
+                if _is_run(path):  # another process was faster; keep its manifest
                     raise held
                 write_manifest(path, whole)
         except OSError as error:
             raise RunError(
-                f"{path} cannot hold a run: {error}; choose a writable place."
+                f"{path} cannot hold a run: {error}. Choose a writable directory."
             ) from error
         return cls(path, whole)
 
     @classmethod
     def resume(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunWriter:
-        """Go on with the run at `path`, or start it there if there is nothing yet.
+        """Resume the run at `path`, or start a new one if there is nothing.
 
-        The stored manifest is kept. Raises RunError if `path` holds something that is no run, or a
-        run whose `plan` or `seed` is not that of `manifest`.
+        The stored manifest is kept. Raises RunError if `path` has other files, or a run with a
+        different `plan` or `seed`.
         """
         path = Path(path)
         if not _is_run(path):
             return cls.create(path, manifest)
         stored, wanted = read_manifest(path), as_json(manifest)
         if is_packed(path, stored):
-            raise RunError(f"{path} is a packed run, which is finished: choose another place.")
+            raise RunError(f"{path} is a packed run, which is finished. Choose another directory.")
         if stored["schema_version"] in former.VERSIONS:
             raise RunError(
-                f"{path} is a run of an earlier version, which can only be read: choose another"
-                " place."
+                f"{path} is a run of an earlier version, which can only be read. Choose another"
+                " directory."
             )
         if "run_id" in wanted and not isinstance(stored.get("run_id"), str):
             raise RunError(
-                f"{path / MANIFEST} lacks the run's id, so it cannot be gone on with: restore it,"
-                " or choose another place."
+                f"{path / MANIFEST} has no run id, so the run cannot be resumed. Restore it, or"
+                " choose another directory."
             )
         if different := differences(planned(stored), planned(wanted)):
             raise RunError(
-                f"{path} is a run of another plan ({different}): "
-                "choose another place, or delete it."
+                f"{path} is a run of another plan ({different}). "
+                "Choose another directory, or delete it."
             )
         try:
             (path / TRIALS).mkdir(exist_ok=True)
@@ -143,7 +142,7 @@ class RunWriter:
         return writer
 
     def note(self, **facts: Any) -> None:
-        """Write further facts into the manifest."""
+        """Add facts to the manifest."""
         manifest = {**self.manifest, **as_json(facts)}
         write_manifest(self.path, manifest)
         self.manifest = manifest
@@ -154,19 +153,19 @@ class RunWriter:
         requests: Sequence[Mapping[str, Any]],
         **other_tables: Sequence[Mapping[str, Any]] | pa.Table,
     ) -> Path:
-        """Write all tables of one trial at once and return its directory.
+        """Write all tables of one trial atomically, and return its directory.
 
-        `trial` is its row of `trials`; `other_tables` are rows or Arrow tables by table name, of
-        which the empty ones are left out. Raises RunError for an unknown table or column, a value
-        of a wrong type, a row of another trial, or a trial that is already there.
+        `trial` is its row of `trials`; `other_tables` are rows or Arrow tables by table name; empty
+        ones are not written. Raises RunError for an unknown table or column, a value of a wrong
+        type, a row of another trial, or a trial that exists.
         """
         trial_id = str(trial.get("trial_id", ""))
         if not _TRIAL_ID.fullmatch(trial_id):
             raise RunError(
-                f"The trial id {trial_id!r} cannot name a directory: use letters, digits and ._+=,-"
+                f"The trial id {trial_id!r} cannot name a directory. Use letters, digits and ._+=,-"
             )
         rows = {"trials": [trial], "requests": requests, **other_tables}
-        # Convert first: nothing touches the disk unless every row fits its schema.
+        # Convert first, so that nothing is written unless every row fits its schema.
         tables = {
             name: checked(name, content)
             if isinstance(content, pa.Table)
@@ -176,7 +175,7 @@ class RunWriter:
         }
         for name, table in tables.items():
             if any(value != trial_id for value in table["trial_id"].unique().to_pylist()):
-                raise RunError(f"A row of `{name}` belongs to another trial than {trial_id}.")
+                raise RunError(f"A row of `{name}` belongs to another trial, not to {trial_id}.")
         target = self._trials / trial_id
         temporary = self._trials / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
@@ -187,15 +186,15 @@ class RunWriter:
             shutil.rmtree(temporary, ignore_errors=True)
             if target.exists():
                 raise RunError(
-                    f"{target} is already there: a finished trial is never written again."
+                    f"{target} exists. A finished trial is never written again."
                 ) from error
             raise RunError(f"{target} cannot be written: {error}.") from error
-        with suppress(OSError):  # it is there, and written out with what comes next
+        with suppress(OSError):  # the rename is done, and synced with the next trial
             to_disk(self._trials)
         return target
 
     def _sweep_leftovers(self) -> None:
-        """Remove what writers that are no longer alive left half-written."""
+        """Remove unfinished directories of writers that have ended."""
         for path in self._trials.glob(f"{TEMPORARY}*"):
             owner = path.name.removeprefix(TEMPORARY).split("-")[0]
             if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
@@ -203,11 +202,11 @@ class RunWriter:
 
 
 def load_run(path: str | Path, *, controls: bool = False) -> Run:
-    """Read the run at `path`, and hold all of it against its checksums.
+    """Read the run at `path`, and verify all checksums.
 
-    Rows come in the order of trial ids. Trials in which a fault was planted are left out of every
-    table unless `controls`. Raises RunError, with the file to look at, if `path` is no run or
-    something in it is missing, damaged, may not be read or is none of the run's.
+    Rows are in the order of trial ids. Trials with an injected fault are left out of every table
+    unless `controls` is set. Raises RunError, with the file, if `path` is not a run, or if a file
+    is missing, damaged, unreadable or from another run.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -225,7 +224,7 @@ def load_run(path: str | Path, *, controls: bool = False) -> Run:
 
 
 def load_run_trials(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of `trials` of the run at `path` by trial id, without its other tables.
+    """Return the rows of `trials` of a run by trial id, without reading its other tables.
 
     Raises RunError as `load_run` does.
     """
@@ -237,9 +236,9 @@ def load_run_trials(path: str | Path) -> dict[str, dict[str, Any]]:
 def trial_tables(
     path: str | Path, names: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, pa.Table]]]:
-    """Yield the id of each trial of the run at `path` with those of its tables that it has.
+    """Yield the id and the tables of each trial of the run at `path`.
 
-    One trial at a time is in memory. Raises RunError as `load_run` does.
+    Only one trial at a time is in memory. Raises RunError as `load_run` does.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -259,9 +258,9 @@ def trial_tables(
 
 
 def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
-    """Return the directories of a run that hold tables: its trials', or its own if it is packed.
+    """Return the directories with tables of a run: one for each trial, or one if it is packed.
 
-    Everything among the trials is returned; reading what is none raises an error.
+    All entries of the directory of trials are returned; reading one that is no trial raises.
     """
     if is_packed(path, manifest):
         return [Part(path, manifest, packed=True)]
@@ -270,11 +269,10 @@ def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
     try:
         names = sorted(name for name in names_in(trials) if not name.startswith("."))
     except FileNotFoundError:
-        raise RunError(f"{trials} is missing: restore it, or resume the run.") from None
+        raise RunError(f"{trials} is missing. Restore it, or resume the run.") from None
     except NotADirectoryError:
         raise RunError(
-            f"{trials} is no directory, though the run's trials belong there: move it elsewhere,"
-            " then"
+            f"{trials} is not a directory, but must have the run's trials. Move it elsewhere, then"
             " restore the trials or resume the run."
         ) from None
     return [Part(trials / name, manifest) for name in names]
@@ -283,7 +281,7 @@ def parts_of(path: Path, manifest: Mapping[str, Any]) -> list[Part]:
 def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the requests and the trials of several runs together, for figures that compare them.
 
-    A trial's id is unique within its run only, so that of the run goes before it.
+    The run's id is put before each trial's id, which is unique only within its run.
     """
     joined = []
     for name in ("requests", "trials"):
@@ -296,13 +294,13 @@ def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def pack_run(path: str | Path, out: str | Path) -> Path:
     """Write the run at `path` to the new directory `out` with one file a table, for sharing.
 
-    `load_run` reads it as it reads any; it cannot be gone on with. Raises RunError if `path` cannot
-    be read, or `out` exists already or cannot be written.
+    `load_run` can read it, but it cannot be resumed. Raises RunError if `path` cannot be read, or
+    if `out` exists or cannot be written.
     """
     path, out = Path(path), Path(out)
     manifest = read_manifest(path)
     if os.path.lexists(out):
-        raise RunError(f"{out} exists already: choose a new directory for the packed run.")
+        raise RunError(f"{out} exists. Choose a new directory for the packed run.")
     tables = _whole(path, manifest, TABLES)
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
@@ -318,7 +316,7 @@ def pack_run(path: str | Path, out: str | Path) -> Path:
 
 
 def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
-    """Read tables of all trials, each as one table with the rows in the order of trial ids."""
+    """Read tables of all trials, and join them in the order of trial ids."""
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(lambda part: part.read(names), parts_of(path, manifest)))
     found = {name: [part[name] for part in parts if name in part] for name in names}
@@ -329,7 +327,7 @@ def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> d
 
 
 def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run is packed: one file a table, beside the manifest."""
+    """Return whether a run is packed: one file a table, next to the manifest."""
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
     return _is_file(path / f"{former.FILES[TRIALS]}.parquet")
@@ -347,11 +345,9 @@ def _is_file(path: Path) -> bool:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse a place that holds something else than what a killed `create` leaves."""
+    """Raise RunError if a directory has other files than those that a killed `create` leaves."""
     if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file: choose a directory for the run.")
+        raise RunError(f"{path} is a file. Choose a directory for the run.")
     ours = re.compile(r"trials|\.manifest\.json\..*|\.sweep\.lock")
     if path.is_dir() and any(not ours.fullmatch(name) for name in names_in(path)):
-        raise RunError(
-            f"{path} holds something that is no run: choose an empty or a new directory."
-        )
+        raise RunError(f"{path} has other files than a run. Choose an empty or a new directory.")

@@ -22,7 +22,7 @@ from analysis.runs.schema import CHOICES, FAILURES, FAULT, TABLES
 
 @dataclass(frozen=True)
 class RequestCounts:
-    """How many requests failed, of how many accepted ones, and how many were rejected."""
+    """Numbers of failed, accepted and rejected requests."""
 
     asked: int = 0
     failed: int = 0
@@ -30,7 +30,7 @@ class RequestCounts:
 
     @property
     def accepted(self) -> int:
-        """Requests that the engine took: the denominator of every failure rate."""
+        """Requests that the engine accepted: the denominator of every failure rate."""
         return self.asked - self.rejected
 
     def __add__(self, other: RequestCounts) -> RequestCounts:
@@ -39,14 +39,14 @@ class RequestCounts:
         )
 
     def __str__(self) -> str:
-        """Return the counts in words, rejected requests apart."""
+        """Return the counts in words."""
         return (
             f"{self.failed} of {self.accepted} accepted requests failed, {self.rejected} rejected"
         )
 
 
 def count_requests(outcomes: Mapping[str, int] | Iterable[str]) -> RequestCounts:
-    """Count requests by their outcomes: one outcome a request, or a number for each outcome."""
+    """Count requests, from one outcome a request or from a number for each outcome."""
     counts = Counter(outcomes)
     failed = sum(counts[name] for name in FAILURES)
     return RequestCounts(counts.total(), failed, counts["rejected"])
@@ -58,12 +58,12 @@ def is_control(treatments: Iterable[str]) -> bool:
 
 
 def arm_of(treatments: Iterable[str] | None) -> tuple[str, ...]:
-    """Return a trial's treatments without an injected fault: the arm that it is a control of."""
+    """Return a trial's treatments without the injected fault: the arm of a control."""
     return tuple(name for name in treatments or () if not name.startswith(FAULT))
 
 
 def treated(treatments: Iterable[str] | None) -> str:
-    """Return how a set of treatments is called."""
+    """Return the name of a set of treatments."""
     return " + ".join(treatments or ()) or "untreated"
 
 
@@ -84,10 +84,10 @@ def describe(name: str) -> pd.DataFrame:
 
 
 def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return rows as an Arrow table with the declared columns; columns left out are null.
+    """Return rows as an Arrow table with the declared columns; missing columns are null.
 
     Raises RunError for an unknown table, column, outcome or status, a value of a wrong type, or
-    null where the schema wants a value.
+    null in a column that needs a value.
     """
     unknown = {key for row in rows for key in row} - set(_schema(name).names)
     if unknown:
@@ -103,14 +103,12 @@ def to_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def checked(name: str, table: pa.Table, *, cast: bool = False) -> pa.Table:
     """Return an Arrow table with the declared schema; `cast` converts columns of other types.
 
-    Raises RunError as `to_table` does, and for columns that are missing, there twice or of another
+    Raises RunError as `to_table` does, and for columns that are missing, repeated or of another
     type.
     """
     schema, names = _schema(name), table.column_names
     if strange := [c for c in names if c not in schema.names or names.count(c) > 1]:
-        raise RunError(
-            f"The table `{name}` has a column {shown(strange[0])}, which is not declared."
-        )
+        raise RunError(f"The table `{name}` has an unknown column {shown(strange[0])}.")
     if missing := [c for c in schema.names if c not in names]:
         raise RunError(f"The table `{name}` has no column {missing[0]}.")
     if not cast:
@@ -121,7 +119,7 @@ def checked(name: str, table: pa.Table, *, cast: bool = False) -> pa.Table:
 
 
 def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
-    """Return a table that was read from a file of a schema version, with the declared schema.
+    """Return a table of a file with some schema version, with the declared schema.
 
     Raises RunError as `checked` does.
     """
@@ -132,7 +130,7 @@ def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
 
 def _schema(name: str) -> pa.Schema:
     if name not in TABLES:
-        raise RunError(f"There is no table `{name}`: the tables are {', '.join(TABLES)}.")
+        raise RunError(f"Unknown table `{name}`. The tables are {', '.join(TABLES)}.")
     return TABLES[name]
 
 
@@ -145,14 +143,14 @@ def _fitted(name: str, column: Callable[[pa.Field], pa.Array | pa.ChunkedArray])
             array = array if array.type == field.type else array.cast(field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RunError(
-                f"A value of `{name}.{field.name}` is no {field.type}: {error}."
+                f"A value of `{name}.{field.name}` is not {field.type}: {error}."
             ) from error
         if array.null_count and not field.nullable:
-            raise RunError(f"`{name}.{field.name}` is empty in a row where it must have a value.")
+            raise RunError(f"`{name}.{field.name}` is missing in a row, but needs a value.")
         choices = CHOICES.get((name, field.name))
         if choices and (strange := set(array.unique().to_pylist()) - set(choices)):
             raise RunError(
-                f"`{name}.{field.name}` is one of {', '.join(choices)}, not {strange.pop()!r}."
+                f"`{name}.{field.name}` must be one of {', '.join(choices)}, not {strange.pop()!r}."
             )
         arrays.append(array)
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -160,23 +158,23 @@ def _fitted(name: str, column: Callable[[pa.Field], pa.Array | pa.ChunkedArray])
 
 @contextmanager
 def broken_json(what: str) -> Iterator[None]:
-    """Raise RunError, which names `what`, where a text column's value is not the JSON it should be.
+    """Raise RunError, with `what` as its subject, if the block fails to parse JSON.
 
-    Also to be put before a function.
+    Can also be used as a decorator.
     """
     try:
         yield
     except (json.JSONDecodeError, RecursionError) as error:
         raise RunError(
-            f"{what} holds broken JSON ({error}): restore the run, or record it again."
+            f"{what} has invalid JSON ({error}). Restore the run, or record it again."
         ) from error
 
 
 def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return rows as a pandas frame with the columns of a table, in their declared order.
 
-    Integers that may be missing become `Int64`, real numbers `float64` with NaN, lists tuples (so
-    that they can be grouped by and compared), missing text and lists None or NaN.
+    Nullable integers become `Int64`, real numbers `float64` with NaN, lists tuples (so that they
+    can be grouped and compared), and missing text and lists None or NaN.
     """
     table = rows if isinstance(rows, pa.Table) else to_table(name, rows)
     columns: dict[str, Any] = {}
@@ -195,10 +193,10 @@ def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.Data
 
 
 def _tuples(array: pa.ListArray) -> npt.NDArray[np.object_]:
-    """Return lists as tuples, lists within them too; null as None.
+    """Return lists as tuples, also nested ones; null becomes None.
 
-    The items of all lists become Python objects at once, of which each tuple is a slice: a million
-    short lists take a few tenths of a second.
+    All items become Python objects in one step, and each tuple is a slice of them: a million short
+    lists take a few tenths of a second.
     """
     frozen: npt.NDArray[np.object_] = np.full(len(array), None, dtype=object)
     if not len(array):
@@ -219,14 +217,14 @@ def _tuples(array: pa.ListArray) -> npt.NDArray[np.object_]:
     flat = tuple(items)  # a slice of a tuple is a tuple
     with _no_collection():
         slices = [flat[start:end] for start, end in zip(starts, ends, strict=True)]
-        # Not assigned as a list, which numpy would take for a matrix where all have one length.
+        # Assigned one by one: numpy would convert lists of equal length to a matrix.
         frozen[present] = np.fromiter(slices, dtype=object, count=len(slices))
     return frozen
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from going through a growing heap again and again."""
+    """Disable the garbage collector, which would scan a growing heap repeatedly."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""A grid of trials, each a fresh engine; progress, resume, and a row for every end of a trial.
+"""Sweeps: a grid of trials, each on a fresh engine, with progress and resume.
 
-Import from the modules: the child process of a trial loads only its own side.
+Import from the modules, so that the child process of a trial loads only what it needs.
 """

@@ -1,4 +1,4 @@
-"""Trials in this process, for notebooks; a freeze that ended it is reported at the next run."""
+"""Trials in this process, for notebooks; a crash or freeze is reported at the next run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CRASH = "crash.txt"
 
 
 def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
-    """Run one trial here, or return how it ended if it ended the process that ran it before.
+    """Run one trial in this process, or return its end if an earlier process died in it.
 
-    The directory of a trial that is in progress stays when its process is ended by the engine's
-    watchdog or by a signal of its own; run again, that trial is recorded as hung or crashed, with
-    the requests that it had finished, and is not tried again. A process that was only stopped
-    leaves neither a dump nor a crash report, and its trial is run anew.
+    The directory of a running trial stays if the watchdog or a fatal signal ends the process. In
+    the next run, that trial is recorded as hung or crashed, with its finished requests, and is not
+    repeated. If the process was only stopped, there is no dump or crash report, and the trial is
+    run again.
 
-    Raises MachineError if it could not be run for what this machine lacks.
+    Raises MachineError if the machine lacks resources.
     """
     if (ended := _ended_before(directory)) is not None:
         return ended
@@ -52,7 +52,7 @@ def run_trial(spec: Mapping[str, Any], directory: Path) -> Ended:
 
 
 def _ended_before(directory: Path) -> Ended | None:
-    """Return how the trial of a directory left behind ended, None if it must be run anew."""
+    """Return the end of a trial from its left directory; None if it must be run again."""
     crash = children.tail(directory / _CRASH, 1_000_000).strip()
     frozen = freeze_sentence(directory)
     if not crash and frozen is None:
@@ -69,7 +69,7 @@ def _ended_before(directory: Path) -> Ended | None:
 
 @contextmanager
 def _crash_report(file: Path) -> Iterator[None]:
-    """Make a fatal signal of this process leave its stacks in `file` while the trial runs."""
+    """Write this process's stacks to `file` on a fatal signal, during the block."""
     was_enabled = faulthandler.is_enabled()
     with file.open("wb") as report:
         faulthandler.enable(file=report)
@@ -78,5 +78,5 @@ def _crash_report(file: Path) -> Iterator[None]:
         finally:
             faulthandler.disable()
             if was_enabled:
-                # The former file is not known; usually it is the process's own stderr.
+                # The previous file is unknown; usually it is stderr.
                 faulthandler.enable(file=sys.__stderr__ or 2)

@@ -1,4 +1,4 @@
-"""A sweep's plan: which trials there are, in which order, and what each of them is asked."""
+"""The plan of a sweep: its trials, their order and their workloads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from analysis.workloads.named import WORKLOADS, in_turn, is_file
 from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS
 
 OBSERVED = {"nothing": "nothing", "events": "events", "snapshots": "events and snapshots"}
-"""What a plan can record, and its name in the table `trials`."""
+"""Values of `observe`, with their names in the table `trials`."""
 _BOUNDS = {
     "pages": (1, MAX_PAGES, WHY_PAGES),
     "concurrency": (1, 4096, "each client is a thread"),
@@ -37,7 +37,7 @@ _BOUNDS = {
     "rounds": (1, 1_000_000, "all prompts are kept in memory"),
     "seed": (0, 2**63 - 1, "it is stored as an integer of 64 bits"),
 }
-"""The least and the most of each number, and why there is a most."""
+"""Least and greatest value of each number, and the reason for the limit."""
 _LISTS = ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments")
 _TYPES: dict[str, Any] = {
     "workload": str, "observe": str, "sanitize": bool, "serialise_invocations": bool,
@@ -45,16 +45,16 @@ _TYPES: dict[str, Any] = {
 }  # fmt: skip
 _MOST_TRIALS, _MOST_REQUESTS = 100_000, 1_000_000
 _LONGEST_TREATED = 120
-"""Characters of a trial's id that name its treatments; a run's trials are directories."""
+"""Most characters for treatments in a trial's id, because it names a directory."""
 
 
 class PlanError(CachelabError):
-    """A plan that cannot be run as it stands."""
+    """An invalid plan."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One fresh engine, asked one workload: a configuration and a repeat of it."""
+    """One fresh engine with one workload: a configuration and its repeat."""
 
     release: str
     prefix_sharing: str
@@ -62,13 +62,13 @@ class Trial:
     concurrency: int
     repeat: int
     treatments: tuple[str, ...] = ()
-    """Names of the changes made to the live engine."""
+    """Names of the treatments of the engine."""
 
     @property
     def trial_id(self) -> str:
-        """Equal for equal configurations in every run; it can name a directory.
+        """The same for the same configuration in every run; valid as a directory name.
 
-        Where there are too many treatments to name, it has their number and a digest of them.
+        If there are too many treatments to name, it has their number and a digest.
         """
         treated = "".join(f"-{name.replace(':', '=')}" for name in self.treatments)
         if len(treated) > _LONGEST_TREATED:
@@ -82,24 +82,22 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A grid of trials. Raises PlanError at once if a value makes no sense.
+    """A grid of trials. Raises PlanError for invalid values.
 
-    `rounds` is how many requests each client sends, one after another; None means one, or three
-    for `prefix_reuse`; a workload file is always sent whole. `workload` may name several, as
-    `mixed+multi_turn`: the repeats then ask them in turn. `options` go to the engine by name.
-    `observe` is what is recorded: nothing, events (with invocations), or snapshots beside them.
+    `rounds` is the number of successive requests of each client; None means 1, or 3 for
+    `prefix_reuse`. A workload file is always sent whole. `workload` may name several, as in
+    `mixed+multi_turn`: repeats then alternate between them. `options` are passed to the engine by
+    name. `observe` is one of nothing, events (with invocations), and snapshots (with events).
 
-    Every configuration is run with each of `treatments`, which are sets of changes to the live
-    engine. In a set, `all` stands for every fix of its release and prefix sharing, `all-but:NAME`
-    for all but one.
+    Every configuration is run with each of `treatments`, which are sets of names. In a set, `all`
+    means every fix of the release and prefix sharing, and `all-but:NAME` all fixes except one.
 
-    `sanitize` checks what was recorded of each trial (and records events), and adds a control for
-    each set of treatments, release and prefix sharing: a trial with these treatments and an
-    injected fault, of all kinds in turn, and another one where the fault was never injected.
+    `sanitize` records events, checks each trial, and adds a control for each set of treatments,
+    release and prefix sharing: a trial with these treatments and an injected fault. If the fault
+    could not be injected, another one is tried.
 
     Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial with its
-    start, `resubmit_s` for the pause after which a client sends a refused request again (None:
-    never).
+    start, `resubmit_s` for the pause before a rejected request is sent again (None: never).
     """
 
     releases: tuple[str, ...]
@@ -152,15 +150,15 @@ class Plan:
         for name in _LISTS:
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise PlanError(f"`{_flag(name)}` names a value twice: {_joined(values)}.")
+                raise PlanError(f"`{_flag(name)}` has a value twice: {_joined(values)}.")
         for names in self.treatments:
             if len(set(names)) != len(names):
-                raise PlanError(f"A set of `--treatments` names one twice: {'+'.join(names)}.")
+                raise PlanError(f"A set of `--treatments` has a name twice: {'+'.join(names)}.")
         for release in self.releases:
             row_of(release)
             if release not in supported():
                 raise PlanError(
-                    f"shortfin {release} is not supported yet: choose of {_joined(supported())}."
+                    f"shortfin {release} is not supported. Choose from {_joined(supported())}."
                 )
         for name in ("request_timeout_s", "trial_timeout_s", "resubmit_s"):
             value = getattr(self, name)
@@ -174,13 +172,13 @@ class Plan:
             )
         if any(map(is_file, self.workloads)):
             if self.rounds is not None:
-                raise PlanError("A workload file is sent whole, so leave `--rounds` out.")
+                raise PlanError("A workload file is always sent whole. Remove `--rounds`.")
             if len(self.workloads) > 1:
-                raise PlanError("A workload file is asked by itself: name no other beside it.")
+                raise PlanError("A workload file cannot be combined with other workloads.")
         if self.repeats < len(self.workloads):
             raise PlanError(
-                f"Repeats ask {len(self.workloads)} workloads in turn, so {self.repeats} are too"
-                " few: one would not be asked."
+                f"Repeats alternate between {len(self.workloads)} workloads, so `--repeats` must be"
+                f" at least {len(self.workloads)}, not {self.repeats}."
             )
         self._check_treatments()
         for trial in self.trials():
@@ -189,19 +187,19 @@ class Plan:
             devices.resolve(self.device, self.hip_target, self.device_ids)
 
     def _check_size(self) -> None:
-        """Raise PlanError for a plan that would not end or not fit."""
+        """Raise PlanError for a plan that is too large."""
         axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments)
         trials = math.prod(map(len, axes)) * self.repeats
         if trials > _MOST_TRIALS:
             raise PlanError(
-                f"This is a plan of {trials:,} trials, each an engine of its own: a run takes up to"
-                f" {_MOST_TRIALS:,}, so leave values or `--repeats` out."
+                f"The plan has {trials:,} trials, each with a fresh engine, but a run can have at"
+                f" most {_MOST_TRIALS:,}. Remove values or `--repeats`."
             )
         requests = self.request_count(max(self.concurrency))
         if requests > _MOST_REQUESTS:
             raise PlanError(
-                f"A trial would ask {requests:,} requests, and its prompts are kept in memory: it"
-                f" takes up to {_MOST_REQUESTS:,}, so choose fewer `--rounds`."
+                f"A trial would send {requests:,} requests, but can send at most"
+                f" {_MOST_REQUESTS:,}, which are kept in memory. Choose fewer `--rounds`."
             )
 
     def _check_treatments(self) -> None:
@@ -217,13 +215,13 @@ class Plan:
             raise PlanError(str(error)) from error
 
     def trials(self, idle: Collection[str] = ()) -> list[Trial]:
-        """Return every trial in the order in which it runs, repeats outermost.
+        """Return all trials in the order of execution, with repeats outermost.
 
-        A sweep that is interrupted has then run all configurations about equally often. Trials that
-        differ only in their treatments follow each other, in the order of the plan and, in every
-        second repeat, in reverse: what drifts meanwhile favours none. Controls come first. `idle`
-        names those whose fault was never injected: a fault of another family is tried after
-        each, up to three for a set of treatments.
+        An interrupted sweep has then run all configurations about equally often. Trials that differ
+        only in treatments follow each other, in reverse order in every second repeat, so that drift
+        favours no treatment. Controls come first. `idle` has the ids of controls without an
+        injection: after each, a fault of another family is tried, up to three for a set of
+        treatments.
         """
         return [*self._controls(idle), *self._trials()]
 
@@ -233,7 +231,7 @@ class Plan:
         from analysis.treatments.faults import tried
 
         pages, concurrency = max(self.pages), max(self.concurrency)
-        # Another seed or concurrency begins with another fault.
+        # The first fault depends on seed and concurrency.
         first = self.seed + concurrency.bit_length()
         for release in self.releases:
             for sharing in self.prefix_sharing:
@@ -257,22 +255,22 @@ class Plan:
 
     @property
     def workloads(self) -> tuple[str, ...]:
-        """The workloads, in the order in which repeats ask them."""
+        """The workloads, in the order in which repeats use them."""
         return in_turn(self.workload)
 
     def workload_of(self, repeat: int) -> str:
-        """Return the workload that a repeat asks."""
+        """Return the workload of a repeat."""
         return self.workloads[repeat % len(self.workloads)]
 
     def request_count(self, concurrency: int) -> int:
-        """Return how many requests a trial of this concurrency sends (not for a workload file)."""
+        """Return the number of requests of a trial (not for a workload file)."""
         rounds = self.rounds or max(
             WORKLOADS[name].rounds if name in WORKLOADS else 1 for name in self.workloads
         )
         return concurrency * rounds
 
     def engine_config(self, trial: Trial) -> dict[str, Any]:
-        """Return the settings of a trial's engine, as `EngineConfig.from_json` takes them."""
+        """Return the settings of a trial's engine for `EngineConfig.from_json`."""
         from analysis.treatments import page_count
 
         return {
@@ -288,18 +286,18 @@ class Plan:
         }
 
     def prompt_seed(self, concurrency: int, repeat: int) -> int:
-        """Return the seed of a trial's prompts, the same for all that differs only otherwise."""
+        """Return the seed of a trial's prompts; it depends only on concurrency and repeat."""
         name = f"{self.seed}/{self.workload_of(repeat)}/{concurrency}/{repeat}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
     def place(self, path: str | Path) -> Path:
-        """Return the place of its own for this plan's run: `path` with a digest of the plan."""
+        """Return the directory for this plan's run: `path` with a digest of the plan."""
         return place_of(Path(path), self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values, by which a run is recognised when it is resumed."""
+        """Return the plan as plain values, to recognise its run when it is resumed."""
         plain = asdict(self)
-        # So that runs from before there was a choice can be gone on with.
+        # Left out, so that runs from before this option can be resumed.
         later = {"observe": "nothing", "treatments": ((),), "sanitize": False, "resubmit_s": None}
         for name, default in later.items():
             if plain[name] == default:

@@ -1,4 +1,4 @@
-"""Prepare the prompts of a sweep: those that the reference decoder answers right."""
+"""Prepares the prompts of a sweep: only those that the reference decoder answers correctly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from analysis.workloads.named import (
 from analysis.workloads.workload import Answers, Request, Workload
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with a release, how many reference answers are known, and how many are needed."""
+"""Called with a release and the numbers of known and needed reference answers."""
 
 _Key = tuple[int, int]
 
@@ -33,15 +33,15 @@ class Prepared:
     workloads: Mapping[_Key, Workload]
     answers: Mapping[str, Answers]
     dropped: int
-    """Prompts that are not sent, as the model itself answers them wrong."""
+    """Prompts that are not sent, because the model alone answers them wrong."""
 
     def workload(self, trial: Trial) -> Workload:
-        """Return the workload of a trial: the same for every release, sharing and pool size."""
+        """Return the workload of a trial, equal for every release, prefix sharing and pool size."""
         return self.workloads[trial.concurrency, trial.repeat]
 
 
 def check_lengths(plan: Plan) -> None:
-    """Raise WorkloadError for what is longer than the model's context, or ModelError."""
+    """Raise WorkloadError for lengths beyond the model's context, or ModelError."""
     from analysis.model.artifacts import load_model
     from analysis.model.tokenizer import ModelTokenizer
 
@@ -112,7 +112,7 @@ def _ask_until_enough(
     decode: Decode,
     on_progress: OnProgress | None,
 ) -> dict[str, Answers]:
-    """Ask as many candidates as it takes; cut `offered` to those that were asked."""
+    """Ask the reference decoder until there are enough prompts; drop the rest of `offered`."""
     asked = dict(needed)
     while True:
         answers = _ask(plan, [r for k, n in asked.items() for r in offered[k][:n]], on_progress)

@@ -1,4 +1,4 @@
-"""One trial in a child process: started, observed, ended at its deadline, and read back."""
+"""Runs one trial in a child process, kills it at its deadline, and reads its results."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _STACKS_WAIT_S = 3.0
 
 RECORDS, OUTPUT = jobs.ANSWERS, jobs.OUTPUT
 FACTS, STACKS = "facts.json", "stacks.txt"
-"""What a trial's process leaves in its directory, beside its job."""
+"""Files of a trial's process in its directory, in addition to its job."""
 FROZEN, PRINTED = "watchdog-*.txt", "engine-*.log"
-"""What an engine leaves in its log directory: the dump of a freeze, and what it printed."""
+"""Files in an engine's log directory: stacks of a freeze, and the engine's output."""
 NOT_RUN = 100
-"""Exit status of a trial that could not be run for what the machine lacked, plus its errno."""
+"""Exit status of a trial for which the machine lacked resources, plus the errno."""
 
 
 class TrialProcess:
-    """A running trial: `poll` it until it has ended, then read `ended`; `kill` ends it."""
+    """A running trial: call `poll` until it has ended, then `ended`."""
 
     def __init__(self, python: Path, spec: dict[str, Any], directory: Path, timeout_s: float):
         shutil.rmtree(directory, ignore_errors=True)
@@ -45,18 +45,18 @@ class TrialProcess:
 
     @property
     def pid(self) -> int:
-        """Process id, which is also that of its process group."""
+        """Process id, which is also the id of its process group."""
         return self._process.pid
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the start of the process to its end, or to now."""
+        """Seconds from the start of the process to its end or to now."""
         if self._elapsed_s is not None:
             return self._elapsed_s
         return time.monotonic() - self._started
 
     def poll(self) -> bool:
-        """Return whether the trial has ended; end it when its deadline has passed."""
+        """Return whether the trial has ended; kill it after its deadline."""
         self._peak_rss = max(self._peak_rss, peak_rss_bytes(self.pid) or 0)
         if self._process.poll() is None:
             if self.elapsed_s < self.timeout_s:
@@ -67,18 +67,18 @@ class TrialProcess:
         if self._elapsed_s is None:
             self._elapsed_s = time.monotonic() - self._started
             self._ended_ns = time.monotonic_ns()
-            self.kill()  # what the process started itself must not stay behind
+            self.kill()  # also kill child processes of the trial
         return True
 
     def kill(self) -> None:
-        """End the trial's process and everything that it started."""
+        """Kill the trial's process and its children."""
         self._child.kill()
 
     def ended(self) -> Ended:
         """Return how the trial ended.
 
-        Raises EngineError if no engine can start with its settings, MachineError if the machine
-        lacked something, or if the process ended before it started an engine.
+        Raises EngineError if the engine cannot start with its settings, MachineError if the machine
+        lacked resources or the process ended before it started an engine.
         """
         facts = read_facts(self.directory)
         if refused := facts.get("refused"):
@@ -94,41 +94,41 @@ class TrialProcess:
         return Ended(records, duration_s, status, detail, exit_signal, facts, self._ended_ns)
 
     def _not_run(self) -> str | None:
-        """Return why no engine was started; None if one was."""
+        """Return why no engine was started; None if it was."""
         code = self._process.returncode or 0
         if code - NOT_RUN in errno.errorcode:
             return os.strerror(code - NOT_RUN)
         if code != NOT_RUN and (self.directory / STACKS).is_file():
             return None
         if self._expired:
-            return f"its process had not started the engine after {self.timeout_s:g} s"
+            return f"its process did not start the engine within {self.timeout_s:g} s"
         if code < 0:
-            return f"its process was ended by {_signal_name(-code)} before it started the engine"
+            return f"its process was killed by {_signal_name(-code)} before it started the engine"
         return f"its process could not start the engine: {self._child.last_line()}"
 
     def _status(self, facts: dict[str, Any]) -> tuple[str, str | None, int | None]:
         code = self._process.returncode
         exit_signal = -code if code is not None and code < 0 else None
         if self._expired:
-            detail = f"The trial passed its deadline of {self.timeout_s:g} s and was ended"
+            detail = f"The trial was killed at its deadline of {self.timeout_s:g} s"
             if children.tail(self.directory / STACKS, 1):
                 stacks = f"logs/{self.directory.name}/{STACKS}"
-                return "hung", f"{detail}; every thread's stack is in {stacks}.", exit_signal
-            return "hung", f"{detail}; it left no stacks.", exit_signal
+                return "hung", f"{detail}; the stacks of all threads are in {stacks}.", exit_signal
+            return "hung", f"{detail}; it wrote no stacks.", exit_signal
         if frozen := freeze_sentence(self.directory):
             return "hung", frozen, exit_signal
         if exit_signal is not None:
             name = _signal_name(exit_signal)
-            return "crashed", f"The trial's process was ended by {name}.", exit_signal
+            return "crashed", f"The trial's process was killed by {name}.", exit_signal
         if code != 0 or "duration_s" not in facts:
             last = self._child.last_line()
-            return "crashed", f"The trial's process ended with status {code}: {last}", None
+            return "crashed", f"The trial's process exited with status {code}: {last}", None
         return *own_status(facts), None
 
     def _ask_for_stacks(self) -> None:
-        """Make faulthandler's C code write every thread's stack, which also works in a freeze."""
+        """Make faulthandler write the stacks of all threads, which also works in a freeze."""
         stacks = self.directory / STACKS
-        if not stacks.is_file():  # no handler yet: the signal would only end the process
+        if not stacks.is_file():  # no handler yet: the signal would kill the process
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(STACKS_SIGNAL)
@@ -141,9 +141,9 @@ class TrialProcess:
 
 
 def peak_rss_bytes(pid: int | str = "self") -> int | None:
-    """Return a process's largest resident memory so far, None once it has ended.
+    """Return a process's largest resident memory so far; None if it has ended.
 
-    Not from getrusage, whose figure a child inherits from its parent.
+    getrusage is not used, because a child inherits its value from its parent.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -156,7 +156,7 @@ def peak_rss_bytes(pid: int | str = "self") -> int | None:
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """Return the facts that a trial wrote, {} if it wrote none."""
+    """Return the facts that a trial wrote; {} if there are none."""
     try:
         facts: dict[str, Any] = json.loads((directory / FACTS).read_bytes())
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def read_facts(directory: Path) -> dict[str, Any]:
 
 
 def own_status(facts: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the status of a trial whose process came to its end, and a sentence if not ok."""
+    """Return the status of a trial that ended normally, and a sentence if not ok."""
     if death := facts.get("death"):
         return "engine_died", death
     if silence := facts.get("silence"):
@@ -174,7 +174,7 @@ def own_status(facts: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def freeze_sentence(directory: Path) -> str | None:
-    """Return the watchdog's sentence if the trial's process froze with the GIL held."""
+    """Return the watchdog's message if the process froze with the GIL held."""
     for dump in sorted(directory.glob(FROZEN)):
         for line in children.tail(dump, 1_000_000).splitlines():
             if line.strip():
@@ -183,7 +183,7 @@ def freeze_sentence(directory: Path) -> str | None:
 
 
 def engine_log(directory: Path, facts: Mapping[str, Any]) -> str:
-    """Return what the engine printed, also where its process ended before it wrote its facts."""
+    """Return the engine's output, also if the process ended before it wrote its facts."""
     if log := facts.get("log"):
         return str(log)
     return "".join(children.tail(file) for file in sorted(directory.glob(PRINTED)))

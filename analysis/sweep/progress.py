@@ -1,4 +1,4 @@
-"""Progress of a sweep: a bar on a terminal, a line for each trial elsewhere."""
+"""Progress of a sweep: a bar on a terminal, else a line for each trial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REFRESH_S = 0.5
 
 
 class Progress:
-    """Shows what runs, how far it is, the failures so far and the time left, on stderr."""
+    """Shows running trials, failures and remaining time on stderr."""
 
     def __init__(
         self, trials: int, estimate: Estimate, *, shown: bool = True, stream: TextIO | None = None
@@ -44,23 +44,23 @@ class Progress:
             self._line(words)
 
     def begins(self, path: Path, done: int) -> None:
-        """Show where the run is and whether it is new; count the trials already on disk."""
+        """Show the run's directory; count the trials already on disk."""
         self._done += done
         if self._bar is not None:
             self._bar.update(done)
         if self._shown and done:
-            self._line(f"{path}: {done} of {self._trials} trials are on disk already")
+            self._line(f"{path}: {done} of {self._trials} trials are already on disk")
         elif self._shown:
-            self._line(f"{path}: a new run of {counted(self._trials, 'trial')}")
+            self._line(f"{path}: new run of {counted(self._trials, 'trial')}")
 
     def added(self, count: int) -> None:
-        """Count trials that were not planned at first."""
+        """Count additional trials."""
         self._trials += count
         if self._bar is not None:
             self._bar.total += count
 
     def running(self, running: Iterable[Trial], left: Iterable[Trial]) -> None:
-        """Show what runs now, and how long all that is left may take; call it often."""
+        """Show the running trials and the estimated remaining time; call it often."""
         if self._bar is None or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + _REFRESH_S
@@ -71,9 +71,9 @@ class Progress:
     def finished(
         self, row: Mapping[str, Any], counts: Mapping[str, int], left: Iterable[Trial]
     ) -> None:
-        """Count a trial that has ended."""
+        """Count a finished trial."""
         self._done += 1
-        if not is_control(row["treatments"]):  # what fails there fails by a planted fault
+        if not is_control(row["treatments"]):  # failures there come from an injected fault
             self._requests += count_requests(counts)
         if self._bar is not None:
             self._bar.update(1)
@@ -85,13 +85,13 @@ class Progress:
             )
 
     def put_off(self, trial: Trial, why: str, pause_s: float | None) -> None:
-        """Show a trial that this machine could not run, and when it is tried again."""
-        again = "it is left out" if pause_s is None else f"it is tried again in {pause_s:g} s"
+        """Show a trial that this machine could not run, and when it is retried."""
+        again = "it is skipped" if pause_s is None else f"it is retried in {pause_s:g} s"
         if self._shown:
             self._line(f"{trial.trial_id} could not be run ({why}): {again}")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -107,7 +107,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people: 45 s, 12 min, 3 h 05 min."""
+    """Return a duration as text: 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

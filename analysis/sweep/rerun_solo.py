@@ -1,4 +1,4 @@
-"""Rerun each prompt that was answered wrong by itself, on a fresh engine."""
+"""Reruns each wrongly answered prompt alone, on a fresh engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", 
 
 
 def wrong_prompts(run: Run) -> pd.DataFrame:
-    """Return the distinct prompts that a run saw answered wrong, with their trials' settings."""
+    """Return the distinct prompts with wrong answers in a run, with their trials' settings."""
     wrong = run.requests[run.requests["outcome"] == "wrong"]
     joined = wrong.merge(run.trials[["trial_id", *_SETTING]], on="trial_id")
     return joined.drop_duplicates(["prompt", "release", "prefix_sharing", "page_count"])
@@ -44,11 +44,11 @@ def rerun_wrong_prompts(
 ) -> pd.DataFrame:
     """Ask each wrongly answered prompt of a run alone, on a fresh engine without treatments.
 
-    `prefix_sharing` replaces the algorithm of the run. Returns a row for each prompt: its settings,
+    `prefix_sharing` replaces that of the run. Returns a row for each prompt: its settings,
     `prompt`, `expected_text`, `text` (the answer alone), `outcome` (checked as in the sweep; None
-    where it could not be asked), and `detail` if the trial did not end well. Where the run has
-    neither an expected text nor the reference's tokens, the reference decoder is asked for them.
-    Raises ReleaseError, ModelError or EngineError.
+    if it could not be sent), and `detail` if the trial did not end normally. If the run has neither
+    an expected text nor reference tokens, the reference decoder computes them. Raises
+    ReleaseError, ModelError or EngineError.
     """
     prompts = _with_references(run, wrong_prompts(run))
     if prefix_sharing is not None:
@@ -88,7 +88,7 @@ def _ended(process: TrialProcess) -> Ended:
 
 
 def _with_references(run: Run, prompts: pd.DataFrame) -> pd.DataFrame:
-    """Return the prompts with the reference's tokens, where nothing else is expected."""
+    """Return the prompts, with reference tokens for those without an expected text."""
     cases = prompts.to_dict("records")
     plan = _plan(run)
     for release in prompts["release"].unique():
@@ -124,8 +124,8 @@ def _plan(run: Run) -> dict[str, Any]:
     lacking = [name for name in _NEEDED if not isinstance(plan, dict) or name not in plan]
     if lacking:
         raise RunError(
-            f"The manifest of {run.path} has no {lacking[0]!r} in its plan, so its prompts"
-            " cannot be asked again: restore it."
+            f"The plan in the manifest of {run.path} has no {lacking[0]!r}, so its prompts cannot"
+            " be sent again. Restore the manifest."
         )
     assert isinstance(plan, dict)
     return plan
@@ -137,7 +137,7 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         options = json.loads(case["options"])
     if not isinstance(options, dict):
         raise RunError(
-            f"The options of {case['trial_id']} in {run.path} are no JSON object: restore the run."
+            f"The options of {case['trial_id']} in {run.path} are no JSON object. Restore the run."
         )
     config = {
         "model": plan["model"],
@@ -155,7 +155,7 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _request(run: Run, case: dict[Any, Any]) -> Request:
-    # A frame has NaN where nothing was expected.
+    # A frame has NaN for a missing expected text.
     expected, reference = case["expected_text"], case["reference_tokens"]
     known = isinstance(reference, tuple) and reference
     tokens = len(reference) if known else _plan(run)["max_new_tokens"]

@@ -1,4 +1,4 @@
-"""Rows of the tables `trials` and `requests`, from the files of a trial."""
+"""Builds rows of the tables `trials` and `requests` from the files of a trial."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ANSWER = (
     "prompt_tokens", "text", "tokens", "outcome", "error", "submitted_s", "latency_s", "ttft_s",
     "retries",
 )  # fmt: skip
-"""Columns that the engine's side knows; the others come from the request and the reference."""
+"""Columns written by the engine's side; the others come from the request and the reference."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial ended, in a process of its own or in this one."""
+    """The end of a trial, in a child process or in this one."""
 
     records: Sequence[Mapping[str, Any]]
     """The finished requests, as rows of `requests` without the output checks."""
@@ -33,9 +33,9 @@ class Ended:
     detail: str | None = None
     exit_signal: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the trial wrote of itself: device, peak_rss_bytes, log."""
+    """Facts that the trial wrote: device, peak_rss_bytes, log."""
     ended_ns: int | None = None
-    """When its process was seen to have ended, of the monotonic clock; None if not known."""
+    """Time at which its process was found ended, on the monotonic clock; None if unknown."""
 
 
 def trial_row(
@@ -73,16 +73,15 @@ def trial_row(
 
 
 def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ended) -> list[Row]:
-    """Return one row for every request of the workload, in its order, after both output checks.
+    """Return a row for every request of the workload, in its order, after both output checks.
 
-    A request that the trial did not finish has the outcome `timeout` where the trial hung, else
-    `engine_died`.
+    The outcome of an unfinished request is `timeout` if the trial hung, else `engine_died`.
     """
     finished = {record["request_id"]: record for record in ended.records}
     rows = []
     for number, request in enumerate(workload.requests):
         record = finished.get(request.id) or _unfinished(ended)
-        # Request i belongs to client i modulo the concurrency, as the engine's clients have it.
+        # Request i belongs to client i modulo concurrency, as in `engine/clients.py`.
         position, client = divmod(number, trial.concurrency)
         row = _row(trial, request, answers, record)
         rows.append({**row, "client": client, "position": position})
@@ -90,7 +89,7 @@ def request_rows(trial: Trial, workload: Workload, answers: Answers, ended: Ende
 
 
 def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
-    """Fill in the columns of `requests` that are derived from the events of their trial."""
+    """Fill in the columns of `requests` that are derived from the trial's events."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -115,10 +114,10 @@ def add_observed(rows: Sequence[Row], recorded: Mapping[str, pa.Table]) -> None:
 def finding_rows(
     plan: Plan, trial: Trial, rows: Sequence[Row], recorded: Mapping[str, pa.Table], ended: Ended
 ) -> tuple[list[Row], str | None]:
-    """Return what the sanitizer finds in the recorded tables of a trial, as rows of `findings`.
+    """Return the sanitizer's findings in the tables of a trial, as rows of `findings`.
 
-    The second value is a sentence on what it could not check; None if it checked everything. The
-    number of unchecked invocations of each request goes into the `rows` of `requests`.
+    The second value says what could not be checked; None if everything was checked. The number of
+    unchecked invocations of each request is written into `rows`.
     """
     from analysis.sanitizer.recorded import check_tables, context_length_of
 
@@ -132,7 +131,7 @@ def finding_rows(
 
 
 def count_outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many requests ended in which way, every outcome named."""
+    """Return the number of requests with each outcome, including zeros."""
     from analysis.runs.store import OUTCOMES
 
     return {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in OUTCOMES}
@@ -143,7 +142,7 @@ def checked_outcome(
 ) -> tuple[str, int | None]:
     """Return the outcome of a record after both output checks, and its first divergence.
 
-    A record that was already compared with the expected text is checked again.
+    A record already compared with the expected text is checked again.
     """
     own = "ok" if record["outcome"] == "wrong" else record["outcome"]
     return check_output(

@@ -1,4 +1,4 @@
-"""Run a plan's trials to a run on disk; a sweep that was interrupted goes on where it was."""
+"""Runs a plan's trials and stores them in a run; an interrupted sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from analysis.sweep.rows import (
 from analysis.sweep.trial import specification
 
 OnTrial = Callable[[Row, dict[str, int]], None]
-"""Called with a finished trial's row of `trials` and a count under each outcome's name."""
+"""Called with a finished trial's row of `trials` and its number of requests by outcome."""
 Runner = Literal["process", "kernel"]
 
 _TICK_S = 0.05
 _PAUSE_S = 10.0
-"""How long nothing is started after a trial that this machine could not run."""
+"""Seconds without new trials after a trial that this machine could not run."""
 _TRIES, _MOST_IN_A_ROW = 2, 3
-"""How often a trial is tried, and after how many that could not be run the rest is not tried."""
+"""Most tries of a trial, and most trials that could not be run before the rest is skipped."""
 _LOGS, _WORK = store.LOGS, store.WORK
 
 
@@ -60,16 +60,19 @@ def run_sweep(
 ) -> store.Run:
     """Run a plan's trials, each on a fresh engine, and return the run read back from disk.
 
-    `process`: each trial in a child process of its release's environment, `jobs` at a time; a trial
-    that crashes, freezes or passes its deadline becomes a row with that status. `kernel`: one trial
-    after another in this process, for notebooks; the plan may then name only the installed release,
-    and a trial ends only by its requests' deadlines or the engine's watchdog. Called again with the
-    same plan and `out`, it runs the trials that are left. Ctrl-C, errors and a true `stop()` end
-    every child and leave a valid run with the finished trials.
+    Runners:
 
-    A trial that this machine could not run (a full disk, too little memory, too many open files) is
-    not stored, and is tried once more after a pause; MachineError at the end names how many are
-    missing.
+    - `process`: each trial in a child process of its release's environment, `jobs` at a time. A
+      trial that crashes, freezes or passes its deadline becomes a row with that status.
+    - `kernel`: one trial after another in this process, for notebooks. The plan may have only the
+      installed release, and a trial ends only by its requests' deadlines or the watchdog.
+
+    A second call with the same plan and `out` runs the remaining trials. Ctrl-C, errors and a true
+    `stop()` end all children and leave a valid run with the finished trials.
+
+    A trial that this machine could not run (full disk, too little memory, too many open files) is
+    not stored, and is retried once after a pause. If trials are missing at the end, MachineError
+    says how many.
 
     Raises PlanError, ReleaseError, WorkloadError, ModelError, EngineError, RunError or
     MachineError.
@@ -77,11 +80,11 @@ def run_sweep(
     if jobs < 1:
         raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
     pythons = _interpreters(plan, runner)
-    if not (Path(out) / store.MANIFEST).exists():  # what is finished needs no model to be read
+    if not (Path(out) / store.MANIFEST).exists():  # a finished run can be read without its model
         check_lengths(plan)
     command = command or shlex.join(sys.argv)
     manifest = store.new_manifest(command, plan.seed, plan=plan.as_dict())
-    # A readable id that two runs on two machines do not share.
+    # A readable id that is unique across machines.
     manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
     writer = store.RunWriter.resume(out, manifest)
     commit = (manifest["git"] or {}).get("commit")
@@ -115,14 +118,14 @@ class _Sweep:
         self.progress = Progress(len(self.trials), self.estimate, shown=progress)
         self.prepared = Prepared({}, {}, 0)
         self.failed: dict[Trial, list[str]] = {}
-        """What the machine lacked at each try of a trial that is not run yet."""
+        """For each trial that has not run, what the machine lacked at each try."""
         self.in_a_row = 0
         self.not_before_s = 0.0
         self.unreported: list[tuple[Row, dict[str, int]]] = []
-        """Stored trials that were not reported yet."""
+        """Stored trials that are not yet reported."""
 
     def run(self, runner: Runner, pythons: Mapping[str, Path]) -> store.Run:
-        """Run the trials that are left, and read the whole run back."""
+        """Run the remaining trials, and return the whole run."""
         try:
             self.progress.begins(self.writer.path, len(self.trials) - len(self.left))
             if self.left:
@@ -189,7 +192,7 @@ class _Sweep:
 
     @contextmanager
     def _put_off_if_lacking(self, trial: Trial) -> Iterator[None]:
-        """Put a trial off if the block fails for what this machine lacks."""
+        """Retry a trial later if the block fails because the machine lacks resources."""
         try:
             yield
         except (MachineError, RunError, OSError, MemoryError) as error:
@@ -203,7 +206,7 @@ class _Sweep:
                 self.in_a_row = 0
 
     def _put_off(self, trial: Trial, why: str) -> None:
-        """Try a trial again after a pause; give it up if that was the last try."""
+        """Retry a trial after a pause, or skip it after its last try."""
         self.not_before_s = time.monotonic() + _PAUSE_S
         whys = self.failed.setdefault(trial, [])
         whys.append(why)
@@ -216,17 +219,16 @@ class _Sweep:
 
     def _give_up_rest(self) -> None:
         for other in self.left:
-            self.failed.setdefault(other, []).append("it was not tried any more")
+            self.failed.setdefault(other, []).append("skipped after earlier failures")
         self.left.clear()
 
     def _not_run(self, trials: Sequence[Trial]) -> str:
         first = trials[0]
         return (
-            f"{len(trials)} of {len(self.trials)} trials could not be run for what this machine"
-            " lacks,"
-            f" and are not in {self.writer.path}: {first.trial_id} ({self.failed[first][-1]})"
+            f"{len(trials)} of {len(self.trials)} trials are not in {self.writer.path}, because"
+            f" this machine could not run them: {first.trial_id} ({self.failed[first][-1]})"
             + (f" and {len(trials) - 1} more" if len(trials) > 1 else "")
-            + ". Fix that and run the same command again: it runs only those."
+            + ". Fix this and run the same command again: it runs only the missing trials."
         )
 
     def _specification(self, trial: Trial) -> dict[str, Any]:
@@ -246,13 +248,13 @@ class _Sweep:
         return self.writer.path.resolve() / _WORK / trial.trial_id
 
     def _finish(self, trial: Trial, ended: Ended, elapsed_s: float) -> None:
-        """Store a trial that has ended: its logs first, then its tables, which make it finished."""
+        """Store an ended trial: first its logs, then its tables, which mark it as finished."""
         self._keep_logs(trial, ended)
         if ended.detail is not None:  # the logs were moved
             kept = self.writer.path / _LOGS / trial.trial_id
             detail = ended.detail.replace(str(self._work(trial)), str(kept))
             ended = dataclasses.replace(ended, detail=detail)
-        # Also where the process was killed: what is on disk by now is kept.
+        # Also if the process was killed: keep what is on disk.
         recorded = read_stream(self._work(trial), ended.ended_ns)
         missing = " ".join(filter(None, [read_lacking(self._work(trial)), cut_of(recorded)]))
         if missing:
@@ -276,7 +278,7 @@ class _Sweep:
         self.unreported.append((row, count_outcomes(requests)))
 
     def _report_finished(self) -> None:
-        """Report trials that were stored since the last time."""
+        """Report trials that were stored since the last call."""
         while self.unreported:
             row, counts = self.unreported.pop(0)
             self.progress.finished(row, counts, self.left)
@@ -284,7 +286,7 @@ class _Sweep:
                 self.on_trial(row, counts)
 
     def _try_another(self, control: Trial) -> None:
-        """Plan another control where this one's fault was never injected, if there is one."""
+        """Plan another control if this one's fault was not injected."""
         self.idle.add(control.trial_id)
         known, self.trials = set(self.trials), self.plan.trials(self.idle)
         more = [trial for trial in self.trials if trial not in known]
@@ -292,7 +294,7 @@ class _Sweep:
         self.progress.added(len(more))
 
     def _keep_logs(self, trial: Trial, ended: Ended) -> None:
-        """Copy what the trial's process printed and dumped, unless the trial ended well."""
+        """Copy the output and dumps of a trial, unless it ended normally."""
         if ended.status == "ok":
             return
         logs = self.writer.path / _LOGS / trial.trial_id
@@ -303,22 +305,22 @@ class _Sweep:
 
 
 def _with_detail(ended: Ended, more: str) -> Ended:
-    """Return how a trial ended with a further sentence."""
+    """Return the end of a trial with a further sentence."""
     return dataclasses.replace(ended, detail=" ".join(filter(None, [ended.detail, more])))
 
 
 def _idle(row: Mapping[str, Any]) -> bool:
-    """Return whether a row of `trials` is that of a control whose fault was never injected."""
+    """Return whether a row of `trials` is a control without an injection."""
     return row["injected"] is False
 
 
 def _interpreters(plan: Plan, runner: Runner) -> dict[str, Path]:
-    """Return the interpreter of each release. Raises ReleaseError for one without environment."""
+    """Return the interpreter of each release; raise ReleaseError if one has no environment."""
     if runner == "kernel":
         here = installed_release()
         if plan.releases != (here,):
             raise PlanError(
-                f"In this process only shortfin {here} can run, not {', '.join(plan.releases)}:"
-                ' plan that release alone, or use runner="process".'
+                f"This process can run only shortfin {here}, not {', '.join(plan.releases)}. Plan"
+                ' only that release, or use runner="process".'
             )
     return {release: releases.python_of(release) for release in plan.releases}

@@ -1,7 +1,7 @@
-"""Run one trial: a fresh engine and its workload; each answer is on disk once known.
+"""Runs one trial: a fresh engine and its workload. Each answer is written to disk at once.
 
-`python -m analysis.sweep.trial DIRECTORY` is a child process of a sweep (see `core/jobs.py`): it
-leaves its requests, facts and stacks in the directory of its job.
+`python -m analysis.sweep.trial DIRECTORY` is a child process of a sweep (see `core/jobs.py`). It
+writes its requests, facts and stacks to the directory of its job.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Spec = Mapping[str, Any]
 _LIKELIEST = 8
-"""Next tokens of each row whose probabilities are recorded with an invocation."""
+"""Number of most likely next tokens that are recorded for each row of an invocation."""
 _PROBE = "1 2 3 "
 _SHORTEST_PROBE_S, _LONGEST_PROBE_S, _PROBE_PAUSE_S = 5.0, 20.0, 0.25
 
@@ -55,7 +55,7 @@ def specification(
     resubmit_s: float | None = None,
     trial_id: str = "",
 ) -> dict[str, Any]:
-    """Return all that a trial needs, as plain JSON values; `trial_id` is for what is recorded."""
+    """Return everything a trial needs, as JSON values; `trial_id` is for the recording."""
     return {
         "trial_id": trial_id,
         "observe": observe,
@@ -71,13 +71,13 @@ def specification(
 
 
 def ask(spec: Spec, directory: Path) -> dict[str, Any]:
-    """Start an engine, send it the workload, close it; return the trial's facts, also on disk.
+    """Start an engine, send it the workload, close it; return the trial's facts (also on disk).
 
-    Treatments end last, so that nothing that the engine does without them is found in the trial:
-    before that, a recorded engine may finish the requests that its clients gave up, then the
-    recording ends, then one more request finds out whether the engine still answers.
+    Treatments end last, so that the trial shows nothing of the engine without them. Before that, a
+    recorded engine may finish requests that its clients gave up, the recording ends, and one more
+    request checks whether the engine still answers.
 
-    Raises EngineError if no engine can be started with these settings, OSError if the disk is full.
+    Raises EngineError if the engine cannot start with these settings, OSError if the disk is full.
     """
     from analysis.engine import Engine, EngineConfig
     from analysis.sanitizer import settle
@@ -97,7 +97,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
         engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
         facts["device"] = engine.device
         facts["page_tokens"] = engine.model.config.block_seq_stride
-        _write(directory / FACTS, facts)  # a freeze in the very start leaves at least this
+        _write(directory / FACTS, facts)  # a freeze at the start leaves at least this
         with (
             engine,
             _watched(engine, spec, directory) as recorder,
@@ -111,14 +111,14 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
                 resubmit_s=spec["resubmit_s"],
             )
             _note(engine, faults, facts)
-            _write(directory / FACTS, facts)  # waiting may take until the trial's deadline
+            _write(directory / FACTS, facts)  # the wait may last until the trial's deadline
             if recorder is not None:
                 settle(engine, recorder)
                 recorder.finish()
                 _note(engine, faults, facts)
             for fault in faults:
-                fault.injected = fault.injected or Injection()  # what is asked now is not for it
-            # Not recorded, as the workload does not have this request.
+                fault.injected = fault.injected or Injection()  # none for the request below
+            # Not recorded, because this request is not in the workload.
             if engine.died is None and (silence := _silence(engine, spec, outcomes)):
                 facts["silence"] = silence
     facts["log"] = engine.log
@@ -129,7 +129,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
 
 
 def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> None:
-    """Note the state of the engine and of the injected fault."""
+    """Add the state of the engine and of the injected fault to the facts."""
     if engine.died is not None:
         facts["death"] = engine.died.message
     if faults:
@@ -141,11 +141,11 @@ def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> Non
 
 
 def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
-    """Return a sentence if the engine answers no more; None if it does, or there is no suspicion.
+    """Return a sentence if the engine no longer answers; None if it does, or if not checked.
 
-    It gets a request for one token where a request timed out or the last to end had no answer, and
-    again as long as it refuses: an engine that is busy with requests that were given up has time to
-    end them.
+    If a request timed out, or the last one to end had no answer, one more request for one token is
+    sent. It is sent again while the engine rejects it, because the engine may still be busy with
+    requests that were given up.
     """
     if outcomes and outcomes[-1] in {"ok", "wrong"} and "timeout" not in outcomes:
         return None
@@ -160,16 +160,16 @@ def _silence(engine: Engine, spec: Spec, outcomes: Sequence[str]) -> str | None:
             break
         time.sleep(_PROBE_PAUSE_S)
     counts = ", ".join(f"{number} {name}" for name, number in Counter(outcomes).items())
-    ended = {"timeout": f"had no answer within {wait_s:g} s", "rejected": "was refused"}
+    ended = {"timeout": f"had no answer within {wait_s:g} s", "rejected": "was rejected"}
     return (
-        f"The engine stopped answering: after the workload ({counts}) one more request, by itself,"
+        f"The engine stopped answering: after the workload ({counts}), a single further request"
         f" {ended.get(outcome, f'ended as {outcome}')}."
     )
 
 
 @contextmanager
 def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder | None]:
-    """Record what the specification asks for, on disk at once; yield the recorder, or None."""
+    """Record as specified, directly to disk; yield the recorder, or None."""
     if spec["observe"] == "nothing":
         yield None
         return
@@ -187,7 +187,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
         stream = StreamWriter(recording, directory, spec["trial_id"])
         with stream.writing():
             yield recording.recorder
-    stream.write()  # with the last snapshot, which is taken when the observation ends
+    stream.write()  # includes the last snapshot, taken at the end of the observation
     if isinstance(stream.failure, OSError | MemoryError):
         raise stream.failure
 
@@ -195,7 +195,7 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
 @contextmanager
 def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
     """Apply the treatments of the specification, and yield the faults among them."""
-    # Loaded for an untreated engine, too: else every treatment would seem to take 13 MiB.
+    # Also load it without treatments, else every treatment would seem to need 13 MiB.
     from analysis.treatments import Fault, treat
 
     with treat(engine, *spec["treatments"]) as treated:
@@ -209,10 +209,10 @@ def _write(file: Path, facts: Mapping[str, Any]) -> None:
 
 
 def main(directory: Path) -> int:
-    """Run the trial of a directory, and return the status to exit with.
+    """Run the trial of a directory, and return the exit status.
 
-    It is NOT_RUN plus the errno where the machine lacked something: a status reaches the parent
-    also where the disk is full.
+    If the machine lacks resources it is NOT_RUN plus the errno, because an exit status reaches the
+    parent even if the disk is full.
     """
     try:
         return _run(directory)
@@ -227,18 +227,18 @@ def main(directory: Path) -> int:
 
 
 def _number_of(error: BaseException) -> int | None:
-    """Return the errno of an error of the machine, 0 for one without; None for other errors."""
+    """Return the errno of a machine error (0 if it has none); None for other errors."""
     if isinstance(error, ImportError):
         return 0
     if (lack := lack_behind(error)) is not None:
         return lack.errno
-    # Of the subclasses only those that the system raised have one.
+    # Only errors raised by the system have an errno.
     return error.errno if isinstance(error, OSError) else None
 
 
 def _run(directory: Path) -> int:
     spec = jobs.read_job(directory)
-    # Both stay open to the end of the process: C code writes to them when no Python can run.
+    # Both stay open to the end: C code writes to them when no Python code can run.
     stacks = open(directory / STACKS, "wb")  # noqa: SIM115
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     faulthandler.enable()
@@ -256,5 +256,5 @@ if __name__ == "__main__":
     status = main(Path(sys.argv[1]))
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    # The engine is closed and everything is on disk; a native thread left over must not keep us.
+    # The engine is closed and everything is on disk: do not wait for left native threads.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Runs as things on disk: which there are, whether they are whole, and how they are removed."""
+"""Lists, verifies and removes runs on disk."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from analysis.runs.store import (
 from analysis.sweep.process import FROZEN, OUTPUT, PRINTED, STACKS
 
 _TEMPORARY = (f"{TEMPORARY}*", f".{MANIFEST}.*")
-"""What a killed writer leaves: in `trials`, and beside the manifest."""
+"""Files that a killed writer leaves in `trials` and next to the manifest."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A run in a list; what its manifest and tables lack is None."""
+    """An entry in a list of runs; unknown values are None."""
 
     path: Path
     releases: tuple[str, ...] = ()
     plan: str = ""
-    """Its plan in short."""
+    """Summary of its plan."""
     finished: int | None = None
     planned: int | None = None
-    """Trials, that is engines."""
+    """Number of trials."""
     requests: int | None = None
     size_bytes: int = 0
     created: str | None = None
     written: bool = False
-    """Whether a process is writing to it."""
+    """Whether a process is writing to the run."""
     trouble: str | None = None
-    """Why it cannot be read."""
+    """Why the run cannot be read; None if it can."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What came of reading everything in a run."""
+    """Result of reading all files of a run."""
 
     path: Path
     trials: int = 0
@@ -63,13 +63,13 @@ class Verified:
     tables: int = 0
     rows: int = 0
     without_checksums: int = 0
-    """Tables that were written before there were checksums: read, and like what is declared."""
+    """Number of tables without checksums (older runs) that match the schema."""
     troubles: tuple[str, ...] = ()
-    """What is wrong, a sentence each."""
+    """Problems, one sentence each."""
 
 
 def find_runs(directory: str | Path) -> list[Path]:
-    """Return the runs at and below a directory, sorted; none within another run."""
+    """Return the runs in a directory and below, sorted, except runs inside other runs."""
     found = []
     for path, inner, files in os.walk(directory):
         if MANIFEST in files or MANIFEST in inner:
@@ -115,13 +115,13 @@ def listed(path: str | Path) -> Listed:
 
 
 def check_is_run(path: str | Path) -> None:
-    """Raise RunError for what is no run; one that is damaged is."""
+    """Raise RunError if a path is not a run; a damaged run is accepted."""
     if not os.path.lexists(Path(path) / MANIFEST):
         read_manifest(path)
 
 
 def verify_run(path: str | Path) -> Verified:
-    """Read everything in a run and return how much it is and each thing that is wrong."""
+    """Read all files of a run, and return their size and all problems."""
     path = Path(path)
     try:
         manifest = read_manifest(path)
@@ -147,11 +147,11 @@ def verify_run(path: str | Path) -> Verified:
 
 
 def remove_run(path: str | Path) -> list[Path]:
-    """Remove the files of a run, and return what else is there, which stays.
+    """Remove the files of a run, and return the other files there, which are kept.
 
-    Raises RunError, before anything is removed, if `path` is no run or a process writes to it.
+    Raises RunError, before anything is removed, if `path` is not a run or a process writes to it.
     """
-    path = Path(path).absolute()  # the directory one is in has no other name to remove it by
+    path = Path(path).absolute()  # "." cannot be removed by that name
     packed = is_packed(path, read_manifest(path))
     with alone_in(path):
         try:
@@ -164,7 +164,7 @@ def remove_run(path: str | Path) -> list[Path]:
             for directory in directories:
                 if directory.is_dir() and not directory.is_symlink() and not os.listdir(directory):
                     directory.rmdir()
-            # Last: what was removed in part is a run still, which can be removed again.
+            # Last, so that a partly removed run is still a run and can be removed again.
             (path / MANIFEST).unlink()
             (path / LOCK).unlink()
             if not os.listdir(path) and not path.is_symlink():
@@ -177,7 +177,7 @@ def remove_run(path: str | Path) -> list[Path]:
 
 
 def _size(file: Path) -> int:
-    """Return a file's bytes; 0 if it is gone, as a sweep may move it at any moment."""
+    """Return a file's size; 0 if a sweep has moved it."""
     try:
         return file.lstat().st_size
     except FileNotFoundError:
@@ -185,7 +185,7 @@ def _size(file: Path) -> int:
 
 
 def _own(path: Path, *, packed: bool) -> Iterator[Path]:
-    """Yield what a run wrote at a place, but for its manifest and the directories of the rest."""
+    """Yield the files that a run wrote in a directory, except its manifest."""
     for directory in (*([path] if packed else []), *_trials(path)):
         yield from (directory / name for name in sorted(OURS) if (directory / name).is_file())
     yield from path.glob(_TEMPORARY[1])
@@ -215,13 +215,13 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 
 def _idle(trials: pa.Table) -> set[str]:
-    """Return the ids of the controls whose fault was never injected."""
+    """Return the ids of controls without an injection."""
     pairs = zip(trials["trial_id"].to_pylist(), trials["injected"].to_pylist(), strict=True)
     return {trial_id for trial_id, injected in pairs if injected is False}
 
 
 def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:
-    """Return how many trials a plan has; None if that is not known here."""
+    """Return the number of trials of a plan; None if unknown."""
     from analysis.sweep.plan import Plan
 
     names = {field.name for field in fields(Plan)}
@@ -229,7 +229,7 @@ def _planned(plan: Mapping[str, Any], idle: set[str]) -> int | None:
         values = {name: _frozen(value) for name, value in plan.items() if name in names}
         return len(Plan(**values).trials(idle))
     except (CachelabError, TypeError, ValueError, AttributeError):
-        return None  # of another version of the package, or of a model that is not here
+        return None  # of another version, or of a missing model
 
 
 def _frozen(value: Any) -> Any:
@@ -241,7 +241,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _in_short(plan: Mapping[str, Any]) -> str:
-    """Return what a plan varies and asks, in a few words."""
+    """Return a short summary of a plan."""
 
     def joined(name: str) -> str:
         return ",".join(map(str, _list(plan.get(name))))

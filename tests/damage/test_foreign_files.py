@@ -86,7 +86,7 @@ def test_what_is_none_of_the_runs_is_never_to_be_deleted(
         status, stdout, stderr = cachelab(command, run)
         output = stdout + stderr
         assert status == 1, command
-        assert f"{place} is no trial of the run" in output
+        assert f"{place} is not a trial of the run" in output
         assert "move it out of" in output
         assert "delete" not in output
         assert "damaged" not in output

@@ -86,7 +86,7 @@ def test_the_command_prints_the_text_and_writes_figure_and_page(
         ((*asked,), "Name one of these trials"),
         ((swept.path, "r9999"), "no request 'r9999'"),
         ((*asked, "--trial", "absent"), "no trial 'absent'"),
-        ((tmp_path, "r0000"), "is no run"),
+        ((tmp_path, "r0000"), "is not a run"),
     ):
         status, out, err = cachelab(*wrong)
         assert (status, out) == (1, "")

@@ -191,7 +191,7 @@ def test_the_id_of_a_trial_with_many_treatments_is_short_and_its_own():
         ({"batch_sizes": (4, 1)}, "ascend"),
         ({"workload": "nothing.jsonl"}, "nothing.jsonl"),
         ({"workload": "mixed+nothing"}, "'nothing'"),
-        ({"workload": "mixed+prefix_reuse", "repeats": 1}, "would not be asked"),
+        ({"workload": "mixed+prefix_reuse", "repeats": 1}, "must be at least 2"),
         ({"repeats": 0}, "--repeats"),
         ({"rounds": 0}, "--rounds"),
         ({"seed": -1}, "--seed"),
