@@ -158,7 +158,7 @@ def test_a_descent_that_cannot_go_on_is_refused():
 
 
 def test_a_shared_prefix_without_room_is_refused():
-    with pytest.raises(ValueError, match="leave no room"):
+    with pytest.raises(ValueError, match="are too few for a member's own words"):
         shared_prefix(np.random.default_rng(0), members=2, length=36)
 
 

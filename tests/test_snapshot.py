@@ -229,7 +229,7 @@ def test_duplicates_and_contents_are_told() -> None:
     assert change.rewritten == (1,)
     assert (change.duplicates_gained, change.duplicates_lost) == ((7,), (6,))
     assert "1 page holds other contents: 1." in str(change)
-    assert "1 duplicate page was set aside to be freed: 7." in str(change)
+    assert "1 duplicate page was listed to be freed: 7." in str(change)
 
 
 def test_new_conflicts_and_torn_snapshots_are_told() -> None:
@@ -251,7 +251,9 @@ def test_long_lists_are_cut() -> None:
 
 
 def test_pools_of_different_sizes_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match=r"^These snapshots are of different pools, of 8 and 4"):
+    with pytest.raises(
+        ValueError, match=r"^These snapshots are of pools of different sizes, 8 and 4"
+    ):
         snapshot(4) - snapshot(8)
     with pytest.raises(CachelabError):
         snapshot(4) - snapshot(8)

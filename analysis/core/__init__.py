@@ -1,1 +1,1 @@
-"""What every other folder uses: errors, paths, files, child processes, wording."""
+"""Shared basics: errors, paths, files, child processes, wording."""

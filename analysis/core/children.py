@@ -33,7 +33,7 @@ if os.getppid() == int(sys.argv[1]):
 def environment() -> dict[str, str]:
     """Return the environment of a child.
 
-    This checkout can be imported, the user's site-packages and the working directory cannot.
+    The child can import this checkout, but not the user's site-packages or working directory.
     """
     ours = {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     variables = {**os.environ, **ours}
@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
 
 
 def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[bytes]:
-    """Start a child that leads a session of its own, without input; end it with `kill_group`.
+    """Start a child in its own session, without input; end it with `kill_group`.
 
     `output` are `stdout` and `stderr`, as for `subprocess.Popen`.
     """
@@ -60,17 +60,17 @@ def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[byte
 
 
 def until_we_end(program: str | Path, *arguments: str | Path) -> list[str]:
-    """Return the command for another program, which the kernel kills when this thread ends."""
+    """Return a command that runs a program which the kernel kills when this thread ends."""
     command = [sys.executable, "-I", "-S", "-c", _UNTIL_WE_END, os.getpid(), program, *arguments]
     return [str(part) for part in command]
 
 
 @contextmanager
 def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder, `PURPOSE-...`, and remove those that killed processes left behind.
+    """Yield a new folder `PURPOSE-...`, and remove folders of killed processes.
 
-    It lies in `directory`, by default that of temporary files. The owner holds a lock on it, which
-    the system releases when the owner ends.
+    It is in `directory` (default: that of temporary files). Its owner holds a lock on it, which the
+    system releases when the owner ends.
     """
     directory = directory or Path(tempfile.gettempdir())
     for left in directory.glob(f"{purpose}-*"):
@@ -79,7 +79,7 @@ def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(lock)
     lock = None
-    while lock is None:  # before it is locked another process may take it for one left behind
+    while lock is None:  # another process may remove it before it is locked
         path = Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=directory))
         try:
             lock = _locked(path)
@@ -94,7 +94,7 @@ def scratch(purpose: str, directory: Path | None = None) -> Iterator[Path]:
 
 
 def _locked(path: Path) -> int | None:
-    """Lock a folder and return its descriptor; None if it is gone or locked. Raises OSError."""
+    """Lock a folder and return its descriptor; None if it is missing or locked. Raises OSError."""
     handle, mine = None, False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -109,19 +109,19 @@ def _locked(path: Path) -> int | None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when `parent`, which started it, ends.
+    """Make the kernel kill this process when its parent process, `parent`, ends.
 
-    No Python has to run here, so it also works in a process that is frozen with the GIL held.
+    This also works in a process that is frozen with the GIL held, because no Python code runs.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(1)
 
 
 def kill_group(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> None:
-    """Kill a child that leads a session of its own, with what it started, and wait for its end."""
+    """Kill a child with its own session, and its children, and wait for its end."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
@@ -131,9 +131,9 @@ def kill_group(process: subprocess.Popen[bytes], timeout_s: float = 10.0) -> Non
 def end_tree(
     process: subprocess.Popen[bytes], timeout_s: float, hurry: Callable[[], bool] = lambda: False
 ) -> None:
-    """Terminate a child; after `timeout_s`, or when `hurry()`, kill it and all that it started.
+    """Terminate a child; after `timeout_s`, or when `hurry()`, kill it and its children.
 
-    Its children may lead sessions of their own, as Jupyter's kernels do.
+    The children may have their own sessions, as Jupyter's kernels do.
     """
     import psutil
 
@@ -146,13 +146,13 @@ def end_tree(
         time.sleep(_TICK_S)
     for left in tree:
         with suppress(psutil.NoSuchProcess):
-            left.kill()  # not another process that got its number since
+            left.kill()  # does nothing if the process id was reused
     kill_group(process)
     psutil.wait_procs(tree, timeout_s)
 
 
 def tail(path: Path, size: int = 20_000) -> str:
-    """Return the last `size` bytes of a file as text, "" if it cannot be read."""
+    """Return the last `size` bytes of a file as text; "" if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))

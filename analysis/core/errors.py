@@ -1,4 +1,4 @@
-"""User-correctable errors: a message is one sentence on what is wrong and how to fix it."""
+"""User-correctable errors: a message says what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 60
 
 
 class CachelabError(Exception):
-    """Base of every error that the command line prints as one sentence, without a traceback."""
+    """Base of the errors that the command line prints without a traceback."""
 
 
 class EngineError(CachelabError):
@@ -24,11 +24,11 @@ class EngineError(CachelabError):
 
 
 class MachineError(CachelabError):
-    """The machine lacked disk, memory, file descriptors or the package."""
+    """The machine lacks disk space, memory, file descriptors or the package."""
 
 
 class ModelError(CachelabError):
-    """A model directory, or something in it, cannot be used."""
+    """A model directory, or a file in it, cannot be used."""
 
 
 class PlaceError(CachelabError):
@@ -36,7 +36,7 @@ class PlaceError(CachelabError):
 
 
 class ReleaseError(CachelabError):
-    """A shortfin release is unknown, or has no environment here."""
+    """A shortfin release is unknown or has no environment."""
 
 
 class RunError(CachelabError):
@@ -51,11 +51,11 @@ _SHORT = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ETIMEDOUT}
     | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 )
-"""Errors of a machine that lacks something, perhaps only for a moment."""
+"""Errors of a machine that lacks resources, maybe temporarily."""
 
 
 def lack_behind(error: BaseException) -> OSError | None:
-    """Return the error of the system if this machine lacked something, else None."""
+    """Return the system error if the machine lacked resources, else None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
@@ -69,7 +69,7 @@ def lack_behind(error: BaseException) -> OSError | None:
 
 
 def lacking(error: BaseException) -> str | None:
-    """Return what this machine lacked, in words, if that caused the error, else None."""
+    """Return in words what the machine lacked, if that caused the error, else None."""
     lack = lack_behind(error)
     if lack is None:
         return None
@@ -77,7 +77,7 @@ def lacking(error: BaseException) -> str | None:
 
 
 def is_deeper(value: object, levels: int) -> bool:
-    """Return whether lists and mappings are nested more than this deep."""
+    """Return whether lists and mappings are nested more than `levels` deep."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, list | tuple):
@@ -95,7 +95,7 @@ def whole_number(
 ) -> int:
     """Return `value` as an int between two bounds.
 
-    Raises `error` that names `what`, the bounds, and `why` there is an upper one.
+    Raises `error`, with `what`, the bounds, and the reason `why` for the upper one.
     """
     bounds = f"from {least} to {most}" + (f", as {why}, and" if why else ",")
     try:
@@ -110,7 +110,7 @@ def whole_number(
 def seconds(
     value: object, what: str, most: float, error: type[CachelabError] = EngineError
 ) -> float:
-    """Return `value` as a float above 0, at most `most`. Raises `error` that names `what`."""
+    """Return `value` as a float above 0 and at most `most`. Raises `error`, with `what`."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -122,16 +122,16 @@ def seconds(
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn an OSError into a PlaceError that names `place`, not a temporary file beside it."""
+    """Turn an OSError into a PlaceError about `place`, not about a temporary file next to it."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise PlaceError(f"{place} cannot be written: {reason}; choose another place.") from error
+        raise PlaceError(f"{place} cannot be written: {reason}. Choose another place.") from error
 
 
 def check_writable(directory: Path) -> None:
-    """Create a directory if it is missing. Raises PlaceError if files cannot be created in it."""
+    """Create a directory if missing. Raises PlaceError if files cannot be created in it."""
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:
@@ -139,20 +139,20 @@ def check_writable(directory: Path) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a sentence: in one line, and short."""
+    """Return a value as short text on one line."""
     if isinstance(value, str) and len(value) > _SHOWN:
         value = value[: _SHOWN - 3] + "…"
     try:
         text = " ".join(printable(repr(value)).split())
-    except Exception:  # an int of too many digits, a value that refers to itself deeply
+    except Exception:  # an int of too many digits, or deep self-reference
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def printable(text: str) -> str:
-    """Return a text that is safe on a terminal: only lines and tabs are not escaped.
+    """Return a text that is safe on a terminal: everything but newlines and tabs is escaped.
 
-    Request ids, prompts and file names can hold escape sequences and lone surrogates.
+    Request ids, prompts and file names may have escape sequences and lone surrogates.
     """
     if text.isprintable():
         return text
@@ -162,7 +162,7 @@ def printable(text: str) -> str:
 
 
 def is_encodable(text: str) -> bool:
-    """Return whether a text can be written as UTF-8, which a lone surrogate cannot."""
+    """Return whether a text can be written as UTF-8 (False with lone surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Files that are read and written whole, with sentences for those that cannot be read."""
+"""Reads and writes whole files, with messages for unreadable ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from analysis.core.errors import RunError
 def contents(file: Path) -> bytes:
     """Return the content of a regular file.
 
-    Raises FileNotFoundError, or RunError with the reason, and the owner if permission is missing.
+    Raises FileNotFoundError, or RunError with the reason (and the owner if access is denied).
     """
     try:
-        # Not blocking, for a pipe in its place would wait for a writer.
+        # Non-blocking, because a pipe would wait for a writer.
         handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise RunError(
-                    f"{file} is no file, though one belongs there: move it elsewhere, then restore"
-                    " the file or measure it again."
+                    f"{file} is not a regular file. Move it elsewhere, then restore the file or"
+                    " measure it again."
                 )
             with open(handle, "rb", closefd=False) as stream:
                 return stream.read()
@@ -46,7 +46,7 @@ def names_in(directory: Path) -> set[str]:
 
 
 def unreadable(place: Path, error: OSError) -> RunError:
-    """Return the error with the reason why a file or directory cannot be read, and the fix."""
+    """Return an error with the reason why a file or directory cannot be read, and the fix."""
     if not isinstance(error, PermissionError):
         return RunError(f"{place} cannot be read: {error.strerror or error}.")
     try:
@@ -54,25 +54,25 @@ def unreadable(place: Path, error: OSError) -> RunError:
             try:
                 facts = os.stat(place)
                 break
-            except PermissionError:  # it lies in a directory that may not be entered
+            except PermissionError:  # access to the directory is denied
                 place = place.parent
     except OSError as worse:
         return RunError(f"{place} cannot be read: {worse.strerror or worse}.")
     mode = stat.filemode(facts.st_mode)
     if facts.st_uid == os.geteuid():
         return RunError(
-            f"{place} may not be read by you, although it is yours ({mode}): allow it with"
+            f"{place} is yours, but you have no read permission ({mode}). Add it with"
             f" `chmod -R u+rX {place}`."
         )
     owner = _user(facts.st_uid)
     return RunError(
-        f"{place} may not be read by you, for it belongs to {owner} ({mode}): ask {owner} for"
-        f" `chmod -R a+rX {place}`, or for a copy."
+        f"You have no read permission for {place}, which belongs to {owner} ({mode}). Ask {owner}"
+        f" for `chmod -R a+rX {place}`, or for a copy."
     )
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary name in its directory, then renamed."""
+    """Write a file atomically: to a temporary name in its directory, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
@@ -84,7 +84,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Write a file or directory out, so that no rename precedes its content."""
+    """Sync a file or directory to disk, so that no rename precedes its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,7 @@
 """The protocol of child modules: a JSON job in, JSON lines out.
 
-A job's directory holds `job.json`, `answers.jsonl` (one line an answer, on disk as soon as it is
-known) and `output.txt` (everything that the child printed). The child is killed when its parent
-ends.
+A job's directory has `job.json`, `answers.jsonl` (one line an answer, written at once) and
+`output.txt` (the child's output). The child is killed when its parent ends.
 
 Parent: `for answer in ask(python, "analysis.model.oracle", job, "The reference decoder", ...)`.
 Child: `if __name__ == "__main__": serve(work)`; `work(job, emit)` calls `emit` for each answer.
@@ -32,7 +31,7 @@ Emit = Callable[[Any], None]
 
 
 class Child:
-    """A module that runs on a job, with its files in `directory`."""
+    """A child process that runs a module on a job, with its files in `directory`."""
 
     def __init__(self, python: Path, module: str, job: Mapping[str, Any], directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -54,12 +53,12 @@ class Child:
         return [json.loads(line) for line in whole.split(b"\n") if line]
 
     def last_line(self) -> str:
-        """Return the last line that the child printed."""
+        """Return the last line of the child's output."""
         lines = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
-        return lines[-1].strip() if lines else "it printed nothing."
+        return lines[-1].strip() if lines else "no output."
 
     def kill(self) -> None:
-        """End the child and everything that it started."""
+        """Kill the child and its children."""
         children.kill_group(self.process)
 
 
@@ -73,11 +72,11 @@ def ask(
     first_s: float,
     next_s: float | None = None,
 ) -> Iterator[Any]:
-    """Start a module on a job, yield its answers as they come, and end it.
+    """Start a module on a job, yield its answers as they arrive, and end it.
 
-    `name` stands for the child in messages. Raises `error` if no answer comes within `first_s`
-    seconds (`next_s` after another answer), if the child fails, or with the message of a
-    CachelabError of the child.
+    `name` is the child's name in messages. Raises `error` if no answer arrives within `first_s`
+    seconds (`next_s` after an earlier answer), or if the child fails, with the message of its
+    CachelabError.
     """
     with children.scratch("cachelab-job") as directory:
         child = Child(python, module, job, directory)
@@ -92,8 +91,8 @@ def ask(
                     patience_s, began = next_s or first_s, time.monotonic()
                 if not ended and time.monotonic() - began > patience_s:
                     raise error(
-                        f"{name} gave no answer for {patience_s:g} s and was ended: run the same"
-                        " again, with more time or less to do."
+                        f"{name} was killed, because it gave no answer for {patience_s:g} s. Run it"
+                        " again, with more time or a smaller task."
                     )
                 if not ended:
                     time.sleep(_TICK_S)
@@ -104,7 +103,7 @@ def ask(
 
 
 def read_lines(file: Path) -> list[Any]:
-    """Return the JSON lines of a file, none if there is no file; a line cut short is left out."""
+    """Return the JSON lines of a file, without an incomplete last line; [] if it is missing."""
     answers = []
     for line in file.read_bytes().split(b"\n") if file.is_file() else ():
         with contextlib.suppress(ValueError):
@@ -113,24 +112,24 @@ def read_lines(file: Path) -> list[Any]:
 
 
 def write_line(stream: Any, answer: Any) -> None:
-    """Write one whole line at once, so that a kill loses nothing. OSError if the disk is full."""
+    """Write one line in a single write, so that a kill loses nothing. Raises OSError."""
     line = json.dumps(answer, default=plain).encode() + b"\n"
     if stream.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), stream.name)
 
 
 def read_job(directory: Path) -> dict[str, Any]:
-    """Return the job of this process, and have the kernel kill it when its parent ends."""
+    """Return the job of this process, and make the kernel kill it when its parent ends."""
     job: dict[str, Any] = json.loads((directory / JOB).read_bytes())
     children.die_with_parent(job.pop("parent"))
     return job
 
 
 def serve(work: Callable[[dict[str, Any], Emit], None]) -> NoReturn:
-    """Do the job of the directory that the command line names, and exit.
+    """Run the job of the directory in the command line, and exit.
 
-    After a CachelabError the status is 1, and the parent gets its message. Native threads that are
-    left over do not keep the process.
+    After a CachelabError the status is 1, and the parent gets its message. The process exits even
+    if native threads are still running.
     """
     directory, status = Path(sys.argv[1]), 0
     job = read_job(directory)
@@ -147,5 +146,5 @@ def serve(work: Callable[[dict[str, Any], Emit], None]) -> NoReturn:
 
 
 def plain(value: Any) -> Any:
-    """Return a number of NumPy as one of Python, anything else as text."""
+    """Return a NumPy number as a Python number, and any other value as text."""
     return value.item() if hasattr(value, "item") else str(value)

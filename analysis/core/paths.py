@@ -13,7 +13,7 @@ import platformdirs
 
 
 def repo_root() -> Path | None:
-    """Return the checkout that this package runs from, None when installed from a wheel."""
+    """Return the checkout that this package runs from; None if installed from a wheel."""
     root = Path(__file__).resolve().parents[2]
     is_checkout = (root / "pyproject.toml").is_file() and (root / "environments").is_dir()
     return root if is_checkout else None
@@ -26,9 +26,9 @@ def shipped(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """Return the directory for compiled models and reference answers, which can be made again.
+    """Return the directory for compiled models and reference answers.
 
-    `CACHELAB_CACHE_DIR` wins, then `data/cache` of the checkout, then the user's cache directory.
+    It is `CACHELAB_CACHE_DIR`, else `data/cache` of the checkout, else the user's cache directory.
     """
     if chosen := os.environ.get("CACHELAB_CACHE_DIR"):
         return Path(chosen).expanduser().resolve()
@@ -40,7 +40,7 @@ def cache_dir() -> Path:
 def place_of(path: Path, identity: Mapping[str, Any]) -> Path:
     """Return `path` with a digest of an identity: `NAME-<digest>`.
 
-    Other settings so get another place, and the same settings go on where they were.
+    The same settings are resumed in the same place; other settings get another place.
     """
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     return path.with_name(f"{path.name}-{digest.hexdigest()[:8]}")
@@ -59,7 +59,7 @@ def environments_dir() -> Path:
 
 
 def runs_dir() -> Path:
-    """Return where runs go by default: `data/runs`, or `./runs` outside a checkout."""
+    """Return the default directory of runs: `data/runs`, or `./runs` outside a checkout."""
     root = repo_root()
     return root / "data" / "runs" if root else Path.cwd() / "runs"
 

@@ -1,4 +1,4 @@
-"""Sentences and HTML from jinja2 templates, which lie in the folder `templates` of a package."""
+"""Renders sentences and HTML from jinja2 templates in the folder `templates` of a package."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _FILTERS = (
 
 
 def render(package: str, template: str, /, **values: Any) -> str:
-    """Return a template of a package, filled in.
+    """Render a template of a package.
 
-    Templates whose name ends in `.html.j2` escape every value. All have the functions of `wording`
-    as filters. Raises jinja2.UndefinedError for a value that is not given.
+    Templates named `*.html.j2` escape every value. All templates have the functions of `wording` as
+    filters. Raises jinja2.UndefinedError for a missing value.
     """
     return _environment(package).get_template(template).render(**values)
 
 
 def lines(package: str, template: str, /, **values: Any) -> tuple[str, ...]:
-    """Return the lines of a template, filled in, that are not empty."""
+    """Render a template, and return its lines without empty ones."""
     text = render(package, template, **values)
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def paragraph(package: str, template: str, macro: str, /, *values: Any) -> str:
-    """Return what a macro of a template makes of `values`, as one line of text."""
+    """Render a macro of a template, and return it as one line of text."""
     module: Any = _environment(package).get_template(template).module
     return " ".join(str(getattr(module, macro)(*values)).split())
 

@@ -1,4 +1,4 @@
-"""How numbers and lists read in a sentence, the same everywhere."""
+"""Formats numbers and lists in sentences, the same everywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(items: Iterable[object], *, most: int | None = None) -> str:
-    """Return items as "a, b and c"; beyond `most` "a, b and 3 more"; without any "none"."""
+    """Return items as "a, b and c", or "a, b and 3 more" beyond `most`; "none" for no items."""
     texts = [str(item) for item in items]
     if most is not None and len(texts) > most:
         texts = [*texts[:most], f"{len(texts) - most} more"]
@@ -22,7 +22,7 @@ def listed(items: Iterable[object], *, most: int | None = None) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows as a Markdown table whose heads are their keys, "" without rows.
+    """Return rows as a Markdown table with their keys as heads; "" without rows.
 
     Columns without any text are left out. Cells are padded, for readers in a terminal.
     """
@@ -36,7 +36,7 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     lines = [heads, *([_cell(row.get(head, "")) for head in heads] for row in rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
     lines.insert(1, ["-" * width for width in widths])
-    # The last column holds the longest texts: padded, it would wrap in every line.
+    # The last column has the longest texts: with padding, every line would wrap.
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=False))}"
         f"{' | ' if len(line) > 1 else ''}{line[-1]} |"
@@ -54,7 +54,7 @@ def numbered(noun: str, numbers: Collection[int], *, most: int | None = None) ->
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """Return a share from 0 to 1 in percent; a share that rounds to 0 or 100 and is not it, so."""
+    """Return a share from 0 to 1 in percent; "less than 1%" if it only rounds to 0."""
     text = f"{100 * share:.{digits}f}"
     least = 10.0**-digits
     if float(text) == 0 and share > 0:
@@ -75,7 +75,7 @@ def p_value(value: float) -> str:
 
 
 def capitalised(text: str) -> str:
-    """Return a text with its first letter as a capital, and the others as they are."""
+    """Return a text with a capital first letter, and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
@@ -102,7 +102,7 @@ def probability(value: float) -> str:
 
 
 def ranges(numbers: Iterable[int], most: int = 8) -> str:
-    """Return numbers as "3-5 and 9"; beyond `most` ranges, how many more numbers there are."""
+    """Return numbers as "3-5 and 9"; beyond `most` ranges, only the count of the rest."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
@@ -116,9 +116,9 @@ def ranges(numbers: Iterable[int], most: int = 8) -> str:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a short form of each name: itself, or eight characters where it is too long.
+    """Return a short form of each name: itself, or eight characters if it is too long.
 
-    They are the first or the last ones, whichever differ between the names.
+    The first eight are used if they differ between the names, else the last eight.
     """
     known = list(dict.fromkeys(names))
     for part in (slice(8), slice(-8, None)):

@@ -1,1 +1,1 @@
-"""The state of the KV cache as plain data, its differences, and the walk of its trie."""
+"""Snapshots: the state of the KV cache as plain data, differences, and trie traversal."""

@@ -1,4 +1,4 @@
-"""What changed between two snapshots of the cache, and both in sentences."""
+"""The difference of two snapshots of the cache, and its description in sentences."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ class SnapshotError(CachelabError, ValueError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diff(Generic[S]):
-    """What changed from `before` to `after`; `str(change)` says it in sentences.
+    """The difference between two snapshots; `str(change)` describes it in sentences.
 
-    False where nothing changed. Nodes are identified by their numbers, so both snapshots must be
-    of the same engine.
+    False if nothing changed. Nodes are identified by number, so both snapshots must be of the same
+    engine.
     """
 
     before: S
     after: S
     moved: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
-    """Pages by the state that they left and the one they went to."""
+    """Pages by (old state, new state)."""
     gained: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Pages that each request came to hold."""
+    """Pages that each request newly holds."""
     lost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Pages that each request ceased to hold."""
+    """Pages that each request no longer holds."""
     created: tuple[Node, ...] = ()
-    """Nodes that are new in the trie."""
+    """New nodes of the trie."""
     gone: tuple[Node, ...] = ()
-    """Nodes that are in the trie no more, as they were."""
+    """Removed nodes of the trie, in their old state."""
     altered: tuple[tuple[Node, Node], ...] = ()
-    """Nodes that have another page, other tokens or another parent: as they were, and are."""
+    """Nodes with another page, other tokens or another parent, as (old, new)."""
     references: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """References to a node before and after, where they differ and it was there at both times."""
+    """Changed reference counts (old, new) of nodes in both snapshots."""
     leaves_gained: tuple[int, ...] = ()
-    """Nodes that came into the engine's set of leaves, new ones among them."""
+    """Nodes added to the engine's set of leaves, including new nodes."""
     leaves_lost: tuple[int, ...] = ()
-    """Nodes that left it, those that are gone among them."""
+    """Nodes removed from the set of leaves, including removed nodes."""
     duplicates_gained: tuple[int, ...] = ()
-    """Pages that were set aside to be freed."""
+    """Duplicate pages newly listed to be freed."""
     duplicates_lost: tuple[int, ...] = ()
     rewritten: tuple[int, ...] = ()
-    """Pages with other contents, among those whose contents both snapshots have."""
+    """Pages with changed contents, if both snapshots have the contents."""
     conflicts: tuple[Conflict, ...] = ()
-    """Conflicts that are new."""
+    """New conflicts."""
 
     @property
     def leaked(self) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class Diff(Generic[S]):
         return _sorted({page for pages in groups for page in pages})
 
     def sentences(self) -> list[str]:
-        """Return what changed, a sentence each; none where nothing did."""
+        """Return the changes, one sentence each; [] if nothing changed."""
         return _Sentences(self).all()
 
     def __bool__(self) -> bool:
@@ -93,9 +93,9 @@ class Diff(Generic[S]):
 
 
 def diff(before: S, after: S) -> Diff[S]:
-    """Return what changed; `after - before` is the same.
+    """Return the difference of two snapshots, like `after - before`.
 
-    Raises SnapshotError if the two are of pools of different sizes.
+    Raises SnapshotError if the pools have different sizes.
     """
     same_pool(before, after)
     old = {node.node: node for node in before.nodes}
@@ -134,13 +134,13 @@ def same_pool(before: SnapshotBase, after: SnapshotBase) -> None:
     """Raise SnapshotError unless both snapshots are of pools of the same size."""
     if before.page_count != after.page_count:
         raise SnapshotError(
-            f"These snapshots are of different pools, of {before.page_count} and "
-            f"{after.page_count} pages, so there is no telling what changed."
+            f"These snapshots are of pools of different sizes, {before.page_count} and "
+            f"{after.page_count} pages, and cannot be compared."
         )
 
 
 class _Sentences:
-    """Puts a change into sentences."""
+    """Describes a difference in sentences."""
 
     def __init__(self, change: Diff[Any]) -> None:
         self.change = change
@@ -161,7 +161,7 @@ class _Sentences:
         ]
 
     def _pages(self) -> list[str]:
-        """Return where pages went, leaks excepted."""
+        """Return the changes of page states, except leaks."""
         now, then = self.after.holders, self.before.holders
         ways = [
             ("free", "live", "was taken from the pool", "were taken from the pool", now, "held by"),
@@ -187,7 +187,7 @@ class _Sentences:
         return found
 
     def _holdings(self) -> list[str]:
-        """Return who came to hold or gave up pages that stayed in their state."""
+        """Return the changed holders of pages that stayed in the same state."""
         moved = {page for pages in self.change.moved.values() for page in pages}
         found = []
         ways = (
@@ -241,8 +241,9 @@ class _Sentences:
     def _other(self) -> list[str]:
         ways = (
             (self.change.duplicates_gained, "duplicate page", "was", "were",
-             "set aside to be freed"),
-            (self.change.duplicates_lost, "duplicate page", "is", "are", "no longer set aside"),
+             "listed to be freed"),
+            (self.change.duplicates_lost, "duplicate page", "is", "are",
+             "no longer listed to be freed"),
             (self.change.rewritten, "page", "holds", "hold", "other contents"),
         )  # fmt: skip
         return [
@@ -266,7 +267,7 @@ class _Sentences:
         return [f"{capitalised(', '.join(parts))}."] if parts else []
 
     def _leaks(self) -> list[str]:
-        """Return which pages leaked, and where they had been last."""
+        """Return which pages leaked, with their last holders or states."""
         pages = self.change.leaked
         if not pages:
             return []
@@ -310,13 +311,13 @@ class _Sentences:
     def _by_holder(
         self, pages: Iterable[int], holders: Mapping[int, Sequence[str]], verb: str
     ) -> str:
-        """Return pages as ranges, grouped by the requests that hold or held them."""
+        """Return pages as ranges, grouped by their holders."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for page in pages:
             groups.setdefault(tuple(holders.get(page, ())), []).append(page)
         parts = [
-            ranges(group) + (f" {verb} {self._named(who)}" if who else "")
-            for who, group in list(groups.items())[:_MOST_PARTS]
+            ranges(group) + (f" {verb} {self._named(owners)}" if owners else "")
+            for owners, group in list(groups.items())[:_MOST_PARTS]
         ]
         if len(parts) == 1:
             return parts[0].replace(f" {verb}", f", {verb}", 1)

@@ -1,4 +1,4 @@
-"""The KV cache at one moment, its difference to another, and its row of the table `snapshots`."""
+"""The KV cache at one moment, and its row of the table `snapshots`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Snapshot(SnapshotBase):
         return f"<Snapshot: {self}>"
 
     def to_row(self, trial_id: str = "") -> dict[str, Any]:
-        """Return its row of the table `snapshots`; contents of pages are not kept there."""
+        """Return its row of the table `snapshots`, which has no page contents."""
         leaves = sum(n.leaf for n in self.nodes)
         return {
             "request_id": self.request_id,
@@ -84,21 +84,21 @@ class Snapshot(SnapshotBase):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Snapshot:
-        """Return the snapshot of a row of the table `snapshots`; the free list comes sorted.
+        """Return the snapshot of a row of the table `snapshots`; its free list is sorted.
 
-        Raises RunError if a value of the row is not what `to_row` makes.
+        Raises RunError for an invalid row.
         """
         try:
             return cls._from_row(row)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise RunError(
                 f"The snapshot at event {row.get('seq')} of trial {row.get('trial_id')} cannot be"
-                f" read ({error}): restore the run, or record it again."
+                f" read ({error}). Restore the run, or record it again."
             ) from error
 
     @classmethod
     def _from_row(cls, row: Mapping[str, Any]) -> Snapshot:
-        import pandas as pd  # slow to import, and trials of a sweep do without
+        import pandas as pd  # slow to import, and not needed in trials
 
         states = np.frombuffer(row["states"].encode(), dtype=np.uint8)
         nodes = tuple(Node(**{**node, "tokens": tuple(node["tokens"])}) for node in row["trie"])
@@ -140,7 +140,7 @@ def describe(snapshot: Snapshot) -> str:
         text += f"; {counted(len(snapshot.nodes) - 1, 'node')} in the trie, {leaves} as leaves"
     text += "."
     if not snapshot.consistent:
-        text += " It was taken during an operation of the cache, so it may contradict itself."
+        text += " It was taken during an operation of the cache, so it may be inconsistent."
     if snapshot.conflicts:
         named = " ".join(map(str, snapshot.conflicts[:2]))
         more = len(snapshot.conflicts) - 2

@@ -1,4 +1,4 @@
-"""The state of the KV cache as plain data: pages, holders, the trie, and conflicts among them."""
+"""The state of the KV cache as plain data: pages, holders, the trie, and conflicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 STATES = ("free", "live", "cached", "leaked")
-"""A page that could be in two states counts as the first of them."""
+"""A page in two states counts as the first of them."""
 FREE, LIVE, CACHED, LEAKED = range(4)
 
 
@@ -21,18 +21,18 @@ class Node:
     """A node of the trie: one page of tokens."""
 
     node: int
-    """Its number in this engine; the root is 0."""
+    """Number of the node in this engine; the root is 0."""
     parent: int | None
     page: int | None
-    """None for the root, which has no page of its own."""
+    """Page of the node; None for the root."""
     tokens: tuple[int, ...]
     ref_count: int
     leaf: bool
-    """Whether the engine has it in its set of leaves, rightly or not."""
+    """Whether it is in the engine's set of leaves."""
 
 
 class Conflict(NamedTuple):
-    """A page that is in two places at once, or where it cannot be."""
+    """A page in two states at once, or in an impossible one."""
 
     code: str
     """A key of `CONFLICTS`."""
@@ -42,83 +42,82 @@ class Conflict(NamedTuple):
     request_ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        who = " and ".join(self.request_ids)
+        holders = " and ".join(self.request_ids)
         return CONFLICTS[self.code].format(
-            page=self.page, node=self.node, times=self.times, who=who
+            page=self.page, node=self.node, times=self.times, holders=holders
         )
 
 
 CONFLICTS = {
     "free-twice": "Page {page} is {times} times in the free list.",
-    "free-and-held": "Page {page} is free and held by {who}.",
+    "free-and-held": "Page {page} is free and held by {holders}.",
     "free-and-cached": "Page {page} is free and in node {node}.",
     "in-several-nodes": "Page {page} is in {times} nodes of the trie.",
     "no-such-page": "Page {page} does not exist.",
     "wrong-key": "Node {node} (page {page}) is filed under another key.",
 }
-"""Codes of conflicts with their sentences."""
+"""Sentences of conflicts by code."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageContent:
-    """What a page holds, over all devices: statistics of its elements, and a hash of its bytes."""
+    """Content of a page on all devices: statistics of its elements, and a hash of its bytes."""
 
     mean: float
     maximum: float
-    """Largest magnitude; NaN elements are left out of both."""
+    """Largest magnitude; both values ignore NaN."""
     nan_count: int
     digest: str
 
 
 @dataclass(frozen=True)
 class CacheState:
-    """What is read of a live cache, in the engine's own terms."""
+    """The state read from a live cache, in the engine's terms."""
 
     page_count: int
     free: Sequence[int]
-    """The pool's free list, in its order; a page that is listed twice stays so."""
+    """The pool's free list in its order, with repeated pages."""
     holdings: Mapping[str, Sequence[int]]
-    """Pages by the request that holds them."""
+    """Pages held by each request."""
     nodes: tuple[Node, ...] = ()
-    """The trie, parents before children, the root first; empty where there is none."""
+    """Nodes of the trie, root first, parents before children; () without a trie."""
     duplicates: Sequence[int] = ()
-    """Pages that the cache set aside to be freed."""
+    """Duplicate pages that the cache will free."""
     misfiled: Sequence[int] = ()
-    """Nodes that their parent knows under other tokens than their own."""
+    """Nodes that their parent has under wrong tokens."""
     misplaced: Sequence[Sequence[int]] = ()
-    """Nodes whose parent pointer is not the node that has them as a child: the node's number, that
-    of the parent it points to (-1 for none), and that of the node that has it."""
+    """Nodes with a wrong parent pointer: (node, node it points to or -1, actual parent)."""
     allocated: Sequence[int] | None = None
-    """The cache's list of the pages that it gave out, in its order; None where it keeps none."""
+    """The cache's list of allocated pages, in its order; None if it has none."""
 
 
 @dataclass(frozen=True, eq=False)
 class SnapshotBase:
-    """The cache at one moment: what a snapshot holds, and what follows from it.
+    """The cache at one moment, with derived values.
 
-    Every page is free (in the pool's list), live (held by a request), cached (held by the prefix
-    cache alone) or leaked (none of these).
+    Every page is free (in the pool's list), live (held by a request), cached (held only by the
+    prefix cache) or leaked (none of these).
     """
 
     state: CacheState
     moment: str = "asked"
-    """before, after (a request), failure, or asked for."""
+    """Moment of the snapshot: before or after a request, at a failure, or asked for."""
     request_id: str | None = None
     seq: int | None = None
-    """Its place among the recorded events, None if nothing was recorded."""
+    """Sequence number of its event; None without a recording."""
     t_s: float | None = None
     """Seconds since the engine started."""
     consistent: bool = True
-    """Whether it was taken while no operation of the cache was under way."""
+    """Whether no operation of the cache ran during the snapshot."""
     contents: Mapping[int, PageContent] = field(default_factory=dict)
     recorded_conflicts: tuple[Conflict, ...] = ()
-    """Conflicts of a row of the table, which lacks some of the data that they were found in."""
+    """Conflicts of a stored snapshot, whose row has not all data to derive them."""
 
     @cached_property
     def states(self) -> npt.NDArray[np.uint8]:
-        """State of every page as its place in STATES, of shape [page_count]."""
+        """Index in STATES of every page's state, of shape [page_count]."""
         states = np.full(self.state.page_count, LEAKED, dtype=np.uint8)
-        # The strongest claim is written last.
+        # The state with the highest priority is written last.
         _put(states, [n.page for n in self.state.nodes if n.page is not None], CACHED)
         _put(states, self.state.duplicates, CACHED)
         for pages in self.state.holdings.values():
@@ -134,12 +133,12 @@ class SnapshotBase:
 
     @property
     def page_count(self) -> int:
-        """Pages in the pool altogether."""
+        """Number of pages in the pool."""
         return self.state.page_count
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The trie, parents before children; empty where the engine shares no prefixes."""
+        """Nodes of the trie, parents before children; () without prefix sharing."""
         return self.state.nodes
 
     @cached_property
@@ -159,12 +158,12 @@ class SnapshotBase:
 
     @property
     def conflict_pages(self) -> tuple[int, ...]:
-        """Pages of `conflicts`, also such as do not exist; in ascending order."""
+        """Pages of `conflicts` in ascending order, including pages that do not exist."""
         return tuple(sorted({conflict.page for conflict in self.conflicts}))
 
     @cached_property
     def conflicts(self) -> tuple[Conflict, ...]:
-        """Pages that are in two places at once; none in a healthy engine."""
+        """Pages in two states at once; none in a healthy engine."""
         if self.recorded_conflicts:
             return self.recorded_conflicts
         found = []
@@ -197,7 +196,7 @@ class SnapshotBase:
         return tuple(found)
 
     def pages(self, state: str) -> list[int]:
-        """Return the pages that are in a state, in ascending order."""
+        """Return the pages in a state, in ascending order."""
         return [int(page) for page in np.flatnonzero(self.states == STATES.index(state))]
 
 

@@ -1,4 +1,4 @@
-"""Walks the nodes of a prefix cache's trie, by numbers, however broken the trie is."""
+"""Traverses the nodes of a prefix cache's trie by number, also of a broken trie."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from analysis.snapshots.state import Node
 
 
 class Step(NamedTuple):
-    """A node as a walk comes to it."""
+    """A node visited in a traversal."""
 
     node: Node
     depth: int
     parent: int | None
-    """The node that the walk came from; None for one that it starts from."""
+    """The node visited before it; None at a start."""
 
 
 class Trie:
     """Nodes of a trie with their children.
 
-    A node without a parent, or with one that is unknown, is a root. Nodes that are each other's
-    ancestors have no root: a walk comes to them last.
+    A node without a known parent is a root. Nodes in a cycle have no root and are visited last.
     """
 
     def __init__(self, nodes: Iterable[Node]) -> None:
@@ -38,7 +37,7 @@ class Trie:
     def walk(self, start: int | None = None) -> Iterator[Step]:
         """Yield every node once, parents before children, siblings in order.
 
-        With `start`, only that node and those below it.
+        With `start`, yield only that node and its descendants.
         """
         seen: set[int] = set()
         for first in [*self.roots, *self.nodes] if start is None else [start]:

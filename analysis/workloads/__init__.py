@@ -1,1 +1,1 @@
-"""Prompts and workloads: what is sent to an engine, and the check of its outputs."""
+"""Prompts and workloads that are sent to an engine, and the check of outputs."""

@@ -1,4 +1,4 @@
-"""The named workloads: one class each, found by name. A seed gives the same prompts everywhere."""
+"""The named workloads, one class each. A seed gives the same prompts on every machine."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from analysis.workloads.workload import Answers, Request, Workload, check_output
 
 REPORTED_PROMPT = "1 2 3 4 5 "
 REPORTED_ANSWER = "6 7 8"
-"""The prompt of the reported test, and what its answers must start with."""
+"""The prompt of the reported test, and the required start of its answers."""
 
 Decode = Callable[[Sequence[int]], str]
 
 _TURN_TOKENS = 17
 _LONG_ANSWER = 5 * prompts.PAGE_TOKENS
-"""Tokens of an answer that is then continued: it fills pages of its own wherever it begins."""
+"""Tokens of an answer that is continued later: enough to fill pages of its own."""
 
 
 class NamedWorkload:
-    """Makes candidates, of which as many as `distinct` are chosen, and arranges those."""
+    """Base class: offers candidates, and arranges the chosen ones into a workload."""
 
     name: ClassVar[str]
     rounds: ClassVar[int] = 1
-    """Requests of a client where nothing else is asked for."""
+    """Default number of requests of a client."""
     longest_answer: ClassVar[int] = 0
-    """Most tokens of an answer, if that does not depend on what is asked for."""
+    """Most tokens of an answer, if fixed by the workload."""
 
     def offer(self, count: int, rng: np.random.Generator, max_new_tokens: int) -> list[Request]:
         """Return `count` candidates, group by group. Raises ValueError if there are none."""
@@ -41,20 +41,20 @@ class NamedWorkload:
         return made[:count]
 
     def group(self, rng: np.random.Generator, max_new_tokens: int, number: int) -> list[Request]:
-        """Return candidates that belong together; `number` candidates were made before."""
+        """Return candidates that belong together; `number` counts earlier candidates."""
         raise NotImplementedError
 
     def distinct(self, count: int) -> int:
-        """Return how many different candidates a workload of `count` requests needs."""
+        """Return the number of distinct candidates for a workload of `count` requests."""
         return count
 
     def arrange(self, chosen: Sequence[Request], count: int) -> list[Request]:
-        """Put chosen candidates in the order in which they are sent."""
+        """Return chosen candidates in the order of sending."""
         return list(chosen[:count])
 
 
 class Reported(NamedWorkload):
-    """The one prompt of the report, again and again."""
+    """The prompt of the bug report, repeated."""
 
     name = "reported"
 
@@ -95,7 +95,7 @@ class SharedPrefix(NamedWorkload):
 
 
 class PrefixReuse(Mixed):
-    """Prompts A, then others B, then A again: with three requests a client, three waves."""
+    """Prompts A, then other prompts B, then A again: three waves, one a request of a client."""
 
     name = "prefix_reuse"
     rounds = 3
@@ -110,7 +110,7 @@ class PrefixReuse(Mixed):
 
 
 class MultiTurn(NamedWorkload):
-    """Conversations in turn, each a sequence that is asked again, longer every time."""
+    """Alternating conversations; each prompt continues the previous one."""
 
     name = "multi_turn"
 
@@ -129,11 +129,11 @@ class MultiTurn(NamedWorkload):
 
 
 class EvictAfterLookup(NamedWorkload):
-    """Rounds of four requests for two clients and a pool of 17 pages; a round is a family.
+    """Rounds of four requests for two clients and a pool of 17 pages; each round is a family.
 
-    A long prompt; one that decodes for long; while it does, one that shares three pages with the
-    first and needs eight, so that it finds cached pages of which some must be evicted. Its answer
-    lies on the third shared page. The last request only makes the rounds even.
+    First a long prompt, then one with a long answer. During its decodes, a third prompt shares
+    three pages with the first and needs eight, so that some pages found in its lookup must be
+    evicted. Its answer is on the third shared page. The fourth request only fills the round.
     """
 
     name = "evict_after_lookup"
@@ -163,7 +163,7 @@ class EvictAfterLookup(NamedWorkload):
         ]
 
     def distinct(self, count: int) -> int:
-        return count + 2 * len(self._arrivals_s)  # for rounds that lack a request
+        return count + 2 * len(self._arrivals_s)  # for incomplete rounds
 
     def arrange(self, chosen: Sequence[Request], count: int) -> list[Request]:
         sent = [
@@ -175,16 +175,16 @@ class EvictAfterLookup(NamedWorkload):
 
 
 class Continued(NamedWorkload):
-    """Prompts with long answers, then each prompt with its answer as a prompt.
+    """Prompts with long answers, then each prompt with its answer as a new prompt.
 
-    Both requests are a family. The second needs what the first one cached, its answer included. An
-    even number of requests per client keeps the two halves apart.
+    The two requests are a family. The second one uses the cached pages of the first, including its
+    answer. With an even number of requests a client, the two halves are sent separately.
     """
 
     name = "continued"
     longest_answer = _LONG_ANSWER
     copies: ClassVar[int] = 1
-    """How often a prompt is asked in a row."""
+    """Number of times that a prompt is sent in a row."""
 
     def group(self, rng: np.random.Generator, max_new_tokens: int, number: int) -> list[Request]:
         talk = prompts.draw(
@@ -201,7 +201,7 @@ class Continued(NamedWorkload):
         ]
 
     def distinct(self, count: int) -> int:
-        spare = 4  # for talks that lack a request
+        spare = 4  # for incomplete talks
         return 2 * (-(-(count - count // 2) // self.copies) + spare)
 
     def arrange(self, chosen: Sequence[Request], count: int) -> list[Request]:
@@ -213,7 +213,7 @@ class Continued(NamedWorkload):
 
 
 class IdenticalThenContinued(Continued):
-    """The same with each prompt asked four times in a row: as often as a batch has rows."""
+    """The same with each prompt sent four times in a row, the number of rows of a batch."""
 
     name = "identical_then_continued"
     copies = 4
@@ -225,14 +225,14 @@ WORKLOADS: Mapping[str, NamedWorkload] = {
                  Continued, IdenticalThenContinued)
 }  # fmt: skip
 LONGEST_ANSWER = max(kind.longest_answer for kind in WORKLOADS.values())
-"""Tokens of the longest answer that a workload asks for, however few are asked of it."""
+"""Most tokens of an answer in any workload, for the smallest `max_new_tokens`."""
 
 
 def make_workload(name: str, *, count: int, seed: int, max_new_tokens: int = 15) -> Workload:
     """Make a workload by name (see WORKLOADS), or read the JSON Lines file `name`.
 
-    A file is taken whole, whatever `count` is. The prompts are not checked against a model; see
-    `candidates` and `select` for that. Raises WorkloadError.
+    `count` is ignored for a file. The prompts are not checked with a model; see `candidates` and
+    `select` for that. Raises WorkloadError.
     """
     if is_file(name):
         return Workload.read(name, max_new_tokens=max_new_tokens)
@@ -241,19 +241,19 @@ def make_workload(name: str, *, count: int, seed: int, max_new_tokens: int = 15)
 
 
 def in_turn(name: str) -> tuple[str, ...]:
-    """Return the workloads that `a+b+c` names; a file is one, whatever its name."""
+    """Return the workloads of a name `a+b+c`; an existing file is one workload."""
     return (name,) if os.path.isfile(name) else tuple(name.split("+"))
 
 
 def is_file(name: str) -> bool:
-    """Return whether `name` is a JSON Lines file. Raises WorkloadError if it is no workload."""
+    """Return whether `name` is a JSON Lines file. Raises WorkloadError for an unknown name."""
     if name in WORKLOADS:
         return False
-    if os.path.isfile(name):  # False for a name that no file can have
+    if os.path.isfile(name):  # False for an invalid file name
         return True
     raise WorkloadError(
-        f"There is no workload {shown(name)}: give one of {', '.join(WORKLOADS)}, or the path of a"
-        " JSON Lines file."
+        f"Unknown workload {shown(name)}. Give one of {', '.join(WORKLOADS)}, or the path of a JSON"
+        " Lines file."
     )
 
 
@@ -273,11 +273,12 @@ def candidates(name: str, *, count: int, seed: int, max_new_tokens: int = 15) ->
 def select(
     offered: Sequence[Request], count: int, references: Sequence[Answers], decode: Decode
 ) -> tuple[list[Request], int]:
-    """Take the first `count` requests that every reference answers right, in their order.
+    """Return the first `count` requests that every reference answers correctly, in order.
 
-    `references` are the reference decoder's answers, one mapping for each release that will be
-    asked, and `decode` is its tokenizer's; so every wrong answer of a sweep is the engine's.
-    Returns the requests and how many were dropped. Raises WorkloadError if too few are left.
+    This ensures that every wrong answer of a sweep comes from the engine. `references` are the
+    reference decoder's answers, one mapping for each release, and `decode` is its tokenizer's
+    function. Returns the requests and the number of dropped ones. Raises WorkloadError if too few
+    are left.
     """
     kept: list[Request] = []
     dropped = 0
@@ -290,25 +291,25 @@ def select(
             dropped += 1
     if len(kept) < count:
         raise WorkloadError(
-            f"The model itself answers {dropped} of {len(offered)} prompts wrong, so only"
-            f" {len(kept)} of {count} can be asked: check it with `cachelab model verify`."
+            f"The model alone answers {dropped} of {len(offered)} prompts wrong, so only"
+            f" {len(kept)} of {count} can be sent. Check it with `cachelab model verify`."
         )
     return kept, dropped
 
 
 def answers_right(request: Request, answers: Answers, decode: Decode) -> bool:
-    """Return whether the reference decoder's own answer meets what the request expects."""
+    """Return whether the reference decoder's answer starts with the request's expected text."""
     tokens = answers[request.prompt, request.max_new_tokens]
     return check_output(tokens, decode(tokens), "ok", request, tokens)[0] == "ok"
 
 
 def distinct(name: str, count: int) -> int:
-    """Return how many different prompts a workload of `count` requests is arranged from."""
+    """Return the number of distinct prompts of a workload of `count` requests."""
     return WORKLOADS[name].distinct(count)
 
 
 def arrange(name: str, chosen: Sequence[Request], *, count: int, seed: int | None) -> Workload:
-    """Put `distinct(name, count)` chosen requests into the order in which they are sent."""
+    """Return a workload of `distinct(name, count)` chosen requests in the order of sending."""
     sent = WORKLOADS[name].arrange(chosen, count)
     return Workload(name, tuple(replace(r, id=f"r{i:04d}") for i, r in enumerate(sent)), seed)
 
@@ -322,7 +323,7 @@ def _request(prompt: prompts.Prompt, max_new_tokens: int) -> Request:
 
 
 def _whole_families(chosen: Sequence[Request], size: int) -> list[list[Request]]:
-    """Return the families of which no request was dropped."""
+    """Return the families without dropped requests."""
     families: dict[str, list[Request]] = {}
     for request in chosen:
         families.setdefault(request.family, []).append(request)

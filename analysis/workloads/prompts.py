@@ -1,7 +1,7 @@
-"""The prompt families: text whose right continuation is known by construction.
+"""The prompt families: text with a continuation that is known by construction.
 
-One token is one character, and a bos token stands before each prompt, so a prompt of ``length``
-tokens has ``length - 1`` characters. Everything is drawn from the caller's
+One token is one character, and each prompt begins with a bos token, so a prompt of ``length``
+tokens has ``length - 1`` characters. All random draws use the caller's
 ``numpy.random.Generator``: the same seed gives the same prompts on every machine.
 
 Families
@@ -13,12 +13,12 @@ Families
     Letters of the alphabet with a constant step, past ``z`` back to ``a``: ``a d g j ``. From
     `LANES_FROM` tokens on, twelve counters in turn.
 ``recall``
-    A list of made-up words closed by ``>``, to be repeated from its start, over and over; or,
-    after ``>`` and the first letters of one of its words, from there on.
+    A list of made-up words closed by ``>``. The continuation repeats the list from its start, or
+    from the word whose first letters follow ``>``.
 
-Counters in turn repeat with a period of `PERIOD` = 24 characters. What is read for the next 15
-tokens then lies 10 to 23 tokens back, where it meets the last full page of 16 tokens wherever the
-prompt ends: long sequences rest on that page, and not only on the unfinished one behind it.
+Counters in turn have a period of `PERIOD` = 24 characters. The next 15 tokens then depend on tokens
+10 to 23 positions back, which include the last full page of 16 tokens wherever the prompt ends, and
+not only the unfinished page after it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt and what must follow it.
+    """A prompt and its right continuation.
 
-    ``continuation`` is what the model should say, one character a token.
+    ``continuation`` has one character a token.
     """
 
     family: str
@@ -68,7 +68,7 @@ class Prompt:
 
 
 def minimum_length(family: str) -> int:
-    """Fewest tokens, bos included, that a prompt of this family needs to have one right answer."""
+    """Fewest tokens (bos included) for a prompt of this family to have only one right answer."""
     return _MINIMUM[_known(family)]
 
 
@@ -79,11 +79,10 @@ def reported(n: int = 15) -> Prompt:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether training never sees this prompt, nor any other that begins with the same stem.
+    """Whether this prompt, and all others with the same stem, are excluded from training.
 
-    The stem is what fixes the start of the answer's rule: the list with its ``>``, or the first two
-    items of a sequence. One stem in eight is held out, by its SHA-256; the reported prompt's always
-    is.
+    The stem determines the answer's rule: the list with its ``>``, or the first two items of a
+    sequence. One stem in eight is held out, by its SHA-256, and always that of the reported prompt.
     """
     stem = _stem(prompt)
     if stem == "1 2 ":
@@ -107,19 +106,19 @@ def draw(
     least = minimum_length(family)
     if not least <= length <= MAX_LENGTH:
         raise ValueError(
-            f"A {family} prompt has {least} to {MAX_LENGTH} tokens, bos included, so {length} "
-            "cannot be made."
+            f"A {family} prompt must have {least} to {MAX_LENGTH} tokens, bos included, not "
+            f"{length}."
         )
     if n < 1:
-        raise ValueError(f"A continuation needs at least one character, so n={n} cannot be made.")
+        raise ValueError(f"A continuation must have at least one character, not {n}.")
     make = _MAKERS[family]
     for _ in range(_DRAWS):
         made = make(rng, length - 1, n)
         if made is not None and _wanted(made[0], split):
             return Prompt(family, *made)
     raise ValueError(
-        f"No {family} prompt of {length} tokens goes on for {n} characters; ask for a longer "
-        "prompt or fewer."
+        f"No {family} prompt of {length} tokens has a continuation of {n} characters. Choose a "
+        "longer prompt or fewer characters."
     )
 
 
@@ -160,13 +159,13 @@ def shared_prefix(
     n: int = 15,
     split: Split = "any",
 ) -> list[Prompt]:
-    """Draw prompts that share at least `prefix_tokens` tokens (bos included) and then part.
+    """Draw prompts that share at least `prefix_tokens` tokens (bos included) and then differ.
 
-    Each member is a recall prompt of `length` tokens: the shared words, words of its own, ``>`` and
-    the last shared word as the cue. The right answer is therefore the member's own words, and no
-    two members have the same one.
+    Each member is a recall prompt of `length` tokens: the shared words, its own words, ``>`` and
+    the last shared word as the cue. So its right answer is its own words, which differ between
+    members.
 
-    Raises ValueError if `length` leaves no room for words of a member's own.
+    Raises ValueError if `length` is too small for a member's own words.
     """
     shared = prefix_tokens - 1
     for _ in range(_DRAWS):
@@ -177,15 +176,14 @@ def shared_prefix(
         own = length - 1 - len(head) - 2 - len(cue)
         if own < 4:
             raise ValueError(
-                f"{length} tokens leave no room for words of a member's own behind a shared "
-                "prefix of "
-                f"{prefix_tokens}; ask for at least {length + 4 - own}."
+                f"{length} tokens are too few for a member's own words after a shared prefix of "
+                f"{prefix_tokens}. Choose at least {length + 4 - own}."
             )
         made = _family_of(rng, head + " ", cue, own, members, n, split)
         if made is not None:
             return made
     raise ValueError(
-        f"No {members} prompts of {length} tokens share {prefix_tokens}; ask for fewer."
+        f"No {members} prompts of {length} tokens share {prefix_tokens}. Choose fewer."
     )
 
 
@@ -202,7 +200,7 @@ def _family_of(
         listed = words + ">"
         prompt = listed + cue
         answer = _repeat(listed, len(head), n)
-        # The first three characters differ, so the answers part early and not at their last letter.
+        # The first three characters differ, so that the answers differ early.
         if _wanted(prompt, split) and answer[:3] not in made:
             made[answer[:3]] = Prompt("recall", prompt, answer)
     return None
@@ -210,7 +208,7 @@ def _family_of(
 
 def _known(family: str) -> str:
     if family not in FAMILIES:
-        raise ValueError(f"There is no prompt family {family!r}; there are {', '.join(FAMILIES)}.")
+        raise ValueError(f"Unknown prompt family {family!r}. Known are {', '.join(FAMILIES)}.")
     return family
 
 
@@ -228,7 +226,7 @@ def _wanted(prompt: str, split: Split) -> bool:
 def _numbers(
     rng: np.random.Generator, chars: int, n: int, direction: int
 ) -> tuple[str, str] | None:
-    """Numbers from 0 to 999, rising (1) or falling (-1); None if the draw does not fit."""
+    """Return numbers from 0 to 999, rising (1) or falling (-1); None if the draw does not fit."""
     total = chars + n
     lanes = PERIOD // 4 if 1 + chars >= LANES_FROM else 1
     widest = _NUMBER_STEP if lanes == 1 else _LANE_STEP
@@ -290,9 +288,9 @@ def _repeat(listed: str, start: int, n: int) -> str:
 
 
 def _words(rng: np.random.Generator, chars: int, before: str = "") -> str | None:
-    """`before` and `chars` more characters of made-up words; no two neighbours occur twice in it.
+    """Return `before` and `chars` more characters of made-up words without repeated letter pairs.
 
-    Two letters are then always enough to know the place in the list. None if this draw runs out.
+    Two letters then identify the position in the list. None if this draw runs out of pairs.
     """
     text = before
     goal = len(before) + chars

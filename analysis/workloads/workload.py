@@ -1,6 +1,6 @@
 """Requests, workloads as JSON Lines, and the check of outputs.
 
-Runs where shortfin, IREE and torch are not installed. Named workloads are in `named.py`.
+Needs neither shortfin nor IREE nor torch. Named workloads are in `named.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Answers = Mapping[tuple[str, int], Sequence[int]]
 """The reference decoder's tokens for (prompt, number of new tokens)."""
 
 MAX_NEW_TOKENS, WHY_NEW_TOKENS = 16_384, "the reference decoder computes each of them"
-"""Most tokens of an answer; the context of a model may allow fewer."""
+"""Most tokens of an answer; a model's context may allow fewer."""
 LATEST_ARRIVAL_S = 30 * 24 * 3600.0
 
 
@@ -27,9 +27,9 @@ LATEST_ARRIVAL_S = 30 * 24 * 3600.0
 class Request:
     """One request to the engine.
 
-    `expected` is the text that the answer must start with; an answer cut off by `max_new_tokens`
-    is compared on `expected[:max_new_tokens]` (a token is one character). `arrival_s` is in seconds
-    from the start of the workload.
+    `expected` is the required start of the answer. An answer of `max_new_tokens` tokens is compared
+    with `expected[:max_new_tokens]` (a token is one character). `arrival_s` is in seconds since the
+    start of the workload.
     """
 
     id: str
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order in which they are sent, with the seed that made them (None: a file)."""
+    """Requests in the order of sending, with their seed (None for a file)."""
 
     name: str
     requests: tuple[Request, ...]
@@ -53,7 +53,7 @@ class Workload:
         """Read a JSON Lines file of {id, prompt, max_new_tokens, expected, arrival_s, family}.
 
         Only `prompt` is required; `max_new_tokens` is the default of the lines. Raises
-        WorkloadError that names the file and the line.
+        WorkloadError with the file and the line.
         """
         path = Path(path)
         try:
@@ -72,17 +72,17 @@ class Workload:
                 raise WorkloadError(f"{path}, line {number}: {error}.") from None
             if request.id in seen:
                 raise WorkloadError(
-                    f"{path}, line {number}: the id {shown(request.id)} is that of line"
-                    f" {seen[request.id]} too."
+                    f"{path}, line {number}: the id {shown(request.id)} is already used in line"
+                    f" {seen[request.id]}."
                 )
             seen[request.id] = number
             requests.append(request)
         if not requests:
-            raise WorkloadError(f"The workload {path} holds no request.")
+            raise WorkloadError(f"The workload {path} has no requests.")
         return cls(path.name, tuple(requests))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the requests as JSON Lines, whole or not at all."""
+        """Write the requests as JSON Lines, atomically."""
         lines = [json.dumps(asdict(request)) + "\n" for request in self.requests]
         write_atomically(Path(path), "".join(lines))
 
@@ -96,10 +96,10 @@ def check_output(
 ) -> tuple[str, int | None]:
     """Return the outcome after both output checks, and the index of the first token that differs.
 
-    `outcome` is the engine's own and stays, unless it is "ok" and the answer is wrong: it does not
-    start with `request.expected`, or, where nothing is expected, differs from `reference`, the
-    reference decoder's tokens. The index is None if no token differs from the reference's or there
-    is none; missing tokens count as different only where the outcome is "ok".
+    The engine's `outcome` "ok" becomes "wrong" if the answer does not start with
+    `request.expected`, or, without an expected text, if it differs from `reference` (the reference
+    decoder's tokens). The index is None without a reference, or if no token differs. Missing tokens
+    count as different only if the outcome is "ok".
     """
     divergence: int | None = None
     if reference is not None:
@@ -136,11 +136,11 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "family": (lambda value: isinstance(value, str), "must be a text"),
 }
-"""What each field of a line must be."""
+"""Check and requirement of each field of a line."""
 
 
 def _request(row: Any, default: Request) -> Request:
-    """Return the request of one line. Raises ValueError with the reason."""
+    """Return the request of a line. Raises ValueError with the reason."""
     if not isinstance(row, dict):
         raise ValueError("it is not a JSON object")
     for name in sorted(row.keys() - _FIELDS.keys()):
@@ -149,10 +149,9 @@ def _request(row: Any, default: Request) -> Request:
     for name, (is_valid, requirement) in _FIELDS.items():
         value = values[name]
         if not is_valid(value):
-            raise ValueError(f"`{name}` {requirement}, and not {shown(value)}")
+            raise ValueError(f"`{name}` {requirement}, not {shown(value)}")
         if isinstance(value, str) and not is_encodable(value):
             raise ValueError(
-                f"`{name}` must be text that UTF-8 can encode, and {shown(value)} has a lone"
-                " surrogate"
+                f"`{name}` must be valid UTF-8 text, but {shown(value)} has a lone surrogate"
             )
     return Request(**{**values, "arrival_s": float(values["arrival_s"])})

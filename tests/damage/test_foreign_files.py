@@ -59,7 +59,7 @@ def test_what_another_user_may_not_read_is_said_to_be_theirs(
     (run / closed).chmod(mode)
     output = as_another_user(lambda: load_run(run))
     assert output.startswith("RunError:")
-    assert f"{run / closed} may not be read by you, for it belongs to root" in output
+    assert f"You have no read permission for {run / closed}, which belongs to root" in output
     assert "chmod" in output
     assert "delete" not in output
     assert "damaged" not in output
@@ -67,7 +67,7 @@ def test_what_another_user_may_not_read_is_said_to_be_theirs(
 
 def test_a_file_of_ones_own_that_is_closed_is_said_to_be_so() -> None:
     error = files.unreadable(Path(__file__), PermissionError(13, "Permission denied"))
-    assert "although it is yours" in str(error)
+    assert "is yours, but you have no read permission" in str(error)
     assert "delete" not in str(error)
 
 
@@ -110,5 +110,5 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Path) -> None:
     for name in ("trials/b/requests.parquet", "manifest.json"):
         (run / name).unlink()
         os.mkfifo(run / name)
-        with pytest.raises(RunError, match="is no file, though one belongs there"):
+        with pytest.raises(RunError, match="is not a regular file"):
             load_run(run)

@@ -118,7 +118,7 @@ def described(**changes: Any) -> tuple[str, list[str]]:
 def test_one_page_is_said_in_the_singular() -> None:
     text, notes = described(not_judged=[3], undecided=[4])
     assert "1 written slot read back after 1 invocation, 1 page read again" in text
-    assert "Bytes of 1 page were" in notes[0]
+    assert "The bytes of 1 page were" in notes[0]
     assert "bytes of 1 page were" in notes[1]
     assert described()[1] == []
 

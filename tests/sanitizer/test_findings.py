@@ -97,9 +97,7 @@ def test_one_of_a_kind_is_said_in_the_singular() -> None:
     finding = Finding("cause", "message", "r", severity=WRONG_DATA)
     finding.rule = "rule"
     findings.add(finding)
-    output = (
-        "1 finding of 1 cause, 1 of them with wrong data read (1 invocation and 1 event checked)."
-    )
+    output = "1 finding of 1 cause, 1 of them with wrong data (1 invocation and 1 event checked)."
     assert findings.summary == output
 
 

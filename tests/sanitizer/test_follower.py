@@ -218,7 +218,7 @@ def test_only_the_last_word_on_the_bytes_of_pages_counts():
     assert "after 3 invocations" in findings.bytes_checked
     story.event("checksums", coverage=coverage(not_judged=[1]))
     (note,) = story.check().notes
-    assert "Bytes of 1 page were" in note
+    assert "bytes of 1 page were" in note
 
 
 def test_that_bytes_could_not_be_read_is_said():

@@ -246,7 +246,7 @@ def test_what_was_not_checked_is_undecided_and_exits_with_3(tmp_path, cachelab):
     assert status == 3
     assert "No rule was broken in what was checked." in stdout
     assert "Unchecked: 1 invocation of one/c (1)" in stdout
-    assert "wrong were: one/c" in stdout
+    assert "Of these, one/c had wrong answers." in stdout
     assert "undecided" in stderr
 
 
