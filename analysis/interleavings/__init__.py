@@ -1,7 +1,7 @@
-"""The cache by itself: every order in which requests can use it, on the release's own classes.
+"""Model checking of the cache alone, on the release's own classes.
 
 `examine` runs scenarios under every interleaving of the cache's operations, and checks the cache
-after each of them against what a correct one may do. `replay` carries out one schedule.
+after each operation against a sequential model. `replay` runs one schedule.
 """
 
 from __future__ import annotations

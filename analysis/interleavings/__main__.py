@@ -1,6 +1,6 @@
-"""`python -m analysis.interleavings`: examine the cache of the release that is installed here.
+"""`python -m analysis.interleavings`: examine the cache of the installed release.
 
-The exit status is 0 if no rule was broken, 4 if one was, 1 for an error of the user.
+The exit status is 0 if no rule was broken, 4 if one was, 1 for a user error.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ _FOUND = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for, and return the exit status."""
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m analysis.interleavings", description="Examine a release's cache by itself."
+        prog="python -m analysis.interleavings",
+        description="Examine a release's cache without a server.",
     )
     parser.add_argument("--prefix-sharing", default="trie", help="none or trie")
     parser.add_argument(
-        "--treatments", default="", help="names, with commas between; all: every fix; all-but:NAME"
+        "--treatments", default="", help="names separated by commas; all: every fix; all-but:NAME"
     )
-    parser.add_argument("--scenario", action="append", help="only this one; may be repeated")
-    parser.add_argument("--workers", default="2,3", help="how many workers a scenario may have")
+    parser.add_argument("--scenario", action="append", help="only this scenario; can be repeated")
+    parser.add_argument("--workers", default="2,3", help="numbers of workers of the scenarios")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--replay", metavar="SCHEDULE", help="carry out such a schedule instead")
+    parser.add_argument("--replay", metavar="SCHEDULE", help="run this schedule instead")
     options = parser.parse_args(arguments)
     named = [name for name in options.treatments.split(",") if name]
     try:
         treatments = expand(named, installed_release() or "", options.prefix_sharing)
         if options.replay is not None:
             if len(options.scenario or ()) != 1:
-                parser.error("--replay needs the --scenario that the schedule belongs to")
+                parser.error("--replay needs the --scenario of the schedule")
             replayed = replay(
                 options.scenario[0], options.replay, options.prefix_sharing, treatments
             )
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             workers = [int(word) for word in options.workers.split(",")]
         except ValueError:
-            parser.error("--workers takes numbers with commas between, such as 2,3")
+            parser.error("--workers needs numbers separated by commas, such as 2,3")
         result = examine(
             options.prefix_sharing, treatments, options.scenario, workers, options.budget
         )

@@ -1,4 +1,4 @@
-"""Run every interleaving of the scenarios on the cache of the installed release."""
+"""Runs every interleaving of the scenarios on the cache of the installed release."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.shortfin.service import installed_service
 from analysis.treatments import check_names
 
 _WITH_MEMORY = ("quarantine",)
-"""Treatments with a state that cannot be seen in the cache: states may then not be merged."""
+"""Treatments with hidden state, so that equal states of the cache must not be merged."""
 
 
 class HarnessFactory:
@@ -25,9 +25,7 @@ class HarnessFactory:
 
     def __init__(self, prefix_sharing: str, treatments: Iterable[str] = ()) -> None:
         if prefix_sharing not in PREFIX_SHARING:
-            raise IsolationError(
-                f"prefix_sharing {prefix_sharing!r} is unknown: choose none or trie."
-            )
+            raise IsolationError(f"Unknown prefix_sharing {prefix_sharing!r}. Choose none or trie.")
         self.release, _ = installed_service()
         self.kind: type[RequestDriver] = part_of(self.release, "driver").DRIVER
         self.prefix_sharing, self.treatments = prefix_sharing, tuple(treatments)
@@ -42,7 +40,7 @@ class HarnessFactory:
             for name, treatment in zip(self.treatments, asked, strict=True)
             if treatment.acts_on == "cache"
         )
-        """Treatments that change something in a cache by itself; the others are inactive."""
+        """Treatments that act on a cache without a server; the others are inactive."""
 
     def __enter__(self) -> HarnessFactory:
         return self
@@ -52,15 +50,15 @@ class HarnessFactory:
 
     @property
     def inactive(self) -> tuple[str, ...]:
-        """Treatments that act on other parts of an engine."""
+        """Treatments that act only on other parts of an engine."""
         return tuple(name for name in self.treatments if name not in self.active)
 
     def open(self, scenario: Scenario) -> CacheHarness:
-        """Return a new harness, treated."""
+        """Return a new harness with the treatments."""
         return CacheHarness(self._system, self.kind, scenario, self.prefix_sharing, self.active)
 
     def explore(self, scenario: Scenario, until_s: float) -> Exploration:
-        """Explore a scenario until a moment of the monotonic clock."""
+        """Explore a scenario until a time on the monotonic clock."""
         merge = not any(name.startswith(_WITH_MEMORY) for name in self.active)
         return Explorer(lambda: self.open(scenario), merge=merge, until_s=until_s).explore()
 
@@ -72,12 +70,11 @@ def examine(
     workers: Iterable[int] = (2, 3),
     budget_s: float = 60.0,
 ) -> Result:
-    """Carry out every interleaving of the scenarios on the installed release's own cache.
+    """Run every interleaving of the scenarios on the installed release's own cache.
 
-    `scenarios` are names; by default all that are meant for this prefix sharing, with as many
-    workers as `workers` allows. What is not covered within `budget_s` seconds is left out, and the
-    result is not complete. Failures come shortest first, each minimised. Raises CachelabError for
-    what is unknown or does not apply to the release.
+    `scenarios` are names; default: all for this prefix sharing with a number of workers in
+    `workers`. After `budget_s` seconds the result is incomplete. Failures are minimised and sorted,
+    shortest first. Raises CachelabError for unknown names, or if a treatment does not apply.
     """
     began = time.monotonic()
     failures: list[Failure] = []
@@ -139,6 +136,6 @@ def _failures(
             message=(minimiser.breaks(shortest.steps) or violation).message,
             sequential=sequential,
             interleavings=explored.failing[rule],
-            # Between two whole operations every release may go on with another request.
+            # Every release can switch to another request between two operations.
             reachable=True,
         )

@@ -1,7 +1,7 @@
-"""Every interleaving of a scenario, one operation of the cache at a time, on a single thread.
+"""Explores every interleaving of a scenario's cache operations, on a single thread.
 
-Each interleaving is carried out from its beginning. Interleavings that lead to the same state have
-the same future, which is carried out once and counted for each of them.
+Each interleaving is run from its beginning. Interleavings that lead to the same state have the same
+continuations, which are run once and counted for each of them.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from analysis.interleavings.scenarios import Schedule, Step
 from analysis.interleavings.spec import Violation, check
 
 ANY = "any"
-"""In the counts, stands for all rules together."""
+"""Key in the counts for all rules together."""
 
 Found = dict[str, tuple[Schedule, Violation]]
-"""By rule, a short beginning of an interleaving that breaks it."""
+"""A short prefix of an interleaving that breaks each rule."""
 
 
-class _OutOfTime(Exception):  # noqa: N818  # it is no error
+class _OutOfTime(Exception):  # noqa: N818  # not an error
     pass
 
 
 @dataclass
 class Exploration:
-    """What the interleavings of one scenario came to."""
+    """Result of exploring a scenario."""
 
     interleavings: int
-    """How many there are; all were covered, if it is complete."""
+    """Number of interleavings; all were covered if the result is complete."""
     states: int = 0
-    """Different states that were met."""
+    """Number of different states."""
     steps: int = 0
-    """Operations that were carried out."""
+    """Number of executed operations."""
     failing: Counter[str] = field(default_factory=Counter)
-    """Interleavings that break each rule somewhere, and `any`."""
+    """Number of interleavings that break each rule, and any rule (`any`)."""
     first: Found = field(default_factory=dict)
     serial: Found = field(default_factory=dict)
-    """The same, where one worker comes after the other."""
+    """The same for interleavings in which one worker follows the other."""
     complete: bool = True
 
 
 class Explorer:
-    """Explores one scenario. `open_harness` gives new harnesses, of which one is open at a time.
+    """Explores one scenario. `open_harness` returns a new harness; only one is open at a time.
 
-    `merge` merges equal states, for treatments whose whole state is seen in the cache.
+    `merge` merges equal states; not valid for treatments with hidden state.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Explorer:
         self._seen: dict[object, Counter[str]] = {}
 
     def explore(self) -> Exploration:
-        """Carry out all interleavings, or as many as there is time for."""
+        """Run all interleavings, or as many as there is time for."""
         with closing(self._open_harness()) as harness:
             operations = {
                 name: [Step(name, operation) for operation in driver.operations]
@@ -95,7 +95,7 @@ class Explorer:
     def _visit(
         self, harness: CacheHarness, prefix: list[Step], done: tuple[int, ...]
     ) -> Counter[str]:
-        """Return how many interleavings with this beginning break each rule afterwards."""
+        """Return the number of interleavings with this prefix that break each rule after it."""
         key = harness.fingerprint() if self._merge else (*prefix,)
         if (known := self._seen.get(key)) is not None:
             return known
@@ -107,7 +107,7 @@ class Explorer:
             if time.monotonic() > self._until_s:
                 raise _OutOfTime
             there = here if here is not None else self._replayed(prefix)
-            here = None  # it is ahead from now on
+            here = None  # from here on, the harness is ahead
             path = [*prefix, program[done[worker]]]
             violations = self._step(there, path[-1], path, self._found.first)
             after = tuple(n + (w == worker) for w, n in enumerate(done))
@@ -133,7 +133,7 @@ class Explorer:
         return violations
 
     def _replayed(self, prefix: Sequence[Step]) -> CacheHarness:
-        """Return a new harness on which the beginning was carried out again."""
+        """Return a new harness after running the prefix again."""
         self._close()
         self._harness = harness = self._open_harness()
         for step in prefix:
@@ -149,7 +149,7 @@ class Explorer:
 
 
 def multinomial(lengths: Sequence[int]) -> int:
-    """Return in how many ways programs of these lengths can be interleaved."""
+    """Return the number of interleavings of programs of these lengths."""
     ways = math.factorial(sum(lengths))
     for length in lengths:
         ways //= math.factorial(length)

@@ -1,4 +1,4 @@
-"""A real cache, requests that work on it operation by operation, and a shadow of its pages."""
+"""A real cache, requests that use it operation by operation, and a shadow of its pages."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class CacheHarness:
-    """One run of a scenario on a cache of its own. Close it before the next one is opened.
+    """One run of a scenario on its own cache. Close it before the next one is opened.
 
-    Treatments are applied before the first operation, and taken back when it is closed.
+    Treatments are applied before the first operation, and reverted by `close`.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class CacheHarness:
         self.engine: StandaloneEngine = StandaloneEngine(system, self.cache, config)
         self.drivers: dict[str, RequestDriver] = {}
         self.over = False
-        """Whether the thread that does everything has ended."""
+        """Whether the only thread has ended."""
         self.evict_at_end = True
-        """Whether all is evicted when every request has ended, to see what is free then."""
+        """Whether to evict everything when all requests have ended, to check what is free."""
         self.on_invocation: Callable[[str, list[int], list[int], int], None] | None = None
-        """Called with the request, all its tokens, its block table, the first position written."""
+        """Called with the request, its tokens, its block table and the first written position."""
         self._content: list[list[int | None]] = [[None] * STRIDE for _ in range(self.page_count)]
         self._written: dict[str, int] = {}
         self._missing_page: dict[str, int] = {}
         self._padding_given = False
         self._published: set[int] = set()
-        """Pages that were in the trie since they were last free."""
+        """Pages that have been in the trie since they were last free."""
         self._wanted = 0
-        """Pages that the last operation asked the pool for."""
+        """Number of pages that the last operation requested from the pool."""
         self._undo = ExitStack()
         self._hook_pool()
         self._undo.enter_context(treat(self.engine, *treatments))
@@ -65,14 +65,14 @@ class CacheHarness:
         self.add(*scenario.requests)
 
     def add(self, *requests: Request) -> None:
-        """Add requests, and look at the cache."""
+        """Add requests, and read the cache."""
         for request in requests:
             invoke = self._invocation(request.name)
             self.drivers[request.name] = self.kind(request, self.cache, invoke)
         self.look()
 
     def close(self) -> None:
-        """Take the treatments back."""
+        """Revert the treatments."""
         self._undo.close()
 
     def _hook_pool(self) -> None:
@@ -83,7 +83,7 @@ class CacheHarness:
             pages = acquire(count)
             for page in pages or ():
                 self._padding_given |= page.index == 0
-                self._content[page.index] = [None] * STRIDE  # whatever it held before
+                self._content[page.index] = [None] * STRIDE  # discard the old content
             return pages
 
         def freed(pages: Any) -> Any:
@@ -101,7 +101,7 @@ class CacheHarness:
                 block, slot = divmod(position, STRIDE)
                 if block >= len(table):
                     self._missing_page.setdefault(name, position)
-                    continue  # the padding page gets it
+                    continue  # written to the padding page
                 self._content[table[block]][slot] = prefix_number(tokens[: position + 1])
 
         return invoke
@@ -109,7 +109,7 @@ class CacheHarness:
     # -- operations ------------------------------------------------------------------------
 
     def step(self, name: str) -> tuple[Violation, ...]:
-        """Do a request's next operation, and return the rules that do not hold afterwards."""
+        """Run a request's next operation, and return the violated rules."""
         before, was_over = self.view, self.over
         error = self.perform(name)
         if was_over:
@@ -122,7 +122,7 @@ class CacheHarness:
         return violations
 
     def perform(self, name: str) -> Exception | None:
-        """Do a request's next operation without a look; return the error that ended it, if any."""
+        """Run a request's next operation without checks; return its error, if any."""
         driver = self.drivers[name]
         operation = driver.operations[driver.position]
         driver.position += 1
@@ -142,7 +142,7 @@ class CacheHarness:
         return None
 
     def run(self, schedule: Schedule) -> list[tuple[Violation, ...]]:
-        """Carry out a schedule; return what did not hold after each step.
+        """Run a schedule; return the violations after each step.
 
         Raises IsolationError for a step that is not its request's next operation.
         """
@@ -151,13 +151,13 @@ class CacheHarness:
             driver = self.drivers.get(step.request)
             if driver is None:
                 raise IsolationError(
-                    f"The scenario {self.scenario.name!r} has no request {step.request}: it has"
+                    f"The scenario {self.scenario.name!r} has no request {step.request}. It has"
                     f" {', '.join(self.drivers)}."
                 )
             if driver.over or driver.operations[driver.position] != step.operation:
                 due = "nothing" if driver.over else driver.operations[driver.position]
                 raise IsolationError(
-                    f"{step} is not what {step.request} does next, which is {due}."
+                    f"{step} is not the next step of {step.request}, which is {due}."
                 )
             found.append(self.step(step.request))
         return found
@@ -180,20 +180,20 @@ class CacheHarness:
         if self._wanted > room:
             return ()
         text = (
-            f"{driver.name} gets no pages: it wanted {self._wanted}, and {room} were free or cached"
-            " and not in use."
+            f"{driver.name} gets no pages: it needs {self._wanted}, and {room} are free or"
+            " evictable."
         )
         return (Violation("allocation-refused", text, driver.name),)
 
     def _check_at_end(self) -> tuple[Violation, ...]:
-        """Evict all there is when every request has ended, and count what is free."""
+        """Evict everything when all requests have ended, and check what is free."""
         cache = self.cache
         evict = getattr(cache, "evict_pages", None) or getattr(cache, "_evict_pages", None)
         if evict is not None:
             try:
                 evict(self.page_count)
             except Exception as error:
-                text = f"Evicting all that is cached raises {type(error).__name__}."
+                text = f"Evicting all cached pages raises {type(error).__name__}."
                 return (Violation("not-quiescent", text),)
         free = {page.index for page in self.pool.available_pages}
         missing = set(range(self.page_count)).difference(free, self.view.withheld, self._reserved)
@@ -201,14 +201,15 @@ class CacheHarness:
             return ()
         pages = tuple(sorted(missing))
         text = (
-            f"All have ended and all was evicted, and {numbered('page', pages)} did not get free."
+            "All requests have ended and everything was evicted, but"
+            f" {numbered('page', pages)} did not become free."
         )
         return (Violation("not-quiescent", text, pages=pages),)
 
     # -- looking ---------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Look at the cache, for the next operation to be compared with."""
+        """Read the cache, to compare it after the next operation."""
         trie, detached = self._tries()
         active = {n: d for n, d in self.drivers.items() if d.position and not d.over}
         self._trie, self._detached = trie, detached
@@ -236,7 +237,7 @@ class CacheHarness:
         )
 
     def _tries(self) -> tuple[Trie, Trie]:
-        """Return the trie, and the nodes outside of it, numbered on."""
+        """Return the trie, and the detached nodes with further numbers."""
         detached = Trie([], [], [], [])
         root = getattr(self.cache, "root", None)
         if root is None:
@@ -261,10 +262,10 @@ class CacheHarness:
     # -- comparing states ------------------------------------------------------------------
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """Return what equals that of another moment only if all that can follow is the same.
+        """Return a value that is equal for two states only if their continuations are the same.
 
-        Pages are interchangeable, but for page 0, and nodes are known by their paths, so both are
-        numbered in the order in which they are met. Only the order of the nodes' ages counts.
+        Pages except page 0 are interchangeable, and nodes are identified by their paths, so both
+        are numbered in the order of visit. Only the order of the nodes' ages matters.
         """
         view, state = self.view, self.view.state
         names: dict[int, int] = {0: 0}
@@ -297,7 +298,7 @@ class CacheHarness:
             pages(state.free), pages(state.duplicates), pages(allocated), pages(self._reserved),
             pages(sorted(view.withheld)),
         )  # fmt: skip
-        # A page's content is lost when it is acquired, so that of a free page has no effect.
+        # The content of a free page has no effect, because it is discarded at allocation.
         idle = set(state.free).difference(
             view.cached, *view.block_tables.values(), *state.holdings.values()
         )

@@ -1,4 +1,4 @@
-"""The shortest schedule that still breaks a rule: fewer requests, fewer steps, fewer switches."""
+"""Minimises a schedule that breaks a rule: fewer requests, steps and switches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis.interleavings.spec import Violation
 
 
 class Minimiser:
-    """Tries schedules of one scenario for a rule, each on a new harness."""
+    """Tests schedules of one scenario for a rule, each on a new harness."""
 
     def __init__(
         self, scenario: Scenario, rule: str, open_harness: Callable[[Scenario], CacheHarness]
@@ -20,7 +20,7 @@ class Minimiser:
         self._scenario, self._rule, self._open_harness = scenario, rule, open_harness
 
     def breaks(self, steps: Sequence[Step]) -> Violation | None:
-        """Return how the last step breaks the rule; None if it does not, or is impossible."""
+        """Return the violation by the last step; None if there is none, or if it is impossible."""
         with closing(self._open_harness(self._scenario)) as harness:
             try:
                 found = harness.run(Schedule(tuple(steps)))
@@ -29,20 +29,20 @@ class Minimiser:
         return next((v for v in (found[-1] if found else ()) if v.rule == self._rule), None)
 
     def whole_requests(self, schedule: Schedule) -> Schedule:
-        """Leave out requests of a schedule in which they come one after the other."""
+        """Remove requests of a schedule in which they follow each other."""
         names = list(dict.fromkeys(step.request for step in schedule.steps))
         for count in range(1, len(names)):
             for kept in combinations(names, count):
                 steps = tuple(step for step in schedule.steps if step.request in kept)
                 for length in range(1, len(steps) + 1):
-                    # All but the last have ended, as before.
+                    # All except the last have ended, as before.
                     whole = {s.request for s in steps[:length]} == set(kept)
                     if whole and self.breaks(steps[:length]):
                         return Schedule(steps[:length])
         return schedule
 
     def every_step(self, schedule: Schedule) -> Schedule:
-        """Leave out steps, many at a time and then one by one; then switch less."""
+        """Remove steps, many at a time and then one by one; then reduce switches."""
         steps = list(schedule.steps)
         size = max(1, len(steps) // 2)
         while True:
@@ -59,7 +59,7 @@ class Minimiser:
         return Schedule(tuple(self._with_fewer_switches(steps)))
 
     def _with_fewer_switches(self, steps: list[Step]) -> list[Step]:
-        """Move a request's consecutive steps as a whole, as long as that makes fewer switches."""
+        """Move a request's consecutive steps together, if this reduces switches."""
         improved = True
         while improved:
             improved = False
@@ -77,7 +77,7 @@ class Minimiser:
 
 
 def _renamed(steps: Sequence[Step], original: Sequence[Step]) -> list[Step]:
-    """Give the steps that are left the first operations of their requests."""
+    """Rename the remaining steps to the first operations of their requests."""
     operations: dict[str, list[str]] = {}
     for step in reversed(original):
         operations.setdefault(step.request, []).append(step.operation)

@@ -1,7 +1,7 @@
-"""Two operations at once on two threads, which are preempted within them, at every line.
+"""Runs two operations on two threads, preempted at every line.
 
-What no order of the whole operations explains is a race. A release that does all on one thread
-cannot come to it; one with a thread for every request can, unless a lock prevents it.
+A violation that no order of the two whole operations gives is a race. It can occur in a release
+with a thread for every request, unless a lock prevents it, but not in one with a single thread.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _MODULES = ("trie_attention_cache", "base_attention_cache", "page_pool", "kvcach
 
 @dataclass(frozen=True)
 class Race:
-    """A rule that two operations break only if one is preempted within."""
+    """A rule that two operations break only if one of them is preempted."""
 
     scenario: str
     before: Schedule
-    """What is done first, one operation after the other."""
+    """Steps that run before them."""
     first: Step
     second: Step
-    """The two that run at once, the first one first."""
+    """The two concurrent steps; `first` starts first."""
     preemption_points: tuple[int, ...]
-    """After how many yield points each preemption comes."""
+    """Number of yield points before each preemption."""
     preempted_at: tuple[str, ...]
-    """Where that is, as file:line."""
+    """Places of the preemptions, as file:line."""
     rule: str
     message: str
     reachable: bool
-    """Whether the release can come to it on its own threads."""
+    """Whether it can occur on the release's own threads."""
 
     def __str__(self) -> str:
         at = ", ".join(self.preempted_at)
@@ -53,7 +53,7 @@ class Race:
 
 @dataclass
 class Races:
-    """What was found over all pairs of operations."""
+    """Races of all pairs of operations."""
 
     pairs: int = 0
     runs: int = 0
@@ -71,11 +71,11 @@ def find_races(
     operations: tuple[str, str] | None = None,
     budget_s: float = 60.0,
 ) -> Races:
-    """Run every pair of operations of two workers at once, with every choice of preemptions.
+    """Run every pair of operations of two workers concurrently, with every choice of preemptions.
 
-    At most `preemptions` a run, at every line of the release's cache (or every instruction). A race
-    is what no order of the two whole operations breaks, once a pair and rule. `operations` limits
-    it to pairs of these two. After `budget_s` seconds it ends incomplete.
+    A run has at most `preemptions` preemptions, at lines of the release's cache (or instructions).
+    A race is reported once for each pair and rule. `operations` limits the pairs to these two
+    operations. After `budget_s` seconds the result is incomplete.
     """
     select([scenario], prefix_sharing, ())
     races, until = Races(), time.monotonic() + budget_s
@@ -105,7 +105,7 @@ def find_races(
 
 
 def _pairs(factory: HarnessFactory, scenario: str) -> Iterator[tuple[list[Step], Step, Step]]:
-    """Return each pair of next steps of the first two workers, with what is done before it."""
+    """Yield each pair of next steps of the first two workers, with the steps before it."""
     described = SCENARIOS[scenario]
     with closing(factory.open(described)) as harness:
         steps = {n: [Step(n, o) for o in d.operations] for n, d in harness.drivers.items()}
@@ -119,7 +119,7 @@ def _pairs(factory: HarnessFactory, scenario: str) -> Iterator[tuple[list[Step],
 
 
 class _Pair:
-    """Two steps at once, run with different preemption points."""
+    """Two concurrent steps, run with different preemption points."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Pair:
         self._steps, self._instructions = steps, instructions
         self._scheduler: ThreadScheduler | None = None
         self.yield_points = 0
-        """As the last run without preemptions had them."""
+        """Violations of the last run without preemptions."""
         self._files = [
             str(module.__file__)
             for name, module in list(sys.modules.items())
@@ -141,7 +141,7 @@ class _Pair:
         ]
 
     def run(self, points: tuple[int, ...]) -> tuple[list[Violation], list[str]]:
-        """Run them; return what does not hold then, and where they were preempted."""
+        """Run the two steps; return the violations and the places of the preemptions."""
         with scheduled_locks(lambda: self._scheduler):
             harness = self._open()
         with closing(harness):
@@ -169,6 +169,6 @@ class _Pair:
     def _open(self) -> CacheHarness:
         harness = self._factory.open(self._scenario)
         for owner in (harness.cache, harness.pool):
-            if hasattr(owner, "_lock"):  # its maker may have imported the lock's class itself
+            if hasattr(owner, "_lock"):  # its class may have imported the lock class directly
                 owner._lock = threading.Lock()
         return harness

@@ -1,4 +1,4 @@
-"""Carry out a schedule again, with the owners of every page after each step."""
+"""Runs a schedule again, with the owners of every page after each step."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FREE, CACHED, PENDING_FREE, LEAKED, WITHHELD = (
 )
 
 Owners = tuple[tuple[str, ...], ...]
-"""For every page, requests by name, and `free`, `cached` and so on."""
+"""Owners of every page: names of requests, `free`, `cached` and so on."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What a step came to."""
+    """The result of a step."""
 
     step: Step
     owners: Owners
     violations: tuple[Violation, ...]
-    """Rules that do not hold after it."""
+    """Violations after it."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Replay:
 
     @property
     def failing(self) -> int | None:
-        """The first step after which a rule is broken; None if none is."""
+        """Index of the first step that breaks a rule; None if there is none."""
         return next((n for n, moment in enumerate(self.moments) if moment.violations), None)
 
     def __str__(self) -> str:
-        """Return a line for each step with the pages whose owners changed, and what it broke."""
+        """Return a line for each step, with the changed owners of pages and the violations."""
         lines, before, reported = [], self.first, set[str]()
         for moment in self.moments:
             changed = [
@@ -74,7 +74,7 @@ def replay(
     prefix_sharing: str = "trie",
     treatments: Sequence[str] = (),
 ) -> Replay:
-    """Carry out a schedule of a scenario on the installed release's cache.
+    """Run a schedule of a scenario on the installed release's cache.
 
     Raises IsolationError for an unknown scenario, or a step that is not its request's next one.
     """

@@ -1,4 +1,4 @@
-"""What an examination found: data, a summary and JSON."""
+"""The result of an examination: data, a summary and JSON."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from analysis.interleavings.spec import RULES
 
 @dataclass(frozen=True)
 class Failure:
-    """A rule that an interleaving breaks, by the shortest schedule that still does."""
+    """A rule that an interleaving breaks, with the shortest schedule that breaks it."""
 
     scenario: str
     schedule: Schedule
     rule: str
     message: str
     sequential: bool
-    """Whether it also happens when one worker comes after the other."""
+    """Whether it also occurs if one worker follows the other."""
     interleavings: int = 0
-    """How many of the scenario's interleavings break the rule; 0 if not all were covered."""
+    """Number of the scenario's interleavings that break the rule; 0 if not all were covered."""
     reachable: bool = True
     """Whether the release can come to it on its own threads."""
 
     @property
     def needs(self) -> str:
-        """What it takes, in words."""
+        """When it occurs, in words."""
         return "any order" if self.sequential else "interleaving"
 
     @property
     def sentence(self) -> str:
-        """The rule that is broken."""
+        """The sentence of the broken rule."""
         return RULES[self.rule]
 
 
 @dataclass(frozen=True)
 class Covered:
-    """One scenario, and how much of it was carried out."""
+    """Coverage of one scenario."""
 
     scenario: str
     workers: int
     interleavings: int
-    """All that there are; 0 failing ones mean little unless it is complete."""
+    """Number of interleavings; the absence of failures means little unless it is complete."""
     states: int
     steps: int
     failing: int
@@ -52,13 +52,13 @@ class Covered:
 
 @dataclass(frozen=True)
 class Result:
-    """What examining the cache of a release came to."""
+    """The result of examining a release's cache."""
 
     release: str
     prefix_sharing: str
     treatments: tuple[str, ...]
     inactive_treatments: tuple[str, ...]
-    """Treatments that change nothing here, as they act on other parts of an engine."""
+    """Treatments without effect, because they act on other parts of an engine."""
     threads: str
     failures: list[Failure] = field(default_factory=list)
     scenarios: list[Covered] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Result:
 
     @property
     def interleavings(self) -> int:
-        """How many interleavings were covered."""
+        """Number of covered interleavings."""
         return sum(covered.interleavings for covered in self.scenarios if covered.complete)
 
     @property
@@ -80,7 +80,7 @@ class Result:
         return all(covered.complete for covered in self.scenarios)
 
     def shortest(self) -> list[Failure]:
-        """Return the shortest failure of each rule, those that happen in any order apart."""
+        """Return the shortest failure of each rule, and the shortest one in any order."""
         found: dict[tuple[str, bool], Failure] = {}
         for failure in sorted(self.failures, key=lambda f: (f.sequential, len(f.schedule))):
             found.setdefault((failure.rule, failure.sequential), failure)
@@ -96,7 +96,7 @@ class Result:
         serial = list(dict.fromkeys(f.rule for f in self.failures if f.sequential))
         others = list(dict.fromkeys(f.rule for f in self.failures if f.rule not in serial))
         if self.ok and self.complete:
-            text = f"In all {many}, {what} keeps every rule."
+            text = f"In all {many}, {what} breaks no rule."
         elif self.ok:
             text = f"In the {many} that were covered in time, {what} breaks no rule."
         else:
@@ -105,13 +105,13 @@ class Result:
             rules = counted(len(serial + others), "rule")
             text = f"Over {many}, {what} breaks {rules}: {'; '.join(broken)}."
             if not self.complete:
-                text += " Time ended before all were covered."
+                text += " Not all were covered in the given time."
         if self.inactive_treatments:
             text += f" Without effect here: {', '.join(self.inactive_treatments)}."
         return text
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain values; a `schedule` is the text that can be replayed."""
+        """Return plain values; `schedule` is a text that can be replayed."""
         failures = [{**asdict(f), "schedule": str(f.schedule)} for f in self.failures]
         computed = ("ok", "complete", "interleavings", "words")
         plain = {**asdict(self), **{name: getattr(self, name) for name in computed}}

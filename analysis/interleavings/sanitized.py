@@ -1,7 +1,7 @@
-"""Cross-check of a schedule: what the sanitizer finds on the same cache.
+"""Cross-check of a schedule with the sanitizer, on the same cache.
 
-It observes the cache by the hooks by which it observes a live engine, and gets each invocation as
-the engine would execute it, with one request.
+The sanitizer uses the same hooks as on a live engine, and gets each invocation as the engine would
+execute it, with one request.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def cross_check(
     prefix_sharing: str = "trie",
     treatments: Sequence[str] = (),
 ) -> Findings:
-    """Carry out a schedule with the sanitizer enabled, and return what it finds.
+    """Run a schedule with the sanitizer enabled, and return its findings.
 
-    The operations that are left are done afterwards, one request after the other. Raises
-    IsolationError for an unknown scenario, or a step that is not its request's next one.
+    The remaining operations are run afterwards, one request after the other. Raises IsolationError
+    for an unknown scenario, or a step that is not its request's next one.
     """
     select([scenario], prefix_sharing, ())
     schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
@@ -47,7 +47,7 @@ class _Sanitized:
     def __init__(self, harness: CacheHarness) -> None:
         self._harness, engine = harness, harness.engine
         self._recorder = Recorder(
-            engine,  # type: ignore[arg-type]  # of which it asks the clock and the probe
+            engine,  # type: ignore[arg-type]  # only its clock and probe are used
             snapshots=False,
             stacks=False,
             max_events=100_000,

@@ -1,7 +1,7 @@
-"""Threads that run one at a time and are preempted at chosen lines or instructions.
+"""Runs threads one at a time, with preemption at chosen lines or instructions.
 
-A thread runs until its next preemption point, until it needs a lock that another thread has, or
-until it ends: so every run is the same as the last.
+A thread runs until its next preemption point, until it needs a lock that another thread holds, or
+until it ends. So runs are deterministic.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _TIMEOUT_S = 30.0
 _Semaphore, _Thread = threading.Semaphore, threading.Thread
 
 
-class Deadlock(RuntimeError):  # noqa: N818  # it is what the threads are in
-    """Every thread waits for a lock that another one has."""
+class Deadlock(RuntimeError):  # noqa: N818  # a state, not an error class
+    """Every thread waits for a lock that another one holds."""
 
 
 class ThreadScheduler:
-    """Runs functions on a thread each, one at a time.
+    """Runs functions, each on its own thread, one at a time.
 
-    `files` are those in which each line is a yield point, or with `instructions` each instruction.
-    `preemption_points` has the number of yield points until each preemption.
+    Each line (with `instructions`, each instruction) in `files` is a yield point.
+    `preemption_points` has the number of yield points before each preemption.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class ThreadScheduler:
         self._points = iter(preemption_points)
         self._left = next(self._points, -1)
         self.yield_points = 0
-        """Yield points that all threads together have come to."""
+        """Number of yield points passed by all threads together."""
         self.preempted_at: list[str] = []
-        """Where each preemption was, as file:line."""
+        """Place of each preemption, as file:line."""
         self._gates: list[threading.Semaphore] = []
         self._done: list[bool] = []
         self._end = _Semaphore(0)
@@ -50,7 +50,7 @@ class ThreadScheduler:
         self._blocked: set[int] = set()
 
     def run(self, functions: Sequence[Callable[[], Any]]) -> list[BaseException | None]:
-        """Run them, the first one first; return the error of each. Raises Deadlock."""
+        """Run the functions, starting with the first; return their errors. Raises Deadlock."""
         errors: list[BaseException | None] = [None] * len(functions)
         self._gates = [_Semaphore(0) for _ in functions]
         self._done = [False] * len(functions)
@@ -73,7 +73,7 @@ class ThreadScheduler:
             thread.start()
         self._gates[0].release()
         if not self._end.acquire(timeout=_TIMEOUT_S):
-            raise Deadlock("The threads do not end: each waits for another.")
+            raise Deadlock("The threads do not end, because each waits for another.")
         for thread in threads:
             thread.join(timeout=_TIMEOUT_S)
         for error in errors:
@@ -86,7 +86,7 @@ class ThreadScheduler:
             raise Deadlock("A thread was never scheduled.")
 
     def _switch(self, number: int) -> None:
-        """Run the next thread that has not ended, if there is one."""
+        """Run the next thread that has not ended, if any."""
         count, ended = len(self._gates), self._done[number]
         for step in range(1, count):
             other = (number + step) % count
@@ -119,26 +119,26 @@ class ThreadScheduler:
     # -- locks -----------------------------------------------------------------------------
 
     def blocked(self) -> None:
-        """Run another thread, as this one needs a lock. Raises Deadlock if none can go on."""
+        """Run another thread, because this one waits for a lock. Raises Deadlock."""
         if self.thread < 0:
             raise Deadlock("A lock is held after its threads have ended.")
         self._blocked.add(self.thread)
         if all(done or n in self._blocked for n, done in enumerate(self._done)):
-            raise Deadlock("Every thread waits for a lock that another one has.")
+            raise Deadlock("Every thread waits for a lock that another one holds.")
         self._switch(self.thread)
 
     def released(self) -> None:
-        """Note that blocked threads may try again."""
+        """Let blocked threads try again."""
         self._blocked.clear()
 
     @property
     def thread(self) -> int:
-        """The number of the calling thread; -1 for one that is not scheduled here."""
+        """Number of the calling thread; -1 if it is not scheduled."""
         return getattr(self._local, "number", -1)
 
 
 class ScheduledLock:
-    """A lock for scheduled threads: one that has to wait lets another one run."""
+    """A lock for scheduled threads: a waiting thread lets another one run."""
 
     def __init__(
         self, scheduler: Callable[[], ThreadScheduler | None], *, reentrant: bool = False
@@ -148,7 +148,7 @@ class ScheduledLock:
         self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take it; False if it is taken and `blocking` is not wanted."""
+        """Take the lock; return False if it is taken and `blocking` is False."""
         scheduler = self._scheduler()
         me = -1 if scheduler is None else scheduler.thread
         while self._depth and not (self._reentrant and self._owner == me):
@@ -161,14 +161,14 @@ class ScheduledLock:
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._depth -= 1
         scheduler = self._scheduler()
         if scheduler is not None and not self._depth:
             scheduler.released()
 
     def locked(self) -> bool:
-        """Return whether it is taken."""
+        """Return whether the lock is taken."""
         return self._depth > 0
 
     def __enter__(self) -> bool:
@@ -189,7 +189,7 @@ def scheduled_locks(scheduler: Callable[[], ThreadScheduler | None]) -> Iterator
 
 
 def preemption_plans(yield_points: int, preemptions: int) -> Iterator[tuple[int, ...]]:
-    """Return every choice of at most so many preemption points within so many yield points."""
+    """Yield every choice of at most `preemptions` of the yield points."""
     yield ()
     if preemptions:
         for first in range(1, yield_points + 1):

@@ -1,6 +1,6 @@
-"""The sequential model: what a correct prefix cache may do, whatever the order of operations.
+"""The sequential model: rules of a correct prefix cache for any order of operations.
 
-Each rule is about the moment between two operations.
+The rules hold between two operations.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from analysis.interleavings.view import CacheView, prefix_number
 from analysis.snapshots.snapshot import Node
 
 RULES = {
-    "operation-raises": "An operation ends without an error, unless there are not enough pages.",
-    "allocation-refused": "A request gets its pages where enough are free or can be evicted.",
-    "page-conflict": "A page is free, cached or one request's own, and nothing else besides.",
+    "operation-raises": "An operation ends without an error, unless there are too few pages.",
+    "allocation-refused": "A request gets its pages if enough are free or can be evicted.",
+    "page-conflict": "A page is either free, cached or owned by one request.",
     "duplicate-page": "A request's block table has no page twice.",
-    "overwritten-page": "The pages of a request hold its own tokens, each behind its own prefix.",
-    "stale-cached-page": "A cached page holds the tokens that its node stands for.",
+    "overwritten-page": "The pages of a request hold its own tokens, each after its own prefix.",
+    "stale-cached-page": "A cached page holds the tokens of its node.",
     "missing-page": "A request has a page for every position that it writes.",
-    "reference-count": "References to the trie are as many as the requests that hold one.",
-    "unprotected-page": "What a request under way uses of the trie cannot be evicted.",
+    "reference-count": "The number of references equals the number of requests that hold one.",
+    "unprotected-page": "Cached pages that a request uses cannot be evicted.",
     "malformed-trie": "Nodes are under their own tokens, and leaves are nodes without children.",
     "page-leak": "Every page is free, cached, pending to be freed or held by a request.",
-    "padding-page-allocated": "Page 0, which padding is written to, is given to no request.",
-    "not-quiescent": "When all have ended, whatever is cached can be evicted, then all is free.",
+    "padding-page-allocated": "Page 0, to which padding is written, is not allocated to a request.",
+    "not-quiescent": "When all requests have ended, all pages can be evicted and are then free.",
 }
-"""The sentence of every rule, by its code: the name of what breaks it."""
+"""The sentence of every rule, by its code."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule that does not hold."""
+    """A violated rule."""
 
     rule: str
     message: str
     request: str | None = None
-    """The request that is affected."""
+    """The affected request."""
     pages: tuple[int, ...] = ()
 
 
 def check(view: CacheView) -> list[Violation]:
-    """Return every rule that does not hold now, with its first reason. Hot path."""
+    """Return every violated rule, with its first violation. Hot path."""
     found: dict[str, Violation] = {}
     for rule in _ALWAYS if not view.state.nodes else (*_ALWAYS, *_WITH_TRIE):
         for violation in rule(view):
@@ -58,15 +58,15 @@ def _one_owner(view: CacheView) -> Iterator[Violation]:
         for page in _repeated(pages):
             yield Violation(rule, f"Page {page} is {where} more than once.", pages=(page,))
     for page in sorted(free.intersection(cached)):
-        yield Violation(rule, f"Page {page} is free, and cached.", pages=(page,))
+        yield Violation(rule, f"Page {page} is both free and cached.", pages=(page,))
     for page, names in users.items():
-        who = listed(names)
+        owners = listed(names)
         if page in free:
-            text = f"Page {page} is free while {who} still uses it."
+            text = f"Page {page} is free, but still used by {owners}."
         elif page in view.state.duplicates:
-            text = f"Page {page} is pending to be freed while {who} uses it."
+            text = f"Page {page} is pending to be freed, but used by {owners}."
         elif len(names) > 1 and page not in view.cached:
-            text = f"Page {page} is used by {who}, and is not cached."
+            text = f"Page {page} is used by {owners}, but not cached."
         else:
             continue
         yield Violation(rule, text, names[0], (page,))
@@ -87,7 +87,7 @@ def _own_tokens(view: CacheView) -> Iterator[Violation]:
             block, slot = divmod(position, stride)
             page = table[block]
             if view.content[page][slot] != prefix_number(tokens[: position + 1]):
-                text = f"Page {page} of {name} does not hold its position {position} any more."
+                text = f"Page {page} of {name} no longer holds position {position}."
                 yield Violation("overwritten-page", text, name, (page,))
 
 
@@ -99,14 +99,14 @@ def _cached_tokens(view: CacheView) -> Iterator[Violation]:
         first = len(path) - len(node.tokens)
         for slot in range(len(node.tokens)):
             if view.content[node.page][slot] != prefix_number(path[: first + slot + 1]):
-                text = f"Page {node.page} is cached for tokens that it does not hold."
+                text = f"Page {node.page} does not hold the tokens it is cached for."
                 yield Violation("stale-cached-page", text, pages=(node.page,))
                 break
 
 
 def _room(view: CacheView) -> Iterator[Violation]:
     for name, position in view.missing_page.items():
-        text = f"{name} has no page for its position {position}, and writes to the padding page."
+        text = f"{name} has no page for position {position} and writes to the padding page."
         yield Violation("missing-page", text, name, (0,))
 
 
@@ -130,7 +130,7 @@ def _protected(view: CacheView) -> Iterator[Violation]:
         for page in table:
             node = view.cached.get(page)
             if node is not None and node.node not in view.referenced:
-                text = f"Page {page}, which {name} uses, can be evicted: its node has no reference."
+                text = f"Page {page}, used by {name}, can be evicted: its node has no reference."
                 yield Violation("unprotected-page", text, name, (page,))
 
 
@@ -139,7 +139,7 @@ def _shape(view: CacheView) -> Iterator[Violation]:
     for node in view.state.nodes:
         children = view.children[node.node]
         if node.node in wrong:
-            text = f"{_name(node)} is under other tokens than its own, or has another parent."
+            text = f"{_name(node)} is under wrong tokens, or has a wrong parent."
             yield Violation("malformed-trie", text, pages=_pages(node))
         elif node.page is not None and node.leaf != (children == 0):
             has = "is" if node.leaf else "is not"
@@ -148,7 +148,7 @@ def _shape(view: CacheView) -> Iterator[Violation]:
             yield Violation("malformed-trie", text, pages=_pages(node))
     for node in view.detached:
         if node.leaf:
-            text = f"{_name(node)} is in the set of leaves, and not in the trie."
+            text = f"{_name(node)} is in the set of leaves, but not in the trie."
             yield Violation("malformed-trie", text, pages=_pages(node))
 
 
@@ -164,7 +164,7 @@ def _lost(view: CacheView) -> Iterator[Violation]:
 
 def _padding(view: CacheView) -> Iterator[Violation]:
     if view.padding_given:
-        yield Violation("padding-page-allocated", "A request is given page 0.", pages=(0,))
+        yield Violation("padding-page-allocated", "Page 0 is allocated to a request.", pages=(0,))
 
 
 _Rule = Callable[[CacheView], Iterator[Violation]]

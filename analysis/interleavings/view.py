@@ -1,4 +1,4 @@
-"""The cache and its requests between two operations, as the rules see them."""
+"""The state of the cache and its requests between two operations, for the rules."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ _prefixes: dict[tuple[int, ...], int] = {}
 
 
 def prefix_number(tokens: Sequence[int]) -> int:
-    """Return a number that stands for a prefix, the same one every time."""
+    """Return the number of a prefix, the same at every call."""
     return _prefixes.setdefault(tuple(tokens), len(_prefixes))
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """Where every page is, who refers to what, and what pages hold."""
+    """Owners of pages, references, and contents of pages."""
 
     state: CacheState
-    """Its `holdings` are the pages that requests have to give back, its `duplicates` those that are
+    """State of the cache: `holdings` are pages that requests must release, `duplicates` those
     pending to be freed."""
     block_tables: Mapping[str, Sequence[int]]
     """Pages that invocations of the active requests may still read or write."""
     tokens: Mapping[str, Sequence[int]]
     """The tokens of each request."""
     written: Mapping[str, int]
-    """How many of them an invocation has written."""
+    """Number of its tokens that an invocation has written."""
     content: Sequence[Sequence[int | None]]
-    """By page and slot, the number of the prefix that the token there ends; None: not written."""
+    """Number of the prefix in each page and slot; None if not written."""
     references: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """By request, the least and the greatest number of references to the trie that are correct."""
+    """Least and greatest correct number of references of each request."""
     looked_up: frozenset[int] = frozenset()
-    """Pages that requests have found in the trie, and do not hold yet."""
+    """Pages that requests have found in the trie but do not hold yet."""
     detached: Sequence[Node] = ()
-    """Nodes outside the trie that are in its set of leaves or that a request refers to."""
+    """Nodes outside the trie that are in the set of leaves or referenced by a request."""
     withheld: frozenset[int] = frozenset()
-    """Pages that a treatment keeps out of the pool."""
+    """Pages that a treatment removes from the pool."""
     reserved: Sequence[int] = ()
-    """Pages that requests hold which do nothing meanwhile."""
+    """Pages held by inactive requests."""
     missing_page: Mapping[str, int] = field(default_factory=dict)
-    """By request, a position that it wrote without a page for it."""
+    """A position that each request wrote without a page."""
     padding_given: bool = False
-    """Whether page 0 was given to a request."""
+    """Whether page 0 was allocated to a request."""
 
     @cached_property
     def paths(self) -> dict[int, tuple[int, ...]]:
-        """By node of the trie, the tokens from the root to its end."""
+        """Tokens from the root to the end of each node."""
         paths: dict[int, tuple[int, ...]] = {}
         for node in self.state.nodes:
             paths[node.node] = () if node.parent is None else (*paths[node.parent], *node.tokens)
@@ -57,12 +57,12 @@ class CacheView:
 
     @cached_property
     def children(self) -> Counter[int | None]:
-        """By node of the trie, how many children it has."""
+        """Number of children of each node."""
         return Counter([node.parent for node in self.state.nodes])
 
     @cached_property
     def referenced(self) -> set[int]:
-        """Nodes of the trie that a reference to them or below them keeps from eviction."""
+        """Nodes protected from eviction by a reference to them or a descendant."""
         parents = {node.node: node.parent for node in self.state.nodes}
         kept: set[int] = set()
         for node in self.state.nodes:
@@ -74,11 +74,11 @@ class CacheView:
 
     @cached_property
     def cached(self) -> dict[int, Node]:
-        """Nodes of the trie by their page; where two have one, the first."""
+        """Nodes of the trie by page (the first, if two nodes have the same page)."""
         return {node.page: node for node in reversed(self.state.nodes) if node.page is not None}
 
     def wrong_references(self) -> tuple[int, int, int] | None:
-        """Return how many references there are, and may be at least and most; None if that fits."""
+        """Return the number of references and its correct bounds; None if it is correct."""
         count = sum(node.ref_count for node in (*self.state.nodes, *self.detached))
         low = sum(least for least, _ in self.references.values())
         high = sum(most for _, most in self.references.values())
@@ -93,13 +93,13 @@ class CacheView:
         return found
 
     def free_or_evictable(self, name: str) -> int:
-        """Return how many pages a correct cache could give a request, beside its own prefix."""
+        """Return how many pages a correct cache could allocate to a request, besides its prefix."""
         tokens, nodes = tuple(self.tokens[name]), self.state.nodes
         evictable = set(self.cached)
         evictable -= {
             n.page for n in nodes if self.paths[n.node] == tokens[: len(self.paths[n.node])]
         }
-        if self.wrong_references() is None:  # a reference too many protects nothing
+        if self.wrong_references() is None:  # surplus references protect nothing
             evictable -= {n.page for n in nodes if n.node in self.referenced}
         for pages in (*self.block_tables.values(), *self.state.holdings.values()):
             evictable.difference_update(pages)

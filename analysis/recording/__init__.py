@@ -33,21 +33,24 @@ def observe(
     verifies: bool = False,
     checksums: str | None = None,
 ) -> Iterator[Recording]:
-    """Record a running engine as long as the block lasts, and yield the recording.
+    """Record a running engine during the block, and yield the recording.
 
-    Hooks are read-only and are removed on exit. `snapshots` takes one of the cache before and after
-    every request and at failures; without it only the first and the last are taken. `stacks` adds
-    the engine's own Python frames to every event. Resident memory is read every `memory_every_s`
-    seconds (0: never). The first `max_events` events, as many invocations and `max_snapshots`
-    snapshots are kept; `Recording.overflow` says what was dropped. An event takes some 300 bytes.
-    Arrays and scores of invocations, frames and snapshots are counted apart: the recording is also
-    full when they take more than `max_bytes`. `likeliest` keeps so many of the likeliest next
-    tokens of each request's row (columns `top_tokens` and `top_logprobs`). `verifies` compares
-    arguments with what they were filled with, and follows results up to the token that is chosen
-    (columns `result_tokens`, `result_digests` and `changed`, events `chosen`). `checksums`
-    (*sampled*, *landings* or *whole*) compares the bytes of pages; see `sanitize`.
+    Hooks are read-only and are removed on exit.
 
-    Raises EngineError if the engine is not running or is observed already.
+    - `snapshots`: take a snapshot of the cache before and after every request and at failures;
+      otherwise only the first and the last are taken.
+    - `stacks`: add the engine's Python frames to every event.
+    - `memory_every_s`: interval for reading the resident memory, in seconds (0: never).
+    - `max_events`, `max_snapshots`, `max_bytes`: limits for events (also invocations), snapshots,
+      and the bytes of arrays, scores, frames and snapshots. Later ones are dropped, and counted in
+      `Recording.overflow`. An event takes about 300 bytes.
+    - `likeliest`: number of most likely next tokens to keep for each request's row (columns
+      `top_tokens` and `top_logprobs`).
+    - `verifies`: check that arguments do not change, and follow results up to the chosen token
+      (columns `result_tokens`, `result_digests` and `changed`, events `chosen`).
+    - `checksums` (*sampled*, *landings* or *whole*): compare the bytes of pages; see `sanitize`.
+
+    Raises EngineError if the engine is not running or is already observed.
     """
     recorder = Recorder(
         engine,
@@ -69,7 +72,7 @@ def observe(
                 yield Recording(recorder)
             recorder.finish()
         finally:
-            # Also when the block raises: what had not ended must not look as if it had.
+            # Also if the block raises: unfinished operations must be recorded as such.
             if recorder in engine.listeners:
                 engine.listeners.remove(recorder)
             recorder.close()
@@ -77,7 +80,7 @@ def observe(
 
 @contextmanager
 def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
-    """Record the resident memory of the process from time to time."""
+    """Record the resident memory of the process periodically."""
     if not every_s:
         yield
         return
@@ -98,12 +101,12 @@ def _memory(recorder: Recorder, every_s: float) -> Iterator[None]:
 
 @contextmanager
 def checksummed(recorder: Recorder, mode: str | None) -> Iterator[None]:
-    """Look at the bytes of pages as long as the block lasts, unless that is done already.
+    """Check the bytes of pages during the block, unless they are already being checked.
 
-    Where they cannot be read, an event says so. Raises EngineError for an unknown mode.
+    If they cannot be read, an event is recorded. Raises EngineError for an unknown mode.
     """
     if mode is not None and mode not in MODES:
-        raise EngineError(f"checksums is {', '.join(MODES)} or None, not {mode!r}.")
+        raise EngineError(f"checksums must be {', '.join(MODES)} or None, not {mode!r}.")
     probe = recorder.engine.probe
     if mode is None or probe is None or recorder.checksums is not None:
         yield

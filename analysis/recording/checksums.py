@@ -1,7 +1,7 @@
-"""Checksums of the pages' bytes: what nothing wrote must stay, what was written must have arrived.
+"""Checksums of the pages' bytes, to find changes without a write and lost writes.
 
-A page that looks changed is checked only when every invocation that may have written to it
-meanwhile has finished, by the arguments of these invocations.
+If a page has changed, it is checked only after every invocation that may have written to it has
+finished, using the arguments of these invocations.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 MODES = ("sampled", "landings", "whole")
 FOLLOWED = 32
-"""One page of so many is followed with *sampled*."""
+"""With *sampled*, one page of this number is followed."""
 SAMPLED = 4
-"""With *landings*, the pages that are read when an invocation ends, of those that its rows use."""
+"""With *landings*, number of pages read at the end of an invocation, drawn from its rows'."""
 SEEN = frozenset(["acquire", "free", "pages_dropped", "match", "copy"])
-"""Kinds of events that are passed to `Checksums.seen`."""
+"""Event kinds that are passed to `Checksums.seen`."""
 _MOST_PENDING = 1000
 _LEARNT = 64
-"""Pages that are read at a time when the checking begins; the engine waits no longer."""
+"""Pages read at a time at the beginning, to limit the engine's wait."""
 _SEED = 20261125
 
 
 _watching: dict[int, Checksums] = {}
-"""By the id of a pool."""
+"""Checksums by the id of the pool."""
 
 
 @contextmanager
 def writing(pool: Any, page: int) -> Iterator[None]:
-    """Write to a page outside of the model, on purpose: as a treatment does."""
+    """Declare an intended write to a page outside of the model, as by a treatment."""
     watched = _watching.get(id(pool))
     if watched is None:
         yield
@@ -60,17 +60,16 @@ def writing(pool: Any, page: int) -> Iterator[None]:
 
 
 class Checksums(PageDigests):
-    """Digests of all slots of one engine's page table, compared whenever a page is read again.
+    """Digests of all slots of an engine's page table, compared when a page is read again.
 
-    The slots that an invocation wrote are read when it finishes, and pages when they are acquired,
-    freed, found in the trie or let go of by a request. *sampled* does that with one page in 32,
-    drawn by chance, and leaves the others alone. *landings* does it with all pages, and every
-    completion also reads four, drawn from those that its rows use; with *whole* all pages are read
-    when an invocation starts and when it finishes. Padding page 0 is never checked: padding rows
-    write to it.
+    Slots are read when the invocation that writes them finishes, and pages when they are acquired,
+    freed, found in the trie or dropped. *sampled* follows only one page in 32, drawn at random.
+    *landings* follows all pages, and also reads four pages after every invocation, drawn from those
+    of its rows. *whole* reads all pages at the start and end of every invocation. Padding page 0 is
+    never checked, because padding rows write to it.
 
-    Nothing is read before `open`. Its other methods are called on the engine's own threads. Raises
-    EngineError where the page table cannot be read from here.
+    Nothing is read before `open`. The other methods are called on the engine's threads. Raises
+    EngineError if the page table cannot be read.
     """
 
     def __init__(self, probe: BaseProbe, recorder: Sink, *, mode: str = "sampled") -> None:
@@ -78,19 +77,19 @@ class Checksums(PageDigests):
         self.mode = mode
         self.lock = threading.RLock()
         self.invocations = 0
-        """Invocations that ended."""
+        """Number of ended invocations."""
         self.pages_read = 0
-        """Pages that were read and compared."""
+        """Number of pages that were read and compared."""
         self.slots_written = 0
-        """Slots that were read when the invocation that wrote them had ended."""
+        """Number of slots read after the invocation that wrote them."""
         self.unchecked = 0
-        """Changes of a page that were not checked because too many were pending."""
+        """Number of page changes not checked because too many were pending."""
         self._offered = 0
-        """Pages that could have been read at the ends of invocations."""
+        """Number of pages that could have been read at the ends of invocations."""
         self.recorder, self._pool = recorder, probe.pool
         self._random = random.Random(_SEED)
         self._all = list(range(self._count))
-        """The pages that are followed."""
+        """The followed pages."""
         if mode == "sampled" and self._count > 1:
             pages = self._all[PADDING_PAGE + 1 :]
             self._all = sorted(self._random.sample(pages, -(-len(pages) // FOLLOWED)))
@@ -98,14 +97,14 @@ class Checksums(PageDigests):
         self._follows[self._all] = True
         self._followed = frozenset(self._all)
         self._pending: list[Pending] = []
-        # Invocations that began before the hooks were attached may write unseen.
+        # Invocations that began before the hooks were attached may write unobserved.
         self._unsure = {page for pages in probe.holdings().values() for page in pages}
         self._unsure.add(PADDING_PAGE)
 
     def open(self) -> None:
-        """Attach to the recorder, then read what every page holds.
+        """Attach to the recorder, then read all pages.
 
-        In this order: a write in between would look like a change without a write.
+        In this order, because a write in between would look like a change without a write.
         """
         with self.lock:
             _watching[id(self._pool)] = self
@@ -117,7 +116,7 @@ class Checksums(PageDigests):
                     self._learn(self._all[first : first + _LEARNT])
 
     def close(self) -> None:
-        """Let go of the page tables."""
+        """Release the page tables."""
         with self.lock:
             _watching.pop(id(self._pool), None)
             self._tables, self._maps = [], []
@@ -125,7 +124,7 @@ class Checksums(PageDigests):
     # -- what the engine does --------------------------------------------------------------
 
     def begins(self, invocation: int) -> None:
-        """Note that an invocation begins."""
+        """Record the start of an invocation."""
         with self.lock:
             if self.mode == "whole":
                 self._look(self._all, "start")
@@ -141,7 +140,7 @@ class Checksums(PageDigests):
         arrays: dict[str, Any],
         error: BaseException | None,
     ) -> None:
-        """Look at what an invocation wrote, and at what it left alone."""
+        """Check the slots that an invocation wrote, and pages that it did not write."""
         with self.lock:
             begun = self._air.pop(invocation, None)
             if not self._tables:
@@ -155,10 +154,10 @@ class Checksums(PageDigests):
                 wrote = Written(phase, len(request_ids), arrays, self._stride, self._count)
             except (KeyError, ValueError, IndexError):  # its arguments could not be read
                 wrote = None
-            # If its beginning is unknown, so is what was read while it wrote.
+            # Without its start, reads during its writes are unknown.
             if wrote is None or begun is None or error is not None:
                 self._distrust(request_ids, wrote)
-                self._settle(invocation, frozenset())  # of unsure pages none is pending any more
+                self._settle(invocation, frozenset())  # no uncertain page is pending any more
                 return
             if self._pending or self._copied:
                 self._settle(invocation, wrote.flat)
@@ -176,7 +175,7 @@ class Checksums(PageDigests):
                 self._look([*{wrote.page_used(number) for number in chosen}], "landing")
 
     def seen(self, kind: str, pages: Sequence[int], request_id: str | None) -> None:
-        """Look at the pages of an event."""
+        """Check the pages of an event."""
         if self._followed.isdisjoint(pages):
             return
         with self.lock:
@@ -191,11 +190,11 @@ class Checksums(PageDigests):
             if kind == "acquire":
                 again = [page for page in there if page in self._unsure and page != PADDING_PAGE]
                 self._unsure.difference_update(again)
-                self._known[again] = False  # what was written unseen is learnt anew
+                self._known[again] = False  # its content may have been written unobserved
             self._look(there, kind, request_id)
 
     def rewritten(self, page: int) -> None:
-        """Note what was just written to a page on purpose, outside of the model."""
+        """Record an intended write to a page outside of the model."""
         with self.lock:
             if not self._tables or page not in self._followed:
                 return
@@ -206,7 +205,7 @@ class Checksums(PageDigests):
             self._copied.pop(page, None)
 
     def read_all(self) -> None:
-        """Read every page, so that every change is reported by now."""
+        """Read every page, so that all changes are reported."""
         with self.lock:
             if self._tables:
                 for copy in self._copied.values():
@@ -215,7 +214,7 @@ class Checksums(PageDigests):
 
     @property
     def coverage(self) -> dict[str, Any]:
-        """What was read: the value of the column `coverage`."""
+        """Value of the column `coverage`: what was read."""
         return {
             "mode": self.mode,
             "followed": len(self._all),
@@ -230,7 +229,7 @@ class Checksums(PageDigests):
         }
 
     def _spares(self, phase: str, arrays: dict[str, Any]) -> bool:
-        """Return whether an invocation surely wrote to no page that is followed. Hot path."""
+        """Return whether an invocation certainly wrote to no followed page. Hot path."""
         try:
             (rows, blocks), tables = arrays["block_tables"]
             if phase == "decode":
@@ -243,7 +242,7 @@ class Checksums(PageDigests):
     # -- what stays ------------------------------------------------------------------------
 
     def _look(self, pages: Sequence[int], moment: str, request_id: str | None = None) -> None:
-        """Read pages, of those that are followed, and compare them with what they held."""
+        """Read followed pages, and compare them with their last content."""
         pages = [p for p in pages if p not in self._unsure and not self._is_settling(p)]
         if not pages:
             return
@@ -279,7 +278,7 @@ class Checksums(PageDigests):
                 self.unchecked += 1
 
     def _settle(self, invocation: int, written: frozenset[int]) -> None:
-        """Check changes that waited for an invocation that has ended, except what it wrote."""
+        """Check changes that waited for an ended invocation, except for its own writes."""
         left = []
         for pending in self._pending:
             if invocation in pending.invocations:
@@ -293,7 +292,7 @@ class Checksums(PageDigests):
         self._pending = left
 
     def _changed(self, pending: Pending) -> None:
-        """Report slots that changed, unless they were written or reported since."""
+        """Report changed slots, unless they were written or reported since."""
         page, at = pending.page, self._at[pending.page]
         slots = [s for s in pending.slots if self._known[page, s] and at[s] == pending.at[s]]
         if not slots:
@@ -324,7 +323,7 @@ class Checksums(PageDigests):
     def _arrive(
         self, invocation: int, request_ids: Sequence[str], wrote: Written, begun: int
     ) -> None:
-        """Read the slots that an invocation wrote; report those where data did not arrive."""
+        """Read the slots that an invocation wrote, and report lost writes."""
         if self.mode == "sampled":
             wrote.only(self._follows)
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
@@ -333,9 +332,9 @@ class Checksums(PageDigests):
         held = self._of_slots(pages, slots)
         same = held == self._digest[pages, :, :, slots]
         self.slots_written += int(real.sum())
-        if same.any() or not held.all():  # else all is new, and nothing is missing
+        if same.any() or not held.all():  # else everything is new, and no write was lost
             self._tell_lost(invocation, request_ids, wrote, begun, held, same)
-        # What a padding token wrote is known only if it changed something.
+        # The write of a padding token is known only if it changed something.
         if not real.all():
             tokens = np.where(real | ~same.all(axis=(1, 2, 3)), tokens, UNKNOWN_TOKEN)
         self._token[pages, slots] = tokens
@@ -353,7 +352,7 @@ class Checksums(PageDigests):
         held: Digests,
         same: Mask,
     ) -> None:
-        """Report written slots of which a part is as before, or zeros."""
+        """Report written slots with a part that is unchanged or zero."""
         pages, slots, tokens, real = wrote.pages, wrote.slots, wrote.tokens, wrote.real
         checked = real & self._known[pages, slots] & (self._at[pages, slots] < begun)
         if self._unsure:
@@ -381,7 +380,7 @@ class Checksums(PageDigests):
     # -- the rest --------------------------------------------------------------------------
 
     def _copy(self, source: int, target: int) -> None:
-        """Note that a page becomes a copy of another; the device may do it later."""
+        """Record that a page becomes a copy of another; the device may copy later."""
         self._clock += 1
         self._at[target] = self._clock
         self._known[target] = self._known[source] & (source not in self._unsure)
@@ -389,7 +388,7 @@ class Checksums(PageDigests):
         self._copied[target] = Copy(source, self._last_begun + 1, set(self._air))
 
     def _distrust(self, request_ids: Sequence[str], wrote: Written | None) -> None:
-        """Note that an invocation wrote unknown slots; it may still be writing."""
+        """Record that an invocation wrote unknown slots, and may still be writing."""
         for request_id in request_ids:
             self._unsure.update(self.recorder.held_by(request_id))
         if wrote is not None:

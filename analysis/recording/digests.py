@@ -26,43 +26,43 @@ _WEIGHTS = np.array([(2 * i + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 | 1 for i in r
 
 @dataclass
 class Pending:
-    """A page that looked changed when it was read while invocations were pending."""
+    """A page that had changed when it was read while invocations were pending."""
 
     page: int
     slots: list[int]
     held: Digests
     """Its digests as read, [layers, 2, stride, heads]."""
     at: Ints
-    """Which state each slot was compared with, [stride]."""
+    """Clock of the state that each slot was compared with, [stride]."""
     invocations: set[int]
     moment: str
     since: int
     seen: int
-    """The last invocation that had begun when it was read."""
+    """The last invocation that began before the read."""
     holders: list[str]
-    """Requests that held it then."""
+    """Requests that held the page at that time."""
     request_id: str | None
 
 
 @dataclass
 class Copy:
-    """What a page was copied from."""
+    """The source of a copied page."""
 
     source: int
     done_after: int
-    """The invocation after which the device has surely made the copy."""
+    """The invocation after which the device has certainly made the copy."""
     invocations: set[int]
-    """Invocations under way then, which may have been writing to the source."""
+    """Invocations that may have been writing to the source at that time."""
 
 
 class Sink(Protocol):
-    """What `Checksums` uses of a recorder."""
+    """The methods of a recorder that `Checksums` uses."""
 
     under_way: dict[int, tuple[Any, ...]]
     checksums: Any
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Keep an event."""
+        """Record an event."""
 
     def held_by(self, request_id: str) -> frozenset[int]:
         """Return the pages that a request holds."""
@@ -71,14 +71,13 @@ class Sink(Protocol):
         """Return the requests that hold a page."""
 
     def of_bytes(self, look: Callable[..., None], *args: Any) -> None:
-        """Call a function; an error in it ends the checking."""
+        """Call a function; an error in it ends the byte checks."""
 
 
 class PageDigests:
-    """The digests that every page had when it was read last.
+    """The digests of every page at its last read.
 
-    The page table is mapped once and read in place. Raises EngineError where it cannot be read
-    from here.
+    The page table is mapped once and read in place. Raises EngineError if it cannot be read.
     """
 
     def __init__(self, probe: BaseProbe) -> None:
@@ -89,21 +88,21 @@ class PageDigests:
         self._digest = np.zeros((self._count, layers, kinds, stride, heads), dtype=np.uint64)
         self._known = np.zeros(shape, dtype=bool)
         self._at = np.zeros(shape, dtype=np.int64)
-        """When the state that a digest is of was first seen, by a clock of its own."""
+        """Time at which a digest's state was first read, on the object's own clock."""
         self._token = np.full(shape, UNKNOWN_TOKEN, dtype=np.int64)
-        """The token that was written last."""
+        """The last written token."""
         self._since = np.full(self._count, -1, dtype=np.int64)
-        """The last invocation that had begun when a page was last seen as it should be."""
+        """The last invocation that began before the page was last found correct."""
         self._clock, self._last_begun = 1, -1
         self._former: deque[tuple[int, int, Digests]] = deque(maxlen=_FORMER)
-        """What slots held that changed, which other slots may hold now if pages were exchanged."""
+        """Old digests of changed slots; other slots have them if pages were swapped."""
         self._air: dict[int, int] = {}
-        """Invocations under way, each with the clock when it began, -1 if that was not seen."""
+        """Invocations under way, with the clock at their start (-1 if unknown)."""
         self._copied: dict[int, Copy] = {}
-        """By the page that became one."""
+        """Copies by target page."""
 
     def _uncertain_copies(self, invocation: int, written: frozenset[int]) -> None:
-        """Take back what copies should hold where an invocation was writing to their source."""
+        """Reset the expected digests of copies, if an invocation was writing to their source."""
         for target, copy in self._copied.items():
             if invocation in copy.invocations:
                 first = copy.source * self._stride
@@ -111,14 +110,14 @@ class PageDigests:
                 self._known[target, slots] = False
 
     def _is_settling(self, page: int) -> bool:
-        """Return whether a page is a copy that the device may not have made yet."""
+        """Return whether a page is a copy that the device may not have completed."""
         if page not in self._copied:
             return False
         after = self._copied[page].done_after
         return after > self._last_begun or any(number <= after for number in self._air)
 
     def _learn(self, pages: Sequence[int]) -> None:
-        """Take what pages hold for right, but for what is known already."""
+        """Accept the current content of pages as correct, except for known digests."""
         self._clock += 1
         unknown = ~self._known[pages]
         held = self._of_pages(pages)
@@ -136,7 +135,7 @@ class PageDigests:
         tables = probe.pool.page_tables
         shape = (self._count, layers, 2, self._stride, heads // len(tables), -1)
         try:
-            # Kept: the arrays lie in what is mapped.
+            # Keep the mappings, because the arrays use them.
             self._maps = [table.map(read=True) for table in tables]
             flat = [np.asarray(memoryview(mapped)).reshape(-1) for mapped in self._maps]
             self._tables = [array.view(np.uint8).reshape(shape).view(np.uint64) for array in flat]
@@ -144,7 +143,7 @@ class PageDigests:
             raise EngineError(f"the page table of this device cannot be mapped: {error}") from error
         width = self._tables[0].shape[-1]
         self._weights = np.resize(_WEIGHTS, width)
-        # Written over itself NaN looks as before.
+        # A NaN that is overwritten by itself looks unchanged.
         self._nan = np.array(
             [(np.full(width, word) * self._weights).sum() for word in nans_in_words(probe.dtype)],
             dtype=np.uint64,
@@ -159,15 +158,15 @@ class PageDigests:
         return self._digested([table[pages, :, :, slots] for table in self._tables])
 
     def _digested(self, parts: Sequence[Digests]) -> Digests:
-        # Weights are odd, so that no single changed bit goes unseen. They are the same for every
-        # block, so that a block is known again in another place; one of zeros is 0.
+        # Weights are odd, so that every single changed bit is detected. They are the same for every
+        # block, so that a moved block is recognised. The digest of zeros is 0.
         sums = [np.einsum("...i,i->...", part, self._weights) for part in parts]
         return sums[0] if len(sums) == 1 else np.concatenate(sums, axis=-1)
 
     def _origin(
         self, page: int, slots: Sequence[int], unlike: Mask, held: Digests
     ) -> dict[str, Any]:
-        """Return what changed slots hold now, as columns: zeros, another slot, or neither."""
+        """Return the new content of changed slots, as columns: zeros, another slot, or neither."""
         if not held[unlike].any():
             return {"zeros": True}
         for place, slot in enumerate(slots):
@@ -188,10 +187,10 @@ class PageDigests:
         return {"zeros": False}
 
     def _lost(self, held: Digests, same: Mask, checked: Mask, before: Ints, tokens: Ints) -> Mask:
-        """Return which blocks still hold what they held, where a write should have changed them.
+        """Return which blocks are unchanged, but should have been changed by a write.
 
-        The first layer's values follow from the token, and its keys from the token and its
-        position: that they stay says nothing where the token may be the same. Nor does NaN.
+        The first layer's values depend only on the token, and its keys on the token and position.
+        If the token may be the same, unchanged blocks there are no evidence. Neither is NaN.
         """
         kept = same & aligned(checked) & ~np.isin(held, self._nan)
         first = kept[:, 0]
@@ -205,12 +204,12 @@ class PageDigests:
 
 
 def aligned(mask: Mask) -> Mask:
-    """Return a mask of slots so that it fits their blocks, [slots, 1, 1, 1]."""
+    """Return a mask of slots in the shape of their blocks, [slots, 1, 1, 1]."""
     return mask[:, None, None, None]
 
 
 def blocks_of(marked: Mask) -> list[dict[str, Any]] | None:
-    """Return layer, K or V, and head of each marked block, None if all are marked."""
+    """Return layer, K or V, and head of each marked block; None if all are marked."""
     if marked.all():
         return None
     found: Iterable[Any] = zip(*(axis.tolist() for axis in np.nonzero(marked)), strict=True)

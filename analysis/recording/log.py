@@ -22,8 +22,8 @@ from analysis.shortfin.capture import ObserverWarning
 from analysis.shortfin.locks import Locks
 from analysis.snapshots.snapshot import Snapshot
 
-# The order of a recorded event's fields: columns of the table `events`, but for `t_ns`, which
-# becomes `t_s`, and `extras`, the other columns that the event has, or None.
+# The fields of a recorded event: columns of the table `events`, except `t_ns`, which becomes `t_s`,
+# and `extras`, a dictionary of further columns or None.
 EVENT_FIELDS = (
     "seq", "t_ns", "thread", "request_id", "operation", "kind", "pages", "free_pages", "node",
     "parent", "ref_before", "ref_count", "tokens_hit", "tokens_missed", "value", "digest", "extras",
@@ -31,39 +31,38 @@ EVENT_FIELDS = (
 )  # fmt: skip
 _SHOWN_FAULTS = 3
 MOST_NAMED = 1000
-"""How many errors of the recording, and dropped invocations, are kept; the rest is counted.
-"""
+"""Most errors of the recording, and most dropped invocations, that are kept; others are counted."""
 _EXTRAS = frozenset(EVENT_EXTRAS)
 _NEAR = 64
-"""Among how many of the last events the one with the last place is."""
+"""The event with the highest `seq` is among this number of last events."""
 _LOCKED = frozenset(
     ["acquire", "free", "create", "node_overwritten", "unlink", "reference", "leaf_added",
      "leaf_removed", "duplicate"]
 )  # fmt: skip
-"""Kinds of events with the column `locks`: those that change shared state."""
+"""Event kinds with the column `locks`: those that change shared state."""
 _STACKLESS = frozenset(["chosen", "token", "first_token", "answered"])
-"""Kinds of events without a stack: they come from one place of the engine, at every token."""
+"""Event kinds without a stack: they occur at every token, at one place of the engine."""
 
 
 class _Here(threading.local):
-    """What one thread is doing."""
+    """The current operations of one thread."""
 
     def __init__(self) -> None:
         self.name: str | None = None
         self.operations: list[tuple[str | None, str | None]] = []
         self.marks: list[int] = []
-        """How many locks had been taken when each of them began."""
+        """Number of locks taken at the start of each operation."""
         self.emitted = 0
-        """Events of the current operation."""
+        """Number of events of the current operation."""
         self.version: list[int] | None = None
 
 
 class EventLog:
-    """Events in the order of their places, with the operations that they are part of.
+    """Events ordered by `seq`, with the operations that they belong to.
 
-    It takes no lock: lists are appended to and counters drawn in single steps of the interpreter.
-    Each thread that does something with the cache has a version of its own, odd while an operation
-    is under way there, so that a snapshot knows whether it was taken between operations.
+    It takes no lock: appending to a list and drawing from a counter are atomic in the interpreter.
+    Each thread that uses the cache has a version number, which is odd during an operation. This
+    shows whether a snapshot was taken between operations.
     """
 
     def __init__(
@@ -74,43 +73,42 @@ class EventLog:
         self.max_events = max_events
         self.max_bytes = whole_number(max_bytes, "max_bytes", 1, 1 << 50)
         self.bytes = 0
-        """About how many bytes are kept beside the rows of events: arrays, frames, snapshots."""
+        """Estimated bytes of arrays, frames and snapshots, in addition to the rows of events."""
         self._room = max_events
-        """Rows of events that are kept; those that were there when the bytes were used up."""
+        """Most rows of events; set to the current number when `max_bytes` is reached."""
         self._last_invocation = sys.maxsize
-        """The last invocation that is kept: one that was under way then is, as its tokens may be.
-        """
+        """The last invocation to keep: one under way when the recording became full is kept."""
         self.events: list[tuple[Any, ...]] = []
         self.invocations: list[tuple[Any, ...]] = []
         self.snapshots: list[Snapshot] = []
         self.under_way: dict[int, tuple[Any, ...]] = {}
-        """Invocations that have begun and not ended."""
+        """Unfinished invocations."""
         self.skipped: list[int] = []
-        """Places between kept events that stay empty: reserved for nothing, or of what was dropped.
+        """Unused sequence numbers between kept events: reserved but unused, or dropped.
 
-        At most two for each event that may be kept; beyond that the recording counts as full.
+        At most two for each event; beyond that the recording counts as full.
         """
         self.checksums: Checksums | None = None
-        """Compares the bytes of pages, while that is wanted."""
+        """Compares the bytes of pages; None if not wanted."""
         self.dropped = {"events": 0, "invocations": 0, "snapshots": 0, "faults": 0}
         self.faults: list[str] = []
-        """The first errors of the recording itself."""
+        """The first errors of the recording."""
         self.closed = False
-        """Whether the recording has ended, and keeps nothing any more."""
+        """Whether the recording has ended; nothing more is kept."""
         self.locks: Locks | None = None
-        """Set by the probe: the locks that this thread holds."""
+        """The locks that each thread holds; set by the probe."""
         self._open: dict[int, tuple[int, str | None, str | None]] = {}
-        """Places reserved and not filled yet: when (ns), for which request and operation."""
+        """Reserved sequence numbers without an event: time (ns), request and operation."""
         self._seq = itertools.count()
         self._started_ns = time.monotonic_ns() - round(engine.clock_s() * 1e9)
         self._here = _Here()
         self._versions: list[list[int]] = []
 
     def operation_failed(self) -> None:
-        """Be called when an outermost operation raised an error."""
+        """Handle an error of an outermost operation."""
 
     def begin(self, operation: str | None, request_id: str | None) -> None:
-        """Begin an operation on this thread; events until its end belong to it."""
+        """Begin an operation on this thread; events until its end are assigned to it."""
         here = self._here
         if here.version is None:
             here.version = [0]
@@ -120,7 +118,7 @@ class EventLog:
             here.emitted = 0
         elif request_id is None:
             request_id = here.operations[-1][1]
-        # The outermost name stands: an eviction within an acquisition is part of that.
+        # The outermost name is kept: an eviction during an acquisition is part of the acquisition.
         if here.operations and here.operations[-1][0] is not None:
             operation = here.operations[-1][0]
         here.operations.append((operation, request_id))
@@ -128,7 +126,7 @@ class EventLog:
             here.marks.append(self.locks.begin(outermost=len(here.operations) == 1))
 
     def end(self, error: BaseException | None) -> None:
-        """End this thread's last operation; one without any event is not recorded."""
+        """End this thread's last operation; operations without events are not recorded."""
         here = self._here
         if error is not None or here.emitted:
             operation, _ = here.operations[-1]
@@ -149,12 +147,12 @@ class EventLog:
                 self.operation_failed()
 
     def mark(self) -> tuple[int, ...] | None:
-        """Return what stays equal until an operation begins; None while one is under way."""
+        """Return a value that is equal until an operation begins; None during an operation."""
         versions = tuple(version[0] for version in self._versions)
         return None if any(version % 2 for version in versions) else versions
 
     def reserve(self) -> tuple[int, int]:
-        """Return a place among the events and the time, for an event that comes later."""
+        """Reserve and return a sequence number and the time, for a later event."""
         place = self._place()
         operation, owner = self._here.operations[-1] if self._here.operations else (None, None)
         self._open[place[0]] = place[1], owner, operation
@@ -164,18 +162,18 @@ class EventLog:
         return next(self._seq), time.monotonic_ns() - self._started_ns
 
     def unused(self, place: tuple[int, int]) -> None:
-        """Give up a reserved place."""
+        """Release a reserved sequence number."""
         if self._open.pop(place[0], None) is not None:
             self._skip(place[0])
 
     def _skip(self, place: int) -> None:
-        """Mark a place as empty."""
+        """Mark a sequence number as unused."""
         if self.closed:
             return
         if self.dropped["events"] and place > max(
             (row[0] for row in self.events[-_NEAR:]), default=-1
         ):
-            return  # nothing is kept after it, so nothing waits
+            return  # nothing after it is kept, so nothing waits for it
         if len(self.skipped) < 2 * self.max_events:
             self.skipped.append(place)
         else:
@@ -200,15 +198,15 @@ class EventLog:
         digest: int | bytes | None = None,
         **extras: Any,
     ) -> None:
-        """Keep an event; the thread, the operation and its request are added here.
+        """Record an event, with the current thread, operation and its request.
 
-        `extras` are further columns of the table `events`; what they hold must not change later.
+        `extras` are further columns of the table `events`; their values must not change later.
         """
         if extras and not extras.keys() <= _EXTRAS:
             raise TypeError(f"An event has no field {', '.join(extras.keys() - _EXTRAS)}.")
         if (place is not None and self._open.pop(place[0], None) is None) or self.closed:
-            return  # the recording ended before
-        # Of what comes after a dropped one nothing could be made.
+            return  # the recording has ended
+        # Events after a dropped one are useless.
         if len(self.events) >= self._room or self.dropped["events"]:
             self._overflow("events")
             if place is not None:
@@ -239,7 +237,7 @@ class EventLog:
     def at_token(
         self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
     ) -> None:
-        """Keep an event of a kind that comes with every token of every request: quick."""
+        """Record an event that occurs at every token. Hot path."""
         here = self._here
         events, full = self.events, self.dropped["events"]
         if here.operations or full or self.closed or len(events) >= self._room:
@@ -252,18 +250,18 @@ class EventLog:
         )  # fmt: skip
 
     def _name(self) -> str:
-        """Return the name of the engine's worker that this thread is, or the thread's own."""
+        """Return the name of the engine's worker on this thread, else the thread's name."""
         try:
             worker = str(asyncio.get_running_loop()._worker)  # type: ignore[attr-defined]
             name = worker.partition("'")[2].rpartition("'")[0].partition("-")[2] or worker
         except (RuntimeError, AttributeError):
-            # Not kept: the engine's threads have no worker before their loop runs.
+            # Not cached: an engine's thread has no worker before its loop runs.
             return threading.current_thread().name
         self._here.name = name
         return name
 
     def of_bytes(self, look: Callable[..., None], *args: Any) -> None:
-        """Call a function that reads pages; after an error in it nothing is checked any more."""
+        """Call a function that reads pages; an error in it ends the byte checks."""
         try:
             look(*args)
         except Exception as error:
@@ -271,7 +269,7 @@ class EventLog:
             self._no_more_checksums(f"{type(error).__name__}: {error}")
 
     def read_all_bytes(self) -> None:
-        """Read all pages once more, and record how far their bytes were checked."""
+        """Read all pages once more, and record the coverage of the byte checks."""
         if (checksums := self.checksums) is not None:
             self.of_bytes(checksums.read_all)
         if (checksums := self.checksums) is not None:
@@ -284,7 +282,7 @@ class EventLog:
             self.event("checksums", message=reason)
 
     def fault(self, error: Exception) -> None:
-        """Keep an error of the recording itself as an event, and show the first few as warnings."""
+        """Record an error of the recording as an event, and show the first few as warnings."""
         try:
             text = f"{type(error).__name__}: {error}"
             if len(self.faults) >= MOST_NAMED:
@@ -292,15 +290,15 @@ class EventLog:
             else:
                 self.faults.append(text)
                 if len(self.faults) <= _SHOWN_FAULTS:
-                    _warn(f"The engine could not be watched at one point: {text}")
+                    _warn(f"A part of the engine's work could not be recorded: {text}")
             self.event("observer_error", message=text)
-        except Exception:  # as where memory is short; it must not reach the engine
+        except Exception:  # for example without memory; must not reach the engine
             self.dropped["faults"] += 1
 
     def _weigh(self, count: int) -> None:
-        """Count bytes that were kept; when there are too many, nothing more is kept from now on.
+        """Count kept bytes; above `max_bytes`, nothing more is kept.
 
-        Two threads that count at once may lose one of the two; it is a bound, and no measure.
+        The count is approximate, because two threads may update it at the same time.
         """
         self.bytes += count
         if self.bytes > self.max_bytes and self._last_invocation == sys.maxsize:
@@ -312,14 +310,14 @@ class EventLog:
         if self.dropped[what] == 1:
             kept: list[Any] = self.faults if what == "faults" else getattr(self, what)
             bound = len(kept)
-            why = f" for its {self.max_bytes} bytes" if self.bytes > self.max_bytes else ""
+            why = f" ({self.max_bytes} bytes)" if self.bytes > self.max_bytes else ""
             _warn(
-                f"The recording is full{why}: it keeps the first {bound} {what}, and counts the"
-                " rest."
+                f"The recording is full{why}: it keeps the first {bound} {what}, and only counts"
+                " later ones."
             )
 
 
 def _warn(message: str) -> None:
-    """Show a warning; where warnings are errors, it must still not reach the engine."""
+    """Show a warning; it must not reach the engine, even if warnings are errors."""
     with contextlib.suppress(ObserverWarning):
         warnings.warn(message, ObserverWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Records what an engine does, on its own threads: requests, invocations, events, snapshots."""
+"""Records requests, invocations, events and snapshots of an engine, on its threads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ INVOCATION_FIELDS = (
 )  # fmt: skip
 _IDS = INVOCATION_FIELDS.index("request_ids")
 _SNAPSHOT_WAIT_S = 0.02
-"""How long an automatic snapshot waits for a moment between two operations."""
+"""Longest wait of an automatic snapshot for a moment between two operations, in seconds."""
 
 
 class Recorder(EventLog):
-    """A CacheObserver and listener of an engine that keeps what they report, up to a bound."""
+    """Records all callbacks of an engine's cache observer and listener, up to a bound."""
 
     def __init__(
         self,
@@ -45,34 +45,34 @@ class Recorder(EventLog):
         self.automatic = snapshots
         self.max_snapshots = max_snapshots
         self.check_contents = False
-        """Whether the pages that invocations and copies used are read."""
+        """Whether to read the pages of invocations and copies."""
         self.likeliest = likeliest
-        """How many of the likeliest next tokens are kept for each row of an invocation."""
+        """Number of most likely next tokens to keep for each row of an invocation."""
         self.verifies = verifies
-        """Whether arguments are compared with what they were filled with, and results followed."""
+        """Whether to check that arguments do not change, and to follow results."""
         self.unkept: list[list[str]] = []
-        """The requests of each of the first invocations that were dropped; `dropped` counts all."""
+        """Requests of the first dropped invocations; `dropped` counts all."""
         self._given_up: set[str] = set()
-        """Requests that their clients gave up, and that the engine has not ended."""
+        """Requests that their clients gave up and the engine has not ended."""
         self._asked: set[str] = set()
-        """Requests that were submitted and have no end yet."""
+        """Submitted requests that have not ended."""
         self._late: set[str] = set()
-        """Those of them that the engine ended, while their clients are giving them up."""
+        """Those of them that the engine ended while their clients give them up."""
         self._invocation_ids = itertools.count()
         self._held: dict[str, frozenset[int]] = {}
         self._has_threads = False
 
     def operation_failed(self) -> None:
-        """Take a snapshot of the failure."""
+        """Take a snapshot at a failure."""
         self._automatic_snapshot("failure", None)
 
     def begins_with(self, first: Snapshot) -> None:
-        """Note which pages requests held when the recording began."""
+        """Set the pages that requests held when the recording began."""
         for request_id, pages in first.state.holdings.items():
             self._held.setdefault(request_id, frozenset(pages))
 
     def holds(self, request_id: str, pages: Iterable[int]) -> None:
-        """Keep what a request came to hold, and what it holds no longer."""
+        """Record the changes of a request's pages."""
         now, before = frozenset(pages), self._held.get(request_id, frozenset())
         if now == before:
             return
@@ -94,25 +94,25 @@ class Recorder(EventLog):
         return sorted(r for r, pages in list(self._held.items()) if page in pages)
 
     def invocation_begins(self, phase: str, request_ids: list[str]) -> tuple[Any, ...]:
-        """Note the beginning of an invocation and return it for `invocation_ends`."""
+        """Record the start of an invocation, and return it for `invocation_ends`."""
         seq, t_ns = self._place()
         invocation = (next(self._invocation_ids), phase, request_ids, seq, t_ns, self._here.name
                   or self._name())  # fmt: skip
         if not self.closed:
             self.under_way[invocation[0]] = invocation
-        # Another thread may end the looking meanwhile.
+        # Another thread may end the byte checks meanwhile.
         if (checksums := self.checksums) is not None:
             self.of_bytes(checksums.begins, invocation[0])
         return invocation
 
     def invocation_unseen(self) -> None:
-        """Note that an invocation begins that could not be recorded: it writes unseen."""
+        """Record the start of an invocation that could not be recorded; its writes are unknown."""
         self._no_more_checksums("an invocation could not be recorded")
 
     def invocation_ends(
         self, invocation: tuple[Any, ...], arrays: dict[str, Any], error: BaseException | None
     ) -> None:
-        """Keep an invocation with the arguments that the device got."""
+        """Record an invocation with the arguments passed to the device."""
         number, phase, request_ids, seq, begun_ns, thread = invocation
         if number not in self.under_way:
             return  # the recording ended before
@@ -121,9 +121,9 @@ class Recorder(EventLog):
         end_seq, ended_ns = self._place()
         if self.under_way.pop(number, None) is None:
             self._skip(end_seq)
-            return  # the recording ended meanwhile
+            return  # the recording has ended meanwhile
         if (opened := self.checksums) is not None and opened is not checksums:
-            # If checking began meanwhile, it counted the invocation as pending.
+            # Byte checks that began meanwhile count the invocation as pending.
             self.of_bytes(opened.ends, number, phase, request_ids, arrays, error)
         if len(self.invocations) >= self.max_events or number > self._last_invocation:
             self._overflow("invocations")
@@ -145,7 +145,7 @@ class Recorder(EventLog):
         self._weigh(invocation_bytes(arrays, scores))
 
     def last_invocation_of(self, request_ids: list[str]) -> int | None:
-        """Return the number of the last invocation of exactly these requests, ended or not."""
+        """Return the number of the last invocation of exactly these requests."""
         finished = ((f[0], f[_IDS]) for f in reversed(self.invocations))
         last = next((number for number, ids in finished if ids == request_ids), -1)
         begun = [
@@ -155,9 +155,9 @@ class Recorder(EventLog):
         return None if number < 0 else number
 
     def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
-        """Take a snapshot between two operations if there is such a moment in time; keep it.
+        """Take and record a snapshot, between two operations if possible within `timeout_s`.
 
-        Within an operation of this very thread there is none to wait for.
+        During an operation of this thread it does not wait.
         """
         probe = self.engine.probe
         assert probe is not None
@@ -184,11 +184,11 @@ class Recorder(EventLog):
             t_s=places[-1][1] / 1e9,
             consistent=consistent,
         )
-        # The snapshot is there before its event.
+        # Append the snapshot before its event.
         if self.closed:
             return snapshot
         full = len(self.snapshots) >= self.max_snapshots or self.bytes > self.max_bytes
-        if not full or not self.snapshots:  # a follower begins with the first
+        if not full or not self.snapshots:  # a live check needs the first snapshot
             self.snapshots.append(snapshot)
             self._weigh(snapshot_bytes(state))
         else:
@@ -210,7 +210,7 @@ class Recorder(EventLog):
                 self.fault(error)
 
     def submitted(self, request_id: str, prompt_tokens: Sequence[int]) -> None:
-        """Note that a request is about to be sent in."""
+        """Record the submission of a request."""
         self._automatic_snapshot("before", request_id)
         self._asked.add(request_id)
         self._late.discard(request_id)
@@ -218,15 +218,15 @@ class Recorder(EventLog):
         self.event("submitted", request_id=request_id, tokens=tuple(prompt_tokens))
 
     def token(self, request_id: str, token: int | None, first: bool) -> None:
-        """Note that a token arrived."""
+        """Record the arrival of a token."""
         self.at_token("first_token" if first else "token", request_id, token, None)
 
     def answered(self, request_id: str, tokens: Sequence[int], count: int) -> None:
-        """Note that the engine delivered an answer."""
+        """Record an answer of the engine."""
         self.event("answered", request_id=request_id, value=count, tokens=tuple(tokens))
 
     def done(self, completion: Completion) -> None:
-        """Note how a request ended."""
+        """Record the end of a request."""
         if completion.outcome in ("timeout", "engine_died"):
             if completion.request_id not in self._late:
                 self._given_up.add(completion.request_id)
@@ -245,22 +245,22 @@ class Recorder(EventLog):
         self._automatic_snapshot("after", completion.request_id)
 
     def late(self, request_id: str, outcome: str) -> None:
-        """Note that the engine ended a request that had an end already."""
-        if request_id in self._asked:  # otherwise its end was recorded before
+        """Record that the engine ended a request that had already ended."""
+        if request_id in self._asked:  # otherwise its end is already recorded
             self._late.add(request_id)
         self._given_up.discard(request_id)
         self.event("late", request_id=request_id, outcome=outcome)
 
     @property
     def awaits(self) -> bool:
-        """Whether the engine has still to end a request that its client gave up."""
+        """Whether the engine has not ended a request that its client gave up."""
         return bool(self._given_up)
 
     @property
     def activity(self) -> tuple[Any, ...]:
-        """What changes with every cache operation, invocation, and given-up request.
+        """A value that changes with every cache operation, invocation and given-up request.
 
-        It does so also when the recording is full.
+        It also changes when the recording is full.
         """
         invocations = len(self.invocations) + self.dropped["invocations"]
         return (
@@ -271,12 +271,12 @@ class Recorder(EventLog):
         )
 
     def look_again(self) -> None:
-        """Record where the requests are that their clients gave up and the engine has not ended."""
+        """Record the state of requests that their clients gave up and the engine has not ended."""
         for request_id in sorted(self._given_up):
             self._report_stall(request_id)
 
     def finish(self) -> None:
-        """Read all bytes and the cache a last time, and end the recording."""
+        """Read all pages and the cache once more, and end the recording."""
         if self.closed:
             return
         self.read_all_bytes()
@@ -286,7 +286,7 @@ class Recorder(EventLog):
         self.close()
 
     def close(self) -> None:
-        """Record what has not ended; nothing is recorded from now on."""
+        """Record unfinished operations, and end the recording."""
         if self.closed:
             return
         self.look_again()
@@ -302,7 +302,7 @@ class Recorder(EventLog):
         self.closed = True
 
     def _report_stall(self, request_id: str) -> None:
-        """Record where a given-up request is, and what every thread does."""
+        """Record the state of a given-up request, and the stacks of all threads."""
         adapter = self.engine.service
         try:
             where = "unknown" if adapter is None else adapter.request_state(request_id)
@@ -315,8 +315,8 @@ class Recorder(EventLog):
                 "invocations": invocations,
                 "locks": None if probe is None else probe.kept_locks(),
             }
-            # A worker that died leaves its frames on a stack that others use by now: to read them
-            # can end the process.
+            # After a worker's death its stack is reused, and reading its frames can crash the
+            # process.
             if not self._has_threads and self.engine.died is None:
                 self._has_threads, stall["threads"] = True, all_threads()
             self.event("stall", request_id=request_id, stall=stall)

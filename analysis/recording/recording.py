@@ -1,4 +1,4 @@
-"""A recording of an engine, as frames like those of a run, and as tables to be written."""
+"""A recording of an engine, as pandas frames and as tables to be written."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ STREAMED = ("events", "invocations", "snapshots")
 
 
 class Recording:
-    """Invocations, events and snapshots of one engine; they grow while it is observed."""
+    """Invocations, events and snapshots of one engine; grows while it is observed."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        """It may be followed while it grows."""
+        """Its recorder, which can be read while it records."""
 
     @property
     def events(self) -> pd.DataFrame:
-        """What the cache did: a frame with the columns of the table `events`, in order."""
+        """The table `events`, in order."""
         return to_frame("events", self.table("events"))
 
     @property
     def invocations(self) -> pd.DataFrame:
-        """Calls of the compiled model that have ended: the table `invocations`."""
+        """The table `invocations`: ended calls of the compiled model."""
         return to_frame("invocations", self.table("invocations"))
 
     @property
@@ -47,36 +47,36 @@ class Recording:
 
     @property
     def taken(self) -> list[Snapshot]:
-        """The snapshots themselves, in order."""
+        """The snapshots, in order."""
         return sorted(self.recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
 
     def before(self, request_id: str) -> Snapshot:
-        """Return the snapshot taken before a request was sent in; KeyError if there is none."""
+        """Return the snapshot before a request was submitted; KeyError if there is none."""
         return self._moment("before", request_id)
 
     def after(self, request_id: str) -> Snapshot:
-        """Return the snapshot taken when a request had ended; KeyError if there is none."""
+        """Return the snapshot after a request ended; KeyError if there is none."""
         return self._moment("after", request_id)
 
     def _moment(self, moment: str, request_id: str) -> Snapshot:
         for snapshot in reversed(self.recorder.snapshots):
             if (snapshot.moment, snapshot.request_id) == (moment, request_id):
                 return snapshot
-        raise KeyError(f"No snapshot was taken {moment} request {request_id!r}.")
+        raise KeyError(f"There is no snapshot {moment} request {request_id!r}.")
 
     @property
     def failures(self) -> list[Snapshot]:
-        """The snapshots taken at the moment of a failure, in order."""
+        """The snapshots at failures, in order."""
         return [snapshot for snapshot in self.taken if snapshot.moment == "failure"]
 
     @property
     def faults(self) -> list[str]:
-        """Errors of the recording itself; each is also an event `observer_error`."""
+        """Errors of the recording; each is also an event `observer_error`."""
         return list(self.recorder.faults)
 
     @property
     def overflow(self) -> str | None:
-        """What was left out because the recording was full, in a sentence; None if nothing was."""
+        """What was dropped because the recording was full, in a sentence; None if nothing."""
         left_out = {name: count for name, count in self.recorder.dropped.items() if count}
         if not left_out:
             return None
@@ -85,19 +85,19 @@ class Recording:
         return f"The recording was full: {kinds} {were} counted but not kept."
 
     def sizes(self) -> dict[str, int]:
-        """Return how many rows each table has so far."""
+        """Return the current number of rows of each table."""
         return {name: len(getattr(self.recorder, name)) for name in STREAMED}
 
     def standing(self, skipped: int = 0) -> dict[str, Any]:
-        """Return what is pending, as plain values, for a `StreamWriter`.
+        """Return the pending items, as plain values, for a `StreamWriter`.
 
-        `t_ns` of the engine's clock, which began at `began_ns` of the monotonic one; whether the
-        recording has `ended`, and whether it is `full`; `unfinished` operations (seq, t_ns, owner,
-        name) and `invocations` (seq, t_ns, number, phase, request_ids); the places that stay empty,
-        from the one numbered `skipped` on.
+        Keys: `t_ns`, the time on the engine's clock, and `began_ns`, that clock's start on the
+        monotonic clock; `ended` and `full`, flags of the recording; `unfinished` operations (seq,
+        t_ns, owner, name); `invocations` (seq, t_ns, number, phase, request_ids); and the unused
+        sequence numbers from index `skipped` on.
         """
         recorder = self.recorder
-        # Whether it has ended first: then nothing comes any more.
+        # Read the flag first: after the end, nothing more is recorded.
         ended = recorder.closed
         unfinished = [[seq, *what] for seq, what in list(recorder._open.items())]
         under_way = list(recorder.under_way.values())
@@ -112,9 +112,9 @@ class Recording:
         }
 
     def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
-        """Return a table as of now from row `start` in order of recording, sorted by `seq`.
+        """Return the rows of a table from index `start` on, sorted by `seq`.
 
-        Rows that were recorded later than others may have come before them: sort several parts.
+        A later row may have a smaller `seq`, so sort the union of several parts.
         """
         if name == "snapshots":
             rows = [s.to_row(trial_id) for s in self.recorder.snapshots[start:]]
@@ -149,7 +149,7 @@ def _nested(shape: tuple[int, ...], flat: Any) -> list[Any]:
 def _columns(
     name: str, fields: Sequence[str], rows: list[tuple[Any, ...]], trial_id: str, likely: int = 0
 ) -> Any:
-    """Return rows as an Arrow table, column by column: fast, for there may be a million."""
+    """Return rows as an Arrow table, column by column, which is fast for a million rows."""
     rows = sorted(rows, key=lambda row: row[fields.index("seq")])
     columns: dict[str, Sequence[Any]] = {}
     columns = dict(zip(fields, zip(*rows, strict=True), strict=True)) if rows else columns
@@ -172,7 +172,7 @@ def _columns(
             arrays.append(pa.repeat(trial_id, len(rows)))
         else:
             values = columns.get(field.name) or ()
-            if all(value is None for value in values):  # as most are, and far quicker so
+            if all(value is None for value in values):  # common, and much faster
                 arrays.append(pa.nulls(len(rows), field.type))
                 continue
             if field.name == "stack":

@@ -1,4 +1,4 @@
-"""The state of the cache computed from a snapshot and the events after it."""
+"""Computes the state of the cache from a snapshot and the events after it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ REPLAYED = frozenset(
     ["acquire", "free", "pages_held", "pages_dropped", "duplicate", "quarantined", "create",
      "node_overwritten", "unlink", "reference", "leaf_added", "leaf_removed"]
 )  # fmt: skip
-"""Kinds of events that change the state of the cache."""
+"""Event kinds that change the state of the cache."""
 
 
 class Replay:
-    """Follows the cache from a snapshot through its events.
+    """Replays events from a snapshot on.
 
-    What it comes to must be what later snapshots show: the recording then has everything that
-    happened to a page or a node, in an order in which it can have happened.
+    If the result equals later snapshots, the recording is complete: it has all changes of pages and
+    nodes, in a possible order.
     """
 
     def __init__(self, first: Snapshot) -> None:
         self.page_count = first.page_count
         self.seq = first.seq if first.seq is not None else -1
-        """Events up to this one are in it."""
+        """`seq` of the last applied event."""
         self.free = set(first.state.free)
         self.held = {request: set(pages) for request, pages in first.state.holdings.items()}
         self.duplicates = set(first.state.duplicates)
         self.nodes = {node.node: node for node in first.nodes}
         self.references = {node.node: node.ref_count for node in first.nodes}
-        """References to every node, as the engine counts them."""
+        """Reference count of every node, as counted by the engine."""
         self.leaves = {node.node for node in first.nodes if node.leaf}
         """Nodes in the engine's set of leaves."""
 
     def apply(self, events: pd.DataFrame, until: int | None = None) -> Replay:
-        """Go through the events that were not yet applied, up to `until` (its `seq`) or the end."""
+        """Apply the events that are not yet applied, up to the `seq` `until` or the end."""
         wanted = events[(events["seq"] > self.seq) & events["kind"].isin(REPLAYED)]
         if until is not None:
             wanted = wanted[wanted["seq"] <= until]
@@ -85,16 +85,16 @@ class Replay:
                 self.leaves.discard(int(event.node))
 
     def _forget_count(self, node: int) -> None:
-        """Keep no count of a node that is gone, unless it still has references."""
+        """Delete the count of a removed node, unless it still has references."""
         if node not in self.nodes and not self.references.get(node):
             self.references.pop(node, None)
 
     def cached(self) -> set[int]:
-        """Return the pages that the prefix cache has now, held by requests or not."""
+        """Return the pages in the prefix cache, held by requests or not."""
         return self.duplicates | {n.page for n in self._reachable() if n.page is not None}
 
     def snapshot(self) -> Snapshot:
-        """Return the cache as it must be now; the free list is sorted."""
+        """Return the computed cache; its free list is sorted."""
         counts, leaves = self.references, self.leaves
         nodes = tuple(
             Node(n.node, n.parent, n.page, n.tokens, counts.get(n.node, 0), n.node in leaves)
@@ -115,19 +115,19 @@ class Replay:
 
 
 class _Tracked(Replay):
-    """A replay from an empty cache that knows after each event where a page is.
+    """A replay from an empty cache that tracks the state of each page after each event.
 
-    What an event changes is followed, however large the trie is by then.
+    Its cost depends on the changes of an event, not on the size of the trie.
     """
 
     def __init__(self) -> None:
         super().__init__(Snapshot(CacheState(0, (), {}, (Node(0, None, None, (), 0, False),))))
         self.filed: Counter[int] = Counter()
-        """By page: nodes that have it and that are reached from the root."""
+        """Number of reachable nodes with each page."""
         self.holders: Counter[int] = Counter()
-        """By page: requests that hold it."""
+        """Number of requests that hold each page."""
         self.moved: set[int] = set()
-        """Pages of nodes that came to be reached, or ceased to be, in the last event."""
+        """Pages of nodes that became reachable or unreachable in the last event."""
         self._reached = {0}
         self._children: dict[int, set[int]] = {}
 
@@ -155,14 +155,14 @@ class _Tracked(Replay):
                 super()._one(event)
 
     def _forget(self, number: int) -> None:
-        """Take a node off its parent, if there is such a node."""
+        """Remove a node from its parent, if it exists."""
         node = self.nodes.get(number)
         if node is not None and node.parent is not None:
             self._children[node.parent].discard(number)
             self._reach(number, -1)
 
     def _reach(self, number: int, change: int = 1) -> None:
-        """Have a node and all below it be reached from the root, or not any more."""
+        """Mark a node and its descendants as reachable (1) or unreachable (-1)."""
         waiting = [number]
         while waiting:
             number = waiting.pop()
@@ -176,19 +176,19 @@ class _Tracked(Replay):
             waiting += self._children.get(number, ())
 
     def state(self, page: int) -> str:
-        """Return *cached* or *leaked*, "" for a page that is neither."""
+        """Return *cached* or *leaked*; "" for a page that is neither."""
         if self.filed[page] or page in self.duplicates:
             return "cached"
         return "" if self.holders[page] or page in self.free else "leaked"
 
 
 def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each time that a page was in the prefix cache, or leaked.
+    """Return a row for each interval in which a page was cached or leaked.
 
-    Columns: page, state (cached or leaked, as a snapshot has them), begin and end (places among
-    the events). A cached page may be held by requests as well. All pages count as free before
-    their first event. Between two operations a page may be nowhere for a moment: it is leaked if it
-    still is when a request ends, or after the last event.
+    Columns: page, state (cached or leaked, as in a snapshot), begin and end (`seq` of events). A
+    cached page may also be held by requests. All pages count as free before their first event. A
+    page without an owner between two operations counts as leaked only if it still has none when a
+    request ends, or after the last event.
     """
     replay = _Tracked()
     ended = sorted(map(int, events.loc[events["kind"] == "done", "seq"]))
@@ -211,7 +211,7 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
     for event in changes[columns].itertuples(index=False):
         pages: Any = event.pages if isinstance(event.pages, tuple) else ()
         if event.kind == "pages_held" or event.kind == "create":
-            replay.free.difference_update(pages)  # in a recording that began later
+            replay.free.difference_update(pages)  # for a recording that began later
         replay._one(event)
         for page in replay.moved.union(pages):
             turn(page, replay.state(page), int(event.seq))  # type: ignore[arg-type]
@@ -221,9 +221,9 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(replayed: Snapshot, seen: Snapshot) -> list[str]:
-    """Return in which respects two snapshots of the same moment differ, in words; [] if in none.
+    """Return the differences of two snapshots of the same moment in words; [] if equal.
 
-    `replayed` comes from a replay, `seen` was read off the engine. Orders do not count.
+    `replayed` comes from a replay, `seen` was read from the engine. Orders are ignored.
     """
     found = []
     pages = [p for p in range(seen.page_count) if replayed.states[p] != seen.states[p]]

@@ -1,4 +1,4 @@
-"""Frames of the engine's code: kept as code objects, formatted when they are read."""
+"""Frames of the engine's code, stored as code objects and formatted on demand."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _ENGINE = re.compile(r"(?<!/analysis)/_?shortfin\w*/")
 
 
 def current_stack() -> tuple[tuple[CodeType, int], ...]:
-    """Return the engine's own frames, innermost first; `stack_in_words` formats them."""
+    """Return the engine's frames, innermost first; `stack_in_words` formats them."""
     frames = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
         if _is_engines(code):
-            # Which line that is takes long to find.
+            # Finding the line is slow, so it is done on demand.
             frames.append((code, frame.f_lasti))
         frame = frame.f_back
     return tuple(frames)
 
 
 def is_of_engine(file: str) -> bool:
-    """Return True for a file of shortfin's packages, not for one of `analysis/shortfin/`."""
+    """Return True for a file of shortfin's packages, False for one of `analysis/shortfin/`."""
     return _ENGINE.search(file) is not None
 
 
@@ -38,7 +38,7 @@ def _is_engines(code: CodeType) -> bool:
 
 
 def stack_in_words(frames: Sequence[tuple[CodeType, int]] | str | None) -> str | None:
-    """Return frames of the engine, innermost last, a line each."""
+    """Return frames of the engine as text, one a line, innermost last."""
     if frames is None or isinstance(frames, str):
         return frames
     return "\n".join(_frame(code, _line(code, at)) for code, at in reversed(frames))
@@ -57,7 +57,7 @@ def _frame(code: CodeType, line: int | None) -> str:
 
 
 def all_threads() -> list[dict[str, Any]]:
-    """Return what every thread of the process does, innermost first."""
+    """Return the frames of every thread of the process, innermost first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found: list[dict[str, Any]] = []
     for ident, top in list(sys._current_frames().items()):

@@ -1,8 +1,8 @@
-"""A recording on disk while it grows: it survives a crash of the process.
+"""Writes a recording to disk while it grows, so that it survives a crash of the process.
 
-One file, `recorded`, that only grows: rows of the tables as Arrow record batches, and after them a
-mark that says how far all is there. A process may end at any moment: what is behind the last whole
-mark is left out.
+The file `recorded` is append-only: rows of the tables as Arrow record batches, followed by a mark
+with the position up to which everything is complete. If the process is killed, data after the last
+complete mark is ignored.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from analysis.shortfin.capture import ObserverWarning
 
 _FILE, _MARK = "recorded", len(STREAMED)
 _HEAD = struct.Struct("<BII")
-"""Before each frame: which table, or _MARK; its bytes as they are in memory, and as written."""
+"""Header of each frame: table or _MARK, uncompressed bytes, compressed bytes."""
 _CODEC = "lz4"
 _PATIENCE_S = 20.0
-"""How long the end waits for rows that are being written."""
+"""Longest wait at the end for rows that are being written, in seconds."""
 
 
 class StreamWriter:
     """Writes what a recording gained to `directory/recorded`.
 
-    Nothing that goes wrong here reaches the engine or its clients: the error is kept in
-    `failure`, the first one becomes a warning, and the same rows are tried again next time.
+    Errors do not reach the engine or its clients: an error is kept in `failure`, the first one
+    becomes a warning, and the same rows are written again next time.
     """
 
     def __init__(self, recording: Recording, directory: Path, trial_id: str) -> None:
@@ -76,7 +76,7 @@ class StreamWriter:
             self._lock.release()
 
     def _write(self) -> None:
-        # What is pending is read before and after the rows: what ends meanwhile is in one of them.
+        # Read pending items before and after the rows, because they may end meanwhile.
         before = self._recording.standing(self._reach.skipped)
         failure: Exception | None = None
         tables: dict[str, pa.Table] = {}
@@ -96,7 +96,7 @@ class StreamWriter:
             for batch in table.to_batches()
         ]
         self._append(b"".join([*frames, _frame(_MARK, json.dumps(mark).encode())]))
-        # Only now: rows that could not be written are tried again.
+        # Only now, so that rows that could not be written are retried.
         self._reach = reach
         for name, table in tables.items():
             self._rows[name] += table.num_rows
@@ -105,7 +105,7 @@ class StreamWriter:
             self._failed(failure)
 
     def _append(self, content: bytes) -> None:
-        """Add to the file all or nothing."""
+        """Append to the file atomically."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "r+b" if self._size else "wb", buffering=0) as file:
             try:
@@ -123,26 +123,26 @@ class StreamWriter:
         self.failure = error
         if not self._warned:
             self._warned = True
-            # Where warnings are errors, this one must not end the thread or the block either.
+            # If warnings are errors, this one must not end the thread or the block.
             with contextlib.suppress(ObserverWarning):
                 warnings.warn(_in_words(error), ObserverWarning, stacklevel=2)
 
 
 class _Reach:
-    """How far a recording is on disk whole: up to the first place of which nothing is known."""
+    """The position up to which a recording on disk is complete."""
 
     def __init__(self) -> None:
         self.skipped = 0
-        """How many of the places that stay empty are counted in."""
+        """Number of unused sequence numbers already counted."""
         self.mark: dict[str, Any] = {"t_ns": 0}
         self._next = 0
         self._early: list[int] = []
-        """Places behind the first that is not known, as a heap."""
+        """Heap of sequence numbers after the first missing one."""
 
     def after(
         self, tables: Mapping[str, pa.Table], before: dict[str, Any], after: dict[str, Any]
     ) -> _Reach:
-        """Return how far it is with these rows, and with what was pending around them."""
+        """Return the new mark, from these rows and the pending items before and after them."""
         reach = _Reach()
         known = list(self._early)
         for name, column in (("events", "seq"), ("invocations", "seq"), ("invocations", "end_seq")):
@@ -166,7 +166,7 @@ class _Reach:
             "ended": before["ended"],
             "full": after["full"],
             "began_ns": before["began_ns"],
-            # With a gap the moment of that is not known: it was not before the mark before.
+            # With a gap the time is unknown, but not before the previous mark.
             "t_ns": self.mark["t_ns"] if known else before["t_ns"],
             "to": place,
             "unfinished": [row for seq, row in unfinished.items() if seq < place],
@@ -177,7 +177,7 @@ class _Reach:
 
 def _in_words(error: Exception) -> str:
     words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-    return f"What was recorded could not all be written ({words})."
+    return f"A part of the recording could not be written ({words})."
 
 
 def _frame(kind: int, content: Any) -> bytes:
@@ -186,15 +186,15 @@ def _frame(kind: int, content: Any) -> bytes:
 
 
 def read_stream(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Table]:
-    """Return what a trial wrote to `directory`, by table, each sorted by `seq`.
+    """Return the tables that a trial wrote to `directory`, each sorted by `seq`.
 
-    Tables without rows are left out. Where the process ended before its recording did, events say
-    so: what was under way has not ended, and `cut` is where it ends; `ended_ns` is when the process
-    had ended, of the monotonic clock.
+    Tables without rows are left out. If the process ended during the recording, events are added
+    for unfinished operations and invocations, and `cut` for its end. `ended_ns` is the end of the
+    process on the monotonic clock.
     """
     batches: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in range(_MARK)}
     mark: dict[str, Any] | None = None
-    for rows, mark in _ticks(directory):  # noqa: B007  # the last mark counts
+    for rows, mark in _ticks(directory):  # noqa: B007  # keep the last mark
         for kind, content in rows:
             schema = TABLES[STREAMED[kind]]
             batches[kind].append(pa.ipc.read_record_batch(pa.py_buffer(content), schema))
@@ -209,7 +209,7 @@ def read_stream(directory: Path, ended_ns: int | None = None) -> dict[str, pa.Ta
 
 
 def read_lacking(directory: Path) -> str | None:
-    """Return what is missing from the stream, in words; None if that is not known of any."""
+    """Return in words what is missing from the stream; None if nothing is known to be."""
     lacking = None
     for _, mark in _ticks(directory):
         lacking = mark["lacking"]
@@ -217,7 +217,7 @@ def read_lacking(directory: Path) -> str | None:
 
 
 def cut_of(tables: Mapping[str, pa.Table]) -> str | None:
-    """Return where a recording ends if its process was killed; None if it is complete."""
+    """Return in words where a recording of a killed process ends; None if it is complete."""
     if "events" not in tables:
         return None
     for row in tables["events"].filter(pc.field("kind") == "cut").to_pylist():
@@ -226,19 +226,19 @@ def cut_of(tables: Mapping[str, pa.Table]) -> str | None:
 
 
 def cut_in_words(t_s: float, late_s: float | None, request_ids: Sequence[str] | None) -> str:
-    """Describe an event `cut`: where the recording ends, how many requests it leaves open."""
+    """Describe an event `cut`: the end of the recording, and the number of open requests."""
     late = "" if late_s is None else f"at most {late_s * 1e3:.0f} ms "
-    sentence = f"The recording ends at {t_s:.3f} s, {late}before its process did"
+    sentence = f"The recording ends at {t_s:.3f} s, {late}before its process"
     if not (number := len(request_ids or ())):
         return f"{sentence}."
     have = "1 request has" if number == 1 else f"{number} requests have"
-    return f"{sentence}; {have} no end in it, so it does not show how the engine ended."
+    return f"{sentence}; {have} no end in it, so the engine's end is not recorded."
 
 
 def _cut(
     tables: dict[str, pa.Table], mark: Mapping[str, Any], ended_ns: int | None
 ) -> dict[str, pa.Table]:
-    """Return the tables up to where all is known, with events for what had not ended there."""
+    """Return the complete part of the tables, with events for unfinished items."""
     place, t_ns = mark["to"], mark["t_ns"]
     kept = {name: table.filter(pc.field("seq") < place) for name, table in tables.items()}
     trial_id = next(iter(tables.values()))["trial_id"][0].as_py()
@@ -272,7 +272,7 @@ def _without_end(events: pa.Table) -> list[str]:
 
 
 def _ticks(directory: Path) -> Iterator[tuple[list[tuple[int, bytes]], dict[str, Any]]]:
-    """Yield what was written at once: rows as (table, batch), and the mark behind them."""
+    """Yield the rows of each write, as (table, batch), with their mark."""
     try:
         content = memoryview((directory / _FILE).read_bytes())
     except FileNotFoundError:

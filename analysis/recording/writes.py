@@ -1,4 +1,4 @@
-"""Which slots an invocation writes, by the arguments that the device got."""
+"""The slots that an invocation writes, from the arguments passed to the device."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 PADDING_PAGE = 0
-"""The page that rows and block tables are padded with."""
+"""The page used for padding of rows and block tables."""
 
 
 class Written:
-    """The slots that an invocation wrote, of every row, without padding page 0; one entry each."""
+    """The slots that all rows of an invocation wrote, except those of padding page 0."""
 
     rows: Ints
     pages: Ints
     slots: Ints
     tokens: Ints
     real: Mask
-    """Whether a request's token is written, and by no row something that is none."""
+    """Whether only tokens of requests are written to the slot."""
 
     def __init__(
         self, phase: str, real: int, arrays: dict[str, Any], stride: int, page_count: int
@@ -43,7 +43,7 @@ class Written:
             self._prefill(rows, width, first, lengths, tokens)
 
     def _decode(self, rows: int, first: list[int], tokens: Sequence[int]) -> None:
-        """Take the one slot of each row; plain, as it is asked for at every token."""
+        """Collect the slot of each decode row. Hot path."""
         blocks, stride, found = self._blocks, self._stride, []
         for row in range(rows):
             block = first[row] // stride
@@ -81,27 +81,27 @@ class Written:
 
     @property
     def flat(self) -> frozenset[int]:
-        """Numbers of the slots."""
+        """Slot numbers."""
         return frozenset((self.pages * self._stride + self.slots).tolist())
 
     def only(self, pages: Mask) -> None:
-        """Leave out what was written to other pages than those marked, [pages]."""
+        """Keep only the writes to marked pages, [pages]."""
         kept = pages[self.pages]
         self.rows, self.pages, self.slots = self.rows[kept], self.pages[kept], self.slots[kept]
         self.tokens, self.real = self.tokens[kept], self.real[kept]
 
     def among(self, pages: Sequence[int]) -> list[int]:
-        """Return those of `pages` that the requests' rows attend to or write."""
+        """Return the ones of `pages` that requests' rows attend to or write."""
         blocks, rows = self._blocks, range(self._real)
         used = (self._tables[row * blocks : row * blocks + self._used(row)] for row in rows)
         return sorted(set(pages).intersection(set().union(*used)))
 
     def pages_used(self) -> int:
-        """Return how many pages the requests' rows attend to or write, row by row."""
+        """Return the number of pages that requests' rows attend to or write, row by row."""
         return sum(map(self._used, range(self._real)))
 
     def page_used(self, number: int) -> int:
-        """Return one of them; one that does not exist is given as padding page 0."""
+        """Return one of these pages; page 0 if it does not exist."""
         for row in range(self._real):
             if number < (used := self._used(row)):
                 page = int(self._tables[row * self._blocks + number])

@@ -204,12 +204,12 @@ def test_when_time_ends_it_says_so(reply: Any) -> None:
 def test_the_command_tells_by_its_exit_status(reply: Any) -> None:
     replayed, clean, *refused = reply["asked"]
     assert replayed[0] == 4
-    assert "padding-page-allocated: A request is given page 0." in replayed[1]
+    assert "padding-page-allocated: Page 0 is allocated to a request." in replayed[1]
     assert clean[0] == 0
     assert json.loads(clean[1])["inactive_treatments"] == ["big-pool"]
     sentences = [
-        "There is no scenario 'nonsense'", "Unknown treatment 'nonsense'",
-        "choose none or trie", "is not what A does next", "has no request Z",
+        "Unknown scenario 'nonsense'", "Unknown treatment 'nonsense'",
+        "Choose none or trie", "is not the next step of A", "has no request Z",
     ]  # fmt: skip
     for (status, out, err), sentence in zip(refused, sentences, strict=True):
         assert (status, out) == (1, "")

@@ -58,7 +58,7 @@ def test_scenarios_are_chosen_by_name_sharing_and_workers() -> None:
     assert select(None, "trie", (4,)) == ["churn"]
     assert set(select(None, "none", (2, 3))) < set(select(None, "trie", (2, 3)))
     assert select(["churn"], "trie", (2,)) == ["churn"]
-    with pytest.raises(IsolationError, match="There is no scenario 'nonsense'"):
+    with pytest.raises(IsolationError, match="Unknown scenario 'nonsense'"):
         select(["nonsense"], "trie", (2,))
 
 
