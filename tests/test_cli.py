@@ -152,7 +152,7 @@ def test_json_is_one_object_per_trial_and_nothing_else(tmp_path):
 
 BOUNDS = [
     (("--concurrency", "1000000"), "from 1 to 4096, as each client is a thread"),
-    (("--pages", "1000000"), "from 1 to 131072, as all of them are allocated at once"),
+    (("--pages", "1000000"), "from 1 to 131072, as all of them are allocated at the start"),
     (("--repeats", "10000000"), "from 1 to 100000, as each repeat is a fresh engine"),
     (("--rounds", "10000000"), "from 1 to 1000000, as all prompts are kept in memory"),
 ]

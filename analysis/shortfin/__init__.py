@@ -1,1 +1,1 @@
-"""All that knows shortfin: its releases, its servers, its caches, and how they are hooked."""
+"""The only folder that imports shortfin: releases, servers, caches and hooks."""

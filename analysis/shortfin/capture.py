@@ -1,8 +1,8 @@
-"""Capture of file descriptor 2 and of the engine's Python loggers in a file.
+"""Captures file descriptor 2 and the engine's Python loggers in a file.
 
-The native runtime and a dying worker print to the descriptor, past `sys.stderr`. While an engine
-runs it is a file, the engine's log: nothing is lost when the process is killed, and nothing is
-printed into a notebook. Python code that writes to `sys.stderr` is not captured.
+The native runtime and a dying worker print to the descriptor, not to `sys.stderr`. While an engine
+runs, the descriptor is a file, the engine's log. So nothing is lost if the process is killed, and
+nothing is printed into a notebook. Python output to `sys.stderr` is not captured.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _engine_logger = logging.getLogger("shortfin_apps")
 
 
 class ObserverWarning(UserWarning):
-    """Something could not be observed, or there was too much of it."""
+    """Something could not be observed, or the recording is full."""
 
 
 def report_fault(what: str, error: BaseException) -> None:
     """Report a failure of this package in the engine's log and as a warning. Must not raise."""
     with contextlib.suppress(Exception):
         trace = "".join(traceback.format_exception(error))
-        os.write(2, f"{what} failed, and the engine goes on: {trace}".encode(errors="replace"))
-    with contextlib.suppress(Exception):  # where warnings are errors, too
+        os.write(2, f"{what} failed, and the engine continues: {trace}".encode(errors="replace"))
+    with contextlib.suppress(Exception):  # also if warnings are errors
         text = f"{what} failed: {type(error).__name__}: {error}"
         warnings.warn(text, ObserverWarning, stacklevel=2)
 
@@ -53,7 +53,7 @@ _handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s:%(message)s"))
 class StderrCapture:
     """Sends file descriptor 2 to the file `path` from `start` until `stop`.
 
-    Several may be live at once in one process, and then share the first one's file.
+    Several captures in one process share the first one's file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class StderrCapture:
         self._text: str | None = None
 
     def start(self) -> None:
-        """Redirect the descriptor, unless another capture already did."""
+        """Redirect the descriptor, unless another capture has done it."""
         global _saved_fd, _saved_stream
         with _lock:
             if _live:
@@ -77,11 +77,11 @@ class StderrCapture:
                 os.close(target)
             self._from = self.path.stat().st_size
             _live.append(self)
-            _engine_logger.addHandler(_handler)  # one that is there is not added again
+            _engine_logger.addHandler(_handler)  # no effect if already added
             _engine_logger.propagate = False
 
     def stop(self) -> None:
-        """Restore the descriptor after the last capture; the captured text stays readable."""
+        """Restore the descriptor after the last capture; the text can still be read."""
         global _saved_fd, _saved_stream
         with _lock:
             if self not in _live:
@@ -101,7 +101,7 @@ class StderrCapture:
                 _saved_fd = _saved_stream = None
 
     def text(self) -> str:
-        """Return what was printed since `start`."""
+        """Return the output since `start`."""
         if self._text is not None:
             return self._text
         with contextlib.suppress(OSError), open(self.path, "rb") as file:
@@ -111,12 +111,12 @@ class StderrCapture:
 
 
 def terminal_fd() -> int:
-    """Return a descriptor of stderr as it was before any capture."""
+    """Return a descriptor of the original stderr."""
     return 2 if _saved_fd is None else _saved_fd
 
 
 def _keep_stream(fd: int) -> object:
-    """Let `sys.stderr` write to the saved descriptor if it writes to 2; return what undoes that."""
+    """Redirect `sys.stderr` from descriptor 2 to the saved one; return the undo function."""
     try:
         if sys.stderr.fileno() != 2:
             return None

@@ -12,39 +12,39 @@ from analysis.core.errors import EngineError, is_deeper, shown, whole_number
 
 PREFIX_SHARING = ("none", "trie")
 DEVICES = ("auto", "local-task", "amdgpu")
-MAX_PAGES, WHY_PAGES = 131_072, "all of them are allocated at once"
-"""Of 16 tokens each, 2 Mi tokens: some 4 GB with the counting model."""
+MAX_PAGES, WHY_PAGES = 131_072, "all of them are allocated at the start"
+"""With 16 tokens each these are 2 Mi tokens, about 4 GB with the counting model."""
 MAX_BATCH, WHY_BATCH = 1024, "each batch size is compiled"
 _DEEPEST = 16
-"""Levels of lists and tables in an option; JSON of many more cannot be written again."""
+"""Most nesting levels of an option, so that it can be written as JSON."""
 LONGEST_TIMEOUT_S = 30 * 24 * 3600.0
-"""30 days; above it a timeout is a typing error."""
+"""30 days; a longer timeout is considered a typing error."""
 _HIP_TARGET = re.compile(r"gfx[1-9][0-9a-f]{2,4}(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How an engine is started.
+    """The settings of an engine.
 
-    `options` are passed by name to whatever the release offers beyond these (its server and model
-    parameters, its system manager). Raises EngineError for values that no release could take.
+    `options` are passed by name to further parameters of the release (of its server, model and
+    system manager). Raises EngineError for values that are invalid for every release.
     """
 
     model: Path | None = None
     """Directory of a model, or the name of an imported one; None is the counting model."""
     device: str = "auto"
-    """`auto` is `amdgpu` where a HIP device is found, else `local-task` (the CPU)."""
+    """`auto` means `amdgpu` if a HIP device is found, else `local-task` (the CPU)."""
     device_ids: tuple[str, ...] = ()
     hip_target: str | None = None
-    """The gfx target to compile for on `amdgpu`; None asks the machine."""
+    """The gfx target to compile for on `amdgpu`; None detects it."""
     prefix_sharing: str = "none"
     page_count: int = 256
     """Pages in the pool, 16 tokens each with the counting model."""
     batch_sizes: tuple[int, ...] = (4,)
-    """Compiled batch sizes, for prefill and decode alike: unequal ones freeze 3.5 to 3.9."""
+    """Compiled batch sizes, equal for prefill and decode: unequal ones freeze 3.5 to 3.9."""
     serialise_invocations: bool = False
-    """One invocation at a time on each fiber: keeps 3.3 to 3.9 from freezing, and shows in the
-    data.
+    """Whether to run one invocation at a time on each fiber. Prevents a freeze of 3.3 to 3.9, but
+    changes the timing.
     """
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -63,22 +63,22 @@ class EngineConfig:
             values = tuple(values)
             if not all(isinstance(v, of_what) and not isinstance(v, bool) for v in values):
                 kind = "texts" if of_what is str else "whole numbers"
-                raise EngineError(f"{name} must hold {kind} only, not {shown(list(values))}.")
+                raise EngineError(f"{name} must have only {kind}, not {shown(list(values))}.")
             object.__setattr__(self, name, values)
         if self.prefix_sharing not in PREFIX_SHARING:
             raise EngineError(
-                f"prefix_sharing {shown(self.prefix_sharing)} is unknown: choose none or trie."
+                f"Unknown prefix_sharing {shown(self.prefix_sharing)}. Choose none or trie."
             )
         if self.device not in DEVICES:
             raise EngineError(
-                f"Device {shown(self.device)} is unknown: choose {', '.join(DEVICES)}, and name"
+                f"Unknown device {shown(self.device)}. Choose from {', '.join(DEVICES)}, and give"
                 " particular devices with device_ids."
             )
         if self.hip_target is not None and not (
             isinstance(self.hip_target, str) and _HIP_TARGET.fullmatch(self.hip_target)
         ):
             raise EngineError(
-                f"hip_target {shown(self.hip_target)} is no GPU target: give one such as gfx942."
+                f"hip_target {shown(self.hip_target)} is not a GPU target such as gfx942."
             )
         if not isinstance(self.options, Mapping) or not all(
             isinstance(name, str) for name in self.options
@@ -87,19 +87,19 @@ class EngineConfig:
         for name, value in self.options.items():
             if is_deeper(value, _DEEPEST):
                 raise EngineError(
-                    f"The option {shown(name)} is nested more than {_DEEPEST} levels deep: give a"
+                    f"The option {shown(name)} is nested more than {_DEEPEST} levels deep. Give a"
                     " flatter value."
                 )
         whole_number(self.page_count, "page_count, the number of pages,", 1, MAX_PAGES,
                      why=WHY_PAGES)  # fmt: skip
         if not self.batch_sizes:
-            raise EngineError("Batch sizes are missing: name at least one.")
+            raise EngineError("Batch sizes are missing. Give at least one.")
         for size in self.batch_sizes:
             whole_number(size, "A batch size", 1, MAX_BATCH, why=WHY_BATCH)
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise EngineError(
-                f"Batch sizes {shown(list(self.batch_sizes))} must ascend without repeats, as the"
-                " engine picks the first that fits."
+                f"Batch sizes {shown(list(self.batch_sizes))} must be ascending without repeats,"
+                " because the engine uses the first that fits."
             )
 
     @classmethod
@@ -107,5 +107,5 @@ class EngineConfig:
         """Make a config from a JSON object with some of its settings."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise EngineError(f"An engine has no setting {unknown[0]!r}: it has {sorted(known)}.")
+            raise EngineError(f"Unknown engine setting {unknown[0]!r}. Known are {sorted(known)}.")
         return cls(**data)  # type: ignore[arg-type]  # __post_init__ makes lists tuples again

@@ -1,4 +1,4 @@
-"""Which device an engine runs on."""
+"""Finds the device that an engine runs on."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def gfx_targets(topology: Path = _TOPOLOGY) -> list[str]:
 
 
 def resolve(device: str, hip_target: str | None, device_ids: Sequence[str] = ()) -> tuple[str, str]:
-    """Return the device that `auto` stands for here, and the target to compile for on it.
+    """Return the device, with `auto` resolved, and its compilation target.
 
-    Raises EngineError if `amdgpu` is asked for by name and cannot be had, or if devices are named
-    where there is only the CPU.
+    Raises EngineError if `amdgpu` is requested but not available, or if `device_ids` are given for
+    the CPU.
     """
     resolved, target = _resolve(device, hip_target)
     if device_ids and resolved == "local-task":
         raise EngineError(
-            f"device_ids {list(device_ids)} name GPUs, and the engine runs on the CPU (local-task)"
-            " here: leave them out."
+            f"device_ids {list(device_ids)} are GPUs, but the engine runs on the CPU (local-task)"
+            " here. Remove them."
         )
     return resolved, target
 
@@ -61,12 +61,12 @@ def _resolve(device: str, hip_target: str | None) -> tuple[str, str]:
         return "local-task", "llvm-cpu"
     if not hip_runtime_found():
         raise EngineError(
-            "Device amdgpu needs the HIP runtime, and libamdhip64.so cannot be loaded here: install"
+            "Device amdgpu needs the HIP runtime, but libamdhip64.so cannot be loaded. Install"
             " ROCm, or use the device local-task."
         )
     if not usable:
         raise EngineError(
-            "Device amdgpu was asked for, but the amdgpu kernel driver lists no GPU: check its"
-            " access rights, name its hip_target, or use the device local-task."
+            "Device amdgpu was requested, but the amdgpu kernel driver lists no GPU. Check its"
+            " access rights, give a hip_target, or use the device local-task."
         )
     return "amdgpu", hip_target or targets[0]

@@ -43,7 +43,7 @@ class UvError(ReleaseError):
 
 @dataclass(frozen=True)
 class Environment:
-    """One release on this machine: `python` is None while it has no environment here."""
+    """One release on this machine; `python` is None if it has no environment."""
 
     release: str
     python: Path | None
@@ -57,9 +57,9 @@ def kernel_name(release: str) -> str:
 
 
 def python_of(release: str) -> Path:
-    """Return the interpreter whose environment holds `release`.
+    """Return the interpreter of the environment of `release`.
 
-    Raises ReleaseError if the release is unknown or has no environment here.
+    Raises ReleaseError if the release is unknown or has no environment.
     """
     row_of(release)
     for python in _candidates(release):
@@ -72,7 +72,7 @@ def python_of(release: str) -> Path:
 
 
 def status() -> list[Environment]:
-    """Return every known release, oldest first, with its environment if it has one."""
+    """Return every known release with its environment, oldest first."""
     rows = []
     for release in KNOWN:
         python = next((p for p in _candidates(release) if p.is_file()), None)
@@ -186,11 +186,11 @@ def _kernel_places(name: str) -> tuple[Path, Path]:
 
 def _write_kernel(directory: Path, release: str, python: Path) -> Path:
     spec = {
-        # -P: a folder beside the notebook must not take the place of a package of the same name.
+        # -P: a folder next to the notebook must not shadow a package of the same name.
         "argv": [str(python), "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": f"shortfin {release}",
         "language": "python",
-        # The user's own site-packages must not leak into an environment that is pinned.
+        # The user's site-packages must not be used in a pinned environment.
         "env": {"PYTHONNOUSERSITE": "1"},
         "metadata": {"debugger": True},
     }
@@ -199,7 +199,7 @@ def _write_kernel(directory: Path, release: str, python: Path) -> Path:
 
 
 def check_platform() -> None:
-    """Raise a ReleaseError where shortfin has no wheels: it has them for x86-64 Linux only."""
+    """Raise ReleaseError if this is not x86-64 Linux, for which shortfin has wheels."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         raise ReleaseError(
             f"shortfin has wheels for x86-64 Linux only, and this is {platform.machine()}"
@@ -208,7 +208,7 @@ def check_platform() -> None:
 
 
 def lock(releases: Sequence[str]) -> None:
-    """Compile environments/<release>.txt from pyproject.toml: hashes, no index address."""
+    """Compile environments/<release>.txt from pyproject.toml, with hashes, without index URL."""
     root = repo_root()
     if root is None:
         raise ReleaseError("Lock files are made in a checkout of the project: run this there.")
@@ -245,7 +245,7 @@ def start_lab(arguments: Sequence[str] = ()) -> int:
                                     f"--ServerApp.root_dir={directory}", *arguments)  # fmt: skip
     caught: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` wants it ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
             signal.signal(number, lambda number, _: caught.append(number))
     # In a session of its own: the terminal's Ctrl-C comes here only, and Jupyter asks nothing.
     lab = children.start(command, cwd=directory)
@@ -296,7 +296,7 @@ def _uv(*arguments: str, cwd: Path | None = None) -> None:
 
 @contextmanager
 def _exclusively(home: Path) -> Iterator[None]:
-    """Hold the right to build `home`; a build that fails leaves nothing that looks complete."""
+    """Hold the lock to build `home`; a failed build leaves nothing that looks complete."""
     import fcntl
 
     home.parent.mkdir(parents=True, exist_ok=True)

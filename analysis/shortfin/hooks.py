@@ -1,4 +1,4 @@
-"""Hooks on live objects: called around the engine's own code, and removed on exit."""
+"""Hooks on live objects: called around the engine's code, and removed on exit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NOTHING = object()
 
 
 Wrap = Callable[[Any], Any]
-"""Makes the replacement of an attribute from its value."""
+"""Returns the replacement of an attribute from its value."""
 
 
 class _Wrapped:
-    """An attribute under wrappers that are removed in any order: engines share classes."""
+    """An attribute with wrappers that are removed in any order, because engines share classes."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
@@ -35,7 +35,7 @@ class _Wrapped:
         return vars(self.owner).get(self.name, _NOTHING) is self.top
 
     def renew(self) -> None:
-        """Build the wrappers again over the first value."""
+        """Build the wrappers again from the first value."""
         if not self.wraps:
             _put_back(self.owner, self.name, self.before)
             return
@@ -47,7 +47,7 @@ class _Wrapped:
 
 _wrapping = threading.Lock()
 _wrapped: dict[tuple[int, str], list[_Wrapped]] = {}
-"""By an owner's id and an attribute's name; several where other code replaced it in between."""
+"""Wrapped attributes by owner id and name; several if other code replaced the attribute."""
 
 
 def _put_back(owner: Any, name: str, value: Any) -> None:
@@ -58,7 +58,7 @@ def _put_back(owner: Any, name: str, value: Any) -> None:
 
 
 def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
-    """Replace an attribute by `wrap(attribute)`; return what removes the wrapper."""
+    """Replace an attribute by `wrap(attribute)`; return a function that removes the wrapper."""
     key = id(owner), name
     with _wrapping:
         there = _wrapped.setdefault(key, [])
@@ -78,7 +78,7 @@ def wrap_attribute(owner: Any, name: str, wrap: Wrap) -> Undo:
 
 
 def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
-    """Set an attribute of an object or a class; return what restores it."""
+    """Set an attribute of an object or a class; return a function that restores it."""
     before = vars(owner).get(name, _NOTHING)
     setattr(owner, name, value)
 
@@ -91,7 +91,7 @@ def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
 
 
 def _tidy(key: tuple[int, str]) -> None:
-    """Remove wrappers that are not wanted any more, if they are on top."""
+    """Remove unused wrappers, if they are on top."""
     there = _wrapped.get(key, [])
     while there and there[-1].is_on_top():
         there[-1].renew()
@@ -103,7 +103,7 @@ def _tidy(key: tuple[int, str]) -> None:
 
 
 class Hooks:
-    """Replaced attributes and items, put back in reverse order by `restore`."""
+    """Replaced attributes and items, restored in reverse order by `restore`."""
 
     def __init__(self, observer: CacheObserver) -> None:
         self.observer = observer
@@ -140,10 +140,9 @@ class Hooks:
     ) -> None:
         """Observe a method as one operation of the cache, named or not.
 
-        `applies(*args)` returns whether the call is one of this engine, `request_of(*args)`
-        the request that it is done for, `before(*args)` what `after(state, result, error, *args)`
-        gets as its state. Their errors go to the observer and not into the call. A call counts as
-        another engine's if `applies` raises.
+        `applies(*args)` returns whether the call belongs to this engine (False if it raises),
+        `request_of(*args)` the request of the call, and `before(*args)` the state that is passed to
+        `after(state, result, error, *args)`. Their errors go to the observer, not into the call.
         """
         observer = self.observer
         begin, end, fault = observer.begin, observer.end, observer.fault
@@ -205,8 +204,8 @@ class Hooks:
     ) -> None:
         """Observe a coroutine method of a class: `before(self)` when it starts, `after` at its end.
 
-        `before` runs in the task's own context, so that a context variable that it sets is seen by
-        all that the task does. `after(state, self)` also runs when the task fails.
+        `before` runs in the task's context, so context variables that it sets are valid in the
+        whole task. `after(state, self)` also runs when the task fails.
         """
         observer = self.observer
 
@@ -232,7 +231,7 @@ class Hooks:
         self.wrap(owner, name, wrap)
 
     def restore(self) -> None:
-        """Put everything back; an error with one does not prevent the rest."""
+        """Restore everything; an error with one item does not prevent the rest."""
         while self._undo:
             try:
                 self._undo.pop()()
@@ -248,9 +247,9 @@ class _Block:
 
 
 class Changes:
-    """Changes of one live engine, each as long as a block of code; undone in reverse order.
+    """Changes of one live engine, each for the duration of a block; undone in reverse order.
 
-    A block that ends before another that began later stays until that one ends, too.
+    The changes of a block that ends before a later block are kept until the later block ends.
     """
 
     def __init__(self) -> None:
@@ -258,7 +257,7 @@ class Changes:
 
     @contextlib.contextmanager
     def block(self, what: str) -> Iterator[contextlib.ExitStack]:
-        """Yield a stack of what undoes a change. Raises EngineError at an end out of order."""
+        """Yield a stack for undo callbacks. Raises EngineError if blocks end out of order."""
         block = _Block(what)
         self._blocks.append(block)
         try:
@@ -269,12 +268,12 @@ class Changes:
             if block in self._blocks:
                 later = self._blocks[-1].what
                 raise EngineError(
-                    f"{what} was ended before {later}, which began later: it stays until that ends."
-                    " End blocks in reverse order."
+                    f"{what} was ended before {later}, which began later, so it stays until that"
+                    " ends. End blocks in reverse order."
                 )
 
     def undo_all(self) -> None:
-        """Undo what blocks that have not ended changed: the engine ends."""
+        """Undo the changes of all open blocks, at the end of the engine."""
         for block in self._blocks:
             block.ended = True
         self._undo()

@@ -1,4 +1,4 @@
-"""Which of the cache's locks a thread holds: wrappers of the live locks."""
+"""Wraps the cache's locks, to record which thread holds them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from analysis.shortfin.capture import report_fault
 
 
 class Locks(threading.local):
-    """The locks that the current thread holds, and those it took during its observed call."""
+    """The locks that the current thread holds, and those it took during the observed call."""
 
     def __init__(self) -> None:
         self.held: list[str] = []
@@ -30,7 +30,7 @@ class Locks(threading.local):
         self.observed = False
 
     def took(self, name: str) -> None:
-        """Note that this thread has a lock."""
+        """Record that this thread has taken a lock."""
         self.held.append(name)
         if self.observed:
             self.taken.append(name)
@@ -38,25 +38,25 @@ class Locks(threading.local):
     def names(self, mark: int | None) -> tuple[str, ...]:
         """Return the locks that protected the last operation of this thread.
 
-        Locks that the innermost observed call took count, also if they are released by the time of
-        its event; `mark` is where that call began, None without one.
+        They include locks taken in the innermost observed call and released before its event;
+        `mark` is the start of that call, None without one.
         """
         taken = self.taken[mark:] if mark is not None else ()
         return tuple(sorted({*self.held, *taken}))
 
 
 class WatchedLock:
-    """A wrapper of a live lock that knows its holder."""
+    """A wrapper of a live lock that records its holder."""
 
     def __init__(self, lock: Any, name: str, locks: Locks | None) -> None:
         self.lock = lock
         self.name = name
         self.locks = locks
-        """Where holders are noted; None while the cache is not observed."""
+        """Where holders are recorded; None if the cache is not observed."""
         self.holder: tuple[int, str, float] | None = None
-        """The thread that holds it: number, name, and since when (monotonic clock)."""
+        """The thread that holds it: number, name, and start time on the monotonic clock."""
         self.acquired = 0
-        """How often it was acquired, also by a thread that held it."""
+        """Number of acquisitions, including re-entrant ones."""
         self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
@@ -71,7 +71,7 @@ class WatchedLock:
                     self.holder = threading.get_ident(), thread.name, time.monotonic()
                 if (locks := self.locks) is not None:
                     locks.took(self.name)
-            except Exception as error:  # the caller must learn that it has the lock
+            except Exception as error:  # the caller must know that it has the lock
                 report_fault("Noting the holder of a lock", error)
         return got
 

@@ -1,4 +1,4 @@
-"""The reference decoder of a release: which interpreter and compilation target it takes."""
+"""The reference decoder of a release: its interpreter and compilation target."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ def oracle_of(
     device: str = "local-task",
     hip_target: str | None = None,
 ) -> Oracle:
-    """Return the reference decoder of a release, which also compiles the model for its engine.
+    """Return the reference decoder of a release; it also compiles the model for the engine.
 
-    Raises ReleaseError if the release has no environment here, EngineError for a device that cannot
-    be had.
+    Raises ReleaseError if the release has no environment, EngineError for an unavailable device.
     """
     python = python_of(release)
     _, target = devices.resolve(device, hip_target)

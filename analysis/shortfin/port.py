@@ -1,8 +1,8 @@
-"""What the rest of the package exchanges with a server, and what a probe reports to.
+"""Data exchanged between a server and the rest of the package, and the observer interface.
 
-The server of any generation is `service/common.py: Service`, the probe of its cache
-`cache/probe.py: BaseProbe`, a request on a cache without a server `cache/driver.py`, and the cache
-without a server `standalone.py`.
+The classes behind it: the server is `service/common.py: Service`, the probe of its cache
+`cache/probe.py: BaseProbe`, a cache without a server `standalone.py`, and a request on such a cache
+`cache/driver.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from analysis.snapshots.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Setup:
-    """All that building an engine needs, resolved."""
+    """All resolved settings to build an engine."""
 
     name: str
-    """A prefix of the names of the engine's workers, different for every engine of a process."""
+    """Prefix of the names of the engine's workers, unique in the process."""
     config: EngineConfig
     model: ModelArtifacts
     vmfb: Path
@@ -32,59 +32,59 @@ class Setup:
 
 @dataclass(frozen=True)
 class Answer:
-    """How the engine ended a request. `error` is None unless it refused or failed it."""
+    """The engine's answer to a request. `error` is None unless it was rejected or failed."""
 
     tokens: tuple[int, ...] | None = None
-    """The answer's tokens where the engine's response carries them; None: those seen to arrive."""
+    """The tokens in the engine's response; None to use the tokens that arrived."""
     text: str | None = None
-    """The answer's text where the engine's response carries that instead."""
+    """The text in the engine's response, if it has text instead of tokens."""
     refused: bool = False
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request on its way in; the callbacks may be called from any of the engine's threads."""
+    """One request to be sent; the callbacks may be called on any thread of the engine."""
 
     request_id: str
     text: str | None
-    """The prompt as text, for the engine's own tokenizer; None: `token_ids` go in as they are."""
+    """The prompt as text, for the engine's tokenizer; None to send `token_ids`."""
     token_ids: tuple[int, ...]
     max_new_tokens: int
     on_token: Callable[[int | None], None]
-    """A token arrived; None where the engine does not show which."""
+    """Called when a token arrived; None if the token is unknown."""
     on_end: Callable[[Answer], None]
 
 
 class CacheObserver(Protocol):
-    """Receives the operations of a cache, on the engine's own threads."""
+    """Receives the operations of a cache, on the engine's threads."""
 
     locks: Locks | None
-    """Set by the probe: the locks that the current thread holds."""
+    """The locks that the current thread holds; set by the probe."""
     check_contents: bool
-    """Whether pages are searched for NaN and infinity, and copies compared."""
+    """Whether to search pages for NaN and infinity, and to compare copies."""
     likeliest: int
-    """How many of the likeliest next tokens are noted for each row of an invocation."""
+    """Number of most likely next tokens to record for each row of an invocation."""
     verifies: bool
-    """Whether arguments are compared with what they were filled with, and results followed."""
+    """Whether to check that arguments do not change, and to follow results."""
 
     def begin(self, operation: str | None, request_id: str | None) -> None:
-        """Begin an operation of the cache on this thread; nameless ones only group others."""
+        """Begin an operation of the cache on this thread; unnamed operations only group others."""
 
     def end(self, error: BaseException | None) -> None:
-        """End the operation that was begun last on this thread."""
+        """End the last operation that began on this thread."""
 
     def mark(self) -> Any:
-        """Return what stays equal until an operation begins; None while one is under way."""
+        """Return a value that is equal until an operation begins; None during an operation."""
 
     def snapshot(self, moment: str, request_id: str | None, timeout_s: float) -> Snapshot:
-        """Take a snapshot of the cache between two operations, and keep it."""
+        """Take and record a snapshot of the cache between two operations."""
 
     def reserve(self) -> tuple[int, int]:
-        """Return a place among the events and the time, for an event that comes later."""
+        """Reserve and return a sequence number and the time, for a later event."""
 
     def unused(self, place: tuple[int, int]) -> None:
-        """Give back a place that was reserved and is not used."""
+        """Release a reserved sequence number."""
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event: fields are columns of the table `events`, or `place` from `reserve`."""
@@ -92,26 +92,25 @@ class CacheObserver(Protocol):
     def at_token(
         self, kind: str, request_id: str, value: int | None, digest: int | bytes | None
     ) -> None:
-        """Record an event of a kind that comes with every token; bytes are logits."""
+        """Record an event that occurs at every token; bytes are logits."""
 
     def holds(self, request_id: str, pages: Iterable[int]) -> None:
         """Record all pages that a request holds now."""
 
     def invocation_begins(self, phase: str, request_ids: list[str]) -> Any:
-        """Begin an invocation; the result is given to `invocation_ends`."""
+        """Begin an invocation; the result is passed to `invocation_ends`."""
 
     def invocation_unseen(self) -> None:
-        """Record that an invocation has begun that `invocation_begins` failed on."""
+        """Record the start of an invocation for which `invocation_begins` failed."""
 
     def invocation_ends(
         self, invocation: Any, arrays: dict[str, Any], error: BaseException | None
     ) -> None:
-        """End an invocation; `arrays` are its arguments by name, each as its shape and flat values.
+        """End an invocation; `arrays` are its arguments by name, each as shape and flat values.
 
-        Beside them are `scores` (the `Scores` of its results, if `likeliest`) and, if `verifies`,
-        `results` (`Scores`, or tokens and digests) and `changed` (arguments that were not read as
-        they were filled).
+        `scores` are the `Scores` of its results, if `likeliest` is set. If `verifies` is set,
+        `results` are `Scores`, or tokens and digests, and `changed` has the changed arguments.
         """
 
     def fault(self, error: Exception) -> None:
-        """Record an error in the observation itself. Must not raise."""
+        """Record an error of the observation. Must not raise."""

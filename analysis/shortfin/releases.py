@@ -1,10 +1,10 @@
 """The releases of shortfin: one row each.
 
-A release is a generation of the service (`service/`), a dialect of the cache (`cache/`), and what
-is known of that very version. What a generation or a dialect can do is a set of capabilities, which
-treatments and faults name in what they need: so a new release of a known generation and dialect is
-a row here and a lock file in `environments/`. Nothing here imports shortfin, so that plans for a
-release can be checked where another one is installed.
+A release has a generation of the service (`service/`), a dialect of the cache (`cache/`), and its
+own facts. Generations and dialects have capabilities, and treatments and faults declare which
+capabilities they need. So a new release of a known generation and dialect needs only a row here and
+a lock file in `environments/`. Nothing here imports shortfin, so that plans for a release can be
+checked where another one is installed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from analysis.core.errors import ReleaseError
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a release takes, for estimates only: two cores, the counting model."""
+    """Typical durations of a release in seconds, for estimates: two cores, the counting model."""
 
     first_token_s: float
-    """In a batch that is not full: up to 3.2 it waits for two strobes of 0.25 s."""
+    """Seconds a token in a batch that is not full: up to 3.2 it waits for two strobes of 0.25 s."""
     further_token_s: float
     full_first_token_s: float
-    """In a full batch."""
+    """Seconds a token in a full batch."""
     full_further_token_s: float
 
 
 @dataclass(frozen=True)
 class Release:
-    """One public release. Without `service` and `cache` it is known, and not supported yet."""
+    """One public release. Without `service` and `cache` it is not supported yet."""
 
     version: str
     service: str | None = None
@@ -38,19 +38,19 @@ class Release:
     """Package of `analysis.shortfin.cache`: a dialect of the prefix cache."""
     pace: Pace = Pace(0.1, 0.02, 0.02, 0.005)
     fixes: tuple[str, ...] = ()
-    """Treatments that fix a defect of this release, in the order in which they are applied."""
+    """Treatments that fix defects of this release, in the order of application."""
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this release offers to treatments and faults; the names are in `CAPABILITIES`."""
+        """Capabilities for treatments and faults; their names are in `CAPABILITIES`."""
         return SERVICES.get(self.service or "", frozenset()) | CACHES.get(
             self.cache or "", frozenset()
         )
 
 
 CAPABILITIES = {
-    "allocations": "a request holds its pages by an allocation object (3.1 to 3.6)",
-    "records": "a request holds its pages by records of a decoder (3.8 and later)",
+    "allocations": "a request holds its pages with an allocation object (3.1 to 3.6)",
+    "records": "a request holds its pages with records of a decoder (3.8 and later)",
     "strobes": "one batcher waits for batches to fill",
     "text-answers": "an answer is a text, not a list of tokens",
     "worker-pool": "each request runs on a worker of a pool",
@@ -60,7 +60,7 @@ CAPABILITIES = {
     "exact-lengths": "the length of a decode's row ends at its own position (#873)",
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
 }
-"""Every capability by its name; the sets below bind them to generations and dialects."""
+"""Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
     "v3_1": frozenset(
         {"strobes", "text-answers", "request-list", "history-lengths", "padding-at-one"}
@@ -108,7 +108,7 @@ KNOWN = tuple(row.version for row in RELEASES)
 
 
 def supported(*capabilities: str) -> tuple[str, ...]:
-    """Return the releases that can be started and have these capabilities, oldest first."""
+    """Return the supported releases with these capabilities, oldest first."""
     return tuple(
         row.version
         for row in RELEASES
@@ -117,22 +117,22 @@ def supported(*capabilities: str) -> tuple[str, ...]:
 
 
 def reported() -> str:
-    """Return the release in which the failure was reported: the default environment's."""
+    """Return the release of the bug report, which is that of the default environment."""
     return RELEASES[0].version
 
 
 def row_of(release: str) -> Release:
-    """Return the row of a release. Raises ReleaseError, with those that are known, without one."""
+    """Return the row of a release. Raises ReleaseError if it is unknown."""
     for row in RELEASES:
         if row.version == release:
             return row
     raise ReleaseError(
-        f"shortfin {release!r} is not a known release: choose among {', '.join(KNOWN)}."
+        f"shortfin {release!r} is not a known release. Choose from {', '.join(KNOWN)}."
     )
 
 
 def installed_release() -> str | None:
-    """Return the shortfin release that this very interpreter would start, None without one."""
+    """Return the shortfin release installed for this interpreter; None without one."""
     try:
         return metadata.version("shortfin")
     except metadata.PackageNotFoundError:

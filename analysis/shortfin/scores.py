@@ -1,4 +1,4 @@
-"""Scores of next tokens from an invocation's results; sorted when they are read."""
+"""Scores of next tokens from an invocation's results; sorted on demand."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy.typing as npt
 from analysis.model.elements import decode
 
 _SMALL = 4096
-"""Largest vocabulary of which all scores are kept."""
+"""Largest vocabulary for which all scores are kept."""
 
 
 class Top(NamedTuple):
-    """The likeliest next tokens of each row of an invocation, with their log-probabilities."""
+    """The most likely next tokens of each row of an invocation, with log probabilities."""
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
 
 
 class Scores(NamedTuple):
-    """The model's scores of the next token of each row that carries a request, as copied bytes."""
+    """The model's scores of the next token of each row with a request, as copied bytes."""
 
     data: bytes
     """Bytes of all rows."""
@@ -30,7 +30,7 @@ class Scores(NamedTuple):
     """Of rows."""
     vocabulary: int
     dtype: str
-    """Their type, by its name."""
+    """Name of their data type."""
 
     @property
     def rows(self) -> list[bytes]:
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
         return self.vocabulary <= _SMALL
 
     def kept(self, count: int) -> Scores | Top:
-        """Return all scores if they are small, else the `count` likeliest tokens."""
+        """Return all scores if they are small, else the `count` most likely tokens."""
         if self.is_small or not self.number:
             return self
         tokens, logprobs = _order(self.array(), count)
@@ -59,15 +59,15 @@ class Scores(NamedTuple):
 def copy_scores(
     logits: Any, phase: str, rows: int, arrays: Mapping[str, tuple[tuple[int, ...], Any]]
 ) -> Scores:
-    """Copy the scores by which the engine chooses next tokens, of a finished invocation.
+    """Copy the scores of the next tokens from a finished invocation.
 
     `logits` are its results on the device, [batch, tokens, vocabulary], read in place; `arrays` its
-    arguments by name, each as its shape and flat values. Of a prefill the last token of each row
-    counts, of a decode its only one.
+    arguments by name, each as shape and flat values. The scores of a row are those of its last
+    token.
     """
     batch, width, vocabulary = logits.shape
     places, dtype = [0] * rows, str(logits.dtype)
-    if width == 1:  # at once: it comes with every token
+    if width == 1:  # fast path: a decode, at every token
         whole = bytes(logits.map(read=True))
         return Scores(whole[: len(whole) // batch * rows], rows, vocabulary, dtype)
     if phase == "prefill":
@@ -80,7 +80,7 @@ def copy_scores(
 
 
 def likeliest(invocations: Sequence[Scores | Top | None], count: int) -> list[Top | None]:
-    """Return the `count` likeliest tokens of each row of each invocation; None where unknown.
+    """Return the `count` most likely tokens of each row of each invocation; None if unknown.
 
     The probabilities are normalised over the whole vocabulary, and their logarithms natural.
     """
@@ -91,7 +91,7 @@ def likeliest(invocations: Sequence[Scores | Top | None], count: int) -> list[To
     ]
     tokens, logprobs = [], []
     if scored:
-        # All at once: a call for each would take longer than all the rest of a table.
+        # All together, because one call for each invocation would be slow.
         arrays = _order(np.concatenate([scores.array() for scores in scored]), count)
         tokens, logprobs = (array.tolist() for array in arrays)
     found: list[Top | None] = []
@@ -109,9 +109,9 @@ def likeliest(invocations: Sequence[Scores | Top | None], count: int) -> list[To
 
 
 def _order(scores: npt.NDArray[np.float64], count: int) -> tuple[npt.NDArray[Any], ...]:
-    """Return tokens and logarithms of their probabilities, [rows, count]; the likeliest first."""
+    """Return tokens and log probabilities, [rows, count], most likely first."""
     logs = scores - scores.max(axis=1, keepdims=True)
     logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
-    # Stable, so that of equally likely tokens the first one leads, as in an argmax.
+    # Stable, so that equally likely tokens are in the order of an argmax.
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return order, np.take_along_axis(logs, order, axis=1)

@@ -30,11 +30,11 @@ _names = itertools.count()
 
 
 class StandaloneSystem:
-    """shortfin's CPU system with one worker, on which pools are made. Close it at the end.
+    """shortfin's CPU system with one worker, for pools. Close it at the end.
 
     While it is open, the cache's clock counts calls, so that evictions do not depend on time, and
-    requests carry no future, which only a worker could make. No engine can run in the process
-    meanwhile.
+    requests have no future, because only a worker could create it. No engine can run in the
+    process at the same time.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class StandaloneSystem:
         self._system: Any = host.CPUSystemBuilder().create_system()
         self._undo.callback(self._system.shutdown)
         worker = self._system.create_worker(f"bare-{next(_names)}")
-        self._fiber: Any = self._system.create_fiber(worker)  # kept: devices do not keep theirs
+        self._fiber: Any = self._system.create_fiber(worker)  # keep a reference: devices do not
         self._tables: dict[int, list[Any]] = {}
         self._clock = itertools.count(1)
         clock = SimpleNamespace(monotonic=lambda: float(next(self._clock)))
         replace_attribute(self._undo, trie_attention_cache, "time", clock)
         no_future = SimpleNamespace(VoidFuture=SimpleNamespace)
         replace_attribute(self._undo, messages, "sf", no_future)
-        # Without a handler on the root logger, the pool's root-level calls install one of theirs.
+        # Add a root handler, else the pool's logging calls install one.
         handler = logging.NullHandler()
         logging.getLogger().addHandler(handler)
         self._undo.callback(logging.getLogger().removeHandler, handler)
@@ -59,13 +59,13 @@ class StandaloneSystem:
         logger.setLevel(logging.CRITICAL)
 
     def close(self) -> None:
-        """Stop the system's worker and put the clock and the loggers back."""
+        """Stop the system's worker, and restore the clock and the loggers."""
         self._tables.clear()
         self._fiber = None
         self._undo.close()
 
     def cache(self, prefix_sharing: str, page_count: int, tokens_per_page: int) -> Any:
-        """Return a new cache of the release's own class, over a new pool."""
+        """Return a new cache of the release's own class with a new pool."""
         settings: dict[str, Any] = {}
         for field in fields(page_pool.PagePoolConfig):
             if field.name.endswith("elements_per_device"):
@@ -76,7 +76,7 @@ class StandaloneSystem:
             dtype=sfnp.float16, alloc_page_count=page_count, **settings
         )
         if page_count not in self._tables:
-            # A device gives out only so many; nothing is computed here, so pools may share them.
+            # Devices have few of them; pools can share them, because nothing is computed.
             made = page_pool.PagePool(devices=[self._fiber.device(0)], config=config)
             self._tables[page_count] = made.page_tables
         pool = page_pool.PagePool(devices=[], config=config)
@@ -90,7 +90,7 @@ class StandaloneSystem:
 
 
 class StandaloneService(LiveCache):
-    """A service that only leads to its cache: no server behind it."""
+    """A service with only a cache and no server."""
 
     def __init__(self, cache: Any) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class StandaloneService(LiveCache):
 
 
 class StandaloneEngine:
-    """The parts of an engine that treatments and observers of its cache use."""
+    """The parts of an engine that treatments and cache observers use."""
 
     def __init__(self, system: StandaloneSystem, cache: Any, config: EngineConfig) -> None:
         self.release, self.config = system.release, config
@@ -113,5 +113,5 @@ class StandaloneEngine:
         self._clock = itertools.count()
 
     def clock_s(self) -> float:
-        """Return a time that grows with every call, as nothing takes time here."""
+        """Return a time that grows with every call, because no real time passes."""
         return next(self._clock) / 1e6

@@ -21,7 +21,7 @@ Place = Literal["cache", "contents", "server"]
 
 
 class LiveEngine(Protocol):
-    """What treatments need of a running engine, or of a cache without a server."""
+    """The parts of an engine, or of a cache without a server, that treatments need."""
 
     release: str
     config: EngineConfig

@@ -1,4 +1,4 @@
-"""Arguments of an invocation as filled and as read, and its results, byte for byte."""
+"""Compares the filled and the read arguments of an invocation; digests of its results."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from analysis.model.elements import decode
 from analysis.shortfin.scores import Scores
 
 FILLED: ContextVar[dict[int, Filled] | None] = ContextVar("FILLED", default=None)
-"""By the id of a device array: how the current invocation filled it. None: not noted."""
+"""How the current invocation filled each device array, by id; None if not recorded."""
 Chosen = tuple[list[int], list[int]]
 """For each row of an invocation, the token of a greedy selection and the digest of its logits."""
 _FEW = 1024
-"""Bytes of logits that an event keeps unchanged."""
+"""Most bytes of logits that an event keeps."""
 NO_TOKEN = -1
-"""The token of a row of logits with a NaN."""
+"""Token of a row of logits with NaN."""
 RETURNED, FINISHED = "returned", "landed"
-"""When an argument was read again: after the call returned, and with its results."""
+"""Moments at which an argument is read again: after the call, and with its results."""
 
 
 class Filled(NamedTuple):
-    """What a device array held before it was filled, and what it was filled with."""
+    """Content of a device array before it was filled, and its new values."""
 
     before: bytes
     content: bytes
@@ -40,7 +40,7 @@ def raw(array: Any) -> bytes:
 
 
 def note_filling(host: Any, device: Any) -> None:
-    """Note what a device array is filled with next, if the invocation notes that."""
+    """Record the values that fill a device array, if the invocation records them."""
     filled = FILLED.get()
     if filled is not None:
         mapped = device.map(read=True)
@@ -48,13 +48,13 @@ def note_filling(host: Any, device: Any) -> None:
 
 
 def mapped_of(array: Any, filled: Mapping[int, Filled] | None) -> Any:
-    """Return an argument mapped for reading, by the mapping of its filling if that was noted."""
+    """Return an argument mapped for reading; reuses the mapping of its filling if recorded."""
     note = filled.get(id(array)) if filled else None
     return array.map(read=True) if note is None else note.mapped
 
 
 def note_edit(device: Any, values: npt.NDArray[np.int64]) -> None:
-    """Note that a treatment changed an argument: the new values count as filled."""
+    """Record a treatment's change of an argument: the new values count as filled."""
     filled = FILLED.get()
     if filled is not None and (note := filled.get(id(device))) is not None:
         filled[id(device)] = note._replace(content=values.astype(np.int64).tobytes())
@@ -66,34 +66,34 @@ def digest(logits: bytes) -> int:
 
 
 def noted_logits(logits: bytes) -> int | bytes:
-    """Return what the event `chosen` notes of logits: themselves while they are few.
+    """Return the value for logits in an event `chosen`: the logits, or a digest if they are large.
 
-    Their digest is worked out when the event is read then, and not while the engine waits.
+    The digest of kept logits is computed when the event is read, not while the engine waits.
     """
     return logits if len(logits) <= _FEW else digest(logits)
 
 
 def digest_of(noted: int | bytes | None) -> int | None:
-    """Return the digest of noted logits."""
+    """Return the digest of recorded logits."""
     return digest(noted) if isinstance(noted, bytes) else noted
 
 
 def results_of(noted: Scores | Chosen | None) -> Chosen | tuple[None, None]:
-    """Return tokens and digests of the results of an invocation, None if it noted none."""
+    """Return tokens and digests of an invocation's results; None if not recorded."""
     if isinstance(noted, Scores):
         return chosen_by(noted)
     return noted or (None, None)
 
 
 def chosen_by(scores: Scores) -> Chosen:
-    """Return of each row the token that a greedy selection makes, and the digest of its logits.
+    """Return the greedy token and the digest of the logits of each row.
 
-    Of equally likely tokens the first is chosen; a row with a NaN has `NO_TOKEN`.
+    Of equally likely tokens the first is chosen; a row with NaN has `NO_TOKEN`.
     """
     if not scores.number:
         return [], []
     logits = decode(scores.data, scores.dtype).reshape(scores.number, -1)
-    tokens: list[int] = logits.argmax(axis=1).tolist()  # the place of a NaN, if there is one
+    tokens: list[int] = logits.argmax(axis=1).tolist()  # the index of a NaN, if there is one
     for row, token in enumerate(tokens):
         best = logits[row, token]
         if best != best:
@@ -108,10 +108,10 @@ def changes(
     returned: Sequence[bytes],
     arrays: Mapping[str, tuple[tuple[int, ...], Any]],
 ) -> list[dict[str, Any]] | None:
-    """Compare arguments with what they were filled with; return what differs, None if nothing does.
+    """Compare arguments with the values they were filled with; return differences, or None.
 
-    `returned` are their bytes after the call returned, `arrays` their values with the results.
-    The result has the first place of each row of each argument: argument, row, column, filled,
+    `returned` are their bytes after the call returned, `arrays` their values with the results. The
+    result has the first difference of each row of each argument: argument, row, column, filled,
     read, and the moment.
     """
     found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -138,9 +138,9 @@ def changes(
 
 
 def _is_through(array: int, filled: Mapping[int, Filled], read_then: Mapping[int, bytes]) -> bool:
-    """Return whether the transfer to an array was over when the call returned.
+    """Return whether the transfer to an array had ended when the call returned.
 
-    It was if something new had come with it, or with one that began later.
+    It had if new values had arrived with it, or with a later transfer.
     """
     order = list(filled)
     for other in order[order.index(array) :]:

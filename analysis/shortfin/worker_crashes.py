@@ -1,9 +1,9 @@
-"""Report the exception that ends a shortfin worker.
+"""Reports the exception that ends a shortfin worker.
 
 A worker's native loop passes an uncaught exception to the event loop's exception handler and then
-aborts. The handler is wrapped, and its behaviour stays. What it raises into native code cannot
-propagate: Python's hook for such exceptions prints it on `sys.stderr`, or on descriptor 2, with the
-engine's other output, while there is a listener.
+aborts. The handler is wrapped without changing its behaviour. Its exceptions cannot propagate
+through native code, so Python's hook prints them on `sys.stderr`, or on descriptor 2 with the
+engine's other output while there is a listener.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def listen(listener: Listener) -> None:
 
 
 def unlisten(listener: Listener) -> None:
-    """Stop calling `listener`; the last one leaves shortfin as it was, if no loop is silenced."""
+    """Stop calling `listener`; the last one restores shortfin, unless a loop is silenced."""
     global _originals
     with _lock:
         if listener in _listeners:
@@ -57,9 +57,9 @@ def unlisten(listener: Listener) -> None:
 
 
 def silence(owns: Callable[[Any], bool]) -> None:
-    """Print nothing more of the workers of a closed engine that died.
+    """Suppress the output of the workers of a closed engine that died.
 
-    Their remains raise at arbitrary times until the process ends.
+    Their remaining objects raise errors at arbitrary times until the process ends.
     """
     from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
@@ -78,7 +78,7 @@ def _handler(original: Any) -> Any:
                 try:
                     claimed = listener(self._worker, cause, text) or claimed
                 except Exception as mistake:
-                    report_fault("A listener to deaths of workers", mistake)
+                    report_fault("A listener for worker crashes", mistake)
         except Exception as mistake:
             report_fault("Reading how a worker died", mistake)
         if claimed or self not in _silenced:

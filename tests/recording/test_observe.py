@@ -315,6 +315,6 @@ say({"empty": empty.counts, "live": len(during), "holders": list(during[-1].hold
     assert reply["nan"] == 0
     assert reply["maximum"] > 0
     assert len(reply["digest"]) == 16
-    assert "observed already" in reply["twice"]
+    assert "already observed" in reply["twice"]
     assert "not running" in reply["closed"]
     assert reply["asked"] == ["asked", "asked", "asked"]

@@ -228,7 +228,7 @@ def test_a_recording_that_its_process_did_not_end_says_where_it_ends(tmp_path: P
     assert (events[3]["t_s"], events[3]["late_s"]) == (40 / 1e9, 0.007)
     assert events[3]["request_ids"] == ["b"]
     assert cut_of(tables) == (
-        "The recording ends at 0.000 s, at most 7 ms before its process did; 1 request has no end"
+        "The recording ends at 0.000 s, at most 7 ms before its process; 1 request has no end"
         " in it, so the engine's end is not recorded."
     )
     made.rows["events"] += [5, 7, 8, 10]

@@ -1,4 +1,4 @@
-"""One package a dialect of the prefix cache: its probe, request driver and own treatments."""
+"""One package for each dialect of the prefix cache: probe, request driver and treatments."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from analysis.shortfin.releases import row_of
 
 
 def part_of(release: str, part: str) -> Any:
-    """Return a module, such as `probe`, of the dialect that a release's cache speaks."""
+    """Return a module, such as `probe`, of a release's cache dialect."""
     return import_module(f"{__name__}.{row_of(release).cache}.{part}")

@@ -1,4 +1,4 @@
-"""Drives one request on a cache by itself, operation by operation, as its release does it."""
+"""Drives one request on a cache without a server, operation by operation, as the release does."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 Invoke = Callable[[list[int], list[int], int], None]
-"""Called with all tokens, a block table and the first position that is written."""
+"""Called with all tokens, a block table and the first written position."""
 Names = Callable[[list[int]], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how many tokens are decoded after the one that its prefill gives."""
+    """A prompt, and the number of tokens decoded after the first one."""
 
     name: str
     prompt: tuple[int, ...]
@@ -22,7 +22,7 @@ class Request:
 
 
 def next_token(tokens: Iterable[int]) -> int:
-    """Return the token that follows others; equal tokens have the same one, as with a model."""
+    """Return the next token, a deterministic function of the previous ones."""
     answer = 0
     for token in tokens:
         answer = (answer * 31 + token) % 9973
@@ -30,14 +30,14 @@ def next_token(tokens: Iterable[int]) -> int:
 
 
 class RequestDriver(ABC):
-    """One request that works on a cache."""
+    """One request that uses a cache."""
 
     block: ClassVar[int]
-    """Pages that a decoding request takes at once."""
+    """Number of pages that a decode allocates at once."""
     fatal: ClassVar[bool]
-    """Whether an error in one request's operation ends all of them: they share one thread."""
+    """Whether an error in one request's operation ends all requests on the shared thread."""
     threads: ClassVar[str]
-    """On which threads the release carries requests out, in words."""
+    """The release's threads for requests, in words."""
 
     def __init__(self, request: Request, cache: Any, invoke: Invoke) -> None:
         self.name, self.cache, self._invoke = request.name, cache, invoke
@@ -45,7 +45,7 @@ class RequestDriver(ABC):
         self.stride: int = cache.tokens_per_page
         self.operations = self.operations_of(request, self.stride)
         self.position = 0
-        """Operations that are done."""
+        """Number of completed operations."""
         self.failed = False
 
     @staticmethod
@@ -55,42 +55,42 @@ class RequestDriver(ABC):
 
     @abstractmethod
     def perform(self, operation: str) -> None:
-        """Carry out the next operation."""
+        """Run the next operation."""
 
     @abstractmethod
     def block_table(self) -> list[int]:
-        """Return the pages that an invocation of the request may still read or write."""
+        """Return the pages that an invocation of the request may read or write."""
 
     def looked_up(self) -> list[int]:
-        """Return pages that the request has found in the trie and does not hold yet."""
+        """Return pages that the request has found in the trie but does not hold yet."""
         return []
 
     @abstractmethod
     def holds(self) -> list[int]:
-        """Return the pages that the request has to give back, each once."""
+        """Return the pages that the request must release, each once."""
 
     @abstractmethod
     def references(self) -> tuple[int, int]:
-        """Return the least and the greatest number of references to the trie that are correct."""
+        """Return the least and greatest correct number of its references to the trie."""
 
     @abstractmethod
     def nodes(self) -> list[Any]:
-        """Return the nodes of the trie that the request refers to."""
+        """Return the nodes of the trie that the request references."""
 
     @abstractmethod
     def state(self, pages: Names, nodes: Names) -> tuple[Any, ...]:
-        """Return all that the future depends on, with pages and nodes under their given names."""
+        """Return the complete state of the request, with pages and nodes renamed."""
 
     @abstractmethod
     def register(self, probe: Any) -> None:
         """Register the request with a probe of the cache, before its first operation."""
 
     def fail(self, operation: str) -> bool:
-        """End the request, as it gets no pages; return whether all others end with it."""
+        """End the request, which gets no pages; return whether all others end with it."""
         self.failed = True
         return False
 
     @property
     def over(self) -> bool:
-        """Whether the last operation is done."""
+        """Whether all operations are completed."""
         return self.position == len(self.operations)

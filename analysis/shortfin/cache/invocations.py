@@ -1,4 +1,4 @@
-"""Report each invocation: what the compiled model was called with, and what it returned."""
+"""Reports the arguments and results of each call of the compiled model."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from analysis.shortfin.verify import (
 )
 
 CURRENT_INVOCATION: ContextVar[Any] = ContextVar("CURRENT_INVOCATION", default=None)
-"""The engine's process that is calling the compiled model."""
+"""The engine's process that calls the compiled model."""
 
 
 class FinishedInvocation(NamedTuple):
-    """An invocation that returned; its results follow when the device has finished."""
+    """An invocation after its call returned; the device may not have finished."""
 
     invocation: Any
-    """What the observer returned when it began; None if that failed."""
+    """The observer's value for the start; None if that failed."""
     phase: str
     rows: int
-    """Rows that carry a request."""
+    """Number of rows with a request."""
     arguments: Sequence[Any]
-    """Those before the page tables."""
+    """The arguments before the page tables."""
     results: Sequence[Any] = ()
     filled: Mapping[int, Filled] | None = None
-    """What the arguments were filled with; None if that was not noted."""
+    """The values that the arguments were filled with; None if not recorded."""
     returned: Sequence[bytes] = ()
-    """The bytes of the arguments when the call had returned."""
+    """The bytes of the arguments after the call returned."""
 
 
 class InvocationProbe(ProbeBase):
-    """Reports invocations, and reads the pages that they read."""
+    """Reports invocations, and reads their pages."""
 
     @property
     def dtype(self) -> str:
-        """The type of the keys and values in the page tables, by its name."""
+        """Name of the data type of the page tables."""
         return str(self.pool.page_tables[0].dtype)
 
     def bytes_of(self, page: int) -> bytes:
-        """Return a page's bytes, over all devices."""
+        """Return a page's bytes on all devices."""
         return b"".join(raw(table.view(page)) for table in self.pool.page_tables)
 
     def elements(self, page: int) -> Any:
@@ -74,17 +74,17 @@ class InvocationProbe(ProbeBase):
         return ("tokens", "seq_lens", "block_tables")
 
     def starts_invocation(self, process: Any) -> None:
-        """Note, in the task of an engine's process, that it calls the model next."""
+        """Record that the engine's process of this task calls the model next."""
         CURRENT_INVOCATION.set(process)
         FILLED.set({} if self.observer is not None and self.observer.verifies else None)
 
     def emit_chosen(self, request_id: str, logits: bytes, token: int | None) -> None:
-        """Report from which logits a request's next token was chosen, and which token."""
+        """Report a request's next token and the logits it was chosen from."""
         assert self.observer is not None
         self.observer.at_token("chosen", request_id, token, noted_logits(logits))
 
     def _hook_filling(self, hooks: Hooks) -> None:
-        """Note what arguments are filled with, where the engine sends them to the device."""
+        """Record the values that the engine sends to the device."""
         fault = hooks.observer.fault
 
         def wrap(fill: Any) -> Any:
@@ -111,14 +111,14 @@ class InvocationProbe(ProbeBase):
     def _tap(self, phase: str, function: Any) -> Any:
         """Return a function that calls the compiled model and reports its arguments.
 
-        They are read when the device is done with the call; see `returned_invocation`.
+        They are read after the device has finished the call; see `returned_invocation`.
         """
         observer, tables = self.observer, len(self.pool.page_tables)
         assert observer is not None
 
         async def invoke(*args: Any, fiber: Any) -> Any:
             process = CURRENT_INVOCATION.get()
-            if process is None:  # it began before the probe was attached
+            if process is None:  # the process began before the probe was attached
                 return await function(*args, fiber=fiber)
             invocation, filled, returned, requests = None, FILLED.get(), [], []
             arguments = args[: len(args) - tables]
@@ -153,18 +153,18 @@ class InvocationProbe(ProbeBase):
 
     @abstractmethod
     def returned_invocation(self, finished: FinishedInvocation) -> None:
-        """Call `land` once the engine itself has waited for the device.
+        """Call `finish` after the engine has waited for the device.
 
-        Until then the arrays must be kept, and hold what the device got.
+        Until then the arrays must be kept unchanged.
         """
 
     def finish(self, finished: FinishedInvocation, error: BaseException | None = None) -> None:
-        """Report the end of an invocation, when the device has finished it."""
+        """Report the end of an invocation, after the device has finished it."""
         observer = self.observer
         assert observer is not None
         invocation, phase, rows, arguments, results, filled, returned = finished
         if invocation is None:
-            return  # its beginning was not reported
+            return  # its start was not reported
         arrays: dict[str, Any] = {}
         if observer.check_contents:
             self._check_contents(arguments, phase)
@@ -175,13 +175,13 @@ class InvocationProbe(ProbeBase):
             }
             if filled:
                 arrays["changed"] = changes(names, arguments, filled, returned, arrays)
-            # More results than one: it chose among them on the device.
+            # Several results: the device selected the tokens.
             if (observer.likeliest or observer.verifies) and len(results) == 1:
                 scores = copy_scores(results[0], phase, rows, arrays)
                 if observer.likeliest:
                     arrays["scores"] = scores
                 if observer.verifies:
-                    # Worked out when it is read, if that can be kept till then.
+                    # Computed when it is read, if the data can be kept until then.
                     arrays["results"] = scores if scores.is_small else chosen_by(scores)
         except Exception as fault:
             observer.fault(fault)
@@ -191,7 +191,7 @@ class InvocationProbe(ProbeBase):
             observer.fault(fault)
 
     def _check_contents(self, arguments: Sequence[Any], phase: str) -> None:
-        """Report pages that an invocation reads and that hold NaN or infinity, masked or not."""
+        """Report pages of an invocation that hold NaN or infinity, including masked slots."""
         observer = self.observer
         assert observer is not None
         try:
@@ -200,7 +200,7 @@ class InvocationProbe(ProbeBase):
             requests = self.invocation_requests(CURRENT_INVOCATION.get())
             seen: set[int] = set()
             for row, request_id in enumerate(requests):
-                # The lowest first: what spoils a row's own pages may stand in the padding page.
+                # Lowest page first: a NaN in the row's own pages may come from the padding page.
                 for page in sorted(flat[row * width : (row + 1) * width]):
                     if page in seen or not 0 <= page < len(self.pool.attn_page_entries):
                         continue
@@ -215,14 +215,14 @@ class InvocationProbe(ProbeBase):
             observer.fault(error)
 
     def _slots(self, page: Any) -> Any:
-        """Return the elements, or the bytes, of each slot of a page, [slots, elements]."""
+        """Return the elements or bytes of each slot of a page, [slots, elements]."""
         stride = int(self.cache.tokens_per_page)
         halves = 2 * int(self.native.model_params.transformer_block_count)
         halves *= len(self.pool.page_tables)
         return np.moveaxis(page.reshape(halves, stride, -1), 1, 0).reshape(stride, -1)
 
     def copy_differs(self, source: int, target: int) -> int | None:
-        """Return the first slot in which a copy is unlike its source, if that is looked at."""
+        """Return the first slot in which a copy differs from its source, if it is checked."""
         if self.observer is None or not self.observer.check_contents:
             return None
         one, other = (

@@ -16,21 +16,21 @@ class NodeNumbers:
         self._of_counts: dict[int, weakref.ref[Any]] = {}
 
     def of(self, node: Any) -> int:
-        """Return the number of a node, a new one if it was never seen."""
+        """Return the number of a node; a new node gets a new number."""
         number = self._numbers.get(node)
         if number is None:
             number = self._numbers.setdefault(node, next(self._next))
-            # An id comes again only when the node that had it is gone, and with it this.
+            # An id is reused only after its node was deleted, which also deletes this entry.
             key, counts = id(node.ref_count), self._of_counts
             counts[key] = weakref.ref(node, lambda gone: _drop(counts, key, gone))
         return number
 
     def knows(self, node: Any) -> bool:
-        """Return whether a node has a number, and so belongs to this engine."""
+        """Return whether a node has a number, that is, belongs to this engine."""
         return node in self._numbers
 
     def counted_by(self, ref_count: Any) -> Any | None:
-        """Return the node that a reference count belongs to, None if it is another engine's."""
+        """Return the node of a reference count; None if it belongs to another engine."""
         reference = self._of_counts.get(id(ref_count))
         node = reference() if reference is not None else None
         return node if node is not None and node.ref_count is ref_count else None

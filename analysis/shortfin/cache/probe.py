@@ -1,4 +1,4 @@
-"""What reading and observing a live cache has in common in every dialect."""
+"""The base class of probes: reading and observing a live cache of any dialect."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from analysis.shortfin.port import CacheObserver
 from analysis.snapshots.snapshot import CacheState, PageContent
 
 CURRENT_REQUEST: ContextVar[str | None] = ContextVar("CURRENT_REQUEST", default=None)
-"""The request that a task of the engine works for."""
+"""The request of the engine's current task."""
 _LONG_S = 0.5
-"""Locks that are held for longer are reported; most are held for microseconds."""
+"""Seconds after which a held lock is reported; most are held for microseconds."""
 
 
 class BaseProbe(TrieProbe, InvocationProbe):
@@ -59,7 +59,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
 
     @abstractmethod
     def note_request(self, part: Any) -> None:
-        """Note the release's own object of a request that the probe cannot observe itself."""
+        """Register an object of a request that the probe cannot observe itself."""
 
     def read(self) -> CacheState:
         root = getattr(self.cache, "root", None)
@@ -82,31 +82,28 @@ class BaseProbe(TrieProbe, InvocationProbe):
         )
 
     def contents(self, pages: Sequence[int]) -> dict[int, PageContent]:
-        """Return the contents of pages, over all devices.
+        """Return the contents of pages on all devices.
 
-        An invocation that runs meanwhile may write to them. Raises EngineError where they cannot be
-        read.
+        An invocation may write to them at the same time. Raises EngineError if they cannot be read.
         """
         elements.check(self.dtype)
         try:
             return {page: _content(self.elements(page)) for page in pages}
         except Exception as error:
-            raise EngineError(
-                f"The page table of this device cannot be read from here: {error}"
-            ) from error
+            raise EngineError(f"The page table of this device cannot be read: {error}") from error
 
     @property
     def page_table_bytes(self) -> int:
-        """Bytes of all page tables of the pool, over all devices."""
+        """Bytes of all page tables of the pool on all devices."""
         return sum(
             int(table.dtype.compute_dense_nd_size(list(table.shape)))
             for table in self.pool.page_tables
         )
 
     def attach(self, observer: CacheObserver) -> None:
-        """Put hooks on the live objects. Raises EngineError if they are hooked already."""
+        """Add hooks to the live objects. Raises EngineError if they are already hooked."""
         if self._hooks is not None:
-            raise EngineError("This engine is observed already: end that first.")
+            raise EngineError("This engine is already observed. End that observation first.")
         self.observer = observer
         self._hooks = hooks = Hooks(observer)
         try:
@@ -122,19 +119,19 @@ class BaseProbe(TrieProbe, InvocationProbe):
             raise
 
     def detach(self) -> None:
-        """Remove the hooks: every object is as it was before."""
+        """Remove the hooks, and restore every object."""
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.restore()
 
     @abstractmethod
     def hook(self, hooks: Hooks) -> None:
-        """Put on the hooks of the dialect."""
+        """Add the hooks of the dialect."""
 
     def hook_requests(self, hooks: Hooks, task: type, begin: Callable[[Any], str | None]) -> None:
-        """Note the beginning and the end of requests, each with a task of its own.
+        """Track the start and the end of requests, each of which has its own task.
 
-        `begin(process)` returns the id of the request, None for one of another engine.
+        `begin(process)` returns the id of the request; None for one of another engine.
         """
 
         def started(process: Any) -> str | None:
@@ -154,7 +151,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
         hooks.around_task(task, "run", before=started, after=ended)
 
     def emit_duplicates(self, request_id: str, pages: Sequence[int]) -> None:
-        """Report, once, which pages a request's own list has more than once."""
+        """Report once which pages are repeated in a request's list."""
         if len(set(pages)) == len(pages):
             return
         twice = sorted({page for page in pages if pages.count(page) > 1})
@@ -162,7 +159,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             self.emit("duplicate_page", request_id=request_id, pages=twice)
 
     def _hook_locks(self, hooks: Hooks) -> None:
-        """Wrap the cache's own locks, so that their holders are known."""
+        """Wrap the cache's locks, to record their holders."""
         hooks.observer.locks = locks = Locks()
         for owner, attribute, name in (
             (self.pool, "_lock", "pool"),
@@ -173,12 +170,12 @@ class BaseProbe(TrieProbe, InvocationProbe):
             if lock is not None:
                 self._locks.append(WatchedLock(lock, name, locks))
                 hooks.attribute(owner, attribute, self._locks[-1])
-        # A treatment may have been applied before.
+        # A treatment may already have been applied.
         for lock in self.service.treatment_locks:
             hooks.attribute(lock, "locks", locks)
 
     def kept_locks(self) -> list[dict[str, Any]]:
-        """Return which locks a thread has held for long, and which thread that is."""
+        """Return the locks that a thread has held for long, with the thread."""
         now, kept = time.monotonic(), []
         for lock in (*self._locks, *self.service.treatment_locks):
             if (holder := lock.holder) is not None and now - holder[2] > _LONG_S:
@@ -192,7 +189,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
             if pages:
                 self.emit("acquire", pages=indices(pages), free_pages=self.free_count())
             elif pages is None and error is None:
-                # Of what a treatment holds back there was nothing to be had.
+                # Pages that a treatment withholds were not available.
                 self.emit(
                     "alloc_failed",
                     free_pages=len(self.pool.available_pages),
@@ -200,7 +197,7 @@ class BaseProbe(TrieProbe, InvocationProbe):
                 )
 
         def freeing(pages: Sequence[Any]) -> Any:
-            # Before they are free, so that the event precedes that of the next acquisition.
+            # Before they are free, so that this event precedes the next allocation.
             freed_pages = list(dict.fromkeys(indices(pages)))
             if (evicted := getattr(self._thread, "evicted", None)) is not None:
                 evicted.extend(freed_pages)

@@ -1,4 +1,4 @@
-"""Read the live trie as plain data, and report its changes."""
+"""Reads the live trie as plain data, and reports its changes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ class Trie(NamedTuple):
 
     nodes: list[Node]
     live: list[Any]
-    """The release's own node of each of them."""
+    """The release's node object of each node."""
     misfiled: list[int]
-    """Nodes under a key that differs from their own tokens."""
+    """Nodes under a key that differs from their tokens."""
     misplaced: list[tuple[int, int, int]]
-    """Nodes with another parent pointer than the node above: its number, that of the parent that it
-    points to (-1: none), and that of the node above."""
+    """Nodes with a wrong parent pointer: (node, node it points to or -1, actual parent)."""
 
 
 def read_trie(root: Any, leaves: Collection[Any], number_of: Callable[[Any], int]) -> Trie:
-    """Return the trie below a root; `number_of` gives each live node its number. Hot path."""
+    """Return the trie of a root; `number_of` returns the number of a live node. Hot path."""
     trie = Trie([], [], [], [])
     seen = {id(root)}
     pending: list[tuple[Any, int | None]] = [(root, None)]
@@ -50,7 +49,7 @@ def read_trie(root: Any, leaves: Collection[Any], number_of: Callable[[Any], int
                 above = -1 if child.parent is None else number_of(child.parent)
                 trie.misplaced.append((number_of(child), above, number))
             if id(child) in seen:
-                continue  # under two nodes, or under one of its own
+                continue  # in two places, or in a cycle
             seen.add(id(child))
             pending.append((child, number))
             if key != child.tokens:
@@ -59,26 +58,26 @@ def read_trie(root: Any, leaves: Collection[Any], number_of: Callable[[Any], int
 
 
 class ObservedSet(set[Any]):
-    """The engine's set of leaves, which reports what is put in and taken out."""
+    """The engine's set of leaves, which reports added and removed nodes."""
 
     def __init__(self, content: Iterable[Any], emit: Callable[[str, Any], None]) -> None:
         super().__init__(content)
         self._emit = emit
 
     def add(self, element: Any) -> None:
-        """Put a leaf in."""
+        """Add a leaf."""
         new = element not in self
         super().add(element)
         if new:
             self._emit("leaf_added", element)
 
     def remove(self, element: Any) -> None:
-        """Take a leaf out; KeyError if it is not in."""
+        """Remove a leaf; KeyError if it is missing."""
         super().remove(element)
         self._emit("leaf_removed", element)
 
     def discard(self, element: Any) -> None:
-        """Take a leaf out if it is in."""
+        """Remove a leaf if present."""
         if element in self:
             self.remove(element)
 
@@ -150,7 +149,7 @@ class TrieProbe(ProbeBase):
                 before=lambda count, name=name: name,
                 after=counted,
             )
-        self.read()  # numbers every node that is there already
+        self.read()  # numbers all existing nodes
         self._hook_leaves(hooks)
 
     def _hook_leaves(self, hooks: Hooks) -> None:
@@ -173,7 +172,7 @@ class TrieProbe(ProbeBase):
         hooks.also(back)
 
     def _swap_leaves(self, old: set[Any], new: set[Any]) -> None:
-        """Replace a set of leaves by another, with the latest changes of the old one."""
+        """Replace a set of leaves by another one, including its latest changes."""
         was = set(old)
         self.cache.leaves = new
         time.sleep(_SETTLE_S)
@@ -201,7 +200,7 @@ class TrieProbe(ProbeBase):
         hooks.around(self.cache, name, after=matched)
 
     def _emit_detached(self, node: Any) -> None:
-        """Report the first node on the path to the root that is no child of its parent."""
+        """Report the first node on the path to the root that is not a child of its parent."""
         root, steps = self.cache.root, 0
         while node is not root:
             parent, steps = node.parent, steps + 1
@@ -214,7 +213,7 @@ class TrieProbe(ProbeBase):
             node = parent
 
     def emit_unprotected(self, request_id: str, node: Any) -> None:
-        """Report, once, that nothing refers to the node that a request continues from."""
+        """Report once that the node that a request continues has no reference."""
         if node is None or node.ref_count.count > 0 or node is self.cache.root:
             return
         number = self.number_of(node)
@@ -224,7 +223,7 @@ class TrieProbe(ProbeBase):
 
     def hook_evict(self, hooks: Hooks, name: str) -> None:
         def evicting(count: int) -> list[int]:
-            pages: list[int] = []  # filled when they are freed
+            pages: list[int] = []  # filled when the pages are freed
             self._thread.evicted = pages
             return pages
 

@@ -1,4 +1,4 @@
-"""One module a generation of the server: how it is built, called, observed and stopped."""
+"""One module for each generation of the server: build, call, observe and stop it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from analysis.shortfin.service.common import Service
 
 
 def service_of(release: str) -> type[Service]:
-    """Return the service class of `release`, which must be the installed one to be started.
+    """Return the service class of `release`; only the installed release can be started.
 
-    Raises EngineError, with the releases that are supported, for any other.
+    Raises EngineError for an unsupported release.
     """
     if release not in supported():
         raise EngineError(
-            f"shortfin {release} is not supported: choose one of {', '.join(supported())}."
+            f"shortfin {release} is not supported. Choose one of {', '.join(supported())}."
         )
     with _temporary_home(), uninterrupted():
         module = import_module(f"{__name__}.{row_of(release).service}")
@@ -42,7 +42,7 @@ def installed_service() -> tuple[str, type[Service]]:
 
 @contextmanager
 def _temporary_home() -> Iterator[None]:
-    """Give an import a home of its own: up to 3.8 each import leaves a directory in the user's."""
+    """Use a temporary home for an import: up to 3.8 each import creates a directory there."""
     home = os.environ.get("HOME")
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["HOME"] = temporary

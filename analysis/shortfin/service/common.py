@@ -1,4 +1,4 @@
-"""What every generation of the server shares."""
+"""The base class of all generations of the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from analysis.shortfin.releases import installed_release
 
 
 class Responder:
-    """Receives the engine's answer to one request, in place of a web request's responder."""
+    """Receives the engine's answer to one request, instead of a web responder."""
 
     is_disconnected = False
 
@@ -29,7 +29,7 @@ class Responder:
         self._answered = threading.Event()
 
     def read(self, response: Any) -> Answer:
-        """Return the answer that a response carries."""
+        """Return the answer in a response."""
         raise NotImplementedError
 
     def send_response(self, response: Any) -> None:
@@ -39,7 +39,7 @@ class Responder:
         except Exception as error:
             report_fault("Reading an answer", error)
             text = f"{type(error).__name__}: {error}"
-            answer = Answer(error=f"Its answer could not be read: {text}")
+            answer = Answer(error=f"The answer could not be read: {text}")
         self.end(answer)
 
     def ensure_response(self) -> None:
@@ -72,7 +72,7 @@ class Service(LiveCache, ABC):
     name: str
     """The setup's name, a prefix of the names of the engine's workers."""
     sysman: Any
-    """The release's own system manager."""
+    """The release's system manager."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -81,27 +81,27 @@ class Service(LiveCache, ABC):
 
     @abstractmethod
     def launch(self, call: Call) -> None:
-        """Send one request in; returns at once. May be called from any thread."""
+        """Send one request, and return at once. Can be called from any thread."""
 
     @abstractmethod
     def request_state(self, request_id: str) -> str:
         """Return the state of a request: pending, reserved, executing, working or unknown.
 
-        A phase may follow. pending: in a batcher's list; reserved: waits for others of its group;
-        working: in no list, and its own task has not ended.
+        A phase may follow. pending: in a batcher's list; reserved: waits for other requests of its
+        group; working: in no list, and its task has not ended.
         """
 
     @abstractmethod
     def invocation_class(self) -> Any:
-        """Return the class with a method `run` that is one invocation."""
+        """Return the class with the method `run`, which is one invocation."""
 
     @abstractmethod
     def workers(self) -> dict[str, str]:
-        """Return the processes of the server by name, each as shortfin prints it."""
+        """Return the processes of the server by name, each as text of shortfin."""
 
     @property
     def edits(self) -> Any:
-        """The module of the generation with changes that treatments and faults make."""
+        """The generation's module with changes for treatments and faults."""
         return importlib.import_module(f"{type(self).__module__}_edits")
 
     def load(self, setup: Setup) -> None:
@@ -111,8 +111,8 @@ class Service(LiveCache, ABC):
 
     def start(self, timeout_s: float = 10.0) -> None:
         """Start the system, wait until its loop runs, and start the service's processes."""
-        # A process that is launched before the system's loop runs can freeze with the GIL held:
-        # one side holds the GIL and waits for the system's lock, the other the reverse.
+        # A process launched before the system's loop runs can freeze with the GIL held: one side
+        # holds the GIL and waits for the system's lock, the other one the reverse.
         running, run = threading.Event(), self.sysman.run
 
         async def report() -> None:
@@ -120,32 +120,32 @@ class Service(LiveCache, ABC):
             await run()
 
         self.sysman.run = report
-        self.sysman.t.daemon = True  # a hung system must not keep the interpreter from ending
+        self.sysman.t.daemon = True  # a hung system must not prevent the interpreter's exit
         self.sysman.start()
         running.wait(timeout_s)
         del self.sysman.run
         self.native.start()
 
     def end(self, responder: Responder, answer: Answer) -> None:
-        """End a request; another request may have taken its id since."""
+        """End a request; another request may have the same id by now."""
         request_id = responder.call.request_id
         if self.responders.get(request_id) is responder:
             del self.responders[request_id]
         responder.call.on_end(answer)
 
     def responder_of(self, request_id: str) -> Responder | None:
-        """Return what receives the answer to a pending request, None without such a request."""
+        """Return the responder of a pending request; None without such a request."""
         return self.responders.get(request_id)
 
     def cancel(self, call: Call) -> None:
-        """Cancel a launched request, where the generation supports that."""
+        """Cancel a launched request, if the generation supports it."""
 
     def owns(self, worker: Any) -> bool:
         """Return whether a worker belongs to this engine."""
         return f"'{self.name}-" in str(worker)
 
     def dead_worker(self) -> str | None:
-        """Describe a process of the engine that ended without an error, None while all live."""
+        """Describe a process of the engine that ended without an error; None if all are alive."""
         for name, state in self.workers().items():
             if "TERMINATED" in state:
                 return f"The {name} ended: {state}."
@@ -154,13 +154,13 @@ class Service(LiveCache, ABC):
     def has_stopped(self) -> bool:
         """Return whether all processes of a stopped service have ended.
 
-        What a worker still waits for when its thread stops keeps the engine's memory and
+        A worker that still waits when its thread stops keeps the engine's memory and
         descriptors.
         """
         return all("TERMINATED" in state for state in self.workers().values())
 
     def stop_service(self) -> None:
-        """Run the release's own service shutdown; may raise or hang."""
+        """Run the release's service shutdown; may raise or hang."""
         self.native.shutdown()
 
     def stop_system(self) -> None:
@@ -168,8 +168,8 @@ class Service(LiveCache, ABC):
         self.sysman.shutdown()
 
     def serialise_invocations(self) -> Callable[[], None]:
-        """Let one invocation at a time run on each fiber; return what undoes it."""
-        # Invocations take a lock of their fiber's own loop, before they touch the device.
+        """Allow one invocation at a time on each fiber; return the undo function."""
+        # Invocations take a lock of their fiber's loop before they use the device.
         invocation = self.invocation_class()
         original, locks = invocation.run, dict[int, asyncio.Lock]()
 
@@ -185,7 +185,7 @@ class Service(LiveCache, ABC):
 
 
 def tokenizer_of(setup: Setup) -> Any:
-    """Return the release's own tokenizer for the model."""
+    """Return the release's tokenizer for the model."""
     from shortfin_apps.llm.components.tokenizer import Tokenizer
 
     return Tokenizer.from_tokenizer_json_file(
@@ -194,7 +194,7 @@ def tokenizer_of(setup: Setup) -> Any:
 
 
 def model_settings(setup: Setup) -> dict[str, Any]:
-    """Return what the model parameters of every generation get, without the cache's."""
+    """Return the model parameters of every generation, without those of the cache."""
     config, model = setup.config, setup.model.config
     return {
         "max_seq_len": model.max_seq_len,
@@ -208,7 +208,7 @@ def model_settings(setup: Setup) -> dict[str, Any]:
 
 
 def cache_settings(setup: Setup) -> dict[str, Any]:
-    """Return what the cache parameters of every generation get."""
+    """Return the cache parameters of every generation."""
     return {
         "block_seq_stride": setup.model.config.block_seq_stride,
         "attention_head_count_kv": setup.model.config.attention_head_count_kv,
@@ -217,17 +217,17 @@ def cache_settings(setup: Setup) -> dict[str, Any]:
 
 
 def type_of(name: str, known: Any) -> Any:
-    """Return the release's own type of that name. Raises EngineError if it has none."""
+    """Return the release's data type of that name. Raises EngineError if it has none."""
     if not isinstance(found := getattr(known, name, None), type(known.float16)):
         raise EngineError(
-            f"This release of shortfin has no type {name!r} for keys, values or scores: export the"
+            f"This release of shortfin has no type {name!r} for keys, values or scores. Export the"
             " model with float16, bfloat16 or float32."
         )
     return found
 
 
 def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
-    """Return the names that `function` (or a dataclass) takes, without those given."""
+    """Return the parameter names of a function or dataclass, except those in `without`."""
     if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
         names = {f.name for f in dataclass_fields(function)}
     else:
@@ -238,9 +238,9 @@ def parameters_of(function: Any, without: Iterable[str] = ()) -> set[str]:
 def share_out(
     options: Mapping[str, object], offers: Mapping[str, set[str]]
 ) -> dict[str, dict[str, object]]:
-    """Give each option to the part of the engine that takes it by that name.
+    """Pass each option to the parts of the engine that have a parameter of that name.
 
-    Raises EngineError, with the options that exist, where nothing takes one.
+    Raises EngineError, with the known options, for an unknown one.
     """
     shares: dict[str, dict[str, object]] = {part: {} for part in offers}
     for name, value in options.items():
@@ -251,5 +251,5 @@ def share_out(
         else:
             offered = ", ".join(sorted(set().union(*offers.values())))
             release = installed_release()
-            raise EngineError(f"shortfin {release} offers no option {name!r}: it offers {offered}.")
+            raise EngineError(f"shortfin {release} has no option {name!r}. It has {offered}.")
     return shares

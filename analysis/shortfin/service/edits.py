@@ -1,6 +1,6 @@
-"""Changes of a live server that treatments and faults make, common to all generations.
+"""Changes of a live server for treatments and faults, common to all generations.
 
-Each generation has a module `<generation>_edits` with the functions that its capabilities promise;
+Each generation has a module `<generation>_edits` with the functions of its capabilities;
 `Service.edits` is that module.
 """
 
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PHASES = ("prefill", "decode")
-NO_PAGE = "There was no page for its next tokens, and none could be evicted."
+NO_PAGE = "There was no free page for the request's next tokens, and none could be evicted."
 """The error of a request that fails because it cannot grow."""
 
 
 @dataclass
 class Results:
-    """The logits of an invocation, on their way to its requests."""
+    """The logits of an invocation before they are passed to its requests."""
 
     phase: str
     request_ids: list[str]
-    """Of each row that carries one; the rest is padding."""
+    """Request of each real row; further rows are padding."""
     logits: Any
     """[batch, tokens, vocabulary]"""
     instead: dict[int, tuple[Any, int, int]] = field(default_factory=dict)
-    """By row: the array, the row and the shift of position of what it gets instead."""
+    """Replacement for a row: array, row and shift of position."""
 
     @property
     def shape(self) -> Any:
@@ -34,7 +34,7 @@ class Results:
         return self.logits.shape
 
     def view(self, row: int, *place: Any) -> Any:
-        """Return what a row gets."""
+        """Return the logits for a row."""
         array, row, shift = self.instead.get(row, (self.logits, row, 0))
         return array.view(row, *((place[0] + shift, *place[1:]) if place else ()))
 
@@ -49,9 +49,9 @@ def replace_functions(
 
 
 def decode_edit(edit: Callable[[Any, Callable[[Any], None]], None], submit: Any) -> Any:
-    """Return a `submit` that gives each decode of a request to `edit`, with the original."""
+    """Return a `submit` that passes each decode of a request to `edit`, with the original."""
 
-    def submitted(request: Any) -> None:  # the engine passes it by this name
+    def submitted(request: Any) -> None:  # the engine uses this parameter name
         if getattr(request, "rid", None) is not None and request.phase.name == "DECODE":
             edit(request, submit)
         else:

@@ -29,11 +29,11 @@ class _Ids:
     """A prompt of token ids, in the shape of the tokenizer's encoding."""
 
     def __init__(self, ids: tuple[int, ...]) -> None:
-        self.ids = list(ids)  # the engine appends to the list that it is given
+        self.ids = list(ids)  # the engine appends to this list
 
 
 class Client(ClientGenerateBatchProcess):  # type: ignore[misc]
-    """The engine's own client process, which also reports when a token arrived."""
+    """The engine's client process, which also reports the arrival of tokens."""
 
     def tokenize(self) -> Any:
         call = self.responder.call
@@ -64,7 +64,7 @@ class V31(Service):
             "service": {"program_isolation"},
             "model": parameters_of(ModelParams, ours),
         })  # fmt: skip
-        # This generation has one type for both; the page table takes it.
+        # This generation has one type for both; the page table uses it.
         dtype = str(options["model"].get("attn_dtype", model.kv_cache_dtype))
         options["model"]["attn_dtype"] = type_of(dtype, sfnp)
         self.sysman = SystemManager(
@@ -87,7 +87,7 @@ class V31(Service):
         self.load(setup)
 
     def launch(self, call: Call) -> None:
-        # Up to 3.5 the engine answers one token more than it is asked for.
+        # Up to 3.5, the engine returns one token more than requested.
         request = GenerateReqInput(
             text=call.text if call.text is not None else "",
             sampling_params={"max_completion_tokens": call.max_new_tokens - 1},

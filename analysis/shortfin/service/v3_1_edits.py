@@ -28,7 +28,7 @@ from analysis.shortfin.treatment import replace_attribute, replaced
 
 
 def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
-    """Give the logits of every invocation to `edit` before its requests get them."""
+    """Call `edit` with the logits of every invocation before its requests get them."""
 
     def wrap(phase: str, function: Any) -> Any:
         async def call(*args: Any, fiber: Any) -> Any:
@@ -81,7 +81,7 @@ def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -
 
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
-    """Return what the server would respond with these tokens."""
+    """Return the server's response for these tokens."""
     (text,) = service.native.tokenizer.decode([tokens])
     return b"data: " + text.encode() + b"\n\n"
 
@@ -89,13 +89,13 @@ def encode_answer(service: Any, tokens: list[int]) -> Any:
 def edit_submissions(
     service: Any, undo: ExitStack, edit: Callable[[Any, Callable[[Any], None]], None]
 ) -> None:
-    """Give every submitted decode to `edit`, with the function that submits it."""
+    """Call `edit` with every submitted decode and the function that submits it."""
     batcher = service.native.batcher
     replace_attribute(undo, batcher, "submit", decode_edit(edit, batcher.submit))
 
 
 class _Muted:
-    """Stands for a request, and does not wake it when it is done."""
+    """Replaces a request, and does not wake it when it is done."""
 
     def __init__(self, request: Any) -> None:
         self._request, self.done = request, self
@@ -108,7 +108,7 @@ class _Muted:
 
 
 def mute(requests: list[Any], row: int) -> None:
-    """Have the end of an invocation not wake one of its requests."""
+    """Prevent the end of an invocation from waking one of its requests."""
     requests[row] = _Muted(requests[row])
 
 
@@ -127,7 +127,7 @@ def around_decodes(
 ) -> None:
     """Call `started` before and await `finished` after every decode, with its requests.
 
-    `results` is kept up to date with the last logits of each request.
+    `results` is updated with the last logits of each request.
     """
 
     @replaced(undo, service.invocation_class(), "run")
@@ -173,7 +173,7 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
 
 
 def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
-    """Have a request that cannot grow fail by itself."""
+    """Let only the request fail that gets no page."""
     batcher = service.native.batcher
     failed: set[Any] = set()
 
@@ -185,7 +185,7 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
             except CacheAllocationFailure:
                 batcher.pending_decodes.remove(request)
                 failed.add(request.rid)
-                request.done.set_success()  # its process wakes up, and finds no result
+                request.done.set_success()  # its process wakes up and finds no result
         return decodes(*args)
 
     @replaced(undo, GenerateItemProcess, "run")
@@ -202,6 +202,6 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
 
 
 def shorten_strobes(undo: ExitStack, seconds: float) -> None:
-    """Set the time that the batcher waits for a batch to fill."""
+    """Set the batcher's waiting time for a batch to fill."""
     for name in ("STROBE_SHORT_DELAY", "STROBE_LONG_DELAY"):
         replace_attribute(undo, BatcherProcess, name, seconds)

@@ -42,7 +42,7 @@ class _Responder(Responder):
 
     def read(self, response: Any) -> Answer:
         beams = response or [[]]
-        # One prompt and one beam: a list of one list of numpy integers.
+        # One prompt and one beam: a list with one list of numpy integers.
         tokens = beams[0] if beams and isinstance(beams[0], list) else beams
         return Answer(tokens=tuple(int(token) for token in tokens))
 
@@ -123,7 +123,7 @@ class V39(Service):
     def launch(self, call: Call) -> None:
         request = GenerateReqInput(
             text=call.text,
-            # A copy: the engine may change the list.
+            # Copied, because the engine may change the list.
             input_ids=list(call.token_ids) if call.text is None else None,
             sampling_params=SamplingParams(max_completion_tokens=call.max_new_tokens),
             rid=call.request_id,
@@ -143,14 +143,14 @@ class V39(Service):
             responder.process.cancel()
 
     def owns(self, worker: Any) -> bool:
-        pool = self.native.main_fiber_pool  # its workers have the same names in every engine
+        pool = self.native.main_fiber_pool  # its workers' names are the same in every engine
         return super().owns(worker) or any(
             worker is own or worker == own for own in pool._FiberPool__workers
         )
 
     def request_state(self, request_id: str) -> str:
         engine = self.native.unified_batcher._impl.batching_engine
-        # A scheduler knows a request by the name of its own for each beam.
+        # A scheduler has its own name for each beam of a request.
         for phase in ("prefill", "decode"):
             lane = getattr(engine, f"{phase}_lane")
             scheduler, waiting = lane.scheduler, lane._llm_task_responder._exec_requests
@@ -176,7 +176,7 @@ class V39(Service):
         return batching.LlmInvocationProcess
 
     def _observe_tokens(self) -> None:
-        """Report when a token was chosen: the engine then submits a decode with it at once."""
+        """Report chosen tokens: the engine submits a decode with each of them at once."""
         batcher = self.native.unified_batcher
         submit = batcher.submit
 

@@ -23,7 +23,7 @@ _AGAIN_S, _PATIENCE_S = 0.005, 30.0
 
 
 def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
-    """Give the logits of every invocation to `edit` before its requests get them."""
+    """Call `edit` with the logits of every invocation before its requests get them."""
 
     def wrap(phase: str, responder: Any) -> Any:
         succeed = responder.set_success
@@ -92,15 +92,15 @@ def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -
 
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
-    """Return what the server would respond with these tokens."""
+    """Return the server's response for these tokens."""
     return [tokens]
 
 
 def edit_submissions(
     service: Any, undo: ExitStack, edit: Callable[[Any, Callable[[Any], None]], None]
 ) -> None:
-    """Give every submitted decode to `edit`, with the function that submits it."""
-    # Below the facade, where the token is noted that the decode goes on with.
+    """Call `edit` with every submitted decode and the function that submits it."""
+    # Below the facade, where the decode's token is recorded.
     batcher = service.native.unified_batcher._impl
     replace_attribute(undo, batcher, "submit", decode_edit(edit, batcher.submit))
 
@@ -170,7 +170,7 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
             return created[-1]
 
         self.create_prefill_req = noted
-        taken.set(set())  # each request is a task of its own, with a context of its own
+        taken.set(set())  # each request has its own task and context
         try:
             return await run(self, input_ids)
         except CacheAllocationFailure:
@@ -180,21 +180,21 @@ def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
 
 
 def _give_back(decoder: Any, cache: Any, created: list[Any], taken: set[int]) -> None:
-    """Give back the pages that a request took before it failed."""
+    """Free the pages that a request allocated before it failed."""
     for request in created:
-        # The others of its group would wait for it for ever.
+        # The other requests of its group would wait for it forever.
         decoder._unified_batcher.reserve_workload(rid=request.orig_instance_id, count=0)
         record = decoder._allocated_cach_recs.get(request.instance_id)
         listed = {page.index for page in record.pages} if record is not None else set()
-        # Without a trie they are freed with the record; with one, those that are neither
-        # published nor set aside belong to no request.
+        # Without a trie they are freed with the record. With a trie, unpublished pages that are
+        # no duplicates belong to no request.
         taken = (taken | listed) - _kept(cache) if hasattr(cache, "root") else taken - listed
         cache.free_allocated_pages(list(taken))
         decoder.free_req_cache(request)
 
 
 def _kept(cache: Any) -> set[int]:
-    """Return the pages that the trie has, and those that it frees by itself."""
+    """Return the cached pages, and the duplicates that the cache will free."""
     with cache._lock:
         published = {node.page.index for node in read_trie(cache.root, (), id).live[1:]}
         return published | {page.index for page in cache._duplicated_pages}

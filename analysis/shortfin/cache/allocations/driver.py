@@ -1,7 +1,7 @@
-"""A request that holds its pages by an allocation; everything is done on one worker thread.
+"""Drives a request that holds its pages with an allocation, on one worker thread.
 
-The batcher acquires and extends, an invocation publishes, the request's own task releases; none of
-them yields in between, so that each is one operation.
+The batcher acquires and extends, an invocation publishes, and the request's task releases. None of
+them yields in between, so each is one operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class AllocationRequestDriver(RequestDriver):
 
     def __init__(self, request: Request, *rest: Any) -> None:
         super().__init__(request, *rest)
-        # The request goes on with this very list, which the allocation may keep.
+        # The request appends to this list object, which the allocation may keep.
         self.request: Any = InferenceExecRequest(
             InferencePhase.PREFILL, self.tokens, rid=request.name
         )
@@ -58,7 +58,7 @@ class AllocationRequestDriver(RequestDriver):
 
     def fail(self, operation: str) -> bool:
         super().fail(operation)
-        return operation == "extend"  # not caught: the batcher ends
+        return operation == "extend"  # the error is not caught and ends the batcher
 
     def block_table(self) -> list[int]:
         allocation = self.request.allocation

@@ -1,4 +1,4 @@
-"""Observes a cache whose requests hold pages by allocation objects."""
+"""Observes a cache in which requests hold pages with allocation objects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAlloca
 
 @dataclass(slots=True)
 class _Noted:
-    """An allocation, its request, and its number of pages as of the last event."""
+    """An allocation, its request, and its number of pages at the last event."""
 
     allocation: Any
     request: str
@@ -37,17 +37,17 @@ class _Noted:
 
 
 class AllocationProbe(BaseProbe):
-    """Notes to which request an allocation, or a list of tokens, belongs."""
+    """Tracks the request of each allocation and each list of tokens."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # By identity; the objects are kept so that no identity is used twice.
+        # Keyed by id(); the objects are kept, so that no id is reused.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
         self._read: dict[str, bytes | None] = {}
-        """By request: the logits that its next token is chosen from; None if unknown."""
+        """Logits for the next token of each request; None if unknown."""
         self._invocations: dict[int, list[FinishedInvocation]] = {}
-        """By process: it may call the model more than once."""
+        """Unfinished invocations of each process, which may call the model more than once."""
 
     def holdings(self) -> dict[str, list[int]]:
         held: dict[str, dict[int, None]] = {}
@@ -64,10 +64,10 @@ class AllocationProbe(BaseProbe):
         return None
 
     def stock(self, request_id: str) -> list[int]:
-        return []  # an allocation has only pages that it uses
+        return []  # an allocation has no unused pages
 
     def edit_allocation(self, request_id: str, edit: Callable[[Any], Any]) -> None:
-        """Replace a request's own list of pages by what `edit` makes of it."""
+        """Replace a request's list of pages by the result of `edit`."""
         for note in list(self._allocations.values()):
             if note.request == request_id and not note.allocation._is_released:
                 pages = note.allocation._pages
@@ -121,14 +121,14 @@ class AllocationProbe(BaseProbe):
 
         def started(process: Any) -> None:
             if process.service is not self.native:
-                return  # another engine's
+                return  # of another engine
             self.starts_invocation(process)
             for request in process.exec_requests:
                 allocation = request.allocation
                 note = self._allocations.get(id(allocation))
                 if note is not None and len(allocation._pages) != note.count >= 0:
                     note.count = len(allocation._pages)
-                    self._held(note.request)  # no operation did it
+                    self._held(note.request)  # not part of an operation
                 if note is not None:
                     node = getattr(allocation, "last_cached_node", None)
                     self.emit_unprotected(note.request, node)
@@ -141,7 +141,7 @@ class AllocationProbe(BaseProbe):
         hooks.also(self._invocations.clear)
 
     def returned_invocation(self, finished: FinishedInvocation) -> None:
-        # Its process ends when every row's logits are on the host.
+        # The process ends when the logits of all rows are on the host.
         self._invocations.setdefault(id(CURRENT_INVOCATION.get()), []).append(finished)
 
     def invocation_requests(self, process: Any) -> list[str]:
@@ -152,7 +152,7 @@ class AllocationProbe(BaseProbe):
         return str(process.gen_req.rid) if own else None
 
     def _hook_choice(self, hooks: Hooks) -> None:
-        """Report from which logits each token that is appended to an answer was chosen."""
+        """Report the logits from which each token of an answer was chosen."""
         fault, read, batcher = hooks.observer.fault, self._read, self.native.batcher
 
         def wrap_argmax(argmax: Any) -> Any:
@@ -176,7 +176,7 @@ class AllocationProbe(BaseProbe):
                         if (logits := read.pop(request)) is not None:
                             self.emit_chosen(request, logits, token)
                         else:
-                            self.emit("chosen", request_id=request)  # its logits are not known
+                            self.emit("chosen", request_id=request)  # its logits are unknown
                 except Exception as error:
                     fault(error)
                 append(process, token)
@@ -211,7 +211,7 @@ class AllocationProbe(BaseProbe):
         stride = self.cache.tokens_per_page
 
         def grows(allocation: Any, tokens: Any, *, extra_token_slots: int = 0) -> bool:
-            # Called for every token of every request; no operation while its pages suffice.
+            # Called for every token; it is an operation only if a new page is needed.
             room = len(allocation._pages) * stride
             return len(tokens) + extra_token_slots > room and mine(allocation)
 
@@ -236,12 +236,12 @@ class AllocationProbe(BaseProbe):
         ):
             plain = kind is BasePagedAttentionCacheAllocation
             if plain and operation == "publish":
-                continue  # no operation, called for every token of every request
+                continue  # not an operation; called for every token
             ours = grows if plain and operation == "extend" else mine
             hooks.around(kind, name, operation, applies=ours, request_of=request_of, after=done)
 
     def _held(self, request: str) -> None:
-        """Report the pages that a request holds now."""
+        """Report the pages that a request holds."""
         assert self.observer is not None
         pages: dict[int, None] = {}
         for note in list(self._allocations.values()):

@@ -1,4 +1,4 @@
-"""Treatments of allocations and of the trie that goes with them: tokens, nodes, references."""
+"""Treatments of allocations and their trie: tokens, nodes, references."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALLOCATION_OPERATIONS = ("extend_allocation", "publish_pages_for_tokens", "relea
 
 
 def allocation_classes(engine: LiveEngine) -> list[Any]:
-    """Return the classes of the objects by which requests hold pages."""
+    """Return the classes of the objects with which requests hold pages."""
     modules = [engine.service.component(f"kvcache.{m}_attention_cache") for m in ("base", "trie")]
     names = ("BasePagedAttentionCacheAllocation", "TriePagedAttentionCacheAllocation")
     return [getattr(module, name) for module, name in zip(modules, names, strict=True)]
@@ -33,11 +33,11 @@ def owner_of(allocation: Any) -> Any:
 
 @treatment(
     "copy-tokens",
-    "A decode that enters a new block gets no page, and shares the padding page.",
+    "A decode that enters a new block gets no page and uses the padding page.",
     needs=["allocations", "trie"],
 )
 def copy_tokens(engine: LiveEngine, undo: ExitStack) -> None:
-    """An allocation keeps a copy of its tokens, not the list that its request goes on with."""
+    """Stores a copy of the tokens in an allocation, not the list that its request extends."""
     cache = cache_of(engine)
     for kind in allocation_classes(engine):
         for name in ("extend_allocation", "publish_pages_for_tokens"):
@@ -54,7 +54,7 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
 
 @treatment(
     "reuse-existing-node",
-    "A node published under a key that is taken hides the one that is there.",
+    "A published node replaces an existing node with the same key.",
     needs=["allocations", "trie"],
 )
 def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
@@ -68,11 +68,11 @@ def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
 
 @treatment(
     "true-leaves",
-    "Inner nodes stay among the leaves, and their eviction orphans what hangs on them.",
+    "Inner nodes stay in the set of leaves, and their eviction orphans their children.",
     needs=["allocations", "trie"],
 )
 def true_leaves(engine: LiveEngine, undo: ExitStack) -> None:
-    """A node that has children is taken out of the leaves, and not put in."""
+    """Keeps nodes with children out of the set of leaves."""
     cache = cache_of(engine)
 
     @replaced(undo, type(cache.root), "create_child")
@@ -86,7 +86,7 @@ def true_leaves(engine: LiveEngine, undo: ExitStack) -> None:
 
 
 class _TrueLeaves:
-    """The set of leaves while something is published: no inner node gets in."""
+    """The set of leaves during a publication; rejects inner nodes."""
 
     def __init__(self, leaves: Any) -> None:
         self.leaves = leaves
@@ -111,7 +111,7 @@ def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
         if owner_of(allocation) is not cache:
             return publish(allocation, *args, **named)
         leaves = cache.leaves
-        cache.leaves = _TrueLeaves(leaves)  # within the operation, as an observer sees it
+        cache.leaves = _TrueLeaves(leaves)  # within the operation, for observers
         try:
             return publish(allocation, *args, **named)
         finally:
@@ -120,11 +120,11 @@ def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
 
 @treatment(
     "give-back-reference",
-    "Requests that found too few pages keep what they found from being evicted.",
+    "Requests that get too few pages keep a reference and block eviction.",
     needs=["allocations", "trie"],
 )
 def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
-    """An acquisition that fails gives back the reference that it took first."""
+    """Releases the reference that a failed acquisition took."""
     cache = cache_of(engine)
     found: list[Any] = []
     shortages = [0]
@@ -149,13 +149,13 @@ def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
         pages = take(count)
         if pages is None and found:
             shortages[0] += 1
-            if shortages[0] == 2:  # what could be evicted was: now the acquisition fails
+            if shortages[0] == 2:  # everything evictable was evicted: the acquisition fails
                 found.pop().ref_count.decrement()
         return pages
 
 
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
-    """Free with an allocation the pages that were not published."""
+    """Free the unpublished pages of an allocation with it."""
     cache = cache_of(engine)
     published = {node.page.index for node in read_trie(cache.root, (), id).live[1:]}
 

@@ -1,8 +1,8 @@
-"""A request that holds its pages by a decoder's records, on a thread of its own.
+"""Drives a request that holds its pages with a decoder's records, on its own thread.
 
-The release's own decoder and page manager do the work. A decoder looks up and allocates in one
-method; another thread may run between the two calls, so they are two operations here, and the
-second gives the decoder what the first one found.
+It uses the release's decoder and page manager. A decoder looks up and allocates in one method, but
+another thread may run between the two calls. So they are two operations here, and the second one
+passes the result of the lookup to the decoder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_t
 
 
 class _LookedUp:
-    """The cache for a decoder, with what was looked up before."""
+    """The cache for a decoder, with the result of an earlier lookup."""
 
     def __init__(self, cache: Any, found: Any) -> None:
         self._cache, self._found = cache, found
@@ -49,13 +49,13 @@ class RecordRequestDriver(RequestDriver):
         self._left = request.decodes
         self._published = self._released = False
         self.decoded_pages: list[int] = []
-        """Pages that were taken for its answer, in order."""
+        """Pages allocated for its answer, in order."""
 
     def register(self, probe: Any) -> None:
         probe.note_request(self.decoder)
 
     def _decoder(self) -> Any:
-        # Its constructor wants a batcher, of which it uses only the cache.
+        # Its constructor needs a batcher, but uses only the batcher's cache.
         decoder = LlmDecoder.__new__(LlmDecoder)
         decoder._page_cache, decoder._page_pool = self.cache, self.cache.page_pool
         decoder._tokens_per_page, decoder._rid = self.stride, self.name
@@ -67,8 +67,7 @@ class RecordRequestDriver(RequestDriver):
     @staticmethod
     def operations_of(request: Request, stride: int) -> tuple[str, ...]:
         first = len(request.prompt)
-        # Decoding into a page that it has changes nothing in the cache: only a new page is an
-        # operation.
+        # A decode is an operation only if it needs a new page, else the cache is unchanged.
         positions = range(first, first + request.decodes)
         turns = sum(p == first or p % stride == 0 for p in positions)
         end = ("finish", "release", "free") if request.decodes else ("finish", "release")

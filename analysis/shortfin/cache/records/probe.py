@@ -1,4 +1,4 @@
-"""Observes a cache whose requests hold pages by records of a decoder and by its page manager."""
+"""Observes a cache in which requests hold pages with a decoder's records and page manager."""
 
 from __future__ import annotations
 
@@ -24,60 +24,60 @@ _OPERATIONS: dict[str, str | None] = {
     "free_allocated_pages": "free",
     "free_cache_pages": "free",
 }
-"""Methods of the cache by the operation that they are, None for one that changes nothing."""
+"""Operation of each method of the cache; None for one without changes."""
 
 
 @dataclass
 class _Pending:
-    """A pending request: its objects that may hold pages."""
+    """A pending request, with its objects that may hold pages."""
 
     decoder: Any
     manager: Any = None
     seen: tuple[Any, ...] = ()
-    """The manager's pages as of the last event."""
+    """The manager's pages at the last event."""
     unpublished: list[int] | None = None
-    """After its last publication, the pages that it neither published nor gave up as duplicates.
+    """After its last publication, its pages that are neither published nor duplicates.
 
-    The others belong to the cache then, which may evict and free them before the request ends.
+    The others belong to the cache, which may evict and free them before the request ends.
     """
 
     @property
     def records(self) -> list[Any]:
-        """The decoder's records that are not released."""
+        """The decoder's unreleased records."""
         records = list(self.decoder._allocated_cach_recs.values())
         return [record for record in records if record is not None]
 
     @property
     def stock(self) -> list[int]:
-        """Pages that the manager has allocated and not used."""
+        """Pages that the manager has allocated but not used."""
         return [] if self.manager is None else list(self.manager._free_pages)
 
     @property
     def is_over(self) -> bool:
-        """Whether one of its records was released, the last operation of a decoder."""
+        """Whether one of its records was released, which is a decoder's last operation."""
         return any(record is None for record in self.decoder._allocated_cach_recs.values())
 
     def publish_last(self, duplicates: set[int]) -> None:
-        """Note that the request has computed and published everything."""
+        """Record that the request has computed and published everything."""
         published = {page for record in self.records for page in indices(record.pages)}
         given = published | duplicates | set(self.stock)
         self.unpublished = [page for page in self.pages() if page not in given]
 
     def is_served_by(self, manager: Any) -> bool:
-        """Return whether a new page manager has its first pages from the decoder's records."""
+        """Return whether a new page manager got its first pages from the decoder's records."""
         own = [*manager._shared_pages, *(page for beam in manager._beam_page_ids for page in beam)]
         pages = {page for record in self.records for page in indices(record.pages)}
         return self.manager is None and bool(own) and own[0] in pages
 
     def moved(self) -> bool:
-        """Return whether the manager's pages changed; most steps stay on their page."""
+        """Return whether the manager's pages changed; most steps do not change them."""
         beams = [beam[-1:] for beam in self.manager._beam_page_ids]
         seen = (len(self.manager._free_pages), beams)
         moved, self.seen = seen != self.seen, seen
         return moved
 
     def pages(self) -> list[int]:
-        """Return its pages, each once; after its first record is released, the manager's stock."""
+        """Return its pages, each once; after the first release, only the manager's unused pages."""
         held: list[int] = []
         if self.is_over:
             pass
@@ -94,13 +94,13 @@ class _Pending:
 
 
 class RecordProbe(BaseProbe):
-    """Notes the decoders of pending requests; each works in its request's own task."""
+    """Tracks the decoders of pending requests; each runs in its request's task."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._requests: dict[str, _Pending] = {}
         self._invocations: dict[int, list[tuple[Any, FinishedInvocation]]] = {}
-        """By the first argument: the calls that were made with it, each with its process."""
+        """Unfinished calls by their first argument, each with its process."""
 
     def holdings(self) -> dict[str, list[int]]:
         return {request: pending.pages() for request, pending in list(self._requests.items())}
@@ -115,12 +115,12 @@ class RecordProbe(BaseProbe):
 
     @property
     def allocated_entries(self) -> Any:
-        """The cache's own list of allocated pages, live."""
+        """The cache's live list of allocated pages."""
         return self.cache._allocated_pages
 
     @property
     def duplicate_entries(self) -> Any:
-        """The cache's own list of duplicates that are freed next, live."""
+        """The cache's live list of duplicates to be freed."""
         return self.cache._duplicated_pages
 
     def note_request(self, part: Any) -> None:
@@ -128,7 +128,7 @@ class RecordProbe(BaseProbe):
 
     def find_requests(self) -> None:
         for decoder in objects_of(LlmDecoder):
-            # A decoder that has not begun or has ended holds no pages.
+            # A decoder that has not begun, or has ended, holds no pages.
             pending = _Pending(decoder)
             if decoder._page_cache is self.cache and pending.records and not pending.is_over:
                 self._requests.setdefault(decoder._rid, pending)
@@ -163,7 +163,7 @@ class RecordProbe(BaseProbe):
 
         def started(process: Any) -> None:
             if not any(process._functions is functions for functions in ours):
-                return  # another engine's
+                return  # of another engine
             self.starts_invocation(process)
             if not hasattr(self.cache, "root"):
                 return
@@ -176,7 +176,7 @@ class RecordProbe(BaseProbe):
                         self.emit_unprotected(request, record.last_cached_node)
 
         def ended(state: Any, process: Any) -> None:
-            # After an error its arguments are not released.
+            # After an error, its arguments are not released.
             for key, calls in list(self._invocations.items()):
                 if any(owner is process for owner, _ in calls):
                     for _, finished in self._invocations.pop(key, ()):
@@ -214,7 +214,7 @@ class RecordProbe(BaseProbe):
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
 
     def returned_invocation(self, finished: FinishedInvocation) -> None:
-        # When the device has finished, the arrays are released for the next call.
+        # The arrays are released for the next call when the device has finished.
         call = (CURRENT_INVOCATION.get(), finished)
         self._invocations.setdefault(id(finished.arguments[0]), []).append(call)
 
@@ -234,7 +234,7 @@ class RecordProbe(BaseProbe):
         hooks.also(self._invocations.clear)
 
     def _hook_choice(self, hooks: Hooks) -> None:
-        """Report from which logits each token of an answer was chosen."""
+        """Report the logits from which each token of an answer was chosen."""
         observer = hooks.observer
 
         def report(selector: Any, request: str, logits: Any, index: Any, tokens: Any) -> None:
@@ -243,7 +243,7 @@ class RecordProbe(BaseProbe):
                 self.emit_chosen(request, raw(logits), token)
             except Exception as error:
                 observer.fault(error)
-                self.emit("chosen", request_id=request)  # which one is not known
+                self.emit("chosen", request_id=request)  # its logits are unknown
 
         def wrap(step: Any) -> Any:
             def stepping(selector: Any, logits: Any, indices: Any) -> Any:
@@ -267,9 +267,9 @@ class RecordProbe(BaseProbe):
         return str(decoder._rid)
 
     def _request_of(self, part: Any, *args: Any, **named: Any) -> str | None:
-        """Return the request that a decoder or a page manager works for.
+        """Return the request of a decoder or a page manager.
 
-        The context of its task has it, unless the task began before the hooks were put on.
+        It is in the context of the task, unless the task began before the hooks were added.
         """
         if (request := CURRENT_REQUEST.get()) is not None:
             return request
@@ -295,14 +295,14 @@ class RecordProbe(BaseProbe):
                 self.emit_duplicates(request, indices(record.pages))
             hooks.observer.holds(request, pages)
             if not pages and pending.is_over and CURRENT_REQUEST.get() is None:
-                self.forget(request)  # its own task does not report its end
+                self.forget(request)  # its task does not report the end
 
         def published(
             state: Any, result: Any, error: Any, decoder: Any, req: Any, *a: Any, **k: Any
         ) -> None:
             pending = self._requests.get(self._request_of(decoder) or "")
             last = k.get("publish_incomplete_page", bool(a and a[0]))
-            # Without a trie nothing is published: a request keeps its pages until its release.
+            # Without a trie nothing is published, and a request keeps its pages until its release.
             if last and error is None and pending is not None and hasattr(self.cache, "root"):
                 pending.publish_last(set(indices(self.cache._duplicated_pages)))
             held(state, result, error, decoder)
@@ -343,12 +343,12 @@ def _current(*args: Any, **named: Any) -> str | None:
 
 
 def _chosen(selector: Any, tokens: Any) -> int | None:
-    """Return the token that a step chose, None where the selection is not greedy."""
+    """Return the token that a step chose; None if the selection is not greedy."""
     config = selector._decode_config
     kept = config.temperature in (None, 1.0) and config.logits_normalization.name != "SOFTMAX"
     if config.num_beams > 1 or not kept:
         return None
-    # The end of an answer is not among the tokens to continue with.
+    # The token that ends an answer is not in the list of continuations.
     return int(tokens[0]) if len(tokens) else int(selector._eos_token_id)
 
 

@@ -1,4 +1,4 @@
-"""Treatments of what 3.9 notes of the pages in use, and what its requests refer to."""
+"""Treatments of 3.9's records of pages in use, and of references to nodes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ ALLOCATION_OPERATIONS = ()
 
 
 def allocation_classes(engine: LiveEngine) -> list[Any]:
-    """Return no class: requests hold pages by records of a decoder."""
+    """Return no class, because requests hold pages with records of a decoder."""
     return []
 
 
 def _decoding(engine: LiveEngine) -> Any:
-    """Return the release's own module of decoders and page managers."""
+    """Return the release's module of decoders and page managers."""
     return engine.service.component("decoder.decoder")
 
 
 @treatment(
     "keep-decode-record",
-    "The first pages that decoding takes are not noted: one leaks, and what is cached"
-    " afterwards stands under other tokens than its own.",
+    "The first pages allocated for decoding are not recorded: one leaks, and later pages are cached"
+    " under wrong tokens.",
     needs=["records"],
 )
 def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
@@ -65,7 +65,7 @@ def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
 
 @treatment(
     "register-once",
-    "A request with a prompt that fills its last page is counted twice, released once.",
+    "A request whose prompt fills its last page takes two references and releases one.",
     needs=["records", "trie"],
 )
 def register_once(engine: LiveEngine, undo: ExitStack) -> None:
@@ -73,7 +73,7 @@ def register_once(engine: LiveEngine, undo: ExitStack) -> None:
     cache, held, now = cache_of(engine), "_cachelab_held", threading.local()
 
     def mark(info: Any) -> Any:
-        setattr(info, held, True)  # what a request keeps from now on says that it has one
+        setattr(info, held, True)  # marks the record: the request has a reference
         return info
 
     @replaced(undo, cache, "allocate")
@@ -99,8 +99,7 @@ def register_once(engine: LiveEngine, undo: ExitStack) -> None:
 
 @treatment(
     "refer-to-published",
-    "A request that finds its pages published by another goes on with that one's, and its own"
-    " reference does not protect them.",
+    "A request uses pages that another one published, and its own reference does not protect them.",
     needs=["records", "trie"],
 )
 def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
@@ -120,7 +119,7 @@ def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
         node, pages = match(tokens)
         info = getattr(now, "info", None)
         if info is not None and node is not info.last_cached_node and pages:
-            node.ref_count.increment()  # under the cache's own lock, before it looks on
+            node.ref_count.increment()  # under the cache's lock, before it continues
             if not info.last_cached_node.ref_count.is_empty():
                 info.last_cached_node.ref_count.decrement()
             info.last_cached_node = node
@@ -129,9 +128,9 @@ def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
 
 @treatment(
     "delist-freed-pages",
-    "A page that is freed (with the trie: a duplicate) stays on the cache's list of pages in"
-    " use. Taken again it stands there twice, a decode that asks for it notes it twice, and"
-    " with the trie what follows is cached under other tokens than its own.",
+    "A freed page (with the trie: a freed duplicate) stays in the cache's list of pages in use. If"
+    " it is allocated again, it is there twice, a decode records it twice, and with the trie later"
+    " pages are cached under wrong tokens.",
     needs=["records"],
 )
 def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
@@ -151,25 +150,25 @@ def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
         # With the trie, pages that were published are off it already.
         if hasattr(cache, "root") and not getattr(now, "releases", False):
             return free(pages)
-        # First the list, then the pool: once free, a page may be taken and listed again.
+        # Before the pool: a free page may be allocated and listed again.
         mine = list(pages)
-        # Without the trie there is no lock, so that pages are taken off one by one.
+        # Without the trie there is no lock, so pages are removed one by one.
         with getattr(cache, "_lock", nullcontext()):
             for page in mine:
                 with suppress(ValueError):
-                    while True:  # it may stand there more than once
+                    while True:  # it may be listed more than once
                         cache._allocated_pages.remove(page)
         return free(mine)
 
 
 class PinOnLookup(Treatment):
-    """What a request found in the trie stays there until the request holds it."""
+    """Keeps the pages of a lookup in the trie until the request holds them."""
 
     name = "pin-on-lookup"
-    hypothesis = "Between lookup and allocation others evict what was found, and reuse its page."
+    hypothesis = "Between lookup and allocation, other requests evict the found pages."
     change = (
-        "The node found is referred to from its lookup until its pages are allocated, or what was"
-        " found is given back or dropped."
+        "Adds a reference to the node of a lookup until its pages are allocated, or the lookup is"
+        " released or dropped."
     )
     needs = frozenset({"records", "trie"})
 
@@ -178,7 +177,7 @@ class PinOnLookup(Treatment):
         lock = lock_for(engine, undo, self.name)
         pinned: dict[int, tuple[Any, Any]] = {}
         lost: deque[int] = deque()
-        """Keys of lookups that were dropped; this can occur at any moment, under any lock."""
+        """Keys of dropped lookups; a drop can occur at any moment, under any lock."""
 
         def unpin(key: int) -> None:
             _, node = pinned.pop(key, (None, None))
@@ -220,13 +219,13 @@ class PinOnLookup(Treatment):
         def released(release: Any, cache_info: Any) -> Any:
             # Given back without an allocation: the reference that goes is the pin.
             with lock:
-                unpin_lost()  # one of them may have had this id
+                unpin_lost()  # a dropped lookup may have had this id
                 pinned.pop(id(cache_info), None)
             return release(cache_info)
 
 
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
-    """Free with a request the pages that it took and did not publish."""
+    """Free the unpublished pages of a request at its end."""
     cache, decoding = cache_of(engine), _decoding(engine)
     taken: dict[int, list[int]] = {}  # by the identity of a decoder's records
 
@@ -243,7 +242,7 @@ def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     def published(publish: Any, self: Any, req: Any, publish_incomplete_page: bool = False) -> Any:
         records, lost = self._allocated_cach_recs, []
         if publish_incomplete_page and (record := records.get(req.instance_id)) is not None:
-            # The last publication exchanges pages in the record, so they are compared before.
+            # Compare first, because the last publication exchanges pages in the record.
             known = {page.index for page in record.pages}
             lost = [p for p in taken.pop(id(records), ()) if p not in known]
         answer = publish(self, req, publish_incomplete_page)
