@@ -153,7 +153,7 @@ def test_what_cannot_be_made_is_refused_in_one_sentence(family, length, n):
 
 
 def test_a_descent_that_cannot_go_on_is_refused():
-    with pytest.raises(ValueError, match="goes on for 2000 characters"):
+    with pytest.raises(ValueError, match="has a continuation of 2000 characters"):
         draw("descend", np.random.default_rng(0), length=7, n=2000)
 
 

@@ -268,7 +268,7 @@ def test_a_snapshot_says_what_it_is() -> None:
     one = snapshot(8, [5, 6, 7, 7], {"a": [0, 1]}, (ROOT, node(1, 2)), consistent=False)
     assert str(one) == (
         "8 pages: 3 free, 2 live (held by 1 request), 1 cached, 2 leaked; 1 node in the trie, "
-        "1 as leaves. It was taken during an operation of the cache, so it may contradict itself. "
+        "1 as leaves. It was taken during an operation of the cache, so it may be inconsistent. "
         "In conflict: Page 7 is 2 times in the free list."
     )
     assert len(repr(snapshot(100_000))) < 200

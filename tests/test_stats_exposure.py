@@ -54,7 +54,7 @@ def test_what_a_cause_acts_through_is_said_apart_from_what_differs() -> None:
         "The exposure that it acts through changed with it (most pages in use at the same time: 4"
     )
     assert words.endswith("Exposed alike (within 20%).")
-    assert exposure_in_words(found).startswith("Exposure differed (pages")
+    assert exposure_in_words(found).startswith("Exposure differed (most pages")
     # Eight engines recorded it: that nothing else was recorded is not for want of engines of these.
     alone = exposure_in_words(changes(arm(pages=noise), arm(pages=noise), ["repeat"]), ("pages",))
     assert "The exposure that it acts through is not shown to have changed (pages" in alone

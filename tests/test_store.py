@@ -154,7 +154,10 @@ def test_arrow_tables_are_written_as_rows_are(tmp_path: Path) -> None:
         (event_table().set_column(0, "seq", pa.array([0], pa.int8())), "is int8, not int64"),
         (event_table(trial_id="other"), "belongs to another trial"),
         (event_table().set_column(6, "kind", pa.array(["dance"])), "one of submitted"),
-        (event_table().set_column(0, "seq", pa.array([None], pa.int64())), "seq` is empty"),
+        (
+            event_table().set_column(0, "seq", pa.array([None], pa.int64())),
+            "seq` is missing in a row",
+        ),
     ],
 )
 def test_an_arrow_table_that_does_not_fit_writes_nothing(
@@ -236,13 +239,13 @@ def test_a_trial_without_requests_is_a_trial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trial", "requests", "message"),
     [
-        ({"status": "fine"}, [], "`trials.status` is one of ok, engine_died"),
+        ({"status": "fine"}, [], "`trials.status` must be one of ok, engine_died"),
         ({"colour": 1}, [], "`trials` has no column colour"),
-        ({"release": None}, [], "`trials.release` is empty"),
-        ({"concurrency": "four"}, [], "`trials.concurrency` is no int64"),
+        ({"release": None}, [], "`trials.release` is missing in a row"),
+        ({"concurrency": "four"}, [], "`trials.concurrency` is not int64"),
         ({"trial_id": "../up"}, [], "cannot name a directory"),
         ({}, [request_row(trial_id="other")], "belongs to another trial"),
-        ({}, [request_row(outcome="great")], "`requests.outcome` is one of"),
+        ({}, [request_row(outcome="great")], "`requests.outcome` must be one of"),
     ],
 )
 def test_rows_that_do_not_fit_write_nothing(
@@ -264,7 +267,7 @@ def test_a_finished_trial_is_never_written_again(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_refused() -> None:
-    with pytest.raises(RunError, match="no table `fights`"):
+    with pytest.raises(RunError, match="Unknown table `fights`"):
         to_table("fights", [])
 
 

@@ -181,7 +181,7 @@ def test_select_takes_only_what_every_reference_answers_right():
     kept, dropped = select(offered, 3, [right, worse], decode)
     assert [request.id for request in kept] == ["0", "2", "3"]
     assert dropped == 1
-    with pytest.raises(WorkloadError, match="model itself"):
+    with pytest.raises(WorkloadError, match="model alone"):
         select(offered, 6, [right, worse], decode)
 
 

@@ -110,7 +110,7 @@ class Replay:
         return Snapshot(state, moment="asked", seq=self.seq)
 
     def _reachable(self) -> Iterator[Node]:
-        """Return the nodes whose ancestors all have their place in the trie, parents first."""
+        """Return the nodes that can be reached from the root, parents first."""
         return Trie(self.nodes.values()).reachable()
 
 

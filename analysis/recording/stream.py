@@ -45,7 +45,7 @@ class StreamWriter:
     def __init__(self, recording: Recording, directory: Path, trial_id: str) -> None:
         """Wrap a recording; nothing is written before `write` or `writing` is called."""
         self.failure: Exception | None = None
-        """Why not all is written of what was recorded; None if all is."""
+        """Why rows could not be written; None if all were written."""
         self._recording, self._trial_id = recording, trial_id
         self._path = directory / _FILE
         self._size = 0
@@ -64,9 +64,9 @@ class StreamWriter:
             self.write()
 
     def write(self) -> None:
-        """Write what was recorded since the last time; also after the block, for what came last."""
+        """Write new rows; call it once more after the block for the last rows."""
         if not self._lock.acquire(timeout=_PATIENCE_S):
-            self._failed(OSError(errno.ETIMEDOUT, "the disk takes too long"))
+            self._failed(OSError(errno.ETIMEDOUT, "the disk is too slow"))
             return
         try:
             self._write()

@@ -54,7 +54,7 @@ class Follower:
         """Check for a short time; return the seconds until the next turn."""
         before, self._seen = self._seen, len(self._recorder.events)
         done = self.step(time.monotonic() + _SLICE_S)
-        # While the engine works, the check takes the interpreter's lock only for short slices.
+        # While the engine works, hold the interpreter's lock only for short slices.
         return 0.0 if done and self._seen == before else _PAUSE_S
 
     def step(self, until_s: float = math.inf) -> int:

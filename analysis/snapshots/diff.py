@@ -59,7 +59,7 @@ class Diff(Generic[S]):
 
     @property
     def leaked(self) -> tuple[int, ...]:
-        """Pages that leaked in between, in ascending order."""
+        """Pages that leaked, in ascending order."""
         ways = self.moved.items()
         return _sorted(page for (_, new), pages in ways if new == "leaked" for page in pages)
 

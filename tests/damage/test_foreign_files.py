@@ -86,8 +86,9 @@ def test_what_is_none_of_the_runs_is_never_to_be_deleted(
         status, stdout, stderr = cachelab(command, run)
         output = stdout + stderr
         assert status == 1, command
-        assert f"{place} is not a trial of the run" in output
-        assert "move it out of" in output
+        assert str(place) in output
+        assert "not a trial of the run" in output
+        assert "Move it out of" in output
         assert "delete" not in output
         assert "damaged" not in output
     # Editors and file managers create hidden ones.
@@ -101,7 +102,7 @@ def test_a_file_of_anothers_in_a_damaged_trial_is_to_be_kept(run: Path) -> None:
     assert len(load_run(run).trials) == 3
     flip(directory / "requests.parquet", 500)
     with pytest.raises(
-        RunError, match=rf"damaged: move {directory}/thesis\.txt elsewhere, delete {directory} and"
+        RunError, match=rf"damaged\. Move {directory}/thesis\.txt elsewhere, delete {directory} and"
     ):
         load_run(run)
 

@@ -33,7 +33,7 @@ def test_only_columns_that_came_later_may_be_missing(run: Path, name: str, tmp_p
         if column in LACKING[1].get(name, ()):
             assert len(load_run(run).trials) == 3
         else:
-            with pytest.raises(RunError, match=f"`{name}` has no column {column}; delete"):
+            with pytest.raises(RunError, match=f"`{name}` has no column {column}\\. Delete"):
                 load_run(run)
     pq.write_table(table.append_column("colour", table["cell_id"]), file)
     with pytest.raises(RunError, match="unknown column 'colour'"):
