@@ -118,7 +118,7 @@ def test_a_table_of_an_earlier_version_comes_back_as_that_of_today(name: str, ve
     assert as_declared(name, old, version).to_pylist() == table.to_pylist()
 
 
-def test_every_extra_column_and_every_kind_is_held_against_its_former_text() -> None:
+def test_every_extra_column_and_kind_is_compared_with_its_old_text() -> None:
     assert set(EVENT_EXTRAS) == {c for row in EXTRAS.values() for c in row} & set(EVENT_EXTRAS)
     assert {row["kind"] for row in events()} == set(EVENT_KINDS)
 

@@ -75,7 +75,7 @@ def test_a_foreign_directory_is_refused(tmp_path: Path, start: Any) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_what_is_no_run_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_a_path_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no manifest\.json"):
         load_run(tmp_path / "nowhere")
     (tmp_path / "manifest.json").write_text("{")
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_trial_whose_place_cannot_be_written_out_is_there_all_the_same(
+def test_a_trial_is_stored_if_its_directory_cannot_be_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RunWriter.create(tmp_path / "run", MANIFEST)

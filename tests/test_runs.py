@@ -49,9 +49,7 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_list_says_what_was_asked_and_how_far_it_is(
-    run: Path, tmp_path: Path, cachelab: CacheLab
-) -> None:
+def test_a_list_shows_plan_and_progress(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
     status, stdout, stderr = cachelab("list", tmp_path / "runs")
     assert (status, stderr) == (0, "")
     first, second = stdout.splitlines()
@@ -95,7 +93,7 @@ def test_what_is_whole_is_verified_with_status_0(run: Path, cachelab: CacheLab) 
     assert "6 tables are of before there were checksums" in stdout
 
 
-def test_every_trouble_is_named(run: Path, cachelab: CacheLab) -> None:
+def test_every_problem_is_named(run: Path, cachelab: CacheLab) -> None:
     first, second, _ = sorted((run / "trials").iterdir())
     content = bytearray((first / "requests.parquet").read_bytes())
     content[len(content) // 2] ^= 1
@@ -143,7 +141,9 @@ def test_what_a_run_consists_of_is_removed_and_nothing_else(
     assert (elsewhere / "requests.parquet").read_text() == "mine"
 
 
-def test_a_run_of_nothing_else_is_gone(run: Path, tmp_path: Path, cachelab: CacheLab) -> None:
+def test_a_run_without_other_files_is_removed(
+    run: Path, tmp_path: Path, cachelab: CacheLab
+) -> None:
     packed = pack_run(run, tmp_path / "runs" / "packed")
     status, stdout, _ = cachelab("rm", packed, run, "--yes")
     assert (status, stdout) == (0, f"{packed}: removed\n{run}: removed\n")
@@ -210,7 +210,7 @@ def test_to_ask_whether_a_run_is_written_is_not_to_write_it(
             pass
 
 
-def test_a_stream_that_the_shell_closed_is_no_matter(
+def test_a_stream_closed_by_the_shell_is_ignored(
     run: Path, cachelab: CacheLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)

@@ -70,14 +70,14 @@ def test_every_page_is_in_exactly_one_state(state: CacheState) -> None:
 
 
 @given(states())
-def test_a_leaked_page_is_nowhere_else(state: CacheState) -> None:
+def test_a_leaked_page_has_no_other_state(state: CacheState) -> None:
     one = Snapshot(state)
     known = {*state.free, *one.holders, *one.node_of_page, *state.duplicates}
     assert one.pages("leaked") == sorted({*range(state.page_count)} - known)
 
 
 @given(states())
-def test_conflicts_are_what_is_in_two_places(state: CacheState) -> None:
+def test_conflicts_are_pages_in_two_states(state: CacheState) -> None:
     one = Snapshot(state)
     in_trie = [n.page for n in state.nodes if n.page is not None]
     free = list(state.free)
@@ -120,7 +120,7 @@ def test_a_row_gives_the_snapshot_back(state: CacheState) -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, pd.NA, float("nan")])
-def test_a_row_may_leave_out_when_it_was(nothing: object) -> None:
+def test_a_row_may_have_no_time(nothing: object) -> None:
     row = snapshot().to_row() | {"seq": nothing, "t_s": nothing, "request_id": nothing}
     back = Snapshot.from_row(row)
     assert (back.seq, back.t_s, back.request_id) == (None, None, None)
@@ -167,7 +167,7 @@ def test_a_change_leads_from_one_snapshot_to_the_other(pair: tuple[CacheState, C
     assert str(change).endswith(".")
 
 
-def test_a_change_is_told_in_sentences() -> None:
+def test_a_change_is_described_in_sentences() -> None:
     before = snapshot(256)
     free = [p for p in range(256) if p not in (250, 253, 254, 255)]
     after = snapshot(256, free, {"client-0": [253, 254, 255]})
@@ -179,7 +179,7 @@ def test_a_change_is_told_in_sentences() -> None:
     assert (after - before).leaked == (250,)
 
 
-def test_leaks_name_who_held_the_page_last() -> None:
+def test_leaks_name_the_last_holder_of_the_page() -> None:
     before = snapshot(8, [2, 3, 4, 5, 6], {"a": [0], "b": [1]})
     after = snapshot(8, [2, 3, 4, 5, 6])
     assert "2 pages leaked: 0 last held by a; 1 last held by b, 3 in all." in str(after - before)
@@ -197,7 +197,7 @@ def test_pages_change_hands_without_a_change_of_state() -> None:
     ]
 
 
-def test_the_trie_is_told_too() -> None:
+def test_the_trie_is_described_too() -> None:
     before = snapshot(8, nodes=(ROOT, node(1, 1), node(2, 2), node(3, 3, refs=1)))
     after = snapshot(
         8, nodes=(ROOT, node(1, 1, leaf=False), node(3, 4, refs=2), node(4, 5, parent=1))
@@ -220,7 +220,7 @@ def test_the_trie_is_told_too() -> None:
     assert {1, 2, 3, 4, 5} - {1} <= set(change.changed_pages)
 
 
-def test_duplicates_and_contents_are_told() -> None:
+def test_duplicates_and_contents_are_described() -> None:
     old = {0: PageContent(0, 1, 0, "x"), 1: PageContent(0, 1, 0, "y")}
     new = old | {1: PageContent(0, 2, 0, "z"), 2: PageContent(0, 2, 0, "w")}
     before = snapshot(8, [3, 4], {"a": [0]}, duplicates=(6,), contents=old)
@@ -232,7 +232,7 @@ def test_duplicates_and_contents_are_told() -> None:
     assert "1 duplicate page was listed to be freed: 7." in str(change)
 
 
-def test_new_conflicts_and_torn_snapshots_are_told() -> None:
+def test_new_conflicts_and_inconsistent_snapshots_are_reported() -> None:
     before = snapshot(4, [0, 1, 2, 3])
     after = snapshot(4, [0, 1, 2, 3], {"a": [0]}, consistent=False)
     text = str(after - before)
@@ -264,7 +264,7 @@ def test_pools_of_different_sizes_cannot_be_compared() -> None:
 # -- words ---------------------------------------------------------------------------------
 
 
-def test_a_snapshot_says_what_it_is() -> None:
+def test_a_snapshot_describes_itself() -> None:
     one = snapshot(8, [5, 6, 7, 7], {"a": [0, 1]}, (ROOT, node(1, 2)), consistent=False)
     assert str(one) == (
         "8 pages: 3 free, 2 live (held by 1 request), 1 cached, 2 leaked; 1 node in the trie, "
@@ -275,7 +275,7 @@ def test_a_snapshot_says_what_it_is() -> None:
 
 
 @given(st.sets(st.integers(0, 60)))
-def test_ranges_say_every_number_once(numbers: set[int]) -> None:
+def test_ranges_have_every_number_once(numbers: set[int]) -> None:
     text = ranges(numbers, most=100)
     output = []
     for part in text.replace(" and ", ", ").split(", ") if text else []:

@@ -83,7 +83,7 @@ def test_engines_that_fail_as_a_whole_widen_the_interval_of_a_rate() -> None:
     assert whole["high"] - whole["low"] > 1.5 * (mixed["high"] - mixed["low"])
 
 
-def test_where_requests_are_refused_it_is_said_how_many_ran_at_once() -> None:
+def test_rejections_are_reported_with_the_requests_at_once() -> None:
     run = make_run({(NEWEST, "none", 8): {"ok": 20, "rejected": 20}}, trials=5)
     [row] = stats.failure_rates(run.requests, run.trials).to_dict("records")
     assert (row["at_once"], row["rejected"]) == (4, 20)

@@ -87,7 +87,7 @@ def test_the_intraclass_correlation_of_clumps_and_of_chance() -> None:
     assert icc(drawn.tolist(), [20] * 4000) == pytest.approx(0.2, abs=0.02)
 
 
-def test_few_failures_do_not_tell_that_requests_are_independent() -> None:
+def test_few_failures_do_not_show_that_requests_are_independent() -> None:
     none = rate([0] * 12, [32] * 12)
     assert none.icc_used == ASSUMED_ICC
     assert 0.05 < none.high < 0.2  # 0 of 384 independent requests would allow 1%
@@ -101,7 +101,7 @@ def _rate(failed: int, engines: int = 12) -> Rate:
     return rate([failed] * engines, [32] * engines)
 
 
-def test_shares_carry_the_uncertainty_of_what_they_are_shares_of() -> None:
+def test_shares_include_the_uncertainty_of_the_denominator() -> None:
     little, much = gone(_rate(2), _rate(0)), gone(_rate(20), _rate(0))
     assert little.value == much.value == 1
     assert little.low < much.low < 1

@@ -67,7 +67,7 @@ def more_with_concurrency(level: int, rng: np.random.Generator) -> int:
     return int(rng.poisson(level / 8))
 
 
-def test_evictions_that_cause_failures_are_found_out() -> None:
+def test_evictions_that_cause_failures_are_detected() -> None:
     requests, trials = sweep(
         more_with_concurrency, lambda level, evicted: 0.05 + 0.4 * (evicted > 0)
     )
@@ -83,7 +83,7 @@ def test_evictions_that_cause_failures_are_found_out() -> None:
     assert "| explain failures |" in words
 
 
-def test_evictions_that_only_keep_company_are_told_from_causes() -> None:
+def test_evictions_that_are_only_correlated_are_no_cause() -> None:
     requests, trials = sweep(
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         trials_each=40,
@@ -121,7 +121,7 @@ def test_what_one_configuration_shows_is_not_shown_among_four() -> None:
     assert [v.status for v in decide_evictions([wide, few]) if v] == ["accompany", "undecided"]
 
 
-def test_the_interval_that_is_printed_is_the_one_that_bears_the_claim() -> None:
+def test_the_printed_interval_supports_the_claim() -> None:
     for verdict in decide_evictions([contrast(0.5, 0.0001, 0.1)] * 2):
         assert verdict is not None
         assert (verdict.status, verdict.claims) == ("accompany", 4)
@@ -131,7 +131,7 @@ def test_the_interval_that_is_printed_is_the_one_that_bears_the_claim() -> None:
         assert cells["p, adjusted"] == "p = 1"
 
 
-def test_mere_company_of_one_release_is_not_shown_among_two() -> None:
+def test_a_correlation_in_one_release_is_not_shown_for_two() -> None:
     requests, trials = sweep(
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         trials_each=24, seed=3,
@@ -177,7 +177,7 @@ def test_too_little_data_gets_no_verdict() -> None:
     assert "is undecided" in evictions_in_words(requests, trials)
 
 
-def test_for_want_of_a_difference_nothing_is_said_to_merely_accompany() -> None:
+def test_a_missing_difference_is_not_reported_as_correlation() -> None:
     requests, trials = sweep(
         lambda level, rng: int(rng.random() < level / 20), lambda level, evicted: level / 20,
         trials_each=3,

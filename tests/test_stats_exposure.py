@@ -19,7 +19,7 @@ def of(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Change]:
     return {change.name: change for change in changes(first, second, ["repeat"])}
 
 
-def test_what_fell_and_what_rose_is_told_from_what_scatters() -> None:
+def test_decreases_and_increases_are_distinguished_from_scatter() -> None:
     rng = np.random.default_rng(0)
     noise = [float(value) for value in rng.normal(4, 0.3, 8)]
     first = arm(batch_rows=noise, pages=noise, hits=noise, evictions=0.0)
@@ -42,7 +42,7 @@ def test_a_change_below_a_fifth_and_one_of_few_engines_is_none() -> None:
     assert not never["evictions"].rose
 
 
-def test_what_a_cause_acts_through_is_said_apart_from_what_differs() -> None:
+def test_the_exposure_of_a_cause_is_reported_separately() -> None:
     noise = [4.0, 4.1, 3.9, 4.2, 3.8, 4.0, 4.1, 3.9]
     first, second = (
         arm(pages=noise, batch_rows=4.0),

@@ -101,9 +101,7 @@ def test_what_is_written_comes_back(tmp_path: Path, data: st.DataObject) -> None
 @pytest.mark.parametrize("name", TABLES)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_a_frame_gives_back_the_rows_of_its_table_however_it_is_cut(
-    name: str, data: st.DataObject
-) -> None:
+def test_a_frame_has_the_rows_of_its_table_for_any_split(name: str, data: st.DataObject) -> None:
     rows = data.draw(rows_of(name, {"trial_id": "c"}))
     table = to_table(name, rows)
     cut = data.draw(st.integers(0, len(rows)))
@@ -279,7 +277,7 @@ def test_every_column_says_what_it_means() -> None:
         assert (timed["unit"] == "s").all()
 
 
-def test_a_manifest_tells_what_a_run_was_made_with() -> None:
+def test_a_manifest_has_the_origin_of_a_run() -> None:
     manifest = new_manifest(["cachelab", "sweep"], 3, plan={"a": 1})
     assert manifest["command"] == "cachelab sweep"
     assert (manifest["seed"], manifest["plan"]) == (3, {"a": 1})

@@ -35,9 +35,7 @@ def test_no_altered_bit_gives_other_data(made: Path, tmp_path: Path, packed: boo
     assert silent == []
 
 
-def test_an_altered_bit_of_a_run_without_checksums_is_no_other_outcome(
-    made: Path, tmp_path: Path
-) -> None:
+def test_an_altered_bit_without_checksums_changes_no_outcome(made: Path, tmp_path: Path) -> None:
     run = make_old(one_trial(made, tmp_path / "run"))
     file = run / "cells" / "a" / "requests.parquet"
     content, refused = file.read_bytes(), 0

@@ -75,7 +75,7 @@ COPIES = (copied_trial, renamed_trial, copied_table, copied_into_old, second_row
 
 
 @pytest.mark.parametrize("damage", COPIES)
-def test_a_trial_is_never_counted_twice_nor_as_another(
+def test_a_trial_is_counted_once_and_under_its_name(
     run: Path, damage: Callable[[Path], None], cachelab: Any
 ) -> None:
     damage(run)

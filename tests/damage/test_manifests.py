@@ -128,7 +128,7 @@ READ: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_run_holds_is_one_sentence_for_every_command(
+def test_a_missing_request_is_one_sentence_for_every_command(
     run: Path, name: str, cachelab: Any
 ) -> None:
     REFUSED[name](run)
@@ -140,7 +140,7 @@ def test_what_no_run_holds_is_one_sentence_for_every_command(
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_a_manifest_need_not_say_is_no_trouble(run: Path, name: str, cachelab: Any) -> None:
+def test_optional_values_of_a_manifest_may_be_missing(run: Path, name: str, cachelab: Any) -> None:
     READ[name](run)
     for command in COMMANDS:
         status, stdout, stderr = cachelab(command, run)

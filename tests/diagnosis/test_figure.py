@@ -68,7 +68,7 @@ def test_without_a_wrong_token_the_pool_is_drawn():
     figure.savefig(io.BytesIO(), format="png")
 
 
-def test_where_nothing_was_recorded_it_says_so():
+def test_a_missing_recording_is_reported():
     run = short_pool()
     empty = {name: getattr(run, name).iloc[:0] for name in ("events", "invocations", "snapshots")}
     figure = explanation_figure(explain(type(run)(**{**vars(run), **empty}), "c", reference=False))

@@ -56,7 +56,7 @@ def test_a_watchdog_that_would_end_a_healthy_process_is_refused(tmp_path, silenc
         Watchdog(tmp_path / "dump", silence_s)
 
 
-def test_what_cannot_be_asked_is_refused_and_the_engine_serves_on(
+def test_an_invalid_request_is_refused_and_the_engine_continues(
     child: ChildRunner, release: str
 ) -> None:
     done = child(

@@ -291,9 +291,7 @@ def test_what_cxx_prints_is_kept_and_what_python_prints_is_shown(
     assert done.stderr == "from Python\nafterwards\n"
 
 
-def test_what_cannot_be_started_or_asked_is_said_in_a_sentence(
-    child: ChildRunner, release: str
-) -> None:
+def test_an_impossible_start_or_request_is_one_sentence(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         """

@@ -46,7 +46,7 @@ def test_wrappers_are_those_that_were_not_taken_off_in_the_order_they_came(steps
 
 
 @given(st.permutations(range(4)))
-def test_what_somebody_else_put_between_stays_as_long_as_they_want(order) -> None:
+def test_hooks_of_other_code_stay_as_long_as_needed(order) -> None:
     class Kind:
         def call(self) -> list[str]:
             return ["original"]
@@ -142,7 +142,7 @@ def raising(*args: Any, **named: Any) -> Any:
     raise MemoryError("planted")
 
 
-def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
+def test_a_call_of_an_unknown_engine_is_not_reported() -> None:
     recorder = recorder_of(MadeEngine())
     on = watched_by(
         recorder, applies=raising, after=lambda *args: recorder.event("free", pages=[1])
@@ -162,7 +162,7 @@ def test_a_call_of_which_nobody_knows_whose_it_is_is_not_told() -> None:
 
 
 @pytest.mark.parametrize("failing", ["begin", "end", "event"])
-def test_no_error_of_a_watcher_reaches_the_call(failing: str, monkeypatch) -> None:
+def test_no_error_of_an_observer_reaches_the_call(failing: str, monkeypatch) -> None:
     recorder = recorder_of(MadeEngine())
     monkeypatch.setattr(recorder, failing, raising)
     on = watched_by(recorder, after=lambda *args: recorder.event("free", pages=[1]))
@@ -171,7 +171,7 @@ def test_no_error_of_a_watcher_reaches_the_call(failing: str, monkeypatch) -> No
     on.restore()
 
 
-def test_a_change_that_cannot_be_undone_is_told_and_keeps_no_other() -> None:
+def test_a_change_that_cannot_be_undone_is_reported_and_does_not_block_others() -> None:
     changes, undone = hooks.Changes(), []
     blocks = [changes.block("a"), changes.block("b")]
     for block, undo in zip(blocks, (lambda: undone.append("a"), raising), strict=True):
@@ -181,7 +181,7 @@ def test_a_change_that_cannot_be_undone_is_told_and_keeps_no_other() -> None:
     assert undone == ["a"]
 
 
-def test_a_lock_is_had_and_given_back_whatever_the_watching_of_it_raises() -> None:
+def test_a_lock_is_taken_and_released_if_its_observer_raises() -> None:
     locks = Locks()
     lock = WatchedLock(threading.Lock(), "pool", locks)
     locks.took = raising  # type: ignore[method-assign]
@@ -190,7 +190,7 @@ def test_a_lock_is_had_and_given_back_whatever_the_watching_of_it_raises() -> No
     assert not lock.locked()
 
 
-def test_locks_taken_outside_of_watched_calls_are_not_remembered() -> None:
+def test_locks_taken_outside_observed_calls_are_not_recorded() -> None:
     locks = Locks()
     lock = WatchedLock(threading.Lock(), "pool", locks)
     for _ in range(100):

@@ -173,7 +173,7 @@ def test_merging_equal_states_changes_nothing(reply: Any) -> None:
         assert fewer
 
 
-def test_all_fixes_mend_it(reply: Any) -> None:
+def test_all_fixes_remove_it(reply: Any) -> None:
     for result in reply["fixed"]:
         assert result["failures"] == []
         assert result["ok"]
@@ -194,14 +194,14 @@ def test_without_sharing_only_records_and_the_padding_page_fail(reply: Any) -> N
     assert rules - {"padding-page-allocated"} == lost
 
 
-def test_when_time_ends_it_says_so(reply: Any) -> None:
+def test_the_end_of_the_budget_is_reported(reply: Any) -> None:
     result = reply["out of time"]
     assert not result["complete"]
     assert result["interleavings"] == 0  # none of it counts as covered
     assert "Time ended" in result["words"] or "covered in time" in result["words"]
 
 
-def test_the_command_tells_by_its_exit_status(reply: Any) -> None:
+def test_the_exit_status_of_the_command(reply: Any) -> None:
     replayed, clean, *refused = reply["asked"]
     assert replayed[0] == 4
     assert "padding-page-allocated: Page 0 is allocated to a request." in replayed[1]
@@ -230,7 +230,7 @@ def test_the_module_can_be_run() -> None:
     assert "breaks" in done.stdout
 
 
-def test_inactive_is_what_lacks_its_object_and_no_error_of_ours(reply: Any) -> None:
+def test_inactive_treatments_lack_their_object(reply: Any) -> None:
     everywhere = {"big-pool", "survive-allocation-failure", "requeue-unscheduled", "one-at-a-time",
                   "zero-page-tables", "zero-on-acquire", "poison-freed-pages"}  # fmt: skip
     of_dialect = {"allocations": {"correct-seq-lens", "zero-start-positions", "short-strobes"},

@@ -57,7 +57,7 @@ def test_one_within_a_line_needs_instructions() -> None:
 
 
 @pytest.mark.parametrize("preemptions", [1, 2])
-def test_a_lock_keeps_it_from_happening(preemptions: int) -> None:
+def test_a_lock_prevents_it(preemptions: int) -> None:
     assert results("locked", preemptions=preemptions) == {2}
 
 
@@ -65,7 +65,7 @@ def test_every_run_is_the_same() -> None:
     assert [results("on_two_lines") for _ in range(3)] == [{1, 2}] * 3
 
 
-def test_two_that_wait_for_each_other_are_told() -> None:
+def test_two_threads_that_wait_for_each_other_are_reported() -> None:
     now: list[ThreadScheduler] = []
     one, other = ScheduledLock(lambda: now[-1]), ScheduledLock(lambda: now[-1])
 

@@ -41,7 +41,7 @@ def test_interleavings_of_two_are_binomial() -> None:
     assert multinomial([7, 7]) == math.comb(14, 7)
 
 
-def test_each_scenario_can_be_told_and_scheduled() -> None:
+def test_each_scenario_has_a_description_and_schedules() -> None:
     for name, scenario in SCENARIOS.items():
         assert name == scenario.name
         assert scenario.sentence.endswith(".")

@@ -57,7 +57,7 @@ def test_what_is_written_while_the_checking_begins_is_no_change(monkeypatch, pag
     assert changed(recorder) == {5}
 
 
-def test_pages_of_an_invocation_whose_beginning_was_not_told_are_not_judged() -> None:
+def test_pages_of_an_invocation_without_a_start_are_not_checked() -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
     with checksummed(recorder, "landings"):
@@ -68,7 +68,7 @@ def test_pages_of_an_invocation_whose_beginning_was_not_told_are_not_judged() ->
     assert coverage(recorder)["not_judged"] == [PAGE]
 
 
-def test_an_invocation_that_lands_while_the_checking_begins_keeps_no_page_undecided(
+def test_an_invocation_that_finishes_while_checking_begins_leaves_no_page_undecided(
     monkeypatch,
 ) -> None:
     engine = MadeEngine()
@@ -90,7 +90,7 @@ def test_an_invocation_that_lands_while_the_checking_begins_keeps_no_page_undeci
     assert coverage(recorder)["undecided"] == []
 
 
-def test_changes_beyond_what_is_remembered_are_counted_and_said(monkeypatch) -> None:
+def test_changes_beyond_the_limit_are_counted_and_reported(monkeypatch) -> None:
     monkeypatch.setattr(checksums, "_MOST_PENDING", 2)
     engine = MadeEngine()
     recorder = recorder_of(engine)
@@ -115,7 +115,7 @@ def described(**changes: Any) -> tuple[str, list[str]]:
     return describe_coverage(event)
 
 
-def test_one_page_is_said_in_the_singular() -> None:
+def test_one_page_is_in_the_singular() -> None:
     text, notes = described(not_judged=[3], undecided=[4])
     assert "1 written slot read back after 1 invocation, 1 page read again" in text
     assert "The bytes of 1 page were" in notes[0]
@@ -123,7 +123,7 @@ def test_one_page_is_said_in_the_singular() -> None:
     assert described()[1] == []
 
 
-def test_what_was_read_is_said_also_when_the_block_raises() -> None:
+def test_coverage_is_reported_also_when_the_block_raises() -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
 

@@ -84,7 +84,7 @@ def derived(events: list[Row], snapshots: list[Row], requests: list[Row]) -> pd.
 
 @given(recordings())
 @settings(max_examples=80, deadline=None)
-def test_it_tells_what_one_event_at_a_time_tells(made: tuple[list[Row], ...]) -> None:
+def test_it_equals_the_result_of_one_event_at_a_time(made: tuple[list[Row], ...]) -> None:
     events, snapshots, requests = made
     derived_columns = derived(events, snapshots, requests)
     assert list(derived_columns.columns) == COLUMNS

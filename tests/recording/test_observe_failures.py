@@ -6,7 +6,7 @@ from observed import PRELUDE
 from support import REPORTED, ChildRunner
 
 
-def test_an_error_of_the_watching_never_reaches_the_engine(
+def test_an_error_of_the_recording_never_reaches_the_engine(
     child: ChildRunner, release: str
 ) -> None:
     done = child(
@@ -44,7 +44,7 @@ with Engine(EngineConfig(prefix_sharing=sharing)) as engine:
     assert "planted" in reply["shown"][0]
 
 
-def test_a_full_recording_says_so_and_grows_no_further(child: ChildRunner) -> None:
+def test_a_full_recording_is_reported_and_stops_growing(child: ChildRunner) -> None:
     done = child(
         REPORTED,
         PRELUDE.format(sharing="none")

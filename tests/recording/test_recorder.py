@@ -54,7 +54,7 @@ def test_nothing_is_missing_between_the_events_that_a_full_recording_has(full: R
     assert {*range(last + 1)} <= taken
 
 
-def test_one_thing_left_out_is_said_in_the_singular() -> None:
+def test_one_omission_is_in_the_singular() -> None:
     recorder = recorder_of(MadeEngine(), max_events=1)
     recorder.event("free", pages=[1])
     with pytest.warns(ObserverWarning):
@@ -78,7 +78,7 @@ def observed(engine: Any, raises: bool) -> Recording:
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_what_had_not_ended_is_told_also_when_the_block_raises(raises: bool) -> None:
+def test_unfinished_items_are_reported_also_when_the_block_raises(raises: bool) -> None:
     engine = MadeEngine()
     recorder = observed(engine, raises).recorder
     assert len([*events(recorder, "invocation_unfinished")]) == 1
@@ -87,7 +87,7 @@ def test_what_had_not_ended_is_told_also_when_the_block_raises(raises: bool) -> 
     assert not engine.listeners
 
 
-def test_the_engine_is_let_go_of_even_if_the_end_of_the_recording_fails(monkeypatch) -> None:
+def test_the_engine_is_detached_if_the_end_of_the_recording_fails(monkeypatch) -> None:
     def broken(self: Recorder) -> None:
         raise RuntimeError
 
@@ -121,7 +121,7 @@ def test_a_recording_that_was_closed_keeps_nothing_more() -> None:
     assert recorder.snapshots[-1].moment == "asked"
 
 
-def test_an_operation_that_fails_while_the_watching_ends_fails_as_it_would_unwatched() -> None:
+def test_an_operation_that_fails_while_the_recording_ends_raises_its_own_error() -> None:
     engine = MadeEngine()
     recorder = recorder_of(engine)
     recorder.automatic = True
@@ -195,7 +195,7 @@ def test_a_recording_is_full_when_its_bytes_are_used_up(what: str, recwarn: Any)
     assert recorder.snapshots or what != "snapshots"
 
 
-def test_what_was_under_way_when_the_bytes_were_used_up_is_kept_and_nothing_after_it(
+def test_items_under_way_when_the_recording_becomes_full_are_kept(
     recwarn: Any,
 ) -> None:
     recorder = recorder_of(MadeEngine(), max_bytes=5000)

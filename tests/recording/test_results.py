@@ -53,7 +53,7 @@ def differing(before, content, returned, landed):
 OLD, NEW = ([1, 2, 3, 4], [5, 6]), ([11, 12, 13, 14], [15, 16])
 
 
-def test_what_is_read_as_it_was_filled_is_silent():
+def test_unchanged_arguments_have_no_finding():
     assert not differing(OLD, NEW, NEW, NEW)
 
 
@@ -62,14 +62,14 @@ def test_a_transfer_that_is_still_under_way_is_silent():
     assert not differing(OLD, NEW, (NEW[0], OLD[1]), NEW)
 
 
-def test_the_old_content_is_told_where_a_later_transfer_is_over():
+def test_the_old_content_is_reported_if_a_later_transfer_has_ended():
     assert differing(OLD, NEW, (OLD[0], NEW[1]), NEW) == [
         ("tokens", 0, 0, 11, 1, "returned"),
         ("tokens", 1, 0, 13, 3, "returned"),
     ]
 
 
-def test_one_changed_value_is_told_by_its_row_and_place():
+def test_one_changed_value_is_reported_with_row_and_column():
     changed = ([11, 12, 13, 99], NEW[1])
     assert differing(OLD, NEW, changed, NEW) == [("tokens", 1, 1, 14, 99, "returned")]
     assert differing(OLD, NEW, NEW, changed) == [("tokens", 1, 1, 14, 99, "landed")]
@@ -80,7 +80,7 @@ values = st.lists(st.integers(0, 3), min_size=4, max_size=4)
 
 
 @given(values, values, values)
-def test_whatever_is_read_differently_at_the_landing_is_told(before, content, landed):
+def test_changed_arguments_at_the_end_are_reported(before, content, landed):
     fields = differing((before, OLD[1]), (content, NEW[1]), (content, NEW[1]), (landed, NEW[1]))
     rows = {row for row in (0, 1) if content[2 * row :][:2] != landed[2 * row :][:2]}
     assert {entry[1] for entry in fields} == rows
@@ -90,7 +90,7 @@ def test_whatever_is_read_differently_at_the_landing_is_told(before, content, la
         assert filled != read
 
 
-def test_a_choice_whose_logits_could_not_be_read_is_told_as_unknown(monkeypatch):
+def test_a_choice_with_unreadable_logits_is_reported_as_unknown(monkeypatch):
     from analysis.shortfin.cache.allocations import probe as allocations
 
     emitted, faults, batcher = [], [], object()

@@ -148,7 +148,7 @@ def test_what_cannot_be_written_is_warned_of_once_and_tried_again(
     assert read_lacking(tmp_path) is None  # for nothing is
 
 
-def test_where_warnings_are_errors_none_leaves_the_block(tmp_path: Path) -> None:
+def test_no_warning_leaves_the_block_if_warnings_are_errors(tmp_path: Path) -> None:
     (tmp_path / "recorded").mkdir()  # where a file should be
     made = Made()
     made.rows["events"] = [0]
@@ -160,7 +160,7 @@ def test_where_warnings_are_errors_none_leaves_the_block(tmp_path: Path) -> None
         read_stream(tmp_path)
 
 
-def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> None:
+def test_an_error_of_the_recording_does_not_affect_the_block(tmp_path: Path) -> None:
     class Broken(Made):
         def table(self, name: str, trial_id: str = "", start: int = 0) -> pa.Table:
             if name == "events":
@@ -175,7 +175,7 @@ def test_a_recording_that_breaks_is_no_matter_to_the_block(tmp_path: Path) -> No
     assert "boom" in str(read_lacking(tmp_path))
 
 
-def test_a_full_recording_says_so_beside_its_parts(tmp_path: Path) -> None:
+def test_a_full_recording_is_reported_with_its_parts(tmp_path: Path) -> None:
     made = Made()
     writer = StreamWriter(made, tmp_path, "c")
     writer.write()

@@ -116,7 +116,7 @@ def test_damage_is_found_in_the_stated_time(
 
 
 @pytest.mark.parametrize(("release", "sharing", "mode"), RUNS)
-def test_without_a_fault_no_byte_is_blamed(release: str, sharing: str, mode: str) -> None:
+def test_without_a_fault_no_byte_is_reported(release: str, sharing: str, mode: str) -> None:
     case = case_of(release, sharing, mode, "nothing")
     assert case["findings"] == []
     first, last = case["coverage"]

@@ -14,7 +14,7 @@ from analysis.sanitizer.live import Follower
 from analysis.sanitizer.trace import Event, Invocation, UnknownInvocation
 
 
-def test_the_two_stories_are_well_and_ill():
+def test_one_trace_is_correct_and_one_is_not():
     findings = WELL.check(close=False)
     assert not findings, str(findings)
     assert findings.rewritten == 4
@@ -55,7 +55,7 @@ def test_nothing_past_a_gap_is_checked_until_it_is_filled(missing):
     assert what(checker.finish()) == ILL_FOUND
 
 
-def test_a_gap_that_nobody_fills_is_gone_over():
+def test_a_gap_that_is_never_filled_is_skipped():
     checker = WELL.checker()
     invocation = next(place for place, item in WELL.items if isinstance(item, Invocation))
     for seq, item in WELL.items:
@@ -73,7 +73,7 @@ def test_a_gap_that_nobody_fills_is_gone_over():
     assert checker.findings.invocations == count
 
 
-def test_going_over_no_gap_changes_nothing():
+def test_skipping_without_a_gap_changes_nothing():
     checker = WELL.checker()
     checker.skip_gap()
     assert checker.waits_for is None
@@ -108,7 +108,7 @@ def test_an_inconsistent_snapshot_is_not_compared():
 
 
 @pytest.mark.parametrize("unread", INVOCATIONS)
-def test_an_invocation_that_could_not_be_read_is_nobodys_fault(unread):
+def test_an_unreadable_invocation_is_no_finding(unread):
     checker = WELL.checker()
     for seq, item in WELL.items:
         if seq == unread:
@@ -123,7 +123,7 @@ def test_an_invocation_that_could_not_be_read_is_nobodys_fault(unread):
 
 @given(st.sets(st.sampled_from(INVOCATIONS)), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_invocations_that_are_not_known_are_counted_and_blamed_on_nobody(unread, phases):
+def test_unknown_invocations_are_counted_and_are_no_finding(unread, phases):
     checker = WELL.checker()
     for seq, item in WELL.items:
         if seq in unread:
@@ -153,7 +153,7 @@ def test_what_is_known_again_after_an_unread_invocation_is_checked():
     assert checker.finish().first_wrong_data.invocation_id == wrong.invocation_id
 
 
-def test_after_a_gap_only_what_bears_it_is_checked():
+def test_after_a_gap_only_rules_that_tolerate_gaps_are_checked():
     checker = ILL.checker()
     for seq, item in ILL.items[2:]:
         checker.put(seq, item)

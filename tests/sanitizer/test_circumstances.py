@@ -21,7 +21,7 @@ def run(child: ChildRunner, release: str, source: str) -> list[list[str]]:
     return done.reply  # type: ignore[no-any-return]
 
 
-def test_references_taken_before_the_watching_are_not_given_back_too_often(
+def test_references_taken_before_the_recording_are_no_finding(
     child: ChildRunner, release: str
 ) -> None:
     reply = run(
@@ -50,7 +50,7 @@ say([under_way, outcomes, rows(findings)])
     assert "over-released" not in {row[1] for row in findings}
 
 
-def test_a_lock_put_before_the_watching_is_known(child: ChildRunner) -> None:
+def test_a_lock_added_before_the_recording_is_recorded(child: ChildRunner) -> None:
     causes = run(
         child,
         NEWEST,
@@ -66,7 +66,7 @@ say([causes(), causes("lock-cache")])
     assert causes == [["ref-counts"], []]
 
 
-def test_a_call_that_failed_is_not_checked_by_what_the_one_before_left(
+def test_a_failed_call_is_not_checked_with_the_arguments_of_the_previous_one(
     child: ChildRunner, release: str
 ) -> None:
     reply = run(
@@ -95,9 +95,7 @@ say([len(calls), rows(findings), findings.notes])
     assert any("failed" in note for note in notes)
 
 
-def test_a_lock_that_is_kept_is_named_and_treatments_are_left_all_the_same(
-    child: ChildRunner, release: str
-) -> None:
+def test_a_held_lock_is_named_and_treatments_are_reverted(child: ChildRunner, release: str) -> None:
     reply = run(
         child,
         release,
@@ -119,7 +117,7 @@ say([list(done["outcome"]), rows(findings), 0 in free, treated["fault:lock-kept"
     assert "has held the lock of the pool for" in completion[0][3]
 
 
-def test_a_treatment_that_needs_a_lock_says_who_keeps_it(child: ChildRunner) -> None:
+def test_a_treatment_reports_that_the_lock_it_needs_is_held(child: ChildRunner) -> None:
     reply = run(
         child,
         NEWEST,
@@ -137,7 +135,7 @@ with Engine(EngineConfig(page_count=96)) as engine:
 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
-def test_answers_past_the_models_context_are_told(
+def test_answers_past_the_models_context_are_reported(
     child: ChildRunner, release: str, sharing: str
 ) -> None:
     reply = run(

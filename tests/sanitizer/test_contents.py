@@ -99,7 +99,7 @@ say([counts(frame), sum(prompt for prompt, _, _ in rows.values()),
         assert min(layers) >= 1
 
 
-def test_overwritten_slots_are_told_and_named(child: ChildRunner, release: str) -> None:
+def test_overwritten_slots_are_reported_and_named(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         _SERVE
@@ -190,7 +190,7 @@ say([[[r.request_id, int(r.position), r.damage, plain(r.other_request_id),
     assert " 8 hold the right token, with foreign parts in higher layers" in words
 
 
-def test_pages_that_cannot_be_read_say_why(child: ChildRunner, release: str) -> None:
+def test_unreadable_pages_have_a_reason(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         _SERVE
@@ -234,7 +234,7 @@ def test_the_reference_is_asked_once_for_sequences_that_begin_alike(monkeypatch)
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_a_reference_that_fails_or_hangs_says_so_in_one_sentence() -> None:
+def test_a_reference_that_fails_or_hangs_is_one_sentence() -> None:
     model = load_model()
     with pytest.raises(ModelError, match="batch size 3"):
         kv_compare.reference_slots(model, {"x": (1, [1])}, release=REPORTED, batch_sizes=(3,))
@@ -244,7 +244,7 @@ def test_a_reference_that_fails_or_hangs_says_so_in_one_sentence() -> None:
         kv_compare.reference_slots(model, {"x": (1, [1])}, release=REPORTED, timeout_s=0.01)
 
 
-def test_what_slots_hold_is_said_in_words() -> None:
+def test_contents_of_slots_are_described() -> None:
     rows = [
         ("equal", None, None),
         ("numerics", None, None),

@@ -89,7 +89,7 @@ say([found, outcomes])
     ("release", "sharing", "names"),
     [(REPORTED, "none", CORRECTED), (NEWEST, "none", ()), (NEWEST, "trie", ())],
 )
-def test_no_wrong_data_is_told_at_the_edges(
+def test_no_wrong_data_is_reported_at_the_edges(
     child: ChildRunner,
     release: str,
     sharing: str,

@@ -60,7 +60,7 @@ def case_of(release: str, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("release", "fault"), CASES)
-def test_a_fault_of_execution_is_found_where_it_struck(release: str, fault: Any) -> None:
+def test_a_fault_of_execution_is_found_where_it_was_injected(release: str, fault: Any) -> None:
     case = case_of(release, fault.name)
     injected = case["injected"]
     assert injected is not None, "It was never injected."

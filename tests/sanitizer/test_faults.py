@@ -75,7 +75,7 @@ def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
-def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str) -> None:
+def test_a_fault_is_found_where_it_was_injected(release: str, sharing: str, name: str) -> None:
     case, fault = case_of(release, sharing, name), FAULTS[name]
     injected = case["injected"]
     assert injected is not None, "It was never injected."
@@ -94,7 +94,7 @@ def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str)
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
-def test_no_wrong_data_is_told_before_a_fault(release: str, sharing: str, name: str) -> None:
+def test_no_wrong_data_is_reported_before_a_fault(release: str, sharing: str, name: str) -> None:
     case = case_of(release, sharing, name)
     assert case["injected"] is not None
     wrong = [row["seq"] for row in case["findings"] if row["severity"] == "wrong data"]
@@ -103,7 +103,7 @@ def test_no_wrong_data_is_told_before_a_fault(release: str, sharing: str, name: 
 
 @pytest.mark.parametrize("sharing", ["none", "trie"])
 @pytest.mark.parametrize("release", RELEASES)
-def test_without_a_fault_no_wrong_data_is_told(release: str, sharing: str) -> None:
+def test_without_a_fault_no_wrong_data_is_reported(release: str, sharing: str) -> None:
     case = case_of(release, sharing, "nothing")
     assert not [row for row in case["findings"] if row["severity"] == "wrong data"]
     known = {(row["rule"], row["cause"]) for row in case["findings"]}
@@ -115,7 +115,7 @@ def test_without_a_fault_no_wrong_data_is_told(release: str, sharing: str) -> No
     assert not known & meant
 
 
-def test_there_are_faults_enough_and_each_says_what_it_breaks() -> None:
+def test_there_are_enough_faults_and_each_has_its_rule() -> None:
     assert len(FAULTS) >= 20
     assert len({fault.rule for fault in FAULTS.values()}) >= 15
 

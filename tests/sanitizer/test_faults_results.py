@@ -70,7 +70,7 @@ def planted(release: str, sharing: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("release", "sharing", "name"), CASES)
-def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str) -> None:
+def test_a_fault_is_found_where_it_was_injected(release: str, sharing: str, name: str) -> None:
     output, fault = planted(release, sharing), FAULTS[name]
     injected = output["injected"].get(name)
     assert injected is not None, "It was never injected."
@@ -91,7 +91,7 @@ def test_a_fault_is_found_where_it_struck(release: str, sharing: str, name: str)
 
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
-def test_whoever_was_not_struck_is_left_alone(release: str, sharing: str) -> None:
+def test_requests_without_a_fault_have_no_finding(release: str, sharing: str) -> None:
     output = planted(release, sharing)
     assert not output["notes"]
     assert not output["faults"]
@@ -119,7 +119,7 @@ _OF_MANY = {
 
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
-def test_what_was_recorded_says_the_same(release: str, sharing: str) -> None:
+def test_the_recording_gives_the_same(release: str, sharing: str) -> None:
     output = planted(release, sharing)
     live, again = (
         [(r["rule"], r["cause"], r["request_id"], r["seq"]) for r in output[name]]
@@ -131,12 +131,12 @@ def test_what_was_recorded_says_the_same(release: str, sharing: str) -> None:
 
 
 @pytest.mark.parametrize(("release", "sharing"), SETTINGS)
-def test_what_cannot_be_seen_is_said(release: str, sharing: str) -> None:
+def test_limits_are_reported(release: str, sharing: str) -> None:
     limits = planted(release, sharing)["limits"]
     assert "argument-changed" in limits
 
 
-def test_each_fault_says_what_it_sets_off() -> None:
+def test_each_fault_has_its_expected_findings() -> None:
     for fault in (*family("results"), *family("arguments")):
         assert fault.rule in OWN_RULES
     assert {fault.rule for fault in (*family("results"), *family("arguments"))} == OWN_RULES

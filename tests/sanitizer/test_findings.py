@@ -70,7 +70,7 @@ def read(html: str) -> _Text:
 # -- words and HTML ----------------------------------------------------------------------------
 
 
-def test_findings_say_what_happened_to_whom_and_where() -> None:
+def test_findings_have_event_request_and_place() -> None:
     findings = strayed().check()
     lead = findings.first_wrong_data
     assert (lead.request_id, lead.other_request_id, lead.page, lead.slot) == ("a", "b", 3, 0)
@@ -85,13 +85,13 @@ def test_findings_say_what_happened_to_whom_and_where() -> None:
     assert "svg" in html.tags
 
 
-def test_nothing_found_is_said_plainly() -> None:
+def test_the_absence_of_findings_is_reported() -> None:
     findings = TraceBuilder().check()
     assert str(findings) == "No rule was broken (0 invocations and 0 events checked)."
     assert "No rule was broken" in read(html_of(findings)).text
 
 
-def test_one_of_a_kind_is_said_in_the_singular() -> None:
+def test_one_of_a_kind_is_in_the_singular() -> None:
     findings = Findings()
     findings.invocations = findings.events = 1
     finding = Finding("cause", "message", "r", severity=WRONG_DATA)
@@ -107,7 +107,7 @@ def test_hostile_names_are_escaped() -> None:
     assert HOSTILE in read(html).text
 
 
-def test_html_stays_small_however_much_is_found() -> None:
+def test_html_stays_small_with_many_findings() -> None:
     findings = Findings()
     for number in range(40):
         finding = Finding(f"cause {number}", "x" * 50_000, "r" * 5000, stack="y" * 50_000)
@@ -137,7 +137,7 @@ def fills(figure: Figure) -> list[tuple[float, ...]]:
     return [to_hex(p.get_facecolor()).upper() for p in shown]
 
 
-def test_a_picture_shows_whose_data_the_pages_hold() -> None:
+def test_a_figure_shows_the_writers_of_the_pages() -> None:
     finding = strayed().check().first_wrong_data
     figure = finding_figure(finding)
     output = words(figure)
@@ -268,7 +268,7 @@ def test_the_chart_counts_trials_where_no_request_is_concerned() -> None:
     assert "1 of 2 trials" in words(figure)
 
 
-def test_words_name_the_first_finding_and_how_many_met_it(run) -> None:
+def test_the_text_has_the_first_finding_and_its_count(run) -> None:
     text = findings_in_words(run, check_run(run.path))
     ill, well, _, *table = text.splitlines()
     assert "1 of 2 requests read wrong data." in ill
@@ -324,7 +324,7 @@ def test_the_worst_severity_is_chosen_by_its_rank_and_not_by_its_spelling(monkey
     assert found.severity == "bad"
 
 
-def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
+def test_tables_have_coverage_and_consequences(run) -> None:
     checked = check_run(run.path)
     settings = checked_table(checked)
     assert list(settings.frame["worth"]) == ["valid", "valid"]
@@ -337,7 +337,7 @@ def test_tables_say_what_was_checked_and_what_it_leads_to(run) -> None:
     assert "No rule was broken" in findings_table([]).markup
 
 
-def test_leads_are_listed_and_the_rest_counted() -> None:
+def test_first_findings_are_listed_and_others_counted() -> None:
     ahead = pd.DataFrame(
         {"trial_id": "c", "request_id": list("abc"), "first_divergence": 3,
          "rule": ["seq-len-mismatch", None, None], "cause": ["overread", None, None],
@@ -370,7 +370,7 @@ def test_the_answer_is_a_sentence(run) -> None:
     assert answer_in_a_sentence(run, checked).startswith("Invalid")
 
 
-def test_what_it_leads_to_is_known_of_every_rule() -> None:
+def test_every_rule_has_consequences() -> None:
     for rule in RULES:
         injected = {fault.cause for fault in FAULTS.values() if fault.rule == rule.name}
         assert injected <= set(rule.causes)

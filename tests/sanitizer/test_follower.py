@@ -28,7 +28,7 @@ from analysis.sanitizer.trace import Event, Invocation, UnknownInvocation, event
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
-def test_rows_of_the_recorder_say_the_same(story):
+def test_rows_of_the_recorder_give_the_same(story):
     checker = story.checker()
     for seq, item in story.items:
         if isinstance(item, Event):
@@ -60,7 +60,7 @@ def followed(story: TraceBuilder, items, dropped: int = 0):
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
-def test_a_follower_of_the_recorder_says_the_same(story):
+def test_a_live_check_has_the_same_findings(story):
     assert what(followed(story, story.items)) == what(story.check(close=False))
 
 
@@ -112,7 +112,7 @@ def under_way(invocation):
     return {invocation.invocation_id: row}
 
 
-def test_an_invocation_that_never_lands_is_counted_and_leaves_the_rest_checked(monkeypatch):
+def test_an_invocation_that_never_finishes_is_counted_and_others_are_checked(monkeypatch):
     *items, last = (item for item in WELL.items if isinstance(item[1], Invocation))
     invocation = last[1]
     recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
@@ -170,7 +170,7 @@ def test_an_event_that_comes_while_the_rest_is_read_leaves_no_gap(late):
 
 
 @pytest.mark.parametrize("late", INVOCATIONS)
-def test_an_invocation_that_has_landed_by_the_time_that_it_is_read_is_checked(late):
+def test_an_invocation_that_finished_before_it_is_read_is_checked(late):
     # It was under way when that was looked at.
     invocation = dict(WELL.items)[late]
     source = recorder_of(WELL.items, WELL.snapshots)
@@ -181,7 +181,7 @@ def test_an_invocation_that_has_landed_by_the_time_that_it_is_read_is_checked(la
     assert what(follower.checker.findings) == what(WELL.check(close=False))
 
 
-def test_what_is_told_after_the_check_began_to_end_makes_no_gap():
+def test_events_after_the_end_of_the_check_make_no_gap():
     source = recorder_of(WELL.items, WELL.snapshots)
     last = max(seq for seq, _ in WELL.items)
     # Between them is an invocation that began when it had been looked at what was under way.
@@ -209,7 +209,7 @@ def coverage(**changes):
     return fields | changes
 
 
-def test_only_the_last_word_on_the_bytes_of_pages_counts():
+def test_only_the_last_coverage_of_bytes_counts():
     story = well()
     story.event("checksums", coverage=coverage(not_judged=[1, 2]))
     story.event("checksums", coverage=coverage(invocations=3))
@@ -221,14 +221,14 @@ def test_only_the_last_word_on_the_bytes_of_pages_counts():
     assert "bytes of 1 page were" in note
 
 
-def test_that_bytes_could_not_be_read_is_said():
+def test_unreadable_bytes_are_reported():
     story = well()
     story.event("checksums", coverage=coverage(not_judged=[1]))
     story.event("checksums", message="it is too far")
     assert story.check().notes == ["The bytes of pages were not checked: it is too far."]
 
 
-def test_more_than_is_kept_is_gone_over_and_counted(monkeypatch):
+def test_more_than_the_limit_is_skipped_and_counted(monkeypatch):
     monkeypatch.setattr(live, "_MOST_WAITING", 5)
     invocation = dict(WELL.items)[INVOCATIONS[0]]
     recorder = recorder_of([i for i in WELL.items if i[1] is not invocation], WELL.snapshots)
@@ -264,7 +264,7 @@ def test_a_token_that_came_before_its_invocation_had_ended_has_an_invocation():
         assert findings.unchecked.requests == {"a": 1}
 
 
-def test_what_had_not_ended_is_known_from_the_tables_too():
+def test_unfinished_items_are_known_from_the_tables_too():
     story = well()
     story.submit("c", A)
     number = max(i.invocation_id for _, i in story.items if isinstance(i, Invocation)) + 1
@@ -278,7 +278,7 @@ def test_what_had_not_ended_is_known_from_the_tables_too():
 
 
 @pytest.mark.parametrize("last", range(INVOCATIONS[1] + 1, INVOCATIONS[-1], 2))
-def test_nothing_is_blamed_after_the_recording_was_full(last):
+def test_nothing_is_reported_after_the_recording_was_full(last):
     # Events that were dropped have no place, invocations still have one.
     kept = [(seq, item) for seq, item in WELL.items if seq <= last or isinstance(item, Invocation)]
     findings = followed(WELL, kept, dropped=len(WELL.items) - len(kept))
@@ -286,7 +286,7 @@ def test_nothing_is_blamed_after_the_recording_was_full(last):
     assert not findings, str(findings)
 
 
-def test_an_invocation_whose_arguments_could_not_be_read_keeps_its_requests():
+def test_an_invocation_with_unreadable_arguments_keeps_its_requests():
     invocation = next(item for _, item in WELL.items if isinstance(item, Invocation))
     fields = dict(zip(INVOCATION_FIELDS, recorder_row(invocation), strict=True))
     for name in ("tokens", "seq_lens", "block_tables"):

@@ -222,7 +222,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @given(seeds, st.booleans(), st.integers(1, 7))
 @settings(max_examples=300, deadline=None)
-def test_a_correct_scheduler_is_not_blamed(seed, sharing, count):
+def test_a_correct_scheduler_has_no_finding(seed, sharing, count):
     scheduler = Scheduler(seed, sharing=sharing)
     findings = scheduler.run(count).check(close=False)
     assert not findings, str(findings)

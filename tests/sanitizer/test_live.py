@@ -60,7 +60,7 @@ with engine:
     assert faults == []
 
 
-def test_what_requests_wait_for_is_told_when_nobody_answers_them(child: ChildRunner) -> None:
+def test_the_state_of_unanswered_requests_is_reported(child: ChildRunner) -> None:
     done = child(
         REPORTED,
         _ASK

@@ -85,7 +85,7 @@ def right_ones(name: str, release: str, count: int, seed: int) -> list[Workload]
     ("release", "sharing", "names"),
     [(REPORTED, "none", CORRECTED), (NEWEST, "none", ()), (NEWEST, "trie", ())],
 )
-def test_no_wrong_data_is_told_where_answers_are_right(
+def test_no_wrong_data_is_reported_if_answers_are_right(
     child: ChildRunner,
     tmp_path: Path,
     release: str,

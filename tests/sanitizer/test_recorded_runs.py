@@ -31,7 +31,7 @@ from analysis.sanitizer.trace import Event, Invocation
 
 
 @pytest.mark.parametrize("story", [WELL, ILL], ids=["well", "ill"])
-def test_tables_say_the_same(story):
+def test_tables_give_the_same(story):
     assert what(check_tables(arrow(story), story.stride)) == what(story.check(close=False))
 
 
@@ -89,12 +89,12 @@ def conflicting(changes) -> TraceBuilder:
 
 
 @CONFLICTS
-def test_conflicts_are_told_of_a_live_snapshot(changes, cause):
+def test_conflicts_of_a_live_snapshot_are_reported(changes, cause):
     assert conflicting(changes).check().group("state-divergence", cause) is not None
 
 
 @CONFLICTS
-def test_conflicts_are_told_of_a_recorded_snapshot(changes, cause):
+def test_conflicts_of_a_recorded_snapshot_are_reported(changes, cause):
     assert check_tables(arrow(conflicting(changes)), 4).group("state-divergence", cause) is not None
 
 
@@ -115,7 +115,7 @@ def write_run(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["trials", "packed"])
-def test_a_run_says_what_the_stream_said(write_run, tmp_path, packed):
+def test_a_run_has_the_message_of_the_stream(write_run, tmp_path, packed):
     run = write_run(c1=(ILL, {}), c2=(WELL, {}), c3=(ILL, {"release": "3.9.0"}), c4=(None, {}))
     if packed:
         run = pack_run(run, tmp_path / "packed")
@@ -150,7 +150,7 @@ def test_control_trials_are_left_out_of_a_run_unless_asked_for(write_run):
 @pytest.mark.parametrize(
     ("control", "alarms"), [(length_short(), 1), (WELL, 0), (ILL, 0), (None, 0)]
 )
-def test_a_run_is_void_whose_control_stays_silent(write_run, control, alarms):
+def test_a_run_with_a_silent_control_is_invalid(write_run, control, alarms):
     run = write_run(
         c=(WELL, {}),
         treated=(WELL, {"treatments": ["zero-pages"]}),
@@ -166,7 +166,7 @@ def test_a_run_is_void_whose_control_stays_silent(write_run, control, alarms):
         assert (other.controls, other.void) == (0, False)
 
 
-def test_a_control_in_a_treated_arm_is_that_arms(write_run):
+def test_a_control_belongs_to_its_treated_arm(write_run):
     names = ["lock-cache"]
     run = write_run(
         c=(WELL, {}),
@@ -188,7 +188,7 @@ def test_a_control_in_a_treated_arm_is_that_arms(write_run):
         ("nothing", (0, 0, 1)),
     ],
 )
-def test_an_alarm_must_name_what_was_injected(write_run, injected, counts):
+def test_a_finding_must_name_the_injected_fault(write_run, injected, counts):
     kept = {"injected": None if injected is None else injected != "nothing"}
     kept["injection"] = ALARM | injected if isinstance(injected, dict) else None
     run = write_run(c=(WELL, {}), control=(length_short(), {"treatments": FAULT, **kept}))
@@ -196,7 +196,7 @@ def test_an_alarm_must_name_what_was_injected(write_run, injected, counts):
     assert (checked.controls, checked.alarms, checked.idle) == counts
 
 
-def test_every_control_must_sound_the_alarm(write_run):
+def test_every_control_must_be_detected(write_run):
     run = write_run(
         c=(WELL, {}),
         one=(length_short(), {"treatments": FAULT}),
@@ -259,7 +259,7 @@ def test_a_broken_rule_exits_with_4_and_is_shown(write_run, cachelab):
         assert finding.text in stdout
 
 
-def test_a_silent_control_exits_with_3_whatever_was_found(write_run, cachelab):
+def test_a_silent_control_exits_with_3_for_any_findings(write_run, cachelab):
     run = write_run(c=(ILL, {}), control=(WELL, {"treatments": FAULT}))
     status, stdout, stderr = cachelab("check", run)
     assert status == 3

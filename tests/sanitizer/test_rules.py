@@ -31,7 +31,7 @@ def test_the_oldest_lock_is_named():
     assert "thread pool's has held the lock of the pool for 3 s" in text
 
 
-def test_a_request_that_went_on_when_its_process_was_killed_is_not_held_against_the_engine():
+def test_a_request_with_progress_until_its_process_was_killed_is_no_finding():
     story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     story.event("cut", late_s=0.007, request_ids=["a"])
@@ -41,7 +41,7 @@ def test_a_request_that_went_on_when_its_process_was_killed_is_not_held_against_
 
 
 @pytest.mark.parametrize("page", [999, 8, -3])
-def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) -> None:
+def test_a_page_beyond_the_pool_is_reported_as_such(page: int) -> None:
     story = TraceBuilder()
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", table=(1, page)))
@@ -62,7 +62,7 @@ def test_a_page_beyond_the_pool_is_called_so_and_no_page_of_others(page: int) ->
     ("page", "cause"),
     [(5, "cached-page"), (6, "leaked-page"), (3, "free-page"), (0, "padding-page")],
 )
-def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) -> None:
+def test_a_page_without_a_holder_is_no_page_of_others(page: int, cause: str) -> None:
     story = TraceBuilder(nodes=[Node(1, 0, 5, (91, 92, 93, 94), 0, True)], taken=(6,))
     begin(story, "a", A, 1, 2)
     story.prefill(Row("a", table=(1, page)))
@@ -71,7 +71,7 @@ def test_a_page_that_nobody_holds_is_no_page_of_others(page: int, cause: str) ->
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.write.__name__)
-def test_a_broken_rule_is_told_at_its_step(case: Case) -> None:
+def test_a_broken_rule_is_reported_at_its_step(case: Case) -> None:
     story = TraceBuilder()
     step = case.write(story)
     findings = story.check(close=case.close)
@@ -102,7 +102,7 @@ NOT_CHECKED = (
 
 
 @pytest.mark.parametrize("write", SILENT, ids=lambda write: write.__name__)
-def test_a_near_miss_is_silent(write: Callable[[TraceBuilder], object]) -> None:
+def test_a_near_miss_has_no_finding(write: Callable[[TraceBuilder], object]) -> None:
     story = TraceBuilder()
     write(story)
     findings = story.check()
@@ -116,7 +116,7 @@ def test_a_near_miss_is_silent(write: Callable[[TraceBuilder], object]) -> None:
     reason="An invocation is checked where it starts, and no rule minds what happens until it"
     " ends.",
 )
-def test_a_page_freed_and_rewritten_during_an_invocation_is_told() -> None:
+def test_a_page_freed_and_rewritten_during_an_invocation_is_reported() -> None:
     story = TraceBuilder()
     ready(story, "a", A, 1, 2)
     invocation = story.decode("a", finishes=False)
@@ -136,7 +136,7 @@ def test_a_page_that_does_not_exist_is_wrong_data() -> None:
     assert story.check().first_wrong_data is not None
 
 
-def test_a_page_in_use_before_the_watching_is_minded_when_it_is_reused() -> None:
+def test_a_page_in_use_before_the_recording_is_checked_when_it_is_reused() -> None:
     story = TraceBuilder(taken=[3])
     story.free(None, 3)
     ready(story, "a", A, 1, 2)
@@ -167,7 +167,7 @@ def test_a_negative_length_stops_no_check() -> None:
     assert story.check().group("seq-len-mismatch") is not None
 
 
-def test_every_rule_is_broken_here_and_says_what_must_hold() -> None:
+def test_every_rule_is_broken_here_and_has_a_sentence() -> None:
     names = [rule.name for rule in RULES]
     assert len(set(names)) == len(names)
     assert {case.rule for case in CASES} == set(names)
@@ -177,7 +177,7 @@ def test_every_rule_is_broken_here_and_says_what_must_hold() -> None:
         assert rule.sentence[0].isupper()
 
 
-def test_strangers_that_hold_pages_are_left_alone() -> None:
+def test_preexisting_requests_with_pages_are_not_checked() -> None:
     story = TraceBuilder(holdings={"preexisting": [1, 2]})
     begin(story, "a", A, 3, 4)
     story.prefill("a")
@@ -192,7 +192,7 @@ def test_strangers_that_hold_pages_are_left_alone() -> None:
     assert not findings, str(findings)
 
 
-def test_pages_in_use_before_the_watching_are_believed() -> None:
+def test_pages_in_use_before_the_recording_are_accepted() -> None:
     node = Node(1, 0, 1, A[:4], 0, True)
     story = TraceBuilder(nodes=[node])
     story.submit("a", A)

@@ -113,7 +113,7 @@ def test_pages_begin_unwritten_or_unknown():
 
 @given(st.integers(1, 5), st.permutations(range(4)), st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
-def test_a_copy_is_the_page_and_touches_no_other(stride, pages, seed):
+def test_a_copy_equals_the_page_and_changes_no_other(stride, pages, seed):
     rng = np.random.default_rng(seed)
     shadow = Shadow(4, stride, [])
     arrays = (shadow.content, shadow.writer, shadow.position, shadow.invocation, shadow.tainted)
@@ -128,7 +128,7 @@ def test_a_copy_is_the_page_and_touches_no_other(stride, pages, seed):
         assert (now[[source, *others]] == was[[source, *others]]).all()
 
 
-def test_a_page_is_forgotten_and_no_other():
+def test_only_one_page_is_forgotten():
     shadow = Shadow(3, 2, [0, 2])
     shadow.content[2:4], shadow.writer[:], shadow.tainted[:] = 77, 7, True
     shadow.forget(1)
@@ -138,7 +138,7 @@ def test_a_page_is_forgotten_and_no_other():
     shadow.forget(3)
 
 
-def test_who_takes_a_page_knows_that_nothing_of_its_own_is_there():
+def test_a_newly_allocated_page_counts_as_unwritten():
     shadow = Shadow(3, 2, [0, 1])
     shadow.content[2] = 77
     shadow.allocate(1)

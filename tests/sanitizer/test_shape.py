@@ -68,7 +68,9 @@ def case_of(release: str, sharing: str, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
-def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, fault: Any) -> None:
+def test_a_fault_of_shape_is_found_where_it_was_injected(
+    release: str, sharing: str, fault: Any
+) -> None:
     case = case_of(release, sharing, fault.name)
     injected = case["injected"]
     assert injected is not None, "It was never injected."
@@ -97,7 +99,7 @@ def test_a_fault_of_shape_is_found_where_it_struck(release: str, sharing: str, f
 
 
 @pytest.mark.parametrize(("release", "sharing", "fault"), CASES)
-def test_nothing_is_told_of_it_before(release: str, sharing: str, fault: Any) -> None:
+def test_nothing_is_reported_before_it(release: str, sharing: str, fault: Any) -> None:
     case = case_of(release, sharing, fault.name)
     assert case["injected"] is not None
     early = [row for row in case["findings"] if row["seq"] < case["injected"]["seq"]]
@@ -107,7 +109,7 @@ def test_nothing_is_told_of_it_before(release: str, sharing: str, fault: Any) ->
 
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("release", RELEASES)
-def test_without_a_fault_none_of_it_is_told(release: str, sharing: str) -> None:
+def test_without_a_fault_nothing_is_reported(release: str, sharing: str) -> None:
     case = case_of(release, sharing, "nothing")
     assert not [row for row in case["findings"] if row["severity"] == "wrong data"]
     known = {(row["rule"], row["cause"]) for row in case["findings"]}

@@ -76,7 +76,7 @@ def test_clients_in_a_hurry_do_not_make_an_engine_hang(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
+def test_a_stopped_trial_ends_at_its_deadline(tmp_path):
     plan = Plan(
         releases=(NEWEST,),
         concurrency=(1,),
@@ -89,7 +89,7 @@ def test_a_trial_that_is_stopped_dead_still_meets_its_deadline(tmp_path):
     assert list(run.requests["outcome"]) == ["ok", "timeout"]
 
 
-def test_a_trial_whose_process_crashes_keeps_what_it_finished(tmp_path):
+def test_a_crashed_trial_keeps_its_finished_requests(tmp_path):
     number = signal.SIGSEGV
     plan = Plan(
         releases=(NEWEST,), concurrency=(1,), repeats=1, workload=str(endless_workload(tmp_path))

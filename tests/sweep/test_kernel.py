@@ -59,7 +59,7 @@ threading.Thread(target=freeze, daemon=True).start()
 
 
 @pytest.mark.slow
-def test_a_freeze_that_ended_the_process_is_told_afterwards(child: ChildRunner, tmp_path):
+def test_a_freeze_that_killed_the_process_is_reported_afterwards(child: ChildRunner, tmp_path):
     out, workload = str(tmp_path / "run"), str(endless_workload(tmp_path))
     sweep = (
         "rows = []\nfrom analysis.sweep.plan import Plan\n"

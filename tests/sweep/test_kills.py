@@ -78,7 +78,7 @@ def _processes_of(out: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("kills", _some_or(20, 2))
-def test_a_trial_that_is_killed_is_recorded_up_to_a_moment_that_it_tells(tmp_path, kills, capsys):
+def test_a_killed_trial_is_recorded_up_to_a_stated_time(tmp_path, kills, capsys):
     rng, answered, lost, late_ms = random.Random(kills), 0, 0, []
     for number in range(kills):
         release = RELEASES[number % 2]

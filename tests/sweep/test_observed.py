@@ -63,7 +63,7 @@ def test_invocations_events_and_snapshots_are_stored_with_the_trial(watched, rel
     assert (states == snapshots["page_count"]).all()
 
 
-def test_requests_say_what_was_seen_of_them(watched, release):
+def test_requests_have_their_derived_columns(watched, release):
     _, run = watched
     requests, events = of_trial(run.requests, release), of_trial(run.events, release)
     assert requests[DERIVED].notna().all(axis=None)
@@ -102,7 +102,7 @@ def test_without_snapshots_there_are_events_and_invocations(tmp_path):
     assert run.requests["pages_before"].isna().all()
 
 
-def test_a_trial_that_nobody_watches_stores_nothing_of_it(tmp_path):
+def test_an_unobserved_trial_stores_no_recording(tmp_path):
     plan = Plan(releases=(NEWEST,), concurrency=(1,), repeats=1)
     run = run_sweep(plan, tmp_path / "run", progress=False)
     assert set(run.trials["recording"]) == {"nothing"}
@@ -157,7 +157,7 @@ def test_a_trial_killed_midway_keeps_what_was_recorded(tmp_path, release):
     assert run.requests["evictions_during"].tolist() == [0, pd.NA]
 
 
-def test_an_engine_that_dies_leaves_its_last_moments(tmp_path):
+def test_a_dying_engine_leaves_its_last_events(tmp_path):
     plan = Plan(
         releases=(REPORTED,),
         prefix_sharing=("trie",),
@@ -189,7 +189,7 @@ run_sweep(
 """
 
 
-def test_in_a_kernel_a_full_recording_is_stored_and_says_so(child: ChildRunner, release, tmp_path):
+def test_in_a_kernel_a_full_recording_is_stored_and_reported(child: ChildRunner, release, tmp_path):
     out = tmp_path / "run"
     ended = child(release, _KERNEL.format(release=release, out=str(out)))
     assert ended.returncode == 0, ended.stderr

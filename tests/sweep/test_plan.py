@@ -85,7 +85,7 @@ def test_controls_come_in_turn_from_all_faults_that_a_sweep_finds():
 
 
 @given(plans)
-def test_faults_of_other_families_are_tried_where_one_found_nothing_to_strike(plan):
+def test_faults_of_other_families_are_tried_if_one_cannot_be_injected(plan):
     plan = dataclasses.replace(plan, sanitize=True)
     idle: set[str] = set()
     tried: dict[tuple[str, str], list[str]] = {}
@@ -160,7 +160,7 @@ def test_a_plan_is_recognised_on_disk(tmp_path_factory, plan):
         RunWriter.resume(out, {**manifest, "plan": other.as_dict()})
 
 
-def test_a_trial_id_can_name_a_directory_and_says_what_it_is():
+def test_a_trial_id_is_a_directory_name_and_describes_the_trial():
     (trial,) = Plan(releases=(REPORTED,), concurrency=(8,), repeats=1).trials()
     assert trial.trial_id == f"{REPORTED}-none-p256-c8-r0"
 
@@ -232,7 +232,7 @@ def test_repeats_ask_several_workloads_in_turn():
     assert plan.prompt_seed(4, 1) != mixed.prompt_seed(4, 1)
 
 
-def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):
+def test_a_run_from_before_recordings_can_be_resumed(tmp_path):
     plan = Plan(releases=(REPORTED,))
     older = {key: value for key, value in plan.as_dict().items() if key != "observe"}
     RunWriter.create(tmp_path / "run", {"plan": older, "seed": 0})
@@ -242,7 +242,7 @@ def test_a_run_can_be_gone_on_with_that_knew_nothing_of_observing(tmp_path):
         RunWriter.resume(tmp_path / "run", {"plan": watched, "seed": 0})
 
 
-def test_prefix_reuse_has_three_rounds_unless_told():
+def test_prefix_reuse_has_three_rounds_by_default():
     plan = Plan(releases=(REPORTED,), workload="prefix_reuse")
     assert plan.request_count(4) == 12
     assert dataclasses.replace(plan, rounds=2).request_count(4) == 8

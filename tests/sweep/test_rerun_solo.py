@@ -46,7 +46,7 @@ def test_each_wrong_prompt_is_asked_once_alone_on_a_fresh_engine(tmp_path: Path)
     assert len(seen) == 2
 
 
-def test_a_prompt_of_which_nothing_was_expected_is_judged_by_the_reference(
+def test_a_prompt_without_an_expected_text_is_checked_with_the_reference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A frame has NaN where there is no text: no JSON, and no text that an answer begins with.

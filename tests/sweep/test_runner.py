@@ -40,7 +40,7 @@ def swept(tmp_path_factory):
     return out, run, reported
 
 
-def test_trials_end_well_and_say_what_they_were(swept):
+def test_trials_end_normally_and_have_their_settings(swept):
     _, run, reported = swept
     assert set(run.trials["trial_id"]) == {
         f"{REPORTED}-none-p256-c4-r0",
@@ -126,7 +126,7 @@ def test_each_plan_has_a_place_of_its_own(tmp_path):
     assert len({place, *(plan.place(tmp_path / "sweep") for plan in others)}) == 4
 
 
-def test_it_is_said_that_a_run_is_gone_on_with(swept, capsys):
+def test_resuming_a_run_is_reported(swept, capsys):
     out, _, _ = swept
     run_sweep(FAST, out)
     assert capsys.readouterr().err == f"{out}: 2 of 2 trials are already on disk\n"
@@ -143,9 +143,7 @@ def test_two_sweeps_cannot_write_to_one_run(swept):
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_where_a_planted_fault_found_nothing_to_strike_another_is_planted(
-    tmp_path, monkeypatch, interrupted
-):
+def test_if_a_fault_cannot_be_injected_another_is_tried(tmp_path, monkeypatch, interrupted):
     planted = []
 
     class Reported:
@@ -244,7 +242,7 @@ class Short:
 
 
 @pytest.mark.parametrize(("runs", "tries"), [("r1", 9), ("none", 6)])
-def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatch, runs, tries):
+def test_a_trial_that_cannot_be_run_is_tried_twice(tmp_path, monkeypatch, runs, tries):
     asked = Workload("w", (Request("r", "1 2 3 ", 2, "4 5"),))
     prepared = Prepared({(1, r): asked for r in range(5)}, {REPORTED: {}}, 0)
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
@@ -260,7 +258,7 @@ def test_what_cannot_be_run_is_tried_twice_and_not_for_ever(tmp_path, monkeypatc
     assert list(load_run(tmp_path / "run").trials["repeat"]) == [1] * (runs == "r1")
 
 
-def test_what_fails_while_a_kept_trial_is_told_of_does_not_undo_it(tmp_path, monkeypatch):
+def test_a_failing_report_does_not_undo_a_stored_trial(tmp_path, monkeypatch):
     plan = replace(FAST, releases=(NEWEST,))
     monkeypatch.setattr("analysis.sweep.runner.TrialProcess", Short)
     monkeypatch.setattr(Short, "runs", "r0", raising=False)

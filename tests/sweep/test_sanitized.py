@@ -28,7 +28,7 @@ def old(tmp_path_factory):
     return plan, run_sweep(plan, tmp_path_factory.mktemp("old") / "run", jobs=2, progress=False)
 
 
-def test_trials_say_how_they_were_treated(old):
+def test_trials_have_their_treatments(old):
     plan, run = old
     assert [arm_of(trial.treatments) for trial in plan.trials()] == [
         (), CORRECTED, (), CORRECTED, CORRECTED, ()
@@ -94,7 +94,7 @@ def test_a_newer_release_is_checked_too(tmp_path):
         ("quarantine:0", "whole number of pages"),
     ],
 )
-def test_a_plan_with_a_treatment_that_cannot_be_is_refused(names, sentence):
+def test_a_plan_with_an_impossible_treatment_is_refused(names, sentence):
     with pytest.raises(PlanError, match=sentence):
         Plan(releases=RELEASES, treatments=((names,),))
 

@@ -9,7 +9,7 @@ from analysis.core.errors import EngineError
 from analysis.treatments import check_names
 
 
-def test_blocks_that_end_out_of_order_say_so_and_leave_nothing(
+def test_blocks_that_end_out_of_order_raise_and_leave_nothing(
     child: ChildRunner, release: str
 ) -> None:
     done = child(

@@ -77,7 +77,7 @@ say([shape(), shape("one-at-a-time"), [shape(name) for name in others]])
         assert worker[0] > 1
 
 
-def test_the_padding_page_is_nobodys(child: ChildRunner, release: str) -> None:
+def test_the_padding_page_has_no_owner(child: ChildRunner, release: str) -> None:
     reply = run(
         child,
         release,
@@ -110,7 +110,7 @@ else:
         assert padded[1] == 0
 
 
-def test_what_finds_no_pages_waits_or_fails_by_itself(child: ChildRunner, release: str) -> None:
+def test_a_request_without_pages_waits_or_fails_alone(child: ChildRunner, release: str) -> None:
     reply = run(
         child,
         release,

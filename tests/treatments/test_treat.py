@@ -67,7 +67,7 @@ def decodes(invocations):
 """
 
 
-def test_each_is_taken_back(child: ChildRunner, release: str) -> None:
+def test_each_treatment_is_reverted(child: ChildRunner, release: str) -> None:
     done = child(
         release,
         _PRELUDE
@@ -234,7 +234,7 @@ def test_a_wrong_name_is_refused_in_one_sentence(name: str, sentence: str) -> No
         check_names([name])
 
 
-def test_each_says_what_it_is() -> None:
+def test_each_describes_itself() -> None:
     for name, kind in {**TREATMENTS, **FAULTS}.items():
         assert name == kind.name
         assert kind.hypothesis.endswith(".")
