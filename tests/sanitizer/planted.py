@@ -1,4 +1,4 @@
-"""Runs a file's planted faults in one child process per setting, and keeps what it printed."""
+"""Runs injected faults of a file in one child process per setting, and keeps the output."""
 
 from __future__ import annotations
 
