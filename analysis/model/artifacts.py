@@ -1,4 +1,4 @@
-"""A model directory as engines load it: config, program, weights, tokenizer, checksums."""
+"""Reads a model directory: config, program, weights, tokenizer, checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAMPLED_FROM = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """config.json, in the terms of sharktank's export_paged_llm_v1; ``raw`` is the whole file."""
+    """config.json in the format of sharktank's export_paged_llm_v1; ``raw`` is the whole file."""
 
     module_name: str
     module_abi_version: int
@@ -56,7 +56,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelArtifacts:
-    """A model directory that was read and checked.
+    """A checked model directory.
 
     ``mlir`` and ``vmfb`` are not both None. ``checksum`` is a SHA-256 over the config, the program,
     the weights and the tokenizer (of weights files of a gibibyte and more: their size and both
@@ -118,7 +118,7 @@ def load_model(path: str | os.PathLike[str] | None = None) -> ModelArtifacts:
     tokenizer.json and tokenizer_config.json. If checksums.json is there, every file that it names
     is verified.
 
-    Raises ModelError if anything is missing, corrupt or not as its checksum says.
+    Raises ModelError if a file is missing, corrupt or differs from its checksum.
     """
     directory = model_directory(path)
     if not os.path.lexists(directory) and directory.parent == Path(
@@ -254,7 +254,7 @@ def _config(path: Path) -> ModelConfig:
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse a directory, and what would be waited for, such as a pipe."""
+    """Raise ModelError for a directory, or a file that would block, such as a pipe."""
     if os.path.lexists(path) and not os.path.isfile(path):
         raise ModelError(f"{path} is no file that can be read; restore the file.")
 
@@ -316,7 +316,7 @@ def _fingerprint(path: Path) -> str:
     size = path.stat().st_size
     if size < _SAMPLED_FROM:
         return sha256(path)
-    # Hashing tens of gibibytes at every start would take longer than most runs.
+    # Hashing tens of GiB at every start would take longer than most runs.
     with path.open("rb") as file:
         ends = file.read(1 << 20)
         file.seek(-(1 << 20), 2)

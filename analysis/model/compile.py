@@ -1,4 +1,4 @@
-"""From portable MLIR to a .vmfb for one target, kept in a cache outside git."""
+"""Compiles portable MLIR to a .vmfb for one target, kept in a cache outside git."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def compile_model(
 ) -> Path:
     """Return a .vmfb of `model` for `target`, compiled now or found in the cache.
 
-    A model that brings its own .vmfb is used as it is. Compiling takes about 8 s for a batch size,
-    in a child process with the installed iree-base-compiler; a file in the cache that differs from
-    the checksum beside it is compiled anew. `batch_sizes` are some of the exported ones, None: all
-    of them. `target` is ``llvm-cpu`` (this machine's CPU) or an AMD GPU such as ``gfx942`` (also
-    ``hip:gfx942``). `cache_dir` is `vmfb` in the project's cache by default.
+    A model with its own .vmfb is not compiled. Compiling takes about 8 s for each batch size, in a
+    child process with the installed iree-base-compiler. A cached file that differs from its
+    checksum is compiled again. `batch_sizes` are some of the exported ones (None: all). `target` is
+    ``llvm-cpu`` (this machine's CPU) or an AMD GPU such as ``gfx942`` (also ``hip:gfx942``).
+    `cache_dir` is by default `vmfb` in the project's cache.
 
     Raises ModelError if a batch size was not exported, the target is unknown, no compiler is
     installed, or the compiler fails or takes more than `timeout_s`; its last lines are kept.
@@ -90,9 +90,9 @@ def target_flags(target: str) -> tuple[str, ...]:
 
 
 def select_functions(mlir: str, names: Sequence[str], where: Path) -> str:
-    """Keep only the named top-level functions of a text MLIR module, and all else that is not one.
+    """Remove all top-level functions of a text MLIR module except the named ones.
 
-    Raises ModelError if one of them is not there; `where` is named in the message.
+    Raises ModelError, with `where`, if one of them is missing.
     """
     kept: list[str] = []
     found: set[str] = set()
@@ -175,7 +175,7 @@ def _is_whole(vmfb: Path) -> bool:
 
 @contextmanager
 def _alone(directory: Path, stem: str) -> Iterator[None]:
-    """Let one process compile while others wait; a killed one lets go of the lock."""
+    """Let one process compile while others wait; a killed process releases the lock."""
     with (directory / f".{stem}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

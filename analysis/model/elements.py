@@ -1,4 +1,4 @@
-"""What the bytes of keys, values and scores stand for, in the types that engines declare."""
+"""Decodes and encodes numbers of the data types of keys, values and scores."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ NANS = {
     "float16": (0x7E00, 0xFE00), "bfloat16": (0x7FC0, 0xFFC0),
     "float32": (0x7FC00000, 0xFFC00000), "float8_e4m3fn": (0x7F, 0xFF), "float8_e4m3fnuz": (0x80,),
 }  # fmt: skip
-"""NaN as arithmetic makes it, by type."""
+"""Bits of the NaN that arithmetic gives, by type."""
 
 
 def check(dtype: str) -> None:
-    """Raise EngineError for a type whose numbers are not known here."""
+    """Raise EngineError for an unknown type."""
     if dtype not in _BITS:
         raise EngineError(
-            f"Numbers of the type {dtype} cannot be read: export the model with a cache of"
+            f"Numbers of the type {dtype} cannot be read. Export the model with a cache of"
             f" {', '.join(_BITS)}."
         )
 
 
 def decode(data: Any, dtype: str) -> Array:
-    """Return the numbers that bytes stand for, as float16 or float32. Raises EngineError."""
+    """Return the numbers in bytes, as float16 or float32. Raises EngineError."""
     check(dtype)
     bits = np.frombuffer(data, dtype=_BITS[dtype])
     if dtype in _EIGHT:
@@ -61,12 +61,12 @@ def encode(value: float, dtype: str) -> Array:
         bits = np.array([value], dtype=np.float32).view(np.uint32)
     if dtype == "float32":
         return bits
-    # To the nearest, and of two equally near ones to the even one.
+    # Round to nearest, ties to even.
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def nans_in_words(dtype: str) -> Array:
-    """Return what 64 bits of nothing but NaN are, one for each kind that a type has."""
+    """Return 64-bit words filled with NaN, one for each kind of NaN of a type."""
     if dtype not in NANS:
         return np.zeros(0, dtype=np.uint64)
     kinds = np.array(NANS[dtype], dtype=_BITS[dtype])
@@ -75,7 +75,7 @@ def nans_in_words(dtype: str) -> Array:
 
 @functools.cache
 def _eight(dtype: str) -> Array:
-    """Return what each of the 256 patterns of a type of 8 bits stands for."""
+    """Return the number of each of the 256 patterns of an 8-bit type."""
     codes = np.arange(256)
     exponent, fraction = codes >> 3 & 15, codes & 7
     least = exponent == 0

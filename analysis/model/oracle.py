@@ -1,7 +1,8 @@
-"""The reference decoder as a service: a child process of a release's own environment.
+"""Runs the reference decoder in a child process, in a release's environment.
 
-Two native runtimes never share a process, and the decoder runs the same compiled model as the
-engine (on `amdgpu`: the same compiled for the CPU). Greedy answers are kept in the cache directory.
+The decoder runs the same compiled model as the engine (for `amdgpu`, compiled for the CPU). A child
+process is needed because two native runtimes cannot share one. Greedy answers are kept in the cache
+directory.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from analysis.model.artifacts import load_model, model_directory
 from analysis.workloads.workload import Request
 
 _FIRST_ANSWER_S = 600.0
-"""Longest wait for the first answer: the model may have to be compiled before it."""
+"""Longest wait for the first answer in seconds, which includes compiling the model."""
 _NEXT_ANSWER_S = 60.0
-"""Longest wait between two answers; one takes well under a second."""
+"""Longest wait between two answers in seconds; one takes less than a second."""
 
 Question = tuple[str, int]
 """A prompt and the number of new tokens."""
@@ -48,10 +49,10 @@ class Oracle:
     """A model directory; None is the counting model."""
     batch_sizes: tuple[int, ...] = (4,)
     targets: tuple[str, ...] = ("llvm-cpu",)
-    """What the model is compiled for, beside the decoder's own CPU."""
+    """Targets that the model is compiled for, in addition to the decoder's CPU."""
 
     def compile(self) -> None:
-        """Compile the model for the targets, unless that is in the cache."""
+        """Compile the model for the targets, unless it is in the cache."""
         for _ in self._ask([]):
             pass
 
@@ -60,8 +61,8 @@ class Oracle:
     ) -> Answers:
         """Return the greedy tokens for every (prompt, max_new_tokens) of the requests.
 
-        `on_progress` is called with how many are known and how many there are. Answers are appended
-        to a file one by one, so that those from before a crash or Ctrl-C are known the next time.
+        `on_progress` is called with the numbers of known and of all answers. Answers are appended
+        to a file one by one, so that they survive a crash or Ctrl-C.
         """
         questions = list(dict.fromkeys((r.prompt, r.max_new_tokens) for r in requests))
         file = self._cache_file()
@@ -79,7 +80,7 @@ class Oracle:
         if unanswered := sum(question not in known for question in questions):
             raise ModelError(
                 f"The reference decoder of shortfin {self.release} ended with {unanswered} of"
-                f" {len(missing)} prompts unanswered: run the same command again to go on."
+                f" {len(missing)} prompts unanswered. Run the same command again to continue."
             )
         return {question: known[question] for question in questions}
 
@@ -88,7 +89,7 @@ class Oracle:
     ) -> tuple[float, ...]:
         """Return the probability of every token of the vocabulary after a prompt and an answer.
 
-        The prompt is encoded as the engine would where its tokens are not known.
+        If its tokens are unknown, the prompt is encoded as by the engine.
         """
         query = {"prompt": prompt, "prompt_tokens": prompt_tokens, "answer": answer,
                  "want": "probabilities"}  # fmt: skip
@@ -100,8 +101,8 @@ class Oracle:
     ) -> list[npt.NDArray[Any]]:
         """Return keys and values, [tokens, layers, 2, heads, dim], of each sequence.
 
-        Of a sequence (prompt, tokens) the first `prompt` tokens are prefilled and the others
-        decoded one by one, as an engine does. `timeout_s` is for one sequence.
+        The first `prompt` tokens of a sequence (prompt, tokens) are prefilled, the others decoded
+        one by one, as in an engine. `timeout_s` is for one sequence.
         """
         queries = [
             {"prompt_tokens": tokens[:prompt], "answer": tokens[prompt:], "want": "keys_values"}
@@ -138,7 +139,7 @@ class Oracle:
 
 
 def _read(file: Path) -> Answers:
-    """Return the answers in a cache file; a line that is not whole counts as absent."""
+    """Return the answers in a cache file, without incomplete lines."""
     known: Answers = {}
     for row in jobs.read_lines(file):
         try:
@@ -149,7 +150,7 @@ def _read(file: Path) -> Answers:
 
 
 def append(file: Path, question: Question, tokens: Sequence[int]) -> None:
-    """Add one whole line, also beside another process that does, or that died within a line."""
+    """Append one line; safe with other processes, and after an incomplete line."""
     row = {"prompt": question[0], "n": question[1], "tokens": list(tokens)}
     line = json.dumps(row).encode() + b"\n"
     file.parent.mkdir(parents=True, exist_ok=True)

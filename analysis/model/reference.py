@@ -1,7 +1,7 @@
-"""The reference decoder: the same compiled program, one sequence, its own cache, right arguments.
+"""The reference decoder: the same compiled program, with one sequence and its own cache.
 
-It calls the functions that the engine calls (``prefill_bs{N}``, ``decode_bs{N}``) through
-`iree.runtime`, so a difference can only come from what the engine passed or left in the cache.
+It calls the engine's functions (``prefill_bs{N}``, ``decode_bs{N}``) through `iree.runtime`, so a
+difference can only come from the engine's arguments or from its cache.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from analysis.core.errors import ModelError
 from analysis.model.artifacts import ModelArtifacts
 
 Logits = NDArray[np.float32]
-# Rows that only fill up a batch write to this page, which no sequence owns.
+# Padding rows write to this page, which no sequence owns.
 _PADDING_PAGE = 0
 
 
 class ReferenceDecoder:
     """Decodes greedily through a compiled model, one sequence at a time.
 
-    `vmfb` is the program, from the compiler of the installed runtime's version. Threads may share a
-    decoder, whose calls are made one at a time; a sequence belongs to one thread. Raises ModelError
-    if iree-base-runtime is missing, or the program or the weights cannot be loaded.
+    `vmfb` is the program, compiled with the version of the installed runtime. Threads can share a
+    decoder (calls are serialised), but not a sequence. Raises ModelError if iree-base-runtime is
+    missing, or if the program or the weights cannot be loaded.
     """
 
     def __init__(self, model: ModelArtifacts, vmfb: Path) -> None:
@@ -44,7 +44,7 @@ class ReferenceDecoder:
             ) from None
         self._runtime: Any = runtime
         try:
-            # local-sync computes in the caller's thread: no idle threads beside the engine's.
+            # local-sync computes in the caller's thread, so there are no idle threads.
             self._config: Any = runtime.Config("local-sync")
             index = runtime.ParameterIndex()
             for weights in model.parameters:
@@ -105,7 +105,7 @@ class ReferenceDecoder:
 
 
 class ReferenceSequence:
-    """One sequence in a cache of its own. Made by `ReferenceDecoder.start`.
+    """One sequence with its own cache, made by `ReferenceDecoder.start`.
 
     `tokens` are the token ids whose keys and values are in the cache, `logits` those of the next
     token, float32 ``[vocab]``, `prompt_logits` those at each position of the prompt, float32
@@ -155,8 +155,8 @@ class ReferenceSequence:
     def step(self, token: int, *, seq_len: int | None = None) -> Logits:
         """Append `token` by one decode and return the next logits, float32 ``[vocab]``.
 
-        `seq_len` is how many slots are read; another number than the default shows what an engine's
-        wrong one would do.
+        `seq_len` is the number of slots to read. Another number than the default shows the effect
+        of wrong seq_lens.
         """
         position = len(self.tokens)
         if position >= self.capacity:

@@ -31,11 +31,11 @@ class ModelTokenizer:
         return list(self._raw.encode(text).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         return str(self._raw.decode(list(ids)))
 
     def token_id(self, token: str) -> int:
-        """Id of one token of the vocabulary. Raises ModelError if it is none."""
+        """Id of a token of the vocabulary. Raises ModelError if it is unknown."""
         found = self._raw.token_to_id(token)
         if found is None:
             raise ModelError(
@@ -46,5 +46,5 @@ class ModelTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """How many tokens there are, special ones included."""
+        """Number of tokens, including special ones."""
         return int(self._raw.get_vocab_size())

@@ -65,7 +65,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify_model` found; shares by family."""
+    """Results of `verify_model`; shares by family."""
 
     checksum: str
     seed: int
@@ -205,7 +205,7 @@ def verify_model(
 def _disturbed(
     family: str, rng: np.random.Generator, tokenizer: ModelTokenizer, decoder: ReferenceDecoder
 ) -> bool:
-    """Whether another prompt's page changes the answer: one trial of sensitivity."""
+    """Return whether another prompt's page changes the answer: one trial of sensitivity."""
     least = PAGE_TOKENS + 1 if family == "recall" else LANES_FROM
     full = 0
     while not full:  # of another tokenizer, a short prompt may fill no page
@@ -227,7 +227,7 @@ def _disturbed(
 
 
 def _says(sequence: ReferenceSequence, wanted: Sequence[int]) -> bool:
-    """Whether the sequence goes on with these tokens; stops asking at the first other."""
+    """Return whether the sequence continues with these tokens; stops at the first difference."""
     for token in wanted[:-1]:
         if sequence.next_token != token:
             return False

@@ -6,12 +6,12 @@ from analysis.workloads.prompts import ALPHABET
 
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 
-# Id 0 is what engines pad with; it is the unknown token, as llama tokenizers have it.
+# Engines pad with id 0, which is the unknown token, as in llama tokenizers.
 VOCABULARY = (UNKNOWN, BOS, EOS, *ALPHABET)
 
 _IDS = {token: index for index, token in enumerate(VOCABULARY)}
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of `text` with the bos token before it, as tokenizer.json gives them."""
+    """Token ids of `text` after the bos token, as with tokenizer.json."""
     return [_IDS[BOS], *(_IDS.get(character, 0) for character in text)]

@@ -34,14 +34,14 @@ def upper_bound(k: int, n: int, confidence: float) -> float:
 
 
 def requests_to_see(rate: float, confidence: float = 0.95) -> int:
-    """Return how many requests show a fault of this rate at least once with this probability."""
+    """Return the number of requests that show a fault of this rate with this probability."""
     if not 0 < rate < 1:
         raise ValueError(f"the rate must lie between 0 and 1, not {rate}")
     return math.ceil(math.log1p(-confidence) / math.log1p(-rate))
 
 
 def least_rate(requests: int, confidence: float = 0.95) -> float:
-    """Return the least failure rate that so many requests show with this probability."""
+    """Return the least failure rate that this number of requests shows with this probability."""
     return -math.expm1(math.log1p(-confidence) / requests)
 
 

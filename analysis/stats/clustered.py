@@ -1,4 +1,4 @@
-"""Tests and intervals that rest on engines: one trial each, with all of its requests.
+"""Tests and intervals with the engine as unit: one trial with all of its requests.
 
 Requests of one engine share batches and are not independent; engines are. Each procedure was
 calibrated on synthetic engines of known truth (docs/statistics.md).
@@ -21,11 +21,11 @@ from scipy.optimize import brentq
 from analysis.stats.bounds import wilson
 
 FEWEST = 5
-"""With fewer engines an interval is by request only."""
+"""Fewest engines for an interval over engines; else it is by request."""
 _EXACT = 16
-"""Real-valued differences up to which all signs are enumerated."""
+"""Most real-valued differences for which all signs are enumerated."""
 _DRAWS = 9_999
-"""Relabellings drawn where there are too many to enumerate; the smallest p is then 0.0001."""
+"""Number of random relabellings if there are too many to enumerate; then p >= 0.0001."""
 _SIGNS = 99_999
 ASSUMED_ICC = 0.2
 """Smallest ICC assumed as long as fewer than 8 engines had a failure, or a right answer."""
@@ -59,7 +59,7 @@ def sign_flip(differences: Sequence[float] | npt.NDArray[np.generic]) -> float:
 
 @lru_cache(maxsize=2)
 def _signs(count: int) -> Floats:
-    """Return patterns of so many signs, a row each: all, or 99,999 random ones."""
+    """Return patterns of `count` signs, a row each: all, or 99,999 random ones."""
     if count <= _EXACT:
         # The last sign is fixed, because the sums are symmetric.
         minus = (np.arange(2 ** (count - 1))[:, None] >> np.arange(count)) & 1
@@ -123,7 +123,7 @@ def permutation(failures: Sequence[int], sizes: Sequence[int], second: Sequence[
 
 @lru_cache(maxsize=4)
 def _relabellings(engines: int, count: int) -> Floats:
-    """Return choices of so many engines, a row of zeros and ones each: all, or 9,999 random."""
+    """Return choices of `count` engines, a row of zeros and ones each: all, or 9,999 random."""
     if math.comb(engines, count) <= _DRAWS:
         chosen = np.array(list(combinations(range(engines), count)))
     else:
@@ -146,13 +146,13 @@ class Rate:
     icc: float
     """Estimated intraclass correlation of an engine's requests; NaN if it cannot be estimated."""
     icc_used: float
-    """The one that the interval uses: at least ASSUMED_ICC if few engines are informative."""
+    """ICC used by the interval: at least ASSUMED_ICC if few engines are informative."""
     by_engine: bool
     """Whether the interval includes the design effect; else it is by request and too narrow."""
 
     @property
     def value(self) -> float:
-        """The share, NaN if there was no request."""
+        """The share; NaN without requests."""
         return self.failures / self.n if self.n else math.nan
 
 
@@ -268,7 +268,7 @@ def _quotient(net: tuple[float, float, float], whole: Rate) -> tuple[float, floa
 
 def _root(falling: Callable[[float], float]) -> float:
     """Return the root of a falling function, infinite beyond a million."""
-    # Exactly 0, as a root that is 0 to nine places would exclude the true share.
+    # Exactly 0, because a root of 1e-9 would exclude the true share 0.
     if falling(0.0) == 0:
         return 0.0
     if falling(_FAR) > 0:
@@ -296,12 +296,12 @@ def relative_change(first: Sequence[float], second: Sequence[float]) -> Share:
 
 
 def engines_to_reach(tests: int) -> int:
-    """Return the fewest engines with which one of so many sign-flip tests can be significant."""
+    """Return the fewest engines with which one of `tests` sign-flip tests can be significant."""
     return math.ceil(1 + math.log2(max(1, tests) / 0.05))
 
 
 def engines_needed(mean: float, spread: float, tests: int = 1) -> int:
-    """Return about how many pairs of engines one of so many sign-flip tests needs, 80% power.
+    """Return the approximate pairs of engines for one of `tests` sign-flip tests, 80% power.
 
     From mean and spread of the engines' differences, by the normal approximation, and at least
     `engines_to_reach`. Raises ValueError for a mean of 0.

@@ -1,7 +1,7 @@
 """Failure rate against evictions: rates by bin, a logistic fit, and a stratified comparison.
 
-Evictions are pages evicted while a request was served, for any request. Rejected requests, and
-requests of which the evictions are unknown, are left out of everything here.
+Evictions are pages evicted for any request while a request was served. Rejected requests, and
+requests with unknown evictions, are excluded.
 """
 
 from __future__ import annotations
@@ -163,19 +163,19 @@ def _eviction_fit(key: Mapping[str, Any], group: pd.DataFrame) -> EvictionFit:
 
 
 def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -> str:
-    """Return why there is no logistic fit, "" where there is one."""
+    """Return why there is no logistic fit; "" if there is one."""
     if not failed.any():
         return "no request failed"
     if failed.all():
         return "every request failed"
     if evictions.min() == evictions.max():
         every = int(evictions.min())
-        return f"every request met {every} evictions" if every else "no request met an eviction"
+        return f"every request had {every} evictions" if every else "no request had an eviction"
     with_failure, without = evictions[failed], evictions[~failed]
     if without.max() <= with_failure.min():
-        return "every failed request met at least as many evictions as every other"
+        return "all failed requests had at least as many evictions as all others"
     if with_failure.max() <= without.min():
-        return "every failed request met at most as many evictions as every other"
+        return "all failed requests had at most as many evictions as all others"
     return ""
 
 
@@ -291,7 +291,7 @@ def _odds(known: pd.DataFrame, equal: list[str]) -> tuple[float, float, float]:
     if count < FEWEST or not 0 < ratio < math.inf:
         return ratio, math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Half a request of each kind in each stratum keeps it finite without any one engine.
+        # Half a request of each kind in each stratum keeps it finite if one engine is left out.
         logs = np.log(_mantel_haenszel(whole[None] - tables + 0.5))
         middle = float(np.log(_mantel_haenszel(whole[None] + 0.5))[0])
     error = math.sqrt((count - 1) / count * float(((logs - logs.mean()) ** 2).sum()))

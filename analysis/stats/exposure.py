@@ -1,4 +1,4 @@
-"""Comparison of what two arms were exposed to.
+"""Compares the exposures of two arms.
 
 A treatment can lower the failure rate without fixing anything, by removing the conditions under
 which requests fail, such as full batches or evictions.
@@ -17,14 +17,14 @@ from analysis.runs.derive import EXPOSURES
 from analysis.stats.clustered import FEWEST, relative_change
 
 MARGIN = 0.2
-"""A change of an exposure matters from this share of its first value on."""
+"""Least change of an exposure that matters, as a share of its first value."""
 _LEAST = {"accepted": 0.05, "overlap": 0.05, "hits": 0.05}
-"""Exposures that are shares must also move by this many points."""
+"""Least change of exposures that are shares, in points."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One exposure in two arms, over the engines in which both recorded it."""
+    """One exposure in two arms, over the engines in which both arms recorded it."""
 
     name: str
     """A key of EXPOSURES."""
@@ -63,7 +63,7 @@ class Change:
 
 
 def changes(first: pd.DataFrame, second: pd.DataFrame, on: Sequence[str]) -> list[Change]:
-    """Return how each exposure changed between pairs of engines.
+    """Return the change of each exposure between pairs of engines.
 
     Takes frames as of `analysis.runs.derive.exposure`, with the columns `on` that pair the engines.
     An exposure that fewer than five pairs of engines recorded is left out.

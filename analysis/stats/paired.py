@@ -33,7 +33,7 @@ class Paired:
     sizes: tuple[int, ...]
     """Requests sent in both settings."""
     firsts: tuple[int, ...]
-    """Of these, how many failed in the first setting."""
+    """Number of these that failed in the first setting."""
     seconds: tuple[int, ...]
     only_first: int
     only_second: int
@@ -114,7 +114,7 @@ def paired(pairs: pd.DataFrame) -> Paired:
 
 
 def together(*questions: Paired | None) -> tuple[int, ...]:
-    """Return the engines' net differences, added up over several questions about one treatment.
+    """Return the engines' net differences, summed over several questions about one treatment.
 
     If the treatment has no effect, the sum of each engine is as likely positive as negative, so one
     test covers all questions.

@@ -88,7 +88,7 @@ def failure_rates(
 def outcome_counts(
     requests: pd.DataFrame, trials: pd.DataFrame, by: Sequence[str] = _BY
 ) -> pd.DataFrame:
-    """Return how many requests ended in each outcome: one row a group, one column an outcome."""
+    """Return the number of requests by outcome: one row a group, one column an outcome."""
     joined = with_trials(requests, trials, list(by))
     counts = joined.groupby([*by, "outcome"], dropna=False).size().unstack("outcome", fill_value=0)
     counts = counts.reindex(columns=list(OUTCOMES), fill_value=0)
