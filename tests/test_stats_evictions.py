@@ -206,7 +206,7 @@ def test_no_evictions_and_no_failures_are_said_as_they_are() -> None:
         ([0, 1, 2, 3], [False] * 4, "no request failed"),
         ([0, 1, 2, 3], [True] * 4, "every request failed"),
         ([0, 0, 0, 0], [True, False] * 2, "no request met an eviction"),
-        ([2, 2, 2, 2], [True, False] * 2, "every request had 2 evictions"),
+        ([2, 2, 2, 2], [True, False] * 2, "every request met 2 evictions"),
         ([0, 1, 2, 3], [False, False, True, True], "at least as many"),
         ([0, 1, 2, 3], [True, True, False, False], "at most as many"),
     ],

@@ -170,7 +170,7 @@ def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -
         return "every request failed"
     if evictions.min() == evictions.max():
         every = int(evictions.min())
-        return f"every request had {every} evictions" if every else "no request had an eviction"
+        return f"every request met {every} evictions" if every else "no request met an eviction"
     with_failure, without = evictions[failed], evictions[~failed]
     if without.max() <= with_failure.min():
         return "all failed requests had at least as many evictions as all others"

@@ -55,7 +55,9 @@ def test_the_nearest_number_is_written(value: float, kind: tuple[str, int]) -> N
 
 @pytest.mark.parametrize("dtype", ["int8", "float64", "nonsense"])
 def test_other_types_are_refused_in_a_sentence(dtype: str) -> None:
-    with pytest.raises(EngineError, match=rf"of the type {dtype} cannot be read\. Export .*float16"):
+    with pytest.raises(
+        EngineError, match=rf"of the type {dtype} cannot be read\. Export .*float16"
+    ):
         elements.decode(bytes(8), dtype)
 
 

@@ -113,8 +113,7 @@ def test_a_near_miss_has_no_finding(write: Callable[[TraceBuilder], object]) -> 
 
 @pytest.mark.xfail(
     strict=True,
-    reason="An invocation is checked at its start, and no rule checks what happens until it"
-    " ends.",
+    reason="An invocation is checked at its start, and no rule checks what happens until it ends.",
 )
 def test_a_page_freed_and_rewritten_during_an_invocation_is_reported() -> None:
     story = TraceBuilder()
