@@ -57,6 +57,6 @@ def test_the_exposure_of_a_cause_is_reported_separately() -> None:
     assert exposure_in_words(found).startswith("Exposure differed (most pages")
     # Eight engines recorded it: that nothing else was recorded is not for want of engines of these.
     alone = exposure_in_words(changes(arm(pages=noise), arm(pages=noise), ["repeat"]), ("pages",))
-    assert "The exposure that it acts through is not shown to have changed (pages" in alone
+    assert "The exposure that it acts through is not shown to have changed (most pages" in alone
     assert "No other exposure was recorded" in alone
     assert exposure_in_words([], ("pages",)) == "Exposure not compared: too few engines."

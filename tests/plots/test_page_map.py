@@ -196,7 +196,7 @@ def test_no_pages_are_said_in_words() -> None:
 
 
 def test_maps_of_different_pools_are_refused() -> None:
-    with pytest.raises(CachelabError, match="different pools"):
+    with pytest.raises(CachelabError, match="pools of different sizes"):
         maps_of(make(5, {}), make(4, {}))
 
 

@@ -218,7 +218,7 @@ def test_a_workload_file_is_part_of_the_plan(tmp_path):
     assert plan.as_dict() != before
     with pytest.raises(PlanError, match="--rounds"):
         Plan(releases=(REPORTED,), workload=str(path), rounds=2)
-    with pytest.raises(PlanError, match="by itself"):
+    with pytest.raises(PlanError, match="cannot be combined"):
         Plan(releases=(REPORTED,), workload=f"mixed+{path}")
 
 
