@@ -246,7 +246,7 @@ def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     wholes = {("a scenario", 8): found[0].all_fixes}
     assert answer_in_a_sentence(scenarios, wholes) == (
         "Causes of the failures, named after the treatments that remove them: a scenario:"
-        " correct-seq-lens (rows attend to slots beyond their own sequence, with"
+        " correct-seq-lens (rows attend to slots beyond their sequence, which hold"
         " data of other requests). With all fixes at once 0 of 320 requests failed."
     )
     [whole] = rows_of(whole_in_words(wholes, {("a scenario", 8): "offered 8: ran 4"}))
