@@ -132,7 +132,7 @@ def _restore(functions: dict[int, Any], size: int, wrapper: Any, function: Any) 
 
 
 def _note_process(engine: LiveEngine, undo: ExitStack) -> None:
-    """Note the process of each invocation of this engine, as an observer does, too."""
+    """Record the process of each invocation of this engine, as an observer does."""
 
     @replaced(undo, engine.service.invocation_class(), "run")
     async def noted(run: Any, process: Any, *args: Any, **named: Any) -> Any:

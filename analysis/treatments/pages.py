@@ -157,7 +157,7 @@ class Quarantine(Treatment):
 
         @replaced(undo, pool, "acquire_free_pages")
         def acquired(acquire: Any, count: int) -> Any:
-            # Withheld pages must not make the pool seem empty.
+            # Withheld pages must not make the pool look empty.
             release(count - len(pool.available_pages))
             return acquire(count)
 

@@ -47,7 +47,7 @@ def reserve_padding_page(engine: LiveEngine, undo: ExitStack) -> None:
 
     @replaced(undo, pool, "free_pages")
     def freed(free: Any, pages: Sequence[Any]) -> Any:
-        # A block table that was padded with 0 may be given back; the page was never taken.
+        # A padded block table may be freed, but page 0 was never allocated.
         return free([p for p in pages if p.index != _PADDING_PAGE])
 
     def back() -> None:

@@ -51,7 +51,7 @@ def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None])
 def edit_choices(
     undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
 ) -> None:
-    """Have `choose` select the tokens that are due, by the scores of the vocabulary."""
+    """Select the due tokens with `choose`, from the scores of the vocabulary."""
 
     @replaced(undo, sfnp, "argmax")
     def chosen(argmax: Any, logits: Any, *args: Any, **named: Any) -> Any:
@@ -62,7 +62,7 @@ def edit_choices(
 
 
 def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
-    """Give every token to `edit` when it was chosen."""
+    """Call `edit` with every chosen token."""
 
     @replaced(undo, v3_1.Client, "stream_results")
     def streaming(stream: Any, self: Any, process: Any) -> None:
@@ -72,7 +72,7 @@ def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None
 
 
 def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
-    """Give the tokens of every answer to `edit` when all were chosen."""
+    """Call `edit` with the tokens of every complete answer."""
 
     @replaced(undo, GenerateItemProcess, "run")
     async def running(run: Any, process: Any) -> None:
@@ -158,7 +158,7 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
 
     @replaced(undo, batcher, "board_decodes")
     def board_decodes(decodes: Any, *args: Any) -> Any:
-        # It runs after the prefills were launched, and before what is left is ended.
+        # Runs after the prefills were launched, and before the remaining ones are ended.
         left.update(batcher.pending_prefills)
         batcher.pending_prefills.clear()
         return decodes(*args)

@@ -45,7 +45,7 @@ def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None])
 def edit_choices(
     undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
 ) -> None:
-    """Have `choose` select the tokens that are due, by the scores of the vocabulary."""
+    """Select the due tokens with `choose`, from the scores of the vocabulary."""
 
     def select(scores: Any, config: Any) -> Any:
         tokens = np.array([choose(scores.flatten())])
@@ -64,7 +64,7 @@ def edit_choices(
 
 
 def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
-    """Give every token to `edit` when it was chosen."""
+    """Call `edit` with every chosen token."""
 
     @replaced(undo, TokenSelector, "step")
     def stepping(step: Any, selector: Any, logits: Any, indices: Any) -> Any:
@@ -78,7 +78,7 @@ def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None
 
 
 def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
-    """Give the tokens of every answer of one beam to `edit` when all were chosen."""
+    """Call `edit` with the tokens of every complete answer of one beam."""
 
     @replaced(undo, GenerateItemProcess, "run")
     async def running(run: Any, process: Any) -> None:
@@ -114,7 +114,7 @@ def share_one_worker(service: Any, undo: ExitStack) -> None:
 
     replace_attribute(undo, fibers, "get", get)
 
-    # What was taken before comes back after: this one accepts both kinds and stays to the end.
+    # Workers taken before are returned later, so this one accepts both kinds and stays.
     @replaced(undo, fibers, "return_fiber")
     def returned(give_back: Any, numbers: Any) -> None:
         listed = numbers if isinstance(numbers, list) else [numbers]
@@ -122,7 +122,7 @@ def share_one_worker(service: Any, undo: ExitStack) -> None:
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
-    """Have prefills that found no pages try again."""
+    """Retry prefills that found no free pages."""
     cache = service.native.page_cache
 
     @replaced(undo, LlmDecoder, "run")
@@ -144,7 +144,7 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
 
 
 def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
-    """Have a request that cannot grow fail by itself."""
+    """Let only the request fail that gets no page."""
     cache = service.native.page_cache
     taken: ContextVar[set[int] | None] = ContextVar("taken", default=None)
 

@@ -58,7 +58,7 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
     needs=["allocations", "trie"],
 )
 def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
-    """Where a child with these tokens exists, it is returned, and none is made."""
+    """Reuses an existing child with the same tokens instead of creating a node."""
 
     @replaced(undo, type(cache_of(engine).root), "create_child")
     def reused(create: Any, node: Any, tokens: Any, page: Any) -> Any:
@@ -174,7 +174,7 @@ def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
         done = allocation._is_released
         answer = release(allocation)
         if not done and owner_of(allocation) is cache:
-            # Once published, a page may be another's too, even if its node was replaced.
+            # A published page may have other owners, even if its node was replaced.
             own = {p.index: p for p in allocation.pages if p.index not in published}
             cache.page_pool.free_pages(list(own.values()))
         return answer

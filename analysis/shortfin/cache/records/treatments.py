@@ -42,7 +42,7 @@ def _decoding(engine: LiveEngine) -> Any:
     needs=["records"],
 )
 def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
-    """What the cache returns for a decode's allocation replaces the request's record."""
+    """Replaces the request's record by the one that a decode's allocation returns."""
     cache, last = cache_of(engine), threading.local()
 
     @replaced(undo, _decoding(engine).PageManager, "allocate")
@@ -69,7 +69,7 @@ def keep_decode_record(engine: LiveEngine, undo: ExitStack) -> None:
     needs=["records", "trie"],
 )
 def register_once(engine: LiveEngine, undo: ExitStack) -> None:
-    """Only a request's first allocation adds a reference to the node that it goes on from."""
+    """Adds a reference to the node that a request continues only at its first allocation."""
     cache, held, now = cache_of(engine), "_cachelab_held", threading.local()
 
     def mark(info: Any) -> Any:
@@ -103,7 +103,7 @@ def register_once(engine: LiveEngine, undo: ExitStack) -> None:
     needs=["records", "trie"],
 )
 def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
-    """At a publication the request's reference moves to the deepest node that it matches."""
+    """Moves the request's reference to the deepest matching node at each publication."""
     cache, now = cache_of(engine), threading.local()
 
     @replaced(undo, cache, "publish_pages_for_tokens")
@@ -134,7 +134,7 @@ def refer_to_published(engine: LiveEngine, undo: ExitStack) -> None:
     needs=["records"],
 )
 def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
-    """Pages are taken off the list of pages in use before they are freed."""
+    """Removes pages from the list of pages in use before they are freed."""
     cache, now = cache_of(engine), threading.local()
 
     @replaced(undo, cache, "release_pages")
@@ -147,7 +147,7 @@ def delist_freed_pages(engine: LiveEngine, undo: ExitStack) -> None:
 
     @replaced(undo, cache.page_pool, "free_pages")
     def freed(free: Any, pages: Any) -> Any:
-        # With the trie, pages that were published are off it already.
+        # With the trie, published pages are already removed.
         if hasattr(cache, "root") and not getattr(now, "releases", False):
             return free(pages)
         # Before the pool: a free page may be allocated and listed again.
@@ -195,7 +195,7 @@ class PinOnLookup(Treatment):
 
         @replaced(undo, cache, "lookup")
         def looked_up(lookup: Any, *args: Any, **named: Any) -> Any:
-            with lock:  # no allocation, hence no eviction, before the node is pinned
+            with lock:  # no allocation or eviction before the node is pinned
                 found = lookup(*args, **named)
                 unpin_lost()
                 if found.last_cached_node is not cache.root:
@@ -217,7 +217,7 @@ class PinOnLookup(Treatment):
 
         @replaced(undo, cache, "release_pages")
         def released(release: Any, cache_info: Any) -> Any:
-            # Given back without an allocation: the reference that goes is the pin.
+            # Released without an allocation: remove the pin's reference.
             with lock:
                 unpin_lost()  # a dropped lookup may have had this id
                 pinned.pop(id(cache_info), None)
@@ -227,7 +227,7 @@ class PinOnLookup(Treatment):
 def free_unpublished_pages(engine: LiveEngine, undo: ExitStack) -> None:
     """Free the unpublished pages of a request at its end."""
     cache, decoding = cache_of(engine), _decoding(engine)
-    taken: dict[int, list[int]] = {}  # by the identity of a decoder's records
+    taken: dict[int, list[int]] = {}  # by the id of a decoder's records
 
     @replaced(undo, decoding.PageManager, "allocate")
     def noted(
