@@ -95,7 +95,7 @@ def test_each_colour_scheme_has_rules_for_code() -> None:
 def test_headings_are_in_order_and_no_two_are_the_same() -> None:
     headings = page().find_all(re.compile(r"h[1-6]"))
     names = [re.sub("¶", "", heading.get_text()) for heading in headings]
-    assert names == ["A question", "In one sentence", "A part", "Answer"]
+    assert names == ["A question", "Short answer", "A part", "Answer"]
     levels = [int(heading.name[1]) for heading in headings]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))

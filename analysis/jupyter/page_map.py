@@ -216,7 +216,7 @@ def _notes(
     grey = [owner for owner in everyone.values() if not owner.outlined]
     names = listed((f"{owner.letter} {owner.name}" for owner in grey), most=8)
     several = any(len(who) > 1 for one in shown for who in one.holders.values())
-    shape = "ring" if large else "dot"
+    conflict = "Purple ring" if large else "Upper left dot"
     notes = [
         (large and everyone, f"{counted(len(everyone), 'request')} held pages; a pool of over"
          f" {SQUARES:,} pages has no outlines."),
@@ -224,9 +224,10 @@ def _notes(
         (not large and grey, f"In grey: {names}."),
         (not large and several, "Two outlines: several requests hold it."),
         (not large and any(map(_in_trie_too, shown)),
-         "Corner: held by a request and in the trie."),
-        (any(s.conflict_pages for s in shown), f"Purple {shape}: in two places at once."),
-        (not large and len(changed), f"Black dot: changed ({counted(len(changed), 'page')})."),
+         "Upper right corner: held by a request and in the trie."),
+        (any(s.conflict_pages for s in shown), f"{conflict}: in two places at once."),
+        (not large and len(changed),
+         f"Lower right dot: changed ({counted(len(changed), 'page')})."),
         (large and len(changed), f"Changed pages: {ranges(changed)}."),
         (strange, f"In use without being in the pool: page {ranges(strange)}."),
     ]  # fmt: skip

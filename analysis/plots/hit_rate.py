@@ -22,9 +22,9 @@ def hit_rate(requests: pd.DataFrame, trials: pd.DataFrame, title: str | None = N
     times = latency_summary(requests, trials, by)
     if hits.empty:
         return style.nothing_to_draw("No request was looked up in a prefix cache.")
-    figure = style.new_figure(9.6, 4.6)
-    left, right = figure.subplots(1, 2)
     series = style.all_series(pd.concat([hits, times])[columns], columns)
+    figure = style.new_figure(9.6, 4.3 + 0.2 * len(series))
+    left, right = figure.subplots(1, 2)
     for number, key in enumerate(series):
         place = number, len(series), style.series_label(key)
         if len(rows := style.rows_of(hits, key)):

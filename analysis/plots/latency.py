@@ -37,7 +37,7 @@ def latency(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     series = style.all_series(whole, columns)
     joined = with_trials(requests, trials, by)
     joined = joined[joined["outcome"].isin(("ok", "wrong"))]
-    figure = style.new_figure(8.6, 4.2)
+    figure = style.new_figure(8.6, 4.0 + 0.2 * len(series))
     for axes, (column, title, label) in zip(figure.subplots(1, 2), _PANELS, strict=True):
         summary = latency_summary(requests, trials, by, column=column)
         style.dress(axes, title, "concurrent requests", label)

@@ -25,8 +25,7 @@ def memory(events: pd.DataFrame) -> Figure:
         axes.plot(seconds, values, color=colour, linewidth=1.6, marker="." if len(rows) < 3 else "")
         axes.annotate(
             f"{name}: {values.iloc[-1]:,.1f} MiB", (seconds.iloc[-1], values.iloc[-1]),
-            xytext=(-4, 5), textcoords="offset points", ha="right", color=colour,
-            fontsize=style.SMALL,
+            xytext=(-4, 5), textcoords="offset points", ha="right", fontsize=style.SMALL,
         )  # fmt: skip
     axes.set_ylim(0, axes.dataLim.y1 * 1.15)
     span = max(seconds.max() - seconds.min(), 0.1)

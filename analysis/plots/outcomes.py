@@ -44,11 +44,14 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     wide = min(2, len(series))
     high = math.ceil(len(series) / wide)
     width = 3.9 if wide > 1 else 6.4
-    figure = style.new_figure(width * wide, 2.9 * high + 0.9)
+    titles = [style.panel_title(key, width) for key in series]
+    # A row of panels is as much higher as its longest title has further lines.
+    rows = [titles[first : first + wide] for first in range(0, len(titles), wide)]
+    further = sum(max(title.count("\n") for title in row) for row in rows)
+    figure = style.new_figure(width * wide, 2.9 * high + 0.9 + 0.2 * further)
     panels = figure.subplots(high, wide, sharey=True, squeeze=False).ravel()
-    for axes, key in zip(panels, series, strict=False):
+    for axes, key, title in zip(panels, series, titles, strict=False):
         _stack(axes, style.rows_of(counts, key).set_index("concurrency"), levels)
-        title = style.panel_title(key, width)
         style.dress(axes, title, "concurrent requests", "share of requests")
         axes.label_outer(remove_inner_ticks=True)
         axes.set_xlabel("concurrent requests", fontsize=style.TEXT)

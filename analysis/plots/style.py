@@ -43,6 +43,8 @@ WITHHELD_COLOUR = "#9A9A9A"
 REQUEST_COLOURS = (BLUE, BLACK, GREEN, PURPLE, ORANGE, "#7A1B4B", "#6B4A00", "#6A5ACD")
 """Colours of requests in figures that show page states, too."""
 GREY = "#5A5A5A"
+_FITS = 0.98
+"""Largest share of a figure's width that a legend takes; text is wider at some resolutions."""
 TEXT, SMALL, TITLE = 10.0, 9.0, 11.5
 LEAST = 7.5
 """Size of the smallest text of a figure, in points: 9.4 pixels where a page shows it smallest."""
@@ -93,7 +95,7 @@ def legend_below(
     for columns in range(min(most, len(handles)), 0, -1):
         legend = figure.legend(handles, labels, ncols=columns, **looks)
         excess = legend.get_window_extent().width / figure.bbox.width
-        if excess <= 1:
+        if excess <= _FITS:
             return
         legend.remove()
     # The margin is for the handle, and for letters that are wider than others.
@@ -147,8 +149,12 @@ def grid_along_x(axes: Axes) -> None:
 
 
 def dodge(index: int, count: int) -> float:
-    """Return the factor that moves series `index` of `count` aside on a log axis."""
-    return float(2 ** (0.14 * (index - (count - 1) / 2)))
+    """Return the factor that moves series `index` of `count` aside on a log axis.
+
+    All series together take at most seven tenths of the way to the next power of two.
+    """
+    step = min(0.14, 0.7 / max(count - 1, 1))
+    return float(2 ** (step * (index - (count - 1) / 2)))
 
 
 def colour(index: int) -> str:
@@ -157,8 +163,8 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """Return the marker of a series."""
-    return SERIES_MARKERS[index % len(SERIES_MARKERS)]
+    """Return the marker of a series; series of the same colour have different ones."""
+    return SERIES_MARKERS[(index + index // len(SERIES_COLOURS)) % len(SERIES_MARKERS)]
 
 
 def distances(rows: pd.DataFrame, y: str, low: str, high: str) -> list[pd.Series[float]]:

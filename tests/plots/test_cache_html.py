@@ -154,7 +154,7 @@ def test_a_change_has_its_sentences_and_dots() -> None:
     sentences = [li.get_text() for li in parsed(html).find_all("li")]
     assert sentences == (after - before).sentences()
     assert html.count("<circle") == 4  # two pages, before and after
-    assert "Black dot: changed" in html
+    assert "Lower right dot: changed" in html
     assert "16 → 14" in html
     assert "Nothing changed." in change_html(after - after)
 

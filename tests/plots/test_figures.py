@@ -176,7 +176,46 @@ def many_pools() -> Run:
     return replace(runs[0], trials=trials, requests=requests)
 
 
-@pytest.mark.parametrize("made", [reported_pattern, many_pools])
+def long_names() -> Run:
+    """Return a run with an untreated arm and one of many treatments, on two releases."""
+    kinds = {(r, s, n): {"ok": 9, "wrong": 3}
+             for r in (REPORTED, NEWEST) for s in ("none", "trie") for n in (1, 8)}  # fmt: skip
+    bare, treated = make_run(kinds), make_run(kinds)
+    names = tuple(f"a-treatment-with-a-long-name-{number}" for number in range(8))
+    for run, treatments in ((bare, ()), (treated, names)):
+        run.trials["treatments"] = [treatments] * len(run.trials)
+        run.trials["trial_id"] += f"-{len(treatments)}"
+        run.requests["trial_id"] += f"-{len(treatments)}"
+        run.requests[["evictions_during", "cached_tokens"]] = 0
+    trials = pd.concat([bare.trials, treated.trials], ignore_index=True)
+    requests = pd.concat([bare.requests, treated.requests], ignore_index=True)
+    return replace(bare, trials=trials, requests=requests)
+
+
+def test_a_long_legend_is_wrapped_and_does_not_stretch_the_picture() -> None:
+    run, short = long_names(), one()
+    figure = figures.failure_rate(run.requests, run.trials)
+    usual = figures.failure_rate(short.requests, short.trials)
+    assert figure.get_figwidth() == usual.get_figwidth()
+    [drawn] = figure.legends
+    assert all("\n" in text for text in legend(figure) if "long-name" in text)
+    assert drawn.get_window_extent().width <= figure.bbox.width
+    # There is still room for the axes.
+    figure.canvas.draw()
+    height = figure.axes[0].get_window_extent().height
+    assert height > 0.5 * usual.axes[0].get_window_extent().height
+    looks = {(line.get_color(), line.get_marker()) for line, *_ in figure.axes[0].containers}
+    assert len(looks) == 8
+
+
+def test_series_stay_closer_to_their_tick_than_to_the_next() -> None:
+    for count in (1, 2, 3, 8, 20):
+        places = [np.log2(style.dodge(index, count)) for index in range(count)]
+        assert places == sorted(places)
+        assert max(map(abs, places)) < 0.5
+
+
+@pytest.mark.parametrize("made", [reported_pattern, many_pools, long_names])
 @pytest.mark.parametrize("draw", [*ALL, figures.hit_rate, evictions_figure])
 def test_nothing_is_clipped_and_no_texts_overlap(
     draw: Callable[[pd.DataFrame, pd.DataFrame], Figure], made: Callable[[], Run]

@@ -27,7 +27,7 @@ from analysis.diagnosis import explain
 from analysis.diagnosis.figure import explanation_figure
 from analysis.diagnosis.finding_figure import finding_figure
 from analysis.jupyter import html_of
-from analysis.plots.style import words
+from analysis.plots.style import LEAST, words
 from analysis.runs.store import RunWriter, load_run
 from analysis.runs.tables import to_frame
 from analysis.sanitizer import check_run
@@ -47,6 +47,7 @@ def drawn(figure: Figure) -> str:
         if output and not output.startswith(r"$\mathdefault"):  # matplotlib's own ticks
             assert not (parsed and is_math_text(output)), output
             assert re.sub(r"\n", "", output).isprintable(), output
+            assert text.get_fontsize() >= LEAST, output
             seen.append(output.replace(r"\$", "$") if parsed else output)
     return " | ".join(seen)
 

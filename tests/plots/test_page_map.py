@@ -117,7 +117,7 @@ def test_shared_pages_are_marked_and_explained() -> None:
 def test_conflicts_are_marked() -> None:
     state = CacheState(4, [0, 1, 2, 3, 3, 77], {"a": [0]})
     shown = Shown(Snapshot(state, consistent=False))
-    assert "Purple dot: in two places at once" in shown.words
+    assert "Upper left dot: in two places at once" in shown.words
     assert dots(shown.maps[0], CONFLICT_COLOUR) == 2
     assert "without being in the pool: page 77" in shown.words
     assert "during an operation" in shown.words
@@ -143,7 +143,7 @@ def test_two_maps_mark_what_changed() -> None:
     left, right = shown.maps
     assert shown.captions == ["before", "after"]
     assert dots(left, "#000") == dots(right, "#000") == 3
-    assert "Black dot: changed (3 pages)" in shown.words
+    assert "Lower right dot: changed (3 pages)" in shown.words
     assert "live 3" in shown.words
     assert "A: a, 2 → 0 pages" in shown.words
     # The same request has the same colour in both.
