@@ -40,11 +40,11 @@ def examples(name: str) -> list[str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_examples_that_can_be_read(name: str, cachelab: Any) -> None:
     found = examples(name)
-    assert found
+    assert any(line.startswith(f"cachelab {name}") for line in found)
     for line in found:
         words = shlex.split(line)[1:]
-        assert words[: len(name.split())] == name.split()
-        COMMANDS[name].make_context(name, words[len(name.split()) :])
+        tried = next(c for c in COMMANDS if words[: len(c.split())] == c.split())
+        COMMANDS[tried].make_context(tried, words[len(tried.split()) :])
     # In the help an example is one line, to be copied.
     shown = [line.strip() for line in cachelab(*name.split(), "--help")[1].splitlines()]
     assert [line for line in found if line not in shown] == []

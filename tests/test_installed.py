@@ -106,7 +106,8 @@ def test_the_wheel_has_what_the_commands_need(built: tuple[Path, Path]) -> None:
     names = set(zipfile.ZipFile(built[0]).namelist())
     expected = {f"environments/{release}.txt" for release in RELEASES}
     expected |= {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    expected |= {f"model/{path.name}" for path in (ROOT / "data" / "model").iterdir()}
+    for name in ("model", "programs"):
+        expected |= {f"{name}/{path.name}" for path in (ROOT / "data" / name).iterdir()}
     assert {f"analysis/_data/{name}" for name in expected} <= names
     here = {path for path in (ROOT / "analysis").rglob("*") if path.is_file()}
     ours = {path.relative_to(ROOT).as_posix() for path in here if path.suffix != ".pyc"}

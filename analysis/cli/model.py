@@ -45,7 +45,13 @@ def import_(
 ) -> None:
     """Import a real language model: `smollm2` from its Python package, or a GGUF file.
 
-    Example: `cachelab model import smollm2`, then `cachelab sweep --model smollm2 ...`.
+    For example:
+
+    cachelab model import smollm2
+
+    Then other commands take it:
+
+    cachelab sweep --releases 3.1.0 --model smollm2 --workload reported
     """
     from analysis.model.imports import import_model
 

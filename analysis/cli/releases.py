@@ -20,7 +20,7 @@ def list_() -> None:
     from analysis.shortfin.environments import status
 
     for row in status():
-        missing = "not installed" if row.locked else "no lock file"
+        missing = "not installed" if row.locked else "not supported yet: no lock file"
         typer.echo(f"{row.release}  {row.python or missing}")
 
 
