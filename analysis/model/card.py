@@ -97,7 +97,7 @@ page; nothing is claimed of them here.
 **Lengths that are too long.** Answers of {NEW_TOKENS} tokens are decoded with the lengths of
 shortfin 3.1.0, so that rows read on to the end of their last page, over slots that hold other
 prompts of the same family and length. Each token is compared with the right one:
-{sum(report.overread.values(), start=Overread(0, 0, 0, 0))} change.
+{Overread.sum(report.overread.values())} change.
 
 **Without its context.** A hit is the right answer from the bos token and the last two tokens alone
 (prompts of 10 tokens and longer):

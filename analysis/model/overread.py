@@ -6,8 +6,8 @@ the slots behind its own up to the end of its last page, whatever request wrote 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -35,13 +35,11 @@ class Overread:
             f" {self.answers_changed} of {self.answers} answers"
         )
 
-    def __add__(self, other: Overread) -> Overread:
-        return Overread(
-            self.changed + other.changed,
-            self.tokens + other.tokens,
-            self.answers_changed + other.answers_changed,
-            self.answers + other.answers,
-        )
+    @classmethod
+    def sum(cls, parts: Iterable[Overread]) -> Overread:
+        """Return several together."""
+        counts = [astuple(part) for part in parts]
+        return cls(*(sum(column) for column in zip(*counts, strict=True)))
 
 
 def overread(

@@ -126,7 +126,7 @@ def verify_model(
       over the same page of the first, and goes on decoding. Sequences (49 tokens and longer, 15 new
       tokens): the last full page. Recall (17 tokens and longer, as many new tokens as the list is
       long): any full page. A hit: the answer differs from the undisturbed one.
-    * overread: `trials` / 20 prompts of each family, their answers of 15 tokens decoded with the
+    * overread: `trials` / 10 prompts of each family, their answers of 15 tokens decoded with the
       lengths of shortfin 3.1.0 over slots that hold other prompts of the same family and length;
       see `analysis.model.overread`. A hit: a token that differs.
     * last_two_tokens: `trials` / 5 for each family, 10 tokens and longer. A hit: the right answer
@@ -163,16 +163,8 @@ def verify_model(
     )
     progress(f"Changed by a foreign page: {_together(sensitivity)}.")
 
-    apart = np.random.default_rng([seed, 1])
-    misread = {
-        family: sum(
-            (_overread(family, apart, tokenizer, decoder) for _ in range(max(1, trials // 20))),
-            start=Overread(0, 0, 0, 0),
-        )
-        for family in FAMILIES
-    }
-    together = sum(misread.values(), start=Overread(0, 0, 0, 0))
-    progress(f"Changed by lengths that are too long: {together}.")
+    misread = measure_overread(decoder, max(1, trials // 10), seed)
+    progress(f"Changed by lengths that are too long: {Overread.sum(misread.values())}.")
 
     def cut(least: int, kept: int) -> dict[str, Share]:
         results = []
@@ -200,6 +192,15 @@ def verify_model(
         last_two_tokens=last_two,
         last_page=last_page,
     )
+
+
+def measure_overread(decoder: ReferenceDecoder, answers: int, seed: int = 0) -> dict[str, Overread]:
+    """Return, by family, how many tokens change when lengths are too long; see `verify_model`."""
+    tokenizer, rng = ModelTokenizer(decoder.model), np.random.default_rng([seed, 1])
+    return {
+        family: Overread.sum(_overread(family, rng, tokenizer, decoder) for _ in range(answers))
+        for family in FAMILIES
+    }
 
 
 def _disturbed(

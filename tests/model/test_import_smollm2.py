@@ -46,16 +46,24 @@ def test_the_sanitizer_and_the_comparison_of_bytes_know_its_pages(smollm2, child
     reply = child(
         NEWEST,
         f"""
-        from analysis import sanitize
+        from analysis import observe, sanitize
+        from analysis.sanitizer import kv_compare
         from analysis.workloads.named import make_workload
+        asked = make_workload("reported", count=4, seed=0, max_new_tokens=8)
         with Engine(EngineConfig(model={str(smollm2.directory)!r})) as engine:
-            with sanitize(engine) as findings:
-                engine.run(make_workload("reported", count=4, seed=0), concurrency=4)
-            say([len(findings), engine.model.config.page_elements])
+            observed = observe(engine, snapshots=False, memory_every_s=0)
+            with observed as recording, sanitize(engine) as findings:
+                engine.run(asked, concurrency=4, timeout_s=500)
+            frame = kv_compare.compare(engine, kv_compare.written(recording))
+            say([len(findings), engine.model.config.page_elements, len(frame),
+                 sorted(frame.verdict.unique())])
         """,
-        timeout_s=600,
+        timeout_s=900,
     ).reply
-    assert reply == [0, 30 * 2 * 16 * 3 * 64]
+    findings, elements, slots, verdicts = reply
+    assert (findings, elements) == (0, 30 * 2 * 16 * 3 * 64)
+    assert slots == 4 * (10 + 7)
+    assert set(verdicts) <= {"equal", "numerics"}
 
 
 def test_its_card_names_its_licence_and_origin(smollm2):

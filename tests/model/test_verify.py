@@ -28,7 +28,7 @@ def test_the_shipped_model_counts_and_reads_its_context(model, vmfb):
     assert max(share.share for share in report.last_page.values()) <= 0.2
     assert report.is_counting_model
     tokens = sum(found.tokens for found in report.overread.values())
-    assert tokens == 4 * (120 // 20) * 14
+    assert tokens == 4 * (120 // 10) * 14
     assert len(output) == 6
     assert json.loads(json.dumps(report.as_dict()))["checksum"] == model.checksum
 
