@@ -37,6 +37,15 @@ _LONGEST_PAUSE = 8
 
 
 def run_workload(
+    engine: RequestSender, workload: Workload, concurrency: int, **options: Any
+) -> pd.DataFrame:
+    """Do what `send_workload` does, with its options; return the table `requests`."""
+    from analysis.runs.tables import to_frame
+
+    return to_frame("requests", send_workload(engine, workload, concurrency, **options))
+
+
+def send_workload(
     engine: RequestSender,
     workload: Workload,
     concurrency: int,
@@ -45,7 +54,7 @@ def run_workload(
     references: Answers | None = None,
     on_result: OnResult | None = None,
     resubmit_s: float | None = None,
-) -> pd.DataFrame:
+) -> list[dict[str, Any]]:
     """Send a workload's requests from `concurrency` client threads; return the rows of `requests`.
 
     Client c sends the requests i with i modulo `concurrency` = c. All clients start at a barrier.
@@ -109,10 +118,7 @@ def run_workload(
         raise
     if failures:
         raise failures[0]
-
-    from analysis.runs.tables import to_frame
-
-    return to_frame("requests", [rows[request.id] for request in workload.requests])
+    return [rows[request.id] for request in workload.requests]
 
 
 def _send(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from analysis.core.wording import counted, listed
@@ -18,6 +17,9 @@ from analysis.runs.tables import to_frame, to_table
 from analysis.shortfin.scores import likeliest
 from analysis.shortfin.verify import digest_of, results_of
 from analysis.snapshots.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STREAMED = ("events", "invocations", "snapshots")
 """The tables of a recording."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from analysis.snapshots.snapshot import CacheState, Node, Snapshot
 from analysis.snapshots.trie import Trie
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPLAYED = frozenset(
     ["acquire", "free", "pages_held", "pages_dropped", "duplicate", "quarantined", "create",
@@ -217,6 +218,8 @@ def cached_or_leaked(events: pd.DataFrame) -> pd.DataFrame:
             turn(page, replay.state(page), int(event.seq))  # type: ignore[arg-type]
     for page in now:
         turn(page, "-", last + 1)
+    import pandas as pd
+
     return pd.DataFrame(rows, columns=["page", "state", "begin", "end"])
 
 

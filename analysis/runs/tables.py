@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from analysis.core.errors import RunError, shown
 from analysis.runs import former
 from analysis.runs.schema import CHOICES, FAILURES, FAULT, TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes most of the time in which a trial's process starts
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def treated(treatments: Iterable[str] | None) -> str:
 
 def describe(name: str) -> pd.DataFrame:
     """Return the columns of a table as a frame: column, type, unit, may be null, meaning."""
+    import pandas as pd
+
     return pd.DataFrame(
         [
             {
@@ -176,6 +180,8 @@ def to_frame(name: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> pd.Data
     Nullable integers become `Int64`, real numbers `float64` with NaN, lists tuples (so that they
     can be grouped and compared), and missing text and lists None or NaN.
     """
+    import pandas as pd
+
     table = rows if isinstance(rows, pa.Table) else to_table(name, rows)
     columns: dict[str, Any] = {}
     for field in TABLES[name]:

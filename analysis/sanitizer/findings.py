@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from analysis.core.wording import counted
 from analysis.recording.stacks import stack_in_words
 from analysis.runs.tables import to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WRONG_DATA = "wrong data"
 """Severity: the model computed with wrong keys, values or tokens."""

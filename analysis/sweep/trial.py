@@ -80,6 +80,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     Raises EngineError if the engine cannot start with these settings, OSError if the disk is full.
     """
     from analysis.engine import Engine, EngineConfig
+    from analysis.engine.clients import send_workload
     from analysis.sanitizer import settle
     from analysis.treatments.faults import Injection
 
@@ -103,9 +104,10 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
             _watched(engine, spec, directory) as recorder,
             _treated(engine, spec) as faults,
         ):
-            engine.run(
+            send_workload(
+                engine,
                 workload,
-                concurrency=spec["concurrency"],
+                spec["concurrency"],
                 timeout_s=spec["request_timeout_s"],
                 on_result=keep,
                 resubmit_s=spec["resubmit_s"],
@@ -237,6 +239,12 @@ def _number_of(error: BaseException) -> int | None:
 
 
 def _run(directory: Path) -> int:
+    from analysis.shortfin.service import installed_service
+
+    installed_service()
+    # pyarrow imports pandas with its first array, which takes longer than to start an engine.
+    # Nothing here needs it, unless the release does, and then it is imported by now.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     spec = jobs.read_job(directory)
     # Both stay open to the end: C code writes to them when no Python code can run.
     stacks = open(directory / STACKS, "wb")  # noqa: SIM115
