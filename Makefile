@@ -78,7 +78,7 @@ $(VENV)/.ready: environments/bootstrap.txt environments/$(DEFAULT).txt pyproject
 	fi
 	echo "Setting up $(VENV) with $$($(PYTHON) --version) (about a minute the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r environments/bootstrap.txt
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r environments/bootstrap.txt
 	export UV_PYTHON_DOWNLOADS=never
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r environments/$(DEFAULT).txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .

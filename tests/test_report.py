@@ -209,6 +209,70 @@ def test_an_answer_is_written_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+PRINTS = """
+import sys
+for n in range(30):
+    print(f"trial {n} of 30", file=sys.stderr)
+print("no end of line", end="", file=sys.stderr)
+"""
+
+
+def test_the_screen_gets_a_line_now_and_then_and_the_page_all(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "small.ipynb", PRINTS, "print('next')", ANSWER)
+    screen = io.StringIO()
+    page = publish(notebook, screen=screen).pages[0].html.read_text()
+    lines = [line.strip() for line in screen.getvalue().splitlines()]
+    assert lines[1:] == [
+        "cell 1 of 4, A small question",
+        "cell 2 of 4, A small question",
+        "trial 0 of 30",
+        "no end of line",
+        "cell 3 of 4, A small question",
+        "next",
+        "cell 4 of 4, A small question",
+        "ran to its end: It is 2.",
+        f"The report is at {tmp_path}/out/index.html",
+    ]
+    assert all(f"trial {n} of 30" in page for n in range(30))
+
+
+def test_nothing_but_the_progress_is_printed(tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "small.ipynb", ANSWER)
+    code = f"""
+from pathlib import Path
+from analysis import report
+report.publish([Path({str(notebook)!r})], releases=[{REPORTED!r}],
+               out=Path({str(tmp_path)!r}, "out"), kernel_of=lambda release: "python3")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == ""
+    first, *cells, status, last = done.stderr.splitlines()
+    assert first.startswith(f"[1/1] small on shortfin {REPORTED}")
+    assert [cell.split(",")[0] for cell in cells] == ["  cell 1 of 2", "  cell 2 of 2"]
+    assert status == "  ran to its end: It is 2."
+    assert last.startswith("The report is at")
+
+
+def test_the_page_of_another_model_stands_beside_that_of_the_default(tmp_path: Path) -> None:
+    given = "number = 1\nrun_dir = ''\nmodel = ''"
+    notebook = write_notebook(tmp_path / "small.ipynb", ANSWER, parameters=given)
+    publish(notebook, releases=[REPORTED])
+    result = publish(notebook, releases=[REPORTED], parameters={"model": "some where/tiny model"})
+    assert result.pages[0].html.name == f"small-{REPORTED}-tiny-model.html"
+    index = result.index.read_text()
+    for name in (f"small-{REPORTED}.html", f"small-{REPORTED}-tiny-model.html"):
+        assert f'href="{name}"' in index
+
+
+def test_the_chart_of_the_index_shows_one_model(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "data" / "reference", tmp_path / "one" / "run")
+    entry = {"notebook": "01", "run": "one", "model": ""}
+    alone = report._chart(tmp_path, [entry])
+    assert alone is not None
+    assert report._chart(tmp_path, [{**entry, "model": "tiny"}, entry]) == alone
+
+
 def test_the_index_charts_one_notebook_alone(tmp_path: Path) -> None:
     for name in ("first", "second"):
         shutil.copytree(ROOT / "data" / "reference", tmp_path / name / "run")

@@ -1,7 +1,8 @@
 """Notebooks executed once per release, and published as pages that open offline.
 
     OUT/index.html                         what there is, with the answers
-    OUT/01_reproduce-RELEASE.html          one page a notebook and release
+    OUT/01_reproduce-RELEASE.html          one page a notebook and release; the parameter `model`
+                                           is a part of the name if it is given
     OUT/notebooks/01_reproduce-RELEASE.ipynb
                                            the same as executed
     OUT/runs/01_reproduce-RELEASE-.../     what the notebook recorded, and its `answer.json`
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -142,7 +144,8 @@ def run_directory(notebook: str, run_dir: str = "") -> Path:
 def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, dict[str, Any]]:
     from analysis.report.exporter import render  # needs nbconvert
 
-    name = f"{job.stem}-{job.release}"
+    model = Path(str(job.parameters.get("model") or "")).name
+    name = "-".join(filter(None, [job.stem, job.release, re.sub(r"[^\w.]+", "-", model)]))
     started = datetime.now(UTC)
     run_dir = _fresh_directory(out / "runs", f"{name}-{started:%Y%m%d-%H%M%S}")
     given = {"release": job.release, "run_dir": str(run_dir)}
@@ -184,6 +187,7 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
             for key in ("title", "notebook", "release", "date", "took", "mode")
         },
         "question": job.question,
+        "model": model,
         "html": html.name,
         "run": os.path.relpath(run_dir, out),
         "answer": answer,
@@ -255,10 +259,12 @@ def _catalogue(out: Path, entry: Mapping[str, Any]) -> None:
 def _chart(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
     """Draw the failure rates of the first notebook that has runs of two releases.
 
-    Runs of different notebooks have different workloads, so their rates do not compare.
+    Runs of different notebooks have different workloads, and other models other answers, so their
+    rates do not compare.
     """
-    for notebook in sorted({str(entry["notebook"]) for entry in entries}):
-        chart = _chart_of(out, [entry for entry in entries if entry["notebook"] == notebook])
+    kinds = {id(entry): (str(entry["notebook"]), str(entry.get("model", ""))) for entry in entries}
+    for kind in sorted(set(kinds.values())):
+        chart = _chart_of(out, [entry for entry in entries if kinds[id(entry)] == kind])
         if chart is not None:
             return chart
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,6 +14,8 @@ from typing import Any, TextIO
 # what is on disk.
 TRIES = 2
 _START_TIMEOUT_S = 120
+_PAUSE_S = 15.0
+"""Least time between two lines that a cell prints on the screen."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,8 @@ def execute(
     for number in range(1, TRIES + 1):
         progress = _Progress(source, screen)
         before = _dumps(run_dir)
-        problem, died = _attempt(
-            source, target, kernel, parameters, cell_timeout_s, progress.on_cell, screen
-        )
+        problem, died = _attempt(source, target, kernel, parameters, cell_timeout_s, progress)
+        progress.end_cell()
         if not died:
             return Execution(_load(target, source), problem, tuple(deaths))
         new = [path for path in _dumps(run_dir) if path not in before]
@@ -83,8 +86,7 @@ def _attempt(
     kernel: str,
     parameters: Mapping[str, Any],
     cell_timeout_s: int,
-    on_cell: Callable[..., None],
-    screen: TextIO,
+    progress: _Progress,
 ) -> tuple[str, bool]:
     """Run the notebook once; return a sentence on what stopped it, and if the kernel died."""
     import papermill
@@ -102,11 +104,12 @@ def _attempt(
             progress_bar=False,
             start_timeout=_START_TIMEOUT_S,
             execution_timeout=cell_timeout_s,
-            on_cell_execute=on_cell,
-            # Without this each kernel prints a warning about its connection.
-            extra_arguments=["--log-level=40"],
-            stdout_file=screen,
-            stderr_file=screen,
+            on_cell_execute=progress.on_cell,
+            # Without this each kernel prints a warning about its connection, and at times an error
+            # when it is told to end. What goes wrong in a cell is in the notebook.
+            extra_arguments=["--log-level=50"],
+            stdout_file=progress,
+            stderr_file=progress,
         )
     except papermill.PapermillExecutionError as error:
         return f"A cell stopped with {error.ename}: {_first_line(error.evalue)}", False
@@ -122,8 +125,12 @@ def _attempt(
     return "", False
 
 
-class _Progress:
-    """Reports which cell runs, under which heading."""
+class _Progress(io.TextIOBase):
+    """Reports which cell runs, under which heading, and what it prints: a line now and then.
+
+    A sweep prints a line for each trial. Of what a cell prints within `_PAUSE_S` only the last line
+    is shown; the page has all.
+    """
 
     def __init__(self, source: Path, screen: TextIO) -> None:
         import nbformat
@@ -140,11 +147,40 @@ class _Progress:
             self._headings[cell.get("id", "")] = heading
         self._number = 0
         self.where = "before its first cell"
+        self._part = ""
+        """A line that has not ended yet."""
+        self._held: str | None = None
+        """The last line that is not shown yet."""
+        self._next_s = 0.0
+
+    def write(self, text: str) -> int:
+        """Take what a cell prints."""
+        *lines, self._part = (self._part + text).split("\n")
+        for line in filter(str.strip, lines):
+            self._held = line
+            if time.monotonic() >= self._next_s:
+                self.flush_held()
+        return len(text)
+
+    def end_cell(self) -> None:
+        """Show the last line of a cell, if it is not shown yet."""
+        self.write("\n")
+        self.flush_held()
+        self._next_s = 0.0
+
+    def flush_held(self) -> None:
+        """Show the last line that is not shown yet."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._next_s = time.monotonic() + _PAUSE_S
+            self._screen.write(f"    {held.strip()}\n")
+            self._screen.flush()
 
     def on_cell(self, cell: Any, cell_index: int) -> None:
         """Report a cell that starts; the cell with the injected parameters is not counted."""
         if "injected-parameters" in cell.metadata.get("tags", []):
             return
+        self.end_cell()
         self._number += 1
         heading = self._headings.get(cell.get("id", ""), "")
         place = f"cell {self._number} of {self._total}" + (f", {heading}" if heading else "")
