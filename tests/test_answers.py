@@ -23,7 +23,7 @@ def test_failing_from_four_on() -> None:
         }
     )
     words = answer_in_words(run)
-    assert words.startswith(f"**shortfin {REPORTED}, prefix sharing none.**")
+    assert words.startswith(f"**shortfin {REPORTED}, prefix sharing none: yes.** No request failed")
     assert "No request failed at 1 and 2 concurrent requests (0 of 48; 95% interval up to" in words
     assert "The first failures are at 4: 25% at 4 (12 of 48, 15% to 39%), 38% at 8 (36 of" in words
     assert "by request only and too narrow, for there are fewer than five engines" in words
@@ -31,7 +31,7 @@ def test_failing_from_four_on() -> None:
     assert "permutation test over 8 against 8 engines, p = 0.0002)." in words
     assert "undecided" not in words
     assert answer_in_a_sentence(run) == (
-        "0% of requests failed below 4 concurrent ones (0 of 48) and 33% from 4 on "
+        "Yes, 0% of requests failed below 4 concurrent ones (0 of 48) and 33% from 4 on "
         "(48 of 144; p = 0.0002)."
     )
 
@@ -50,9 +50,23 @@ def test_nothing_failing_claims_no_more_than_the_interval() -> None:
     assert "No request failed at 1 and 4 concurrent requests (0 of 72)" in words
     assert "a true failure rate of up to 14% would still fit (95%, by request" in words
     assert "permutation" not in words
-    assert (
-        answer_in_a_sentence(run) == "No request failed at 1 and 4 concurrent requests (0 of 72)."
+    bounds = (
+        "with 95% confidence at most 4.1% of requests fail if requests are independent, and at most"
+        " 31% of engines have a request that fails (0 of 8 did)."
     )
+    assert words.startswith(f"**shortfin {REPORTED}, prefix sharing none: no request failed.** No")
+    assert f"(0 of 72). W{bounds[1:]}" in words
+    assert answer_in_a_sentence(run) == (
+        f"No request failed at 1 and 4 concurrent requests (0 of 72); {bounds}"
+    )
+
+
+def test_an_engine_without_an_accepted_request_bounds_nothing() -> None:
+    run = make_run({(*KEY, 1): {"ok": 24}, (*KEY, 8): {"rejected": 24}})
+    assert "(0 of 24, 24 rejected); with 95% confidence at most 12% of requests" in (
+        answer_in_a_sentence(run)
+    )
+    assert "(0 of 4 did)" in answer_in_a_sentence(run)
 
 
 def test_everything_failing_is_no_matter_of_concurrency() -> None:
@@ -71,7 +85,8 @@ def test_too_little_data_is_said_to_be_too_little() -> None:
     assert "more fail at 4 or more than below is undecided (25% against 0%" in words
     assert "engines on each side would decide it (80% power)" in words
     assert "more often" not in words
-    assert "undecided" in answer_in_a_sentence(run)
+    assert "none: undecided.**" in words
+    assert answer_in_a_sentence(run).startswith("Undecided, 0% of requests failed below")
 
 
 def test_few_engines_are_not_many_requests() -> None:
@@ -88,6 +103,7 @@ def test_failing_alone_and_less_often_under_load() -> None:
     words = answer_in_words(run)
     assert "Requests failed already at 1, the lowest concurrency that was run" in words
     assert "Requests failed less often at 4 or more than below" in words
+    assert "none: no, less often.**" in words
 
 
 def test_rejections_stand_apart() -> None:
@@ -98,14 +114,15 @@ def test_rejections_stand_apart() -> None:
     assert "(0 of 96, 48 rejected)" in answer_in_a_sentence(run)
     refused = make_run({(*KEY, 8): {"rejected": 4}})
     assert "All 4 requests were rejected, so there is no failure rate." in answer_in_words(refused)
+    assert "none: nothing was accepted.**" in answer_in_words(refused)
     assert answer_in_a_sentence(refused) == "No request was accepted."
 
 
 def test_what_ran_is_named_before_what_was_offered() -> None:
     run = make_run({(*KEY, n): {"ok": 16, "rejected": 4 * n - 16} for n in (8, 16, 32)})
-    assert answer_in_a_sentence(run) == (
+    assert answer_in_a_sentence(run).startswith(
         "No request failed at 4 concurrent requests"
-        " (offered 8, 16 and 32: ran 4; 0 of 48, 176 rejected)."
+        " (offered 8, 16 and 32: ran 4; 0 of 48, 176 rejected); with 95%"
     )
     words = answer_in_words(run)
     assert "No request failed at 4 concurrent requests (offered 8, 16 and 32: ran 4; 0 of" in words
@@ -179,6 +196,7 @@ def test_one_side_only_is_not_compared() -> None:
 def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_respect() -> None:
     words = answer_in_words(reported_pattern())
     assert words.count("**shortfin") == 3
+    assert words.count(": yes.**") == 2
     assert "prefix sharing trie failed more often than prefix sharing none (56%, 80 of 144" in words
     # What refuses requests at 8 is compared at 4 only, where it ran as many as were offered.
     assert f"shortfin {NEWEST} failed less often than shortfin {REPORTED} (0%, 0 of" in words
@@ -186,7 +204,7 @@ def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_res
     assert words.count("adjusted for 4 tests (Holm)") == 4
     assert "1 of 16 trials did not end well." in words
     sentence = answer_in_a_sentence(reported_pattern())
-    assert sentence.startswith(f"shortfin {REPORTED}, prefix sharing none: 0% of requests failed")
+    assert sentence.startswith(f"shortfin {REPORTED}, prefix sharing none: yes, 0% of requests")
     same_release = make_run({(*KEY, 4): {"ok": 9}, (REPORTED, "trie", 4): {"ok": 9}})
     assert answer_in_a_sentence(same_release).startswith("Prefix sharing none: no request failed")
     assert "whether prefix sharing trie and prefix sharing none differ is undecided" in (

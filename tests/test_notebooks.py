@@ -24,6 +24,7 @@ from analysis.runs.schema import EVENT_KINDS
 from analysis.stats.clustered import engines_to_reach
 from analysis.studies import reproduce
 from analysis.studies.causes import scenarios
+from analysis.studies.reproduce.reported_test import FRESH, KEY
 from analysis.studies.validation.figures import validations_figure
 from analysis.studies.validation.words import singles_in_words
 
@@ -104,6 +105,20 @@ def test_kinds_of_events_exist(notebook: Any) -> None:
     assert set(kinds) <= set(EVENT_KINDS)
 
 
+def reported_answers(*texts: str) -> pd.DataFrame:
+    """Return answers of the reported test, of which "6 7 8 9" is right."""
+    setting = dict(zip(KEY, ("none", "none", FRESH, 2), strict=True))
+    right = tuple("6 7 8 9")
+    rows = [
+        {**setting, "text": text, "tokens": tuple(text), "expected_text": "6 7 8",
+         "reference_tokens": right, "reference_text": "6 7 8 9",
+         "outcome": "ok" if text.startswith("6 7 8") else "wrong",
+         "first_divergence": None if tuple(text) == right else 4}
+        for text in texts
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
     run = reported_pattern()
@@ -115,7 +130,8 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
         "report": report,
         "reproduce": reproduce,
         "Markdown": output.append,
-        "alone": SimpleNamespace(prompt="1 2 3 4 5 ", text="6 7 9 1"),
+        "answers": reported_answers("6 7 8 9", "6 7 9 1"),
+        "findings": SimpleNamespace(first="the first finding"),
         "show": jupyter.show,
         "asked_again": SimpleNamespace(frame=pd.DataFrame({"right_alone": [True, False, None]})),
     }
@@ -123,13 +139,16 @@ def test_the_answer_of_01_follows_from_its_run(tmp_path: Path) -> None:
     for cell in code_cells(notebook):
         if cell not in engine:
             exec(compile(cell.source, "cell", "exec"), names)
-    by_itself = (
-        "Asked alone, '1 2 3 4 5 ' was answered with '6 7 9 1', not '6 7 8'. Of 2 answers to"
+    reported = (
+        'The reported test fails: 1 of 2 answers do not start with "6 7 8". Exact equality with the'
+        " reference decoder finds 1 of 2 wrong."
     )
-    by_itself += " prompts that had been answered wrong, asked again alone, 1 were right."
-    assert output == [f"{reproduce.answer_in_words(run)}\n\n{by_itself}"]
+    by_itself = (
+        "Of 2 prompts that had been answered wrong, 1 was answered right when asked again alone."
+    )
+    assert output == [f"{reproduce.answer_in_words(run)}\n\n{reported}\n\n{by_itself}"]
     answer = json.loads((tmp_path / "answer.json").read_text())["answer"]
-    assert answer == f"{reproduce.answer_in_a_sentence(run)} {by_itself}"
+    assert answer == f"{reproduce.answer_in_a_sentence(run)} {reported} {by_itself}"
 
 
 def test_07_shows_the_levels_of_its_validations(tmp_path: Path) -> None:

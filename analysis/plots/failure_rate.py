@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
+
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots import style
+from analysis.stats.checks import CHECKS, by_check
 from analysis.stats.configurations import series_columns
 from analysis.stats.rates import failure_rates, per_trial
+
+_TITLE = "Failed requests against concurrency"
+_WIDTH, _NARROW = 7.6, 4.1
+"""Inches of a panel by itself, and beside another one."""
 
 
 def failure_rate(requests: pd.DataFrame, trials: pd.DataFrame, title: str | None = None) -> Figure:
@@ -18,37 +26,57 @@ def failure_rate(requests: pd.DataFrame, trials: pd.DataFrame, title: str | None
     is less than the offered concurrency, which the legend then shows. Rejected requests are left
     out of the rate; the label counts them.
     """
+    return _draw({title or _TITLE: requests}, trials)
+
+
+def failure_rate_by_check(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
+    """Draw the same twice, side by side: by the report's check, and by exact equality."""
+    return _draw({title: by_check(requests, name) for name, title in CHECKS.items()}, trials)
+
+
+def _draw(panels: Mapping[str, pd.DataFrame], trials: pd.DataFrame) -> Figure:
+    """Draw a panel for each title, of requests that differ only in their outcomes."""
     columns = series_columns(trials)
-    ran = _ran_at_once(requests, trials)
-    rates = failure_rates(requests, trials.assign(concurrency=ran), [*columns, "concurrency"])
-    drawn = rates[rates["rate"].notna()]
+    ran = _ran_at_once(next(iter(panels.values())), trials)
+    placed = trials.assign(concurrency=ran)
+    rates = {
+        title: failure_rates(requests, placed, [*columns, "concurrency"])
+        for title, requests in panels.items()
+    }
+    some = next(iter(rates.values()))
+    drawn = some[some["rate"].notna()]
     if drawn.empty:
         return style.nothing_to_draw("No request was accepted: there is no failure rate to draw.")
     beyond = trials.assign(ran=ran)
     beyond = beyond[beyond["ran"] < beyond["concurrency"]]
     series = style.all_series(drawn, columns)
-    figure = style.new_figure(7.6, 3.8 + 0.2 * len(series))
-    axes = figure.add_subplot()
-    for index, key in enumerate(series):
-        label = style.series_label(key) + _offered(style.rows_of(beyond, key))
-        style.interval_line(axes, style.rows_of(drawn, key), index, len(series), label)
-    style.concurrency_axis(axes, drawn["concurrency"], drawn["n"] - drawn["rejected"])
-    style.percent_axis(axes)
+    wide = _WIDTH if len(panels) == 1 else _NARROW * len(panels)
+    figure = style.new_figure(wide, 3.8 + 0.2 * len(series))
+    labels = [style.series_label(key) + _offered(style.rows_of(beyond, key)) for key in series]
+    x_label, y_label = _axis_labels(some)
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, rows) in zip(every, rates.items(), strict=True):
+        shown = rows[rows["rate"].notna()]
+        for index, key in enumerate(series):
+            label = labels[index] if axes is every[0] else ""
+            style.interval_line(axes, style.rows_of(shown, key), index, len(series), label)
+        style.concurrency_axis(axes, shown["concurrency"], shown["n"] - shown["rejected"])
+        style.percent_axis(axes)
+        style.dress(axes, title, textwrap.fill(x_label, int(wide / len(panels) * 11)), y_label)
+        axes.label_outer()
+    style.legend_below(figure, most=2)
+    return figure
+
+
+def _axis_labels(rates: pd.DataFrame) -> tuple[str, str]:
     notes = ["n: accepted requests"]
     if rejected := int(rates["rejected"].sum()):
         notes.append(f"{rejected} rejected requests are not counted")
-    x_label = f"requests that ran at once ({'; '.join(notes)})"
     how = "95% interval over engines"
-    if not drawn["by_engine"].all():
+    if not rates.loc[rates["rate"].notna(), "by_engine"].all():
         how = "95%; by request only and too\nnarrow where under 5 engines"
-    style.dress(
-        axes,
-        title or "Failed requests against concurrency",
-        x_label,
-        f"failed, of accepted\n({how})",
-    )
-    style.legend_below(figure, most=2)
-    return figure
+    x_label = f"requests that ran at once ({'; '.join(notes)})"
+    return x_label, f"failed, of accepted\n({how})"
 
 
 def _ran_at_once(requests: pd.DataFrame, trials: pd.DataFrame) -> pd.Series[int]:

@@ -11,22 +11,26 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.plots import style
+from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
 from analysis.stats.configurations import series_columns
 from analysis.stats.rates import outcome_counts
 
 # From the bottom up: failures, then right answers, then what was refused.
 _DARK = ("engine_died", "wrong")
-STACK = ("wrong", "empty", "error", "timeout", "engine_died", "ok", "rejected")
+_LATER = "wrong_later"
+STACK = ("wrong", _LATER, "empty", "error", "timeout", "engine_died", "ok", "rejected")
 _WORDS = {
+    "wrong": f"wrong within {BEGINNING} characters (both checks)",
+    _LATER: "wrong later (only exact equality)",
     "empty": "empty (no tokens)",
     "engine_died": "engine died",
     "rejected": "rejected (refused at once)",
 }
-_HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
+_HATCHES = {_LATER: "\\\\", "rejected": "////", "timeout": "...", "error": "xxx"}
 _LOOKS: dict[str, dict[str, Any]] = {
     kind: {"facecolor": colour, "hatch": _HATCHES.get(kind), "edgecolor": style.GREY,
            "linewidth": 0.7}
-    for kind, colour in style.OUTCOME_COLOURS.items()
+    for kind, colour in {**style.OUTCOME_COLOURS, _LATER: style.WRONG_LATER}.items()
 }  # fmt: skip
 
 
@@ -34,9 +38,15 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     """Draw the share of each outcome as stacked bars over concurrency, one panel a configuration.
 
     Numbers in the bars are requests; outcomes that never occurred have neither bar nor legend.
+    Wrong answers that only exact equality detects have a bar of their own.
     """
     columns = series_columns(trials)
-    counts = outcome_counts(requests, trials, [*columns, "concurrency"])
+    by_both, counts = (
+        outcome_counts(by_check(requests, check), trials, [*columns, "concurrency"])
+        for check in (BEGINS, EXACT)
+    )
+    counts[_LATER] = (counts["wrong"] - by_both["wrong"]).clip(lower=0)
+    counts["wrong"] -= counts[_LATER]
     if counts.empty:
         return style.nothing_to_draw("No request was recorded: there are no outcomes to draw.")
     series = style.all_series(counts, columns)
@@ -61,7 +71,7 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     figure.suptitle("Outcomes of all requests against concurrency", fontsize=style.TITLE + 1)
     seen = [kind for kind in reversed(STACK) if counts[kind].sum()]
     handles = [Patch(label=_WORDS.get(kind, kind), **_LOOKS[kind]) for kind in seen]
-    style.legend_below(figure, handles, most=4)
+    style.legend_below(figure, handles, most=3)
     return figure
 
 

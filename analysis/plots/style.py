@@ -36,6 +36,8 @@ OUTCOME_COLOURS = {
     "ok": "#A6D0EA",
     "rejected": "#FFFFFF",
 }
+WRONG_LATER = "#F4B183"
+"""Wrong answers whose beginning is right."""
 STATE_COLOURS = {"free": "#EFEFEF", "live": SKY, "cached": "#E9CF58", "leaked": VERMILLION}
 """Colours of page states in every figure and widget. No request has one of these."""
 WITHHELD_COLOUR = "#9A9A9A"

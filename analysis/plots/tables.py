@@ -8,6 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.runs.tables import treated
+from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
+from analysis.stats.configurations import series_columns
 from analysis.stats.rates import failure_rates, with_trials
 
 _PROMPT_END = 60
@@ -16,8 +19,8 @@ _WRONG_COLUMNS = [
     "request_id", *_SETTING, "family", "prompt", "right", "answered", "differs_at",
     "expected_text", "reference_tokens",
 ]  # fmt: skip
-Again = tuple[str, str, str, Sequence[int]]
-"""A prompt, the prefix sharing it was repeated with, and the answer's text and token ids."""
+Again = tuple[str, str, str | None, Sequence[int] | None]
+"""A prompt, the prefix sharing it was repeated with, the answer's text and token ids (if any)."""
 
 
 class HtmlTable:
@@ -166,11 +169,11 @@ def asked_again(
     for prompt, sharing, text, tokens in answers:
         expected, reference = cases[prompt]["expected_text"], cases[prompt]["reference_tokens"]
         right: bool | None = None
-        if isinstance(reference, tuple):
+        if tokens is not None and isinstance(reference, tuple):
             right = tuple(tokens) == reference
-        elif isinstance(expected, str):
+        elif text is not None and isinstance(expected, str):
             right = text.startswith(expected[:max_new_tokens])
-        rows.append((prompt, sharing, text, right))
+        rows.append((prompt, sharing, text or "", right))
     frame = pd.DataFrame(rows, columns=["prompt", "prefix_sharing", "alone", "right_alone"])
     results = {True: "right", False: "wrong, also alone", None: "the right answer is not known"}
     shown = pd.DataFrame(
@@ -215,10 +218,7 @@ def rates_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     shown = frame[["release", "prefix_sharing", "concurrency"]].copy()
     shown["requests"], shown["rejected"] = frame["n"], frame["rejected"]
     shown["failed"] = frame["failures"]
-    shown["failure rate (95% interval)"] = [
-        "-" if pd.isna(r["rate"]) else f"{r['rate']:.0%} ({r['low']:.0%} to {r['high']:.0%})"
-        for r in rows
-    ]
+    shown["failure rate (95% interval)"] = [_rate(row) for row in rows]
     shown["interval"] = [
         "over engines" if r["by_engine"] else "by request only, too narrow" for r in rows
     ]
@@ -226,6 +226,44 @@ def rates_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     shown["engines with a failure"] = [f"{r['trials_failed']} of {r['trials']}" for r in rows]
     shown["ran at once"] = [_number(r["at_once"], 0) for r in rows]
     return html_table(shown, frame=frame)
+
+
+def checks_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
+    """Show failures by both checks of `stats.checks`, one row a configuration and concurrency.
+
+    `frame` is `failure_rates` by exact equality, with the failures by the report's check as
+    `failures_begins`.
+    """
+    columns = [*series_columns(trials), "concurrency"]
+    begins, exact = (
+        failure_rates(by_check(requests, check), trials, columns) for check in (BEGINS, EXACT)
+    )
+    shown = exact[columns].copy()
+    if "treatments" in shown:
+        shown["treatments"] = shown["treatments"].map(treated)
+    shown["ran at once"] = [_number(value, 0) for value in exact["at_once"]]
+    shown["engines"] = exact["trials"]
+    shown["accepted"], shown["rejected"] = exact["n"] - exact["rejected"], exact["rejected"]
+    for name, rates in (
+        (f"wrong within {BEGINNING} characters (the report's check)", begins),
+        ("not equal to the reference decoder's answer", exact),
+    ):
+        rows = rates.to_dict("records")
+        shown[name] = [f"{row['failures']}: {_rate(row)}" for row in rows]
+    shown["intraclass correlation"] = [_number(value, 2) for value in exact["icc"]]
+    over = "over engines" if exact["by_engine"].all() else "by request where under five engines"
+    return html_table(
+        shown,
+        frame=exact.assign(failures_begins=begins["failures"]),
+        below=f"Failed requests, as a share of the accepted ones with its 95% interval ({over})."
+        " Requests without any answer fail both checks.",
+    )
+
+
+def _rate(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row["rate"]):
+        return "-"
+    return f"{row['rate']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
 
 
 def _number(value: float, digits: int) -> str:

@@ -22,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,10 +44,14 @@ from analysis.runs.parts import REQUIRED, Part, write_tables
 from analysis.runs.schema import OUTCOMES, SCHEMA_VERSION, TABLES, TRIAL_STATUS
 from analysis.runs.tables import checked, describe, is_control, to_frame, to_table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "LOCK", "MANIFEST", "OUTCOMES", "TABLES", "TRIAL_STATUS", "Run", "RunWriter", "alone_in",
-    "describe", "differences", "is_written", "join_runs", "load_run", "load_run_trials",
-    "new_manifest", "pack_run", "parts_of", "read_manifest", "to_frame", "to_table", "trial_tables",
+    "concatenated", "describe", "differences", "is_written", "join_runs", "load_run",
+    "load_run_trials", "new_manifest", "pack_run", "parts_of", "read_manifest", "to_frame",
+    "to_table", "trial_tables",
 ]  # fmt: skip
 
 _TRIAL_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,199}")
@@ -283,12 +286,21 @@ def join_runs(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     The run's id is put before each trial's id, which is unique only within its run.
     """
-    joined = []
-    for name in ("requests", "trials"):
-        frames = [getattr(run, name) for run in runs]
-        frames = [f.assign(trial_id=f"{n}/" + f["trial_id"]) for n, f in enumerate(frames)]
-        joined.append(pd.concat(frames, ignore_index=True))
-    return joined[0], joined[1]
+    return _joined("requests", runs), _joined("trials", runs)
+
+
+def concatenated(runs: Sequence[Run]) -> Run:
+    """Return all tables of several runs together, as `join_runs`, with the first run's manifest."""
+    tables = {name: _joined(name, runs) for name in TABLES}
+    return Run(runs[0].path, runs[0].manifest, **tables)
+
+
+def _joined(name: str, runs: Sequence[Run]) -> pd.DataFrame:
+    import pandas as pd
+
+    frames = [getattr(run, name) for run in runs]
+    frames = [f.assign(trial_id=f"{n}/" + f["trial_id"]) for n, f in enumerate(frames)]
+    return pd.concat(frames, ignore_index=True)
 
 
 def pack_run(path: str | Path, out: str | Path) -> Path:

@@ -26,6 +26,11 @@ class Pace:
     """Seconds a token in a full batch."""
     full_further_token_s: float
 
+    @property
+    def waits(self) -> bool:
+        """Whether a batch that is not full mostly waits to be filled, and computes little."""
+        return self.further_token_s > 10 * self.full_further_token_s
+
 
 @dataclass(frozen=True)
 class Release:

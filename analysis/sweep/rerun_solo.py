@@ -37,6 +37,7 @@ def wrong_prompts(run: Run) -> pd.DataFrame:
 def rerun_wrong_prompts(
     run: Run,
     *,
+    prompts: pd.DataFrame | None = None,
     prefix_sharing: str | None = None,
     jobs: int = 1,
     timeout_s: float = 120.0,
@@ -44,13 +45,13 @@ def rerun_wrong_prompts(
 ) -> pd.DataFrame:
     """Ask each wrongly answered prompt of a run alone, on a fresh engine without treatments.
 
-    `prefix_sharing` replaces that of the run. Returns a row for each prompt: its settings,
-    `prompt`, `expected_text`, `text` (the answer alone), `outcome` (checked as in the sweep; None
-    if it could not be sent), and `detail` if the trial did not end normally. If the run has neither
-    an expected text nor reference tokens, the reference decoder computes them. Raises
-    ReleaseError, ModelError or EngineError.
+    `prompts` are rows of `wrong_prompts` (None: all); `prefix_sharing` replaces that of the run.
+    Returns a row for each prompt: its settings, `prompt`, `expected_text`, `text` and `tokens` (the
+    answer alone), `outcome` (checked as in the sweep; None if it could not be sent), and `detail`
+    if the trial did not end normally. If the run has neither an expected text nor reference
+    tokens, the reference decoder computes them. Raises ReleaseError, ModelError or EngineError.
     """
-    prompts = _with_references(run, wrong_prompts(run))
+    prompts = _with_references(run, wrong_prompts(run) if prompts is None else prompts)
     if prefix_sharing is not None:
         prompts = prompts.assign(prefix_sharing=prefix_sharing)
         prompts = prompts.drop_duplicates(["prompt", "release", "page_count"])
@@ -76,7 +77,7 @@ def rerun_wrong_prompts(
             for _, process in running:
                 process.kill()
     columns = ["release", "prefix_sharing", "page_count", "prompt", "expected_text", "text",
-               "outcome", "detail"]  # fmt: skip
+               "tokens", "outcome", "detail"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -164,7 +165,7 @@ def _request(run: Run, case: dict[Any, Any]) -> Request:
 
 def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
     request, reference = _request(run, case), case["reference_tokens"]
-    answer = ended.records[0] if ended.records else {"text": None}
+    answer = ended.records[0] if ended.records else {"text": None, "tokens": None}
     outcome: str | None = None
     if ended.records:
         outcome, _ = checked_outcome(
@@ -179,6 +180,7 @@ def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
         **{name: case[name] for name in kept},
         "expected_text": request.expected,
         "text": answer["text"],
+        "tokens": answer["tokens"],
         "outcome": outcome,
         "detail": ended.detail,
     }

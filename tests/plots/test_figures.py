@@ -24,7 +24,9 @@ from analysis.runs.store import OUTCOMES, Run
 from analysis.stats.bounds import wilson
 from analysis.studies.evictions.figures import evictions_figure
 
-ALL = [figures.failure_rate, figures.outcomes, figures.latency]
+ALL = [
+    figures.failure_rate, figures.failure_rate_by_check, figures.outcomes, figures.latency,
+]  # fmt: skip
 LEVELS = [1, 2, 4, 8]
 
 
@@ -69,6 +71,22 @@ def test_failure_rate_draws_rates_with_their_intervals() -> None:
     ]
 
 
+def test_both_checks_stand_side_by_side() -> None:
+    run = one()  # wrong answers of it begin right
+    both = figures.failure_rate_by_check(run.requests, run.trials)
+    begins, exact = both.axes
+    assert begins.get_title(loc="left").startswith("The report's check")
+    assert exact.get_title(loc="left").startswith("Exact equality")
+    drawn = [list(axes.containers[0].lines[0].get_ydata()) for axes in (begins, exact)]
+    assert drawn == [[0, 0], [0, 0.25]]
+    assert begins.get_ylim() == exact.get_ylim()
+    assert legend(both) == [f"shortfin {REPORTED}, prefix sharing none"]
+    early = run.requests["text"].where(run.requests["outcome"] != "wrong", "6 9")
+    begins, exact = figures.failure_rate_by_check(run.requests.assign(text=early), run.trials).axes
+    assert list(begins.containers[0].lines[0].get_ydata()) == [0, 0.25]
+    assert list(exact.containers[0].lines[0].get_ydata()) == [0, 0.25]
+
+
 def test_failure_rate_leaves_out_what_was_never_accepted() -> None:
     run = make_run({(NEWEST, "none", 4): {"ok": 8}, (NEWEST, "none", 8): {"rejected": 8}})
     [axes] = figures.failure_rate(run.requests, run.trials).axes
@@ -107,7 +125,21 @@ def test_outcomes_stack_to_the_whole() -> None:
 
 def test_outcomes_that_never_occurred_are_not_in_the_legend() -> None:
     run = one()
-    assert legend(figures.outcomes(run.requests, run.trials)) == ["ok", "wrong"]
+    late = legend(figures.outcomes(run.requests, run.trials))
+    assert late == ["ok", "wrong later (only exact equality)"]
+    early = run.requests.assign(text="9")
+    assert legend(figures.outcomes(early, run.trials)) == [
+        "ok", "wrong within 5 characters (both checks)",
+    ]  # fmt: skip
+
+
+def test_wrong_answers_are_split_by_what_each_check_sees() -> None:
+    run = make_run({(REPORTED, "none", 4): {"ok": 4, "wrong": 8}})
+    early = run.requests["request_id"].isin(["r4", "r5", "r6"])
+    requests = run.requests.assign(text=run.requests["text"].mask(early, "9"))
+    [axes] = figures.outcomes(requests, run.trials).axes
+    assert [text.get_text() for text in axes.texts] == ["3", "5", "4"]
+    assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
 
 
 def test_a_missing_level_is_said_to_be_missing() -> None:
@@ -118,8 +150,8 @@ def test_a_missing_level_is_said_to_be_missing() -> None:
 
 
 def test_every_outcome_has_a_place_and_a_look_of_its_own() -> None:
-    assert set(STACK) == set(OUTCOMES)
-    assert len(set(style.OUTCOME_COLOURS.values())) == len(OUTCOMES)
+    assert set(STACK) == {*OUTCOMES, "wrong_later"}
+    assert len({*style.OUTCOME_COLOURS.values(), style.WRONG_LATER}) == len(OUTCOMES) + 1
 
 
 def test_latency_draws_the_median_and_the_tail() -> None:

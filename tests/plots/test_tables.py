@@ -7,8 +7,15 @@ from pathlib import Path
 from support import REPORTED
 from synthetic import make_run, reported_pattern, request_row, trial_row
 
-from analysis.plots import asked_again, facts, failed_trials, rates_table, wrong_answers
-from analysis.runs.store import Run, to_frame
+from analysis.plots import (
+    asked_again,
+    checks_table,
+    facts,
+    failed_trials,
+    rates_table,
+    wrong_answers,
+)
+from analysis.runs.store import Run, join_runs, to_frame
 
 
 def run_of(*requests: dict[str, object]) -> Run:
@@ -96,10 +103,11 @@ def test_asked_again_is_judged_by_the_reference_first() -> None:
         ("b", "trie", "6 7 8 9", [6, 7]),
         ("b", "none", "6 7 8 9", [6, 7, 8, 9]),
         ("c", "none", "6 7 8 9 10 11 12", [6, 7, 8, 9]),
+        ("a", "none", None, None),  # could not be asked
     ]
     table = asked_again(frame, answers)
-    assert list(table.frame["right_alone"]) == [True, False, True, True]
-    assert list(table.frame["prefix_sharing"]) == ["trie", "trie", "none", "none"]
+    assert list(table.frame["right_alone"]) == [True, False, True, True, None]
+    assert list(table.frame["prefix_sharing"]) == ["trie", "trie", "none", "none", "none"]
     assert "wrong, also alone" in table.markup
 
 
@@ -140,3 +148,25 @@ def test_rates_are_shown_with_what_their_intervals_rest_on() -> None:
     assert "4 of 4" in table.markup
     assert "by request only, too narrow" in table.markup
     assert REPORTED in repr(table)
+
+
+def test_both_checks_have_a_column() -> None:
+    run = reported_pattern()
+    early = run.requests["request_id"].isin(["r36", "r37"]) & (run.requests["outcome"] == "wrong")
+    table = checks_table(
+        run.requests.assign(text=run.requests["text"].mask(early, "7")), run.trials
+    )
+    assert len(table) == 12
+    row = table.frame.query(f"release == '{REPORTED}' and prefix_sharing == 'none'").iloc[2]
+    assert (row["concurrency"], row["failures"], row["failures_begins"]) == (4, 12, 2)
+    assert "12: 25% (15% to 39%)" in table.markup
+    assert "2: 4% (1% to 14%)" in table.markup
+    assert "by request where under five engines" in table.markup
+
+
+def test_settings_that_differ_have_rows_of_their_own() -> None:
+    plain = make_run({(REPORTED, "none", 4): {"wrong": 4}})
+    fixed = make_run({(REPORTED, "none", 4): {"ok": 4}}, treatments=["all"])
+    table = checks_table(*join_runs([plain, fixed]))
+    assert list(table.frame["failures"]) == [4, 0]
+    assert "untreated" in table.markup

@@ -44,6 +44,9 @@ def test_each_wrong_prompt_is_asked_once_alone_on_a_fresh_engine(tmp_path: Path)
     assert asked.loc["10 20 30 ", "outcome"] == "wrong"  # no engine answers 99 98 to that
     assert set(asked["prefix_sharing"]) == {"none"}
     assert len(seen) == 2
+    assert len(asked.loc["1 2 3 4 5 ", "tokens"]) == 5
+    (one,) = rerun_wrong_prompts(run, prompts=wrong_prompts(run).tail(1)).to_dict("records")
+    assert (one["prompt"], one["prefix_sharing"]) == ("10 20 30 ", "trie")
 
 
 def test_a_prompt_without_an_expected_text_is_checked_with_the_reference(

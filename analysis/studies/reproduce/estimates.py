@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.runs.derive import exposure
 from analysis.runs.store import Run
-from analysis.stats.bounds import holm
+from analysis.stats.bounds import holm, upper_bound
 from analysis.stats.clustered import Rate, engines_needed, permutation, rate, sign_flip
 from analysis.stats.configurations import series_columns, setting_name
 from analysis.stats.exposure import Change, changes
@@ -25,6 +25,8 @@ from analysis.stats.paired import ENGINE
 from analysis.stats.rates import failure_rates, per_trial
 
 ALPHA = 0.05
+THRESHOLD = 4
+"""The concurrency from which on the report saw failures: it separates the two sides of a test."""
 _THROUGH = {"prefix_sharing": ("hits", "evictions", "pages"), "page_count": ("evictions", "pages")}
 """Exposures through which a setting acts: a difference in them is no objection."""
 
@@ -127,6 +129,24 @@ class Series:
     def everything(self) -> Rate:
         """The failure rate over all concurrencies."""
         return self.side(self.levels)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Upper 95% bounds of the share of requests, and of engines, that fail."""
+        own = self.trials[self.trials["taken"] > 0]
+        engines = upper_bound(int((own["failures"] > 0).sum()), len(own), 1 - ALPHA)
+        return upper_bound(self.everything.failures, self.everything.n, 1 - ALPHA), engines
+
+    @property
+    def verdict(self) -> str:
+        """The answer to "do more fail from the threshold on than below?", in a word or two."""
+        if not self.levels:
+            return "nothing was accepted"
+        if not self.failing:
+            return "no request failed"
+        if self.missing_side or not self.p_value < ALPHA:
+            return "undecided"
+        return "yes" if self.above.value > self.below.value else "no, less often"
 
     @property
     def below(self) -> Rate:
@@ -255,7 +275,7 @@ class Contrast:
         return max(engines_needed(float(nets.mean()), spread, self.tests), pairs + 1)
 
 
-def estimate(run: Run, threshold: int) -> tuple[list[Series], list[Contrast]]:
+def estimate(run: Run, threshold: int = THRESHOLD) -> tuple[list[Series], list[Contrast]]:
     """Return the configurations of a run and their contrasts, with adjusted p values."""
     series = _series(run, threshold)
     contrasts = _contrasts(run, series)

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import capitalised, counted
+from analysis.core.wording import capitalised
 from analysis.runs.store import Run
+from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
 from analysis.stats.configurations import setting_name
 from analysis.stats.rates import per_trial
-from analysis.studies.reproduce.estimates import ALPHA, Contrast, Level, estimate, ran_at_once
+from analysis.studies.reproduce.estimates import (
+    ALPHA,
+    THRESHOLD,
+    Contrast,
+    Level,
+    estimate,
+    ran_at_once,
+)
+from analysis.studies.reproduce.reported_test import counts
 from analysis.studies.wording import acts_through, exposure_in_words
+from analysis.workloads.named import REPORTED_ANSWER
+
+if TYPE_CHECKING:
+    from analysis.sanitizer import Findings
 
 _fill = partial(paragraph, "analysis.studies.reproduce", "words.j2")
 
 
-def answer_in_words(run: Run, threshold: int = 4) -> str:
-    """Return the answer to "does it fail under concurrency, and from where on?" as Markdown.
+def answer_in_words(run: Run, threshold: int = THRESHOLD) -> str:
+    """Return whether more requests fail from the threshold on than below it, as Markdown.
 
     One paragraph for each configuration, then one for every two that differ in one setting only.
-    `threshold` is the concurrency from which on the report saw failures; it separates the two sides
-    of the test.
     """
     series, contrasts = estimate(run, threshold)
     paragraphs = [
-        f"**{item.name}.** {_fill('configuration', item, ALPHA, _offers)}" for item in series
+        f"**{item.name}: {item.verdict}.** {_fill('configuration', item, ALPHA, _offers)}"
+        for item in series
     ]
     paragraphs += [_fill("contrast", contrast, _exposures(contrast)) for contrast in contrasts]
     return "\n\n".join(paragraphs) or "The run holds no trials, so there is nothing to say."
 
 
-def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
+def answer_in_a_sentence(run: Run, threshold: int = THRESHOLD) -> str:
     """Return the same answer as one sentence, for the index of a report."""
     series, _ = estimate(run, threshold)
     clauses = [_fill("clause", item, ALPHA, _offers) for item in series]
@@ -45,19 +58,45 @@ def answer_in_a_sentence(run: Run, threshold: int = 4) -> str:
     return f"{sentence if sentence.startswith('shortfin') else capitalised(sentence)}."
 
 
-def alone_in_words(prompt: str, expected: str, answer: str, again: Sequence[bool | None]) -> str:
-    """Return how prompts were answered alone: the reported one, and those of wrong answers.
+def alone_in_words(again: Sequence[bool | None]) -> str:
+    """Return how many prompts of wrong answers were answered right alone; "" if none was asked.
 
-    `again` holds, for each wrong answer that was repeated alone, whether it was then right; None
-    where the right answer is unknown.
+    `again` holds, for each answer, whether it was right; None where the right answer is unknown.
     """
     known = [right for right in again if right is not None]
-    right = "as expected" if answer.startswith(expected) else f"with {answer!r}, not {expected!r}"
-    text = f"Asked alone, {prompt!r} was answered {right}."
-    if known:
-        text += f" Of {counted(len(known), 'answer')} to prompts that had been answered wrong,"
-        text += f" asked again alone, {sum(known)} were right."
-    return text
+    return _fill("alone", sum(known), len(known)) if known else ""
+
+
+def reported_test_in_words(answers: pd.DataFrame, *, briefly: bool = False) -> str:
+    """Return how the reported test ended by both checks; `answers` is of `run_reported_test`.
+
+    `briefly` leaves out where the answers differ, and an example.
+    """
+    found = counts(answers)
+    settings = ["prefix_sharing", "treatments", "engine"]
+    groups = found.groupby(settings, sort=False)[["accepted", BEGINS, EXACT]].sum().reset_index()
+    wrong = by_check(answers, EXACT)["outcome"] == "wrong"
+    example = next(iter(answers[wrong].to_dict("records")), None)
+    rows = groups.to_dict("records")
+    levels = list(dict.fromkeys(answers["clients"]))
+    totals = found[["accepted", "rejected", BEGINS, EXACT]].sum().to_dict()
+    return _fill("reported_test", totals, rows, levels, example, REPORTED_ANSWER, briefly)
+
+
+def first_step_in_words(
+    findings: Findings, invocations: pd.DataFrame, answers: pd.DataFrame
+) -> str:
+    """Return the first rule that the reported test broke, and whether its own check saw it.
+
+    `invocations` are those of the same recording, `answers` those of the tests that were checked.
+    """
+    first = findings.first
+    decodes = invocations.loc[invocations["phase"] == "decode", "invocation_id"]
+    place = 0
+    if first is not None and first.invocation_id in set(decodes):
+        place = int((decodes <= first.invocation_id).sum())
+    fails = int(counts(answers)[BEGINS].sum())
+    return _fill("first_step", first, place, findings.summary, fails, BEGINNING)
 
 
 def ran_in_words(requests: pd.DataFrame, trials: pd.DataFrame) -> str:
