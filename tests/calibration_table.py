@@ -19,14 +19,17 @@ from calibration import (
     GRIDS,
     HALF,
     ICCS,
+    NONE,
     NOTHING,
     QUICK,
     STORIES,
     THIRD,
+    TRIE,
     Rng,
     any_of,
     between_concurrencies,
     cost_claims,
+    decided,
     eviction_statuses,
     pair_wrong,
     rate_coverage,
@@ -66,8 +69,9 @@ def _concurrencies(rng: Rng, icc: float, runs: int) -> Iterator[Row]:
             (between_concurrencies(rng, icc, grid, p, p, runs), p) for p in (0.05, 0.1, 0.3, 0.5)
         )
         yield Row(grid, f"false claims in a notebook, worst at {p:.0%}", share, runs)
-        share = between_concurrencies(rng, icc, grid, 0.03, 0.25, runs)
-        yield Row(grid, "power: 3% against 25%, in one of two or both", share, runs)
+        for low, high in (NONE, TRIE):
+            share = decided(rng, icc, grid, (low, high), runs)
+            yield Row(grid, f"power: {low:.0%} against {high:.0%}", share, runs)
 
 
 def _pairs(rng: Rng, icc: float, runs: int) -> Iterator[Row]:

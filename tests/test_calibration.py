@@ -7,15 +7,19 @@ SLOW=1` adds a size that sees 10%, and the rest of the stories and correlations.
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from typing import Any
 
 import calibration
 import numpy as np
 import pytest
-from calibration import CAUSE, FULL, GRIDS, ICCS, NOTHING, QUICK, STORIES
+from calibration import CAUSE, CONFIGURATIONS, FULL, GRIDS, ICCS, NOTHING, QUICK, STORIES
 from scipy import stats as scipy_stats
+from support import ROOT
 
 from analysis.studies.evictions.estimates import EQUIVALENT
+from analysis.studies.reproduce.estimates import THRESHOLD
 
 FALSE, MISSED = 0.05, 0.07
 """What docs/statistics.md wants at most: false claims, and intervals that miss."""
@@ -85,6 +89,25 @@ def test_a_constant_rate_is_seldom_called_a_matter_of_concurrency(
 def test_a_rate_that_rises_with_concurrency_is_found(grid: str) -> None:
     rng = np.random.default_rng(0)
     assert calibration.between_concurrencies(rng, 0.0, grid, 0.02, 0.6, 10) > 0.5
+    for rates in (calibration.NONE, calibration.TRIE):
+        assert calibration.decided(rng, 0.0, grid, rates, 20) > 0.6, rates
+
+
+@pytest.mark.parametrize("mode", ["quick", "full"])
+def test_the_calibrated_plans_are_those_of_notebook_01(mode: str) -> None:
+    notebook = json.loads((ROOT / "notebooks" / "01_reproduce.ipynb").read_text())
+    [source] = ["".join(cell["source"]) for cell in notebook["cells"]
+                if "parameters" in cell["metadata"].get("tags", [])]  # fmt: skip
+    given: dict[str, Any] = {}
+    exec(source, given)
+    given |= notebook["metadata"]["cachelab"][mode]
+    [grid] = [grid for name, grid in GRIDS.items() if name.startswith(mode)]
+    levels = sorted(given["concurrency"])
+    assert grid.below == tuple(level for level in levels if level < THRESHOLD)
+    assert grid.above == tuple(level for level in levels if level >= THRESHOLD)
+    assert grid.engines == (given["repeats"],) * 2
+    assert grid.rounds == (given["rounds_below"], given["rounds"])
+    assert len(given["prefix_sharing"]) == CONFIGURATIONS
 
 
 @icc

@@ -300,7 +300,8 @@ def _joined(name: str, runs: Sequence[Run]) -> pd.DataFrame:
 
     frames = [getattr(run, name) for run in runs]
     frames = [f.assign(trial_id=f"{n}/" + f["trial_id"]) for n, f in enumerate(frames)]
-    return pd.concat(frames, ignore_index=True)
+    joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return joined
 
 
 def pack_run(path: str | Path, out: str | Path) -> Path:

@@ -23,9 +23,9 @@ def reported_test_table(answers: pd.DataFrame) -> HtmlTable:
     One row a setting and number of clients; `frame` is `counts`.
     """
     found = counts(answers)
-    by_engine = dict(iter(found.groupby("engine", sort=False)))
-    shown = by_engine[FRESH][[*_SERIES, "clients"]].reset_index(drop=True)
-    for history, own in by_engine.items():
+    shown = found.loc[found["engine"] == FRESH, [*_SERIES, "clients"]].reset_index(drop=True)
+    for history in (FRESH, USED):
+        own = found[found["engine"] == history]
         for check, title in ((BEGINS, f'starts with "{REPORTED_ANSWER}"'), (EXACT, "exact")):
             rows = own.to_dict("records")
             shown[f"{history}: {title}"] = [_cell(row, check) for row in rows]
@@ -54,17 +54,13 @@ def reported_test_figure(answers: pd.DataFrame) -> Figure:
                 place = style.dodge(2 * number + index, count)
                 axes.plot(rows["clients"] * place, rows[check] / rows["accepted"],
                           **_look(number, history))  # fmt: skip
-        sent = found.groupby("clients")["accepted"]
-        labels = {
-            int(level): style.tick_label(int(level), numbers.tolist()) for level, numbers in sent
-        }
-        style.level_axis(axes, labels)
+        style.concurrency_axis(axes, found["clients"], found["accepted"])
         style.percent_axis(axes)
         style.dress(axes, title, "clients at once (n: accepted answers)", "answers that fail")
         axes.label_outer()
     named = [_name(key, found) for key in series]
     handles = [Line2D([], [], label=name, **_look(n, FRESH)) for n, name in enumerate(named)]
-    grey = {"color": style.GREY, "markersize": 6.5}
+    grey: dict[str, Any] = {"color": style.GREY, "markersize": 6.5}
     handles += [
         Line2D([], [], label=FRESH, marker="o", linestyle="-", **grey),
         Line2D([], [], label=USED, marker="o", linestyle="--", markerfacecolor="white", **grey),

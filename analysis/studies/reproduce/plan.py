@@ -74,7 +74,8 @@ def _as_given(run: Run, treatments: Sequence[str]) -> Run:
         for names in treatments
     }
     keys = run.trials[["release", "prefix_sharing", "treatments"]].itertuples(index=False)
-    return replace(run, trials=run.trials.assign(treatments=[meant[tuple(key)] for key in keys]))
+    given = pd.Series([meant[tuple(key)] for key in keys], index=run.trials.index, dtype=object)
+    return replace(run, trials=run.trials.assign(treatments=given))
 
 
 def _by_exact_equality(run: Run, model: Path | None) -> Run:

@@ -89,7 +89,9 @@ def test_the_table_has_both_checks_of_both_engines() -> None:
     assert table.markup.count("<td>passes</td>") == 3
     assert table.markup.count("<td>1 of 1 fail</td>") == 3
     assert table.markup.count("<td>1 rejected</td>") == 2
-    treated = reported_test_table(answers(("trie", FRESH, 2, RIGHT), treatments="all"))
+    treated = reported_test_table(
+        answers(("trie", FRESH, 2, RIGHT), ("trie", USED, 2, RIGHT), treatments="all")
+    )
     assert "<td>all</td>" in treated.markup
 
 
