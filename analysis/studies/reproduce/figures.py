@@ -23,8 +23,10 @@ def reported_test_table(answers: pd.DataFrame) -> HtmlTable:
     One row a setting and number of clients; `frame` is `counts`.
     """
     found = counts(answers)
-    shown = found.loc[found["engine"] == FRESH, [*_SERIES, "clients"]].reset_index(drop=True)
-    for history in (FRESH, USED):
+    histories = list(dict.fromkeys(found["engine"]))
+    first = found[found["engine"] == histories[0]]
+    shown = first[[*_SERIES, "clients"]].reset_index(drop=True)
+    for history in histories:
         own = found[found["engine"] == history]
         for check, title in ((BEGINS, f'starts with "{REPORTED_ANSWER}"'), (EXACT, "exact")):
             rows = own.to_dict("records")
