@@ -17,6 +17,8 @@ from analysis.studies.reproduce.reported_test import treatment_set
 
 _WHILE_WAITING = 4
 """Times as many engines at the same time, where they wait instead of computing."""
+_TRIAL_S = 600.0
+"""Deadline of a trial: one takes a minute, and more beside others on a busy machine."""
 
 
 def run_both_sides(
@@ -51,7 +53,7 @@ def run_both_sides(
         if levels:
             plan = Plan(
                 releases=(release,), concurrency=tuple(levels), rounds=each, observe="events",
-                model=str(model) if model else None,
+                model=str(model) if model else None, trial_timeout_s=_TRIAL_S,
                 treatments=tuple(treatment_set(names) for names in treatments), **settings,
             )  # fmt: skip
             runs.append(run_sweep(plan, plan.place(home / name), jobs=at_once))
