@@ -28,7 +28,7 @@ LONGEST = (
     "studies/causes/test_scenarios.py", "recording/test_observe.py",
     "recording/test_observe_failures.py",
     "interleavings/test_examine.py", "interleavings/test_machine.py",
-    "test_report.py", "model/test_compile.py",
+    "test_report.py", "test_installed.py", "model/test_compile.py",
     "model/test_verify.py",
     "sweep/test_sanitized.py", "sanitizer/test_shape.py", "test_calibration.py",
     "treatments/test_scheduling.py", "sanitizer/test_edges.py", "sanitizer/test_circumstances.py",
