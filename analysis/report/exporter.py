@@ -25,6 +25,7 @@ class PageExporter(HTMLExporter):  # type: ignore[misc,unused-ignore]
     the title.
     """
 
+    export_from_notebook = "Page without network"
     exclude_input_prompt = Bool(True).tag(config=True)
     exclude_output_prompt = Bool(True).tag(config=True)
     embed_images = Bool(True).tag(config=True)
