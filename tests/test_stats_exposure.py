@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.runs.derive import EXPOSURES
 from analysis.stats.exposure import Change, changes
-from analysis.studies.wording import exposure_in_words
+from analysis.studies.wording import exposure_cell, exposure_in_words
 
 
 def arm(engines: int = 8, **values: float | list[float]) -> pd.DataFrame:
@@ -55,8 +55,13 @@ def test_the_exposure_of_a_cause_is_reported_separately() -> None:
     )
     assert words.endswith("Exposed alike (within 20%).")
     assert exposure_in_words(found).startswith("Exposure differed (most pages")
+    cell = exposure_cell(found, ("pages",))
+    assert cell.startswith("acts through most pages in use at the same time: 4")
+    assert cell.endswith("; alike (within 20%)")
+    assert exposure_cell(found).startswith("differed: most pages in use at the same time")
     # Eight engines recorded it: that nothing else was recorded is not for want of engines of these.
     alone = exposure_in_words(changes(arm(pages=noise), arm(pages=noise), ["repeat"]), ("pages",))
     assert "The exposure that it acts through is not shown to have changed (most pages" in alone
     assert "No other exposure was recorded" in alone
     assert exposure_in_words([], ("pages",)) == "Exposure not compared: too few engines."
+    assert exposure_cell([]) == "not compared: too few engines"

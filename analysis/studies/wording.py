@@ -32,6 +32,14 @@ def acts_through(found: Sequence[Change], through: Sequence[str]) -> str:
     return _fill("acts_through", acting, _moved(acting))
 
 
+def exposure_cell(found: Sequence[Change], through: Sequence[str] = ()) -> str:
+    """Return what `exposure_in_words` says, as short as a table needs it."""
+    rest = [change for change in found if change.name not in through]
+    unsure = [change.name.replace("_", " ") for change in rest if not change.alike]
+    acting = _moved([change for change in found if change.name in through])
+    return _fill("exposure_cell", found, _moved(rest), unsure, acting, MARGIN)
+
+
 def rate_cell(rate: Rate) -> str:
     """Return a rate for a table, with its 95% interval: "12 of 48: 25% (14% to 39%)"."""
     if not rate.n:
@@ -39,11 +47,6 @@ def rate_cell(rate: Rate) -> str:
     low, high = short_percent(rate.low), short_percent(rate.high)
     narrow = "" if rate.by_engine else ", by request only"
     return f"{rate.failures} of {rate.n}: {short_percent(rate.value)} ({low} to {high}{narrow})"
-
-
-def interval_basis(rate: Rate) -> str:
-    """Return what a 95% interval rests on."""
-    return "over engines" if rate.by_engine else "by request only, too narrow"
 
 
 def _moved(found: Sequence[Change]) -> list[str]:

@@ -17,7 +17,7 @@ from analysis.plots.tables import HtmlTable
 from analysis.studies.causes.estimates import Arm
 from analysis.studies.causes.hypotheses import SUSPECTS
 from analysis.studies.causes.verdicts import Verdict
-from analysis.studies.causes.words import exposure_cell, remark
+from analysis.studies.causes.words import exposure_of, remark
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "supported": {"color": style.VERMILLION, "marker": "D"},
@@ -141,7 +141,7 @@ def _row(verdict: Verdict) -> dict[str, object]:
         "icc": verdict.without.rate.icc,
         "upstream": known.upstream,
         "p_shown": f"{p_value(verdict.p_adjusted)}, {counted(len(verdict.nets), 'pair')}",
-        "exposure": exposure_cell(verdict),
+        "exposure": exposure_of(verdict),
         "findings": f"{_findings(verdict.without)}; {_findings(verdict.single)}",
         "remark": remark(verdict),
     }

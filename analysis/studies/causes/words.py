@@ -18,7 +18,7 @@ from analysis.studies.causes.estimates import MOST, Arm
 from analysis.studies.causes.hypotheses import SUSPECTS
 from analysis.studies.causes.scenarios import Scenario
 from analysis.studies.causes.verdicts import ALPHA, Verdict
-from analysis.studies.wording import exposure_in_words, rate_cell
+from analysis.studies.wording import exposure_cell, rate_cell
 
 _fill = partial(paragraph, "analysis.studies.causes", "words.j2")
 _CAUSES = ("supported", "contributes")
@@ -31,12 +31,12 @@ def remark(verdict: Verdict) -> str:
     return _fill("remark", verdict, MOST, _findings_come_back(verdict))
 
 
-def exposure_cell(verdict: Verdict) -> str:
+def exposure_of(verdict: Verdict) -> str:
     """Return how the arms of a hypothesis compare in exposure, for a table."""
     if verdict.exposures is None:
-        return "Exposure not recorded."
+        return "not recorded"
     distinct = list(dict.fromkeys(verdict.exposures))
-    return exposure_in_words(distinct, verdict.hypothesis.through)
+    return exposure_cell(distinct, verdict.hypothesis.through)
 
 
 def ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:

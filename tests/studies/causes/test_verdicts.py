@@ -28,7 +28,7 @@ from analysis.studies.causes.words import (
     against_the_report,
     answer_in_a_sentence,
     causes_in_words,
-    exposure_cell,
+    exposure_of,
     ranked,
     remark,
     whole_in_words,
@@ -124,7 +124,7 @@ def test_a_treatment_that_takes_the_occasion_away_has_shown_nothing() -> None:
     assert decide([through])[0].status == "supported"
     lock = dataclasses.replace(of(found, "lock-cache"), exposures=(more,))
     assert decide([lock])[0].status == "undecided"
-    assert exposure_cell(cause) == "Exposure not recorded."
+    assert exposure_of(cause) == "not recorded"
 
 
 SILENT = control(("correct-seq-lens",), alarmed=False)
@@ -257,7 +257,7 @@ def test_what_is_said_and_drawn_follows_from_the_verdicts() -> None:
     table = verdict_table(found)
     assert list(table.frame["verdict"]) == ["supported", "refuted", "refuted", "refuted"]
     assert list(table.frame["leave_one_out"])[-1] == ""  # it is no fix
-    for text in ("correct-seq-lens", "Exposure not recorded.", "16 pairs", "adjusted for 4 hyp"):
+    for text in ("correct-seq-lens", "not recorded", "16 pairs", "adjusted for 4 hyp"):
         assert text in table.markup
     figure = verdict_figure(found, "Verdicts")
     assert figure.get_suptitle() == "Verdicts"
