@@ -149,5 +149,5 @@ def test_a_real_engine_under_stress(release: str) -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(EngineError, match="more than 0 seconds"):
         soak(budget_s=0, release=REPORTED)
-    with pytest.raises(PlanError, match="no treatment 'nonsense'"):
+    with pytest.raises(PlanError, match="Unknown treatment 'nonsense'"):
         soak(treatments=("nonsense",), release=REPORTED)

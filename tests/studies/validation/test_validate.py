@@ -128,7 +128,7 @@ def test_no_time_is_undecided_and_starts_no_engine(tmp_path: Path) -> None:
         ({"treatments": ("fault:seq-len-short",)}, ValidationError, "injects a fault"),
         ({"tolerate": {("page-leak", "x"): " "}}, ValidationError, "Give the reason"),
         ({"isolated_s": -1}, ValidationError, "from 0 to"),
-        ({"treatments": ("nonsense",)}, PlanError, "no treatment 'nonsense'"),
+        ({"treatments": ("nonsense",)}, PlanError, "Unknown treatment 'nonsense'"),
         ({"treatments": ("copy-tokens",)}, PlanError, "needs prefix sharing trie"),
         ({"request_timeout_s": 0}, PlanError, "more than 0"),
     ],
