@@ -87,6 +87,8 @@ def test_a_killed_trial_is_recorded_up_to_a_stated_time(tmp_path, kills, capsys)
             concurrency=(4,),
             repeats=1,
             rounds=200,
+            # One prompt, as the reference decoder takes minutes for 800 on a busy machine.
+            workload="reported",
             observe="events",
             trial_timeout_s=600,
         )
