@@ -46,7 +46,7 @@ def test_a_setting_of_another_kind_is_refused(settings):
 
 
 def test_devices_cannot_be_named_where_there_is_only_the_cpu():
-    with pytest.raises(EngineError, match="leave them out"):
+    with pytest.raises(EngineError, match="Remove them"):
         resolve("local-task", None, ("foo",))
 
 
