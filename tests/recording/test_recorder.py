@@ -187,7 +187,7 @@ def test_a_recording_is_full_when_its_bytes_are_used_up(what: str, recwarn: Any)
             begun = recorder.invocation_begins("decode", ["a"])
             recorder.invocation_ends(begun, wide(what), None)
         recorder.at_token("token", "a", 1, None)
-    assert "full for its 100000 bytes" in str(recwarn.pop(ObserverWarning).message)
+    assert "full (100000 bytes)" in str(recwarn.pop(ObserverWarning).message)
     assert 100_000 < recorder.bytes < 110_000
     assert len(recorder.events) + len(recorder.invocations) < 200
     assert recorder.dropped["events"]
@@ -206,7 +206,7 @@ def test_items_under_way_when_the_recording_becomes_full_are_kept(
     recorder.invocation_ends(first, decode(1), None)
     recorder.invocation_ends(recorder.invocation_begins("decode", ["a"]), decode(1), None)
     recorder.invocation_ends(second, decode(1), None)
-    assert "full for its 5000 bytes" in str(recwarn.pop(ObserverWarning).message)
+    assert "full (5000 bytes)" in str(recwarn.pop(ObserverWarning).message)
     assert [row[5] for row in recorder.events] == ["submitted"]
     assert [row[4] for row in recorder.invocations] == [["a"], ["b"]]
     assert recorder.unkept == [["a"]]
