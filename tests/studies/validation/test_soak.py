@@ -131,7 +131,7 @@ def test_the_figure_has_a_line_for_each_level_and_a_cross_for_each_failure() -> 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_real_engine_under_stress(release: str) -> None:
-    result = soak("none", (), (4,), 3.0, release=release)
+    result = soak("none", (), (4,), 10.0, release=release)
     assert result.endings == {4: None}
     frame = result.frame
     assert list(frame["iteration"]) == list(range(len(frame)))
