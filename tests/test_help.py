@@ -80,5 +80,8 @@ def test_make_lists_its_targets_and_examples_that_it_can_read() -> None:
         assert words[1] in targets
         read = ask([*words, "--dry-run"])
         assert (read.returncode, read.stderr) == (0, "")
-        for value in (word.partition("=") for word in words[2:]):
-            assert value[2] in read.stdout
+        for setting in words[2:]:
+            name, _, value = setting.partition("=")
+            without = ask([*(word for word in words if word != setting), "--dry-run"])
+            # A flag such as SLOW=1 changes the commands; another value stands in them.
+            assert (read.stdout != without.stdout) if value == "1" else (value in read.stdout), name

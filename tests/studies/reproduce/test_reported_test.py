@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ChildRunner
-from support import NEWEST, REPORTED
+from support import NEWEST, REPORTED, ChildRunner
 
 from analysis.stats.checks import BEGINS, EXACT
 from analysis.studies.reproduce import (
