@@ -174,4 +174,4 @@ def test_it_passes_its_own_check_and_the_sanitizer_sees_what_it_does_not(
         assert "in decode number 1 of the test" in done.reply["step"]
         assert "The test does not see it" in done.reply["step"]
     else:
-        assert " 0 of them with wrong data read" in done.reply["step"]
+        assert " 0 of them with wrong data (" in done.reply["step"]
