@@ -59,6 +59,19 @@ def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[byte
     )
 
 
+def run(command: Sequence[str | Path], output: Path, timeout_s: float) -> int:
+    """Run a child to its end, its output in a file, and return its exit status.
+
+    Raises subprocess.TimeoutExpired after `timeout_s`. Its children are killed in any case.
+    """
+    with output.open("wb") as printed:
+        child = start(command, stdout=printed, stderr=printed)
+    try:
+        return child.wait(timeout_s)
+    finally:
+        kill_group(child)
+
+
 def until_we_end(program: str | Path, *arguments: str | Path) -> list[str]:
     """Return a command that runs a program which the kernel kills when this thread ends."""
     command = [sys.executable, "-I", "-S", "-c", _UNTIL_WE_END, os.getpid(), program, *arguments]

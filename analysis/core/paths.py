@@ -20,9 +20,13 @@ def repo_root() -> Path | None:
 
 
 def shipped(name: str) -> Path:
-    """Return a folder that ships with the package: in the checkout, or inside the wheel."""
+    """Return a folder that ships with the package: in the checkout, or inside the wheel.
+
+    `name` is its path in the checkout; in the wheel all of them lie side by side.
+    """
     root = repo_root()
-    return root / name if root else Path(__file__).resolve().parents[1] / "_data" / name
+    inside = Path(__file__).resolve().parents[1] / "_data" / Path(name).name
+    return root / name if root else inside
 
 
 def cache_dir() -> Path:

@@ -182,6 +182,20 @@ def _load(directory: Path) -> ModelArtifacts:
     )
 
 
+def write_model_files(
+    directory: Path, program: str, config: object, tokenizer: object, tokenizer_config: object
+) -> None:
+    """Write a model's files beside its weights, which are there already, and all checksums."""
+    (directory / "model.mlir").write_text(program, encoding="utf-8")
+    for name, value in (
+        ("config.json", config),
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", tokenizer_config),
+    ):
+        (directory / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_checksums(directory)
+
+
 def write_checksums(directory: Path) -> None:
     """Write checksums.json (SHA-256) for every file of `directory` that a model is loaded from."""
     names = sorted(

@@ -137,17 +137,13 @@ def _compile(text: str, flags: Sequence[str], vmfb: Path, timeout_s: float) -> N
         source, made, output = (scratch / name for name in ("model.mlir", "model.vmfb", "output"))
         source.write_text(text, encoding="utf-8")
         command = children.until_we_end(_compiler(), source, *flags, "-o", made)
-        with output.open("wb") as printed:
-            compiler = children.start(command, stdout=printed, stderr=printed)
         try:
-            failed = compiler.wait(timeout_s)
+            failed = children.run(command, output, timeout_s)
         except subprocess.TimeoutExpired:
             raise ModelError(
                 f"Compiling the model took longer than {timeout_s:g} s and was stopped; allow more "
                 "time or ask for fewer batch sizes."
             ) from None
-        finally:
-            children.kill_group(compiler)
         if failed or not made.is_file():
             last = "\n".join(children.tail(output).strip().splitlines()[-_KEPT_LINES:])
             raise ModelError(

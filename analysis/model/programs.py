@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.core.errors import ModelError
-from analysis.core.paths import repo_root
+from analysis.core.paths import shipped
 from analysis.model.architecture import Architecture
 
 
@@ -28,13 +28,6 @@ class Program:
     mlir: str
 
 
-def shipped_programs() -> Path:
-    """Return the directory of the programs that ship: in the checkout, or inside the wheel."""
-    if root := repo_root():
-        return root / "data" / "programs"
-    return Path(__file__).resolve().parent.parent / "_data" / "programs"
-
-
 def program_for(architecture: Architecture, directory: Path | None = None) -> Program:
     """Return a program for exactly this architecture: one that ships, or exported now.
 
@@ -42,7 +35,7 @@ def program_for(architecture: Architecture, directory: Path | None = None) -> Pr
 
     Raises ModelError if none ships and the extra `train` is not installed.
     """
-    for file in sorted((directory or shipped_programs()).glob("*.json")):
+    for file in sorted((directory or shipped("data/programs")).glob("*.json")):
         sizes, batch_sizes = _read(file)
         if sizes == architecture:
             mlir = gzip.decompress(_compressed(file).read_bytes()).decode()

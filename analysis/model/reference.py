@@ -23,6 +23,18 @@ Logits = NDArray[np.float32]
 _PADDING_PAGE = 0
 
 
+def iree_runtime() -> Any:
+    """Return the module `iree.runtime`. Raises ModelError if it is not installed."""
+    try:
+        import iree.runtime as runtime
+    except ImportError:
+        raise ModelError(
+            "No IREE runtime is installed in this environment; install iree-base-runtime of the"
+            " same version as shortfin."
+        ) from None
+    return runtime
+
+
 class ReferenceDecoder:
     """Decodes greedily through a compiled model, one sequence at a time.
 
@@ -35,14 +47,7 @@ class ReferenceDecoder:
         self.model = model
         self._lock = threading.Lock()
         self._numpy_dtype = _cache_dtype(model)
-        try:
-            import iree.runtime as runtime
-        except ImportError:
-            raise ModelError(
-                "No IREE runtime is installed in this environment; install iree-base-runtime of the"
-                " same version as shortfin."
-            ) from None
-        self._runtime: Any = runtime
+        runtime = self._runtime = iree_runtime()
         try:
             # local-sync computes in the caller's thread, so there are no idle threads.
             self._config: Any = runtime.Config("local-sync")

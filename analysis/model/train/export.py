@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.model.architecture import Architecture
-from analysis.model.artifacts import write_checksums
+from analysis.model.artifacts import write_model_files
 from analysis.model.train.architecture import Decoder
 from analysis.model.vocabulary import BOS, EOS, UNKNOWN, VOCABULARY
 
@@ -27,11 +26,8 @@ def export_model(decoder: Decoder, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     program = export_program(decoder, BATCH_SIZES)
     aot.save_module_parameters(directory / "model.irpa", decoder)
-    (directory / "model.mlir").write_text(program, encoding="utf-8")
-    _write_json(directory / "config.json", decoder.sizes.config(BATCH_SIZES))
-    _write_json(directory / "tokenizer.json", _tokenizer())
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(decoder.sizes))
-    write_checksums(directory)
+    config = decoder.sizes.config(BATCH_SIZES)
+    write_model_files(directory, program, config, _tokenizer(), _tokenizer_config(decoder.sizes))
 
 
 def export_program(decoder: Decoder, batch_sizes: Sequence[int]) -> str:
@@ -164,7 +160,3 @@ def _tokenizer_config(sizes: Architecture) -> dict[str, Any]:
         "model_max_length": sizes.max_seq_len,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -60,14 +60,14 @@ def run_reported_test(
                     if reference is None:
                         oracle = oracle_of(engine.release, model=model)
                         reference = tuple(*oracle.generate([request]).values())
+                        reference_text = engine.tokenizer.decode(reference)
                     if history == USED:
                         engine.run(others, concurrency=_OTHERS_AT_ONCE)
                     for number in clients:
                         for answer in test(engine, number):
                             setting = dict(zip(KEY, (sharing, names, history, number), strict=True))
                             row = _checked(answer, request, reference)
-                            text = engine.tokenizer.decode(reference)
-                            rows.append({**setting, **row, "reference_text": text})
+                            rows.append({**setting, **row, "reference_text": reference_text})
     return pd.DataFrame(rows)
 
 
