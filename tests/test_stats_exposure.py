@@ -53,7 +53,7 @@ def test_the_exposure_of_a_cause_is_reported_separately() -> None:
     assert words.startswith(
         "The exposure that it acts through changed with it (most pages in use at the same time: 4"
     )
-    assert words.endswith("Exposed alike (within 20%).")
+    assert words.endswith("Other exposures are alike (within 20%).")
     assert exposure_in_words(found).startswith("Exposure differed (most pages")
     cell = exposure_cell(found, ("pages",))
     assert cell.startswith("acts through most pages in use at the same time: 4")

@@ -161,8 +161,11 @@ _SCENARIOS = (
 )  # fmt: skip
 
 
-def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
-    """Return the scenarios of a release, all or those named; EngineError for another name."""
+def scenarios(release: str, only: list[str] | None = None, most: int = 0) -> list[Scenario]:
+    """Return the scenarios of a release: those named in `only`, else the first `most` (0: all).
+
+    Raises EngineError for another name, or if the release has no scenario.
+    """
     offered = row_of(release).capabilities
     known = {s.name: replace(s, release=release) for s in _SCENARIOS if s.needs in offered}
     if not known:
@@ -173,7 +176,9 @@ def scenarios(release: str, only: list[str] | None = None) -> list[Scenario]:
         raise EngineError(
             f"shortfin {release} has no scenario {strange[0]!r}: there are {', '.join(known)}."
         )
-    return [scenario for name, scenario in known.items() if not only or name in only]
+    if only:
+        return [scenario for name, scenario in known.items() if name in only]
+    return list(known.values())[: most or None]
 
 
 def reintroduced(release: str, repeats: int, seed: int = 0) -> Plan | None:

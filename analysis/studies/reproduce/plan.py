@@ -15,7 +15,7 @@ from analysis.stats.checks import EXACT, by_check
 from analysis.studies.reproduce.estimates import THRESHOLD
 from analysis.studies.reproduce.reported_test import treatment_set
 
-_WHILE_WAITING = 4
+_WHILE_WAITING = 6
 """Times as many engines at the same time, where they wait instead of computing."""
 _TRIAL_S = 600.0
 """Deadline of a trial: one takes a minute, and more beside others on a busy machine."""
@@ -35,7 +35,7 @@ def run_both_sides(
     """Run a sweep of the concurrencies below `THRESHOLD` and one of the others; return both.
 
     `rounds` are those below the threshold and those from it on; `jobs` engines run at the same
-    time, four times as many while a release only waits for full batches. `treatments` are sets such
+    time, more of them while a release only waits for full batches. `treatments` are sets such
     as `none`, `all` or `a+b`; `settings` are further fields of `Plan`. What is on disk below `home`
     is not run again. In the returned run, an answer is ok if it equals the reference decoder's,
     whose text is `expected_text`, and the column `treatments` has the sets as they were given.
