@@ -206,7 +206,7 @@ def _length_message(
         cause, other = _content(state, slot, sequence)
         kinds[f"data of {other}" if other else cause] += 1
     listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(4))
-    beyond = f"; {counted(len(slots), 'slot')} read beyond its end: {listed}" if listed else ""
+    beyond = f"; slots read beyond its end: {listed}" if listed else ""
     attends = f"{label}: attends to {counted(seq_len, 'position')}"
     return f"{attends}, but its sequence has {own}{beyond}."
 
