@@ -7,7 +7,12 @@ SHELL := /bin/bash
 
 # The default environment's release is the one that pyproject.toml pins; every release has a lock file.
 DEFAULT := $(shell sed -nE 's/^ *"shortfin==([^"]+)".*/\1/p' pyproject.toml)
-RELEASES ?= $(patsubst environments/%.txt,%,$(filter-out %/bootstrap.txt,$(sort $(wildcard environments/*.txt))))
+LOCKED := $(patsubst environments/%.txt,%,$(filter-out %/bootstrap.txt,$(sort $(wildcard environments/*.txt))))
+# The release of the report and the newest one; RELEASES=all stands for every one with a lock file.
+RELEASES ?= $(DEFAULT) $(filter-out $(DEFAULT),$(lastword $(LOCKED)))
+ifeq ($(strip $(RELEASES)),all)
+override RELEASES := $(LOCKED)
+endif
 NOTEBOOKS ?= 01_reproduce
 FULL ?=
 SLOW ?=
@@ -28,7 +33,7 @@ empty :=
 space := $(empty) $(empty)
 RELEASE_LIST := $(subst $(space),$(comma),$(strip $(RELEASES)))
 
-.PHONY: help setup report test test-hard lab lint bench lock clean
+.PHONY: help setup report test test-hard test-releases lab lint bench lock clean
 
 help: ## List what there is to run
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,15 +42,19 @@ help: ## List what there is to run
 	echo '  make report NOTEBOOKS=all RELEASES="$(DEFAULT)" OUT=data/reports/all'
 	echo '  make test SLOW=1 ARGS="tests/test_cli.py -n0"'
 	echo '  make lab ARGS="--no-browser --port=8899"'
+	echo '  make test-releases RELEASES=all'
 	echo '  make lock RELEASES="$(DEFAULT)"'
 
 setup: $(VENV)/.ready $(foreach r,$(RELEASES),.venvs/.ready-$(r)) ## Make the environments and compile the model (every target below does it)
 
-report: setup ## Execute notebook 01 on every release, publish HTML (NOTEBOOKS=all, FULL=1, RELEASES="...", OUT=dir)
+report: setup ## Execute notebook 01 on every release, publish HTML (NOTEBOOKS=all, FULL=1, RELEASES="..." or all, OUT=dir)
 	@$(BIN)/cachelab report --notebooks "$(NOTEBOOKS)" --releases $(RELEASE_LIST) --out "$(OUT)" $(if $(FULL),--full)
 
 test: setup ## Run the tests (SLOW=1 adds the slow ones, ARGS=... goes to pytest, such as -n0 for one process)
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m $(if $(SLOW),"not hard","not slow and not hard") $(ARGS)
+
+test-releases: setup ## Run the tests of an engine on other releases than test does (RELEASES="..." or all, ARGS=...)
+	@CACHELAB_TEST_RELEASES="$(RELEASES)" $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m "not slow and not hard" $(ARGS)
 
 test-hard: setup ## Run the tests that kill sweeps and start engines by the hundred, for half an hour (ARGS=...)
 	@$(BIN)/python -m pytest -m hard $(ARGS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import RELEASES, ROOT, Child, ChildRunner, run_python
+from support import CHOSEN, RELEASES, ROOT, Child, ChildRunner, run_python
 
 from analysis.cli import main
 from analysis.core.errors import ReleaseError
@@ -50,10 +51,39 @@ def say(value):
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; among the others nothing changes."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first; of `make test-releases`, keep the tests of one release each."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    if CHOSEN:
+        config.hook.pytest_deselected(items=[i for i in items if not release_of(i.nodeid)])
+        items[:] = [item for item in items if release_of(item.nodeid)]
+
+
+def release_of(nodeid: str) -> str | None:
+    """Return the release that a test is of, by the values in its brackets; None if of none."""
+    values = nodeid.rpartition("[")[2].rstrip("]").split("-")
+    return next((value for value in values if value in RELEASES), None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print, of `make test-releases`, what passed of what was run: file by release."""
+    if not CHOSEN:
+        return
+    counts: dict[str, Counter[tuple[str, str]]] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if (release := release_of(report.nodeid)) is not None:
+                file = report.nodeid.partition("::")[0].removeprefix("tests/")
+                counts.setdefault(file, Counter())[release, outcome] += 1
+    terminalreporter.section("passed of run, by release")
+    width = max(map(len, counts), default=0)
+    terminalreporter.write_line(" ".join(["".ljust(width), *(r.rjust(8) for r in CHOSEN)]))
+    for file, found in sorted(counts.items()):
+        passed = {r: found[r, "passed"] for r in CHOSEN}
+        run = {r: passed[r] + found[r, "failed"] + found[r, "error"] for r in CHOSEN}
+        cells = [f"{passed[r]}/{run[r]}" if run[r] else "" for r in CHOSEN]
+        terminalreporter.write_line(" ".join([file.ljust(width), *(c.rjust(8) for c in cells)]))
 
 
 @pytest.fixture

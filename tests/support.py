@@ -19,8 +19,10 @@ from analysis.shortfin.environments import python_of
 from analysis.shortfin.releases import reported, row_of, supported
 
 ROOT = Path(__file__).parent.parent
-RELEASES = supported()
-REPORTED, NEWEST = reported(), RELEASES[-1]
+REPORTED, NEWEST = reported(), supported()[-1]
+CHOSEN = tuple(os.environ.get("CACHELAB_TEST_RELEASES", "").split())
+"""Releases that `make test-releases` was given; then only tests of an engine of these are run."""
+RELEASES = CHOSEN or (REPORTED, NEWEST)
 CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SHORT_STROBES = """
 from shortfin_apps.llm.components.service import BatcherProcess
@@ -56,8 +58,8 @@ def dialect(release: str) -> str:
 
 
 def with_capability(*capabilities: str) -> str:
-    """Return the oldest supported release with these capabilities."""
-    return supported(*capabilities)[0]
+    """Return the oldest release under test with these capabilities."""
+    return next(r for r in (*RELEASES, REPORTED, NEWEST) if r in supported(*capabilities))
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
