@@ -15,8 +15,9 @@ from analysis.stats.checks import EXACT, by_check
 from analysis.studies.reproduce.estimates import THRESHOLD
 from analysis.studies.reproduce.reported_test import treatment_set
 
-_WHILE_WAITING = 6
-"""Times as many engines at the same time, where they wait instead of computing."""
+_WHILE_WAITING, _LARGE_WHILE_WAITING = 6, 2
+"""Times as many engines at the same time, where they wait instead of computing: of the counting
+model, and of a language model, which takes 2 GB an engine."""
 _TRIAL_S = 600.0
 """Deadline of a trial: one takes a minute, and more beside others on a busy machine."""
 
@@ -44,10 +45,9 @@ def run_both_sides(
     from analysis.sweep.plan import Plan
     from analysis.sweep.runner import run_sweep
 
-    sides = (
-        ("below", [level for level in concurrency if level < THRESHOLD], _at_once(release, jobs)),
-        ("from", [level for level in concurrency if level >= THRESHOLD], jobs),
-    )
+    low = [level for level in concurrency if level < THRESHOLD]
+    high = [level for level in concurrency if level >= THRESHOLD]
+    sides = (("below", low, _at_once(release, jobs, model)), ("from", high, jobs))
     runs = []
     for (name, levels, at_once), each in zip(sides, rounds, strict=True):
         if levels:
@@ -60,9 +60,11 @@ def run_both_sides(
     return _by_exact_equality(_as_given(concatenated(runs), treatments), model)
 
 
-def _at_once(release: str, jobs: int) -> int:
+def _at_once(release: str, jobs: int, model: object) -> int:
     """Return how many engines run at the same time where batches are not full."""
-    return jobs * _WHILE_WAITING if row_of(release).pace.waits else jobs
+    if not row_of(release).pace.waits:
+        return jobs
+    return jobs * (_LARGE_WHILE_WAITING if model else _WHILE_WAITING)
 
 
 def _as_given(run: Run, treatments: Sequence[str]) -> Run:
@@ -105,7 +107,8 @@ def ask_again(
     own = wrong[setting].merge(wrong_prompts(run), on=setting)
     without = own[own["prefix_sharing"] != "none"].assign(prefix_sharing="none")
     asked = pd.concat([own, without], ignore_index=True)
-    jobs = max(_at_once(release, jobs) for release in asked["release"].unique())
+    model = run.manifest["plan"].get("model")
+    jobs = max(_at_once(release, jobs, model) for release in asked["release"].unique())
     answers = rerun_wrong_prompts(run, prompts=asked, jobs=jobs)
     answers = asked[setting].merge(answers, on=setting).sort_values("prompt", kind="stable")
     columns = ["prompt", "prefix_sharing", "text", "tokens"]
