@@ -363,7 +363,7 @@ def test_the_lead_is_the_first_wrong_data_of_the_first_trial(run) -> None:
 
 def test_the_answer_is_a_sentence(run) -> None:
     text = answer_in_a_sentence(run, check_run(run.path))
-    assert text.startswith("Prefix sharing none: 1 of 2 requests read wrong data and 1 answered")
+    assert text.startswith("Prefix sharing none: 1 of 2 requests read wrong data, 1 wrong answer,")
     assert text.endswith(".")
     checked = check_run(run.path)
     checked[0].alarms = 0

@@ -49,7 +49,8 @@ def answer_in_words(run: Run, threshold: int = THRESHOLD) -> str:
 def answer_in_a_sentence(run: Run, threshold: int = THRESHOLD) -> str:
     """Return the same answer as one sentence, for the index of a report."""
     series, _ = estimate(run, threshold)
-    clauses = [_fill("clause", item, ALPHA, _offers) for item in series]
+    many = len(series) > 2  # then details would hide the answer
+    clauses = [_fill("brief" if many else "clause", item, ALPHA, _offers) for item in series]
     if len(clauses) > 1:
         apart = [name for name in series[0].key if len({item.key[name] for item in series}) > 1]
         names = [setting_name({k: item.key[k] for k in apart}) for item in series]
