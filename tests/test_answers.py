@@ -204,9 +204,10 @@ def test_configurations_are_told_apart_and_compared_where_they_differ_in_one_res
     assert words.count("adjusted for 4 tests (Holm)") == 4
     assert "1 of 16 trials did not end well." in words
     sentence = answer_in_a_sentence(reported_pattern())
+    failed = "of 192 requests failed (more from 4 on: yes);"
     assert sentence == (  # of many configurations the counts only
-        f"shortfin {REPORTED}, prefix sharing none: 48 of 192 requests failed (more from 4 on: yes);"
-        f" shortfin {REPORTED}, prefix sharing trie: 92 of 192 requests failed (more from 4 on: yes);"
+        f"shortfin {REPORTED}, prefix sharing none: 48 {failed}"
+        f" shortfin {REPORTED}, prefix sharing trie: 92 {failed}"
         f" shortfin {NEWEST}, prefix sharing none: 0 of 144 requests failed."
     )
     same_release = make_run({(*KEY, 4): {"ok": 9}, (REPORTED, "trie", 4): {"ok": 9}})

@@ -114,7 +114,7 @@ def test_rare_and_early_failures_stand_beside_what_was_right_in_the_end() -> Non
     untreated = Checked(REPORTED, "none", (), trials=4)
     nothing = Checked(REPORTED, "none", ("correct-seq-lens",), trials=4)
     output = findings_in_a_sentence(run, [untreated, nothing], ["A pool of 64 pages: 9 empty."])
-    assert "of 12 requests read wrong data and 4 answered wrong" in output
+    assert "of 12 requests read wrong data, 4 wrong answers" in output
     assert "with correct-seq-lens: 0 of 0 requests" in output
     assert output.endswith("A pool of 64 pages: 9 empty.")
 
