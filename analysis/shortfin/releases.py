@@ -44,13 +44,14 @@ class Release:
     pace: Pace = Pace(0.1, 0.02, 0.02, 0.005)
     fixes: tuple[str, ...] = ()
     """Treatments that fix defects of this release, in the order of application."""
+    own: tuple[str, ...] = ()
+    """Capabilities that not every release of its generation has."""
 
     @property
     def capabilities(self) -> frozenset[str]:
         """Capabilities for treatments and faults; their names are in `CAPABILITIES`."""
-        return SERVICES.get(self.service or "", frozenset()) | CACHES.get(
-            self.cache or "", frozenset()
-        )
+        generation = SERVICES.get(self.service or "", frozenset())
+        return generation | CACHES.get(self.cache or "", frozenset()) | frozenset(self.own)
 
 
 CAPABILITIES = {
@@ -67,9 +68,7 @@ CAPABILITIES = {
 }
 """Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
-    "v3_1": frozenset(
-        {"strobes", "text-answers", "request-list", "history-lengths", "padding-at-one"}
-    ),
+    "v3_1": frozenset({"strobes", "request-list"}),
     "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths"}),
 }
 CACHES = {
@@ -88,8 +87,15 @@ RELEASES = (
             "reuse-existing-node", "true-leaves", "give-back-reference", "free-unpublished-pages",
             "reserve-padding-page", "requeue-unscheduled", "survive-allocation-failure",
         ),
+        own=("text-answers", "history-lengths", "padding-at-one"),
     ),
-    Release("3.2.0"),
+    Release(
+        "3.2.0",
+        service="v3_1",
+        cache="allocations",
+        pace=Pace(0.7, 0.5, 0.01, 0.005),
+        own=("exact-lengths",),
+    ),
     Release("3.3.0"),
     Release("3.4.0"),
     Release("3.5.0"),

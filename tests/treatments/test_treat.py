@@ -118,16 +118,18 @@ def lengths(*names):
 
 zeroed = lengths("zero-start-positions") if NAME == "correct-seq-lens" else None
 say([lengths(), lengths(NAME), zeroed])
-""".replace("NAME", repr("undo-" * (not has(release, "allocations")) + "correct-seq-lens")),
+""".replace("NAME", repr("undo-" * has(release, "exact-lengths") + "correct-seq-lens")),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     plain, treated, zeroed = done.reply
-    wrong, right = (plain, treated) if has(release, "allocations") else (treated, plain)
+    wrong, right = (plain, treated) if has(release, "history-lengths") else (treated, plain)
     # A row attends to its own token and what precedes it: one more than its start position.
     assert right[:2] == [1, 1]
     assert wrong[1] > 1
-    if has(release, "allocations"):
+    if has(release, "padding-at-one"):
         assert (plain[2], zeroed[2]) == (1, 0)
+    else:
+        assert plain[2] == 0
 
 
 def test_what_pages_hold(child: ChildRunner, release: str) -> None:
@@ -200,7 +202,7 @@ refused("zero-on-acquire")
 with engine:
     before = fingerprint(engine)
     refused("zero-on-acquire", "fault:orphaned-leaf")
-    refused("zero-on-acquire", "undo-correct-seq-lens" if has(engine.release, "allocations")
+    refused("zero-on-acquire", "undo-correct-seq-lens" if has(engine.release, "history-lengths")
             else "correct-seq-lens")
     refused("zero-on-acquire", "poison-freed-pages:much")
     unchanged = fingerprint(engine) == before

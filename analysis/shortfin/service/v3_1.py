@@ -1,10 +1,12 @@
-"""shortfin 3.1: one batcher for both phases, a text protocol, everything on one worker thread."""
+"""shortfin 3.1 and 3.2: one batcher for both phases, everything on one worker thread."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import shortfin.array as sfnp
+from shortfin_apps.llm.components import config_struct
 from shortfin_apps.llm.components import service as components
 from shortfin_apps.llm.components.config_struct import ModelParams, PagedKVCacheParams
 from shortfin_apps.llm.components.generate import ClientGenerateBatchProcess
@@ -23,6 +25,9 @@ from analysis.shortfin.service.common import (
     tokenizer_of,
     type_of,
 )
+
+ANSWERS_IDS = "return_input_ids" in parameters_of(GenerateReqInput)
+"""Whether a prompt and an answer can be token ids (#862, from 3.2 on), not only texts."""
 
 
 class _Ids:
@@ -49,11 +54,13 @@ class Client(ClientGenerateBatchProcess):  # type: ignore[misc]
 
 class _Responder(Responder):
     def read(self, response: bytes) -> Answer:
+        if ANSWERS_IDS:
+            return Answer(tokens=tuple(map(int, json.loads(response))))
         return Answer(text=response.removeprefix(b"data: ").removesuffix(b"\n\n").decode())
 
 
 class V31(Service):
-    """The generation of 3.1."""
+    """The generation of 3.1 and 3.2."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -70,6 +77,10 @@ class V31(Service):
         self.sysman = SystemManager(
             device=setup.device, device_ids=list(config.device_ids) or None, **options["system"]
         )
+        # From 3.2 on, the server has parameters of its own, and the algorithm is one of them.
+        sharing = {"prefix_sharing_algorithm": config.prefix_sharing}
+        server_class = getattr(config_struct, "ServerParams", None)
+        server = {} if server_class is None else {"server_params": server_class(**sharing)}
         self.native = components.GenerateService(
             name=setup.name,
             sysman=self.sysman,
@@ -77,19 +88,23 @@ class V31(Service):
             model_params=ModelParams(
                 **model_settings(setup),
                 paged_kv_cache=PagedKVCacheParams(
-                    **cache_settings(setup),
-                    prefix_sharing_algorithm=config.prefix_sharing,
+                    **cache_settings(setup), **({} if server else sharing)
                 ),
                 **options["model"],
             ),
+            **server,
             **options["service"],
         )
         self.load(setup)
 
     def launch(self, call: Call) -> None:
         # Up to 3.5, the engine returns one token more than requested.
+        prompt: dict[str, Any] = {"text": call.text if call.text is not None else ""}
+        if ANSWERS_IDS:
+            ids = list(call.token_ids) if call.text is None else None  # the engine appends to it
+            prompt = {"text": call.text, "input_ids": ids, "return_input_ids": True}
         request = GenerateReqInput(
-            text=call.text if call.text is not None else "",
+            **prompt,
             sampling_params={"max_completion_tokens": call.max_new_tokens - 1},
             rid=call.request_id,
         )

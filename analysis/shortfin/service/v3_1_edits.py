@@ -1,7 +1,8 @@
-"""Changes of a live server of the generation 3.1."""
+"""Changes of a live server of the generation 3.1 and 3.2."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -82,6 +83,8 @@ def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
     """Return the server's response for these tokens."""
+    if v3_1.ANSWERS_IDS:
+        return json.dumps(tokens).encode()
     (text,) = service.native.tokenizer.decode([tokens])
     return b"data: " + text.encode() + b"\n\n"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from shortfin_apps.llm.components.messages import InferenceExecRequest, InferencePhase
+from shortfin_apps.llm.components.messages import InferencePhase
 
+from analysis.shortfin.cache.allocations.server import InferenceRequest
 from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
 
@@ -24,9 +25,7 @@ class AllocationRequestDriver(RequestDriver):
     def __init__(self, request: Request, *rest: Any) -> None:
         super().__init__(request, *rest)
         # The request appends to this list object, which the allocation may keep.
-        self.request: Any = InferenceExecRequest(
-            InferencePhase.PREFILL, self.tokens, rid=request.name
-        )
+        self.request: Any = InferenceRequest(InferencePhase.PREFILL, self.tokens, rid=request.name)
 
     @staticmethod
     def operations_of(request: Request, stride: int) -> tuple[str, ...]:

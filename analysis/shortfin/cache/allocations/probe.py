@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import shortfin.array as sfnp
-from shortfin_apps.llm.components import service as components
 from shortfin_apps.llm.components.generate import GenerateItemProcess
 from shortfin_apps.llm.components.kvcache.base_attention_cache import (
     BasePagedAttentionCacheAllocation,
@@ -15,8 +14,15 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import (
 from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
     TriePagedAttentionCacheAllocation,
 )
-from shortfin_apps.llm.components.messages import InferenceExecRequest
 
+from analysis.shortfin.cache.allocations.server import (
+    APPEND_TOKEN,
+    InferenceRequest,
+    Invocation,
+    batchers,
+    entry,
+    is_client_of,
+)
 from analysis.shortfin.cache.allocations.treatments import owner_of
 from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, FinishedInvocation
@@ -74,7 +80,7 @@ class AllocationProbe(BaseProbe):
                 note.allocation._pages = type(pages)(edit(pages))
 
     def find_requests(self) -> None:
-        for request in objects_of(InferenceExecRequest):
+        for request in objects_of(InferenceRequest):
             self.note_request(request)
             if request.allocation is not None and owner_of(request.allocation) is self.cache:
                 note = _Noted(request.allocation, request.rid)
@@ -92,17 +98,7 @@ class AllocationProbe(BaseProbe):
             self._prompts.pop(key, None)
 
     def hook(self, hooks: Hooks) -> None:
-        submit = self.native.batcher.submit
-
-        def submitted(item: Any) -> None:
-            try:
-                if type(item) is InferenceExecRequest:
-                    self.note_request(item)
-            except Exception as error:
-                hooks.observer.fault(error)
-            submit(item)
-
-        hooks.attribute(self.native.batcher, "submit", submitted)
+        self._hook_submission(hooks)
         self.hook_requests(hooks, GenerateItemProcess, self._begin)
         self._hook_choice(hooks)
         self._hook_acquire(hooks)
@@ -120,7 +116,7 @@ class AllocationProbe(BaseProbe):
         hooks.around(self.pool, "copy_page", "copy", after=copied)
 
         def started(process: Any) -> None:
-            if process.service is not self.native:
+            if process.page_tables is not self.pool.page_tables:
                 return  # of another engine
             self.starts_invocation(process)
             for request in process.exec_requests:
@@ -137,8 +133,24 @@ class AllocationProbe(BaseProbe):
             for finished in self._invocations.pop(id(process), ()):
                 self.finish(finished)
 
-        hooks.around_task(components.InferenceExecutorProcess, "run", before=started, after=ended)
+        hooks.around_task(Invocation, "run", before=started, after=ended)
         hooks.also(self._invocations.clear)
+
+    def _hook_submission(self, hooks: Hooks) -> None:
+        def wrap(submit: Any) -> Any:
+            def submitted(item: Any) -> None:
+                try:
+                    if type(item) is InferenceRequest:
+                        self.note_request(item)
+                except Exception as error:
+                    hooks.observer.fault(error)
+                submit(item)
+
+            return submitted
+
+        for batcher in batchers(self.native):
+            name = entry(batcher)
+            hooks.attribute(batcher, name, wrap(getattr(batcher, name)))
 
     def returned_invocation(self, finished: FinishedInvocation) -> None:
         # The process ends when the logits of all rows are on the host.
@@ -148,12 +160,12 @@ class AllocationProbe(BaseProbe):
         return [request.rid for request in process.exec_requests]
 
     def _begin(self, process: Any) -> str | None:
-        own = process.client.batcher is self.native.batcher
+        own = is_client_of(self.native, process.client)
         return str(process.gen_req.rid) if own else None
 
     def _hook_choice(self, hooks: Hooks) -> None:
         """Report the logits from which each token of an answer was chosen."""
-        fault, read, batcher = hooks.observer.fault, self._read, self.native.batcher
+        fault, read, native = hooks.observer.fault, self._read, self.native
 
         def wrap_argmax(argmax: Any) -> Any:
             def choosing(logits: Any, *args: Any, **named: Any) -> Any:
@@ -172,7 +184,8 @@ class AllocationProbe(BaseProbe):
             def appending(process: Any, token: int) -> None:
                 try:
                     request = process.gen_req.rid
-                    if request in read and process.client.batcher is batcher:
+                    # A task may keep its method, also after the end of the observation.
+                    if request in read and is_client_of(native, process.client):
                         if (logits := read.pop(request)) is not None:
                             self.emit_chosen(request, logits, token)
                         else:
@@ -184,7 +197,8 @@ class AllocationProbe(BaseProbe):
             return appending
 
         hooks.wrap(sfnp, "argmax", wrap_argmax)
-        hooks.wrap(GenerateItemProcess, "append_token", wrap_append)
+        hooks.wrap(GenerateItemProcess, APPEND_TOKEN, wrap_append)
+        hooks.also(read.clear)
 
     def _hook_acquire(self, hooks: Hooks) -> None:
         def request_of(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:
