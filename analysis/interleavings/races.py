@@ -99,7 +99,7 @@ def find_races(
                         races.found.append(
                             Race(scenario, Schedule(tuple(before)), first, second, points,
                                  tuple(at), violation.rule, violation.message,
-                                 reachable=not factory.kind.fatal)
+                                 reachable=factory.kind.threaded)
                         )  # fmt: skip
     return races
 

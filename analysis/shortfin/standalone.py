@@ -29,6 +29,13 @@ _ELEMENTS = 8
 _names = itertools.count()
 
 
+class _NoDevice(list[Any]):
+    """No device, for a page table of none, but a length of one, which divides a page's size."""
+
+    def __len__(self) -> int:
+        return 1
+
+
 class StandaloneSystem:
     """shortfin's CPU system with one worker, for pools. Close it at the end.
 
@@ -79,7 +86,7 @@ class StandaloneSystem:
             # Devices have few of them; pools can share them, because nothing is computed.
             made = page_pool.PagePool(devices=[self._fiber.device(0)], config=config)
             self._tables[page_count] = made.page_tables
-        pool = page_pool.PagePool(devices=[], config=config)
+        pool = page_pool.PagePool(devices=_NoDevice(), config=config)
         pool.page_tables = self._tables[page_count]
         kind = (
             base_attention_cache.BasePagedAttentionCache
@@ -98,7 +105,8 @@ class StandaloneService(LiveCache):
         self.native = kind.__new__(kind)
         self.native.page_cache = cache
         self.native.prefill_functions, self.native.decode_functions = {}, {}
-        self.native.batcher = SimpleNamespace(submit=lambda item: None)
+        for name in ("batcher", "prefill_batcher", "decode_batcher"):
+            setattr(self.native, name, SimpleNamespace(submit=lambda item: None))
 
 
 class StandaloneEngine:

@@ -38,6 +38,8 @@ class RequestDriver(ABC):
     """Whether an error in one request's operation ends all requests on the shared thread."""
     threads: ClassVar[str]
     """The release's threads for requests, in words."""
+    threaded: ClassVar[bool]
+    """Whether operations of two requests can run at the same time."""
 
     def __init__(self, request: Request, cache: Any, invoke: Invoke) -> None:
         self.name, self.cache, self._invoke = request.name, cache, invoke

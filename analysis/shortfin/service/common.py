@@ -142,7 +142,12 @@ class Service(LiveCache, ABC):
 
     def owns(self, worker: Any) -> bool:
         """Return whether a worker belongs to this engine."""
-        return f"'{self.name}-" in str(worker)
+        pool = getattr(self.native, "main_fiber_pool", None)
+        # The names of a pool's workers are the same in every engine.
+        pooled = () if pool is None else pool._FiberPool__workers
+        return f"'{self.name}-" in str(worker) or any(
+            worker is own or worker == own for own in pooled
+        )
 
     def dead_worker(self) -> str | None:
         """Describe a process of the engine that ended without an error; None if all are alive."""

@@ -11,6 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
+from analysis.shortfin.treatment import replace_attribute, replaced
+
 PHASES = ("prefill", "decode")
 NO_PAGE = "There was no free page for the request's next tokens, and none could be evicted."
 """The error of a request that fails because it cannot grow."""
@@ -52,9 +55,90 @@ def decode_edit(edit: Callable[[Any, Callable[[Any], None]], None], submit: Any)
     """Return a `submit` that passes each decode of a request to `edit`, with the original."""
 
     def submitted(request: Any) -> None:  # the engine uses this parameter name
-        if getattr(request, "rid", None) is not None and request.phase.name == "DECODE":
+        # Messages to a scheduler have a request, too, but no phase.
+        phase = getattr(request, "phase", None)
+        if phase is not None and phase.name == "DECODE" and request.rid is not None:
             edit(request, submit)
         else:
             submit(request)
 
     return submitted
+
+
+# -- capability `request-list` --
+
+
+class _Muted:
+    """Replaces a request, and does not wake it when it is done."""
+
+    def __init__(self, request: Any) -> None:
+        self._request, self.done = request, self
+
+    def set_success(self) -> None:
+        """Do nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+def mute(requests: list[Any], row: int) -> None:
+    """Prevent the end of an invocation from waking one of its requests."""
+    requests[row] = _Muted(requests[row])
+
+
+def complete(request: Any, logits: Any) -> None:
+    """Wake a request with the logits of its step."""
+    request.result_logits = logits
+    request.done.set_success()
+
+
+def around_decodes(
+    service: Any,
+    undo: ExitStack,
+    started: Callable[[list[Any]], None],
+    finished: Callable[[list[Any]], Any],
+    results: dict[str, Any],
+) -> None:
+    """Call `started` before and await `finished` after every decode, with its requests.
+
+    `results` is updated with the last logits of each request.
+    """
+
+    @replaced(undo, service.invocation_class(), "run")
+    async def running(run: Any, process: Any) -> None:
+        await run(process)
+        for request in process.exec_requests:
+            if request.result_logits is not None:
+                results[request.rid] = request.result_logits
+
+    def wrap(function: Any) -> Any:
+        async def call(*args: Any, fiber: Any) -> Any:
+            process = CURRENT_INVOCATION.get()
+            requests = [] if process is None else process.exec_requests
+            started(requests)
+            outcome = await function(*args, fiber=fiber)
+            await finished(requests)
+            return outcome
+
+        return call
+
+    replace_functions(service.native.decode_functions, undo, wrap)
+
+
+# -- capability `worker-pool` --
+
+
+def share_one_worker(service: Any, undo: ExitStack) -> None:
+    """Run the processes of all requests on one worker."""
+    fibers, fiber = service.native.main_fiber_pool, service.native.main_fiber
+
+    async def get() -> tuple[None, Any]:
+        return None, fiber
+
+    replace_attribute(undo, fibers, "get", get)
+
+    # Workers taken before are returned later, so this one accepts both kinds and stays.
+    @replaced(undo, fibers, "return_fiber")
+    def returned(give_back: Any, numbers: Any) -> None:
+        listed = numbers if isinstance(numbers, list) else [numbers]
+        give_back([n for n in listed if n is not None])

@@ -25,6 +25,9 @@ from analysis.shortfin.service.edits import (
     decode_edit,
     replace_functions,
 )
+from analysis.shortfin.service.edits import around_decodes as around_decodes
+from analysis.shortfin.service.edits import complete as complete
+from analysis.shortfin.service.edits import mute as mute
 from analysis.shortfin.treatment import replace_attribute, replaced
 
 
@@ -95,63 +98,6 @@ def edit_submissions(
     """Call `edit` with every submitted decode and the function that submits it."""
     batcher = service.native.batcher
     replace_attribute(undo, batcher, "submit", decode_edit(edit, batcher.submit))
-
-
-class _Muted:
-    """Replaces a request, and does not wake it when it is done."""
-
-    def __init__(self, request: Any) -> None:
-        self._request, self.done = request, self
-
-    def set_success(self) -> None:
-        """Do nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
-
-
-def mute(requests: list[Any], row: int) -> None:
-    """Prevent the end of an invocation from waking one of its requests."""
-    requests[row] = _Muted(requests[row])
-
-
-def complete(request: Any, logits: Any) -> None:
-    """Wake a request with the logits of its step."""
-    request.result_logits = logits
-    request.done.set_success()
-
-
-def around_decodes(
-    service: Any,
-    undo: ExitStack,
-    started: Callable[[list[Any]], None],
-    finished: Callable[[list[Any]], Any],
-    results: dict[str, Any],
-) -> None:
-    """Call `started` before and await `finished` after every decode, with its requests.
-
-    `results` is updated with the last logits of each request.
-    """
-
-    @replaced(undo, service.invocation_class(), "run")
-    async def running(run: Any, process: Any) -> None:
-        await run(process)
-        for request in process.exec_requests:
-            if request.result_logits is not None:
-                results[request.rid] = request.result_logits
-
-    def wrap(function: Any) -> Any:
-        async def call(*args: Any, fiber: Any) -> Any:
-            process = CURRENT_INVOCATION.get()
-            requests = [] if process is None else process.exec_requests
-            started(requests)
-            outcome = await function(*args, fiber=fiber)
-            await finished(requests)
-            return outcome
-
-        return call
-
-    replace_functions(service.native.decode_functions, undo, wrap)
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:

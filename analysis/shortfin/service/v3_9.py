@@ -142,12 +142,6 @@ class V39(Service):
         if isinstance(responder, _Responder) and responder.call is call:
             responder.process.cancel()
 
-    def owns(self, worker: Any) -> bool:
-        pool = self.native.main_fiber_pool  # its workers' names are the same in every engine
-        return super().owns(worker) or any(
-            worker is own or worker == own for own in pool._FiberPool__workers
-        )
-
     def request_state(self, request_id: str) -> str:
         engine = self.native.unified_batcher._impl.batching_engine
         # A scheduler has its own name for each beam of a request.

@@ -17,6 +17,7 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAlloc
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.cache.trie import read_trie
 from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, decode_edit
+from analysis.shortfin.service.edits import share_one_worker as share_one_worker
 from analysis.shortfin.treatment import replace_attribute, replaced
 
 _AGAIN_S, _PATIENCE_S = 0.005, 30.0
@@ -103,22 +104,6 @@ def edit_submissions(
     # Below the facade, where the decode's token is recorded.
     batcher = service.native.unified_batcher._impl
     replace_attribute(undo, batcher, "submit", decode_edit(edit, batcher.submit))
-
-
-def share_one_worker(service: Any, undo: ExitStack) -> None:
-    """Run the processes of all requests on one worker."""
-    fibers, fiber = service.native.main_fiber_pool, service.native.main_fiber
-
-    async def get() -> tuple[None, Any]:
-        return None, fiber
-
-    replace_attribute(undo, fibers, "get", get)
-
-    # Workers taken before are returned later, so this one accepts both kinds and stays.
-    @replaced(undo, fibers, "return_fiber")
-    def returned(give_back: Any, numbers: Any) -> None:
-        listed = numbers if isinstance(numbers, list) else [numbers]
-        give_back([n for n in listed if n is not None])
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:

@@ -1,7 +1,8 @@
-"""Drives a request that holds its pages with an allocation, on one worker thread.
+"""Drives a request that holds its pages with an allocation.
 
 The batcher acquires and extends, an invocation publishes, and the request's task releases. None of
-them yields in between, so each is one operation.
+them yields in between, so each is one operation. Up to 3.4 they share one worker thread; from 3.5
+on prefills, decodes and each request have threads of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from shortfin_apps.llm.components.messages import InferencePhase
 from analysis.shortfin.cache.allocations.server import InferenceRequest
 from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
+from analysis.shortfin.releases import installed_release, row_of
+
+_THREADED = "worker-pool" in row_of(installed_release() or "").capabilities
 
 
 class AllocationRequestDriver(RequestDriver):
@@ -20,7 +24,12 @@ class AllocationRequestDriver(RequestDriver):
 
     block = 1
     fatal = True
-    threads = "one worker thread"
+    threads = (
+        "one for prefills, one for decodes, and one for each request"
+        if _THREADED
+        else "one worker thread"
+    )
+    threaded = _THREADED
 
     def __init__(self, request: Request, *rest: Any) -> None:
         super().__init__(request, *rest)

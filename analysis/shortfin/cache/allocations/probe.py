@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import shortfin.array as sfnp
 from shortfin_apps.llm.components.generate import GenerateItemProcess
 from shortfin_apps.llm.components.kvcache.base_attention_cache import (
     BasePagedAttentionCacheAllocation,
@@ -15,20 +14,20 @@ from shortfin_apps.llm.components.kvcache.trie_attention_cache import (
     TriePagedAttentionCacheAllocation,
 )
 
+from analysis.shortfin.cache.allocations.choices import hook_choices
 from analysis.shortfin.cache.allocations.server import (
-    APPEND_TOKEN,
     InferenceRequest,
     Invocation,
     batchers,
     entry,
-    is_client_of,
+    is_task_of,
+    request_id_of,
 )
 from analysis.shortfin.cache.allocations.treatments import owner_of
 from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, FinishedInvocation
-from analysis.shortfin.cache.probe import CURRENT_REQUEST, BaseProbe, objects_of
+from analysis.shortfin.cache.probe import BaseProbe, objects_of
 from analysis.shortfin.hooks import Hooks
-from analysis.shortfin.verify import raw
 
 _ALLOCATIONS = (BasePagedAttentionCacheAllocation, TriePagedAttentionCacheAllocation)
 
@@ -50,7 +49,7 @@ class AllocationProbe(BaseProbe):
         # Keyed by id(); the objects are kept, so that no id is reused.
         self._allocations: dict[int, _Noted] = {}
         self._prompts: dict[int, tuple[Any, str]] = {}
-        self._read: dict[str, bytes | None] = {}
+        self.read_logits: dict[str, bytes | None] = {}
         """Logits for the next token of each request; None if unknown."""
         self._invocations: dict[int, list[FinishedInvocation]] = {}
         """Unfinished invocations of each process, which may call the model more than once."""
@@ -91,7 +90,7 @@ class AllocationProbe(BaseProbe):
 
     def forget(self, request_id: str) -> None:
         super().forget(request_id)
-        self._read.pop(request_id, None)
+        self.read_logits.pop(request_id, None)
         for key in [k for k, n in list(self._allocations.items()) if n.request == request_id]:
             self._allocations.pop(key, None)
         for key in [k for k, (_, r) in list(self._prompts.items()) if r == request_id]:
@@ -100,7 +99,7 @@ class AllocationProbe(BaseProbe):
     def hook(self, hooks: Hooks) -> None:
         self._hook_submission(hooks)
         self.hook_requests(hooks, GenerateItemProcess, self._begin)
-        self._hook_choice(hooks)
+        hook_choices(self, hooks)
         self._hook_acquire(hooks)
         for kind in _ALLOCATIONS:
             self._hook_allocation(hooks, kind)
@@ -160,45 +159,7 @@ class AllocationProbe(BaseProbe):
         return [request.rid for request in process.exec_requests]
 
     def _begin(self, process: Any) -> str | None:
-        own = is_client_of(self.native, process.client)
-        return str(process.gen_req.rid) if own else None
-
-    def _hook_choice(self, hooks: Hooks) -> None:
-        """Report the logits from which each token of an answer was chosen."""
-        fault, read, native = hooks.observer.fault, self._read, self.native
-
-        def wrap_argmax(argmax: Any) -> Any:
-            def choosing(logits: Any, *args: Any, **named: Any) -> Any:
-                try:
-                    request = CURRENT_REQUEST.get()
-                    if request is not None and hooks.observer.verifies and logits is not None:
-                        read[request] = None
-                        read[request] = raw(logits)
-                except Exception as error:
-                    fault(error)
-                return argmax(logits, *args, **named)
-
-            return choosing
-
-        def wrap_append(append: Any) -> Any:
-            def appending(process: Any, token: int) -> None:
-                try:
-                    request = process.gen_req.rid
-                    # A task may keep its method, also after the end of the observation.
-                    if request in read and is_client_of(native, process.client):
-                        if (logits := read.pop(request)) is not None:
-                            self.emit_chosen(request, logits, token)
-                        else:
-                            self.emit("chosen", request_id=request)  # its logits are unknown
-                except Exception as error:
-                    fault(error)
-                append(process, token)
-
-            return appending
-
-        hooks.wrap(sfnp, "argmax", wrap_argmax)
-        hooks.wrap(GenerateItemProcess, APPEND_TOKEN, wrap_append)
-        hooks.also(read.clear)
+        return request_id_of(process) if is_task_of(self.native, process) else None
 
     def _hook_acquire(self, hooks: Hooks) -> None:
         def request_of(tokens: Sequence[int], *rest: Any, **named: Any) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from analysis.shortfin.cache.trie import read_trie
@@ -48,7 +49,7 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
     @replaced(undo, kind, name)
     def copied(call: Any, allocation: Any, tokens: Any, **named: Any) -> Any:
         if owner_of(allocation) is cache:
-            tokens = tuple(tokens)
+            tokens = list(tokens)  # from 3.6 on it compares slices, so the type matters
         return call(allocation, tokens, **named)
 
 
@@ -81,8 +82,9 @@ def true_leaves(engine: LiveEngine, undo: ExitStack) -> None:
         cache.leaves.discard(node)
         return child
 
+    lock = threading.Lock()  # one exchange of the set at a time
     for allocation in allocation_classes(engine):
-        _with_true_leaves(undo, allocation, cache)
+        _with_true_leaves(undo, allocation, cache, lock)
 
 
 class _TrueLeaves:
@@ -98,6 +100,9 @@ class _TrueLeaves:
     def discard(self, node: Any) -> None:
         self.leaves.discard(node)
 
+    def remove(self, node: Any) -> None:
+        self.leaves.remove(node)
+
     def __contains__(self, node: Any) -> bool:
         return node in self.leaves
 
@@ -105,17 +110,20 @@ class _TrueLeaves:
         return iter(self.leaves)
 
 
-def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
+def _with_true_leaves(
+    undo: ExitStack, kind: Any, cache: Any, lock: AbstractContextManager[Any]
+) -> None:
     @replaced(undo, kind, "publish_pages_for_tokens")
     def published(publish: Any, allocation: Any, *args: Any, **named: Any) -> Any:
         if owner_of(allocation) is not cache:
             return publish(allocation, *args, **named)
-        leaves = cache.leaves
-        cache.leaves = _TrueLeaves(leaves)  # within the operation, for observers
-        try:
-            return publish(allocation, *args, **named)
-        finally:
-            cache.leaves = leaves
+        with lock:
+            leaves = cache.leaves
+            cache.leaves = _TrueLeaves(leaves)  # within the operation, for observers
+            try:
+                return publish(allocation, *args, **named)
+            finally:
+                cache.leaves = leaves
 
 
 @treatment(
@@ -125,32 +133,31 @@ def _with_true_leaves(undo: ExitStack, kind: Any, cache: Any) -> None:
 )
 def give_back_reference(engine: LiveEngine, undo: ExitStack) -> None:
     """Releases the reference that a failed acquisition took."""
-    cache = cache_of(engine)
-    found: list[Any] = []
-    shortages = [0]
+    cache, now = cache_of(engine), threading.local()
 
     @replaced(undo, cache, "_match")
     def matched(match: Any, *args: Any) -> Any:
         answer = match(*args)
-        found.append(answer[0])
+        if getattr(now, "shortages", None) is not None:
+            now.found = answer[0]
         return answer
 
     @replaced(undo, cache, "acquire_pages_for_tokens")
     def acquired(acquire: Any, *args: Any, **named: Any) -> Any:
-        found.clear()
-        shortages[0] = 0
+        now.found, now.shortages = None, 0
         try:
             return acquire(*args, **named)
         finally:
-            found.clear()
+            now.found = now.shortages = None
 
     @replaced(undo, cache.page_pool, "acquire_free_pages")
     def taken(take: Any, count: int) -> Any:
         pages = take(count)
-        if pages is None and found:
-            shortages[0] += 1
-            if shortages[0] == 2:  # everything evictable was evicted: the acquisition fails
-                found.pop().ref_count.decrement()
+        if pages is None and getattr(now, "found", None) is not None:
+            now.shortages += 1
+            if now.shortages == 2:  # everything evictable was evicted: the acquisition fails
+                now.found.ref_count.decrement()
+                now.found = None
         return pages
 
 

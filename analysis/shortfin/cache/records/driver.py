@@ -37,6 +37,7 @@ class RecordRequestDriver(RequestDriver):
     block = 8
     fatal = False
     threads = "a thread for every request"
+    threaded = True
 
     def __init__(self, request: Request, *rest: Any) -> None:
         super().__init__(request, *rest)
