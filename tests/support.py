@@ -24,11 +24,24 @@ CHOSEN = tuple(os.environ.get("CACHELAB_TEST_RELEASES", "").split())
 """Releases that `make test-releases` was given; then only tests of an engine of these are run."""
 RELEASES = CHOSEN or (REPORTED, NEWEST)
 CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-SHORT_STROBES = """
+_PREPARATIONS = {
+    # A batch waits 4 ms to fill, not up to 250 ms.
+    "strobes": """
 from shortfin_apps.llm.components.service import BatcherProcess
 BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
-"""
-"""Python source for releases with strobes: a batch waits 4 ms to fill, not up to 250 ms."""
+""",
+    # Invocations do not overlap, or most tests of more requests than fit into a batch would freeze.
+    "overlap-freezes": """
+from analysis.shortfin.config import EngineConfig
+EngineConfig.__init__.__kwdefaults__["serialise_invocations"] = True
+""",
+    # No request is refused by chance; see the treatment `separate-fibers`.
+    "shared-fiber-list": """
+from shortfin_apps.llm.components.batcher import FiberPool
+_made = FiberPool.__init__
+FiberPool.__init__ = lambda pool, fibers, idle_fibers: _made(pool, fibers, list(idle_fibers))
+""",
+}
 
 
 _DEADLINE_S = 120.0
@@ -62,6 +75,15 @@ def with_capability(*capabilities: str) -> str:
     return next(r for r in (*RELEASES, REPORTED, NEWEST) if r in supported(*capabilities))
 
 
+def preparation(release: str, *, short_strobes: bool = True) -> str:
+    """Return the Python source that makes an engine of a release fit for tests of other things."""
+    return "".join(
+        source
+        for name, source in _PREPARATIONS.items()
+        if has(release, name) and (short_strobes or name != "strobes")
+    )
+
+
 def wait_for(condition: Callable[[], object], what: str) -> None:
     """Wait until `condition` holds; a deadline turns a bug into a failure."""
     deadline = time.monotonic() + _DEADLINE_S
@@ -77,8 +99,7 @@ def run_python(
 
     Raises ReleaseError without that environment, TimeoutExpired after `timeout_s`.
     """
-    if short_strobes and has(release, "strobes"):
-        source = SHORT_STROBES + source
+    source = preparation(release, short_strobes=short_strobes) + source
     server = _fork_server(release)
     assert server.stdin is not None
     with tempfile.TemporaryDirectory(prefix="cachelab-test-") as directory:

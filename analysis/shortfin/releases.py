@@ -64,12 +64,16 @@ CAPABILITIES = {
     "task-queue": "the batcher keeps pending requests in a queue, not in a set",
     "history-lengths": "the length of a decode's row includes its history (before #873)",
     "exact-lengths": "the length of a decode's row ends at its own position (#873)",
+    "overlap-freezes": "two invocations at once on a worker freeze the process",
+    "shared-fiber-list": "batchers take fibers from the list in which requests look for theirs",
+    "drops-unscheduled": "a prefill that finds no pages is ended, not kept pending",
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
 }
 """Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
-    "v3_1": frozenset({"strobes", "request-list"}),
-    "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths"}),
+    "v3_1": frozenset({"strobes", "request-list", "drops-unscheduled"}),
+    "v3_3": frozenset({"request-list", "exact-lengths"}),
+    "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths", "drops-unscheduled"}),
 }
 CACHES = {
     "allocations": frozenset({"allocations"}),
@@ -94,14 +98,41 @@ RELEASES = (
         service="v3_1",
         cache="allocations",
         pace=Pace(0.7, 0.5, 0.01, 0.005),
+        fixes=(
+            "copy-tokens", "reuse-existing-node", "true-leaves", "give-back-reference",
+            "free-unpublished-pages", "reserve-padding-page", "requeue-unscheduled",
+            "survive-allocation-failure",
+        ),
         own=("exact-lengths",),
     ),
-    Release("3.3.0"),
-    Release("3.4.0"),
+    Release(
+        "3.3.0",
+        service="v3_3",
+        cache="allocations",
+        pace=Pace(0.04, 0.021, 0.04, 0.003),
+        fixes=(
+            "copy-tokens", "reuse-existing-node", "true-leaves", "give-back-reference",
+            "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
+            "survive-allocation-failure",
+        ),
+        own=("overlap-freezes",),
+    ),
+    Release(
+        "3.4.0",
+        service="v3_3",
+        cache="allocations",
+        pace=Pace(0.04, 0.004, 0.015, 0.005),
+        fixes=(
+            "copy-tokens", "reuse-existing-node", "true-leaves", "give-back-reference",
+            "free-unpublished-pages", "reserve-padding-page", "separate-fibers",
+            "survive-allocation-failure",
+        ),
+        own=("shared-fiber-list",),
+    ),
     Release("3.5.0"),
     Release("3.6.0"),
     Release("3.7.0"),
-    Release("3.8.0"),
+    Release("3.8.0", service="v3_9", cache="records", pace=Pace(0.14, 0.005, 0.03, 0.006)),
     Release(
         "3.9.0",
         service="v3_9",

@@ -35,6 +35,8 @@ TREATMENTS: dict[str, type[Treatment]] = {
         pool.BigPool,
         scheduling.lock_cache,
         scheduling.one_worker,
+        scheduling.serialise_invocations,
+        scheduling.separate_fibers,
         scheduling.one_at_a_time,
         scheduling.short_strobes,
         records.PinOnLookup,

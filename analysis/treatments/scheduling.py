@@ -67,6 +67,28 @@ def one_worker(engine: LiveEngine, undo: ExitStack) -> None:
     engine.service.edits.share_one_worker(engine.service, undo)
 
 
+@treatment(
+    "serialise-invocations",
+    "Two invocations on one worker wait for each other with the GIL held.",
+    acts_on="server",
+    needs=["overlap-freezes"],
+)
+def serialise_invocations(engine: LiveEngine, undo: ExitStack) -> None:
+    """Runs one invocation at a time on each worker."""
+    undo.callback(engine.service.serialise_invocations())
+
+
+@treatment(
+    "separate-fibers",
+    "A request finds no fiber while a batcher makes a batch, because they share one list.",
+    acts_on="server",
+    needs=["shared-fiber-list"],
+)
+def separate_fibers(engine: LiveEngine, undo: ExitStack) -> None:
+    """Keeps all fibers in a list of their own, from which batchers take none."""
+    engine.service.edits.separate_fibers(engine.service, undo)
+
+
 @treatment("one-at-a-time", "Concurrent requests disturb each other.", acts_on="server")
 def one_at_a_time(engine: LiveEngine, undo: ExitStack) -> None:
     """Sends a request to the engine only when the previous one has ended."""
@@ -127,6 +149,7 @@ def short_strobes(engine: LiveEngine, undo: ExitStack) -> None:
     "requeue-unscheduled",
     "Prefills that find no pages are completed without an answer.",
     acts_on="server",
+    needs=["drops-unscheduled"],
 )
 def requeue_unscheduled(engine: LiveEngine, undo: ExitStack) -> None:
     """Keeps a prefill that found no free pages pending, and retries it."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import CHILD_ENVIRONMENT, RELEASES, ROOT, SHORT_STROBES, has
+from support import CHILD_ENVIRONMENT, RELEASES, ROOT, preparation
 
 from analysis.shortfin.environments import python_of
 
@@ -79,7 +79,7 @@ workloads = st.lists(st.lists(requests, min_size=1, max_size=4), min_size=1, max
 @pytest.fixture(scope="module", params=RELEASES)
 def server(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     release = request.param
-    source = SHORT_STROBES * (has(release, "allocations")) + SERVER
+    source = preparation(release) + SERVER
     process = subprocess.Popen(
         [str(python_of(release)), "-c", source],
         stdin=subprocess.PIPE,

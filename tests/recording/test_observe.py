@@ -25,11 +25,11 @@ def classes():
             if n not in ("__abstractmethods__", "_abc_impl", "__doc__")} for k in kinds}
 def objects(engine):
     service, cache = engine.service.native, engine.service.native.page_cache
-    seen = [service, cache, cache.page_pool, getattr(service, "batcher", None),
-            getattr(service, "unified_batcher", None)]
-    # 3.1's batcher counts its own idle strobes, watched or not.
-    return [sorted((n, id(v)) for n, v in vars(o).items() if n != "strobes")
-            for o in seen if o is not None]
+    seen = [service, cache, cache.page_pool]
+    seen += [v for n, v in vars(service).items() if n.endswith("batcher")]
+    # A batcher counts its own idle strobes, watched or not.
+    return [sorted((n, id(v)) for n, v in vars(o).items()
+                   if n not in ("strobes", "strobe_enabled")) for o in seen]
 def functions(engine):
     service = engine.service.native
     return [(b, id(f)) for d in (service.prefill_functions, service.decode_functions)

@@ -26,7 +26,7 @@ def fingerprint(engine):
               "pool": pool, "invocation": engine.service.invocation_class(), "kind":
               type(engine.service)}
     owners |= {n: getattr(service, n) for n in vars(service)
-               if n.endswith("batcher") or n == "main_fiber_pool"}
+               if n.endswith(("batcher", "fiber_pool"))}
     dialect = part_of(engine.release, "treatments")
     owners |= {kind.__name__: kind for kind in dialect.allocation_classes(engine)}
     for module, names in (("generate", ["GenerateItemProcess"]), ("service", ["BatcherProcess"]),
@@ -46,7 +46,8 @@ def fingerprint(engine):
     if (root := getattr(service.page_cache, "root", None)) is not None:
         owners |= {"node": type(root), "count": type(root.ref_count)}
     seen = {f"{name}.{key}": id(value) for name, owner in owners.items()
-            for key, value in vars(owner).items() if key != "strobes"}  # which counts up
+            for key, value in vars(owner).items()
+            if key not in ("strobes", "strobe_enabled")}  # which change while a batcher is idle
     for phase in ("prefill", "decode"):
         for size, function in getattr(service, f"{phase}_functions").items():
             seen[f"{phase}.{size}"] = id(function)

@@ -5,83 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import shortfin.array as sfnp
-from shortfin_apps.llm.components.generate import GenerateItemProcess
-from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
 from shortfin_apps.llm.components.service import BatcherProcess
 
-from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
-from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.service import v3_1
-from analysis.shortfin.service.edits import (
-    NO_PAGE,
-    PHASES,
-    Results,
-    decode_edit,
-    replace_functions,
+from analysis.shortfin.service.edits import around_decodes, complete, decode_edit, mute
+from analysis.shortfin.service.request_list_edits import (
+    edit_answers,
+    edit_choices,
+    edit_results,
+    edit_streamed_tokens,
+    fail_decodes_without_pages,
 )
-from analysis.shortfin.service.edits import around_decodes as around_decodes
-from analysis.shortfin.service.edits import complete as complete
-from analysis.shortfin.service.edits import mute as mute
 from analysis.shortfin.treatment import replace_attribute, replaced
 
-
-def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
-    """Call `edit` with the logits of every invocation before its requests get them."""
-
-    def wrap(phase: str, function: Any) -> Any:
-        async def call(*args: Any, fiber: Any) -> Any:
-            outcome = await function(*args, fiber=fiber)
-            process = CURRENT_INVOCATION.get()
-            if process is None:
-                return outcome
-            ids = [request.rid for request in process.exec_requests]
-            results = Results(phase, ids, outcome[0])
-            edit(results)
-            return (results,)
-
-        return call
-
-    for phase in PHASES:
-        functions = getattr(service.native, f"{phase}_functions")
-        replace_functions(functions, undo, partial(wrap, phase))
-
-
-def edit_choices(
-    undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
-) -> None:
-    """Select the due tokens with `choose`, from the scores of the vocabulary."""
-
-    @replaced(undo, sfnp, "argmax")
-    def chosen(argmax: Any, logits: Any, *args: Any, **named: Any) -> Any:
-        token = argmax(logits, *args, **named)
-        if not is_due(CURRENT_REQUEST.get()):
-            return token
-        return SimpleNamespace(items=[choose(np.array(logits.items).ravel())])
+__all__ = ["around_decodes", "complete", "edit_answers", "edit_choices", "edit_results", "mute"]
 
 
 def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
     """Call `edit` with every chosen token."""
-
-    @replaced(undo, v3_1.Client, "stream_results")
-    def streaming(stream: Any, self: Any, process: Any) -> None:
-        tokens = process.result_token_ids
-        tokens[-1] = edit(process.gen_req.rid, tokens[-1])
-        stream(self, process)
-
-
-def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
-    """Call `edit` with the tokens of every complete answer."""
-
-    @replaced(undo, GenerateItemProcess, "run")
-    async def running(run: Any, process: Any) -> None:
-        await run(process)
-        process.result_token_ids = edit(process.gen_req.rid, process.result_token_ids)
+    edit_streamed_tokens(undo, v3_1.Client, edit)
 
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
@@ -124,30 +68,7 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
 def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
     """Let only the request fail that gets no page."""
     batcher = service.native.batcher
-    failed: set[Any] = set()
-
-    @replaced(undo, batcher, "board_decodes")
-    def board_decodes(decodes: Any, *args: Any) -> Any:
-        for request in list(batcher.pending_decodes):
-            try:
-                request.allocation.extend_allocation(request.input_token_ids, extra_token_slots=1)
-            except CacheAllocationFailure:
-                batcher.pending_decodes.remove(request)
-                failed.add(request.rid)
-                request.done.set_success()  # its process wakes up and finds no result
-        return decodes(*args)
-
-    @replaced(undo, GenerateItemProcess, "run")
-    async def running(run: Any, process: Any) -> Any:
-        rid = process.gen_req.rid
-        try:
-            return await run(process)
-        except Exception:
-            if process.client.batcher is not batcher or rid not in failed:
-                raise
-            failed.discard(rid)
-            if (responder := service.responder_of(rid)) is not None:
-                responder.fail(NO_PAGE)
+    fail_decodes_without_pages(service, undo, batcher, "board_decodes", "pending_decodes")
 
 
 def shorten_strobes(undo: ExitStack, seconds: float) -> None:

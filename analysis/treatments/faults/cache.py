@@ -192,14 +192,19 @@ class _ShortView:
         self.view, self._parts = view, parts
         self.map = view.map
 
-    def copy_from(self, source: Any) -> None:
-        """Copy another page's elements except the last part; layers are contiguous."""
-        with source.view.map(read=True) as mapped:
+    @property
+    def items(self) -> list[Any]:
+        """The page's elements, with zeros for the last part; layers are contiguous."""
+        with self.view.map(read=True) as mapped:
             elements = list(mapped.items)
         missing = max(1, len(elements) // self._parts)
         elements[-missing:] = [0] * missing
+        return elements
+
+    def copy_from(self, source: Any) -> None:
+        """Copy another page's elements except the last part."""
         with self.view.map(write=True) as mapped:
-            mapped.items = elements
+            mapped.items = source.items
 
 
 # The next three are no controls: a sweep does not read the bytes they change.
