@@ -86,6 +86,8 @@ HYPOTHESES = (
     Hypothesis("contention", "survive-allocation-failure", through=_SHORT),
     Hypothesis("timing", "one-at-a-time", ("short-strobes",)),
     Hypothesis("timing", "short-strobes"),
+    Hypothesis("timing", "serialise-invocations"),
+    Hypothesis("timing", "separate-fibers"),
     Hypothesis("timing", "big-pool"),
     Hypothesis("timing", "reserve-padding-page"),
     Hypothesis("timing", "zero-page-tables"),

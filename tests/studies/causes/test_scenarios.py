@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from support import NEWEST, REPORTED
+from support import NEWEST, RELEASES, REPORTED
 
 from analysis.core.errors import EngineError
 from analysis.runs.tables import is_control
@@ -26,7 +26,7 @@ from analysis.treatments import fixes
 
 
 def test_every_set_of_treatments_makes_a_plan_and_appears_once() -> None:
-    for release in (REPORTED, NEWEST):
+    for release in RELEASES:
         for sharing in ("none", "trie"):
             sets = arms(applicable(release, sharing), release, sharing)
             assert len(set(sets)) == len(sets)
@@ -37,7 +37,7 @@ def test_every_set_of_treatments_makes_a_plan_and_appears_once() -> None:
 
 
 def test_every_fix_is_somebodys_hypothesis() -> None:
-    for release in (REPORTED, NEWEST):
+    for release in RELEASES:
         for sharing in ("none", "trie"):
             tried = {h.treatment for h in applicable(release, sharing)}
             assert set(fixes(release, sharing)) <= tried
@@ -51,7 +51,7 @@ def test_an_unknown_hypothesis_is_refused() -> None:
 def test_scenarios_are_those_of_a_release_and_make_plans(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for release in (REPORTED, NEWEST):
+    for release in RELEASES:
         known = scenarios(release)
         assert len({s.name for s in known}) == len(known)
         assert {s.prefix_sharing for s in known} == {"none", "trie"}
