@@ -22,7 +22,8 @@ def classes():
              and str(getattr(k, "__module__", "")).startswith("shortfin")]
     # A class's members by identity, but for what CPython itself rebuilds.
     return {(k.__module__, k.__qualname__, id(k)): {n: id(v) for n, v in vars(k).items()
-            if n not in ("__abstractmethods__", "_abc_impl", "__doc__")} for k in kinds}
+            if n not in ("__abstractmethods__", "_abc_impl", "__doc__", "__slotnames__")}
+            for k in kinds}
 def objects(engine):
     service, cache = engine.service.native, engine.service.native.page_cache
     seen = [service, cache, cache.page_pool]
