@@ -73,6 +73,7 @@ CAPABILITIES = {
 SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "drops-unscheduled"}),
     "v3_3": frozenset({"request-list", "exact-lengths"}),
+    "v3_5": frozenset({"worker-pool", "request-list", "exact-lengths", "drops-unscheduled"}),
     "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths", "drops-unscheduled"}),
 }
 CACHES = {
@@ -129,8 +130,8 @@ RELEASES = (
         ),
         own=("shared-fiber-list",),
     ),
-    Release("3.5.0"),
-    Release("3.6.0"),
+    Release("3.5.0", service="v3_5", cache="allocations"),
+    Release("3.6.0", service="v3_5", cache="allocations"),
     Release("3.7.0"),
     Release("3.8.0", service="v3_9", cache="records", pace=Pace(0.14, 0.005, 0.03, 0.006)),
     Release(

@@ -73,9 +73,9 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
         from analysis.treatments.pages import fill_page, page_digest
 
         system, read = StandaloneSystem(), {}
-        for name in ("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "int8"):
-            if not hasattr(sfnp, name):
-                continue
+        names = ["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e4m3fnuz", "int8"]
+        names = [name for name in names if hasattr(sfnp, name)]
+        for name in names:
             cache = system.cache("none", 4, 4)
             pool = cache.page_pool
             config = dataclasses.replace(pool.config, dtype=getattr(sfnp, name))
@@ -98,11 +98,12 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
                 Engine(EngineConfig(options={"attn_dtype": name})).start()
             except EngineError as error:
                 refused.append(str(error))
-        say([read, refused])
+        say([names, read, refused])
         """,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    read, refused = done.reply
+    names, read, refused = done.reply
+    assert set(read) == set(names)
     assert "of the type int8 cannot be read" in read.pop("int8")
     assert set(read) >= {"float16", "bfloat16", "float32"}
     if release in (REPORTED, NEWEST):

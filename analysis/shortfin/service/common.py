@@ -189,6 +189,23 @@ class Service(LiveCache, ABC):
         return undo
 
 
+def waiting_state(batcher: Any, request_id: str) -> str | None:
+    """Return whether a request is `pending` or `reserved` in a batcher with groups, else None."""
+    waiting = list(batcher.pending)
+    own = [r for r in waiting if r.rid == request_id]
+    if not own:
+        return None
+    scheduler = batcher.scheduler
+    groups = [scheduler._workgroup_placement.get(r.orig_instance_id) for r in own]
+    members = {
+        member
+        for group in groups
+        if (found := scheduler._workgroups.get(group)) is not None
+        for member in found.members
+    }
+    return "reserved" if members - {r.orig_instance_id for r in waiting} else "pending"
+
+
 def tokenizer_of(setup: Setup) -> Any:
     """Return the release's tokenizer for the model."""
     from shortfin_apps.llm.components.tokenizer import Tokenizer

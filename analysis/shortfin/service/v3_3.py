@@ -35,6 +35,19 @@ from analysis.shortfin.service.edits import PHASES
 
 _DECODE_CONFIG = getattr(config_struct, "DecodeConfig", None)
 """Class of the selection of tokens; None in 3.3, which is always greedy."""
+_PAGE_SIZES = "paged_kv_block_size_elements_per_device"
+_OURS = {
+    "paged_kv_cache", "prefix_sharing_algorithm", "device_ids", "decode_config", _PAGE_SIZES,
+    "use_new_decoder", "use_native_impls",  # 3.6: a decoder that takes pages from the pool itself
+}  # fmt: skip
+"""Parameters of the release that are no options."""
+_DEVICE_OPTIONS = {
+    "async_allocs": "amdgpu_async_allocations",
+    "async_caching": "amdgpu_async_caching",
+    "amdgpu_allocators": "amdgpu_allocators",
+    "amdgpu_allow_device_reuse": "amdgpu_allow_device_reuse",
+}
+"""Parameters of the system manager, each with its name among those of the server."""
 _SAMPLING = getattr(io_struct, "SamplingParams", dict)
 
 
@@ -82,12 +95,11 @@ class V33(Service):
     def _parts(self, setup: Setup) -> tuple[Any, Any, Any]:
         """Return the system manager, and the parameters of model and server."""
         config, model = setup.config, setup.model.config
-        ours = {*model_settings(setup), *cache_settings(setup), "paged_kv_cache",
-                "prefix_sharing_algorithm", "device_ids", "decode_config"}  # fmt: skip
+        ours = {*model_settings(setup), *cache_settings(setup), *_OURS}
         options = share_out(config.options, {
             "server": parameters_of(ServerParams, ours),
             "decode": set() if _DECODE_CONFIG is None
-            else parameters_of(_DECODE_CONFIG, {"max_completion_tokens"}),
+            else parameters_of(_DECODE_CONFIG, {"eos_token_id", "max_completion_tokens"}),
             "model": parameters_of(ModelParams, ours),
             "cache": parameters_of(PagedKVCacheParams, ours),
             "system": parameters_of(LlmSystemManager.__init__, {"device", "device_ids"}),
@@ -100,6 +112,8 @@ class V33(Service):
         for share in (options["model"], options["cache"]):
             for name in {"attn_dtype", "kv_cache_dtype"} & set(share):
                 share[name] = type_of(str(share[name]), sfnp)
+        if _PAGE_SIZES in parameters_of(PagedKVCacheParams):
+            options["cache"][_PAGE_SIZES] = [model.page_elements]
         params = ModelParams(
             **model_settings(setup),
             paged_kv_cache=PagedKVCacheParams(**cache_settings(setup), **options["cache"]),
@@ -116,9 +130,9 @@ class V33(Service):
             **options["server"],
         )
         device_options = {
-            "async_allocs": server_params.amdgpu_async_allocations,
-            "amdgpu_allocators": server_params.amdgpu_allocators,
-            "amdgpu_allow_device_reuse": server_params.amdgpu_allow_device_reuse,
+            name: getattr(server_params, source)
+            for name, source in _DEVICE_OPTIONS.items()
+            if hasattr(server_params, source)
         }
         sysman = LlmSystemManager(
             device=setup.device,

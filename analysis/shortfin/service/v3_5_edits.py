@@ -1,0 +1,173 @@
+"""Changes of a live server of the generation 3.5 and 3.6."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import shortfin.array as sfnp
+from shortfin_apps.llm.components import batcher as batching
+from shortfin_apps.llm.components.generate import GenerateItemProcess
+from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
+from shortfin_apps.llm.components.token_selection_strategy.sampler import Sampler
+
+from analysis.shortfin.cache.allocations.choices import beam_class
+from analysis.shortfin.cache.allocations.server import entry, is_task_of, request_id_of
+from analysis.shortfin.cache.probe import CURRENT_REQUEST
+from analysis.shortfin.service.edits import (
+    NO_PAGE,
+    PHASES,
+    Results,
+    around_decodes,
+    complete,
+    decode_edit,
+    mute,
+    share_one_worker,
+)
+from analysis.shortfin.treatment import replace_attribute, replaced
+
+__all__ = ["around_decodes", "complete", "mute", "share_one_worker"]
+
+
+def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
+    """Call `edit` with the logits of every invocation before its requests get them."""
+    tables = service.cache.page_pool.page_tables
+
+    def wrap(phase: str, kind: type) -> None:
+        @replaced(undo, kind, "get_results")
+        async def giving(give: Any, process: Any, logits: Any, *rest: Any) -> None:
+            if process.page_tables is tables:
+                ids = [request.rid for request in process.exec_requests]
+                logits = Results(phase, ids, logits)
+                edit(logits)
+            await give(process, logits, *rest)
+
+    for phase in PHASES:
+        wrap(phase, getattr(batching, f"{phase.capitalize()}ExecutorProcess"))
+
+
+def edit_choices(
+    undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
+) -> None:
+    """Select the due tokens with `choose`, from the scores of the vocabulary."""
+
+    @replaced(undo, sfnp, "argmax")
+    def first(argmax: Any, logits: Any, *args: Any, **named: Any) -> Any:
+        token = argmax(logits, *args, **named)
+        if not is_due(CURRENT_REQUEST.get()):
+            return token
+        return SimpleNamespace(items=[choose(np.array(logits).ravel())])
+
+    @replaced(undo, Sampler, "select_greedy")
+    def further(select: Any, sampler: Any, logits: Any) -> int:
+        if not is_due(CURRENT_REQUEST.get()):
+            return int(select(sampler, logits))
+        return choose(np.array(logits).ravel())
+
+
+def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None:
+    """Call `edit` with every token that a decode chose."""
+
+    @replaced(undo, beam_class(), "update_exec_req")
+    def updating(update: Any, beam: Any) -> None:
+        update(beam)
+        request = beam.exec_req
+        beam.last_token = edit(request.rid, int(request.input_token_ids[-1]))
+        request.input_token_ids[-1] = beam.last_token
+
+
+def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
+    """Call `edit` with the tokens of every complete answer of one beam."""
+
+    @replaced(undo, GenerateItemProcess, "run")
+    async def running(run: Any, task: Any) -> None:
+        await run(task)
+        tokens = task.result_token_ids
+        nested = bool(tokens) and isinstance(tokens[0], list)
+        flat = tokens[0] if nested else tokens
+        changed = edit(request_id_of(task), flat)
+        if changed is not flat:
+            task.result_token_ids = [changed] if nested else changed
+
+
+def encode_answer(service: Any, tokens: list[int]) -> Any:
+    """Return the server's response for these tokens."""
+    return json.dumps(tokens).encode()
+
+
+def edit_submissions(
+    service: Any, undo: ExitStack, edit: Callable[[Any, Callable[[Any], None]], None]
+) -> None:
+    """Call `edit` with every submitted decode and the function that submits it."""
+    # Below `submit`, where the decode's token is recorded.
+    batcher = service.native.decode_batcher
+    name = entry(batcher)
+    replace_attribute(undo, batcher, name, decode_edit(edit, getattr(batcher, name)))
+
+
+def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
+    """Keep prefills that found no pages pending."""
+    batcher = service.native.prefill_batcher
+
+    @replaced(undo, batcher, "board_request")
+    def boarded(board: Any, cache: Any, request: Any) -> Any:
+        result = board(cache, request)
+        if result is None:
+            batcher.pending.add(request)
+        return result
+
+
+class _NoPage(CacheAllocationFailure):  # type: ignore[misc]
+    """A request cannot grow."""
+
+    def __init__(self, request: Any) -> None:
+        super().__init__(NO_PAGE)
+        self.request = request
+
+
+class _NoResults:
+    """The logits of a request that cannot grow; reading them ends its task."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def __array__(self, *args: object, **named: object) -> Any:
+        raise _NoPage(self._request)
+
+
+def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
+    """Let only the request fail that gets no page."""
+    native = service.native
+    batcher = native.decode_batcher
+
+    @replaced(undo, batcher, "board_request")
+    def boarded(board: Any, cache: Any, request: Any) -> Any:
+        try:
+            return board(cache, request)
+        except CacheAllocationFailure:
+            request.result_logits = _NoResults(request)
+            request.done.set_success()
+            return None
+
+    @replaced(undo, GenerateItemProcess, "run")
+    async def running(run: Any, task: Any) -> Any:
+        try:
+            return await run(task)
+        except _NoPage as error:
+            if not is_task_of(native, task):
+                raise
+            _leave_group(batcher, error.request)
+            if (responder := service.responder_of(request_id_of(task))) is not None:
+                responder.fail(NO_PAGE)
+
+
+def _leave_group(batcher: Any, request: Any) -> None:
+    """Remove a request from its group, the rest of which would wait for it forever."""
+    if hasattr(batcher, "reserve_workload"):
+        batcher.reserve_workload(rid=request.orig_instance_id, count=0)
+    else:
+        batcher.complete_workitem(rid=request.orig_instance_id, count=1)
