@@ -59,7 +59,9 @@ CAPABILITIES = {
     "records": "a request holds its pages with records of a decoder (3.8 and later)",
     "strobes": "one batcher waits for batches to fill",
     "text-answers": "an answer is a text, not a list of tokens",
-    "worker-pool": "each request runs on a worker of a pool",
+    "worker-pool": "each request, with all that it does to the cache, runs on a worker of a pool",
+    "phase-workers": "prefills, decodes and each request change the cache on workers of their own",
+    "aliased-tokens": "an allocation keeps the list of tokens that its request extends",
     "request-list": "the process of an invocation keeps its requests in a list",
     "task-queue": "the batcher keeps pending requests in a queue, not in a set",
     "history-lengths": "the length of a decode's row includes its history (before #873)",
@@ -73,7 +75,7 @@ CAPABILITIES = {
 SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "drops-unscheduled"}),
     "v3_3": frozenset({"request-list", "exact-lengths"}),
-    "v3_5": frozenset({"worker-pool", "request-list", "exact-lengths", "drops-unscheduled"}),
+    "v3_5": frozenset({"phase-workers", "request-list", "exact-lengths", "drops-unscheduled"}),
     "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths", "drops-unscheduled"}),
 }
 CACHES = {
@@ -92,7 +94,7 @@ RELEASES = (
             "reuse-existing-node", "true-leaves", "give-back-reference", "free-unpublished-pages",
             "reserve-padding-page", "requeue-unscheduled", "survive-allocation-failure",
         ),
-        own=("text-answers", "history-lengths", "padding-at-one"),
+        own=("aliased-tokens", "text-answers", "history-lengths", "padding-at-one"),
     ),
     Release(
         "3.2.0",
@@ -104,7 +106,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "requeue-unscheduled",
             "survive-allocation-failure",
         ),
-        own=("exact-lengths",),
+        own=("aliased-tokens", "exact-lengths"),
     ),
     Release(
         "3.3.0",
@@ -116,7 +118,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "survive-allocation-failure",
         ),
-        own=("overlap-freezes",),
+        own=("aliased-tokens", "overlap-freezes"),
     ),
     Release(
         "3.4.0",
@@ -128,9 +130,9 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "separate-fibers",
             "survive-allocation-failure",
         ),
-        own=("shared-fiber-list",),
+        own=("aliased-tokens", "shared-fiber-list"),
     ),
-    Release("3.5.0", service="v3_5", cache="allocations"),
+    Release("3.5.0", service="v3_5", cache="allocations", own=("aliased-tokens",)),
     Release("3.6.0", service="v3_5", cache="allocations"),
     Release("3.7.0"),
     Release("3.8.0", service="v3_9", cache="records", pace=Pace(0.14, 0.005, 0.03, 0.006)),

@@ -60,15 +60,16 @@ def shape(*names):
     invocations, events = recording.invocations, recording.events
     threads = events.loc[events["kind"] == "acquire", "thread"].nunique()
     return [int(invocations["rows"].max()), threads, int((answers["outcome"] == "ok").sum())]
-others = ["one-worker"] if not has(RELEASE, "allocations") else []
+others = ["one-worker"] if has(RELEASE, "worker-pool") else []
 say([shape(), shape("one-at-a-time"), [shape(name) for name in others]])
 """,
     )
     together, alone, workers = reply  # type: ignore[misc]
     assert together[0] > 1
     assert alone[0] == 1
-    if has(release, "allocations"):
-        assert together[1] == 1  # it has one thread anyway
+    if not has(release, "worker-pool"):
+        # A batch of prefills and one of decodes acquire pages, each on a thread or on the same one.
+        assert together[1] == (2 if has(release, "phase-workers") else 1)
     else:
         assert alone[2] == 12
         assert together[1] > 1
@@ -95,7 +96,7 @@ def padded(*names):
                                            f["start_positions"])
            if 0 in pages[: start // 16 + 1]]
     return len(own)
-if has(RELEASE, "allocations"):
+if has(RELEASE, "aliased-tokens"):
     say([taken(), taken("reserve-padding-page"), [padded(), padded("copy-tokens")]])
 else:
     say([taken(), taken("reserve-padding-page"), None])

@@ -11,6 +11,7 @@ from analysis.treatments import FAULTS, TREATMENTS, check_names, fixes
 _PRELUDE = """
 import sys
 import numpy as np
+import shortfin.array as sfnp
 from analysis.core.errors import EngineError
 from analysis.recording import observe
 from analysis.sanitizer import kv_compare
@@ -30,14 +31,20 @@ def fingerprint(engine):
     dialect = part_of(engine.release, "treatments")
     owners |= {kind.__name__: kind for kind in dialect.allocation_classes(engine)}
     for module, names in (("generate", ["GenerateItemProcess"]), ("service", ["BatcherProcess"]),
+                          ("batcher", ["PrefillExecutorProcess", "DecodeExecutorProcess"]),
+                          ("token_selection_strategy.sampler", ["Sampler"]),
+                          ("token_selection_strategy.beams", ["BaseBeam"]),
+                          ("token_selection_strategy.independent_token_selection_strategy",
+                           ["IndependentBeam"]),
                           ("decoder.decoder", ["LlmDecoder", "PageManager", "TokenSelector"])):
         try:
             owners |= {n: getattr(engine.service.component(module), n) for n in names}
         except (ImportError, AttributeError):
             pass  # not of this release
     if has(engine.release, "allocations"):
-        owners["client"] = sys.modules[type(engine.service).__module__].Client
-        owners["arrays"] = engine.service.component("generate").sfnp
+        module = sys.modules[type(engine.service).__module__]
+        owners["client"] = getattr(module, "Client", module.SERVICE)
+        owners["arrays"] = sfnp
     else:
         owners["facade"] = service.unified_batcher._impl
         lanes = service.unified_batcher._impl.batching_engine
@@ -47,7 +54,8 @@ def fingerprint(engine):
         owners |= {"node": type(root), "count": type(root.ref_count)}
     seen = {f"{name}.{key}": id(value) for name, owner in owners.items()
             for key, value in vars(owner).items()
-            if key not in ("strobes", "strobe_enabled")}  # which change while a batcher is idle
+            # These change while a batcher is idle.
+            if key not in ("strobes", "strobe_enabled", "pending")}
     for phase in ("prefill", "decode"):
         for size, function in getattr(service, f"{phase}_functions").items():
             seen[f"{phase}.{size}"] = id(function)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import shortfin.array as sfnp
 from shortfin_apps.llm.components import batcher as batching
 from shortfin_apps.llm.components.generate import GenerateItemProcess
 from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
 from shortfin_apps.llm.components.token_selection_strategy.sampler import Sampler
 
 from analysis.shortfin.cache.allocations.choices import beam_class
-from analysis.shortfin.cache.allocations.server import entry, is_task_of, request_id_of
+from analysis.shortfin.cache.allocations.server import is_task_of, request_id_of
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.service.edits import (
     NO_PAGE,
@@ -24,13 +21,15 @@ from analysis.shortfin.service.edits import (
     Results,
     around_decodes,
     complete,
-    decode_edit,
     mute,
-    share_one_worker,
 )
-from analysis.shortfin.treatment import replace_attribute, replaced
+from analysis.shortfin.service.request_list_edits import edit_choices as edit_first_choices
+from analysis.shortfin.service.v3_3_edits import edit_submissions, encode_answer
+from analysis.shortfin.treatment import replaced
 
-__all__ = ["around_decodes", "complete", "mute", "share_one_worker"]
+__all__ = [
+    "around_decodes", "complete", "edit_submissions", "encode_answer", "mute",
+]  # fmt: skip
 
 
 def edit_results(service: Any, undo: ExitStack, edit: Callable[[Results], None]) -> None:
@@ -54,16 +53,10 @@ def edit_choices(
     undo: ExitStack, is_due: Callable[[str | None], bool], choose: Callable[[Any], int]
 ) -> None:
     """Select the due tokens with `choose`, from the scores of the vocabulary."""
-
-    @replaced(undo, sfnp, "argmax")
-    def first(argmax: Any, logits: Any, *args: Any, **named: Any) -> Any:
-        token = argmax(logits, *args, **named)
-        if not is_due(CURRENT_REQUEST.get()):
-            return token
-        return SimpleNamespace(items=[choose(np.array(logits).ravel())])
+    edit_first_choices(undo, is_due, choose)
 
     @replaced(undo, Sampler, "select_greedy")
-    def further(select: Any, sampler: Any, logits: Any) -> int:
+    def chosen(select: Any, sampler: Any, logits: Any) -> int:
         if not is_due(CURRENT_REQUEST.get()):
             return int(select(sampler, logits))
         return choose(np.array(logits).ravel())
@@ -92,21 +85,6 @@ def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -
         changed = edit(request_id_of(task), flat)
         if changed is not flat:
             task.result_token_ids = [changed] if nested else changed
-
-
-def encode_answer(service: Any, tokens: list[int]) -> Any:
-    """Return the server's response for these tokens."""
-    return json.dumps(tokens).encode()
-
-
-def edit_submissions(
-    service: Any, undo: ExitStack, edit: Callable[[Any, Callable[[Any], None]], None]
-) -> None:
-    """Call `edit` with every submitted decode and the function that submits it."""
-    # Below `submit`, where the decode's token is recorded.
-    batcher = service.native.decode_batcher
-    name = entry(batcher)
-    replace_attribute(undo, batcher, name, decode_edit(edit, getattr(batcher, name)))
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:

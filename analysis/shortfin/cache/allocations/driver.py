@@ -16,7 +16,7 @@ from analysis.shortfin.cache.base import indices
 from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_token
 from analysis.shortfin.releases import installed_release, row_of
 
-_THREADED = "worker-pool" in row_of(installed_release() or "").capabilities
+_THREADED = "phase-workers" in row_of(installed_release() or "").capabilities
 
 
 class AllocationRequestDriver(RequestDriver):

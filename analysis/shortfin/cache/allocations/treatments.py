@@ -35,7 +35,7 @@ def owner_of(allocation: Any) -> Any:
 @treatment(
     "copy-tokens",
     "A decode that enters a new block gets no page and uses the padding page.",
-    needs=["allocations", "trie"],
+    needs=["allocations", "aliased-tokens", "trie"],
 )
 def copy_tokens(engine: LiveEngine, undo: ExitStack) -> None:
     """Stores a copy of the tokens in an allocation, not the list that its request extends."""
@@ -49,7 +49,7 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
     @replaced(undo, kind, name)
     def copied(call: Any, allocation: Any, tokens: Any, **named: Any) -> Any:
         if owner_of(allocation) is cache:
-            tokens = list(tokens)  # from 3.6 on it compares slices, so the type matters
+            tokens = tuple(tokens)
         return call(allocation, tokens, **named)
 
 
