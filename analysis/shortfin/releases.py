@@ -56,7 +56,10 @@ class Release:
 
 CAPABILITIES = {
     "allocations": "a request holds its pages with an allocation object (3.1 to 3.6)",
+    "requests": "a request allocates and frees its pages itself (3.7)",
     "records": "a request holds its pages with records of a decoder (3.8 and later)",
+    "prefix-sharing": "with the trie, requests share the pages of equal prefixes (all but 3.7)",
+    "decoder": "a request's decoder selects its tokens (3.7 and later)",
     "strobes": "one batcher waits for batches to fill",
     "text-answers": "an answer is a text, not a list of tokens",
     "worker-pool": "each request, with all that it does to the cache, runs on a worker of a pool",
@@ -76,11 +79,17 @@ SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "drops-unscheduled"}),
     "v3_3": frozenset({"request-list", "exact-lengths"}),
     "v3_5": frozenset({"phase-workers", "request-list", "exact-lengths", "drops-unscheduled"}),
-    "v3_9": frozenset({"worker-pool", "task-queue", "exact-lengths", "drops-unscheduled"}),
+    "v3_7": frozenset(
+        {"worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled"}
+    ),
+    "v3_9": frozenset(
+        {"worker-pool", "task-queue", "decoder", "exact-lengths", "drops-unscheduled"}
+    ),
 }
 CACHES = {
-    "allocations": frozenset({"allocations"}),
-    "records": frozenset({"records"}),
+    "allocations": frozenset({"allocations", "prefix-sharing"}),
+    "requests": frozenset({"requests"}),
+    "records": frozenset({"records", "prefix-sharing"}),
 }
 
 RELEASES = (
@@ -134,7 +143,7 @@ RELEASES = (
     ),
     Release("3.5.0", service="v3_5", cache="allocations", own=("aliased-tokens",)),
     Release("3.6.0", service="v3_5", cache="allocations"),
-    Release("3.7.0"),
+    Release("3.7.0", service="v3_7", cache="requests"),
     Release("3.8.0", service="v3_9", cache="records", pace=Pace(0.14, 0.005, 0.03, 0.006)),
     Release(
         "3.9.0",

@@ -97,7 +97,8 @@ class Treatment(ABC):
 
     @classmethod
     def _capabilities(cls) -> frozenset[str]:
-        return cls.needs - {"trie", "no-trie"}
+        shared = {"prefix-sharing"} if "trie" in cls.needs else set()
+        return (cls.needs - {"trie", "no-trie"}) | shared
 
     @classmethod
     def _lacks(cls, release: str | None) -> list[str]:

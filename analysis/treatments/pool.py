@@ -94,12 +94,13 @@ class FreeUnpublishedPages(Treatment):
     name = "free-unpublished-pages"
     hypothesis = "A request's unpublished pages are leaked when it ends."
     change = "Frees a request's pages at its end if they are neither free nor cached."
+    needs = frozenset({"prefix-sharing"})
 
     @classmethod
     def check(cls, release: str | None, prefix_sharing: str) -> None:
         """Raise EngineError if it cannot be applied, or if nothing is ever published."""
         super().check(release, prefix_sharing)
-        if prefix_sharing == "none" and "allocations" in row_of(release or "").capabilities:
+        if prefix_sharing == "none" and "records" not in row_of(release or "").capabilities:
             raise EngineError(
                 f"The treatment {cls.name} needs prefix sharing trie on shortfin {release}. Without"
                 " it all pages are freed."

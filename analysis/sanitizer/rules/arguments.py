@@ -47,7 +47,7 @@ class ReadBeforeWrite(Rule):
     limits = {
         "allocations": "An invocation counts as finished when the engine has a row's result; the"
         " order on the device is not observed.",
-        "records": "The order on the device is not observed.",
+        "decoder": "The order on the device is not observed.",
     }
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ class LogitsMismatch(Rule):
         "The token belongs to another row or another step.",
     )
     limits = {
-        "records": "Results are not followed with several beams, or if the device selects the"
+        "decoder": "Results are not followed with several beams, or if the device selects the"
         " tokens."
     }
 
@@ -90,7 +90,7 @@ class SamplingMismatch(Rule):
         "The answer continues with a token that the model did not predict.",
     )
     limits = {
-        "records": "Only greedy selection is checked, not several beams, a temperature other than 1"
+        "decoder": "Only greedy selection is checked, not several beams, a temperature other than 1"
         " or softmax normalisation."
     }
 

@@ -95,6 +95,11 @@ class Service(LiveCache, ABC):
     def invocation_class(self) -> Any:
         """Return the class with the method `run`, which is one invocation."""
 
+    def requests_of(self, process: Any) -> list[Any]:
+        """Return the live list of the requests of an invocation, with capability `request-list`."""
+        requests: list[Any] = process.exec_requests
+        return requests
+
     @abstractmethod
     def workers(self) -> dict[str, str]:
         """Return the processes of the server by name, each as text of shortfin."""

@@ -39,10 +39,9 @@ def double_free(site: Site) -> Injection:
     return Injection(page=entry.index)
 
 
-# With records, events do not have the pool's free count, and with several threads it is not
-# compared: the loss shows at quiescence.
+# With several threads, the pool's free count is not compared: the loss shows at quiescence.
 @fault("lost-page", "free-count-mismatch", "too-few",
-       instead=dict.fromkeys(("records", "phase-workers"),
+       instead=dict.fromkeys(("worker-pool", "phase-workers"),
                              ("state-divergence", "untracked-change")))  # fmt: skip
 def lost_page(site: Site) -> Injection:
     """Removes a page from the free list, once."""

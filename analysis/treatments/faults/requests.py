@@ -72,7 +72,7 @@ def lost_completion(site: Site) -> Injection | None:
     """Does not wake one request when its invocation has finished."""
     if site.row != site.invocation.real - 1:
         return None  # the rows before it must keep their indices
-    requests = site.invocation.process.exec_requests
+    requests = site.service.requests_of(site.invocation.process)
     site.invocation.afterwards = lambda: site.service.edits.mute(requests, -1)
     return site.injection()
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from shortfin_apps.llm.components.batching.modes.default import LlmInvocationProcess
-from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager, TokenSelector
-from shortfin_apps.llm.components.device_array_cache import Allocation
+from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 
 from analysis.shortfin.cache.base import indices
-from analysis.shortfin.cache.invocations import CURRENT_INVOCATION, FinishedInvocation
-from analysis.shortfin.cache.probe import CURRENT_REQUEST, BaseProbe, objects_of
+from analysis.shortfin.cache.decoders import DecoderProbe, current_request
+from analysis.shortfin.cache.probe import CURRENT_REQUEST, objects_of
 from analysis.shortfin.hooks import Hooks
-from analysis.shortfin.verify import raw
 
 _OPERATIONS: dict[str, str | None] = {
     "lookup": "lookup",
@@ -93,25 +90,17 @@ class _Pending:
         return list(dict.fromkeys([*held, *self.stock]))
 
 
-class RecordProbe(BaseProbe):
-    """Tracks the decoders of pending requests; each runs in its request's task."""
+class RecordProbe(DecoderProbe):
+    """Tracks the decoders of pending requests, with their records."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._requests: dict[str, _Pending] = {}
-        self._invocations: dict[int, list[tuple[Any, FinishedInvocation]]] = {}
-        """Unfinished calls by their first argument, each with its process."""
+    _requests: dict[str, _Pending]
 
-    def holdings(self) -> dict[str, list[int]]:
-        return {request: pending.pages() for request, pending in list(self._requests.items())}
+    def pending_of(self, decoder: Any) -> _Pending:
+        return _Pending(decoder)
 
     def last_node(self, request_id: str) -> Any:
         pending = self._requests.get(request_id)
         return next((r.last_cached_node for r in pending.records), None) if pending else None
-
-    def stock(self, request_id: str) -> list[int]:
-        pending = self._requests.get(request_id)
-        return pending.stock if pending else []
 
     @property
     def allocated_entries(self) -> Any:
@@ -122,9 +111,6 @@ class RecordProbe(BaseProbe):
     def duplicate_entries(self) -> Any:
         """The cache's live list of duplicates to be freed."""
         return self.cache._duplicated_pages
-
-    def note_request(self, part: Any) -> None:
-        self._requests[part._rid] = _Pending(part)
 
     def find_requests(self) -> None:
         for decoder in objects_of(LlmDecoder):
@@ -138,12 +124,8 @@ class RecordProbe(BaseProbe):
                     if pending.is_served_by(manager):
                         pending.manager = manager
 
-    def forget(self, request_id: str) -> None:
-        super().forget(request_id)
-        self._requests.pop(request_id, None)
-
     def hook(self, hooks: Hooks) -> None:
-        self.hook_requests(hooks, LlmDecoder, self._begin)
+        super().hook(hooks)
         self._hook_decoder(hooks)
         for name, operation in _OPERATIONS.items():
             if hasattr(self.cache, name):
@@ -152,39 +134,13 @@ class RecordProbe(BaseProbe):
             self.hook_match(hooks, "match")
             self.hook_evict(hooks, "evict_pages")
 
-        def copied(state: Any, result: Any, error: Any, src_page: int, dst_page: int) -> None:
-            if error is None:
-                value = self.copy_differs(src_page, dst_page)
-                self.emit("copy", pages=[src_page, dst_page], value=value)
-
-        hooks.around(self.pool, "copy_page_index", "copy", after=copied)
-
-        ours = (self.native.prefill_functions, self.native.decode_functions)
-
-        def started(process: Any) -> None:
-            if not any(process._functions is functions for functions in ours):
-                return  # of another engine
-            self.starts_invocation(process)
-            if not hasattr(self.cache, "root"):
-                return
-            for request in self.invocation_requests(process):
-                pending = self._requests.get(request)
-                for record in (
-                    () if pending is None else pending.decoder._allocated_cach_recs.values()
-                ):
-                    if record is not None:
-                        self.emit_unprotected(request, record.last_cached_node)
-
-        def ended(state: Any, process: Any) -> None:
-            # After an error, its arguments are not released.
-            for key, calls in list(self._invocations.items()):
-                if any(owner is process for owner, _ in calls):
-                    for _, finished in self._invocations.pop(key, ()):
-                        self.finish(finished)
-
-        hooks.around_task(LlmInvocationProcess, "run", before=started, after=ended)
-        self._hook_release(hooks)
-        self._hook_choice(hooks)
+    def check_rows(self, process: Any) -> None:
+        if not hasattr(self.cache, "root"):
+            return
+        for request in self.invocation_requests(process):
+            if (pending := self._requests.get(request)) is not None:
+                for record in pending.records:
+                    self.emit_unprotected(request, record.last_cached_node)
 
     def _hook_operation(self, hooks: Hooks, name: str, operation: str | None) -> None:
         def duplicates(*args: Any, **named: Any) -> set[int]:
@@ -207,64 +163,13 @@ class RecordProbe(BaseProbe):
             before = check_listed
         elif operation == "publish":
             before, after = duplicates, published
-        hooks.around(self.cache, name, operation, request_of=_current, before=before, after=after)
+        hooks.around(
+            self.cache, name, operation, request_of=current_request, before=before, after=after
+        )
 
     def invocation_requests(self, process: Any) -> list[str]:
         requests = process._responder._exec_requests
         return [requests[task.instance_id].rid for task in process._llm_task._task_inputs]
-
-    def returned_invocation(self, finished: FinishedInvocation) -> None:
-        # The arrays are released for the next call when the device has finished.
-        call = (CURRENT_INVOCATION.get(), finished)
-        self._invocations.setdefault(id(finished.arguments[0]), []).append(call)
-
-    def _hook_release(self, hooks: Hooks) -> None:
-        def wrap(release: Any) -> Any:
-            def releasing(allocation: Any) -> Any:
-                try:
-                    for _, finished in self._invocations.pop(id(allocation._device), ()):
-                        self.finish(finished)
-                except Exception as error:
-                    hooks.observer.fault(error)
-                return release(allocation)
-
-            return releasing
-
-        hooks.wrap(Allocation, "release", wrap)
-        hooks.also(self._invocations.clear)
-
-    def _hook_choice(self, hooks: Hooks) -> None:
-        """Report the logits from which each token of an answer was chosen."""
-        observer = hooks.observer
-
-        def report(selector: Any, request: str, logits: Any, index: Any, tokens: Any) -> None:
-            try:
-                token = _chosen(selector, tokens) if index is None else None
-                self.emit_chosen(request, raw(logits), token)
-            except Exception as error:
-                observer.fault(error)
-                self.emit("chosen", request_id=request)  # its logits are unknown
-
-        def wrap(step: Any) -> Any:
-            def stepping(selector: Any, logits: Any, indices: Any) -> Any:
-                chosen = step(selector, logits, indices)
-                try:
-                    request = CURRENT_REQUEST.get()
-                    if request in self._requests and observer.verifies and len(logits) == 1:
-                        report(selector, request, logits[0], indices[0], chosen[1])
-                except Exception as error:
-                    observer.fault(error)
-                return chosen
-
-            return stepping
-
-        hooks.wrap(TokenSelector, "step", wrap)
-
-    def _begin(self, decoder: Any) -> str | None:
-        if decoder._page_cache is not self.cache:
-            return None
-        self.note_request(decoder)
-        return str(decoder._rid)
 
     def _request_of(self, part: Any, *args: Any, **named: Any) -> str | None:
         """Return the request of a decoder or a page manager.
@@ -334,22 +239,8 @@ class RecordProbe(BaseProbe):
         ):
             hooks.around(owner, name, applies=ours, request_of=self._request_of, after=after)
         hooks.around(
-            PageManager, "__init__", applies=of_new_manager, request_of=_current, after=made
+            PageManager, "__init__", applies=of_new_manager, request_of=current_request, after=made
         )
-
-
-def _current(*args: Any, **named: Any) -> str | None:
-    return CURRENT_REQUEST.get()
-
-
-def _chosen(selector: Any, tokens: Any) -> int | None:
-    """Return the token that a step chose; None if the selection is not greedy."""
-    config = selector._decode_config
-    kept = config.temperature in (None, 1.0) and config.logits_normalization.name != "SOFTMAX"
-    if config.num_beams > 1 or not kept:
-        return None
-    # The token that ends an answer is not in the list of continuations.
-    return int(tokens[0]) if len(tokens) else int(selector._eos_token_id)
 
 
 PROBE = RecordProbe
