@@ -6,6 +6,8 @@ import pytest
 from support import NEWEST, ChildRunner, has
 
 from analysis.core.errors import EngineError
+from analysis.core.wording import listed
+from analysis.shortfin.releases import supported
 from analysis.treatments import FAULTS, TREATMENTS, check_names, fixes
 
 _PRELUDE = """
@@ -48,8 +50,11 @@ def fingerprint(engine):
     else:
         owners["facade"] = service.unified_batcher._impl
         lanes = service.unified_batcher._impl.batching_engine
-        owners |= {f"{phase} responder": getattr(lanes, f"{phase}_lane")._llm_task_responder
-                   for phase in ("prefill", "decode")}
+        for phase in ("prefill", "decode"):
+            lane = getattr(lanes, f"{phase}_lane")
+            # Either a lane has a responder, or each invocation has its own one.
+            kind = getattr(sys.modules[type(lane).__module__], phase.capitalize() + "TaskResponder")
+            owners[f"{phase} responder"] = getattr(lane, "_llm_task_responder", kind)
     if (root := getattr(service.page_cache, "root", None)) is not None:
         owners |= {"node": type(root), "count": type(root.ref_count)}
     seen = {f"{name}.{key}": id(value) for name, owner in owners.items()
@@ -221,7 +226,9 @@ say([refusals, unchanged])
     assert done.returncode == 0, done.stderr[-3000:]
     (stopped, sharing, other, parameter), unchanged = done.reply
     assert "not running" in stopped
-    assert "needs prefix sharing trie" in sharing
+    shares = has(release, "prefix-sharing")
+    need = "prefix sharing trie" if shares else "the capability prefix-sharing"
+    assert f"needs {need}" in sharing
     assert "needs the capability" in other
     assert "not with 'much'" in parameter
     assert unchanged
@@ -260,7 +267,8 @@ def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     reply = capsys.readouterr().out
     for name in fixes(NEWEST, "trie"):
         assert f"{name} *  (" in reply
-    assert f"undo-correct-seq-lens  ({NEWEST}, upstream the reverse of #873)" in reply
+    exact = listed(supported("exact-lengths"))
+    assert f"undo-correct-seq-lens  ({exact}, upstream the reverse of #873)" in reply
     assert "copy-tokens" not in reply
     assert "fault:" not in reply
     with pytest.raises(EngineError, match="none or trie, not 'some'"):
