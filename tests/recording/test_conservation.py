@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import CHILD_ENVIRONMENT, RELEASES, ROOT, preparation
+from support import CHILD_ENVIRONMENT, RELEASES, ROOT, has, preparation
 
 from analysis.shortfin.environments import python_of
 
