@@ -143,7 +143,13 @@ RELEASES = (
     ),
     Release("3.5.0", service="v3_5", cache="allocations", own=("aliased-tokens",)),
     Release("3.6.0", service="v3_5", cache="allocations"),
-    Release("3.7.0", service="v3_7", cache="requests"),
+    Release(
+        "3.7.0",
+        service="v3_7",
+        cache="requests",
+        pace=Pace(0.14, 0.005, 0.03, 0.006),
+        fixes=("reserve-padding-page", "requeue-unscheduled", "survive-allocation-failure"),
+    ),
     Release("3.8.0", service="v3_9", cache="records", pace=Pace(0.14, 0.005, 0.03, 0.006)),
     Release(
         "3.9.0",

@@ -57,6 +57,12 @@ class RequestProbe(DecoderProbe):
     def pending_of(self, decoder: Any) -> _Pending:
         return _Pending(decoder)
 
+    def note_request(self, part: Any) -> None:
+        pending = self._requests.get(part._rid)
+        # A treatment may have made its prefill before its task began.
+        if pending is None or pending.decoder is not part:
+            super().note_request(part)
+
     def last_node(self, request_id: str) -> Any:
         return None  # requests do not refer to the trie
 
