@@ -20,6 +20,9 @@ AGREED = {
             {"block-table-mismatch: padding-page"},
         ),
     },
+    "requests": {
+        "equal prompts": ("A.allocate B.allocate", {"padding-page-allocated: allocated"}),
+    },
     "records": {
         "lookup, evict, allocate": (
             "W.lookup W.allocate W.publish W.finish W.release B.lookup C.lookup C.allocate"
