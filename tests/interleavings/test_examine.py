@@ -166,7 +166,9 @@ def test_what_is_found_is_real_short_and_complete(reply: Any) -> None:
     by_name = {s["scenario"]: s for s in result["scenarios"]}
     assert by_name["equal prompts"]["interleavings"] == math.comb(2 * steps, steps)
     assert by_name["lookup, evict, allocate"]["interleavings"] == math.comb(2 * steps, steps)
-    assert all(0 < s["failing"] <= s["interleavings"] for s in result["scenarios"])
+    # Without a shared prefix, most scenarios are harmless.
+    least = int(has(reply["release"], "prefix-sharing"))
+    assert all(least <= s["failing"] <= s["interleavings"] for s in result["scenarios"])
 
 
 def test_merging_equal_states_changes_nothing(reply: Any) -> None:
