@@ -77,7 +77,7 @@ CAPABILITIES = {
 """Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "drops-unscheduled"}),
-    "v3_3": frozenset({"request-list", "exact-lengths"}),
+    "v3_3": frozenset({"request-list", "exact-lengths", "overlap-freezes"}),
     "v3_5": frozenset({"phase-workers", "request-list", "exact-lengths", "drops-unscheduled"}),
     "v3_7": frozenset(
         {"worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled"}
@@ -127,7 +127,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "overlap-freezes"),
+        own=("aliased-tokens",),
     ),
     Release(
         "3.4.0",
@@ -136,8 +136,8 @@ RELEASES = (
         pace=Pace(0.04, 0.004, 0.015, 0.005),
         fixes=(
             "copy-tokens", "reuse-existing-node", "true-leaves", "give-back-reference",
-            "free-unpublished-pages", "reserve-padding-page", "separate-fibers",
-            "survive-allocation-failure",
+            "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
+            "separate-fibers", "survive-allocation-failure",
         ),
         own=("aliased-tokens", "shared-fiber-list"),
     ),
