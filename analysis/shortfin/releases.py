@@ -69,6 +69,7 @@ CAPABILITIES = {
     "task-queue": "the batcher keeps pending requests in a queue, not in a set",
     "history-lengths": "the length of a decode's row includes its history (before #873)",
     "exact-lengths": "the length of a decode's row ends at its own position (#873)",
+    "overlaps": "a worker may begin an invocation before another one has finished",
     "overlap-freezes": "two invocations at once on a worker freeze the process",
     "shared-fiber-list": "batchers take fibers from the list in which requests look for theirs",
     "drops-unscheduled": "a prefill that finds no pages is ended, not kept pending",
@@ -76,9 +77,11 @@ CAPABILITIES = {
 }
 """Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
-    "v3_1": frozenset({"strobes", "request-list", "drops-unscheduled"}),
+    "v3_1": frozenset({"strobes", "request-list", "overlaps", "drops-unscheduled"}),
     "v3_3": frozenset({"request-list", "exact-lengths", "overlap-freezes"}),
-    "v3_5": frozenset({"phase-workers", "request-list", "exact-lengths", "drops-unscheduled"}),
+    "v3_5": frozenset(
+        {"phase-workers", "request-list", "overlaps", "exact-lengths", "drops-unscheduled"}
+    ),
     "v3_7": frozenset(
         {"worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled"}
     ),

@@ -83,7 +83,7 @@ def refilled_in_invocation(site: Site) -> Injection:
 
 
 @fault("next-before-finish", "read-before-write", "write-pending", kind=Fault,
-       needs=["request-list", "allocations"])  # fmt: skip
+       needs=["request-list", "allocations", "overlaps"])  # fmt: skip
 def next_before_finish(self: Fault, engine: LiveEngine, undo: ExitStack) -> None:
     """Reports a decode as done, with the previous results, before it finishes, once."""
     edits, results = engine.service.edits, self.memory
