@@ -144,8 +144,28 @@ RELEASES = (
         ),
         own=("aliased-tokens", "shared-fiber-list"),
     ),
-    Release("3.5.0", service="v3_5", cache="allocations", own=("aliased-tokens",)),
-    Release("3.6.0", service="v3_5", cache="allocations"),
+    Release(
+        "3.5.0",
+        service="v3_5",
+        cache="allocations",
+        pace=Pace(0.14, 0.005, 0.03, 0.006),
+        fixes=(
+            "copy-tokens", "reuse-existing-node", "true-leaves", "give-back-reference",
+            "free-unpublished-pages", "reserve-padding-page", "lock-cache", "requeue-unscheduled",
+            "survive-allocation-failure",
+        ),
+        own=("aliased-tokens",),
+    ),
+    Release(
+        "3.6.0",
+        service="v3_5",
+        cache="allocations",
+        pace=Pace(0.14, 0.005, 0.03, 0.006),
+        fixes=(
+            "give-back-reference", "free-unpublished-pages", "reserve-padding-page", "lock-cache",
+            "requeue-unscheduled", "survive-allocation-failure",
+        ),
+    ),
     Release(
         "3.7.0",
         service="v3_7",

@@ -27,6 +27,8 @@ _lock = threading.Lock()
 _listeners: list[Listener] = []
 _silenced: weakref.WeakSet[Any] = weakref.WeakSet()
 """Event loops of engines that died and were closed."""
+_MARK = "_cachelab_silenced"
+"""Attribute of these loops: a collected loop's tasks report when it has left the set."""
 _originals: tuple[Any, Any] | None = None
 
 
@@ -64,7 +66,10 @@ def silence(owns: Callable[[Any], bool]) -> None:
     from _shortfin.asyncio_bridge import PyWorkerEventLoop
 
     loops = [thing for thing in gc.get_objects() if type(thing) is PyWorkerEventLoop]
-    _silenced.update(loop for loop in loops if owns(loop._worker))
+    for loop in loops:
+        if owns(loop._worker):
+            setattr(loop, _MARK, True)
+            _silenced.add(loop)
 
 
 def _handler(original: Any) -> Any:
@@ -81,7 +86,7 @@ def _handler(original: Any) -> Any:
                     report_fault("A listener for worker crashes", mistake)
         except Exception as mistake:
             report_fault("Reading how a worker died", mistake)
-        if claimed or self not in _silenced:
+        if claimed or not getattr(self, _MARK, False):
             return original(self, context)
         with contextlib.suppress(Exception):  # it only raises
             original(self, context)

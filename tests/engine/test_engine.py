@@ -147,6 +147,30 @@ def test_a_dead_worker_loses_its_requests_and_nothing_else(child: ChildRunner) -
     assert done.stderr == ""
 
 
+def test_a_dead_worker_is_seen_and_silent_after_its_engine(
+    child: ChildRunner, release: str
+) -> None:
+    done = child(
+        release,
+        """
+        async def failing(process):
+            raise ZeroDivisionError("planted")
+        with Engine() as engine:
+            invocation = engine.service.invocation_class()
+            run, invocation.run = invocation.run, failing
+            ended = engine.generate("1 2 3 4 5 ", 5, timeout_s=30)
+            invocation.run = run
+            died = engine.died
+        with Engine() as engine:
+            again = engine.generate("1 2 3 4 5 ", max_new_tokens=5)
+        say([ended.outcome, died and died.traceback.splitlines()[-1], again.text])
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.reply == ["engine_died", "ZeroDivisionError: planted", "6 7 8"]
+    assert done.stderr == ""
+
+
 def test_a_hung_engine_times_out_and_closes(child: ChildRunner, release: str) -> None:
     done = child(
         release,

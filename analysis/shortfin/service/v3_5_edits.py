@@ -13,7 +13,7 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAlloc
 from shortfin_apps.llm.components.token_selection_strategy.sampler import Sampler
 
 from analysis.shortfin.cache.allocations.choices import beam_class
-from analysis.shortfin.cache.allocations.server import is_task_of, request_id_of
+from analysis.shortfin.cache.allocations.server import request_id_of
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.service.edits import (
     NO_PAGE,
@@ -99,48 +99,48 @@ def requeue_unscheduled(service: Any, undo: ExitStack) -> None:
         return result
 
 
-class _NoPage(CacheAllocationFailure):  # type: ignore[misc]
-    """A request cannot grow."""
+class _NoResultsError(Exception):
+    """A request's step has no results."""
 
     def __init__(self, request: Any) -> None:
-        super().__init__(NO_PAGE)
+        super().__init__("A step of the request has no results.")
         self.request = request
 
 
-class _NoResults:
-    """The logits of a request that cannot grow; reading them ends its task."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    def __array__(self, *args: object, **named: object) -> Any:
-        raise _NoPage(self._request)
-
-
 def survive_allocation_failure(service: Any, undo: ExitStack) -> None:
-    """Let only the request fail that gets no page."""
+    """Let only the request fail that gets no page, or whose invocation failed."""
     native = service.native
     batcher = native.decode_batcher
+    failed: set[Any] = set()
 
     @replaced(undo, batcher, "board_request")
     def boarded(board: Any, cache: Any, request: Any) -> Any:
         try:
             return board(cache, request)
         except CacheAllocationFailure:
-            request.result_logits = _NoResults(request)
-            request.done.set_success()
+            failed.add(request.rid)
+            request.done.set_success()  # its task wakes up and finds no results
             return None
+
+    @replaced(undo, beam_class(), "sample_logits")
+    def sampled(sample: Any, beam: Any, *args: Any) -> Any:
+        request = beam.exec_req
+        # The release chooses token 0 from them, and continues without pages.
+        if request.result_logits is None and request._cache is native.page_cache:
+            raise _NoResultsError(request)
+        return sample(beam, *args)
 
     @replaced(undo, GenerateItemProcess, "run")
     async def running(run: Any, task: Any) -> Any:
         try:
             return await run(task)
-        except _NoPage as error:
-            if not is_task_of(native, task):
-                raise
+        except _NoResultsError as error:
+            rid = request_id_of(task)
             _leave_group(batcher, error.request)
-            if (responder := service.responder_of(request_id_of(task))) is not None:
-                responder.fail(NO_PAGE)
+            reason = NO_PAGE if rid in failed else f"{error} Its invocation failed."
+            failed.discard(rid)
+            if (responder := service.responder_of(rid)) is not None:
+                responder.fail(reason)
 
 
 def _leave_group(batcher: Any, request: Any) -> None:
