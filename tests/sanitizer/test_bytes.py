@@ -51,6 +51,8 @@ for number, name in enumerate(["nothing", *names]):
 FAST = {
     ("allocations", "none"): ["whole"],
     ("allocations", "trie"): ["landings"],
+    ("requests", "none"): ["whole"],
+    ("requests", "trie"): ["sampled"],
     ("records", "none"): ["sampled"],
     ("records", "trie"): ["landings"],
 }
@@ -70,15 +72,14 @@ RUNS = [
 CASES = [
     pytest.param(*run.values, fault, id=f"{run.id}-{fault.name[6:]}", marks=run.marks)
     for run in RUNS
-    for sharing in [run.values[1]]
     for fault in family("bytes")
-    if sharing in fault.sharings()
+    if fault.fits(*run.values[:2])
 ]
 
 
 def case_of(release: str, sharing: str, mode: str, name: str) -> dict[str, Any]:
     """Return what was reported of a fault, planted while its engine is sanitized."""
-    own = [fault.name for fault in family("bytes") if sharing in fault.sharings()]
+    own = [fault.name for fault in family("bytes") if fault.fits(release, sharing)]
     return reported(name, _INJECT, release, sharing, mode, *own)
 
 
