@@ -110,6 +110,10 @@ _FEW_PAGES: Names = (
     "correct-seq-lens", "lock-cache", "requeue-unscheduled", "survive-allocation-failure",
     "one-at-a-time", "big-pool",
 )  # fmt: skip
+_OWN_PAGES: Names = (
+    "lock-cache", "one-worker", "requeue-unscheduled", "survive-allocation-failure",
+    "reserve-padding-page", "one-at-a-time", "big-pool",
+)  # fmt: skip
 _TWO_STEPS: Names = (
     "lock-cache", "one-worker", "pin-on-lookup", "register-once", "keep-decode-record",
     "one-at-a-time", "reserve-padding-page",
@@ -139,6 +143,10 @@ _SCENARIOS = (
     Scenario(
         name="no sharing, 24 pages", needs="allocations", prefix_sharing="none", page_count=24,
         workload="mixed", concurrency=8, rounds=2, among=_FEW_PAGES, request_timeout_s=10.0,
+    ),
+    Scenario(
+        name="no sharing, 24 pages", needs="requests", prefix_sharing="none", page_count=24,
+        workload="mixed", concurrency=4, rounds=4, among=_OWN_PAGES, request_timeout_s=5.0,
     ),
     Scenario(
         name="no sharing, 64 pages", needs="records", prefix_sharing="none", page_count=64,

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.shortfin.treatment import LiveEngine
 
-CACHE_OPERATIONS = ("allocate", "release_pages", "free_pages")
+CACHE_OPERATIONS = ("allocate", "release_pages", "free_pages", "_match", "_evict_pages")
 POOL_OPERATIONS = ("acquire_free_pages", "free_pages", "copy_page", "copy_page_index")
 ALLOCATION_OPERATIONS = ()
 
