@@ -65,6 +65,7 @@ CAPABILITIES = {
     "worker-pool": "each request, with all that it does to the cache, runs on a worker of a pool",
     "phase-workers": "prefills, decodes and each request change the cache on workers of their own",
     "aliased-tokens": "an allocation keeps the list of tokens that its request extends",
+    "blind-publish": "a publication replaces existing nodes, and keeps inner nodes as leaves",
     "request-list": "the process of an invocation keeps its requests in a list",
     "task-queue": "the batcher keeps pending requests in a queue, not in a set",
     "history-lengths": "the length of a decode's row includes its history (before #873)",
@@ -106,7 +107,9 @@ RELEASES = (
             "reuse-existing-node", "true-leaves", "give-back-reference", "free-unpublished-pages",
             "reserve-padding-page", "requeue-unscheduled", "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "text-answers", "history-lengths", "padding-at-one"),
+        own=(
+            "aliased-tokens", "blind-publish", "text-answers", "history-lengths", "padding-at-one",
+        ),
     ),
     Release(
         "3.2.0",
@@ -118,7 +121,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "requeue-unscheduled",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "exact-lengths"),
+        own=("aliased-tokens", "blind-publish", "exact-lengths"),
     ),
     Release(
         "3.3.0",
@@ -130,7 +133,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens",),
+        own=("aliased-tokens", "blind-publish"),
     ),
     Release(
         "3.4.0",
@@ -142,7 +145,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "separate-fibers", "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "shared-fiber-list"),
+        own=("aliased-tokens", "blind-publish", "shared-fiber-list"),
     ),
     Release(
         "3.5.0",
@@ -154,7 +157,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "lock-cache", "requeue-unscheduled",
             "survive-allocation-failure",
         ),
-        own=("aliased-tokens",),
+        own=("aliased-tokens", "blind-publish"),
     ),
     Release(
         "3.6.0",

@@ -56,7 +56,7 @@ def _copying(undo: ExitStack, kind: Any, name: str, cache: Any) -> None:
 @treatment(
     "reuse-existing-node",
     "A published node replaces an existing node with the same key.",
-    needs=["allocations", "trie"],
+    needs=["allocations", "blind-publish", "trie"],
 )
 def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
     """Reuses an existing child with the same tokens instead of creating a node."""
@@ -70,7 +70,7 @@ def reuse_existing_node(engine: LiveEngine, undo: ExitStack) -> None:
 @treatment(
     "true-leaves",
     "Inner nodes stay in the set of leaves, and their eviction orphans their children.",
-    needs=["allocations", "trie"],
+    needs=["allocations", "blind-publish", "trie"],
 )
 def true_leaves(engine: LiveEngine, undo: ExitStack) -> None:
     """Keeps nodes with children out of the set of leaves."""
