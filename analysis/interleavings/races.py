@@ -86,6 +86,7 @@ def find_races(
             pair = _Pair(factory, scenario, before, (first, second), instructions)
             swapped = _Pair(factory, scenario, before, (second, first), instructions)
             races.pairs += 1
+            reachable = factory.kind.can_overlap(first.operation, second.operation)
             known = {v.rule for run in (pair, swapped) for v in run.run(())[0]}
             for points in preemption_plans(pair.yield_points, preemptions):
                 if time.monotonic() > until:
@@ -98,8 +99,7 @@ def find_races(
                         known.add(violation.rule)
                         races.found.append(
                             Race(scenario, Schedule(tuple(before)), first, second, points,
-                                 tuple(at), violation.rule, violation.message,
-                                 reachable=factory.kind.threaded)
+                                 tuple(at), violation.rule, violation.message, reachable)
                         )  # fmt: skip
     return races
 

@@ -39,7 +39,7 @@ class RequestDriver(ABC):
     threads: ClassVar[str]
     """The release's threads for requests, in words."""
     threaded: ClassVar[bool]
-    """Whether operations of two requests can run at the same time."""
+    """Whether requests have several threads."""
 
     def __init__(self, request: Request, cache: Any, invoke: Invoke) -> None:
         self.name, self.cache, self._invoke = request.name, cache, invoke
@@ -86,6 +86,11 @@ class RequestDriver(ABC):
     @abstractmethod
     def register(self, probe: Any) -> None:
         """Register the request with a probe of the cache, before its first operation."""
+
+    @classmethod
+    def can_overlap(cls, first: str, second: str) -> bool:
+        """Return whether these operations of two requests can run at the same time."""
+        return cls.threaded
 
     def fail(self, operation: str) -> bool:
         """End the request, which gets no pages; return whether all others end with it."""

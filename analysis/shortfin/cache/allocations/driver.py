@@ -17,6 +17,11 @@ from analysis.shortfin.cache.driver import Names, Request, RequestDriver, next_t
 from analysis.shortfin.releases import installed_release, row_of
 
 _THREADED = "phase-workers" in row_of(installed_release() or "").capabilities
+_WORKERS = {
+    "acquire": {"prefill"}, "publish": {"prefill", "decode"}, "extend": {"decode"},
+    "release": {"request"},
+}  # fmt: skip
+"""Workers on which an operation runs, if there are several; each request has one of its own."""
 
 
 class AllocationRequestDriver(RequestDriver):
@@ -60,6 +65,11 @@ class AllocationRequestDriver(RequestDriver):
             self._invoke(self.tokens, indices(request.allocation.pages), request.start_position)
         else:
             request.free_cache_pages()
+
+    @classmethod
+    def can_overlap(cls, first: str, second: str) -> bool:
+        one, other = _WORKERS[first], _WORKERS[second]
+        return cls.threaded and (one != other or len(one) > 1 or "request" in one)
 
     def register(self, probe: Any) -> None:
         probe.note_request(self.request)
