@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from analysis.core.errors import ReleaseError
 from analysis.shortfin import environments as releases
-from analysis.shortfin.releases import KNOWN, installed_release, reported, supported
+from analysis.shortfin.releases import KNOWN, installed_release, reported
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,17 +70,20 @@ def test_this_environment_is_what_its_lock_says() -> None:
         assert metadata.version(name) in locked[name]
 
 
-def test_every_known_release_has_a_sentence_or_an_environment() -> None:
+def test_every_known_release_has_a_sentence_or_an_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert [row.release for row in releases.status()] == list(KNOWN)
     with pytest.raises(ReleaseError, match=r"3\.10\.0.*3\.1\.0, 3\.2\.0"):
         releases.python_of("3.10.0")
+    monkeypatch.setattr(releases, "environments_dir", lambda: tmp_path)
     missing = next(row.release for row in releases.status() if row.python is None)
     with pytest.raises(ReleaseError, match=f"cachelab releases install {missing}"):
         releases.python_of(missing)
 
 
 def test_kernels_lie_in_the_projects_own_prefix() -> None:
-    for release in supported():
+    for release in releases.present():
         python = releases.python_of(release)
         kernel = Path(sys.prefix, "share/jupyter/kernels", releases.kernel_name(release))
         assert str(python) in (kernel / "kernel.json").read_text()
