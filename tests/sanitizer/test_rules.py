@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import cases_accounting  # noqa: F401
+import cases_in_flight  # noqa: F401
 import cases_quiescence  # noqa: F401
 import cases_trie  # noqa: F401
 import pytest
@@ -111,10 +112,6 @@ def test_a_near_miss_has_no_finding(write: Callable[[TraceBuilder], object]) -> 
     assert bool(findings.unchecked) == (write in NOT_CHECKED)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="An invocation is checked at its start, and no rule checks what happens until it ends.",
-)
 def test_a_page_freed_and_rewritten_during_an_invocation_is_reported() -> None:
     story = TraceBuilder()
     ready(story, "a", A, 1, 2)
@@ -125,7 +122,37 @@ def test_a_page_freed_and_rewritten_during_an_invocation_is_reported() -> None:
     story.prefill("b")
     story.finish(invocation)
     story.token("a", 101)
-    assert story.check()
+    found = story.check().group("in-flight-conflict").first
+    assert (found.cause, found.request_id, found.other_request_id) == ("rewritten", "a", "b")
+
+
+def test_both_sides_of_a_conflict_have_their_stacks() -> None:
+    story = TraceBuilder()
+    story.submit("a", A)
+    story.acquire("a", 1, 2, stack="a allocates")
+    story.hold("a", 1, 2)
+    story.prefill("a")
+    story.token("a", 100)
+    invocation = story.results_of(story.decode("a", finishes=False), 101)
+    story.drop("a", 1, 2)
+    story.free("a", 1, 2, stack="a frees")
+    story.submit("b", B)
+    story.acquire("b", 1, 2, stack="b allocates")
+    story.hold("b", 1, 2)
+    story.prefill("b")
+    story.finish(invocation)
+    story.chosen("a", 101)
+    story.token("a", 101)
+    findings = story.check()
+    freed, rewritten = (
+        findings.group("in-flight-conflict", cause).first for cause in ("freed", "rewritten")
+    )
+    assert (freed.stack, freed.other_stack) == ("a frees", "a allocates")
+    assert (rewritten.stack, rewritten.other_stack) == ("b allocates", "a allocates")
+    assert rewritten.text == (
+        "prefill of b: rewrites slot 0 of page 1, which invocation 1 uses for a, before that has"
+        " finished."
+    )
 
 
 def test_a_page_that_does_not_exist_is_wrong_data() -> None:

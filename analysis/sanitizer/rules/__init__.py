@@ -18,6 +18,7 @@ from analysis.sanitizer.rules import (
     accounting,
     arguments,
     contents,
+    in_flight,
     liveness,
     locking,
     provenance,
@@ -72,6 +73,7 @@ RULES: tuple[type[Rule], ...] = (
     results.DuplicateAnswer,
     arguments.ArgumentChanged,
     arguments.ReadBeforeWrite,
+    in_flight.InFlightConflict,
 )
 
 __all__ = ["RULES", "Rule", "consequence_of", "limits_of"]

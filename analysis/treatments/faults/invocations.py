@@ -123,3 +123,14 @@ def shared_page_write(site: Site) -> Injection | None:
             site.table[site.own_block] = node.page
             return site.injection(node.page)
     return None
+
+
+@fault("freed-in-flight", "in-flight-conflict", "freed")
+def freed_in_flight(site: Site) -> Injection | None:
+    """Frees a page of a decode row after its call, before it finishes, once."""
+    pages = [page for page in site.held if page in site.table]
+    if not pages:
+        return None
+    pool, entry = site.probe.pool, site.entry(pages[0])
+    site.invocation.afterwards = lambda: pool.free_pages([entry])
+    return site.injection(pages[0])
