@@ -65,7 +65,7 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
         """,
     )
     assert done.returncode == 0, done.stderr
-    for used, text in done.reply.values():
+    for sharing, (used, text) in done.reply.items():
         for counts in zip(*(used[state] for state in STATES), strict=True):
             assert sum(counts) == 64
         if has(release, "records"):
@@ -74,12 +74,15 @@ def test_using_up_the_pages(child: ChildRunner, release: str) -> None:
             assert len(used["round"]) < 14
             assert used["answered"][-1] == used["answered"][-3]
             assert "nothing was answered any more" in text
+        elif sharing == "trie" and not has(release, "aliased-tokens"):
+            if has(release, "allocations"):  # from 3.6 on an answer gets its page, which is lost
+                assert used["leaked"][:6] == used["answered"][:6] == [4, 8, 12, 16, 20, 24]
         else:
             assert used["answered"][-1] == 56
             assert used["leaked"] == [0] * 14
 
 
-def test_duplicate_nodes_kill_releases_with_allocations_and_no_others(
+def test_duplicate_nodes_kill_releases_with_blind_publications_and_no_others(
     child: ChildRunner, release: str
 ) -> None:
     done = child(
@@ -94,7 +97,7 @@ def test_duplicate_nodes_kill_releases_with_allocations_and_no_others(
     )
     assert done.returncode == 0, done.stderr
     rounds, death = done.reply
-    if has(release, "allocations"):
+    if has(release, "blind-publish"):
         assert rounds < 20
         assert "KeyError" in death
     else:
