@@ -16,7 +16,7 @@ from analysis.sanitizer.trace import Event
 _READS = "The device may read the page before or after the change."
 
 
-class _InFlight:
+class _Unfinished:
     """An unfinished invocation, with the rows whose results are not known to be there."""
 
     def __init__(self, step: ShadowStep) -> None:
@@ -54,15 +54,17 @@ class InFlightConflict(Rule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._in_flight: list[_InFlight] = []
+        self._unfinished: list[_Unfinished] = []
         self._acquired: dict[int, tuple[Event | None, Event]] = {}
         """The last two allocations of each page."""
 
-    def _until(self, seq: int) -> list[_InFlight]:
+    def _until(self, seq: int) -> list[_Unfinished]:
         """Return the invocations that have not ended at an item."""
-        if self._in_flight:
-            self._in_flight = [f for f in self._in_flight if f.rows and f.invocation.end_seq > seq]
-        return self._in_flight
+        if self._unfinished:
+            self._unfinished = [
+                f for f in self._unfinished if f.rows and f.invocation.end_seq > seq
+            ]
+        return self._unfinished
 
     def on_acquire(self, state: EngineState, event: Event) -> None:
         for page in event.pages:
@@ -70,13 +72,13 @@ class InFlightConflict(Rule):
             self._acquired[page] = before, event
 
     def on_free(self, state: EngineState, event: Event) -> Iterator[Finding]:
-        for flight in self._until(event.seq):
-            for row, request in flight.rows.items():
-                if request == event.request_id and flight.invocation.result_digests is None:
+        for call in self._until(event.seq):
+            for row, request in call.rows.items():
+                if request == event.request_id and call.invocation.result_digests is None:
                     continue  # its result may be there
-                used = [page for page in event.pages if page in flight.step.pages_of(row)]
+                used = [page for page in event.pages if page in call.step.pages_of(row)]
                 if used:
-                    page, number = used[0], flight.invocation.invocation_id
+                    page, number = used[0], call.invocation.invocation_id
                     by = f" by {event.request_id}" if event.request_id else ""
                     what = f"Page {page} is freed{by} while invocation {number} uses it for"
                     what += f" {request} and has not finished."
@@ -86,37 +88,37 @@ class InFlightConflict(Rule):
 
     def on_copy(self, state: EngineState, event: Event) -> Iterator[Finding]:
         target = event.pages[1]
-        for flight in self._until(event.seq):
-            for row, request in flight.rows.items():
-                if target in flight.slots(row) // state.stride:
-                    number, stack = flight.invocation.invocation_id, self._stack_of(target, request)
+        for call in self._until(event.seq):
+            for row, request in call.rows.items():
+                if target in call.slots(row) // state.stride:
+                    number, stack = call.invocation.invocation_id, self._stack_of(target, request)
                     what = f"Page {target} is overwritten with page {event.pages[0]} while"
                     what += f" invocation {number} uses it for {request} and has not finished."
                     other = event.request_id if event.request_id != request else None
                     yield Finding("rewritten", what, request, other, page=target, other_stack=stack)
 
     def invocation(self, state: EngineState, step: ShadowStep) -> Iterator[Finding]:
-        flights = list(self._until(step.invocation.seq))
-        self._in_flight.append(_InFlight(step))
-        if not flights:
+        calls = list(self._until(step.invocation.seq))
+        self._unfinished.append(_Unfinished(step))
+        if not calls:
             return
         changed = (step.write_slots >= 0) & (step.write_content != step.before)
         changed &= (step.before != UNKNOWN) & (step.write_content != UNKNOWN)
         if not changed.any():
             return
-        for flight in flights:
-            for row, request in flight.rows.items():
-                hit = changed & np.isin(step.write_slots, flight.slots(row))
+        for call in calls:
+            for row, request in call.rows.items():
+                hit = changed & np.isin(step.write_slots, call.slots(row))
                 if hit.any():
                     writer, place = (int(at[0]) for at in np.nonzero(hit))
                     slot = int(step.write_slots[writer, place])
-                    yield self._rewritten(step, writer, slot, flight, request)
+                    yield self._rewritten(step, writer, slot, call, request)
 
     def _rewritten(
-        self, step: ShadowStep, writer: int, slot: int, flight: _InFlight, request: str
+        self, step: ShadowStep, writer: int, slot: int, call: _Unfinished, request: str
     ) -> Finding:
         other, page = step.invocation.request_of(writer), slot // step.state.stride
-        number = flight.invocation.invocation_id
+        number = call.invocation.invocation_id
         what = (
             f"rewrites {step.state.place(slot)}, which invocation {number} uses for {request},"
             " before that has finished"
@@ -138,9 +140,9 @@ class InFlightConflict(Rule):
         return None
 
     def _has_result(self, request: str) -> None:
-        for flight in self._in_flight:
-            for row in [row for row, own in flight.rows.items() if own == request]:
-                del flight.rows[row]
+        for call in self._unfinished:
+            for row in [row for row, own in call.rows.items() if own == request]:
+                del call.rows[row]
 
     def on_chosen(self, state: EngineState, event: Event) -> None:
         self._has_result(event.request)
