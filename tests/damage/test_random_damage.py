@@ -37,7 +37,8 @@ def damaged(run: Path, kind: str, number: int, other: int) -> bool:
     elif kind == "copy" and place.is_file() and target.is_file() and place != target:
         shutil.copyfile(place, target)
     elif kind == "copy" and place.is_dir():
-        shutil.copytree(place, place.with_name(f"{place.name}{other % 3}"), dirs_exist_ok=True)
+        copy = place.with_name(f"{place.name}{other % 3}")
+        shutil.copytree(place, copy, symlinks=True, dirs_exist_ok=True)
     elif kind == "directory" and place.is_file():
         place.unlink()
         place.mkdir()
