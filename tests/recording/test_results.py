@@ -91,7 +91,8 @@ def test_changed_arguments_at_the_end_are_reported(before, content, landed):
 
 
 def test_a_choice_with_unreadable_logits_is_reported_as_unknown(monkeypatch):
-    from analysis.shortfin.cache.allocations import probe as allocations
+    from analysis.shortfin.cache.allocations import choices
+    from analysis.shortfin.cache.allocations.probe import AllocationProbe
 
     emitted, faults, batcher = [], [], object()
 
@@ -109,25 +110,25 @@ def test_a_choice_with_unreadable_logits_is_reported_as_unknown(monkeypatch):
             raise RuntimeError("planted")
         return logits
 
-    monkeypatch.setattr(allocations, "sfnp", SimpleNamespace(argmax=lambda logits, *rest: 5))
-    monkeypatch.setattr(allocations, "GenerateItemProcess", Item)
-    monkeypatch.setattr(allocations, "raw", lambda logits: unreadable(logits.content))
+    monkeypatch.setattr(choices, "sfnp", SimpleNamespace(argmax=lambda logits, *rest: 5))
+    monkeypatch.setattr(choices, "GenerateItemProcess", Item)
+    monkeypatch.setattr(choices, "raw", lambda logits: unreadable(logits.content))
     observer = SimpleNamespace(
         verifies=True, fault=faults.append,
         event=lambda kind, **fields: emitted.append((kind, fields)),
         at_token=lambda kind, request, value, digest: emitted.append((kind, {"value": value})),
     )  # fmt: skip
-    probe = object.__new__(allocations.AllocationProbe)
-    probe._read = {}
+    probe = object.__new__(AllocationProbe)
+    probe.read_logits = {}
     probe.native, probe.observer = SimpleNamespace(batcher=batcher), observer
-    probe._hook_choice(Hooks(observer))
-    request, item = allocations.CURRENT_REQUEST.set("a"), Item()
+    choices.hook_choices(probe, Hooks(observer))
+    request, item = choices.CURRENT_REQUEST.set("a"), Item()
     try:
         for content in (b"1", None, b"1"):
-            token = allocations.sfnp.argmax(SimpleNamespace(content=content))
+            token = choices.sfnp.argmax(SimpleNamespace(content=content))
             item.append_token(token)
     finally:
-        allocations.CURRENT_REQUEST.reset(request)
+        choices.CURRENT_REQUEST.reset(request)
     assert item.tokens == [5, 5, 5]
     assert len(faults) == 1
     assert [(kind, fields.get("value")) for kind, fields in emitted] == [
