@@ -200,7 +200,11 @@ def waiting_state(batcher: Any, request_id: str) -> str | None:
     own = [r for r in waiting if r.rid == request_id]
     if not own:
         return None
-    scheduler = batcher.scheduler
+    return state_in_group(batcher.scheduler, own, waiting)
+
+
+def state_in_group(scheduler: Any, own: Iterable[Any], waiting: Iterable[Any]) -> str:
+    """Return `reserved` if members of the requests' groups are not among the waiting ones."""
     groups = [scheduler._workgroup_placement.get(r.orig_instance_id) for r in own]
     members = {
         member

@@ -125,6 +125,25 @@ def around_decodes(
     replace_functions(service.native.decode_functions, undo, wrap)
 
 
+def edit_beam_answers(
+    undo: ExitStack,
+    task_class: type,
+    request_of: Callable[[Any], str],
+    edit: Callable[[str, list[int]], list[int]],
+) -> None:
+    """Call `edit` with the tokens of every complete answer of one beam, nested in a list or not."""
+
+    @replaced(undo, task_class, "run")
+    async def running(run: Any, task: Any) -> None:
+        await run(task)
+        tokens = task.result_token_ids
+        nested = bool(tokens) and isinstance(tokens[0], list)
+        flat = tokens[0] if nested else tokens
+        changed = edit(request_of(task), flat)
+        if changed is not flat:
+            task.result_token_ids = [changed] if nested else changed
+
+
 # -- capability `worker-pool` --
 
 

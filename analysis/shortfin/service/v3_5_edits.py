@@ -21,6 +21,7 @@ from analysis.shortfin.service.edits import (
     Results,
     around_decodes,
     complete,
+    edit_beam_answers,
     mute,
 )
 from analysis.shortfin.service.request_list_edits import edit_choices as edit_first_choices
@@ -75,16 +76,7 @@ def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None
 
 def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
     """Call `edit` with the tokens of every complete answer of one beam."""
-
-    @replaced(undo, GenerateItemProcess, "run")
-    async def running(run: Any, task: Any) -> None:
-        await run(task)
-        tokens = task.result_token_ids
-        nested = bool(tokens) and isinstance(tokens[0], list)
-        flat = tokens[0] if nested else tokens
-        changed = edit(request_id_of(task), flat)
-        if changed is not flat:
-            task.result_token_ids = [changed] if nested else changed
+    edit_beam_answers(undo, GenerateItemProcess, request_id_of, edit)
 
 
 def requeue_unscheduled(service: Any, undo: ExitStack) -> None:

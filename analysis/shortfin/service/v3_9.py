@@ -28,6 +28,7 @@ from analysis.shortfin.service.common import (
     model_settings,
     parameters_of,
     share_out,
+    state_in_group,
     tokenizer_of,
     type_of,
 )
@@ -152,11 +153,7 @@ class V39(Service):
             names = {r.instance_id for r in own}
             queues = [scheduler._ready, *getattr(scheduler, "_pending", {}).values()]
             if any(task.instance_id in names for queue in queues for task in list(queue)):
-                groups = [scheduler._workgroup_placement.get(r.orig_instance_id) for r in own]
-                members = {m for g in groups if (group := scheduler._workgroups.get(g)) is not None
-                           for m in group.members}  # fmt: skip
-                present = {r.orig_instance_id for r in list(waiting.values())}
-                return f"{'reserved' if members - present else 'pending'} {phase}"
+                return f"{state_in_group(scheduler, own, list(waiting.values()))} {phase}"
             if own:
                 return f"executing {phase}"
         return "working" if request_id in self.responders else "unknown"

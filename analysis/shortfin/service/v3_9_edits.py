@@ -16,7 +16,13 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAlloc
 
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.cache.trie import read_trie
-from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, decode_edit
+from analysis.shortfin.service.edits import (
+    NO_PAGE,
+    PHASES,
+    Results,
+    decode_edit,
+    edit_beam_answers,
+)
 from analysis.shortfin.service.edits import share_one_worker as share_one_worker
 from analysis.shortfin.treatment import replace_attribute, replaced
 
@@ -80,16 +86,7 @@ def edit_tokens(undo: ExitStack, edit: Callable[[str | None, int], int]) -> None
 
 def edit_answers(undo: ExitStack, edit: Callable[[str, list[int]], list[int]]) -> None:
     """Call `edit` with the tokens of every complete answer of one beam."""
-
-    @replaced(undo, GenerateItemProcess, "run")
-    async def running(run: Any, process: Any) -> None:
-        await run(process)
-        tokens = process.result_token_ids
-        nested = bool(tokens) and isinstance(tokens[0], list)
-        flat = tokens[0] if nested else tokens
-        changed = edit(process.rid, flat)
-        if changed is not flat:
-            process.result_token_ids = [changed] if nested else changed
+    edit_beam_answers(undo, GenerateItemProcess, lambda task: task.rid, edit)
 
 
 def encode_answer(service: Any, tokens: list[int]) -> Any:
