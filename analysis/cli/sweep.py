@@ -63,6 +63,13 @@ def sweep(
             " (`cachelab treatments` lists them)"
         ),
     ] = "none",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="what answers: engine, http (the release's own server), both as engine,http, or"
+            " the address of a server that runs already"
+        ),
+    ] = "engine",
     sanitize: Annotated[
         bool,
         typer.Option("--sanitize", help="check every invocation and event; adds a control trial"),
@@ -121,6 +128,7 @@ def sweep(
         observe=observe,
         treatments=sets(treatments),
         sanitize=sanitize,
+        targets=texts(target),
     )
     if dry_run:
         _print_grid(plan, jobs)

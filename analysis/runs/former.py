@@ -32,6 +32,7 @@ LACKING: dict[int, dict[str, tuple[str, ...]]] = {
         "snapshots": ("allocated", "misplaced"),
     },
     2: {},
+    3: {"trials": ("target",)},
 }  # fmt: skip
 """Columns that a file may lack, by version and table; they are read as null."""
 _RENAMED = {
@@ -41,7 +42,7 @@ _RENAMED = {
     "retries": "refusals",
 }
 _NEW = {
-    "trials": ("page_tokens", "supported_fixes", "git_commit", "injected", "injection"),
+    "trials": ("page_tokens", "supported_fixes", "git_commit", "injected", "injection", "target"),
     "events": ("t_s", *EVENT_EXTRAS),
 }
 _GONE = {"trials": ("struck",), "events": ("t_ns", "detail")}

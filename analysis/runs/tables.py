@@ -129,6 +129,10 @@ def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
     """
     if version in former.VERSIONS:
         table = former.updated(name, table, version)
+    for column in former.LACKING.get(version, {}).get(name, ()):
+        if column in _schema(name).names and column not in table.column_names:
+            field = _schema(name).field(column)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return checked(name, table, cast=True)
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis.runs.tables import treated
 
-CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments")
+CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments",
+                 "target")  # fmt: skip
 """Columns of `trials` that distinguish configurations."""
 _FORMS = {
     "release": "shortfin {}",

@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.core.errors import CachelabError, EngineError, seconds, shown, whole_number
 from analysis.core.paths import place_of
+from analysis.engine.http_engine import address_of
 from analysis.model.artifacts import model_directory
 from analysis.shortfin import devices
 from analysis.shortfin.config import (
@@ -38,7 +39,11 @@ _BOUNDS = {
     "seed": (0, 2**63 - 1, "it is stored as an integer of 64 bits"),
 }
 """Least and greatest value of each number, and the reason for the limit."""
-_LISTS = ("releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments")
+_LISTS = (
+    "releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments", "targets",
+)  # fmt: skip
+ENGINE, HTTP = "engine", "http"
+"""Values of `targets`: an engine in the trial's process, or the release's own server."""
 _TYPES: dict[str, Any] = {
     "workload": str, "observe": str, "sanitize": bool, "serialise_invocations": bool,
     "options": Mapping, "device_ids": list | tuple, "model": str | None,
@@ -63,6 +68,7 @@ class Trial:
     repeat: int
     treatments: tuple[str, ...] = ()
     """Names of the treatments of the engine."""
+    target: str = ENGINE
 
     @property
     def trial_id(self) -> str:
@@ -74,9 +80,10 @@ class Trial:
         if len(treated) > _LONGEST_TREATED:
             digest = hashlib.sha256(treated.encode()).hexdigest()[:12]
             treated = f"-{len(self.treatments)}-treatments-{digest}"
+        through = "" if self.target == ENGINE else f"-{HTTP}"
         return (
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
-            f"-c{self.concurrency}-r{self.repeat}{treated}"
+            f"-c{self.concurrency}-r{self.repeat}{through}{treated}"
         )
 
 
@@ -95,6 +102,10 @@ class Plan:
     `sanitize` records events, checks each trial, and adds a control for each set of treatments,
     release and prefix sharing: a trial with these treatments and an injected fault. If the fault
     could not be injected, another one is tried.
+
+    `targets` says what answers the requests: an `engine` in the trial's process, the release's own
+    server, started for the trial (`http`), or the server that runs at an address such as
+    http://127.0.0.1:8000. A server is driven as it is: nothing of it is recorded or changed.
 
     Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial with its
     start, `resubmit_s` for the pause before a rejected request is sent again (None: never).
@@ -122,6 +133,7 @@ class Plan:
     observe: str = "nothing"
     treatments: tuple[tuple[str, ...], ...] = ((),)
     sanitize: bool = False
+    targets: tuple[str, ...] = (ENGINE,)
 
     def __post_init__(self) -> None:
         if self.sanitize and self.observe == "nothing":
@@ -181,6 +193,7 @@ class Plan:
                 f" at least {len(self.workloads)}, not {self.repeats}."
             )
         self._check_treatments()
+        self._check_targets()
         for trial in self.trials():
             EngineConfig.from_json(self.engine_config(trial))
         if self.device_ids:
@@ -188,7 +201,8 @@ class Plan:
 
     def _check_size(self) -> None:
         """Raise PlanError for a plan that is too large."""
-        axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments)
+        axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments,
+                self.targets)  # fmt: skip
         trials = math.prod(map(len, axes)) * self.repeats
         if trials > _MOST_TRIALS:
             raise PlanError(
@@ -214,12 +228,38 @@ class Plan:
         except EngineError as error:
             raise PlanError(str(error)) from error
 
+    def _check_targets(self) -> None:
+        if self.targets == (ENGINE,):
+            return
+        for name, changed in (
+            ("sanitize", self.sanitize),
+            ("observe", self.observe != "nothing"),
+            ("treatments", any(self.treatments)),
+            ("serialise_invocations", self.serialise_invocations),
+        ):
+            if changed:
+                raise PlanError(
+                    f"A server is driven as it is. Remove `{_flag(name)}`, or `--target`."
+                )
+        for target in set(self.targets) - {ENGINE, HTTP}:
+            try:
+                address_of(target)
+            except EngineError as error:
+                raise PlanError(f"`--target` is {ENGINE}, {HTTP} or an address: {error}") from None
+            if len(self.targets) > 1 or any(
+                len(getattr(self, name)) > 1 for name in ("releases", "prefix_sharing", "pages")
+            ):
+                raise PlanError(
+                    f"The server at {target} has one release, one way of prefix sharing and one"
+                    " number of pages. Give one value each."
+                )
+
     def trials(self, idle: Collection[str] = ()) -> list[Trial]:
         """Return all trials in the order of execution, with repeats outermost.
 
         An interrupted sweep has then run all configurations about equally often. Trials that differ
-        only in treatments follow each other, in reverse order in every second repeat, so that drift
-        favours no treatment. Controls come first. `idle` has the ids of controls without an
+        only in treatments or target follow each other, in reverse order in every second repeat, so
+        that drift favours none. Controls come first. `idle` has the ids of controls without an
         injection: after each, a fault of another family is tried, up to three for a set of
         treatments.
         """
@@ -244,14 +284,17 @@ class Plan:
                             break
 
     def _trials(self) -> Iterator[Trial]:
+        variants = list(itertools.product(self.treatments, self.targets))
         for repeat in range(self.repeats):
             for concurrency in self.concurrency:
                 for release in self.releases:
                     for sharing in self.prefix_sharing:
                         for pages in self.pages:
-                            for names in self.treatments[:: -1 if repeat % 2 else 1]:
+                            for names, target in variants[:: -1 if repeat % 2 else 1]:
                                 meant = _expanded(names, release, sharing)
-                                yield Trial(release, sharing, pages, concurrency, repeat, meant)
+                                yield Trial(
+                                    release, sharing, pages, concurrency, repeat, meant, target
+                                )
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -298,7 +341,8 @@ class Plan:
         """Return the plan as plain values, to recognise its run when it is resumed."""
         plain = asdict(self)
         # Left out, so that runs from before this option can be resumed.
-        later = {"observe": "nothing", "treatments": ((),), "sanitize": False, "resubmit_s": None}
+        later = {"observe": "nothing", "treatments": ((),), "sanitize": False, "resubmit_s": None,
+                 "targets": (ENGINE,)}  # fmt: skip
         for name, default in later.items():
             if plain[name] == default:
                 del plain[name]

@@ -69,6 +69,7 @@ def trial_row(
         "recording": OBSERVED[plan.observe],
         "injected": injection is not None if "injected" in ended.facts else None,
         "injection": injection,
+        "target": trial.target,
     }
 
 

@@ -20,7 +20,7 @@ from analysis.shortfin import environments as releases
 from analysis.shortfin.releases import installed_release
 from analysis.sweep import kernel
 from analysis.sweep.estimate import Estimate
-from analysis.sweep.plan import Plan, PlanError, Trial
+from analysis.sweep.plan import ENGINE, HTTP, Plan, PlanError, Trial
 from analysis.sweep.prepare import Prepared, check_lengths, prepare
 from analysis.sweep.process import TrialProcess
 from analysis.sweep.progress import Progress
@@ -79,6 +79,8 @@ def run_sweep(
     """
     if jobs < 1:
         raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
+    if jobs > 1 and not {ENGINE, HTTP}.issuperset(plan.targets):
+        raise PlanError(f"The server at {plan.targets[0]} is one for all trials. Use `--jobs 1`.")
     pythons = _interpreters(plan, runner)
     if not (Path(out) / store.MANIFEST).exists():  # a finished run can be read without its model
         check_lengths(plan)
@@ -241,6 +243,7 @@ class _Sweep:
             sanitize=self.plan.sanitize,
             treatments=trial.treatments,
             resubmit_s=self.plan.resubmit_s,
+            target=trial.target,
             trial_id=trial.trial_id,
         )
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.core import jobs
 from analysis.core.errors import CachelabError, lack_behind
+from analysis.sweep.plan import ENGINE, HTTP
 from analysis.sweep.process import (
     FACTS,
     NOT_RUN,
@@ -54,10 +55,12 @@ def specification(
     treatments: Sequence[str] = (),
     resubmit_s: float | None = None,
     trial_id: str = "",
+    target: str = ENGINE,
 ) -> dict[str, Any]:
     """Return everything a trial needs, as JSON values; `trial_id` is for the recording."""
     return {
         "trial_id": trial_id,
+        "target": target,
         "observe": observe,
         "sanitize": sanitize,
         "treatments": list(treatments),
@@ -71,7 +74,7 @@ def specification(
 
 
 def ask(spec: Spec, directory: Path) -> dict[str, Any]:
-    """Start an engine, send it the workload, close it; return the trial's facts (also on disk).
+    """Start a target, send it the workload, close it; return the trial's facts (also on disk).
 
     Treatments end last, so that the trial shows nothing of the engine without them. Before that, a
     recorded engine may finish requests that its clients gave up, the recording ends, and one more
@@ -79,7 +82,6 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
 
     Raises EngineError if the engine cannot start with these settings, OSError if the disk is full.
     """
-    from analysis.engine import Engine, EngineConfig
     from analysis.engine.clients import send_workload
     from analysis.sanitizer import settle
     from analysis.treatments.faults import Injection
@@ -95,7 +97,7 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
             jobs.write_line(records, dict(row))
             outcomes.append(row["outcome"])
 
-        engine = Engine(EngineConfig.from_json(spec["config"]), log_dir=directory)
+        engine = _target(spec, directory)
         facts["device"] = engine.device
         facts["page_tokens"] = engine.model.config.block_seq_stride
         _write(directory / FACTS, facts)  # a freeze at the start leaves at least this
@@ -128,6 +130,17 @@ def ask(spec: Spec, directory: Path) -> dict[str, Any]:
     facts["duration_s"] = time.monotonic() - started
     _write(directory / FACTS, facts)
     return facts
+
+
+def _target(spec: Spec, directory: Path) -> Any:
+    """Return the engine of a trial, which has not started, or the server that stands for it."""
+    from analysis.engine import Engine, EngineConfig
+    from analysis.engine.http_engine import HttpEngine
+
+    config, target = EngineConfig.from_json(spec["config"]), spec["target"]
+    if target == ENGINE:
+        return Engine(config, log_dir=directory)
+    return HttpEngine(config, log_dir=directory, address=None if target == HTTP else target)
 
 
 def _note(engine: Engine, faults: Sequence[Fault], facts: dict[str, Any]) -> None:
@@ -200,6 +213,9 @@ def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
     # Also load it without treatments, else every treatment would seem to need 13 MiB.
     from analysis.treatments import Fault, treat
 
+    if not spec["treatments"]:
+        yield []
+        return
     with treat(engine, *spec["treatments"]) as treated:
         yield [treatment for treatment in treated.treatments if isinstance(treatment, Fault)]
 

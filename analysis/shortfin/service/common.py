@@ -73,6 +73,8 @@ class Service(LiveCache, ABC):
     """The setup's name, a prefix of the names of the engine's workers."""
     sysman: Any
     """The release's system manager."""
+    surplus_tokens = 0
+    """Tokens that the engine returns beyond the number asked for (one up to 3.5)."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

@@ -62,6 +62,8 @@ class _Responder(Responder):
 class V31(Service):
     """The generation of 3.1 and 3.2."""
 
+    surplus_tokens = 1
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         config, model = setup.config, setup.model.config
@@ -98,14 +100,13 @@ class V31(Service):
         self.load(setup)
 
     def launch(self, call: Call) -> None:
-        # Up to 3.5, the engine returns one token more than requested.
         prompt: dict[str, Any] = {"text": call.text if call.text is not None else ""}
         if ANSWERS_IDS:
             ids = list(call.token_ids) if call.text is None else None  # the engine appends to it
             prompt = {"text": call.text, "input_ids": ids, "return_input_ids": True}
         request = GenerateReqInput(
             **prompt,
-            sampling_params={"max_completion_tokens": call.max_new_tokens - 1},
+            sampling_params={"max_completion_tokens": call.max_new_tokens - self.surplus_tokens},
             rid=call.request_id,
         )
         request.post_init()

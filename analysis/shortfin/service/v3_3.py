@@ -74,6 +74,8 @@ class _Responder(Responder):
 class V33(Service):
     """The generation of 3.3 and 3.4."""
 
+    surplus_tokens = 1
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.sysman, params, server_params = self._parts(setup)
@@ -146,8 +148,9 @@ class V33(Service):
             text=call.text,
             # Copied, because the engine appends to the list.
             input_ids=list(call.token_ids) if call.text is None else None,
-            # Up to 3.5, the engine returns one token more than requested.
-            sampling_params=_SAMPLING(max_completion_tokens=call.max_new_tokens - 1),
+            sampling_params=_SAMPLING(
+                max_completion_tokens=call.max_new_tokens - self.surplus_tokens
+            ),
             rid=call.request_id,
             return_input_ids=True,
         )

@@ -17,8 +17,6 @@ from analysis.shortfin.service.edits import PHASES
 
 _CANCELS = hasattr(ClientGenerateBatchProcess, "cancel")
 """Whether a request can be cancelled (3.6); in 3.5 its client disconnects."""
-_MORE = 0 if _CANCELS else 1
-"""Tokens that the engine returns beyond those that are asked for."""
 
 
 class _Responder(v3_3._Responder):
@@ -56,6 +54,8 @@ class _Responder(v3_3._Responder):
 class V35(v3_3.V33):
     """The generation of 3.5 and 3.6."""
 
+    surplus_tokens = 0 if _CANCELS else 1
+
     def start(self, timeout_s: float = 10.0) -> None:
         super().start(timeout_s)
         self._observe_tokens()
@@ -65,7 +65,9 @@ class V35(v3_3.V33):
             text=call.text,
             # Copied, because the engine appends to the list.
             input_ids=list(call.token_ids) if call.text is None else None,
-            sampling_params=SamplingParams(max_completion_tokens=call.max_new_tokens - _MORE),
+            sampling_params=SamplingParams(
+                max_completion_tokens=call.max_new_tokens - self.surplus_tokens
+            ),
             rid=call.request_id,
             return_input_ids=True,
         )
