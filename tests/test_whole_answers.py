@@ -36,6 +36,7 @@ MEASURED = {
     "06_isolation": ("untreated", "treated", "left_out"),
     "07_fix_validation": ("whole", "alone", "soaked"),
     "08_cost": ("measures", "cache", "locks"),
+    "09_releases": ("matrix", "outside"),
 }
 """What each notebook has measured when it comes to its answer."""
 

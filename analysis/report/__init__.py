@@ -8,7 +8,9 @@
     OUT/runs/01_reproduce-RELEASE-.../     what the notebook recorded, and its `answer.json`
 
 A notebook declares in its metadata, under "cachelab", its `quick` and `full` parameters, the
-minutes that these take, and its question. The parameters `release` and `run_dir` are filled in.
+minutes that these take, and its question. With `once`, it runs only in the kernel of the first
+release, and its parameter `releases` has all of them. The parameters `release` and `run_dir` are
+filled in.
 """
 
 from __future__ import annotations

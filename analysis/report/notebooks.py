@@ -15,7 +15,7 @@ from analysis.core.paths import shipped
 from analysis.report import parameters as types
 from analysis.shortfin.config import LONGEST_TIMEOUT_S
 
-_ABOUT = {"quick": dict, "full": dict, "question": str}
+_ABOUT = {"quick": dict, "full": dict, "question": str, "once": bool}
 """Keys of a notebook's metadata, with their types."""
 
 
@@ -109,7 +109,8 @@ def plan(
         declared_anywhere |= declared.keys()
         own = {**about.get(mode, {}), **{k: v for k, v in parameters.items() if k in declared}}
         own = {k: types.conform(k, v, declared.get(k, Any)) for k, v in own.items()}
-        for release in releases:
+        once = about.get("once", False)
+        for release in releases[:1] if once else releases:
             jobs.append(
                 Job(
                     path=path,
@@ -117,7 +118,7 @@ def plan(
                     kernel=kernel_of(release),
                     mode=mode,
                     declared=frozenset(declared),
-                    parameters=own,
+                    parameters={"releases": list(releases), **own} if once else own,
                     title=title_of(notebook) or path.stem,
                     question=str(about.get("question", "")),
                     minutes=about.get(f"minutes_{mode}"),

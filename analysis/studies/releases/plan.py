@@ -1,0 +1,43 @@
+"""What notebook 09 runs: the matrix of all releases, and their own servers beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.sweep.plan import ENGINE, HTTP, Plan
+
+_REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 20.0, 90.0
+"""Deadlines: a release that hangs or freezes costs no more of the hour than this."""
+
+
+def matrix(
+    releases: Sequence[str],
+    prefix_sharing: Sequence[str],
+    pages: Sequence[int],
+    concurrency: Sequence[int],
+    rounds: int,
+    repeats: int,
+    seed: int = 0,
+) -> Plan:
+    """Return a sanitized sweep of the releases as they are, all with the same prompts."""
+    return Plan(
+        releases=tuple(releases), prefix_sharing=tuple(prefix_sharing), pages=tuple(pages),
+        concurrency=tuple(concurrency), workload="mixed+prefix_reuse", rounds=rounds,
+        repeats=repeats, seed=seed, sanitize=True, request_timeout_s=_REQUEST_TIMEOUT_S,
+        trial_timeout_s=_TRIAL_TIMEOUT_S,
+    )  # fmt: skip
+
+
+def outside(
+    releases: Sequence[str],
+    prefix_sharing: Sequence[str],
+    concurrency: int,
+    repeats: int,
+    seed: int = 0,
+) -> Plan:
+    """Return a sweep that sends the same prompts to each engine in process and to its server."""
+    return Plan(
+        releases=tuple(releases), prefix_sharing=tuple(prefix_sharing), concurrency=(concurrency,),
+        rounds=2, repeats=repeats, seed=seed, targets=(ENGINE, HTTP),
+        request_timeout_s=_REQUEST_TIMEOUT_S, trial_timeout_s=_TRIAL_TIMEOUT_S,
+    )  # fmt: skip

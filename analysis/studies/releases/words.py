@@ -1,0 +1,107 @@
+"""The answers of notebook 09 as tables and sentences."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from analysis.core.templates import paragraph
+from analysis.core.wording import markdown_table, short_percent
+from analysis.runs.store import Run
+from analysis.stats.configurations import setting_name
+from analysis.stats.rates import failure_rates
+from analysis.studies.releases.estimates import Safety, in_words, safety
+from analysis.studies.wording import rate_cell
+
+_fill = partial(paragraph, "analysis.studies.releases", "words.j2")
+
+
+def safety_in_words(run: Run) -> str:
+    """Return which release is safe for what, as a Markdown table computed from the run."""
+    return markdown_table([_row(one) for one in safety(run)])
+
+
+def answer_in_a_sentence(run: Run, outside: Run) -> str:
+    """Return which releases served everything right, for the index of a report.
+
+    And in how many settings of the run `outside` the engine in process and the server agree.
+    """
+    found = safety(run)
+    releases = list(dict.fromkeys(one.key["release"] for one in found))
+    own = {name: [one for one in found if one.key["release"] == name] for name in releases}
+    safe = [name for name in releases if not any(one.beyond for one in own[name])]
+    partly = [
+        f"{name} (up to {least})"
+        for name in releases
+        if name not in safe and (least := min(one.up_to for one in own[name]))
+    ]
+    alike = [row["intervals"] == "overlap" for row in _beside(outside)]
+    return _fill("answer", safe, partly, len(releases), sum(alike), len(alike))
+
+
+def causes_in_words(found: pd.DataFrame) -> str:
+    """Return the causes with the first and the last release that had them; `causes` made it."""
+    releases = list(dict.fromkeys(found["release"]))
+    rows = []
+    for (rule, cause), own in found.groupby(["rule", "cause"], sort=True):
+        seen = own[own["found"] > 0]
+        places = [releases.index(release) for release in seen["release"]]
+        gaps = [releases[n] for n in range(min(places), max(places)) if n not in places]
+        rows.append(
+            {
+                "rule (cause)": f"{rule} ({cause})",
+                "severity": "wrong data read" if own["wrong_data"].any() else "at risk",
+                "first": releases[min(places)],
+                "last": releases[max(places)],
+                "not found in between": ", ".join(gaps),
+                "in engines of these releases": f"{seen['found'].sum()} of {seen['engines'].sum()}",
+            }
+        )
+    return markdown_table(rows)
+
+
+def outside_in_words(run: Run) -> str:
+    """Return the failure rates in process and over HTTP as a Markdown table."""
+    return markdown_table(_beside(run))
+
+
+def _beside(run: Run) -> list[dict[str, object]]:
+    by = ["release", "prefix_sharing", "target"]
+    rates = failure_rates(run.requests, run.trials, by).set_index(by)
+    rows: list[dict[str, object]] = []
+    for key in dict.fromkeys(index[:2] for index in rates.index):
+        engine, http = (rates.loc[(*key, target)] for target in ("engine", "http"))
+        apart = engine["low"] > http["high"] or http["low"] > engine["high"]
+        rows.append(
+            {
+                "setting": setting_name(dict(zip(by[:2], key, strict=True))),
+                "in process": _rate(engine),
+                "over HTTP": _rate(http),
+                "intervals": "apart" if apart else "overlap",
+            }
+        )
+    return rows
+
+
+def _rate(row: pd.Series) -> str:
+    accepted = int(row["n"] - row["rejected"])
+    if not accepted:
+        return f"none accepted, {int(row['rejected'])} rejected"
+    bounds = f"{short_percent(row['low'])} to {short_percent(row['high'])}"
+    rejected = f", {int(row['rejected'])} rejected" if row["rejected"] else ""
+    return f"{int(row['failures'])} of {accepted} ({bounds}){rejected}"
+
+
+def _row(one: Safety) -> dict[str, object]:
+    return {
+        "release": one.key["release"],
+        "prefix sharing": one.key["prefix_sharing"],
+        "pages": one.key["page_count"],
+        "no problem up to": one.up_to or "-",
+        "failed there": rate_cell(one.served) if one.up_to else "",
+        "engines": one.served.engines if one.up_to else "",
+        "rejected": one.rejected if one.up_to and one.rejected else "",
+        "first problem at": one.beyond or "",
+        "which": in_words(one.problems),
+    }
