@@ -35,17 +35,20 @@ plans = st.builds(
 )
 
 
-@given(plans)
-def test_every_combination_has_one_trial_with_an_id_of_its_own(plan):
+@given(plans, some(st.sampled_from(["engine", "http"]), 2))
+def test_every_combination_has_one_trial_with_an_id_of_its_own(plan, targets):
+    if plan.observe == "nothing":
+        plan = dataclasses.replace(plan, targets=targets)
     trials = plan.trials()
     assert len({trial.trial_id for trial in trials}) == len(trials)
     assert {dataclasses.astuple(trial) for trial in trials if not is_control(trial.treatments)} == {
-        (release, sharing, pages, concurrency, repeat, ())
+        (release, sharing, pages, concurrency, repeat, (), target)
         for release in plan.releases
         for sharing in plan.prefix_sharing
         for pages in plan.pages
         for concurrency in plan.concurrency
         for repeat in range(plan.repeats)
+        for target in plan.targets
     }
 
 
