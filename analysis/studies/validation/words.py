@@ -29,7 +29,7 @@ _HEADS = (
 
 
 def in_words(validation: StagedValidation) -> str:
-    """Return the result as Markdown: a verdict, and a row for each level."""
+    """Return the result as Markdown: a verdict, a row for each level, and notes on them."""
     rows = [_isolated_row(validation.isolated), *map(level_row, validation.results)]
     done = {level.concurrency for level in validation.results}
     rows += [
@@ -37,7 +37,7 @@ def in_words(validation: StagedValidation) -> str:
         for number in validation.settings.levels
         if number not in done
     ]
-    parts = [f"**{validation.name}**: {_say('verdict', validation)}", markdown_table(rows)]
+    parts = [f"**{validation.name}**: {_say('verdict', validation)}", *_table(rows, "level")]
     if mixes := _mixes(validation.results):
         parts.append(mixes)
     if any(level.accepted and not level.failed_trials for level in validation.results):
@@ -64,16 +64,31 @@ def level_row(level: Level) -> dict[str, object]:
 
 
 def singles_in_words(validations: Sequence[StagedValidation]) -> str:
-    """Return the last level of each validation of a single fix, as a Markdown table."""
+    """Return the last level of each validation of a single fix: a table, and notes on them."""
     rows = []
     for one in validations:
         for level in one.results[-1:]:
             row = level_row(level)
             why = level.explanation or row.pop("note")
             row = {"ended at": row.pop("level"), **row, "note": why}
-            fix = {"fix": " + ".join(one.settings.treatments)}
-            rows.append({**fix, "prefix sharing": one.settings.prefix_sharing, **row})
-    return markdown_table(rows) or "No single fix was validated."
+            fix = " + ".join(one.settings.treatments)
+            rows.append({"fix": fix, "prefix sharing": one.settings.prefix_sharing, **row})
+    return "\n\n".join(_table(rows, "fix", "prefix sharing")) or "No single fix was validated."
+
+
+def _table(rows: Sequence[dict[str, object]], *names: str) -> list[str]:
+    """Return rows as a table without their notes, and the notes as a list below it.
+
+    A note is a paragraph, which would make a column of a table unreadable. `names` are the columns
+    that name a row.
+    """
+    notes = [
+        f"- {', '.join(str(row[name]) for name in names)}: {row['note']}"
+        for row in rows
+        if row.get("note")
+    ]
+    table = markdown_table([{k: v for k, v in row.items() if k != "note"} for row in rows])
+    return list(filter(None, [table, "\n".join(notes)]))
 
 
 def _isolated_row(isolated: Isolated | None) -> dict[str, object]:

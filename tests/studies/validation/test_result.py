@@ -223,8 +223,9 @@ def test_the_words_explain_the_first_level_that_failed() -> None:
     assert "failed at 8 at once" in text
     rows = {row["level"]: row for row in rows_of(text)}
     assert rows["8 at once"]["requests failed"] == "8 of 32"
-    assert "Failed: 7 wrong and 1 timeout." in rows["8 at once"]["note"]
-    assert "seq-len-mismatch (overread): wrong data in 12 requests." in rows["8 at once"]["note"]
+    (note,) = [line for line in text.splitlines() if line.startswith("- 8 at once: ")]
+    assert "Failed: 7 wrong and 1 timeout." in note
+    assert "seq-len-mismatch (overread): wrong data in 12 requests." in note
     assert {rows[f"{n} at once"]["verdict"] for n in (16, 32)} == {"not begun"}
     assert text.endswith("r0003 read what r0002 had written.")
     assert "zero-page-tables**: failed at 8 at once." in text
@@ -297,11 +298,12 @@ def test_the_answer_names_what_held_and_what_did_not() -> None:
 
 def test_single_fixes_are_listed_by_the_level_at_which_they_ended() -> None:
     single = change(FAILED, treatments=("correct-seq-lens",))
-    first, second = rows_of(singles_in_words([single, change(CLEAN, treatments=("copy-tokens",))]))
+    text = singles_in_words([single, change(CLEAN, treatments=("copy-tokens",))])
+    first, second = rows_of(text)
     assert (first["fix"], first["prefix sharing"]) == ("correct-seq-lens", "none")
     assert (first["ended at"], first["verdict"]) == ("8 at once", "failed")
-    assert first["note"] == "r0003 read what r0002 had written."
+    assert "- correct-seq-lens, none: r0003 read what r0002 had written." in text.splitlines()
     assert (second["ended at"], second["verdict"]) == ("32 at once", "clean")
-    assert "MiB resident" in second["note"]
+    assert "MiB resident" in text.partition("- copy-tokens, none: ")[2]
     assert level_row(CLEAN.results[0])["requests failed"] == "0 of 320, at most 0.93%"
     assert singles_in_words([]) == "No single fix was validated."
