@@ -25,7 +25,7 @@ LONGEST = (
     "sanitizer/test_no_false_alarm.py",
     "sanitizer/test_faults_results.py", "sanitizer/test_bytes.py", "sweep/test_runner.py",
     "sweep/test_observed.py", "sweep/test_kills.py", "recording/test_conservation.py",
-    "sanitizer/test_faults.py",
+    "sanitizer/test_faults.py", "sweep/test_http.py",
     "studies/causes/test_scenarios.py", "recording/test_observe.py",
     "recording/test_observe_failures.py",
     "interleavings/test_examine.py", "interleavings/test_machine.py",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.cli.values import HipTarget, Json, Model, named, numbers, sets, texts
+from analysis.cli.values import HipTarget, Json, Model, axes, named, numbers, sets, texts
 
 if TYPE_CHECKING:
     from analysis.runs.store import Run
@@ -48,6 +48,14 @@ def sweep(
     model: Model = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, passed to the engine; repeatable")
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE,VALUE: runs every value of an engine option, such as"
+            " program_isolation=per_call,per_fiber, num_beams=1,2 or"
+            " 'prefill_batch_sizes=[[1],[4]]'; repeatable"
+        ),
     ] = None,
     serialise_invocations: Annotated[
         bool, typer.Option("--serialise-invocations", help="one invocation at a time on each fiber")
@@ -121,6 +129,7 @@ def sweep(
         hip_target=hip_target,
         model=str(model) if model else None,
         options=named("--option", option or ()),
+        axes=axes("--axis", axis or ()),
         serialise_invocations=serialise_invocations,
         request_timeout_s=request_timeout,
         trial_timeout_s=trial_timeout,

@@ -71,6 +71,17 @@ def named(flag: str, values: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
+def axes(flag: str, values: Sequence[str]) -> dict[str, list[Any]]:
+    """Return `NAME=VALUE,VALUE` with a list of values each; a JSON list is read as one."""
+    pairs = named(flag, values)
+    for name, value in pairs.items():
+        if isinstance(value, str):
+            pairs[name] = [v for part in texts(value) for v in named(flag, [f"v={part}"]).values()]
+        elif not isinstance(value, list):
+            pairs[name] = [value]
+    return pairs
+
+
 def _no_json(name: str) -> None:
     """Refuse NaN and Infinity, which are no JSON: a run's plan must equal itself."""
     raise ValueError(name)

@@ -83,7 +83,9 @@ class Engine:
         )
         self.model: ModelArtifacts = load_model(self.config.model)
         self.tokenizer = ModelTokenizer(self.model)
-        self.vmfb = compile_model(self.model, batch_sizes=self.config.batch_sizes, target=target)
+        self.vmfb = compile_model(
+            self.model, batch_sizes=self.config.compiled_batch_sizes, target=target
+        )
         self.name = f"cachelab{next(_numbers)}"
         self.died: EngineDeath | None = None
         self.service: Service | None = None

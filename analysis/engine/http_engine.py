@@ -67,7 +67,7 @@ class HttpEngine:
             self.device, target = devices.resolve(
                 config.device, config.hip_target, config.device_ids
             )
-            vmfb = compile_model(self.model, batch_sizes=config.batch_sizes, target=target)
+            vmfb = compile_model(self.model, batch_sizes=config.compiled_batch_sizes, target=target)
             self.host, self.port = http_server.HOST, _free_port()
             setup = Setup("default", config, self.model, vmfb, self.device)
             self._command = http_server.command(setup, log_dir, self.port)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from analysis.core.errors import EngineError, is_deeper, shown, whole_number
 
 PREFIX_SHARING = ("none", "trie")
 DEVICES = ("auto", "local-task", "amdgpu")
+PHASES = ("prefill", "decode")
 MAX_PAGES, WHY_PAGES = 131_072, "all of them are allocated at the start"
 """With 16 tokens each these are 2 Mi tokens, about 4 GB with the counting model."""
 MAX_BATCH, WHY_BATCH = 1024, "each batch size is compiled"
@@ -41,7 +42,9 @@ class EngineConfig:
     page_count: int = 256
     """Pages in the pool, 16 tokens each with the counting model."""
     batch_sizes: tuple[int, ...] = (4,)
-    """Compiled batch sizes, equal for prefill and decode: unequal ones freeze 3.5 to 3.9."""
+    """Batch sizes of prefill and decode. The options `prefill_batch_sizes` and `decode_batch_sizes`
+    make them unequal, which freezes 3.5 to 3.9.
+    """
     serialise_invocations: bool = False
     """Whether to run one invocation at a time on each fiber. Prevents a freeze of 3.3 to 3.9, but
     changes the timing.
@@ -92,15 +95,21 @@ class EngineConfig:
                 )
         whole_number(self.page_count, "page_count, the number of pages,", 1, MAX_PAGES,
                      why=WHY_PAGES)  # fmt: skip
-        if not self.batch_sizes:
-            raise EngineError("Batch sizes are missing. Give at least one.")
-        for size in self.batch_sizes:
-            whole_number(size, "A batch size", 1, MAX_BATCH, why=WHY_BATCH)
-        if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
-            raise EngineError(
-                f"Batch sizes {shown(list(self.batch_sizes))} must be ascending without repeats,"
-                " because the engine uses the first that fits."
-            )
+        _check_batch_sizes(self.batch_sizes)
+        for phase in PHASES:
+            _check_batch_sizes(self.batch_sizes_of(phase))
+
+    def batch_sizes_of(self, phase: str) -> list[int]:
+        """Return the batch sizes of prefill or of decode."""
+        sizes = self.options.get(f"{phase}_batch_sizes", self.batch_sizes)
+        if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+            raise EngineError(f"{phase}_batch_sizes must be a list of numbers, not {shown(sizes)}.")
+        return list(sizes)
+
+    @property
+    def compiled_batch_sizes(self) -> list[int]:
+        """All batch sizes that the model is compiled for."""
+        return sorted({size for phase in PHASES for size in self.batch_sizes_of(phase)})
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> EngineConfig:
@@ -109,3 +118,14 @@ class EngineConfig:
         if unknown := sorted(set(data) - known):
             raise EngineError(f"Unknown engine setting {unknown[0]!r}. Known are {sorted(known)}.")
         return cls(**data)  # type: ignore[arg-type]  # __post_init__ makes lists tuples again
+
+
+def _check_batch_sizes(sizes: Sequence[object]) -> None:
+    if not sizes:
+        raise EngineError("Batch sizes are missing. Give at least one.")
+    numbers = [whole_number(size, "A batch size", 1, MAX_BATCH, why=WHY_BATCH) for size in sizes]
+    if numbers != sorted(set(numbers)):
+        raise EngineError(
+            f"Batch sizes {shown(numbers)} must be ascending without repeats, because the engine"
+            " uses the first that fits."
+        )

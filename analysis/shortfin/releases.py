@@ -75,21 +75,40 @@ CAPABILITIES = {
     "shared-fiber-list": "batchers take fibers from the list in which requests look for theirs",
     "drops-unscheduled": "a prefill that finds no pages is ended, not kept pending",
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
+    "beams": "a request may have several beams (3.4 and later)",
+    "chunked-prefill": "a prompt may be prefilled in chunks (3.8 and later)",
 }
 """Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "overlaps", "drops-unscheduled"}),
     "v3_3": frozenset({"request-list", "exact-lengths", "overlap-freezes"}),
     "v3_5": frozenset(
-        {"phase-workers", "request-list", "overlaps", "exact-lengths", "drops-unscheduled"}
+        {
+            "phase-workers",
+            "request-list",
+            "overlaps",
+            "exact-lengths",
+            "drops-unscheduled",
+            "beams",
+        }
     ),
     "v3_7": frozenset(
-        {"worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled"}
+        {"worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled", "beams"}
     ),
     "v3_9": frozenset(
-        {"worker-pool", "task-queue", "decoder", "exact-lengths", "drops-unscheduled"}
+        {
+            "worker-pool",
+            "task-queue",
+            "decoder",
+            "exact-lengths",
+            "drops-unscheduled",
+            "beams",
+            "chunked-prefill",
+        }
     ),
 }
+MODES = {"num_beams": "beams", "chunk_block_size": "chunked-prefill"}
+"""Options of an engine that not every release has, with the capability that they need."""
 CACHES = {
     "allocations": frozenset({"allocations", "prefix-sharing"}),
     "requests": frozenset({"requests"}),
@@ -145,7 +164,7 @@ RELEASES = (
             "free-unpublished-pages", "reserve-padding-page", "serialise-invocations",
             "separate-fibers", "survive-allocation-failure",
         ),
-        own=("aliased-tokens", "blind-publish", "shared-fiber-list"),
+        own=("aliased-tokens", "blind-publish", "shared-fiber-list", "beams"),
     ),
     Release(
         "3.5.0",

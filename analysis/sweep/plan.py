@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from analysis.shortfin.config import (
     WHY_PAGES,
     EngineConfig,
 )
-from analysis.shortfin.releases import row_of, supported
+from analysis.shortfin.releases import MODES, row_of, supported
 from analysis.workloads.named import WORKLOADS, in_turn, is_file
 from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS
 
@@ -46,9 +47,10 @@ ENGINE, HTTP = "engine", "http"
 """Values of `targets`: an engine in the trial's process, or the release's own server."""
 _TYPES: dict[str, Any] = {
     "workload": str, "observe": str, "sanitize": bool, "serialise_invocations": bool,
-    "options": Mapping, "device_ids": list | tuple, "model": str | None,
+    "options": Mapping, "axes": Mapping, "device_ids": list | tuple, "model": str | None,
 }  # fmt: skip
 _MOST_TRIALS, _MOST_REQUESTS = 100_000, 1_000_000
+_UNSAFE = re.compile(r"[^\w.]+")
 _LONGEST_TREATED = 120
 """Most characters for treatments in a trial's id, because it names a directory."""
 
@@ -69,6 +71,8 @@ class Trial:
     treatments: tuple[str, ...] = ()
     """Names of the treatments of the engine."""
     target: str = ENGINE
+    options: tuple[tuple[str, Any], ...] = ()
+    """Values of the plan's axes: names and values of engine options, lists as tuples."""
 
     @property
     def trial_id(self) -> str:
@@ -80,10 +84,11 @@ class Trial:
         if len(treated) > _LONGEST_TREATED:
             digest = hashlib.sha256(treated.encode()).hexdigest()[:12]
             treated = f"-{len(self.treatments)}-treatments-{digest}"
+        modes = "".join(f"-{name}={_as_name(value)}" for name, value in self.options)
         through = "" if self.target == ENGINE else f"-{HTTP}"
         return (
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
-            f"-c{self.concurrency}-r{self.repeat}{through}{treated}"
+            f"-c{self.concurrency}-r{self.repeat}{modes}{through}{treated}"
         )
 
 
@@ -106,6 +111,9 @@ class Plan:
     `targets` says what answers the requests: an `engine` in the trial's process, the release's own
     server, started for the trial (`http`), or the server that runs at an address such as
     http://127.0.0.1:8000. A server is driven as it is: nothing of it is recorded or changed.
+
+    `axes` are values of engine options, of which every combination is run. On a release that does
+    not have an option, the engine is run once without it.
 
     Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial with its
     start, `resubmit_s` for the pause before a rejected request is sent again (None: never).
@@ -134,6 +142,7 @@ class Plan:
     treatments: tuple[tuple[str, ...], ...] = ((),)
     sanitize: bool = False
     targets: tuple[str, ...] = (ENGINE,)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.sanitize and self.observe == "nothing":
@@ -192,6 +201,7 @@ class Plan:
                 f"Repeats alternate between {len(self.workloads)} workloads, so `--repeats` must be"
                 f" at least {len(self.workloads)}, not {self.repeats}."
             )
+        self._check_axes()
         self._check_treatments()
         self._check_targets()
         for trial in self.trials():
@@ -202,7 +212,7 @@ class Plan:
     def _check_size(self) -> None:
         """Raise PlanError for a plan that is too large."""
         axes = (self.releases, self.prefix_sharing, self.pages, self.concurrency, self.treatments,
-                self.targets)  # fmt: skip
+                self.targets, *self.axes.values())  # fmt: skip
         trials = math.prod(map(len, axes)) * self.repeats
         if trials > _MOST_TRIALS:
             raise PlanError(
@@ -227,6 +237,22 @@ class Plan:
                     treatment.check(trial.release, trial.prefix_sharing)
         except EngineError as error:
             raise PlanError(str(error)) from error
+
+    def _check_axes(self) -> None:
+        for name, values in self.axes.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise PlanError(f"The axis {shown(name)} needs at least one value.")
+            if name in self.options:
+                raise PlanError(f"{shown(name)} is an option and an axis. Remove one of them.")
+            if len({_as_name(value) for value in values}) != len(values):
+                raise PlanError(f"The axis {shown(name)} has a value twice: {_joined(values)}.")
+
+    def _modes(self, release: str) -> list[tuple[tuple[str, Any], ...]]:
+        """Return the combinations of the axes that a release has."""
+        known = row_of(release).capabilities
+        own = {n: v for n, v in self.axes.items() if n not in MODES or MODES[n] in known}
+        values = [[(name, _hashable(value)) for value in own[name]] for name in own]
+        return list(itertools.product(*values))
 
     def _check_targets(self) -> None:
         if self.targets == (ENGINE,):
@@ -284,17 +310,21 @@ class Plan:
                             break
 
     def _trials(self) -> Iterator[Trial]:
-        variants = list(itertools.product(self.treatments, self.targets))
         for repeat in range(self.repeats):
             for concurrency in self.concurrency:
                 for release in self.releases:
                     for sharing in self.prefix_sharing:
                         for pages in self.pages:
-                            for names, target in variants[:: -1 if repeat % 2 else 1]:
-                                meant = _expanded(names, release, sharing)
-                                yield Trial(
-                                    release, sharing, pages, concurrency, repeat, meant, target
-                                )
+                            yield from self._variants(release, sharing, pages, concurrency, repeat)
+
+    def _variants(
+        self, release: str, sharing: str, pages: int, concurrency: int, repeat: int
+    ) -> Iterator[Trial]:
+        """Return the trials of one place in the grid, which follow each other."""
+        kinds = list(itertools.product(self._modes(release), self.treatments, self.targets))
+        for options, names, target in kinds[:: -1 if repeat % 2 else 1]:
+            meant = _expanded(names, release, sharing)
+            yield Trial(release, sharing, pages, concurrency, repeat, meant, target, options)
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -325,8 +355,12 @@ class Plan:
             "page_count": page_count(trial.treatments, trial.page_count),
             "batch_sizes": list(self.batch_sizes),
             "serialise_invocations": self.serialise_invocations,
-            "options": dict(self.options),
+            "options": self.options_of(trial),
         }
+
+    def options_of(self, trial: Trial) -> dict[str, Any]:
+        """Return the engine options of a trial: those of the plan, and its values of the axes."""
+        return {**self.options, **dict(trial.options)}
 
     def prompt_seed(self, concurrency: int, repeat: int) -> int:
         """Return the seed of a trial's prompts; it depends only on concurrency and repeat."""
@@ -342,7 +376,7 @@ class Plan:
         plain = asdict(self)
         # Left out, so that runs from before this option can be resumed.
         later = {"observe": "nothing", "treatments": ((),), "sanitize": False, "resubmit_s": None,
-                 "targets": (ENGINE,)}  # fmt: skip
+                 "targets": (ENGINE,), "axes": {}}  # fmt: skip
         for name, default in later.items():
             if plain[name] == default:
                 del plain[name]
@@ -360,6 +394,15 @@ def _expanded(names: Sequence[str], release: str, sharing: str) -> tuple[str, ..
         return expand(names, release, sharing)
     except EngineError as error:
         raise PlanError(str(error)) from error
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_name(value: Any) -> str:
+    """Return a value as a part of a directory's name."""
+    return _UNSAFE.sub("+", str(value)).strip("+")
 
 
 def _flag(name: str) -> str:

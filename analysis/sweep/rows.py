@@ -55,7 +55,7 @@ def trial_row(
         "repeat": trial.repeat,
         "workload": plan.workload_of(trial.repeat),
         "treatments": list(trial.treatments),
-        "options": json.dumps(dict(plan.options), sort_keys=True),
+        "options": json.dumps(plan.options_of(trial), sort_keys=True),
         "page_tokens": ended.facts.get("page_tokens"),
         "supported_fixes": list(row_of(trial.release).fixes),
         "git_commit": git_commit,

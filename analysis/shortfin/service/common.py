@@ -14,8 +14,11 @@ from typing import Any
 from analysis.core.errors import EngineError
 from analysis.shortfin.cache.base import LiveCache
 from analysis.shortfin.capture import report_fault
+from analysis.shortfin.config import PHASES
 from analysis.shortfin.port import Answer, Call, Setup
 from analysis.shortfin.releases import installed_release
+
+_BATCH_SIZES = {phase: f"{phase}_batch_sizes" for phase in PHASES}
 
 
 class Responder:
@@ -233,8 +236,7 @@ def model_settings(setup: Setup) -> dict[str, Any]:
         "max_seq_len": model.max_seq_len,
         "transformer_block_count": model.transformer_block_count,
         "attn_head_dim": model.attn_head_dim,
-        "prefill_batch_sizes": list(config.batch_sizes),
-        "decode_batch_sizes": list(config.batch_sizes),
+        **{name: config.batch_sizes_of(phase) for phase, name in _BATCH_SIZES.items()},
         "module_name": model.module_name,
         "module_abi_version": model.module_abi_version,
     }
@@ -277,6 +279,8 @@ def share_out(
     """
     shares: dict[str, dict[str, object]] = {part: {} for part in offers}
     for name, value in options.items():
+        if name in _BATCH_SIZES.values():  # `model_settings` has them
+            continue
         for part, names in offers.items():
             if name in names:
                 shares[part][name] = value
