@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -109,3 +110,34 @@ import analysis.sweep, analysis.report, analysis.cli, analysis.model
 analysis.load_run
 """
     subprocess.run([sys.executable, "-c", source], check=True, cwd=ROOT, timeout=60)
+
+
+def test_removing_an_environment_takes_its_kernel_and_nothing_else(tmp_path, monkeypatch) -> None:
+    home, kernel = tmp_path / "venvs", tmp_path / "kernels" / "shortfin-3.8.0"
+    monkeypatch.setattr(releases, "environments_dir", lambda: home)
+    places = (kernel, tmp_path / "none")
+    monkeypatch.setattr(releases, "_kernel_places", lambda name: places)
+    for directory in (home / "3.8.0", home / "3.9.0", kernel):
+        directory.mkdir(parents=True)
+        (directory / "file").touch()
+    (home / ".ready-3.8.0").touch()
+    assert releases.remove("3.8.0") == home / "3.8.0"
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"venvs/3.9.0/file", "venvs/.3.8.0.lock"}
+    for release, words in (("3.8.0", "nothing was removed"), (reported(), "is not removed")):
+        with pytest.raises(ReleaseError, match=words):
+            releases.remove(release)
+
+
+def test_a_probed_release_has_the_row_of_another() -> None:
+    code = "from analysis.shortfin.releases import *; print(KNOWN, row_of('3.10.0').cache)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "CACHELAB_PROBE": "3.10.0=3.9.0"},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"{(*KNOWN, '3.10.0')} records"
+    assert releases._nearest("3.10.0") == KNOWN[-1]
+    assert releases._nearest("3.5.0") == "3.4.0"
+    assert releases._nearest("3.0.0") == KNOWN[0]
+    with pytest.raises(ReleaseError, match="is not a version"):
+        releases._nearest("newest")

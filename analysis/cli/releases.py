@@ -44,3 +44,44 @@ def install(
         row_of(release)
     for release in releases:
         typer.echo(f"{release}  {make(release)}")
+
+
+@app.command()
+def remove(
+    releases: Annotated[list[str], typer.Argument(help="releases of `cachelab releases list`")],
+) -> None:
+    """Remove the environments of releases and their Jupyter kernels; runs and reports stay.
+
+    For example:
+
+    cachelab releases remove 3.8.0
+    """
+    from analysis.shortfin.environments import remove as take_away
+
+    for release in releases:
+        typer.echo(f"{release}  removed {take_away(release)}")
+
+
+@app.command()
+def probe(
+    release: Annotated[str, typer.Argument(help="a version of shortfin on the package index")],
+    like: Annotated[
+        str | None, typer.Option(help="a supported release [default: the one before it]")
+    ] = None,
+    tests: Annotated[
+        list[str] | None, typer.Option(help="a file or directory below tests [default: all]")
+    ] = None,
+) -> None:
+    """Try a release as if it were another one: what fails shows in what it differs.
+
+    Makes the release's lock file and environment if they are missing, runs the tests of an engine
+    on it, and prints a table of what passed. Needs a checkout.
+
+
+    For example:
+
+    cachelab releases probe 3.8.0 --like 3.9.0 --tests engine
+    """
+    from analysis.shortfin.environments import probe as try_out
+
+    raise typer.Exit(try_out(release, like, tests or ()))

@@ -24,7 +24,17 @@ from analysis.core import children
 from analysis.core.errors import ReleaseError
 from analysis.core.files import write_atomically
 from analysis.core.paths import environments_dir, repo_root, shipped
-from analysis.shortfin.releases import KNOWN, installed_release, reported, row_of, supported
+from analysis.shortfin.releases import (
+    KNOWN,
+    PROBED,
+    RELEASES,
+    Release,
+    installed_release,
+    number_of,
+    reported,
+    row_of,
+    supported,
+)
 
 INSTALL_TIMEOUT_S = 1800
 _LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
@@ -114,6 +124,67 @@ def install(release: str) -> Path:
             f"The environment of shortfin {release} cannot be made, as {place} cannot be used"
             f" ({error.strerror or error}): get the right to write there, or free its space."
         ) from error
+
+
+def remove(release: str) -> Path:
+    """Remove the environment of `release` and its kernel, and return where it was.
+
+    Raises ReleaseError if it has none of its own, or is the one that this runs in.
+    """
+    row_of(release)
+    home = environments_dir() / release
+    if release == installed_release() or not home.is_dir():
+        runs = release == installed_release()
+        raise ReleaseError(
+            f"shortfin {release} is the release of the environment that runs this command, so it"
+            " is not removed: use another environment."
+            if runs
+            else f"shortfin {release} has no environment in {home.parent}, so nothing was removed."
+        )
+    kernels = [place for place in _kernel_places(kernel_name(release)) if place.is_dir()]
+    with _exclusively(home):
+        for directory in (home, *kernels):
+            shutil.rmtree(directory)
+        home.with_name(f".ready-{release}").unlink(missing_ok=True)  # of the Makefile
+    return home
+
+
+def probe(release: str, like: str | None = None, tests: Sequence[str] = ()) -> int:
+    """Run the tests of an engine on `release` as if it were `like`; return their exit status.
+
+    `like` is a supported release (default: the nearest one); `tests` are files or directories below
+    `tests` (default: all tests of an engine). What fails shows in what the release differs. A lock
+    file and an environment are made if they are missing.
+
+    Raises ReleaseError outside a checkout, and if the environment cannot be made.
+    """
+    root = repo_root()
+    if root is None:
+        raise ReleaseError("A release is probed in a checkout of the project: run this there.")
+    like = like or _nearest(release)
+    if like not in supported():
+        raise ReleaseError(
+            f"shortfin {like} is not supported. Use one of {', '.join(supported())}."
+        )
+    variables = {**os.environ, PROBED: f"{release}={like}", "CACHELAB_TEST_RELEASES": release}
+    make = "import sys; from analysis.shortfin import environments as e; r = sys.argv[1]"
+    for step in ("e._lock_file(r) or e.lock([r])", "e.install(r)"):
+        done = subprocess.run([sys.executable, "-c", f"{make}; {step}", release],
+                              env=variables, cwd=root, capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ReleaseError(f"shortfin {release} cannot be probed: {why}")
+    command = ["pytest", "-m", "not slow and not hard", "-q", "--dist=loadfile", "-n2"]
+    command += [f"tests/{name}" for name in tests]
+    return subprocess.run([sys.executable, "-m", *command], env=variables, cwd=root).returncode
+
+
+def _nearest(release: str) -> str:
+    """Return the supported release before this one, or after it if there is none."""
+    wanted = number_of(Release(release))
+    others = [row for row in RELEASES if row.version in supported() and row.version != release]
+    before = [row for row in others if number_of(row) < wanted]
+    return before[-1].version if before else others[0].version
 
 
 def _make(release: str, lock: Path) -> Path:

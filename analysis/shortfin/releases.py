@@ -9,7 +9,8 @@ checked where another one is installed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 from analysis.core.errors import ReleaseError
@@ -115,7 +116,26 @@ CACHES = {
     "records": frozenset({"records", "prefix-sharing"}),
 }
 
-RELEASES = (
+PROBED = "CACHELAB_PROBE"
+"""Environment variable RELEASE=ROW: a release that `cachelab releases probe` tries like another."""
+
+
+def _with_probed(rows: tuple[Release, ...], probed: str) -> tuple[Release, ...]:
+    version, _, like = probed.partition("=")
+    rest = [row for row in rows if row.version != version]
+    tried = [replace(row, version=version) for row in rows if row.version == like]
+    return tuple(sorted([*rest, *tried], key=number_of)) if tried else rows
+
+
+def number_of(row: Release) -> tuple[int, ...]:
+    """Return the version of a release as numbers, to compare it. Raises ReleaseError."""
+    try:
+        return tuple(map(int, row.version.split(".")))
+    except ValueError:
+        raise ReleaseError(f"{row.version!r} is not a version such as 3.9.0.") from None
+
+
+RELEASES: tuple[Release, ...] = (
     Release(
         "3.1.0",
         service="v3_1",
@@ -219,6 +239,7 @@ RELEASES = (
     ),
 )  # fmt: skip
 """Every public release with a prefix cache, oldest first."""
+RELEASES = _with_probed(RELEASES, os.environ.get(PROBED, ""))
 KNOWN = tuple(row.version for row in RELEASES)
 
 
