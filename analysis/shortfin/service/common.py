@@ -229,6 +229,22 @@ def tokenizer_of(setup: Setup) -> Any:
     )
 
 
+def generate_request(call: Call, sampling: Any, *, ids: bool = True) -> Any:
+    """Return the release's request for a call; `ids` says if prompts and answers may be token ids.
+
+    The ids are copied, because the engine may change the list.
+    """
+    from shortfin_apps.llm.components.io_struct import GenerateReqInput
+
+    prompt: dict[str, Any] = {"text": call.text if call.text is not None else ""}
+    if ids:
+        own = list(call.token_ids) if call.text is None else None
+        prompt = {"text": call.text, "input_ids": own, "return_input_ids": True}
+    request = GenerateReqInput(**prompt, sampling_params=sampling, rid=call.request_id)
+    request.post_init()
+    return request
+
+
 def model_settings(setup: Setup) -> dict[str, Any]:
     """Return the model parameters of every generation, without those of the cache."""
     config, model = setup.config, setup.model.config

@@ -14,7 +14,6 @@ from typing import Any
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
 from analysis.shortfin.treatment import replace_attribute, replaced
 
-PHASES = ("prefill", "decode")
 NO_PAGE = "There was no free page for the request's next tokens, and none could be evicted."
 """The error of a request that fails because it cannot grow."""
 

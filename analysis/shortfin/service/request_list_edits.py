@@ -16,7 +16,8 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAlloc
 from analysis.shortfin.cache.allocations.server import is_task_of
 from analysis.shortfin.cache.invocations import CURRENT_INVOCATION
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
-from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, replace_functions
+from analysis.shortfin.config import PHASES
+from analysis.shortfin.service.edits import NO_PAGE, Results, replace_functions
 from analysis.shortfin.treatment import replaced
 
 

@@ -19,6 +19,7 @@ from analysis.shortfin.service.common import (
     Responder,
     Service,
     cache_settings,
+    generate_request,
     model_settings,
     parameters_of,
     share_out,
@@ -100,16 +101,8 @@ class V31(Service):
         self.load(setup)
 
     def launch(self, call: Call) -> None:
-        prompt: dict[str, Any] = {"text": call.text if call.text is not None else ""}
-        if ANSWERS_IDS:
-            ids = list(call.token_ids) if call.text is None else None  # the engine appends to it
-            prompt = {"text": call.text, "input_ids": ids, "return_input_ids": True}
-        request = GenerateReqInput(
-            **prompt,
-            sampling_params={"max_completion_tokens": call.max_new_tokens - self.surplus_tokens},
-            rid=call.request_id,
-        )
-        request.post_init()
+        sampling = {"max_completion_tokens": call.max_new_tokens - self.surplus_tokens}
+        request = generate_request(call, sampling, ids=ANSWERS_IDS)
         responder = self.responders[call.request_id] = _Responder(call, self.end)
         Client(self.native, request, responder).launch()
 

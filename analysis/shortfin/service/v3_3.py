@@ -15,23 +15,23 @@ from shortfin_apps.llm.components.config_struct import (
     ServerParams,
 )
 from shortfin_apps.llm.components.generate import ClientGenerateBatchProcess
-from shortfin_apps.llm.components.io_struct import GenerateReqInput
 from shortfin_apps.llm.components.manager import LlmSystemManager
 
 from analysis.shortfin.capture import report_fault
+from analysis.shortfin.config import PHASES
 from analysis.shortfin.hooks import replace_attribute
 from analysis.shortfin.port import Answer, Call, Setup
 from analysis.shortfin.service.common import (
     Responder,
     Service,
     cache_settings,
+    generate_request,
     model_settings,
     parameters_of,
     share_out,
     tokenizer_of,
     type_of,
 )
-from analysis.shortfin.service.edits import PHASES
 
 _DECODE_CONFIG = getattr(config_struct, "DecodeConfig", None)
 """Class of the selection of tokens; None in 3.3, which is always greedy."""
@@ -144,17 +144,8 @@ class V33(Service):
         return sysman, params, server_params
 
     def launch(self, call: Call) -> None:
-        request = GenerateReqInput(
-            text=call.text,
-            # Copied, because the engine appends to the list.
-            input_ids=list(call.token_ids) if call.text is None else None,
-            sampling_params=_SAMPLING(
-                max_completion_tokens=call.max_new_tokens - self.surplus_tokens
-            ),
-            rid=call.request_id,
-            return_input_ids=True,
-        )
-        request.post_init()
+        sampling = _SAMPLING(max_completion_tokens=call.max_new_tokens - self.surplus_tokens)
+        request = generate_request(call, sampling)
         responder = self.responders[call.request_id] = _Responder(call, self.end)
         Client(self.native, request, responder).launch()
 

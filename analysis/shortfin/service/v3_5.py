@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 from shortfin_apps.llm.components.generate import ClientGenerateBatchProcess
-from shortfin_apps.llm.components.io_struct import GenerateReqInput, SamplingParams
+from shortfin_apps.llm.components.io_struct import SamplingParams
 from shortfin_apps.llm.components.messages import InferencePhase
 
 from analysis.shortfin.capture import report_fault
+from analysis.shortfin.config import PHASES
 from analysis.shortfin.port import Answer, Call
 from analysis.shortfin.service import v3_3
-from analysis.shortfin.service.common import waiting_state
-from analysis.shortfin.service.edits import PHASES
+from analysis.shortfin.service.common import generate_request, waiting_state
 
 _CANCELS = hasattr(ClientGenerateBatchProcess, "cancel")
 """Whether a request can be cancelled (3.6); in 3.5 its client disconnects."""
@@ -61,17 +61,8 @@ class V35(v3_3.V33):
         self._observe_tokens()
 
     def launch(self, call: Call) -> None:
-        request = GenerateReqInput(
-            text=call.text,
-            # Copied, because the engine appends to the list.
-            input_ids=list(call.token_ids) if call.text is None else None,
-            sampling_params=SamplingParams(
-                max_completion_tokens=call.max_new_tokens - self.surplus_tokens
-            ),
-            rid=call.request_id,
-            return_input_ids=True,
-        )
-        request.post_init()
+        tokens = call.max_new_tokens - self.surplus_tokens
+        request = generate_request(call, SamplingParams(max_completion_tokens=tokens))
         responder = self.responders[call.request_id] = _Responder(call, self.end)
         responder.process = ClientGenerateBatchProcess(
             self.native, request, responder, fiber=self.native.main_fiber

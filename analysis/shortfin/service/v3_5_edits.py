@@ -15,9 +15,9 @@ from shortfin_apps.llm.components.token_selection_strategy.sampler import Sample
 from analysis.shortfin.cache.allocations.choices import beam_class
 from analysis.shortfin.cache.allocations.server import request_id_of
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
+from analysis.shortfin.config import PHASES
 from analysis.shortfin.service.edits import (
     NO_PAGE,
-    PHASES,
     Results,
     around_decodes,
     complete,

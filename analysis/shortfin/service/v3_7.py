@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from analysis.shortfin.config import PHASES
 from analysis.shortfin.service.common import waiting_state
-from analysis.shortfin.service.edits import PHASES
 from analysis.shortfin.service.v3_9 import V39
 
 

@@ -11,7 +11,8 @@ from shortfin_apps.llm.components.batching.modes import default as batching
 from shortfin_apps.llm.components.decoder.decoder import LlmDecoder, PageManager
 from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAllocationFailure
 
-from analysis.shortfin.service.edits import NO_PAGE, PHASES, Results, mute, share_one_worker
+from analysis.shortfin.config import PHASES
+from analysis.shortfin.service.edits import NO_PAGE, Results, mute, share_one_worker
 from analysis.shortfin.service.v3_9_edits import (
     edit_answers,
     edit_choices,

@@ -14,7 +14,7 @@ from shortfin_apps.llm.components.config_struct import (
 )
 from shortfin_apps.llm.components.decode_config import DecodeConfig
 from shortfin_apps.llm.components.generate import ClientGenerateBatchProcess
-from shortfin_apps.llm.components.io_struct import GenerateReqInput, SamplingParams
+from shortfin_apps.llm.components.io_struct import SamplingParams
 from shortfin_apps.llm.components.manager import LlmSystemManager
 from shortfin_apps.llm.components.messages import InferencePhase
 from shortfin_apps.llm.components.service import LlmGenerateService
@@ -25,6 +25,7 @@ from analysis.shortfin.service.common import (
     Responder,
     Service,
     cache_settings,
+    generate_request,
     model_settings,
     parameters_of,
     share_out,
@@ -122,15 +123,8 @@ class V39(Service):
         self._observe_tokens()
 
     def launch(self, call: Call) -> None:
-        request = GenerateReqInput(
-            text=call.text,
-            # Copied, because the engine may change the list.
-            input_ids=list(call.token_ids) if call.text is None else None,
-            sampling_params=SamplingParams(max_completion_tokens=call.max_new_tokens),
-            rid=call.request_id,
-            return_input_ids=True,
-        )
-        request.post_init()
+        tokens = call.max_new_tokens
+        request = generate_request(call, SamplingParams(max_completion_tokens=tokens))
         responder = _Responder(call, self.end)
         responder.process = ClientGenerateBatchProcess(
             self.native, request, responder, fiber=self.native.main_fiber

@@ -16,9 +16,9 @@ from shortfin_apps.llm.components.kvcache.base_attention_cache import CacheAlloc
 
 from analysis.shortfin.cache.probe import CURRENT_REQUEST
 from analysis.shortfin.cache.trie import read_trie
+from analysis.shortfin.config import PHASES
 from analysis.shortfin.service.edits import (
     NO_PAGE,
-    PHASES,
     Results,
     decode_edit,
     edit_beam_answers,
