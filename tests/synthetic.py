@@ -30,6 +30,7 @@ def trial_row(**changes: Any) -> dict[str, Any]:
         "seed": 0,
         "status": "ok",
         "duration_s": 3.5,
+        "target": "engine",
     }
     return {**row, **changes}
 

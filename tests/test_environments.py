@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -120,10 +121,15 @@ def test_removing_an_environment_takes_its_kernel_and_nothing_else(tmp_path, mon
     for directory in (home / "3.8.0", home / "3.9.0", kernel):
         directory.mkdir(parents=True)
         (directory / "file").touch()
+    spec = {"argv": [str(home / "3.8.0" / "bin" / "python")]}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    others = tmp_path / "none"
+    others.mkdir()
+    (others / "kernel.json").write_text(json.dumps({"argv": ["/elsewhere/bin/python"]}))
     (home / ".ready-3.8.0").touch()
     assert releases.remove("3.8.0") == home / "3.8.0"
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"venvs/3.9.0/file", "venvs/.3.8.0.lock"}
+    assert left == {"venvs/3.9.0/file", "venvs/.3.8.0.lock", "none/kernel.json"}
     for release, words in (("3.8.0", "nothing was removed"), (reported(), "is not removed")):
         with pytest.raises(ReleaseError, match=words):
             releases.remove(release)
@@ -139,5 +145,11 @@ def test_a_probed_release_has_the_row_of_another() -> None:
     assert releases._nearest("3.10.0") == KNOWN[-1]
     assert releases._nearest("3.5.0") == "3.4.0"
     assert releases._nearest("3.0.0") == KNOWN[0]
+    older = subprocess.run(
+        [sys.executable, "-c", "from analysis.shortfin.releases import *; print(reported())"],
+        env={**os.environ, "CACHELAB_PROBE": "3.0.0=3.1.0"},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert older.stdout.strip() == reported()
     with pytest.raises(ReleaseError, match="is not a version"):
         releases._nearest("newest")

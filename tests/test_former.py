@@ -118,6 +118,14 @@ def test_a_table_of_an_earlier_version_comes_back_as_that_of_today(name: str, ve
     assert as_declared(name, old, version).to_pylist() == table.to_pylist()
 
 
+def test_a_trial_of_before_there_were_servers_was_of_an_engine_in_process() -> None:
+    table = to_table("trials", ROWS["trials"])
+    old = table.drop_columns(["target"])
+    assert as_declared("trials", old, 3).to_pylist() == table.to_pylist()
+    with pytest.raises(RunError, match="no column target"):
+        as_declared("trials", old, 4)
+
+
 def test_every_extra_column_and_kind_is_compared_with_its_old_text() -> None:
     assert set(EVENT_EXTRAS) == {c for row in EXTRAS.values() for c in row} & set(EVENT_EXTRAS)
     assert {row["kind"] for row in events()} == set(EVENT_KINDS)

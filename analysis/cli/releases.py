@@ -56,8 +56,11 @@ def remove(
 
     cachelab releases remove 3.8.0
     """
+    from analysis.shortfin.environments import check_removable
     from analysis.shortfin.environments import remove as take_away
 
+    for release in releases:
+        check_removable(release)
     for release in releases:
         typer.echo(f"{release}  removed {take_away(release)}")
 
@@ -72,7 +75,7 @@ def probe(
         list[str] | None, typer.Option(help="a file or directory below tests [default: all]")
     ] = None,
 ) -> None:
-    """Try a release as if it were another one: what fails shows in what it differs.
+    """Try a release as if it were another one: the failed tests show the differences.
 
     Makes the release's lock file and environment if they are missing, runs the tests of an engine
     on it, and prints a table of what passed. Needs a checkout.

@@ -73,9 +73,10 @@ def _missing(
     """Return what is unknown because it was not recorded, in sentences."""
     sentences = []
     if not trace.recorded:
-        sentences.append(
-            "This trial has no recording. Sweep with --sanitize or --observe to record it."
-        )
+        how = "Sweep with --sanitize or --observe to record it."
+        if trace.trial.get("target") not in (None, "engine"):
+            how = "A server cannot be recorded. Sweep again with --target engine --sanitize."
+        sentences.append(f"This trial has no recording. {how}")
     elif trace.events.empty:
         sentences.append("No events were recorded, so the history of its pages is unknown.")
     elif trace.seq_of("submitted") is None:

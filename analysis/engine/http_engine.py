@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import subprocess
 import threading
@@ -30,17 +31,20 @@ START_TIMEOUT_S = 90.0
 _CHECK_S, _HEALTH_TIMEOUT_S, _STOP_TIMEOUT_S = 0.1, 5.0, 5.0
 _DEAD_WITHIN_S = 2.0
 """Longest time between a lost connection and the end of the process behind it."""
+_USAGE_ERROR = 2
+"""Exit status of a server that does not know an option."""
+_HOST = re.compile(r"[\w.:-]+")
 _numbers = itertools.count(1)
 
 
 def address_of(target: str) -> tuple[str, int]:
     """Return host and port of an address such as http://127.0.0.1:8000. Raises EngineError."""
-    try:
+    with suppress(ValueError):  # UnicodeError is one, too
         parts = urlsplit(target)
-        if parts.scheme == "http" and parts.hostname and parts.path in ("", "/"):
-            return parts.hostname, parts.port or 80
-    except ValueError:
-        pass
+        host = parts.hostname or ""
+        host.encode("idna")
+        if parts.scheme == "http" and _HOST.fullmatch(host) and parts.path in ("", "/"):
+            return host, parts.port or 80
     raise EngineError(f"{shown(target)} is not the address of a server, as http://127.0.0.1:8000.")
 
 
@@ -60,6 +64,8 @@ class HttpEngine:
         self.tokenizer = ModelTokenizer(self.model)
         self._eos = self.tokenizer.token_id(self.model.eos_token)
         self._command: list[str] = []
+        self._port_holder: socket.socket | None = None
+        self._not_started: EngineDeath | None = None
         if address is not None:
             self.device = "unknown"
             self.host, self.port = address_of(address)
@@ -68,7 +74,8 @@ class HttpEngine:
                 config.device, config.hip_target, config.device_ids
             )
             vmfb = compile_model(self.model, batch_sizes=config.compiled_batch_sizes, target=target)
-            self.host, self.port = http_server.HOST, _free_port()
+            self._port_holder = _free_port()
+            self.host, self.port = self._port_holder.getsockname()
             setup = Setup("default", config, self.model, vmfb, self.device)
             self._command = http_server.command(setup, log_dir, self.port)
         self._log = log_dir / f"engine-server{next(_numbers)}.log"
@@ -90,19 +97,26 @@ class HttpEngine:
         except BaseException:
             self.__exit__()
             raise
+        finally:
+            if self._port_holder is not None:
+                self._port_holder.close()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.give_up(list(self._open))
-        if self._process is not None:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):  # some releases do not end by themselves
-                self._process.wait(_STOP_TIMEOUT_S)
-            children.kill_group(self._process)
+        try:
+            self.give_up(list(self._open))
+        finally:
+            if self._process is not None:
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):  # some releases do not end by themselves
+                    self._process.wait(_STOP_TIMEOUT_S)
+                children.kill_group(self._process)
 
     @property
     def died(self) -> EngineDeath | None:
-        """The end of the server's process; None while it runs."""
+        """The end of the server's process, or that it did not start; None while it runs."""
+        if self._not_started is not None:
+            return self._not_started
         if self._process is None or (status := self._process.poll()) is None:
             return None
         return EngineDeath(f"The server's process exited with status {status}.", self.log[-4000:])
@@ -123,24 +137,32 @@ class HttpEngine:
         future: Future[Completion] = Future()
         name = request_id or uuid.uuid4().hex
         connection = HTTPConnection(self.host, self.port, timeout=timeout_s)
+        expired = threading.Event()
         with self._lock:
             self._open[name] = connection
 
         def send() -> None:
             began = time.monotonic()
-            outcome, error, text = "ok", None, ""
+            expiry = threading.Timer(timeout_s, self._expire, [connection, expired])
+            expiry.daemon = True
+            expiry.start()
             tokens: tuple[int, ...] = ()
+            text = ""
             try:
                 answer = self._ask(connection, prompt, max_new_tokens, name)
                 tokens, text = self._read(answer, max_new_tokens)
+                outcome = "rejected" if answer.refused else "error" if answer.error else "ok"
                 error = answer.error
-                outcome = "rejected" if answer.refused else "error" if error else outcome
-                outcome = "empty" if outcome == "ok" and not tokens else outcome
-            except TimeoutError:
-                outcome, error = "timeout", f"No answer within {timeout_s:g} s."
-            except (OSError, HTTPException, ValueError, LookupError, TypeError) as failure:
+                if outcome == "ok" and not tokens:
+                    outcome = "empty"
+            except _UnreadableAnswer as failure:
+                outcome, error = "error", f"The answer could not be read: {failure}"
+            except (OSError, HTTPException, ValueError) as failure:
                 outcome, error = self._failed(name, failure)
+                if expired.is_set():
+                    outcome, error = "timeout", f"No answer within {timeout_s:g} s."
             finally:
+                expiry.cancel()
                 with self._lock:
                     self._open.pop(name, None)
                 connection.close()
@@ -165,17 +187,30 @@ class HttpEngine:
         """End the pending ones of these requests, by closing their connections."""
         with self._lock:
             pending = [self._open.pop(name, None) for name in request_ids]
-        for connection in pending:
-            if connection is not None and connection.sock is not None:
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        for connection in filter(None, pending):
+            _cut(connection)
+
+    @staticmethod
+    def _expire(connection: HTTPConnection, expired: threading.Event) -> None:
+        """End a request at its deadline; the timeout of a socket is one for each read."""
+        expired.set()
+        _cut(connection)
 
     def _ask(
         self, connection: HTTPConnection, prompt: str, max_new_tokens: int, request_id: str
     ) -> Answer:
         body = http_server.body_of(prompt, max_new_tokens, request_id)
+        connection.connect()
+        with self._lock:
+            if request_id not in self._open:
+                raise ConnectionAbortedError
         connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        return http_server.answer_of(response.status, response.read())
+        content = response.read()
+        try:
+            return http_server.answer_of(response.status, content)
+        except (ValueError, LookupError, TypeError) as error:
+            raise _UnreadableAnswer(f"{type(error).__name__}: {error}") from error
 
     def _read(self, answer: Answer, max_new_tokens: int) -> tuple[tuple[int, ...], str]:
         """Return the tokens of an answer's text, and the text of those that were asked for."""
@@ -201,15 +236,21 @@ class HttpEngine:
         return "error", f"The server did not answer: {type(failure).__name__}: {failure}"
 
     def _wait_until_healthy(self) -> None:
+        """Wait until the server answers. If it crashes or hangs, it counts as dead from then on.
+
+        Raises EngineError if it refuses its options, or if a server at an address does not answer.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            if (death := self.died) is not None:
-                lines = death.traceback.strip().splitlines() or ["no output"]
-                raise EngineError(
-                    f"The server of shortfin {self.release} did not start: {lines[-1].strip()}"
-                )
+            if self._process is not None and (status := self._process.poll()) is not None:
+                last = (self.log.strip().splitlines() or ["no output"])[-1].strip()
+                message = f"The server of shortfin {self.release} did not start: {last}"
+                if status == _USAGE_ERROR:
+                    raise EngineError(message)
+                self._not_started = EngineDeath(message, self.log)
+                return
+            connection = HTTPConnection(self.host, self.port, timeout=_HEALTH_TIMEOUT_S)
             try:
-                connection = HTTPConnection(self.host, self.port, timeout=_HEALTH_TIMEOUT_S)
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
                     return
@@ -218,15 +259,31 @@ class HttpEngine:
                 why = str(error)
             finally:
                 connection.close()
-            if self._process is None or time.monotonic() > deadline:
+            if self._process is None:
                 raise EngineError(
                     f"No shortfin server can be reached at http://{self.host}:{self.port}: {why}."
                 )
+            if time.monotonic() > deadline:
+                self._not_started = EngineDeath(
+                    f"The server of shortfin {self.release} was not healthy after"
+                    f" {START_TIMEOUT_S:g} s: {why}.", self.log,
+                )  # fmt: skip
+                return
             time.sleep(_CHECK_S)
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((http_server.HOST, 0))
-        port: int = found.getsockname()[1]
-    return port
+class _UnreadableAnswer(Exception):  # noqa: N818
+    """An answer is not in the form of the release."""
+
+
+def _cut(connection: HTTPConnection) -> None:
+    with suppress(OSError, AttributeError):  # not connected yet, or not any more
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _free_port() -> socket.socket:
+    """Return a socket on a free port, which keeps it from others until the server has it, too."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((http_server.HOST, 0))
+    return holder

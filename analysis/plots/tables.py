@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.runs.tables import treated
 from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
-from analysis.stats.configurations import series_columns
+from analysis.stats.configurations import series_columns, varying
 from analysis.stats.rates import failure_rates, with_trials
 
 _PROMPT_END = 60
@@ -213,9 +213,10 @@ def failed_trials(trials: pd.DataFrame) -> HtmlTable:
 
 def rates_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     """Show failure rates with intervals over engines; `frame` is `failure_rates`."""
-    frame = failure_rates(requests, trials)
+    columns = ["release", "prefix_sharing", *varying(trials, ["options", "target"]), "concurrency"]
+    frame = failure_rates(requests, trials, columns)
     rows = frame.to_dict("records")
-    shown = frame[["release", "prefix_sharing", "concurrency"]].copy()
+    shown = frame[columns].copy()
     shown["requests"], shown["rejected"] = frame["n"], frame["rejected"]
     shown["failed"] = frame["failures"]
     shown["failure rate (95% interval)"] = [_rate(row) for row in rows]

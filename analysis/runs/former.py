@@ -32,9 +32,10 @@ LACKING: dict[int, dict[str, tuple[str, ...]]] = {
         "snapshots": ("allocated", "misplaced"),
     },
     2: {},
-    3: {"trials": ("target",)},
 }  # fmt: skip
 """Columns that a file may lack, by version and table; they are read as null."""
+WITHOUT_TARGET = 3
+"""The last version of which files may lack `trials.target`: an engine in process answered."""
 _RENAMED = {
     "trial_id": "cell_id",
     "invocation_id": "flight_id",

@@ -144,7 +144,7 @@ _COLUMNS = {
         _maybe("recording", _TEXT, "what was recorded: nothing, events, or events and snapshots"),
         _maybe("injected", pa.bool_(), "whether a control's fault was injected; null: no control"),
         _maybe("injection", INJECTION, "where a control's fault was injected"),
-        _maybe("target", _TEXT, "what answered: engine, http, or a server's address; null: engine"),
+        _maybe("target", _TEXT, "what answered: engine, http, or a server's address"),
     ],
     "requests": [
         _column("request_id", _TEXT, "unique within its trial"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis.core.errors import RunError, shown
 from analysis.runs import former
@@ -129,10 +130,11 @@ def as_declared(name: str, table: pa.Table, version: int) -> pa.Table:
     """
     if version in former.VERSIONS:
         table = former.updated(name, table, version)
-    for column in former.LACKING.get(version, {}).get(name, ()):
-        if column in _schema(name).names and column not in table.column_names:
-            field = _schema(name).field(column)
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    if name == "trials" and version <= former.WITHOUT_TARGET:
+        known = table.column_names
+        target = table["target"] if "target" in known else pa.nulls(table.num_rows, pa.string())
+        rest = table.drop_columns(["target"]) if "target" in known else table
+        table = rest.append_column("target", pc.fill_null(target, "engine"))
     return checked(name, table, cast=True)
 
 

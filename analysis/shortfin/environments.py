@@ -37,6 +37,7 @@ from analysis.shortfin.releases import (
 )
 
 INSTALL_TIMEOUT_S = 1800
+_PROBE_TIMEOUT_S = 7200
 _LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
 # Other releases run kernels and trials; JupyterLab, papermill, nbconvert and imports of models run
 # in the default one.
@@ -126,8 +127,8 @@ def install(release: str) -> Path:
         ) from error
 
 
-def remove(release: str) -> Path:
-    """Remove the environment of `release` and its kernel, and return where it was.
+def check_removable(release: str) -> Path:
+    """Return the environment of `release`.
 
     Raises ReleaseError if it has none of its own, or is the one that this runs in.
     """
@@ -141,20 +142,37 @@ def remove(release: str) -> Path:
             if runs
             else f"shortfin {release} has no environment in {home.parent}, so nothing was removed."
         )
-    kernels = [place for place in _kernel_places(kernel_name(release)) if place.is_dir()]
-    with _exclusively(home):
-        for directory in (home, *kernels):
-            shutil.rmtree(directory)
-        home.with_name(f".ready-{release}").unlink(missing_ok=True)  # of the Makefile
     return home
+
+
+def remove(release: str) -> Path:
+    """Remove the environment of `release` and its kernel, and return where it was.
+
+    Raises ReleaseError as `check_removable` does.
+    """
+    home = check_removable(release)
+    kernels = [place for place in _kernel_places(kernel_name(release)) if _is_kernel(place, home)]
+    with _exclusively(home):
+        home.with_name(f".ready-{release}").unlink(missing_ok=True)  # of the Makefile
+        for directory in (*kernels, home):
+            shutil.rmtree(directory)
+    return home
+
+
+def _is_kernel(place: Path, home: Path) -> bool:
+    """Return whether a kernel spec runs the interpreter of an environment."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        python = Path(json.loads((place / "kernel.json").read_text())["argv"][0])
+        return python.parent == home / "bin"
+    return False
 
 
 def probe(release: str, like: str | None = None, tests: Sequence[str] = ()) -> int:
     """Run the tests of an engine on `release` as if it were `like`; return their exit status.
 
     `like` is a supported release (default: the nearest one); `tests` are files or directories below
-    `tests` (default: all tests of an engine). What fails shows in what the release differs. A lock
-    file and an environment are made if they are missing.
+    `tests` (default: all tests of an engine). The failed tests show the differences. A lock file
+    and an environment are made if they are missing.
 
     Raises ReleaseError outside a checkout, and if the environment cannot be made.
     """
@@ -170,13 +188,20 @@ def probe(release: str, like: str | None = None, tests: Sequence[str] = ()) -> i
     make = "import sys; from analysis.shortfin import environments as e; r = sys.argv[1]"
     for step in ("e._lock_file(r) or e.lock([r])", "e.install(r)"):
         done = subprocess.run([sys.executable, "-c", f"{make}; {step}", release],
-                              env=variables, cwd=root, capture_output=True, text=True)  # fmt: skip
+                              env=variables, cwd=root, stderr=subprocess.PIPE, text=True,
+                              timeout=2 * INSTALL_TIMEOUT_S)  # fmt: skip
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no output"])[-1]
             raise ReleaseError(f"shortfin {release} cannot be probed: {why}")
     command = ["pytest", "-m", "not slow and not hard", "-q", "--dist=loadfile", "-n2"]
     command += [f"tests/{name}" for name in tests]
-    return subprocess.run([sys.executable, "-m", *command], env=variables, cwd=root).returncode
+    try:
+        return subprocess.run([sys.executable, "-m", *command], env=variables, cwd=root,
+                              timeout=_PROBE_TIMEOUT_S).returncode  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ReleaseError(
+            f"The tests did not end within {_PROBE_TIMEOUT_S} s: name fewer with `--tests`."
+        ) from None
 
 
 def _nearest(release: str) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.shortfin.port import Answer, Setup
+from analysis.shortfin.releases import row_of
 from analysis.shortfin.service import installed_service
 from analysis.shortfin.service.common import cache_settings, model_settings, parameters_of
 
 HOST = "127.0.0.1"
 _REFUSED = 503
+_FLAGS = {"program_isolation": "isolation"}
+"""Names of options on the command line of 3.1 and 3.2, where they differ."""
 _TEXT_PREFIX = b"data: "
 """Begins an answer up to 3.3; later ones are JSON."""
 
@@ -23,9 +26,10 @@ def command(setup: Setup, directory: Path, port: int) -> list[str]:
     Writes the model's settings to `directory`. Options that are no setting of the model or its
     cache become options of the command.
     """
-    installed_service()  # the first import of shortfin's server may write to the home directory
+    release, _ = installed_service()  # the first import may write to the home directory
     from shortfin_apps.llm.components.config_struct import ModelParams, PagedKVCacheParams
 
+    is_first = row_of(release).service == "v3_1"
     model, config = setup.model.config, setup.config
     of_cache, of_model = parameters_of(PagedKVCacheParams), parameters_of(ModelParams)
     cache, params = cache_settings(setup), model_settings(setup)
@@ -48,7 +52,7 @@ def command(setup: Setup, directory: Path, port: int) -> list[str]:
         elif name in of_model:
             params[name] = value
         else:
-            flags[name] = value
+            flags[_FLAGS.get(name, name) if is_first else name] = value
     file = directory / "model_config.json"
     file.write_text(json.dumps({**params, "paged_kv_cache": cache}))
     words = [
@@ -60,7 +64,8 @@ def command(setup: Setup, directory: Path, port: int) -> list[str]:
     if config.device_ids:
         words += ["--device_ids", *config.device_ids]
     for name, value in flags.items():
-        words += [f"--{name}", *([] if value is True else [value])]
+        if value is not False:
+            words += [f"--{name}", *([] if value is True else [value])]
     return [str(word) for word in (sys.executable, "-m", "shortfin_apps.llm.server", *words)]
 
 

@@ -239,6 +239,7 @@ RELEASES: tuple[Release, ...] = (
     ),
 )  # fmt: skip
 """Every public release with a prefix cache, oldest first."""
+_REPORTED = RELEASES[0].version
 RELEASES = _with_probed(RELEASES, os.environ.get(PROBED, ""))
 KNOWN = tuple(row.version for row in RELEASES)
 
@@ -254,7 +255,7 @@ def supported(*capabilities: str) -> tuple[str, ...]:
 
 def reported() -> str:
     """Return the release of the bug report, which is that of the default environment."""
-    return RELEASES[0].version
+    return _REPORTED
 
 
 def row_of(release: str) -> Release:

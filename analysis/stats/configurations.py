@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.runs.tables import treated
 
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments",
-                 "target")  # fmt: skip
+                 "options", "target")  # fmt: skip
 """Columns of `trials` that distinguish configurations."""
 _FORMS = {
     "release": "shortfin {}",
@@ -19,6 +19,8 @@ _FORMS = {
     "workload": "workload {}",
     "device": "{}",
     "treatments": "{}",
+    "options": "options {}",
+    "target": "target {}",
 }
 
 

@@ -180,11 +180,11 @@ def _no_fit(evictions: npt.NDArray[np.float64], failed: npt.NDArray[np.bool_]) -
 
 
 def configurations(trials: pd.DataFrame) -> list[str]:
-    """Return the columns of a configuration: release and prefix sharing, and device if it varies.
+    """Return the columns of a configuration: release, prefix sharing, and others that vary.
 
     Each configuration is compared on its own.
     """
-    return ["release", "prefix_sharing", *varying(trials, ["device"])]
+    return ["release", "prefix_sharing", *varying(trials, ["device", "options", "target"])]
 
 
 def strata_of(trials: pd.DataFrame) -> list[str]:

@@ -50,7 +50,9 @@ _TYPES: dict[str, Any] = {
     "options": Mapping, "axes": Mapping, "device_ids": list | tuple, "model": str | None,
 }  # fmt: skip
 _MOST_TRIALS, _MOST_REQUESTS = 100_000, 1_000_000
-_UNSAFE = re.compile(r"[^\w.]+")
+_SAFE = re.compile(r"[A-Za-z0-9_.=-]*")
+_LONGEST_MODES = 60
+"""Most characters for the values of axes in a trial's id; otherwise they are a digest."""
 _LONGEST_TREATED = 120
 """Most characters for treatments in a trial's id, because it names a directory."""
 
@@ -82,9 +84,11 @@ class Trial:
         """
         treated = "".join(f"-{name.replace(':', '=')}" for name in self.treatments)
         if len(treated) > _LONGEST_TREATED:
-            digest = hashlib.sha256(treated.encode()).hexdigest()[:12]
-            treated = f"-{len(self.treatments)}-treatments-{digest}"
-        modes = "".join(f"-{name}={_as_name(value)}" for name, value in self.options)
+            treated = f"-{len(self.treatments)}-treatments-{_digest(treated)}"
+        modes = "".join(f"-{name}={value}" for name, value in self.options)
+        if len(modes) > _LONGEST_MODES or not _SAFE.fullmatch(modes):
+            names = "-".join(name for name, _ in self.options)[:_LONGEST_MODES]
+            modes = f"-{names}-{_digest(modes)}"
         through = "" if self.target == ENGINE else f"-{HTTP}"
         return (
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
@@ -110,10 +114,10 @@ class Plan:
 
     `targets` says what answers the requests: an `engine` in the trial's process, the release's own
     server, started for the trial (`http`), or the server that runs at an address such as
-    http://127.0.0.1:8000. A server is driven as it is: nothing of it is recorded or changed.
+    http://127.0.0.1:8000, which all trials share. A server runs unmodified and is not recorded.
 
-    `axes` are values of engine options, of which every combination is run. On a release that does
-    not have an option, the engine is run once without it.
+    `axes` are values of engine options, of which every combination is run. A release without
+    `num_beams` or `chunk_block_size` is run once without it.
 
     Times are in seconds: `request_timeout_s` for one answer, `trial_timeout_s` for a trial with its
     start, `resubmit_s` for the pause before a rejected request is sent again (None: never).
@@ -186,6 +190,7 @@ class Plan:
             if name == "resubmit_s" and value is None:
                 continue
             seconds(value, f"`{_flag(name)}`", LONGEST_TIMEOUT_S, error=PlanError)
+        self._check_axes()
         self._check_size()
         if self.observe not in OBSERVED:
             raise PlanError(
@@ -201,7 +206,6 @@ class Plan:
                 f"Repeats alternate between {len(self.workloads)} workloads, so `--repeats` must be"
                 f" at least {len(self.workloads)}, not {self.repeats}."
             )
-        self._check_axes()
         self._check_treatments()
         self._check_targets()
         for trial in self.trials():
@@ -240,18 +244,27 @@ class Plan:
 
     def _check_axes(self) -> None:
         for name, values in self.axes.items():
+            if not isinstance(name, str) or not name.isidentifier():
+                raise PlanError(f"The axis {shown(name)} is not the name of an option.")
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise PlanError(f"The axis {shown(name)} needs at least one value.")
             if name in self.options:
                 raise PlanError(f"{shown(name)} is an option and an axis. Remove one of them.")
-            if len({_as_name(value) for value in values}) != len(values):
+            for value in values:
+                parts = value if isinstance(value, list | tuple) else [value]
+                if not all(isinstance(part, str | int | float) for part in parts):
+                    raise PlanError(
+                        f"The axis {shown(name)} takes numbers, texts and lists of them, not"
+                        f" {shown(value)}."
+                    )
+            if len({str(_hashable(value)) for value in values}) != len(values):
                 raise PlanError(f"The axis {shown(name)} has a value twice: {_joined(values)}.")
 
     def _modes(self, release: str) -> list[tuple[tuple[str, Any], ...]]:
         """Return the combinations of the axes that a release has."""
         known = row_of(release).capabilities
         own = {n: v for n, v in self.axes.items() if n not in MODES or MODES[n] in known}
-        values = [[(name, _hashable(value)) for value in own[name]] for name in own]
+        values = [[(name, _hashable(value)) for value in own[name]] for name in sorted(own)]
         return list(itertools.product(*values))
 
     def _check_targets(self) -> None:
@@ -264,9 +277,7 @@ class Plan:
             ("serialise_invocations", self.serialise_invocations),
         ):
             if changed:
-                raise PlanError(
-                    f"A server is driven as it is. Remove `{_flag(name)}`, or `--target`."
-                )
+                raise PlanError(f"A server runs unmodified. Remove `{_flag(name)}`, or `--target`.")
         for target in set(self.targets) - {ENGINE, HTTP}:
             try:
                 address_of(target)
@@ -279,6 +290,8 @@ class Plan:
                     f"The server at {target} has one release, one way of prefix sharing and one"
                     " number of pages. Give one value each."
                 )
+            if self.options or self.axes:
+                raise PlanError(f"The server at {target} has its own options. Remove yours.")
 
     def trials(self, idle: Collection[str] = ()) -> list[Trial]:
         """Return all trials in the order of execution, with repeats outermost.
@@ -400,9 +413,8 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
-def _as_name(value: Any) -> str:
-    """Return a value as a part of a directory's name."""
-    return _UNSAFE.sub("+", str(value)).strip("+")
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _flag(name: str) -> str:

@@ -24,14 +24,15 @@ _TICK_S = 0.05
 _NEEDED = ("model", "device_ids", "hip_target", "serialise_invocations", "request_timeout_s",
            "max_new_tokens")  # fmt: skip
 """Settings of a run's plan that a rerun needs."""
-_SETTING = ["release", "prefix_sharing", "page_count", "device", "batch_sizes", "options"]
+_KEY = ["release", "prefix_sharing", "page_count", "options"]
+_SETTING = [*_KEY, "batch_sizes"]
 
 
 def wrong_prompts(run: Run) -> pd.DataFrame:
     """Return the distinct prompts with wrong answers in a run, with their trials' settings."""
     wrong = run.requests[run.requests["outcome"] == "wrong"]
     joined = wrong.merge(run.trials[["trial_id", *_SETTING]], on="trial_id")
-    return joined.drop_duplicates(["prompt", "release", "prefix_sharing", "page_count"])
+    return joined.drop_duplicates(["prompt", *_KEY])
 
 
 def rerun_wrong_prompts(
@@ -45,6 +46,8 @@ def rerun_wrong_prompts(
 ) -> pd.DataFrame:
     """Ask each wrongly answered prompt of a run alone, on a fresh engine without treatments.
 
+    It is an engine in process, also if a server gave the wrong answer.
+
     `prompts` are rows of `wrong_prompts` (None: all); `prefix_sharing` replaces that of the run.
     Returns a row for each prompt: its settings, `prompt`, `expected_text`, `text` and `tokens` (the
     answer alone), `outcome` (checked as in the sweep; None if it could not be sent), and `detail`
@@ -54,7 +57,7 @@ def rerun_wrong_prompts(
     prompts = _with_references(run, wrong_prompts(run) if prompts is None else prompts)
     if prefix_sharing is not None:
         prompts = prompts.assign(prefix_sharing=prefix_sharing)
-        prompts = prompts.drop_duplicates(["prompt", "release", "page_count"])
+        prompts = prompts.drop_duplicates(["prompt", *_KEY])
     waiting = list(prompts.to_dict("records"))
     running: list[tuple[dict[Any, Any], TrialProcess]] = []
     rows: list[dict[str, Any]] = []
@@ -76,7 +79,7 @@ def rerun_wrong_prompts(
         finally:
             for _, process in running:
                 process.kill()
-    columns = ["release", "prefix_sharing", "page_count", "prompt", "expected_text", "text",
+    columns = [*_KEY, "prompt", "expected_text", "text",
                "tokens", "outcome", "detail"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
@@ -142,7 +145,7 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         )
     config = {
         "model": plan["model"],
-        "device": case["device"],
+        "device": plan.get("device", "auto"),
         "device_ids": plan["device_ids"],
         "hip_target": plan["hip_target"],
         "prefix_sharing": case["prefix_sharing"],
@@ -175,9 +178,8 @@ def _row(run: Run, case: dict[Any, Any], ended: Ended) -> dict[str, Any]:
         outcome = "timeout"
     elif ended.exit_signal is not None:
         outcome = "engine_died"
-    kept = ("release", "prefix_sharing", "page_count", "prompt")
     return {
-        **{name: case[name] for name in kept},
+        **{name: case[name] for name in (*_KEY, "prompt")},
         "expected_text": request.expected,
         "text": answer["text"],
         "tokens": answer["tokens"],

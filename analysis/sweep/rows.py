@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.releases import row_of
 from analysis.sweep.plan import OBSERVED, Plan, Trial
 from analysis.workloads.workload import Answers, Request, Workload, check_output
@@ -43,14 +44,15 @@ def trial_row(
 ) -> Row:
     """Return the row of `trials`."""
     injection = ended.facts.get("injected")
+    config = EngineConfig.from_json(plan.engine_config(trial))
     return {
         "run_id": run_id,
         "trial_id": trial.trial_id,
         "release": trial.release,
         "device": ended.facts.get("device") or plan.device,
         "prefix_sharing": trial.prefix_sharing,
-        "page_count": plan.engine_config(trial)["page_count"],
-        "batch_sizes": list(plan.batch_sizes),
+        "page_count": config.page_count,
+        "batch_sizes": config.compiled_batch_sizes,
         "concurrency": trial.concurrency,
         "repeat": trial.repeat,
         "workload": plan.workload_of(trial.repeat),

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+
+import psutil
 import pytest
-from support import RELEASES, REPORTED
+from support import RELEASES, REPORTED, has
+from sweep_help import has_answered
 
 from analysis.core.errors import EngineError
 from analysis.runs.tables import count_requests
@@ -14,7 +20,9 @@ from analysis.sweep.runner import run_sweep
 HTTP = Plan(releases=(REPORTED,), concurrency=(4,), repeats=1, seed=3, targets=("http",))
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(
+    "release", [release for release in RELEASES if not has(release, "overlap-freezes")]
+)
 def test_a_server_fails_as_often_as_the_engine_in_process(release, tmp_path):
     concurrency = 8 if release == REPORTED else 4
     plan = Plan(
@@ -33,6 +41,7 @@ def test_a_server_fails_as_often_as_the_engine_in_process(release, tmp_path):
         counts = [count_requests(group) for _, group in own.groupby("trial_id")["outcome"]]
         rates[target] = rate([c.failed for c in counts], [c.accepted for c in counts])
     engine, http = rates["engine"], rates["http"]
+    assert abs(engine.value - http.value) < 0.6
     assert engine.low <= http.high
     assert http.low <= engine.high
     if release == REPORTED:
@@ -45,12 +54,6 @@ def test_a_server_fails_as_often_as_the_engine_in_process(release, tmp_path):
 
 
 def test_the_death_of_a_server_is_a_row(tmp_path):
-    import threading
-    import time
-
-    import psutil
-    from sweep_help import has_answered
-
     plan = Plan(**{**vars(HTTP), "workload": "reported", "rounds": 200})
     killed = []
 
@@ -59,9 +62,10 @@ def test_the_death_of_a_server_is_a_row(tmp_path):
         while not killed and time.monotonic() < deadline:
             if has_answered(tmp_path / "run"):
                 for process in psutil.Process().children(recursive=True):
-                    if "shortfin_apps.llm.server" in process.cmdline():
-                        process.kill()
-                        killed.append(process.pid)
+                    with contextlib.suppress(psutil.Error):
+                        if "shortfin_apps.llm.server" in process.cmdline():
+                            process.kill()
+                            killed.append(process.pid)
             time.sleep(0.2)
 
     thread = threading.Thread(target=kill)
@@ -111,6 +115,10 @@ def test_what_is_no_server_gets_a_sentence(tmp_path):
     ("changed", "words"),
     [
         ({"targets": ("ftp://host",)}, "is not the address of a server"),
+        ({"targets": ("http://a b:8000",)}, "is not the address of a server"),
+        ({"targets": (f"http://{'a' * 70}:80",)}, "is not the address of a server"),
+        ({"targets": ("http://h:1",), "axes": {"a": [1]}}, "has its own options"),
+        ({"targets": ("http://h:1",), "options": {"a": 1}}, "has its own options"),
         ({"targets": ("http://host:port",)}, "is not the address of a server"),
         ({"sanitize": True}, "Remove `--sanitize`"),
         ({"treatments": (("all",),)}, "Remove `--treatments`"),

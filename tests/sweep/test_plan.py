@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -35,20 +37,31 @@ plans = st.builds(
 )
 
 
-@given(plans, some(st.sampled_from(["engine", "http"]), 2))
-def test_every_combination_has_one_trial_with_an_id_of_its_own(plan, targets):
+@given(
+    plans,
+    some(st.sampled_from(["engine", "http"]), 2),
+    st.dictionaries(st.sampled_from("ab"), some(st.integers(-1, 3) | st.text(max_size=90))),
+)
+def test_every_combination_has_one_trial_with_an_id_of_its_own(plan, targets, axes):
     if plan.observe == "nothing":
         plan = dataclasses.replace(plan, targets=targets)
+    plan = dataclasses.replace(plan, axes=axes)
     trials = plan.trials()
     assert len({trial.trial_id for trial in trials}) == len(trials)
+    assert all(re.fullmatch(r"[\w.=-]{1,200}", trial.trial_id, re.A) for trial in trials)
+    modes = [
+        tuple(zip(sorted(axes), values, strict=True))
+        for values in itertools.product(*(axes[name] for name in sorted(axes)))
+    ]
     assert {dataclasses.astuple(trial) for trial in trials if not is_control(trial.treatments)} == {
-        (release, sharing, pages, concurrency, repeat, (), target)
+        (release, sharing, pages, concurrency, repeat, (), target, options)
         for release in plan.releases
         for sharing in plan.prefix_sharing
         for pages in plan.pages
         for concurrency in plan.concurrency
         for repeat in range(plan.repeats)
         for target in plan.targets
+        for options in modes
     }
 
 

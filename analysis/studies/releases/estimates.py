@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from analysis.core.wording import counted, listed
 from analysis.runs.derive import exposure
 from analysis.runs.store import Run
 from analysis.sanitizer.findings import WRONG_DATA
-from analysis.stats.clustered import Rate, rate
+from analysis.stats.clustered import Rate, rate, sign_flip
 from analysis.stats.rates import failure_rates, per_trial
 
 CACHE = ["prefix_sharing", "page_count"]
@@ -29,7 +31,7 @@ class Safety:
     served: Rate
     """Failures among the accepted requests up to there, or of the first level if there is none."""
     rejected: int
-    """Requests that it rejected up to there."""
+    """Requests that it rejected up to there; they are no problem, but no service either."""
     beyond: int
     """Smallest concurrency with a problem; 0 if there was none at any."""
     problems: tuple[str, ...]
@@ -99,8 +101,42 @@ def safety(run: Run) -> list[Safety]:
     return found
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Failure rate over HTTP minus that in process, over pairs of engines with the same prompts."""
+
+    mean: float
+    low: float
+    high: float
+    """Bounds of the 95% interval (t over pairs)."""
+    p_value: float
+    """Of a sign-flip test over pairs."""
+    pairs: int
+
+
+def outside_difference(run: Run) -> Difference:
+    """Compare the engines in process with the servers, pair by pair of equal prompts.
+
+    Pairs of which one side accepted no request are left out. With fewer than two pairs, the
+    interval and the p value are NaN.
+    """
+    trials = per_trial(run.requests, run.trials)
+    trials = trials[trials["taken"] > 0]
+    shares = trials.assign(share=trials["failures"] / trials["taken"])
+    table = shares.pivot(index=[*SETTING, "repeat"], columns="target", values="share").dropna()
+    differences = (table["http"] - table["engine"]).to_numpy()
+    count = len(differences)
+    if count < 2:
+        return Difference(math.nan, math.nan, math.nan, math.nan, 0)
+    mean = float(differences.mean())
+    around = float(stats.t.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+    return Difference(mean, mean - around, mean + around, sign_flip(differences), count)
+
+
 def _problems(trials: pd.DataFrame) -> tuple[str, ...]:
     what = []
+    if not trials["taken"].sum():
+        what.append("no request was accepted")
     if failed := int(trials["failures"].sum()):
         what.append(f"{failed} of {int(trials['taken'].sum())} requests failed")
     for status, words in (("engine_died", "died"), ("hung", "hung"), ("crashed", "crashed")):

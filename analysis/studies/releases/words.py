@@ -7,11 +7,11 @@ from functools import partial
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import markdown_table, short_percent
+from analysis.core.wording import capitalised, markdown_table, short_percent
 from analysis.runs.store import Run
 from analysis.stats.configurations import setting_name
 from analysis.stats.rates import failure_rates
-from analysis.studies.releases.estimates import Safety, in_words, safety
+from analysis.studies.releases.estimates import Safety, in_words, outside_difference, safety
 from analysis.studies.wording import rate_cell
 
 _fill = partial(paragraph, "analysis.studies.releases", "words.j2")
@@ -23,21 +23,24 @@ def safety_in_words(run: Run) -> str:
 
 
 def answer_in_a_sentence(run: Run, outside: Run) -> str:
-    """Return which releases served everything right, for the index of a report.
+    """Return which releases had no problem, for the index of a report.
 
-    And in how many settings of the run `outside` the engine in process and the server agree.
+    And how much the failure rates of the run `outside` differ over HTTP and in process.
     """
     found = safety(run)
     releases = list(dict.fromkeys(one.key["release"] for one in found))
     own = {name: [one for one in found if one.key["release"] == name] for name in releases}
-    safe = [name for name in releases if not any(one.beyond for one in own[name])]
+    safe = []
+    for name in releases:
+        if not any(one.beyond for one in own[name]):
+            rejected = sum(one.rejected for one in own[name])
+            safe.append(f"{name} (it rejected {rejected} requests)" if rejected else name)
     partly = [
-        f"{name} (up to {least})"
+        f"{name} up to {least}"
         for name in releases
-        if name not in safe and (least := min(one.up_to for one in own[name]))
+        if any(one.beyond for one in own[name]) and (least := min(one.up_to for one in own[name]))
     ]
-    alike = [row["intervals"] == "overlap" for row in _beside(outside)]
-    return _fill("answer", safe, partly, len(releases), sum(alike), len(alike))
+    return _fill("answer", safe, partly, len(releases), outside_difference(outside))
 
 
 def causes_in_words(found: pd.DataFrame) -> str:
@@ -62,26 +65,19 @@ def causes_in_words(found: pd.DataFrame) -> str:
 
 
 def outside_in_words(run: Run) -> str:
-    """Return the failure rates in process and over HTTP as a Markdown table."""
-    return markdown_table(_beside(run))
-
-
-def _beside(run: Run) -> list[dict[str, object]]:
+    """Return the failure rates in process and over HTTP as a table, and their difference."""
     by = ["release", "prefix_sharing", "target"]
     rates = failure_rates(run.requests, run.trials, by).set_index(by)
-    rows: list[dict[str, object]] = []
-    for key in dict.fromkeys(index[:2] for index in rates.index):
-        engine, http = (rates.loc[(*key, target)] for target in ("engine", "http"))
-        apart = engine["low"] > http["high"] or http["low"] > engine["high"]
-        rows.append(
-            {
-                "setting": setting_name(dict(zip(by[:2], key, strict=True))),
-                "in process": _rate(engine),
-                "over HTTP": _rate(http),
-                "intervals": "apart" if apart else "overlap",
-            }
-        )
-    return rows
+    rows = [
+        {
+            "setting": setting_name(dict(zip(by[:2], key, strict=True))),
+            "in process": _rate(rates.loc[(*key, "engine")]),
+            "over HTTP": _rate(rates.loc[(*key, "http")]),
+        }
+        for key in dict.fromkeys(index[:2] for index in rates.index)
+    ]
+    said = capitalised(_fill("difference", outside_difference(run)))
+    return f"{markdown_table(rows)}\n\n{said}."
 
 
 def _rate(row: pd.Series) -> str:
