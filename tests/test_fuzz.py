@@ -227,8 +227,10 @@ HARMLESS = {
     ("model", "build"): ("--model", NOWHERE),
     ("model", "verify"): ("--model", NOWHERE),
     ("model", "train"): ("--steps", "0"),
+    ("notebooks", "copy"): (NOWHERE,),
+    ("releases", "probe"): ("--like", "0"),
 }
-"""Options, given last, by which a command starts nothing, whatever else it is given."""
+"""Arguments, given last, by which a command starts nothing, whatever else it is given."""
 ARGUMENTS = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8),
     st.binary(max_size=4).map(lambda data: os.fsdecode(data.replace(b"\0", b""))),
@@ -256,7 +258,7 @@ def lines(draw: st.DrawFn) -> list[str]:
         if not getattr(parameter, "is_flag", False):
             usual = st.just(str(parameter.default))
             line.append(draw(ARGUMENTS | NUMERALS | usual | usual))
-    if name == ("releases", "install"):
+    if name in (("releases", "install"), ("releases", "remove")):
         line = [word for word in line if word not in KNOWN]
     return [*name, *line[:12], *HARMLESS.get(name, ())]
 
