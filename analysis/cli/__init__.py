@@ -58,7 +58,8 @@ def _main() -> None:
     try:
         status = app(standalone_mode=False)
     except CachelabError as error:
-        sys.stderr.write(f"{error}\n")
+        line = str(error).replace("\n", "\\n")  # of a file's name
+        sys.stderr.write(f"{line}\n")
         sys.exit(1)
     except TyperException as error:
         sys.stderr.write(f"{error.format_message()}\n")
