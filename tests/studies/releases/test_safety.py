@@ -79,7 +79,8 @@ def test_the_answer_names_the_releases_that_are_safe() -> None:
     assert study.answer_in_a_sentence(run, beside([0] * 6, [0] * 6)) == (
         "Of 3 releases, 3.6.0 had no problem at any tested concurrency with any tested cache; with"
         " every tested cache, but only at lower concurrency: 3.7.0 up to 1. The failure rate"
-        " over HTTP is the same as in process (95% interval +0.0 to +0.0 points, 6 pairs of engines, p = 1)."
+        " over HTTP is the same as in process (95% interval +0.0 to +0.0 points, 6 pairs of"
+        " engines, p = 1)."
     )
 
 
