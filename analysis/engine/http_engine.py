@@ -216,8 +216,7 @@ class HttpEngine:
         """Return the tokens of an answer's text, and the text of those that were asked for."""
         if answer.error is not None or not answer.text:
             return (), ""
-        first = len(self.tokenizer.encode(""))  # tokens put before every text
-        tokens = self.tokenizer.encode(answer.text)[first:][:max_new_tokens]
+        tokens = self.tokenizer.encode_answer(answer.text)[:max_new_tokens]
         if len(tokens) < max_new_tokens:
             tokens.append(self._eos)
         return tuple(tokens), self.tokenizer.decode(tokens)

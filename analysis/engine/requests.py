@@ -124,8 +124,7 @@ class Requests:
             return list(answer.tokens)
         if answer.text is None or answer.text == self._tokenizer.decode(request.tokens):
             return request.tokens
-        first = len(self._tokenizer.encode(""))  # tokens put before every text
-        return list(self._tokenizer.encode(answer.text))[first:]
+        return self._tokenizer.encode_answer(answer.text)
 
     def _is_last(self, request: PendingRequest) -> bool:
         """Return whether no later request has the same id."""

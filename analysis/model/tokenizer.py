@@ -30,6 +30,10 @@ class ModelTokenizer:
         """Token ids of `text`, the bos token first if the tokenizer adds one."""
         return list(self._raw.encode(text).ids)
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of `text`, without those that the tokenizer puts before every text."""
+        return self.encode(text)[len(self.encode("")) :]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, without special tokens."""
         return str(self._raw.decode(list(ids)))

@@ -27,7 +27,7 @@ _WORDS = {
     "rejected": "rejected (refused at once)",
 }
 _HATCHES = {_LATER: "\\\\", "rejected": "////", "timeout": "...", "error": "xxx"}
-_LOOKS: dict[str, dict[str, Any]] = {
+LOOKS: dict[str, dict[str, Any]] = {
     kind: {"facecolor": colour, "hatch": _HATCHES.get(kind), "edgecolor": style.GREY,
            "linewidth": 0.7}
     for kind, colour in {**style.OUTCOME_COLOURS, _LATER: style.WRONG_LATER}.items()
@@ -70,7 +70,7 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         axes.set_visible(False)
     figure.suptitle("Outcomes of all requests against concurrency", fontsize=style.TITLE + 1)
     seen = [kind for kind in reversed(STACK) if counts[kind].sum()]
-    handles = [Patch(label=_WORDS.get(kind, kind), **_LOOKS[kind]) for kind in seen]
+    handles = [Patch(label=_WORDS.get(kind, kind), **LOOKS[kind]) for kind in seen]
     style.legend_below(figure, handles, most=3)
     return figure
 
@@ -86,7 +86,7 @@ def _stack(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
         total, bottom = sum(numbers.values()), 0.0
         labels.append(style.tick_label(level, [total]))
         for kind, number in numbers.items():
-            share, look = number / total, _LOOKS[kind]
+            share, look = number / total, LOOKS[kind]
             axes.bar(place, share, bottom=bottom, width=0.72, label=kind, **look)
             if share >= 0.06:
                 # Hatching behind a number would make it unreadable.

@@ -83,31 +83,17 @@ CAPABILITIES = {
 SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "overlaps", "drops-unscheduled"}),
     "v3_3": frozenset({"request-list", "exact-lengths", "overlap-freezes"}),
-    "v3_5": frozenset(
-        {
-            "phase-workers",
-            "request-list",
-            "overlaps",
-            "exact-lengths",
-            "drops-unscheduled",
-            "beams",
-        }
-    ),
-    "v3_7": frozenset(
-        {"worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled", "beams"}
-    ),
-    "v3_9": frozenset(
-        {
-            "worker-pool",
-            "task-queue",
-            "decoder",
-            "exact-lengths",
-            "drops-unscheduled",
-            "beams",
-            "chunked-prefill",
-        }
-    ),
-}
+    "v3_5": frozenset({
+        "phase-workers", "request-list", "overlaps", "exact-lengths", "drops-unscheduled", "beams",
+    }),
+    "v3_7": frozenset({
+        "worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled", "beams",
+    }),
+    "v3_9": frozenset({
+        "worker-pool", "task-queue", "decoder", "exact-lengths", "drops-unscheduled", "beams",
+        "chunked-prefill",
+    }),
+}  # fmt: skip
 MODES = {"num_beams": "beams", "chunk_block_size": "chunked-prefill"}
 """Options of an engine that not every release has, with the capability that they need."""
 CACHES = {

@@ -21,17 +21,16 @@ from analysis.sweep.trial import specification
 from analysis.workloads.workload import Request, Workload
 
 _TICK_S = 0.05
-_NEEDED = ("model", "device_ids", "hip_target", "serialise_invocations", "request_timeout_s",
-           "max_new_tokens")  # fmt: skip
+_NEEDED = ("model", "device", "batch_sizes", "device_ids", "hip_target", "serialise_invocations",
+           "request_timeout_s", "max_new_tokens")  # fmt: skip
 """Settings of a run's plan that a rerun needs."""
 _KEY = ["release", "prefix_sharing", "page_count", "options"]
-_SETTING = [*_KEY, "batch_sizes"]
 
 
 def wrong_prompts(run: Run) -> pd.DataFrame:
     """Return the distinct prompts with wrong answers in a run, with their trials' settings."""
     wrong = run.requests[run.requests["outcome"] == "wrong"]
-    joined = wrong.merge(run.trials[["trial_id", *_SETTING]], on="trial_id")
+    joined = wrong.merge(run.trials[["trial_id", *_KEY]], on="trial_id")
     return joined.drop_duplicates(["prompt", *_KEY])
 
 
@@ -145,12 +144,12 @@ def _specification(run: Run, case: dict[Any, Any]) -> dict[str, Any]:
         )
     config = {
         "model": plan["model"],
-        "device": plan.get("device", "auto"),
+        "device": plan["device"],
         "device_ids": plan["device_ids"],
         "hip_target": plan["hip_target"],
         "prefix_sharing": case["prefix_sharing"],
         "page_count": int(case["page_count"]),
-        "batch_sizes": [int(size) for size in case["batch_sizes"]],
+        "batch_sizes": plan["batch_sizes"],
         "serialise_invocations": plan["serialise_invocations"],
         "options": options,
     }

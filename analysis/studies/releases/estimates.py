@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from analysis.core.wording import counted, listed
+from analysis.core.wording import counted
 from analysis.runs.derive import exposure
 from analysis.runs.store import Run
 from analysis.sanitizer.findings import WRONG_DATA
@@ -147,11 +147,6 @@ def _problems(trials: pd.DataFrame) -> tuple[str, ...]:
     if number := int(trials["wrong_data"].sum()):
         what.append(f"wrong data read in {counted(number, 'engine')}")
     return tuple(what)
-
-
-def in_words(problems: tuple[str, ...]) -> str:
-    """Return problems as one phrase."""
-    return listed(problems) if problems else ""
 
 
 def _of_trials(run: Run) -> pd.DataFrame:

@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.plots import style
+from analysis.plots.outcomes import LOOKS
 from analysis.runs.schema import OUTCOMES
 from analysis.stats.rates import failure_rates, outcome_counts
 from analysis.studies.releases.estimates import CACHE, SETTING
 
 _WIDTH = 9.0
 _STACK = [name for name in OUTCOMES if name in style.OUTCOME_COLOURS]
-_HATCHES = {"rejected": "////", "timeout": "...", "error": "xxx"}
 _COSTS = {
     "leaked": "pages lost per request",
     "evicted": "pages evicted per request",
@@ -55,7 +55,7 @@ def outcomes_figure(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     )
     figure.suptitle("Outcomes of all requests on each release", fontsize=style.TITLE + 1)
     seen = [name for name in _STACK if counts[name].sum()]
-    handles = [Patch(label=style.words(name.replace("_", " ")), **_look(name)) for name in seen]
+    handles = [Patch(label=style.words(name.replace("_", " ")), **LOOKS[name]) for name in seen]
     style.legend_below(figure, handles, most=4)
     return figure
 
@@ -174,16 +174,9 @@ def _bar(axes: Axes, x: float, width: float, counts: pd.Series[Any], label: str)
     total, bottom = float(counts[_STACK].sum()), 0.0
     for name in _STACK:
         if counts[name]:
-            axes.bar(x, counts[name] / total, bottom=bottom, width=width, **_look(name))
+            axes.bar(x, counts[name] / total, bottom=bottom, width=width, **LOOKS[name])
             bottom += counts[name] / total
     axes.text(x, 1.02, label, ha="center", va="bottom", fontsize=style.LEAST, color=style.GREY)
-
-
-def _look(name: str) -> dict[str, Any]:
-    return {
-        "facecolor": style.OUTCOME_COLOURS[name], "hatch": _HATCHES.get(name),
-        "edgecolor": style.GREY, "linewidth": 0.6,
-    }  # fmt: skip
 
 
 def _release_axis(axes: Axes, releases: list[str]) -> None:

@@ -7,11 +7,11 @@ from functools import partial
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import capitalised, markdown_table, short_percent
+from analysis.core.wording import capitalised, listed, markdown_table, short_percent
 from analysis.runs.store import Run
 from analysis.stats.configurations import setting_name
 from analysis.stats.rates import failure_rates
-from analysis.studies.releases.estimates import Safety, in_words, outside_difference, safety
+from analysis.studies.releases.estimates import Safety, outside_difference, safety
 from analysis.studies.wording import rate_cell
 
 _fill = partial(paragraph, "analysis.studies.releases", "words.j2")
@@ -99,5 +99,5 @@ def _row(one: Safety) -> dict[str, object]:
         "engines": one.served.engines if one.up_to else "",
         "rejected": one.rejected if one.up_to and one.rejected else "",
         "first problem at": one.beyond or "",
-        "which": in_words(one.problems),
+        "which": listed(one.problems) if one.problems else "",
     }
