@@ -61,3 +61,10 @@ def test_every_page_is_linked_from_another() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    modules = [
+        path for top in ("analysis", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")
+    ]
+    assert [path.name for path in modules if path.read_text().count("\n") > 400] == []

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.core import children
 from analysis.core.errors import ReleaseError
 from analysis.core.files import write_atomically
 from analysis.core.paths import environments_dir, repo_root, shipped
@@ -38,7 +36,6 @@ from analysis.shortfin.releases import (
 
 INSTALL_TIMEOUT_S = 1800
 _PROBE_TIMEOUT_S = 7200
-_LAB_ENDS_S, _LAB_TICK_S = 20.0, 0.2
 # Other releases run kernels and trials; JupyterLab, papermill, nbconvert and imports of models run
 # in the default one.
 _ONLY_IN_DEFAULT = ("gguf", "jupyterlab", "nbconvert", "papermill", "uv")
@@ -326,30 +323,6 @@ def lock(releases: Sequence[str]) -> None:
                 "-o", str(root / "environments" / f"{release}.txt"), cwd=root)  # fmt: skip
         finally:
             overrides.unlink()
-
-
-def start_lab(arguments: Sequence[str] = ()) -> int:
-    """Run JupyterLab on this machine's own address with its token on; return its exit status.
-
-    Ctrl-C, SIGTERM and SIGHUP end it and its kernels in order, and the status is 128 and the
-    signal's number then. A second signal, or `_LAB_ENDS_S` seconds, end it at once.
-    """
-    directory = repo_root() or Path.cwd()
-    for release in present():
-        kernel_of(release)
-    command = children.until_we_end(sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1",
-                                    f"--ServerApp.root_dir={directory}", *arguments)  # fmt: skip
-    caught: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
-            signal.signal(number, lambda number, _: caught.append(number))
-    # In a session of its own: the terminal's Ctrl-C comes here only, and Jupyter asks nothing.
-    lab = children.start(command, cwd=directory)
-    while not caught:
-        with suppress(subprocess.TimeoutExpired):
-            return lab.wait(_LAB_TICK_S)
-    children.end_tree(lab, _LAB_ENDS_S, hurry=lambda: len(caught) > 1)
-    return 128 + caught[0]
 
 
 def _candidates(release: str) -> Iterator[Path]:

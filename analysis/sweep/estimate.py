@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from analysis.shortfin.releases import row_of
-from analysis.sweep.plan import Plan, Trial
+from analysis.sweep.grid import Trial
+from analysis.sweep.plan import Plan
 
 START_S = 3.0
 """Seconds for a trial's process, and its engine's start and end."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from analysis.shortfin.config import (
     EngineConfig,
 )
 from analysis.shortfin.releases import MODES, row_of, supported
+from analysis.sweep.grid import ENGINE, HTTP, Trial
 from analysis.workloads.named import WORKLOADS, in_turn, is_file
 from analysis.workloads.workload import MAX_NEW_TOKENS, WHY_NEW_TOKENS
 
@@ -43,57 +43,15 @@ _BOUNDS = {
 _LISTS = (
     "releases", "prefix_sharing", "pages", "concurrency", "batch_sizes", "treatments", "targets",
 )  # fmt: skip
-ENGINE, HTTP = "engine", "http"
-"""Values of `targets`: an engine in the trial's process, or the release's own server."""
 _TYPES: dict[str, Any] = {
     "workload": str, "observe": str, "sanitize": bool, "serialise_invocations": bool,
     "options": Mapping, "axes": Mapping, "device_ids": list | tuple, "model": str | None,
 }  # fmt: skip
 _MOST_TRIALS, _MOST_REQUESTS = 100_000, 1_000_000
-_SAFE = re.compile(r"[A-Za-z0-9_.=-]*")
-_LONGEST_MODES = 60
-"""Most characters for the values of axes in a trial's id; otherwise they are a digest."""
-_LONGEST_TREATED = 120
-"""Most characters for treatments in a trial's id, because it names a directory."""
 
 
 class PlanError(CachelabError):
     """An invalid plan."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One fresh engine with one workload: a configuration and its repeat."""
-
-    release: str
-    prefix_sharing: str
-    page_count: int
-    concurrency: int
-    repeat: int
-    treatments: tuple[str, ...] = ()
-    """Names of the treatments of the engine."""
-    target: str = ENGINE
-    options: tuple[tuple[str, Any], ...] = ()
-    """Values of the plan's axes: names and values of engine options, lists as tuples."""
-
-    @property
-    def trial_id(self) -> str:
-        """The same for the same configuration in every run; valid as a directory name.
-
-        If there are too many treatments to name, it has their number and a digest.
-        """
-        treated = "".join(f"-{name.replace(':', '=')}" for name in self.treatments)
-        if len(treated) > _LONGEST_TREATED:
-            treated = f"-{len(self.treatments)}-treatments-{_digest(treated)}"
-        modes = "".join(f"-{name}={value}" for name, value in self.options)
-        if len(modes) > _LONGEST_MODES or not _SAFE.fullmatch(modes):
-            names = "-".join(name for name, _ in self.options)[:_LONGEST_MODES]
-            modes = f"-{names}-{_digest(modes)}"
-        through = "" if self.target == ENGINE else f"-{HTTP}"
-        return (
-            f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
-            f"-c{self.concurrency}-r{self.repeat}{modes}{through}{treated}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,10 +369,6 @@ def _expanded(names: Sequence[str], release: str, sharing: str) -> tuple[str, ..
 
 def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _flag(name: str) -> str:

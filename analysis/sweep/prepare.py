@@ -8,7 +8,8 @@ from pathlib import Path
 
 from analysis.core.errors import WorkloadError, shown
 from analysis.shortfin.oracle import oracle_of
-from analysis.sweep.plan import Plan, Trial
+from analysis.sweep.grid import Trial
+from analysis.sweep.plan import Plan
 from analysis.workloads.named import (
     Decode,
     answers_right,

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from analysis.core.wording import counted
 from analysis.runs.tables import RequestCounts, count_requests, is_control
 from analysis.sweep.estimate import Estimate
-from analysis.sweep.plan import Trial
+from analysis.sweep.grid import Trial
 
 _REFRESH_S = 0.5
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.shortfin.config import EngineConfig
 from analysis.shortfin.releases import row_of
-from analysis.sweep.plan import OBSERVED, Plan, Trial
+from analysis.sweep.grid import Trial
+from analysis.sweep.plan import OBSERVED, Plan
 from analysis.workloads.workload import Answers, Request, Workload, check_output
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from analysis.shortfin import environments as releases
 from analysis.shortfin.releases import installed_release
 from analysis.sweep import kernel
 from analysis.sweep.estimate import Estimate
-from analysis.sweep.plan import ENGINE, HTTP, Plan, PlanError, Trial
+from analysis.sweep.grid import ENGINE, HTTP, Trial
+from analysis.sweep.plan import Plan, PlanError
 from analysis.sweep.prepare import Prepared, check_lengths, prepare
 from analysis.sweep.process import TrialProcess
 from analysis.sweep.progress import Progress

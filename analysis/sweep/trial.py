@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.core import jobs
 from analysis.core.errors import CachelabError, lack_behind
-from analysis.sweep.plan import ENGINE, HTTP
+from analysis.sweep.grid import ENGINE, HTTP
 from analysis.sweep.process import (
     FACTS,
     NOT_RUN,

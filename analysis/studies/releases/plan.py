@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.sweep.plan import ENGINE, HTTP, Plan
+from analysis.sweep.grid import ENGINE, HTTP
+from analysis.sweep.plan import Plan
 
 _REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 20.0, 90.0
 """Deadlines: a release that hangs or freezes costs no more of the hour than this."""

@@ -19,7 +19,8 @@ from analysis.runs.tables import count_requests
 from analysis.shortfin.environments import python_of
 from analysis.shortfin.releases import installed_release
 from analysis.studies.validation.plan import LEVELS
-from analysis.sweep.plan import Plan, Trial
+from analysis.sweep.grid import Trial
+from analysis.sweep.plan import Plan
 from analysis.sweep.prepare import Prepared, prepare
 from analysis.sweep.rows import checked_outcome
 
