@@ -93,6 +93,41 @@ def causes_figure(found: pd.DataFrame) -> Figure:
     return figure
 
 
+def demonstrations_figure(found: pd.DataFrame) -> Figure:
+    """Draw in which releases a demonstration showed its cause; `demonstrated` made the frame."""
+    if found.empty:
+        return style.nothing_to_draw("No demonstration was run.")
+    releases, names = sorted(set(found["release"])), list(dict.fromkeys(found["name"]))[::-1]
+    figure = style.new_figure(_WIDTH, 1.4 + 0.36 * len(names))
+    axes = figure.subplots()
+    for row in found.to_dict("records"):
+        place = releases.index(row["release"]), names.index(row["name"])
+        if row["fits"] and row["found"]:
+            colour = style.ORANGE if row["after"] else style.VERMILLION
+            size = 20 + 90 * row["found"] / row["engines"]
+            axes.scatter(*place, s=size, color=colour, marker="D" if row["after"] else "o")
+        elif row["fits"]:
+            axes.scatter(*place, s=24, facecolor="none", edgecolor=style.GREY, marker="o")
+        elif row["found"]:
+            axes.scatter(*place, s=24, color=style.GREY, marker="x", linewidth=1)
+    style.dress(axes, "Causes and the releases that have them", "release", "")
+    labels = [name.replace(", ", "\n", 1) for name in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=style.LEAST)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    _release_axis(axes, releases)
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("found, and not with the treatment", {"marker": "o", "color": style.VERMILLION}),
+        ("found, also with the treatment", {"marker": "D", "color": style.ORANGE}),
+        ("not found", {"marker": "o", "color": style.GREY, "markerfacecolor": "none"}),
+        ("found, of another cause", {"marker": "x", "color": style.GREY}),
+    ]
+    handles = [
+        Line2D([], [], linestyle="", markersize=6, label=name, **look) for name, look in ways
+    ]
+    style.legend_below(figure, handles, most=2)
+    return figure
+
+
 def costs_figure(settings: pd.DataFrame) -> Figure:
     """Draw lost pages, evictions and time per token of each release; `by_setting` made it.
 

@@ -7,12 +7,14 @@ from functools import partial
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import capitalised, listed, markdown_table, short_percent
+from analysis.core.wording import capitalised, listed, markdown_table, p_value, short_percent
 from analysis.runs.store import Run
 from analysis.stats.configurations import setting_name
 from analysis.stats.rates import failure_rates
+from analysis.studies.releases.catalogue import CAUSES, MOST_REQUESTS, Cause
 from analysis.studies.releases.estimates import Safety, outside_difference, safety
 from analysis.studies.wording import rate_cell
+from analysis.treatments import TREATMENTS
 
 _fill = partial(paragraph, "analysis.studies.releases", "words.j2")
 
@@ -62,6 +64,51 @@ def causes_in_words(found: pd.DataFrame) -> str:
             }
         )
     return markdown_table(rows)
+
+
+def demonstrated_in_words(found: pd.DataFrame) -> str:
+    """Return each cause with its releases, workload and treatment; `demonstrated` made the frame.
+
+    First those whose finding the treatment removes, then those that are open.
+    """
+    releases = sorted(set(found["release"]))
+    rows: dict[bool, list[dict[str, object]]] = {True: [], False: []}
+    for cause in CAUSES:
+        own = found[found["name"] == cause.name]
+        seen = own[own["fits"] & (own["found"] > 0)]
+        if own.empty:
+            continue
+        removed = bool(own["removed"].all())
+        first, last = (seen["release"].min(), seen["release"].max()) if len(seen) else ("", "")
+        rows[removed].append(
+            {
+                "finding": cause.finding,
+                "what goes wrong": TREATMENTS[cause.treatment].hypothesis,
+                "first": first or "not found",
+                "last": last,
+                "fixed upstream": _fixed(cause, str(last), releases) if last else "",
+                "shown by": cause.shown_by.sentence,
+                "treatment": f"`{cause.treatment}`",
+                "engines with it, without and with treatment": (
+                    f"{own['before'].sum()} and {own['after'].sum()} of {own['pairs'].sum()}"
+                ),
+                "p": p_value(float(own["p_value"].iloc[0])),
+            }
+        )
+    parts = [
+        _fill("demonstrated", len(rows[True]), MOST_REQUESTS),
+        markdown_table(rows[True]),
+        _fill("open_causes", len(rows[False])) if rows[False] else "",
+        markdown_table(rows[False]),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _fixed(cause: Cause, last: str, releases: list[str]) -> str:
+    later = [release for release in releases if release > last]
+    if not later:
+        return f"not in {last}"
+    return f"{cause.upstream or 'change unknown'}, in {later[0]}"
 
 
 def outside_in_words(run: Run) -> str:

@@ -1,0 +1,232 @@
+"""Known causes: each with a workload that shows it, and the treatment that removes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.runs.store import Run
+from analysis.shortfin.releases import row_of
+from analysis.stats.bounds import holm
+from analysis.stats.clustered import engines_to_reach, sign_flip
+from analysis.sweep.plan import Plan
+from analysis.treatments import TREATMENTS
+
+MOST_REQUESTS = 6
+"""Most requests of a demonstration, so that a person can read its whole recording."""
+FROZEN = ""
+"""Rule of the cause that leaves no finding, because the whole process stands still."""
+_LEAST_ENGINES = 2
+_REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 10.0, 60.0
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A few requests to a fresh engine."""
+
+    prefix_sharing: str
+    page_count: int
+    workload: str
+    concurrency: int
+    rounds: int = 1
+    """Requests of each client, one after another."""
+
+    @property
+    def requests(self) -> int:
+        """Number of requests."""
+        return self.concurrency * self.rounds
+
+    @property
+    def sentence(self) -> str:
+        """Requests, clients and cache in words."""
+        return (
+            f"{self.requests} requests of `{self.workload}`, {self.concurrency} at once, prefix"
+            f" sharing {self.prefix_sharing}, {self.page_count} pages"
+        )
+
+    def plan(self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], seed: int) -> Plan:
+        """Return the sweep of the releases with each set of treatments.
+
+        The releases together have as many pairs of engines as one of the tests of `CAUSES` needs.
+        """
+        pairs = engines_to_reach(len(CAUSES)) if len(arms) > 1 else 0
+        return Plan(
+            releases=tuple(releases), prefix_sharing=(self.prefix_sharing,),
+            pages=(self.page_count,), concurrency=(self.concurrency,), workload=self.workload,
+            rounds=self.rounds, repeats=max(_LEAST_ENGINES, math.ceil(pairs / len(releases))),
+            seed=seed, treatments=tuple(arms), sanitize=True,
+            request_timeout_s=_REQUEST_TIMEOUT_S, trial_timeout_s=_TRIAL_TIMEOUT_S,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A defect of some releases, named by the finding that it leaves first or most often."""
+
+    rule: str
+    """A rule of the sanitizer, or FROZEN."""
+    cause: str
+    treatment: str
+    """Removes the finding, if this is the cause."""
+    shown_by: Demonstration
+    needs: str = ""
+    """A capability of the releases with this defect, if other defects leave the same finding."""
+    beside: tuple[str, ...] = ()
+    """Treatments of both arms, without which another defect hides this one; those that fit."""
+    upstream: str = ""
+    """The upstream change that fixed it, if known."""
+
+    @property
+    def finding(self) -> str:
+        """Rule and cause, in words."""
+        return f"{self.rule} ({self.cause})" if self.rule else f"{self.cause} (no finding)"
+
+    @property
+    def name(self) -> str:
+        """Finding, treatment and capability, which no other cause has together."""
+        where = f", {self.needs}" if self.needs else ""
+        return f"{self.finding}, {self.treatment}{where}"
+
+    def arms(self, release: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the treatments of the two arms on a release: without and with its own."""
+        sharing = self.shown_by.prefix_sharing
+        bare = tuple(name for name in self.beside if TREATMENTS[name].fits(release, sharing))
+        return bare, (*bare, self.treatment)
+
+    def fits(self, release: str) -> bool:
+        """Return whether a release can have this defect and its treatment."""
+        kind = TREATMENTS[self.treatment]
+        return kind.fits(release, self.shown_by.prefix_sharing) and (
+            not self.needs or self.needs in row_of(release).capabilities
+        )
+
+
+_MIXED = Demonstration("none", 256, "mixed", 4)
+_MIXED_TRIE = Demonstration("trie", 256, "mixed", 4)
+_SAME_PROMPT = Demonstration("trie", 256, "reported", 6)
+_SHARED = Demonstration("trie", 256, "shared_prefix", 4)
+_FEW_PAGES = Demonstration("none", 6, "mixed", 4)
+_FEW_PAGES_TRIE = Demonstration("trie", 6, "mixed", 4)
+_RETURNING = Demonstration("trie", 16, "prefix_reuse", 2, 3)
+_LONG_ANSWERS = Demonstration("trie", 24, "continued", 2, 3)
+_CONTINUED = Demonstration("trie", 256, "identical_then_continued", 3, 2)
+_EVICTED = Demonstration("trie", 17, "evict_after_lookup", 2, 3)
+
+CAUSES: tuple[Cause, ...] = (
+    Cause("seq-len-mismatch", "overread", "correct-seq-lens", _MIXED, upstream="#873"),
+    Cause("page-leak", "dropped", "keep-decode-record", _MIXED, "records"),
+    Cause("block-table-mismatch", "padding-page", "copy-tokens", _MIXED_TRIE),
+    Cause("leaf-set-mismatch", "inner-node", "true-leaves", _MIXED_TRIE),
+    Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "phase-workers"),
+    Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "records"),
+    Cause(FROZEN, "frozen process", "serialise-invocations", _SAME_PROMPT),
+    Cause("orphaned-node", "overwritten", "reuse-existing-node", _SAME_PROMPT),
+    Cause("page-leak", "dropped", "free-unpublished-pages", _SAME_PROMPT, "allocations"),
+    Cause("allocation-list-mismatch", "listed-and-free", "delist-freed-pages", _SAME_PROMPT),
+    Cause("ref-count-mismatch", "not-released", "register-once", _SHARED),
+    Cause("empty-answer", "no-tokens", "requeue-unscheduled", _FEW_PAGES, "decoder"),
+    Cause("stuck-request", "worker-died", "survive-allocation-failure", _FEW_PAGES, "allocations"),
+    Cause("stuck-request", "batcher-stalled", "requeue-unscheduled", _FEW_PAGES, "phase-workers"),
+    Cause("page-leak", "dropped", "survive-allocation-failure", _FEW_PAGES, "requests"),
+    Cause(
+        "ref-count-mismatch", "not-released", "give-back-reference", _FEW_PAGES_TRIE,
+        "allocations", beside=("true-leaves",),
+    ),
+    Cause("padding-page-allocated", "allocated", "reserve-padding-page", _RETURNING),
+    Cause(
+        "stuck-request", "batcher-stalled", "survive-allocation-failure", _LONG_ANSWERS, "records"
+    ),
+    Cause("unprotected-page", "no-reference", "refer-to-published", _CONTINUED),
+    Cause("cached-prefix-mismatch", "other-prefix", "keep-decode-record", _CONTINUED),
+    Cause("double-allocation", "same-request", "pin-on-lookup", _EVICTED),
+)  # fmt: skip
+"""Each entry is measured; one that its treatment does not remove is reported as open."""
+
+
+def demonstrations(releases: Sequence[str], seed: int = 0) -> dict[Demonstration, list[Plan]]:
+    """Return the sweeps of each demonstration, one for all releases with the same causes."""
+    plans = {}
+    for shown_by in dict.fromkeys(one.shown_by for one in CAUSES):
+        own = [one for one in CAUSES if one.shown_by == shown_by]
+        alike: dict[tuple[object, ...], list[str]] = {}
+        arms: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
+        for release in releases:
+            fitting = [one for one in own if one.fits(release)]
+            sets = [(), *(arm for one in fitting for arm in one.arms(release))]
+            key = (*(one.name for one in fitting), *sets)
+            alike.setdefault(key, []).append(release)
+            arms[key] = list(dict.fromkeys(sets))
+        plans[shown_by] = [shown_by.plan(those, arms[key], seed) for key, those in alike.items()]
+    return plans
+
+
+def demonstrated(runs: Mapping[Demonstration, Iterable[Run]]) -> pd.DataFrame:
+    """Return one row for each cause of `CAUSES` and release that was run.
+
+    Columns: name, release, fits (the release can have the defect), engines and found (without
+    treatment), pairs (of engines with the same prompts, without and with treatment), before and
+    after (pairs in which it was found without and with treatment), p_value (of the cause over the
+    pairs of all releases, sign-flip test, adjusted by Holm) and removed (p at most 0.05, and found
+    in fewer engines with treatment).
+
+    An engine whose process was killed counts only if the cause was found in it, because its
+    recording ended early.
+    """
+    rows: list[dict[str, object]] = []
+    for one in CAUSES:
+        judged = pd.concat([_judged(run, one) for run in runs[one.shown_by]], ignore_index=True)
+        for release, own in judged.groupby("release", sort=True):
+            fits = one.fits(str(release))
+            arms = ["+".join(arm) for arm in one.arms(str(release))]
+            bare = own[own["arm"] == (arms[0] if fits else "")].set_index("repeat")["found"]
+            treated = own[own["arm"] == arms[1]].set_index("repeat")["found"]
+            both = bare.index.intersection(treated.index) if fits else bare.index[:0]
+            rows.append(
+                {
+                    "name": one.name, "release": release,
+                    "fits": fits, "engines": len(bare),
+                    "found": int(bare.sum()), "pairs": len(both),
+                    "before": int(bare[both].sum()), "after": int(treated[both].sum()),
+                    "_differences": (bare[both].astype(int) - treated[both].astype(int)).tolist(),
+                }
+            )  # fmt: skip
+    frame = pd.DataFrame(rows)
+    pairs = frame.groupby("name", sort=False)["_differences"].sum()
+    verdicts = judge({str(name): each for name, each in pairs.items()})
+    return frame.drop(columns="_differences").assign(
+        p_value=[verdicts[name][0] for name in frame["name"]],
+        removed=[verdicts[name][1] for name in frame["name"]],
+    )
+
+
+def judge(differences: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, bool]]:
+    """Return p value and whether the treatment removes the finding, for each cause by its name.
+
+    `differences` has, for each pair of engines, 1 if it was found only without the treatment, -1 if
+    only with it, else 0.
+    """
+    adjusted = holm([sign_flip(each) if len(each) else 1.0 for each in differences.values()])
+    return {
+        name: (p, p <= 0.05 and sum(each) > 0)
+        for (name, each), p in zip(differences.items(), adjusted, strict=True)
+    }
+
+
+def _judged(run: Run, cause: Cause) -> pd.DataFrame:
+    """Return release, repeat, arm and found of the engines that show whether there is a cause."""
+    trials = run.trials[run.trials["injected"].isna()]
+    killed = trials["exit_signal"].notna()
+    if cause.rule == FROZEN:
+        found = killed & (trials["status"] == "hung")
+        judged = trials.assign(found=found)
+    else:
+        own = run.findings[
+            (run.findings["rule"] == cause.rule) & (run.findings["cause"] == cause.cause)
+        ]
+        found = trials["trial_id"].isin(own["trial_id"])
+        judged = trials.assign(found=found)[found | ~killed]
+    arms = ["+".join(names) for names in judged["treatments"]]
+    return judged.assign(arm=arms)[["release", "repeat", "arm", "found"]]

@@ -1,0 +1,135 @@
+"""The catalogue of causes: its entries, its verdicts on known truth, and a few on real engines."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support import NEWEST, REPORTED
+from synthetic import make_run, trial_row
+
+from analysis.runs.store import Run
+from analysis.runs.tables import to_frame
+from analysis.shortfin.releases import supported
+from analysis.studies import releases as study
+from analysis.studies.releases import catalogue
+from analysis.studies.releases.catalogue import CAUSES, FROZEN, MOST_REQUESTS, judge
+from analysis.sweep.runner import run_sweep
+
+FIRST = CAUSES[0]
+
+
+def run_of(found: dict[tuple[str, ...], list[bool]], **changes: object) -> Run:
+    """Return a run of engines of 3.1.0: whether FIRST was found in each, by their treatments."""
+    trials, findings = [], []
+    for arm, each in found.items():
+        for repeat, has in enumerate(each):
+            name = f"{'+'.join(arm)}-{repeat}"
+            trials.append(
+                trial_row(trial_id=name, repeat=repeat, treatments=list(arm), release="3.1.0")
+                | changes
+            )
+            if has:
+                findings.append({
+                    "finding_id": name, "trial_id": name, "rule": FIRST.rule, "cause": FIRST.cause,
+                    "message": "it did",
+                })  # fmt: skip
+    return dataclasses.replace(
+        make_run({}), trials=to_frame("trials", trials), findings=to_frame("findings", findings)
+    )
+
+
+def of_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    monkeypatch.setattr(catalogue, "CAUSES", (FIRST,))
+    (row,) = study.demonstrated({FIRST.shown_by: [run]}).to_dict("records")
+    return row
+
+
+def test_every_entry_is_a_small_demonstration_of_a_cause_of_some_release() -> None:
+    assert len({one.name for one in CAUSES}) == len(CAUSES)
+    for one in CAUSES:
+        assert one.shown_by.requests <= MOST_REQUESTS
+        assert any(map(one.fits, supported()))
+
+
+def test_each_plan_has_enough_pairs_for_its_verdicts() -> None:
+    for shown_by, plans in study.demonstrations(supported()).items():
+        assert sorted(r for plan in plans for r in plan.releases) == list(supported())
+        for one in (cause for cause in CAUSES if cause.shown_by == shown_by):
+            pairs = sum(
+                plan.repeats
+                for plan in plans
+                for release in plan.releases
+                if one.fits(release) and {*one.arms(release)} <= {*plan.treatments}
+            )
+            everywhere = [1] * pairs
+            assert judge({one.name: everywhere} | {str(n): [] for n in range(len(CAUSES) - 1)})[
+                one.name
+            ][1]
+
+
+def test_a_finding_that_only_untreated_engines_have_is_removed(monkeypatch) -> None:
+    row = of_first(run_of({(): [True] * 8, (FIRST.treatment,): [False] * 8}), monkeypatch)
+    assert (row["before"], row["after"], row["pairs"], row["removed"]) == (8, 0, 8, True)
+
+
+def test_a_finding_that_treated_engines_have_as_often_is_open(monkeypatch) -> None:
+    row = of_first(run_of({(): [True] * 8, (FIRST.treatment,): [True] * 8}), monkeypatch)
+    assert (row["before"], row["after"], row["removed"]) == (8, 8, False)
+
+
+def test_a_killed_engine_without_the_finding_is_not_counted(monkeypatch) -> None:
+    run = run_of({(): [True, False], (FIRST.treatment,): [False, False]}, exit_signal=9)
+    row = of_first(run, monkeypatch)
+    assert (row["engines"], row["found"], row["pairs"]) == (1, 1, 0)
+
+
+def test_a_frozen_engine_is_one_that_was_killed_because_it_hung(monkeypatch) -> None:
+    frozen = next(one for one in CAUSES if one.rule == FROZEN)
+    run = run_of({(): [False] * 2}, exit_signal=9, status="hung", release="3.3.0")
+    monkeypatch.setattr(catalogue, "CAUSES", (frozen,))
+    (row,) = study.demonstrated({frozen.shown_by: [run]}).to_dict("records")
+    assert (row["engines"], row["found"]) == (2, 2)
+
+
+def test_verdicts_claim_falsely_in_at_most_5_percent_of_notebooks() -> None:
+    rng = np.random.default_rng(1)
+    names, notebooks = [one.name for one in CAUSES], 2000
+    false = 0
+    for _ in range(notebooks):
+        shares = rng.uniform(0, 1, len(names))
+        both = {
+            name: rng.binomial(1, share, 12) - rng.binomial(1, share, 12)
+            for name, share in zip(names, shares, strict=True)
+        }
+        false += any(removed for _, removed in judge(both).values())
+    assert false / notebooks <= 0.05
+
+
+def test_open_causes_are_not_claimed() -> None:
+    runs = {
+        cause.shown_by: [run_of({(): [True] * 10, (FIRST.treatment,): [False] * 10})]
+        for cause in CAUSES
+    }
+    found = study.demonstrated(runs)
+    said = study.demonstrated_in_words(found)
+    claimed, _, rest = said.partition("open:")
+    assert claimed.startswith("1 cause, each shown by at most 6 requests")
+    assert "correct-seq-lens" in claimed
+    assert "copy-tokens" not in claimed
+    assert "copy-tokens" in rest
+    assert study.demonstrations_figure(found).axes
+
+
+@pytest.mark.parametrize("release", [REPORTED, NEWEST])
+def test_the_first_two_causes_are_shown_and_removed_on_the_real_engine(release, tmp_path) -> None:
+    plans = {FIRST.shown_by: study.demonstrations([release])[FIRST.shown_by]}
+    runs = {shown_by: [run_sweep(plan, plan.place(tmp_path)) for plan in each]
+            for shown_by, each in plans.items()}  # fmt: skip
+    (cause,) = [one for one in CAUSES if one.shown_by == FIRST.shown_by and one.fits(release)]
+    judged = pytest.MonkeyPatch.context()
+    with judged as patch:
+        patch.setattr(catalogue, "CAUSES", (cause,))
+        (row,) = study.demonstrated(runs).to_dict("records")
+    assert row["removed"], row
