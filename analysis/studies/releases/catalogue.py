@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -46,6 +46,14 @@ class Demonstration:
             f"{self.requests} requests of `{self.workload}`, {self.concurrency} at once, prefix"
             f" sharing {self.prefix_sharing}, {self.page_count} pages"
         )
+
+    def has(self, trials: pd.DataFrame) -> pd.Series[bool]:
+        """Return which rows of `trials` are of this demonstration."""
+        settings = ("prefix_sharing", "page_count", "workload", "concurrency")
+        same: pd.Series[bool] = (
+            trials[list(settings)] == [getattr(self, s) for s in settings]
+        ).all(axis=1)
+        return same
 
     def plan(self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], seed: int) -> Plan:
         """Return the sweep of the releases with each set of treatments.
@@ -146,9 +154,9 @@ CAUSES: tuple[Cause, ...] = (
 """Each entry is measured; one that its treatment does not remove is reported as open."""
 
 
-def demonstrations(releases: Sequence[str], seed: int = 0) -> dict[Demonstration, list[Plan]]:
+def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
     """Return the sweeps of each demonstration, one for all releases with the same causes."""
-    plans = {}
+    plans = []
     for shown_by in dict.fromkeys(one.shown_by for one in CAUSES):
         own = [one for one in CAUSES if one.shown_by == shown_by]
         alike: dict[tuple[object, ...], list[str]] = {}
@@ -159,12 +167,12 @@ def demonstrations(releases: Sequence[str], seed: int = 0) -> dict[Demonstration
             key = (*(one.name for one in fitting), *sets)
             alike.setdefault(key, []).append(release)
             arms[key] = list(dict.fromkeys(sets))
-        plans[shown_by] = [shown_by.plan(those, arms[key], seed) for key, those in alike.items()]
+        plans += [shown_by.plan(those, arms[key], seed) for key, those in alike.items()]
     return plans
 
 
-def demonstrated(runs: Mapping[Demonstration, Iterable[Run]]) -> pd.DataFrame:
-    """Return one row for each cause of `CAUSES` and release that was run.
+def demonstrated(run: Run) -> pd.DataFrame:
+    """Return one row for each cause of `CAUSES` and release in the run of `demonstrations`.
 
     Columns: name, release, fits (the release can have the defect), engines and found (without
     treatment), pairs (of engines with the same prompts, without and with treatment), before and
@@ -177,8 +185,7 @@ def demonstrated(runs: Mapping[Demonstration, Iterable[Run]]) -> pd.DataFrame:
     """
     rows: list[dict[str, object]] = []
     for one in CAUSES:
-        judged = pd.concat([_judged(run, one) for run in runs[one.shown_by]], ignore_index=True)
-        for release, own in judged.groupby("release", sort=True):
+        for release, own in _judged(run, one).groupby("release", sort=True):
             fits = one.fits(str(release))
             arms = ["+".join(arm) for arm in one.arms(str(release))]
             bare = own[own["arm"] == (arms[0] if fits else "")].set_index("repeat")["found"]
@@ -217,7 +224,7 @@ def judge(differences: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, bo
 
 def _judged(run: Run, cause: Cause) -> pd.DataFrame:
     """Return release, repeat, arm and found of the engines that show whether there is a cause."""
-    trials = run.trials[run.trials["injected"].isna()]
+    trials = run.trials[run.trials["injected"].isna() & cause.shown_by.has(run.trials)]
     killed = trials["exit_signal"].notna()
     if cause.rule == FROZEN:
         found = killed & (trials["status"] == "hung")

@@ -9,27 +9,39 @@ import pytest
 from support import NEWEST, REPORTED
 from synthetic import make_run, trial_row
 
-from analysis.runs.store import Run
+from analysis.runs.store import Run, concatenated
 from analysis.runs.tables import to_frame
 from analysis.shortfin.releases import supported
 from analysis.studies import releases as study
 from analysis.studies.releases import catalogue
-from analysis.studies.releases.catalogue import CAUSES, FROZEN, MOST_REQUESTS, judge
+from analysis.studies.releases.catalogue import (
+    CAUSES,
+    FROZEN,
+    MOST_REQUESTS,
+    Demonstration,
+    judge,
+)
 from analysis.sweep.runner import run_sweep
 
 FIRST = CAUSES[0]
 
 
-def run_of(found: dict[tuple[str, ...], list[bool]], **changes: object) -> Run:
+def run_of(
+    found: dict[tuple[str, ...], list[bool]],
+    shown_by: Demonstration = FIRST.shown_by,
+    **changes: object,
+) -> Run:
     """Return a run of engines of 3.1.0: whether FIRST was found in each, by their treatments."""
     trials, findings = [], []
     for arm, each in found.items():
         for repeat, has in enumerate(each):
             name = f"{'+'.join(arm)}-{repeat}"
-            trials.append(
-                trial_row(trial_id=name, repeat=repeat, treatments=list(arm), release="3.1.0")
-                | changes
-            )
+            settings = {
+                name: getattr(shown_by, name)
+                for name in ("prefix_sharing", "page_count", "workload", "concurrency")
+            }
+            row = trial_row(trial_id=name, repeat=repeat, treatments=list(arm), release="3.1.0")
+            trials.append(row | settings | changes)
             if has:
                 findings.append({
                     "finding_id": name, "trial_id": name, "rule": FIRST.rule, "cause": FIRST.cause,
@@ -42,7 +54,7 @@ def run_of(found: dict[tuple[str, ...], list[bool]], **changes: object) -> Run:
 
 def of_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr(catalogue, "CAUSES", (FIRST,))
-    (row,) = study.demonstrated({FIRST.shown_by: [run]}).to_dict("records")
+    (row,) = study.demonstrated(run).to_dict("records")
     return row
 
 
@@ -54,19 +66,23 @@ def test_every_entry_is_a_small_demonstration_of_a_cause_of_some_release() -> No
 
 
 def test_each_plan_has_enough_pairs_for_its_verdicts() -> None:
-    for shown_by, plans in study.demonstrations(supported()).items():
-        assert sorted(r for plan in plans for r in plan.releases) == list(supported())
-        for one in (cause for cause in CAUSES if cause.shown_by == shown_by):
-            pairs = sum(
-                plan.repeats
-                for plan in plans
-                for release in plan.releases
-                if one.fits(release) and {*one.arms(release)} <= {*plan.treatments}
+    plans = study.demonstrations(supported())
+    for one in CAUSES:
+        trials = [
+            trial
+            for plan in plans
+            if (plan.prefix_sharing, plan.pages, plan.workload) == (
+                (one.shown_by.prefix_sharing,), (one.shown_by.page_count,), one.shown_by.workload
             )
-            everywhere = [1] * pairs
-            assert judge({one.name: everywhere} | {str(n): [] for n in range(len(CAUSES) - 1)})[
-                one.name
-            ][1]
+            for trial in plan.trials()
+        ]  # fmt: skip
+        assert {trial.release for trial in trials} == {*supported()}
+        pairs = sum(
+            one.fits(trial.release) and trial.treatments == one.arms(trial.release)[1]
+            for trial in trials
+        )
+        others = {str(number): [] for number in range(len(CAUSES) - 1)}
+        assert judge({one.name: [1] * pairs, **others})[one.name][1]
 
 
 def test_a_finding_that_only_untreated_engines_have_is_removed(monkeypatch) -> None:
@@ -87,9 +103,9 @@ def test_a_killed_engine_without_the_finding_is_not_counted(monkeypatch) -> None
 
 def test_a_frozen_engine_is_one_that_was_killed_because_it_hung(monkeypatch) -> None:
     frozen = next(one for one in CAUSES if one.rule == FROZEN)
-    run = run_of({(): [False] * 2}, exit_signal=9, status="hung", release="3.3.0")
+    run = run_of({(): [False] * 2}, frozen.shown_by, exit_signal=9, status="hung", release="3.3.0")
     monkeypatch.setattr(catalogue, "CAUSES", (frozen,))
-    (row,) = study.demonstrated({frozen.shown_by: [run]}).to_dict("records")
+    (row,) = study.demonstrated(run).to_dict("records")
     assert (row["engines"], row["found"]) == (2, 2)
 
 
@@ -108,11 +124,9 @@ def test_verdicts_claim_falsely_in_at_most_5_percent_of_notebooks() -> None:
 
 
 def test_open_causes_are_not_claimed() -> None:
-    runs = {
-        cause.shown_by: [run_of({(): [True] * 10, (FIRST.treatment,): [False] * 10})]
-        for cause in CAUSES
-    }
-    found = study.demonstrated(runs)
+    arms = {(): [True] * 10, (FIRST.treatment,): [False] * 10}
+    places = dict.fromkeys(cause.shown_by for cause in CAUSES)
+    found = study.demonstrated(concatenated([run_of(arms, place) for place in places]))
     said = study.demonstrated_in_words(found)
     claimed, _, rest = said.partition("open:")
     assert claimed.startswith("1 cause, each shown by at most 6 requests")
@@ -123,13 +137,16 @@ def test_open_causes_are_not_claimed() -> None:
 
 
 @pytest.mark.parametrize("release", [REPORTED, NEWEST])
-def test_the_first_two_causes_are_shown_and_removed_on_the_real_engine(release, tmp_path) -> None:
-    plans = {FIRST.shown_by: study.demonstrations([release])[FIRST.shown_by]}
-    runs = {shown_by: [run_sweep(plan, plan.place(tmp_path)) for plan in each]
-            for shown_by, each in plans.items()}  # fmt: skip
+def test_the_first_two_causes_are_shown_and_removed_on_the_real_engine(
+    release, tmp_path, monkeypatch
+) -> None:
+    (plan,) = [
+        plan
+        for plan in study.demonstrations([release])
+        if (plan.pages, plan.prefix_sharing, plan.workload) == ((256,), ("none",), "mixed")
+    ]
+    run = run_sweep(plan, tmp_path / "shown", jobs=2)
     (cause,) = [one for one in CAUSES if one.shown_by == FIRST.shown_by and one.fits(release)]
-    judged = pytest.MonkeyPatch.context()
-    with judged as patch:
-        patch.setattr(catalogue, "CAUSES", (cause,))
-        (row,) = study.demonstrated(runs).to_dict("records")
+    monkeypatch.setattr(catalogue, "CAUSES", (cause,))
+    (row,) = study.demonstrated(run).to_dict("records")
     assert row["removed"], row
