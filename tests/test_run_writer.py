@@ -20,12 +20,12 @@ from synthetic import request_row, trial_row
 from analysis.core.errors import RunError
 from analysis.core.files import write_atomically
 from analysis.runs import store
+from analysis.runs.packing import pack_runs
 from analysis.runs.store import (
     RunWriter,
     alone_in,
     load_run,
     load_run_trials,
-    pack_run,
 )
 from analysis.sweep.upkeep import verify_run
 
@@ -105,7 +105,7 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", {"plan": {}, "seed": 0})
     for name in ("a", "b"):
         writer.write_trial(trial_row(trial_id=name), [request_row(trial_id=name)])
-    packed = pack_run(tmp_path / "run", tmp_path / "packed")
+    packed = pack_runs([tmp_path / "run"], tmp_path / "packed")
     assert sorted(file.name for file in packed.iterdir()) == [
         "checksums.json", "manifest.json", "requests.parquet", "trials.parquet",
     ]  # fmt: skip
@@ -114,13 +114,29 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again.trials, whole.trials)
     pd.testing.assert_frame_equal(again.requests, whole.requests)
     with pytest.raises(RunError, match=r"exists\. Choose"):
-        pack_run(tmp_path / "run", packed)
+        pack_runs([tmp_path / "run"], packed)
     with pytest.raises(RunError, match="packed run"):
         RunWriter.resume(packed, {"plan": {}, "seed": 0})
     file = packed / "requests.parquet"
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(RunError, match=r"requests\.parquet is damaged\. Restore the packed run"):
         load_run(packed)
+
+
+def test_several_runs_become_one_light_run(tmp_path: Path) -> None:
+    event = {"trial_id": "a", "t_s": 0.0, "thread": "main", "stack": "engine.py:1 in f"}
+    events = [{**event, "seq": n, "kind": k} for n, k in enumerate(("acquire", "token", "free"))]
+    for name in ("first", "second"):
+        writer = RunWriter.create(tmp_path / name, {"plan": {"name": name}, "seed": 0})
+        rows = [request_row(trial_id="a")]
+        writer.write_trial(trial_row(trial_id="a"), rows, events=events)
+    both = [tmp_path / "first", tmp_path / "second"]
+    light = load_run(pack_runs(both, tmp_path / "light", light=True))
+    assert light.trials["trial_id"].tolist() == ["0/a", "1/a"]
+    assert light.manifest["plans"] == [{"name": "first"}, {"name": "second"}]
+    assert light.events["kind"].tolist() == ["acquire", "free"] * 2
+    assert light.events["stack"].isna().all()
+    assert len(load_run(pack_runs(both, tmp_path / "whole")).events) == 6
 
 
 WRITER = """

@@ -16,7 +16,8 @@ from support import ROOT
 from synthetic import request_row, trial_row
 
 from analysis.cli import main
-from analysis.runs.store import RunWriter, alone_in, load_run, pack_run
+from analysis.runs.packing import pack_runs
+from analysis.runs.store import RunWriter, alone_in, load_run
 from analysis.sweep.plan import Plan
 
 PLAN = Plan(releases=("3.1.0",), concurrency=(1, 2), repeats=2, pages=(64,))
@@ -144,7 +145,7 @@ def test_what_a_run_consists_of_is_removed_and_nothing_else(
 def test_a_run_without_other_files_is_removed(
     run: Path, tmp_path: Path, cachelab: CacheLab
 ) -> None:
-    packed = pack_run(run, tmp_path / "runs" / "packed")
+    packed = pack_runs([run], tmp_path / "runs" / "packed")
     status, stdout, _ = cachelab("rm", packed, run, "--yes")
     assert (status, stdout) == (0, f"{packed}: removed\n{run}: removed\n")
     assert not packed.exists()

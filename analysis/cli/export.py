@@ -1,4 +1,4 @@
-"""`cachelab export`: a run as one file a table."""
+"""`cachelab export`: runs as one file a table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="a run's directory")],
+    runs: Annotated[list[Path], typer.Argument(help="directories of runs; several become one run")],
     out: Annotated[Path, typer.Option(help="the new directory")],
+    light: Annotated[
+        bool,
+        typer.Option("--light", help="without invocations, stacks, and most events and snapshots"),
+    ] = False,
 ) -> None:
-    """Write a copy of a run with one file a table, for sharing.
+    """Write a copy of runs with one file a table, for sharing.
 
     For example:
 
     cachelab export runs/first --out first-shared
-    """
-    from analysis.runs.store import pack_run
 
-    typer.echo(pack_run(run, out))
+    cachelab export runs/first runs/second --out both-shared --light
+    """
+    from analysis.runs.packing import pack_runs
+
+    typer.echo(pack_runs(runs, out, light=light))

@@ -7,8 +7,8 @@
 
 A trial is stored atomically: its tables are written into a hidden directory, which is then renamed.
 After a crash or a kill, the finished trials can be read, and the sweep can be resumed. Checksums
-are verified when a run is read; runs of schema version 1 have none. `pack_run` writes a run with
-one file a table, for sharing. The columns are declared in `schema`.
+are verified when a run is read; runs of schema version 1 have none. `packing` writes runs with one
+file a table, for sharing. The columns are declared in `schema`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOCK", "MANIFEST", "OUTCOMES", "TABLES", "TRIAL_STATUS", "Run", "RunWriter", "alone_in",
     "concatenated", "describe", "differences", "is_written", "join_runs", "load_run",
-    "load_run_trials", "new_manifest", "pack_run", "parts_of", "read_manifest", "to_frame",
+    "load_run_trials", "new_manifest", "parts_of", "read_manifest", "to_frame",
     "to_table", "trial_tables",
 ]  # fmt: skip
 
@@ -213,7 +213,9 @@ def load_run(path: str | Path, *, controls: bool = False) -> Run:
     """
     path = Path(path)
     manifest = read_manifest(path)
-    frames = {name: to_frame(name, table) for name, table in _whole(path, manifest, TABLES).items()}
+    frames = {
+        name: to_frame(name, table) for name, table in whole_tables(path, manifest, TABLES).items()
+    }
     if not controls:
         trials = frames["trials"]
         planted = trials["treatments"].map(lambda names: is_control(names or ()))
@@ -232,7 +234,7 @@ def load_run_trials(path: str | Path) -> dict[str, dict[str, Any]]:
     Raises RunError as `load_run` does.
     """
     path = Path(path)
-    rows = _whole(path, read_manifest(path), ("trials",))["trials"].to_pylist()
+    rows = whole_tables(path, read_manifest(path), ("trials",))["trials"].to_pylist()
     return {row["trial_id"]: row for row in rows}
 
 
@@ -304,31 +306,9 @@ def _joined(name: str, runs: Sequence[Run]) -> pd.DataFrame:
     return joined
 
 
-def pack_run(path: str | Path, out: str | Path) -> Path:
-    """Write the run at `path` to the new directory `out` with one file a table, for sharing.
-
-    `load_run` can read it, but it cannot be resumed. Raises RunError if `path` cannot be read, or
-    if `out` exists or cannot be written.
-    """
-    path, out = Path(path), Path(out)
-    manifest = read_manifest(path)
-    if os.path.lexists(out):
-        raise RunError(f"{out} exists. Choose a new directory for the packed run.")
-    tables = _whole(path, manifest, TABLES)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
-        write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
-        os.replace(temporary, out)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
-
-
-def _whole(path: Path, manifest: Mapping[str, Any], names: Collection[str]) -> dict[str, pa.Table]:
+def whole_tables(
+    path: Path, manifest: Mapping[str, Any], names: Collection[str]
+) -> dict[str, pa.Table]:
     """Read tables of all trials, and join them in the order of trial ids."""
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(lambda part: part.read(names), parts_of(path, manifest)))

@@ -11,13 +11,14 @@ from damages import IDS, MANIFEST, files_of, one_trial, read, same
 from old_runs import make_old
 
 from analysis.core.errors import RunError
-from analysis.runs.store import Run, RunWriter, load_run, pack_run
+from analysis.runs.packing import pack_runs
+from analysis.runs.store import Run, RunWriter, load_run
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["trials", "packed"])
 def test_no_altered_bit_gives_other_data(made: Path, tmp_path: Path, packed: bool) -> None:
     run = one_trial(made, tmp_path / "run")
-    run = pack_run(run, tmp_path / "packed") if packed else run
+    run = pack_runs([run], tmp_path / "packed") if packed else run
     whole = read(run)
     silent = []
     for file in files_of(run):
@@ -58,7 +59,7 @@ def test_a_run_without_checksums_is_read_and_packed_with_them(
     status, stdout, _ = cachelab("verify", old)
     assert status == 0
     assert "before there were checksums" in stdout
-    packed = pack_run(old, tmp_path / "packed")
+    packed = pack_runs([old], tmp_path / "packed")
     status, stdout, _ = cachelab("verify", packed)
     assert status == 0
     assert "all as they were written" in stdout

@@ -13,7 +13,8 @@ from old_runs import make_old
 from synthetic import request_row, trial_row
 
 from analysis.core.errors import RunError
-from analysis.runs.store import RunWriter, load_run, pack_run, trial_tables
+from analysis.runs.packing import pack_runs
+from analysis.runs.store import RunWriter, load_run, trial_tables
 
 
 def doubled(table: Any) -> Any:
@@ -48,7 +49,7 @@ def no_row(run: Path) -> None:
 
 
 def packed_twice(run: Path) -> None:
-    packed = pack_run(run, run.with_name("packed"))
+    packed = pack_runs([run], run.with_name("packed"))
     shutil.rmtree(run)
     packed.rename(run)
     # An old packed run is known by its tables.
@@ -56,7 +57,7 @@ def packed_twice(run: Path) -> None:
 
 
 def strange_request(run: Path) -> None:
-    packed = pack_run(run, run.with_name("packed"))
+    packed = pack_runs([run], run.with_name("packed"))
     shutil.rmtree(run)
     packed.rename(run)
     rewrite(run / "trials.parquet", lambda table: table[:2])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from old_runs import make_old
 
 from analysis.core.errors import RunError
+from analysis.runs.packing import pack_runs
 from analysis.runs.schema import TABLES
-from analysis.runs.store import pack_run
 
 
 def damaged(run: Path, kind: str, number: int, other: int) -> bool:
@@ -75,7 +75,7 @@ def test_damage_never_gives_other_data_nor_a_traceback(
     run = tmp_path / "run"
     shutil.rmtree(run, ignore_errors=True)
     if layout == "packed":
-        pack_run(made, run)
+        pack_runs([made], run)
     else:
         shutil.copytree(made, run)
     if layout == "old":

@@ -24,7 +24,8 @@ from trace_builder import TraceBuilder
 
 from analysis.cli import main
 from analysis.core.errors import RunError
-from analysis.runs.store import RunWriter, load_run, pack_run, trial_tables
+from analysis.runs.packing import pack_runs
+from analysis.runs.store import RunWriter, load_run, trial_tables
 from analysis.runs.tables import to_table
 from analysis.sanitizer import check_run, check_tables
 from analysis.sanitizer.trace import Event, Invocation
@@ -118,7 +119,7 @@ def write_run(tmp_path):
 def test_a_run_has_the_message_of_the_stream(write_run, tmp_path, packed):
     run = write_run(c1=(ILL, {}), c2=(WELL, {}), c3=(ILL, {"release": "3.9.0"}), c4=(None, {}))
     if packed:
-        run = pack_run(run, tmp_path / "packed")
+        run = pack_runs([run], tmp_path / "packed")
     output = {}
     settings = check_run(
         run, on_trial=lambda trial, f: output.update({trial: None if f is None else f.rows(trial)})

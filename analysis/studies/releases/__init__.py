@@ -11,6 +11,7 @@ from analysis.studies.releases.figures import outcomes_figure as outcomes_figure
 from analysis.studies.releases.figures import outside_figure as outside_figure
 from analysis.studies.releases.plan import matrix as matrix
 from analysis.studies.releases.plan import outside as outside
+from analysis.studies.releases.plan import run_or_load as run_or_load
 from analysis.studies.releases.words import answer_in_a_sentence as answer_in_a_sentence
 from analysis.studies.releases.words import causes_in_words as causes_in_words
 from analysis.studies.releases.words import demonstrated_in_words as demonstrated_in_words

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from analysis.runs.store import Run, concatenated, load_run
 from analysis.sweep.grid import ENGINE, HTTP
 from analysis.sweep.plan import Plan
+from analysis.sweep.runner import run_sweep
 
 _REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 20.0, 90.0
 """Deadlines: a release that hangs or freezes costs no more of the hour than this."""
@@ -42,3 +45,15 @@ def outside(
         rounds=2, repeats=repeats, seed=seed, targets=(ENGINE, HTTP),
         request_timeout_s=_REQUEST_TIMEOUT_S, trial_timeout_s=_TRIAL_TIMEOUT_S,
     )  # fmt: skip
+
+
+def run_or_load(name: str, plans: Sequence[Plan], home: Path, recorded: str, jobs: int) -> Run:
+    """Run the plans in `home`, or load the run `name` of the directory `recorded`; return the run.
+
+    Several plans become one run. A run is recorded by `cachelab export --light`. Raises RunError if
+    `recorded` has no such run.
+    """
+    if recorded:
+        return load_run(Path(recorded) / name)
+    runs = [run_sweep(plan, plan.place(home / name), jobs=jobs) for plan in plans]
+    return runs[0] if len(runs) == 1 else concatenated(runs)
