@@ -19,6 +19,7 @@ from synthetic import request_row, trial_row
 
 from analysis.core.errors import RunError
 from analysis.core.files import write_atomically
+from analysis.diagnosis.request_trace import trace_of
 from analysis.runs import store
 from analysis.runs.packing import pack_runs
 from analysis.runs.store import (
@@ -27,6 +28,7 @@ from analysis.runs.store import (
     load_run,
     load_run_trials,
 )
+from analysis.sanitizer.recorded import check_run
 from analysis.sweep.upkeep import verify_run
 
 MANIFEST = {"plan": {"releases": ("3.1.0",)}, "seed": 0, "command": "test"}
@@ -126,17 +128,33 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
 def test_several_runs_become_one_light_run(tmp_path: Path) -> None:
     event = {"trial_id": "a", "t_s": 0.0, "thread": "main", "stack": "engine.py:1 in f"}
     events = [{**event, "seq": n, "kind": k} for n, k in enumerate(("acquire", "token", "free"))]
-    for name in ("first", "second"):
-        writer = RunWriter.create(tmp_path / name, {"plan": {"name": name}, "seed": 0})
-        rows = [request_row(trial_id="a")]
-        writer.write_trial(trial_row(trial_id="a"), rows, events=events)
+    snapshots = [{"trial_id": "a", "moment": "asked", "seq": seq, "t_s": 0.0} for seq in (3, 9, 6)]
     both = [tmp_path / "first", tmp_path / "second"]
+    for place in both:
+        writer = RunWriter.create(place, {"run_id": place.name, "plan": {"seed": 1}})
+        row = trial_row(trial_id="a", run_id=place.name)
+        requests = [request_row(trial_id="a")]
+        writer.write_trial(row, requests, events=events, snapshots=snapshots)
     light = load_run(pack_runs(both, tmp_path / "light", light=True))
     assert light.trials["trial_id"].tolist() == ["0/a", "1/a"]
-    assert light.manifest["plans"] == [{"name": "first"}, {"name": "second"}]
+    assert [one["run_id"] for one in light.manifest["runs"]] == ["first", "second"]
     assert light.events["kind"].tolist() == ["acquire", "free"] * 2
     assert light.events["stack"].isna().all()
-    assert len(load_run(pack_runs(both, tmp_path / "whole")).events) == 6
+    assert light.snapshots["seq"].tolist() == [9, 9]
+    with pytest.raises(RunError, match="light copy"):
+        check_run(tmp_path / "light")
+    with pytest.raises(RunError, match="light copy"):
+        trace_of(light, "r", "0/a")
+    whole = load_run(pack_runs(both, tmp_path / "whole"))
+    assert (len(whole.events), len(whole.snapshots)) == (6, 6)
+
+
+def test_runs_of_different_models_do_not_become_one(tmp_path: Path) -> None:
+    both = [tmp_path / "first", tmp_path / "second"]
+    for place in both:
+        RunWriter.create(place, {"plan": {"model": place.name}})
+    with pytest.raises(RunError, match="different models"):
+        pack_runs(both, tmp_path / "packed")
 
 
 WRITER = """

@@ -14,6 +14,7 @@ import pyarrow as pa
 from analysis.core.errors import RunError
 from analysis.core.wording import listed
 from analysis.recording.stream import cut_in_words
+from analysis.runs.manifest import refuse_light
 from analysis.runs.schema import TABLES
 from analysis.runs.store import Run
 from analysis.runs.tables import to_frame, to_table
@@ -89,8 +90,9 @@ def trace_of(run: Run, request_id: str, trial_id: str | None = None) -> RequestT
     """Return the trace of a request; `trial_id` selects the trial if several have such a request.
 
     A trial recorded without the sanitizer is checked first. Raises RunError if the trial or request
-    does not exist, or if several trials have such a request.
+    does not exist, if several trials have such a request, or for a light run.
     """
+    refuse_light(run.path, run.manifest)
     row = _row(run, request_id, trial_id)
     trial_id = str(row["trial_id"])
     own = {name: _of_trial(getattr(run, name), trial_id) for name in TABLES if name != "trials"}

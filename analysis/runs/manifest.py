@@ -171,3 +171,12 @@ def as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise RunError(f"The manifest cannot be written as JSON: {error}.") from error
     return plain
+
+
+def refuse_light(path: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Raise RunError for a light run, which lacks what checking and explaining need."""
+    if manifest.get("light"):
+        raise RunError(
+            f"{path} is a light copy without invocations and most events. Give the run itself, or"
+            " export it without `--light`."
+        )

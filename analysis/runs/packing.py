@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +21,45 @@ from analysis.runs.store import whole_tables
 _POOL = ("acquire", "free", "evict")
 """Events of a light run: they show how many pages are free, and evictions."""
 _HEAVY = {"events": ("stack",), "findings": ("stack", "other_stack")}
-"""Columns that a light run does not have."""
+"""Columns that are null in a light run."""
 
 
 def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = False) -> Path:
     """Write runs to the new directory `out` as one run with one file a table, for sharing.
 
     `load_run` can read it, but it cannot be resumed. If there are several, each trial's id begins
-    with the number of its run, and the manifest is the first run's with the plans of all.
+    with the number of its run, and the manifest is the first run's without plan, with the manifests
+    of all under `runs`.
 
     `light` leaves out invocations, stacks, events other than those of the pool, and all but the
-    last snapshot of a trial. Figures and tables of trials, requests and findings need no more.
+    last snapshot of a trial. Figures and tables of trials, requests and findings need no more, but
+    such a run cannot be checked again or explained.
 
-    Raises RunError if a run cannot be read, or if `out` exists or cannot be written.
+    Raises RunError if a run cannot be read, if their models differ, or if `out` exists or cannot be
+    written.
     """
     out = Path(out)
     if os.path.lexists(out):
         raise RunError(f"{out} exists. Choose a new directory for the packed run.")
     manifests = [read_manifest(path) for path in paths]
-    parts = [
+    models = {(one.get("plan") or {}).get("model") for one in manifests}
+    if len(models) > 1:
+        raise RunError("Runs of different models cannot become one run. Give runs of one model.")
+    runs = [
         whole_tables(Path(path), manifest, TABLES)
         for path, manifest in zip(paths, manifests, strict=True)
     ]
-    if len(parts) > 1:
-        parts = [
-            {name: _numbered(table, number) for name, table in part.items()}
-            for number, part in enumerate(parts)
-        ]
-    tables = {name: pa.concat_tables([part[name] for part in parts]) for name in TABLES}
     manifest: dict[str, Any] = dict(manifests[0])
-    if len(manifests) > 1:
-        manifest["plans"] = [one.get("plan") for one in manifests]
+    if len(runs) > 1:
+        runs = [
+            {name: _numbered(table, number, manifest) for name, table in run.items()}
+            for number, run in enumerate(runs)
+        ]
+        manifest["runs"] = manifests
         manifest.pop("plan", None)
+    tables = {name: pa.concat_tables([run[name] for run in runs]) for name in TABLES}
     if light:
-        tables = _light(tables)
+        tables, manifest["light"] = _light(tables), True
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -68,10 +73,18 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     return out
 
 
-def _numbered(table: pa.Table, number: int) -> pa.Table:
+def _numbered(table: pa.Table, number: int, manifest: Mapping[str, Any]) -> pa.Table:
+    """Return a table with a number before each trial's id, as of the run of `manifest`."""
     ids = pc.binary_join_element_wise(str(number), table["trial_id"], "/")
-    place = table.schema.get_field_index("trial_id")
-    return table.set_column(place, table.schema.field(place), ids)
+    table = _set(table, "trial_id", ids)
+    if "run_id" in table.column_names and "run_id" in manifest:
+        table = _set(table, "run_id", pa.array([manifest["run_id"]] * table.num_rows, pa.string()))
+    return table
+
+
+def _set(table: pa.Table, column: str, values: Any) -> pa.Table:
+    place = table.schema.get_field_index(column)
+    return table.set_column(place, table.schema.field(place), values)
 
 
 def _light(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
@@ -86,8 +99,6 @@ def _light(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
     light["snapshots"] = snapshots.filter(pa.array(ended, pa.bool_()))
     for name, columns in _HEAVY.items():
         for column in columns:
-            field = light[name].schema.field(column)
-            place = light[name].schema.get_field_index(column)
-            empty = pa.nulls(light[name].num_rows, field.type)
-            light[name] = light[name].set_column(place, field, empty)
+            kind = light[name].schema.field(column).type
+            light[name] = _set(light[name], column, pa.nulls(light[name].num_rows, kind))
     return light

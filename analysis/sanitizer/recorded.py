@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import CachelabError, RunError
 from analysis.model.artifacts import load_model
+from analysis.runs.manifest import read_manifest, refuse_light
 from analysis.runs.schema import FAULT
-from analysis.runs.store import load_run_trials, read_manifest, trial_tables
+from analysis.runs.store import load_run_trials, trial_tables
 from analysis.runs.tables import arm_of, is_control
 from analysis.sanitizer.checker import FULL, Checker
 from analysis.sanitizer.findings import WRONG_DATA, Finding, Findings, Group, Unchecked
@@ -195,10 +196,13 @@ def check_run(path: str | Path, on_trial: OnTrial | None = None) -> list[Checked
     """Check every trial of a run except controls, and return the findings of each setting.
 
     `on_trial` is called with each trial's id and findings (None without a recording). Raises
-    RunError if `path` is not a run, is damaged, or has no recording.
+    RunError if `path` is not a run, is damaged, is light, or has no recording.
     """
     trials = load_run_trials(path)
-    context_length = context_length_of(read_manifest(path).get("plan"))
+    manifest = read_manifest(path)
+    refuse_light(path, manifest)
+    [*_, one] = manifest.get("runs", [manifest])  # all of the same model
+    context_length = context_length_of(one.get("plan"))
     settings: dict[tuple[str, str, tuple[str, ...]], Checked] = {}
     controls: list[Control] = []
     for trial_id, tables in trial_tables(path, ("requests", "events", "invocations", "snapshots")):

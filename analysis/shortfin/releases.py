@@ -10,6 +10,7 @@ checked where another one is installed.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import metadata
 
@@ -237,6 +238,11 @@ def supported(*capabilities: str) -> tuple[str, ...]:
         for row in RELEASES
         if row.service and row.cache and row.capabilities.issuperset(capabilities)
     )
+
+
+def oldest_first(releases: Iterable[str]) -> list[str]:
+    """Return each of these known releases once, oldest first."""
+    return sorted(set(releases), key=KNOWN.index)
 
 
 def reported() -> str:

@@ -1,4 +1,4 @@
-"""One place in the grid of a sweep, and its name."""
+"""A trial's configuration and its id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 ENGINE, HTTP = "engine", "http"
 """Values of `targets`: an engine in the trial's process, or the release's own server."""
 _SAFE = re.compile(r"[A-Za-z0-9_.=-]*")
-_LONGEST_MODES = 60
+_LONGEST_AXES = 60
 """Most characters for the values of axes in a trial's id; otherwise they are a digest."""
 _LONGEST_TREATED = 120
 """Most characters for treatments in a trial's id, because it names a directory."""
@@ -40,14 +40,14 @@ class Trial:
         treated = "".join(f"-{name.replace(':', '=')}" for name in self.treatments)
         if len(treated) > _LONGEST_TREATED:
             treated = f"-{len(self.treatments)}-treatments-{_digest(treated)}"
-        modes = "".join(f"-{name}={value}" for name, value in self.options)
-        if len(modes) > _LONGEST_MODES or not _SAFE.fullmatch(modes):
-            names = "-".join(name for name, _ in self.options)[:_LONGEST_MODES]
-            modes = f"-{names}-{_digest(modes)}"
+        axes = "".join(f"-{name}={value}" for name, value in self.options)
+        if len(axes) > _LONGEST_AXES or not _SAFE.fullmatch(axes):
+            names = "-".join(name for name, _ in self.options)[:_LONGEST_AXES]
+            axes = f"-{names}-{_digest(axes)}"
         through = "" if self.target == ENGINE else f"-{HTTP}"
         return (
             f"{self.release}-{self.prefix_sharing}-p{self.page_count}"
-            f"-c{self.concurrency}-r{self.repeat}{modes}{through}{treated}"
+            f"-c{self.concurrency}-r{self.repeat}{axes}{through}{treated}"
         )
 
 

@@ -1,15 +1,18 @@
-"""Known causes: each with a workload that shows it, and the treatment that removes it."""
+"""Suspected causes: each with a workload that shows it, and the treatment that removes it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from analysis.runs.store import Run
-from analysis.shortfin.releases import row_of
+from analysis.runs.tables import arm_of, is_control
+from analysis.sanitizer.recorded import Control
+from analysis.shortfin.releases import oldest_first, row_of
 from analysis.stats.bounds import holm
 from analysis.stats.clustered import engines_to_reach, sign_flip
 from analysis.sweep.plan import Plan
@@ -17,9 +20,13 @@ from analysis.treatments import TREATMENTS
 
 MOST_REQUESTS = 6
 """Most requests of a demonstration, so that a person can read its whole recording."""
-FROZEN = ""
-"""Rule of the cause that leaves no finding, because the whole process stands still."""
+UNANSWERED = ""
+"""Rule of a cause that leaves no finding, because the whole process stands still until its end."""
 _LEAST_ENGINES = 2
+_COLUMNS = (
+    "name", "finding", "treatment", "release", "fits", "engines", "found", "pairs", "before",
+    "after", "missed",
+)  # fmt: skip
 _REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 10.0, 60.0
 
 
@@ -58,7 +65,8 @@ class Demonstration:
     def plan(self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], seed: int) -> Plan:
         """Return the sweep of the releases with each set of treatments.
 
-        The releases together have as many pairs of engines as one of the tests of `CAUSES` needs.
+        The releases together have enough pairs for p <= 0.05 with Holm's adjustment for all of
+        `CAUSES`, if every pair differs.
         """
         pairs = engines_to_reach(len(CAUSES)) if len(arms) > 1 else 0
         return Plan(
@@ -75,7 +83,7 @@ class Cause:
     """A defect of some releases, named by the finding that it leaves first or most often."""
 
     rule: str
-    """A rule of the sanitizer, or FROZEN."""
+    """A rule of the sanitizer, or UNANSWERED."""
     cause: str
     treatment: str
     """Removes the finding, if this is the cause."""
@@ -84,8 +92,6 @@ class Cause:
     """A capability of the releases with this defect, if other defects leave the same finding."""
     beside: tuple[str, ...] = ()
     """Treatments of both arms, without which another defect hides this one; those that fit."""
-    upstream: str = ""
-    """The upstream change that fixed it, if known."""
 
     @property
     def finding(self) -> str:
@@ -94,7 +100,7 @@ class Cause:
 
     @property
     def name(self) -> str:
-        """Finding, treatment and capability, which no other cause has together."""
+        """A unique name: finding, treatment and capability."""
         where = f", {self.needs}" if self.needs else ""
         return f"{self.finding}, {self.treatment}{where}"
 
@@ -124,13 +130,13 @@ _CONTINUED = Demonstration("trie", 256, "identical_then_continued", 3, 2)
 _EVICTED = Demonstration("trie", 17, "evict_after_lookup", 2, 3)
 
 CAUSES: tuple[Cause, ...] = (
-    Cause("seq-len-mismatch", "overread", "correct-seq-lens", _MIXED, upstream="#873"),
+    Cause("seq-len-mismatch", "overread", "correct-seq-lens", _MIXED),
     Cause("page-leak", "dropped", "keep-decode-record", _MIXED, "records"),
     Cause("block-table-mismatch", "padding-page", "copy-tokens", _MIXED_TRIE),
     Cause("leaf-set-mismatch", "inner-node", "true-leaves", _MIXED_TRIE),
     Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "phase-workers"),
     Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "records"),
-    Cause(FROZEN, "frozen process", "serialise-invocations", _SAME_PROMPT),
+    Cause(UNANSWERED, "killed because it hung", "serialise-invocations", _SAME_PROMPT),
     Cause("orphaned-node", "overwritten", "reuse-existing-node", _SAME_PROMPT),
     Cause("page-leak", "dropped", "free-unpublished-pages", _SAME_PROMPT, "allocations"),
     Cause("allocation-list-mismatch", "listed-and-free", "delist-freed-pages", _SAME_PROMPT),
@@ -174,66 +180,77 @@ def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
 def demonstrated(run: Run) -> pd.DataFrame:
     """Return one row for each cause of `CAUSES` and release in the run of `demonstrations`.
 
-    Columns: name, release, fits (the release can have the defect), engines and found (without
-    treatment), pairs (of engines with the same prompts, without and with treatment), before and
-    after (pairs in which it was found without and with treatment), p_value (of the cause over the
-    pairs of all releases, sign-flip test, adjusted by Holm) and removed (p at most 0.05, and found
-    in fewer engines with treatment).
+    `run` has the controls, too (`load_run(..., controls=True)`).
 
-    An engine whose process was killed counts only if the cause was found in it, because its
-    recording ended early.
+    Columns: name, finding, treatment, release, fits (the release can have the defect), engines and
+    found (without treatment), pairs (of engines with the same prompts, without and with treatment),
+    before and after (pairs in which it was found without and with treatment), p_value (of the cause
+    over the pairs of all releases, sign-flip test, adjusted by Holm), missed (controls of these
+    arms whose fault was not detected) and removed (p at most 0.05, in no pair found with the
+    treatment, and no fault missed).
+
+    The recording of an engine that was killed or crashed may end before the finding. Without a
+    finding it counts against the treatment: as not found without it, and as found with it.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
+    differences: dict[str, list[int]] = {one.name: [] for one in CAUSES}
     for one in CAUSES:
-        for release, own in _judged(run, one).groupby("release", sort=True):
-            fits = one.fits(str(release))
-            arms = ["+".join(arm) for arm in one.arms(str(release))]
-            bare = own[own["arm"] == (arms[0] if fits else "")].set_index("repeat")["found"]
-            treated = own[own["arm"] == arms[1]].set_index("repeat")["found"]
-            both = bare.index.intersection(treated.index) if fits else bare.index[:0]
+        trials = run.trials[one.shown_by.has(run.trials)]
+        for release in oldest_first(trials["release"]):
+            own, fits = trials[trials["release"] == release], one.fits(release)
+            bare, treated = one.arms(release) if fits else ((), (one.treatment,))
+            without, with_it = (_engines(run, own, one, arm) for arm in (bare, treated))
+            both = without.index.intersection(with_it.index)
+            differences[one.name] += [int(without[n]) - int(with_it[n]) for n in both]
             rows.append(
                 {
-                    "name": one.name, "release": release,
-                    "fits": fits, "engines": len(bare),
-                    "found": int(bare.sum()), "pairs": len(both),
-                    "before": int(bare[both].sum()), "after": int(treated[both].sum()),
-                    "_differences": (bare[both].astype(int) - treated[both].astype(int)).tolist(),
+                    "name": one.name, "finding": one.finding, "treatment": one.treatment,
+                    "release": release, "fits": fits, "engines": len(without),
+                    "found": int(without.sum()), "pairs": len(both),
+                    "before": int(without[both].sum()), "after": int(with_it[both].sum()),
+                    "missed": sum(_missed(run, own, arm) for arm in dict.fromkeys((bare, treated)))
+                    if fits else 0,
                 }
             )  # fmt: skip
-    frame = pd.DataFrame(rows)
-    pairs = frame.groupby("name", sort=False)["_differences"].sum()
-    verdicts = judge({str(name): each for name, each in pairs.items()})
-    return frame.drop(columns="_differences").assign(
-        p_value=[verdicts[name][0] for name in frame["name"]],
-        removed=[verdicts[name][1] for name in frame["name"]],
+    frame = pd.DataFrame(rows, columns=_COLUMNS)
+    p_values = adjusted(differences)
+    totals = frame.groupby("name")[["after", "missed"]].sum().sum(axis=1)
+    return frame.assign(
+        p_value=frame["name"].map(p_values).astype(float),
+        removed=[p_values[name] <= 0.05 and not totals[name] for name in frame["name"]],
     )
 
 
-def judge(differences: Mapping[str, Sequence[int]]) -> dict[str, tuple[float, bool]]:
-    """Return p value and whether the treatment removes the finding, for each cause by its name.
+def adjusted(differences: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return the p value of each cause, adjusted for all, from the differences of its pairs.
 
-    `differences` has, for each pair of engines, 1 if it was found only without the treatment, -1 if
-    only with it, else 0.
+    A difference is 1 if it was found only without the treatment, -1 if only with it, else 0.
     """
-    adjusted = holm([sign_flip(each) if len(each) else 1.0 for each in differences.values()])
-    return {
-        name: (p, p <= 0.05 and sum(each) > 0)
-        for (name, each), p in zip(differences.items(), adjusted, strict=True)
-    }
+    p_values = holm([sign_flip(each) if each else 1.0 for each in differences.values()])
+    return dict(zip(differences, p_values, strict=True))
 
 
-def _judged(run: Run, cause: Cause) -> pd.DataFrame:
-    """Return release, repeat, arm and found of the engines that show whether there is a cause."""
-    trials = run.trials[run.trials["injected"].isna() & cause.shown_by.has(run.trials)]
-    killed = trials["exit_signal"].notna()
-    if cause.rule == FROZEN:
-        found = killed & (trials["status"] == "hung")
-        judged = trials.assign(found=found)
+def _engines(run: Run, trials: pd.DataFrame, cause: Cause, arm: tuple[str, ...]) -> pd.Series[bool]:
+    """Return by repeat whether the cause was found in each engine with these treatments."""
+    own = trials[[tuple(names) == arm for names in trials["treatments"]]]
+    killed = own["exit_signal"].notna()
+    if cause.rule == UNANSWERED:
+        found = killed & (own["status"] == "hung")
     else:
-        own = run.findings[
-            (run.findings["rule"] == cause.rule) & (run.findings["cause"] == cause.cause)
-        ]
-        found = trials["trial_id"].isin(own["trial_id"])
-        judged = trials.assign(found=found)[found | ~killed]
-    arms = ["+".join(names) for names in judged["treatments"]]
-    return judged.assign(arm=arms)[["release", "repeat", "arm", "found"]]
+        rows = run.findings
+        rows = rows[(rows["rule"] == cause.rule) & (rows["cause"] == cause.cause)]
+        found = own["trial_id"].isin(rows["trial_id"])
+    if cause.treatment in arm:
+        found |= killed | (own["status"] == "crashed")
+    return pd.Series(found.to_numpy(dtype=bool), own["repeat"]).sort_index()
+
+
+def _missed(run: Run, trials: pd.DataFrame, arm: tuple[str, ...]) -> int:
+    """Return the number of controls of an arm whose injected fault was not detected."""
+    missed = 0
+    for trial in trials.to_dict("records"):
+        if is_control(trial["treatments"]) and arm_of(trial["treatments"]) == arm:
+            found = run.findings[run.findings["trial_id"] == trial["trial_id"]]
+            facts, rows = ({str(k): v for k, v in trial.items()}, found.to_dict("records"))
+            missed += Control.of(facts, rows).silent
+    return missed

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from analysis.plots import style
 from analysis.plots.outcomes import LOOKS
 from analysis.runs.schema import OUTCOMES
+from analysis.shortfin.releases import oldest_first
 from analysis.stats.rates import failure_rates, outcome_counts
 from analysis.studies.releases.estimates import CACHE, SETTING
 
@@ -35,7 +36,7 @@ def outcomes_figure(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     if counts.empty:
         return style.nothing_to_draw("No request was recorded.")
     keys = style.all_series(counts, CACHE)
-    releases, levels = sorted(set(counts["release"])), sorted(set(counts["concurrency"]))
+    releases, levels = oldest_first(counts["release"]), sorted(set(counts["concurrency"]))
     figure = style.new_figure(_WIDTH, 1.1 + 2.3 * len(keys))
     panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0]
     for axes, key in zip(panels, keys, strict=True):
@@ -64,7 +65,7 @@ def causes_figure(found: pd.DataFrame) -> Figure:
     """Draw in which share of the engines of each release a cause was found; `causes` made it."""
     if found.empty:
         return style.nothing_to_draw("No rule found anything.")
-    releases = sorted(set(found["release"]))
+    releases = oldest_first(found["release"])
     order = found.groupby(["rule", "cause"], as_index=False).agg(
         wrong=("wrong_data", "max"), total=("found", "sum")
     )
@@ -97,32 +98,42 @@ def demonstrations_figure(found: pd.DataFrame) -> Figure:
     """Draw in which releases a demonstration showed its cause; `demonstrated` made the frame."""
     if found.empty:
         return style.nothing_to_draw("No demonstration was run.")
-    releases, names = sorted(set(found["release"])), list(dict.fromkeys(found["name"]))[::-1]
+    releases, names = oldest_first(found["release"]), list(dict.fromkeys(found["name"]))[::-1]
+    labels = found.drop_duplicates("name").set_index("name")
     figure = style.new_figure(_WIDTH, 1.4 + 0.36 * len(names))
     axes = figure.subplots()
     for row in found.to_dict("records"):
         place = releases.index(row["release"]), names.index(row["name"])
-        if row["fits"] and row["found"]:
-            colour = style.ORANGE if row["after"] else style.VERMILLION
-            size = 20 + 90 * row["found"] / row["engines"]
-            axes.scatter(*place, s=size, color=colour, marker="D" if row["after"] else "o")
-        elif row["fits"]:
-            axes.scatter(*place, s=24, facecolor="none", edgecolor=style.GREY, marker="o")
-        elif row["found"]:
+        if not row["found"]:
+            if row["fits"]:
+                axes.scatter(*place, s=24, facecolor="none", edgecolor=style.GREY, marker="o")
+        elif not row["pairs"]:
             axes.scatter(*place, s=24, color=style.GREY, marker="x", linewidth=1)
-    style.dress(axes, "Causes and the releases that have them", "release", "")
-    labels = [name.replace(", ", "\n", 1) for name in names]
-    axes.set_yticks(range(len(names)), labels, fontsize=style.LEAST)
+        else:
+            removed = not row["after"]
+            axes.scatter(
+                *place, s=20 + 90 * row["found"] / row["engines"], marker="o" if removed else "D",
+                color=style.VERMILLION if removed else style.ORANGE,
+            )  # fmt: skip
+    style.dress(axes, "Findings of the demonstrations on each release", "release", "")
+    axes.set_yticks(
+        range(len(names)),
+        [f"{labels.loc[name, 'finding']}\n{labels.loc[name, 'treatment']}" for name in names],
+        fontsize=style.LEAST,
+    )
     axes.set_ylim(-0.7, len(names) - 0.3)
     _release_axis(axes, releases)
     ways: list[tuple[str, dict[str, Any]]] = [
-        ("found, and not with the treatment", {"marker": "o", "color": style.VERMILLION}),
+        ("found, in no engine with the treatment", {"marker": "o", "color": style.VERMILLION}),
         ("found, also with the treatment", {"marker": "D", "color": style.ORANGE}),
         ("not found", {"marker": "o", "color": style.GREY, "markerfacecolor": "none"}),
-        ("found, of another cause", {"marker": "x", "color": style.GREY}),
-    ]
+        ("found, treatment does not apply", {"marker": "x", "color": style.GREY}),
+        ("small: few of the engines; large: all",
+         {"marker": "o", "color": style.VERMILLION, "markersize": 4}),
+    ]  # fmt: skip
     handles = [
-        Line2D([], [], linestyle="", markersize=6, label=name, **look) for name, look in ways
+        Line2D([], [], label=label, **{"linestyle": "", "markersize": 7, **look})
+        for label, look in ways
     ]
     style.legend_below(figure, handles, most=2)
     return figure
@@ -135,7 +146,7 @@ def costs_figure(settings: pd.DataFrame) -> Figure:
     """
     if settings.empty:
         return style.nothing_to_draw("No request was recorded.")
-    releases, levels = sorted(set(settings["release"])), sorted(set(settings["concurrency"]))
+    releases, levels = oldest_first(settings["release"]), sorted(set(settings["concurrency"]))
     keys = style.all_series(settings, CACHE)
     figure = style.new_figure(_WIDTH, 7.4)
     panels = figure.subplots(len(_COSTS), 1, sharex=True)
@@ -176,7 +187,7 @@ def outside_figure(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     rates = failure_rates(requests, trials, by).dropna(subset=["rate"])
     if rates.empty:
         return style.nothing_to_draw("No request was accepted.")
-    releases, keys = sorted(set(rates["release"])), style.all_series(rates, ["prefix_sharing"])
+    releases, keys = oldest_first(rates["release"]), style.all_series(rates, ["prefix_sharing"])
     targets = sorted(set(rates["target"]))
     figure = style.new_figure(_WIDTH, 1.1 + 2.2 * len(keys))
     panels = figure.subplots(len(keys), 1, sharex=True, sharey=True, squeeze=False)[:, 0]

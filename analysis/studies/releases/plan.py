@@ -1,4 +1,4 @@
-"""What notebook 09 runs: the matrix of all releases, and their own servers beside it."""
+"""What notebook 09 runs, or loads: the matrix, the demonstrations, and servers beside engines."""
 
 from __future__ import annotations
 
@@ -47,13 +47,18 @@ def outside(
     )  # fmt: skip
 
 
-def run_or_load(name: str, plans: Sequence[Plan], home: Path, recorded: str, jobs: int) -> Run:
+def run_or_load(
+    name: str, plans: Sequence[Plan], home: Path, recorded: str, jobs: int, controls: bool = False
+) -> Run:
     """Run the plans in `home`, or load the run `name` of the directory `recorded`; return the run.
 
-    Several plans become one run. A run is recorded by `cachelab export --light`. Raises RunError if
-    `recorded` has no such run.
+    Several plans become one run, as with `cachelab export --light`, which makes the runs of
+    `recorded`. `controls` as for `load_run`. Raises RunError if `recorded` has no such run.
     """
     if recorded:
-        return load_run(Path(recorded) / name)
-    runs = [run_sweep(plan, plan.place(home / name), jobs=jobs) for plan in plans]
+        return load_run(Path(recorded) / name, controls=controls)
+    places = [plan.place(home / name) for plan in plans]
+    for plan, place in zip(plans, places, strict=True):
+        run_sweep(plan, place, jobs=jobs)
+    runs = [load_run(place, controls=controls) for place in places]
     return runs[0] if len(runs) == 1 else concatenated(runs)

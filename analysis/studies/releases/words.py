@@ -7,8 +7,16 @@ from functools import partial
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import capitalised, listed, markdown_table, p_value, short_percent
+from analysis.core.wording import (
+    capitalised,
+    counted,
+    listed,
+    markdown_table,
+    p_value,
+    short_percent,
+)
 from analysis.runs.store import Run
+from analysis.shortfin.releases import oldest_first
 from analysis.stats.configurations import setting_name
 from analysis.stats.rates import failure_rates
 from analysis.studies.releases.catalogue import CAUSES, MOST_REQUESTS, Cause
@@ -24,10 +32,11 @@ def safety_in_words(run: Run) -> str:
     return markdown_table([_row(one) for one in safety(run)])
 
 
-def answer_in_a_sentence(run: Run, outside: Run) -> str:
+def answer_in_a_sentence(run: Run, shown: pd.DataFrame, outside: Run) -> str:
     """Return which releases had no problem, for the index of a report.
 
-    And how much the failure rates of the run `outside` differ over HTTP and in process.
+    And how many causes the frame `shown` of `demonstrated` has, and how much the failure rates of
+    the run `outside` differ over HTTP and in process.
     """
     found = safety(run)
     releases = list(dict.fromkeys(one.key["release"] for one in found))
@@ -42,7 +51,9 @@ def answer_in_a_sentence(run: Run, outside: Run) -> str:
         for name in releases
         if any(one.beyond for one in own[name]) and (least := min(one.up_to for one in own[name]))
     ]
-    return _fill("answer", safe, partly, len(releases), outside_difference(outside))
+    causes = shown.drop_duplicates("name")["removed"]
+    counts = int(causes.sum()), len(causes)
+    return _fill("answer", safe, partly, len(releases), counts, outside_difference(outside))
 
 
 def causes_in_words(found: pd.DataFrame) -> str:
@@ -71,32 +82,30 @@ def demonstrated_in_words(found: pd.DataFrame) -> str:
 
     First those whose finding the treatment removes, then those that are open.
     """
-    releases = sorted(set(found["release"]))
     rows: dict[bool, list[dict[str, object]]] = {True: [], False: []}
     for cause in CAUSES:
         own = found[found["name"] == cause.name]
-        seen = own[own["fits"] & (own["found"] > 0)]
         if own.empty:
             continue
-        removed = bool(own["removed"].all())
-        first, last = (seen["release"].min(), seen["release"].max()) if len(seen) else ("", "")
-        rows[removed].append(
+        seen = oldest_first(own.loc[own["fits"] & (own["found"] > 0), "release"])
+        rows[bool(own["removed"].all())].append(
             {
                 "finding": cause.finding,
-                "what goes wrong": TREATMENTS[cause.treatment].hypothesis,
-                "first": first or "not found",
-                "last": last,
-                "fixed upstream": _fixed(cause, str(last), releases) if last else "",
+                "hypothesis": TREATMENTS[cause.treatment].hypothesis,
+                "first": seen[0] if seen else "not found",
+                "last": seen[-1] if seen else "",
+                "later releases": _later(cause, seen, own) if seen else "",
                 "shown by": cause.shown_by.sentence,
                 "treatment": f"`{cause.treatment}`",
-                "engines with it, without and with treatment": (
+                "found without and with it, of pairs": (
                     f"{own['before'].sum()} and {own['after'].sum()} of {own['pairs'].sum()}"
                 ),
                 "p": p_value(float(own["p_value"].iloc[0])),
+                "faults missed": own["missed"].sum() or "",
             }
         )
     parts = [
-        _fill("demonstrated", len(rows[True]), MOST_REQUESTS),
+        _fill("demonstrated", len(rows[True]), MOST_REQUESTS) if rows[True] else "",
         markdown_table(rows[True]),
         _fill("open_causes", len(rows[False])) if rows[False] else "",
         markdown_table(rows[False]),
@@ -104,11 +113,17 @@ def demonstrated_in_words(found: pd.DataFrame) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _fixed(cause: Cause, last: str, releases: list[str]) -> str:
-    later = [release for release in releases if release > last]
+def _later(cause: Cause, seen: list[str], own: pd.DataFrame) -> str:
+    """Return whether releases after the last one with a cause have it, and the upstream change."""
+    releases = oldest_first(own["release"])
+    later = releases[releases.index(seen[-1]) + 1 :]
     if not later:
-        return f"not in {last}"
-    return f"{cause.upstream or 'change unknown'}, in {later[0]}"
+        return f"not fixed in {seen[-1]}"
+    rows = own[own["release"].isin(later)]
+    alike = f", {rows['found'].sum()} of another cause" if rows["found"].any() else ""
+    change = TREATMENTS[cause.treatment].upstream
+    fixed = f"fixed by {change}: " if change else ""
+    return f"{fixed}in none of {counted(int(rows['engines'].sum()), 'engine')}{alike}"
 
 
 def outside_in_words(run: Run) -> str:
