@@ -36,7 +36,7 @@ MEASURED = {
     "06_isolation": ("untreated", "treated", "left_out"),
     "07_fix_validation": ("whole", "alone", "soaked"),
     "08_cost": ("measures", "cache", "locks"),
-    "09_releases": ("matrix", "outside"),
+    "09_releases": ("matrix", "removed", "outside"),
 }
 """What each notebook has measured when it comes to its answer."""
 
