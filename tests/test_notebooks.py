@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from support import RELEASES
@@ -185,3 +186,21 @@ def test_07_shows_the_levels_of_its_validations(tmp_path: Path) -> None:
         explained,
         "why",
     ]
+
+
+def test_09_shows_the_recorded_runs_that_ship_without_an_engine(tmp_path: Path) -> None:
+    recorded = NOTEBOOKS[0].parent.parent / "data" / "releases"
+    written = papermill.execute_notebook(
+        NOTEBOOKS[0].parent / "09_releases.ipynb",
+        tmp_path / "out.ipynb",
+        {"recorded": str(recorded), "run_dir": str(tmp_path / "run"), "releases": ["3.1.0"]},
+        kernel_name="python3",
+        progress_bar=False,
+        execution_timeout=300,
+    )
+    assert not [*(tmp_path / "run").glob("*/trials")]
+    answer = json.loads((tmp_path / "run" / "answer.json").read_text())["answer"]
+    assert answer.startswith(("Of 9 releases, ", "None of 9 releases "))
+    figures = [out for cell in code_cells(written) for out in cell.outputs
+               if "image/png" in out.get("data", {})]  # fmt: skip
+    assert len(figures) == 5

@@ -20,7 +20,7 @@ from analysis.runs.store import whole_tables
 
 _POOL = ("acquire", "free", "evict")
 """Events of a light run: they show how many pages are free, and evictions."""
-_HEAVY = {"events": ("stack",), "findings": ("stack", "other_stack")}
+_HEAVY = {"events": ("stack",), "findings": ("stack", "other_stack"), "trials": ("engine_log",)}
 """Columns that are null in a light run."""
 
 
@@ -31,9 +31,9 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     with the number of its run, and the manifest is the first run's without plan, with the manifests
     of all under `runs`.
 
-    `light` leaves out invocations, stacks, events other than those of the pool, and all but the
-    last snapshot of a trial. Figures and tables of trials, requests and findings need no more, but
-    such a run cannot be checked again or explained.
+    `light` leaves out invocations, stacks, logs, events other than those of the pool, and all but
+    the last snapshot of a trial. Figures and tables of trials, requests and findings need no more,
+    but such a run cannot be checked again or explained.
 
     Raises RunError if a run cannot be read, if their models differ, or if `out` exists or cannot be
     written.
@@ -49,6 +49,10 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
         whole_tables(Path(path), manifest, TABLES)
         for path, manifest in zip(paths, manifests, strict=True)
     ]
+    for path, run in zip(paths, runs, strict=True):
+        detail = run["trials"]["status_detail"]
+        here = pc.replace_substring(detail, f"{Path(path).resolve()}/", "")
+        run["trials"] = _set(run["trials"], "status_detail", here)
     manifest: dict[str, Any] = dict(manifests[0])
     if len(runs) > 1:
         runs = [

@@ -40,6 +40,7 @@ class Demonstration:
     concurrency: int
     rounds: int = 1
     """Requests of each client, one after another."""
+    batch_size: int = 4
 
     @property
     def requests(self) -> int:
@@ -48,19 +49,18 @@ class Demonstration:
 
     @property
     def sentence(self) -> str:
-        """Requests, clients and cache in words."""
+        """Requests, clients, batch and cache in words."""
+        batches = "" if self.batch_size == 4 else f" in batches of {self.batch_size}"
         return (
-            f"{self.requests} requests of `{self.workload}`, {self.concurrency} at once, prefix"
-            f" sharing {self.prefix_sharing}, {self.page_count} pages"
+            f"{self.requests} requests of `{self.workload}`, {self.concurrency} at once{batches},"
+            f" prefix sharing {self.prefix_sharing}, {self.page_count} pages"
         )
 
     def has(self, trials: pd.DataFrame) -> pd.Series[bool]:
         """Return which rows of `trials` are of this demonstration."""
-        settings = ("prefix_sharing", "page_count", "workload", "concurrency")
-        same: pd.Series[bool] = (
-            trials[list(settings)] == [getattr(self, s) for s in settings]
-        ).all(axis=1)
-        return same
+        settings = ["prefix_sharing", "page_count", "workload", "concurrency"]
+        alike = (trials[settings] == [getattr(self, name) for name in settings]).all(axis=1)
+        return alike & trials["batch_sizes"].map(lambda sizes: tuple(sizes) == (self.batch_size,))
 
     def plan(self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], seed: int) -> Plan:
         """Return the sweep of the releases with each set of treatments.
@@ -72,7 +72,8 @@ class Demonstration:
         return Plan(
             releases=tuple(releases), prefix_sharing=(self.prefix_sharing,),
             pages=(self.page_count,), concurrency=(self.concurrency,), workload=self.workload,
-            rounds=self.rounds, repeats=max(_LEAST_ENGINES, math.ceil(pairs / len(releases))),
+            batch_sizes=(self.batch_size,), rounds=self.rounds,
+            repeats=max(_LEAST_ENGINES, math.ceil(pairs / len(releases))),
             seed=seed, treatments=tuple(arms), sanitize=True,
             request_timeout_s=_REQUEST_TIMEOUT_S, trial_timeout_s=_TRIAL_TIMEOUT_S,
         )  # fmt: skip
@@ -120,7 +121,8 @@ class Cause:
 
 _MIXED = Demonstration("none", 256, "mixed", 4)
 _MIXED_TRIE = Demonstration("trie", 256, "mixed", 4)
-_SAME_PROMPT = Demonstration("trie", 256, "reported", 6)
+_SAME_PROMPT = Demonstration("trie", 256, "reported", 4)
+_SMALL_BATCHES = Demonstration("none", 256, "mixed", 6, batch_size=2)
 _SHARED = Demonstration("trie", 256, "shared_prefix", 4)
 _FEW_PAGES = Demonstration("none", 6, "mixed", 4)
 _FEW_PAGES_TRIE = Demonstration("trie", 6, "mixed", 4)
@@ -136,9 +138,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause("leaf-set-mismatch", "inner-node", "true-leaves", _MIXED_TRIE),
     Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "phase-workers"),
     Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "records"),
-    Cause(UNANSWERED, "killed because it hung", "serialise-invocations", _SAME_PROMPT),
+    Cause(UNANSWERED, "killed because it hung", "serialise-invocations", _SMALL_BATCHES),
     Cause("orphaned-node", "overwritten", "reuse-existing-node", _SAME_PROMPT),
-    Cause("page-leak", "dropped", "free-unpublished-pages", _SAME_PROMPT, "allocations"),
+    Cause(
+        "page-leak", "dropped", "free-unpublished-pages", _SAME_PROMPT, "allocations",
+        beside=("reuse-existing-node",),
+    ),
     Cause("allocation-list-mismatch", "listed-and-free", "delist-freed-pages", _SAME_PROMPT),
     Cause("ref-count-mismatch", "not-released", "register-once", _SHARED),
     Cause("empty-answer", "no-tokens", "requeue-unscheduled", _FEW_PAGES, "decoder"),

@@ -59,6 +59,6 @@ def run_or_load(
         return load_run(Path(recorded) / name, controls=controls)
     places = [plan.place(home / name) for plan in plans]
     for plan, place in zip(plans, places, strict=True):
-        run_sweep(plan, place, jobs=jobs)
+        run_sweep(plan, place, jobs=jobs, command=f"notebook 09_releases, {name}")
     runs = [load_run(place, controls=controls) for place in places]
     return runs[0] if len(runs) == 1 else concatenated(runs)
