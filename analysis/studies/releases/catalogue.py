@@ -22,7 +22,7 @@ MOST_REQUESTS = 6
 """Most requests of a demonstration, so that a person can read its whole recording."""
 UNANSWERED = ""
 """Rule of a cause that leaves no finding, because the whole process stands still until its end."""
-_LEAST_ENGINES = 2
+_LEAST_ENGINES = 1
 _COLUMNS = (
     "name", "finding", "treatment", "release", "fits", "engines", "found", "pairs", "before",
     "after", "missed",
