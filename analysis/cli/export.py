@@ -22,7 +22,7 @@ def export(
 
     cachelab export runs/first --out first-shared
 
-    cachelab export runs/first runs/second --out both-shared --light
+    cachelab export runs/first --out first-light --light
     """
     from analysis.runs.packing import pack_runs
 
