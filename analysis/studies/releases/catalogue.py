@@ -208,7 +208,7 @@ def demonstrated(run: Run) -> pd.DataFrame:
             own, fits = trials[trials["release"] == release], one.fits(release)
             bare, treated = one.arms(release) if fits else ((), (one.treatment,))
             without, with_it = (_engines(run, own, one, arm) for arm in (bare, treated))
-            both = without.index.intersection(with_it.index)
+            both = without.index.intersection(with_it.index if fits else [])
             differences[one.name] += [int(without[n]) - int(with_it[n]) for n in both]
             rows.append(
                 {

@@ -120,10 +120,15 @@ def _later(cause: Cause, seen: list[str], own: pd.DataFrame) -> str:
     if not later:
         return f"not fixed in {seen[-1]}"
     rows = own[own["release"].isin(later)]
-    alike = f", {rows['found'].sum()} of another cause" if rows["found"].any() else ""
+    engines = counted(int(rows["engines"].sum()), "engine")
+    found = (
+        f"in {rows['found'].sum()} of {engines}, of another cause"
+        if rows["found"].any()
+        else (f"in none of {engines}")
+    )
     change = TREATMENTS[cause.treatment].upstream
     fixed = f"fixed by {change}: " if change else ""
-    return f"{fixed}in none of {counted(int(rows['engines'].sum()), 'engine')}{alike}"
+    return f"{fixed}{found}"
 
 
 def outside_in_words(run: Run) -> str:

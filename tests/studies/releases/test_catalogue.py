@@ -124,6 +124,12 @@ def test_a_process_that_was_killed_because_it_hung_is_found(monkeypatch) -> None
     assert (row["engines"], row["found"]) == (2, 2)
 
 
+def test_pairs_of_a_release_that_cannot_have_the_defect_do_not_count(monkeypatch) -> None:
+    arms = {(): [True] * 8, (FIRST.treatment,): [False] * 8}
+    row = of_first(run_of(arms, release="3.9.0"), monkeypatch)
+    assert (row["found"], row["pairs"], row["removed"]) == (8, 0, False)
+
+
 @pytest.mark.parametrize("missed", [False, True])
 def test_a_fault_that_was_not_detected_leaves_the_cause_open(missed, monkeypatch) -> None:
     run = run_of({(): [True] * 8, (FIRST.treatment,): [False] * 8,
