@@ -53,8 +53,8 @@ class Demonstration:
         """Requests, clients, batch and cache in words."""
         batches = "" if self.batch_size == 4 else f" in batches of {self.batch_size}"
         return (
-            f"{self.requests} requests of `{self.workload}`, {self.concurrency} at once{batches},"
-            f" prefix sharing {self.prefix_sharing}, {self.page_count} pages"
+            f"{self.requests} requests `{self.workload}`, {self.concurrency} at once{batches},"
+            f" sharing {self.prefix_sharing}, {self.page_count} pages"
         )
 
     def has(self, trials: pd.DataFrame) -> pd.Series[bool]:

@@ -92,12 +92,11 @@ def demonstrated_in_words(found: pd.DataFrame) -> str:
             {
                 "finding": cause.finding,
                 "hypothesis": TREATMENTS[cause.treatment].hypothesis,
-                "first": seen[0] if seen else "not found",
-                "last": seen[-1] if seen else "",
+                "releases": " to ".join(dict.fromkeys([seen[0], seen[-1]])) if seen else "none",
                 "later releases": _later(cause, seen, own) if seen else "",
                 "shown by": cause.shown_by.sentence,
                 "treatment": f"`{cause.treatment}`",
-                "found without and with it, of pairs": (
+                "engines with it, untreated and treated": (
                     f"{own['before'].sum()} and {own['after'].sum()} of {own['pairs'].sum()}"
                 ),
                 "p": p_value(float(own["p_value"].iloc[0])),
