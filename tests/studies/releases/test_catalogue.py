@@ -173,6 +173,7 @@ def test_open_causes_are_not_claimed() -> None:
     assert study.demonstrations_figure(found).axes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", [REPORTED, NEWEST])
 def test_the_first_two_causes_are_shown_and_removed_on_the_real_engine(
     release, tmp_path, monkeypatch
