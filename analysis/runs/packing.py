@@ -45,14 +45,7 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     models = {(one.get("plan") or {}).get("model") for one in manifests}
     if len(models) > 1:
         raise RunError("Runs of different models cannot become one run. Give runs of one model.")
-    runs = [
-        whole_tables(Path(path), manifest, TABLES)
-        for path, manifest in zip(paths, manifests, strict=True)
-    ]
-    for path, run in zip(paths, runs, strict=True):
-        detail = run["trials"]["status_detail"]
-        here = pc.replace_substring(detail, f"{Path(path).resolve()}/", "")
-        run["trials"] = _set(run["trials"], "status_detail", here)
+    runs = [_tables(Path(path), manifest) for path, manifest in zip(paths, manifests, strict=True)]
     manifest: dict[str, Any] = dict(manifests[0])
     if len(runs) > 1:
         runs = [
@@ -75,6 +68,14 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _tables(path: Path, manifest: Mapping[str, Any]) -> dict[str, pa.Table]:
+    """Read the tables of a run; its files are named relative to it."""
+    tables = whole_tables(path, manifest, TABLES)
+    trials = tables["trials"]
+    detail = pc.replace_substring(trials["status_detail"], f"{path.resolve()}/", "")
+    return {**tables, "trials": _set(trials, "status_detail", detail)}
 
 
 def _numbered(table: pa.Table, number: int, manifest: Mapping[str, Any]) -> pa.Table:

@@ -173,15 +173,12 @@ def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
     plans = []
     for shown_by in dict.fromkeys(one.shown_by for one in CAUSES):
         own = [one for one in CAUSES if one.shown_by == shown_by]
-        alike: dict[tuple[object, ...], list[str]] = {}
-        arms: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
+        alike: dict[tuple[tuple[Cause, ...], tuple[tuple[str, ...], ...]], list[str]] = {}
         for release in releases:
-            fitting = [one for one in own if one.fits(release)]
-            sets = [(), *(arm for one in fitting for arm in one.arms(release))]
-            key = (*(one.name for one in fitting), *sets)
-            alike.setdefault(key, []).append(release)
-            arms[key] = list(dict.fromkeys(sets))
-        plans += [shown_by.plan(those, arms[key], seed) for key, those in alike.items()]
+            causes = tuple(one for one in own if one.fits(release))
+            arms = dict.fromkeys([(), *(arm for one in causes for arm in one.arms(release))])
+            alike.setdefault((causes, tuple(arms)), []).append(release)
+        plans += [shown_by.plan(those, sets, seed) for (_, sets), those in alike.items()]
     return plans
 
 

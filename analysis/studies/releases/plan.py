@@ -57,8 +57,9 @@ def run_or_load(
     """
     if recorded:
         return load_run(Path(recorded) / name, controls=controls)
-    places = [plan.place(home / name) for plan in plans]
-    for plan, place in zip(plans, places, strict=True):
-        run_sweep(plan, place, jobs=jobs, command=f"notebook 09_releases, {name}")
-    runs = [load_run(place, controls=controls) for place in places]
+    runs = []
+    for plan in plans:
+        place, command = plan.place(home / name), f"notebook 09_releases, {name}"
+        run = run_sweep(plan, place, jobs=jobs, command=command)
+        runs.append(load_run(place, controls=True) if controls else run)
     return runs[0] if len(runs) == 1 else concatenated(runs)

@@ -120,14 +120,11 @@ def _later(cause: Cause, seen: list[str], own: pd.DataFrame) -> str:
         return f"not fixed in {seen[-1]}"
     rows = own[own["release"].isin(later)]
     engines = counted(int(rows["engines"].sum()), "engine")
-    found = (
-        f"in {rows['found'].sum()} of {engines}, of another cause"
-        if rows["found"].any()
-        else (f"in none of {engines}")
-    )
     change = TREATMENTS[cause.treatment].upstream
     fixed = f"fixed by {change}: " if change else ""
-    return f"{fixed}{found}"
+    if rows["found"].any():
+        return f"{fixed}in {rows['found'].sum()} of {engines}, of another cause"
+    return f"{fixed}in none of {engines}"
 
 
 def outside_in_words(run: Run) -> str:
