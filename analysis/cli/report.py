@@ -28,6 +28,12 @@ def report(
     full: Annotated[
         bool, typer.Option("--full", help="the parameters meant for publication")
     ] = False,
+    recorded: Annotated[
+        Path | None,
+        typer.Option(
+            help="show what is recorded in this directory, without an engine; data/recorded ships"
+        ),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of a notebook; repeatable")
     ] = None,
@@ -43,6 +49,8 @@ def report(
     cachelab report --notebooks 01,03 --releases 3.9.0 --parameter repeats=2
 
     cachelab report --notebooks all --full --out pages
+
+    cachelab report --notebooks all --recorded data/recorded
     """
     from analysis.core.paths import reports_dir
     from analysis.report import find_notebooks, publish
@@ -52,6 +60,7 @@ def report(
         releases=None if releases is None else some("--releases", releases),
         out=out or reports_dir(),
         full=full,
+        recorded=recorded,
         parameters=named("--parameter", parameter or ()),
     )
     if not result.ok:

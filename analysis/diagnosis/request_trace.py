@@ -90,11 +90,11 @@ def trace_of(run: Run, request_id: str, trial_id: str | None = None) -> RequestT
     """Return the trace of a request; `trial_id` selects the trial if several have such a request.
 
     A trial recorded without the sanitizer is checked first. Raises RunError if the trial or request
-    does not exist, if several trials have such a request, or for a light run.
+    does not exist, if several trials have such a request, or if a light run lacks the trial.
     """
-    refuse_light(run.path, run.manifest)
     row = _row(run, request_id, trial_id)
     trial_id = str(row["trial_id"])
+    refuse_light(run.path, run.manifest, trial_id)
     own = {name: _of_trial(getattr(run, name), trial_id) for name in TABLES if name != "trials"}
     plan = run.manifest.get("plan") or {}
     trial = run.trials[run.trials["trial_id"] == trial_id].iloc[0]

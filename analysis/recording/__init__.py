@@ -12,11 +12,11 @@ from analysis.core.errors import EngineError
 from analysis.engine.engine import Engine
 from analysis.recording.checksums import MODES, Checksums
 from analysis.recording.recorder import Recorder
-from analysis.recording.recording import Recording
+from analysis.recording.recording import FinishedRecording, Recording
 from analysis.recording.sizes import MOST_BYTES
 from analysis.shortfin.capture import ObserverWarning
 
-__all__ = ["ObserverWarning", "Recording", "checksummed", "observe"]
+__all__ = ["FinishedRecording", "ObserverWarning", "Recording", "checksummed", "observe"]
 
 
 @contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,12 +28,12 @@ STREAMED = ("events", "invocations", "snapshots")
 """The tables of a recording."""
 
 
-class Recording:
-    """Invocations, events and snapshots of one engine; grows while it is observed."""
+class _Recorded(ABC):
+    """What recordings have in common, live or finished: their tables as frames and snapshots."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        """Its recorder, which can be read while it records."""
+    @abstractmethod
+    def table(self, name: str) -> pa.Table:
+        """Return a table of the recording, sorted by `seq`."""
 
     @property
     def events(self) -> pd.DataFrame:
@@ -48,9 +51,9 @@ class Recording:
         return to_frame("snapshots", self.table("snapshots"))
 
     @property
+    @abstractmethod
     def taken(self) -> list[Snapshot]:
         """The snapshots, in order."""
-        return sorted(self.recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
 
     def before(self, request_id: str) -> Snapshot:
         """Return the snapshot before a request was submitted; KeyError if there is none."""
@@ -61,7 +64,7 @@ class Recording:
         return self._moment("after", request_id)
 
     def _moment(self, moment: str, request_id: str) -> Snapshot:
-        for snapshot in reversed(self.recorder.snapshots):
+        for snapshot in reversed(self.taken):
             if (snapshot.moment, snapshot.request_id) == (moment, request_id):
                 return snapshot
         raise KeyError(f"There is no snapshot {moment} request {request_id!r}.")
@@ -70,6 +73,40 @@ class Recording:
     def failures(self) -> list[Snapshot]:
         """The snapshots at failures, in order."""
         return [snapshot for snapshot in self.taken if snapshot.moment == "failure"]
+
+
+@dataclass(frozen=True)
+class FinishedRecording(_Recorded):
+    """A recording without its engine, which can be stored."""
+
+    tables: dict[str, pa.Table]
+    """Those of `STREAMED`."""
+
+    def table(self, name: str) -> pa.Table:
+        """Return a table of the recording, sorted by `seq`."""
+        return self.tables[name]
+
+    @cached_property
+    def taken(self) -> list[Snapshot]:
+        """The snapshots, in order."""
+        return [Snapshot.from_row(row) for row in self.tables["snapshots"].to_pylist()]
+
+
+class Recording(_Recorded):
+    """Invocations, events and snapshots of one engine; grows while it is observed."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        """Its recorder, which can be read while it records."""
+
+    @property
+    def taken(self) -> list[Snapshot]:
+        """The snapshots, in order."""
+        return sorted(self.recorder.snapshots, key=lambda snapshot: snapshot.seq or 0)
+
+    def finished(self) -> FinishedRecording:
+        """Return a copy of what was recorded so far."""
+        return FinishedRecording({name: self.table(name) for name in STREAMED})
 
     @property
     def faults(self) -> list[str]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from analysis.report import pages
 from analysis.report.execution import Execution, execute
 from analysis.report.notebooks import Job, ReportError, copy_notebooks, find_notebooks, plan
 from analysis.report.parameters import read_parameters
+from analysis.report.stored import measured
 from analysis.runs.store import join_runs, load_run
 from analysis.shortfin import environments
 from analysis.shortfin.releases import installed_release, supported
@@ -42,6 +44,7 @@ __all__ = [
     "ReportError",
     "copy_notebooks",
     "find_notebooks",
+    "measured",
     "publish",
     "read_parameters",
     "run_directory",
@@ -87,6 +90,7 @@ def publish(
     out: Path,
     full: bool = False,
     parameters: Mapping[str, object] | None = None,
+    recorded: Path | None = None,
     kernel_of: Callable[[str], str] | None = None,
     screen: TextIO | None = None,
 ) -> PublishResult:
@@ -94,7 +98,8 @@ def publish(
 
     `notebooks` None means all of them, `releases` None every one that has an environment here.
     `full` chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override
-    both.
+    both. `recorded` is a directory with what such notebooks recorded earlier, one directory named
+    NOTEBOOK-RELEASE for each; then only these are shown, from what is there, without an engine.
     A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page
     with the failure, and `ok` False. Progress goes to `screen` (standard error).
 
@@ -109,6 +114,13 @@ def publish(
     run_on = releases or environments.present() or supported()
     jobs = plan(chosen, run_on, full, dict(parameters or {}), kernel_of or environments.kernel_of)
     check_writable(out)
+    if recorded is not None and not (
+        jobs := [job for job in jobs if (recorded / _name(job)).is_dir()]
+    ):
+        raise ReportError(
+            f"{recorded} has nothing of these notebooks and releases. `cachelab export` makes a"
+            " directory NOTEBOOK-RELEASE of a run directory."
+        )
     if absent := " ".join(
         release for release in supported() if not releases and release not in run_on
     ):
@@ -116,7 +128,7 @@ def publish(
     done = []
     for number, job in enumerate(jobs, 1):
         _say(screen, f"[{number}/{len(jobs)}] {job.stem} on shortfin {job.release}{job.duration}")
-        page, entry = _publish_one(job, out, screen)
+        page, entry = _publish_one(job, out, screen, recorded)
         _catalogue(out, entry)
         done.append(page)
         _say(screen, f"  {entry['status']}: {page.answer or 'no answer was written'}")
@@ -143,11 +155,21 @@ def run_directory(notebook: str, run_dir: str = "") -> Path:
     return path.resolve()
 
 
-def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, dict[str, Any]]:
+def _name(job: Job) -> str:
+    model = re.sub(r"[^\w.]+", "-", _model(job))
+    return "-".join(filter(None, [job.stem, job.release, model]))
+
+
+def _model(job: Job) -> str:
+    return Path(str(job.parameters.get("model") or "")).name
+
+
+def _publish_one(
+    job: Job, out: Path, screen: TextIO, recorded: Path | None = None
+) -> tuple[PublishedPage, dict[str, Any]]:
     from analysis.report.exporter import render  # needs nbconvert
 
-    model = Path(str(job.parameters.get("model") or "")).name
-    name = "-".join(filter(None, [job.stem, job.release, re.sub(r"[^\w.]+", "-", model)]))
+    name = _name(job)
     started = datetime.now(UTC)
     run_dir = _fresh_directory(out / "runs", f"{name}-{started:%Y%m%d-%H%M%S}")
     given = {"release": job.release, "run_dir": str(run_dir)}
@@ -155,6 +177,8 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
     parameters = {**injected, **job.parameters}
     if "run_dir" in job.parameters:
         run_dir = Path(str(job.parameters["run_dir"]))
+    if recorded is not None:
+        shutil.copytree(recorded / name, run_dir, dirs_exist_ok=True)
     minutes = job.minutes or _UNKNOWN_MINUTES
     parts = _begin_part(run_dir, started)
     executed = execute(
@@ -189,7 +213,7 @@ def _publish_one(job: Job, out: Path, screen: TextIO) -> tuple[PublishedPage, di
             for key in ("title", "notebook", "release", "date", "took", "mode")
         },
         "question": job.question,
-        "model": model,
+        "model": _model(job),
         "html": html.name,
         "run": os.path.relpath(run_dir, out),
         "answer": answer,

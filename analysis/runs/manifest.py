@@ -173,10 +173,16 @@ def as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def refuse_light(path: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Raise RunError for a light run, which lacks what checking and explaining need."""
-    if manifest.get("light"):
+def refuse_light(
+    path: str | Path, manifest: Mapping[str, Any], trial_id: str | None = None
+) -> None:
+    """Raise RunError for a light run, which lacks what checking and explaining need.
+
+    A light run has it for the trials that are whole.
+    """
+    whole = listed(manifest.get("whole_trials") or ["none of its trials"], most=4)
+    if manifest.get("light") and trial_id not in manifest.get("whole_trials", ()):
         raise RunError(
-            f"{path} is a light copy without invocations and most events. Give the run itself, or"
-            " export it without `--light`."
+            f"{path} is a light copy, which has arguments of invocations and all events only for"
+            f" {whole}. Give the run itself, or export it without `--light`."
         )

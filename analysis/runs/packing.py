@@ -1,4 +1,4 @@
-"""Packed runs: one file a table, for sharing."""
+"""Packed runs: one file a table, for sharing; also all runs of a directory, as of a notebook."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
-from analysis.runs.manifest import read_manifest, write_manifest
+from analysis.runs.manifest import MANIFEST, read_manifest, write_manifest
 from analysis.runs.parts import REQUIRED, write_tables
-from analysis.runs.schema import SCHEMA_VERSION, TABLES
+from analysis.runs.schema import FAILURES, SCHEMA_VERSION, TABLES
 from analysis.runs.store import whole_tables
+from analysis.runs.tables import is_control
 
 _POOL = ("acquire", "free", "evict")
 """Events of a light run: they show how many pages are free, and evictions."""
-_HEAVY = {"events": ("stack",), "findings": ("stack", "other_stack"), "trials": ("engine_log",)}
-"""Columns that are null in a light run."""
+_HEAVY = {
+    "events": ("stack",),
+    "findings": ("stack", "other_stack"),
+    "invocations": (
+        "request_ids", "tokens", "seq_lens", "start_positions", "block_tables", "top_tokens",
+        "top_logprobs", "result_tokens", "result_digests", "changed",
+    ),
+    "trials": ("engine_log",),
+}  # fmt: skip
+"""Columns that are null in a light run, but for its whole trials."""
 
 
 def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = False) -> Path:
@@ -31,9 +40,10 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     with the number of its run, and the manifest is the first run's without plan, with the manifests
     of all under `runs`.
 
-    `light` leaves out invocations, stacks, logs, events other than those of the pool, and all but
-    the last snapshot of a trial. Figures and tables of trials, requests and findings need no more,
-    but such a run cannot be checked again or explained.
+    `light` leaves out the arguments and results of invocations, stacks, logs, events other than
+    those of the pool, and all but the last snapshot of a trial. Figures and tables of trials,
+    requests and findings need no more, but such a run cannot be checked again. Of each run one or
+    two trials with failures are kept whole, so that these can be explained.
 
     Raises RunError if a run cannot be read, if their models differ, or if `out` exists or cannot be
     written.
@@ -56,7 +66,9 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
         manifest.pop("plan", None)
     tables = {name: pa.concat_tables([run[name] for run in runs]) for name in TABLES}
     if light:
-        tables, manifest["light"] = _light(tables), True
+        whole = sorted(name for run in runs for name in _to_explain(run))
+        tables = _light(tables, whole)
+        manifest.update(light=True, whole_trials=whole)
     temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -67,6 +79,31 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
         raise RunError(f"{out} cannot be written: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def pack_directory(directory: str | Path, out: str | Path, *, light: bool = False) -> Path:
+    """Copy a directory to the new one `out`, with every run in it packed as by `pack_runs`.
+
+    Other JSON files, such as what a notebook measured, are copied; logs and the like are left out.
+    Raises RunError if there is no run and no such file in it, and as `pack_runs` does.
+    """
+    directory, out = Path(directory), Path(out)
+    runs = sorted(path.parent for path in directory.rglob(MANIFEST))
+    inside = [
+        path for path in sorted(directory.rglob("*.json"))
+        if not any(path.is_relative_to(run) for run in runs)
+    ]  # fmt: skip
+    if not runs and not inside:
+        raise RunError(f"{directory} has neither runs nor results. Give a directory with runs.")
+    if os.path.lexists(out):
+        raise RunError(f"{out} exists. Choose a new directory for the copy.")
+    for run in runs:
+        pack_runs([run], out / run.relative_to(directory), light=light)
+    for path in inside:
+        place = out / path.relative_to(directory)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
     return out
 
 
@@ -92,18 +129,44 @@ def _set(table: pa.Table, column: str, values: Any) -> pa.Table:
     return table.set_column(place, table.schema.field(place), values)
 
 
-def _light(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+def _to_explain(tables: Mapping[str, pa.Table]) -> set[str]:
+    """Return the trials to keep whole: the first with a failed request, and with a wrong answer.
+
+    Untreated trials take precedence. If nothing failed: the first in which wrong data was read.
+    """
+    treatments = {
+        row["trial_id"]: row["treatments"] or ()
+        for row in tables["trials"].select(["trial_id", "treatments"]).to_pylist()
+    }
+    columns = tables["requests"].select(["trial_id", "outcome"]).to_pydict()
+    failed = [
+        (trial, outcome)
+        for trial, outcome in zip(columns["trial_id"], columns["outcome"], strict=True)
+        if outcome in FAILURES and not is_control(treatments[trial])
+    ]
+    failed = [pair for pair in failed if not treatments[pair[0]]] or failed
+    wrong = [trial for trial, outcome in failed if outcome == "wrong"]
+    found = tables["findings"].filter(pc.equal(tables["findings"]["severity"], "wrong data"))
+    bad = [name for name in found["trial_id"].to_pylist() if not is_control(treatments[name])]
+    return {*[trial for trial, _ in failed][:1], *wrong[:1]} or {*bad[:1]}
+
+
+def _light(tables: dict[str, pa.Table], whole: Sequence[str]) -> dict[str, pa.Table]:
     light = dict(tables)
-    light["invocations"] = TABLES["invocations"].empty_table()
+    kept = {
+        name: pc.is_in(light[name]["trial_id"], pa.array(whole, pa.string())) for name in TABLES
+    }
     events, snapshots = tables["events"], tables["snapshots"]
-    light["events"] = events.filter(pc.is_in(events["kind"], pa.array(_POOL)))
+    pool = pc.is_in(events["kind"], pa.array(_POOL))
     ends = snapshots.group_by("trial_id").aggregate([("seq", "max")])
     last = dict(zip(ends["trial_id"].to_pylist(), ends["seq_max"].to_pylist(), strict=True))
     places = zip(snapshots["trial_id"].to_pylist(), snapshots["seq"].to_pylist(), strict=True)
-    ended = [last[trial] == seq for trial, seq in places]
-    light["snapshots"] = snapshots.filter(pa.array(ended, pa.bool_()))
+    ended = pa.array([last[trial] == seq for trial, seq in places], pa.bool_())
+    rows = {"events": pc.or_(pool, kept["events"]), "snapshots": pc.or_(ended, kept["snapshots"])}
     for name, columns in _HEAVY.items():
         for column in columns:
-            kind = light[name].schema.field(column).type
-            light[name] = _set(light[name], column, pa.nulls(light[name].num_rows, kind))
-    return light
+            values = light[name][column]
+            null = pa.nulls(len(values), values.type)
+            light[name] = _set(light[name], column, pc.if_else(kept[name], values, null))
+    return {name: table.filter(rows[name]) if name in rows else table
+            for name, table in light.items()}  # fmt: skip

@@ -131,11 +131,7 @@ class RunWriter:
                 f"{path / MANIFEST} has no run id, so the run cannot be resumed. Restore it, or"
                 " choose another directory."
             )
-        if different := differences(planned(stored), planned(wanted)):
-            raise RunError(
-                f"{path} is a run of another plan ({different}). "
-                "Choose another directory, or delete it."
-            )
+        _refuse_other_plan(path, stored, wanted)
         try:
             (path / TRIALS).mkdir(exist_ok=True)
         except OSError as error:
@@ -324,6 +320,23 @@ def is_packed(path: Path, manifest: Mapping[str, Any]) -> bool:
     if "packed" in manifest or manifest["schema_version"] > 1:
         return manifest.get("packed") is True
     return _is_file(path / f"{former.FILES[TRIALS]}.parquet")
+
+
+def is_packed_run(path: str | Path, manifest: Mapping[str, Any]) -> bool:
+    """Return whether `path` is a packed run; raises RunError if it is one of another plan."""
+    path = Path(path)
+    if not _is_run(path) or not is_packed(path, stored := read_manifest(path)):
+        return False
+    _refuse_other_plan(path, stored, as_json(manifest))
+    return True
+
+
+def _refuse_other_plan(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if different := differences(planned(stored), planned(wanted)):
+        raise RunError(
+            f"{path} is a run of another plan ({different}). "
+            "Choose another directory, or delete it."
+        )
 
 
 def _is_run(path: Path) -> bool:

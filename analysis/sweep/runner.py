@@ -68,7 +68,8 @@ def run_sweep(
     - `kernel`: one trial after another in this process, for notebooks. The plan may have only the
       installed release, and a trial ends only by its requests' deadlines or the watchdog.
 
-    A second call with the same plan and `out` runs the remaining trials. Ctrl-C, errors and a true
+    A second call with the same plan and `out` runs the remaining trials; a packed run is returned
+    as it is. Ctrl-C, errors and a true
     `stop()` end all children and leave a valid run with the finished trials.
 
     A trial that this machine could not run (full disk, too little memory, too many open files) is
@@ -82,17 +83,24 @@ def run_sweep(
         raise PlanError(f"`--jobs` must be a whole number from 1, not {jobs}.")
     if jobs > 1 and not {ENGINE, HTTP}.issuperset(plan.targets):
         raise PlanError(f"The server at {plan.targets[0]} is one for all trials. Use `--jobs 1`.")
+    manifest = store.new_manifest(command or _command(), plan.seed, plan=plan.as_dict())
+    if store.is_packed_run(out, manifest):
+        return store.load_run(out)
     pythons = _interpreters(plan, runner)
     if not (Path(out) / store.MANIFEST).exists():  # a finished run can be read without its model
         check_lengths(plan)
-    command = command or shlex.join(sys.argv)
-    manifest = store.new_manifest(command, plan.seed, plan=plan.as_dict())
     # A readable id that is unique across machines.
     manifest["run_id"] = f"{manifest['created'][:10]}-{uuid.uuid4().hex[:8]}"
     writer = store.RunWriter.resume(out, manifest)
     commit = (manifest["git"] or {}).get("commit")
     with store.alone_in(writer.path):
         return _Sweep(plan, writer, on_trial, progress, jobs, stop, commit).run(runner, pythons)
+
+
+def _command() -> str:
+    """Return the command line; a kernel's would only name temporary files."""
+    is_kernel = Path(sys.argv[0]).name.startswith("ipykernel")
+    return "a notebook" if is_kernel else shlex.join(sys.argv)
 
 
 class _Sweep:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,12 +17,13 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis.core.errors import EngineError
+from analysis.engine import Engine, EngineConfig
 from analysis.shortfin.treatment import cache_of
 from analysis.studies.cost.measures import LOCK
 from analysis.treatments import treat
+from analysis.workloads.named import make_workload
 
 if TYPE_CHECKING:
-    from analysis.engine import Engine
     from analysis.workloads.workload import Request
 
 _T = TypeVar("_T")
@@ -91,6 +93,15 @@ def measure_lock(
         costs=lock_costs(pd.DataFrame(rows)),
         alternated=alternated(turns),
     )
+
+
+def lock_cost(
+    config: EngineConfig, log_dir: Path, workload: str, blocks: int, seed: int = 0
+) -> LockCost:
+    """Measure the cost of a lock on a new engine, with as many requests as a full batch has."""
+    with Engine(config, log_dir=log_dir) as engine:
+        sent = make_workload(workload, count=max(config.batch_sizes), seed=seed).requests
+        return measure_lock(engine, sent, blocks=blocks)
 
 
 def counted(engine: Engine, act: Callable[[], _T]) -> tuple[_T, int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
+from analysis.engine import Engine, EngineConfig, EngineDeath
+from analysis.recording import FinishedRecording, observe
 from analysis.sweep.plan import Plan
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _PROMPT_TOKENS = 32
 """Two full pages."""
@@ -32,6 +32,23 @@ def sweeps(
         )
         for number in rounds
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Result of `force_duplicate_nodes` on one engine, and what was recorded of it."""
+
+    rounds: int
+    death: EngineDeath | None
+    recording: FinishedRecording
+
+
+def crowded(config: EngineConfig, log_dir: Path, rounds: int) -> Crowd:
+    """Force duplicate nodes on an engine that is observed with stacks."""
+    with Engine(config, log_dir=log_dir) as engine:
+        with observe(engine, stacks=True) as recording:
+            survived = force_duplicate_nodes(engine, rounds=rounds)
+        return Crowd(survived, engine.died, recording.finished())
 
 
 def force_duplicate_nodes(engine: Engine, *, rounds: int) -> int:

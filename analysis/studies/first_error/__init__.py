@@ -6,6 +6,8 @@ from analysis.studies.first_error.figures import findings_chart as findings_char
 from analysis.studies.first_error.figures import findings_table as findings_table
 from analysis.studies.first_error.figures import lead_times as lead_times
 from analysis.studies.first_error.figures import leads_table as leads_table
+from analysis.studies.first_error.plan import compared_slots as compared_slots
 from analysis.studies.first_error.plan import sanitized_sweep as sanitized_sweep
+from analysis.studies.first_error.plan import small_sweep as small_sweep
 from analysis.studies.first_error.words import answer_in_a_sentence as answer_in_a_sentence
 from analysis.studies.first_error.words import findings_in_words as findings_in_words

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from analysis.engine import Engine, EngineConfig
+from analysis.recording import observe
+from analysis.sanitizer import kv_compare
 from analysis.sweep.plan import Plan
-from analysis.treatments import applies
+from analysis.treatments import applies, treat
+from analysis.workloads.named import make_workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SMALL_CONCURRENCY, _SMALL_TIMEOUT_S = 8, 8.0
 
 
 def sanitized_sweep(
@@ -26,3 +36,23 @@ def sanitized_sweep(
         releases=(release,), prefix_sharing=tuple(prefix_sharing), pages=tuple(pages),
         concurrency=tuple(concurrency), treatments=tuple(arms), sanitize=True, **more,
     )  # fmt: skip
+
+
+def small_sweep(release: str, pages: int, requests: int, workload: str, seed: int = 0) -> Plan:
+    """Return a sanitized sweep of one engine with the trie and few pages."""
+    return Plan(
+        releases=(release,), prefix_sharing=("trie",), pages=(pages,),
+        concurrency=(_SMALL_CONCURRENCY,), workload=workload,
+        rounds=-(-requests // _SMALL_CONCURRENCY), seed=seed, sanitize=True,
+        request_timeout_s=_SMALL_TIMEOUT_S,
+    )  # fmt: skip
+
+
+def compared_slots(
+    config: EngineConfig, log_dir: Path, treatments: Sequence[str], workload: str
+) -> pd.DataFrame:
+    """Compare the slots of four concurrent requests with the reference; see `kv_compare`."""
+    with Engine(config, log_dir=log_dir) as engine:
+        with observe(engine) as recording, treat(engine, *treatments):
+            engine.run(make_workload(workload, count=4, seed=3), concurrency=4)
+        return kv_compare.compare(engine, kv_compare.written(recording))

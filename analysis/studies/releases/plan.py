@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.runs.store import Run, concatenated, load_run
+from analysis.runs.store import MANIFEST, Run, concatenated, load_run
 from analysis.sweep.grid import ENGINE, HTTP
 from analysis.sweep.plan import Plan
 from analysis.sweep.runner import run_sweep
@@ -48,15 +48,14 @@ def outside(
 
 
 def run_or_load(
-    name: str, plans: Sequence[Plan], home: Path, recorded: str, jobs: int, controls: bool = False
+    name: str, plans: Sequence[Plan], home: Path, jobs: int, controls: bool = False
 ) -> Run:
-    """Run the plans in `home`, or load the run `name` of the directory `recorded`; return the run.
+    """Run the plans, and return them as one run; a run that `home` has under `name` is loaded.
 
-    Several plans become one run, as with `cachelab export --light`, which makes the runs of
-    `recorded`. `controls` as for `load_run`. Raises RunError if `recorded` has no such run.
+    `controls` as for `load_run`.
     """
-    if recorded:
-        return load_run(Path(recorded) / name, controls=controls)
+    if (home / name / MANIFEST).is_file():
+        return load_run(home / name, controls=controls)
     runs = []
     for plan in plans:
         place, command = plan.place(home / name), f"notebook 09_releases, {name}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pandas as pd
 
+from analysis.engine import Completion, Engine, EngineConfig
+from analysis.recording import FinishedRecording, observe
+from analysis.shortfin.config import PREFIX_SHARING
 from analysis.snapshots.snapshot import STATES, Snapshot
-
-if TYPE_CHECKING:
-    from analysis.engine import Engine
 
 _ROUND = ["round", "asked", "answered", "rejected", "outcomes", *STATES]
 
@@ -25,6 +25,48 @@ class Step:
     outcomes: Sequence[str]
     before: Snapshot
     after: Snapshot
+
+
+@dataclass(frozen=True)
+class Session:
+    """Requests that one engine received, and what was recorded of it."""
+
+    answers: dict[str, Completion]
+    """By request."""
+    recording: FinishedRecording
+    last: Snapshot
+    """The cache after all requests."""
+
+
+@dataclass(frozen=True)
+class Exhausted:
+    """Result of `exhaust_pool` on one engine, and what was recorded of it."""
+
+    rounds: pd.DataFrame
+    recording: FinishedRecording
+
+
+def record(
+    config: EngineConfig, log_dir: Path, ask: Callable[[Engine], Iterable[Completion]]
+) -> Session:
+    """Start an engine, observe it while `ask` sends it requests, and return the session."""
+    with Engine(config, log_dir=log_dir) as engine, observe(engine) as recording:
+        answers = {one.request_id: one for one in ask(engine)}
+        last = engine.cache.snapshot()
+    return Session(answers, recording.finished(), last)
+
+
+def exhaust_pools(
+    log_dir: Path, page_count: int, rounds: int, at_once: int
+) -> dict[str, Exhausted]:
+    """Exhaust the pool of an observed engine of each prefix sharing; see `exhaust_pool`."""
+    ended = {}
+    for sharing in PREFIX_SHARING:
+        config = EngineConfig(prefix_sharing=sharing, page_count=page_count)
+        with Engine(config, log_dir=log_dir / sharing) as engine, observe(engine) as recording:
+            counted = exhaust_pool(engine, rounds=rounds, at_once=at_once)
+        ended[sharing] = Exhausted(counted, recording.finished())
+    return ended
 
 
 def crossing_prompt(number: int) -> str:
