@@ -31,7 +31,7 @@ from shortfin_apps.llm.components.service import BatcherProcess
 BatcherProcess.STROBE_SHORT_DELAY = BatcherProcess.STROBE_LONG_DELAY = 0.004
 """,
     # Invocations do not overlap, or most tests of more requests than fit into a batch would freeze.
-    "overlap-freezes": """
+    "shared-worker": """
 from analysis.shortfin.config import EngineConfig
 EngineConfig.__init__.__kwdefaults__["serialise_invocations"] = True
 """,

@@ -21,7 +21,7 @@ from analysis.core.errors import RunError
 from analysis.core.files import write_atomically
 from analysis.diagnosis.request_trace import trace_of
 from analysis.runs import store
-from analysis.runs.packing import pack_runs
+from analysis.runs.packing import pack_directory, pack_runs
 from analysis.runs.store import (
     RunWriter,
     alone_in,
@@ -123,6 +123,58 @@ def test_a_packed_run_reads_the_same_and_is_finished(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(RunError, match=r"requests\.parquet is damaged\. Restore the packed run"):
         load_run(packed)
+
+
+def test_a_light_run_keeps_a_trial_with_failures_whole(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "run", {"plan": {"seed": 1, "sanitize": True}})
+    event = {"t_s": 0.0, "thread": "main", "stack": "engine.py:1 in f"}
+    call = {"invocation_id": 0, "phase": "decode", "rows": 1, "seq_lens": [5]}
+    endings = (("a", [], "ok"), ("b", ["lock-cache"], "wrong"), ("c", [], "timeout"),
+               ("d", [], "wrong"), ("e", [], "wrong"))  # fmt: skip
+    for name, treatments, outcome in endings:
+        writer.write_trial(
+            trial_row(trial_id=name, treatments=treatments),
+            [request_row(trial_id=name, outcome=outcome)],
+            events=[{**event, "trial_id": name, "seq": n, "kind": k}
+                    for n, k in enumerate(("submitted", "acquire"))],
+            invocations=[{**call, "trial_id": name}],
+            snapshots=[{"trial_id": name, "moment": "asked", "seq": n, "t_s": 0.0} for n in (1, 2)],
+        )  # fmt: skip
+    light = load_run(pack_runs([writer.path], tmp_path / "light", light=True))
+    assert light.manifest["whole_trials"] == ["c", "d"]
+    events = light.events.groupby("trial_id")["kind"].agg(list)
+    assert events.map(len).to_dict() == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 1}
+    assert light.events.groupby("trial_id")["stack"].count().to_dict() == {
+        "a": 0, "b": 0, "c": 2, "d": 2, "e": 0,
+    }  # fmt: skip
+    assert light.invocations["rows"].tolist() == [1] * 5
+    kept = light.invocations.dropna(subset=["seq_lens"])
+    assert kept["trial_id"].tolist() == ["c", "d"]
+    assert light.snapshots["trial_id"].tolist() == ["a", "b", "c", "c", "d", "d", "e"]
+    assert trace_of(light, "r", "d").name == "r"
+    with pytest.raises(RunError, match="only for c and d"):
+        trace_of(light, "r", "e")
+
+
+def test_a_directory_is_copied_with_its_runs_packed(tmp_path: Path) -> None:
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    RunWriter.create(home / "sweep" / "one", {"plan": {"seed": 1}}).write_trial(
+        trial_row(trial_id="a"), [request_row(trial_id="a")]
+    )
+    (home / "lock.json").write_text("{}")
+    (home / "engine.log").write_text("long")
+    assert pack_directory(home, copy) == copy
+    files = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    assert files == {
+        "lock.json", "sweep/one/manifest.json", "sweep/one/checksums.json",
+        "sweep/one/trials.parquet", "sweep/one/requests.parquet",
+    }  # fmt: skip
+    assert len(load_run(copy / "sweep" / "one").trials) == 1
+    with pytest.raises(RunError, match="exists"):
+        pack_directory(home, copy)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="neither runs nor results"):
+        pack_directory(tmp_path / "empty", tmp_path / "other")
 
 
 def test_several_runs_become_one_light_run(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def export(
 
     cachelab export runs/first --out first-light --light
 
-    cachelab export data/reports/runs/05_root_causes-3.1.0-20261127-101500 --out recorded --light
+    cachelab export runs --out shared --light
     """
     from analysis.runs.manifest import MANIFEST
     from analysis.runs.packing import pack_directory, pack_runs

@@ -73,7 +73,9 @@ CAPABILITIES = {
     "history-lengths": "the length of a decode's row includes its history (before #873)",
     "exact-lengths": "the length of a decode's row ends at its own position (#873)",
     "overlaps": "a worker may begin an invocation before another one has finished",
-    "overlap-freezes": "two invocations at once on a worker freeze the process",
+    "overlap-freezes": "two invocations at once on a worker freeze the process (3.3 and later)",
+    "shared-worker": "prefills and decodes run on one worker, so they overlap (3.3 and 3.4)",
+    "own-workers": "prefills and decodes have a worker each (3.5 and later)",
     "shared-fiber-list": "batchers take fibers from the list in which requests look for theirs",
     "drops-unscheduled": "a prefill that finds no pages is ended, not kept pending",
     "padding-at-one": "padding rows of a decode start at position 1 (before #826)",
@@ -83,16 +85,18 @@ CAPABILITIES = {
 """Description of every capability; the sets below assign them to generations and dialects."""
 SERVICES = {
     "v3_1": frozenset({"strobes", "request-list", "overlaps", "drops-unscheduled"}),
-    "v3_3": frozenset({"request-list", "exact-lengths", "overlap-freezes"}),
+    "v3_3": frozenset({"request-list", "exact-lengths", "overlap-freezes", "shared-worker"}),
     "v3_5": frozenset({
         "phase-workers", "request-list", "overlaps", "exact-lengths", "drops-unscheduled", "beams",
+        "overlap-freezes", "own-workers",
     }),
     "v3_7": frozenset({
         "worker-pool", "request-list", "decoder", "exact-lengths", "drops-unscheduled", "beams",
+        "overlap-freezes", "own-workers",
     }),
     "v3_9": frozenset({
         "worker-pool", "task-queue", "decoder", "exact-lengths", "drops-unscheduled", "beams",
-        "chunked-prefill",
+        "chunked-prefill", "overlap-freezes", "own-workers",
     }),
 }  # fmt: skip
 MODES = {"num_beams": "beams", "chunk_block_size": "chunked-prefill"}

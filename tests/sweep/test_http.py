@@ -21,7 +21,7 @@ HTTP = Plan(releases=(REPORTED,), concurrency=(4,), repeats=1, seed=3, targets=(
 
 
 @pytest.mark.parametrize(
-    "release", [release for release in RELEASES if not has(release, "overlap-freezes")]
+    "release", [release for release in RELEASES if not has(release, "shared-worker")]
 )
 def test_a_server_fails_as_often_as_the_engine_in_process(release, tmp_path):
     concurrency = 8 if release == REPORTED else 4

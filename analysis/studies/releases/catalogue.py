@@ -27,7 +27,9 @@ _COLUMNS = (
     "name", "finding", "treatment", "release", "fits", "engines", "found", "pairs", "before",
     "after", "missed",
 )  # fmt: skip
-_REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 10.0, 60.0
+_LEAST_TIMEOUT_S, _PATIENCE, _START_S = 5.0, 1.25, 15.0
+"""Deadline of a request: this, or this multiple of an answer's usual time if that is longer. A
+trial may take its requests' deadlines, and this to start and to stop."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Demonstration:
     rounds: int = 1
     """Requests of each client, one after another."""
     batch_size: int = 4
+    prefill_batch_size: int | None = None
+    """Batch size of prefills, if they have another one than decodes."""
     max_new_tokens: int = 15
 
     @property
@@ -52,16 +56,33 @@ class Demonstration:
     def sentence(self) -> str:
         """Requests, clients, batch and cache in words."""
         batches = "" if self.batch_size == 4 else f" in batches of {self.batch_size}"
+        if self.prefill_batch_size is not None:
+            batches += f" and prefills of {self.prefill_batch_size}"
         return (
             f"{self.requests} requests `{self.workload}`, {self.concurrency} at once{batches},"
             f" sharing {self.prefix_sharing}, {self.page_count} pages"
         )
 
+    @property
+    def compiled(self) -> list[int]:
+        """The batch sizes of both phases."""
+        return sorted({self.batch_size, self.prefill_batch_size or self.batch_size})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the engine."""
+        if self.prefill_batch_size is None:
+            return {}
+        return {
+            "prefill_batch_sizes": [self.prefill_batch_size],
+            "decode_batch_sizes": [self.batch_size],
+        }
+
     def has(self, trials: pd.DataFrame) -> pd.Series[bool]:
         """Return which rows of `trials` are of this demonstration."""
         settings = ["prefix_sharing", "page_count", "workload", "concurrency"]
         alike = (trials[settings] == [getattr(self, name) for name in settings]).all(axis=1)
-        return alike & trials["batch_sizes"].map(lambda sizes: tuple(sizes) == (self.batch_size,))
+        return alike & trials["batch_sizes"].map(lambda sizes: list(sizes) == self.compiled)
 
     def plan(self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], seed: int) -> Plan:
         """Return the sweep of the releases with each set of treatments.
@@ -70,14 +91,17 @@ class Demonstration:
         `CAUSES`, if every pair differs.
         """
         pairs = engines_to_reach(len(CAUSES)) if len(arms) > 1 else 0
+        paces = [row_of(release).pace for release in releases]
+        usual_s = max(p.first_token_s + p.further_token_s * self.max_new_tokens for p in paces)
+        timeout_s = max(_LEAST_TIMEOUT_S, _PATIENCE * usual_s)
         return Plan(
             releases=tuple(releases), prefix_sharing=(self.prefix_sharing,),
             pages=(self.page_count,), concurrency=(self.concurrency,), workload=self.workload,
-            batch_sizes=(self.batch_size,), rounds=self.rounds,
+            batch_sizes=(self.batch_size,), options=self.options, rounds=self.rounds,
             max_new_tokens=self.max_new_tokens,
             repeats=max(_LEAST_ENGINES, math.ceil(pairs / len(releases))),
             seed=seed, treatments=tuple(arms), sanitize=True,
-            request_timeout_s=_REQUEST_TIMEOUT_S, trial_timeout_s=_TRIAL_TIMEOUT_S,
+            request_timeout_s=timeout_s, trial_timeout_s=_START_S + self.rounds * timeout_s,
         )  # fmt: skip
 
 
@@ -124,8 +148,10 @@ class Cause:
 _MIXED = Demonstration("none", 256, "mixed", 4)
 _MIXED_TRIE = Demonstration("trie", 256, "mixed", 4)
 _SMALL_BATCHES = Demonstration("none", 256, "mixed", 6, batch_size=2)
+_SINGLE_PREFILLS = Demonstration("none", 256, "mixed", 4, prefill_batch_size=1)
 _SHARED = Demonstration("trie", 256, "shared_prefix", 4)
 _FEW_PAGES = Demonstration("none", 6, "mixed", 4)
+_TIGHT = Demonstration("none", 8, "mixed", 4)
 _FEW_PAGES_TRIE = Demonstration("trie", 6, "mixed", 4)
 _ONE_BY_ONE = Demonstration("trie", 16, "mixed", 1, 4, max_new_tokens=4)
 _LONG_ANSWERS = Demonstration("trie", 24, "continued", 2, 3)
@@ -139,7 +165,14 @@ CAUSES: tuple[Cause, ...] = (
     Cause("leaf-set-mismatch", "inner-node", "true-leaves", _MIXED_TRIE),
     Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "phase-workers"),
     Cause("lockset-violation", "ref-counts", "lock-cache", _MIXED_TRIE, "records"),
-    Cause(UNANSWERED, "killed because it hung", "serialise-invocations", _SMALL_BATCHES),
+    Cause(
+        UNANSWERED, "killed because it hung", "serialise-invocations", _SMALL_BATCHES,
+        "shared-worker",
+    ),
+    Cause(
+        UNANSWERED, "killed because it hung", "serialise-invocations", _SINGLE_PREFILLS,
+        "own-workers",
+    ),
     Cause("orphaned-node", "overwritten", "reuse-existing-node", _SHARED),
     Cause(
         "page-leak", "dropped", "free-unpublished-pages", _SHARED, "allocations",
@@ -152,12 +185,22 @@ CAUSES: tuple[Cause, ...] = (
         "stuck-request", "worker-died", "survive-allocation-failure", _FEW_PAGES, "allocations",
         beside=("requeue-unscheduled",),
     ),
-    Cause("stuck-request", "batcher-stalled", "requeue-unscheduled", _FEW_PAGES, "phase-workers"),
+    Cause(
+        "stuck-request", "worker-died", "requeue-unscheduled", _TIGHT, "strobes",
+        beside=("survive-allocation-failure",),
+    ),
+    Cause(
+        "stuck-request", "batcher-stalled", "requeue-unscheduled", _TIGHT, "phase-workers",
+        beside=("survive-allocation-failure",),
+    ),
     Cause(
         "ref-count-mismatch", "not-released", "give-back-reference", _FEW_PAGES_TRIE,
-        "overlap-freezes", beside=("true-leaves",),
+        "shared-worker", beside=("true-leaves",),
     ),
-    Cause("padding-page-allocated", "allocated", "reserve-padding-page", _ONE_BY_ONE),
+    Cause(
+        "padding-page-allocated", "allocated", "reserve-padding-page", _ONE_BY_ONE,
+        beside=("requeue-unscheduled",),
+    ),
     Cause(
         "stuck-request", "batcher-stalled", "survive-allocation-failure", _LONG_ANSWERS, "records"
     ),

@@ -10,7 +10,7 @@ from analysis.sweep.grid import ENGINE, HTTP
 from analysis.sweep.plan import Plan
 from analysis.sweep.runner import run_sweep
 
-_REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 20.0, 90.0
+_REQUEST_TIMEOUT_S, _TRIAL_TIMEOUT_S = 15.0, 60.0
 """Deadlines: a release that hangs or freezes costs no more of the hour than this."""
 
 

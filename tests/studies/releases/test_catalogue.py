@@ -40,7 +40,7 @@ def run_of(
             settings = {
                 name: getattr(shown_by, name)
                 for name in ("prefix_sharing", "page_count", "workload", "concurrency")
-            } | {"batch_sizes": [shown_by.batch_size]}
+            } | {"batch_sizes": shown_by.compiled}
             row = trial_row(trial_id=name, repeat=repeat, treatments=list(arm), release="3.1.0")
             trials.append(row | settings | changes)
             if has:
@@ -75,9 +75,9 @@ def test_each_plan_has_enough_pairs_for_its_verdicts() -> None:
         trials = [
             trial
             for plan in plans
-            if (plan.prefix_sharing, plan.pages, plan.workload, plan.batch_sizes) == (
+            if (plan.prefix_sharing, plan.pages, plan.workload, plan.batch_sizes, plan.options) == (
                 (one.shown_by.prefix_sharing,), (one.shown_by.page_count,), one.shown_by.workload,
-                (one.shown_by.batch_size,),
+                (one.shown_by.batch_size,), one.shown_by.options,
             )
             for trial in plan.trials()
         ]  # fmt: skip
@@ -182,6 +182,7 @@ def test_the_first_two_causes_are_shown_and_removed_on_the_real_engine(
         plan
         for plan in study.demonstrations([release])
         if (plan.pages, plan.prefix_sharing, plan.batch_sizes) == ((256,), ("none",), (4,))
+        if not plan.options
     ]
     run = run_sweep(plan, tmp_path / "shown", jobs=2)
     (cause,) = [one for one in CAUSES if one.shown_by == FIRST.shown_by and one.fits(release)]
