@@ -21,6 +21,8 @@ from analysis.runs.tables import is_control
 
 _POOL = ("acquire", "free", "evict")
 """Events of a light run: they show how many pages are free, and evictions."""
+_FILE = r'"[^"\n]*/(site-packages|analysis)/'
+"""A file of a package in a traceback."""
 _HEAVY = {
     "events": ("stack",),
     "findings": ("stack", "other_stack"),
@@ -108,11 +110,14 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
 
 
 def _tables(path: Path, manifest: Mapping[str, Any]) -> dict[str, pa.Table]:
-    """Read the tables of a run; its files are named relative to it."""
+    """Read the tables of a run; its files are named relative to it, and those of packages, too."""
     tables = whole_tables(path, manifest, TABLES)
     trials = tables["trials"]
-    detail = pc.replace_substring(trials["status_detail"], f"{path.resolve()}/", "")
-    return {**tables, "trials": _set(trials, "status_detail", detail)}
+    for column in ("status_detail", "engine_log"):
+        text = pc.replace_substring(trials[column], f"{path.resolve()}/", "")
+        text = pc.replace_substring_regex(text, _FILE, r'"\1/')
+        trials = _set(trials, column, text)
+    return {**tables, "trials": trials}
 
 
 def _numbered(table: pa.Table, number: int, manifest: Mapping[str, Any]) -> pa.Table:

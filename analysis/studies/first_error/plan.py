@@ -43,7 +43,7 @@ def small_sweep(release: str, pages: int, requests: int, workload: str, seed: in
     return Plan(
         releases=(release,), prefix_sharing=("trie",), pages=(pages,),
         concurrency=(_SMALL_CONCURRENCY,), workload=workload,
-        rounds=-(-requests // _SMALL_CONCURRENCY), seed=seed, sanitize=True,
+        rounds=-(-requests // _SMALL_CONCURRENCY), repeats=1, seed=seed, sanitize=True,
         request_timeout_s=_SMALL_TIMEOUT_S,
     )  # fmt: skip
 
