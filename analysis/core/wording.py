@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
@@ -83,6 +84,16 @@ def one_line(text: object, most: int = 300) -> str:
     """Return a text on one line; a text of more than `most` characters is cut."""
     line = " ".join(str(text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+_INSTALLED = re.compile(
+    r'"[^"\n]*?/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/[\w/]+\.py"))'
+)
+
+
+def short_files(traceback: str) -> str:
+    """Return a traceback with the names of modules' files relative to where they are installed."""
+    return _INSTALLED.sub('"', traceback)
 
 
 def plain(text: str, most: int) -> str:

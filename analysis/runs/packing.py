@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
+from analysis.core.wording import short_files
 from analysis.runs.manifest import MANIFEST, read_manifest, write_manifest
 from analysis.runs.parts import REQUIRED, write_tables
 from analysis.runs.schema import FAILURES, SCHEMA_VERSION, TABLES
@@ -21,8 +22,6 @@ from analysis.runs.tables import is_control
 
 _POOL = ("acquire", "free", "evict")
 """Events of a light run: they show how many pages are free, and evictions."""
-_FILE = r'"[^"\n]*/(site-packages|analysis)/'
-"""A file of a package in a traceback."""
 _HEAVY = {
     "events": ("stack",),
     "findings": ("stack", "other_stack"),
@@ -110,13 +109,13 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
 
 
 def _tables(path: Path, manifest: Mapping[str, Any]) -> dict[str, pa.Table]:
-    """Read the tables of a run; its files are named relative to it, and those of packages, too."""
+    """Read the tables of a run; its files are named relative to it, those of modules shortly."""
     tables = whole_tables(path, manifest, TABLES)
     trials = tables["trials"]
     for column in ("status_detail", "engine_log"):
         text = pc.replace_substring(trials[column], f"{path.resolve()}/", "")
-        text = pc.replace_substring_regex(text, _FILE, r'"\1/')
-        trials = _set(trials, column, text)
+        texts = [value and short_files(value) for value in text.to_pylist()]
+        trials = _set(trials, column, pa.array(texts, pa.string()))
     return {**tables, "trials": trials}
 
 

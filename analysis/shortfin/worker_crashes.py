@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from analysis.core.wording import short_files
 from analysis.shortfin.capture import report_fault
 
 Listener = Callable[[Any, BaseException | None, str], bool]
@@ -78,7 +79,8 @@ def _handler(original: Any) -> Any:
         try:
             error = context.get("exception")
             cause = error if isinstance(error, BaseException) else None
-            text = "".join(traceback.format_exception(cause)) if cause else str(context)
+            lines = traceback.format_exception(cause) if cause else [str(context)]
+            text = short_files("".join(lines))
             for listener in tuple(_listeners):
                 try:
                     claimed = listener(self._worker, cause, text) or claimed

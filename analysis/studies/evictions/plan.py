@@ -60,7 +60,9 @@ def force_duplicate_nodes(engine: Engine, *, rounds: int) -> int:
     """
     for number in range(rounds):
         prompt = " ".join(str(100 + 10 * number + step) for step in range(9))[:_PROMPT_TOKENS]
-        futures = [engine.submit(prompt, 5, 20.0) for _ in range(4)]
+        futures = [
+            engine.submit(prompt, 5, 20.0, request_id=f"round-{number}-{row}") for row in range(4)
+        ]
         for future in futures:
             future.result()
         if engine.died is not None:
