@@ -277,3 +277,33 @@ def test_the_last_line_counts_controls_that_did_not_end_well(cachelab, tmp_path,
     status, stdout, _ = cachelab(*SWEEP, "--sanitize", "--out", tmp_path / "run")
     assert status == 0
     assert "1 trials (0 did not end well), 1 controls (1 did not end well), 0 of 1" in stdout
+
+
+RECORDED = ROOT / "data" / "recorded" / "04_first_wrong_step-3.1.0"
+
+
+def test_the_versions_are_printed(cachelab):
+    status, output, _ = cachelab("--version")
+    assert (status, output.startswith("cachelab "), "shortfin" in output) == (0, True, True)
+
+
+def test_a_run_is_shown_with_the_next_command(cachelab):
+    [sweep] = RECORDED.glob("sweep-*")
+    _, output, _ = cachelab("show", str(sweep))
+    counted = [line.split() for line in output.splitlines() if line.strip().startswith("3.1.0")]
+    assert len(counted) == 12
+    assert output.strip().endswith(f"Next: cachelab explain {sweep}")
+    _, output, _ = cachelab("show", str(ROOT / "data" / "reference"))
+    assert "Nothing was recorded" in output
+
+
+def test_without_a_request_the_first_failed_one_is_explained(cachelab):
+    [sweep] = RECORDED.glob("sweep-*")
+    status, output, _ = cachelab("explain", str(sweep), "--no-reference")
+    assert status == 0
+    first = output.splitlines()[1].split()
+    assert first[2] == "wrong"
+    assert f"\n{first[1]} of {first[0]}: wrong\n" in output
+    trial = "3.1.0-none-p256-c2-r0"
+    status, _, error = cachelab("explain", str(sweep), "--trial", trial)
+    assert (status, error) == (1, f"No request of {trial} failed. Name the one to explain.\n")

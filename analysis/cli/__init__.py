@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer import Abort, TyperException
@@ -18,6 +18,7 @@ from analysis.cli.lab import lab
 from analysis.cli.plot import plot
 from analysis.cli.report import report
 from analysis.cli.rerun_solo import rerun_solo
+from analysis.cli.show import show
 from analysis.cli.sweep import sweep
 from analysis.cli.treatments import treatments
 from analysis.cli.validate import validate
@@ -26,19 +27,40 @@ from analysis.core.errors import CachelabError, printable
 app = typer.Typer(
     name="cachelab",
     help="Debug KV-cache failures in the shortfin LLM server under concurrent load.",
+    epilog="Exit status: 0 success, 1 a failed command (its message says why), 2 options that"
+    " cannot be read, 130 Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 for command in (
-    sweep, rerun_solo, export, plot, check, explain, validate, treatments, report, lab,
+    sweep, show, rerun_solo, export, plot, check, explain, validate, treatments, report, lab,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(model.app, name="model")
 app.add_typer(releases.app, name="releases")
 app.add_typer(runs.app, name="runs")
 app.add_typer(notebooks.app, name="notebooks")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"cachelab {version('cachelab')}, shortfin {version('shortfin')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="print the versions and exit"
+        ),
+    ] = False,
+) -> None:
+    """Debug KV-cache failures in the shortfin LLM server under concurrent load."""
 
 
 def main() -> None:

@@ -11,12 +11,18 @@ import typer
 from analysis.core.errors import writing
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis.diagnosis import Explanation
+
+_LISTED = 10
 
 
 def explain(
     run: Annotated[Path, typer.Argument(help="a run's directory, swept with --sanitize/--observe")],
-    request: Annotated[str, typer.Argument(help="a request's id, such as r0003")],
+    request: Annotated[
+        str | None, typer.Argument(help="a request's id, such as r0003 [default: the first failed]")
+    ] = None,
     trial: Annotated[
         str | None, typer.Option(help="its trial, where several have a request of that name")
     ] = None,
@@ -29,19 +35,33 @@ def explain(
 ) -> None:
     """Explain why a request of a run failed: its invocations, pages, first finding and wrong token.
 
+    Without a request, the failed ones are listed and the first is explained: untreated before
+    treated ones, and wrong answers before other failures.
+
     The exit status is 1 if there is no such run, trial or request, if several trials have one, or
     if nothing was recorded of its trial: then only facts of the answer are printed.
 
 
     For example:
 
+    cachelab explain runs/checked
+
     cachelab explain runs/checked r0001 --trial 3.1.0-none-p256-c4-r0
     """
+    from analysis.core.errors import RunError
     from analysis.diagnosis import explain as explain_request
+    from analysis.diagnosis import failures
     from analysis.runs.store import load_run
 
     # A trial with an injected fault is explained only if it is named.
     loaded = load_run(run, controls=trial is not None)
+    if request is None:
+        failed = failures(loaded)
+        failed = failed[failed["trial_id"] == trial] if trial else failed
+        if failed.empty:
+            raise RunError(f"No request of {trial or run} failed. Name the one to explain.")
+        _list(failed)
+        request, trial = failed["request_id"].iloc[0], failed["trial_id"].iloc[0]
     explanation = explain_request(loaded, request, trial, reference=reference)
     typer.echo(str(explanation))
     if out is not None:
@@ -52,6 +72,13 @@ def explain(
             " --sanitize or --observe.\n"
         )
         raise typer.Exit(1)
+
+
+def _list(failed: pd.DataFrame) -> None:
+    """Print the first of the failed requests."""
+    shown = failed[["trial_id", "request_id", "outcome"]].head(_LISTED)
+    more = f"\nand {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
+    typer.echo(f"{shown.to_string(index=False)}{more}\n")
 
 
 def _write(explanation: Explanation, out: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.cli.show import print_run
 from analysis.cli.values import HipTarget, Json, Model, axes, named, numbers, sets, texts
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def sweep(
     if not as_json:
         _print_summary(run)
         _print_unchecked(run)
+        print_run(run)
 
 
 def _print_grid(plan: Plan, jobs: int) -> None:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from analysis.diagnosis.build import explain
 from analysis.diagnosis.explanation import Explanation
+from analysis.diagnosis.failures import failures
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "explain", "failures"]

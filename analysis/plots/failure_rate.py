@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots import style
 from analysis.stats.checks import CHECKS, by_check
-from analysis.stats.configurations import series_columns
+from analysis.stats.configurations import labelled, series_columns
 from analysis.stats.rates import failure_rates, per_trial
 
 _TITLE = "Failed requests against concurrency"
@@ -36,6 +36,7 @@ def failure_rate_by_check(requests: pd.DataFrame, trials: pd.DataFrame) -> Figur
 
 def _draw(panels: Mapping[str, pd.DataFrame], trials: pd.DataFrame) -> Figure:
     """Draw a panel for each title, of requests that differ only in their outcomes."""
+    trials = labelled(trials)
     columns = series_columns(trials)
     ran = _ran_at_once(next(iter(panels.values())), trials)
     placed = trials.assign(concurrency=ran)

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots import style
-from analysis.stats.configurations import series_columns
+from analysis.stats.configurations import labelled, series_columns
 from analysis.stats.rates import hit_rates, latency_summary
 
 
@@ -16,6 +16,7 @@ def hit_rate(requests: pd.DataFrame, trials: pd.DataFrame, title: str | None = N
     The share has a 95% bootstrap interval over trials, or over requests where there are fewer than
     5 trials; latency has bars from its median to its 95th percentile, over completed requests.
     """
+    trials = labelled(trials)
     columns = series_columns(trials)
     by = [*columns, "concurrency"]
     hits = hit_rates(requests, trials, by)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.plots import style
-from analysis.stats.configurations import series_columns
+from analysis.stats.configurations import labelled, series_columns
 from analysis.stats.rates import latency_summary, with_trials
 
 _PANELS = (
@@ -29,6 +29,7 @@ def latency(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     The marker is the median, the bar reaches up to the 95th percentile, the short line is the 99th;
     faint dots are single requests. The axis is logarithmic.
     """
+    trials = labelled(trials)
     columns = series_columns(trials)
     by = [*columns, "concurrency"]
     whole = latency_summary(requests, trials, by)

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from analysis.plots import style
 from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
-from analysis.stats.configurations import series_columns
+from analysis.stats.configurations import labelled, series_columns
 from analysis.stats.rates import outcome_counts
 
 # From the bottom up: failures, then right answers, then what was refused.
@@ -40,6 +40,7 @@ def outcomes(requests: pd.DataFrame, trials: pd.DataFrame) -> Figure:
     Numbers in the bars are requests; outcomes that never occurred have neither bar nor legend.
     Wrong answers that only exact equality detects have a bar of their own.
     """
+    trials = labelled(trials)
     columns = series_columns(trials)
     by_both, counts = (
         outcome_counts(by_check(requests, check), trials, [*columns, "concurrency"])

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.runs.tables import treated
 from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
-from analysis.stats.configurations import series_columns, varying
-from analysis.stats.rates import failure_rates, with_trials
+from analysis.stats.configurations import labelled, series_columns, varying
+from analysis.stats.rates import failure_rates, outcome_counts, with_trials
 
 _PROMPT_END = 60
 _SETTING = ["release", "prefix_sharing", "page_count", "concurrency"]
@@ -229,19 +228,39 @@ def rates_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     return html_table(shown, frame=frame)
 
 
+def outcomes_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
+    """Show how requests ended, one row a configuration and concurrency, and the failure rate.
+
+    Outcomes that no request had are left out; `frame` is what is shown.
+    """
+    trials = labelled(trials)
+    columns = [*series_columns(trials), "concurrency"]
+    rates = failure_rates(requests, trials, columns)
+    counts = outcome_counts(requests, trials, columns).drop(columns=columns)
+    shown = rates[columns].rename(columns={"page_count": "pages"})
+    shown["engines"] = rates["trials"]
+    if rates["trials_ended_badly"].any():
+        shown["ended badly"] = rates["trials_ended_badly"]
+    shown = shown.join(counts.loc[:, counts.any()])
+    shown["failed (95% interval)"] = [_rate(row) for row in rates.to_dict("records")]
+    below = "" if rates["by_engine"].all() else (
+        "With fewer than five engines the interval is by request, and too narrow."
+    )  # fmt: skip
+    return html_table(shown, below=below)
+
+
 def checks_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     """Show failures by both checks of `stats.checks`, one row a configuration and concurrency.
 
     `frame` is `failure_rates` by exact equality, with the failures by the report's check as
     `failures_begins`.
     """
+    trials = labelled(trials)
     columns = [*series_columns(trials), "concurrency"]
     begins, exact = (
         failure_rates(by_check(requests, check), trials, columns) for check in (BEGINS, EXACT)
     )
     shown = exact[columns].copy()
-    if "treatments" in shown:
-        shown["treatments"] = shown["treatments"].map(treated)
     shown["ran at once"] = [_number(value, 0) for value in exact["at_once"]]
     shown["engines"] = exact["trials"]
     shown["accepted"], shown["rejected"] = exact["n"] - exact["rejected"], exact["rejected"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
 from support import REPORTED
 from synthetic import make_run, reported_pattern, request_row, trial_row
 
@@ -15,7 +17,9 @@ from analysis.plots import (
     rates_table,
     wrong_answers,
 )
+from analysis.plots.tables import outcomes_table
 from analysis.runs.store import Run, join_runs, to_frame
+from analysis.stats.configurations import labelled
 
 
 def run_of(*requests: dict[str, object]) -> Run:
@@ -170,3 +174,29 @@ def test_settings_that_differ_have_rows_of_their_own() -> None:
     table = checks_table(*join_runs([plain, fixed]))
     assert list(table.frame["failures"]) == [4, 0]
     assert "untreated" in table.markup
+
+
+@given(
+    st.lists(
+        st.frozensets(st.sampled_from("abcd"), max_size=4), min_size=1, max_size=8, unique=True
+    )
+)
+def test_arms_have_short_names_that_differ(arms: list[frozenset[str]]) -> None:
+    rows = [trial_row(trial_id=str(n), treatments=sorted(arm)) for n, arm in enumerate(arms)]
+    names = labelled(to_frame("trials", rows))["treatments"].tolist()
+    assert len(set(names)) == len(arms)
+    for arm, name in zip(arms, names, strict=True):
+        if name.startswith("all but "):
+            assert f"all {len(arm) + 1} treatments" in names
+            assert name.removeprefix("all but ") not in arm
+        elif name.startswith("all "):
+            assert arm == max(arms, key=len)
+        else:
+            assert name == (" + ".join(sorted(arm)) or "untreated")
+
+
+def test_the_outcomes_of_each_setting_are_counted_once() -> None:
+    run = make_run({(REPORTED, "none", 4): {"ok": 5, "wrong": 2, "rejected": 1}})
+    frame = outcomes_table(run.requests, run.trials).frame
+    assert frame[["ok", "wrong", "rejected"]].sum().tolist() == [5, 2, 1]
+    assert "timeout" not in frame

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import EngineError
+from analysis.diagnosis import failures
 from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run
 from analysis.sanitizer.recorded import controls_of
@@ -207,11 +208,6 @@ def first_failure(run: Run) -> tuple[str, str] | None:
 
     A wrong answer takes precedence over other failures, which leave less to examine.
     """
-    bare = run.trials.loc[run.trials["treatments"].map(lambda names: not names), "trial_id"]
-    asked = run.requests[run.requests["trial_id"].isin(bare)]
-    for outcome in FAILURES:
-        failed = asked[asked["outcome"] == outcome]
-        if len(failed):
-            first = failed.iloc[0]
-            return str(first["request_id"]), str(first["trial_id"])
-    return None
+    failed = failures(run)
+    failed = failed[~failed["treatments"].map(bool)]
+    return None if failed.empty else (failed["request_id"].iloc[0], failed["trial_id"].iloc[0])

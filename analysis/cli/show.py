@@ -1,0 +1,41 @@
+"""`cachelab show`: what a run measured, as a table, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.runs.store import Run
+
+
+def show(run: Annotated[Path, typer.Argument(help="a run's directory")]) -> None:
+    """Show how the requests of a run ended, for each setting and concurrency.
+
+    For example:
+
+    cachelab show runs/first
+    """
+    from analysis.runs.store import load_run
+
+    print_run(load_run(run))
+
+
+def print_run(run: Run) -> None:
+    """Print a row for each setting and concurrency, and the next command to type."""
+    from analysis.diagnosis import failures
+    from analysis.plots.tables import outcomes_table
+
+    if run.trials.empty:
+        typer.echo("No trial has finished.")
+        return
+    typer.echo(f"\n{outcomes_table(run.requests, run.trials)!r}\n")
+    if failures(run).empty:
+        typer.echo("No request failed.")
+    elif run.events.empty:
+        typer.echo("Nothing was recorded, so no failure can be explained: sweep with --sanitize.")
+    else:
+        typer.echo(f"Next: cachelab explain {shlex.quote(str(run.path))}")
