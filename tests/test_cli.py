@@ -307,3 +307,12 @@ def test_without_a_request_the_first_failed_one_is_explained(cachelab):
     trial = "3.1.0-none-p256-c2-r0"
     status, _, error = cachelab("explain", str(sweep), "--trial", trial)
     assert (status, error) == (1, f"No request of {trial} failed. Name the one to explain.\n")
+
+
+def test_an_explanation_ends_with_what_to_try(cachelab):
+    [sweep] = RECORDED.glob("sweep-*")
+    _, output, _ = cachelab("explain", str(sweep), "--no-reference")
+    assert output.splitlines()[-1] == (
+        "  cachelab sweep --releases 3.1.0 --prefix-sharing none --pages 256 --concurrency 2"
+        " --workload mixed --repeats 6 --sanitize --treatments none,correct-seq-lens"
+    )

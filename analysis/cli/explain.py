@@ -64,6 +64,7 @@ def explain(
         request, trial = failed["request_id"].iloc[0], failed["trial_id"].iloc[0]
     explanation = explain_request(loaded, request, trial, reference=reference)
     typer.echo(str(explanation))
+    typer.echo(_what_to_try(explanation))
     if out is not None:
         typer.echo("\n" + "\n".join(str(file) for file in _write(explanation, out)))
     if not explanation.trace.recorded:
@@ -79,6 +80,32 @@ def _list(failed: pd.DataFrame) -> None:
     shown = failed[["trial_id", "request_id", "outcome"]].head(_LISTED)
     more = f"\nand {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
     typer.echo(f"{shown.to_string(index=False)}{more}\n")
+
+
+def _what_to_try(explanation: Explanation) -> str:
+    """Return the treatments that may remove its findings, and the command that tests them."""
+    from analysis.studies.releases.catalogue import treatments_for
+    from analysis.treatments import TREATMENTS
+
+    trial = explanation.trial
+    where = str(trial["release"]), str(trial["prefix_sharing"])
+    names = [
+        name
+        for found in explanation.findings
+        for name in treatments_for(found.rule, found.cause, *where)
+        if name not in trial["treatments"]
+    ]
+    if not names:
+        return ""
+    names = list(dict.fromkeys(names))
+    arms = ["none", *names] + (["+".join(names)] if len(names) > 1 else [])
+    lines = [f"  {name}: {TREATMENTS[name].hypothesis}" for name in names]
+    command = (
+        f"cachelab sweep --releases {where[0]} --prefix-sharing {where[1]} --pages"
+        f" {trial['page_count']} --concurrency {trial['concurrency']} --workload"
+        f" {trial['workload']} --repeats 6 --sanitize --treatments {','.join(arms)}"
+    )
+    return "\n".join(["\nWhat to try", *lines, f"  {command}"])
 
 
 def _write(explanation: Explanation, out: Path) -> list[Path]:

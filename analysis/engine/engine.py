@@ -188,6 +188,14 @@ class Engine:
 
     # -- asking ----------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        state = "died" if self.died else "not running" if self.service is None else "running"
+        config = self.config
+        return (
+            f"<Engine: shortfin {self.release} on {self.device}, prefix sharing"
+            f" {config.prefix_sharing}, {config.page_count} pages, {state}>"
+        )
+
     def submit(
         self,
         prompt: str | Sequence[int],

@@ -1,4 +1,4 @@
-"""What a notebook shows of snapshots, diffs, recordings, findings, explanations and tables.
+"""What a notebook shows of engines, runs, recordings, findings, explanations and tables.
 
 `%load_ext analysis.jupyter` registers a formatter for each type in `FORMATTERS`. No other module
 imports IPython.
@@ -15,6 +15,7 @@ from IPython.display import Image
 
 from analysis.jupyter.cache_html import change_html, recording_html, snapshot_html
 from analysis.jupyter.explanation_html import explanation_html
+from analysis.jupyter.facts_html import completion_html, engine_html, run_html, workload_html
 from analysis.jupyter.findings_html import finding_html, findings_html
 from analysis.plots.style import png_of
 
@@ -31,6 +32,10 @@ FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.sanitizer.findings.Finding": finding_html,
     "analysis.sanitizer.findings.Findings": findings_html,
     "analysis.diagnosis.explanation.Explanation": explanation_html,
+    "analysis.engine.engine.Engine": engine_html,
+    "analysis.engine.completion.Completion": completion_html,
+    "analysis.workloads.workload.Workload": workload_html,
+    "analysis.runs.store.Run": run_html,
     "analysis.plots.tables.HtmlTable": lambda table: str(table.markup),
 }
 """By the path of a type, the function that renders it as HTML without scripts."""

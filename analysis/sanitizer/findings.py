@@ -294,6 +294,9 @@ class Findings:
     def __iter__(self) -> Iterator[Finding]:
         return (group.first for group in self.groups)
 
+    def __getitem__(self, index: int) -> Finding:
+        return self.groups[index].first
+
     def __bool__(self) -> bool:
         return bool(self._groups)
 

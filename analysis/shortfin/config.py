@@ -27,8 +27,18 @@ _HIP_TARGET = re.compile(r"gfx[1-9][0-9a-f]{2,4}(-[a-z0-9]+)*")
 class EngineConfig:
     """The settings of an engine.
 
-    `options` are passed by name to further parameters of the release (of its server, model and
-    system manager). Raises EngineError for values that are invalid for every release.
+    - `model`: directory of a model, or the name of an imported one; None: the counting model.
+    - `device`: `auto` (`amdgpu` if a HIP device is found, else the CPU), `local-task` or `amdgpu`;
+      `device_ids` are particular devices, `hip_target` the gfx target to compile for.
+    - `prefix_sharing`: `none` or `trie`.
+    - `page_count`: pages in the pool, of 16 tokens each with the counting model.
+    - `batch_sizes`: batch sizes of prefill and decode.
+    - `serialise_invocations`: one invocation at a time on each fiber, which prevents a freeze of
+      3.3 to 3.9, but changes the timing.
+    - `options`: passed by name to further parameters of the release (of its server, model and
+      system manager), such as `prefill_batch_sizes`.
+
+    Raises EngineError for values that are invalid for every release.
     """
 
     model: Path | None = None

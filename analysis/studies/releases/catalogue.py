@@ -211,6 +211,20 @@ CAUSES: tuple[Cause, ...] = (
 """Each entry is measured; one that its treatment does not remove is reported as open."""
 
 
+def treatments_for(rule: str, cause: str, release: str, prefix_sharing: str) -> tuple[str, ...]:
+    """Return the treatments that may remove a finding on a release, as `CAUSES` has them."""
+    names = [
+        name
+        for one in CAUSES
+        if (one.rule, one.cause) == (rule, cause)
+        and (not one.needs or one.needs in row_of(release).capabilities)
+        for name in (*one.beside, one.treatment)
+    ]
+    return tuple(
+        name for name in dict.fromkeys(names) if TREATMENTS[name].fits(release, prefix_sharing)
+    )
+
+
 def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
     """Return the sweeps of each demonstration, one for all releases with the same causes."""
     plans = []
