@@ -307,6 +307,8 @@ def test_without_a_request_the_first_failed_one_is_explained(cachelab):
     trial = "3.1.0-none-p256-c2-r0"
     status, _, error = cachelab("explain", str(sweep), "--trial", trial)
     assert (status, error) == (1, f"No request of {trial} failed. Name the one to explain.\n")
+    status, _, error = cachelab("explain", str(sweep), "--trial", "nosuch")
+    assert (status, "has no trial 'nosuch'" in error) == (1, True)
 
 
 def test_an_explanation_ends_with_what_to_try(cachelab):
@@ -314,5 +316,9 @@ def test_an_explanation_ends_with_what_to_try(cachelab):
     _, output, _ = cachelab("explain", str(sweep), "--no-reference")
     assert output.splitlines()[-1] == (
         "  cachelab sweep --releases 3.1.0 --prefix-sharing none --pages 256 --concurrency 2"
-        " --workload mixed --repeats 6 --sanitize --treatments none,correct-seq-lens"
+        " --workload mixed --rounds 1 --repeats 6 --sanitize --treatments none,correct-seq-lens"
     )
+    trial = "3.1.0-trie-p256-c2-r1-correct-seq-lens-zero-start-positions-zero-page-tables"
+    _, output, _ = cachelab("explain", str(sweep), "r0001", "--trial", trial, "--no-reference")
+    base = "correct-seq-lens+zero-start-positions+zero-page-tables"
+    assert f"--treatments {base},{base}+" in output.splitlines()[-1]

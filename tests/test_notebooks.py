@@ -209,3 +209,13 @@ def test_it_renders_from_what_ships_without_an_engine(shipped: Path, tmp_path: P
         p.relative_to(shipped) for p in shipped.rglob("*") if p.is_file()
     }
     assert "<img" in page.html.read_text()
+
+
+def test_what_is_recorded_has_its_own_parameters(tmp_path: Path) -> None:
+    [notebook] = [path for path in NOTEBOOKS if path.stem == "02_cache_snapshots"]
+    asked: dict[str, Any]
+    for asked in ({"full": True}, {"parameters": {"rounds": 2}}):
+        with pytest.raises(report.ReportError, match="own parameters"):
+            report.publish([notebook], out=tmp_path, recorded=SHIPPED[0].parent, **asked)
+    with pytest.raises(report.ReportError, match="has nothing of these notebooks"):
+        report.publish([notebook], out=tmp_path, recorded=tmp_path)

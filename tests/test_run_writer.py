@@ -152,8 +152,26 @@ def test_a_light_run_keeps_a_trial_with_failures_whole(tmp_path: Path) -> None:
     assert kept["trial_id"].tolist() == ["c", "d"]
     assert light.snapshots["trial_id"].tolist() == ["a", "b", "c", "c", "d", "d", "e"]
     assert trace_of(light, "r", "d").name == "r"
-    with pytest.raises(RunError, match="only for c and d"):
+    with pytest.raises(RunError, match="except for c and d"):
         trace_of(light, "r", "e")
+
+
+def test_a_copy_of_a_light_run_does_not_pass_for_whole(tmp_path: Path) -> None:
+    places = []
+    for name in ("first", "second"):
+        writer = RunWriter.create(tmp_path / name, {"run_id": name, "plan": {"seed": 1}})
+        for trial, outcome in (("a", "ok"), ("b", "wrong")):
+            row = request_row(trial_id=trial, outcome=outcome)
+            writer.write_trial(trial_row(trial_id=trial, run_id=name), [row])
+        places.append(writer.path)
+    light = pack_runs(places[:1], tmp_path / "light", light=True)
+    for light_again in (True, False):
+        out = tmp_path / f"both-{light_again}"
+        both = load_run(pack_runs([places[1], light], out, light=light_again))
+        whole = ["0/b", "1/b"] if light_again else ["0/a", "0/b", "1/b"]
+        assert (both.manifest["light"], both.manifest["whole_trials"]) == (True, whole)
+        with pytest.raises(RunError, match="light copy"):
+            check_run(out)
 
 
 def test_a_directory_is_copied_with_its_runs_packed(tmp_path: Path) -> None:
@@ -175,6 +193,10 @@ def test_a_directory_is_copied_with_its_runs_packed(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="neither runs nor results"):
         pack_directory(tmp_path / "empty", tmp_path / "other")
+    (home / "sweep" / "one" / "manifest.json").unlink()
+    with pytest.raises(RunError, match="tables, but no manifest"):
+        pack_directory(home, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_several_runs_become_one_light_run(tmp_path: Path) -> None:

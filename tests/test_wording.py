@@ -21,11 +21,11 @@ def test_files_of_a_traceback_are_named_relative_to_where_they_are_installed() -
         '  File "/root/.pyenv/versions/3.11.7/lib/python3.11/asyncio/events.py", line 80, in _run\n'
         '  File "/a b/.venv/lib/python3.11/site-packages/shortfin_apps/llm/x.py", line 3, in run\n'
         '  File "/home/me/cachelab/analysis/shortfin/hooks.py", line 186, in observed\n'
-        '    raise KeyError("/a/b")\n'
+        '    raise KeyError("/a/b"): /opt/lib/python3.11/site-packages/iree/x.so\n'
     )
     assert short_files(text) == (
         '  File "asyncio/events.py", line 80, in _run\n'
         '  File "shortfin_apps/llm/x.py", line 3, in run\n'
         '  File "analysis/shortfin/hooks.py", line 186, in observed\n'
-        '    raise KeyError("/a/b")\n'
+        '    raise KeyError("/a/b"): /opt/lib/python3.11/site-packages/iree/x.so\n'
     )

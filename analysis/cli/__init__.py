@@ -26,9 +26,9 @@ from analysis.core.errors import CachelabError, printable
 
 app = typer.Typer(
     name="cachelab",
-    help="Debug KV-cache failures in the shortfin LLM server under concurrent load.",
-    epilog="Exit status: 0 success, 1 a failed command (its message says why), 2 options that"
-    " cannot be read, 130 Ctrl-C.",
+    epilog="Exit status: 0 success; 1 the command failed, its message says why; 2 options that"
+    " cannot be read; 3 invalid or undecided, and 4 a rule broken or a fix that failed (check and"
+    " validate); 130 Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

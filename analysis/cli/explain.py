@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,13 +52,16 @@ def explain(
     """
     from analysis.core.errors import RunError
     from analysis.diagnosis import explain as explain_request
-    from analysis.diagnosis import failures
+    from analysis.diagnosis.request_trace import check_trial
+    from analysis.runs.derive import failed_requests
     from analysis.runs.store import load_run
 
     # A trial with an injected fault is explained only if it is named.
     loaded = load_run(run, controls=trial is not None)
     if request is None:
-        failed = failures(loaded)
+        if trial is not None:
+            check_trial(loaded, trial)
+        failed = failed_requests(loaded.requests, loaded.trials)
         failed = failed[failed["trial_id"] == trial] if trial else failed
         if failed.empty:
             raise RunError(f"No request of {trial or run} failed. Name the one to explain.")
@@ -82,30 +87,60 @@ def _list(failed: pd.DataFrame) -> None:
     typer.echo(f"{shown.to_string(index=False)}{more}\n")
 
 
+_FLAGS = {
+    "model": "--model", "rounds": "--rounds", "batch_sizes": "--batch-sizes", "seed": "--seed",
+    "max_new_tokens": "--max-new-tokens", "request_timeout_s": "--request-timeout",
+}  # fmt: skip
+"""Options of a sweep that a test repeats, by the name in its plan."""
+
+
 def _what_to_try(explanation: Explanation) -> str:
     """Return the treatments that may remove its findings, and the command that tests them."""
+    from analysis.runs.tables import arm_of
     from analysis.studies.releases.catalogue import treatments_for
     from analysis.treatments import TREATMENTS
 
     trial = explanation.trial
-    where = str(trial["release"]), str(trial["prefix_sharing"])
+    base = arm_of(trial["treatments"])
     names = [
         name
         for found in explanation.findings
-        for name in treatments_for(found.rule, found.cause, *where)
-        if name not in trial["treatments"]
+        for name in treatments_for(
+            found.rule, found.cause, str(trial["release"]), str(trial["prefix_sharing"])
+        )
+        if name not in base
     ]
     if not names:
         return ""
     names = list(dict.fromkeys(names))
-    arms = ["none", *names] + (["+".join(names)] if len(names) > 1 else [])
     lines = [f"  {name}: {TREATMENTS[name].hypothesis}" for name in names]
-    command = (
-        f"cachelab sweep --releases {where[0]} --prefix-sharing {where[1]} --pages"
-        f" {trial['page_count']} --concurrency {trial['concurrency']} --workload"
-        f" {trial['workload']} --repeats 6 --sanitize --treatments {','.join(arms)}"
-    )
-    return "\n".join(["\nWhat to try", *lines, f"  {command}"])
+    arms = [base, *((*base, name) for name in names)]
+    arms += [(*base, *names)] if len(names) > 1 else []
+    return "\n".join(["\nWhat to try", *lines, *_command(explanation, arms)])
+
+
+def _command(explanation: Explanation, arms: list[tuple[str, ...]]) -> list[str]:
+    """Return the sweep that compares the arms in the setting of a trial; [] without its plan."""
+    from analysis.stats.clustered import engines_to_reach
+    from analysis.sweep.plan import Plan
+
+    trial, plan = explanation.trial, explanation.trace.run.manifest.get("plan")
+    if not plan:
+        return []
+    usual = json.loads(json.dumps(Plan(releases=(str(trial["release"]),)).as_dict()))
+    words = ["cachelab", "sweep", "--releases", trial["release"]]
+    words += ["--prefix-sharing", trial["prefix_sharing"], "--pages", trial["page_count"]]
+    words += ["--concurrency", trial["concurrency"], "--workload", trial["workload"]]
+    for name, flag in _FLAGS.items():
+        value = plan.get(name)
+        if value is not None and value != usual.get(name):
+            words += [flag, ",".join(map(str, value)) if isinstance(value, list) else value]
+    for name, value in json.loads(trial["options"] or "{}").items():
+        words += ["--option", f"{name}={json.dumps(value)}"]
+    words += ["--serialise-invocations"] if plan.get("serialise_invocations") else []
+    words += ["--repeats", engines_to_reach(len(arms) - 1), "--sanitize"]
+    words += ["--treatments", ",".join("+".join(arm) or "none" for arm in arms)]
+    return ["  " + shlex.join(map(str, words))]
 
 
 def _write(explanation: Explanation, out: Path) -> list[Path]:

@@ -31,7 +31,8 @@ def report(
     recorded: Annotated[
         Path | None,
         typer.Option(
-            help="show what is recorded in this directory, without an engine; data/recorded ships"
+            help="show what is recorded in this directory, without an engine; the checkout has"
+            " data/recorded"
         ),
     ] = None,
     parameter: Annotated[

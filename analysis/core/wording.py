@@ -87,13 +87,13 @@ def one_line(text: object, most: int = 300) -> str:
 
 
 _INSTALLED = re.compile(
-    r'"[^"\n]*?/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/[\w/]+\.py"))'
+    r'File "[^"\n]*?/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/[\w/]+\.py"))'
 )
 
 
 def short_files(traceback: str) -> str:
     """Return a traceback with the names of modules' files relative to where they are installed."""
-    return _INSTALLED.sub('"', traceback)
+    return _INSTALLED.sub('File "', traceback)
 
 
 def plain(text: str, most: int) -> str:

@@ -4,6 +4,5 @@ from __future__ import annotations
 
 from analysis.diagnosis.build import explain
 from analysis.diagnosis.explanation import Explanation
-from analysis.diagnosis.failures import failures
 
-__all__ = ["Explanation", "explain", "failures"]
+__all__ = ["Explanation", "explain"]

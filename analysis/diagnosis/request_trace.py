@@ -115,13 +115,19 @@ def value_of(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def check_trial(run: Run, trial_id: str) -> None:
+    """Raise RunError if a run has no such trial."""
+    trials = list(run.trials["trial_id"])
+    if trial_id not in trials:
+        raise RunError(
+            f"{run.path} has no trial {trial_id!r}. It has {listed(trials, most=_NAMED)}."
+        )
+
+
 def _row(run: Run, request_id: str, trial_id: str | None) -> pd.Series[Any]:
-    requests, trials = run.requests, list(run.trials["trial_id"])
+    requests = run.requests
     if trial_id is not None:
-        if trial_id not in trials:
-            raise RunError(
-                f"{run.path} has no trial {trial_id!r}. It has {listed(trials, most=_NAMED)}."
-            )
+        check_trial(run, trial_id)
         requests = requests[requests["trial_id"] == trial_id]
     found = requests[requests["request_id"] == request_id]
     if found.empty:

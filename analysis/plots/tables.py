@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
-from analysis.stats.configurations import labelled, series_columns, varying
+from analysis.stats.configurations import arms_in_full, labelled, series_columns, varying
 from analysis.stats.rates import failure_rates, outcome_counts, with_trials
 
 _PROMPT_END = 60
@@ -25,14 +25,15 @@ Again = tuple[str, str, str | None, Sequence[int] | None]
 class HtmlTable:
     """A frame for readers: `frame` holds the data, `markup` its HTML."""
 
-    def __init__(self, frame: pd.DataFrame, markup: str) -> None:
+    def __init__(self, frame: pd.DataFrame, markup: str, below: str = "") -> None:
         """Keep the data and its markup together."""
         self.frame = frame
         self.markup = markup
+        self.below = below
 
     def __repr__(self) -> str:
         """Return the frame as text, for a terminal."""
-        return self.frame.to_string(index=False)
+        return "\n".join(filter(None, [self.frame.to_string(index=False), self.below]))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -64,7 +65,7 @@ def html_table(
     texts.columns = pd.Index([html.escape(name) for name in texts.columns])
     with pd.option_context("display.max_colwidth", None):
         made = texts.to_html(index=False, border=0, classes=classes, escape=False, justify="left")
-    return HtmlTable(data, made + (f"<p>{below}</p>" if below else ""))
+    return HtmlTable(data, made + (f"<p>{below}</p>" if below else ""), below)
 
 
 def wrong_answers(requests: pd.DataFrame, trials: pd.DataFrame, count: int = 3) -> HtmlTable:
@@ -233,19 +234,19 @@ def outcomes_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
 
     Outcomes that no request had are left out; `frame` is what is shown.
     """
-    trials = labelled(trials)
+    full, trials = arms_in_full(trials), labelled(trials)
     columns = [*series_columns(trials), "concurrency"]
     rates = failure_rates(requests, trials, columns)
-    counts = outcome_counts(requests, trials, columns).drop(columns=columns)
+    counts = outcome_counts(requests, trials, columns).set_index(columns)
     shown = rates[columns].rename(columns={"page_count": "pages"})
     shown["engines"] = rates["trials"]
     if rates["trials_ended_badly"].any():
         shown["ended badly"] = rates["trials_ended_badly"]
-    shown = shown.join(counts.loc[:, counts.any()])
+    counts = counts.loc[:, counts.any()].reindex(pd.MultiIndex.from_frame(rates[columns]))
+    shown[counts.columns] = counts.fillna(0).astype(int).to_numpy()
     shown["failed (95% interval)"] = [_rate(row) for row in rates.to_dict("records")]
-    below = "" if rates["by_engine"].all() else (
-        "With fewer than five engines the interval is by request, and too narrow."
-    )  # fmt: skip
+    narrow = "With fewer than five engines the interval is by request, and too narrow."
+    below = " ".join(filter(None, ["" if rates["by_engine"].all() else narrow, full]))
     return html_table(shown, below=below)
 
 

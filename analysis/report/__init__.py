@@ -21,13 +21,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from analysis.core.errors import RunError, check_writable
-from analysis.core.files import write_atomically
+from analysis.core.files import contents, write_atomically
 from analysis.core.paths import runs_dir
 from analysis.report import pages
 from analysis.report.execution import Execution, execute
@@ -54,6 +54,8 @@ __all__ = [
 _CATALOGUE = "report.json"
 _PARTS = "parts.json"
 """In the run directory: when each part of the report began, and its duration (s)."""
+_PARAMETERS = "parameters.json"
+"""In the run directory: the notebook's parameters, except the injected ones."""
 _INJECTED = ("release", "run_dir")
 # Deadline of a cell: this multiple of the notebook's minutes, at least the floor.
 _PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
@@ -98,8 +100,9 @@ def publish(
 
     `notebooks` None means all of them, `releases` None every one that has an environment here.
     `full` chooses a notebook's `full` parameters instead of its `quick` ones; `parameters` override
-    both. `recorded` is a directory with what such notebooks recorded earlier, one directory named
-    NOTEBOOK-RELEASE for each; then only these are shown, from what is there, without an engine.
+    both. `recorded` is a directory with run directories of such notebooks, each named
+    NOTEBOOK-RELEASE; then these are shown, with their parameters, from what is there, without an
+    engine.
     A cell that raises, a kernel that dies twice or a cell past its deadline still gives a page
     with the failure, and `ok` False. Progress goes to `screen` (standard error).
 
@@ -114,13 +117,10 @@ def publish(
     run_on = releases or environments.present() or supported()
     jobs = plan(chosen, run_on, full, dict(parameters or {}), kernel_of or environments.kernel_of)
     check_writable(out)
-    if recorded is not None and not (
-        jobs := [job for job in jobs if (recorded / _name(job)).is_dir()]
-    ):
-        raise ReportError(
-            f"{recorded} has nothing of these notebooks and releases. `cachelab export` makes a"
-            " directory NOTEBOOK-RELEASE of a run directory."
-        )
+    if recorded is not None:
+        if full or parameters:
+            raise ReportError("What is recorded has its own parameters. Give none.")
+        jobs = [_as_recorded(job, recorded) for job in _present(jobs, recorded, screen)]
     if absent := " ".join(
         release for release in supported() if not releases and release not in run_on
     ):
@@ -155,6 +155,30 @@ def run_directory(notebook: str, run_dir: str = "") -> Path:
     return path.resolve()
 
 
+def _present(jobs: Sequence[Job], recorded: Path, screen: TextIO) -> list[Job]:
+    """Return the jobs that are recorded, and print the others. Raises ReportError if none is."""
+    found = [job for job in jobs if (recorded / _name(job)).is_dir()]
+    if not found:
+        raise ReportError(
+            f"{recorded} has nothing of these notebooks and releases. `cachelab export` makes a"
+            " directory NOTEBOOK-RELEASE of a run directory."
+        )
+    if absent := [_name(job) for job in jobs if job not in found]:
+        _say(screen, f"Not recorded in {recorded}: {', '.join(absent)}")
+    return found
+
+
+def _as_recorded(job: Job, recorded: Path) -> Job:
+    """Return a job with the parameters of its recording."""
+    file = recorded / _name(job) / _PARAMETERS
+    try:
+        return replace(job, parameters=json.loads(contents(file)))
+    except FileNotFoundError:
+        raise ReportError(f"{file} is missing. Restore it, or record the notebook again.") from None
+    except ValueError as error:
+        raise ReportError(f"{file} is damaged ({error}). Restore it.") from error
+
+
 def _name(job: Job) -> str:
     model = re.sub(r"[^\w.]+", "-", _model(job))
     return "-".join(filter(None, [job.stem, job.release, model]))
@@ -179,6 +203,7 @@ def _publish_one(
         run_dir = Path(str(job.parameters["run_dir"]))
     if recorded is not None:
         shutil.copytree(recorded / name, run_dir, dirs_exist_ok=True)
+    write_atomically(run_dir / _PARAMETERS, json.dumps(job.parameters, indent=2) + "\n")
     minutes = job.minutes or _UNKNOWN_MINUTES
     parts = _begin_part(run_dir, started)
     executed = execute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,27 +14,32 @@ from pyarrow import parquet
 
 from analysis.core.errors import RunError
 from analysis.core.files import contents, write_atomically
+from analysis.core.paths import place_of
 
 T = TypeVar("T")
 
 
-def measured(file: Path, kind: type[T], measure: Callable[[], T]) -> T:
-    """Return what an earlier call stored in `file`; if there is none, measure and store it.
+def measured(place: Path, kind: type[T], measure: partial[T]) -> T:
+    """Return what an earlier call with these arguments stored; if there is none, measure it.
 
-    `kind` is the type of the result: plain values and dataclasses, with tables and frames anywhere
-    in them. Raises RunError if the file cannot be read as that type, and what `measure` raises;
-    then nothing is stored.
+    The file is `place` with a digest of the arguments of `measure`, of which paths and functions do
+    not count; so other settings are measured anew. `kind` is the type of the result: plain values
+    and dataclasses, with tables and frames anywhere in them. Raises RunError if the file cannot be
+    read as that type, and what `measure` raises; then nothing is stored.
     """
-    if file.is_file():
-        try:
-            return msgspec.json.decode(contents(file), type=kind, dec_hook=_decode)
-        except (msgspec.MsgspecError, pa.ArrowException) as error:
-            raise RunError(
-                f"{file} cannot be read ({error}). Restore it, or delete it to measure again."
-            ) from error
-    result = measure()
-    write_atomically(file, msgspec.json.encode(result, enc_hook=_encode))
-    return result
+    given = [*measure.args, *sorted(measure.keywords.items())]
+    identity = {"given": [one for one in given if not isinstance(one, Path) and not callable(one)]}
+    file = place_of(place, identity)
+    file = file.with_name(f"{file.name}.msgpack")
+    if not file.is_file():
+        stored = msgspec.msgpack.encode(measure(), enc_hook=_encode)
+        write_atomically(file, stored)
+    try:
+        return msgspec.msgpack.decode(contents(file), type=kind, dec_hook=_decode)
+    except (msgspec.MsgspecError, pa.ArrowException, OSError, ValueError) as error:
+        raise RunError(
+            f"{file} cannot be read ({error}). Restore it, or delete it to measure again."
+        ) from error
 
 
 def _encode(value: object) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.runs.schema import FAILURES
+
 DERIVED_FROM = ("submitted", "match", "evict", "done")
 """The event kinds that are used; others may be left out."""
 _LOOKUPS = ("acquire", "lookup")
@@ -90,6 +92,23 @@ EXPOSURES = {
     "pages": "most pages in use at the same time",
 }
 """Conditions that may cause failures: columns of `exposure`."""
+
+
+def failed_requests(requests: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the failed requests, those to explain first at the top.
+
+    Untreated ones come first, and wrong answers before other failures, which leave less to examine.
+    Columns: request_id, trial_id, outcome, treatments.
+    """
+    asked = requests.merge(trials[["trial_id", "treatments"]], on="trial_id")
+    failed = asked.loc[
+        asked["outcome"].isin(FAILURES), ["request_id", "trial_id", "outcome", "treatments"]
+    ]
+    order = failed.assign(
+        treated=failed["treatments"].map(bool), rank=failed["outcome"].map(FAILURES.index)
+    )
+    order = order.sort_values(["treated", "rank"], kind="stable")
+    return order.drop(columns=["treated", "rank"]).reset_index(drop=True)
 
 
 def exposure(

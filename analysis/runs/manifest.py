@@ -180,9 +180,10 @@ def refuse_light(
 
     A light run has it for the trials that are whole.
     """
-    whole = listed(manifest.get("whole_trials") or ["none of its trials"], most=4)
-    if manifest.get("light") and trial_id not in manifest.get("whole_trials", ()):
+    whole = manifest.get("whole_trials") or ()
+    if manifest.get("light") and trial_id not in whole:
+        but = f", except for {listed(whole, most=4)}" if whole else ""
         raise RunError(
-            f"{path} is a light copy, which has arguments of invocations and all events only for"
-            f" {whole}. Give the run itself, or export it without `--light`."
+            f"{path} is a light copy without arguments of invocations and most events{but}. Give"
+            " the run itself, or export it without `--light`."
         )

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from analysis.core.errors import RunError
 from analysis.core.wording import short_files
+from analysis.runs.derive import failed_requests
 from analysis.runs.manifest import MANIFEST, read_manifest, write_manifest
 from analysis.runs.parts import REQUIRED, write_tables
-from analysis.runs.schema import FAILURES, SCHEMA_VERSION, TABLES
+from analysis.runs.schema import SCHEMA_VERSION, TABLES
 from analysis.runs.store import whole_tables
-from analysis.runs.tables import is_control
+from analysis.runs.tables import is_control, to_frame
 
 _POOL = ("acquire", "free", "evict")
 """Events of a light run: they show how many pages are free, and evictions."""
@@ -57,20 +58,22 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     if len(models) > 1:
         raise RunError("Runs of different models cannot become one run. Give runs of one model.")
     runs = [_tables(Path(path), manifest) for path, manifest in zip(paths, manifests, strict=True)]
+    whole = [_whole(run, manifest, light) for run, manifest in zip(runs, manifests, strict=True)]
     manifest: dict[str, Any] = dict(manifests[0])
     if len(runs) > 1:
         runs = [
             {name: _numbered(table, number, manifest) for name, table in run.items()}
             for number, run in enumerate(runs)
         ]
+        whole = [{f"{number}/{name}" for name in names} for number, names in enumerate(whole)]
         manifest["runs"] = manifests
         manifest.pop("plan", None)
     tables = {name: pa.concat_tables([run[name] for run in runs]) for name in TABLES}
+    if light or any(one.get("light") for one in manifests):
+        manifest.update(light=True, whole_trials=sorted(set().union(*whole)))
     if light:
-        whole = sorted(name for run in runs for name in _to_explain(run))
-        tables = _light(tables, whole)
-        manifest.update(light=True, whole_trials=whole)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        tables = _light(tables, manifest["whole_trials"])
+    temporary = _beside(out)
     try:
         temporary.mkdir(parents=True)
         write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
@@ -86,30 +89,46 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
 def pack_directory(directory: str | Path, out: str | Path, *, light: bool = False) -> Path:
     """Copy a directory to the new one `out`, with every run in it packed as by `pack_runs`.
 
-    Other JSON files, such as what a notebook measured, are copied; logs and the like are left out.
-    Raises RunError if there is no run and no such file in it, and as `pack_runs` does.
+    What notebooks measured and wrote (`.msgpack` and `.json` files) is copied; logs and the like
+    are left out. Raises RunError if there is nothing of these, if tables have no manifest, and as
+    `pack_runs` does.
     """
     directory, out = Path(directory), Path(out)
-    runs = sorted(path.parent for path in directory.rglob(MANIFEST))
-    inside = [
-        path for path in sorted(directory.rglob("*.json"))
-        if not any(path.is_relative_to(run) for run in runs)
-    ]  # fmt: skip
-    if not runs and not inside:
-        raise RunError(f"{directory} has neither runs nor results. Give a directory with runs.")
     if os.path.lexists(out):
         raise RunError(f"{out} exists. Choose a new directory for the copy.")
-    for run in runs:
-        pack_runs([run], out / run.relative_to(directory), light=light)
-    for path in inside:
-        place = out / path.relative_to(directory)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    runs = [path.parent for path in files if path.name == MANIFEST]
+    others = [path for path in files if not any(path.is_relative_to(run) for run in runs)]
+    if tables := [path for path in others if path.suffix == ".parquet"]:
+        raise RunError(
+            f"{tables[0].parent} has tables, but no {MANIFEST} is there or above it in {directory}."
+            " Restore it, or give the run's own directory."
+        )
+    others = [path for path in others if path.suffix in (".json", ".msgpack")]
+    if not runs and not others:
+        raise RunError(f"{directory} has neither runs nor results. Give a directory with runs.")
+    temporary = _beside(out)
+    try:
+        for run in runs:
+            pack_runs([run], temporary / run.relative_to(directory), light=light)
+        for path in others:
+            place = temporary / path.relative_to(directory)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
+def _beside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
 def _tables(path: Path, manifest: Mapping[str, Any]) -> dict[str, pa.Table]:
-    """Read the tables of a run; its files are named relative to it, those of modules shortly."""
+    """Read the tables of a run; paths of its files and of modules are shortened."""
     tables = whole_tables(path, manifest, TABLES)
     trials = tables["trials"]
     for column in ("status_detail", "engine_log"):
@@ -133,26 +152,29 @@ def _set(table: pa.Table, column: str, values: Any) -> pa.Table:
     return table.set_column(place, table.schema.field(place), values)
 
 
-def _to_explain(tables: Mapping[str, pa.Table]) -> set[str]:
-    """Return the trials to keep whole: the first with a failed request, and with a wrong answer.
+def _whole(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any], light: bool) -> set[str]:
+    """Return the trials of a run that are whole in its copy."""
+    every = set(tables["trials"]["trial_id"].to_pylist())
+    there = set(manifest.get("whole_trials", ())) if manifest.get("light") else every
+    return there & _to_explain(tables) if light else there
 
-    Untreated trials take precedence. If nothing failed: the first in which wrong data was read.
+
+def _to_explain(tables: Mapping[str, pa.Table]) -> set[str]:
+    """Return the trials to keep whole: of the first failure to explain, and the first in order.
+
+    If no request failed: the first in which wrong data was read, else that of any finding.
     """
-    treatments = {
-        row["trial_id"]: row["treatments"] or ()
-        for row in tables["trials"].select(["trial_id", "treatments"]).to_pylist()
-    }
-    columns = tables["requests"].select(["trial_id", "outcome"]).to_pydict()
-    failed = [
-        (trial, outcome)
-        for trial, outcome in zip(columns["trial_id"], columns["outcome"], strict=True)
-        if outcome in FAILURES and not is_control(treatments[trial])
-    ]
-    failed = [pair for pair in failed if not treatments[pair[0]]] or failed
-    wrong = [trial for trial, outcome in failed if outcome == "wrong"]
-    found = tables["findings"].filter(pc.equal(tables["findings"]["severity"], "wrong data"))
-    bad = [name for name in found["trial_id"].to_pylist() if not is_control(treatments[name])]
-    return {*[trial for trial, _ in failed][:1], *wrong[:1]} or {*bad[:1]}
+    trials, requests = (to_frame(name, tables[name]) for name in ("trials", "requests"))
+    trials = trials[~trials["treatments"].map(is_control)]
+    failed = failed_requests(requests[requests["trial_id"].isin(trials["trial_id"])], trials)
+    if len(failed):
+        failed = failed[failed["treatments"].map(bool) == bool(failed["treatments"].iloc[0])]
+        in_order = trials.loc[trials["trial_id"].isin(failed["trial_id"]), "trial_id"]
+        return {failed["trial_id"].iloc[0], in_order.iloc[0]}
+    found = tables["findings"].select(["trial_id", "severity"]).to_pylist()
+    found = [row for row in found if row["trial_id"] in set(trials["trial_id"])]
+    found.sort(key=lambda row: row["severity"] != "wrong data")
+    return {row["trial_id"] for row in found[:1]}
 
 
 def _light(tables: dict[str, pa.Table], whole: Sequence[str]) -> dict[str, pa.Table]:

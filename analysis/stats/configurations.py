@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.core.wording import capitalised
 from analysis.runs.tables import treated
 
 CONFIGURATION = ("release", "device", "prefix_sharing", "page_count", "workload", "treatments",
@@ -35,30 +36,38 @@ def series_columns(trials: pd.DataFrame) -> list[str]:
 
 
 def labelled(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return trials with a short name in `treatments`, not a tuple; the names have its order.
+    """Return trials with a name in `treatments`, not a tuple; the names sort like the tuples.
 
-    Of the arms of a release and prefix sharing, the largest one of three or more treatments that
-    contains all others with several is "all N treatments", and without one of them "all but" it.
+    If all treatments of a release and prefix sharing are an arm, and all but one of them another,
+    these arms are called "all 3 treatments" and "all but X"; others are called "X + Y".
     """
     if "treatments" not in trials:
         return trials
-    names = pd.Series("", index=trials.index, dtype=object)
-    for _, own in trials.groupby(["release", "prefix_sharing"], dropna=False)["treatments"]:
-        arms = {arm: frozenset(arm or ()) for arm in own}
-        whole = max(arms.values(), key=len)
-        ordered = len(whole) > 2 and all(
-            arm <= whole for arm in arms.values() if len(arm) >= len(whole) - 1
-        )
-        for arm, found in arms.items():
-            name, left_out = treated(arm), sorted(whole - found)
-            if ordered and found == whole:
-                name = f"all {len(whole)} treatments"
-            elif ordered and len(left_out) == 1 and found < whole:
-                name = f"all but {left_out[0]}"
-            names[own.index[own.map(lambda each, arm=arm: each == arm)]] = name
-    whole_arms = trials["treatments"].map(lambda arm: tuple(arm or ()))
-    order = list(dict.fromkeys(names[whole_arms.sort_values().index]))
+    arms = trials["treatments"].map(lambda arm: tuple(arm or ()))
+    names = arms.map(treated)
+    for _, own in arms.groupby([trials["release"], trials["prefix_sharing"]], dropna=False):
+        whole, several = max(own, key=len), {arm for arm in own if len(arm) > 1}
+        left_out = {arm: [name for name in whole if name not in arm] for arm in several}
+        short = {arm: f"all but {out[0]}" for arm, out in left_out.items() if len(out) == 1}
+        if not short or not all(
+            list(arm) == [name for name in whole if name in arm] for arm in several
+        ):
+            continue
+        short[whole] = f"all {len(whole)} treatments"
+        names.update(own.map(short).dropna())
+    order = list(dict.fromkeys(names[arms.sort_values().index]))
     return trials.assign(treatments=pd.Categorical(names, categories=order, ordered=True))
+
+
+def arms_in_full(trials: pd.DataFrame) -> str:
+    """Return what the names "all 3 treatments" of `labelled` stand for, in sentences."""
+    names = labelled(trials)["treatments"].astype(str)
+    full = dict.fromkeys(
+        (name, treated(arm))
+        for name, arm in zip(names, trials["treatments"], strict=True)
+        if name != treated(arm) and name.startswith("all ") and not name.startswith("all but ")
+    )
+    return " ".join(f"{capitalised(name)}: {text}." for name, text in full)
 
 
 def setting_name(key: Mapping[str, Any]) -> str:

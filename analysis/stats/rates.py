@@ -72,7 +72,7 @@ def failure_rates(
     and at_once as of `per_trial`.
     """
     rows = []
-    for key, group in per_trial(requests, trials).groupby(list(by), dropna=False, sort=True):
+    for key, group in per_trial(requests, trials).groupby(list(by), dropna=False, observed=True):
         found = rate(group["failures"].tolist(), group["taken"].tolist())
         total, rejected = int(group["n"].sum()), int(group["rejected"].sum())
         values = (
@@ -90,7 +90,11 @@ def outcome_counts(
 ) -> pd.DataFrame:
     """Return the number of requests by outcome: one row a group, one column an outcome."""
     joined = with_trials(requests, trials, list(by))
-    counts = joined.groupby([*by, "outcome"], dropna=False).size().unstack("outcome", fill_value=0)
+    counts = (
+        joined.groupby([*by, "outcome"], dropna=False, observed=True)
+        .size()
+        .unstack("outcome", fill_value=0)
+    )
     counts = counts.reindex(columns=list(OUTCOMES), fill_value=0)
     return counts.rename_axis(columns=None).reset_index()
 
@@ -109,7 +113,7 @@ def latency_summary(
     joined = with_trials(requests, trials, list(by))
     done = joined[joined["outcome"].isin(("ok", "wrong")) & joined[column].notna()]
     rows = []
-    for key, group in done.groupby(list(by), dropna=False, sort=True):
+    for key, group in done.groupby(list(by), dropna=False, observed=True):
         values = np.quantile(group[column].to_numpy(dtype=float), [0.5, 0.95, 0.99])
         rows.append((*key, len(group), *values.tolist()))
     return pd.DataFrame(rows, columns=[*by, "n", "p50", "p95", "p99"])

@@ -68,7 +68,7 @@ def run_sweep(
     - `kernel`: one trial after another in this process, for notebooks. The plan may have only the
       installed release, and a trial ends only by its requests' deadlines or the watchdog.
 
-    A second call with the same plan and `out` runs the remaining trials; a packed run is returned
+    A second call with the same plan and `out` runs the remaining trials. A packed run is returned
     as it is. Ctrl-C, errors and a true
     `stop()` end all children and leave a valid run with the finished trials.
 
@@ -85,6 +85,9 @@ def run_sweep(
         raise PlanError(f"The server at {plan.targets[0]} is one for all trials. Use `--jobs 1`.")
     manifest = store.new_manifest(command or _command(), plan.seed, plan=plan.as_dict())
     if store.is_packed_run(out, manifest):
+        done, planned = len(store.load_run_trials(Path(out))), len(plan.trials())
+        if progress and done < planned:
+            sys.stderr.write(f"{out} is a packed run of {done} of {planned} trials.\n")
         return store.load_run(out)
     pythons = _interpreters(plan, runner)
     if not (Path(out) / store.MANIFEST).exists():  # a finished run can be read without its model

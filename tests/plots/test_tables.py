@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 from support import REPORTED
@@ -19,7 +20,7 @@ from analysis.plots import (
 )
 from analysis.plots.tables import outcomes_table
 from analysis.runs.store import Run, join_runs, to_frame
-from analysis.stats.configurations import labelled
+from analysis.stats.configurations import arms_in_full, labelled
 
 
 def run_of(*requests: dict[str, object]) -> Run:
@@ -176,23 +177,33 @@ def test_settings_that_differ_have_rows_of_their_own() -> None:
     assert "untreated" in table.markup
 
 
-@given(
-    st.lists(
-        st.frozensets(st.sampled_from("abcd"), max_size=4), min_size=1, max_size=8, unique=True
-    )
-)
-def test_arms_have_short_names_that_differ(arms: list[frozenset[str]]) -> None:
-    rows = [trial_row(trial_id=str(n), treatments=sorted(arm)) for n, arm in enumerate(arms)]
+@given(st.lists(st.permutations("abcd").flatmap(
+    lambda names: st.integers(0, 4).map(lambda n: tuple(names[:n]))
+), min_size=1, max_size=8, unique=True))  # fmt: skip
+def test_arms_have_names_that_differ_and_say_what_they_are(arms: list[tuple[str, ...]]) -> None:
+    rows = [trial_row(trial_id=str(n), treatments=list(arm)) for n, arm in enumerate(arms)]
     names = labelled(to_frame("trials", rows))["treatments"].tolist()
     assert len(set(names)) == len(arms)
+    several = [arm for arm in arms if len(arm) > 1]
     for arm, name in zip(arms, names, strict=True):
-        if name.startswith("all but "):
-            assert f"all {len(arm) + 1} treatments" in names
-            assert name.removeprefix("all but ") not in arm
-        elif name.startswith("all "):
-            assert arm == max(arms, key=len)
+        if name.startswith("all "):
+            whole = max(arms, key=len)
+            assert all(set(other) <= set(whole) for other in several)
+            left_out = set(whole) - set(arm)
+            assert name in {f"all {len(whole)} treatments", *(f"all but {x}" for x in left_out)}
+            assert len(left_out) <= 1
         else:
-            assert name == (" + ".join(sorted(arm)) or "untreated")
+            assert name == (" + ".join(arm) or "untreated")
+
+
+def test_arms_with_one_left_out_each_have_short_names() -> None:
+    arms = [(), ("a", "b", "c"), ("b", "c"), ("a", "c"), ("a",), ("a", "b")]
+    rows = [trial_row(trial_id=str(n), treatments=list(arm)) for n, arm in enumerate(arms)]
+    trials = to_frame("trials", rows)
+    assert labelled(trials)["treatments"].tolist() == [
+        "untreated", "all 3 treatments", "all but a", "all but b", "a", "all but c",
+    ]  # fmt: skip
+    assert arms_in_full(trials) == "All 3 treatments: a + b + c."
 
 
 def test_the_outcomes_of_each_setting_are_counted_once() -> None:
@@ -200,3 +211,9 @@ def test_the_outcomes_of_each_setting_are_counted_once() -> None:
     frame = outcomes_table(run.requests, run.trials).frame
     assert frame[["ok", "wrong", "rejected"]].sum().tolist() == [5, 2, 1]
     assert "timeout" not in frame
+    empty = trial_row(trial_id="z", concurrency=1)
+    trials = pd.concat([run.trials, to_frame("trials", [empty])], ignore_index=True)
+    frame = outcomes_table(run.requests, trials).frame
+    assert frame[["concurrency", "ok", "wrong", "rejected"]].to_numpy().tolist() == [
+        [1, 0, 0, 0], [4, 5, 2, 1],
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.core.errors import EngineError
-from analysis.diagnosis import failures
+from analysis.runs.derive import failed_requests
 from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run
 from analysis.sanitizer.recorded import controls_of
@@ -208,6 +208,6 @@ def first_failure(run: Run) -> tuple[str, str] | None:
 
     A wrong answer takes precedence over other failures, which leave less to examine.
     """
-    failed = failures(run)
+    failed = failed_requests(run.requests, run.trials)
     failed = failed[~failed["treatments"].map(bool)]
     return None if failed.empty else (failed["request_id"].iloc[0], failed["trial_id"].iloc[0])

@@ -11,3 +11,4 @@ from analysis.studies.first_error.plan import sanitized_sweep as sanitized_sweep
 from analysis.studies.first_error.plan import small_sweep as small_sweep
 from analysis.studies.first_error.words import answer_in_a_sentence as answer_in_a_sentence
 from analysis.studies.first_error.words import findings_in_words as findings_in_words
+from analysis.studies.first_error.words import small_in_words as small_in_words

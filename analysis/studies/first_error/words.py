@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 
 from analysis.core.templates import paragraph
-from analysis.core.wording import capitalised, markdown_table
+from analysis.core.wording import capitalised, counted, markdown_table
 from analysis.plots.style import rows_of
 from analysis.runs.store import Run
 from analysis.runs.tables import RequestCounts, arm_of, count_requests
@@ -81,6 +81,20 @@ def findings_in_words(run: Run, checked: Sequence[Checked]) -> str:
         return "No trial was checked, so there is no result."
     lines = "\n".join(f"- **{one.name}**: {_fill('setting', one)}" for one in found)
     return f"{lines}\n\n{markdown_table([one.row for one in found])}"
+
+
+def small_in_words(run: Run, checked: Checked) -> str:
+    """Return how one engine with few pages ended, and how many rules were broken."""
+    [trial] = run.trials.to_dict("records")
+    outcomes = run.requests["outcome"].value_counts().items()
+    rules = len({rule for rule, _ in checked.groups})
+    ended = "The engine ended normally." if trial["status"] == "ok" else str(trial["status_detail"])
+    return " ".join([
+        f"Requests: {', '.join(f'{number} {name}' for name, number in outcomes)}.",
+        ended,
+        f"{capitalised(counted(rules, 'rule was', 'rules were'))} broken.",
+        *checked.not_checked,
+    ])  # fmt: skip
 
 
 def answer_in_a_sentence(run: Run, checked: Sequence[Checked], also: Sequence[str] = ()) -> str:

@@ -214,15 +214,13 @@ CAUSES: tuple[Cause, ...] = (
 def treatments_for(rule: str, cause: str, release: str, prefix_sharing: str) -> tuple[str, ...]:
     """Return the treatments that may remove a finding on a release, as `CAUSES` has them."""
     names = [
-        name
+        one.treatment
         for one in CAUSES
         if (one.rule, one.cause) == (rule, cause)
         and (not one.needs or one.needs in row_of(release).capabilities)
-        for name in (*one.beside, one.treatment)
+        and TREATMENTS[one.treatment].fits(release, prefix_sharing)
     ]
-    return tuple(
-        name for name in dict.fromkeys(names) if TREATMENTS[name].fits(release, prefix_sharing)
-    )
+    return tuple(dict.fromkeys(names))
 
 
 def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
