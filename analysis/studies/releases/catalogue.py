@@ -22,7 +22,7 @@ MOST_REQUESTS = 6
 """Most requests of a demonstration, so that a person can read its whole recording."""
 UNANSWERED = ""
 """Rule of a cause that leaves no finding, because the whole process stands still until its end."""
-_LEAST_ENGINES = 1
+_LEAST_ENGINES, _SPARE = 1, 2
 _COLUMNS = (
     "name", "finding", "treatment", "release", "fits", "engines", "found", "pairs", "before",
     "after", "missed",
@@ -84,13 +84,10 @@ class Demonstration:
         alike = (trials[settings] == [getattr(self, name) for name in settings]).all(axis=1)
         return alike & trials["batch_sizes"].map(lambda sizes: list(sizes) == self.compiled)
 
-    def plan(self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], seed: int) -> Plan:
-        """Return the sweep of the releases with each set of treatments.
-
-        The releases together have enough pairs for p <= 0.05 with Holm's adjustment for all of
-        `CAUSES`, if every pair differs.
-        """
-        pairs = engines_to_reach(len(CAUSES)) if len(arms) > 1 else 0
+    def plan(
+        self, releases: Sequence[str], arms: Sequence[tuple[str, ...]], repeats: int, seed: int
+    ) -> Plan:
+        """Return the sweep of the releases with each set of treatments."""
         paces = [row_of(release).pace for release in releases]
         usual_s = max(p.first_token_s + p.further_token_s * self.max_new_tokens for p in paces)
         timeout_s = max(_LEAST_TIMEOUT_S, _PATIENCE * usual_s)
@@ -99,8 +96,7 @@ class Demonstration:
             pages=(self.page_count,), concurrency=(self.concurrency,), workload=self.workload,
             batch_sizes=(self.batch_size,), options=self.options, rounds=self.rounds,
             max_new_tokens=self.max_new_tokens,
-            repeats=max(_LEAST_ENGINES, math.ceil(pairs / len(releases))),
-            seed=seed, treatments=tuple(arms), sanitize=True,
+            repeats=repeats, seed=seed, treatments=tuple(arms), sanitize=True,
             request_timeout_s=timeout_s, trial_timeout_s=_START_S + self.rounds * timeout_s,
         )  # fmt: skip
 
@@ -224,8 +220,14 @@ def treatments_for(rule: str, cause: str, release: str, prefix_sharing: str) -> 
 
 
 def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
-    """Return the sweeps of each demonstration, one for all releases with the same causes."""
+    """Return the sweeps of each demonstration, one for all releases with the same causes.
+
+    The releases of a cause together have enough pairs for p <= 0.05 with Holm's adjustment for all
+    of `CAUSES`, if all but `_SPARE` pairs differ.
+    """
     plans = []
+    pairs = engines_to_reach(len(CAUSES)) + _SPARE
+    each = {one: math.ceil(pairs / max(1, sum(map(one.fits, releases)))) for one in CAUSES}
     for shown_by in dict.fromkeys(one.shown_by for one in CAUSES):
         own = [one for one in CAUSES if one.shown_by == shown_by]
         alike: dict[tuple[tuple[Cause, ...], tuple[tuple[str, ...], ...]], list[str]] = {}
@@ -233,7 +235,9 @@ def demonstrations(releases: Sequence[str], seed: int = 0) -> list[Plan]:
             causes = tuple(one for one in own if one.fits(release))
             arms = dict.fromkeys([(), *(arm for one in causes for arm in one.arms(release))])
             alike.setdefault((causes, tuple(arms)), []).append(release)
-        plans += [shown_by.plan(those, sets, seed) for (_, sets), those in alike.items()]
+        for (causes, sets), those in alike.items():
+            repeats = max([_LEAST_ENGINES, *(each[one] for one in causes)])
+            plans.append(shown_by.plan(those, sets, repeats, seed))
     return plans
 
 
