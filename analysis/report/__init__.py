@@ -37,6 +37,7 @@ from analysis.report.stored import measured
 from analysis.runs.store import join_runs, load_run
 from analysis.shortfin import environments
 from analysis.shortfin.releases import installed_release, supported
+from analysis.stats.configurations import series_columns
 
 __all__ = [
     "PublishResult",
@@ -56,6 +57,8 @@ _PARTS = "parts.json"
 """In the run directory: when each part of the report began, and its duration (s)."""
 _PARAMETERS = "parameters.json"
 """In the run directory: the notebook's parameters, except the injected ones."""
+_MOST_LINES = 8
+"""Lines of the chart of the index, beyond which its legend leaves no room for them."""
 _INJECTED = ("release", "run_dir")
 # Deadline of a cell: this multiple of the notebook's minutes, at least the floor.
 _PATIENCE, _FLOOR_S, _UNKNOWN_MINUTES = 5, 900, 60.0
@@ -335,7 +338,9 @@ def _chart_of(out: Path, entries: Sequence[Mapping[str, Any]]) -> bytes | None:
     runs = [run for run in runs if len(run.trials)]
     if len({release for run in runs for release in run.trials["release"]}) < 2:
         return None
-    return png_of(failure_rate(*join_runs(runs)))
+    requests, trials = join_runs(runs)
+    lines = trials[series_columns(trials)].astype(str).drop_duplicates()
+    return png_of(failure_rate(requests, trials)) if len(lines) <= _MOST_LINES else None
 
 
 def _fresh_directory(parent: Path, name: str) -> Path:
