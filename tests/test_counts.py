@@ -86,9 +86,11 @@ def sweep(monkeypatch, capsys, tmp_path, mixed):
     return run
 
 
-def test_the_last_line_of_a_sweep_counts_no_rejection_as_a_failure(sweep) -> None:
-    assert sweep(ok=480, rejected=264).endswith("0 of 480 accepted requests failed, 264 rejected\n")
-    assert sweep(**MIXED).endswith("5 of 45 accepted requests failed, 51 rejected\n")
+def test_the_summary_of_a_sweep_counts_no_rejection_as_a_failure(sweep) -> None:
+    fine, mixed = sweep(ok=480, rejected=264), sweep(**MIXED)
+    assert ", 0 of 480 accepted requests failed, 264 rejected\n" in fine
+    assert fine.endswith("No request failed.\n")
+    assert ", 5 of 45 accepted requests failed, 51 rejected\n" in mixed
 
 
 class _Screen(io.StringIO):

@@ -113,7 +113,7 @@ def test_a_figure_scrolls_in_a_frame_that_the_keyboard_reaches() -> None:
     for image in (first, second, index.find("img")):
         frame = image.find_parent(class_="figure")
         assert frame["tabindex"] == "0"
-    for frame in (".figure", ".output_html, .rendered_html"):
+    for frame in (".figure", ".output_html, .rendered_html, details.parameters"):
         assert re.search(rf"^{re.escape(frame)} {{[^}}]*overflow-x: auto", css, re.MULTILINE)
     for wide in soup.find_all(["table", "svg"]):
         assert wide.find_parent(class_=["output_html", "rendered_html"]) or not wide.get("role")

@@ -31,7 +31,7 @@ MEASURED = {
     "01_reproduce": ("run", "answers", "asked_again"),
     "02_cache_snapshots": ("steps", "used"),
     "03_evictions": ("requests", "fate"),
-    "04_first_wrong_step": ("run", "checked", "bytes_in_words", "findings", "ended"),
+    "04_first_wrong_step": ("run", "checked", "bytes_in_words", "small_in_words"),
     "05_root_causes": ("judged", "wholes", "put"),
     "06_isolation": ("untreated", "treated", "left_out"),
     "07_fix_validation": ("whole", "alone", "soaked"),

@@ -206,9 +206,9 @@ def _publish_one(
         run_dir = Path(str(job.parameters["run_dir"]))
     if recorded is not None:
         shutil.copytree(recorded / name, run_dir, dirs_exist_ok=True)
-    write_atomically(run_dir / _PARAMETERS, json.dumps(job.parameters, indent=2) + "\n")
     minutes = job.minutes or _UNKNOWN_MINUTES
     parts = _begin_part(run_dir, started)
+    write_atomically(run_dir / _PARAMETERS, json.dumps(job.parameters, indent=2) + "\n")
     executed = execute(
         job.path,
         out / "notebooks" / f"{name}.ipynb",

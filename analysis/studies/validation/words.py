@@ -170,4 +170,5 @@ def _trend(row: dict[Any, Any] | None, factor: float, unit: str) -> str:
 
 
 def _signed(value: float) -> str:
+    value += 0.0  # no "-0"
     return f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.2g}"
