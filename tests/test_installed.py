@@ -227,7 +227,7 @@ def test_the_newest_release_runs_without_a_checkout(installed: Installed) -> Non
     [python] = (installed.home / "DATA").glob(f"cachelab/*/{NEWEST}/bin/python")
     source = "from analysis.shortfin.environments import present; print(*present())"
     done = subprocess.run(
-        [python, "-c", source], capture_output=True, text=True,
+        [python, "-c", source], capture_output=True, text=True, cwd=installed.home,
         env={"XDG_DATA_HOME": str(installed.home / "DATA")},
     )  # fmt: skip
     assert done.stdout.split() == [REPORTED, NEWEST], done.stderr

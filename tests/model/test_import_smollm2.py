@@ -55,13 +55,13 @@ def test_the_sanitizer_and_the_comparison_of_bytes_know_its_pages(smollm2, child
             with observed as recording, sanitize(engine) as findings:
                 engine.run(asked, concurrency=4, timeout_s=500)
             frame = kv_compare.compare(engine, kv_compare.written(recording))
-            say([len(findings), engine.model.config.page_elements, len(frame),
+            say([len(findings.wrong_data), engine.model.config.page_elements, len(frame),
                  sorted(frame.verdict.unique())])
         """,
         timeout_s=900,
     ).reply
-    findings, elements, slots, verdicts = reply
-    assert (findings, elements) == (0, 30 * 2 * 16 * 3 * 64)
+    wrong, elements, slots, verdicts = reply
+    assert (wrong, elements) == (0, 30 * 2 * 16 * 3 * 64)
     assert slots == 4 * (10 + 7)
     assert set(verdicts) <= {"equal", "numerics"}
 
