@@ -11,6 +11,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 _SHOWN_FRAMES = 12
+_INSTALLED = re.compile(r"^.*/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/))")
+"""What is left out of a file's name: where its package is installed."""
 _ENGINE = re.compile(r"(?<!/analysis)/_?shortfin\w*/")
 
 
@@ -52,8 +54,7 @@ def _line(code: CodeType, at: int) -> int | None:
 
 
 def _frame(code: CodeType, line: int | None) -> str:
-    file = code.co_filename.rpartition("site-packages/")[2]
-    return f"{file}:{line} in {code.co_qualname}"
+    return f"{_INSTALLED.sub('', code.co_filename)}:{line} in {code.co_qualname}"
 
 
 def all_threads() -> list[dict[str, Any]]:
