@@ -28,16 +28,16 @@ def print_run(run: Run) -> None:
     """Print a row for each setting and concurrency, and the next command to type."""
     from analysis.plots.tables import outcomes_table
     from analysis.runs.derive import failed_requests
+    from analysis.runs.manifest import is_whole
 
     if run.trials.empty:
         typer.echo("No trial has finished.")
         return
     typer.echo(f"\n{outcomes_table(run.requests, run.trials)!r}\n")
     failed = failed_requests(run.requests, run.trials)
-    whole = set(run.manifest.get("whole_trials", ()))
     if failed.empty:
         typer.echo("No request failed.")
-    elif run.manifest.get("light") and failed["trial_id"].iloc[0] not in whole:
+    elif not is_whole(run.manifest, failed["trial_id"].iloc[0]):
         typer.echo("This light copy has too little to explain a failure; the run itself has more.")
     elif run.events.empty:
         typer.echo("Nothing was recorded, so no failure can be explained: sweep with --sanitize.")

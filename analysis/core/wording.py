@@ -86,14 +86,17 @@ def one_line(text: object, most: int = 300) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-_INSTALLED = re.compile(
-    r'File "[^"\n]*?/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/[\w/]+\.py"))'
-)
+_INSTALLED = re.compile(r"^.*?/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/[\w/]+\.py$))")
+
+
+def short_file(name: str) -> str:
+    """Return the name of a module's file relative to where it is installed."""
+    return _INSTALLED.sub("", name)
 
 
 def short_files(traceback: str) -> str:
-    """Return a traceback with the names of modules' files relative to where they are installed."""
-    return _INSTALLED.sub('File "', traceback)
+    """Return a traceback with every file of a module named as by `short_file`."""
+    return re.sub(r'(?<=File ")[^"\n]+(?=")', lambda found: short_file(found[0]), traceback)
 
 
 def plain(text: str, most: int) -> str:

@@ -17,7 +17,7 @@ _SHOWN = 12
 
 
 def engine_html(engine: Engine) -> str:
-    """Return release, settings and state of an engine, and its page counts while it runs."""
+    """Return release, settings and state of an engine."""
     config = engine.config
     state = "running" if engine.service is not None else "not running"
     rows = {

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from types import CodeType, FrameType
 from typing import Any
 
+from analysis.core.wording import short_file
+
 _SHOWN_FRAMES = 12
-_INSTALLED = re.compile(r"^.*/(?:lib/python3\.\d+/(?:site-packages/)?|(?=analysis/))")
-"""What is left out of a file's name: where its package is installed."""
 _ENGINE = re.compile(r"(?<!/analysis)/_?shortfin\w*/")
 
 
@@ -54,7 +54,7 @@ def _line(code: CodeType, at: int) -> int | None:
 
 
 def _frame(code: CodeType, line: int | None) -> str:
-    return f"{_INSTALLED.sub('', code.co_filename)}:{line} in {code.co_qualname}"
+    return f"{short_file(code.co_filename)}:{line} in {code.co_qualname}"
 
 
 def all_threads() -> list[dict[str, Any]]:

@@ -173,6 +173,11 @@ def as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def is_whole(manifest: Mapping[str, Any], trial_id: str | None) -> bool:
+    """Return whether a run has all that was recorded of a trial; None stands for all trials."""
+    return not manifest.get("light") or trial_id in manifest.get("whole_trials", ())
+
+
 def refuse_light(
     path: str | Path, manifest: Mapping[str, Any], trial_id: str | None = None
 ) -> None:
@@ -180,8 +185,8 @@ def refuse_light(
 
     A light run has it for the trials that are whole.
     """
-    whole = manifest.get("whole_trials") or ()
-    if manifest.get("light") and trial_id not in whole:
+    if not is_whole(manifest, trial_id):
+        whole = manifest.get("whole_trials")
         but = f", except for {listed(whole, most=4)}" if whole else ""
         raise RunError(
             f"{path} is a light copy without arguments of invocations and most events{but}. Give"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from analysis.core.errors import RunError
 from analysis.core.wording import short_files
 from analysis.runs.derive import failed_requests
-from analysis.runs.manifest import MANIFEST, read_manifest, write_manifest
+from analysis.runs.manifest import MANIFEST, is_whole, read_manifest, write_manifest
 from analysis.runs.parts import REQUIRED, write_tables
 from analysis.runs.schema import SCHEMA_VERSION, TABLES
 from analysis.runs.store import whole_tables
@@ -50,9 +51,7 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     Raises RunError if a run cannot be read, if their models differ, or if `out` exists or cannot be
     written.
     """
-    out = Path(out)
-    if os.path.lexists(out):
-        raise RunError(f"{out} exists. Choose a new directory for the packed run.")
+    out = _new(out)
     manifests = [read_manifest(path) for path in paths]
     models = {(one.get("plan") or {}).get("model") for one in manifests}
     if len(models) > 1:
@@ -73,16 +72,9 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
         manifest.update(light=True, whole_trials=sorted(set().union(*whole)))
     if light:
         tables = _light(tables, manifest["whole_trials"])
-    temporary = _beside(out)
-    try:
-        temporary.mkdir(parents=True)
+    with _whole_or_not(out) as temporary:
         write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
         write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
-        os.replace(temporary, out)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -93,9 +85,7 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
     are left out. Raises RunError if there is nothing of these, if tables have no manifest, and as
     `pack_runs` does.
     """
-    directory, out = Path(directory), Path(out)
-    if os.path.lexists(out):
-        raise RunError(f"{out} exists. Choose a new directory for the copy.")
+    directory, out = Path(directory), _new(out)
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     runs = [path.parent for path in files if path.name == MANIFEST]
     others = [path for path in files if not any(path.is_relative_to(run) for run in runs)]
@@ -107,24 +97,38 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
     others = [path for path in others if path.suffix in (".json", ".msgpack")]
     if not runs and not others:
         raise RunError(f"{directory} has neither runs nor results. Give a directory with runs.")
-    temporary = _beside(out)
-    try:
+    with _whole_or_not(out) as temporary:
         for run in runs:
             pack_runs([run], temporary / run.relative_to(directory), light=light)
         for path in others:
             place = temporary / path.relative_to(directory)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
+    return out
+
+
+def _new(out: str | Path) -> Path:
+    """Return the path of a copy; raise RunError if something is there."""
+    if os.path.lexists(out):
+        raise RunError(f"{out} exists. Choose a new directory for the copy.")
+    return Path(out)
+
+
+@contextmanager
+def _whole_or_not(out: Path) -> Iterator[Path]:
+    """Yield a directory beside `out` that takes its name when the block has succeeded.
+
+    Raises RunError if it cannot be written.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
         os.replace(temporary, out)
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return out
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def _tables(path: Path, manifest: Mapping[str, Any]) -> dict[str, pa.Table]:
@@ -155,7 +159,7 @@ def _set(table: pa.Table, column: str, values: Any) -> pa.Table:
 def _whole(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any], light: bool) -> set[str]:
     """Return the trials of a run that are whole in its copy."""
     every = set(tables["trials"]["trial_id"].to_pylist())
-    there = set(manifest.get("whole_trials", ())) if manifest.get("light") else every
+    there = {name for name in every if is_whole(manifest, name)}
     return there & _to_explain(tables) if light else there
 
 

@@ -133,10 +133,13 @@ class Cause:
         bare = tuple(name for name in self.beside if TREATMENTS[name].fits(release, sharing))
         return bare, (*bare, self.treatment)
 
-    def fits(self, release: str) -> bool:
-        """Return whether a release can have this defect and its treatment."""
+    def fits(self, release: str, prefix_sharing: str = "") -> bool:
+        """Return whether a release can have this defect and its treatment.
+
+        `prefix_sharing` is that of the demonstration if it is not given.
+        """
         kind = TREATMENTS[self.treatment]
-        return kind.fits(release, self.shown_by.prefix_sharing) and (
+        return kind.fits(release, prefix_sharing or self.shown_by.prefix_sharing) and (
             not self.needs or self.needs in row_of(release).capabilities
         )
 
@@ -212,9 +215,7 @@ def treatments_for(rule: str, cause: str, release: str, prefix_sharing: str) -> 
     names = [
         one.treatment
         for one in CAUSES
-        if (one.rule, one.cause) == (rule, cause)
-        and (not one.needs or one.needs in row_of(release).capabilities)
-        and TREATMENTS[one.treatment].fits(release, prefix_sharing)
+        if (one.rule, one.cause) == (rule, cause) and one.fits(release, prefix_sharing)
     ]
     return tuple(dict.fromkeys(names))
 
