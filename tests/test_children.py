@@ -17,7 +17,7 @@ import analysis
 from analysis.core import children
 from analysis.core.errors import EngineError, MachineError
 from analysis.shortfin.environments import register_kernel
-from analysis.sweep.process import STACKS, TrialProcess
+from analysis.sweep.process import STACKS, TrialProcess, trial_servers
 from analysis.sweep.trial import _number_of, specification
 from analysis.workloads.workload import Request, Workload
 
@@ -56,10 +56,11 @@ def test_where_nothing_of_us_can_be_imported_that_is_not_the_engine_s_failure(
 ) -> None:
     environment = {**children.environment(), "PYTHONPATH": str(shadow)}
     monkeypatch.setattr(children, "environment", lambda: environment)
-    trial = TrialProcess(Path(sys.executable), ASKED, shadow / "work", 60)
-    wait_for(trial.poll, "the trial's end")
-    with pytest.raises(MachineError, match="could not start the engine: not this one"):
-        trial.ended()
+    with trial_servers() as servers:
+        trial = TrialProcess(servers, Path(sys.executable), ASKED, shadow / "work", 60)
+        wait_for(trial.poll, "the trial's end")
+        with pytest.raises(MachineError, match="could not start the engine: not this one"):
+            trial.ended()
 
 
 _HOLD = """
@@ -135,8 +136,9 @@ def test_a_trial_says_what_the_machine_lacked_by_its_status(
 def test_only_what_is_an_error_of_the_system_is_read_from_a_status(
     tmp_path: Path, status: int, output: str | None
 ) -> None:
-    trial = TrialProcess(Path("/bin/true"), ASKED, tmp_path / "work", 60)
-    wait_for(trial.poll, "the trial's end")
+    with trial_servers() as servers:
+        trial = TrialProcess(servers, Path(sys.executable), ASKED, tmp_path / "work", 60)
+        wait_for(trial.poll, "the trial's end")
     (trial.directory / STACKS).touch()  # it came to where an engine is started
     trial._process.returncode = status
     if output:

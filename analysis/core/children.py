@@ -45,17 +45,16 @@ def environment() -> dict[str, str]:
     return variables
 
 
-def start(command: Sequence[str | Path], **output: Any) -> subprocess.Popen[bytes]:
-    """Start a child in its own session, without input; end it with `kill_group`.
+def start(command: Sequence[str | Path], **streams: Any) -> subprocess.Popen[bytes]:
+    """Start a child in its own session; end it with `kill_group`.
 
-    `output` are `stdout` and `stderr`, as for `subprocess.Popen`.
+    `streams` are `stdin` (default: no input), `stdout` and `stderr`, as for `subprocess.Popen`.
     """
     return subprocess.Popen(
         [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
         env=environment(),
         start_new_session=True,
-        **output,
+        **{"stdin": subprocess.DEVNULL, **streams},
     )
 
 

@@ -34,10 +34,8 @@ class Child:
     """A child process that runs a module on a job, with its files in `directory`."""
 
     def __init__(self, python: Path, module: str, job: Mapping[str, Any], directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        (directory / JOB).write_text(json.dumps({**job, "parent": os.getpid()}))
-        (directory / ANSWERS).touch()
+        write_job(job, directory, os.getpid())
         with (directory / OUTPUT).open("wb") as output:
             self.process = children.start(
                 [python, "-m", module, directory], stdout=output, stderr=subprocess.STDOUT
@@ -54,8 +52,7 @@ class Child:
 
     def last_line(self) -> str:
         """Return the last line of the child's output."""
-        lines = children.tail(self.directory / OUTPUT, 4000).strip().splitlines()
-        return lines[-1].strip() if lines else "no output."
+        return last_line(self.directory)
 
     def kill(self) -> None:
         """Kill the child and its children."""
@@ -116,6 +113,19 @@ def write_line(stream: Any, answer: Any) -> None:
     line = json.dumps(answer, default=plain).encode() + b"\n"
     if stream.write(line) != len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), stream.name)
+
+
+def last_line(directory: Path) -> str:
+    """Return the last line of the output of a job's process."""
+    lines = children.tail(directory / OUTPUT, 4000).strip().splitlines()
+    return lines[-1].strip() if lines else "no output."
+
+
+def write_job(job: Mapping[str, Any], directory: Path, parent: int) -> None:
+    """Make a job's directory, for a child of the process `parent`. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / JOB).write_text(json.dumps({**job, "parent": parent}))
+    (directory / ANSWERS).touch()
 
 
 def read_job(directory: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 from analysis.core import children, jobs
 from analysis.core.errors import EngineError, MachineError
+from analysis.core.fork_server import ForkServers
 from analysis.sweep.rows import Ended
 
 STACKS_SIGNAL = signal.SIGUSR1
@@ -29,14 +29,25 @@ NOT_RUN = 100
 """Exit status of a trial for which the machine lacked resources, plus the errno."""
 
 
+def trial_servers() -> ForkServers:
+    """Return what forks processes of trials, to be used as a context manager."""
+    return ForkServers("analysis.sweep.trial")
+
+
 class TrialProcess:
     """A running trial: call `poll` until it has ended, then `ended`."""
 
-    def __init__(self, python: Path, spec: dict[str, Any], directory: Path, timeout_s: float):
+    def __init__(
+        self,
+        servers: ForkServers,
+        python: Path,
+        spec: dict[str, Any],
+        directory: Path,
+        timeout_s: float,
+    ) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         self.directory, self.timeout_s = directory, timeout_s
-        self._child = jobs.Child(python, "analysis.sweep.trial", spec, directory)
-        self._process = self._child.process
+        self._process = servers.fork(python, spec, directory)
         self._started = time.monotonic()
         self._elapsed_s: float | None = None
         self._ended_ns: int | None = None
@@ -44,8 +55,8 @@ class TrialProcess:
         self._peak_rss = 0
 
     @property
-    def pid(self) -> int:
-        """Process id, which is also the id of its process group."""
+    def pid(self) -> int | None:
+        """Process id, which is also the id of its process group; None if it could not start."""
         return self._process.pid
 
     @property
@@ -57,7 +68,8 @@ class TrialProcess:
 
     def poll(self) -> bool:
         """Return whether the trial has ended; kill it after its deadline."""
-        self._peak_rss = max(self._peak_rss, peak_rss_bytes(self.pid) or 0)
+        if self.pid is not None:
+            self._peak_rss = max(self._peak_rss, peak_rss_bytes(self.pid) or 0)
         if self._process.poll() is None:
             if self.elapsed_s < self.timeout_s:
                 return False
@@ -67,12 +79,11 @@ class TrialProcess:
         if self._elapsed_s is None:
             self._elapsed_s = time.monotonic() - self._started
             self._ended_ns = time.monotonic_ns()
-            self.kill()  # also kill child processes of the trial
         return True
 
     def kill(self) -> None:
         """Kill the trial's process and its children."""
-        self._child.kill()
+        self._process.kill()
 
     def ended(self) -> Ended:
         """Return how the trial ended.
@@ -96,6 +107,10 @@ class TrialProcess:
     def _not_run(self) -> str | None:
         """Return why no engine was started; None if it was."""
         code = self._process.returncode or 0
+        if self._process.errno is not None:
+            return os.strerror(self._process.errno)
+        if self._process.lost:
+            return f"its process could not start the engine: {jobs.last_line(self.directory)}"
         if code - NOT_RUN in errno.errorcode:
             return os.strerror(code - NOT_RUN)
         if code != NOT_RUN and (self.directory / STACKS).is_file():
@@ -104,7 +119,7 @@ class TrialProcess:
             return f"its process did not start the engine within {self.timeout_s:g} s"
         if code < 0:
             return f"its process was killed by {_signal_name(-code)} before it started the engine"
-        return f"its process could not start the engine: {self._child.last_line()}"
+        return f"its process could not start the engine: {jobs.last_line(self.directory)}"
 
     def _status(self, facts: dict[str, Any]) -> tuple[str, str | None, int | None]:
         code = self._process.returncode
@@ -121,7 +136,7 @@ class TrialProcess:
             name = _signal_name(exit_signal)
             return "crashed", f"The trial's process was killed by {name}.", exit_signal
         if code != 0 or "duration_s" not in facts:
-            last = self._child.last_line()
+            last = jobs.last_line(self.directory)
             return "crashed", f"The trial's process exited with status {code}: {last}", None
         return *own_status(facts), None
 
@@ -130,8 +145,7 @@ class TrialProcess:
         stacks = self.directory / STACKS
         if not stacks.is_file():  # no handler yet: the signal would kill the process
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(STACKS_SIGNAL)
+        self._process.send_signal(STACKS_SIGNAL)
         deadline, size = time.monotonic() + _STACKS_WAIT_S, 0
         while time.monotonic() < deadline and self._process.poll() is None:
             time.sleep(0.1)

@@ -15,7 +15,7 @@ from analysis.runs.store import Run
 from analysis.runs.tables import broken_json
 from analysis.shortfin import environments as releases
 from analysis.shortfin.oracle import oracle_of
-from analysis.sweep.process import TrialProcess
+from analysis.sweep.process import TrialProcess, trial_servers
 from analysis.sweep.rows import Ended, checked_outcome
 from analysis.sweep.trial import specification
 from analysis.workloads.workload import Request, Workload
@@ -60,24 +60,19 @@ def rerun_wrong_prompts(
     waiting = list(prompts.to_dict("records"))
     running: list[tuple[dict[Any, Any], TrialProcess]] = []
     rows: list[dict[str, Any]] = []
-    with children.scratch("cachelab-rerun") as scratch:
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    case = waiting.pop(0)
-                    python = releases.python_of(case["release"])
-                    directory = scratch / str(len(waiting))
-                    process = TrialProcess(python, _specification(run, case), directory, timeout_s)
-                    running.append((case, process))
-                for case, process in [pair for pair in running if pair[1].poll()]:
-                    running.remove((case, process))
-                    rows.append(_row(run, case, _ended(process)))
-                    if on_answer is not None:
-                        on_answer(rows[-1])
-                time.sleep(_TICK_S)
-        finally:
-            for _, process in running:
-                process.kill()
+    with children.scratch("cachelab-rerun") as scratch, trial_servers() as servers:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                case = waiting.pop(0)
+                python, directory = releases.python_of(case["release"]), scratch / str(len(waiting))
+                spec = _specification(run, case)
+                running.append((case, TrialProcess(servers, python, spec, directory, timeout_s)))
+            for case, process in [pair for pair in running if pair[1].poll()]:
+                running.remove((case, process))
+                rows.append(_row(run, case, _ended(process)))
+                if on_answer is not None:
+                    on_answer(rows[-1])
+            time.sleep(_TICK_S)
     columns = [*_KEY, "prompt", "expected_text", "text",
                "tokens", "outcome", "detail"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)

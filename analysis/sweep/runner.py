@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.core.errors import MachineError, RunError, lacking
+from analysis.core.fork_server import ForkServers
 from analysis.recording.stream import cut_of, read_lacking, read_stream
 from analysis.runs import store
 from analysis.shortfin import environments as releases
@@ -23,7 +24,7 @@ from analysis.sweep.estimate import Estimate
 from analysis.sweep.grid import ENGINE, HTTP, Trial
 from analysis.sweep.plan import Plan, PlanError
 from analysis.sweep.prepare import Prepared, check_lengths, prepare
-from analysis.sweep.process import TrialProcess
+from analysis.sweep.process import TrialProcess, trial_servers
 from analysis.sweep.progress import Progress
 from analysis.sweep.rows import (
     Ended,
@@ -135,6 +136,7 @@ class _Sweep:
         """For each trial that has not run, what the machine lacked at each try."""
         self.in_a_row = 0
         self.not_before_s = 0.0
+        self.running = dict[Trial, TrialProcess]()
         self.unreported: list[tuple[Row, dict[str, int]]] = []
         """Stored trials that are not yet reported."""
 
@@ -157,33 +159,33 @@ class _Sweep:
         return store.load_run(self.writer.path)
 
     def _in_processes(self, pythons: Mapping[str, Path]) -> None:
-        running = dict[Trial, TrialProcess]()
-        try:
+        with trial_servers() as servers:
             while self.left and not self.stop():
-                waiting = [trial for trial in self.left if trial not in running]
-                for trial in waiting[: self.jobs - len(running)]:
-                    if not self._may_start():
-                        break
-                    with self._put_off_if_lacking(trial):
-                        running[trial] = TrialProcess(
-                            pythons[trial.release],
-                            self._specification(trial),
-                            self._work(trial),
-                            self.plan.trial_timeout_s,
-                        )
-                for trial, process in list(running.items()):
+                self._start_trials(servers, pythons)
+                for trial, process in list(self.running.items()):
                     if process.poll():
-                        del running[trial]
+                        del self.running[trial]
                         with self._put_off_if_lacking(trial):
                             self._finish(trial, process.ended(), process.elapsed_s)
                         self._report_finished()
-                if not running and self.in_a_row >= _MOST_IN_A_ROW:
+                if not self.running and self.in_a_row >= _MOST_IN_A_ROW:
                     self._give_up_rest()
-                self.progress.running(running, self.left)
+                self.progress.running(self.running, self.left)
                 time.sleep(_TICK_S)
-        finally:
-            for process in running.values():
-                process.kill()
+
+    def _start_trials(self, servers: ForkServers, pythons: Mapping[str, Path]) -> None:
+        waiting = [trial for trial in self.left if trial not in self.running]
+        for trial in waiting[: self.jobs - len(self.running)]:
+            if not self._may_start():
+                break
+            with self._put_off_if_lacking(trial):
+                self.running[trial] = TrialProcess(
+                    servers,
+                    pythons[trial.release],
+                    self._specification(trial),
+                    self._work(trial),
+                    self.plan.trial_timeout_s,
+                )
 
     def _in_this_kernel(self) -> None:
         while self.left and not self.stop():

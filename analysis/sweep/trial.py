@@ -1,6 +1,6 @@
 """Runs one trial: a fresh engine and its workload. Each answer is written to disk at once.
 
-`python -m analysis.sweep.trial DIRECTORY` is a child process of a sweep (see `core/jobs.py`). It
+A sweep runs `main(DIRECTORY)` in a process that a fork server made (see `core/fork_server.py`). It
 writes its requests, facts and stacks to the directory of its job.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from analysis.treatments import Fault
 
 Spec = Mapping[str, Any]
+_IMPORTED = (
+    "analysis.engine.clients", "analysis.engine.http_engine", "analysis.recording.stream",
+    "analysis.sanitizer", "analysis.treatments.faults", "pandas",  # pyarrow's first array needs it
+)  # fmt: skip
 _LIKELIEST = 8
 """Number of most likely next tokens that are recorded for each row of an invocation."""
 _PROBE = "1 2 3 "
@@ -210,7 +214,6 @@ def _watched(engine: Engine, spec: Spec, directory: Path) -> Iterator[Recorder |
 @contextmanager
 def _treated(engine: Engine, spec: Spec) -> Iterator[list[Fault]]:
     """Apply the treatments of the specification, and yield the faults among them."""
-    # Also load it without treatments, else every treatment would seem to need 13 MiB.
     from analysis.treatments import Fault, treat
 
     if not spec["treatments"]:
@@ -254,13 +257,16 @@ def _number_of(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-def _run(directory: Path) -> int:
+def preload() -> None:
+    """Import what a trial needs, before it is forked: one by one that takes longer than a start."""
     from analysis.shortfin.service import installed_service
 
     installed_service()
-    # pyarrow imports pandas with its first array, which takes longer than to start an engine.
-    # Nothing here needs it, unless the release does, and then it is imported by now.
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+    for name in _IMPORTED:
+        importlib.import_module(name)
+
+
+def _run(directory: Path) -> int:
     spec = jobs.read_job(directory)
     # Both stay open to the end: C code writes to them when no Python code can run.
     stacks = open(directory / STACKS, "wb")  # noqa: SIM115
@@ -274,11 +280,3 @@ def _run(directory: Path) -> int:
         _write(directory / FACTS, {"refused": str(error)})
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    status = main(Path(sys.argv[1]))
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    # The engine is closed and everything is on disk: do not wait for left native threads.
-    os._exit(status)

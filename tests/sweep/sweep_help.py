@@ -40,7 +40,8 @@ def sweep_and_signal(
 
     def kill() -> None:
         wait_for(lambda: ready(out), "the trial in progress")
-        (trial,) = (p for p in me.children() if "analysis.sweep.trial" in p.cmdline())
+        servers = [p for p in me.children() if "analysis.core.fork_server" in p.cmdline()]
+        (trial,) = (trial for server in servers for trial in server.children())
         seen.append(trial.pid)
         trial.send_signal(number)
 

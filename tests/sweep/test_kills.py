@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -69,11 +70,13 @@ def test_a_sweep_that_is_killed_again_and_again_keeps_every_finished_trial(tmp_p
         sys.stdout.write(f" [{kills} kills, {len(finished)} trials finished, 0 lost] ")
 
 
-def _processes_of(out: Path) -> list[psutil.Process]:
+def _processes_of(out: Path) -> list[int]:
+    """Return the trials of a run in progress: their output is a file in it."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(out) in word for word in process.info["cmdline"] or ()):
-            found.append(process)
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if str(out) in os.readlink(f"/proc/{pid}/fd/1"):
+                found.append(pid)
     return found
 
 

@@ -151,7 +151,7 @@ def test_if_a_fault_cannot_be_injected_another_is_tried(tmp_path, monkeypatch, i
 
         elapsed_s = 1.0
 
-        def __init__(self, python, spec, directory, timeout_s):
+        def __init__(self, servers, python, spec, directory, timeout_s):
             self.names = tuple(spec["treatments"])
 
         def poll(self):
@@ -226,7 +226,7 @@ class Short:
 
     elapsed_s = 1.0
 
-    def __init__(self, python, spec, directory, timeout_s):
+    def __init__(self, servers, python, spec, directory, timeout_s):
         self.asked.append(spec["trial_id"])
         if not spec["trial_id"].endswith(self.runs):
             raise OSError(errno.EMFILE, "too many", str(directory))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 from analysis.runs.store import Run, concatenated
 from analysis.shortfin.releases import row_of
@@ -15,9 +16,11 @@ from analysis.stats.checks import EXACT, by_check
 from analysis.studies.reproduce.estimates import THRESHOLD
 from analysis.studies.reproduce.reported_test import treatment_set
 
-_WHILE_WAITING, _LARGE_WHILE_WAITING = 6, 2
+_WHILE_WAITING, _LARGE_WHILE_WAITING = 24, 2
 """Times as many engines at the same time, where they wait instead of computing: of the counting
-model, and of a language model, which takes 2 GB an engine."""
+model, and of a language model."""
+_BYTES, _LARGE_BYTES = 200e6, 2e9
+"""Memory that an engine of each takes."""
 _TRIAL_S = 600.0
 """Deadline of a trial: one takes a minute, and more beside others on a busy machine."""
 
@@ -64,7 +67,9 @@ def _at_once(release: str, jobs: int, model: object) -> int:
     """Return how many engines run at the same time where batches are not full."""
     if not row_of(release).pace.waits:
         return jobs
-    return jobs * (_LARGE_WHILE_WAITING if model else _WHILE_WAITING)
+    times, size = (_LARGE_WHILE_WAITING, _LARGE_BYTES) if model else (_WHILE_WAITING, _BYTES)
+    fit = int(psutil.virtual_memory().available / size)
+    return max(jobs, min(jobs * times, fit))
 
 
 def _as_given(run: Run, treatments: Sequence[str]) -> Run:
