@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from analysis.core.errors import WorkloadError
 from analysis.workloads.named import WORKLOADS, arrange, candidates, distinct, make_workload, select
+from analysis.workloads.prompts import PAGE_TOKENS
 from analysis.workloads.workload import Request, Workload, check_output
 
 texts = st.text(min_size=1, max_size=20)
@@ -82,7 +83,7 @@ def test_a_file_without_a_readable_request_is_refused(tmp_path: Path, content):
 
 
 def test_an_unknown_workload_names_those_that_there_are():
-    with pytest.raises(WorkloadError, match="reported, mixed, shared_prefix, prefix_reuse"):
+    with pytest.raises(WorkloadError, match="reported, mixed, shared_prefix, forks, bursts, prefix_reuse"):
         make_workload("nothing", count=1, seed=0)
 
 
@@ -218,3 +219,26 @@ def test_an_answer_cut_short_is_wrong():
     request = Request("r", "p", 15, "678")
     assert check_output([6, 7], "67", "ok", request, None) == ("wrong", None)
     assert check_output([6, 7], "67", "ok", Request("r", "p", 2, "678"), [6, 7]) == ("ok", None)
+
+
+def test_forks_are_at_every_place_of_a_page():
+    sent = make_workload("forks", count=400, seed=0).requests
+    forks = set()
+    for number in range(0, 400, 4):
+        family = [request.prompt for request in sent[number : number + 4]]
+        assert len(set(family)) == 4
+        assert len({len(prompt) for prompt in family}) == 1
+        shared = next(n for n, each in enumerate(zip(*family, strict=True)) if len(set(each)) > 1)
+        assert shared >= 5  # and the bos token
+        forks.add((shared + 1) % PAGE_TOKENS)
+    assert forks == set(range(PAGE_TOKENS))
+
+
+def test_bursts_arrive_in_order_and_the_same_each_time():
+    sent = make_workload("bursts", count=200, seed=0).requests
+    arrivals = [request.arrival_s for request in sent]
+    assert arrivals == sorted(arrivals)
+    assert arrivals == [r.arrival_s for r in make_workload("bursts", count=200, seed=1).requests]
+    gaps = [later - earlier for earlier, later in pairwise(arrivals)]
+    assert sum(gap > 0.2 for gap in gaps) > 10
+    assert sum(gap < 0.1 for gap in gaps) > 100

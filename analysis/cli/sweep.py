@@ -31,9 +31,9 @@ def sweep(
     workload: Annotated[
         str,
         typer.Option(
-            help="reported, mixed, shared_prefix, prefix_reuse, multi_turn, evict_after_lookup,"
-            " continued, identical_then_continued, several in turn as mixed+prefix_reuse,"
-            " or a JSON Lines file"
+            help="reported, mixed, shared_prefix, forks, bursts, prefix_reuse, multi_turn,"
+            " evict_after_lookup, continued, identical_then_continued, several in turn as"
+            " mixed+prefix_reuse, or a JSON Lines file"
         ),
     ] = "mixed",
     repeats: Annotated[int, typer.Option(help="fresh engines per configuration")] = 4,

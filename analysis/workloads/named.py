@@ -94,6 +94,42 @@ class SharedPrefix(NamedWorkload):
         return [_request(prompt, max_new_tokens) for prompt in family]
 
 
+class Forks(NamedWorkload):
+    """Groups of prompts that fork at any token: inside a page as well as between two."""
+
+    name = "forks"
+    _least_shared, _least_own = 6, 18
+
+    def group(self, rng: np.random.Generator, max_new_tokens: int, number: int) -> list[Request]:
+        shared = int(rng.integers(self._least_shared, prompts.MAX_LENGTH - self._least_own))
+        family = prompts.shared_prefix(
+            rng,
+            members=4,
+            prefix_tokens=shared,
+            length=int(rng.integers(shared + self._least_own, prompts.MAX_LENGTH + 1)),
+            n=max_new_tokens,
+            split="held_out",
+        )
+        return [_request(prompt, max_new_tokens) for prompt in family]
+
+
+class Bursts(Mixed):
+    """The same as `mixed`, arriving in bursts at random: seven of eight gaps are short, one long.
+
+    A client that is late sends its next request at once.
+    """
+
+    name = "bursts"
+    _short_s, _long_s = 0.02, 0.8
+
+    def arrange(self, chosen: Sequence[Request], count: int) -> list[Request]:
+        rng = np.random.default_rng(count)
+        means = np.where(rng.random(count) < 7 / 8, self._short_s, self._long_s)
+        arrivals = np.cumsum(rng.exponential(means)).round(3).tolist()
+        pairs = zip(chosen[:count], arrivals, strict=True)
+        return [replace(request, arrival_s=arrival) for request, arrival in pairs]
+
+
 class PrefixReuse(Mixed):
     """Prompts A, then other prompts B, then A again: three waves, one a request of a client."""
 
@@ -221,8 +257,8 @@ class IdenticalThenContinued(Continued):
 
 WORKLOADS: Mapping[str, NamedWorkload] = {
     kind.name: kind()
-    for kind in (Reported, Mixed, SharedPrefix, PrefixReuse, MultiTurn, EvictAfterLookup,
-                 Continued, IdenticalThenContinued)
+    for kind in (Reported, Mixed, SharedPrefix, Forks, Bursts, PrefixReuse, MultiTurn,
+                 EvictAfterLookup, Continued, IdenticalThenContinued)
 }  # fmt: skip
 LONGEST_ANSWER = max(kind.longest_answer for kind in WORKLOADS.values())
 """Most tokens of an answer in any workload, for the smallest `max_new_tokens`."""
