@@ -1,11 +1,13 @@
-"""`cachelab export`: runs as one file a table, for sharing."""
+"""`cachelab export`: runs as one file a table, for sharing, or for other tools."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from analysis.core.errors import RunError
 
 
 def export(
@@ -16,6 +18,17 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="the new directory")],
+    format: Annotated[
+        Literal["parquet", "csv", "perfetto", "memory-viz"],
+        typer.Option(
+            help="parquet: one file a table, which every command reads; csv; or a file a trial for"
+            " ui.perfetto.dev, or for pytorch.org/memory_viz"
+        ),
+    ] = "parquet",
+    trial: Annotated[
+        list[str] | None,
+        typer.Option(help="a trial's id, may be repeated [default: all]; not for parquet"),
+    ] = None,
     light: Annotated[
         bool,
         typer.Option(
@@ -24,7 +37,7 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write a copy of runs with one file a table, for sharing.
+    """Write a copy of runs with one file a table, for sharing, or one run for other tools.
 
     For example:
 
@@ -33,10 +46,21 @@ def export(
     cachelab export runs/first --out first-light --light
 
     cachelab export runs --out shared --light
+
+    cachelab export runs/checked --format perfetto --out traces --trial 3.1.0-none-p256-c4-r0
     """
     from analysis.runs.manifest import MANIFEST
     from analysis.runs.packing import pack_directory, pack_runs
 
+    if format != "parquet":
+        from analysis.report.handover import hand_over
+
+        if len(runs) > 1 or light:
+            raise RunError(f"`--format {format}` takes one run, without `--light`.")
+        typer.echo(hand_over(runs[0], out, format, trial or ()))
+        return
+    if trial:
+        raise RunError("`--trial` needs `--format csv`, `perfetto` or `memory-viz`.")
     alone = len(runs) == 1 and not (runs[0] / MANIFEST).is_file()
     typer.echo(
         pack_directory(runs[0], out, light=light) if alone else pack_runs(runs, out, light=light)

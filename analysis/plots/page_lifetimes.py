@@ -25,7 +25,7 @@ def page_lifetimes(events: pd.DataFrame, states: pd.DataFrame | None = None) -> 
     `analysis.recording.replay.cached_or_leaked`), in the colours of a page map. At most 48 pages
     are drawn, those with most holders first; x is the number of the event, not time.
     """
-    held = _spans(events)
+    held = held_spans(events)
     if held.empty:
         return style.nothing_to_draw("No page was held by any request.")
     behind = pd.DataFrame(columns=_STATE_SPAN) if states is None else states
@@ -85,7 +85,7 @@ def _busiest(held: pd.DataFrame) -> list[int]:
     return [int(page) for page in order["page"].head(LANES)]
 
 
-def _spans(events: pd.DataFrame) -> pd.DataFrame:
+def held_spans(events: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each time that a request held a page: page, owner, begin, end.
 
     `of` is how many requests held a page at once at most, `place` the lane among them.

@@ -51,7 +51,7 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
     Raises RunError if a run cannot be read, if their models differ, or if `out` exists or cannot be
     written.
     """
-    out = _new(out)
+    out = new_place(out)
     manifests = [read_manifest(path) for path in paths]
     models = {(one.get("plan") or {}).get("model") for one in manifests}
     if len(models) > 1:
@@ -72,7 +72,7 @@ def pack_runs(paths: Sequence[str | Path], out: str | Path, *, light: bool = Fal
         manifest.update(light=True, whole_trials=sorted(set().union(*whole)))
     if light:
         tables = _light(tables, manifest["whole_trials"])
-    with _whole_or_not(out) as temporary:
+    with whole_or_not(out) as temporary:
         write_tables(temporary, {n: t for n, t in tables.items() if t.num_rows or n in REQUIRED})
         write_manifest(temporary, {**manifest, "schema_version": SCHEMA_VERSION, "packed": True})
     return out
@@ -85,7 +85,7 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
     are left out. Raises RunError if there is nothing of these, if tables have no manifest, and as
     `pack_runs` does.
     """
-    directory, out = Path(directory), _new(out)
+    directory, out = Path(directory), new_place(out)
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     runs = [path.parent for path in files if path.name == MANIFEST]
     others = [path for path in files if not any(path.is_relative_to(run) for run in runs)]
@@ -97,7 +97,7 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
     others = [path for path in others if path.suffix in (".json", ".msgpack")]
     if not runs and not others:
         raise RunError(f"{directory} has neither runs nor results. Give a directory with runs.")
-    with _whole_or_not(out) as temporary:
+    with whole_or_not(out) as temporary:
         for run in runs:
             pack_runs([run], temporary / run.relative_to(directory), light=light)
         for path in others:
@@ -107,7 +107,7 @@ def pack_directory(directory: str | Path, out: str | Path, *, light: bool = Fals
     return out
 
 
-def _new(out: str | Path) -> Path:
+def new_place(out: str | Path) -> Path:
     """Return the path of a copy; raise RunError if something is there."""
     if os.path.lexists(out):
         raise RunError(f"{out} exists. Choose a new directory for the copy.")
@@ -115,7 +115,7 @@ def _new(out: str | Path) -> Path:
 
 
 @contextmanager
-def _whole_or_not(out: Path) -> Iterator[Path]:
+def whole_or_not(out: Path) -> Iterator[Path]:
     """Yield a directory beside `out` that takes its name when the block has succeeded.
 
     Raises RunError if it cannot be written.
