@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
-from support import REPORTED, ROOT, ChildRunner
+from support import NEWEST, REPORTED, ROOT, ChildRunner, run_python
 from synthetic import make_run
 from test_snapshot import snapshot
 
@@ -68,3 +69,69 @@ def test_an_engine_is_shown_with_its_settings(child: ChildRunner) -> None:
     ).reply
     assert "prefix sharing trie, 32 pages, running" in shown[0]
     assert "<code>running</code>" in shown[1]
+
+
+_BACKGROUND = """
+import sys
+from pathlib import Path
+from analysis.jupyter import html_of, start_sweep
+from analysis.sweep.plan import Plan
+
+plan = Plan(releases=(sys.argv[1],), concurrency=(1,), repeats=4, seed=1, max_new_tokens=2)
+sweep = start_sweep(plan, Path(sys.argv[2], "run"))
+while sweep.finished < 1:
+    assert sweep.running, sweep.state
+sweep.cancel()
+assert not sweep.running
+done = len(sweep.run.trials)
+assert 1 <= done < 4
+assert sweep.state == f"cancelled, {4 - done} of 4 trials missing"
+more = start_sweep(plan, Path(sys.argv[2], "run"))
+run = more.wait(120)
+assert len(run.trials) == 4
+assert more.state == "finished"
+assert "finished" in html_of(more) and "data:image/png" in html_of(more)
+assert run.manifest["run_id"] == sweep.run.manifest["run_id"]
+wrong = start_sweep(plan, Path(sys.argv[2], "file"))
+try:
+    wrong.wait(60)
+except Exception as error:
+    print(type(error).__name__, wrong.state)
+"""
+
+
+def test_a_sweep_runs_in_the_background_is_cancelled_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run_python(NEWEST, _BACKGROUND, NEWEST, str(tmp_path), timeout_s=180)
+    assert done.returncode == 0, done.stderr
+    assert "RunError ended: " in done.stdout
+
+
+_OVER_CELLS = """
+from analysis import Engine, observe, sanitize, treat
+engine = Engine()
+engine.start()
+watching, checking, treating = observe(engine), sanitize(engine), treat(engine, "lock-cache")
+recording = watching.start()
+findings = checking.start()
+treated = treating.start()
+assert engine.generate("1 2 3 ", 3).outcome == "ok"
+assert [t.name for t in treated.treatments] == ["lock-cache"]
+try:
+    watching.stop()
+except Exception as error:
+    print(type(error).__name__)
+for span in (treating, checking, watching):
+    span.stop()
+assert (recording.events["kind"] == "done").sum() == 1
+seen = len(recording.events)
+engine.generate("1 2 3 ", 3)
+assert len(recording.events) == seen
+engine.close()
+"""
+
+
+def test_recording_checking_and_treating_may_last_over_cells() -> None:
+    done = run_python(NEWEST, _OVER_CELLS, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["EngineError"]  # ended out of order

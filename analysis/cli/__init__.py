@@ -12,6 +12,7 @@ from typer import Abort, TyperException
 
 from analysis.cli import model, notebooks, releases, runs
 from analysis.cli.check import check
+from analysis.cli.compare import compare
 from analysis.cli.explain import explain
 from analysis.cli.export import export
 from analysis.cli.lab import lab
@@ -34,7 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    sweep, show, rerun_solo, export, plot, check, explain, validate, treatments, report, lab,
+    sweep, show, compare, rerun_solo, export, plot, check, explain, validate, treatments, report,
+    lab,
 ):  # fmt: skip
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(model.app, name="model")

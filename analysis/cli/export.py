@@ -47,7 +47,7 @@ def export(
 
     cachelab export runs --out shared --light
 
-    cachelab export runs/checked --format perfetto --out traces --trial 3.1.0-none-p256-c4-r0
+    cachelab export runs/first --format csv --out first-csv
     """
     from analysis.runs.manifest import MANIFEST
     from analysis.runs.packing import pack_directory, pack_runs

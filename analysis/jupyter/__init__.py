@@ -6,24 +6,22 @@ imports IPython.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import Image
 
+from analysis.jupyter.background import start_sweep, sweep_html
 from analysis.jupyter.cache_html import change_html, recording_html, snapshot_html
 from analysis.jupyter.explanation_html import explanation_html
 from analysis.jupyter.facts_html import completion_html, engine_html, run_html, workload_html
 from analysis.jupyter.findings_html import finding_html, findings_html
-from analysis.plots.style import png_of
+from analysis.jupyter.images import image_html, show
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
-    from matplotlib.figure import Figure
 
-__all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "show"]
+__all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "show", "start_sweep"]
 
 FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.snapshots.snapshot.Snapshot": snapshot_html,
@@ -36,6 +34,7 @@ FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.engine.completion.Completion": completion_html,
     "analysis.workloads.workload.Workload": workload_html,
     "analysis.runs.store.Run": run_html,
+    "analysis.jupyter.background.BackgroundSweep": sweep_html,
     "analysis.plots.tables.HtmlTable": lambda table: str(table.markup),
 }
 """By the path of a type, the function that renders it as HTML without scripts."""
@@ -47,31 +46,10 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     for path, render in FORMATTERS.items():
         module, _, name = path.rpartition(".")
         formatter.for_type_by_name(module, name, render)
-    formatter.for_type(Image, _image_html)
+    formatter.for_type(Image, image_html)
 
 
 def html_of(value: object) -> str:
     """Return the HTML that a notebook shows for a value. Raises KeyError for other types."""
     kind = type(value)
     return FORMATTERS[f"{kind.__module__}.{kind.__qualname__}"](value)
-
-
-def show(figure: Figure, alt: str) -> Image:
-    """Return a figure as an image that a notebook displays and a page embeds.
-
-    `alt` describes the figure in one sentence for readers who cannot see it.
-    """
-    width: Any = int(figure.get_figwidth() * 100)
-    return Image(data=png_of(figure), width=width, alt=alt)  # type: ignore[no-untyped-call,unused-ignore]
-
-
-def _image_html(image: Image) -> str | None:
-    """Return a PNG with its alt text as HTML: nbconvert's stock page drops it from a PNG.
-
-    The PNG itself stays beside it, for what shows no HTML.
-    """
-    if image.format != "png" or image.data is None or not image.alt:
-        return image._repr_html_()  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
-    width = f' width="{image.width}"' if image.width else ""
-    data = b64encode(image.data).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(image.alt)}"{width}>'

@@ -8,8 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.core.wording import counted, p_value
 from analysis.stats.checks import BEGINNING, BEGINS, EXACT, by_check
-from analysis.stats.configurations import arms_in_full, labelled, series_columns, varying
+from analysis.stats.comparison import Comparison
+from analysis.stats.configurations import (
+    arms_in_full,
+    labelled,
+    series_columns,
+    setting_name,
+    varying,
+)
 from analysis.stats.rates import failure_rates, outcome_counts, with_trials
 
 _PROMPT_END = 60
@@ -247,6 +255,30 @@ def outcomes_table(requests: pd.DataFrame, trials: pd.DataFrame) -> HtmlTable:
     shown["failed (95% interval)"] = [_rate(row) for row in rates.to_dict("records")]
     narrow = "With fewer than five engines the interval is by request, and too narrow."
     below = " ".join(filter(None, ["" if rates["by_engine"].all() else narrow, full]))
+    return html_table(shown, below=below)
+
+
+def comparison_table(found: Comparison) -> HtmlTable:
+    """Show two runs side by side, one row a setting and concurrency (see `stats.comparison`)."""
+    rows = found.rows
+    shown = rows.drop(columns=["first", "second", "first_rejected", "second_rejected"])
+    shown = shown.rename(columns={"page_count": "pages"})
+    place = shown.columns.get_loc("p_value")
+    for name in ("second", "first"):
+        refused = rows[f"{name}_rejected"]
+        texts = [
+            f"{one.failures} of {one.n} in {counted(one.engines, 'engine')}"
+            + (f", {no} rejected" if no else "")
+            for one, no in zip(rows[name], refused, strict=True)
+        ]
+        shown.insert(place, f"{name} run failed", texts)  # type: ignore[arg-type]
+    shown["p_value"] = [p_value(p) if pd.notna(p) else "no test" for p in rows["p_value"]]
+    words = [setting_name({name: each[0]}) + " against " + setting_name({name: each[1]})
+             for name, each in found.differing.items()]  # fmt: skip
+    left = (
+        f"{counted(found.left_out, 'setting')} in only one of the runs." if found.left_out else ""
+    )
+    below = " ".join(filter(None, ["; ".join(words) + "." if words else "", left]))
     return html_table(shown, below=below)
 
 

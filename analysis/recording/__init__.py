@@ -9,6 +9,7 @@ import psutil
 
 from analysis.core.background import repeated
 from analysis.core.errors import EngineError
+from analysis.core.spans import spanning
 from analysis.engine.engine import Engine
 from analysis.recording.checksums import MODES, Checksums
 from analysis.recording.recorder import Recorder
@@ -19,7 +20,7 @@ from analysis.shortfin.capture import ObserverWarning
 __all__ = ["FinishedRecording", "ObserverWarning", "Recording", "checksummed", "observe"]
 
 
-@contextmanager
+@spanning
 def observe(
     engine: Engine,
     *,

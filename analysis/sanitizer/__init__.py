@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from analysis.core.errors import EngineError
+from analysis.core.spans import spanning
 from analysis.engine.engine import Engine
 from analysis.model import elements
 from analysis.recording import checksummed, observe
@@ -28,7 +29,7 @@ _GIVEN_UP_S = 10.0
 """Longest wait for the engine to end a request that its client gave up, in seconds."""
 
 
-@contextmanager
+@spanning
 def sanitize(
     engine: Engine,
     *,

@@ -310,3 +310,20 @@ def engines_needed(mean: float, spread: float, tests: int = 1) -> int:
         raise ValueError("a difference of 0 cannot be shown with any number of engines")
     z = scipy_stats.norm.ppf(1 - 0.05 / max(1, tests) / 2) + scipy_stats.norm.ppf(0.8)
     return max(engines_to_reach(tests), math.ceil((z * spread / abs(mean)) ** 2) + 2)
+
+
+def engines_to_tell(first: Rate, second: Rate, tests: int = 1) -> int | None:
+    """Return about how many engines a side would show the observed difference, 80% power.
+
+    None if there is no difference. At least one more than there are.
+    """
+    if first.value == second.value:
+        return None
+    spread = 0.0
+    for side in (first, second):
+        size = side.n / side.engines
+        used = 0.0 if math.isnan(side.icc) else side.icc
+        variance = max(side.value * (1 - side.value), 1 / side.n)
+        spread += variance * (1 + (size - 1) * used) / size
+    needed = engines_needed(second.value - first.value, spread**0.5, tests)
+    return max(needed, min(first.engines, second.engines) + 1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.core.errors import EngineError, shown
+from analysis.core.spans import spanning
 from analysis.shortfin.cache.allocations import treatments as allocations
 from analysis.shortfin.cache.records import treatments as records
 from analysis.shortfin.releases import RELEASES
@@ -83,7 +83,7 @@ class Treated:
         raise KeyError(name)
 
 
-@contextmanager
+@spanning
 def treat(engine: LiveEngine, *names: str) -> Iterator[Treated]:
     """Apply treatments to a running engine during the block, and revert them at its end.
 

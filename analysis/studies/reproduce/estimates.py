@@ -18,7 +18,14 @@ import pandas as pd
 from analysis.runs.derive import exposure
 from analysis.runs.store import Run
 from analysis.stats.bounds import holm, upper_bound
-from analysis.stats.clustered import Rate, engines_needed, permutation, rate, sign_flip
+from analysis.stats.clustered import (
+    Rate,
+    engines_needed,
+    engines_to_tell,
+    permutation,
+    rate,
+    sign_flip,
+)
 from analysis.stats.configurations import series_columns, setting_name
 from analysis.stats.exposure import Change, changes
 from analysis.stats.paired import ENGINE
@@ -190,17 +197,7 @@ class Series:
     @property
     def needed(self) -> int | None:
         """About how many engines on each side would show the observed difference, 80% power."""
-        low, high = self.below, self.above
-        if low.value == high.value:
-            return None
-        spread = 0.0
-        for side in (low, high):
-            size = side.n / side.engines
-            used = 0.0 if math.isnan(side.icc) else side.icc
-            variance = max(side.value * (1 - side.value), 1 / side.n)
-            spread += variance * (1 + (size - 1) * used) / size
-        needed = engines_needed(high.value - low.value, spread**0.5, self.tests)
-        return max(needed, min(low.engines, high.engines) + 1)
+        return engines_to_tell(self.below, self.above, self.tests)
 
 
 @dataclass(frozen=True)
