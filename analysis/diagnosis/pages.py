@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
+
 from analysis.core.wording import listed
 from analysis.diagnosis.cache import first_snapshot
 from analysis.diagnosis.request_trace import RequestTrace, value_of
 from analysis.diagnosis.timeline import RequestInvocation, time_of
+from analysis.plots.page_lifetimes import held_spans
+from analysis.recording.replay import cached_or_leaked
 from analysis.snapshots.snapshot import Snapshot
 
 FREE, CACHED, UNOWNED = "free", "cached", "unowned"
@@ -264,3 +268,16 @@ def owner_in_words(owners: Sequence[str]) -> str:
     """Return the owners of a page, such as "held by r0003"."""
     words = {FREE: "free", CACHED: "in the prefix cache", UNOWNED: "owned by no request"}
     return words.get(owners[0], f"held by {listed(owners)}")
+
+
+def owned_spans(events: pd.DataFrame) -> list[tuple[int, str, str, int, int]]:
+    """Return page, state, owner, and first and last `seq` of each time that a page was not free.
+
+    The state is *live*, with the request that held it as owner, or *cached* or *leaked*. A page may
+    be live and cached at once, and held by several requests.
+    """
+    held: list[Any] = list(held_spans(events).itertuples())
+    others: list[Any] = list(cached_or_leaked(events).itertuples())
+    return [(one.page, "live", one.owner, one.begin, one.end) for one in held] + [
+        (one.page, one.state, one.state, one.begin, one.end) for one in others
+    ]

@@ -17,11 +17,13 @@ from analysis.jupyter.explanation_html import explanation_html
 from analysis.jupyter.facts_html import completion_html, engine_html, run_html, workload_html
 from analysis.jupyter.findings_html import finding_html, findings_html
 from analysis.jupyter.images import image_html, show
+from analysis.jupyter.replay import replay
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "show", "start_sweep"]
+__all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "replay", "show",
+           "start_sweep"]  # fmt: skip
 
 FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.snapshots.snapshot.Snapshot": snapshot_html,
@@ -35,6 +37,7 @@ FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.workloads.workload.Workload": workload_html,
     "analysis.runs.store.Run": run_html,
     "analysis.jupyter.background.BackgroundSweep": sweep_html,
+    "analysis.jupyter.replay.ReplayView": lambda view: str(view.markup),
     "analysis.plots.tables.HtmlTable": lambda table: str(table.markup),
 }
 """By the path of a type, the function that renders it as HTML without scripts."""

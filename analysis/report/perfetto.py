@@ -16,8 +16,7 @@ import pandas as pd
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackDescriptor, TrackEvent
 from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
-from analysis.plots.page_lifetimes import held_spans
-from analysis.recording.replay import cached_or_leaked
+from analysis.diagnosis.pages import owned_spans
 from analysis.runs.store import Run
 from analysis.snapshots.snapshot import STATES
 
@@ -43,7 +42,7 @@ def perfetto_trace(run: Run, trial_id: str) -> bytes:
     at = dict(zip(events["seq"].astype(int), _ns(events["t_s"]), strict=True))
     trace = _Trace(f"shortfin {trial['release']}, {trial_id}")
     _findings(trace, findings, at)
-    owned = _owned(events)
+    owned = owned_spans(events)
     _counters(trace, owned, int(trial["page_count"]), at)
     _invocations(trace, invocations)
     _requests(trace, requests, events)
@@ -206,15 +205,6 @@ def _requests(trace: _Trace, requests: pd.DataFrame, events: pd.DataFrame) -> No
         about_it = own[names].to_dict("records")
         for kind, when, each in zip(own["kind"], _ns(own["t_s"]), about_it, strict=True):
             trace.instant(track, kind, when, {str(key): value for key, value in each.items()})
-
-
-def _owned(events: pd.DataFrame) -> _Owned:
-    """Return page, state, owner, and first and last event of each time that a page was not free."""
-    held: list[Any] = list(held_spans(events).itertuples())
-    others: list[Any] = list(cached_or_leaked(events).itertuples())
-    return [(one.page, "live", one.owner, one.begin, one.end) for one in held] + [
-        (one.page, one.state, one.state, one.begin, one.end) for one in others
-    ]
 
 
 def _pages(trace: _Trace, owned: _Owned, at: Mapping[int, int]) -> None:
