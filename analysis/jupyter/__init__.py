@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import Image
 
 from analysis.jupyter.background import start_sweep, sweep_html
+from analysis.jupyter.browse import browse
 from analysis.jupyter.cache_html import change_html, recording_html, snapshot_html
 from analysis.jupyter.explanation_html import explanation_html
 from analysis.jupyter.facts_html import completion_html, engine_html, run_html, workload_html
@@ -22,7 +23,7 @@ from analysis.jupyter.replay import replay
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["FORMATTERS", "html_of", "load_ipython_extension", "replay", "show",
+__all__ = ["FORMATTERS", "browse", "html_of", "load_ipython_extension", "replay", "show",
            "start_sweep"]  # fmt: skip
 
 FORMATTERS: dict[str, Callable[[Any], str]] = {
@@ -37,7 +38,7 @@ FORMATTERS: dict[str, Callable[[Any], str]] = {
     "analysis.workloads.workload.Workload": workload_html,
     "analysis.runs.store.Run": run_html,
     "analysis.jupyter.background.BackgroundSweep": sweep_html,
-    "analysis.jupyter.replay.ReplayView": lambda view: str(view.markup),
+    "analysis.jupyter.frames.FramedPage": lambda view: str(view.markup),
     "analysis.plots.tables.HtmlTable": lambda table: str(table.markup),
 }
 """By the path of a type, the function that renders it as HTML without scripts."""

@@ -1,26 +1,17 @@
-"""A recording to step through: pages, trie, batches in flight and stack at every event.
-
-The view is a page of its own in an `<iframe srcdoc>`. Its script needs no kernel and no network, so
-it works in a notebook, in a report and in a saved page.
-"""
+"""A recording to step through: pages, trie, batches in flight and stack at every event."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import html
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.core.errors import RunError, shown
-from analysis.core.templates import render
 from analysis.core.wording import listed
 from analysis.diagnosis.pages import owned_spans
+from analysis.jupyter.frames import FramedPage, framed
 from analysis.plots.style import STATE_COLOURS
 from analysis.recording.recording import Recording
 from analysis.runs.manifest import refuse_light
@@ -39,26 +30,9 @@ _MANY = 512
 """From so many pages on, they are small."""
 
 
-@dataclass(frozen=True)
-class ReplayView:
-    """What `replay` returns: a notebook shows `markup`; `page` is the whole page by itself."""
-
-    title: str
-    page: str
-
-    @property
-    def markup(self) -> str:
-        """An `<iframe>` with the page."""
-        return (
-            f'<iframe srcdoc="{html.escape(self.page)}" sandbox="allow-scripts"'
-            f' title="Replay of {html.escape(self.title)}" width="100%" height="{_HEIGHT}"'
-            ' style="border: 1px solid #888"></iframe>'
-        )
-
-
 def replay(
     source: Run | Recording, trial_id: str | None = None, findings: Findings | None = None
-) -> ReplayView:
+) -> FramedPage:
     """Return a view of a trial of a run, or of a recording, to step through event by event.
 
     Of a run, `trial_id` may be left out if it has one trial. `findings` are those of a recording's
@@ -84,13 +58,11 @@ def replay(
     if events.empty:
         raise RunError(f"Nothing was recorded of {title}, so it cannot be replayed.")
     data = _data(events.sort_values("seq"), invocations, found, set(failed), pages)
-    packed = gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)
-    page = render(
-        __package__, "replay.html.j2", title=title, payload=base64.b64encode(packed).decode(),
-        colours=[(state, STATE_COLOURS[state]) for state in _STATES], jumps=list(_JUMPS.items()),
+    return framed(
+        "replay.html.j2", f"Replay of {title}", data, _HEIGHT, jumps=list(_JUMPS.items()),
+        colours=[(state, STATE_COLOURS[state]) for state in _STATES],
         cell=12 if pages > _MANY else 22,
     )  # fmt: skip
-    return ReplayView(title, page)
 
 
 def _trial(run: Run, trial_id: str | None) -> str:

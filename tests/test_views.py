@@ -1,4 +1,4 @@
-"""A replay shows the state that snapshots have, of runs and live recordings, without a kernel."""
+"""Views without a kernel: a replay shows the state that snapshots have, a table every request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 from support import NEWEST, ROOT, run_python
 
 from analysis.core.errors import RunError
-from analysis.jupyter.replay import ReplayView, replay
+from analysis.jupyter.browse import browse
+from analysis.jupyter.frames import FramedPage
+from analysis.jupyter.replay import replay
 from analysis.recording.replay import Replay
 from analysis.runs.schema import FAILURES
 from analysis.runs.store import Run, load_run
@@ -23,7 +25,7 @@ from analysis.snapshots.snapshot import Snapshot
 RELEASES = ROOT / "data" / "recorded" / "09_releases-3.1.0"
 
 
-def data_of(view: ReplayView) -> dict[str, Any]:
+def data_of(view: FramedPage) -> dict[str, Any]:
     (packed,) = re.findall(r'<script id="data" type="text/plain">(.*?)</script>', view.page)
     data: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed)))
     return data
@@ -117,3 +119,17 @@ assert "iframe" in html_of(replay(recording, findings=findings))
 def test_a_live_recording_is_replayed_while_it_grows() -> None:
     done = run_python(NEWEST, _LIVE, timeout_s=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_request_can_be_browsed_failed_ones_first(run: Run) -> None:
+    data = data_of(browse(run))
+    assert len(data["rows"]) == len(run.requests)
+    failed = [row["failed"] for row in data["rows"]]
+    assert failed == sorted(failed, reverse=True)
+    assert sum(failed) == run.requests["outcome"].isin(FAILURES).sum()
+    first = data["rows"][0]
+    cells = dict(zip(data["columns"], first["cells"], strict=True))
+    assert cells["outcome"] == "wrong"
+    about = run.findings[run.findings["request_id"] == first["request"]].sort_values("seq")
+    assert cells["first finding"] == f"{about['rule'].iloc[0]} ({about['cause'].iloc[0]})"
+    assert first["facts"]["prompt"] in set(run.requests["prompt"])
